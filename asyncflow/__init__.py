@@ -9,6 +9,7 @@ from asyncflow._core.errors import (
     IllegalEventError,
     JournalError,
     LeaseLostError,
+    OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
     RestoredError,
@@ -20,6 +21,7 @@ from asyncflow._core.errors import (
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    WorkerLostError,
 )
 from asyncflow._core.graph import parallel_groups, topological_sort
 from asyncflow._core.policies import Pool, Retry
@@ -44,6 +46,7 @@ __all__ = [
     "Observer",
     "ObserverFactory",
     "Orchestrator",
+    "OutputLostError",
     "OutputNotAwaitedError",
     "PayloadError",
     "Pipeline",
@@ -67,6 +70,7 @@ __all__ = [
     "StepResult",
     "StepStatus",
     "StepTimeoutError",
+    "WorkerLostError",
     "WorkflowStep",
     "after",
     "collect",

@@ -20,6 +20,7 @@ from asyncflow._core.record import made_by, record, show, values_by_name
 from asyncflow._core.results import StepStatus, hidden_output, visible_output
 
 __all__ = [
+    "AttemptBegan",
     "AttemptFailed",
     "AttemptStarted",
     "Event",
@@ -50,7 +51,9 @@ __all__ = [
 
 Outcome: TypeAlias = Literal["passed", "failed", "interrupted"]
 
-RECALLED = "its output is secret, so it was not stored, and another step needs it"
+RECALLED = (
+    "its output is secret or stayed on an engine, so it was not stored, and another step needs it"
+)
 """Why a step that had succeeded runs again in a resumed run, if it is in `RunResumed.recalled`."""
 
 
@@ -105,7 +108,7 @@ class RunResumed:
     """The steps that had begun and not succeeded, each with the reason in such words."""
     recalled: tuple[str, ...] = ()
     """The steps whose results, or whose items' results, hold, but which run again because another
-    step needs their output, which is secret and so was not stored."""
+    step needs their output, which was not stored: it is secret, or stayed on an engine."""
     afresh: bool = False
     """Whether unfinished steps have all their attempts again, as after a run that had ended."""
     inputs: Mapping[str, Any] = made_by(default_factory=dict)
@@ -163,7 +166,10 @@ class RunFinished:
 
 @record
 class AttemptStarted:
-    """The action of a step is about to be called. The first one is the start of the step."""
+    """The action of a step is about to be called, or its call is submitted to an engine.
+
+    The first one is the start of the step.
+    """
 
     step: str
     attempt: int
@@ -175,6 +181,26 @@ class AttemptStarted:
     item: int | None = None
     """The item of a mapped step, counted from 0. Here and in all other events, ``None`` means the
     step itself."""
+    engine: str = ""
+    """The name of the engine to which it was submitted; empty for this process."""
+
+
+@record
+class AttemptBegan:
+    """A worker of an engine has begun with an attempt, whose time and limits count from here.
+
+    It comes after the `AttemptStarted` that reports its submission. An attempt that ends while it
+    waits for a worker has none.
+    """
+
+    step: str
+    attempt: int
+    at_ms: float
+    engine: str
+    """The name of the engine."""
+    worker: str
+    """What the engine calls the worker."""
+    item: int | None = None
 
 
 @record
@@ -395,6 +421,7 @@ class EventsMissed:
 
 StepEvent: TypeAlias = (
     AttemptStarted
+    | AttemptBegan
     | AttemptFailed
     | MapStarted
     | StepSucceeded

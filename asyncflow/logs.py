@@ -43,6 +43,7 @@ _WARNINGS = (
 _EVENT_FIELDS = (
     *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
     *("deadline_ms", "outcome", "stop_reason", "blocked_ms", "where"),
+    *("engine", "worker"),
 )
 
 _ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | None
@@ -120,7 +121,7 @@ class LoggingObserver:
     Each record has the attributes ``run_id``, ``step``, ``attempt`` and ``item``, as with
     `StepFilter`; ``kind``, the name of the event's class in `asyncflow.events`; ``at_ms``, its time
     in milliseconds since the run started; and those of the event's own fields that it has, such as
-    ``queued_ms``, ``retry_in_ms``, ``reason`` and ``outcome``.
+    ``queued_ms``, ``retry_in_ms``, ``reason``, ``outcome``, ``engine`` and ``worker``.
 
     Args:
         logger: The logger, or its name.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncflow import RestoredOutput, StepStatus, StepTimeoutError
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -88,7 +89,8 @@ GOLDEN: list[Event] = [
     AttemptStarted(LONG, 1, 2600.6),
     LoopBlocked("validate", 1, 2900.0, 180.0, "validate.py:12 in check"),
     StepSucceeded("validate", 1, 3000.0, None),
-    AttemptStarted("index", 1, 3000.5),
+    AttemptStarted("index", 1, 3000.4, engine="dask"),
+    AttemptBegan("index", 1, 3000.5, "dask", "tcp://10.0.0.7:40001"),
     StepSucceeded("index", 1, 3000.9, ""),
     # The process dies here, while the step with the long name is running.
     RunResumed(

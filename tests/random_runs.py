@@ -15,8 +15,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from fake_engine import FakeEngine
+
 from asyncflow import Pool, WorkflowStep, current_step
 from asyncflow._core.composition import include_steps
+from asyncflow._core.step import on_engine
 from asyncflow.events import AttemptFailed, AttemptStarted
 
 __all__ = ["RandomPipeline", "World", "key_of"]
@@ -133,6 +136,8 @@ class RandomPipeline:
         self.chance = chance = random.Random(seed)
         self.sure = sure
         """Whether no step fails for good."""
+        self.workers = random.Random(f"workers {seed}").choice([None, None, 1, 3])
+        """How many workers the engine of its runs has; ``None`` for no engine."""
         self.pool_sizes = [chance.randint(1, 2) for _ in range(2)]
         self.specs = self._specs("s", chance.randint(1, 6))
         self.nested = []
@@ -187,7 +192,7 @@ class RandomPipeline:
         steps = [spec.step(world) for spec in self.specs]
         for name, inner, needs in self.nested:
             steps += include_steps(name, [spec.step(world) for spec in inner], needs)
-        return steps
+        return steps if self.workers is None else [*on_engine(steps, FakeEngine(self.workers))]
 
     def world(self, journal):
         pools = [Pool(size) for size in self.pool_sizes]

@@ -30,6 +30,7 @@ PUBLIC = [
     "Observer",
     "ObserverFactory",
     "Orchestrator",
+    "OutputLostError",
     "OutputNotAwaitedError",
     "PayloadError",
     "Pipeline",
@@ -53,6 +54,7 @@ PUBLIC = [
     "StepResult",
     "StepStatus",
     "StepTimeoutError",
+    "WorkerLostError",
     "WorkflowStep",
     "after",
     "collect",
@@ -64,6 +66,7 @@ PUBLIC = [
     "topological_sort",
 ]
 EVENTS = [
+    "AttemptBegan",
     "AttemptFailed",
     "AttemptStarted",
     "Event",
@@ -112,6 +115,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
     modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
     assert seen - modules == set(PUBLIC)
     public = {
+        "engines",
         "events",
         "examples",
         "github",

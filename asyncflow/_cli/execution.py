@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asyncflow._cli.engines import open_engine
 from asyncflow._cli.loader import LoadedPipeline
 from asyncflow._cli.options import AnyJournal, RunFlags, journal_flag, open_journal
 from asyncflow._cli.output import (
@@ -109,15 +110,22 @@ async def execute(execution: Execution) -> RunEnd:
     """Run a pipeline and return how that ended.
 
     Raises:
-        CommandError: It can't run with these inputs, or was stopped before it started.
+        CommandError: It can't run with these inputs, its engine can't be opened, or it was stopped
+            before it started.
         JournalError: The journal failed.
         RunAlreadyActiveError: Another process runs it.
     """
-    if execution.journal is None:
-        return await _execute(execution, execution.run_id or new_run_name(), None)
     flags = execution.flags
-    async with open_journal(execution.journal, logs=flags.logs, prints=flags.prints) as journal:
-        return await _execute(execution, execution.run_id or await _free_name(journal), journal)
+    async with open_engine(flags.engine) as engine:
+        if engine is not None:
+            orchestrator = execution.loaded.orchestrator.with_options(engine=engine)
+            loaded = execution.loaded._replace(orchestrator=orchestrator)
+            execution = replace(execution, loaded=loaded)
+        if execution.journal is None:
+            return await _execute(execution, execution.run_id or new_run_name(), None)
+        async with open_journal(execution.journal, logs=flags.logs, prints=flags.prints) as journal:
+            run_id = execution.run_id or await _free_name(journal)
+            return await _execute(execution, run_id, journal)
 
 
 async def _free_name(journal: AnyJournal) -> str:
@@ -194,7 +202,10 @@ async def _run(
         return await orchestrator.run(**execution.inputs)
     except RunCancelledError:
         return None
-    except (ValueError, TypeError, PayloadError) as error:  # not a step's, which is in the report
+    except (ValueError, TypeError, PayloadError, RuntimeError) as error:
+        # It is not a step's, which is in the report. An engine that is not open is no bug of ours.
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise
         hint = "; give it with --input NAME=VALUE" if "nor a run input" in str(error) else ""
         raise CommandError(
             f"{execution.loaded.target!r} can't run: {error}{hint}", INVALID
@@ -288,6 +299,8 @@ def _resume_command(execution: Execution, report: RunReport, journal: str) -> st
         given.append(f" --schedule {flags.schedule}")
     if flags.keep_going:
         given.append(" --keep-going")
+    if flags.engine is not None:
+        given.append(f" --engine {shlex.quote(flags.engine)}")
     target = shlex.quote(execution.loaded.target)
     return f"asyncflow resume {run_id} {target}{''.join(given)}{journal_flag(journal)}"
 

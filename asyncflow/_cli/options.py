@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 import click
 from click.shell_completion import CompletionItem
 
+from asyncflow._cli.engines import check_engine_name
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError, escape_controls
@@ -340,6 +341,7 @@ class RunFlags:
     trace: Path | None
     as_json: bool
     quiet: bool
+    engine: str | None
     logs: str | None
     prints: bool
     log_level: int | None
@@ -376,6 +378,13 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         help="When a step fails, skip only what depends on it (fail_fast=False).",
     ),
     targets_option,
+    click.option(
+        "--engine",
+        metavar="ENGINE",
+        callback=check_engine_name,
+        help="Where actions run: dask://HOST:PORT, ray://HOST:PORT, ray (on this machine) or "
+        "processes (processes:4). Steps with an engine of their own keep it.",
+    ),
     _WAIT,
     html_option,
     trace_option,

@@ -42,7 +42,7 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.log_capture import not_printed
-from asyncflow._views.event_text import plural
+from asyncflow._views.event_text import place_text, plural
 from asyncflow._views.run_view import RunView
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
@@ -229,7 +229,9 @@ def _earlier(result: StepResult, attempt: Attempt) -> tuple[float, str]:
     """Return when an attempt started, and the line that says how it ended."""
     item = "" if attempt.item is None else f"[{attempt.item}]"
     error = "" if attempt.error is None else f": {describe_error(attempt.error)}"
-    text = f"{result.step_name}{item}: attempt {attempt.number} {attempt_end(attempt)}{error}"
+    on = f" on {place_text(attempt.engine, attempt.worker)}" if attempt.engine else ""
+    end = f"{attempt_end(attempt)}{on}{error}"
+    text = f"{result.step_name}{item}: attempt {attempt.number} {end}"
     return attempt.started_ms, f"  {escape_controls(text)}"
 
 
@@ -243,7 +245,8 @@ def _format_traceback(result: StepResult) -> str:
     name, verb = escape_controls(result.step_name), result.status.lower()
     # The attempts of a mapped step are those of all its items.
     attempt = "" if result.items is not None else f", attempt {latest_number(result)}"
-    return f"Step {name} {verb}{attempt}:\n{format_error(result.error)}"
+    on = f" on {place_text(result.engine, result.worker)}" if result.engine else ""
+    return f"Step {name} {verb}{attempt}{escape_controls(on)}:\n{format_error(result.error)}"
 
 
 # Everything else.

@@ -114,6 +114,8 @@ def _policies(step: WorkflowStep) -> list[str]:
         texts.append(f"up to {step.max_retries} attempts")
     if step.runs_in != "loop":
         texts.append(f"in a {step.runs_in}")
+    if step.remote is not None:
+        texts.append(f"on {step.remote.name}")
     return texts
 
 
@@ -127,6 +129,7 @@ def _write_json(orchestrator: Orchestrator) -> None:
     steps = [
         {"name": step.name, "tier": tier_of[step.name], "depends_on": dependencies[step.name]}
         | {policy: getattr(step, policy) for policy in _POLICIES}
+        | {"engine": "local" if step.remote is None else step.remote.name}
         for step in orchestrator.steps
     ]
     document = {"pipeline": orchestrator.name, "tiers": tiers, "steps": steps}

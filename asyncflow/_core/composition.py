@@ -377,7 +377,7 @@ def _closing_step(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
     forward = ForwardOutputs({step.name: step for step in ordinary if step.name not in depended_on})
     last = [f"{name}/{step}" for step in forward.steps]
     is_secret = any(step.secret for step in forward.steps.values())
-    return WorkflowStep(name, forward, last, timeout_ms=None, secret=is_secret)
+    return WorkflowStep(name, forward, last, timeout_ms=None, secret=is_secret, engine="local")
 
 
 class ForwardOutputs:

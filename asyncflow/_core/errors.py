@@ -25,6 +25,7 @@ __all__ = [
     "IllegalEventError",
     "JournalError",
     "LeaseLostError",
+    "OutputLostError",
     "OutputNotAwaitedError",
     "PayloadError",
     "RestoredError",
@@ -253,12 +254,38 @@ class WorkerLostError(_AttributedError):
         reason: What the engine knows about it.
     """
 
-    _message = "step {step_name!r}, attempt {attempt}: its worker {worker} was lost: {reason}"
-
     def __init__(self, step_name: str, attempt: int, worker: str, reason: str) -> None:
         super().__init__(step_name, attempt, worker, reason)
         self.step_name = step_name
         self.attempt = attempt
+        self.worker = worker
+        self.reason = reason
+
+    def __str__(self) -> str:
+        lost = (
+            f"its worker {self.worker} was lost" if self.worker else "it was lost before it began"
+        )
+        return f"step {self.step_name!r}, attempt {self.attempt}: {lost}: {self.reason}"
+
+
+class OutputLostError(_AttributedError, LookupError):
+    """An output that stayed on an engine is not there any more, as after the loss of its worker.
+
+    A step that takes it fails with this error and is not retried, since each attempt would miss it
+    too. The step that made it does not run again by itself: it has succeeded, and may have had
+    effects. A new run, or a resumption of one with a journal, makes the output again.
+
+    Attributes:
+        engine: The engine.
+        worker: Where the output was.
+        reason: What the engine knows about it.
+    """
+
+    _message = "an output that stayed on engine {engine!r} at {worker} is lost: {reason}"
+
+    def __init__(self, engine: str, worker: str, reason: str) -> None:
+        super().__init__(engine, worker, reason)
+        self.engine = engine
         self.worker = worker
         self.reason = reason
 

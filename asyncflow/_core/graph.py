@@ -23,7 +23,7 @@ from typing import TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature
 from asyncflow._core.errors import CyclicDependencyError, did_you_mean
-from asyncflow._core.record import record
+from asyncflow._core.record import record, replace
 from asyncflow._core.step import WorkflowStep
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "PlanView",
     "bind",
     "bind_conditions",
+    "outputs_to_keep",
     "parallel_groups",
     "plan",
     "secret_steps",
@@ -90,6 +91,8 @@ class Plan:
     """The steps with any policy beside attempts, their time limit and the backoff between them."""
     cleanups: frozenset[int]
     """The steps whose ``run_if`` is not ``"success"``."""
+    targets: frozenset[str] = frozenset()
+    """The steps that the caller has named, if not all steps run."""
 
 
 class Dependents:
@@ -153,10 +156,10 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         dependents = Dependents(dependencies)
     tiers = _tiers(steps, dependencies, dependents)
     if targets is not None:
-        needed = _reachable(
-            _indexes_of(targets, index), lambda at: [index[name] for name in steps[at].depends_on]
-        )
-        return plan([step for at, step in enumerate(steps) if at in needed])
+        chosen = _indexes_of(targets, index)
+        needed = _reachable(chosen, lambda at: [index[name] for name in steps[at].depends_on])
+        left = plan([step for at, step in enumerate(steps) if at in needed])
+        return replace(left, targets=frozenset(steps[at].name for at in chosen))
     order = [step for tier in tiers for step in tier]
     return Plan(steps, index, dependencies, dependents, tiers, order, special, cleanups)
 
@@ -367,6 +370,41 @@ def _check_single_source(step: WorkflowStep, parameter: str, inputs: Collection[
             "dependency and by a run input of that name; rename the input, or map the "
             "dependency to another parameter"
         )
+
+
+def outputs_to_keep(
+    plan: Plan, bindings: Sequence[Binding], conditions: Mapping[int, Binding]
+) -> frozenset[int]:
+    """Return the steps whose outputs may stay on the engines that make them.
+
+    Only steps on the same engine take such an output, and at least one does. No condition takes it,
+    no step is mapped over it, and it is none that the caller has named as a target. The output of a
+    mapped step is a list that the run makes.
+
+    Args:
+        plan: The pipeline.
+        bindings: Where its actions get their arguments.
+        conditions: The same for their ``when``.
+    """
+    steps = plan.steps
+    engines = {at: steps[at].remote for at in plan.special if steps[at].remote is not None}
+    if not engines:
+        return frozenset()
+    taken: set[int] = set()
+    needed_here = {plan.index[name] for name in plan.targets}
+    needed_here.update(at for at in engines if steps[at].map_over or steps[at].retry.until)
+    for step, binding in zip(steps, bindings, strict=True):
+        for _, source in binding:
+            if source == ITEM:
+                needed_here.add(plan.index[step.map_over or ""])
+            elif isinstance(source, int):
+                taken.add(source)
+                if engines.get(source) is not step.remote:
+                    needed_here.add(source)
+    for binding in conditions.values():
+        needed_here.update(source for _, source in binding if isinstance(source, int))
+    moves = {at for at, engine in engines.items() if engine is not None and engine.moves_data}
+    return frozenset((moves & taken) - needed_here)
 
 
 def secret_steps(plan: Plan) -> tuple[str, ...]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["RemoteOutput"]
+from asyncflow._core.results import Payload
+
+__all__ = ["RemoteOutput", "is_remote"]
+
+_CODEC = "json-remote"
 
 
 class RemoteOutput:
@@ -45,7 +49,7 @@ class RemoteOutput:
 
         Raises:
             RuntimeError: This is a copy, or the engine is closed.
-            LookupError: The engine has lost the output.
+            OutputLostError: The engine has lost the output.
         """
         if self._fetch is None:
             raise RuntimeError(
@@ -54,8 +58,28 @@ class RemoteOutput:
             )
         return await self._fetch()
 
+    def to_payload(self) -> Payload:
+        """Return what a journal stores of it: its size and place."""
+        import json  # few runs need it
+
+        place = {"engine": self.engine, "worker": self.worker, "size": self.size}
+        return Payload(_CODEC, json.dumps(place).encode())
+
+    @classmethod
+    def from_payload(cls, payload: Payload) -> RemoteOutput:
+        """Return the copy for which a payload stands."""
+        import json
+
+        return cls(**json.loads(payload.data))
+
     def __reduce__(self) -> Any:
         return RemoteOutput, (self.engine, self.worker, self.size)
 
     def __repr__(self) -> str:
         return f"<RemoteOutput of {self.size:,} bytes on {self.engine} at {self.worker}>"
+
+
+def is_remote(value: object) -> bool:
+    """Whether a value stands for an output that is not here: it, or the payload of one."""
+    # A user's value may refuse to be compared.
+    return isinstance(value, RemoteOutput) or (type(value) is Payload and value.codec == _CODEC)

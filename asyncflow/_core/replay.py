@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import replace
+from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED,
@@ -42,6 +43,7 @@ from asyncflow._core.results import (
 from asyncflow._core.step_runs import Key, PendingAttempts
 from asyncflow._core.step_view import AttemptView, Block, StepView
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -249,8 +251,19 @@ class StoredRun:
             if each.started_ms is None:
                 each.started_ms = event.at_ms
         attempt = AttemptView(event.attempt, event.at_ms, event.queued_ms, segment=step.segment)
+        attempt.engine, attempt.is_queued = event.engine, bool(event.engine)
         step.attempts.append(attempt)
         self._move(step, StepStatus.RUNNING, event)
+
+    def _on_attempt_began(self, event: AttemptBegan) -> None:
+        step = self._step(event)
+        attempt = step.latest
+        if attempt is None or (attempt.number, attempt.ended_ms) != (event.attempt, None):
+            raise IllegalEventError(event, "no such attempt is running")
+        step.delay_start(event.at_ms)
+        attempt.queued_ms += event.at_ms - attempt.started_ms
+        attempt.started_ms, attempt.is_queued = event.at_ms, False
+        attempt.engine, attempt.worker = event.engine, event.worker
 
     def _on_attempt_failed(self, event: AttemptFailed) -> None:
         attempt = self._close(self._step(event), event, end_of(event.error), event.error)
@@ -389,6 +402,7 @@ class StoredRun:
         at_ms: float,
     ) -> None:
         attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
+        attempt.is_queued = False
         for each in self._with_owner(key, step):
             each.extend_active(at_ms)
 
@@ -505,10 +519,13 @@ class StoredRun:
             crashes += 1
             duration_ms = self.at_ms - latest.started_ms
             error = _crash_of(step)
-            history.append(
-                Attempt(latest.number, latest.started_ms, duration_ms, error, latest.queued_ms)
+            crashed = Attempt(
+                latest.number, latest.started_ms, duration_ms, error, latest.queued_ms
             )
-        start = AttemptStarted(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1])
+            history.append(replace(crashed, engine=latest.engine, worker=latest.worker))
+        start = AttemptStarted(
+            *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
+        )
         return PendingAttempts(start, tuple(history), crashes)
 
     def unfinished(self) -> dict[str, str]:
@@ -568,6 +585,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     RunTimedOut: StoredRun._on_run_stops,
     RunFinished: StoredRun._on_run_finished,
     AttemptStarted: StoredRun._on_attempt_started,
+    AttemptBegan: StoredRun._on_attempt_began,
     AttemptFailed: StoredRun._on_attempt_failed,
     MapStarted: StoredRun._on_map_started,
     StepSucceeded: StoredRun._on_step_succeeded,
@@ -667,7 +685,8 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
     elif output == REDACTED or result.secret:
         output = REDACTED_OUTPUT
     elif isinstance(output, Payload):
-        output = decode(name, output)
+        is_elsewhere = is_remote(output)
+        output = RemoteOutput.from_payload(output) if is_elsewhere else decode(name, output)
     return replace(result, items=items, output=output)
 
 

@@ -272,6 +272,8 @@ _ATTEMPT: _Table = {
     "segment": _WHOLE._replace(default=1),
     "cancelled": _FLAG._replace(default=False),
     "item": _WHOLE_OR_NULL._replace(default=None),
+    "engine": _TEXT._replace(default=""),
+    "worker": _TEXT._replace(default=""),
 }
 
 
@@ -317,6 +319,8 @@ _RESULT: _Table = {
     "rerun_reason": _TEXT_OR_NULL,
     "secret": _FLAG,
     "origin": _TEXT._replace(default=""),
+    "engine": _TEXT._replace(default=""),
+    "worker": _TEXT._replace(default=""),
 }
 
 

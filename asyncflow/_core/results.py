@@ -151,7 +151,7 @@ class Attempt:
     nothing."""
     queued_ms: float = 0.0
     """Milliseconds that it waited for a pool, for ``max_concurrency``, for a thread or a process,
-    just before its start. They are no part of ``duration_ms``."""
+    or for a worker of an engine, just before its start. They are no part of ``duration_ms``."""
     segment: int = 1
     """The segment of the run in which it ran, counted from 1: see `RunReport.segments`."""
     cancelled: bool = False
@@ -159,6 +159,10 @@ class Attempt:
     item: int | None = None
     """In the history of a step, the item whose attempt this was in an earlier segment, if the
     latest segment does not have that item; otherwise ``None``."""
+    engine: str = ""
+    """The engine that ran it; empty for the process of the run."""
+    worker: str = ""
+    """The worker of that engine; empty also if the attempt had not begun there."""
 
     def __reduce__(self) -> tuple[object, ...]:
         values = values_by_name(self) | {"error": _picklable_error(self.error)}
@@ -200,9 +204,9 @@ class StepResult:
     """The names of the steps that it depends on, as declared."""
     queued_ms: float = 0.0
     """Milliseconds that its attempts waited for a pool, for ``max_concurrency``, for a thread or a
-    process, in all. They never count against ``timeout_ms`` or ``deadline_ms``. The wait before the
-    first attempt comes before ``started_ms``, so it is no part of ``duration_ms``; the waits before
-    later attempts lie between attempts, so they are."""
+    process, or for a worker of an engine, in all. They never count against ``timeout_ms`` or
+    ``deadline_ms``. The wait before the first attempt comes before ``started_ms``, so it is no part
+    of ``duration_ms``; the waits before later attempts lie between attempts, so they are."""
     loop_blocked_ms: float = 0.0
     """Milliseconds for which it blocked the event loop. Only blocks of more than 100 ms count, and
     each of them counts up to 30 ms less than it took."""
@@ -226,6 +230,11 @@ class StepResult:
     origin: str = ""
     """In a fork, the id of the run that this was taken over from: its attempts and its duration are
     those of that run."""
+    engine: str = ""
+    """The engine that ran its latest attempt; empty for the process of the run, and for a mapped
+    step, whose ``items`` have their own."""
+    worker: str = ""
+    """The worker of that engine; empty also if the attempt had not begun there."""
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -252,6 +261,8 @@ class StepResult:
                 self.error,
                 self.queued_ms,
                 cancelled=cancelled,
+                engine=self.engine,
+                worker=self.worker,
             ),
         )
 

@@ -30,6 +30,7 @@ from asyncflow._core.graph import (
     secret_steps,
 )
 from asyncflow._core.record import replace
+from asyncflow._core.remote_output import is_remote
 from asyncflow._core.replay import StoredRun, as_secret, with_outputs
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
@@ -259,7 +260,7 @@ class _Judgement(NamedTuple):
     unfinished: dict[str, str]
     """The other steps that have begun and not succeeded, each with what became of it."""
     recalled: tuple[str, ...]
-    """The steps with valid secret results that steps which run need."""
+    """The steps with valid results whose outputs were not stored, which steps that run need."""
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -297,7 +298,7 @@ def _judge(
         valid,
         {name: why for name, why in outdated.items() if name in begun},
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | valid},
-        _recalled(plan, valid, _secret(known, outdated, secret), bindings, conditions),
+        _recalled(plan, valid, _not_stored(known, outdated, secret), bindings, conditions),
     )
 
 
@@ -387,14 +388,15 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "nothing"
 
 
-def _secret(
+def _not_stored(
     known: Mapping[Key, StepView], outdated: Mapping[str, str], secret: Collection[str]
 ) -> set[str]:
-    """Return the steps with a valid secret output, of their own or of an item."""
+    """Return the steps with a valid output that was not stored, of their own or of an item."""
     found = {
         name
         for (name, _), step in known.items()
-        if (step.secret or name in secret) and step.status is StepStatus.SUCCESS
+        if (step.secret or name in secret or is_remote(step.output))
+        and step.status is StepStatus.SUCCESS
     }
     return found - outdated.keys()
 
@@ -402,15 +404,15 @@ def _secret(
 def _recalled(
     plan: Plan,
     valid: Mapping[str, None],
-    secret: Collection[str],
+    not_stored: Collection[str],
     bindings: Sequence[Binding],
     conditions: Mapping[int, Binding],
 ) -> tuple[str, ...]:
-    """Return the steps with secret results that steps which run need."""
+    """Return the steps whose outputs were not stored and which steps that run need."""
     recalled, needed = [], set()
     for index in reversed(plan.order):
         step = plan.steps[index]
-        if index in needed and step.name in secret:
+        if index in needed and step.name in not_stored:
             recalled.append(step.name)
         elif step.name in valid:
             continue

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
+    OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
     RunCancelledError,
@@ -134,8 +135,8 @@ class AdmissionQueue:
 
 
 def _waits_for_nothing(step: WorkflowStep) -> bool:
-    """Whether a step needs no slot of a pool, and no thread or process."""
-    return step.pool is None and step.runs_in == "loop"
+    """Whether a step needs no slot of a pool, and no thread or process of this machine."""
+    return step.pool is None and not step.needs_worker
 
 
 ROUNDING_MS = 0.01
@@ -143,7 +144,10 @@ ROUNDING_MS = 0.01
 clock, and sums of times are rounded."""
 
 
-_FINAL = (ActionNotAwaitableError, OutputNotAwaitedError, PayloadError, RunCancelledError)
+_FINAL = (
+    *(ActionNotAwaitableError, OutputLostError, OutputNotAwaitedError),
+    *(PayloadError, RunCancelledError),
+)
 """No attempt follows these: it would fail in the same way, or continue a run that was cancelled."""
 
 
@@ -195,7 +199,8 @@ class Deadlines:
         self._counts_from: dict[int, float] = {}
         """When a node with a deadline began, plus the time that it was queued since."""
         self._limits: dict[int, Limit | None] = {}
-        """The limit of the latest attempt of each node that `begin_limit` was called for."""
+        """The limit of the latest attempt of each node that has taken the full lane; ``None`` for
+        none, or while it waits for a worker of an engine."""
 
     def start(self, node: int, event: AttemptStarted) -> None:
         """Note that an attempt has started."""
@@ -204,6 +209,15 @@ class Deadlines:
                 self._counts_from[node] += event.queued_ms
             else:
                 self._counts_from[node] = event.at_ms
+
+    def submit(self, node: int) -> None:
+        """Note that an attempt was submitted to an engine: its limit does not count yet."""
+        self._limits[node] = None
+
+    def begin(self, node: int, waited_ms: float) -> None:
+        """Note that such an attempt begins, so many milliseconds after it was submitted."""
+        if self._step_runs.steps[node].deadline_ms is not None:
+            self._counts_from[node] += waited_ms
 
     def begin_limit(self, node: int, at_ms: float) -> Limit | None:
         """Return the limit of an attempt whose timer starts now.
@@ -235,13 +249,16 @@ class Deadlines:
     def passed(self, node: int, at_ms: float, before_ms: float) -> Limit | None:
         """Return the tighter limit of a running attempt, if it passes before the given time."""
         step = self._step_runs.steps[node]
-        if node in self._limits:
-            limit = self._limits[node]
-        elif step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms:
+        if node not in self._limits and (
+            step.timeout_ms is None or at_ms + step.timeout_ms >= before_ms
+        ):
             return None  # most steps need no object to tell
-        else:
-            limit = self.of(node, at_ms)
+        limit = self.of_running(node, at_ms)
         return limit if limit is not None and limit.ends_ms < before_ms else None
+
+    def of_running(self, node: int, at_ms: float) -> Limit | None:
+        """Return the tighter limit of a running attempt, which has started at the given time."""
+        return self._limits[node] if node in self._limits else self.of(node, at_ms)
 
     def step_ends_ms(self, node: int) -> float:
         """When the deadline of a node that has started passes; infinity if it has none."""

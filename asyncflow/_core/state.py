@@ -39,6 +39,7 @@ from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import AttemptLog, Checkpoint, Phase, StepRuns
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -289,6 +290,13 @@ class RunState:
             self.queue.begin(node)
         if self._plan.special:
             self.deadlines.start(node, event)
+        if event.engine:
+            self.attempt_log.places[node] = event.engine, ""
+
+    def _on_attempt_began(self, node: int, event: AttemptBegan) -> None:
+        submitted = self.attempt_log.latest(node, event)
+        self.attempt_log.began(node, event)
+        self.deadlines.begin(node, event.at_ms - submitted.at_ms)
 
     def _on_attempt_failed(self, node: int, event: AttemptFailed) -> None:
         self.attempt_log.fail(node, event)
@@ -522,6 +530,7 @@ _STEP_RULES: dict[
 ] = {
     # event: the phases in which it can happen, and what it does; a result settles the node
     AttemptStarted: ((*_UNSTARTED, *_BETWEEN_ATTEMPTS), RunState._on_attempt_started),
+    AttemptBegan: ((Phase.ATTEMPTING,), RunState._on_attempt_began),
     AttemptFailed: ((Phase.ATTEMPTING,), RunState._on_attempt_failed),
     MapStarted: (_UNSTARTED, RunState._on_map_started),
     StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), RunState._on_step_succeeded),

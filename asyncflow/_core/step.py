@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._core.arguments import (
     NO_PARAMETERS,
@@ -19,16 +19,38 @@ from asyncflow._core.arguments import (
 )
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
-from asyncflow._core.record import derived, record, show, values_by_name
+from asyncflow._core.record import derived, record, replace, show, values_by_name
+
+if TYPE_CHECKING:  # to make a class of protocols takes long
+    from typing import Protocol
+
+    class AnyEngine(Protocol):
+        """What a step must know of an engine: see `asyncflow.engines.Engine`."""
+
+        name: str
+        moves_data: bool
+
+        def check(self, step: WorkflowStep, /) -> None:
+            """Check that it can run a step."""
+
+        def run(self, call: Any, /) -> Awaitable[Any]:
+            """Make an attempt."""
+            ...
+
+else:
+    AnyEngine = Any  # who asks for the hints of these functions can resolve it
 
 __all__ = [
     "Action",
     "Condition",
+    "EngineChoice",
     "RunIf",
     "RunsIn",
     "StepPolicies",
     "WorkflowStep",
+    "check_engine",
     "inputs_of",
+    "on_engine",
     "parameters_of",
 ]
 
@@ -37,6 +59,7 @@ Action: TypeAlias = Callable[..., Any]
 Condition: TypeAlias = Callable[..., object]
 RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
+EngineChoice: TypeAlias = "AnyEngine | Literal['local'] | None"
 
 _NO_POLICIES = (None,) * 6
 _RUN_IF = get_args(RunIf)
@@ -63,6 +86,7 @@ class StepPolicies(CommonPolicies, total=False):
     """How and where a step is run."""
 
     runs_in: RunsIn
+    engine: EngineChoice
 
 
 @record(frozen=True)
@@ -113,6 +137,10 @@ class WorkflowStep:
             and take seconds to plan, so let each name what it cleans up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
+        engine: On whose machine the action runs: an engine of `asyncflow.engines`, or ``"local"``
+            for this process. ``None`` (the default) means the engine of the run, if it has one.
+            Where the action runs there, ``runs_in`` says. ``timeout_ms`` and ``deadline_ms`` count
+            from when the action begins, so waiting for a worker does not count.
         version: Change it when the action changes its meaning. In a run with a journal, a stored
             result of another version no longer holds.
         secret: Whether the output must not be stored in a journal. If a resumed run needs it, the
@@ -145,6 +173,7 @@ class WorkflowStep:
     when: Condition | None
     run_if: RunIf
     runs_in: RunsIn
+    engine: EngineChoice
     version: str
     secret: bool
     max_crashes: int
@@ -155,6 +184,10 @@ class WorkflowStep:
     """The parameters that ``when`` can be given."""
     timeout_s: float | None = derived()
     """``timeout_ms`` in seconds."""
+    remote: AnyEngine | None = derived()
+    """``engine``, unless it is this process."""
+    needs_worker: bool = derived()
+    """Whether it runs in a thread or a process here."""
     is_plain: bool = derived()
     """Whether it has no policy beside attempts, their time limit and the backoff between them."""
 
@@ -167,6 +200,7 @@ class WorkflowStep:
         *,
         map_over: str | None = None,
         runs_in: RunsIn = "loop",
+        engine: EngineChoice = None,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         **policies: Unpack[CommonPolicies],
     ) -> None: ...
@@ -180,6 +214,7 @@ class WorkflowStep:
         *,
         map_over: str | None = None,
         runs_in: Literal["thread", "process"],
+        engine: EngineChoice = None,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         **policies: Unpack[CommonPolicies],
     ) -> None: ...
@@ -200,6 +235,7 @@ class WorkflowStep:
         when: Condition | None = None,
         run_if: RunIf = "success",
         runs_in: RunsIn = "loop",
+        engine: EngineChoice = None,
         version: str = "",
         secret: bool = False,
         max_crashes: int = 3,
@@ -213,6 +249,7 @@ class WorkflowStep:
         _check_pool(name, pool)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _RUN_IF)
+        check_engine(f"step {name!r}: engine", engine, local=True)
         _check_durability(name, version, secret, max_crashes)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
@@ -233,6 +270,10 @@ class WorkflowStep:
         fill(self, "when", when)
         fill(self, "run_if", run_if)
         fill(self, "runs_in", runs_in)
+        remote = None if isinstance(engine, str) else engine
+        fill(self, "engine", engine)
+        fill(self, "remote", remote)
+        fill(self, "needs_worker", runs_in != "loop" and remote is None)
         fill(self, "version", version)
         fill(self, "secret", secret)
         fill(self, "max_crashes", max_crashes)
@@ -242,6 +283,7 @@ class WorkflowStep:
         fill(self, "condition", condition)
         policies = pool, map_over, when, deadline_ms, heartbeat_ms, secret or None
         is_plain = policies == _NO_POLICIES and run_if == "success" and runs_in == "loop"
+        is_plain = is_plain and remote is None
         fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
@@ -250,7 +292,15 @@ class WorkflowStep:
         # Bound arguments may be secret.
         values = values_by_name(self)
         values |= {"action": function_of(self.action), "when": function_of(self.when)}
+        if self.remote is not None:
+            values["engine"] = self.remote.name  # its address may have a password
         return show(self, values)
+
+
+def on_engine(steps: Iterable[WorkflowStep], engine: AnyEngine) -> Iterator[WorkflowStep]:
+    """Yield the steps as they are in a run that has an engine."""
+    for step in steps:
+        yield replace(step, engine=engine) if step.engine is None else step
 
 
 def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:
@@ -338,6 +388,30 @@ def _check_action(name: str, action: object, runs_in: str) -> None:
         )
     if runs_in != "loop":
         check_worker_action(name, action, runs_in)
+
+
+def check_engine(what: str, engine: Any, *, local: bool = False) -> None:
+    """Check what a user gives as an engine, which may be ``None``.
+
+    Args:
+        what: The argument, for the error.
+        engine: The engine.
+        local: Whether it may be ``"local"``.
+
+    Raises:
+        TypeError: It is no engine.
+        ValueError: It is a text, and not ``"local"``.
+    """
+    if engine is None or (local and isinstance(engine, str) and engine == "local"):
+        return
+    kinds = 'an engine of asyncflow.engines, "local" or None' if local else "an engine or None"
+    if isinstance(engine, str):
+        hint = "; open the engine first, and give that: DaskEngine(...)"
+        raise ValueError(f"{what} must be {kinds}, not {engine!r}{hint}")
+    is_engine = all(callable(getattr(type(engine), method, None)) for method in ("check", "run"))
+    if not is_engine or isinstance(engine, type):
+        kind = f"the class {engine.__name__}" if isinstance(engine, type) else type(engine).__name__
+        raise TypeError(f"{what} must be {kinds}, not {kind}")
 
 
 def _check_max_retries(name: str, max_retries: object) -> None:

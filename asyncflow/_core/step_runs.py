@@ -15,6 +15,7 @@ from asyncflow._core.graph import DependencyView, Plan
 from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of, without_repetition
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     LoopBlocked,
@@ -271,6 +272,9 @@ class _Map:
         self.unsettled = 0
 
 
+_HERE = "", ""
+"""The engine and the worker of an attempt in the process of the run."""
+
 StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
 
 
@@ -279,12 +283,15 @@ class AttemptLog:
 
     Attributes:
         remarks: Facts that go into the result of a node as they are, by node.
+        places: The engine and the worker of the latest attempt of each node that was submitted to
+            an engine.
     """
 
     def __init__(self, step_runs: StepRuns) -> None:
         self._step_runs = step_runs
         self._failed: dict[int, tuple[Attempt, ...]] = {}
         self.remarks: dict[int, dict[str, Any]] = {}
+        self.places: dict[int, tuple[str, str]] = {}
 
     def last_error(self, node: int) -> BaseException | None:
         """The error of the latest failed attempt of a node, if one has failed."""
@@ -302,10 +309,16 @@ class AttemptLog:
     def fail(self, node: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed, and that another one follows."""
         started = self.latest(node, event)
-        self._failed[node] = (
-            *self.attempts(node),
-            _attempt(started, event, event.error),
+        self._failed[node] = (*self.attempts(node), self._attempt(node, started, event))
+
+    def began(self, node: int, event: AttemptBegan) -> None:
+        """Note that a worker has begun with the running attempt, which starts only now."""
+        submitted = self.latest(node, event)
+        queued_ms = submitted.queued_ms + (event.at_ms - submitted.at_ms)
+        self._step_runs.latest[node] = AttemptStarted(
+            *(event.step, event.attempt, event.at_ms, queued_ms, event.item, event.engine)
         )
+        self.places[node] = event.engine, event.worker
 
     def remark(self, node: int, **facts: Any) -> None:
         """Note facts that go into the result as they are."""
@@ -348,9 +361,10 @@ class AttemptLog:
         started_ms, queued_ms = started.at_ms, started.queued_ms
         if history is not None:
             if phase == Phase.ATTEMPTING:
-                history = (*history, _attempt(started, event, error))
+                history = (*history, self._attempt(node, started, event))
             started_ms = history[0].started_ms
             queued_ms = sum(attempt.queued_ms for attempt in history)
+        engine, worker = self.places.get(node, _HERE)
         result = StepResult(
             self._step_runs.name_of(node),
             status,
@@ -364,6 +378,8 @@ class AttemptLog:
             self._step_runs.depends_on(node),
             queued_ms,
             secret=status is StepStatus.SUCCESS and self._step_runs.steps[node].secret,
+            engine=engine,
+            worker=worker,
         )
         return result if history is None else without_repetition(result)
 
@@ -416,19 +432,26 @@ class AttemptLog:
         begun = [item.started_ms for item in items if item.started_ms is not None]
         return min([self._step_runs.map_started_ms(step), *begun])
 
-    def latest(self, node: int, event: StepEnd | AttemptFailed | ThreadAbandoned) -> AttemptStarted:
+    def _attempt(self, node: int, started: AttemptStarted, end: StepEnd | AttemptFailed) -> Attempt:
+        """Return an attempt that has ended."""
+        error = None if isinstance(end, StepSucceeded) else end.error
+        return Attempt(
+            end.attempt,
+            started.at_ms,
+            end.at_ms - started.at_ms,
+            error,
+            started.queued_ms,
+            1,
+            isinstance(end, StepCancelled) and end_of(error) != "timed out",
+            None,
+            *self.places.get(node, _HERE),
+        )
+
+    def latest(
+        self, node: int, event: StepEnd | AttemptFailed | AttemptBegan | ThreadAbandoned
+    ) -> AttemptStarted:
         """Return a node's latest attempt, which must be the one that the event is about."""
         started = self._step_runs.latest[node]
         if started is None or started.attempt != event.attempt:
             raise IllegalEventError(event, f"the latest attempt is {started!r}")
         return started
-
-
-def _attempt(
-    started: AttemptStarted, end: StepEnd | AttemptFailed, error: BaseException | None
-) -> Attempt:
-    duration_ms = end.at_ms - started.at_ms
-    cancelled = isinstance(end, StepCancelled) and end_of(error) != "timed out"
-    return Attempt(
-        end.attempt, started.at_ms, duration_ms, error, started.queued_ms, cancelled=cancelled
-    )

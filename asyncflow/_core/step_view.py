@@ -61,7 +61,7 @@ class AttemptView:
     """Counted from 1; see `Attempt.number`."""
     started_ms: float
     queued_ms: float = 0.0
-    """How long it was queued for a pool or for ``max_concurrency`` just before its start."""
+    """How long it was queued just before its start: see `Attempt.queued_ms`."""
     ended_ms: float | None = None
     """``None`` while it runs."""
     end: AttemptEnd | None = None
@@ -73,6 +73,12 @@ class AttemptView:
     blocks: tuple[Block, ...] = ()
     segment: int = 1
     """The segment in which it ran, counted from 1."""
+    engine: str = ""
+    """The engine to which it was submitted; empty for the process of the run."""
+    worker: str = ""
+    """The worker that has begun with it."""
+    is_queued: bool = False
+    """Whether it runs on an engine, and no worker has begun with it."""
 
     @classmethod
     def from_attempt(cls, attempt: Attempt) -> AttemptView:
@@ -85,6 +91,8 @@ class AttemptView:
             attempt_end(attempt),
             attempt.error,
             segment=attempt.segment,
+            engine=attempt.engine,
+            worker=attempt.worker,
         )
 
     def to_attempt(self, item: int | None = None) -> Attempt:
@@ -98,6 +106,8 @@ class AttemptView:
             self.segment,
             self.end == "cancelled",
             item,
+            self.engine,
+            self.worker,
         )
 
 
@@ -255,7 +265,9 @@ class StepView:
         number, before = 1, self.attempts[-1] if self.attempts else None
         if before is not None and (before.segment == self.segment or before.end == "crashed"):
             number = before.number + 1
-        self.attempts.append(AttemptView(number, started_ms, segment=self.segment))
+        running = AttemptView(number, started_ms, segment=self.segment)
+        running.engine, running.worker = result.engine, result.worker
+        self.attempts.append(running)
 
     def _times_of_attempts(self) -> list[ActiveTime]:
         times: dict[int, ActiveTime] = {}
@@ -304,6 +316,8 @@ class StepView:
             self.rerun_reason,
             self.secret and self.status is StepStatus.SUCCESS,
             self.origin,
+            self.engine,
+            self.worker,
         )
         return without_repetition(result)
 
@@ -319,6 +333,16 @@ class StepView:
     def latest(self) -> AttemptView | None:
         """The latest attempt, if there was one since it began, or began anew."""
         return self.attempts[-1] if len(self.attempts) > self.fresh_from else None
+
+    @property
+    def engine(self) -> str:
+        """The engine of its latest attempt, in whatever segment that was; see `StepResult`."""
+        return self.attempts[-1].engine if self.attempts else ""
+
+    @property
+    def worker(self) -> str:
+        """The worker of its latest attempt, in whatever segment that was."""
+        return self.attempts[-1].worker if self.attempts else ""
 
     @property
     def retry_at_ms(self) -> float | None:
@@ -387,6 +411,17 @@ class StepView:
             # What came after its last attempt was no part of a step that runs again.
             active[-1] = replace(active[-1], ended_ms=active[-1].latest_ms)
         active.append(ActiveTime(self.segment, at_ms, at_ms))
+
+    def delay_start(self, began_ms: float) -> None:
+        """Note that the running attempt begins only now, some time after it was submitted.
+
+        A step, and the time for which it runs in a segment, begin with their first attempt.
+        """
+        before = self.attempts[-2] if len(self.attempts) > 1 else None
+        if before is None:
+            self.started_ms = began_ms
+        if before is None or before.segment != self.segment:
+            self.active[-1].started_ms = self.active[-1].latest_ms = began_ms
 
     def extend_active(self, at_ms: float) -> None:
         """Note that an attempt of the step, or of an item of it, has ended."""

@@ -203,8 +203,10 @@ class RunPersistence:
         self._journal = journal
         self._types = types
         # A run without a journal needs none of it.
+        from asyncflow._core.remote_output import RemoteOutput
         from asyncflow._runtime.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
 
+        self._remote = RemoteOutput
         self._streams, self._own_logger = STREAMS, OWN_LOGGER
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(journal) if self.takes_notes else None
@@ -222,7 +224,7 @@ class RunPersistence:
         self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
 
     def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
-        """Encode an output; a secret one is replaced.
+        """Encode an output; a secret one, or one that stayed on an engine, is replaced.
 
         Args:
             name: The name of the step, or of the item.
@@ -234,6 +236,8 @@ class RunPersistence:
         """
         if step.secret:
             return REDACTED
+        if isinstance(value, self._remote):
+            return value.to_payload()
         return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
 
     async def close(

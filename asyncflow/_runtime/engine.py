@@ -38,10 +38,11 @@ class EngineCall:
     arguments: Mapping[str, Any]
     """What the action is called with. Among the values may be a `RemoteOutput` of this engine."""
     limit_s: float | None
-    """How many seconds the body may take from when it begins; the run enforces it. ``None`` for no
-    limit."""
+    """How many seconds the body may take from when it begins: the tighter one of the attempt's
+    limit and what is left until the step's deadline. The run enforces it. ``None`` for no limit."""
     deadline_s: float | None
-    """How many seconds are left from now until the deadline of the step or the run."""
+    """How many seconds are left from now until the deadline of the run, for which the wait for a
+    worker counts too; ``None`` for none. The run enforces it."""
     may_keep: bool
     """Whether the output may stay on the engine, because only this engine's steps take it."""
     began: Callable[[str], None]
@@ -90,6 +91,7 @@ class Engine(Protocol):
         Raises:
             asyncio.CancelledError: The caller was cancelled; the body has ended.
             WorkerLostError: The worker was lost, and nobody knows how far the body came.
+        OutputLostError: A `RemoteOutput` among the arguments is not there any more.
             BaseException: What the action raised, with its remote traceback as a note.
         """
         ...

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from asyncflow._core.arguments import check_count, check_limit
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
+from asyncflow._core.step import check_engine
 from asyncflow._runtime.dispatcher import AnyObserver, check_observers
 from asyncflow._runtime.durable import Journal
+
+if TYPE_CHECKING:
+    from asyncflow._core.step import AnyEngine
 
 __all__ = ["OPTIONS", "OnActive", "Options", "RunOptions", "check_run_id"]
 
@@ -30,6 +34,7 @@ class Options(TypedDict, total=False):
     name: str
     journal: Journal | None
     secret_inputs: Iterable[str]
+    engine: AnyEngine | None
     run_id: str | None
     on_active: OnActive
     event_buffer: int
@@ -52,6 +57,7 @@ class RunOptions:
     name: str = ""
     journal: Journal | None = None
     secret_inputs: frozenset[str] = frozenset()
+    engine: AnyEngine | None = None
     run_id: str | None = None
     on_active: OnActive = "raise"
     event_buffer: int = 10_000
@@ -67,6 +73,7 @@ class RunOptions:
         if not isinstance(self.name, str):
             raise TypeError(f"name must be a str, not {type(self.name).__name__}")
         _check_journal(self.journal)
+        check_engine("engine", self.engine)
         check_run_id("run_id", self.run_id)
         _check_choice("on_active", self.on_active, get_args(OnActive))
         check_count("event_buffer", self.event_buffer, 1)

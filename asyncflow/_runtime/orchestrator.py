@@ -12,14 +12,14 @@ import asyncio
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, Plan, plan
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
-from asyncflow._core.step import WorkflowStep, parameters_of
+from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
 from asyncflow._runtime.dispatcher import AnyObserver, for_run
 from asyncflow._runtime.durable import (
     Journal,
@@ -33,6 +33,9 @@ from asyncflow._runtime.handle import RunHandle, RunLink
 from asyncflow._runtime.options import OPTIONS, OnActive, Options, RunOptions, check_run_id
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
+
+if TYPE_CHECKING:
+    from asyncflow._core.step import AnyEngine
 
 __all__ = ["Orchestrator", "Plans", "run_pipeline"]
 
@@ -54,21 +57,26 @@ class Plans:
     def __init__(self, steps: Iterable[WorkflowStep]) -> None:
         self.whole = plan(steps)
         self.types = OutputTypes(self.whole)
-        self._latest: tuple[tuple[str, ...] | None, Plan] = None, self.whole
+        self._latest: tuple[tuple[str, ...] | None, AnyEngine | None, Plan] = None, None, self.whole
 
-    def of(self, targets: tuple[str, ...] | None) -> Plan:
-        """Return the plan of these steps and all that they depend on; ``None`` means all steps.
+    def of(self, targets: tuple[str, ...] | None, engine: AnyEngine | None = None) -> Plan:
+        """Return the plan of these steps and all that they depend on, for a run.
+
+        Args:
+            targets: The names of the steps; ``None`` means all.
+            engine: The engine of the run, if it has one.
 
         Raises:
             TypeError: They are not names.
             ValueError: One of them is no step.
         """
-        if targets is None:
+        if targets is None and engine is None:
             return self.whole
-        latest, planned = self._latest
-        if latest != targets:
-            planned = plan(self.whole.steps, targets)
-            self._latest = targets, planned
+        latest, latest_engine, planned = self._latest
+        if latest != targets or latest_engine is not engine:
+            steps = self.whole.steps if engine is None else on_engine(self.whole.steps, engine)
+            planned = plan(steps, targets)
+            self._latest = targets, engine, planned
         return planned
 
 
@@ -96,6 +104,9 @@ class Orchestrator:
         journal: Stores the runs, so that they can be resumed: an `asyncflow.journal.SQLiteJournal`,
             for one. ``None`` (the default) stores nothing.
         secret_inputs: The names of run inputs that must be neither stored in a journal nor shown.
+        engine: Runs the actions of the steps elsewhere, such as on a cluster: an engine of
+            `asyncflow.engines`, which must be open while the pipeline runs. A step with an
+            ``engine`` of its own keeps that. ``None`` (the default) means this process.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -117,6 +128,7 @@ class Orchestrator:
         name: str = "",
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
+        engine: AnyEngine | None = None,
     ) -> None:
         options = RunOptions.of(
             {
@@ -129,6 +141,7 @@ class Orchestrator:
                 "name": name,
                 "journal": journal,
                 "secret_inputs": secret_inputs,
+                "engine": engine,
             }
         )
         self._set(Plans(steps), options)
@@ -142,7 +155,7 @@ class Orchestrator:
 
     def _set(self, plans: Plans, options: RunOptions) -> None:
         self._plans = plans
-        self._plan = plans.of(options.targets)
+        self._plan = plans.of(options.targets, options.engine)
         self._options = options
 
     @property
@@ -239,6 +252,8 @@ class Orchestrator:
             ValueError: Nothing provides a required parameter of an action, or both a dependency
                 and an input do; no step takes an input, not even one that targets leave out; or
                 the run was started with other inputs. Nothing has run.
+            RuntimeError, TypeError, ValueError: An engine is not open, or can't run a step. Nothing
+                has run.
             PayloadError: The journal can't store an input. Nothing has run.
             RunAlreadyActiveError: A run of that id is active. Nothing has run.
             RunCancelledError: The run was cancelled through its journal. The steps have ended, and
@@ -366,6 +381,7 @@ class Orchestrator:
         if checked:
             self._check_takes(checked)
         prepare_workers(self._plan)
+        _check_engines(self._plan)
         within = current_attempt()
         return Request(
             _random_id() if run_id is None else run_id,
@@ -475,6 +491,7 @@ async def run_pipeline(
     journal: Journal | None = None,
     on_active: OnActive = "raise",
     secret_inputs: Iterable[str] = (),
+    engine: AnyEngine | None = None,
 ) -> RunReport:
     """Check, plan and run a pipeline once, and return its report, also when steps failed.
 
@@ -493,11 +510,31 @@ async def run_pipeline(
             "name": name,
             "journal": journal,
             "secret_inputs": secret_inputs,
+            "engine": engine,
             "run_id": run_id,
             "on_active": on_active,
         }
     )
     return await Orchestrator._of(Plans(steps), options)._run(inputs)
+
+
+def _check_engines(plan: Plan) -> None:
+    """Let each engine check its steps.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: What an engine raises, with the names of both.
+    """
+    for index in plan.special:
+        step = plan.steps[index]
+        if step.remote is None:
+            continue
+        try:
+            step.remote.check(step)
+        except (RuntimeError, TypeError, ValueError) as error:
+            hint = "" if isinstance(error, RuntimeError) else '; engine="local" runs it here'
+            message = f"step {step.name!r} can't run on engine {step.remote.name!r}: {error}{hint}"
+            kinds = (RuntimeError, TypeError, ValueError)
+            raise next(kind for kind in kinds if isinstance(error, kind))(message) from error
 
 
 def _random_id() -> str:

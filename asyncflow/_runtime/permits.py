@@ -46,7 +46,7 @@ def prepare_workers(plan: Plan) -> None:
 
 def _limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
     """Return what limits how many workers of the step's kind there are, if it runs in one."""
-    if step.runs_in == "loop":
+    if not step.needs_worker:
         return None
     from asyncflow._runtime.workers import limiter_for  # few need what that imports
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, overload
 
 from asyncflow._core.arguments import Upstream
 from asyncflow._core.composition import (
@@ -31,6 +31,9 @@ from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.options import Options, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
+
+if TYPE_CHECKING:
+    from asyncflow._core.step import AnyEngine
 
 __all__ = ["Pipeline", "after", "collect", "each"]
 
@@ -199,8 +202,8 @@ class Pipeline:
     Args:
         name: What it is called in a journal, and when another pipeline includes it; a non-empty
             string.
-        fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs: As
-            `Orchestrator` takes them.
+        fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
+            engine: As `Orchestrator` takes them.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -218,6 +221,7 @@ class Pipeline:
         observers: Iterable[AnyObserver] = (),
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
+        engine: AnyEngine | None = None,
     ) -> None:
         _check_name(name)
         options = RunOptions.of(
@@ -230,6 +234,7 @@ class Pipeline:
                 "observers": observers,
                 "journal": journal,
                 "secret_inputs": secret_inputs,
+                "engine": engine,
             }
         )
         self._set(_Declaration(name), options)

@@ -143,6 +143,7 @@ class Run:
             run,
             context,
             start.bindings,
+            start.conditions,
             start.inputs,
             state,
             dispatcher,
@@ -550,7 +551,8 @@ class Run:
         """Report a step that has kept the event loop from doing anything else."""
         running = self._watchdog.attempt_of(task)
         # What runs elsewhere only waits in its task, which others may hold up.
-        if running is None or self._steps[self._plan.index[running.step]].runs_in != "loop":
+        step = None if running is None else self._steps[self._plan.index[running.step]]
+        if running is None or step is None or step.runs_in != "loop" or step.remote is not None:
             return
         name, attempt, item = running.step, running.attempt, running.item
         self._dispatcher.emit(

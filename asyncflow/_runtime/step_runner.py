@@ -20,21 +20,22 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import partial
 from operator import is_
 from types import CoroutineType, coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt
+from asyncflow._core.context import AttemptExtras, RunContext, StartedAttempt, enter_attempt
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
     OutputNotAwaitedError,
     ResultRefusedError,
 )
-from asyncflow._core.graph import ITEM, Binding
+from asyncflow._core.graph import ITEM, Binding, outputs_to_keep
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
@@ -54,6 +55,7 @@ from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     StepCancelled,
@@ -63,10 +65,14 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
+    from asyncflow._runtime.engine import Engine, EngineCall
     from asyncflow._runtime.notes import NoteQueue
+    from asyncflow._runtime.remote_attempt import RemoteAttempt
     from asyncflow._runtime.workers import ThreadEnd
 
 __all__ = ["Host", "StepRunner"]
+
+_log = logging.getLogger("asyncflow")
 
 _ALMOST_NOTHING_S = 1e-9
 """A limit that has passed already. With 0, `asyncio.wait_for` would not even begin."""
@@ -97,6 +103,7 @@ class StepRunner:
         run: What the run's attempts have in common.
         context: In which attempts start.
         bindings: As above. Items add theirs.
+        conditions: The same for the ``when`` of the steps that have one.
         inputs: The inputs of the run.
         state: The state of the run.
         dispatcher: Where events go.
@@ -113,6 +120,7 @@ class StepRunner:
         run: RunContext,
         context: contextvars.Context,
         bindings: list[Binding],
+        conditions: Mapping[int, Binding],
         inputs: Mapping[str, Any],
         state: RunState,
         dispatcher: EventDispatcher,
@@ -136,6 +144,7 @@ class StepRunner:
         self._steps = state.step_runs.steps
         self._notes = notes
         self._has_plain_lane = persistence is None and not state.is_limited
+        self._to_keep = outputs_to_keep(run.plan, bindings, conditions)
         self.bindings = bindings
         self.items: dict[int, Any] = {}
 
@@ -234,13 +243,16 @@ class StepRunner:
         attempt = 0
         try:
             while True:
-                if step.pool is not None or step.runs_in != "loop":
+                if step.pool is not None or step.needs_worker:
                     permit = await self._permits.acquire(node, step)
                 attempt = self._state.step_runs.next_attempt(node)
                 if self._persistence is not None:
                     await self._store_start(node, self._persistence)
-                make_attempt = partial(self._attempt, node, step, attempt)
-                delay_ms = await self._bounded(node, attempt, make_attempt)
+                if step.remote is None:
+                    make_attempt = partial(self._attempt, node, step, attempt)
+                    delay_ms = await self._bounded(node, attempt, make_attempt)
+                else:
+                    delay_ms = await self._attempt_on_engine(node, step, attempt)
                 if permit is not None:
                     self._permits.release(node, permit)
                     permit = None
@@ -266,8 +278,9 @@ class StepRunner:
     def _start_of(self, node: int) -> AttemptStarted:
         runs, now_ms = self._state.step_runs, self._run.now_ms()
         queued_ms = self._state.queue.queued_ms(node, now_ms)
-        name, attempt = runs.steps[node].name, runs.next_attempt(node)
-        return AttemptStarted(name, attempt, now_ms, queued_ms, runs.item_of(node))
+        step, attempt = runs.steps[node], runs.next_attempt(node)
+        engine = "" if step.remote is None else step.remote.name
+        return AttemptStarted(step.name, attempt, now_ms, queued_ms, runs.item_of(node), engine)
 
     async def _attempt(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
         """Make one attempt of any node. It raises nothing, and returns what `run_plain` does."""
@@ -285,14 +298,7 @@ class StepRunner:
             ends_s = math.inf if limit is None else self._run.at_s(limit.ends_ms)
             try:
                 output = await self._call(node, step, running, ends_s)
-                name = self._state.step_runs.name_of(node)
-                until = step.retry.until
-                if until is not None and not reject_awaitable("Retry: until", until(output)):
-                    raise ResultRefusedError(
-                        name, attempt, REDACTED_OUTPUT if step.secret else output
-                    )
-                if self._persistence is not None:
-                    payload = self._persistence.output(name, step, output)
+                payload = self._accepted(node, step, attempt, output)
             except BaseException as error:
                 strip_internal_frames(error)
                 return self._conclude(node, error, None)
@@ -302,6 +308,23 @@ class StepRunner:
             return None
         finally:
             del self
+
+    def _accepted(self, node: int, step: WorkflowStep, attempt: int, output: Any) -> Payload | None:
+        """Return how an output is stored, if the run has a journal.
+
+        Raises:
+            ResultRefusedError: The step's retry policy does not accept it.
+            PayloadError: It can't be stored.
+        """
+        name, until = self._state.step_runs.name_of(node), step.retry.until
+        try:
+            if until is not None and not reject_awaitable("Retry: until", until(output)):
+                raise ResultRefusedError(name, attempt, REDACTED_OUTPUT if step.secret else output)
+            if self._persistence is None:
+                return None
+            return self._persistence.output(name, step, output)
+        finally:
+            del self  # what the policy raises keeps this frame
 
     async def _call(
         self, node: int, step: WorkflowStep, running: AttemptStarted, ends_s: float
@@ -346,19 +369,21 @@ class StepRunner:
             return run_in_process(step.action, arguments, heartbeat, self._notes)
         if step.run_if == "success":
             ends_s = min(ends_s, self._run.deadline_s)
-        dispatcher, permits, run = self._dispatcher, self._permits, self._run
-
-        def abandon(thread: ThreadEnd) -> None:
-            permits.abandon(node, thread)
-            dispatcher.emit(ThreadAbandoned(step.name, running.attempt, run.now_ms(), running.item))
-
         return run_in_thread(
             step.action,
             arguments,
             ends=ends_s,
-            on_abandon=abandon,
+            on_abandon=partial(self._abandon, node),
             has_missed_heartbeat=partial(self._stop_control.missed_heartbeat.__contains__, node),
         )
+
+    def _abandon(self, node: int, thread: ThreadEnd) -> None:
+        """Note that the running attempt of a node ends before its thread does."""
+        running = self._state.running_attempt(node)
+        assert running is not None
+        self._permits.abandon(node, thread)
+        now_ms = self._run.now_ms()
+        self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 
     def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:
         """The results of a clean-up step's dependencies."""
@@ -367,6 +392,113 @@ class StepRunner:
         plan = self._run.plan
         found = map(self._state.result, plan.dependencies[plan.index[step.name]])
         return {result.step_name: result for result in found if result is not None}
+
+    # The same on an engine.
+
+    async def _attempt_on_engine(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
+        """Make one attempt on an engine, and return what `run_plain` does."""
+        remote = follow = None
+        try:
+            remote = self._submit(node, step, attempt)
+            follow = partial(self._follow, node, step, attempt, remote)
+            try:
+                await self._stop_control.undisturbed(node, remote.until_begun)
+                return await self._bounded(node, attempt, follow)
+            except asyncio.CancelledError:
+                remote.stop()  # the run stops the node before the body has begun
+            return await follow()
+        finally:
+            del self, remote, follow
+
+    def _submit(self, node: int, step: WorkflowStep, attempt: int) -> RemoteAttempt:
+        from asyncflow._runtime.remote_attempt import RemoteAttempt  # few need it
+
+        if self._persistence is None:
+            self._dispatcher.emit(self._start_of(node))
+        running = self._state.running_attempt(node)
+        assert running is not None
+        started = (step.name, attempt, running.at_ms, running.queued_ms, running.item)
+        context = self._context.copy()
+        context.run(enter_attempt, started)
+        if self._dispatcher.has_entries:
+            context.run(self._dispatcher.enter, running)
+        remote = RemoteAttempt(partial(self._on_began, node))
+        engine, call = cast("Engine", step.remote), self._call_for(node, step, started, remote)
+        self._state.deadlines.submit(node)
+        remote.submit(engine, call, self._watchdog.engine_task_name(node, attempt), context)
+        return remote
+
+    def _call_for(
+        self, node: int, step: WorkflowStep, running: StartedAttempt, remote: RemoteAttempt
+    ) -> EngineCall:
+        from asyncflow._runtime.engine import EngineCall
+
+        now_ms, deadline_s = self._run.now_ms(), self._run.deadline_s
+        limit, binding = self._state.deadlines.of(node, now_ms), self.bindings[node]
+        has_deadline = deadline_s < math.inf and step.run_if == "success"
+        return EngineCall(
+            self._run.run_id,
+            step,
+            running,
+            self.arguments(node, binding) if binding else {},
+            None if limit is None else (limit.ends_ms - now_ms) / 1000,
+            max(0.0, deadline_s - self._run.clock()) if has_deadline else None,
+            node in self._to_keep,
+            remote.begin,
+            None if step.heartbeat_ms is None else remote.beat,
+            partial(self._abandon, node),
+            partial(self._on_unconfirmed, node),
+            self._notes,
+        )
+
+    async def _follow(
+        self, node: int, step: WorkflowStep, attempt: int, remote: RemoteAttempt
+    ) -> float | None:
+        """Await an attempt on an engine, report how it ends, and return what `run_plain` does.
+
+        It raises nothing. If it is cancelled, the engine stops the body first.
+        """
+        heartbeat = None
+        try:
+            if step.heartbeat_ms is not None and not remote.is_stopping:
+                on_missed = partial(self._stop_control.miss_heartbeat, node, running_task())
+                heartbeat = HeartbeatTimer(self._loop, step.heartbeat_ms / 1000, on_missed)
+                remote.heartbeat = heartbeat
+                del on_missed
+            try:
+                output = await remote.outcome()
+                if heartbeat is not None:
+                    heartbeat.stop()
+                payload = self._accepted(node, step, attempt, output)
+            except BaseException as error:
+                strip_internal_frames(error)
+                return self._conclude(node, error, None)
+            return self._conclude(node, None, output, payload)
+        except BaseException as bug:
+            self._host.broken(bug, f"step {step.name!r} could not be run")
+            return None
+        finally:
+            if heartbeat is not None:
+                heartbeat.stop()
+            del self, remote, heartbeat
+
+    def _on_began(self, node: int, worker: str) -> None:
+        """Report that a worker begins with the running attempt of a node."""
+        running = self._state.running_attempt(node)
+        assert running is not None
+        name, attempt, engine = running.step, running.attempt, running.engine
+        self._dispatcher.emit(
+            AttemptBegan(name, attempt, self._run.now_ms(), engine, worker, running.item)
+        )
+
+    def _on_unconfirmed(self, node: int, reason: str) -> None:
+        """Warn that an engine can't tell whether a body has ended."""
+        running = self._state.running_attempt(node)
+        if running is not None:
+            _log.warning(
+                "step %r, attempt %d: engine %r can't confirm that it has ended: %s",
+                *(self._state.step_runs.name_of(node), running.attempt, running.engine, reason),
+            )
 
     # Both lanes.
 

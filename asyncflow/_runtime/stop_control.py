@@ -83,8 +83,9 @@ class StopControl:
     def miss_heartbeat(self, node: int, task: asyncio.Task[Any]) -> None:
         """Cancel an attempt that has missed its heartbeat, unless it is cleaning up."""
         # A thread can't know that it was asked to stop, and works on.
-        in_loop = self._state.step_runs.steps[node].runs_in != "thread"
-        if not (in_loop and node in self.requested) and not self._is_cut_short(node):
+        step = self._state.step_runs.steps[node]
+        can_know = step.runs_in != "thread" or step.remote is not None  # the engine asks there
+        if not (can_know and node in self.requested) and not self._is_cut_short(node):
             self.missed_heartbeat.add(node)
             task.cancel()
 

@@ -118,6 +118,11 @@ class Watchdog:
         """Return the name of the task in which an attempt runs."""
         return f"{self.prefix}{self._state.step_runs.name_of(node)}#{attempt}"
 
+    def engine_task_name(self, node: int, attempt: int) -> str:
+        """Return the name of the task that awaits the engine on which an attempt runs."""
+        engine = self._state.step_runs.steps[node].remote
+        return f"{self.task_name(node, attempt)} on {engine and engine.name}"
+
     def expect(self, cancelled_s: float) -> None:
         """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""
         if cancelled_s < self.horizon:
@@ -180,6 +185,7 @@ class Watchdog:
         for node, attempt in overdue:
             self._warned.add((node, attempt))
             task = tasks.get(self.task_name(node, attempt), self._live[node])
+            task = tasks.get(self.engine_task_name(node, attempt), task)
             _log.warning(
                 "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
                 *(self._state.step_runs.name_of(node), attempt, GRACE_S),
@@ -192,7 +198,7 @@ class Watchdog:
             running = self._state.running_attempt(node)
             if running is None:
                 continue
-            limit = self._state.deadlines.of(node, running.at_ms)
+            limit = self._state.deadlines.of_running(node, running.at_ms)
             by_limit_ms = math.inf if limit is None else limit.ends_ms
             cancelled_ms = self._stop_requested.get(node, by_limit_ms)
             if cancelled_ms < math.inf:

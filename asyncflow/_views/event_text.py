@@ -16,6 +16,7 @@ from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import LONGEST_LINE, cut, describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -43,6 +44,7 @@ __all__ = [
     "describe_event",
     "duration",
     "number_text",
+    "place_text",
     "plural",
     "subject",
     "took",
@@ -138,9 +140,16 @@ def _run_finished(event: RunFinished, _: _Attempt) -> str:
 
 def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
     which, plainly = attempt(event.attempt), "attempt 1"
-    start = " started" if which == plainly else f": {which} started"
+    how = f"submitted to {event.engine}" if event.engine else "started"
+    start = f" {how}" if which == plainly else f": {which} {how}"
     queued = f" after {duration(event.queued_ms)} in the queue" if event.queued_ms >= 1 else ""
     return f"{subject(event)}{start}{queued}"
+
+
+def _attempt_began(event: AttemptBegan, attempt: _Attempt) -> str:
+    which, plainly = attempt(event.attempt), "attempt 1"
+    began = " began" if which == plainly else f": {which} began"
+    return f"{subject(event)}{began} on {place_text(event.engine, event.worker)}"
 
 
 def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
@@ -218,6 +227,11 @@ def _name(event: RunStarted | RunResumed) -> str:
     return f"{event.run_id} of {event.pipeline}" if event.pipeline else event.run_id
 
 
+def place_text(engine: str, worker: str) -> str:
+    """Return where an attempt runs: ``dask, worker w1``."""
+    return f"{engine}, worker {worker}" if worker else engine
+
+
 def plural(number: int, noun: str) -> str:
     """Return a number with its noun: ``1 step``, ``2,000 steps``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -241,6 +255,7 @@ _LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
     RunTimedOut: _run_timed_out,
     RunFinished: _run_finished,
     AttemptStarted: _attempt_started,
+    AttemptBegan: _attempt_began,
     AttemptFailed: _attempt_failed,
     MapStarted: _map_started,
     StepSucceeded: _step_succeeded,

@@ -16,6 +16,7 @@ from typing import Any
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.axis import changing_counts
+from asyncflow._views.event_text import place_text
 from asyncflow._views.run_view import RunView
 
 __all__ = ["to_trace"]
@@ -103,6 +104,8 @@ class _Trace:
         name, number = f"attempt {attempt.number}", attempt.segment
         ended_ms = self._end_of(attempt)
         facts: dict[str, Any] = {"end": attempt.end or "running"}
+        if attempt.engine:
+            facts["on"] = escape_controls(place_text(attempt.engine, attempt.worker))
         if attempt.error is not None:
             facts["error"] = describe_error(attempt.error)
         yield self._begin(id_, name, attempt.started_ms, number, facts)

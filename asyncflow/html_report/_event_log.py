@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
-from asyncflow._views.event_text import describe_event, duration, subject
+from asyncflow._views.event_text import describe_event, duration, place_text, subject
 from asyncflow._views.preview import share, shortened
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunResumed, RunStarted, StepReused, StepTakenOver
@@ -141,7 +141,12 @@ def _log_of_attempt(
 
     which = f"attempt {number} " if number > 1 else ""
     queued = f" after {duration(attempt.queued_ms)} in the queue" if attempt.queued_ms >= 1 else ""
-    yield logged(attempt.started_ms, "AttemptStarted", f"{which}started{queued}")
+    kind, begin = "AttemptStarted", "started"
+    if attempt.engine:  # of its submission, a report does not know the time
+        kind, begin = "AttemptBegan", f"began on {place_text(attempt.engine, attempt.worker)}"
+        if not attempt.worker:
+            kind, begin = "AttemptStarted", f"submitted to {attempt.engine}"
+    yield logged(attempt.started_ms, kind, f"{which}{begin}{queued}")
     if end_ms is None:
         return
     if attempt.abandoned:

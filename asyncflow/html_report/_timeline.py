@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from asyncflow._core.results import Segment
 from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
 from asyncflow._views.axis import changing_counts
+from asyncflow._views.event_text import place_text
 
 __all__ = [
     "LAYERS",
@@ -70,6 +71,8 @@ class Bar(NamedTuple):
     abandoned: bool = False
     segment: int = 1
     """The segment of the run in which it was, counted from 1."""
+    place: str = ""
+    """The engine and the worker on which an attempt ran."""
 
 
 class Icon(NamedTuple):
@@ -214,8 +217,13 @@ def _bars_of(
     if attempt.queued_ms > 0:
         yield timeline.bar("queue", start_ms - attempt.queued_ms, start_ms, *which)
     end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
+    if attempt.is_queued:
+        yield timeline.bar("queue", start_ms, end_ms, *which)._replace(place=attempt.engine)
+        return
     yield timeline.bar("attempt", start_ms, end_ms, *which)._replace(
-        end=attempt.end or "running", abandoned=attempt.abandoned
+        end=attempt.end or "running",
+        abandoned=attempt.abandoned,
+        place=attempt.engine and place_text(attempt.engine, attempt.worker),
     )
     for block in attempt.blocks:
         from_ms = max(block.at_ms - block.blocked_ms, start_ms)

@@ -24,12 +24,14 @@ from zlib import crc32
 
 from asyncflow._core.errors import (
     LONGEST_TEXT,
+    OutputLostError,
     RestoredError,
     ResultRefusedError,
     RunCancelledError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    WorkerLostError,
     cut,
     safe_text,
 )
@@ -81,7 +83,7 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
     # Most events are of these two kinds.
     if isinstance(event, StepSucceeded):
         output = _output_columns(event.output)
-    elif isinstance(event, AttemptStarted) and not event.queued_ms:
+    elif isinstance(event, AttemptStarted) and not (event.queued_ms or event.engine):
         output = None, None, None
     else:
         step, details = getattr(event, "step", None), _details(event)
@@ -346,6 +348,8 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     StepCancelledError: ("step_name", "attempt"),
     StepCrashedError: ("step_name", "attempt", "crashes"),
     RunCancelledError: ("run_id", "reason"),
+    WorkerLostError: ("step_name", "attempt", "worker", "reason"),
+    OutputLostError: ("engine", "worker", "reason"),
 }
 """The errors that come back as themselves, and the arguments of each."""
 

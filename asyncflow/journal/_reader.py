@@ -25,6 +25,7 @@ from asyncflow._core.errors import (
     describe_fully,
     did_you_mean,
 )
+from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput, StepStatus
@@ -384,6 +385,8 @@ class JournalReader:
         """
         if payload == REDACTED:
             return REDACTED_OUTPUT
+        if is_remote(payload):
+            return RemoteOutput.from_payload(payload)
         try:
             return self._codec.decode(name, payload, Any)
         except PayloadError as error:

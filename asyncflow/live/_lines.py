@@ -18,6 +18,7 @@ from asyncflow._views.event_text import describe_event, subject
 from asyncflow._views.progress import progress_text
 from asyncflow._views.workflow_commands import without_commands
 from asyncflow.events import (
+    AttemptBegan,
     AttemptStarted,
     Event,
     MapStarted,
@@ -37,7 +38,7 @@ __all__ = ["LineRenderer"]
 
 _PAUSE_MS = 10_000
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepReused)
-_QUIET_ITEM_EVENTS = (AttemptStarted, StepSucceeded, StepCancelled, StepReused)
+_QUIET_ITEM_EVENTS = (AttemptStarted, AttemptBegan, StepSucceeded, StepCancelled, StepReused)
 """What is no line of its own if it is about an item."""
 
 
@@ -159,7 +160,7 @@ class _RunLines:
         if isinstance(event, StepTakenOver):
             return ()  # the use of the result is reported, and says where it comes from
         name, item = getattr(event, "step", ""), getattr(event, "item", None)
-        if isinstance(event, AttemptStarted):
+        if isinstance(event, AttemptStarted | AttemptBegan):
             self._started[name, item] = event.at_ms
             self._paces.pop((name, item), None)
         elif isinstance(event, _ENDS):

@@ -166,8 +166,11 @@ def _attempt(step: StepView, now_ms: float) -> str:
         why = "" if latest.error is None else f": {describe_error(latest.error)}"
         return f"next attempt {when} ({latest.number + 1}{of}){why}"
     which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
+    if latest.is_queued:
+        return ", ".join(filter(None, [which, f"waits for {latest.engine}"]))
+    on = f"on {latest.engine}" if latest.engine else ""
     queued = f"queued {duration(latest.queued_ms)}" if latest.queued_ms >= 1 else ""
-    return ", ".join(filter(None, [which, queued]))
+    return ", ".join(filter(None, [which, on, queued]))
 
 
 def _attempts(step: StepView) -> str:

@@ -296,8 +296,9 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
 def _attempts(step: StepView, is_mapped: bool) -> list[AttemptView]:
     """Return the attempts in the order in which they are drawn."""
     if not is_mapped:
-        return step.attempts
-    return sorted(step.all_attempts(), key=lambda attempt: _ORDER.index(attempt.end))
+        return [each for each in step.attempts if not each.is_queued]
+    begun = [each for each in step.all_attempts() if not each.is_queued]
+    return sorted(begun, key=lambda attempt: _ORDER.index(attempt.end))
 
 
 def _waits(step_run: StepView, now_ms: float) -> Iterator[tuple[float, float, int, str]]:
@@ -308,7 +309,9 @@ def _waits(step_run: StepView, now_ms: float) -> Iterator[tuple[float, float, in
         ended_ms = None if before is None or before.segment != segment else before.ended_ms
         if ended_ms is not None and begin_ms > ended_ms:
             yield ended_ms, begin_ms, segment, "backoff"
-        if attempt.queued_ms > 0:
+        if attempt.is_queued:
+            yield begin_ms, max(now_ms, begin_ms), segment, "queue"
+        elif attempt.queued_ms > 0:
             yield max(begin_ms, 0.0), attempt.started_ms, segment, "queue"
         before = attempt
     if before is not None and before.ended_ms is not None and step_run.retry_at_ms is not None:

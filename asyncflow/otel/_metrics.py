@@ -8,6 +8,7 @@ from typing import Any
 from opentelemetry.metrics import Meter
 
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -52,7 +53,7 @@ class Instruments:
             "How long steps took, from their first attempt to their last.",
         )
         self.queued = seconds(
-            semconv.METRIC_QUEUED, "How long attempts waited for a pool or for max_concurrency."
+            semconv.METRIC_QUEUED, "How long attempts waited before they started or began."
         )
         self.attempts = meter.create_counter(
             semconv.METRIC_ATTEMPTS, "{attempt}", "Attempts that ended."
@@ -83,6 +84,8 @@ class RunMetrics:
         """When each running step started, on the run's clock."""
         self._running: dict[tuple[str, int | None], _Attributes] = {}
         """The attributes of each running attempt."""
+        self._submitted_ms: dict[tuple[str, int | None], float] = {}
+        """When each attempt that waits for a worker of an engine was first queued."""
 
     def record(self, event: Event) -> None:
         """Record an event."""
@@ -104,6 +107,7 @@ class RunMetrics:
         self._has_timed_out = False
         self._steps.clear()
         self._started_ms.clear()
+        self._submitted_ms.clear()
         self._run = {**self._name, semconv.RUN_STATE: semconv.RUN_STATE_EXECUTING}
         self._instruments.runs_active.add(1, self._run)
 
@@ -126,12 +130,20 @@ class RunMetrics:
             self._started_ms.setdefault(event.step, event.at_ms)
         self._instruments.attempts_active.add(1, attributes)
         self._running[event.step, event.item] = attributes
-        self._instruments.queued.record(event.queued_ms / 1000, attributes)
+        if event.engine:
+            self._submitted_ms[event.step, event.item] = event.at_ms - event.queued_ms
+        else:
+            self._instruments.queued.record(event.queued_ms / 1000, attributes)
+
+    def _begin_attempt(self, event: AttemptBegan) -> None:
+        queued_ms = event.at_ms - self._submitted_ms.pop((event.step, event.item))
+        self._instruments.queued.record(queued_ms / 1000, self._attributes(event.step))
 
     def _start_map(self, event: MapStarted) -> None:
         self._started_ms[event.step] = event.at_ms
 
     def _end_attempt(self, event: AttemptFailed | _Ended) -> None:
+        self._submitted_ms.pop((event.step, event.item), None)
         attributes = self._running.pop((event.step, event.item), None)
         if attributes is None:
             return  # it was cancelled between two attempts, or is mapped and has none of its own
@@ -161,6 +173,7 @@ _HANDLERS: Mapping[type[Event], Callable[[RunMetrics, Any], None]] = {
     RunTimedOut: RunMetrics._time_out,
     RunFinished: RunMetrics._finish,
     AttemptStarted: RunMetrics._start_attempt,
+    AttemptBegan: RunMetrics._begin_attempt,
     MapStarted: RunMetrics._start_map,
     AttemptFailed: RunMetrics._end_attempt,
     StepSucceeded: RunMetrics._end,

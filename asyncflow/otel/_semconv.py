@@ -24,7 +24,9 @@ __all__ = [
     "ACTION_NAME",
     "ATTEMPT",
     "ATTEMPT_RESULT",
+    "BEGAN",
     "BLOCKED_MS",
+    "ENGINE",
     "ERROR_TYPE",
     "EXCEPTION",
     "EXCEPTION_MESSAGE",
@@ -57,6 +59,7 @@ __all__ = [
     "TASK_RUN_ID",
     "THREAD_ABANDONED",
     "WHERE",
+    "WORKER",
     "encodable",
     "error_type",
     "result_of",
@@ -92,6 +95,9 @@ THREAD_ABANDONED = "asyncflow.thread_abandoned"
 LOOP_BLOCKED = "asyncflow.loop_blocked"
 BLOCKED_MS = "asyncflow.blocked_ms"
 WHERE = "asyncflow.where"
+ENGINE = "asyncflow.engine"
+WORKER = "asyncflow.worker"
+BEGAN = "asyncflow.began"
 
 METRIC_RUN_DURATION = "cicd.pipeline.run.duration"
 METRIC_RUNS_ACTIVE = "cicd.pipeline.run.active"

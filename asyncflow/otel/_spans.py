@@ -30,6 +30,7 @@ from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus, to_restored_error
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -231,9 +232,16 @@ class RunSpans:
             f"{escape_controls(event.step)} attempt {event.attempt}",
             step.context,
             attributes=step.attributes
-            | {semconv.ATTEMPT: event.attempt, semconv.QUEUED_MS: event.queued_ms},
+            | {semconv.ATTEMPT: event.attempt, semconv.QUEUED_MS: event.queued_ms}
+            | ({semconv.ENGINE: encodable(event.engine)} if event.engine else {}),
             start_time=self._at_ns(event.at_ms),
         )
+
+    def _begin_attempt(self, event: AttemptBegan) -> None:
+        """Note when and where a body begins whose span began with its submission."""
+        span, worker = self._attempts[event.step, event.item], encodable(event.worker)
+        span.set_attribute(semconv.WORKER, worker)
+        span.add_event(semconv.BEGAN, {semconv.WORKER: worker}, self._at_ns(event.at_ms))
 
     def _fail_attempt(self, event: AttemptFailed) -> None:
         status, kind = (
@@ -297,6 +305,7 @@ _HANDLERS: Mapping[type[Event], Callable[[RunSpans, Any], object]] = {
     StepFailed: RunSpans._end,
     StepCancelled: RunSpans._end,
     AttemptStarted: RunSpans._start_attempt,
+    AttemptBegan: RunSpans._begin_attempt,
     AttemptFailed: RunSpans._fail_attempt,
     ThreadAbandoned: RunSpans._add_event,
     LoopBlocked: RunSpans._add_event,

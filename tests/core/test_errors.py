@@ -17,6 +17,7 @@ from asyncflow import (
     IllegalEventError,
     JournalError,
     LeaseLostError,
+    OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
     RestoredError,
@@ -28,6 +29,7 @@ from asyncflow import (
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
+    WorkerLostError,
 )
 from asyncflow._core import errors as _errors
 from asyncflow._core.errors import HangError, did_you_mean
@@ -122,6 +124,24 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         LookupError,
         {"run_id": "order-17", "journal": "runs.db"},
         "journal runs.db has no run 'order-17' (did you mean 'order-18'?)",
+    ),
+    (
+        lambda: WorkerLostError("load", 2, "w1", "it was killed"),
+        Exception,
+        {"step_name": "load", "attempt": 2, "worker": "w1", "reason": "it was killed"},
+        "step 'load', attempt 2: its worker w1 was lost: it was killed",
+    ),
+    (
+        lambda: WorkerLostError("load", 2, "", "no connection"),
+        Exception,
+        {"step_name": "load", "attempt": 2, "worker": "", "reason": "no connection"},
+        "step 'load', attempt 2: it was lost before it began: no connection",
+    ),
+    (
+        lambda: OutputLostError("dask", "w1", "its worker was lost"),
+        LookupError,
+        {"engine": "dask", "worker": "w1", "reason": "its worker was lost"},
+        "an output that stayed on engine 'dask' at w1 is lost: its worker was lost",
     ),
     (
         lambda: PayloadError("the output of step 'load'", "is too large"),

@@ -12,6 +12,7 @@ from asyncflow import StepStatus
 from asyncflow._core.errors import RestoredError
 from asyncflow._views.event_text import describe_event, duration, subject
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -123,6 +124,10 @@ LINES: list[tuple[Event, int | None, str]] = [
     (StepReused("a", 5.0, None, FAILED), None, "a not run again: it failed before"),
     (StepReused("a", 5.0, None, SKIPPED), None, "a not run again: it was skipped before"),
     (StepReused("a", 5.0, None, CANCELLED), None, "a not run again: it was cancelled before"),
+    (AttemptStarted("a", 1, 5.0, engine="dask"), None, "a submitted to dask"),
+    (AttemptStarted("a", 2, 5.0, engine="dask"), 3, "a: attempt 2 of 3 submitted to dask"),
+    (AttemptBegan("a", 1, 5.0, "dask", "w1"), None, "a began on dask, worker w1"),
+    (AttemptBegan("a", 2, 5.0, "ray", "", 3), 3, "a[3]: attempt 2 of 3 began on ray"),
     (
         ThreadAbandoned("a", 1, 5.0),
         3,

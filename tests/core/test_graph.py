@@ -23,11 +23,21 @@ from strategies import Edges, graphs, oracle_of
 
 from asyncflow import (
     CyclicDependencyError,
+    Retry,
     WorkflowStep,
     parallel_groups,
     topological_sort,
 )
-from asyncflow._core.graph import ITEM, Binding, DependencyView, Plan, bind, bind_conditions, plan
+from asyncflow._core.graph import (
+    ITEM,
+    Binding,
+    DependencyView,
+    Plan,
+    bind,
+    bind_conditions,
+    outputs_to_keep,
+    plan,
+)
 
 TRACES = Path(
     os.environ.get("ASYNCFLOW_TRACES")
@@ -245,7 +255,8 @@ class TestTargets:
         oracle = oracle_of(edges)
         needed = set(targets).union(*(nx.ancestors(oracle, target) for target in targets))
         expected = [step for step in steps if step.name in needed]
-        assert_equal(planned, plan(expected))
+        assert planned.targets == set(targets)
+        assert_equal(dataclasses.replace(planned, targets=frozenset()), plan(expected))
         assert list(planned.index) == [step.name for step in expected]
 
     def test_without_targets_all_steps_are_run(self) -> None:
@@ -253,7 +264,7 @@ class TestTargets:
 
         assert_equal(plan(steps, None), plan(steps))
         assert plan(steps, []).steps == ()
-        assert_equal(plan(steps, DIAMOND), plan(steps))
+        assert_equal(dataclasses.replace(plan(steps, DIAMOND), targets=frozenset()), plan(steps))
 
     def test_targets_may_be_any_iterable_of_names(self) -> None:
         for targets in (["c", "f"], ("f", "c"), {"c": 1, "f": 2}, iter(["c", "f", "c"])):
@@ -745,3 +756,88 @@ class TestConditions:
 
         with pytest.raises(ValueError, match="parameter 'a' of step 'load' is provided twice"):
             bind_conditions(plan(steps), {"a"})
+
+
+class TestOutputsToKeep:
+    """Which outputs may stay on the engine that makes them."""
+
+    class Engine:
+        def __init__(self, moves_data: bool = True) -> None:
+            self.name, self.moves_data = "fake", moves_data
+
+        def check(self, step: WorkflowStep, /) -> None: ...
+        async def run(self, call: Any, /) -> None: ...
+
+    def kept(self, *steps: WorkflowStep, targets: Iterable[str] | None = None) -> list[str]:
+        planned = plan(steps, targets)
+        found = outputs_to_keep(planned, bind(planned), bind_conditions(planned))
+        return [planned.steps[index].name for index in sorted(found)]
+
+    async def make(self) -> None: ...
+    async def take(self, a: Any) -> None: ...
+    async def order(self) -> None: ...
+
+    def test_an_output_stays_if_all_its_takers_are_on_the_same_engine(self) -> None:
+        one, other = self.Engine(), self.Engine()
+        a = WorkflowStep("a", self.make, engine=one)
+        on_one = [WorkflowStep(name, self.take, ["a"], engine=one) for name in "bc"]
+
+        assert self.kept(a, *on_one) == ["a"]
+        assert self.kept(a, *on_one, WorkflowStep("d", self.take, ["a"])) == []
+        assert self.kept(a, *on_one, WorkflowStep("d", self.take, ["a"], engine=other)) == []
+
+    def test_an_output_that_no_step_takes_comes_home(self) -> None:
+        one = self.Engine()
+        a = WorkflowStep("a", self.make, engine=one)
+
+        assert self.kept(a) == []
+        assert self.kept(a, WorkflowStep("b", self.order, ["a"], engine=one)) == []
+
+    def test_an_order_alone_takes_no_output(self) -> None:
+        one = self.Engine()
+        a = WorkflowStep("a", self.make, engine=one)
+        b = WorkflowStep("b", self.take, ["a"], engine=one)
+
+        assert self.kept(a, b, WorkflowStep("c", self.order, ["a"])) == ["a"]
+
+    def test_what_the_run_looks_at_comes_home(self) -> None:
+        one = self.Engine()
+        b = WorkflowStep("b", self.take, ["a"], engine=one)
+        options: list[Any] = [{"retry": Retry(until=bool)}, {}, {}]
+        others = [
+            [],
+            [WorkflowStep("c", self.order, ["a"], engine=one, when=lambda a: a)],
+            [WorkflowStep("c", self.take, ["a"], map_over="a", engine=one)],
+        ]
+
+        for policies, more in zip(options, others, strict=True):
+            a = WorkflowStep("a", self.make, engine=one, **policies)
+            assert self.kept(a, b, *more) == []
+
+    def test_the_list_of_a_mapped_step_is_made_by_the_run(self) -> None:
+        one = self.Engine()
+        items = WorkflowStep("items", self.make)
+        a = WorkflowStep("a", self.make_of, ["items"], map_over="items", engine=one)
+
+        assert self.kept(items, a, WorkflowStep("b", self.take, ["a"], engine=one)) == []
+
+    async def make_of(self, items: Any) -> None: ...
+
+    def test_a_target_comes_home(self) -> None:
+        one = self.Engine()
+        steps = [
+            WorkflowStep("a", self.make, engine=one),
+            WorkflowStep("b", self.take, ["a"], engine=one),
+        ]
+
+        assert self.kept(*steps, targets=["b"]) == ["a"]
+        assert self.kept(*steps, targets=["a", "b"]) == []
+
+    def test_an_engine_that_moves_no_data_keeps_none(self) -> None:
+        one = self.Engine(moves_data=False)
+        steps = [
+            WorkflowStep("a", self.make, engine=one),
+            WorkflowStep("b", self.take, ["a"], engine=one),
+        ]
+
+        assert self.kept(*steps) == []

@@ -354,10 +354,11 @@ class TestResults:
             *("step_name", "status", "attempts", "duration_ms", "output", "error", "reason"),
             *("started_ms", "recorded", "depends_on", "queued_ms", "loop_blocked_ms"),
             *("abandoned", "on_purpose", "items", "reused", "rerun_reason", "secret", "origin"),
+            *("engine", "worker"),
         ]
         assert [each.name for each in dataclasses.fields(Attempt)] == [
             *("number", "started_ms", "duration_ms", "error", "queued_ms"),
-            *("segment", "cancelled", "item"),
+            *("segment", "cancelled", "item", "engine", "worker"),
         ]
 
     @pytest.mark.parametrize("field", [each.name for each in dataclasses.fields(StepResult)])
@@ -397,11 +398,11 @@ class TestResults:
             "duration_ms=0.0, output=[2], error=None, reason=None, started_ms=None, "
             "depends_on=(), queued_ms=0.0, loop_blocked_ms=0.0, abandoned=False, "
             "on_purpose=False, items=None, reused=False, rerun_reason=None, secret=False, "
-            "origin='')"
+            "origin='', engine='', worker='')"
         )
         assert repr(Attempt(1, 0.0, 1.0, ValueError("boom"))) == (
             "Attempt(number=1, started_ms=0.0, duration_ms=1.0, error=ValueError('boom'), "
-            "queued_ms=0.0, segment=1, cancelled=False, item=None)"
+            "queued_ms=0.0, segment=1, cancelled=False, item=None, engine='', worker='')"
         )
 
     def test_the_repr_shows_a_placeholder_for_a_value_whose_repr_raises(self) -> None:

@@ -10,12 +10,21 @@ import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET, WALL_TIME
 from results import report_of
 
-from asyncflow import Attempt, RunReport, StepCrashedError, StepResult, StepStatus, StepTimeoutError
+from asyncflow import (
+    Attempt,
+    IllegalEventError,
+    RunReport,
+    StepCrashedError,
+    StepResult,
+    StepStatus,
+    StepTimeoutError,
+)
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT
 from asyncflow._core.step_view import StepView
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     LoopBlocked,
@@ -45,6 +54,108 @@ def run_started(*names, **edges):
 
 def view_of(*events):
     return RunView(events)
+
+
+class TestEngines:
+    """Attempts that wait for a worker of an engine before they begin."""
+
+    STARTED = AttemptStarted("a", 1, 10.0, 5.0, engine="dask")
+    BEGAN = AttemptBegan("a", 1, 40.0, "dask", "w1")
+
+    def test_an_attempt_is_queued_until_it_begins(self):
+        step = view_of(run_started("a"), self.STARTED).steps["a"]
+
+        assert (step.status, step.latest.is_queued) == (RUNNING, True)
+        assert (step.engine, step.worker, step.queued_ms) == ("dask", "", 5.0)
+
+    def test_a_step_starts_when_its_first_attempt_begins(self):
+        step = view_of(run_started("a"), self.STARTED, self.BEGAN).steps["a"]
+
+        assert (step.latest.is_queued, step.started_ms, step.queued_ms) == (False, 40.0, 35.0)
+        assert step.duration_ms(50.0) == 10.0
+        assert (step.engine, step.worker) == ("dask", "w1")
+
+    def test_it_has_started_while_a_later_attempt_waits(self):
+        step = view_of(
+            run_started("a"),
+            self.STARTED,
+            self.BEGAN,
+            AttemptFailed("a", 1, 50.0, BOOM, 0.0),
+            AttemptStarted("a", 2, 50.0, engine="dask"),
+            AttemptBegan("a", 2, 80.0, "dask", "w2"),
+            StepSucceeded("a", 2, 90.0, None),
+        ).steps["a"]
+
+        assert [each.started_ms for each in step.attempts] == [40.0, 80.0]
+        assert [each.worker for each in step.attempts] == ["w1", "w2"]
+        assert (step.started_ms, step.duration_ms(0.0), step.queued_ms) == (40.0, 50.0, 65.0)
+
+    def test_a_first_attempt_that_took_no_time_has_started_too(self):
+        step = view_of(
+            run_started("a"),
+            self.STARTED,
+            self.BEGAN,
+            AttemptFailed("a", 1, 40.0, BOOM, 0.0),
+            AttemptStarted("a", 2, 40.0, engine="dask"),
+            AttemptBegan("a", 2, 50.0, "dask", "w2"),
+            StepSucceeded("a", 2, 50.0, None),
+        ).steps["a"]
+
+        assert (step.started_ms, step.duration_ms(0.0)) == (40.0, 10.0)
+
+    def test_it_has_started_in_an_earlier_segment(self):
+        step = view_of(
+            run_started("a"),
+            self.STARTED,
+            self.BEGAN,
+            RunResumed("r", 60.0, 200.0, {"a": ()}, {}, unfinished={"a": "it was cut short"}),
+            AttemptStarted("a", 2, 70.0, engine="ray"),
+            AttemptBegan("a", 2, 80.0, "ray", "w9"),
+            StepSucceeded("a", 2, 90.0, None),
+        ).steps["a"]
+
+        assert (step.started_ms, step.duration_ms(0.0)) == (40.0, 20.0 + 10.0)
+        result = step.to_result(90.0)
+        assert (result.engine, result.worker) == ("ray", "w9")
+        assert [(each.engine, each.worker) for each in result.history] == [
+            ("dask", "w1"),
+            ("ray", "w9"),
+        ]
+
+    def test_an_item_starts_later_than_its_mapped_step(self):
+        view = view_of(
+            run_started("a", m=("a",)),
+            MapStarted("m", 10.0, 1),
+            AttemptStarted("m", 1, 10.0, item=0, engine="dask"),
+            AttemptBegan("m", 1, 30.0, "dask", "w1", 0),
+            StepSucceeded("m", 1, 50.0, None, 0),
+            StepSucceeded("m", 0, 50.0, None),
+        )
+
+        step = view.steps["m"]
+        assert (step.started_ms, step.duration_ms(0.0), step.engine) == (10.0, 40.0, "")
+        assert (step.items[0].started_ms, step.items[0].engine) == (30.0, "dask")
+
+    def test_an_attempt_that_ends_in_the_queue_has_no_worker(self):
+        step = view_of(
+            run_started("a"), self.STARTED, StepCancelled("a", 1, 30.0, "stopped", None)
+        ).steps["a"]
+
+        assert (step.latest.is_queued, step.worker) == (False, "")
+        assert step.started_ms == 10.0
+
+    def test_only_the_attempt_that_runs_can_begin(self):
+        late = StepSucceeded("a", 1, 50.0, None)
+        for before in [], [AttemptStarted("a", 2, 1.0)], [self.STARTED, self.BEGAN, late]:
+            with pytest.raises(IllegalEventError):
+                view_of(run_started("a"), *before, self.BEGAN)
+
+    def test_the_report_of_a_running_step_says_where_it_runs(self):
+        result = StepResult("a", RUNNING, 1, 5.0, started_ms=0.0, recorded=(), engine="dask")
+
+        step = StepView.from_result(replace(result, worker="w1"), now_ms=5.0)
+
+        assert (step.latest.engine, step.latest.worker) == ("dask", "w1")
 
 
 class TestRun:

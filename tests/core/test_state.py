@@ -25,6 +25,7 @@ from asyncflow._core.graph import DependencyView, Plan, plan
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step_runs import Checkpoint, PendingAttempts, _Map
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -198,6 +199,8 @@ def event_of(kind: type, attempt: int) -> Event:
         "secret": False,
         "blocked_ms": 150.0,
         "where": "app.py:1 in x",
+        "engine": "dask",
+        "worker": "w1",
     }
     event: Event = kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)})
     return event
@@ -205,6 +208,7 @@ def event_of(kind: type, attempt: int) -> Event:
 
 ACCEPTED: dict[type, tuple[Phase, ...]] = {
     AttemptStarted: ("ready", "scheduled", "dropped", "waiting", "queued", "rescheduled"),
+    AttemptBegan: ("attempting",),
     AttemptFailed: ("attempting",),
     MapStarted: ("ready", "scheduled", "dropped"),
     StepSucceeded: ("attempting", "mapping"),

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 import pytest
+from fake_engine import FakeEngine
 from turn_counting import TurnCountingLoop
 
 from asyncflow import Pool, Retry, StepStatus, WorkflowStep, current_step, run_pipeline
@@ -109,6 +110,8 @@ class Stream:
 
 def simulate(turn, eager, options):
     world, events = World(), []
+    workers = options.get("engine")
+    options = {**options, "engine": workers and FakeEngine(workers)}
     loop = TurnCountingLoop(turn, eager)
     outcome = None
 
@@ -154,6 +157,8 @@ def check(world, events, report):
         {"fail_fast": True, "schedule": "ready", "max_concurrency": 3},
         {"fail_fast": False, "deadline_ms": 4, "schedule": "ready"},
         {"fail_fast": True, "deadline_ms": 3},
+        {"fail_fast": False, "schedule": "ready", "engine": 100},
+        {"fail_fast": True, "max_concurrency": 3, "deadline_ms": 30, "engine": 2},
     ],
 )
 def test_a_cancellation_in_any_turn_of_a_run_with_every_policy_leaks_and_loses_nothing(

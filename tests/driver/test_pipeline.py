@@ -144,6 +144,7 @@ class TestSteps:
             "when": lambda: True,
             "run_if": "always",
             "runs_in": "thread",
+            "engine": "local",
             "version": "2",
             "secret": True,
             "max_crashes": 1,

@@ -36,6 +36,7 @@ from asyncflow._core.state import RunState
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     RECALLED,
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     RunFinished,
@@ -259,6 +260,8 @@ def check_history(report, events):
             attempt = [len(segments), event.item, event.attempt, event.at_ms]
             running[key_of(event)] = attempt
             expected.setdefault(key_of(event), []).append(attempt)
+        elif isinstance(event, AttemptBegan):
+            running[key_of(event)][3] = event.at_ms
         elif isinstance(event, ENDS) and key_of(event) in running:
             error = type(getattr(event, "error", None)).__name__
             cancelled = isinstance(event, StepCancelled) and error != "StepTimeoutError"

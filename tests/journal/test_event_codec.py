@@ -25,6 +25,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.tracebacks import format_error
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -124,7 +125,11 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     RunInterrupted: (times, texts),
     RunTimedOut: (times, times),
     RunFinished: (times, st.sampled_from(["passed", "failed", "interrupted"]), texts | st.none()),
-    AttemptStarted: (names, counts, times, times | st.just(0.0), items),
+    AttemptStarted: (
+        *(names, counts, times, times | st.just(0.0), items),
+        st.sampled_from(["", "dask"]),
+    ),
+    AttemptBegan: (names, counts, times, texts, texts, items),
     AttemptFailed: (names, counts, times, errors(), times, items),
     MapStarted: (names, times),
     StepSucceeded: (names, counts, times, payloads | st.none(), items),

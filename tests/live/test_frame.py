@@ -14,6 +14,7 @@ from watched_runs import random_events
 from asyncflow import StepStatus
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -208,6 +209,14 @@ class TestStepRow:
         first_attempt = AttemptStarted("s", 1, 250.0, queued_ms=200.0)
 
         assert self.row(first_attempt, now_ms=250) == "▷ RUNNING s queued 200 ms 0 ms"
+
+    def test_a_step_on_an_engine_waits_for_it_and_then_runs_on_it(self) -> None:
+        submitted = AttemptStarted("s", 1, 250.0, engine="dask")
+        began = AttemptBegan("s", 1, 450.0, "dask", "w1")
+
+        assert self.row(submitted, now_ms=300) == "▷ RUNNING s waits for dask 50 ms"
+        row = self.row(submitted, began, now_ms=500)
+        assert row == "▷ RUNNING s on dask, queued 200 ms 50 ms"
 
     @pytest.mark.parametrize(
         ("now_ms", "countdown"),

@@ -17,9 +17,12 @@ from watched_runs import random_events
 from asyncflow import StepTimeoutError
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
+    LoopBlocked,
+    MapStarted,
     RunFinished,
     RunStarted,
     StepFailed,
@@ -93,6 +96,20 @@ v SUCCESS   tidy               *                               :      =  97 ms
 = attempt   x failed attempt   / cut short   ! timed out   _ queued   . backoff
 : resumed here, after a pause of 59 min 56 s; faint: before
 * on the critical path   r reused"""
+
+
+def test_an_attempt_that_waits_for_a_worker_is_queued_up_to_now() -> None:
+    started = RunStarted("r", 0.0, {"step": (), "m": ("step",)})
+    submitted = AttemptStarted("step", 1, 0.0, engine="dask")
+    began = AttemptBegan("step", 1, 3_000.0, "dask", "w1")
+    item = AttemptStarted("m", 1, 2_000.0, item=0, engine="dask")
+    mapped = [StepSucceeded("step", 1, 2_000.0, None), MapStarted("m", 2_000.0, 1), item]
+    now = LoopBlocked("step", 1, 4_000.0, 0.0, "")
+
+    assert row_of("step", started, submitted, now, width=98)[20:90] == "░" * 70
+    row = row_of("step", started, submitted, began, now, width=98)[20:90]
+    assert (row.count("░"), row.count("█")) == (52, 18)
+    assert row_of("m", started, submitted, *mapped, now, width=98)[20:90].count("█") == 0
 
 
 def test_three_attempts_are_three_bars_with_two_gaps() -> None:

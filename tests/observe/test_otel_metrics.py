@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 import pytest
+from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_journal import MemoryJournal
@@ -16,6 +17,7 @@ from turn_counting import TurnCountingLoop
 
 from asyncflow import JournalError, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import (
+    AttemptBegan,
     AttemptStarted,
     RunFinished,
     RunResumed,
@@ -123,6 +125,25 @@ async def test_the_queue_time_of_each_attempt_is_measured(otel):
     assert by == {"a": 0, "m": pytest.approx(4.0)}  # an item is queued when the one before starts
     assert sum(counts(otel, QUEUED)) == 4
     assert sum(counts(otel, "asyncflow.step.duration")) == 2  # items are no steps
+
+
+async def test_the_wait_for_a_worker_is_a_part_of_the_queue_time(otel):
+    steps = [WorkflowStep("a", instant), WorkflowStep("b", flaky, timeout_ms=1)]
+
+    await run_pipeline(steps, engine=FakeEngine(workers=1), observers=[otel.observer])
+    observe = otel.observer.for_run()
+    for event in [
+        RunStarted("r", 1_000.0, {"c": ()}),
+        AttemptStarted("c", 1, 2_000.0, 1_000.0, engine="dask"),
+        AttemptBegan("c", 1, 5_000.0, "dask", "w1"),
+        StepSucceeded("c", 1, 6_000.0, None),
+        AttemptStarted("d", 1, 2_000.0, engine="dask"),
+        StepCancelled("d", 1, 9_000.0, "stopped", None),
+    ]:
+        observe(event)
+
+    by = {dict(key)["cicd.pipeline.task.name"]: each for key, each in points(otel, QUEUED).items()}
+    assert by == {"a": 0, "b": 0, "c": 4.0}  # d has not begun
 
 
 QUEUED = "asyncflow.attempt.queue.duration"

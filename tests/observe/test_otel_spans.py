@@ -28,6 +28,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     LoopBlocked,
@@ -625,6 +626,28 @@ def test_a_blocked_loop_and_an_abandoned_thread_are_events_of_the_attempts_span(
     assert blocked.timestamp == 1_000_400_000_000
     assert abandoned.name == "asyncflow.thread_abandoned"
     assert abandoned.timestamp == 1_000_500_000_000
+
+
+def test_the_span_of_an_attempt_says_on_which_engine_and_worker_it_ran(otel):
+    observe = otel.observer.for_run()
+    for event in [
+        RunStarted("r", 1_000.0, {"a": ()}),
+        AttemptStarted("a", 1, 100.0, 40.0, engine="dask"),
+        AttemptBegan("a", 1, 300.0, "dask", "w1"),
+        StepSucceeded("a", 1, 600.0, None),
+        RunFinished(700.0, "passed"),
+    ]:
+        observe(event)
+
+    span = otel.span("a attempt 1")
+    assert span.start_time == 1_000_100_000_000
+    assert (span.attributes["asyncflow.engine"], span.attributes["asyncflow.worker"]) == (
+        "dask",
+        "w1",
+    )
+    (began,) = span.events
+    assert (began.name, began.timestamp) == ("asyncflow.began", 1_000_300_000_000)
+    assert dict(began.attributes) == {"asyncflow.worker": "w1"}
 
 
 # Resumed runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import re
@@ -31,6 +32,7 @@ from asyncflow import (
 from asyncflow._core.record import replace
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -336,7 +338,7 @@ def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     assert kinds["bar attempt e-failed"] == 4
     assert kinds["bar items e-cancelled"] == 1
     assert kinds["bar blocked"] == 1
-    assert kinds["bar queue"] == 3
+    assert kinds["bar queue"] == 4
     assert kinds["bar backoff"] == 4
     used = Counter(each["href"] for each in parsed.tags("use"))
     # The legend has them too; a thread that keeps running has timed out.
@@ -1054,6 +1056,45 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None
     ]
     assert "failed: ValueError: no mail" in texts
     assert texts[-2:] == ["skipped: nothing failed", "the run failed after 12 ms: it failed"]
+
+
+def test_a_page_says_where_a_step_ran() -> None:
+    view = RunView(
+        [
+            RunStarted("r", 0.0, {"a": (), "m": ("a",), "b": ()}),
+            AttemptStarted("a", 1, 0.0, engine="dask"),
+            AttemptStarted("b", 1, 0.0, engine="<ray>"),
+            AttemptBegan("a", 1, 20.0, "dask", "w1"),
+            StepSucceeded("a", 1, 50.0, [1]),
+            MapStarted("m", 50.0, 1),
+            AttemptStarted("m", 1, 50.0, item=0, engine="dask"),
+            AttemptBegan("m", 1, 60.0, "dask", "w2", 0),
+            StepSucceeded("m", 1, 70.0, None, 0),
+            StepSucceeded("m", 0, 70.0, [None]),
+        ]
+    )
+    parsed = Parsed("".join(sections(view, event_log([]), now_ms=80.0).values()))
+
+    assert parsed.text.count("Engine dask") == 2
+    assert "Engine <ray>" in parsed.text
+    assert "Worker w1" in parsed.text
+    assert "queued for 80 ms before attempt 1: it waits for <ray>" in parsed.text
+    assert "attempt 1 succeeded on dask, worker w1: 30 ms" in parsed.text
+
+
+def test_a_report_lists_where_attempts_began() -> None:
+    begun = StepResult("a", StepStatus.SUCCESS, 1, 3.0, started_ms=5.0, queued_ms=4.0)
+    waited = StepResult("b", StepStatus.CANCELLED, 1, 3.0, started_ms=0.0, engine="ray")
+    results = [dataclasses.replace(begun, engine="dask", worker="w1"), waited]
+    report = RunReport("r1", results, total_duration_ms=8.0, wall_time=1.0)
+
+    log = log_of_report(RunView.from_report(report))
+
+    assert [(each.kind, each.text) for each in log.events[1:4]] == [
+        ("AttemptStarted", "submitted to ray"),
+        ("StepCancelled", "cancelled"),
+        ("AttemptBegan", "began on dask, worker w1 after 4 ms in the queue"),
+    ]
 
 
 def test_the_running_attempt_of_an_unfinished_report_is_listed() -> None:

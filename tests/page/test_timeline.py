@@ -18,6 +18,7 @@ from asyncflow._core.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -125,6 +126,23 @@ def test_an_abandoned_thread_is_marked_on_its_timed_out_attempt() -> None:
         "backoff",
         4901.1,
     )  # the cancellation interrupted the backoff
+
+
+def test_an_attempt_on_an_engine_is_queued_until_it_begins() -> None:
+    submitted = AttemptStarted("a", 1, 20.0, 10.0, engine="dask")
+    began = AttemptBegan("a", 1, 40.0, "dask", "w1")
+
+    before = bars(view_of(submitted), "a", now_ms=50.0)
+    after = bars(view_of(submitted, began), "a", now_ms=50.0)
+
+    assert [(bar.kind, bar.start_ms, bar.end_ms, bar.place) for bar in before] == [
+        ("queue", 10.0, 20.0, ""),
+        ("queue", 20.0, 50.0, "dask"),
+    ]
+    assert [(bar.kind, bar.start_ms, bar.end_ms, bar.place) for bar in after] == [
+        ("queue", 10.0, 40.0, ""),
+        ("attempt", 40.0, 50.0, "dask, worker w1"),
+    ]
 
 
 def test_a_running_step_has_a_bar_until_now() -> None:

@@ -13,6 +13,7 @@ from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._views.run_view import RunView
 from asyncflow._views.trace import to_trace
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -54,6 +55,27 @@ def _slices(trace: dict[str, Any]) -> dict[str, list[tuple[str, float, float, in
 
 def _named(trace: dict[str, Any], id_: str) -> list[tuple[str, float, float, int]]:
     return [each[:4] for each in _slices(trace)[id_]]
+
+
+def test_an_attempt_says_on_which_worker_of_an_engine_it_ran() -> None:
+    view = RunView(
+        [
+            RunStarted("r", 0.0, {"a": ()}),
+            AttemptStarted("a", 1, 0.0, engine="dask"),
+            AttemptBegan("a", 1, 20.0, "dask", "w1"),
+            StepSucceeded("a", 1, 50.0, None),
+            RunFinished(50.0, "passed"),
+        ]
+    )
+
+    slices = _slices(to_trace(view, 50.0))["step a"]
+
+    assert [each[:4] for each in slices] == [
+        ("queued", 0.0, 20_000.0, 0),
+        ("a", 20_000.0, 50_000.0, 0),
+        ("attempt 1", 20_000.0, 50_000.0, 1),
+    ]
+    assert slices[2][4] == {"end": "succeeded", "on": "dask, worker w1"}
 
 
 def test_attempts_backoff_and_queues_are_nested_slices() -> None:

@@ -1,0 +1,81 @@
+"""The engine that ``--engine`` names: ``dask://127.0.0.1:8786``, ``ray``, ``processes:4``."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import click
+
+from asyncflow._cli.output import RUN_FAILED, CommandError
+from asyncflow._core.errors import did_you_mean
+
+__all__ = ["check_engine_name", "open_engine"]
+
+_FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes, processes:NUMBER"
+
+
+def check_engine_name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    """Return the name of an engine, checked as far as that goes without it.
+
+    Raises:
+        click.BadParameter: There is no such engine.
+    """
+    if name is not None:
+        _maker_of(name)
+    return name
+
+
+@asynccontextmanager
+async def open_engine(name: str | None) -> AsyncIterator[Any]:
+    """Open the engine with a name, which was checked; ``None`` for none.
+
+    Raises:
+        ImportError: Its extra is missing.
+        CommandError: It can't be opened.
+    """
+    if name is None:
+        yield None
+        return
+    module, kind, arguments = _maker_of(name)
+    engine = getattr(import_module(f"asyncflow.engines.{module}"), kind)(*arguments)
+    try:
+        await engine.__aenter__()
+    except Exception as error:  # what a library raises that does not reach its cluster
+        text = f"{type(error).__name__}: {error}"
+        raise CommandError(f"engine {name} can't be opened: {text}", RUN_FAILED) from error
+    try:
+        yield engine
+    finally:
+        await engine.__aexit__(None, None, None)
+
+
+def _maker_of(name: str) -> tuple[str, str, tuple[object, ...]]:
+    """Return the module and the class of an engine, and the arguments that make it.
+
+    Raises:
+        click.BadParameter: There is no such engine.
+    """
+    scheme, separator, address = name.partition("://")
+    if scheme == "dask" and address:
+        return "dask", "DaskEngine", (f"tcp://{address}",)
+    if scheme == "ray" and (address or not separator):
+        return "ray", "RayEngine", (name if address else "auto",)
+    kind, colon, count = name.partition(":")
+    if kind == "processes" and not separator and (not colon or (count.isdecimal() and int(count))):
+        return "executor", "ExecutorEngine", (_processes(int(count) if count else None),)
+    hint = did_you_mean(scheme, ["dask", "ray", "processes"])
+    raise click.BadParameter(
+        f"{name!r} is none of {_FORMS}, which may have a number: processes:4{hint}"
+    )
+
+
+def _processes(count: int | None) -> Callable[[], Executor]:
+    # A fork would have copies of what the threads of this process hold.
+    context = multiprocessing.get_context("spawn")
+    return partial(ProcessPoolExecutor, count, mp_context=context)

@@ -1,0 +1,192 @@
+"""``--engine``: which engine a name stands for, how it is opened and closed, and what shows it."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+from fake_engine import FakeEngine
+
+from asyncflow._cli.engines import _maker_of
+
+from .conftest import Shell
+
+
+class Recording(FakeEngine):
+    """A fake engine that is opened and closed."""
+
+    made: ClassVar[list[Recording]] = []
+    problem: Exception | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__()
+        self.arguments = arguments
+        self.states: list[str] = []
+        self.open = False
+        self.made.append(self)
+
+    async def __aenter__(self) -> Recording:
+        if self.problem is not None:
+            raise self.problem
+        self.open = True
+        self.states.append("opened")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.states.append("closed")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
+    """Replace the engine of Dask; return those that were made."""
+    module = ModuleType("asyncflow.engines.dask")
+    module.DaskEngine = Recording  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Recording, "made", [])
+    return Recording.made
+
+
+def test_a_run_has_the_engine_that_is_open_meanwhile(shell: Shell, made: list[Recording]) -> None:
+    report = shell.json("run", "etl:pipeline", "--engine", "dask://h:8786", "--quiet", "--json")
+
+    (engine,) = made
+    assert engine.arguments == ("tcp://h:8786",)
+    assert engine.states == ["opened", "closed"]
+    assert [(each["engine"], each["worker"]) for each in report["results"]] == [
+        ("fake", "w1"),
+        ("fake", "w2"),
+    ]
+
+
+def test_what_ran_on_a_worker_is_shown_and_resumed_there(
+    shell: Shell, made: list[Recording]
+) -> None:
+    first = shell("run", "etl:failing", "--run-id", "r", "--engine", "dask://h:1", exits=1)
+    again = shell("resume", "r", "etl:failing", "--engine", "dask://h:1", exits=1)
+    shown = shell("show", "r")
+
+    assert len(made) == 2
+    command = "asyncflow resume r etl:failing --engine dask://h:1"
+    assert command in first.stderr
+    assert command in again.stderr
+    assert "Step bad failed, attempt 1 on fake, worker w1:\n" in first.stderr
+    assert "bad: attempt 1 failed on fake, worker w1: OSError: no disk" in shown.stdout
+    assert "bad began on fake, worker w1" in shell("show", "r", "--events").stdout
+
+
+def test_an_engine_that_cannot_be_opened_is_reported(
+    shell: Shell, made: list[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recording, "problem", OSError("no scheduler"))
+
+    result = shell("run", "etl:pipeline", "--engine", "dask://h:1", exits=1)
+
+    assert "engine dask://h:1 can't be opened: OSError: no scheduler" in result.stderr
+
+
+def test_a_missing_extra_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(name: str) -> None:
+        raise ImportError(f"{name} needs distributed: pip install 'asyncflow-tiers[dask]'")
+
+    monkeypatch.setattr("asyncflow._cli.engines.import_module", import_module)
+
+    result = shell("run", "etl:pipeline", "--engine", "dask://h:1", exits=2)
+
+    assert "asyncflow-tiers[dask]" in result.stderr
+
+
+def test_a_pipeline_with_an_engine_that_is_not_open_is_refused(shell: Shell) -> None:
+    shell.write(
+        "closed.py",
+        """
+        from asyncflow import Pipeline
+        from fake_engine import FakeEngine
+
+        engine = FakeEngine()
+        engine.open = False
+        pipeline = Pipeline("closed", engine=engine)
+
+        @pipeline.step
+        async def load():
+            pass
+        """,
+    )
+
+    result = shell("run", "closed:pipeline", "--no-journal", exits=3)
+
+    message = "'closed:pipeline' can't run: step 'load' can't run on engine 'fake': it is not open"
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "kind", "arguments"),
+    [
+        ("dask://10.0.0.1:8786", "dask", "DaskEngine", ("tcp://10.0.0.1:8786",)),
+        ("ray://10.0.0.1:10001", "ray", "RayEngine", ("ray://10.0.0.1:10001",)),
+        ("ray", "ray", "RayEngine", ("auto",)),
+    ],
+)
+def test_a_name_stands_for_an_engine(
+    name: str, module: str, kind: str, arguments: tuple[str, ...]
+) -> None:
+    assert _maker_of(name) == (module, kind, arguments)
+
+
+@pytest.mark.parametrize(("name", "workers"), [("processes:3", 3), ("processes", None)])
+def test_processes_are_a_pool_that_can_be_made_again(name: str, workers: int | None) -> None:
+    module, kind, (factory,) = _maker_of(name)
+
+    assert (module, kind) == ("executor", "ExecutorEngine")
+    assert callable(factory)
+    one, other = factory(), factory()
+    assert isinstance(one, ProcessPoolExecutor)
+    assert one is not other
+    assert workers is None or one._max_workers == workers
+
+
+@pytest.mark.parametrize(
+    "name", ["", "dask", "dask://", "ray://", "processes:", "processes:0", "processes://2", "k8s"]
+)
+def test_another_name_is_refused(shell: Shell, name: str) -> None:
+    result = shell("run", "etl:pipeline", "--engine", name, exits=2)
+
+    assert f"{name!r} is none of dask://HOST:PORT, ray://HOST:PORT, ray, processes" in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_a_misspelled_name_is_refused_with_the_nearest(shell: Shell) -> None:
+    result = shell("run", "etl:pipeline", "--engine", "dasc://h:1", exits=2)
+
+    assert "did you mean 'dask'?" in result.stderr
+
+
+def test_a_plan_shows_where_steps_run(shell: Shell) -> None:
+    shell.write(
+        "placed.py",
+        """
+        from asyncflow import Orchestrator, WorkflowStep
+        from fake_engine import FakeEngine
+
+        async def act(): ...
+        def compute(): ...
+
+        pipeline = Orchestrator(
+            [
+                WorkflowStep("here", act, engine="local"),
+                WorkflowStep("there", act),
+                WorkflowStep("beside", compute, runs_in="thread"),
+            ],
+            engine=FakeEngine(name="dask"),
+        )
+        """,
+    )
+
+    text = shell("plan", "placed:pipeline").stdout
+    document = shell.json("plan", "placed:pipeline", "--format", "json")
+
+    assert "  here\n  there  (on dask)\n  beside  (in a thread, on dask)\n" in text
+    assert [step["engine"] for step in document["steps"]] == ["local", "dask", "dask"]
