@@ -35,6 +35,7 @@ PUBLIC = [
     "PayloadError",
     "Pipeline",
     "Pool",
+    "ResourceError",
     "RestoredError",
     "RestoredOutput",
     "ResultRefusedError",

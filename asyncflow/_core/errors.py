@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports this module
     from asyncflow._core.report import RunReport
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "OutputLostError",
     "OutputNotAwaitedError",
     "PayloadError",
+    "ResourceError",
     "RestoredError",
     "ResultRefusedError",
     "RunAlreadyActiveError",
@@ -288,6 +289,30 @@ class OutputLostError(_AttributedError, LookupError):
         self.engine = engine
         self.worker = worker
         self.reason = reason
+
+
+class ResourceError(_AttributedError):
+    """A resource of a run could not be opened, failed while it closed, or stopped the run.
+
+    What the resource raised is the ``__cause__``. The steps have ended, and the other resources are
+    closed. If a resource failed while it closed, the run may have passed: nothing else says so but
+    the report.
+
+    Attributes:
+        resource: The name of the resource; empty if a third party cancelled the task that holds the
+            resources.
+        problem: What happened.
+        report: The report of the run. Its outcome is ``"interrupted"``, unless all steps had ended
+            before.
+    """
+
+    def __init__(self, resource: str, problem: str, report: RunReport) -> None:
+        super().__init__(resource, problem, report)
+        self.resource, self.problem, self.report = resource, problem, report
+
+    def __str__(self) -> str:
+        subject = f"resource {self.resource!r}" if self.resource else "the task of the resources"
+        return f"{subject} {self.problem}"
 
 
 class JournalError(_AttributedError):

@@ -93,6 +93,8 @@ class Plan:
     """The steps whose ``run_if`` is not ``"success"``."""
     targets: frozenset[str] = frozenset()
     """The steps that the caller has named, if not all steps run."""
+    resources: frozenset[str] = frozenset()
+    """The names of the parameters that receive a resource of the run."""
 
 
 class Dependents:
@@ -280,7 +282,7 @@ def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action gets its arguments: pairs of a parameter and its source, which is the index of a
-step, for its output, or the name of a run input."""
+step, for its output, or the name of a run input or a resource."""
 
 ITEM = -1
 """Stands in a binding for the step over whose output the action is mapped."""
@@ -294,7 +296,8 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
         inputs: The names of the run's inputs.
 
     Raises:
-        ValueError: Nothing provides a required parameter, or both a dependency and an input do.
+        ValueError: Nothing provides a required parameter, two things do, or an action in another
+            process would receive a resource.
     """
     nothing: Binding = ()
     return [
@@ -329,29 +332,36 @@ def _binding(
     sources: list[tuple[str, int | str]] = []
     for parameter in accepts.names:
         if parameter in offered:
-            _check_single_source(step, parameter, inputs)
+            _check_single_source(step, parameter, inputs, plan.resources)
             sources.append((parameter, offered.pop(parameter)))
+        elif parameter in plan.resources:
+            if accepts is step.signature:
+                _check_same_process(step, parameter)
+            sources.append((parameter, parameter))
         elif parameter in inputs:
             sources.append((parameter, parameter))
         elif parameter in accepts.required:
             raise ValueError(
                 f"nothing provides parameter {parameter!r} of "
                 f"{'the condition of ' if accepts is step.condition else ''}step {step.name!r}: "
-                f"{_why_nothing_provides(step, parameter, [*offered, *inputs])}"
+                f"{_why_nothing_provides(step, parameter, plan, [*offered, *inputs])}"
             )
     if accepts.takes_kwargs:
         for parameter, source in offered.items():
             if parameter not in accepts.bound:
-                _check_single_source(step, parameter, inputs)
+                _check_single_source(step, parameter, inputs, plan.resources)
                 sources.append((parameter, source))
     return tuple(sources)
 
 
-def _why_nothing_provides(step: WorkflowStep, parameter: str, known: list[str]) -> str:
+def _why_nothing_provides(step: WorkflowStep, parameter: str, plan: Plan, known: list[str]) -> str:
     for received, name in step.parameters:
         if name == parameter:
             return f"the output of step {name!r} is received as {received!r} there"
-    return f"it is neither a dependency of the step nor a run input{did_you_mean(parameter, known)}"
+    what = "a dependency of the step nor a run input"
+    if plan.resources:
+        what = "a dependency of the step, nor a run input, nor a resource"
+    return f"it is neither {what}{did_you_mean(parameter, [*known, *plan.resources])}"
 
 
 def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:
@@ -363,11 +373,15 @@ def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, 
     return offered
 
 
-def _check_single_source(step: WorkflowStep, parameter: str, inputs: Collection[str]) -> None:
-    if parameter in inputs:
+def _check_single_source(
+    step: WorkflowStep, parameter: str, inputs: Collection[str], resources: Collection[str]
+) -> None:
+    if parameter in inputs or parameter in resources:
+        kind = "resource" if parameter in resources else "input"
+        a_kind = "a resource" if parameter in resources else "a run input"
         raise ValueError(
             f"parameter {parameter!r} of step {step.name!r} is provided twice: by a "
-            "dependency and by a run input of that name; rename the input, or map the "
+            f"dependency and by {a_kind} of that name; rename the {kind}, or map the "
             "dependency to another parameter"
         )
 
@@ -405,6 +419,15 @@ def outputs_to_keep(
         needed_here.update(source for _, source in binding if isinstance(source, int))
     moves = {at for at, engine in engines.items() if engine is not None and engine.moves_data}
     return frozenset((moves & taken) - needed_here)
+
+
+def _check_same_process(step: WorkflowStep, parameter: str) -> None:
+    if step.runs_in == "process":
+        raise ValueError(
+            f"step {step.name!r} runs in another process, to which its parameter {parameter!r} "
+            f"can't be sent: that receives resource {parameter!r} of the run; open one in the "
+            "action, or let the step run in the loop or a thread"
+        )
 
 
 def secret_steps(plan: Plan) -> tuple[str, ...]:

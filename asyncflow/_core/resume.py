@@ -54,7 +54,7 @@ class Fingerprints(PlanView[tuple[str, str]]):
 
     def __getitem__(self, name: str) -> tuple[str, str]:
         step = self._plan.steps[self._plan.index[name]]
-        return _data_of(step), step.version
+        return _data_of(step, self._plan.resources), step.version
 
 
 def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
@@ -66,10 +66,10 @@ def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
     return None
 
 
-def _data_of(step: WorkflowStep) -> str:
-    """Return which data a step's action takes: ``(rows=extract, url)``."""
-    source_of = dict(step.parameters)
-    taken = [f"{p}={source_of[p]}" if p in source_of else p for p in step.signature.names]
+def _data_of(step: WorkflowStep, resources: Collection[str]) -> str:
+    """Return which data a step's action takes, without resources: ``(rows=extract, url)``."""
+    source_of, names = dict(step.parameters), step.signature.names
+    taken = [f"{p}={source_of[p]}" if p in source_of else p for p in names if p not in resources]
     if step.signature.takes_kwargs and step.depends_on:
         taken += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(taken)), "**"]
     text = f"({', '.join(sorted(taken))})"

@@ -17,6 +17,7 @@ __all__ = [
     "WAIT_FOR_MAKES_A_TASK",
     "cancel_count",
     "cancel_requested",
+    "cancel_scope",
     "clock_of",
     "forget_cancels",
     "has_virtual_time",
@@ -101,10 +102,17 @@ def _shield() -> AbstractContextManager[object]:
 
     Without it, a wait that continues after a cancellation would be a busy loop.
     """
+    scope = cancel_scope()
+    if scope is None:
+        return nullcontext()
+    scope.shield = True
+    return scope
+
+
+def cancel_scope() -> anyio.CancelScope | None:
+    """Return a scope of anyio whose ``shield`` can be set later; ``None`` where none is needed."""
     # No scope of anyio can be around us before it has loaded its backend, which takes a while.
-    if "anyio._backends._asyncio" in sys.modules:
-        return anyio.CancelScope(shield=True)
-    return nullcontext()
+    return anyio.CancelScope() if "anyio._backends._asyncio" in sys.modules else None
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from asyncflow._core.arguments import check_count, check_limit
@@ -17,9 +19,21 @@ from asyncflow._runtime.durable import Journal
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
 
-__all__ = ["OPTIONS", "OnActive", "Options", "RunOptions", "check_run_id"]
+__all__ = [
+    "NO_RESOURCES",
+    "OPTIONS",
+    "OnActive",
+    "OpenResource",
+    "Options",
+    "RunOptions",
+    "check_run_id",
+]
 
 OnActive: TypeAlias = Literal["raise", "wait"]
+OpenResource: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
+"""Opens a resource, such as a pool of connections."""
+
+NO_RESOURCES: Mapping[str, OpenResource] = MappingProxyType({})
 
 
 class Options(TypedDict, total=False):
@@ -35,6 +49,7 @@ class Options(TypedDict, total=False):
     journal: Journal | None
     secret_inputs: Iterable[str]
     engine: AnyEngine | None
+    resources: Mapping[str, OpenResource]
     run_id: str | None
     on_active: OnActive
     event_buffer: int
@@ -58,6 +73,7 @@ class RunOptions:
     journal: Journal | None = None
     secret_inputs: frozenset[str] = frozenset()
     engine: AnyEngine | None = None
+    resources: Mapping[str, OpenResource] = NO_RESOURCES
     run_id: str | None = None
     on_active: OnActive = "raise"
     event_buffer: int = 10_000
@@ -158,8 +174,17 @@ def _copied_targets(targets: Any) -> Any:
     return tuple(targets)
 
 
+def _copied_resources(resources: Mapping[str, OpenResource]) -> Mapping[str, OpenResource]:
+    if resources is NO_RESOURCES:
+        return resources
+    from asyncflow._runtime.resources import checked_resources  # few need it
+
+    return checked_resources(resources)
+
+
 _COPIES: dict[str, Callable[[Any], Any]] = {
     "targets": _copied_targets,
     "observers": check_observers,
     "secret_inputs": _copied_secret_inputs,
+    "resources": _copied_resources,
 }

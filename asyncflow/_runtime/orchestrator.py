@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
@@ -30,7 +31,15 @@ from asyncflow._runtime.durable import (
     begin,
 )
 from asyncflow._runtime.handle import RunHandle, RunLink
-from asyncflow._runtime.options import OPTIONS, OnActive, Options, RunOptions, check_run_id
+from asyncflow._runtime.options import (
+    NO_RESOURCES,
+    OPTIONS,
+    OnActive,
+    OpenResource,
+    Options,
+    RunOptions,
+    check_run_id,
+)
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
 
@@ -57,26 +66,36 @@ class Plans:
     def __init__(self, steps: Iterable[WorkflowStep]) -> None:
         self.whole = plan(steps)
         self.types = OutputTypes(self.whole)
-        self._latest: tuple[tuple[str, ...] | None, AnyEngine | None, Plan] = None, None, self.whole
+        self._latest: tuple[object, AnyEngine | None, Plan] = None, None, self.whole
 
-    def of(self, targets: tuple[str, ...] | None, engine: AnyEngine | None = None) -> Plan:
+    def of(
+        self,
+        targets: tuple[str, ...] | None,
+        engine: AnyEngine | None = None,
+        resources: Iterable[str] = (),
+    ) -> Plan:
         """Return the plan of these steps and all that they depend on, for a run.
 
         Args:
             targets: The names of the steps; ``None`` means all.
             engine: The engine of the run, if it has one.
+            resources: The names of the resources of the run.
 
         Raises:
             TypeError: They are not names.
             ValueError: One of them is no step.
         """
-        if targets is None and engine is None:
+        if targets is None and engine is None and not resources:
             return self.whole
+        wanted = targets, frozenset(resources)
         latest, latest_engine, planned = self._latest
-        if latest != targets or latest_engine is not engine:
-            steps = self.whole.steps if engine is None else on_engine(self.whole.steps, engine)
-            planned = plan(steps, targets)
-            self._latest = targets, engine, planned
+        if latest != wanted or latest_engine is not engine:
+            planned = self.whole
+            if targets is not None or engine is not None:
+                steps = self.whole.steps if engine is None else on_engine(self.whole.steps, engine)
+                planned = plan(steps, targets)
+            planned = replace(planned, resources=wanted[1])
+            self._latest = wanted, engine, planned
         return planned
 
 
@@ -107,6 +126,12 @@ class Orchestrator:
         engine: Runs the actions of the steps elsewhere, such as on a cluster: an engine of
             `asyncflow.engines`, which must be open while the pipeline runs. A step with an
             ``engine`` of its own keeps that. ``None`` (the default) means this process.
+        resources: For each name of a parameter, a function without arguments that returns an async
+            context manager, such as one that opens a pool of connections. A run enters what its
+            steps take before the first of them starts, gives the value to actions and conditions
+            by parameter name, and exits it, in reverse order, after the last step has ended,
+            clean-up steps included. It is neither stored nor shown, and can't be sent to another
+            process.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -129,6 +154,7 @@ class Orchestrator:
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
         engine: AnyEngine | None = None,
+        resources: Mapping[str, OpenResource] = NO_RESOURCES,
     ) -> None:
         options = RunOptions.of(
             {
@@ -142,6 +168,7 @@ class Orchestrator:
                 "journal": journal,
                 "secret_inputs": secret_inputs,
                 "engine": engine,
+                "resources": resources,
             }
         )
         self._set(Plans(steps), options)
@@ -155,7 +182,7 @@ class Orchestrator:
 
     def _set(self, plans: Plans, options: RunOptions) -> None:
         self._plans = plans
-        self._plan = plans.of(options.targets, options.engine)
+        self._plan = plans.of(options.targets, options.engine, options.resources)
         self._options = options
 
     @property
@@ -177,6 +204,11 @@ class Orchestrator:
     def observers(self) -> tuple[AnyObserver, ...]:
         """The observers of its runs."""
         return self._options.observers
+
+    @property
+    def resources(self) -> dict[str, OpenResource]:
+        """What opens each resource of its runs, by the parameter that receives it."""
+        return dict(self._options.resources)
 
     @property
     def dependencies(self) -> dict[str, tuple[str, ...]]:
@@ -260,6 +292,8 @@ class Orchestrator:
                 the run can be started again under its id.
             JournalError: The journal has failed. The steps have ended; what it stored is safe.
             RuntimeError: No asyncio event loop is running this code.
+            ResourceError: A resource could not be opened, and no step has run; or it failed while
+                it closed, or stopped the run. The steps have ended; the error has the report.
             asyncio.CancelledError: The caller was cancelled. The steps have ended.
             BaseException: What a step raised that is neither an `Exception` nor a cancellation,
                 such as `KeyboardInterrupt` or `SystemExit`. The steps have ended.
@@ -377,6 +411,8 @@ class Orchestrator:
         options = self._options
         if options.secret_inputs and options.targets is None:  # else what is left out may take them
             self._check_secret_inputs()
+        if options.resources:
+            self._check_resources()
         checked = _checked_inputs(inputs)
         if checked:
             self._check_takes(checked)
@@ -402,9 +438,19 @@ class Orchestrator:
                 f"secret_inputs names {name!r}, which no step takes{did_you_mean(name, taken)}"
             )
 
+    def _check_resources(self) -> None:
+        taken = parameters_of(self._plans.whole.steps)
+        for name in self._options.resources:
+            if name not in taken:
+                raise ValueError(f"no step takes a resource {name!r}{did_you_mean(name, taken)}")
+
     def _check_takes(self, inputs: Mapping[str, Any]) -> None:
         taken = parameters_of(self._plans.whole.steps)
         for name in inputs:
+            if name in self._options.resources:
+                raise ValueError(
+                    f"{name!r} is both an input and a resource; leave the input out, or rename one"
+                )
             if name not in taken:
                 hint = did_you_mean(name, taken)
                 if name in OPTIONS:
@@ -472,6 +518,7 @@ class Orchestrator:
             ),
             for_run(observers),
             persistence,
+            options.resources,
             link,
         ).execute()
 
@@ -492,6 +539,7 @@ async def run_pipeline(
     on_active: OnActive = "raise",
     secret_inputs: Iterable[str] = (),
     engine: AnyEngine | None = None,
+    resources: Mapping[str, OpenResource] = NO_RESOURCES,
 ) -> RunReport:
     """Check, plan and run a pipeline once, and return its report, also when steps failed.
 
@@ -511,6 +559,7 @@ async def run_pipeline(
             "journal": journal,
             "secret_inputs": secret_inputs,
             "engine": engine,
+            "resources": resources,
             "run_id": run_id,
             "on_active": on_active,
         }

@@ -29,7 +29,7 @@ from asyncflow._core.step import StepPolicies, WorkflowStep
 from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle
-from asyncflow._runtime.options import Options, RunOptions
+from asyncflow._runtime.options import NO_RESOURCES, OpenResource, Options, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Pipeline:
         name: What it is called in a journal, and when another pipeline includes it; a non-empty
             string.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
-            engine: As `Orchestrator` takes them.
+            engine, resources: As `Orchestrator` takes them.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -222,6 +222,7 @@ class Pipeline:
         journal: Journal | None = None,
         secret_inputs: Iterable[str] = (),
         engine: AnyEngine | None = None,
+        resources: Mapping[str, OpenResource] = NO_RESOURCES,
     ) -> None:
         _check_name(name)
         options = RunOptions.of(
@@ -235,6 +236,7 @@ class Pipeline:
                 "journal": journal,
                 "secret_inputs": secret_inputs,
                 "engine": engine,
+                "resources": resources,
             }
         )
         self._set(_Declaration(name), options)
@@ -356,7 +358,7 @@ class Pipeline:
     ) -> None:
         """Make all steps of another pipeline, as ``name/step``, steps of this one.
 
-        Its options (``fail_fast``, ``observers`` and so on) don't apply here. One more step,
+        Its options (``fail_fast``, ``resources`` and so on) don't apply here. One more step,
         ``name`` itself, comes after its last ones. Its output is that of the last one, or a
         dictionary of their outputs by their names if there are several.
 

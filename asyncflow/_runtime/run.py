@@ -9,6 +9,8 @@ Rules:
 2. Only the run stops nodes: it asks each of them once.
 3. The run waits for its nodes in the body of the group. Whatever happens to it meanwhile, it waits
    until they have all ended.
+4. No node starts before all resources are open, and they close after the last node. Without them
+   all steps are skipped, clean-up steps too.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import RunContext, capturing_notes, enter_run
 from asyncflow._core.errors import (
     JournalError,
+    ResourceError,
     RunCancelledError,
     StepCrashedError,
     name_suffix,
@@ -63,6 +66,8 @@ if TYPE_CHECKING:
     from asyncflow._runtime.handle import RunLink
     from asyncflow._runtime.log_capture import Capture
     from asyncflow._runtime.notes import NoteQueue
+    from asyncflow._runtime.options import OpenResource
+    from asyncflow._runtime.resources import ResourceFailure, RunResources
 
 __all__ = ["Run"]
 
@@ -85,6 +90,7 @@ class Run:
         state: Its state.
         observers: Who is notified of its events.
         persistence: Its part of a journal, if it has one.
+        resources: What opens each resource that its steps may take.
         link: What connects it with its handle, if it has one.
     """
 
@@ -95,7 +101,8 @@ class Run:
         start: RunStart,
         state: RunState,
         observers: tuple[Observer, ...],
-        persistence: RunPersistence | None = None,
+        persistence: RunPersistence | None,
+        resources: Mapping[str, OpenResource],
         link: RunLink | None = None,
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
@@ -163,6 +170,9 @@ class Run:
             is_durable=persistence is not None,
             advance=self._advance_now,
         )
+        self._all_resources = resources
+        self._resources: RunResources | None = None
+        self._may_start = True
         self._advancing = False
         self._is_broken = self._is_closed = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
@@ -187,20 +197,27 @@ class Run:
             self._capture = capture(self._notes, capturing_notes)
         failure: BaseException | None = None
         late: asyncio.CancelledError | None = None
+        causes: Sequence[BaseException | None] = ()
         try:
             async with asyncio.TaskGroup() as self._group:
                 # From the loop, not from here: the traceback of an eager task that fails at once
                 # would keep our callers' frames, and one of them holds the report: a cycle.
                 if cancellation is None:
+                    self._open_resources()
                     self._advance_soon()
                 # What leaves the body of a group is kept by it in a cycle, so nothing leaves it.
                 late = await outlast(self._is_over, self._until_settled, self._on_cancel)
                 cancellation = late or cancellation
+                if self._resources is not None:
+                    causes = (self._interruption, cancellation, self._cancelled)
+                    late = await self._resources.close(_first(causes), self._on_cancel)
+                    cancellation = cancellation or late
         except asyncio.CancelledError as at_exit:
             cancellation = at_exit
         finally:
             if self._capture is not None:  # also if the loop is given up
                 self._capture.end()
+        failed = [] if self._resources is None else self._resources.take_failures()
         self._close()
         if self._persistence is not None:
             failure, late = await self._persistence.close(self._run.run_id)
@@ -209,8 +226,9 @@ class Run:
                 self._interruption = failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
                 self._interruption = None  # a cancellation from outside always gets through
-        causes = (self._interruption, cancellation, self._cancelled)
-        raised = next((cause for cause in causes if cause is not None), None)
+        raised = _first((self._interruption, cancellation, self._cancelled))
+        if failed:
+            raised = self._report_resources(failed, raised)
         try:
             if raised is not None:
                 if isinstance(raised, RunCancelledError):
@@ -220,7 +238,7 @@ class Run:
         finally:
             # Or what is raised would keep itself, through this frame or that of an observer.
             self._interruption = self._cancelled = None
-            del self, cancellation, failure, late, causes, raised
+            del self, cancellation, failure, late, causes, raised, failed
 
     async def _begin(self) -> asyncio.CancelledError | None:
         """Report that the run begins; return the cancellation that came meanwhile, if any."""
@@ -269,6 +287,57 @@ class Run:
             self._notes.close()
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._permits, self._runner, self._maps, self._monitor, self._group
+        del self._resources
+
+    # Resources.
+
+    def _open_resources(self) -> None:
+        """Begin to open the resources of the steps that may still run, if there are any."""
+        needed = self._needed_resources() if self._all_resources else {}
+        if needed:
+            from asyncflow._runtime.resources import RunResources  # few need it
+
+            self._may_start = False
+            self._resources = RunResources(self, needed)
+            name = f"asyncflow:{self._run.run_id}:resources"
+            self._resources.open(name, self._context.copy())
+
+    def _needed_resources(self) -> dict[str, OpenResource]:
+        bindings, conditions = self._start_of_run.bindings, self._start_of_run.conditions
+        taken = {
+            source
+            for index in self._plan.order
+            if self._state.result(index) is None
+            for _, source in (*bindings[index], *conditions.get(index, ()))
+        }
+        return {name: each for name, each in self._all_resources.items() if name in taken}
+
+    def opened(self, values: Mapping[str, Any]) -> None:
+        """Start the first steps, with the resources."""
+        self._runner.provide(values)
+        self._may_start = True
+        self._advance_soon()
+
+    def stop_for_resource(self, reason: str) -> None:
+        """Stop the run, because a resource has failed."""
+        self._report_interruption(reason)
+        self._stop_soon()
+
+    def _report_resources(
+        self, failed: list[ResourceFailure], raised: BaseException | None
+    ) -> BaseException | None:
+        """Return what the run raises if resources have failed; log what is not raised."""
+        if raised is None:
+            first = failed.pop(0)
+            raised = ResourceError(first.resource, first.problem, self._state.report())
+            raised.__cause__ = first.cause
+        for each in failed:
+            _log.error(
+                "run %r: resource %r %s",
+                *(self._run.run_id, each.resource, each.problem),
+                exc_info=each.cause,
+            )
+        return raised
 
     # Waiting for the nodes.
 
@@ -325,7 +394,7 @@ class Run:
         Args:
             again: Nodes to start before that, whose tasks never began.
         """
-        if self._is_closed:
+        if self._is_closed or not self._may_start:
             return
         self._advancing = True
         try:
@@ -499,7 +568,9 @@ class Run:
         """Stop the run because of its deadline."""
         deadline_ms = self._state.deadlines.deadline_ms
         assert deadline_ms is not None
-        if self._state.stop_reason is None and self._state.ordinary_unsettled:
+        if self._resources is not None and self._resources.is_opening:
+            self._resources.time_out(deadline_ms)
+        elif self._state.stop_reason is None and self._state.ordinary_unsettled:
             self._dispatcher.emit(RunTimedOut(self._run.now_ms(), deadline_ms))
             self._stop_soon()
 
@@ -515,6 +586,9 @@ class Run:
         state, control = self._state, self._stop_control
         if self._is_closed:
             return
+        if self._resources is not None and state.outcome == "interrupted":
+            self._resources.stop_opening()
+            self._may_start = True  # and then nothing is ready
         now_ms = self._run.now_ms()
         self._skip_unreachable()
         for node, task in list(self._live.items()):
@@ -563,6 +637,10 @@ class Run:
             'or make it a plain function with runs_in="thread"',
             *(name, attempt, blocked_ms, where),
         )
+
+
+def _first(causes: Sequence[BaseException | None]) -> BaseException | None:
+    return next((cause for cause in causes if cause is not None), None)
 
 
 def _notes_of(

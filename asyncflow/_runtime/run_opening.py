@@ -16,7 +16,7 @@ from asyncflow._core.graph import bind, bind_conditions
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.resume import Fingerprints, fork, resume
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import (
@@ -241,6 +241,9 @@ class _RunOpening:
         inputs = dict(request.inputs)
         for name, payload in stored.inputs.items():
             if name in inputs:
+                continue
+            if payload == REDACTED and name in request.plan.resources:
+                inputs[name] = REDACTED_OUTPUT  # a resource has taken its place
                 continue
             if payload == REDACTED:
                 raise ValueError(

@@ -148,6 +148,10 @@ class StepRunner:
         self.bindings = bindings
         self.items: dict[int, Any] = {}
 
+    def provide(self, resources: Mapping[str, Any]) -> None:
+        """Take the resources of the run, which parameters receive as they do inputs."""
+        self._inputs = {**self._inputs, **resources}
+
     def launch(self, node: int) -> Coroutine[Any, Any, object]:
         """Return the coroutine of a node's task. It raises nothing but a cancellation."""
         step = self._steps[node]

@@ -20,6 +20,7 @@ from asyncflow import (
     OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
+    ResourceError,
     RestoredError,
     ResultRefusedError,
     RunAlreadyActiveError,
@@ -142,6 +143,12 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         LookupError,
         {"engine": "dask", "worker": "w1", "reason": "its worker was lost"},
         "an output that stayed on engine 'dask' at w1 is lost: its worker was lost",
+    ),
+    (
+        lambda: ResourceError("db", "failed while it closed: OSError: lost", None),  # type: ignore[arg-type]
+        Exception,
+        {"resource": "db", "problem": "failed while it closed: OSError: lost", "report": None},
+        "resource 'db' failed while it closed: OSError: lost",
     ),
     (
         lambda: PayloadError("the output of step 'load'", "is too large"),

@@ -1,0 +1,301 @@
+"""The resources of a run: opened before its first step, and closed after its last one.
+
+Rules:
+
+1. One task opens, holds and closes them. So cancel scopes and task groups in them work, and no
+   cancellation of the caller cuts their clean-up short.
+2. Only the run stops that task, once, and only while it opens them.
+3. A resource is told what the run raises, as by an ``async with`` around the run, but can't
+   suppress it.
+4. An error keeps the frames that it went through. None of them may lead back to it: hence each
+   ``del self``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
+
+import anyio
+
+from asyncflow._core.arguments import is_async
+from asyncflow._core.errors import describe_error
+from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._runtime.asyncio_compat import FAILURES, cancel_scope, outlast
+from asyncflow._runtime.options import OpenResource
+
+__all__ = ["ResourceFailure", "RunResources", "checked_resources"]
+
+
+class ResourceHost(Protocol):
+    """The run, as its resources call it back."""
+
+    def opened(self, values: Mapping[str, Any]) -> None:
+        """All resources are open."""
+
+    def stop_for_resource(self, reason: str) -> None:
+        """Stop the run, because a resource has failed."""
+
+    def interrupt(self, cause: BaseException, reason: str) -> None:
+        """Stop the run and raise the cause, unless it has another one."""
+
+
+class ResourceFailure(NamedTuple):
+    """Which resource has failed, and how."""
+
+    resource: str
+    """Empty if a third party has cancelled the task of the resources."""
+    problem: str
+    cause: BaseException | None
+
+
+class RunResources:
+    """Opens, holds and closes the resources of one run.
+
+    Attributes:
+        is_opening: Whether some of them have yet to be opened.
+
+    Args:
+        host: The run.
+        resources: What opens them, in this order; at least one.
+    """
+
+    def __init__(self, host: ResourceHost, resources: Mapping[str, OpenResource]) -> None:
+        self.is_opening = True
+        self._host = host
+        self._resources = resources
+        self._latest = next(iter(resources))
+        self._open: list[tuple[str, Any, anyio.CancelScope | None]] = []
+        self._values: dict[str, Any] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._is_stopped = False
+        self._may_close = asyncio.get_running_loop().create_future()
+        self._raised: BaseException | None = None
+        self._failures: list[ResourceFailure] = []
+
+    def open(self, name: str, context: Context) -> None:
+        """Begin to open them.
+
+        Args:
+            name: The name of their task.
+            context: In which they are opened and closed.
+        """
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._hold(), name=name, context=context)
+        self._task.add_done_callback(self._check_begun)
+
+    def stop_opening(self) -> None:
+        """Open no more of them."""
+        if self.is_opening and self._task is not None and not self._is_stopped:
+            self._is_stopped = True
+            self._task.cancel()
+
+    def time_out(self, deadline_ms: float) -> None:
+        """Stop the run, whose deadline has passed before all of them were open."""
+        problem = f"was not open before the run exceeded its deadline of {deadline_ms:g} ms"
+        self._fail(self._latest, problem, None)
+        self._host.stop_for_resource(f"resource {self._latest!r} {problem}")
+
+    async def close(
+        self,
+        raised: BaseException | None,
+        on_cancel: Callable[[asyncio.CancelledError], object],
+    ) -> asyncio.CancelledError | None:
+        """Close them, the latest first, although the caller is cancelled.
+
+        Args:
+            raised: What the run raises.
+            on_cancel: Called at the first cancellation.
+
+        Returns:
+            The first cancellation that came meanwhile, if any.
+        """
+        task = self._task
+        if task is None:
+            return None
+        self._raised = raised
+        self._may_close.set_result(None)
+        try:
+            return await outlast(task.done, partial(asyncio.wait, [task]), on_cancel)
+        finally:
+            self._raised = None
+            del self, raised, on_cancel
+
+    def take_failures(self) -> list[ResourceFailure]:
+        """Return which resources have failed, and forget them."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    async def _hold(self) -> None:
+        """Open the resources, hold them until they may close, and close them."""
+        cancelled: asyncio.CancelledError | None = None
+        raised = await self._open_all()
+        self.is_opening = False
+        try:
+            if raised is None and not self._is_stopped:
+                self._host.opened(self._values)
+            cancelled = await outlast(self._may_close.done, self._until_close, self._on_cancel)
+            if raised is None:
+                raised = self._raised if cancelled is None else cancelled
+            while self._open:
+                raised = await self._close(*self._open.pop(), raised, cancelled)
+            if cancelled is not None and not self._failures:
+                self._fail("", "was cancelled by a third party", cancelled)
+        finally:
+            del self, raised, cancelled
+
+    async def _open_all(self) -> BaseException | None:
+        """Open the resources; return what has ended that early."""
+        for name, resource in self._resources.items():
+            self._latest = name
+            raised = await self._enter(name, resource)
+            if raised is not None or self._is_stopped:
+                return raised
+        return None
+
+    async def _enter(self, name: str, resource: OpenResource) -> BaseException | None:
+        """Open a resource; return what it raises."""
+        manager, scope = None, cancel_scope()
+        try:
+            if scope is not None:
+                scope.__enter__()
+            manager = resource()
+            kind: Any = type(manager)
+            if not hasattr(kind, "__aenter__") or not hasattr(kind, "__aexit__"):
+                raise _not_a_manager(manager)
+            self._values[name] = await kind.__aenter__(manager)
+            self._open.append((name, manager, scope))
+        except GeneratorExit:  # pragma: no cover - the loop was closed over it
+            raise
+        except BaseException as error:
+            strip_internal_frames(error)
+            if not (self._is_stopped and isinstance(error, asyncio.CancelledError)):
+                self._fail(name, f"could not be opened: {describe_error(error)}", error)
+                reason = f"resource {name!r} could not be opened: {type(error).__name__}"
+                self._host.stop_for_resource(reason)
+            if scope is not None:
+                scope.__exit__(None, None, None)
+            return error
+        finally:
+            del self, manager, resource
+        return None
+
+    async def _close(
+        self,
+        name: str,
+        manager: Any,
+        scope: anyio.CancelScope | None,
+        raised: BaseException | None,
+        cancelled: asyncio.CancelledError | None,
+    ) -> BaseException | None:
+        """Close a resource; return what the next one is told.
+
+        Args:
+            name: Its name.
+            manager: Its context manager.
+            scope: The scope around it, so that one of another resource does not cancel its closing.
+            raised: What it is told.
+            cancelled: What has stopped the run while the resources were open.
+        """
+        kind, trace = (None, None) if raised is None else (type(raised), raised.__traceback__)
+        verb = "failed while it closed" if cancelled is None else "stopped the run"
+        try:
+            if scope is not None:
+                scope.shield = True
+            is_its_own = await type(manager).__aexit__(manager, kind, raised, trace)
+            if is_its_own and cancelled is not None and raised is cancelled:
+                self._fail(name, verb, cancelled)  # a cancel scope, for one
+            return raised
+        except GeneratorExit:  # pragma: no cover - as above
+            raise
+        except BaseException as error:
+            if error is not raised:
+                strip_internal_frames(error)
+                if error.__context__ is None:
+                    error.__context__ = raised
+                self._fail(name, f"{verb}: {describe_error(error)}", error)
+            return error
+        finally:
+            if scope is not None:
+                scope.__exit__(None, None, None)
+            del self, manager, raised, trace, cancelled
+
+    async def _until_close(self) -> None:
+        await asyncio.wait([self._may_close])
+
+    def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
+        """Stop the run: a resource, or a third party, has cancelled this task."""
+        self._host.stop_for_resource("a resource has cancelled it")
+
+    def _check_begun(self, task: asyncio.Task[None]) -> None:
+        """Stop the run if a third party has cancelled the task before its first line."""
+        if task.cancelled() and not self._is_stopped:
+            self.is_opening = False
+            self._fail("", "was cancelled by a third party", None)
+            self._host.stop_for_resource("the task of its resources was cancelled")
+
+    def _fail(self, name: str, problem: str, cause: BaseException | None) -> None:
+        if cause is None or isinstance(cause, FAILURES):
+            self._failures.append(ResourceFailure(name, problem, cause))
+        else:
+            self._host.interrupt(cause, f"resource {name!r} raised {type(cause).__name__}")
+
+
+def _not_a_manager(value: object) -> TypeError:
+    """Return the error for what opens a resource and returned no async context manager."""
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and the TypeError says so better
+    hint = "decorate an async generator function with contextlib.asynccontextmanager"
+    if hasattr(type(value), "__enter__"):
+        hint = "open it within an async generator function that is decorated with "
+        hint += "contextlib.asynccontextmanager"
+    return TypeError(
+        f"what opens it returned {type(value).__name__}, which is no async context manager; {hint}"
+    )
+
+
+def checked_resources(resources: object) -> dict[str, OpenResource]:
+    """Return a copy of what a user gave as resources.
+
+    Raises:
+        TypeError: It is not a mapping of name to what opens a resource.
+    """
+    if not isinstance(resources, Mapping):
+        raise TypeError(
+            "resources must be a mapping of parameter name to what opens the resource, not "
+            f"{type(resources).__name__}"
+        )
+    for name, resource in resources.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the names of resources must be str, not {type(name).__name__}")
+        _check_resource(name, resource)
+    return cast("dict[str, OpenResource]", dict(resources))
+
+
+def _check_resource(name: str, resource: object) -> None:
+    if not callable(resource):
+        raise TypeError(
+            f"resource {name!r} must be a function that returns an async context manager, not "
+            f"{type(resource).__name__}; to share what is open already, give "
+            "lambda: contextlib.nullcontext(...)"
+        )
+    if is_async(resource):
+        raise TypeError(
+            f"resource {name!r} is an async function, which is no async context manager; let it "
+            "yield the resource, and decorate it with contextlib.asynccontextmanager"
+        )
+    try:
+        signature = inspect.signature(resource)
+    except ValueError:  # some callables written in C have none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise TypeError(
+            f"resource {name!r} is opened without arguments, but {error}; give them with "
+            "functools.partial"
+        ) from None
