@@ -43,10 +43,16 @@ from asyncflow._cli.output import (
     write_result,
     write_trace,
 )
-from asyncflow._core.errors import PayloadError, RunCancelledError, escape_controls
+from asyncflow._core.errors import (
+    PayloadError,
+    ResourceError,
+    RunCancelledError,
+    escape_controls,
+)
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput
+from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.dispatcher import AnyObserver
@@ -104,6 +110,8 @@ class RunEnd:
     """Whether the run had passed earlier, so that nothing ran now."""
     is_shown: bool
     """Whether the live view shows the end on a terminal."""
+    failure: ResourceError | None = None
+    """What a resource of the run failed with."""
 
 
 async def execute(execution: Execution) -> RunEnd:
@@ -150,7 +158,11 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         task = asyncio.ensure_future(_run(execution, run_id, journal, observers))
         with stopped_by_signals(task, "stopping; running steps are cleaning up") as stop:
             await asyncio.wait([task])
-    report = None if task.cancelled() else task.result()
+    failure: ResourceError | None = None
+    try:
+        report = None if task.cancelled() else task.result()
+    except ResourceError as error:
+        report, failure = error.report, error
     has_started = bool(events)
     if report is None and not has_started:
         code = RUN_FAILED if stop.signal is None else 128 + stop.signal
@@ -169,6 +181,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         stop.signal if was_interrupted else None,
         had_passed=not has_started,
         is_shown=view is not None and view.has_shown_end,
+        failure=failure,
     )
 
 
@@ -251,6 +264,10 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         click.echo(report.to_json(indent=2))
     elif not (end.is_shown and sys.stdout.isatty()):
         write_result(format_report(report))
+    if end.failure is not None:
+        if end.failure.__cause__ is not None:
+            write_note(format_error(end.failure.__cause__).rstrip("\n"))
+        write_note(escape_controls(f"Error: {end.failure}"))
     _report_to_github(report)
     if flags.html is not None:
         stored_in = execution.journal
@@ -267,7 +284,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     _explain_threads(report)
     if end.signal is not None:
         return 128 + end.signal
-    return PASSED if report.outcome == "passed" else RUN_FAILED
+    return PASSED if report.outcome == "passed" and end.failure is None else RUN_FAILED
 
 
 def _report_to_github(report: RunReport) -> None:

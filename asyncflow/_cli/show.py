@@ -6,7 +6,7 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from asyncflow._cli.output import (
 )
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, plural, took
 from asyncflow._views.preview import local_moment_text
@@ -85,16 +85,20 @@ def _write_text(orchestrator: Orchestrator) -> None:
     lines = [f"Pipeline {name}: {plural(len(steps), 'step')} in {plural(len(tiers), 'tier')}"]
     for number, tier in enumerate(tiers, 1):
         lines.append(f"Tier {number}")
-        lines += [f"  {_line(steps[each], dependencies[each])}" for each in tier]
+        lines += [
+            f"  {_line(steps[each], dependencies[each], orchestrator.resources)}" for each in tier
+        ]
     write_result("\n".join(lines))
 
 
-def _line(step: WorkflowStep, dependencies: tuple[str, ...]) -> str:
+def _line(step: WorkflowStep, dependencies: tuple[str, ...], resources: Collection[str]) -> str:
     parts = [step.name]
     if step.run_if != "success" and not step.depends_on:
         parts.append("after all others")
     elif dependencies:
         parts.append(f"after {', '.join(dependencies)}")
+    if taken := resources_of(step, resources):
+        parts.append(f"with {', '.join(taken)}")
     if policies := _policies(step):
         parts.append(f"({', '.join(policies)})")
     return escape_controls("  ".join(parts))
@@ -128,6 +132,7 @@ def _write_json(orchestrator: Orchestrator) -> None:
     tier_of = {name: number for number, tier in enumerate(tiers, 1) for name in tier}
     steps = [
         {"name": step.name, "tier": tier_of[step.name], "depends_on": dependencies[step.name]}
+        | {"resources": resources_of(step, orchestrator.resources)}
         | {policy: getattr(step, policy) for policy in _POLICIES}
         | {"engine": "local" if step.remote is None else step.remote.name}
         for step in orchestrator.steps

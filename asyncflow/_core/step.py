@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._core.arguments import (
@@ -52,6 +52,7 @@ __all__ = [
     "inputs_of",
     "on_engine",
     "parameters_of",
+    "resources_of",
 ]
 
 Action: TypeAlias = Callable[..., Any]
@@ -316,6 +317,11 @@ def inputs_of(steps: Iterable[WorkflowStep]) -> list[str]:
         taken = (*step.signature.names, *step.condition.names)
         names |= dict.fromkeys(name for name in taken if name not in provided)
     return list(names)
+
+
+def resources_of(step: WorkflowStep, resources: Collection[str]) -> list[str]:
+    """Return the names of these resources that a step's action or its condition takes."""
+    return [name for name in inputs_of([step]) if name in resources]
 
 
 def _check_parameters(step: WorkflowStep) -> None:

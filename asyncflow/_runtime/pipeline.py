@@ -256,6 +256,11 @@ class Pipeline:
         """The observers of its runs."""
         return self._options.observers
 
+    @property
+    def resources(self) -> dict[str, OpenResource]:
+        """What opens each resource of its runs, by the parameter that receives it."""
+        return dict(self._options.resources)
+
     def with_options(self, **options: Unpack[Options]) -> Pipeline:
         """Return the same pipeline with other values for these options.
 

@@ -102,7 +102,8 @@ class RunsJournal(Protocol):
 class Resumable(Protocol):
     """An `Orchestrator`, or anything else that runs a pipeline.
 
-    If it has ``fork``, ``steps`` and ``secret_inputs`` like that, runs can be run again too.
+    If it has ``fork``, ``steps`` and ``secret_inputs`` like that, runs can be run again too. If it
+    has ``resources``, no page asks for inputs of these names.
     """
 
     def with_options(self, *, run_id: str = ..., journal: Any) -> Any:
@@ -177,7 +178,8 @@ class Resumer:
         pipeline: Any = self._pipelines.get(record.pipeline)
         if record.damaged or not all(hasattr(pipeline, name) for name in _OF_A_FORK):
             return None
-        secret, names = pipeline.secret_inputs, inputs_of(pipeline.steps)
+        secret, resources = pipeline.secret_inputs, getattr(pipeline, "resources", ())
+        names = [name for name in inputs_of(pipeline.steps) if name not in resources]
         return {
             "inputs": [name for name in names if name not in secret],
             "secret": [name for name in names if name in secret],

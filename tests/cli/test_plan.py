@@ -49,6 +49,33 @@ def test_a_plan_shows_the_tiers_as_text(shell: Shell) -> None:
     assert result.stderr == "imported\n"
 
 
+def test_a_plan_shows_which_steps_take_which_resources(shell: Shell) -> None:
+    shell.write(
+        "plans.py",
+        """
+        from contextlib import nullcontext
+        from asyncflow import Pipeline, after
+        pipeline = Pipeline("p", resources={"db": lambda: 1 / 0, "http": lambda: 1 / 0})
+
+        @pipeline.step
+        async def load(db, rows=1):
+            raise AssertionError("it was run")
+
+        @pipeline.step(when=lambda http: True, max_retries=2)
+        async def send(db, load=after(load)):
+            raise AssertionError("it was run")
+        """,
+    )
+
+    text = shell("plan", "plans:pipeline").stdout
+    plan = shell.json("plan", "plans:pipeline", "--format", "json")
+
+    assert "\n  load  with db\n" in text
+    send = "\n  send  after load  with db, http  (if its condition is met, up to 2 attempts)\n"
+    assert send in text
+    assert [step["resources"] for step in plan["steps"]] == [["db"], ["db", "http"]]
+
+
 def test_the_plan_of_a_target_shows_only_its_dependencies(shell: Shell) -> None:
     shell.write("plans.py", PLAN)
 

@@ -450,6 +450,46 @@ def test_a_step_that_raises_system_exit_ends_the_run_with_a_report(shell: Shell)
         assert result.stdout.endswith("Stopped: step 'leave' raised SystemExit\n")
 
 
+def test_a_resource_that_fails_is_reported_with_the_run(shell: Shell) -> None:
+    shell.write(
+        "pools.py",
+        """
+        from contextlib import asynccontextmanager
+        from asyncflow import Pipeline
+
+        @asynccontextmanager
+        async def refused():
+            raise OSError("refused")
+            yield
+
+        @asynccontextmanager
+        async def lost():
+            yield "pool"
+            raise OSError("lost")
+
+        first = Pipeline("first", resources={"db": refused})
+        last = Pipeline("last", resources={"db": lost})
+
+        @first.step
+        @last.step
+        async def load(db):
+            return db
+        """,
+    )
+
+    unopened = shell("run", "pools:first", "--quiet", exits=1)
+    unclosed = shell("run", "pools:last", "--quiet", exits=1)
+    given = shell("run", "pools:last", "--quiet", "--input", "db=x", exits=3)
+
+    assert unopened.stdout.startswith("Pipeline INTERRUPTED\n[SKIPPED] load")
+    assert 'raise OSError("refused")' in unopened.stderr
+    end = "Error: resource 'db' could not be opened: OSError: refused\n"
+    assert unopened.stderr.endswith(end)
+    assert unclosed.stdout.startswith("Pipeline PASSED\n")
+    assert "Error: resource 'db' failed while it closed: OSError: lost\n" in unclosed.stderr
+    assert "'db' is both an input and a resource" in given.stderr
+
+
 def test_an_interrupted_run_without_a_journal_reports_outputs_as_text(shell: Shell) -> None:
     shell.write(
         "leaver.py",

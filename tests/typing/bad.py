@@ -128,6 +128,7 @@ async def main() -> None:
     await run_pipeline([step], max_concurrency="3")  # E: arg-type
     await run_pipeline([step], inputs=["url"])  # E: arg-type
     await run_pipeline([step], observers=print)  # E: arg-type
+    await run_pipeline([step], resources={"db": open})  # E: dict-item
     await run_pipeline([step], observers=[watch])  # E: list-item
     await run_pipeline([step], True, "ready")  # E: call-arg
     await run_pipeline([step], deadline_ms="1s")  # E: arg-type

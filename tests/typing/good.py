@@ -15,6 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
 from typing import Any, Literal, assert_type
 
@@ -326,6 +327,7 @@ async def main() -> None:
     assert_type(varied.steps, list[WorkflowStep])
     assert_type(varied.dependencies, dict[str, tuple[str, ...]])
     assert_type(await varied.with_options(observers=[watch, RecorderFactory()]).run(), RunReport)
+    await varied.with_options(resources={**varied.resources, "db": opened, "http": Client}).run()
     assert_type(limited.tiers, list[list[str]])
     assert_type(limited.execution_order, list[str])
     assert_type(limited.to_mermaid(), str)
@@ -401,6 +403,22 @@ loop: asyncio.AbstractEventLoop = VirtualTimeLoop()
 
 
 etl = Pipeline("etl")
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[int]:
+    yield 1
+
+
+class Client:
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+Pipeline("p", resources={"db": opened, "http": Client, "shared": lambda: nullcontext(Client())})
 deep = Pipeline("deep", fail_fast=False, schedule="ready", max_concurrency=3, observers=[watch])
 
 

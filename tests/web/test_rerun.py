@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from datetime import date
 from typing import Any
 
@@ -11,6 +12,7 @@ from web.runs import Gate, failing, passing, slow
 
 from asyncflow import Orchestrator, Pipeline, WorkflowStep, after, run_pipeline
 from asyncflow.web import app
+from asyncflow.web._resumer import Resumer
 
 
 class Work:
@@ -68,6 +70,26 @@ async def test_a_run_is_run_again_under_a_new_id(
     assert report.forked_from == "a/b"
     assert work.calls == ["extract", "load", "load"]
     assert (await any_journal.record("a/b")).status == "failed"
+
+
+async def test_a_resource_is_no_input(make_client: Any, journal: Any) -> None:
+    pipeline = Pipeline("etl", resources={"db": lambda: nullcontext("db")})
+
+    @pipeline.step
+    async def load(db: str, table: str = "t") -> str:
+        return f"{db} {table}"
+
+    await pipeline.with_options(run_id="r", journal=journal).run()
+    client = make_client(app(journal, pipelines={"etl": pipeline.orchestrator}))
+
+    offered = Resumer(journal, {"etl": pipeline.orchestrator}).rerun_options(
+        await journal.record("r")
+    )
+    answer = await client.post("/api/runs/r/rerun?from=load")
+
+    assert offered == {"inputs": ["table"], "secret": []}
+    report = await ended(journal, answer.json()["run_id"])
+    assert report["load"].output == "db t"
 
 
 async def test_steps_and_typed_inputs_are_chosen(
