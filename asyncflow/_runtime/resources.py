@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from functools import partial
@@ -24,11 +25,14 @@ import anyio
 
 from asyncflow._core.arguments import is_async
 from asyncflow._core.errors import describe_error
-from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, cancel_scope, outlast
 from asyncflow._runtime.options import OpenResource
+from asyncflow._runtime.watchdog import GRACE_S
 
 __all__ = ["ResourceFailure", "RunResources", "checked_resources"]
+
+_log = logging.getLogger("asyncflow")
 
 
 class ResourceHost(Protocol):
@@ -71,7 +75,7 @@ class RunResources:
         self._latest = next(iter(resources))
         self._open: list[tuple[str, Any, anyio.CancelScope | None]] = []
         self._values: dict[str, Any] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None]
         self._is_stopped = False
         self._may_close = asyncio.get_running_loop().create_future()
         self._raised: BaseException | None = None
@@ -90,7 +94,7 @@ class RunResources:
 
     def stop_opening(self) -> None:
         """Open no more of them."""
-        if self.is_opening and self._task is not None and not self._is_stopped:
+        if self.is_opening and not self._is_stopped:
             self._is_stopped = True
             self._task.cancel()
 
@@ -115,8 +119,6 @@ class RunResources:
             The first cancellation that came meanwhile, if any.
         """
         task = self._task
-        if task is None:
-            return None
         self._raised = raised
         self._may_close.set_result(None)
         try:
@@ -159,7 +161,8 @@ class RunResources:
 
     async def _enter(self, name: str, resource: OpenResource) -> BaseException | None:
         """Open a resource; return what it raises."""
-        manager, scope = None, cancel_scope()
+        manager = warning = None
+        scope = cancel_scope()
         try:
             if scope is not None:
                 scope.__enter__()
@@ -167,6 +170,7 @@ class RunResources:
             kind: Any = type(manager)
             if not hasattr(kind, "__aenter__") or not hasattr(kind, "__aexit__"):
                 raise _not_a_manager(manager)
+            warning = self._warn_later(name, "opening", manager)
             self._values[name] = await kind.__aenter__(manager)
             self._open.append((name, manager, scope))
         except GeneratorExit:  # pragma: no cover - the loop was closed over it
@@ -181,7 +185,9 @@ class RunResources:
                 scope.__exit__(None, None, None)
             return error
         finally:
-            del self, manager, resource
+            if warning is not None:
+                warning.cancel()
+            del self, manager, resource, warning
         return None
 
     async def _close(
@@ -203,6 +209,7 @@ class RunResources:
         """
         kind, trace = (None, None) if raised is None else (type(raised), raised.__traceback__)
         verb = "failed while it closed" if cancelled is None else "stopped the run"
+        warning = self._warn_later(name, "closing", manager)
         try:
             if scope is not None:
                 scope.shield = True
@@ -220,9 +227,10 @@ class RunResources:
                 self._fail(name, f"{verb}: {describe_error(error)}", error)
             return error
         finally:
+            warning.cancel()
             if scope is not None:
                 scope.__exit__(None, None, None)
-            del self, manager, raised, trace, cancelled
+            del self, manager, raised, trace, cancelled, warning
 
     async def _until_close(self) -> None:
         await asyncio.wait([self._may_close])
@@ -237,6 +245,18 @@ class RunResources:
             self.is_opening = False
             self._fail("", "was cancelled by a third party", None)
             self._host.stop_for_resource("the task of its resources was cancelled")
+
+    def _warn_later(self, name: str, doing: str, manager: Any) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(GRACE_S, self._warn, name, doing, manager)
+
+    def _warn(self, name: str, doing: str, manager: Any) -> None:
+        """Log which resource takes long, since no event shows it."""
+        # What awaits an async generator does not lead to it; its context manager has it.
+        where = awaiting_location(getattr(manager, "gen", self._task.get_coro()))
+        _log.warning(
+            "resource %r is still %s after %g s, at %s (%s)",
+            *(name, doing, GRACE_S, where, self._task.get_name()),
+        )
 
     def _fail(self, name: str, problem: str, cause: BaseException | None) -> None:
         if cause is None or isinstance(cause, FAILURES):

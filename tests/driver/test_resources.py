@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import re
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -593,6 +594,29 @@ async def test_a_resource_cannot_suppress_what_the_run_raises(log: Log) -> None:
         await task
 
 
+async def test_a_resource_that_raises_what_it_is_told_has_not_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Strict:
+        async def __aenter__(self) -> str:
+            return "db"
+
+        async def __aexit__(self, kind: Any, raised: BaseException | None, trace: Any) -> None:
+            if raised is not None:
+                raise raised
+
+    interrupt = KeyboardInterrupt()
+
+    async def action(db: str) -> None:
+        raise interrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        await run_pipeline([WorkflowStep("a", action)], resources={"db": Strict})
+
+    assert caught.value is interrupt
+    assert caplog.messages == []
+
+
 # Scopes and task groups in resources.
 
 
@@ -735,19 +759,56 @@ async def test_a_third_party_that_cancels_the_resources_fails_the_run(
 async def test_resources_that_a_third_party_cancels_before_their_first_line_fail_the_run(
     log: Log,
 ) -> None:
-    if asyncio.get_running_loop().get_task_factory() is not None:
+    loop = asyncio.get_running_loop()
+    if loop.get_task_factory() is not None:
         pytest.skip("an eager task begins at once")
-    run = asyncio.create_task(
-        run_pipeline([log.step("a")], run_id="r", resources={"db": log.resource("db")})
-    )
-    while not any(t.get_name() == "asyncflow:r:resources" for t in asyncio.all_tasks()):
-        await asyncio.sleep(0)
-    if not log:
-        task_of_resources().cancel()
 
-        with pytest.raises(ResourceError, match="was cancelled by a third party"):
-            await run
-        assert log == []
+    def cancelling(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+        if coroutine.__name__ == "_hold":
+            task.cancel()
+        return task
+
+    loop.set_task_factory(cancelling)
+    try:
+        with pytest.raises(ResourceError, match="was cancelled by a third party") as caught:
+            await run_pipeline([log.step("a")], run_id="r", resources={"db": log.resource("db")})
+    finally:
+        loop.set_task_factory(None)
+
+    assert caught.value.report["a"].status is StepStatus.SKIPPED
+    assert log == []
+
+
+async def test_what_takes_long_to_open_or_close_is_logged_with_its_line(
+    log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    resources = {"db": log.resource("db", open_s=6, close_s=6)}
+
+    await run_pipeline([log.step("a")], run_id="r", resources=resources)
+
+    lines = [re.sub(r"at .*test_resources\.py:\d+ in", "at", text) for text in caplog.messages]
+    where = "Log.resource.<locals>.resource"
+    assert lines == [
+        f"resource 'db' is still {doing} after 5 s, at {where} (asyncflow:r:resources)"
+        for doing in ("opening", "closing")
+    ]
+
+
+async def test_a_run_without_anyio_needs_no_scopes(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "anyio._backends._asyncio", raising=False)
+    resources = {"db": log.resource("db"), "http": log.resource("http", open_error=OSError())}
+
+    await run_pipeline([log.step("a")], resources={"db": resources["db"]})
+
+    async def both(db: str, http: str) -> None:
+        raise AssertionError
+
+    with pytest.raises(ResourceError):
+        await run_pipeline([WorkflowStep("both", both)], resources=resources)
+    assert log[-1] == "close db"
 
 
 # With a journal.
