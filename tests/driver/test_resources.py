@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import itertools
 import re
 import sys
 import weakref
@@ -17,6 +18,7 @@ import anyio
 import pytest
 from memory_journal import MemoryJournal
 from process_work import return_argument
+from turn_counting import TurnCountingLoop
 
 from asyncflow import (
     JournalError,
@@ -875,6 +877,25 @@ async def test_a_resumed_or_forked_run_opens_resources_anew_if_steps_need_them(l
     assert log == ["open db", "close db"] * 3
 
 
+@pytest.mark.parametrize("open_s", [0.0, 60.0])
+async def test_a_handle_that_cancels_its_run_closes_the_resources(log: Log, open_s: float) -> None:
+    async def action(db: str, http: str) -> None:
+        await asyncio.sleep(60)
+
+    pipeline = Orchestrator(
+        [WorkflowStep("a", action)],
+        resources={"db": log.resource("db"), "http": log.resource("http", open_s=open_s)},
+    )
+
+    async with pipeline.start() as run:
+        await asyncio.sleep(1)
+        run.cancel("enough")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+
+    assert log[-1] == "close db"
+
+
 async def test_a_resumed_clean_up_step_waits_for_its_resource(log: Log) -> None:
     journal = MemoryJournal()
     steps = [WorkflowStep("load", fails), log.step("undo", ["load"], run_if="failure")]
@@ -944,6 +965,64 @@ async def test_resources_close_when_the_journal_fails(log: Log) -> None:
         )
 
     assert log[-1] == "close db"
+
+
+# At any moment.
+
+
+class AgainLoop(TurnCountingLoop):
+    """Cancels the task once more, so many turns later."""
+
+    def __init__(self, turn: int, eager: bool, later: int | None) -> None:
+        super().__init__(turn, eager)
+        self.later = later
+
+    def _run_once(self) -> None:
+        if self.later is not None and self.turns == self.turn + self.later and self.cancel_accepted:
+            self.victim.cancel("again")
+        super()._run_once()
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("later", [None, 1, 4])
+def test_a_cancellation_in_any_turn_leaves_nothing_open(eager: bool, later: int | None) -> None:
+    for turn in itertools.count():
+        log = Log()
+        resources = {
+            "db": log.resource("db", open_s=0.001, close_s=0.001),
+            "http": log.resource("http", close_s=0.001),
+        }
+
+        async def action(db: str, http: str, log: Log = log) -> None:
+            log.append("start")
+            await asyncio.sleep(0.001)
+
+        async def main(
+            action: Any = action, resources: Any = resources, log: Log = log
+        ) -> BaseException | None:
+            steps = [WorkflowStep("a", action), log.step("undo", ["a"], run_if="always")]
+            run = asyncio.create_task(run_pipeline(steps, resources=resources))
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, AgainLoop)
+            loop.victim = run
+            await asyncio.wait([run])
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            return None if run.cancelled() or run.exception() is None else run.exception()
+
+        loop = AgainLoop(turn, eager, later)
+        with asyncio.Runner(loop_factory=lambda loop=loop: loop) as runner:
+            assert runner.run(main()) is None
+
+        opened = [entry.split()[1] for entry in log if entry.startswith("open ")]
+        closed = [entry.split()[1] for entry in log if entry.startswith("close ")]
+        has_closed_all = closed == opened[::-1] or (
+            loop.cancel_accepted and "start" not in log and closed == opened[-2::-1]
+        )
+        assert has_closed_all, (turn, log)
+        assert loop.complaints == []
+        if not loop.cancel_accepted:
+            assert log[-2:] == ["close http", "close db"]
+            return
 
 
 # Nothing stays behind.
