@@ -985,7 +985,9 @@ class AgainLoop(TurnCountingLoop):
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("later", [None, 1, 4])
-def test_a_cancellation_in_any_turn_leaves_nothing_open(eager: bool, later: int | None) -> None:
+def test_a_cancellation_in_any_turn_leaves_nothing_open(
+    eager: bool, later: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
     for turn in itertools.count():
         log = Log()
         resources = {
@@ -1020,6 +1022,7 @@ def test_a_cancellation_in_any_turn_leaves_nothing_open(eager: bool, later: int 
         )
         assert has_closed_all, (turn, log)
         assert loop.complaints == []
+        assert caplog.messages == []
         if not loop.cancel_accepted:
             assert log[-2:] == ["close http", "close db"]
             return
