@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.errors import describe_error, error_lines, escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
@@ -109,7 +109,8 @@ def _error_command(step: StepView) -> str:
     if path is not None:
         properties |= {"file": path, "line": str(frames[-1].line)}
     given = ",".join(f"{name}={_escape_property(value)}" for name, value in properties.items())
-    return f"::error {given}::{_escape_data(describe_error(step.error))}"
+    message = "\n".join(error_lines(step.error))
+    return f"::error {given}::{_escape_data(message)}"
 
 
 def _path_in_workspace(path: str) -> str | None:

@@ -44,6 +44,7 @@ __all__ = [
     "describe_error",
     "describe_fully",
     "did_you_mean",
+    "error_lines",
     "escape_controls",
     "name_suffix",
     "safe_text",
@@ -478,13 +479,20 @@ LONGEST_TEXT = 100_000
 
 def describe_error(error: BaseException) -> str:
     """Return ``ErrorType: message`` in one line, the first of the message."""
+    return error_lines(error)[0]
+
+
+def error_lines(error: BaseException) -> list[str]:
+    """Return ``ErrorType: message``, each line of the message as one."""
     name, message = type(error).__name__, safe_text(str, error)
     if isinstance(error, RestoredError):
         name, message = error.type_name.rpartition(".")[2], error.message
     lines = message[:LONGEST_LINE].strip().splitlines()  # the message may be larger than memory
-    if len(lines) == 1:
-        lines[0] += cut(message, LONGEST_LINE)[LONGEST_LINE:]
-    return escape_controls(f"{name}: {lines[0]}" if lines else name)
+    if not lines:
+        return [escape_controls(name)]
+    lines[0] = f"{name}: {lines[0]}"
+    lines[-1] += cut(message, LONGEST_LINE)[LONGEST_LINE:]
+    return [escape_controls(line.rstrip()) for line in lines]
 
 
 def describe_fully(error: BaseException) -> str:

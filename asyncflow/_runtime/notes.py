@@ -498,6 +498,8 @@ def _texts_of(value: object) -> Iterator[str]:
             return
         each = values.pop()
         if isinstance(each, bytes):
+            if len(each) >= _SHORTEST_SECRET:
+                yield from _in_base64(each)
             each = each.decode(errors="ignore")
         if isinstance(each, str):
             for text in {each, each.strip(), *each.splitlines()}:
@@ -518,8 +520,9 @@ _SHOWN_WHOLE = frozenset({"datetime", "decimal", "fractions", "ipaddress", "uuid
 
 
 def _forms_of(text: str) -> Iterator[str]:
-    """Yield a text as it is, and as it is within values, JSON, CSV, XML and addresses."""
+    """Yield a text as it is, and as it is within values, JSON, CSV, XML, addresses and Base64."""
     yield text
+    yield from _in_base64(text.encode(errors="replace"))
     if text.isascii() and text.isalnum():
         return
     import html
@@ -534,6 +537,24 @@ def _forms_of(text: str) -> Iterator[str]:
     yield html.escape(text, quote=False)
     for escape in (quote, quote_plus):
         yield escape(text, safe="", errors="replace")
+
+
+def _in_base64(data: bytes) -> Iterator[str]:
+    """Yield how data is encoded in Base64, alone and within longer data.
+
+    Within longer data, such as ``user:password``, these are the characters that depend on nothing
+    before or after it. They differ by the place where it begins, since three bytes become four
+    characters.
+    """
+    from base64 import b64encode
+
+    parts = [b64encode(data).decode().rstrip("=")]
+    for before in range(3):
+        encoded = b64encode(bytes(before) + data).decode()
+        parts.append(encoded[-(-before * 4 // 3) : (before + len(data)) * 4 // 3])
+    for part in parts:
+        yield part
+        yield part.replace("+", "-").replace("/", "_")
 
 
 def _parts_of(value: Any) -> Iterable[Any]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.errors import describe_error
+from asyncflow._core.errors import describe_error, error_lines
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.tracebacks import user_frames
@@ -31,7 +31,7 @@ __all__ = ["run_end"]
 _INDENT = 13
 """How many cells the status of a step takes."""
 _MOST_GROUPS = 4
-_DETAIL = ((3, 3), (2, 2), (1, 2), (1, 1), (0, 1))
+_DETAIL = ((3, 8), (3, 3), (2, 2), (1, 2), (1, 1), (0, 1))
 """How many frames and lines of its message each error may have, by how little room there is."""
 
 
@@ -96,7 +96,9 @@ def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme
         yield _line(f"  {place}", width, theme, "dim")
         if frame.code:
             yield _line(f"    {frame.code}", width, theme)
-    lines = textwrap.wrap(_message(step.error), max(width - 2, 10))
+    lines = [
+        line for each in _message(step.error) for line in textwrap.wrap(each, max(width - 2, 10))
+    ]
     if len(lines) > most:
         lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
     for line in lines:
@@ -116,14 +118,14 @@ def _note(step: StepView) -> str:
     return ", ".join(parts)
 
 
-def _message(error: BaseException) -> str:
-    """Return an error in words; of a group, with its first error, unless its message has that."""
+def _message(error: BaseException) -> list[str]:
+    """Return the lines of an error; of a group, with its first error, unless its line has that."""
     parts = [describe_error(error)]
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
         if (described := describe_error(error)) not in parts[-1]:
             parts.append(described)
-    return ": ".join(parts)
+    return [": ".join(parts), *error_lines(error)[1:]]
 
 
 def _shown_path(path: str) -> str:

@@ -61,7 +61,8 @@ HOSTILE = """
 
 MEANT = [
     "::notice::mine",
-    "::error title=Step upload failed,file=hostile.py,line=11::OSError: ##[group]b",
+    "::error title=Step upload failed,file=hostile.py,line=11::"
+    "OSError: ##[group]b%0A ::warning::c%0A::add-mask::d",  # of a command, its text is no command
 ]
 
 

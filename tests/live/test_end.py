@@ -127,10 +127,29 @@ def test_failures_that_do_not_fit_are_counted() -> None:
 
 
 def test_a_long_message_is_wrapped_and_cut() -> None:
-    lines = lines_of(run_of_40({"train": ValueError("word " * 100)}))
+    lines = lines_of(run_of_40({"train": ValueError("word " * 200)}))
 
-    assert [line[:7] for line in lines[2:5]] == ["  Value", "  word ", "  word "]
-    assert lines[4].endswith("…")
+    assert [line[:7] for line in lines[2:10]] == ["  Value", *["  word "] * 7]
+    assert lines[9].endswith("…")
+
+
+def test_the_lines_of_a_message_are_shown_as_far_as_there_is_room() -> None:
+    error = ValueError("2 fields are wrong\n\nday\n    is missing\x1b[2J\nprice\n    is negative")
+
+    roomy = lines_of(run_of_40({"train": error}))
+    tight = lines_of(run_of_40({"train": error}), height=6)
+
+    assert roomy[2:7] == [
+        "  ValueError: 2 fields are wrong",
+        "  day",
+        "      is missing\\x1b[2J",
+        "  price",
+        "      is negative",
+    ]
+    assert tight[2:4] == [
+        "  ValueError: 2 fields are wrong",
+        "  day     is missing\\x1b[2J price     is negative",
+    ]
 
 
 def test_a_group_is_shown_with_its_first_error() -> None:

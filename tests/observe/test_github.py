@@ -257,6 +257,13 @@ class TestErrors:
             "::error title=Step a%3Ab%2Cc%25 failed::ValueError: 50%250A,::warning::x"
         ]
 
+    def test_all_lines_of_a_message_are_shown(self) -> None:
+        report = report_of([failed("a", RestoredError("ValueError", "2 wrong:\n  day\r\n  price"))])
+
+        assert self.commands(report) == [
+            "::error title=Step a failed::ValueError: 2 wrong:%0A  day%0A  price"
+        ]
+
     def test_a_file_elsewhere_is_not_named(self) -> None:
         trace = 'Traceback (most recent call last):\n  File "/srv/a.py", line 3, in go\nValueError'
 
