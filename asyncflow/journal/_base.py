@@ -543,7 +543,9 @@ class SQLJournal:
 
     async def __aenter__(self: Self) -> Self:
         try:
-            await self._write(self._store.runs, RunFilter(limit=0))  # whatever is wrong shows now
+            await self._write(
+                self._store.lists.runs, RunFilter(limit=0)
+            )  # whatever is wrong shows now
         except BaseException:
             await self.aclose()  # `__aexit__` is not called
             raise

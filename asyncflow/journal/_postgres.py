@@ -12,7 +12,8 @@ from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._event_codec import EventRow
 from asyncflow.journal._queries import check_lease, check_text
-from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store, UnsettledError
+from asyncflow.journal._sql import UnsettledError
+from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store
 
 if TYPE_CHECKING:
     from asyncflow.journal._postgres_connection import Postgres
@@ -167,13 +168,6 @@ class PostgresStore(Store):
     events = _retried(Store.events)
     last_positions = _retried(Store.last_positions)
     notes = _retried(Store.notes)
-    run = _retried(Store.run)
-    runs = _retried(Store.runs)
-    step_events = _retried(Store.step_events)
-    brief_events = _retried(Store.brief_events)
-    counts = _retried(Store.counts)
-    leases_of_running = _retried(Store.leases_of_running)
-    pipelines = _retried(Store.pipelines)
     ended = _retried(Store.ended)
     prune = _retried(Store.prune)
     forget = _retried(Store.forget)

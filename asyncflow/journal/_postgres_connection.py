@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, escape_controls
 from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
-from asyncflow.journal._store import Cursor, UnsettledError, either_case
+from asyncflow.journal._sql import Cursor, UnsettledError, either_case
 
 try:
     import psycopg
@@ -160,7 +160,7 @@ class ServerState:
 
 
 class Postgres:
-    """A `asyncflow.journal._store.Database`.
+    """A `asyncflow.journal._sql.Database`.
 
     Args:
         dsn: Its address, as a URI or as libpq's keywords and values.

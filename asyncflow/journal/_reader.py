@@ -59,7 +59,8 @@ from asyncflow.journal._queries import (
     RunSummary,
     StoredEvent,
 )
-from asyncflow.journal._store import RunRow, Store
+from asyncflow.journal._run_lists import RunRow
+from asyncflow.journal._store import Store
 
 __all__ = ["JournalReader"]
 
@@ -103,7 +104,7 @@ class JournalReader:
         Raises:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
-        row = self.store.run(run_id)
+        row = self.store.lists.run(run_id)
         if row is None or row.status != "passed":
             return None
         run, _ = self._replay(run_id)
@@ -118,7 +119,7 @@ class JournalReader:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             JournalError: Its last position is known and another one, as `history` says.
         """
-        row = self.store.run(run_id)
+        row = self.store.lists.run(run_id)
         while True:
             stored = self.store.events(run_id)
             if last is not None:
@@ -129,7 +130,7 @@ class JournalReader:
                 break
             # Between the two reads it may have begun, resumed, ended or been deleted. Then its row
             # is another one now, lease aside. A damaged one may have NaN, which differs from NaN.
-            row = self.store.run(run_id)
+            row = self.store.lists.run(run_id)
             if repr(row and row[:_FIXED]) == repr(before and before[:_FIXED]):
                 raise RunUnreadableError(self._name, run_id, problem)
         run, position = StoredRun(), 0
@@ -163,11 +164,11 @@ class JournalReader:
     def runs(self, where: RunFilter) -> list[RunRecord]:
         """Return the runs that a filter selects."""
         if where.orphaned is None:
-            return [_record_of(row) for row in self.store.runs(where)]
+            return [_record_of(row) for row in self.store.lists.runs(where)]
         found: list[RunRecord] = []
         page = replace(where, limit=_PAGE)
         while where.limit is None or len(found) < where.limit:
-            records = [_record_of(row) for row in self.store.runs(page)]
+            records = [_record_of(row) for row in self.store.lists.runs(page)]
             found += [record for record in records if record.orphaned == where.orphaned]
             if len(records) < _PAGE:
                 break
@@ -176,18 +177,18 @@ class JournalReader:
 
     def statistics(self, pipeline: str, runs: int) -> PipelineStatistics:
         """Return the statistics of the latest runs of a pipeline."""
-        rows = self.store.runs(RunFilter(pipeline=pipeline, limit=runs))
-        events = self.store.step_events([row.run_id for row in rows])
+        rows = self.store.lists.runs(RunFilter(pipeline=pipeline, limit=runs))
+        events = self.store.lists.step_events([row.run_id for row in rows])
         records: list[RunRecord] = []
         steps: list[dict[str, StepRun]] = []
         for row in rows:
             run = _replay_of_steps(row, events.get(row.run_id, ()))
             if run is None:  # unless it has changed between the two reads, it is damaged
-                again = self.store.run(row.run_id)
+                again = self.store.lists.run(row.run_id)
                 if again is None:
                     continue
                 row, run_id = again, row.run_id
-                run = _replay_of_steps(row, self.store.step_events([run_id]).get(run_id, ()))
+                run = _replay_of_steps(row, self.store.lists.step_events([run_id]).get(run_id, ()))
             record = _record_of(row)
             records.append(record if run else replace(record, damaged=True))
             steps.append(step_runs(run) if run else {})
@@ -200,7 +201,7 @@ class JournalReader:
             by_status[record.status].append(record.run_id)
         running = by_status.pop("running")
         ended = [*chain(*by_status.values())]
-        events = self.store.brief_events(
+        events = self.store.lists.brief_events(
             running, ended, by_status["failed"], by_status["interrupted"]
         )
         return {
@@ -241,10 +242,10 @@ class JournalReader:
     def counts(self, where: RunFilter) -> dict[str, int]:
         """Return how many of the runs that a filter selects have which of the listed statuses."""
         counts: dict[str, int] = dict.fromkeys(RUN_STATUSES, 0)
-        for status, count in self.store.counts(where):
+        for status, count in self.store.lists.counts(where):
             counts[status if status in _STATUSES else "running"] += count
         if counts["running"]:
-            orphaned = sum(starmap(_is_orphaned, self.store.leases_of_running(where)))
+            orphaned = sum(starmap(_is_orphaned, self.store.lists.leases_of_running(where)))
             # Others may have begun between the two reads.
             counts["orphaned"] = min(orphaned, counts["running"])
             counts["running"] -= counts["orphaned"]
@@ -252,7 +253,7 @@ class JournalReader:
 
     def pipelines(self) -> list[str]:
         """Return the names of the pipelines that have runs, sorted."""
-        return sorted(set(map(_name_of, self.store.pipelines())))
+        return sorted(set(map(_name_of, self.store.lists.pipelines())))
 
     def record(self, run_id: str) -> RunRecord:
         """Return the record of a run; a damaged one if the run has events and no row.
@@ -260,7 +261,7 @@ class JournalReader:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        row = self.store.run(run_id)
+        row = self.store.lists.run(run_id)
         if row is None:
             self.check_exists(run_id)
             return _record_of(RunRow(run_id, *[None] * (len(RunRow._fields) - 1)))

@@ -31,7 +31,8 @@ from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._queries import check_lease
-from asyncflow.journal._store import DatabaseChangedError, Store, either_case
+from asyncflow.journal._sql import DatabaseChangedError, either_case
+from asyncflow.journal._store import Store
 from asyncflow.journal._worker import WorkerThread
 
 __all__ = [
@@ -165,7 +166,7 @@ _SAFE = "what was committed before is safe, and nothing of this transaction was 
 
 
 class SQLite:
-    """A `asyncflow.journal._store.Database`.
+    """A `asyncflow.journal._sql.Database`.
 
     Args:
         path: The file.

@@ -1,8 +1,6 @@
-"""The SQL statements of a journal: runs, their events, and the leases of their owners.
+"""The SQL statements of a journal about single runs: their leases, what is written, their events.
 
-They are the same for every database. A database must provide what `Database` asks for: how a
-transaction begins and ends, its dialect (`translate`), its schema, and what its driver's errors
-mean, as `JournalError`. Everything is called in one thread only.
+They are the same for every database, and so are those that read many runs (`RunLists`).
 
 - `runs` has one row per run, written with its first event. Its status follows the events.
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
@@ -21,15 +19,12 @@ can't be read is a `RunUnreadableError`. Values of the other tables may be of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import chain, islice
-from typing import Any, NamedTuple, Protocol
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import (
-    JournalError,
     RunAlreadyActiveError,
     RunUnreadableError,
     describe_fully,
@@ -37,94 +32,26 @@ from asyncflow._core.errors import (
 from asyncflow.events import Event, NoteEvent
 from asyncflow.journal._event_codec import (
     EventRow,
-    column_of,
     event_checksum,
     event_of,
     run_checksum,
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
-from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._run_lists import RunLists
+from asyncflow.journal._sql import (
+    EVENT_COLUMNS,
+    FREE,
+    Cursor,
+    Database,
+    Parameters,
+    chunks,
+    marks,
+    padded,
+)
 
-__all__ = [
-    "Change",
-    "Claim",
-    "CommitBatch",
-    "Cursor",
-    "Database",
-    "DatabaseChangedError",
-    "Refusals",
-    "RunRow",
-    "Store",
-    "UnsettledError",
-    "either_case",
-]
+__all__ = ["Change", "Claim", "CommitBatch", "Refusals", "Store"]
 
-Parameters = Sequence[Any]
-
-
-class UnsettledError(JournalError):
-    """The transaction may or may not be committed, and may succeed if it is tried again."""
-
-
-class DatabaseChangedError(JournalError):
-    """Another database has taken the place of the one in which the leases were acquired."""
-
-
-class Cursor(Protocol):
-    """A cursor of DB-API 2.0."""
-
-    @property
-    def rowcount(self) -> int: ...
-    def execute(self, sql: str, parameters: Parameters = ..., /) -> object: ...
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> list[Any]: ...
-
-
-class Database(Protocol):
-    """A connection to a database.
-
-    It connects when it is first used and after the connection was lost, and migrates the schema
-    then. Errors of the driver in a ``with`` block of `transaction` or `reading`, or at its begin or
-    end, are raised as `JournalError`.
-    """
-
-    name: str
-    """Its name in errors: a path, or an address without its password."""
-
-    def translate(self, sql: str) -> str:
-        """Return a statement in the dialect of this database, cached.
-
-        ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
-        clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
-        SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if the database needs
-        that. ``{like}`` compares a text with a `pattern`. ``{bytes}`` is the function for the size
-        of a text, in bytes if that is fast, else in characters. ``{of_steps}``, after a table
-        ``events``, lets it be read by the index of the events that are not of items, if the
-        database would not choose that by itself. ``{valid}`` is the condition that a lease
-        ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
-        """
-        ...
-
-    def pattern(self, text: str) -> str:
-        """Return a pattern that matches every text that contains this one, in any case."""
-        ...
-
-    def transaction(self) -> AbstractContextManager[Cursor]:
-        """Begin a transaction that writes; the end of the block commits it or rolls it back."""
-        ...
-
-    def reading(self) -> AbstractContextManager[Cursor]:
-        """Return a cursor for SELECTs."""
-        ...
-
-    def close(self) -> None:
-        """Disconnect, and never raise. The next use connects again."""
-        ...
-
-
-def either_case(letter: str) -> str:
-    """Return a letter and its lower and upper case, each once, if that is one character."""
-    return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
+T = TypeVar("T")
 
 
 class Change(NamedTuple):
@@ -176,43 +103,8 @@ Refusals = dict[tuple[str, int], int | None]
 stored event, which is not the one that was committed last; or ``None`` for a lost lease."""
 
 
-class RunRow(NamedTuple):
-    """A row of `runs` with its lease, as it was read: if it is damaged, its values are of any type.
-
-    An undamaged one has the types of `asyncflow.journal._queries.RunRecord`.
-    """
-
-    run_id: Any
-    pipeline: Any
-    status: Any
-    started_at: Any
-    updated_at: Any
-    last_event: Any
-    """The position of the latest event that changed the row. If the run has ended, it is the last
-    of all, so that missing ones are noticed."""
-    checksum: Any
-    """That of the columns that never change, by `run_checksum`."""
-    parent: Any
-    parent_step: Any
-    forked_from: Any
-    owner: Any
-    """The lease holder; ``None`` if there is none, or the lease has expired."""
-    process: Any
-    latest_ms: Any
-    """The time of its latest event, whose checksum was not compared."""
-    paused_s: Any
-    """By how much its start and the times of its events have drifted apart by the wall clock."""
-
-
-_EVENT = (*EventRow._fields, "checksum")
-"""The columns of `events`."""
-
 _NOTE = (*NoteRow._fields, "checksum")
 """The columns of `notes`."""
-
-_FREE = "(l.owner IS NULL OR NOT {valid})"
-
-_OWNER = f"CASE WHEN {_FREE} THEN NULL ELSE l.owner END"
 
 _MAKE_LEASE = (
     # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
@@ -243,7 +135,8 @@ _CHANGE_RUN = (
     "paused_s = COALESCE(? - started_at, paused_s) WHERE run_id = ?"
 )
 _EVENTS = (
-    f"SELECT {', '.join(_EVENT)} FROM events WHERE run_id = ? AND position > ? ORDER BY position"
+    f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE run_id = ? AND position > ? "
+    "ORDER BY position"
 )
 _LAST = (
     "SELECT COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
@@ -252,83 +145,37 @@ _LAST = (
     f"COALESCE((SELECT MAX(position) FROM notes WHERE run_id = ? AND position < {1 << 53}), 0)"
 )
 _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
-_RUNS = (
-    "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
-    f"{_OWNER}, l.process, "
-    "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
-    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
-    "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
-)
-_LONGEST_OUTPUT = 4_096
-"""How many bytes of an output are read where no caller needs it, so that its row can be checked."""
-_LONGEST_START = 65_536
-"""The same for the first event of a run, of which only the inputs are shown."""
-_BRIEF = ", ".join(
-    f"CASE WHEN e.kind IN ('StepSucceeded', 'StepTakenOver') "
-    f"AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} THEN NULL ELSE e.{column} END"
-    if column in ("payload", "data")
-    else f"e.{column}"
-    for column in _EVENT
-)
-"""The columns of an event, without a long output."""
-_OF_STEPS = "events e {of_steps} WHERE e.item IS NULL AND e.run_id IN ({ids})"
-_STARTS = (
-    f"{_OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
-    f"OR {{bytes}}(e.payload) <= {_LONGEST_START})"
-)
-_FIRST_FAILURE = (
-    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = ("
-    "SELECT MIN(f.position) FROM events f {of_steps} WHERE f.run_id = r.run_id "
-    "AND f.item IS NULL AND f.kind = 'StepFailed' AND f.position > COALESCE("
-    "(SELECT MAX(g.position) FROM events g {of_steps} WHERE g.run_id = r.run_id "
-    "AND g.item IS NULL AND g.kind = 'RunResumed'), 0)) AND r.run_id IN ({ids})"
-)
-"""The ids are those of `runs`: PostgreSQL would ask this of all runs, and then compare the ids."""
-_LAST_CHANGE = (
-    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event "
-    "AND r.run_id IN ({ids})"
-)
-_PIPELINES = (
-    "WITH RECURSIVE named (pipeline) AS (SELECT MIN(r.pipeline) FROM runs r UNION ALL "
-    "SELECT (SELECT MIN(r.pipeline) FROM runs r WHERE r.pipeline > named.pipeline) FROM named "
-    "WHERE named.pipeline IS NOT NULL) SELECT pipeline FROM named WHERE pipeline IS NOT NULL"
-)
-"""One search of an index for each name, whatever the number of runs."""
-_COUNTS = "SELECT r.status, COUNT(*) FROM runs r WHERE {where} GROUP BY r.status"
-_RUNNING = (
-    f"SELECT {_OWNER}, l.process FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
-    "WHERE {where}"
-)
-_BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
-"""The condition for runs before a place, by how many parts of the place are given."""
 _LAST_NOTE = "(SELECT COALESCE(MAX(n.position), 0) FROM notes n WHERE n.run_id = l.run_id)"
 _ENDED = (
     f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE} "
     "FROM leases l JOIN runs r ON r.run_id = l.run_id "
-    f"WHERE {_FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
+    f"WHERE {FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
 )
 _ENDED_AS = f"{_ENDED} AND r.status = ?"
 _STRAY = (
-    f"SELECT l.run_id, 0 FROM leases l WHERE {_FREE} "
+    f"SELECT l.run_id, 0 FROM leases l WHERE {FREE} "
     "AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = l.run_id)"
 )
 _DELETABLE = (
-    f"SELECT l.run_id FROM leases l WHERE {_FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
+    f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
     "r.run_id = l.run_id AND (r.status = 'running' OR r.updated_at > {now} - ?))"
 )
 
-_CHUNK = 64
-"""How many rows or ids one statement takes at most; a power of two."""
-_PARTS = 8
-"""How many SELECTs, each with so many ids, one statement joins at most."""
-
 
 class Store:
-    """Executes the statements on one database."""
+    """Executes the statements on one database.
+
+    Attributes:
+        lists: What reads many runs of it.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.lists = RunLists(database, self.retry)
+
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Return what a call returns. A store may repeat it."""
+        return attempt()
 
     def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
         cursor.execute(self.database.translate(sql), parameters)
@@ -417,12 +264,12 @@ class Store:
 
     def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows):
             # A transaction that is tried again may have been committed before.
             sql = f"{_insertion('notes', _NOTE, len(chunk))} ON CONFLICT DO NOTHING"
             self._execute(cursor, sql, list(chain(*chunk)))
-        for chunk in _chunks(batch.replaced):
-            sql = f"DELETE FROM notes WHERE run_id = ? AND position IN ({_marks(len(chunk))})"
+        for chunk in chunks(batch.replaced):
+            sql = f"DELETE FROM notes WHERE run_id = ? AND position IN ({marks(len(chunk))})"
             self._execute(cursor, sql, [batch.run_id, *chunk])
 
     def _lock(self, cursor: Cursor, of: Iterable[str]) -> dict[tuple[str, int], int]:
@@ -430,11 +277,11 @@ class Store:
         claims: dict[tuple[str, int], int] = {}
         # In one order, so that two processes that lock rows never wait for each other.
         run_ids = sorted(of)
-        for chunk in _chunks(_padded(run_ids)):
+        for chunk in chunks(padded(run_ids)):
             self._execute(
                 cursor,
                 f"SELECT l.run_id, l.token, {_LAST_OF_LEASE} FROM leases l WHERE l.run_id IN "
-                f"({_marks(len(chunk))}) ORDER BY l.run_id{{lock}}",
+                f"({marks(len(chunk))}) ORDER BY l.run_id{{lock}}",
                 chunk,
             )
             claims.update(((run_id, token), last) for run_id, token, last in cursor.fetchall())
@@ -442,9 +289,9 @@ class Store:
 
     def _insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows):
             values = [(*row, event_checksum(*row)) for row in chunk]
-            sql = _insertion("events", _EVENT, len(chunk))
+            sql = _insertion("events", EVENT_COLUMNS, len(chunk))
             self._execute(cursor, sql, list(chain(*values)))
 
     def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
@@ -523,109 +370,6 @@ class Store:
             self._execute(cursor, sql, [run_id, *values, page])
             return cursor.fetchall()
 
-    def run(self, run_id: str) -> RunRow | None:
-        """Return the row of a run; ``None`` if there is none."""
-        rows = self._runs({"r.run_id = ?": [run_id]}, None)
-        return rows[0] if rows else None
-
-    def runs(self, where: RunFilter) -> list[RunRow]:
-        """Return the runs that a filter selects, ``orphaned`` aside, which SQL can't tell."""
-        return self._runs(self._conditions(where), where.limit)
-
-    def _conditions(self, where: RunFilter) -> dict[str, Sequence[Any]]:
-        before = where.before
-        place = before if before is None or isinstance(before, tuple) else (before,)
-        pipeline = None if where.pipeline is None else column_of(where.pipeline)
-        parent = None if where.parent is None else column_of(where.parent)
-        pattern = None if where.text is None else self.database.pattern(where.text)
-        return {
-            "r.status = ?": _some(where.status),
-            "r.pipeline = ?": _some(pipeline),
-            "r.parent = ?": _some(parent),
-            "r.started_at >= ?": _some(where.since),
-            _BEFORE[len(place or ())]: place or (),
-            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
-        }
-
-    def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:
-        where, values = _joined(conditions)
-        sql = f"{_RUNS} WHERE {where} ORDER BY r.started_at DESC, r.run_id DESC"
-        if limit is not None:
-            sql, values = f"{sql} LIMIT ?", [*values, limit]
-        with self.database.reading() as cursor:
-            self._execute(cursor, sql, values)
-            return [RunRow(*row) for row in cursor.fetchall()]
-
-    def step_events(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
-        """Return the rows of the events of runs, those of items aside, by run and in their order.
-
-        A long output is left out.
-        """
-        return self._brief([(_OF_STEPS, run_ids)])
-
-    def brief_events(
-        self,
-        running: Sequence[str],
-        ended: Sequence[str],
-        failed: Sequence[str],
-        interrupted: Sequence[str],
-    ) -> dict[Any, list[Sequence[Any]]]:
-        """Return rows of events that say briefly how runs stand, as `step_events` returns them.
-
-        Args:
-            running: Runs of which all events are wanted, those of items aside.
-            ended: Runs whose starts are wanted: the first event, unless it is long, and those
-                with which they were resumed.
-            failed: Runs of which the first failure of a step is wanted, after the last resumption.
-            interrupted: Runs of which the last event is wanted.
-        """
-        return self._brief(
-            [
-                (_OF_STEPS, running),
-                (_STARTS, ended),
-                (_FIRST_FAILURE, failed),
-                (_LAST_CHANGE, interrupted),
-            ]
-        )
-
-    def _brief(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> dict[Any, list[Sequence[Any]]]:
-        parts: list[tuple[str, list[str]]] = []
-        for source, run_ids in wanted:
-            for chunk in _chunks(_padded(run_ids)):
-                sql = f"SELECT {_BRIEF} FROM {source}".replace("{ids}", _marks(len(chunk)))
-                parts.append((sql, chunk))
-        rows: list[Sequence[Any]] = []
-        with self.database.reading() as cursor:
-            for at in range(0, len(parts), _PARTS):
-                several = parts[at : at + _PARTS]
-                sql = " UNION ALL ".join(sql for sql, _ in several)
-                self._execute(cursor, sql, [*chain(*(chunk for _, chunk in several))])
-                rows += cursor.fetchall()
-        found: dict[Any, list[Sequence[Any]]] = {}
-        for row in sorted(rows, key=_position_of):
-            found.setdefault(row[0], []).append(row)
-        return found
-
-    def counts(self, where: RunFilter) -> list[tuple[Any, int]]:
-        """Return how many of the runs that a filter selects have which status in their row."""
-        return self._aggregate(_COUNTS, where)
-
-    def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
-        """Return the lease holder and the process of each run that has not ended, as `RunRow`."""
-        return self._aggregate(_RUNNING, replace(where, status="running"))
-
-    def _aggregate(self, sql: str, where: RunFilter) -> list[Any]:
-        conditions, values = _joined(self._conditions(where))
-        with self.database.reading() as cursor:
-            self._execute(cursor, sql.replace("{where}", conditions), values)
-            return cursor.fetchall()
-
-    def pipelines(self) -> list[Any]:
-        """Return the names of the pipelines that have runs, as their columns have them."""
-        with self.database.reading() as cursor:
-            self._execute(cursor, _PIPELINES)
-            return [name for (name,) in cursor.fetchall()]
-
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
         """Return the runs that ended so long ago and have no owner, with how many rows they have.
 
@@ -647,8 +391,8 @@ class Store:
             # One statement locks them, the next one sees how they have changed before that.
             self._lock(cursor, run_ids)
             deleted = 0
-            for chunk in _chunks(run_ids):
-                sql = f"{_DELETABLE} AND l.run_id IN ({_marks(len(chunk))})"
+            for chunk in chunks(run_ids):
+                sql = f"{_DELETABLE} AND l.run_id IN ({marks(len(chunk))})"
                 self._execute(cursor, sql, [age_s, *chunk])
                 deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
@@ -667,9 +411,9 @@ class Store:
 
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
-        for chunk in _chunks(run_ids):
+        for chunk in chunks(run_ids):
             for table in ("events", "notes", "leases", "runs"):
-                sql = f"DELETE FROM {table} WHERE run_id IN ({_marks(len(chunk))})"
+                sql = f"DELETE FROM {table} WHERE run_id IN ({marks(len(chunk))})"
                 self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount
         return deleted
@@ -685,46 +429,7 @@ def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:
     return owner is not None and bool(unexpired) and not claim.is_void(process)
 
 
-def _position_of(row: Sequence[Any]) -> int:
-    position = row[1]
-    return position if isinstance(position, int) else 0  # a damaged one is of any type
-
-
-def _joined(conditions: Mapping[str, Sequence[Any]]) -> tuple[str, list[Any]]:
-    """Return those conditions that have values as one, and all values."""
-    where = " AND ".join(condition for condition, values in conditions.items() if values)
-    return where or "1 = 1", [*chain(*conditions.values())]
-
-
-def _some(value: Any) -> list[Any]:
-    return [] if value is None else [value]
-
-
-def _chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
-    """Split rows into lengths that are powers of two, so that few statements are compiled."""
-    rest, left, size = iter(rows), len(rows), _CHUNK
-    while left:
-        while size > left:
-            size //= 2
-        yield list(islice(rest, size))
-        left -= size
-
-
-def _padded(run_ids: Sequence[str]) -> list[str]:
-    """Repeat the last id up to a length that `_chunks` does not split into other ones.
-
-    So few statements have to be compiled.
-    """
-    count = len(run_ids)
-    missing = (-count) % min(_CHUNK, 1 << max(0, count - 1).bit_length())
-    return [*run_ids, *[*run_ids[-1:]] * missing]
-
-
 @cache
 def _insertion(table: str, columns: tuple[str, ...], count: int) -> str:
-    rows = ", ".join([f"({_marks(len(columns))})"] * count)
+    rows = ", ".join([f"({marks(len(columns))})"] * count)
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {rows}"
-
-
-def _marks(count: int) -> str:
-    return ", ".join(["?"] * count)

@@ -31,7 +31,8 @@ from asyncflow._core.errors import (
 )
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
-from asyncflow.journal._store import Claim, CommitBatch, DatabaseChangedError, Store
+from asyncflow.journal._sql import DatabaseChangedError
+from asyncflow.journal._store import Claim, CommitBatch, Store
 
 __all__ = ["JournalWorker", "Lease", "PendingClaim", "WorkerThread"]
 

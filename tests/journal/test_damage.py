@@ -331,9 +331,9 @@ async def test_a_first_event_of_another_pipeline_is_refused(journal: Any, databa
 async def test_a_run_that_ends_between_two_reads_is_read_again(journal: Any) -> None:
     await store(journal)
     reader = journal._reader
-    run = reader.store.run
+    run = reader.store.lists.run
     seen = [(await journal._read(run, "r"))._replace(status="running", updated_at=1.0)]
-    reader.store.run = lambda run_id: seen.pop() if seen else run(run_id)
+    reader.store.lists.run = lambda run_id: seen.pop() if seen else run(run_id)
 
     assert (await journal.report("r")).outcome == "passed"
     assert not seen

@@ -66,7 +66,7 @@ def make_store(tmp_path: Path, clocks: Clocks) -> Iterator[MakeStore]:
 
 
 def owner(store: Store) -> str | None:
-    row = store.run("r")
+    row = store.lists.run("r")
     assert row
     return row.owner
 

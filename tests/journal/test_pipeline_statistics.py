@@ -29,7 +29,7 @@ from asyncflow.events import (
 )
 from asyncflow.journal import RunSummary
 from asyncflow.journal._queries import RunFilter, RunRecord
-from asyncflow.journal._store import RunRow, Store
+from asyncflow.journal._run_lists import RunLists
 
 LONG_OUTPUT = Payload("json", b'"' + b"x" * 10_000 + b'"')
 
@@ -133,7 +133,7 @@ async def test_what_is_read_does_not_grow_with_the_number_of_items(journal: Any)
     await mapped(journal, "few", 1)
     await mapped(journal, "many", 200)
 
-    rows = await journal._read(journal._reader.store.step_events, ["few", "many"])
+    rows = await journal._read(journal._reader.store.lists.step_events, ["few", "many"])
 
     assert len(rows["few"]) == len(rows["many"]) == 10
     assert all(row[4] is None for each in rows.values() for row in each)
@@ -209,7 +209,7 @@ async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
     events = of_one_step("r", 1.0, *passed(3.0, LONG_OUTPUT))
     await store(journal, "r", events)
 
-    (rows,) = (await journal._read(journal._reader.store.step_events, ["r"])).values()
+    (rows,) = (await journal._read(journal._reader.store.lists.step_events, ["r"])).values()
     found = await journal.statistics("etl")
 
     assert sum(len(str(row)) for row in rows) < 2_000
@@ -253,7 +253,7 @@ async def test_long_outputs_that_a_fork_takes_over_are_not_read(
     events = of_one_step("r", 1.0, taken, StepReused("a", 1.0, origin="q"))
     await store(journal, "r", events)
 
-    (rows,) = (await journal._read(journal._reader.store.step_events, ["r"])).values()
+    (rows,) = (await journal._read(journal._reader.store.lists.step_events, ["r"])).values()
     found = await journal.statistics("etl")
 
     assert sum(len(str(row)) for row in rows) < 2_000
@@ -261,20 +261,6 @@ async def test_long_outputs_that_a_fork_takes_over_are_not_read(
     assert found.steps["a"].outcomes == ("reused",)
     database.query("UPDATE events SET step = NULL WHERE kind = 'StepTakenOver'")
     assert (await journal.statistics("etl")).runs[0].damaged
-
-
-class Stale:
-    """A store whose list of runs is of an earlier moment."""
-
-    def __init__(self, store: Store, runs: list[RunRow]) -> None:
-        self._store = store
-        self._runs = runs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def runs(self, where: RunFilter) -> list[RunRow]:
-        return self._runs
 
 
 @pytest.mark.parametrize("change", ["ends", "is deleted"])
@@ -286,12 +272,12 @@ async def test_a_run_that_changes_between_two_reads_is_not_damaged(
         session.append(event)
     await session.flush()
     reader = journal._reader
-    before = await journal._read(reader.store.runs, RunFilter())
+    before = await journal._read(reader.store.lists.runs, RunFilter())
     session.append(RunFinished(100.0, "passed"))
     await session.close()
     if change == "is deleted":
         await journal.forget("r")
-    reader.store = Stale(reader.store, before)
+    reader.store.lists.runs = lambda where: before  # of an earlier moment
 
     found = await journal.statistics("etl")
 
@@ -319,21 +305,20 @@ async def test_summaries_and_statistics_use_indexes(
         )
         database.query("ANALYZE runs, events")
     plans: list[str] = []
-    execute = Store._execute
+    read = RunLists._read
 
-    def explained(store: Store, cursor: Any, sql: str, values: Sequence[Any] = ()) -> None:
+    def explained(lists: RunLists, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         kind = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
-        cursor.execute(f"{kind} {store.database.translate(sql)}", values)
-        plans.append(str(cursor.fetchall()))
-        execute(store, cursor, sql, values)
+        plans.append(str(read(lists, f"{kind} {sql}", values)))
+        return read(lists, sql, values)
 
-    monkeypatch.setattr(Store, "_execute", explained)
+    monkeypatch.setattr(RunLists, "_read", explained)
     statuses: list[Any] = ["running", "failed", "interrupted", "passed"]
     numbers = range(1, 21)
     records = [RunRecord(f"r{n}", "etl", statuses[n % 4], 0.0, 0.0, None) for n in numbers]
 
     await journal.summaries(records)
-    await journal._read(journal._reader.store.step_events, [each.run_id for each in records])
+    await journal._read(journal._reader.store.lists.step_events, [each.run_id for each in records])
     await journal.runs(parent="r")
 
     assert len(plans) == 3
@@ -379,18 +364,11 @@ async def test_runs_are_counted_by_their_listed_status(journal: Any, database: A
     await held.close()
 
 
-class Growing(Stale):
-    """A store in which a run begins, and its process dies, between the two reads of counts."""
-
-    def counts(self, where: RunFilter) -> list[tuple[Any, int]]:
-        return [("running", 1)]
-
-    def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
-        return [(None, None)] * 2
-
-
 async def test_no_count_is_negative_if_runs_change_between_two_reads(journal: Any) -> None:
-    journal._reader.store = Growing(journal._reader.store, [])
+    """A run begins, and its process dies, between the two."""
+    lists = journal._reader.store.lists
+    lists.counts = lambda where: [("running", 1)]
+    lists.leases_of_running = lambda where: [(None, None)] * 2
 
     counts = await journal.counts()
 

@@ -18,7 +18,7 @@ from postgres_server import PostgresServer, until
 from asyncflow._core.errors import JournalError
 from asyncflow.journal import PostgresJournal
 from asyncflow.journal._postgres_connection import _MIGRATIONS, Postgres
-from asyncflow.journal._store import Cursor
+from asyncflow.journal._sql import Cursor
 
 
 def runs_of(database: Postgres) -> list[object]:

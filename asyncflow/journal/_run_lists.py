@@ -1,0 +1,234 @@
+"""The SQL statements that read many runs: lists of runs, and what their statistics need.
+
+What is read may be damaged: values may be of any type, and a row of `events` is checked by those
+who decode it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, NamedTuple
+
+from asyncflow.journal._event_codec import column_of
+from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._sql import EVENT_COLUMNS, OWNER, Database, Parameters, chunks, marks, padded
+
+__all__ = ["RunLists", "RunRow"]
+
+
+class RunRow(NamedTuple):
+    """A row of `runs` with its lease, as it was read: if it is damaged, its values are of any type.
+
+    An undamaged one has the types of `asyncflow.journal._queries.RunRecord`.
+    """
+
+    run_id: Any
+    pipeline: Any
+    status: Any
+    started_at: Any
+    updated_at: Any
+    last_event: Any
+    """The position of the latest event that changed the row. If the run has ended, it is the last
+    of all, so that missing ones are noticed."""
+    checksum: Any
+    """That of the columns that never change, by `run_checksum`."""
+    parent: Any
+    parent_step: Any
+    forked_from: Any
+    owner: Any
+    """The lease holder; ``None`` if there is none, or the lease has expired."""
+    process: Any
+    latest_ms: Any
+    """The time of its latest event, whose checksum was not compared."""
+    paused_s: Any
+    """By how much its start and the times of its events have drifted apart by the wall clock."""
+
+
+_RUNS = (
+    "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
+    "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
+    f"{OWNER}, l.process, "
+    "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
+    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
+    "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
+)
+_LONGEST_OUTPUT = 4_096
+"""How many bytes of an output are read where no caller needs it, so that its row can be checked."""
+_LONGEST_START = 65_536
+"""The same for the first event of a run, of which only the inputs are shown."""
+_BRIEF = ", ".join(
+    f"CASE WHEN e.kind IN ('StepSucceeded', 'StepTakenOver') "
+    f"AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} THEN NULL ELSE e.{column} END"
+    if column in ("payload", "data")
+    else f"e.{column}"
+    for column in EVENT_COLUMNS
+)
+"""The columns of an event, without a long output."""
+_OF_STEPS = "events e {of_steps} WHERE e.item IS NULL AND e.run_id IN ({ids})"
+_STARTS = (
+    f"{_OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
+    f"OR {{bytes}}(e.payload) <= {_LONGEST_START})"
+)
+_FIRST_FAILURE = (
+    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = ("
+    "SELECT MIN(f.position) FROM events f {of_steps} WHERE f.run_id = r.run_id "
+    "AND f.item IS NULL AND f.kind = 'StepFailed' AND f.position > COALESCE("
+    "(SELECT MAX(g.position) FROM events g {of_steps} WHERE g.run_id = r.run_id "
+    "AND g.item IS NULL AND g.kind = 'RunResumed'), 0)) AND r.run_id IN ({ids})"
+)
+"""The ids are those of `runs`: PostgreSQL would ask this of all runs, and then compare the ids."""
+_LAST_CHANGE = (
+    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event "
+    "AND r.run_id IN ({ids})"
+)
+_PIPELINES = (
+    "WITH RECURSIVE named (pipeline) AS (SELECT MIN(r.pipeline) FROM runs r UNION ALL "
+    "SELECT (SELECT MIN(r.pipeline) FROM runs r WHERE r.pipeline > named.pipeline) FROM named "
+    "WHERE named.pipeline IS NOT NULL) SELECT pipeline FROM named WHERE pipeline IS NOT NULL"
+)
+"""One search of an index for each name, whatever the number of runs."""
+_COUNTS = "SELECT r.status, COUNT(*) FROM runs r WHERE {where} GROUP BY r.status"
+_RUNNING = (
+    f"SELECT {OWNER}, l.process FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
+    "WHERE {where}"
+)
+_BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
+"""The condition for runs before a place, by how many parts of the place are given."""
+
+_PARTS = 8
+"""How many SELECTs, each with so many ids, one statement joins at most."""
+
+
+class RunLists:
+    """Executes these statements on one database.
+
+    Args:
+        database: The database.
+        retry: Returns what a call returns, which it may repeat.
+    """
+
+    def __init__(
+        self, database: Database, retry: Callable[[Callable[[], list[Any]]], list[Any]]
+    ) -> None:
+        self._database = database
+        self._retry = retry
+
+    def _read(self, sql: str, values: Parameters = ()) -> list[Any]:
+        def attempt() -> list[Any]:
+            with self._database.reading() as cursor:
+                cursor.execute(self._database.translate(sql), values)
+                return cursor.fetchall()
+
+        return self._retry(attempt)
+
+    def run(self, run_id: str) -> RunRow | None:
+        """Return the row of a run; ``None`` if there is none."""
+        rows = self._runs({"r.run_id = ?": [run_id]}, None)
+        return rows[0] if rows else None
+
+    def runs(self, where: RunFilter) -> list[RunRow]:
+        """Return the runs that a filter selects, ``orphaned`` aside, which SQL can't tell."""
+        return self._runs(self._conditions(where), where.limit)
+
+    def _conditions(self, where: RunFilter) -> dict[str, Sequence[Any]]:
+        before = where.before
+        place = before if before is None or isinstance(before, tuple) else (before,)
+        pipeline = None if where.pipeline is None else column_of(where.pipeline)
+        parent = None if where.parent is None else column_of(where.parent)
+        pattern = None if where.text is None else self._database.pattern(where.text)
+        return {
+            "r.status = ?": _some(where.status),
+            "r.pipeline = ?": _some(pipeline),
+            "r.parent = ?": _some(parent),
+            "r.started_at >= ?": _some(where.since),
+            _BEFORE[len(place or ())]: place or (),
+            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
+        }
+
+    def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:
+        where, values = _joined(conditions)
+        sql = f"{_RUNS} WHERE {where} ORDER BY r.started_at DESC, r.run_id DESC"
+        if limit is not None:
+            sql, values = f"{sql} LIMIT ?", [*values, limit]
+        return [RunRow(*row) for row in self._read(sql, values)]
+
+    def step_events(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
+        """Return the rows of the events of runs, those of items aside, by run and in their order.
+
+        A long output is left out.
+        """
+        return self._brief([(_OF_STEPS, run_ids)])
+
+    def brief_events(
+        self,
+        running: Sequence[str],
+        ended: Sequence[str],
+        failed: Sequence[str],
+        interrupted: Sequence[str],
+    ) -> dict[Any, list[Sequence[Any]]]:
+        """Return rows of events that say briefly how runs stand, as `step_events` returns them.
+
+        Args:
+            running: Runs of which all events are wanted, those of items aside.
+            ended: Runs whose starts are wanted: the first event, unless it is long, and those
+                with which they were resumed.
+            failed: Runs of which the first failure of a step is wanted, after the last resumption.
+            interrupted: Runs of which the last event is wanted.
+        """
+        return self._brief(
+            [
+                (_OF_STEPS, running),
+                (_STARTS, ended),
+                (_FIRST_FAILURE, failed),
+                (_LAST_CHANGE, interrupted),
+            ]
+        )
+
+    def _brief(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> dict[Any, list[Sequence[Any]]]:
+        parts: list[tuple[str, list[str]]] = []
+        for source, run_ids in wanted:
+            for chunk in chunks(padded(run_ids)):
+                sql = f"SELECT {_BRIEF} FROM {source}".replace("{ids}", marks(len(chunk)))
+                parts.append((sql, chunk))
+        rows: list[Sequence[Any]] = []
+        for at in range(0, len(parts), _PARTS):
+            several = parts[at : at + _PARTS]
+            sql = " UNION ALL ".join(sql for sql, _ in several)
+            rows += self._read(sql, [*chain(*(chunk for _, chunk in several))])
+        found: dict[Any, list[Sequence[Any]]] = {}
+        for row in sorted(rows, key=_position_of):
+            found.setdefault(row[0], []).append(row)
+        return found
+
+    def counts(self, where: RunFilter) -> list[tuple[Any, int]]:
+        """Return how many of the runs that a filter selects have which status in their row."""
+        return self._aggregate(_COUNTS, where)
+
+    def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
+        """Return the lease holder and the process of each run that has not ended, as `RunRow`."""
+        return self._aggregate(_RUNNING, replace(where, status="running"))
+
+    def _aggregate(self, sql: str, where: RunFilter) -> list[Any]:
+        conditions, values = _joined(self._conditions(where))
+        return self._read(sql.replace("{where}", conditions), values)
+
+    def pipelines(self) -> list[Any]:
+        """Return the names of the pipelines that have runs, as their columns have them."""
+        return [name for (name,) in self._read(_PIPELINES)]
+
+
+def _position_of(row: Sequence[Any]) -> int:
+    position = row[1]
+    return position if isinstance(position, int) else 0  # a damaged one is of any type
+
+
+def _joined(conditions: Mapping[str, Sequence[Any]]) -> tuple[str, list[Any]]:
+    """Return those conditions that have values as one, and all values."""
+    where = " AND ".join(condition for condition, values in conditions.items() if values)
+    return where or "1 = 1", [*chain(*conditions.values())]
+
+
+def _some(value: Any) -> list[Any]:
+    return [] if value is None else [value]

@@ -1,0 +1,133 @@
+"""What the SQL statements of a journal share: the database that executes them, and their parts.
+
+A database must provide what `Database` asks for: how a transaction begins and ends, its dialect
+(`translate`), its schema, and what its driver's errors mean, as `JournalError`. Everything is
+called in one thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, Protocol
+
+from asyncflow._core.errors import JournalError
+from asyncflow.journal._event_codec import EventRow
+
+__all__ = [
+    "EVENT_COLUMNS",
+    "FREE",
+    "OWNER",
+    "Cursor",
+    "Database",
+    "DatabaseChangedError",
+    "Parameters",
+    "UnsettledError",
+    "chunks",
+    "either_case",
+    "marks",
+    "padded",
+]
+
+Parameters = Sequence[Any]
+
+
+class UnsettledError(JournalError):
+    """The transaction may or may not be committed, and may succeed if it is tried again."""
+
+
+class DatabaseChangedError(JournalError):
+    """Another database has taken the place of the one in which the leases were acquired."""
+
+
+class Cursor(Protocol):
+    """A cursor of DB-API 2.0."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def execute(self, sql: str, parameters: Parameters = ..., /) -> object: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+
+
+class Database(Protocol):
+    """A connection to a database.
+
+    It connects when it is first used and after the connection was lost, and migrates the schema
+    then. Errors of the driver in a ``with`` block of `transaction` or `reading`, or at its begin or
+    end, are raised as `JournalError`.
+    """
+
+    name: str
+    """Its name in errors: a path, or an address without its password."""
+
+    def translate(self, sql: str) -> str:
+        """Return a statement in the dialect of this database, cached.
+
+        ``?`` stands for a parameter, ``{now}`` for the seconds since the epoch by the database's
+        clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
+        SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if the database needs
+        that. ``{like}`` compares a text with a `pattern`. ``{bytes}`` is the function for the size
+        of a text, in bytes if that is fast, else in characters. ``{of_steps}``, after a table
+        ``events``, lets it be read by the index of the events that are not of items, if the
+        database would not choose that by itself. ``{valid}`` is the condition that a lease
+        ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
+        """
+        ...
+
+    def pattern(self, text: str) -> str:
+        """Return a pattern that matches every text that contains this one, in any case."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[Cursor]:
+        """Begin a transaction that writes; the end of the block commits it or rolls it back."""
+        ...
+
+    def reading(self) -> AbstractContextManager[Cursor]:
+        """Return a cursor for SELECTs."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect, and never raise. The next use connects again."""
+        ...
+
+
+def either_case(letter: str) -> str:
+    """Return a letter and its lower and upper case, each once, if that is one character."""
+    return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
+
+
+EVENT_COLUMNS = (*EventRow._fields, "checksum")
+"""The columns of `events`."""
+
+FREE = "(l.owner IS NULL OR NOT {valid})"
+
+OWNER = f"CASE WHEN {FREE} THEN NULL ELSE l.owner END"
+
+_CHUNK = 64
+"""How many rows or ids one statement takes at most; a power of two."""
+
+
+def chunks(rows: Sequence[Any]) -> Iterator[list[Any]]:
+    """Split rows into lengths that are powers of two, so that few statements are compiled."""
+    rest, left, size = iter(rows), len(rows), _CHUNK
+    while left:
+        while size > left:
+            size //= 2
+        yield list(islice(rest, size))
+        left -= size
+
+
+def padded(run_ids: Sequence[str]) -> list[str]:
+    """Repeat the last id up to a length that `chunks` does not split into other ones.
+
+    So few statements have to be compiled.
+    """
+    count = len(run_ids)
+    missing = (-count) % min(_CHUNK, 1 << max(0, count - 1).bit_length())
+    return [*run_ids, *[*run_ids[-1:]] * missing]
+
+
+def marks(count: int) -> str:
+    return ", ".join(["?"] * count)
