@@ -297,7 +297,7 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
 
     Raises:
         ValueError: Nothing provides a required parameter, two things do, or an action in another
-            process would receive a resource.
+            process or on an engine would receive a resource.
     """
     nothing: Binding = ()
     return [
@@ -422,12 +422,17 @@ def outputs_to_keep(
 
 
 def _check_same_process(step: WorkflowStep, parameter: str) -> None:
-    if step.runs_in == "process":
-        raise ValueError(
-            f"step {step.name!r} runs in another process, to which its parameter {parameter!r} "
-            f"can't be sent: that receives resource {parameter!r} of the run; open one in the "
-            "action, or let the step run in the loop or a thread"
-        )
+    if step.remote is not None:
+        where = f"on engine {step.remote.name!r}"
+    elif step.runs_in == "process":
+        where = "in another process"
+    else:
+        return
+    raise ValueError(
+        f"step {step.name!r} runs {where}, to which its parameter {parameter!r} can't be sent: "
+        f"that receives resource {parameter!r} of the run; open one in the action, or let the "
+        "step run in the loop or a thread of this process"
+    )
 
 
 def secret_steps(plan: Plan) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
+from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 from process_work import return_argument
 from turn_counting import TurnCountingLoop
@@ -240,6 +241,26 @@ async def test_a_step_in_another_process_can_receive_none(log: Log) -> None:
         await run_pipeline([step], resources={"value": log.resource("value")})
 
     assert log == []
+
+
+async def test_a_step_on_an_engine_can_receive_none(log: Log) -> None:
+    engine, resources = FakeEngine(name="far"), {"db": log.resource("db")}
+    message = "step 'a' runs on engine 'far', to which its parameter 'db' can't be sent"
+
+    with pytest.raises(ValueError, match=message):
+        await run_pipeline([log.step("a")], engine=engine, resources=resources)
+    with pytest.raises(ValueError, match=message):
+        await run_pipeline([log.step("a", engine=engine)], resources=resources)
+    assert log == engine.calls == []
+
+    async def far(a: str) -> str:
+        return a
+
+    steps = [log.step("a", engine="local"), WorkflowStep("far", far, ["a"])]
+    report = await run_pipeline(steps, engine=engine, resources=resources)
+
+    assert (report["far"].output, report["far"].engine) == ("a", "far")
+    assert log[-1] == "close db"
 
 
 async def test_a_missing_parameter_is_compared_with_the_names_of_resources(log: Log) -> None:
