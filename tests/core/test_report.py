@@ -103,7 +103,7 @@ class TestText:
         [
             (ValueError("boom"), "ValueError: boom"),
             (ValueError("first\nsecond"), "ValueError: first"),
-            (ValueError("\n  first  \r\nsecond"), "ValueError: first  "),
+            (ValueError("\n  first  \r\nsecond"), "ValueError: first"),
             (ValueError("first\rsecond\u2028third"), "ValueError: first"),
             (ValueError(), "ValueError"),
             (ValueError(" \n "), "ValueError"),
