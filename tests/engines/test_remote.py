@@ -26,7 +26,7 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow.engines import RemoteOutput, _remote, _remote_notes
+from asyncflow.engines import RemoteOutput, _remote, _remote_body, _remote_notes
 from asyncflow.engines._remote import (
     Answer,
     PackedCall,
@@ -311,7 +311,7 @@ async def test_another_version_of_asyncflow_is_refused_by_name(
 ) -> None:
     recorded = importable_call()
     packed = pack_call(recorded.call, None)
-    monkeypatch.setattr(_remote, "_FORMAT", 0)
+    monkeypatch.setattr(_remote, "FORMAT", 0)
     answer = await asyncio.create_task(run_packed(packed, {}, RecordedHost()))
 
     with pytest.raises(NotSendableError, match="another version of asyncflow"):
@@ -562,11 +562,11 @@ async def test_a_child_of_a_worker_loads_what_it_gets_and_returns_what_can_be_lo
         return 2 * number
 
     content = cloudpickle.dumps(("act", double, {"number": 21}))
-    assert pickle.loads(_remote._call_in_child(content)) == 42
+    assert pickle.loads(_remote_body._call_in_child(content)) == 42
     content = cloudpickle.dumps(("act", make_a_lock, {}))
     with pytest.raises(NotSendableError, match="step 'act': its output"):
-        _remote._call_in_child(content)
-    await _remote._entered()  # its name is all that counts
+        _remote_body._call_in_child(content)
+    await _remote_body._entered()  # its name is all that counts
 
 
 # Notes.

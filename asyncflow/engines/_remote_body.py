@@ -1,0 +1,237 @@
+"""One attempt in a worker: makes it as it would be made at home, and says what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import CoroutineType
+from typing import Any, Protocol
+
+from asyncflow._core.context import (
+    AttemptExtras,
+    RunContext,
+    capturing_notes,
+    enter_attempt,
+    enter_run,
+)
+from asyncflow._core.errors import safe_text
+from asyncflow._core.graph import Dependents, Plan
+from asyncflow._core.record import replace
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.tracebacks import format_error, strip_internal_frames
+from asyncflow._runtime import worker_process as _child
+from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of
+from asyncflow._runtime.log_capture import capture
+from asyncflow._runtime.step_runner import checked_awaitable, refuse_unawaited
+from asyncflow._runtime.workers import ThreadEnd, run_in_process, run_in_thread
+from asyncflow.engines._remote_notes import Pulse, RemoteNotes
+from asyncflow.engines._remote_wire import (
+    Answer,
+    Sent,
+    Version,
+    cannot_send,
+    dump,
+    failed,
+    other_python,
+)
+
+__all__ = ["AttemptHost", "Body"]
+
+
+class AttemptHost(Protocol):
+    """What an engine does for an attempt in its worker. All of it is called in the worker's loop.
+
+    Attributes:
+        worker: The name of the worker.
+    """
+
+    worker: str
+
+    async def begin(self) -> bool:
+        """Ask whether the body may begin; the engine reports at home that it does."""
+        ...
+
+    def beat(self) -> None:
+        """Pass on a heartbeat. It is called a few times for each ``heartbeat_ms``."""
+        ...
+
+    def thread_ended(self) -> None:
+        """Report at home that the thread which the attempt has abandoned has ended."""
+        ...
+
+
+class Body:
+    """One attempt in a worker, which has begun."""
+
+    def __init__(
+        self,
+        sent: Sent,
+        home: Version,
+        action: Callable[..., Any],
+        arguments: dict[str, Any],
+        host: AttemptHost,
+    ) -> None:
+        self._sent = sent
+        self._home = home
+        self._action = action
+        self._arguments = arguments
+        self._host = host
+        self._loop = loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        self._ends_s = now_s + (math.inf if sent.limit_s is None else sent.limit_s)
+        if sent.deadline_s is not None:
+            waited_s = max(time.time() - sent.sent_at_s, 0.0)
+            self._ends_s = min(self._ends_s, now_s + sent.deadline_s - waited_s)
+        self._notes = None if sent.notes is None else RemoteNotes(*sent.notes)
+        self._pulse: Pulse | None = None
+        if sent.heartbeat_ms is not None:
+            self._pulse = Pulse(loop, sent.heartbeat_ms / 1000, host.beat)
+        self._is_abandoned = False
+
+    async def run(self) -> Answer:
+        """Make the attempt; it raises nothing."""
+        notes, captured = self._notes, None
+        self._enter()
+        if notes is not None and notes.takes_logs:
+            captured = capture(notes, capturing_notes)
+        try:
+            output = await self._call()
+        except BaseException as error:
+            strip_internal_frames(error)
+            answer = self._raised(error)
+        else:
+            answer = self._returned(output)
+        finally:
+            if captured is not None:
+                captured.end()
+            if self._pulse is not None:
+                self._pulse.stop()
+            enter_attempt(None)
+        return replace(
+            answer,
+            worker=self._host.worker,
+            is_abandoned=self._is_abandoned,
+            notes=None if notes is None else notes.take(),
+        )
+
+    def _enter(self) -> None:
+        """Make `current_step` work in the action, as it does at home."""
+        sent, loop = self._sent, self._loop
+        # Only what `current_step` asks for: it never calls the action.
+        step = WorkflowStep(sent.name, _entered, max_retries=sent.max_retries, run_if=sent.run_if)
+        results: Any = {} if sent.run_if == "success" else None
+        extras = AttemptExtras(self._ends_s, self._pulse, results)
+        enter_run(
+            RunContext(
+                sent.run_id,
+                Plan((step,), {step.name: 0}, [()], Dependents([()]), [[0]], [0], (), frozenset()),
+                clock_of(loop),
+                loop.time(),
+                math.inf,
+                {(sent.name, sent.running[4]): extras},
+                cancel_requested,
+                self._notes,
+            )
+        )
+        enter_attempt(sent.running)
+
+    async def _call(self) -> Any:
+        sent, arguments = self._sent, self._arguments
+        if sent.runs_in == "process":
+            # A child can't import what came here by value: it gets that as the worker did.
+            content, _ = dump((sent.name, self._action, arguments))
+            output = await run_in_process(
+                _call_in_child, {"content": content}, self._pulse, self._notes
+            )
+            return pickle.loads(output)
+        if sent.runs_in == "thread":
+            return await run_in_thread(
+                self._action,
+                arguments,
+                ends=self._ends_s,
+                on_abandon=self._abandon,
+                has_missed_heartbeat=bool if self._pulse is None else self._pulse.is_missed,
+            )
+        output = await checked_awaitable(sent.name, self._action(**arguments))
+        if type(output) is CoroutineType:
+            refuse_unawaited(sent.name, output)
+        return output
+
+    def _abandon(self, thread: ThreadEnd) -> None:
+        self._is_abandoned = True
+        thread.add_done_callback(lambda _: self._host.thread_ended())
+
+    def _returned(self, output: Any) -> Answer:
+        limit = self._sent.keep_bytes
+        file = io.BytesIO() if limit is None else _LimitedFile(limit)
+        try:
+            content, code = dump(output, file)
+        except _TooLargeError as large:
+            return Answer("kept", kept=output, size=max(large.size, _size_of(output)))
+        except Exception as error:  # whatever its objects raise
+            return failed("its output", error, "")
+        if code and self._home != sys.version_info[:2]:
+            problem = other_python(sys.version_info[:2], self._home)
+            return Answer("failed", subject=f"its output, with {code},", text=("", problem, ""))
+        return Answer("returned", content)
+
+    def _raised(self, error: BaseException) -> Answer:
+        kind = type(error)
+        text = (
+            f"{kind.__module__}.{kind.__qualname__}",
+            safe_text(str, error),
+            format_error(error),
+        )
+        with suppress(Exception):  # many errors can't be pickled, or pickle but don't unpickle
+            content, code = dump(error)
+            is_portable = not code or self._home == sys.version_info[:2]
+            if is_portable and isinstance(pickle.loads(content), BaseException):
+                return Answer("raised", content, text=text)
+        return Answer("raised", text=text)
+
+
+async def _entered() -> None:
+    """Stand for the action of the entered step."""
+
+
+def _call_in_child(content: bytes) -> bytes:
+    name, action, arguments = pickle.loads(content)
+    output = _child._call(action, arguments)
+    try:
+        return dump(output)[0]
+    except Exception as error:  # whatever its objects raise
+        raise cannot_send(name, "its output", error) from error
+
+
+class _TooLargeError(Exception):
+    """An output is too large to be sent home unless it is asked for."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class _LimitedFile(io.BytesIO):
+    """Takes so many bytes and not one more."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def write(self, data: Any) -> int:
+        size = self.tell() + len(data)
+        if size > self._limit:
+            raise _TooLargeError(size)
+        return super().write(data)
+
+
+def _size_of(value: object) -> int:
+    try:
+        return sys.getsizeof(value)
+    except Exception:  # it is the user's object
+        return 0
