@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 from asyncflow._core.errors import NotSendableError, RestoredError
@@ -48,6 +49,7 @@ __all__ = [
     "check_sendable",
     "pack_call",
     "run_packed",
+    "run_packed_alone",
     "unpack_answer",
 ]
 
@@ -124,30 +126,52 @@ async def run_packed(packed: bytes, arguments: Mapping[str, Any], host: AttemptH
         arguments: Those that stayed on the engine, by parameter.
         host: The engine, in this worker.
     """
-    form, version, code, fields, content = pickle.loads(packed)
-    if form != FORMAT:
-        problem = "the worker has another version of asyncflow; install the same one"
-        return Answer("failed", subject="the call", text=("", problem, ""), worker=host.worker)
-    sent = Sent(*fields)
-    if code and version != sys.version_info[:2]:
-        return Answer(
-            "failed",
-            subject=f"the function {code}",
-            text=("", other_python(version, sys.version_info[:2]), ""),
-            worker=host.worker,
-        )
-    try:
-        action, own = pickle.loads(content)
-    except BaseException as error:
-        strip_internal_frames(error)
-        return failed("its action, or an argument,", error, host.worker)
+    body = _load(packed, arguments, host.worker)
+    if isinstance(body, Answer):
+        return body
     try:
         may_begin = await host.begin()
     except asyncio.CancelledError:
         may_begin = False
     if not may_begin:
         return Answer("not run", worker=host.worker)
-    return await Body(sent, version, action, {**own, **arguments}, host).run()
+    return await body.run(host)
+
+
+def run_packed_alone(packed: bytes, worker: str) -> Answer:
+    """Make the attempt of a call in a thread without an event loop, where nothing can stop it.
+
+    A body that is not a plain function gets a loop of its own, and is cancelled there when its time
+    is up. A plain function is told by `StepContext.cancel_requested`.
+
+    Args:
+        packed: The call.
+        worker: The name of the worker.
+    """
+    body = _load(packed, {}, worker)
+    if isinstance(body, Answer):
+        return body
+    if body.is_plain:
+        return copy_context().run(body.run_here)
+    return asyncio.run(body.run())
+
+
+def _load(packed: bytes, arguments: Mapping[str, Any], worker: str) -> Body | Answer:
+    """Return the body of a call, or the answer if it can't be loaded."""
+    form, version, code, fields, content = pickle.loads(packed)
+    if form != FORMAT:
+        problem = "the worker has another version of asyncflow; install the same one"
+        return Answer("failed", subject="the call", text=("", problem, ""), worker=worker)
+    if code and version != sys.version_info[:2]:
+        problem = other_python(version, sys.version_info[:2])
+        subject = f"the function {code}"
+        return Answer("failed", subject=subject, text=("", problem, ""), worker=worker)
+    try:
+        action, own = pickle.loads(content)
+    except BaseException as error:
+        strip_internal_frames(error)
+        return failed("its action, or an argument,", error, worker)
+    return Body(Sent(*fields), version, action, {**own, **arguments}, worker)
 
 
 # At home, with the answer.

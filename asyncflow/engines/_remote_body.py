@@ -8,8 +8,8 @@ import math
 import pickle
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
 from asyncflow._runtime import worker_process as _child
-from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of
+from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of, running_task
 from asyncflow._runtime.log_capture import capture
 from asyncflow._runtime.step_runner import checked_awaitable, refuse_unawaited
 from asyncflow._runtime.workers import ThreadEnd, run_in_process, run_in_thread
@@ -66,6 +66,10 @@ class AttemptHost(Protocol):
         ...
 
 
+_MOMENT_S = 0.1
+"""How long after the end of its time a body stops by itself: the run knows of that end before."""
+
+
 class Body:
     """One attempt in a worker, which has begun."""
 
@@ -75,54 +79,69 @@ class Body:
         home: Version,
         action: Callable[..., Any],
         arguments: dict[str, Any],
-        host: AttemptHost,
+        worker: str,
     ) -> None:
         self._sent = sent
         self._home = home
         self._action = action
         self._arguments = arguments
-        self._host = host
-        self._loop = loop = asyncio.get_running_loop()
-        now_s = loop.time()
-        self._ends_s = now_s + (math.inf if sent.limit_s is None else sent.limit_s)
+        self._worker = worker
+        self._clock: Callable[[], float] = time.monotonic
+        self._ends_s = math.inf
+        self._notes = None if sent.notes is None else RemoteNotes(*sent.notes)
+        self._pulse: Pulse | None = None
+        self._is_abandoned = False
+        self.is_plain = sent.runs_in == "thread"
+        """Whether it is a plain function for a thread."""
+
+    async def run(self, host: AttemptHost | None = None) -> Answer:
+        """Make the attempt in the event loop, or beside it. It raises nothing.
+
+        Args:
+            host: The engine; ``None`` if that can't stop it, so that it must stop by itself.
+        """
+        loop, beat_ms = asyncio.get_running_loop(), self._sent.heartbeat_ms
+        self._begin(clock_of(loop))
+        timer = None
+        if host is None:
+            if self._ends_s < math.inf:
+                timer = loop.call_at(self._ends_s + _MOMENT_S, running_task().cancel)
+        elif beat_ms is not None:
+            self._pulse = Pulse(loop, beat_ms / 1000, host.beat)
+        try:
+            with self._entered(cancel_requested):
+                answer = self._returned(await self._call(host))
+        except BaseException as error:
+            answer = self._raised(error)
+        if self._pulse is not None:
+            self._pulse.stop()
+        if timer is not None:
+            timer.cancel()
+        return self._completed(answer)
+
+    def run_here(self) -> Answer:
+        """Make the attempt of a plain function in this thread. It raises nothing."""
+        self._begin(time.monotonic)
+        try:
+            with self._entered(lambda: self._clock() >= self._ends_s):
+                answer = self._returned(_child._call(self._action, self._arguments))
+        except BaseException as error:
+            answer = self._raised(error)
+        return self._completed(answer)
+
+    def _begin(self, clock: Callable[[], float]) -> None:
+        sent, now_s = self._sent, clock()
+        self._clock = clock
+        if sent.limit_s is not None:
+            self._ends_s = now_s + sent.limit_s
         if sent.deadline_s is not None:
             waited_s = max(time.time() - sent.sent_at_s, 0.0)
             self._ends_s = min(self._ends_s, now_s + sent.deadline_s - waited_s)
-        self._notes = None if sent.notes is None else RemoteNotes(*sent.notes)
-        self._pulse: Pulse | None = None
-        if sent.heartbeat_ms is not None:
-            self._pulse = Pulse(loop, sent.heartbeat_ms / 1000, host.beat)
-        self._is_abandoned = False
 
-    async def run(self) -> Answer:
-        """Make the attempt; it raises nothing."""
-        notes, captured = self._notes, None
-        self._enter()
-        if notes is not None and notes.takes_logs:
-            captured = capture(notes, capturing_notes)
-        try:
-            output = await self._call()
-        except BaseException as error:
-            strip_internal_frames(error)
-            answer = self._raised(error)
-        else:
-            answer = self._returned(output)
-        finally:
-            if captured is not None:
-                captured.end()
-            if self._pulse is not None:
-                self._pulse.stop()
-            enter_attempt(None)
-        return replace(
-            answer,
-            worker=self._host.worker,
-            is_abandoned=self._is_abandoned,
-            notes=None if notes is None else notes.take(),
-        )
-
-    def _enter(self) -> None:
-        """Make `current_step` work in the action, as it does at home."""
-        sent, loop = self._sent, self._loop
+    @contextmanager
+    def _entered(self, must_stop: Callable[[], bool]) -> Iterator[None]:
+        """Make `current_step` and log records work in the action, as they do at home."""
+        sent, captured = self._sent, None
         # Only what `current_step` asks for: it never calls the action.
         step = WorkflowStep(sent.name, _entered, max_retries=sent.max_retries, run_if=sent.run_if)
         results: Any = {} if sent.run_if == "success" else None
@@ -131,17 +150,33 @@ class Body:
             RunContext(
                 sent.run_id,
                 Plan((step,), {step.name: 0}, [()], Dependents([()]), [[0]], [0], (), frozenset()),
-                clock_of(loop),
-                loop.time(),
+                self._clock,
+                self._clock(),
                 math.inf,
                 {(sent.name, sent.running[4]): extras},
-                cancel_requested,
+                must_stop,
                 self._notes,
             )
         )
         enter_attempt(sent.running)
+        if self._notes is not None and self._notes.takes_logs:
+            captured = capture(self._notes, capturing_notes)
+        try:
+            yield
+        finally:
+            if captured is not None:
+                captured.end()
+            enter_attempt(None)
 
-    async def _call(self) -> Any:
+    def _completed(self, answer: Answer) -> Answer:
+        return replace(
+            answer,
+            worker=self._worker,
+            is_abandoned=self._is_abandoned,
+            notes=None if self._notes is None else self._notes.take(),
+        )
+
+    async def _call(self, host: AttemptHost | None) -> Any:
         sent, arguments = self._sent, self._arguments
         if sent.runs_in == "process":
             # A child can't import what came here by value: it gets that as the worker did.
@@ -150,22 +185,24 @@ class Body:
                 _call_in_child, {"content": content}, self._pulse, self._notes
             )
             return pickle.loads(output)
-        if sent.runs_in == "thread":
+        if self.is_plain:
+            assert host is not None
+
+            def abandon(thread: ThreadEnd) -> None:
+                self._is_abandoned = True
+                thread.add_done_callback(lambda _: host.thread_ended())
+
             return await run_in_thread(
                 self._action,
                 arguments,
                 ends=self._ends_s,
-                on_abandon=self._abandon,
+                on_abandon=abandon,
                 has_missed_heartbeat=bool if self._pulse is None else self._pulse.is_missed,
             )
         output = await checked_awaitable(sent.name, self._action(**arguments))
         if type(output) is CoroutineType:
             refuse_unawaited(sent.name, output)
         return output
-
-    def _abandon(self, thread: ThreadEnd) -> None:
-        self._is_abandoned = True
-        thread.add_done_callback(lambda _: self._host.thread_ended())
 
     def _returned(self, output: Any) -> Answer:
         limit = self._sent.keep_bytes
@@ -182,6 +219,7 @@ class Body:
         return Answer("returned", content)
 
     def _raised(self, error: BaseException) -> Answer:
+        strip_internal_frames(error)
         kind = type(error)
         text = (
             f"{kind.__module__}.{kind.__qualname__}",
