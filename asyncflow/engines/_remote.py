@@ -30,7 +30,7 @@ from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.engine import EngineCall
-from asyncflow.engines._remote_body import AttemptHost, Body
+from asyncflow.engines._remote_body import AttemptBody, AttemptHost
 from asyncflow.engines._remote_wire import (
     FORMAT,
     Answer,
@@ -156,7 +156,7 @@ def run_packed_alone(packed: bytes, worker: str) -> Answer:
     return asyncio.run(body.run())
 
 
-def _load(packed: bytes, arguments: Mapping[str, Any], worker: str) -> Body | Answer:
+def _load(packed: bytes, arguments: Mapping[str, Any], worker: str) -> AttemptBody | Answer:
     """Return the body of a call, or the answer if it can't be loaded."""
     form, version, code, fields, content = pickle.loads(packed)
     if form != FORMAT:
@@ -171,7 +171,7 @@ def _load(packed: bytes, arguments: Mapping[str, Any], worker: str) -> Body | An
     except BaseException as error:
         strip_internal_frames(error)
         return failed("its action, or an argument,", error, worker)
-    return Body(Sent(*fields), version, action, {**own, **arguments}, worker)
+    return AttemptBody(Sent(*fields), version, action, {**own, **arguments}, worker)
 
 
 # At home, with the answer.

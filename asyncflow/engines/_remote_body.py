@@ -41,7 +41,7 @@ from asyncflow.engines._remote_wire import (
     other_python,
 )
 
-__all__ = ["AttemptHost", "Body"]
+__all__ = ["AttemptBody", "AttemptHost"]
 
 
 class AttemptHost(Protocol):
@@ -70,7 +70,7 @@ _MOMENT_S = 0.1
 """How long after the end of its time a body stops by itself: the run knows of that end before."""
 
 
-class Body:
+class AttemptBody:
     """One attempt in a worker, which has begun."""
 
     def __init__(

@@ -135,9 +135,9 @@ class ExecutorEngine:
         except BaseException:
             self._free.release()
             raise
-        body = _Body(loop, call, future, self._free.release)
+        submission = _Submission(loop, call, future, self._free.release)
         call.began(type(executor).__name__)
-        await body.until_over()
+        await submission.until_over()
         try:
             answer = future.result()
         except Exception as error:  # the executor's: a body's is in its answer
@@ -168,7 +168,7 @@ class ExecutorEngine:
         return self._loop
 
 
-class _Body:
+class _Submission:
     """A body that an executor has."""
 
     def __init__(
