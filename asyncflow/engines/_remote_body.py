@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from asyncflow._core.context import (
 from asyncflow._core.errors import safe_text
 from asyncflow._core.graph import Dependents, Plan
 from asyncflow._core.record import replace
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import RunIf, WorkflowStep
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of, running_task
@@ -142,14 +143,12 @@ class AttemptBody:
     def _entered(self, must_stop: Callable[[], bool]) -> Iterator[None]:
         """Make `current_step` and log records work in the action, as they do at home."""
         sent, captured = self._sent, None
-        # Only what `current_step` asks for: it never calls the action.
-        step = WorkflowStep(sent.name, _entered, max_retries=sent.max_retries, run_if=sent.run_if)
         results: Any = {} if sent.run_if == "success" else None
         extras = AttemptExtras(self._ends_s, self._pulse, results)
         enter_run(
             RunContext(
                 sent.run_id,
-                Plan((step,), {step.name: 0}, [()], Dependents([()]), [[0]], [0], (), frozenset()),
+                _plan_of(sent.name, _step_like(sent.max_retries, sent.run_if)),
                 self._clock,
                 self._clock(),
                 math.inf,
@@ -234,8 +233,21 @@ class AttemptBody:
         return Answer("raised", text=text)
 
 
-async def _entered() -> None:
-    """Stand for the action of the entered step."""
+@lru_cache(64)
+def _step_like(max_retries: int, run_if: RunIf) -> WorkflowStep:
+    """Return a step for `current_step`, which asks it for these, and not for its name or action."""
+    return WorkflowStep("any", _no_action, max_retries=max_retries, run_if=run_if)
+
+
+async def _no_action() -> None:
+    """Stand for the action of a step."""
+
+
+def _plan_of(name: str, step: WorkflowStep) -> Plan:
+    return Plan((step,), {name: 0}, [()], _NO_DEPENDENTS, [[0]], [0], (), frozenset())
+
+
+_NO_DEPENDENTS = Dependents([()])
 
 
 def _call_in_child(content: bytes) -> bytes:

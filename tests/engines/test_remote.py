@@ -566,7 +566,7 @@ async def test_a_child_of_a_worker_loads_what_it_gets_and_returns_what_can_be_lo
     content = cloudpickle.dumps(("act", make_a_lock, {}))
     with pytest.raises(NotSendableError, match="step 'act': its output"):
         _remote_body._call_in_child(content)
-    await _remote_body._entered()  # its name is all that counts
+    await _remote_body._no_action()  # its name is all that counts
 
 
 # Notes.
