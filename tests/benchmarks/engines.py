@@ -167,7 +167,9 @@ async def of_a_fan(kind: Kind, rounds: int) -> AsyncIterator[Row]:
             await asyncio.gather(*[kind.submit(nothing) for _ in range(FAN)])
 
         value = await _ratio(kind, ours, theirs, rounds)
-        limit = MAX_OF_A_CALL if runs_in == "thread" or kind.engine.stops_bodies else None
+        # A pool of processes gets no call before a worker is free for it, since a time limit counts
+        # from there; its own queue would save it a turn of the loop and of a thread for each call.
+        limit = MAX_OF_A_CALL if kind.engine.tells_began else None
         yield Row(f"{kind.name}: fan of {FAN}, {runs_in} / plain calls", value, limit)
 
 
@@ -217,17 +219,18 @@ async def of_data(kind: Kind) -> AsyncIterator[Row]:
     if not kind.engine.moves_data:
         return
     seconds, megabytes = {}, {}
+    here: Any = "local"
     for where, runs_in in (("stays", "engine"), ("comes home", "local")):
-        # A consumer in this process, at the end of each, makes every output come home.
         steps: list[WorkflowStep] = [WorkflowStep("d0", make, runs_in="thread")]
-        for n in range(1, 6):
-            steps.append(WorkflowStep(f"d{n}", change, {"data": f"d{n - 1}"}, runs_in="thread"))
+        steps += [
+            WorkflowStep(f"d{n}", change, {"data": f"d{n - 1}"}, runs_in="thread")
+            for n in range(1, 6)
+        ]
         steps.append(WorkflowStep("length", length, {"data": "d5"}, runs_in="thread"))
         if runs_in == "local":
+            # Their consumers are here, so all outputs come home.
             steps += [
-                WorkflowStep(
-                    f"look-{n}", length, {"data": f"d{n}"}, runs_in="thread", engine="local"
-                )
+                WorkflowStep(f"look-{n}", length, {"data": f"d{n}"}, runs_in="thread", engine=here)
                 for n in range(6)
             ]
         gc.collect()
@@ -279,20 +282,21 @@ def engines(rounds: int) -> Iterator[Row]:
     print("ray: has a command of its own, since it needs a network of its own (CONTRIBUTING.md)")
 
 
-def _rows_of(opened: Callable[[], Any], rounds: int) -> list[Row]:
-    async def measured() -> list[Row]:
-        async with opened() as kind:
-            few = max(3, rounds // 3)
-            return [
-                row
-                for rows in (
-                    of_a_fan(kind, rounds),
-                    of_a_chain(kind),
-                    of_two_workers(kind, few),
-                    of_data(kind),
-                    of_many(kind),
-                )
-                async for row in rows
-            ]
+def _rows_of(opened: Callable[[], Any], rounds: int) -> Iterator[Row]:
+    async def listed(rows: AsyncIterator[Row]) -> list[Row]:
+        return [row async for row in rows]
 
-    return asyncio.run(measured())
+    with asyncio.Runner() as runner:
+        opening = opened()
+        kind = runner.run(opening.__aenter__())
+        try:
+            for rows in (
+                of_a_fan(kind, rounds),
+                of_a_chain(kind),
+                of_two_workers(kind, max(3, rounds // 3)),
+                of_data(kind),
+                of_many(kind),
+            ):
+                yield from runner.run(listed(rows))
+        finally:
+            runner.run(opening.__aexit__(None, None, None))
