@@ -28,7 +28,7 @@ from tests.benchmarks.ratios import Row
 
 __all__ = ["engines"]
 
-FAN, CHAIN, MANY = 500, 50, 10_000
+FAN, CHAIN, MANY = 200, 50, 10_000
 LARGE = 100_000_000
 MAX_OF_A_CALL = 2.0
 MIN_SPEEDUP = 1.7
