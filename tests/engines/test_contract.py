@@ -30,7 +30,6 @@ from engines.places import (
 
 from asyncflow import (
     NotSendableError,
-    Orchestrator,
     RunReport,
     StepStatus,
     StepTimeoutError,
@@ -385,7 +384,7 @@ async def test_a_resumed_run_does_not_repeat_what_another_engine_has_finished(
         first = await run(place, steps, journal=journal, run_id="r1")
         assert type(first["load"].error) is do.CustomError
         async with place.open_another() as engine:
-            second = await Orchestrator(steps, journal=journal, engine=engine).run(run_id="r1")
+            second = await run_pipeline(steps, journal=journal, engine=engine, run_id="r1")
 
     second.raise_for_failures()
     assert second["load"].attempts == 2
