@@ -68,7 +68,7 @@ def pages() -> list[Any]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.process] if re.search(r'"process"|time\.sleep\(', code) else [],
+            marks=[pytest.mark.process] if re.search(r'"process"|"spawn"|time\.sleep\(', code) else [],
         )
         for page in found
         if (code := "".join(block.code for block in blocks_of(page) if block.not_run is None))
