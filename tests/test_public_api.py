@@ -27,6 +27,7 @@ PUBLIC = [
     "Journal",
     "JournalError",
     "LeaseLostError",
+    "NotSendableError",
     "Observer",
     "ObserverFactory",
     "Orchestrator",

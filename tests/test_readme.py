@@ -27,6 +27,9 @@ FENCE = re.compile(
 )
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>[^>]*?)\s*-->\s*\Z")
 
+SLOW = r'"process"|"spawn"|time\.sleep\('
+"""What the code of a page has that starts processes or sleeps."""
+
 
 class Block(NamedTuple):
     """A Python block of a page."""
@@ -68,7 +71,7 @@ def pages() -> list[Any]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.process] if re.search(r'"process"|time\.sleep\(', code) else [],
+            marks=[pytest.mark.process] if re.search(SLOW, code) else [],
         )
         for page in found
         if (code := "".join(block.code for block in blocks_of(page) if block.not_run is None))

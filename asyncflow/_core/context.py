@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
         """Whether it takes log records or printed lines too."""
         level: int | None
         """From which level on it takes log records; ``None`` for none."""
+        prints: bool
+        """Whether it takes printed lines."""
 
         def progress(
             self, running: StartedAttempt, done: float, total: float | None, unit: str, /
@@ -52,6 +54,9 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
 
         def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
             """Take what was written to ``"stdout"`` or ``"stderr"``, of which lines are kept."""
+
+        def leave_out(self, running: StartedAttempt, count: int, /) -> None:
+            """Count records of an attempt that are missing."""
 
 
 __all__ = [
@@ -138,8 +143,8 @@ class StepContext:
         if self._results is None:
             raise RuntimeError(
                 f"step {self.step_name!r}: the results of its dependencies are not there in "
-                "another process; give the step runs_in='thread', or let another step take what "
-                "this one needs of them, and return that"
+                "another process; run the step in that of the run, such as with runs_in='thread', "
+                "or let another step take what this one needs of them, and return that"
             )
         return self._results
 
@@ -371,8 +376,8 @@ class AttemptExtras:
     deadline_s: float
     """The loop's time at which the attempt must have ended."""
     heartbeat: Heartbeat | None
-    results: Mapping[str, StepResult]
-    """The results of a clean-up step's dependencies."""
+    results: Mapping[str, StepResult] | None
+    """The results of a clean-up step's dependencies; ``None`` in the worker of an engine."""
 
 
 @record

@@ -25,6 +25,7 @@ __all__ = [
     "IllegalEventError",
     "JournalError",
     "LeaseLostError",
+    "NotSendableError",
     "OutputLostError",
     "OutputNotAwaitedError",
     "PayloadError",
@@ -314,6 +315,24 @@ class ResourceError(_AttributedError):
     def __str__(self) -> str:
         subject = f"resource {self.resource!r}" if self.resource else "the task of the resources"
         return f"{subject} {self.problem}"
+
+
+class NotSendableError(_AttributedError, TypeError):
+    """An action, an argument, an output or an error can't be sent between a run and its engine.
+
+    The step is not retried: the next attempt could not send it either.
+
+    Attributes:
+        step_name: The step.
+        subject: What can't be sent: ``its action``, ``argument 'db'``, ``its output``.
+        problem: Why not, and what can be done about it.
+    """
+
+    _message = "step {step_name!r}: {subject} can't be sent between processes: {problem}"
+
+    def __init__(self, step_name: str, subject: str, problem: str) -> None:
+        super().__init__(step_name, subject, problem)
+        self.step_name, self.subject, self.problem = step_name, subject, problem
 
 
 class JournalError(_AttributedError):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
+    NotSendableError,
     OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
@@ -145,7 +146,7 @@ clock, and sums of times are rounded."""
 
 
 _FINAL = (
-    *(ActionNotAwaitableError, OutputLostError, OutputNotAwaitedError),
+    *(ActionNotAwaitableError, NotSendableError, OutputLostError, OutputNotAwaitedError),
     *(PayloadError, RunCancelledError),
 )
 """No attempt follows these: it would fail in the same way, or continue a run that was cancelled."""

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from asyncflow._runtime.remote_attempt import RemoteAttempt
     from asyncflow._runtime.workers import ThreadEnd
 
-__all__ = ["Host", "StepRunner"]
+__all__ = ["Host", "StepRunner", "checked_awaitable", "refuse_unawaited"]
 
 _log = logging.getLogger("asyncflow")
 
@@ -191,9 +191,9 @@ class StepRunner:
                 if type(awaitable) is CoroutineType:
                     output = yield from awaitable  # type: ignore[misc]  # as generators may
                 else:
-                    output = yield from _awaited(_checked(step, awaitable))
+                    output = yield from _awaited(checked_awaitable(step.name, awaitable))
                 if type(output) is CoroutineType:
-                    _refuse_unawaited(step, output)
+                    refuse_unawaited(step.name, output)
             except BaseException as error:
                 strip_internal_frames(error)
                 delay_ms = self._conclude(node, error, None)
@@ -344,7 +344,7 @@ class StepRunner:
         extras[key] = AttemptExtras(ends_s, heartbeat, self._results_for(node, step))
         try:
             if step.runs_in == "loop":
-                output = await _checked(step, step.action(**arguments))
+                output = await checked_awaitable(step.name, step.action(**arguments))
             else:
                 output = await self._call_in_worker(
                     node, step, running, arguments, ends_s, heartbeat
@@ -355,7 +355,7 @@ class StepRunner:
                 heartbeat.stop()
             del self, heartbeat, on_missed
         if type(output) is CoroutineType:
-            _refuse_unawaited(step, output)
+            refuse_unawaited(step.name, output)
         return output
 
     def _call_in_worker(
@@ -700,14 +700,14 @@ class StepRunner:
         self._host.settled(node)
 
 
-def _checked(step: WorkflowStep, returned: object) -> Awaitable[Any]:
+def checked_awaitable(name: str, returned: object) -> Awaitable[Any]:
     """Return what an action has returned, if it can be awaited.
 
     Raises:
         ActionNotAwaitableError: It can't.
     """
     if not inspect.isawaitable(returned):
-        raise ActionNotAwaitableError(step.name, type(returned).__name__)
+        raise ActionNotAwaitableError(name, type(returned).__name__)
     return returned
 
 
@@ -715,7 +715,7 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
-def _refuse_unawaited(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) -> None:
+def refuse_unawaited(name: str, output: CoroutineType[Any, Any, Any]) -> None:
     """Refuse an output that is a coroutine which nothing has begun to await.
 
     Raises:
@@ -723,4 +723,4 @@ def _refuse_unawaited(step: WorkflowStep, output: CoroutineType[Any, Any, Any]) 
     """
     if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
         output.close()  # or Python would warn that it was never awaited
-        raise OutputNotAwaitedError(step.name, output.__qualname__)
+        raise OutputNotAwaitedError(name, output.__qualname__)

@@ -35,10 +35,22 @@ from asyncflow._core.context import StartedAttempt, attempt_for_process, enter_t
 from asyncflow._core.errors import safe_text
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
-from asyncflow._runtime.watchdog import HeartbeatTimer
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.notes import NoteQueue
+    from typing import Protocol
+
+    from asyncflow._core.context import Notes
+
+    class Heartbeats(Protocol):
+        """Counts the heartbeats of a process, such as `HeartbeatTimer`."""
+
+        def follow(self, last_beat_s: Callable[[], float], /) -> None:
+            """Count them.
+
+            Args:
+                last_beat_s: Returns the time of the last one, in seconds of `time.monotonic`.
+            """
+
 
 __all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
 
@@ -110,8 +122,8 @@ def _call_in_thread(
 async def run_in_process(
     function: Callable[..., Any],
     arguments: Mapping[str, Any] | None,
-    heartbeat: HeartbeatTimer | None = None,
-    notes: NoteQueue | None = None,
+    heartbeat: Heartbeats | None = None,
+    notes: Notes | None = None,
 ) -> Any:
     """Call a function in a new process, which has ended when this returns or raises.
 
@@ -263,7 +275,7 @@ def _whole(number: float) -> float:
 class _NoteReader:
     """Reads what a process says, a few times a second, from the file that the process writes."""
 
-    def __init__(self, notes: NoteQueue, running: StartedAttempt) -> None:
+    def __init__(self, notes: Notes, running: StartedAttempt) -> None:
         self._notes = notes
         self._running = running
         self._loop = asyncio.get_running_loop()

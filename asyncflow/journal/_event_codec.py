@@ -24,6 +24,7 @@ from zlib import crc32
 
 from asyncflow._core.errors import (
     LONGEST_TEXT,
+    NotSendableError,
     OutputLostError,
     RestoredError,
     ResultRefusedError,
@@ -350,6 +351,7 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     RunCancelledError: ("run_id", "reason"),
     WorkerLostError: ("step_name", "attempt", "worker", "reason"),
     OutputLostError: ("engine", "worker", "reason"),
+    NotSendableError: ("step_name", "subject", "problem"),
 }
 """The errors that come back as themselves, and the arguments of each."""
 

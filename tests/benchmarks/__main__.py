@@ -26,6 +26,7 @@ from asyncflow import Orchestrator, Pool, WorkflowStep, run_pipeline, topologica
 from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.durable import durable
+from tests.benchmarks.engines import engines
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
@@ -328,6 +329,7 @@ def main() -> int:
         observing,
         watched,
         looking_back,
+        engines,
     ]
     names = [
         "hand",
@@ -345,6 +347,7 @@ def main() -> int:
         "observing",
         "watched",
         "looking_back",
+        "engines",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

@@ -17,6 +17,7 @@ from asyncflow import (
     IllegalEventError,
     JournalError,
     LeaseLostError,
+    NotSendableError,
     OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
@@ -85,6 +86,12 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         Exception,
         {"journal": "runs.db", "problem": "the disk is full"},
         "journal runs.db: the disk is full",
+    ),
+    (
+        lambda: NotSendableError("load", "argument 'db'", "TypeError: cannot pickle it"),
+        TypeError,
+        {"step_name": "load", "subject": "argument 'db'"},
+        "step 'load': argument 'db' can't be sent between processes: TypeError: cannot pickle it",
     ),
     (
         lambda: LeaseLostError("runs.db", "another process has run 'x'"),

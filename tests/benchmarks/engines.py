@@ -1,0 +1,302 @@
+"""Measures steps on engines against the calls that they stand for, with as many workers.
+
+A fan's cost is CPU time, of the run and of all processes of the engine, so that the load of the
+machine does not matter. What several workers gain, and what moving data takes, is wall time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import statistics
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from asyncflow import WorkflowStep, run_pipeline
+from asyncflow.engines.executor import ExecutorEngine
+from tests.benchmarks.ratios import Row
+
+__all__ = ["engines"]
+
+FAN, CHAIN, MANY = 200, 50, 10_000
+LARGE = 100_000_000
+MAX_OF_A_CALL = 2.0
+MIN_SPEEDUP = 1.7
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def nothing() -> int:
+    return 1
+
+
+async def nothing_async() -> int:
+    return 1
+
+
+def burn(rounds: int = 4_000_000) -> int:
+    total = 0
+    for number in range(rounds):
+        total += number & 3
+    return total
+
+
+def make() -> bytes:
+    return bytes(LARGE)
+
+
+def change(data: bytes) -> bytes:
+    return data[:-1] + b"x"
+
+
+def length(data: bytes) -> int:
+    return len(data)
+
+
+class Kind:
+    """An engine to measure.
+
+    Attributes:
+        name: What the rows call it.
+        engine: The engine, with two workers.
+        single: The same with one worker.
+        submit: Makes a call without asyncflow.
+        pids: The processes that work for it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Any,
+        single: Any,
+        submit: Callable[[Callable[[], Any]], Awaitable[Any]],
+        pids: Callable[[], Sequence[int]],
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.single = single
+        self.submit = submit
+        self.pids = pids
+
+    async def run(self, steps: Sequence[WorkflowStep], engine: Any = None) -> Any:
+        report = await run_pipeline(steps, engine=engine or self.engine)
+        report.raise_for_failures()
+        return report
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that this process and those of the engine have taken."""
+        return time.process_time() + sum(map(_cpu_s_of, self.pids()))
+
+
+def _cpu_s_of(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+@asynccontextmanager
+async def process_pool() -> AsyncIterator[Kind]:
+    def pool(workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+
+    raw = pool(2)
+    async with AsyncExitStack() as stack:
+        stack.callback(raw.shutdown)
+        engine = await stack.enter_async_context(ExecutorEngine(partial(pool, 2)))
+        single = await stack.enter_async_context(ExecutorEngine(partial(pool, 1)))
+        yield Kind(
+            "process pool",
+            engine,
+            single,
+            lambda call: asyncio.wrap_future(raw.submit(call)),
+            lambda: [child.pid for child in active_children() if child.pid is not None],
+        )
+
+
+@asynccontextmanager
+async def dask() -> AsyncIterator[Kind]:
+    from asyncflow.engines.dask import DaskEngine
+    from distributed import Client
+    from tests.engines.dask_cluster import DaskCluster
+
+    with TemporaryDirectory() as folder:
+        cluster = DaskCluster(Path(folder))
+        try:
+            workers = [
+                cluster.start_worker(f"--resources={names}", threads=1)
+                for names in ("any=1000,first=1000", "any=1000")
+            ]
+            async with (
+                Client(cluster.address, asynchronous=True, set_as_default=False) as client,
+                DaskEngine(client, resources={"any": 1}) as engine,
+                DaskEngine(client, resources={"first": 1}) as single,
+            ):
+                await client.wait_for_workers(2)
+                pids = [process.pid for process in (cluster.scheduler, *workers)]
+                yield Kind(
+                    "dask",
+                    engine,
+                    single,
+                    lambda call: client.submit(call, pure=False),
+                    lambda: pids,
+                )
+        finally:
+            cluster.close()
+
+
+async def of_a_fan(kind: Kind, rounds: int) -> AsyncIterator[Row]:
+    for action, runs_in in ((nothing, "thread"), (nothing_async, "loop")):
+        steps: list[Any] = [
+            WorkflowStep(f"s{n}", action, runs_in=runs_in)  # type: ignore[call-overload]
+            for n in range(FAN)
+        ]
+
+        async def ours(steps: list[Any] = steps) -> None:
+            await kind.run(steps)
+
+        async def theirs() -> None:
+            await asyncio.gather(*[kind.submit(nothing) for _ in range(FAN)])
+
+        value = await _ratio(kind, ours, theirs, rounds)
+        # A pool of processes gets no call before a worker is free for it, since a time limit counts
+        # from there; its own queue would save it a turn of the loop and of a thread for each call.
+        limit = MAX_OF_A_CALL if kind.engine.tells_began else None
+        yield Row(f"{kind.name}: fan of {FAN}, {runs_in} / plain calls", value, limit)
+
+
+async def _ratio(
+    kind: Kind,
+    ours: Callable[[], Awaitable[None]],
+    theirs: Callable[[], Awaitable[None]],
+    rounds: int,
+) -> float:
+    async def cost_s(work: Callable[[], Awaitable[None]]) -> float:
+        gc.collect()
+        before_s = kind.cpu_s()
+        await work()
+        return kind.cpu_s() - before_s
+
+    await cost_s(ours), await cost_s(theirs)
+    return statistics.median([await cost_s(ours) / await cost_s(theirs) for _ in range(rounds)])
+
+
+async def of_a_chain(kind: Kind) -> AsyncIterator[Row]:
+    steps = [WorkflowStep(f"s{n}", nothing_async, [f"s{n - 1}"] if n else []) for n in range(CHAIN)]
+    await kind.run(steps)
+    began_s = time.perf_counter()
+    await kind.run(steps)
+    value = (time.perf_counter() - began_s) / CHAIN * 1000
+    yield Row(f"{kind.name}: a step of a chain", value, None, "ms")
+
+
+async def of_two_workers(kind: Kind, rounds: int) -> AsyncIterator[Row]:
+    steps = [WorkflowStep(f"s{n}", burn, runs_in="thread") for n in range(8)]
+
+    async def seconds(engine: Any) -> float:
+        began_s = time.perf_counter()
+        await kind.run(steps, engine)
+        return time.perf_counter() - began_s
+
+    for engine in (kind.single, kind.engine):
+        await kind.run([WorkflowStep("warm", nothing, runs_in="thread")] * 1, engine)
+    value = statistics.median(
+        [await seconds(kind.engine) / await seconds(kind.single) for _ in range(rounds)]
+    )
+    subject = f"{kind.name}: 8 CPU-bound steps, two workers / one"
+    yield Row(subject, value, round(1 / MIN_SPEEDUP, 2))
+
+
+async def of_data(kind: Kind) -> AsyncIterator[Row]:
+    if not kind.engine.moves_data:
+        return
+    seconds, megabytes = {}, {}
+    here: Any = "local"
+    for where, runs_in in (("stays", "engine"), ("comes home", "local")):
+        steps: list[WorkflowStep] = [WorkflowStep("d0", make, runs_in="thread")]
+        steps += [
+            WorkflowStep(f"d{n}", change, {"data": f"d{n - 1}"}, runs_in="thread")
+            for n in range(1, 6)
+        ]
+        steps.append(WorkflowStep("length", length, {"data": "d5"}, runs_in="thread"))
+        if runs_in == "local":
+            # Their consumers are here, so all outputs come home.
+            steps += [
+                WorkflowStep(f"look-{n}", length, {"data": f"d{n}"}, runs_in="thread", engine=here)
+                for n in range(6)
+            ]
+        gc.collect()
+        _forget_peak()
+        before, began_s = _peak_mb(), time.perf_counter()
+        report = await kind.run(steps)
+        seconds[where] = time.perf_counter() - began_s
+        megabytes[where] = _peak_mb() - before
+        del report
+    subject = f"{kind.name}: 100 MB through six steps"
+    yield Row(f"{subject}, stays / comes home", seconds["stays"] / seconds["comes home"], 1.0)
+    yield Row("   time of what stays", seconds["stays"], None, "s")
+    yield Row("   memory of the run, stays", megabytes["stays"], 100, "MB")
+    yield Row("   memory of the run, comes home", megabytes["comes home"], None, "MB")
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+async def of_many(kind: Kind) -> AsyncIterator[Row]:
+    """Measure more steps than workers could begin within the limit of one."""
+    steps = [WorkflowStep(f"s{n}", nothing_async, timeout_ms=3000) for n in range(MANY)]
+    gc.collect()
+    tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    began_s = time.perf_counter()
+    report = await kind.run(steps)
+    seconds = time.perf_counter() - began_s
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    assert len(report.succeeded) == MANY
+    yield Row(f"{kind.name}: memory of a step, of {MANY:,} at once", peak / MANY, 20_000, "bytes")
+    yield Row("   time of all, with tracemalloc", seconds, None, "s")
+
+
+def engines(rounds: int) -> Iterator[Row]:
+    yield from _rows_of(process_pool, rounds)
+    if find_spec("distributed") is None:
+        print("dask: left out, since distributed is not installed")
+    else:
+        yield from _rows_of(dask, rounds)
+    print("ray: has a command of its own, since it needs a network of its own (CONTRIBUTING.md)")
+
+
+def _rows_of(opened: Callable[[], Any], rounds: int) -> Iterator[Row]:
+    async def listed(rows: AsyncIterator[Row]) -> list[Row]:
+        return [row async for row in rows]
+
+    with asyncio.Runner() as runner:
+        opening = opened()
+        kind = runner.run(opening.__aenter__())
+        try:
+            for rows in (
+                of_a_fan(kind, rounds),
+                of_a_chain(kind),
+                of_two_workers(kind, max(3, rounds // 3)),
+                of_data(kind),
+                of_many(kind),
+            ):
+                yield from runner.run(listed(rows))
+        finally:
+            runner.run(opening.__aexit__(None, None, None))

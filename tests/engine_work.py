@@ -1,0 +1,188 @@
+"""Actions for the contract of the engines. Other processes import them from here.
+
+Each is there twice: for an event loop, and as a plain function for a thread or a process. What they
+do, they write to a diary, which is a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from asyncflow import current_step
+
+__all__ = [
+    "CustomError",
+    "beat",
+    "beat_plainly",
+    "build",
+    "build_plainly",
+    "describe",
+    "describe_plainly",
+    "die_once",
+    "die_once_plainly",
+    "fail",
+    "fail_once",
+    "fail_once_plainly",
+    "fail_plainly",
+    "interrupt",
+    "interrupt_plainly",
+    "linger",
+    "linger_plainly",
+    "lock",
+    "lock_plainly",
+    "measure",
+    "measure_plainly",
+    "work",
+    "work_plainly",
+    "write",
+]
+
+
+class CustomError(Exception):
+    """Can be sent."""
+
+
+def write(diary: Path, word: str) -> None:
+    """Append a word; several processes may do so at the same time."""
+    file = os.open(diary, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{word}\n".encode())
+    os.close(file)
+
+
+async def linger(diary: Path, seconds: float, cleanup_s: float = 0.0) -> None:
+    """Run for a while or until it is cancelled, and clean up."""
+    write(diary, "begin")
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        await asyncio.sleep(cleanup_s)
+        write(diary, "end")
+
+
+def linger_plainly(diary: Path, seconds: float, cleanup_s: float = 0.0) -> None:
+    """Do the same, and never notice that it must stop."""
+    write(diary, "begin")
+    time.sleep(seconds)
+    time.sleep(cleanup_s)
+    write(diary, "end")
+
+
+async def work(seconds: float = 0.0) -> int:
+    await asyncio.sleep(seconds)
+    return os.getpid()
+
+
+def work_plainly(seconds: float = 0.0) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def describe_plainly(text: str) -> dict[str, Any]:
+    """Say things, and return what the attempt knows of itself."""
+    step = current_step()
+    logging.getLogger("work").warning("about %s", text)
+    step.progress(3, 4, "rows")
+    step.attach("note", text)
+    left_ms = step.remaining_ms()
+    return {
+        "run": step.run_id,
+        "key": step.idempotency_key,
+        "attempt": (step.step_name, step.attempt, step.max_retries),
+        "has_time": left_ms is not None and 0 < left_ms <= 20_000,
+        "cancelled": step.cancel_requested,
+    }
+
+
+async def describe(text: str) -> dict[str, Any]:
+    await asyncio.sleep(0)
+    return describe_plainly(text)
+
+
+def fail_plainly(message: str = "no") -> None:
+    raise CustomError(message)
+
+
+async def fail(message: str = "no") -> None:
+    fail_plainly(message)
+
+
+def interrupt_plainly() -> None:
+    raise KeyboardInterrupt("stop it all")
+
+
+async def interrupt() -> None:
+    interrupt_plainly()
+
+
+def fail_once_plainly(diary: Path) -> str:
+    """Fail unless the diary tells of an earlier attempt."""
+    is_first = not diary.exists()
+    write(diary, "tried")
+    if is_first:
+        raise CustomError("the first one fails")
+    return "done"
+
+
+async def fail_once(diary: Path) -> str:
+    return fail_once_plainly(diary)
+
+
+def die_once_plainly(diary: Path) -> str:
+    """Kill the process unless the diary tells of an earlier attempt."""
+    if not diary.exists():
+        write(diary, "killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    return "alive"
+
+
+async def die_once(diary: Path) -> str:
+    return die_once_plainly(diary)
+
+
+def lock_plainly() -> Any:
+    """Return what can't be sent."""
+    return threading.Lock()
+
+
+async def lock() -> Any:
+    return lock_plainly()
+
+
+def build_plainly(diary: Path, size: int) -> bytes:
+    write(diary, "built")
+    return bytes(size)
+
+
+async def build(diary: Path, size: int) -> bytes:
+    return build_plainly(diary, size)
+
+
+def measure_plainly(built: bytes) -> int:
+    return len(built)
+
+
+async def measure(built: bytes) -> int:
+    return len(built)
+
+
+def beat_plainly(count: int) -> str:
+    """Give some heartbeats, and then none."""
+    for _ in range(count):
+        current_step().heartbeat()
+        time.sleep(0.1)
+    return "beaten"
+
+
+async def beat(count: int) -> str:
+    for _ in range(count):
+        current_step().heartbeat()
+        await asyncio.sleep(0.1)
+    return "beaten"
