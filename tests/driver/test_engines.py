@@ -443,6 +443,7 @@ async def test_an_attempt_that_its_engine_refuses_has_not_begun(events):
     assert (report["a"].engine, report["a"].worker) == ("fake", "")
 
 
+@counts_time
 async def test_a_lost_worker_is_a_failure_that_is_retried(engine, events):
     def kill(event):
         events.append(event)
@@ -462,6 +463,7 @@ async def test_a_lost_worker_is_a_failure_that_is_retried(engine, events):
     ]
 
 
+@counts_time
 async def test_an_engine_may_report_the_beginning_twice_or_too_late(events):
     class Chatty(FakeEngine):
         async def run(self, call, /):
@@ -478,6 +480,28 @@ async def test_an_engine_may_report_the_beginning_twice_or_too_late(events):
 
     assert report["a"].worker == "w1"
     assert sum(isinstance(event, AttemptBegan) for event in events) == 2
+
+
+async def test_a_bug_at_the_end_of_an_attempt_breaks_the_run_and_leaves_no_body(monkeypatch):
+    cleaned = []
+
+    async def cleans():
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(1)
+
+    def defective(*_):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", defective)
+
+    with pytest.raises(ZeroDivisionError):
+        await run_pipeline(
+            [WorkflowStep("a", sleeps(0.01)), WorkflowStep("b", cleans)], engine=FakeEngine()
+        )
+    assert cleaned == [1]
 
 
 async def test_until_sees_the_value_itself(engine):
@@ -525,6 +549,7 @@ async def test_a_failure_cancels_running_and_queued_attempts_at_once():
     assert asyncio.get_running_loop().time() - turns[0] == pytest.approx(0.02)
 
 
+@counts_time
 async def test_a_caller_that_cancels_twice_still_waits_for_the_bodies(engine):
     ended = []
 
@@ -549,6 +574,7 @@ async def test_a_caller_that_cancels_twice_still_waits_for_the_bodies(engine):
     assert engine.running == {}
 
 
+@counts_time
 @pytest.mark.parametrize("workers", [1, 0])
 async def test_an_engine_is_asked_once_to_stop_a_body(workers):
     cancels = []
@@ -577,6 +603,7 @@ async def test_an_engine_is_asked_once_to_stop_a_body(workers):
     assert cancels == [1]
 
 
+@counts_time
 async def test_a_stopped_attempt_that_returns_a_value_has_succeeded(engine):
     async def fails_soon():
         await asyncio.sleep(0.01)
@@ -595,6 +622,7 @@ async def test_a_stopped_attempt_that_returns_a_value_has_succeeded(engine):
     assert isinstance(report["error"].error, OSError)
 
 
+@counts_time
 async def test_an_attempt_that_never_began_is_cancelled_without_its_body(events):
     engine = FakeEngine(workers=1)
     steps = [WorkflowStep("a", forever), WorkflowStep("b", forever)]
@@ -626,6 +654,7 @@ async def test_what_an_engine_raises_when_a_queued_attempt_is_stopped_is_kept():
     assert isinstance(report["a"].error, ConnectionError)
 
 
+@counts_time
 async def test_a_third_party_can_stop_a_body_but_not_the_wait_for_a_worker():
     engine = FakeEngine(workers=1)
     run = asyncio.create_task(
@@ -670,6 +699,20 @@ async def test_heartbeats_count_from_when_the_body_begins():
     assert report["b"].error.kind == "heartbeat"
     assert round(report["b"].duration_ms) == 250
     engine.calls[1].beat()  # too late, and without effect
+
+
+async def test_a_body_may_beat_as_soon_as_it_begins():
+    class Beating(FakeEngine):
+        async def run(self, call, /):
+            call.began("w1")
+            call.beat()
+            return 7
+
+    report = await run_pipeline(
+        [WorkflowStep("a", sleeps(0), heartbeat_ms=1_000)], engine=Beating()
+    )
+
+    assert report["a"].output == 7
 
 
 @counts_time
@@ -718,6 +761,7 @@ async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
     assert engine.overlaps["a"] == 0
 
 
+@counts_time
 async def test_a_doubt_about_the_end_of_a_body_is_logged(caplog):
     class Doubtful(FakeEngine):
         async def run(self, call, /):
@@ -797,9 +841,14 @@ def chain(**options):
 async def test_an_output_stays_where_only_the_engine_needs_it():
     engine = FakeEngine(keeps=True)
 
-    report = await run_pipeline(chain(), engine=engine)
+    async def make_of(kind):
+        return kind
+
+    first = WorkflowStep("a", make_of)
+    report = await run_pipeline([first, *chain()[1:]], engine=engine, inputs={"kind": "large"})
 
     assert [call.may_keep for call in engine.calls] == [True, True, False]
+    assert engine.calls[0].arguments == {"kind": "large"}
     assert isinstance(engine.calls[1].arguments["value"], RemoteOutput)
     assert report["c"].output == "largerr"
     assert await report["b"].output.fetch() == "larger"
