@@ -1,0 +1,303 @@
+"""Runs the attempts of steps on a Dask cluster.
+
+Dask's own futures can't be stopped once they run, and Dask runs a task again that was on a worker
+which dies or retires. So a task of Dask only asks for its body, and a fence in the scheduler
+(`asyncflow.engines._dask_fence`) lets each body begin once, and stops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from asyncflow._core.errors import OutputLostError, WorkerLostError, describe_fully
+from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.step import WorkflowStep
+from asyncflow._runtime.asyncio_compat import outlast
+from asyncflow._runtime.engine import EngineCall
+from asyncflow.engines._remote import Answer, check_sendable, pack_call, unpack_answer
+
+try:
+    from distributed import Client, Future
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        "DaskEngine needs Dask's distributed, which is not installed; install "
+        "asyncflow-tiers[dask]",
+        name=missing.name,
+    ) from missing
+
+from asyncflow.engines._dask_body import Kept, run_body
+from asyncflow.engines._dask_fence import Fence
+from asyncflow.engines._dask_link import Link, RemoteBody, open_link
+
+__all__ = ["DaskEngine"]
+
+
+class DaskEngine:
+    """Runs attempts on the workers of a Dask cluster: ``async with DaskEngine(address) as engine``.
+
+    Scheduler and workers need asyncflow too. A worker runs as many bodies at once as it has threads
+    (``nthreads``), whatever the steps' ``runs_in`` says; the others wait, and their time limits
+    don't count yet.
+
+    Attributes:
+        name: ``"dask"``.
+        stops_bodies: True: a body that must stop is cancelled in its worker, and awaited.
+        moves_data: True: large outputs stay in workers, and move between them.
+        tells_began: True.
+
+    Args:
+        cluster: The address of a scheduler, such as ``"tcp://127.0.0.1:8786"``, or an asynchronous
+            `distributed.Client` of this event loop, which stays open. With an address, the engine
+            opens a client of its own, and another one when the scheduler was restarted.
+        keep_bytes: The size in bytes above which an output stays in its worker, if only steps on
+            this engine take it; ``None`` if none shall.
+        resources: The abstract resources of Dask that each body needs, such as ``{"GPU": 1}``. Only
+            workers that have them run the steps of this engine. Two engines may share a client.
+
+    Raises:
+        TypeError: ``cluster`` is neither, or the client is not asynchronous.
+    """
+
+    name = "dask"
+    stops_bodies = True
+    moves_data = True
+    tells_began = True
+
+    def __init__(
+        self,
+        cluster: str | Client,
+        *,
+        keep_bytes: int | None = 2**20,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        if not isinstance(cluster, str | Client):
+            raise TypeError(
+                "DaskEngine: cluster must be the address of a scheduler or a distributed.Client, "
+                f"not {type(cluster).__name__}"
+            )
+        if isinstance(cluster, Client) and not cluster.asynchronous:
+            raise TypeError(
+                "DaskEngine: the client must belong to the event loop: "
+                "await Client(address, asynchronous=True)"
+            )
+        self._cluster = cluster
+        self._keep_bytes = keep_bytes
+        self._resources = dict(resources or {})
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop in which the engine is open."""
+        self._client: Client | None = None
+        self._link: Link | None = None
+        self._connecting = asyncio.Lock()
+        self._kept: weakref.WeakSet[Future] = weakref.WeakSet()
+
+    async def __aenter__(self) -> Self:
+        if self._loop is not None:
+            raise RuntimeError("this DaskEngine is open already")
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._connect()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._close()
+
+    def check(self, step: WorkflowStep, /) -> None:
+        """See `Engine.check`."""
+        self._check_open()
+        check_sendable(step)
+
+    async def run(self, call: EngineCall, /) -> Any:
+        """See `Engine.run`."""
+        self._check_open()
+        link, client = await self._connected(call)
+        packed = pack_call(call, self._keep_bytes)
+        kept = {
+            name: self._future_of(call.step.name, value)
+            for name, value in call.arguments.items()
+            if isinstance(value, RemoteOutput)
+        }
+        body = link.announce(call, packed, list(kept))
+        future = client.submit(
+            run_body,
+            link.name,
+            body.number,
+            *kept.values(),
+            key=f"{call.step.name}-{body.number}-{link.name}",
+            resources=self._resources or None,
+            retries=0,
+        )
+        watching = asyncio.create_task(_stop_if_refused(body, future))
+        try:
+            cancellation = await outlast(
+                body.ended.done, lambda: asyncio.wait([body.ended]), lambda _: body.stop()
+            )
+            word, content = body.ended.result()
+            if word == "ended":
+                return self._unpack(pickle.loads(content), call, body, future)
+            if cancellation is not None:
+                raise cancellation
+            raise self._loss(call, body, future, word, content)
+        finally:
+            cancellation = None
+            watching.cancel()
+            if future not in self._kept:
+                future.release()
+
+    # How a call ends.
+
+    def _unpack(self, answer: Answer, call: EngineCall, body: RemoteBody, future: Future) -> Any:
+        def keep(size: int) -> RemoteOutput:
+            self._kept.add(future)
+            fetch = _Fetch(self, future, body.worker)
+            return RemoteOutput(self.name, body.worker, size, future, fetch)
+
+        return unpack_answer(answer, call, keep)
+
+    def _loss(
+        self, call: EngineCall, body: RemoteBody, future: Future, word: str, content: Any
+    ) -> Exception:
+        if word == "missing":
+            return _output_lost(call.step.name, call.arguments[content[0]].worker)
+        if word == "refused":  # by us, since Dask could not run the task
+            content = f"Dask could not run it: {_problem_of(future)}"
+        _, attempt, *_ = call.running
+        return WorkerLostError(call.step.name, attempt, body.worker, content)
+
+    # Outputs that stay.
+
+    def _future_of(self, step: str, output: RemoteOutput) -> Future:
+        future = output.reference
+        if future not in self._kept or future.client is not self._client or future.cancelled():
+            raise _output_lost(step, output.worker)
+        return future
+
+    async def fetch(self, future: Future, worker: str) -> Any:
+        """Return an output that has stayed in a worker.
+
+        Raises:
+            RuntimeError: The engine is not open in this event loop.
+            OutputLostError: The output is lost.
+        """
+        self._check_open()
+        if future.client is not self._client or future.cancelled():
+            raise _output_lost("", worker)
+        try:
+            output: Kept | None = await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                raise
+            output = None
+        if output is None:
+            raise _output_lost("", worker)
+        return output.value
+
+    # The connection.
+
+    def _check_open(self) -> None:
+        if self._loop is None:
+            raise RuntimeError("this DaskEngine is not open: use 'async with' around the run")
+        if self._loop is not asyncio.get_running_loop():
+            raise RuntimeError("this DaskEngine was opened in another event loop")
+
+    async def _connected(self, call: EngineCall) -> tuple[Link, Client]:
+        """Return the connections, after making new ones if the scheduler was lost."""
+        async with self._connecting:
+            if self._link is None or not self._link.is_open:
+                try:
+                    await self._connect()
+                except OSError as error:
+                    _, attempt, *_ = call.running
+                    reason = f"there is no connection to the Dask scheduler: {error}"
+                    raise WorkerLostError(call.step.name, attempt, "", reason) from error
+            assert self._link is not None
+            return self._link, self._client
+
+    async def _connect(self) -> None:
+        """Connect to the scheduler.
+
+        Raises:
+            OSError: It can't be reached.
+            RuntimeError: It can't import asyncflow, or belongs to another event loop.
+        """
+        await self._close_link()
+        client = self._client = await self._running_client()
+        try:
+            await client.register_plugin(Fence())
+        except ImportError as error:
+            raise RuntimeError(
+                f"the Dask scheduler at {client.scheduler.address} can't load asyncflow's plugin; "
+                "install asyncflow-tiers[dask] there too, and on its workers, in the same version"
+            ) from error
+        self._link = await open_link(client.scheduler.address, client.connection_args)
+
+    async def _running_client(self) -> Client:
+        if isinstance(self._cluster, Client):
+            client = self._cluster
+            if client.loop.asyncio_loop is not self._loop:
+                raise RuntimeError("the Dask client of this DaskEngine is in another event loop")
+            while client.status == "connecting":  # it was lost, and nothing tells when it is back
+                await asyncio.sleep(0.02)
+            if client.status != "running":
+                raise OSError(f"its client is {client.status}")
+            return client
+        if self._client is not None:
+            await self._client.close()
+        return await Client(self._cluster, asynchronous=True, set_as_default=False)
+
+    async def _close_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.aclose()
+
+    async def _close(self) -> None:
+        try:
+            await self._close_link()
+        finally:
+            for future in list(self._kept):
+                future.release()
+            client, self._client, self._loop = self._client, None, None
+            if client is not None and client is not self._cluster:
+                await client.close()
+
+
+class _Fetch:
+    """Brings an output home."""
+
+    def __init__(self, engine: DaskEngine, future: Future, worker: str) -> None:
+        self._engine = engine
+        self._future = future
+        self._worker = worker
+
+    async def __call__(self) -> Any:
+        return await self._engine.fetch(self._future, self._worker)
+
+
+async def _stop_if_refused(body: RemoteBody, future: Future) -> None:
+    """Stop a call whose task Dask can't run, or that somebody cancels in Dask."""
+    state = future._state
+    await state.wait()
+    if state.status in {"cancelled", "error"}:
+        body.stop()
+
+
+def _problem_of(future: Future) -> str:
+    error = future._state.exception
+    return "it was cancelled" if error is None else describe_fully(error)
+
+
+def _output_lost(step: str, worker: str) -> OutputLostError:
+    reason = f"worker {worker} has gone with it, or the scheduler was restarted"
+    return OutputLostError(step, DaskEngine.name, reason)
