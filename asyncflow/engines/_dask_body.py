@@ -34,7 +34,7 @@ class Kept:
         return f"<Kept output of {self.size:,} bytes>"
 
 
-async def run_body(engine: str, number: int, *kept: Kept | None) -> Kept | None:
+async def run_body(engine: str, number: int, kept: Sequence[Kept | None]) -> Kept | None:
     """Run the body of a call, if it may begin. This is the one function that Dask runs for us.
 
     Args:
@@ -87,8 +87,10 @@ class _FenceConnection:
                 wire.close()
 
     async def close(self) -> None:
-        """Close the connection, or let the last body do it. Dask calls this as the worker closes,
-        and has cancelled the tasks of all bodies by then."""
+        """Close the connection, or let the last body do it.
+
+        Dask calls this as the worker closes, and has cancelled the tasks of all bodies by then.
+        """
         self._is_closing = True
         if self._wire is not None and not self._bodies:
             await self._wire.aclose()
@@ -193,24 +195,25 @@ class _Body:
         self._say("begin")
         try:
             needed = await self._needed
-            return None if needed is None else await self._run(*needed, kept)
+            if needed is None:
+                return None
+            packed, names = needed
+            return await self._run(packed, dict(zip(names, kept, strict=True)))
         except BaseException as error:  # the worker closes, or this is a bug
             if self._is_permitted:
                 self._say("lost", f"{type(error).__name__} ended it")
             raise
 
-    async def _run(
-        self, packed: bytes, names: Sequence[str], kept: Sequence[Kept | None]
-    ) -> Kept | None:
-        arguments = dict(zip(names, kept, strict=True))
+    async def _run(self, packed: bytes, kept: Mapping[str, Kept | None]) -> Kept | None:
         if self._is_stopped:
             self._say("refused")
-        elif None in kept:
-            self._say("missing", [name for name, output in arguments.items() if output is None])
-        else:
-            values = {name: output.value for name, output in arguments.items() if output}
-            return self._report(await self._make_attempt(packed, values))
-        return None
+            return None
+        outputs = {name: output.value for name, output in kept.items() if output is not None}
+        lost = kept.keys() - outputs.keys()
+        if lost:
+            self._say("missing", min(lost))
+            return None
+        return self._report(await self._make_attempt(packed, outputs))
 
     async def _make_attempt(self, packed: bytes, values: Mapping[str, Any]) -> Answer | None:
         """Return the answer; ``None`` if the attempt was cancelled before it had begun."""

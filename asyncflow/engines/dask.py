@@ -11,10 +11,11 @@ import asyncio
 import pickle
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from asyncflow._core.errors import OutputLostError, WorkerLostError, describe_fully
+from asyncflow._core.errors import OutputLostError, WorkerLostError
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import outlast
@@ -30,9 +31,10 @@ except ModuleNotFoundError as missing:
         name=missing.name,
     ) from missing
 
-from asyncflow.engines._dask_body import Kept, run_body
+from asyncflow.engines._dask_body import Kept
 from asyncflow.engines._dask_fence import Fence
-from asyncflow.engines._dask_link import Link, RemoteBody, open_link
+from asyncflow.engines._dask_link import Link, open_link
+from asyncflow.engines._dask_tasks import BodyTask, Submissions
 
 __all__ = ["DaskEngine"]
 
@@ -90,8 +92,7 @@ class DaskEngine:
         self._resources = dict(resources or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop in which the engine is open."""
-        self._client: Client | None = None
-        self._link: Link | None = None
+        self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._kept: weakref.WeakSet[Future] = weakref.WeakSet()
 
@@ -102,7 +103,7 @@ class DaskEngine:
         try:
             await self._connect()
         except BaseException:
-            await self._close()
+            self._loop = None
             raise
         return self
 
@@ -112,7 +113,10 @@ class DaskEngine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._close()
+        try:
+            await self._disconnect()
+        finally:
+            self._loop = None
 
     def check(self, step: WorkflowStep, /) -> None:
         """See `Engine.check`."""
@@ -122,69 +126,49 @@ class DaskEngine:
     async def run(self, call: EngineCall, /) -> Any:
         """See `Engine.run`."""
         self._check_open()
-        link, client = await self._connected(call)
+        connection = await self._connected(call)
         packed = pack_call(call, self._keep_bytes)
         kept = {
             name: self._future_of(call.step.name, value)
             for name, value in call.arguments.items()
             if isinstance(value, RemoteOutput)
         }
-        body = link.announce(call, packed, list(kept))
-        future = client.submit(
-            run_body,
-            link.name,
-            body.number,
-            *kept.values(),
-            key=f"{call.step.name}-{body.number}-{link.name}",
-            resources=self._resources or None,
-            retries=0,
-        )
-        watching = asyncio.create_task(_stop_if_refused(body, future))
+        body = connection.link.announce(call, packed, list(kept))
+        task = connection.submissions.add(call.step.name, body, list(kept.values()))
         try:
             cancellation = await outlast(
                 body.ended.done, lambda: asyncio.wait([body.ended]), lambda _: body.stop()
             )
             word, content = body.ended.result()
             if word == "ended":
-                return self._unpack(pickle.loads(content), call, body, future)
+                return self._unpack(pickle.loads(content), call, task)
             if cancellation is not None:
                 raise cancellation
-            raise self._loss(call, body, future, word, content)
+            raise _loss(call, task, word, content)
         finally:
             cancellation = None
-            watching.cancel()
-            if future not in self._kept:
-                future.release()
+            task.end(is_kept=task.future in self._kept)
 
     # How a call ends.
 
-    def _unpack(self, answer: Answer, call: EngineCall, body: RemoteBody, future: Future) -> Any:
+    def _unpack(self, answer: Answer, call: EngineCall, task: BodyTask) -> Any:
         def keep(size: int) -> RemoteOutput:
-            self._kept.add(future)
-            fetch = _Fetch(self, future, body.worker)
-            return RemoteOutput(self.name, body.worker, size, future, fetch)
+            self._kept.add(task.future)
+            worker = task.body.worker
+            fetch = partial(self._fetch, task.future, worker)
+            return RemoteOutput(self.name, worker, size, task.future, fetch)
 
         return unpack_answer(answer, call, keep)
-
-    def _loss(
-        self, call: EngineCall, body: RemoteBody, future: Future, word: str, content: Any
-    ) -> Exception:
-        if word == "missing":
-            return _output_lost(call.step.name, call.arguments[content[0]].worker)
-        if word == "refused":  # by us, since Dask could not run the task
-            content = f"Dask could not run it: {_problem_of(future)}"
-        _, attempt, *_ = call.running
-        return WorkerLostError(call.step.name, attempt, body.worker, content)
 
     # Outputs that stay.
 
     def _future_of(self, step: str, output: RemoteOutput) -> Future:
         future = output.reference
-        if future not in self._kept or future.client is not self._client or future.cancelled():
+        if future not in self._kept or future.cancelled():
             raise _output_lost(step, output.worker)
         return future
 
-    async def fetch(self, future: Future, worker: str) -> Any:
+    async def _fetch(self, future: Future, worker: str) -> Any:
         """Return an output that has stayed in a worker.
 
         Raises:
@@ -192,8 +176,6 @@ class DaskEngine:
             OutputLostError: The output is lost.
         """
         self._check_open()
-        if future.client is not self._client or future.cancelled():
-            raise _output_lost("", worker)
         try:
             output: Kept | None = await future
         except asyncio.CancelledError:
@@ -212,90 +194,88 @@ class DaskEngine:
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("this DaskEngine was opened in another event loop")
 
-    async def _connected(self, call: EngineCall) -> tuple[Link, Client]:
-        """Return the connections, after making new ones if the scheduler was lost."""
+    async def _connected(self, call: EngineCall) -> _Connection:
+        """Return the connection, after making a new one if the scheduler was lost."""
         async with self._connecting:
-            if self._link is None or not self._link.is_open:
+            if self._connection is None or not self._connection.link.is_open:
                 try:
                     await self._connect()
                 except OSError as error:
                     _, attempt, *_ = call.running
                     reason = f"there is no connection to the Dask scheduler: {error}"
                     raise WorkerLostError(call.step.name, attempt, "", reason) from error
-            assert self._link is not None
-            return self._link, self._client
+            assert self._connection is not None
+            return self._connection
 
     async def _connect(self) -> None:
         """Connect to the scheduler.
 
         Raises:
             OSError: It can't be reached.
-            RuntimeError: It can't import asyncflow, or belongs to another event loop.
+            RuntimeError: It can't import asyncflow, or its client is in another event loop.
         """
-        await self._close_link()
-        client = self._client = await self._running_client()
+        await self._disconnect()
+        client = await self._running_client()
         try:
+            address = client.scheduler.address
             await client.register_plugin(Fence())
-        except ImportError as error:
-            raise RuntimeError(
-                f"the Dask scheduler at {client.scheduler.address} can't load asyncflow's plugin; "
-                "install asyncflow-tiers[dask] there too, and on its workers, in the same version"
-            ) from error
-        self._link = await open_link(client.scheduler.address, client.connection_args)
+            link = await open_link(address, client.connection_args)
+        except BaseException as error:
+            if client is not self._cluster:
+                await client.close()
+            if isinstance(error, ImportError):
+                raise RuntimeError(
+                    f"the Dask scheduler at {address} can't load the plugin of asyncflow; install "
+                    "asyncflow-tiers[dask] there and on its workers, in the same version as here"
+                ) from error
+            raise
+        self._connection = _Connection(
+            client, link, Submissions(client, link.name, self._resources)
+        )
 
     async def _running_client(self) -> Client:
-        if isinstance(self._cluster, Client):
-            client = self._cluster
-            if client.loop.asyncio_loop is not self._loop:
-                raise RuntimeError("the Dask client of this DaskEngine is in another event loop")
-            while client.status == "connecting":  # it was lost, and nothing tells when it is back
-                await asyncio.sleep(0.02)
-            if client.status != "running":
-                raise OSError(f"its client is {client.status}")
-            return client
-        if self._client is not None:
-            await self._client.close()
-        return await Client(self._cluster, asynchronous=True, set_as_default=False)
+        if not isinstance(self._cluster, Client):
+            return await Client(self._cluster, asynchronous=True, set_as_default=False)
+        client = self._cluster
+        if client.loop.asyncio_loop is not self._loop:
+            raise RuntimeError("the Dask client of this DaskEngine is in another event loop")
+        while client.status == "connecting":  # noqa: ASYNC110 - Dask has no event for its end
+            await asyncio.sleep(0.02)
+        if client.status != "running":
+            raise OSError(f"its client is {client.status}")
+        return client
 
-    async def _close_link(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.aclose()
-
-    async def _close(self) -> None:
+    async def _disconnect(self) -> None:
+        """Stop all bodies, let Dask forget their outputs, and close what this engine has opened."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
         try:
-            await self._close_link()
+            await connection.link.aclose()
         finally:
             for future in list(self._kept):
                 future.release()
-            client, self._client, self._loop = self._client, None, None
-            if client is not None and client is not self._cluster:
-                await client.close()
+            self._kept.clear()
+            if connection.client is not self._cluster:
+                await connection.client.close()
 
 
-class _Fetch:
-    """Brings an output home."""
+class _Connection(NamedTuple):
+    """What an engine has while it is connected; a new one after the scheduler was restarted."""
 
-    def __init__(self, engine: DaskEngine, future: Future, worker: str) -> None:
-        self._engine = engine
-        self._future = future
-        self._worker = worker
-
-    async def __call__(self) -> Any:
-        return await self._engine.fetch(self._future, self._worker)
+    client: Client
+    link: Link
+    submissions: Submissions
 
 
-async def _stop_if_refused(body: RemoteBody, future: Future) -> None:
-    """Stop a call whose task Dask can't run, or that somebody cancels in Dask."""
-    state = future._state
-    await state.wait()
-    if state.status in {"cancelled", "error"}:
-        body.stop()
-
-
-def _problem_of(future: Future) -> str:
-    error = future._state.exception
-    return "it was cancelled" if error is None else describe_fully(error)
+def _loss(call: EngineCall, task: BodyTask, word: str, content: Any) -> Exception:
+    """Return the error of a call whose body was lost, or could not begin."""
+    if word == "missing":
+        return _output_lost(call.step.name, call.arguments[content].worker)
+    if word == "refused":  # by ourselves
+        content = f"Dask could not run it: {task.problem}"
+    _, attempt, *_ = call.running
+    return WorkerLostError(call.step.name, attempt, task.body.worker, content)
 
 
 def _output_lost(step: str, worker: str) -> OutputLostError:
