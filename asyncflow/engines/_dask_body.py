@@ -139,6 +139,8 @@ class _Body:
         self._attempt: asyncio.Task[Answer] | None = None
         self._is_permitted = False
         self._is_stopped = False
+        """Whether the engine has asked for the end."""
+        self._is_cancelled = False
         self._is_closed = False
         """Whether the worker closes."""
 
@@ -154,18 +156,20 @@ class _Body:
 
     def stop(self) -> None:
         """Ask the body to end."""
+        self._is_stopped = True
         self._say("stopping")
         self._cancel()
 
     def lose_fence(self) -> None:
         """Ask the body to end, or not to begin: nothing will hear of it."""
-        self._cancel()
         if not self._needed.done():
             self._needed.set_exception(ConnectionError("the connection to the fence has closed"))
+        self._cancel()
 
     def _cancel(self) -> None:
-        if not self._is_stopped:
-            self._is_stopped = True
+        """Cancel the attempt, once: another time would disturb its clean-up."""
+        if not self._is_cancelled:
+            self._is_cancelled = True
             if self._attempt is not None:
                 self._attempt.cancel()
 
@@ -173,9 +177,9 @@ class _Body:
 
     async def begin(self) -> bool:
         """Report at home that the body begins, unless it was stopped."""
-        if not self._is_stopped:
+        if not self._is_cancelled:
             self._say("began")
-        return not self._is_stopped
+        return not self._is_cancelled
 
     def beat(self) -> None:
         """Pass on a heartbeat."""
@@ -205,7 +209,7 @@ class _Body:
             raise
 
     async def _run(self, packed: bytes, kept: Mapping[str, Kept | None]) -> Kept | None:
-        if self._is_stopped:
+        if self._is_cancelled:
             self._say("refused")
             return None
         outputs = {name: output.value for name, output in kept.items() if output is not None}
@@ -223,7 +227,7 @@ class _Body:
                 await asyncio.wait([attempt])
             except asyncio.CancelledError:  # Dask cancels its tasks as the worker closes
                 self._is_closed = True
-                attempt.cancel()
+                self._cancel()
         return None if attempt.cancelled() else attempt.result()
 
     def _report(self, answer: Answer | None) -> Kept | None:

@@ -92,6 +92,7 @@ class DaskEngine:
         self._resources = dict(resources or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop in which the engine is open."""
+        self._client = cluster if isinstance(cluster, Client) else None
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
         self._kept: weakref.WeakSet[Future] = weakref.WeakSet()
@@ -103,7 +104,7 @@ class DaskEngine:
         try:
             await self._connect()
         except BaseException:
-            self._loop = None
+            await self._close()
             raise
         return self
 
@@ -113,10 +114,7 @@ class DaskEngine:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            await self._disconnect()
-        finally:
-            self._loop = None
+        await self._close()
 
     def check(self, step: WorkflowStep, /) -> None:
         """See `Engine.check`."""
@@ -164,7 +162,7 @@ class DaskEngine:
 
     def _future_of(self, step: str, output: RemoteOutput) -> Future:
         future = output.reference
-        if future not in self._kept or future.cancelled():
+        if future not in self._kept or future.status in _BROKEN:
             raise _output_lost(step, output.worker)
         return future
 
@@ -178,10 +176,10 @@ class DaskEngine:
         self._check_open()
         try:
             output: Kept | None = await future
-        except asyncio.CancelledError:
-            if not future.cancelled():
-                raise
-            output = None
+        except (Exception, asyncio.CancelledError) as error:
+            if future.status not in _BROKEN:
+                raise  # this was cancelled
+            raise _output_lost("", worker) from error
         if output is None:
             raise _output_lost("", worker)
         return output.value
@@ -214,29 +212,25 @@ class DaskEngine:
             OSError: It can't be reached.
             RuntimeError: It can't import asyncflow, or its client is in another event loop.
         """
-        await self._disconnect()
+        await self._close_link()
         client = await self._running_client()
+        address = client.scheduler.address
         try:
-            address = client.scheduler.address
             await client.register_plugin(Fence())
-            link = await open_link(address, client.connection_args)
-        except BaseException as error:
-            if client is not self._cluster:
-                await client.close()
-            if isinstance(error, ImportError):
-                raise RuntimeError(
-                    f"the Dask scheduler at {address} can't load the plugin of asyncflow; install "
-                    "asyncflow-tiers[dask] there and on its workers, in the same version as here"
-                ) from error
-            raise
-        self._connection = _Connection(
-            client, link, Submissions(client, link.name, self._resources)
-        )
+        except ImportError as error:
+            raise RuntimeError(
+                f"the Dask scheduler at {address} can't load the plugin of asyncflow; install "
+                "asyncflow-tiers[dask] there and on its workers, in the same version as here"
+            ) from error
+        link = await open_link(address, client.connection_args)
+        submissions = Submissions(client, link.name, self._resources)
+        self._connection = _Connection(link, submissions)
 
     async def _running_client(self) -> Client:
-        if not isinstance(self._cluster, Client):
-            return await Client(self._cluster, asynchronous=True, set_as_default=False)
-        client = self._cluster
+        client = self._client
+        if client is None or (client.status == "closed" and client is not self._cluster):
+            client = self._client = Client(self._cluster, asynchronous=True, set_as_default=False)
+            return await client
         if client.loop.asyncio_loop is not self._loop:
             raise RuntimeError("the Dask client of this DaskEngine is in another event loop")
         while client.status == "connecting":  # noqa: ASYNC110 - Dask has no event for its end
@@ -245,27 +239,34 @@ class DaskEngine:
             raise OSError(f"its client is {client.status}")
         return client
 
-    async def _disconnect(self) -> None:
-        """Stop all bodies, let Dask forget their outputs, and close what this engine has opened."""
+    async def _close_link(self) -> None:
+        """Stop all bodies, await their ends, and let Dask forget what they have made."""
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
+        if connection is not None:
             await connection.link.aclose()
+        for future in list(self._kept):
+            future.release()
+        self._kept.clear()
+
+    async def _close(self) -> None:
+        try:
+            await self._close_link()
         finally:
-            for future in list(self._kept):
-                future.release()
-            self._kept.clear()
-            if connection.client is not self._cluster:
-                await connection.client.close()
+            self._loop = None
+            if self._client is not None and self._client is not self._cluster:
+                client, self._client = self._client, None
+                await client.close()
 
 
 class _Connection(NamedTuple):
     """What an engine has while it is connected; a new one after the scheduler was restarted."""
 
-    client: Client
     link: Link
     submissions: Submissions
+
+
+_BROKEN = frozenset({"cancelled", "error"})
+"""How Dask calls the state of a future whose output it will not have again."""
 
 
 def _loss(call: EngineCall, task: BodyTask, word: str, content: Any) -> Exception:
@@ -273,6 +274,9 @@ def _loss(call: EngineCall, task: BodyTask, word: str, content: Any) -> Exceptio
     if word == "missing":
         return _output_lost(call.step.name, call.arguments[content].worker)
     if word == "refused":  # by ourselves
+        for value in call.arguments.values():
+            if isinstance(value, RemoteOutput) and value.reference.status in _BROKEN:
+                return _output_lost(call.step.name, value.worker)
         content = f"Dask could not run it: {task.problem}"
     _, attempt, *_ = call.running
     return WorkerLostError(call.step.name, attempt, task.body.worker, content)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 
 import pytest
+from engines.dask_cluster import DaskCluster, other_python
 
 from asyncflow.testing import VirtualTimeLoop
 
@@ -16,3 +18,18 @@ def pytest_asyncio_loop_factories(
     if any(map(item.get_closest_marker, ("process", "realtime"))):
         return {"asyncio": asyncio.SelectorEventLoop}
     return {"virtual": VirtualTimeLoop}
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A scheduler and two workers, each a process; one has another minor version of Python.
+
+    That one has the resource "other", the other one has "same".
+    """
+    cluster = DaskCluster(tmp_path_factory.mktemp("dask"))
+    cluster.start_worker("--resources=same=1000")
+    cluster.start_worker("--resources=other=1000", python=other_python() or sys.executable)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

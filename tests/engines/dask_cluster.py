@@ -56,9 +56,7 @@ class DaskCluster:
 
     def start_scheduler(self) -> subprocess.Popen[bytes]:
         """Start a scheduler at the address; the one before must have ended."""
-        self.scheduler = self._start(
-            sys.executable, "dask_scheduler", f"--port={self._port}", "--no-show"
-        )
+        self.scheduler = self._start(sys.executable, "dask_scheduler", f"--port={self._port}")
         return self.scheduler
 
     def start_worker(
@@ -98,13 +96,13 @@ class DaskCluster:
             process = subprocess.Popen(
                 [
                     *(python, "-c", _RUN_WHILE_STDIN_IS_OPEN, f"distributed.cli.{module}"),
-                    *("--host=127.0.0.1", "--no-dashboard", *options),
+                    *("--host=127.0.0.1", "--dashboard-address=127.0.0.1:0", *options),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
                 start_new_session=True,
             )
         self._processes.append(process)

@@ -1,0 +1,90 @@
+"""Actions for workers of Dask, which import them from here, and a submitter to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from engine_calls import RecordedCall
+
+from asyncflow import WorkflowStep, current_step
+from asyncflow.engines.dask import DaskEngine
+
+
+def note(diary: Path, word: str) -> None:
+    """Append a word to a file that several processes write."""
+    with diary.open("a") as file:
+        file.write(word + "\n")
+
+
+def words(diary: Path) -> list[str]:
+    return diary.read_text().split() if diary.exists() else []
+
+
+async def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+async def fail(message: str) -> None:
+    raise ValueError(message)
+
+
+async def pid() -> int:
+    return os.getpid()
+
+
+async def version() -> tuple[int, int]:
+    return sys.version_info[:2]
+
+
+async def linger(diary: Path, name: str = "body", cleanup_s: float = 0.0) -> None:
+    """Run until cancelled; then clean up."""
+    note(diary, f"begin-{name}")
+    try:
+        await asyncio.sleep(60)
+        note(diary, f"finish-{name}")
+    finally:
+        await asyncio.sleep(cleanup_s)
+        note(diary, f"end-{name}")
+
+
+async def make(diary: Path, size: int) -> bytearray:
+    note(diary, f"make-{os.getpid()}")
+    return bytearray(size)
+
+
+async def measure(data: bytearray) -> tuple[int, int]:
+    return os.getpid(), len(data)
+
+
+async def talk(secret: str) -> str:
+    step = current_step()
+    for done in range(3):
+        step.progress(done, 3)
+        logging.getLogger("work").warning("%s %d of %s", secret, done, step.step_name)
+        await asyncio.sleep(0.06)
+    return secret
+
+
+def sleep_in_thread(seconds: float) -> str:
+    time.sleep(seconds)
+    return threading.current_thread().name
+
+
+async def submit(address: str, diary: Path, count: int) -> None:
+    """Run bodies until this process is killed."""
+    async with DaskEngine(address) as engine:
+        calls = [
+            engine.run(RecordedCall(WorkflowStep("body", linger), {"diary": diary}).call)
+            for _ in range(count)
+        ]
+        await asyncio.gather(*calls)
+
+
+if __name__ == "__main__":
+    asyncio.run(submit(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
