@@ -1,4 +1,7 @@
-"""Actions for workers of Dask, which import them from here, and a submitter to be killed."""
+"""Actions for workers of Dask, which import them from here, and a submitter to be killed.
+
+Paths are texts: one of Python 3.13 can't be unpickled by an older one.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ from asyncflow import WorkflowStep, current_step
 from asyncflow.engines.dask import DaskEngine
 
 
-def note(diary: Path, word: str) -> None:
+def note(diary: str, word: str) -> None:
     """Append a word to a file that several processes write."""
-    with diary.open("a") as file:
+    with Path(diary).open("a") as file:
         file.write(word + "\n")
 
 
-def words(diary: Path) -> list[str]:
-    return diary.read_text().split() if diary.exists() else []
+def words(diary: str) -> list[str]:
+    """Return the words of such a file."""
+    return Path(diary).read_text().split() if Path(diary).exists() else []
 
 
 async def add(a: int, b: int = 0) -> int:
@@ -42,7 +46,7 @@ async def version() -> tuple[int, int]:
     return sys.version_info[:2]
 
 
-async def linger(diary: Path, name: str = "body", cleanup_s: float = 0.0) -> None:
+async def linger(diary: str, name: str = "body", cleanup_s: float = 0.0) -> None:
     """Run until cancelled; then clean up."""
     note(diary, f"begin-{name}")
     try:
@@ -53,7 +57,7 @@ async def linger(diary: Path, name: str = "body", cleanup_s: float = 0.0) -> Non
         note(diary, f"end-{name}")
 
 
-async def make(diary: Path, size: int) -> bytearray:
+async def make(diary: str, size: int) -> bytearray:
     note(diary, f"make-{os.getpid()}")
     return bytearray(size)
 
@@ -62,12 +66,16 @@ async def measure(data: bytearray) -> tuple[int, int]:
     return os.getpid(), len(data)
 
 
-async def talk(secret: str) -> str:
+async def talk() -> None:
     step = current_step()
     for done in range(3):
         step.progress(done, 3)
-        logging.getLogger("work").warning("%s %d of %s", secret, done, step.step_name)
+        logging.getLogger("work").warning("%d of %s", done, step.step_name)
         await asyncio.sleep(0.06)
+
+
+async def repeat(secret: str) -> str:
+    current_step().attach("secret", secret)
     return secret
 
 
@@ -76,7 +84,7 @@ def sleep_in_thread(seconds: float) -> str:
     return threading.current_thread().name
 
 
-async def submit(address: str, diary: Path, count: int) -> None:
+async def submit(address: str, diary: str, count: int) -> None:
     """Run bodies until this process is killed."""
     async with DaskEngine(address) as engine:
         calls = [
@@ -86,5 +94,5 @@ async def submit(address: str, diary: Path, count: int) -> None:
         await asyncio.gather(*calls)
 
 
-if __name__ == "__main__":
-    asyncio.run(submit(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])))
+def main() -> None:
+    asyncio.run(submit(sys.argv[1], sys.argv[2], int(sys.argv[3])))

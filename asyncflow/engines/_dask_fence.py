@@ -42,7 +42,7 @@ class _Worker:
 
 
 @dataclass(eq=False, repr=False)
-class _Engine:
+class _Submitter:
     """An engine in another process."""
 
     wire: Wire
@@ -64,14 +64,14 @@ class Fence(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
 
     async def start(self, scheduler: Any) -> None:
         """Begin to accept connections."""
-        self._engines: dict[str, _Engine] = {}
+        self._engines: dict[str, _Submitter] = {}
         scheduler.handlers[ENGINES] = self.serve_engine
         scheduler.handlers[WORKERS] = self.serve_worker
 
     async def serve_engine(self, comm: Comm, name: str) -> Status:
         """Serve an engine until its connection closes."""
         await comm.write(OPEN)
-        engine = self._engines[name] = _Engine(Wire(comm))
+        engine = self._engines[name] = _Submitter(Wire(comm))
         try:
             async for operation, number, *rest in engine.wire.messages():
                 if operation == "call":
@@ -106,7 +106,9 @@ class Fence(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
             worker.wire.close()
         return Status.dont_reply
 
-    def _announce(self, name: str, engine: _Engine, number: int, needed: tuple[Any, ...]) -> None:
+    def _announce(
+        self, name: str, engine: _Submitter, number: int, needed: tuple[Any, ...]
+    ) -> None:
         engine.announced = number
         engine.waiting[number] = needed
         early, engine.early = engine.early, []
@@ -125,7 +127,7 @@ class Fence(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
             worker.running.add((name, number))
             worker.wire.send("yes", number, name, *engine.waiting.pop(number))
 
-    def _stop(self, name: str, engine: _Engine, number: int) -> None:
+    def _stop(self, name: str, engine: _Submitter, number: int) -> None:
         if engine.waiting.pop(number, None) is not None:
             engine.wire.send("refused", number, "")
         elif number in engine.running:

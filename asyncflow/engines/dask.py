@@ -93,7 +93,7 @@ class DaskEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop in which the engine is open."""
         self._client = cluster if isinstance(cluster, Client) else None
-        self._connection: _Connection | None = None
+        self._connection: _DaskConnection | None = None
         self._connecting = asyncio.Lock()
         self._kept: weakref.WeakSet[Future] = weakref.WeakSet()
 
@@ -127,7 +127,7 @@ class DaskEngine:
         connection = await self._connected(call)
         packed = pack_call(call, self._keep_bytes)
         kept = {
-            name: self._future_of(call.step.name, value)
+            name: self._future_of(value)
             for name, value in call.arguments.items()
             if isinstance(value, RemoteOutput)
         }
@@ -160,10 +160,10 @@ class DaskEngine:
 
     # Outputs that stay.
 
-    def _future_of(self, step: str, output: RemoteOutput) -> Future:
+    def _future_of(self, output: RemoteOutput) -> Future:
         future = output.reference
         if future not in self._kept or future.status in _BROKEN:
-            raise _output_lost(step, output.worker)
+            raise _output_lost(output.worker)
         return future
 
     async def _fetch(self, future: Future, worker: str) -> Any:
@@ -179,9 +179,9 @@ class DaskEngine:
         except (Exception, asyncio.CancelledError) as error:
             if future.status not in _BROKEN:
                 raise  # this was cancelled
-            raise _output_lost("", worker) from error
+            raise _output_lost(worker) from error
         if output is None:
-            raise _output_lost("", worker)
+            raise _output_lost(worker)
         return output.value
 
     # The connection.
@@ -192,7 +192,7 @@ class DaskEngine:
         if self._loop is not asyncio.get_running_loop():
             raise RuntimeError("this DaskEngine was opened in another event loop")
 
-    async def _connected(self, call: EngineCall) -> _Connection:
+    async def _connected(self, call: EngineCall) -> _DaskConnection:
         """Return the connection, after making a new one if the scheduler was lost."""
         async with self._connecting:
             if self._connection is None or not self._connection.link.is_open:
@@ -224,7 +224,7 @@ class DaskEngine:
             ) from error
         link = await open_link(address, client.connection_args)
         submissions = Submissions(client, link.name, self._resources)
-        self._connection = _Connection(link, submissions)
+        self._connection = _DaskConnection(link, submissions)
 
     async def _running_client(self) -> Client:
         client = self._client
@@ -258,7 +258,7 @@ class DaskEngine:
                 await client.close()
 
 
-class _Connection(NamedTuple):
+class _DaskConnection(NamedTuple):
     """What an engine has while it is connected; a new one after the scheduler was restarted."""
 
     link: Link
@@ -272,16 +272,16 @@ _BROKEN = frozenset({"cancelled", "error"})
 def _loss(call: EngineCall, task: BodyTask, word: str, content: Any) -> Exception:
     """Return the error of a call whose body was lost, or could not begin."""
     if word == "missing":
-        return _output_lost(call.step.name, call.arguments[content].worker)
+        return _output_lost(call.arguments[content].worker)
     if word == "refused":  # by ourselves
         for value in call.arguments.values():
             if isinstance(value, RemoteOutput) and value.reference.status in _BROKEN:
-                return _output_lost(call.step.name, value.worker)
+                return _output_lost(value.worker)
         content = f"Dask could not run it: {task.problem}"
     _, attempt, *_ = call.running
     return WorkerLostError(call.step.name, attempt, task.body.worker, content)
 
 
-def _output_lost(step: str, worker: str) -> OutputLostError:
-    reason = f"worker {worker} has gone with it, or the scheduler was restarted"
-    return OutputLostError(step, DaskEngine.name, reason)
+def _output_lost(worker: str) -> OutputLostError:
+    reason = "its worker has gone with it, or the scheduler was restarted"
+    return OutputLostError(DaskEngine.name, worker, reason)

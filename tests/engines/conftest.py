@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from engines.dask_cluster import DaskCluster, other_python
@@ -33,3 +34,9 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskClust
         yield cluster
     finally:
         cluster.close()
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> str:
+    """The path of a file where bodies in any process note what they do."""
+    return str(tmp_path / "diary")
