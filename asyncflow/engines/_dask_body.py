@@ -143,6 +143,9 @@ class _Body:
         self._is_cancelled = False
         self._is_closed = False
         """Whether the worker closes."""
+        self._is_abandoned = False
+        """Whether home was told that the thread may outlive the attempt."""
+        self._has_thread_ended = False
 
     # What the fence says.
 
@@ -187,7 +190,15 @@ class _Body:
 
     def thread_ended(self) -> None:
         """Report at home that a thread has ended that the attempt has abandoned."""
-        self._say("thread ended")
+        self._has_thread_ended = True
+        if self._is_abandoned:
+            self._say("thread ended")
+
+    def _abandon(self) -> None:
+        self._is_abandoned = True
+        self._say("abandoned")
+        if self._has_thread_ended:  # a moment ago
+            self._say("thread ended")
 
     def _say(self, operation: str, *rest: Any) -> None:
         self._wire.send(operation, *self._call, *rest)
@@ -239,7 +250,7 @@ class _Body:
             self._say("refused")
         else:
             if answer.is_abandoned:
-                self._say("abandoned")
+                self._abandon()
             self._say("ended", pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
             if answer.kind == "kept":
                 return Kept(answer.kept, answer.size)

@@ -21,6 +21,13 @@ def pytest_asyncio_loop_factories(
     return {"virtual": VirtualTimeLoop}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let Dask warn of different versions of Python, which the tests have on purpose."""
+    for item in items:
+        if "dask" in item.nodeid:
+            item.add_marker(pytest.mark.filterwarnings("ignore:Mismatched versions found"))
+
+
 @pytest.fixture(scope="session")
 def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
     """A scheduler and two workers, each a process; one has another minor version of Python.

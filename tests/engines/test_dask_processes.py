@@ -25,11 +25,7 @@ from asyncflow import NotSendableError, WorkerLostError, WorkflowStep
 from asyncflow.engines import RemoteOutput
 from asyncflow.engines.dask import DaskEngine
 
-pytestmark = [
-    pytest.mark.process,
-    # Dask compares the versions of Python, which differ on purpose.
-    pytest.mark.filterwarnings("ignore::distributed.versions.VersionMismatchWarning"),
-]
+pytestmark = pytest.mark.process
 
 A_WHILE_S = 20
 """More than anything here takes on a machine that is busy."""
