@@ -30,9 +30,6 @@ class Kept:
     def __sizeof__(self) -> int:
         return self.size  # Dask asks, to know how full a worker is
 
-    def __repr__(self) -> str:
-        return f"<Kept output of {self.size:,} bytes>"
-
 
 async def run_body(engine: str, number: int, kept: Sequence[Kept | None]) -> Kept | None:
     """Run the body of a call, if it may begin. This is the one function that Dask runs for us.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import SchedulerPlugin
-from distributed.comm import Comm
+from distributed.comm.core import Comm
 from distributed.core import Status
 
 from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from distributed import Client, Future
 
@@ -55,7 +56,9 @@ class BodyTask:
 
     async def _watch(self) -> None:
         assert self.future is not None
-        state = self.future._state  # public methods would raise the error, or return another future
+        state: Any = (
+            self.future._state
+        )  # public methods would raise the error, or return another future
         await state.wait()
         if state.status in {"cancelled", "error"}:
             self.fail(describe_fully(state.exception))

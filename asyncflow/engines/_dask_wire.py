@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from distributed.comm import Comm, connect
+from distributed.comm.core import connect
 
 __all__ = ["ENGINES", "OPEN", "WORKERS", "Wire", "open_wire"]
 
@@ -39,7 +39,7 @@ class Wire:
         comm: The connection, which belongs to this object from now on.
     """
 
-    def __init__(self, comm: Comm) -> None:
+    def __init__(self, comm: Any) -> None:
         self._comm = comm
         self._outgoing: list[tuple[Any, ...]] = []
         self._has_news = asyncio.Event()

@@ -92,7 +92,7 @@ class DaskEngine:
         self._resources = dict(resources or {})
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop in which the engine is open."""
-        self._client = cluster if isinstance(cluster, Client) else None
+        self._client: Any = cluster if isinstance(cluster, Client) else None
         self._connection: _DaskConnection | None = None
         self._connecting = asyncio.Lock()
         self._kept: weakref.WeakSet[Future] = weakref.WeakSet()
@@ -151,10 +151,12 @@ class DaskEngine:
 
     def _unpack(self, answer: Answer, call: EngineCall, task: BodyTask) -> Any:
         def keep(size: int) -> RemoteOutput:
-            self._kept.add(task.future)
-            worker = task.body.worker
-            fetch = partial(self._fetch, task.future, worker)
-            return RemoteOutput(self.name, worker, size, task.future, fetch)
+            future, worker = task.future, task.body.worker
+            assert future is not None
+            self._kept.add(future)
+            return RemoteOutput(
+                self.name, worker, size, future, partial(self._fetch, future, worker)
+            )
 
         return unpack_answer(answer, call, keep)
 
@@ -226,7 +228,7 @@ class DaskEngine:
         submissions = Submissions(client, link.name, self._resources)
         self._connection = _DaskConnection(link, submissions)
 
-    async def _running_client(self) -> Client:
+    async def _running_client(self) -> Any:
         client = self._client
         if client is None or (client.status == "closed" and client is not self._cluster):
             client = self._client = Client(self._cluster, asynchronous=True, set_as_default=False)
