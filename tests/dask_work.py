@@ -62,7 +62,14 @@ async def make(diary: str, size: int) -> bytearray:
     return bytearray(size)
 
 
-async def measure(data: bytearray) -> tuple[int, int]:
+async def fail_once(tried: str, data: bytearray, size: object) -> int:
+    note(tried, "tried")
+    if len(words(tried)) == 1:
+        raise ValueError("the first time")
+    return len(data)
+
+
+async def measure(data: bytearray, **_: object) -> tuple[int, int]:
     return os.getpid(), len(data)
 
 

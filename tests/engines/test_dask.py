@@ -8,37 +8,43 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
-from dask_work import add, fail, linger, make, measure, sleep_in_thread, talk, words
+from dask_work import add, fail, fail_once, linger, make, measure, sleep_in_thread, talk, words
 from distributed import Client, Future, LocalCluster
 from engine_calls import RecordedCall, RecordedNotes
 
-from asyncflow import OutputLostError, WorkerLostError, WorkflowStep
+from asyncflow import OutputLostError, WorkerLostError, WorkflowStep, run_pipeline
 from asyncflow.engines import RemoteOutput, _dask_link
 from asyncflow.engines._dask_body import _Body
 from asyncflow.engines._dask_fence import Fence
 from asyncflow.engines._dask_wire import WORKERS, open_wire
 from asyncflow.engines.dask import DaskEngine
+from asyncflow.journal import SQLiteJournal
 
 pytestmark = pytest.mark.process
 
 
+def new_cluster() -> LocalCluster:
+    return LocalCluster(
+        n_workers=2,
+        threads_per_worker=4,
+        processes=False,
+        asynchronous=True,
+        dashboard_address="127.0.0.1:0",
+        host="127.0.0.1",
+        protocol="tcp",
+    )
+
+
 @pytest.fixture
 async def cluster() -> AsyncIterator[LocalCluster]:
-    with dask.config.set({"distributed.worker.memory.terminate": False}):
-        async with LocalCluster(
-            n_workers=2,
-            threads_per_worker=4,
-            processes=False,
-            asynchronous=True,
-            dashboard_address="127.0.0.1:0",
-            host="127.0.0.1",
-            protocol="tcp",
-        ) as cluster:
-            yield cluster
+    async with new_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -55,6 +61,12 @@ async def engine(client: Client) -> AsyncIterator[DaskEngine]:
 
 def recorded(action: Callable[..., Any], **arguments: Any) -> RecordedCall:
     return RecordedCall(WorkflowStep("step", action), arguments)
+
+
+def made(diary: str) -> RecordedCall:
+    """Return a call whose output stays."""
+    arguments = {"diary": diary, "size": 5_000}
+    return RecordedCall(WorkflowStep("make", make), arguments, may_keep=True)
 
 
 async def begun(call: RecordedCall) -> None:
@@ -219,11 +231,13 @@ async def test_closing_an_engine_stops_its_bodies_and_awaits_them(
 ) -> None:
     async with DaskEngine(client) as engine:
         call = recorded(linger, diary=diary, cleanup_s=0.05)
-        running = asyncio.create_task(engine.run(call.call))
+        running = [asyncio.create_task(engine.run(call.call)) for _ in range(2)]
         await begun(call)
+        running[0].cancel()
+        await asyncio.sleep(0)
 
-    assert words(diary) == ["begin-body", "end-body"]
-    await asyncio.wait([running])
+    assert words(diary).count("begin-body") == words(diary).count("end-body")
+    await asyncio.wait(running)
     assert client.status == "running"
 
 
@@ -323,12 +337,12 @@ async def test_a_call_on_a_closed_client_is_a_lost_worker(cluster: LocalCluster)
 async def test_a_large_output_stays_and_goes_where_it_is_needed(
     engine: DaskEngine, diary: str
 ) -> None:
-    made = RecordedCall(WorkflowStep("make", make), {"diary": diary, "size": 5_000}, may_keep=True)
+    call = made(diary)
 
-    output = await engine.run(made.call)
+    output = await engine.run(call.call)
 
     assert isinstance(output, RemoteOutput)
-    assert output.worker == made.workers[0]
+    assert output.worker == call.workers[0]
     assert output.size >= 5_000
     assert (await engine.run(recorded(measure, data=output).call))[1] == 5_000
     assert len(await output.fetch()) == 5_000
@@ -337,8 +351,7 @@ async def test_a_large_output_stays_and_goes_where_it_is_needed(
 async def test_a_lost_output_fails_its_consumer_and_is_not_made_again(
     engine: DaskEngine, client: Client, cluster: LocalCluster, diary: str
 ) -> None:
-    made = RecordedCall(WorkflowStep("make", make), {"diary": diary, "size": 5_000}, may_keep=True)
-    output = await engine.run(made.call)
+    output = await engine.run(made(diary).call)
     (worker,) = [each for each in cluster.workers.values() if each.address == output.worker]
 
     await worker.close()
@@ -355,6 +368,40 @@ async def test_a_lost_output_fails_its_consumer_and_is_not_made_again(
         await output.fetch()
 
 
+async def test_an_output_that_dask_forgets_fails_the_consumer_that_waits_for_a_worker(
+    engine: DaskEngine, client: Client, diary: str
+) -> None:
+    output = await engine.run(made(diary).call)
+    others = [
+        asyncio.create_task(engine.run(recorded(linger, diary=diary).call)) for _ in "12345678"
+    ]
+    await written(diary, "begin-body")
+    consumer = asyncio.create_task(engine.run(recorded(measure, data=output).call))
+    async with asyncio.timeout(20):
+        while len(client.futures) < 10:
+            await asyncio.sleep(0.005)
+
+    await client.cancel([output.reference])
+    with pytest.raises(OutputLostError):
+        await consumer
+
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
+
+
+async def test_fetching_an_output_can_be_cancelled(engine: DaskEngine, diary: str) -> None:
+    output = await engine.run(made(diary).call)
+    fetching = asyncio.create_task(output.fetch())
+    await asyncio.sleep(0)
+
+    fetching.cancel()
+    await asyncio.wait([fetching])
+
+    assert fetching.cancelled()
+    assert len(await output.fetch()) == 5_000
+
+
 async def test_an_output_is_gone_with_its_engine(client: Client, diary: str) -> None:
     async with DaskEngine(client, keep_bytes=1_000) as engine:
         call = RecordedCall(
@@ -368,6 +415,65 @@ async def test_an_output_is_gone_with_its_engine(client: Client, diary: str) -> 
         await output.fetch()
     await asyncio.sleep(0)  # Dask forgets in the next turn
     assert not client.futures
+
+
+# In runs.
+
+
+async def test_a_consumer_of_a_lost_output_is_not_retried(
+    engine: DaskEngine, cluster: LocalCluster, diary: str
+) -> None:
+    async def lose(order: object) -> None:
+        (worker,) = [each for each in cluster.workers.values() if each.data]
+        await worker.close()
+
+    steps = [
+        WorkflowStep("make", partial(make, diary, 5_000)),
+        WorkflowStep("lose", partial(lose, None), ["make"], engine="local"),
+        WorkflowStep("measure", measure, {"data": "make", "_": "lose"}, max_retries=3),
+    ]
+    report = await run_pipeline(steps, engine=engine)
+
+    assert isinstance(report["measure"].error, OutputLostError)
+    assert report["measure"].attempts == 1
+    assert len(words(diary)) == 1
+
+
+async def test_a_failure_among_200_steps_stops_them_all(engine: DaskEngine, diary: str) -> None:
+    lingering = partial(linger, diary)
+    steps = [
+        WorkflowStep("fail", partial(fail, "too bad")),
+        *[WorkflowStep(f"linger-{n}", lingering) for n in range(200)],
+    ]
+    started_s = time.monotonic()
+
+    report = await run_pipeline(steps, engine=engine)
+
+    assert time.monotonic() - started_s < 10
+    assert [result.step_name for result in report.failed] == ["fail"]
+    assert len(report.cancelled) + len(report.skipped) == 200
+    assert words(diary).count("begin-body") == words(diary).count("end-body")
+
+
+async def test_a_run_is_resumed_on_a_fresh_cluster(tmp_path: Path, diary: str) -> None:
+    made, tried = f"{diary}-made", f"{diary}-tried"
+    steps = [
+        WorkflowStep("make", partial(make, made, 5_000)),
+        WorkflowStep("other", partial(make, diary, 5_000)),
+        WorkflowStep("measure", measure, {"data": "other"}),
+        WorkflowStep("load", partial(fail_once, tried), {"data": "make", "size": "measure"}),
+    ]
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        for passes in (False, True):
+            async with (
+                new_cluster() as cluster,
+                DaskEngine(cluster.scheduler_address, keep_bytes=1_000) as engine,
+            ):
+                report = await run_pipeline(steps, engine=engine, journal=journal, run_id="r")
+                assert report.all_passed is passes
+
+    assert len(words(made)) == 2  # it stayed on the other cluster, and is needed
+    assert len(words(diary)) == 1  # it is not
 
 
 # Opening.
