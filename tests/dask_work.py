@@ -57,6 +57,14 @@ async def linger(diary: str, name: str = "body", cleanup_s: float = 0.0) -> None
         note(diary, f"end-{name}")
 
 
+async def return_when_cancelled() -> str:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return "done"
+    return "late"
+
+
 async def make(diary: str, size: int) -> bytearray:
     note(diary, f"make-{os.getpid()}")
     return bytearray(size)

@@ -14,7 +14,18 @@ from typing import Any
 
 import dask
 import pytest
-from dask_work import add, fail, fail_once, linger, make, measure, sleep_in_thread, talk, words
+from dask_work import (
+    add,
+    fail,
+    fail_once,
+    linger,
+    make,
+    measure,
+    return_when_cancelled,
+    sleep_in_thread,
+    talk,
+    words,
+)
 from distributed import Client, Future, LocalCluster
 from engine_calls import RecordedCall, RecordedNotes
 
@@ -144,6 +155,17 @@ async def test_a_cancelled_call_returns_when_its_body_has_cleaned_up(
 
     assert running.cancelled()
     assert words(diary) == ["begin-body", "end-body"]
+
+
+async def test_the_late_value_of_a_cancelled_call_is_handed_on(engine: DaskEngine) -> None:
+    call = recorded(return_when_cancelled)
+    running = asyncio.create_task(engine.run(call.call))
+    await begun(call)
+
+    running.cancel()
+
+    assert await running == "done"
+    assert running.cancelling() == 1
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.002, 0.02, 0.2])
@@ -286,17 +308,9 @@ async def test_a_retired_worker_ends_its_body_and_no_other_one_begins(
 async def test_a_body_that_returns_while_its_worker_retires_has_succeeded(
     engine: DaskEngine, client: Client
 ) -> None:
-    async def stubborn() -> str:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            return "done"
-        return "late"
-
-    call = recorded(stubborn)
+    call = recorded(return_when_cancelled)
     running = asyncio.create_task(engine.run(call.call))
     await begun(call)
-    await asyncio.sleep(0.05)
 
     await client.retire_workers([call.workers[0]])
 

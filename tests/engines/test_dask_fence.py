@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_calls import RecordedCall
-from engine_work import work
+from engine_work import linger, work
 
 from asyncflow import WorkflowStep
 from asyncflow.engines import _dask_body
@@ -290,6 +292,24 @@ async def test_a_worker_that_closes_loses_the_bodies_that_wait_or_run() -> None:
         ("lost", 2),
         ("lost", 3),
     ]
+
+
+async def test_the_clean_up_of_a_body_is_cancelled_by_nobody(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    body = _Body(Sent(), 1, "e", "w")  # type: ignore[arg-type]
+    running = asyncio.create_task(body.run([]))
+    await settle()
+    body.permit([packed(partial(linger, diary, 60.0, 5.0)), []])
+    await settle()
+    body.stop()
+    await settle()
+
+    running.cancel()
+    body.lose_fence()
+    body.stop()
+    await asyncio.wait([running])
+
+    assert diary.read_text().split() == ["begin", "end"]
 
 
 async def test_a_body_that_was_neither_permitted_nor_refused_says_nothing() -> None:
