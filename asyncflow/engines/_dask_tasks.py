@@ -15,6 +15,9 @@ from asyncflow.engines._dask_link import RemoteBody
 
 __all__ = ["BodyTask", "Submissions"]
 
+_MAX_NAMES = 100
+"""Dask groups tasks by name, and becomes slow with thousands of groups."""
+
 
 class BodyTask:
     """A task that asks for a body.
@@ -77,16 +80,21 @@ class Submissions:
         self._client = client
         self._engine = engine
         self._resources = resources
+        self._names: set[str] = set()
         self._tasks: list[BodyTask] = []
 
     def add(self, name: str, body: RemoteBody, kept: Sequence[Future]) -> BodyTask:
         """Submit a task at the end of this turn.
 
         Args:
-            name: What Dask's displays call it, and all tasks of the same step.
+            name: What Dask's displays call it, and all tasks of the same step: its name, unless
+                there are very many.
             body: The body that it asks for.
             kept: The outputs that it takes along.
         """
+        if name not in self._names:
+            name = name if len(self._names) < _MAX_NAMES else "step"
+            self._names.add(name)
         task = BodyTask(body, f"{name}-{body.number}-{self._engine}", kept)
         if not self._tasks:
             asyncio.get_running_loop().call_soon(self._submit)

@@ -140,6 +140,17 @@ async def test_nothing_is_left_in_the_scheduler_when_calls_have_ended(
     assert not any(worker.extensions[WORKERS]._bodies for worker in cluster.workers.values())
 
 
+async def test_dask_groups_tasks_by_the_names_of_steps_up_to_a_number(
+    engine: DaskEngine, cluster: LocalCluster
+) -> None:
+    steps = [WorkflowStep(f"step{n}", add) for n in range(150)]
+
+    await asyncio.gather(*[engine.run(RecordedCall(step, {"a": 1}).call) for step in steps])
+
+    names = cluster.scheduler.task_prefixes.keys()
+    assert names == {f"step{n}" for n in range(100)} | {"step"}
+
+
 # Cancelling.
 
 
