@@ -20,6 +20,9 @@ from asyncflow.engines._dask_link import Link
 from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire
 from asyncflow.engines._remote import pack_call
 
+# It starts none, but it imports Dask, which the fast tests do without (conftest.py).
+pytestmark = pytest.mark.process
+
 _END = object()
 
 
@@ -299,7 +302,7 @@ async def test_the_clean_up_of_a_body_is_cancelled_by_nobody(tmp_path: Path) -> 
     body = _Body(Sent(), 1, "e", "w")  # type: ignore[arg-type]
     running = asyncio.create_task(body.run([]))
     await settle()
-    body.permit([packed(partial(linger, diary, 60.0, 5.0)), []])
+    body.permit([packed(partial(linger, diary, 60.0, 0.05)), []])
     await settle()
     body.stop()
     await settle()
