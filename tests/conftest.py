@@ -17,7 +17,12 @@ from postgres_server import PostgresServer, running_server
 SLOW = frozenset(
     {"browser", "crash", "debug", "exhaustive", "postgres", "process", "realtime", "uvloop"}
 )
-NEEDS = {"browser": "browser", "orphaned_journal": "process", "postgres_server": "postgres"}
+NEEDS = {
+    "browser": "browser",
+    "dask_cluster": "process",
+    "orphaned_journal": "process",
+    "postgres_server": "postgres",
+}
 """The mark that a test gets from a fixture that it uses."""
 
 settings.register_profile(

@@ -124,8 +124,9 @@ async def process_pool() -> AsyncIterator[Kind]:
 
 @asynccontextmanager
 async def dask() -> AsyncIterator[Kind]:
-    from asyncflow.engines.dask import DaskEngine
     from distributed import Client
+
+    from asyncflow.engines.dask import DaskEngine
     from tests.engines.dask_cluster import DaskCluster
 
     with TemporaryDirectory() as folder:

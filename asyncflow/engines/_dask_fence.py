@@ -1,0 +1,155 @@
+"""The fence: a plugin of the scheduler that lets each body begin once, while it is wanted.
+
+An engine announces each call to the fence, with all that its body needs, and submits a task to Dask
+that says no more than the number of the call. When Dask has found a worker for the task, the task
+asks the fence: may I begin? The fence says yes once for each number, and only until the engine
+stops the call. That has five consequences:
+
+1. Dask may run a task again, as it does when a worker dies, retires or loses an output: the second
+   body doesn't begin.
+2. A call that is stopped before it begins will never begin.
+3. A stop reaches a running body at once, and the engine hears when the body has ended.
+4. If the connection of a worker closes, its process is gone: the engine hears of it at once.
+5. If the connection of an engine closes, its process is gone: its bodies are stopped.
+
+The fence knows live calls only. It ends with the scheduler, and then workers stop their bodies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import SchedulerPlugin
+from distributed.comm.core import Comm
+from distributed.core import Status
+
+from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire
+
+__all__ = ["Fence"]
+
+
+@dataclass(eq=False, repr=False)
+class _Worker:
+    """A worker that has asked to begin something. Its calls go by engine and number."""
+
+    address: str
+    wire: Wire
+    running: set[tuple[str, int]] = field(default_factory=set)
+    """The calls whose bodies run there."""
+    abandoned: set[tuple[str, int]] = field(default_factory=set)
+    """The calls that have ended before their threads did."""
+
+
+@dataclass(eq=False, repr=False)
+class _Submitter:
+    """An engine in another process."""
+
+    wire: Wire
+    announced: int = 0
+    """The number of the latest call."""
+    waiting: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    """What the bodies of calls need that have not begun."""
+    running: dict[int, _Worker] = field(default_factory=dict)
+    """Where the bodies of calls run."""
+    early: list[tuple[int, _Worker]] = field(default_factory=list)
+    """Tasks that asked before their call was announced: Dask has connections of its own."""
+
+
+class Fence(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
+    """The plugin. Many engines share it: the first one installs it."""
+
+    name = ENGINES
+    idempotent = True
+
+    async def start(self, scheduler: Any) -> None:
+        """Begin to accept connections."""
+        self._engines: dict[str, _Submitter] = {}
+        scheduler.handlers[ENGINES] = self.serve_engine
+        scheduler.handlers[WORKERS] = self.serve_worker
+
+    async def serve_engine(self, comm: Comm, name: str) -> Status:
+        """Serve an engine until its connection closes."""
+        await comm.write(OPEN)
+        engine = self._engines[name] = _Submitter(Wire(comm))
+        try:
+            async for operation, number, *rest in engine.wire.messages():
+                if operation == "call":
+                    self._announce(name, engine, number, tuple(rest))
+                else:
+                    self._stop(name, engine, number)
+        finally:
+            del self._engines[name]
+            for number, worker in engine.early:
+                worker.wire.send("no", number, name)
+            for number in engine.running:
+                self._stop(name, engine, number)
+            engine.wire.close()
+        return Status.dont_reply
+
+    async def serve_worker(self, comm: Comm, name: str) -> Status:
+        """Serve a worker until its connection closes."""
+        await comm.write(OPEN)
+        worker = _Worker(name, Wire(comm))
+        try:
+            async for operation, number, engine_name, *rest in worker.wire.messages():
+                if operation == "begin":
+                    self._ask(engine_name, number, worker)
+                else:
+                    self._pass_on(operation, number, engine_name, rest, worker)
+        finally:
+            for engine_name, number in list(worker.running):
+                reason = ["its process is gone, or cut off"]
+                self._pass_on("lost", number, engine_name, reason, worker)
+            for engine_name, number in list(worker.abandoned):
+                self._pass_on("thread ended", number, engine_name, [], worker)
+            worker.wire.close()
+        return Status.dont_reply
+
+    def _announce(
+        self, name: str, engine: _Submitter, number: int, needed: tuple[Any, ...]
+    ) -> None:
+        engine.announced = number
+        engine.waiting[number] = needed
+        early, engine.early = engine.early, []
+        for early_number, worker in early:
+            self._ask(name, early_number, worker)
+
+    def _ask(self, name: str, number: int, worker: _Worker) -> None:
+        """Answer a task that asks: may I begin?"""
+        engine = self._engines.get(name)
+        if engine is not None and number > engine.announced:
+            engine.early.append((number, worker))
+        elif engine is None or number not in engine.waiting or not worker.wire.is_open:
+            worker.wire.send("no", number, name)
+        else:
+            engine.running[number] = worker
+            worker.running.add((name, number))
+            worker.wire.send("yes", number, name, *engine.waiting.pop(number))
+
+    def _stop(self, name: str, engine: _Submitter, number: int) -> None:
+        if engine.waiting.pop(number, None) is not None:
+            engine.wire.send("refused", number, "")
+        elif number in engine.running:
+            engine.running[number].wire.send("stop", number, name)
+        # Else its last word is on the way.
+
+    def _pass_on(
+        self, operation: str, number: int, name: str, rest: list[Any], worker: _Worker
+    ) -> None:
+        """Pass on what a worker says of a call to its engine, if that is still there."""
+        engine = self._engines.get(name)
+        if operation in _LAST_WORDS:
+            worker.running.discard((name, number))
+            if engine is not None:
+                engine.running.pop(number, None)
+        elif operation == "abandoned":
+            worker.abandoned.add((name, number))
+        elif operation == "thread ended":
+            worker.abandoned.discard((name, number))
+        if engine is not None:
+            engine.wire.send(operation, number, worker.address, *rest)
+
+
+_LAST_WORDS = frozenset({"ended", "lost", "missing", "refused"})
+"""What a worker says when a body has ended, or has not begun although it was allowed to."""

@@ -1,0 +1,159 @@
+"""The engine's end of the fence: its calls, and what the fence says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from asyncflow._runtime.engine import EngineCall
+from asyncflow._runtime.workers import ThreadEnd
+from asyncflow.engines._dask_wire import ENGINES, Wire, open_wire
+
+__all__ = ["Link", "RemoteBody", "open_link"]
+
+_ANSWER_WITHIN_S = 10.0
+"""How many seconds a worker may take to say that it stops a body, before that is reported."""
+
+
+async def open_link(address: str, connection_args: Mapping[str, Any]) -> Link:
+    """Connect to the fence of a scheduler, as an engine.
+
+    Raises:
+        OSError: The scheduler can't be reached, or has no fence.
+    """
+    name = uuid.uuid4().hex
+    return Link(name, await open_wire(address, ENGINES, name, connection_args))
+
+
+class Link:
+    """A connection of an engine to the fence.
+
+    Args:
+        name: What the fence knows the engine by.
+        wire: The connection, which belongs to this object from now on.
+    """
+
+    def __init__(self, name: str, wire: Wire) -> None:
+        self.name = name
+        self._wire = wire
+        self._numbers = itertools.count(1)
+        self._bodies: dict[int, RemoteBody] = {}
+        self._threads: dict[int, ThreadEnd] = {}
+        """Of the calls that have ended before their threads did."""
+        self._receiving = asyncio.create_task(self._receive(), name="asyncflow:dask-engine")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the scheduler is there."""
+        return self._wire.is_open and not self._receiving.done()
+
+    def announce(self, call: EngineCall, packed: bytes, kept: Sequence[str]) -> RemoteBody:
+        """Let the body of a call begin, as soon as a task asks for it.
+
+        Args:
+            call: The call.
+            packed: The same, as a worker receives it.
+            kept: The names of the arguments that the task brings along.
+        """
+        number = next(self._numbers)
+        body = self._bodies[number] = RemoteBody(self._wire, number, call)
+        self._wire.send("call", number, bytes(packed), list(kept))
+        return body
+
+    async def aclose(self) -> None:
+        """Stop all bodies, wait until they have ended, and close the connection."""
+        while bodies := list(self._bodies.values()):
+            for body in bodies:
+                body.stop()
+            await asyncio.wait([body.ended for body in bodies])
+        await self._wire.aclose()
+        await asyncio.wait([self._receiving])
+
+    async def _receive(self) -> None:
+        try:
+            async for operation, number, worker, *rest in self._wire.messages():
+                if operation == "thread ended":
+                    self._threads.pop(number).resolve()
+                    continue
+                body = self._bodies[number]
+                if operation == "abandoned":
+                    self._threads[number] = body.abandon()
+                elif body.receive(operation, worker, *rest):
+                    del self._bodies[number]
+        finally:
+            self._wire.close()
+            bodies, self._bodies = self._bodies, {}
+            for body in bodies.values():
+                body.receive("lost", body.worker, "the connection to the Dask scheduler was lost")
+            for thread in self._threads.values():
+                thread.resolve()
+
+
+class RemoteBody:
+    """The body of a call.
+
+    Attributes:
+        number: Identifies it.
+        worker: The address of its worker; empty until it begins.
+        ended: Resolved when it has ended, or will never begin: with what the fence says of it.
+
+    Args:
+        wire: The connection to the fence.
+        number: As above.
+        call: The call.
+    """
+
+    def __init__(self, wire: Wire, number: int, call: EngineCall) -> None:
+        self.number = number
+        self.worker = ""
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[tuple[str, Any]] = self._loop.create_future()
+        self._wire = wire
+        self._call = call
+        self._unanswered: asyncio.TimerHandle | None = None
+        """Set while the worker has not answered to a stop."""
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Ask the body to end, or never to begin."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._wire.send("stop", self.number)
+            self._unanswered = self._loop.call_later(_ANSWER_WITHIN_S, self._report_silence)
+
+    def abandon(self) -> ThreadEnd:
+        """Report that the attempt ends before its thread does."""
+        thread = ThreadEnd(self._loop)
+        self._call.abandon(thread)
+        return thread
+
+    def receive(self, operation: str, worker: str, *rest: Any) -> bool:
+        """Take what the fence says; return whether that is its last word."""
+        if operation == "beat":
+            if self._call.beat is not None:
+                self._call.beat()
+            return False
+        if operation == "began":
+            self.worker = worker
+            self._call.began(worker)
+            return False
+        self._hear_answer()
+        if operation == "stopping":
+            return False
+        self.worker = worker
+        self.ended.set_result((operation, *rest) if rest else (operation, None))
+        return True
+
+    def _hear_answer(self) -> None:
+        if self._unanswered is not None:
+            self._unanswered.cancel()
+            self._unanswered = None
+
+    def _report_silence(self) -> None:
+        self._call.unconfirmed(
+            f"worker {self.worker or 'unknown'} has not answered for {_ANSWER_WITHIN_S:g} s; its "
+            "body may still run"
+        )
