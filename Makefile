@@ -62,7 +62,7 @@ test: $(tested)
 
 # What is about real time runs alone, when all else has ended.
 test-all: test
-	@$(pytest) $(parallel) -m "(slow or hypothesis) and not (realtime or uvloop)" \
+	@$(pytest) $(parallel) -m "(slow or hypothesis) and not (ray or realtime or uvloop)" \
 		--hypothesis-profile=thorough --timeout=300
 	@$(pytest) -m "realtime or uvloop" --timeout=300
 	$(call require,100)
