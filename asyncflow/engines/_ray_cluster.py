@@ -19,7 +19,11 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from anyio import to_thread
-from ray.exceptions import ActorDiedError, RayError  # pyright: ignore[reportMissingImports]
+from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+    ActorUnavailableError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
     NodeAffinitySchedulingStrategy,
 )
@@ -29,6 +33,8 @@ from asyncflow.engines._ray_host import BODIES, CONTROL, News, RayHost, ray_reas
 __all__ = ["Host", "Hosts", "Placement"]
 
 ray: Any = import_module("ray")  # for type checkers, this is a module beside this one
+_MAY_LIVE = (ActorUnavailableError, RayTaskError)
+"""The errors of a call that do not mean that the process of its actor has ended."""
 _LOOK_S = 2.0
 """How often to look for new nodes."""
 _CONFIRM_S = 0.5
@@ -87,10 +93,10 @@ class Host:
         """Pass on what the bodies say until the process has died."""
         try:
             reason = await self._follow(on_hello)
-        except ActorDiedError as error:
-            reason = ray_reason(error)
-        except RayError as error:
+        except _MAY_LIVE as error:
             reason = await self._kill(ray_reason(error))
+        except RayError as error:
+            reason = ray_reason(error)
         self.gone.set_result(reason)
 
     async def _follow(self, on_hello: Callable[[Host], None]) -> str:
@@ -108,10 +114,10 @@ class Host:
             try:
                 ray.kill(self.actor)
                 await self.hello()
-            except ActorDiedError:
-                return reason
+            except _MAY_LIVE:
+                pass
             except RayError:
-                pass  # Ray still doesn't know
+                return reason
             await asyncio.sleep(_CONFIRM_S)
 
 

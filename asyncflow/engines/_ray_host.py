@@ -21,9 +21,9 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 from ray.exceptions import ObjectLostError  # pyright: ignore[reportMissingImports]
 
-from asyncflow._core.errors import describe_fully
 from asyncflow._core.record import record, replace
-from asyncflow.engines._remote import Answer, run_packed
+from asyncflow.engines._remote import run_packed
+from asyncflow.engines._remote_wire import Answer, failed
 
 __all__ = ["BODIES", "CONTROL", "HostAnswer", "News", "RayHost", "StoredOutput", "ray_reason"]
 
@@ -46,8 +46,8 @@ class HostAnswer:
 
     answer: Answer | None
     has_begun: bool
-    loss: str = ""
-    """Why there is no answer: the cluster has lost an output that the body takes."""
+    lost: tuple[str, str] | None = None
+    """Why there is no answer: the argument that the cluster has lost, and what Ray says of it."""
 
 
 @record
@@ -130,8 +130,8 @@ class RayHost:
         try:
             return result, StoredOutput.of(answer.kept)
         except Exception as error:  # whatever its objects raise
-            failed = replace(_failed("its output", error, self.name), notes=answer.notes)
-            return HostAnswer(failed, has_begun=True), None
+            answer = replace(failed("its output", error, self.name), notes=answer.notes)
+            return HostAnswer(answer, has_begun=True), None
 
     async def stop(self, tokens: list[int], oldest: int) -> None:
         """Cancel bodies, once each, and refuse those that have not arrived yet.
@@ -193,9 +193,9 @@ class _Attempt:
             try:
                 arguments[name] = (await reference).load()
             except ObjectLostError as error:
-                return HostAnswer(None, has_begun=False, loss=ray_reason(error))
+                return HostAnswer(None, has_begun=False, lost=(name, ray_reason(error)))
             except Exception as error:  # a module is missing here, for one
-                answer = _failed(f"argument {name!r}", error, self.worker)
+                answer = failed(f"argument {name!r}", error, self.worker)
                 return HostAnswer(answer, has_begun=False)
         answer = await run_packed(packed, arguments, self)
         return HostAnswer(answer, self._has_begun)
@@ -210,10 +210,6 @@ class _Attempt:
 
     def thread_ended(self) -> None:
         self._host.tell(self._token, "thread ended")
-
-
-def _failed(subject: str, error: Exception, worker: str) -> Answer:
-    return Answer("failed", subject=subject, text=("", describe_fully(error), ""), worker=worker)
 
 
 def ray_reason(error: BaseException) -> str:

@@ -35,7 +35,8 @@ from asyncflow._runtime.engine import EngineCall
 from asyncflow._runtime.workers import ThreadEnd
 from asyncflow.engines._ray_cluster import Host, Hosts, Placement
 from asyncflow.engines._ray_host import HostAnswer, StoredOutput, ray_reason
-from asyncflow.engines._remote import PackedCall, check_sendable, pack_call, unpack_answer
+from asyncflow.engines._remote import check_sendable, pack_call, unpack_answer
+from asyncflow.engines._remote_wire import PackedCall
 
 __all__ = ["RayEngine"]
 
@@ -222,7 +223,9 @@ class _Attempt:
         if result.has_begun:
             self._begin()
         if result.answer is None:
-            raise OutputLostError(call.step.name, "ray", result.loss)
+            assert result.lost is not None
+            name, reason = result.lost
+            raise OutputLostError("ray", stayed[name].worker, reason)
         if result.answer.is_abandoned:
             self._abandon(token)
         return unpack_answer(result.answer, call, partial(self._remote_output, output))
@@ -258,17 +261,18 @@ class _Attempt:
         self._call.abandon(thread)
 
     def _remote_output(self, output: Any, size: int) -> RemoteOutput:
+        worker = self._host.name
         reference = _Reference(output, self._host.node)
-        return RemoteOutput("ray", self._host.name, size, reference, partial(_fetch, output))
+        return RemoteOutput("ray", worker, size, reference, partial(_fetch, output, worker))
 
 
-async def _fetch(reference: Any) -> Any:
+async def _fetch(reference: Any, worker: str) -> Any:
     if not ray.is_initialized():
         raise RuntimeError("this output stayed on a Ray cluster, and its engine is closed")
     try:
         stored: StoredOutput = await reference
     except ObjectLostError as error:
-        raise OutputLostError("", "ray", ray_reason(error)) from None
+        raise OutputLostError("ray", worker, ray_reason(error)) from None
     return stored.load()
 
 

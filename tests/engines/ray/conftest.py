@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,23 +18,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-
-HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("ray")
-            item.add_marker(pytest.mark.timeout(180))
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"))
+from ray_clusters import NODE
 
 
 @pytest.fixture(scope="session")
 def own_network() -> None:
     """Skip the tests unless they have a network of their own, and bring its loopback up."""
     if [name for _, name in socket.if_nameindex()] != ["lo"]:
-        pytest.skip("needs a network namespace of its own; see Ray in CONTRIBUTING.md")
+        pytest.skip("needs a network namespace of its own: `make test-ray`")
     import fcntl  # not on Windows, which has no namespaces either
 
     up, get_flags, set_flags = 1, 0x8913, 0x8914
@@ -43,31 +35,36 @@ def own_network() -> None:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh14x", b"lo", flags | up))
 
 
-NODE = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
+@pytest.fixture(scope="session")
+def ray_folder() -> Iterator[Path]:
+    """The folder of the cluster, with its logs."""
+    # The paths of the sockets in it must be short.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def cluster(own_network: None) -> Iterator[Any]:
+def cluster(own_network: None, ray_folder: Path) -> Iterator[Any]:
     """A cluster of two nodes with one processor each."""
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
     pytest.importorskip("ray")
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    # Its workers find what is sent to them by name.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     from ray.cluster_utils import Cluster
 
-    # Its sockets are below, and the paths of sockets are short.
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    head = {**NODE, "include_dashboard": False, "temp_dir": folder}
+    head = {**NODE, "include_dashboard": False, "temp_dir": str(ray_folder)}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(**NODE)
         yield cluster
     finally:
         cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(cluster: Any) -> AsyncIterator[Any]:
-    """An engine of that cluster, which all tests share. It has two hosts."""
+    """An engine of that cluster, which most tests share, with a host on each node."""
     from asyncflow.engines.ray import RayEngine
 
     async with RayEngine(cluster.address) as engine:
