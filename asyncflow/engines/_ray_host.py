@@ -52,25 +52,27 @@ class HostAnswer:
 
 @record
 class StoredOutput:
-    """An output that stays, pickled: then it is known that it can be, and no error holds it."""
+    """An output that stays, pickled: then it is known that it can be, and no error holds it.
 
-    content: bytes
-    buffers: list[Any]
-    """What Ray stores beside the content, and shares with the readers without copying it."""
+    Ray shares the parts with the readers on a node, without copying them.
+    """
+
+    parts: list[Any]
+    """The pickle, and what it refers to."""
 
     @classmethod
     def of(cls, output: object) -> StoredOutput:
         """Pickle an output; raise whatever its objects raise."""
-        buffers: list[Any] = []
+        buffers: list[pickle.PickleBuffer] = []
         content = cloudpickle.dumps(output, protocol=5, buffer_callback=buffers.append)
-        return StoredOutput(content, buffers)
+        return StoredOutput([pickle.PickleBuffer(content), *buffers])
 
     def load(self) -> Any:
         """Return the output; raise whatever its objects raise."""
-        return pickle.loads(self.content, buffers=self.buffers)
+        return pickle.loads(self.parts[0], buffers=self.parts[1:])
 
     def __repr__(self) -> str:
-        return f"<StoredOutput of {len(self.content):,} bytes and {len(self.buffers)} buffers>"
+        return f"<StoredOutput of {len(self.parts)} parts>"
 
 
 class RayHost:

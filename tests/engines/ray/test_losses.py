@@ -195,9 +195,7 @@ asyncio.run(main())
 """
 
 
-async def test_steps_run_on_without_the_control_service_of_the_cluster(
-    own_network: None, ray_folder: Path
-) -> None:
+async def test_steps_run_on_without_the_control_service_of_the_cluster(ray_folder: Path) -> None:
     # With a cluster of its own, since that has not survived by then.
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WITHOUT_GCS, str(ray_folder / "b")),
