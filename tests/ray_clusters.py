@@ -45,7 +45,11 @@ def two_nodes(folder: Path, **options: Any) -> Iterator[Any]:
     """
     # Its workers find what is sent to them by name.
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_DEDUP_LOGS="0",
+        RAY_raylet_start_wait_time_s="120",  # the machine may be busy
+    )
     from ray.cluster_utils import Cluster
 
     node = NODE | options

@@ -64,11 +64,6 @@ class Host:
         """Its calls under way, by token. Tokens rise."""
         self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done when its process has died; the reason."""
-        self.hello = _method(actor.hello, CONTROL)
-        self.news = _method(actor.news, CONTROL)
-        self.run = _method(actor.run, BODIES)
-        self.run_and_keep = _method(actor.run_and_keep, BODIES, num_returns=2)
-        self._stop = _method(actor.stop, CONTROL)
         self._next_token = 0
         self._to_stop: list[int] = []
 
@@ -87,7 +82,7 @@ class Host:
     def _send_stops(self) -> None:
         tokens, self._to_stop = self._to_stop, []
         # What it returns is of no interest: the answers of the bodies are.
-        self._stop(tokens, min(self.listeners, default=self._next_token + 1))
+        self.actor.stop.remote(tokens, min(self.listeners, default=self._next_token + 1))
 
     async def follow(self, on_hello: Callable[[Host], None]) -> None:
         """Pass on what the bodies say until the process has died."""
@@ -100,10 +95,10 @@ class Host:
         self.gone.set_result(reason)
 
     async def _follow(self, on_hello: Callable[[Host], None]) -> str:
-        self.name = await self.hello()
+        self.name = await self.actor.hello.remote()
         on_hello(self)
         while True:
-            news: list[News] = await self.news()
+            news: list[News] = await self.actor.news.remote()
             for token, kind in news:
                 if (listener := self.listeners.get(token)) is not None:
                     listener.tell(kind)
@@ -113,17 +108,12 @@ class Host:
         while True:
             try:
                 ray.kill(self.actor)
-                await self.hello()
+                await self.actor.hello.remote()
             except _MAY_LIVE:
                 pass
             except RayError:
                 return reason
             await asyncio.sleep(_CONFIRM_S)
-
-
-def _method(method: Any, group: str, **options: Any) -> Callable[..., Any]:
-    remote: Callable[..., Any] = method.options(concurrency_group=group, **options).remote
-    return remote
 
 
 class Placement:

@@ -15,8 +15,9 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]
 from ray.exceptions import ObjectLostError  # pyright: ignore[reportMissingImports]
@@ -26,6 +27,9 @@ from asyncflow.engines._remote import run_packed
 from asyncflow.engines._remote_wire import Answer, failed
 
 __all__ = ["BODIES", "CONTROL", "HostAnswer", "News", "RayHost", "StoredOutput", "ray_reason"]
+
+ray: Any = import_module("ray")  # for type checkers, this is a module beside this one
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 BODIES = "bodies"
 CONTROL = "control"
@@ -65,14 +69,28 @@ class StoredOutput:
         """Pickle an output; raise whatever its objects raise."""
         buffers: list[pickle.PickleBuffer] = []
         content = cloudpickle.dumps(output, protocol=5, buffer_callback=buffers.append)
-        return StoredOutput([pickle.PickleBuffer(content), *buffers])
+        return StoredOutput([content, *buffers])
 
     def load(self) -> Any:
         """Return the output; raise whatever its objects raise."""
         return pickle.loads(self.parts[0], buffers=self.parts[1:])
 
+    def __reduce__(self) -> Any:
+        # What Ray has shared can't be pickled as it is, which a server of `ray://` must do.
+        return StoredOutput, ([pickle.PickleBuffer(part) for part in self.parts],)
+
     def __repr__(self) -> str:
         return f"<StoredOutput of {len(self.parts)} parts>"
+
+
+def _in_group(name: str, **options: Any) -> Callable[[_Method], _Method]:
+    """Let a method of an actor run in a concurrency group, as an untyped decorator of Ray does."""
+
+    def decorate(method: _Method) -> _Method:
+        ray.method(concurrency_group=name, **options)(method)
+        return method
+
+    return decorate
 
 
 class RayHost:
@@ -88,11 +106,13 @@ class RayHost:
         self._news: dict[News, None] = {}
         self._has_news = asyncio.Event()
 
+    @_in_group(CONTROL)
     async def hello(self) -> str:
         """Return the name of this worker."""
         self._control = asyncio.get_running_loop()
         return self.name
 
+    @_in_group(BODIES)
     async def run(self, token: int, packed: bytes, stayed: Mapping[str, Any]) -> HostAnswer:
         """Run a body, and return its answer. Only `stop` stops it.
 
@@ -121,6 +141,7 @@ class RayHost:
                 self._news.pop((token, "began"), None)
                 self._news.pop((token, "beat"), None)
 
+    @_in_group(BODIES, num_returns=2)
     async def run_and_keep(
         self, token: int, packed: bytes, stayed: Mapping[str, Any]
     ) -> tuple[HostAnswer, StoredOutput | None]:
@@ -135,6 +156,7 @@ class RayHost:
             answer = replace(failed("its output", error, self.name), notes=answer.notes)
             return HostAnswer(answer, has_begun=True), None
 
+    @_in_group(CONTROL)
     async def stop(self, tokens: list[int], oldest: int) -> None:
         """Cancel bodies, once each, and refuse those that have not arrived yet.
 
@@ -153,6 +175,7 @@ class RayHost:
         if bodies:
             bodies[0].get_loop().call_soon_threadsafe(_cancel, bodies)
 
+    @_in_group(CONTROL)
     async def news(self) -> list[News]:
         """Return what the bodies have to say, as soon as there is anything."""
         while True:

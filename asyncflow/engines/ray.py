@@ -209,9 +209,9 @@ class _Attempt:
         token = host.listen(self)
         objects = {name: each.reference.object for name, each in stayed.items()}
         if call.may_keep:
-            reference, output = host.run_and_keep(token, packed, objects)
+            reference, output = host.actor.run_and_keep.remote(token, packed, objects)
         else:
-            reference = host.run(token, packed, objects)
+            reference = host.actor.run.remote(token, packed, objects)
         ended = asyncio.wrap_future(reference.future())
         try:
             await outlast(ended.done, partial(asyncio.wait, [ended]), partial(self._stop, token))
