@@ -35,6 +35,18 @@ def has_own_network() -> bool:
     return True
 
 
+def set_environment(folder: Path) -> None:
+    """Let Ray, and the processes that it starts, use this folder and nothing of this user."""
+    # Workers find what is sent to them by name.
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    os.environ.update(
+        RAY_AUTH_MODE="disabled",
+        RAY_DEDUP_LOGS="0",
+        RAY_TMPDIR=str(folder),
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+
+
 @contextmanager
 def two_nodes(folder: Path, **options: Any) -> Iterator[Any]:
     """Start a cluster of two nodes with one processor each.
@@ -43,19 +55,12 @@ def two_nodes(folder: Path, **options: Any) -> Iterator[Any]:
         folder: Takes its logs and sockets, whose paths must be short.
         options: Other options of the nodes; the resources are those of the first one.
     """
-    # Its workers find what is sent to them by name.
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    os.environ.update(
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_DEDUP_LOGS="0",
-        RAY_raylet_start_wait_time_s="120",  # the machine may be busy
-    )
+    set_environment(folder)
     from ray.cluster_utils import Cluster
 
     node = NODE | options
-    head = {**node, "include_dashboard": False, "temp_dir": str(folder)}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     node.pop("resources", None)
-    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         cluster.add_node(**node)
         yield cluster

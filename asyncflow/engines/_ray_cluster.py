@@ -47,7 +47,7 @@ class Listener(Protocol):
     """An attempt that waits for what its body says."""
 
     def tell(self, kind: str, /) -> None:
-        """Take one thing that the body says before its answer."""
+        """Take one thing that its body says before the answer, or its thread after that."""
 
 
 class Host:
@@ -89,7 +89,7 @@ class Host:
         try:
             reason = await self._follow(on_hello)
         except _MAY_LIVE as error:
-            reason = await self._kill(ray_reason(error))
+            reason = await self._until_dead(ray_reason(error))
         except RayError as error:
             reason = ray_reason(error)
         self.gone.set_result(reason)
@@ -103,11 +103,17 @@ class Host:
                 if (listener := self.listeners.get(token)) is not None:
                     listener.tell(kind)
 
-    async def _kill(self, reason: str) -> str:
+    def kill(self) -> None:
+        """Kill its process, if it lives and Ray can do it now."""
+        if not self.gone.done() and ray.is_initialized():  # else Ray would start a cluster for it
+            with suppress(RayError):
+                ray.kill(self.actor)
+
+    async def _until_dead(self, reason: str) -> str:
         """Kill a host of which Ray does not know whether it lives, and wait until it is dead."""
         while True:
+            self.kill()
             try:
-                ray.kill(self.actor)
                 await self.actor.hello.remote()
             except _MAY_LIVE:
                 pass
@@ -117,7 +123,7 @@ class Host:
 
 
 class Placement:
-    """Which hosts there are to be on a node.
+    """How many hosts a node gets, and what each of them reserves.
 
     Args:
         hosts_per_node: How many; ``None`` for as many as its processors allow.
@@ -136,13 +142,16 @@ class Placement:
         runtime_env: Mapping[str, Any] | None,
     ) -> None:
         self._hosts_per_node = hosts_per_node
-        self.needs = {**resources, **({"CPU": cpus} if cpus else {})}
+        needs = {**resources, "CPU": cpus}
+        self.needs = {name: amount for name, amount in needs.items() if amount}
         self.bodies = bodies
         self._actor_class = ray.remote(concurrency_groups={BODIES: bodies, CONTROL: 10})(RayHost)
         self._options: dict[str, Any] = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-        if gpus := resources.get("GPU"):
-            self._options["num_gpus"] = gpus
-        self._options["resources"] = {k: v for k, v in resources.items() if k != "GPU"}
+        others = dict(resources)
+        for name, option in {"GPU": "num_gpus", "memory": "memory"}.items():
+            if name in others:
+                self._options[option] = others.pop(name)
+        self._options["resources"] = others
         if runtime_env is not None:
             self._options["runtime_env"] = dict(runtime_env)
 
@@ -156,7 +165,10 @@ class Placement:
         ]
 
     def _wanted(self, resources: Mapping[str, float]) -> int:
-        rooms = [int(resources.get(name, 0) / amount) for name, amount in self.needs.items()]
+        rooms = [
+            int(resources.get(name, 0) / amount + 1e-9)  # three times 0.1 is more than 0.3
+            for name, amount in self.needs.items()
+        ]
         if self._hosts_per_node is not None:
             rooms.append(self._hosts_per_node)
         return min(rooms)
@@ -201,9 +213,8 @@ class Hosts:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
         followers = list(self._hosts.values())
-        for host in list(self._hosts):
-            with suppress(RayError):
-                ray.kill(host.actor)
+        for host in self._hosts:
+            host.kill()
         if followers:
             _, unconfirmed = await asyncio.wait(followers, timeout=_CLOSE_S)
             for follower in unconfirmed:

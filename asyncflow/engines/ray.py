@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 try:
     ray: Any = import_module("ray")  # for type checkers, `import ray` is this module
@@ -21,6 +21,7 @@ except ImportError as _error:
 
 from anyio import to_thread
 from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+    ActorUnavailableError,
     ObjectLostError,
     RayActorError,
 )
@@ -40,6 +41,9 @@ from asyncflow.engines._remote_wire import PackedCall
 
 __all__ = ["RayEngine"]
 
+_Connection: TypeAlias = tuple[str, str]
+"""The ids of this process's job and of its node, which no other connection has."""
+
 UNCONFIRMED_S = 10.0
 """How many seconds after a request to stop a body it is reported that nothing confirms its end."""
 
@@ -57,8 +61,9 @@ class RayEngine:
     Args:
         address: The cluster: ``"auto"`` for the one of this machine, ``"ray://host:10001"`` for a
             remote one (which needs ``ray[client]``), or ``None`` for what `ray.init` takes by
-            default: the address in ``RAY_ADDRESS``, or else a new cluster of this machine alone. A
-            process that is connected to Ray already uses that connection, and keeps it.
+            default: the address in ``RAY_ADDRESS``, the cluster of this machine, or else a new one
+            of this machine alone, which ends with the engine. A process that is connected to Ray
+            already uses that connection, and keeps it.
         hosts_per_node: How many hosts a node gets at most; ``None`` for as many as its processors
             and resources allow.
         cpus_per_host: How many processors each host reserves; at least 0. With 0, say
@@ -99,6 +104,8 @@ class RayEngine:
         elif not cpus_per_host:
             raise ValueError("cpus_per_host=0 needs hosts_per_node, which nothing else limits")
         check_count("steps_per_host", steps_per_host, 1)
+        if keep_bytes is not None:
+            check_count("keep_bytes", keep_bytes, 0)
         self._address = address
         self._keep_bytes = keep_bytes
         self._placement = Placement(
@@ -107,21 +114,33 @@ class RayEngine:
         self._hosts: Hosts | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._owns_connection = False
+        self._connection: _Connection = "", ""
 
     async def __aenter__(self) -> RayEngine:
-        if self._hosts is not None:
+        if self._loop is not None:
             raise RuntimeError("this engine is open already")
         self._loop = asyncio.get_running_loop()
-        # In a thread, since it takes seconds, and since in the main one it would replace the
-        # process's handler of SIGTERM.
-        self._owns_connection = await to_thread.run_sync(_connect, self._address)
-        self._hosts = Hosts(self._placement)
         try:
+            # In a thread, since it takes seconds, and since in the main one it would replace the
+            # process's handler of SIGTERM.
+            await to_thread.run_sync(self._connect)
+            self._hosts = Hosts(self._placement)
             await self._hosts.open()
         except BaseException:
             await self._close()
             raise
         return self
+
+    def _connect(self) -> None:
+        if not ray.is_initialized():
+            logger = logging.getLogger("ray._private.worker")
+            logger.addFilter(_is_not_about_sigterm)
+            try:
+                ray.init(self._address, configure_logging=False, log_to_driver=False)
+                self._owns_connection = True
+            finally:
+                logger.removeFilter(_is_not_about_sigterm)
+        self._connection = _current_connection()
 
     async def __aexit__(
         self,
@@ -129,14 +148,23 @@ class RayEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Kill the hosts, and end the connection if the engine made it."""
         await self._close()
 
     async def _close(self) -> None:
+        closing = asyncio.create_task(self._end_all())
+        cancellation = await outlast(closing.done, partial(asyncio.wait, [closing]))
+        closing.result()
+        if cancellation is not None:
+            raise cancellation
+
+    async def _end_all(self) -> None:
         hosts, self._hosts = self._hosts, None
         if hosts is not None:
             await hosts.close()
         if self._owns_connection:
             await to_thread.run_sync(ray.shutdown)
+        self._owns_connection, self._loop = False, None
 
     def check(self, step: WorkflowStep, /) -> None:
         """Check that the engine is open, and that the action of a step can be sent.
@@ -156,7 +184,7 @@ class RayEngine:
         largest = max(stayed.values(), key=lambda output: output.size, default=None)
         host = await hosts.take(None if largest is None else largest.reference.node)
         try:
-            return await _Attempt(call, host).run(packed, stayed)
+            return await _Attempt(call, host, self._connection).run(packed, stayed)
         finally:
             hosts.give_back(host)
 
@@ -183,9 +211,10 @@ class _Reference:
 class _Attempt:
     """An attempt that a host makes."""
 
-    def __init__(self, call: EngineCall, host: Host) -> None:
+    def __init__(self, call: EngineCall, host: Host, connection: _Connection) -> None:
         self._call = call
         self._host = host
+        self._connection = connection
         self._has_begun = False
         self._thread = ThreadEnd(asyncio.get_running_loop())
         """Done when the thread of the attempt has ended, if that was abandoned."""
@@ -240,8 +269,10 @@ class _Attempt:
     async def _result_of(self, ended: asyncio.Future[HostAnswer]) -> HostAnswer:
         try:
             return ended.result()
-        except RayActorError:
-            # What follows the host has the same error, and makes sure that its process is dead.
+        except RayActorError as error:
+            if isinstance(error, ActorUnavailableError):
+                self._host.kill()
+            # The task that follows the host notices its end too, and has made sure of it.
             await outlast(self._host.gone.done, partial(asyncio.wait, [self._host.gone]))
             reason = self._host.gone.result()
         except ObjectLostError as error:  # the node of a large answer
@@ -263,11 +294,13 @@ class _Attempt:
     def _remote_output(self, output: Any, size: int) -> RemoteOutput:
         worker = self._host.name
         reference = _Reference(output, self._host.node)
-        return RemoteOutput("ray", worker, size, reference, partial(_fetch, output, worker))
+        fetch = partial(_fetch, output, worker, self._connection)
+        return RemoteOutput("ray", worker, size, reference, fetch)
 
 
-async def _fetch(reference: Any, worker: str) -> Any:
-    if not ray.is_initialized():
+async def _fetch(reference: Any, worker: str, connection: _Connection) -> Any:
+    # Ray would wait forever for an output of an earlier connection.
+    if not ray.is_initialized() or _current_connection() != connection:
         raise RuntimeError("this output stayed on a Ray cluster, and its engine is closed")
     try:
         stored: StoredOutput = await reference
@@ -276,18 +309,10 @@ async def _fetch(reference: Any, worker: str) -> Any:
     return stored.load()
 
 
-def _connect(address: str | None) -> bool:
-    """Connect this process to Ray, unless it is connected; return whether it was not."""
-    if ray.is_initialized():
-        return False
-    logger = logging.getLogger("ray._private.worker")
-    logger.addFilter(_is_not_about_sigterm)
-    try:
-        ray.init(address, configure_logging=False, log_to_driver=False)
-    finally:
-        logger.removeFilter(_is_not_about_sigterm)
-    return True
+def _current_connection() -> _Connection:
+    context = ray.get_runtime_context()
+    return context.get_job_id(), context.get_node_id()
 
 
 def _is_not_about_sigterm(entry: logging.LogRecord) -> bool:
-    return "SIGTERM" not in entry.msg
+    return "SIGTERM" not in str(entry.msg)

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from ray_clusters import has_own_network, two_nodes
+from ray_clusters import has_own_network, set_environment, two_nodes
 
 
 @pytest.fixture(scope="session")
 def ray_folder() -> Iterator[Path]:
     """The folder of the cluster, with its logs."""
-    pytest.importorskip("ray")
     if not has_own_network():
         pytest.skip("Ray needs a network namespace of its own: make test-ray")
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    set_environment(Path(folder))
+    pytest.importorskip("ray")
     yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
