@@ -15,9 +15,9 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib import import_module
 from typing import Any, Protocol
 
+import ray as _ray
 from anyio import to_thread
 from ray.exceptions import (  # pyright: ignore[reportMissingImports]
     ActorUnavailableError,
@@ -30,9 +30,9 @@ from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImp
 
 from asyncflow.engines._ray_host import BODIES, CONTROL, News, RayHost, ray_reason
 
-__all__ = ["Host", "Hosts", "Placement"]
+__all__ = ["HostHandle", "Hosts", "Placement"]
 
-ray: Any = import_module("ray")  # for type checkers, this is a module beside this one
+ray: Any = _ray  # type checkers may take it for the module beside this one
 _MAY_LIVE = (ActorUnavailableError, RayTaskError)
 """The errors of a call that do not mean that the process of its actor has ended."""
 _LOOK_S = 2.0
@@ -50,7 +50,7 @@ class Listener(Protocol):
         """Take one thing that its body says before the answer, or its thread after that."""
 
 
-class Host:
+class HostHandle:
     """One actor. Its attributes belong to the loop of the engine."""
 
     def __init__(self, actor: Any, node: str) -> None:
@@ -84,7 +84,7 @@ class Host:
         # What it returns is of no interest: the answers of the bodies are.
         self.actor.stop.remote(tokens, min(self.listeners, default=self._next_token + 1))
 
-    async def follow(self, on_hello: Callable[[Host], None]) -> None:
+    async def follow(self, on_hello: Callable[[HostHandle], None]) -> None:
         """Pass on what the bodies say until the process has died."""
         try:
             reason = await self._follow(on_hello)
@@ -94,7 +94,7 @@ class Host:
             reason = ray_reason(error)
         self.gone.set_result(reason)
 
-    async def _follow(self, on_hello: Callable[[Host], None]) -> str:
+    async def _follow(self, on_hello: Callable[[HostHandle], None]) -> str:
         self.name = await self.actor.hello.remote()
         on_hello(self)
         while True:
@@ -183,10 +183,10 @@ class Hosts:
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
-        self._hosts: dict[Host, asyncio.Task[None]] = {}
+        self._hosts: dict[HostHandle, asyncio.Task[None]] = {}
         """All that live, with the tasks that follow them."""
-        self._ready: list[Host] = []
-        self._waiting: deque[tuple[asyncio.Future[Host], str | None]] = deque()
+        self._ready: list[HostHandle] = []
+        self._waiting: deque[tuple[asyncio.Future[HostHandle], str | None]] = deque()
         self._is_wanted = asyncio.Event()
         """Whether to look for nodes that lack a host at once."""
         self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -225,7 +225,7 @@ class Hosts:
             if not waiter.done():
                 waiter.set_exception(RuntimeError("the Ray engine was closed during a run"))
 
-    async def take(self, node: str | None) -> Host:
+    async def take(self, node: str | None) -> HostHandle:
         """Return a host that has room for a body, and occupy that. Waiting callers come first.
 
         Args:
@@ -234,7 +234,7 @@ class Hosts:
         if not self._waiting and (host := self._pick(node)) is not None:
             host.load += 1
             return host
-        waiter: asyncio.Future[Host] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[HostHandle] = asyncio.get_running_loop().create_future()
         self._waiting.append((waiter, node))
         try:
             return await waiter
@@ -243,7 +243,7 @@ class Hosts:
                 self.give_back(waiter.result())
             raise
 
-    def give_back(self, host: Host) -> None:
+    def give_back(self, host: HostHandle) -> None:
         """Release what `take` has occupied."""
         host.load -= 1
         self._serve()
@@ -259,7 +259,7 @@ class Hosts:
                 waiter.set_result(host)
             self._waiting.popleft()
 
-    def _pick(self, node: str | None) -> Host | None:
+    def _pick(self, node: str | None) -> HostHandle | None:
         host = min(self._ready, key=lambda host: (host.load, host.node != node), default=None)
         return None if host is None or host.load >= self._placement.bodies else host
 
@@ -282,11 +282,11 @@ class Hosts:
             self._placement.start_missing, present, abandon_on_cancel=True
         )
         for actor, node in started:
-            host = Host(actor, node)
+            host = HostHandle(actor, node)
             name = f"asyncflow:ray:host on {node[:8]}"
             self._hosts[host] = asyncio.create_task(self._follow(host), name=name)
 
-    async def _follow(self, host: Host) -> None:
+    async def _follow(self, host: HostHandle) -> None:
         try:
             await host.follow(self._add)
         finally:
@@ -302,7 +302,7 @@ class Hosts:
         elif self._watcher is not None and not self._watcher.done():
             _logger.warning("a host of steps could not start: %s", host.gone.result())
 
-    def _add(self, host: Host) -> None:
+    def _add(self, host: HostHandle) -> None:
         self._ready.append(host)
         if not self._first.done():
             self._first.set_result(None)

@@ -16,10 +16,10 @@ import pickle
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, TypeVar
 
 import cloudpickle  # type: ignore[import-untyped]
+import ray as _ray
 from ray.exceptions import ObjectLostError  # pyright: ignore[reportMissingImports]
 
 from asyncflow._core.record import record, replace
@@ -28,7 +28,7 @@ from asyncflow.engines._remote_wire import Answer, failed
 
 __all__ = ["BODIES", "CONTROL", "HostAnswer", "News", "RayHost", "StoredOutput", "ray_reason"]
 
-ray: Any = import_module("ray")  # for type checkers, this is a module beside this one
+ray: Any = _ray  # type checkers may take it for the module beside this one
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 BODIES = "bodies"
@@ -121,7 +121,7 @@ class RayHost:
             packed: What `pack_call` has made.
             stayed: References of the arguments that stayed in the cluster.
         """
-        attempt = _Attempt(self, token)
+        attempt = _HostedAttempt(self, token)
         body = asyncio.get_running_loop().create_task(attempt.run(packed, stayed))
         with self._lock:
             if token in self._refused:
@@ -203,7 +203,7 @@ def _cancel(bodies: list[asyncio.Task[HostAnswer]]) -> None:
         body.cancel()
 
 
-class _Attempt:
+class _HostedAttempt:
     """One attempt, and what the far side calls for it."""
 
     def __init__(self, host: RayHost, token: int) -> None:

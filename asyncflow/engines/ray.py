@@ -6,12 +6,11 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from types import TracebackType
 from typing import Any, TypeAlias
 
 try:
-    ray: Any = import_module("ray")  # for type checkers, `import ray` is this module
+    import ray as _ray
 except ImportError as _error:
     raise ImportError(
         "asyncflow.engines.ray needs Ray, which comes with an extra: "
@@ -34,13 +33,14 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.engine import EngineCall
 from asyncflow._runtime.workers import ThreadEnd
-from asyncflow.engines._ray_cluster import Host, Hosts, Placement
+from asyncflow.engines._ray_cluster import HostHandle, Hosts, Placement
 from asyncflow.engines._ray_host import HostAnswer, StoredOutput, ray_reason
 from asyncflow.engines._remote import check_sendable, pack_call, unpack_answer
 from asyncflow.engines._remote_wire import PackedCall
 
 __all__ = ["RayEngine"]
 
+ray: Any = _ray  # without Ray, type checkers take this module for it
 _Connection: TypeAlias = tuple[str, str]
 """The ids of this process's job and of its node, which no other connection has."""
 
@@ -184,7 +184,7 @@ class RayEngine:
         largest = max(stayed.values(), key=lambda output: output.size, default=None)
         host = await hosts.take(None if largest is None else largest.reference.node)
         try:
-            return await _Attempt(call, host, self._connection).run(packed, stayed)
+            return await _RayAttempt(call, host, self._connection).run(packed, stayed)
         finally:
             hosts.give_back(host)
 
@@ -208,10 +208,10 @@ class _Reference:
         return f"<output on node {self.node}>"
 
 
-class _Attempt:
+class _RayAttempt:
     """An attempt that a host makes."""
 
-    def __init__(self, call: EngineCall, host: Host, connection: _Connection) -> None:
+    def __init__(self, call: EngineCall, host: HostHandle, connection: _Connection) -> None:
         self._call = call
         self._host = host
         self._connection = connection
