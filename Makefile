@@ -41,12 +41,13 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all check bench explore crash
+.PHONY: help etl test test-all test-ray check bench bench-ray explore crash
 
 help:
 	@echo "make etl        run the example pipeline"
 	@echo "make test       run the fast tests, which is enough for most changes"
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
+	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
 	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make bench      measure the cost of a step"
 	@echo "make explore    simulate 100,000 random runs, or as many as ARGS say"
@@ -62,10 +63,16 @@ test: $(tested)
 
 # What is about real time runs alone, when all else has ended.
 test-all: test
-	@$(pytest) $(parallel) -m "(slow or hypothesis) and not (realtime or uvloop)" \
+	@$(pytest) $(parallel) -m "(slow or hypothesis) and not (ray or realtime or uvloop)" \
 		--hypothesis-profile=thorough --timeout=300
 	@$(pytest) -m "realtime or uvloop" --timeout=300
 	$(call require,100)
+
+# Ray replaces 127.0.0.1 by an address that others can reach, unless there is none.
+isolated := unshare --user --map-root-user --net --
+
+test-ray: $(VENV)/.has-ray
+	@$(isolated) $(pytest) -m ray tests/engines/ray $(ARGS)
 
 check: $(VENV)/.has-dev
 	@$(py) -m ruff check .
@@ -76,6 +83,9 @@ check: $(VENV)/.has-dev
 
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
+
+bench-ray: $(VENV)/.has-ray
+	@$(isolated) $(py) -m tests.benchmarks.ray_engine
 
 explore: $(tested)
 	@$(py) -m tests.explore $(ARGS)
@@ -102,6 +112,11 @@ $(VENV)/.has-core: pyproject.toml | $(VENV)/.is-made
 $(tested): pyproject.toml | $(VENV)/.is-made
 	@echo "installing asyncflow, and for tests: $(groups) ..." >&2
 	@$(install) --editable . $(addprefix --group ,$(groups))
+	@touch $@
+
+$(VENV)/.has-ray: $(tested)
+	@echo "installing Ray ..." >&2
+	@$(install) --group ray
 	@touch $@
 
 $(VENV)/.has-dev: pyproject.toml | $(VENV)/.is-made

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from postgres_server import PostgresServer, running_server
 
 SLOW = frozenset(
-    {"browser", "crash", "debug", "exhaustive", "postgres", "process", "realtime", "uvloop"}
+    {"browser", "crash", "debug", "exhaustive", "postgres", "process", "ray", "realtime", "uvloop"}
 )
 NEEDS = {
     "browser": "browser",

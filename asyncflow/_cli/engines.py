@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import click
@@ -42,8 +41,7 @@ async def open_engine(name: str | None) -> AsyncIterator[Any]:
     if name is None:
         yield None
         return
-    module, kind, arguments = _maker_of(name)
-    engine = getattr(import_module(f"asyncflow.engines.{module}"), kind)(*arguments)
+    engine = _maker_of(name)()
     try:
         await engine.__aenter__()
     except Exception as error:  # what a library raises that does not reach its cluster
@@ -55,27 +53,41 @@ async def open_engine(name: str | None) -> AsyncIterator[Any]:
         await engine.__aexit__(None, None, None)
 
 
-def _maker_of(name: str) -> tuple[str, str, tuple[object, ...]]:
-    """Return the module and the class of an engine, and the arguments that make it.
+def _maker_of(name: str) -> Callable[[], Any]:
+    """Return what makes the engine with a name.
 
     Raises:
         click.BadParameter: There is no such engine.
     """
     scheme, separator, address = name.partition("://")
     if scheme == "dask" and address:
-        return "dask", "DaskEngine", (f"tcp://{address}",)
+        return partial(_dask, f"tcp://{address}")
     if scheme == "ray" and (address or not separator):
-        return "ray", "RayEngine", (name if address else "auto",)
+        return partial(_ray, name if address else "auto")
     kind, colon, count = name.partition(":")
     if kind == "processes" and not separator and (not colon or (count.isdecimal() and int(count))):
-        return "executor", "ExecutorEngine", (_processes(int(count) if count else None),)
+        return partial(_processes, int(count) if count else None)
     hint = did_you_mean(scheme, ["dask", "ray", "processes"])
     raise click.BadParameter(
         f"{name!r} is none of {_FORMS}, which may have a number: processes:4{hint}"
     )
 
 
-def _processes(count: int | None) -> Callable[[], Executor]:
+def _dask(address: str) -> Any:
+    from asyncflow.engines.dask import DaskEngine
+
+    return DaskEngine(address)
+
+
+def _ray(address: str) -> Any:
+    from asyncflow.engines.ray import RayEngine
+
+    return RayEngine(address)
+
+
+def _processes(count: int | None) -> Any:
+    from asyncflow.engines.executor import ExecutorEngine
+
     # A fork would have copies of what the threads of this process hold.
     context = multiprocessing.get_context("spawn")
-    return partial(ProcessPoolExecutor, count, mp_context=context)
+    return ExecutorEngine(partial(ProcessPoolExecutor, count, mp_context=context))

@@ -41,10 +41,11 @@ class Recording(FakeEngine):
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
-    """Replace the engine of Dask; return those that were made."""
-    module = ModuleType("asyncflow.engines.dask")
-    module.DaskEngine = Recording  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    """Replace the engines of clusters; return those that were made."""
+    for name, kind in (("dask", "DaskEngine"), ("ray", "RayEngine")):
+        module = ModuleType(f"asyncflow.engines.{name}")
+        setattr(module, kind, type(kind, (Recording,), {}))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Recording, "made", [])
     return Recording.made
 
@@ -88,10 +89,8 @@ def test_an_engine_that_cannot_be_opened_is_reported(
 
 
 def test_a_missing_extra_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    def import_module(name: str) -> None:
-        raise ImportError(f"{name} needs distributed: pip install 'asyncflow-tiers[dask]'")
-
-    monkeypatch.setattr("asyncflow._cli.engines.import_module", import_module)
+    monkeypatch.delitem(sys.modules, "asyncflow.engines.dask", raising=False)
+    monkeypatch.setitem(sys.modules, "distributed", None)
 
     result = shell("run", "etl:pipeline", "--engine", "dask://h:1", exits=2)
 
@@ -122,29 +121,30 @@ def test_a_pipeline_with_an_engine_that_is_not_open_is_refused(shell: Shell) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "module", "kind", "arguments"),
+    ("name", "kind", "address"),
     [
-        ("dask://10.0.0.1:8786", "dask", "DaskEngine", ("tcp://10.0.0.1:8786",)),
-        ("ray://10.0.0.1:10001", "ray", "RayEngine", ("ray://10.0.0.1:10001",)),
-        ("ray", "ray", "RayEngine", ("auto",)),
+        ("dask://10.0.0.1:8786", "DaskEngine", "tcp://10.0.0.1:8786"),
+        ("ray://10.0.0.1:10001", "RayEngine", "ray://10.0.0.1:10001"),
+        ("ray", "RayEngine", "auto"),
     ],
 )
 def test_a_name_stands_for_an_engine(
-    name: str, module: str, kind: str, arguments: tuple[str, ...]
+    made: list[Recording], name: str, kind: str, address: str
 ) -> None:
-    assert _maker_of(name) == (module, kind, arguments)
+    engine = _maker_of(name)()
+
+    assert made == [engine]
+    assert type(engine).__name__ == kind
+    assert engine.arguments == (address,)
 
 
 @pytest.mark.parametrize(("name", "workers"), [("processes:3", 3), ("processes", None)])
-def test_processes_are_a_pool_that_can_be_made_again(name: str, workers: int | None) -> None:
-    module, kind, (factory,) = _maker_of(name)
+async def test_processes_are_a_pool_of_fresh_ones(name: str, workers: int | None) -> None:
+    async with _maker_of(name)() as engine:
+        (pool,) = [each for each in vars(engine).values() if isinstance(each, ProcessPoolExecutor)]
 
-    assert (module, kind) == ("executor", "ExecutorEngine")
-    assert callable(factory)
-    one, other = factory(), factory()
-    assert isinstance(one, ProcessPoolExecutor)
-    assert one is not other
-    assert workers is None or one._max_workers == workers
+        assert pool._mp_context.get_start_method() == "spawn"  # type: ignore[attr-defined]
+        assert workers is None or pool._max_workers == workers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

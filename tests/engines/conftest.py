@@ -16,7 +16,7 @@ from asyncflow.testing import VirtualTimeLoop
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
-    if any(map(item.get_closest_marker, ("process", "realtime"))):
+    if any(map(item.get_closest_marker, ("process", "ray", "realtime"))):
         return {"asyncio": asyncio.SelectorEventLoop}
     return {"virtual": VirtualTimeLoop}
 
