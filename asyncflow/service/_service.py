@@ -291,18 +291,16 @@ class Service:
                 "a service without a journal has no stored events; use get(run_id).events()"
             )
         while True:
-            batch = await self._journal.events(run_id, after)
+            # With the last one that the reader has: the run may have ended with that.
+            batch = await self._journal.events(run_id, max(after - 1, 0))
             for stored in batch:
-                yield stored
-                after = stored.position
-            if batch:
-                has_ended = isinstance(batch[-1].event, RunFinished)
-            else:
-                # The reader may have had the last one before.
-                last = await self._journal.events(run_id, max(after - 1, 0))
-                has_ended = bool(last) and isinstance(last[-1].event, RunFinished)
-            if has_ended:
+                if stored.position > after:
+                    yield stored
+                    after = stored.position
+            if batch and isinstance(batch[-1].event, RunFinished):
                 return
+            if not batch:
+                after = 0  # the run was forgotten, and its id is used again
             await asyncio.sleep(_LOOK_EVERY_S)
 
     # --- life cycle -----------------------------------------------------------------------------

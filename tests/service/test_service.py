@@ -734,6 +734,7 @@ async def test_a_reader_of_events_gets_all_of_them_from_where_it_was(
         assert [each.position for each in seen] == [1, 2, 3, 4, 5, 6]
         assert [each.position async for each in service.events("r", 4)] == [5, 6]
         assert [each async for each in service.events("r", 6)] == []
+        assert len([each async for each in service.events("r", 99)]) == 6
         with pytest.raises(LookupError):
             await anext(service.events("no such run"))
 
