@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -747,3 +748,70 @@ async def test_without_a_journal_there_are_no_stored_events(work: Work) -> None:
         with pytest.raises(RuntimeError, match=r"use get\(run_id\)\.events\(\)"):
             await anext(service.events(run.run_id))
         assert not await service.cancel("no such run")
+
+
+# --- resources -----------------------------------------------------------------------------------
+
+
+def resource(name: str, log: list[str]) -> Any:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[str]:
+        log.append(f"open {name}")
+        try:
+            yield name
+        finally:
+            log.append(f"close {name}")
+
+    return opened
+
+
+@in_virtual_time
+async def test_resources_are_opened_once_and_shared_by_all_runs() -> None:
+    log: list[str] = []
+    first = Pipeline("first", resources={"own": resource("own", log)})
+    second = Pipeline("second")
+
+    @first.step(name="take")
+    async def take(db: str, own: str) -> str:
+        await asyncio.sleep(1)
+        return f"{db} and {own}"
+
+    @second.step(name="take", timeout_ms=None)
+    async def take_longer(db: str) -> str:
+        await asyncio.sleep(60)
+        return db
+
+    resources = {"db": resource("db", log), "http": resource("http", log)}
+    with pytest.raises(ValueError, match="takes a resource 'http'"):
+        Service([first, second], resources=resources)
+    del resources["http"]
+    async with Service([first, second], resources=resources) as service:
+        reports = [await (await service.start("first")).report() for _ in range(2)]
+        await service.start("second")
+
+    assert [report["take"].output for report in reports] == ["db and own"] * 2
+    # The one of the service is closed after the last run, which was cut short.
+    assert log == ["open db", *["open own", "close own"] * 2, "close db"]
+    assert now_s() == 12
+
+
+@in_virtual_time
+async def test_a_resource_that_cannot_be_opened_keeps_the_service_from_starting() -> None:
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def broken() -> AsyncIterator[None]:
+        raise ConnectionError("no database")
+        yield
+
+    pipeline = Pipeline("work")
+
+    @pipeline.step
+    async def take(http: str, db: str) -> None: ...
+
+    service = Service([pipeline], resources={"http": resource("http", log), "db": broken})
+    with pytest.raises(ConnectionError, match="no database"):
+        await service.__aenter__()
+
+    assert log == ["open http", "close http"]
+    assert not service.is_ready
