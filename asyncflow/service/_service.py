@@ -313,8 +313,8 @@ class Service:
             for name, resource in self._resources.items():
                 self._opened[name] = await self._open_resources.enter_async_context(resource())
         except BaseException:
-            if not await self._open_resources.__aexit__(*sys.exc_info()):
-                raise
+            await self._open_resources.__aexit__(*sys.exc_info())
+            raise
         self._is_open = True
         if self._journal is not None:
             recovery = Recovery(

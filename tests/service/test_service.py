@@ -694,6 +694,38 @@ async def test_a_run_that_is_being_resumed_when_the_service_drains_stays_resumab
 
 
 @in_virtual_time
+async def test_a_service_that_drains_refuses_what_it_was_about_to_resume(
+    work: Work, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Prompt(SQLiteJournal):
+        """Lists the runs in no time."""
+
+        listed: Any = ()
+
+        async def orphans(self) -> Any:
+            return self.listed
+
+        async def runs(self, *args: Any, **kwargs: Any) -> Any:
+            return []
+
+        async def summaries(self, records: Any) -> Any:
+            return {}
+
+    await leave_orphan(tmp_path / "runs.db", work, "r")
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        orphans = await journal.orphans()
+    caplog.clear()
+    async with Prompt(tmp_path / "runs.db") as prompt:
+        prompt.listed = orphans
+        async with Service([work.pipeline], journal=prompt):
+            await asyncio.sleep(0)  # it has looked for runs
+
+    assert not caplog.records
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        assert [run.run_id for run in await journal.orphans()] == ["r"]
+
+
+@in_virtual_time
 async def test_a_run_that_just_begins_when_the_service_drains_is_not_lost(
     work: Work, tmp_path: Path
 ) -> None:
