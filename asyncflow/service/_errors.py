@@ -53,7 +53,7 @@ class ServiceStoppingError(ServiceUnavailableError):
 
 
 class ClientDisconnectedError(Exception):
-    """The client went away before its run had ended, so no one receives a response.
+    """The client went away before its run had ended.
 
     Attributes:
         run_id: The run.

@@ -5,7 +5,7 @@ Rules:
 1. A run belongs to the service, not to the request that started it. A request may wait for it.
 2. `Service.start` returns when the start of the run is stored: an accepted run survives a crash.
 3. A shutdown loses nothing: running steps get time to end, and what is left is stored as
-   interrupted, with a reason by which a service recognises the runs that it has to resume.
+   interrupted, with a reason by which the next service recognises the runs that it must resume.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class HasReceive(Protocol):
 class Service:
     """Starts, resumes, streams and cancels runs, as many as it may have at a time.
 
-    Enter it in the lifespan of a web service: ``async with journal, service: yield``. It then
-    resumes runs that have lost their process, until it is left. To leave it is to `drain` it.
+    Enter it in the lifespan of a web service: ``async with journal, service: yield``. Until the end
+    of the block, it also resumes runs that have lost their process. At the end it drains (`drain`).
 
     Args:
         pipelines: The pipelines that it runs: `Pipeline` and `Orchestrator` objects, each of which
@@ -247,8 +247,8 @@ class Service:
                 gone.exception()  # which does not matter if the run is over
         return await run.report()
 
-    async def cancel(self, run_id: str, reason: str = "") -> bool:
-        """Cancel a run, wherever it runs; return whether it was running. This awaits no end.
+    async def cancel(self, run_id: str, reason: str = "no reason given") -> bool:
+        """Cancel a run, wherever it runs, without waiting for its end.
 
         Running steps are cancelled and clean up. The run is stored as interrupted: a service does
         not resume it by itself, but `start` does, under its id.
@@ -256,6 +256,9 @@ class Service:
         Args:
             run_id: The run.
             reason: Why; shown by reports and displays if the run is one of this service.
+
+        Returns:
+            Whether it was running.
 
         Raises:
             RunNotFoundError: The journal has no such run.
@@ -270,8 +273,8 @@ class Service:
     async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[PositionedEvent, None]:
         """Yield the events of a run from the journal, as they are stored, until the run has ended.
 
-        Any process can tell of any run, from its first event on. The events of a run of this
-        service are to be had sooner, from `RunHandle.events`.
+        They are those of any run, from its first event on, whichever process runs it. For a run of
+        this service, `RunHandle.events` has them sooner.
 
         Args:
             run_id: The run.
@@ -337,15 +340,15 @@ class Service:
             await self._open_resources.__aexit__(kind, error, trace)
 
     async def drain(self) -> None:
-        """Start nothing more, and wait until all runs have ended. Leaving the service does that.
+        """Start nothing more, and wait until all runs have ended. The end of its block does that.
 
         With a journal, no more steps start, and those that run get ``grace_ms`` to end. A run that
         this does not complete is interrupted, and resumes in the next service with that journal.
         Without a journal, runs continue for ``grace_ms``. Then what still runs is cancelled, and
         cleans up.
 
-        Call it earlier to be told of a shutdown before the server ends the lifespan, as by a
-        signal. If its caller is cancelled, what runs is cancelled at once.
+        Call it earlier if a shutdown is known before the server ends the lifespan. If the caller is
+        cancelled, what runs is cancelled at once.
         """
         self._is_open = False
         if self._draining is None:

@@ -153,7 +153,7 @@ def create_app() -> FastAPI:
 
     @app.exception_handler(ClientDisconnectedError)
     async def gone(_: Request, error: ClientDisconnectedError) -> Response:
-        return Response(status_code=499)  # which is received by no one, but logged
+        return Response(status_code=499)  # only for the access log: the client is gone
 
     return app
 

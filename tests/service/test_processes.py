@@ -93,9 +93,9 @@ async def test_sigterm_under_load_loses_nothing_and_repeats_no_finished_step(
 
     async def load(site: Site, number: int) -> None:
         for again in range(200):
-            run_id = f"{number}-{again}"
-            status, _ = await site.request(f"/start/{run_id}?pause_s=0.2")
-            if status == 202:
+            run_id, kind = f"{number}-{again}", ("start", "wait")[number % 2]
+            status, _ = await site.request(f"/{kind}/{run_id}?pause_s=0.2&on_disconnect=detach")
+            if status in (200, 202):
                 accepted.add(run_id)
             else:
                 refused[status] += 1
