@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import JournalError, Orchestrator, RunCancelledError, WorkflowStep
+from asyncflow import JournalError, Orchestrator, Pool, RunCancelledError, WorkflowStep
 from asyncflow.events import Event, RunInterrupted
 from asyncflow.testing import run_in_virtual_time
 
@@ -194,3 +195,52 @@ async def test_flush_waits_until_the_start_is_stored_or_the_run_has_failed() -> 
     async with Orchestrator([step("a", 9)], journal=failing).start() as run:
         with pytest.raises(JournalError):
             await run.flush()
+
+
+@pytest.mark.parametrize("schedule", ["tiers", "ready"])
+@in_virtual_time
+async def test_a_run_that_drains_in_any_turn_resumes_and_repeats_nothing(schedule: Any) -> None:
+    pool = Pool(1)
+    for turns in range(90):
+        done: list[str] = []
+        failures = ["flaky"]
+
+        async def numbers(done: list[str] = done) -> list[int]:
+            done.append("numbers")
+            return [1, 2, 3]
+
+        async def flaky(done: list[str] = done, failures: list[str] = failures) -> None:
+            await asyncio.sleep(0)
+            if failures:
+                failures.pop()
+                raise ConnectionError("again")
+            done.append("flaky")
+
+        async def each(numbers: int, done: list[str] = done) -> int:
+            await asyncio.sleep(0)
+            done.append(f"each {numbers}")
+            return numbers
+
+        async def clean_up(done: list[str] = done) -> None:
+            done.append("clean up")
+
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("flaky", flaky, max_retries=2, retry=0.001),
+            WorkflowStep("each", each, ["numbers"], map_over="numbers", pool=pool),
+            WorkflowStep("clean up", clean_up, ["each"], run_if="always"),
+        ]
+        pipeline = Orchestrator(
+            steps, schedule=schedule, max_concurrency=2, journal=MemoryJournal()
+        ).with_options(run_id="r")
+        with suppress(RunCancelledError):
+            async with pipeline.start() as run:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                run.drain("of a deployment")
+                await run.report()
+
+        report = await pipeline.run()
+
+        assert report.all_passed, turns
+        assert sorted(done) == ["clean up", "each 1", "each 2", "each 3", "flaky", "numbers"], turns
