@@ -112,11 +112,8 @@ class Service:
         self._grace_s = grace_ms / 1000
         self._on_disconnect = on_disconnect
         self._resume_every_s = resume_every_s
-        options: dict[str, Any] = {}
-        if journal is not None:
-            options["journal"] = journal
-        if engine is not None:
-            options["engine"] = engine
+        given = {"journal": journal, "engine": engine}
+        options: dict[str, Any] = {name: each for name, each in given.items() if each is not None}
         self._resources = dict(resources or {})
         self._opened: dict[str, Any] = {}
         self._open_resources = AsyncExitStack()
