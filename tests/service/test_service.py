@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 
 from asyncflow import (
     JournalError,
@@ -151,6 +152,14 @@ async def test_an_id_is_active_once(work: Work) -> None:
 
         with pytest.raises(RunAlreadyActiveError):
             await service.start("work", "r")
+
+
+@in_virtual_time
+async def test_the_steps_of_a_service_run_on_its_engine(work: Work) -> None:
+    async with Service([work.pipeline], engine=FakeEngine()) as service:
+        report = await (await service.start("work")).report()
+
+    assert {result.engine for result in report.results} == {"fake"}
 
 
 @in_virtual_time
