@@ -127,6 +127,7 @@ def test_nothing_else_is_visible_in_the_package() -> None:
         "logs",
         "notebook",
         "otel",
+        "service",
         "testing",
         "web",
     }

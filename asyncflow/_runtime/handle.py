@@ -18,7 +18,7 @@ import asyncio
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
@@ -113,6 +113,7 @@ class RunLink:
         done, total, running: As in `RunProgress`.
         has_news: Notified at each event.
         has_begun: Notified when the run has begun.
+        flush: Waits until all events are stored; ``None`` without a journal, and after the end.
 
     Args:
         run_id: Identifies the run.
@@ -128,6 +129,8 @@ class RunLink:
         self.running: dict[str, None] = {}
         self.has_news, self.has_begun = _Signal(), _Signal()
         self._stop: Callable[[RunCancelledError, str], object] | None = None
+        self._drain: Callable[[str], object] | None = None
+        self.flush: Callable[[], Awaitable[None]] | None = None
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
@@ -143,9 +146,16 @@ class RunLink:
             self.total = len(event.dependencies)
         self.has_news.notify()
 
-    def begin(self, state: RunState, stop: Callable[[RunCancelledError, str], object]) -> None:
+    def begin(
+        self,
+        state: RunState,
+        stop: Callable[[RunCancelledError, str], object],
+        drain: Callable[[str], object],
+        flush: Callable[[], Awaitable[None]] | None,
+    ) -> None:
         """Note that the run has begun, and how to stop it."""
-        self.is_begun, self.state, self._stop = True, state, stop
+        self.is_begun, self.state = True, state
+        self._stop, self._drain, self.flush = stop, drain, flush
         self.has_begun.notify()
 
     def stop(self, why: RunCancelledError, reason: str) -> None:
@@ -153,9 +163,14 @@ class RunLink:
         if self._stop is not None:
             self._stop(why, reason)
 
+    def drain(self, reason: str) -> None:
+        """Drain the run, from the next turn of the loop on, if it has not ended."""
+        if self._drain is not None:
+            self._drain(reason)
+
     def end(self) -> None:
         """Let go of the run."""
-        self._stop = None
+        self._stop = self._drain = self.flush = None
 
 
 class EventReader:
@@ -527,6 +542,42 @@ class RunHandle:
         if not isinstance(reason, str):
             raise TypeError(f"reason must be a str, not {type(reason).__name__}")
         self._stop(reason)
+
+    def drain(self, reason: str) -> None:
+        """Let the running attempts end, and start nothing more.
+
+        A run that this completes ends as usual. Any other is interrupted once they have ended, and
+        `report` raises a `RunCancelledError`; with a journal, it can be resumed. Meanwhile `cancel`
+        stops what is running. A run that has not begun is cancelled.
+
+        Args:
+            reason: Why, in words that complete the sentence "the run stopped because …".
+        """
+        if self._link.is_begun:
+            self._link.drain(escape_controls(reason))
+        else:
+            self._stop(reason)
+
+    async def flush(self) -> None:
+        """Wait until the journal has stored all that has happened in the run so far.
+
+        It returns at once without a journal.
+
+        Raises:
+            BaseException: As `report` raises it, if the run ends first, since its journal fails.
+        """
+        self._check_started()
+        if self._link.flush is None:
+            return
+        stored = asyncio.ensure_future(self._link.flush())
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait([stored, ended], return_when=asyncio.FIRST_COMPLETED)
+            if not stored.done():
+                await self.report()
+        finally:
+            stored.cancel()
+            ended.cancel()
 
     def _stop(self, reason: str) -> None:
         if self._is_over or self._request is not None:

@@ -184,9 +184,7 @@ class Permits:
         Raises:
             asyncio.CancelledError: The run has asked the node to stop.
         """
-        if node in self._stop_control.requested:
-            # The cancellation came as the attempt ended, so nothing has raised it.
-            raise asyncio.CancelledError
+        self._stop_control.check_before_backoff(node)
         if self._state.is_limited:
             self._advance_soon()  # there is room for another node
         clock = self._loop.time

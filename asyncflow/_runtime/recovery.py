@@ -14,7 +14,15 @@ from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 
-__all__ = ["Pipelines", "RecoverableJournal", "RecoverableRun", "resume_all"]
+__all__ = [
+    "Pipelines",
+    "RecoverableJournal",
+    "RecoverableRun",
+    "find_pipeline",
+    "log_unresumed",
+    "pipelines_by_name",
+    "resume_all",
+]
 
 Pipelines: TypeAlias = (
     Iterable[Pipeline | Orchestrator]
@@ -32,6 +40,11 @@ class RecoverableRun(Protocol):
     @property
     def pipeline(self) -> str:
         """The name of its pipeline."""
+        ...
+
+    @property
+    def parent(self) -> str:
+        """The run one of whose steps has started it; empty if none has."""
         ...
 
 
@@ -72,56 +85,72 @@ async def resume_all(
         ValueError: Two of them have the same name, or one has none.
         JournalError: The runs can't be read from the journal.
     """
-    known = _by_name(pipelines)
+    known = pipelines_by_name(pipelines)
     reports: list[RunReport] = []
     orphans = [*await journal.orphans()]
     if interrupted:
         orphans += await journal.runs("interrupted", limit=None)
 
-    async def resume(orchestrator: Orchestrator, run_id: str) -> None:
+    async def resume(pipeline: Pipeline | Orchestrator, run_id: str) -> None:
         try:
-            reports.append(await orchestrator.with_options(run_id=run_id, journal=journal).run())
-        except RunAlreadyActiveError:
-            _log.info("run %r resumes in another process", run_id)
-        except RunCancelledError as cancelled:
-            _log.info("%s", cancelled)
-        except Exception:
-            _log.exception("run %r can't be resumed", run_id)
+            reports.append(await pipeline.with_options(run_id=run_id, journal=journal).run())
+        except Exception as error:
+            log_unresumed(run_id, error)
 
     async with asyncio.TaskGroup() as group:
         for orphan in orphans:
-            if orphan.pipeline in known:
-                group.create_task(resume(known[orphan.pipeline], orphan.run_id))
-            else:
-                _log.error(
-                    "run %r can't be resumed: no pipeline is named %r%s",
-                    *(orphan.run_id, orphan.pipeline, did_you_mean(orphan.pipeline, known)),
-                )
+            pipeline = find_pipeline(orphan, known)
+            if pipeline is not None:
+                group.create_task(resume(pipeline, orphan.run_id))
     return reports
 
 
-def _by_name(pipelines: Pipelines) -> dict[str, Orchestrator]:
-    known: dict[str, Orchestrator] = {}
+def find_pipeline(
+    run: RecoverableRun, known: Mapping[str, Pipeline | Orchestrator]
+) -> Pipeline | Orchestrator | None:
+    """Return the pipeline of a run; log an error if it is not known."""
+    pipeline = known.get(run.pipeline)
+    if pipeline is None:
+        _log.error(
+            "run %r can't be resumed: no pipeline is named %r%s",
+            *(run.run_id, run.pipeline, did_you_mean(run.pipeline, known)),
+        )
+    return pipeline
+
+
+def log_unresumed(run_id: str, error: Exception) -> None:
+    """Log why a run was not resumed to its end."""
+    if isinstance(error, RunAlreadyActiveError):
+        _log.info("run %r resumes in another process", run_id)
+    elif isinstance(error, RunCancelledError):
+        _log.info("%s", error)
+    else:
+        _log.error("run %r can't be resumed", run_id, exc_info=error)
+
+
+def pipelines_by_name(pipelines: Pipelines) -> dict[str, Pipeline | Orchestrator]:
+    """Return pipelines by their names; of steps, an `Orchestrator`.
+
+    Raises:
+        TypeError: One of the pipelines is not a pipeline.
+        ValueError: Two of them have the same name, or one has none.
+    """
+    known: dict[str, Pipeline | Orchestrator] = {}
     if isinstance(pipelines, Mapping):
         named = cast("Mapping[str, Any]", pipelines)
-        return {name: _orchestrator(name, pipeline) for name, pipeline in named.items()}
+        for name, each in named.items():
+            is_made = isinstance(each, Pipeline | Orchestrator)
+            known[name] = each if is_made else Orchestrator(each, name=name)
+        return known
     for pipeline in pipelines:
         if not isinstance(pipeline, Pipeline | Orchestrator):
             raise TypeError(
-                "resume_all() takes Pipeline and Orchestrator objects, not "
+                "pipelines must be Pipeline and Orchestrator objects, not "
                 f"{type(pipeline).__name__}; give lists of steps by name: {{'etl': steps}}"
             )
         if not pipeline.name:
             raise ValueError("an Orchestrator needs a name here: Orchestrator(..., name=...)")
         if pipeline.name in known:
             raise ValueError(f"two pipelines are named {pipeline.name!r}")
-        known[pipeline.name] = _orchestrator(pipeline.name, pipeline)
+        known[pipeline.name] = pipeline
     return known
-
-
-def _orchestrator(
-    name: str, pipeline: Pipeline | Orchestrator | Iterable[WorkflowStep]
-) -> Orchestrator:
-    if isinstance(pipeline, Pipeline):
-        return pipeline.orchestrator
-    return pipeline if isinstance(pipeline, Orchestrator) else Orchestrator(pipeline, name=name)

@@ -180,6 +180,7 @@ class Run:
         self._wake_up: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
         self._cancelled: RunCancelledError | None = None
+        self._drain_reason = ""
         self._deadline: asyncio.TimerHandle | None = None
         self._capture: Capture | None = None
 
@@ -245,7 +246,8 @@ class Run:
         if self._persistence is not None:
             self._persistence.session.watch(self._on_journal_stop)
         if self._link is not None:
-            self._link.begin(self._state, self._cancel_soon)
+            flush = None if self._persistence is None else self._persistence.session.flush
+            self._link.begin(self._state, self._cancel_soon, self._drain_soon, flush)
         self._dispatcher.emit(self._start_of_run.event, self._start_of_run.stored_event)
         for taken, stored_event in self._start_of_run.taken:  # in the same turn: all or nothing
             self._dispatcher.emit(taken, stored_event)
@@ -521,6 +523,31 @@ class Run:
                 self._report_interruption(reason)
                 self._stop_soon()
 
+    def _drain_soon(self, reason: str) -> None:
+        self._loop.call_soon(self._drain, reason, context=self._context)
+
+    def _drain(self, reason: str) -> None:
+        """Start nothing more, but let the attempts that are running end.
+
+        If these complete the run, it ends as usual. Otherwise it is interrupted.
+        """
+        state = self._state
+        if self._is_closed or self._drain_reason or state.stop_reason is not None:
+            return
+        self._drain_reason = reason
+        self._stop_control.on_backoff = self._interrupt_drained
+        steps = len(self._plan.steps)
+        if sum(node < steps and state.is_attempting(node) for node in self._live) < state.unsettled:
+            self._interrupt_drained()
+
+    def _interrupt_drained(self) -> None:
+        if self._state.stop_reason is None:
+            self._cancelled = RunCancelledError(self._run.run_id, self._drain_reason)
+            self._report_interruption(self._drain_reason)
+        # Otherwise the run has not begun, or stops everything.
+        if self._state.outcome == "interrupted" and not self._stop_is_due:
+            self._stop(spare_running=True)
+
     def broken(self, bug: BaseException, reason: str) -> None:
         """Interrupt the run for a bug of asyncflow. Its state may be wrong, so it has no end."""
         self._is_broken = True
@@ -580,8 +607,8 @@ class Run:
             self._stop_is_due = True
             self._loop.call_soon(self._stop, context=self._context)
 
-    def _stop(self) -> None:
-        """Ask each live node to stop, once."""
+    def _stop(self, *, spare_running: bool = False) -> None:
+        """Ask each live node to stop, once; or only those that run no attempt."""
         self._stop_is_due, self._has_stopped = False, True
         state, control = self._state, self._stop_control
         if self._is_closed:
@@ -593,6 +620,8 @@ class Run:
         self._skip_unreachable()
         for node, task in list(self._live.items()):
             if node in control.requested or state.is_exempt_from_stop(node):
+                continue
+            if spare_running and state.is_attempting(node):
                 continue
             control.request(node, task, now_ms)
             if state.is_scheduled(node):

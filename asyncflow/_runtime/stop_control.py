@@ -33,6 +33,7 @@ class StopControl:
     Attributes:
         requested: When the run has asked a node to stop, in milliseconds, by node.
         missed_heartbeat: The nodes whose running attempt was cancelled for that.
+        on_backoff: Called when a node would wait for its next attempt, while the run drains.
 
     Args:
         state: The state of the run.
@@ -55,6 +56,7 @@ class StopControl:
         self._loop = asyncio.get_running_loop()
         self.requested: dict[int, float] = {}
         self.missed_heartbeat: set[int] = set()
+        self.on_backoff: Callable[[], object] | None = None
         self._doubtful: list[int] = []
         """The nodes that were to stop and were not cancelled, since a third party had done so."""
         self._timer: asyncio.TimerHandle | None = None
@@ -131,6 +133,18 @@ class StopControl:
         task = running_task()
         return task is self._live.get(node) or task.cancelling() > 0
 
+    def check_before_backoff(self, node: int) -> None:
+        """Let a node wait for its next attempt.
+
+        Raises:
+            asyncio.CancelledError: The run has asked the node to stop, or does so now.
+        """
+        if self.on_backoff is not None:
+            self.on_backoff()
+        if node in self.requested:
+            # The cancellation came as the attempt ended, so nothing has raised it.
+            raise asyncio.CancelledError
+
     async def undisturbed(self, node: int, wait: Callable[[], Awaitable[object]]) -> None:
         """Wait for something in a node's task; begin again if a third party cancels that.
 
@@ -150,6 +164,7 @@ class StopControl:
     def close(self) -> None:
         """Cancel nothing again."""
         self._cancel_timer()
+        self.on_backoff = None  # it leads to the run
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -1642,7 +1642,7 @@ class TestResumeAll:
     @pytest.mark.parametrize(
         ("pipelines", "error", "message"),
         [
-            ([5], TypeError, "takes Pipeline and Orchestrator objects, not int"),
+            ([5], TypeError, "must be Pipeline and Orchestrator objects, not int"),
             ([Orchestrator([])], ValueError, "needs a name"),
             ([Pipeline("p"), Pipeline("p")], ValueError, "two pipelines are named 'p'"),
         ],

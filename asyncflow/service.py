@@ -1,1 +1,0 @@
-"""Pipelines inside a long-lived service."""

@@ -1,0 +1,65 @@
+"""How many runs a service has at a time, and when there may be room for another one."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from asyncflow._core.arguments import check_count
+from asyncflow.service._errors import ServiceFullError
+
+__all__ = ["Places"]
+
+_LATEST = 100
+"""How many durations the estimate of the next free place looks at."""
+_LONGEST_RETRY_S = 60
+
+
+class Places:
+    """The places for runs. Each is taken when a run is accepted, and freed when it has ended.
+
+    Args:
+        most: How many there are; ``None`` for no limit.
+
+    Raises:
+        TypeError: It is no ``int``.
+        ValueError: It is below 1.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        if most is not None:
+            kind, hint = "an int or None", "; use None for no limit"
+            check_count("max_runs", most, 1, kind=kind, hint=hint)
+        self._most = most
+        self._taken = 0
+        self._durations: deque[float] = deque(maxlen=_LATEST)
+
+    def take(self) -> None:
+        """Take a place.
+
+        Raises:
+            ServiceFullError: There is none.
+        """
+        if not self.try_take():
+            assert self._most is not None
+            raise ServiceFullError(self._retry_after_s(self._most), self._most)
+
+    def try_take(self) -> bool:
+        """Take a place if there is one; return whether there was."""
+        if self._most is not None and self._taken >= self._most:
+            return False
+        self._taken += 1
+        return True
+
+    def free(self, duration_s: float | None = None) -> None:
+        """Free a place, after so many seconds if a run took them."""
+        self._taken -= 1
+        if duration_s is not None:
+            self._durations.append(duration_s)
+
+    def _retry_after_s(self, most: int) -> int:
+        """Return when the next of the runs ends if they began evenly, as those before took."""
+        if not self._durations:
+            return 1
+        average_s = sum(self._durations) / len(self._durations)
+        return max(1, min(math.ceil(average_s / most), _LONGEST_RETRY_S))

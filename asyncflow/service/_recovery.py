@@ -1,0 +1,161 @@
+"""Resumes the runs that have lost their process, for as long as a service lives.
+
+These are orphans, and runs that a service has interrupted because it was shut down. A run that was
+cancelled stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Any, Protocol
+
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunCancelledError
+from asyncflow._runtime.handle import RunHandle
+from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.pipeline import Pipeline
+from asyncflow._runtime.recovery import (
+    RecoverableJournal,
+    RecoverableRun,
+    find_pipeline,
+    log_unresumed,
+)
+from asyncflow.events import Event
+from asyncflow.service._errors import ServiceStoppingError
+from asyncflow.service._places import Places
+
+__all__ = ["SHUTDOWN", "Recovery", "ServiceJournal"]
+
+SHUTDOWN = "the service was shut down"
+"""Why a run is interrupted when its service drains."""
+_SHUTDOWNS = (SHUTDOWN, f"the run was cancelled: {SHUTDOWN}")
+"""The same as journals tell it, of a run that was drained and of one that was cut short then."""
+_LATEST_INTERRUPTED = 1_000
+"""How many interrupted runs, the latest, are looked at after the first time."""
+_NO_ROOM_S = 1.0
+"""How soon to look again if there was no room for all runs."""
+_PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
+"""What prevents a resumption now, and may not do so later."""
+
+_log = logging.getLogger("asyncflow")
+
+
+class StopSummary(Protocol):
+    """What a journal tells of a run that was interrupted."""
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it was."""
+        ...
+
+
+class PositionedEvent(Protocol):
+    """An event as a journal stores it."""
+
+    @property
+    def position(self) -> int:
+        """Its place among the events of its run, counted from 1."""
+        ...
+
+    @property
+    def event(self) -> Event:
+        """The event."""
+        ...
+
+
+class ServiceJournal(RecoverableJournal, Protocol):
+    """The journal of a service, such as those of `asyncflow.journal`."""
+
+    async def summaries(self, records: Iterable[Any]) -> Mapping[str, StopSummary]:
+        """Return why runs that `runs` returned were interrupted, by their ids."""
+        ...
+
+    async def events(self, run_id: str, after: int = 0) -> list[Any]:
+        """Return the events of a run after a position, each a `PositionedEvent`."""
+        ...
+
+    async def cancel(self, run_id: str) -> bool:
+        """Ask the process that runs a run to stop it; return whether there is one."""
+        ...
+
+
+class Recovery:
+    """Looks for runs to resume, again and again.
+
+    Args:
+        journal: The journal.
+        pipelines: The pipelines whose runs it resumes, by name.
+        places: One is taken for each run.
+        active: The runs that the service has.
+        begin: Starts a run for which a place was taken, and frees it in the end.
+    """
+
+    def __init__(
+        self,
+        journal: ServiceJournal,
+        pipelines: Mapping[str, Pipeline | Orchestrator],
+        places: Places,
+        active: Collection[str],
+        begin: Callable[[Pipeline | Orchestrator, str], Awaitable[RunHandle]],
+    ) -> None:
+        self._journal = journal
+        self._pipelines = pipelines
+        self._places = places
+        self._active = active
+        self._begin = begin
+        self._unresumable: set[str] = set()
+        """The runs that can't be resumed here, which was logged."""
+        self._beginning: set[asyncio.Task[None]] = set()
+
+    async def run(self, every_s: float) -> None:
+        """Resume runs as there is room for them, until this is cancelled.
+
+        Args:
+            every_s: How often to look for others, in seconds.
+        """
+        limit = None
+        while True:
+            had_room = True
+            try:
+                had_room = await self._resume(limit)
+                limit = _LATEST_INTERRUPTED
+            except JournalError as error:
+                _log.warning("the service can't look for runs to resume: %s", error)
+            await asyncio.sleep(every_s if had_room else min(every_s, _NO_ROOM_S))
+
+    async def _resume(self, limit: int | None) -> bool:
+        """Resume runs; return whether there was room for all of them."""
+        journal = self._journal
+        interrupted = await journal.runs("interrupted", limit=limit)
+        summaries = await journal.summaries(interrupted)
+        found: list[RecoverableRun] = [*await journal.orphans()]
+        found += [run for run in interrupted if summaries[run.run_id].stop_reason in _SHUTDOWNS]
+        for run in found:
+            # A nested run is resumed by the step that has started it.
+            if run.parent or run.run_id in self._unresumable or run.run_id in self._active:
+                continue
+            pipeline = find_pipeline(run, self._pipelines)
+            if pipeline is None:
+                self._unresumable.add(run.run_id)
+            elif self._places.try_take():
+                task = asyncio.create_task(self._resume_one(pipeline, run.run_id))
+                self._beginning.add(task)
+                task.add_done_callback(self._beginning.discard)
+            else:
+                return False
+        # If this is cancelled, they begin nevertheless, or the service refuses them: a cancelled
+        # start would be stored as a run that was cancelled for good.
+        if self._beginning:
+            await asyncio.wait(self._beginning)
+        return True
+
+    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
+        try:
+            await self._begin(pipeline, run_id)
+        except ServiceStoppingError:
+            pass
+        except Exception as error:
+            log_unresumed(run_id, error)
+            if not isinstance(error, _PASSING):
+                self._unresumable.add(run_id)

@@ -1,0 +1,468 @@
+"""Runs pipelines inside a long-lived process, such as a web service.
+
+Rules:
+
+1. A run belongs to the service, not to the request that started it. A request may wait for it.
+2. `Service.start` returns when the start of the run is stored: an accepted run survives a crash.
+3. A shutdown loses nothing: running steps get time to end, and what is left is stored as
+   interrupted, with a reason by which the next service recognises the runs that it must resume.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    MutableMapping,
+)
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
+
+from asyncflow._core.arguments import check_number
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
+from asyncflow._core.report import RunReport
+from asyncflow._core.step import inputs_of
+from asyncflow._runtime.asyncio_compat import outlast
+from asyncflow._runtime.engine import Engine
+from asyncflow._runtime.handle import RunHandle
+from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.pipeline import Pipeline
+from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
+from asyncflow.events import RunFinished
+from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
+from asyncflow.service._places import Places
+from asyncflow.service._recovery import SHUTDOWN, PositionedEvent, Recovery, ServiceJournal
+
+__all__ = ["OnDisconnect", "Service"]
+
+OnDisconnect: TypeAlias = Literal["cancel", "detach"]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Self = TypeVar("Self", bound="Service")
+
+_LOOK_EVERY_S = 0.25
+"""How often `Service.events` asks the journal for more."""
+
+_log = logging.getLogger("asyncflow")
+
+
+class HasReceive(Protocol):
+    """A request of Starlette or FastAPI."""
+
+    @property
+    def receive(self) -> Receive:
+        """What ASGI servers give an application to receive messages."""
+        ...
+
+
+class Service:
+    """Starts, resumes, streams and cancels runs, as many as it may have at a time.
+
+    Enter it in the lifespan of a web service: ``async with journal, service: yield``. Until the end
+    of the block, it also resumes runs that have lost their process. At the end it drains (`drain`).
+
+    Args:
+        pipelines: The pipelines that it runs: `Pipeline` and `Orchestrator` objects, each of which
+            has a name of its own; or a mapping of name to such an object or a list of steps.
+        journal: Stores the runs, and must be closed after the service. By default each pipeline
+            keeps its own, if it has one, and the service resumes nothing.
+        max_runs: How many runs it may have at a time, at least 1; 100 by default, ``None`` for no
+            limit. Runs that it resumes count too, but nested runs don't.
+        engine: Where the steps run; by default each pipeline keeps its own.
+        resources: What steps of all runs share, such as a pool of connections, by the name of the
+            parameter that receives it: functions that return an async context manager. They are
+            opened in their order when the service is entered, and closed after the last run. The
+            steps that take them must have been declared before.
+        grace_ms: How many milliseconds running steps may take to end when the service drains;
+            10,000 by default. 0 cancels them at once. Clean-up is awaited however long it takes.
+        on_disconnect: What happens to a run when the client that waits for it in `answer` goes
+            away: ``"cancel"`` (the default) cancels it; ``"detach"`` lets it continue.
+        resume_every_s: How often it looks for runs to resume, in seconds; 30 by default.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or two pipelines have the same name, or one
+            has none; or no step takes one of the resources.
+    """
+
+    def __init__(
+        self,
+        pipelines: Pipelines,
+        *,
+        journal: ServiceJournal | None = None,
+        max_runs: int | None = 100,
+        engine: Engine | None = None,
+        resources: Mapping[str, Any] | None = None,
+        grace_ms: float = 10_000,
+        on_disconnect: OnDisconnect = "cancel",
+        resume_every_s: float = 30.0,
+    ) -> None:
+        check_number("grace_ms", grace_ms, 0, unit=" ms")
+        check_number("resume_every_s", resume_every_s, 0.1, unit=" s")
+        _check_on_disconnect(on_disconnect)
+        self._journal = journal
+        self._places = Places(max_runs)
+        self._grace_s = grace_ms / 1000
+        self._on_disconnect = on_disconnect
+        self._resume_every_s = resume_every_s
+        given = {"journal": journal, "engine": engine}
+        options: dict[str, Any] = {name: each for name, each in given.items() if each is not None}
+        self._resources = dict(resources or {})
+        self._opened: dict[str, Any] = {}
+        self._open_resources = AsyncExitStack()
+        self._pipelines: dict[str, Pipeline | Orchestrator] = {}
+        unused = set(self._resources)
+        for name, pipeline in pipelines_by_name(pipelines).items():
+            if self._resources:
+                taken = self._resources.keys() & inputs_of(pipeline.steps)
+                shared = {resource: partial(self._share, resource) for resource in taken}
+                options["resources"] = {**pipeline.resources, **shared}
+                unused -= taken
+            self._pipelines[name] = pipeline.with_options(**options)
+        for resource in unused:
+            raise ValueError(f"no step of the service's pipelines takes a resource {resource!r}")
+        self._runs: dict[str, RunHandle] = {}
+        self._ends: dict[str, asyncio.Task[None]] = {}
+        self._resuming: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._is_open = False
+
+    # --- what it has ----------------------------------------------------------------------------
+
+    @property
+    def pipelines(self) -> Mapping[str, Pipeline | Orchestrator]:
+        """Its pipelines by name, with its journal and engine: for ``asyncflow.web.app``."""
+        return self._pipelines
+
+    @property
+    def runs(self) -> list[RunHandle]:
+        """The runs that it has now, the earliest start first."""
+        return list(self._runs.values())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it starts runs: it was entered, and does not drain."""
+        return self._is_open
+
+    def get(self, run_id: str) -> RunHandle | None:
+        """Return the run with this id if the service has it now, and ``None`` otherwise.
+
+        A journal knows those that have ended, or that another process has.
+        """
+        return self._runs.get(run_id)
+
+    # --- runs -----------------------------------------------------------------------------------
+
+    async def start(
+        self, pipeline: str | Pipeline | Orchestrator, /, run_id: str | None = None, **inputs: Any
+    ) -> RunHandle:
+        """Start a run, or resume it, and return when its start is stored.
+
+        It continues without its caller. If the caller is cancelled before that, so is the run.
+
+        Args:
+            pipeline: One of the service's pipelines, or its name.
+            run_id: Identifies the run; a random id by default.
+            **inputs: The inputs of the run.
+
+        Raises:
+            ServiceFullError: The service has ``max_runs`` runs.
+            ServiceStoppingError: The service is shutting down.
+            RunAlreadyActiveError: A run of that id is active, here or elsewhere.
+            LookupError: It has no such pipeline.
+            RuntimeError: The service was not entered.
+            BaseException: What else prevents the start, as `Pipeline.run` raises it. Nothing has
+                run.
+        """
+        chosen = self._find(pipeline)
+        self._check_open()
+        self._places.take()
+        try:
+            run = await self._begin(chosen, run_id, **inputs)
+        except RunCancelledError:
+            self._check_open()
+            raise
+        try:
+            await run.flush()
+        except asyncio.CancelledError:
+            run.cancel("its start was cancelled")
+            raise
+        return run
+
+    async def answer(
+        self,
+        run: RunHandle,
+        request: HasReceive | Receive,
+        *,
+        on_disconnect: OnDisconnect | None = None,
+    ) -> RunReport:
+        """Wait for the end of a run on behalf of a request, and return the report.
+
+        ``on_disconnect`` also decides what happens to the run when the calling task is cancelled,
+        as servers do with requests that take too long when they shut down.
+
+        Args:
+            run: The run.
+            request: The request of Starlette or FastAPI, whose body has been read; or the
+                ``receive`` of an ASGI application.
+            on_disconnect: As the service takes it; by default that of the service.
+
+        Raises:
+            ClientDisconnectedError: The client went away first. With ``"cancel"``, the run has
+                ended.
+            RunCancelledError: Something else has cancelled the run.
+            BaseException: What else the run raised, as `Pipeline.run` raises it.
+        """
+        mode = self._on_disconnect if on_disconnect is None else on_disconnect
+        _check_on_disconnect(mode)
+        receive: Receive = getattr(request, "receive", cast("Any", request))
+        end = asyncio.create_task(_until_over(run))
+        gone = asyncio.create_task(_until_disconnected(receive))
+        try:
+            await asyncio.wait([end, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                gone.result()  # it may have failed
+                if mode == "cancel":
+                    run.cancel("its client went away")
+                    await asyncio.wait([end])
+                raise ClientDisconnectedError(run.run_id, mode)
+        except asyncio.CancelledError:
+            if mode == "cancel":
+                run.cancel("its request was cancelled")
+                await outlast(end.done, lambda: asyncio.wait([end]))
+            raise
+        finally:
+            end.cancel()
+            if not gone.cancel() and not gone.cancelled():
+                gone.exception()  # which does not matter if the run is over
+        return await run.report()
+
+    async def cancel(self, run_id: str, reason: str = "no reason given") -> bool:
+        """Cancel a run, wherever it runs, without waiting for its end.
+
+        Running steps are cancelled and clean up. The run is stored as interrupted: a service does
+        not resume it by itself, but `start` does, under its id.
+
+        Args:
+            run_id: The run.
+            reason: Why; shown by reports and displays if the run is one of this service.
+
+        Returns:
+            Whether it was running.
+
+        Raises:
+            RunNotFoundError: The journal has no such run.
+            JournalError: The journal can't be read or written.
+        """
+        run = self._runs.get(run_id)
+        if run is not None:
+            run.cancel(reason)
+            return True
+        return self._journal is not None and await self._journal.cancel(run_id)
+
+    async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[PositionedEvent, None]:
+        """Yield the events of a run from the journal, as they are stored, until the run has ended.
+
+        They are those of any run, from its first event on, whichever process runs it. For a run of
+        this service, `RunHandle.events` has them sooner.
+
+        Args:
+            run_id: The run.
+            after: The position of the last event that the reader has, such as the
+                ``Last-Event-ID`` of Server-Sent Events.
+
+        Yields:
+            The events with their positions, as `asyncflow.journal.StoredEvent`.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+            RuntimeError: The service has no journal.
+        """
+        if self._journal is None:
+            raise RuntimeError(
+                "a service without a journal has no stored events; use get(run_id).events()"
+            )
+        while True:
+            # With the last one that the reader has: the run may have ended with that.
+            batch = await self._journal.events(run_id, max(after - 1, 0))
+            for stored in batch:
+                if stored.position > after:
+                    yield stored
+                    after = stored.position
+            if batch and isinstance(batch[-1].event, RunFinished):
+                return
+            if not batch:
+                after = 0  # the run was forgotten, and its id is used again
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    # --- life cycle -----------------------------------------------------------------------------
+
+    async def __aenter__(self: Self) -> Self:
+        if self._is_open or self._draining is not None:
+            raise RuntimeError("the service was entered before; make another one")
+        await self._open_resources.__aenter__()
+        try:
+            for name, resource in self._resources.items():
+                self._opened[name] = await self._open_resources.enter_async_context(resource())
+        except BaseException:
+            await self._open_resources.__aexit__(*sys.exc_info())
+            raise
+        self._is_open = True
+        if self._journal is not None:
+            recovery = Recovery(
+                self._journal, self._pipelines, self._places, self._runs, self._begin
+            )
+            self._resuming = asyncio.create_task(
+                recovery.run(self._resume_every_s), name="asyncflow:service:resume"
+            )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.drain()
+        finally:
+            await self._open_resources.__aexit__(kind, error, trace)
+
+    async def drain(self) -> None:
+        """Start nothing more, and wait until all runs have ended. The end of its block does that.
+
+        With a journal, no more steps start, and those that run get ``grace_ms`` to end. A run that
+        this does not complete is interrupted, and resumes in the next service with that journal.
+        Without a journal, runs continue for ``grace_ms``. Then what still runs is cancelled, and
+        cleans up.
+
+        Call it earlier if a shutdown is known before the server ends the lifespan. If the caller is
+        cancelled, what runs is cancelled at once.
+        """
+        self._is_open = False
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="asyncflow:service:drain")
+        draining = self._draining
+        cancellation = await outlast(
+            draining.done, lambda: asyncio.wait([draining]), lambda _: self._cancel_all()
+        )
+        if cancellation is not None:
+            raise cancellation
+        draining.result()
+
+    async def _drain(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+            await asyncio.wait([self._resuming])
+        if self._journal is not None:
+            for run in self.runs:
+                run.drain(SHUTDOWN)
+        if self._ends:
+            await asyncio.wait(self._ends.values(), timeout=self._grace_s)
+        self._cancel_all()
+        while self._ends:
+            await asyncio.wait(self._ends.values())
+
+    def _cancel_all(self) -> None:
+        for run in self.runs:
+            run.cancel(SHUTDOWN)
+
+    def _share(self, resource: str) -> AbstractAsyncContextManager[Any]:
+        """Return what a run opens, and closes without effect, for a resource that is open."""
+        return nullcontext(self._opened[resource])
+
+    # --- starting and resuming ------------------------------------------------------------------
+
+    def _find(self, pipeline: str | Pipeline | Orchestrator) -> Pipeline | Orchestrator:
+        name = pipeline if isinstance(pipeline, str) else pipeline.name
+        if name not in self._pipelines:
+            hint = did_you_mean(name, self._pipelines)
+            known = ", ".join(map(repr, self._pipelines)) or "none"
+            raise LookupError(f"the service has no pipeline {name!r}{hint}; it has {known}")
+        return self._pipelines[name]
+
+    def _check_open(self) -> None:
+        if self._draining is not None:
+            raise ServiceStoppingError(1)
+        if not self._is_open:
+            raise RuntimeError("the service has not been entered; use `async with service:`")
+
+    async def _begin(
+        self, pipeline: Pipeline | Orchestrator, run_id: str | None, /, **inputs: Any
+    ) -> RunHandle:
+        """Start a run for which a place was taken, and return when it has begun."""
+        try:
+            self._check_open()
+            if run_id in self._runs:
+                raise RunAlreadyActiveError(str(run_id), "this service")
+            run = pipeline.with_options(run_id=run_id).start(**inputs)
+        except BaseException:
+            self._places.free()
+            raise
+        return await run.begin(_Owner(partial(self._register, run)))
+
+    def _register(self, run: RunHandle, task: asyncio.Task[None]) -> None:
+        """Keep a run until its end, and free its place then."""
+        clock = asyncio.get_running_loop().time
+        started_s = clock()
+        self._runs[run.run_id], self._ends[run.run_id] = run, task
+
+        def end(_: asyncio.Task[None]) -> None:
+            del self._runs[run.run_id], self._ends[run.run_id]
+            self._places.free(clock() - started_s)
+
+        task.add_done_callback(end)
+
+
+class _Owner:
+    """Owns one run: `RunHandle.begin` starts it in a task of this.
+
+    Args:
+        register: Called with the task.
+    """
+
+    def __init__(self, register: Callable[[asyncio.Task[None]], object]) -> None:
+        self._register = register
+
+    def create_task(
+        self, coro: Coroutine[Any, Any, None], /, *, name: str | None = None
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(_contained(coro), name=name)
+        task.add_done_callback(lambda _: coro.close())  # it may be cancelled before its first line
+        self._register(task)
+        return task
+
+
+async def _contained(run: Coroutine[Any, Any, None]) -> None:
+    """Await a run. A step that raises `SystemExit` or the like ends its run, not the service."""
+    try:
+        await run
+    except asyncio.CancelledError:
+        raise
+    except BaseException:
+        _log.exception("a run has ended, and the service continues")
+
+
+async def _until_over(run: RunHandle) -> None:
+    with suppress(BaseException):  # in a task, some of them would end the event loop
+        await run.report()
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    """Wait until the client of a request has gone; the rest of the request is of no interest."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_on_disconnect(mode: object) -> None:
+    if mode not in get_args(OnDisconnect):
+        choices = " or ".join(map(repr, get_args(OnDisconnect)))
+        raise ValueError(f"on_disconnect must be {choices}, not {mode!r}")

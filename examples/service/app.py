@@ -1,0 +1,161 @@
+"""The web service: an ASGI application that starts orders, tells of them, and cancels them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse
+
+from asyncflow import RunAlreadyActiveError, RunCancelledError, RunNotFoundError
+from asyncflow.journal import PostgresJournal, SQLiteJournal
+from asyncflow.service import ClientDisconnectedError, Service, ServiceUnavailableError
+from asyncflow.web import app as pages_of
+
+from .clients import open_db, open_http
+from .pipeline import Order, Receipt, orders, quotes
+
+
+class OrderState(BaseModel):
+    """What is known of an order."""
+
+    order_id: str
+    status: str
+    """``running``, ``passed``, ``failed`` or ``interrupted``."""
+    steps: dict[str, str]
+    """The status of each step."""
+    receipt: Receipt | None = None
+    error: str | None = None
+
+
+class Quote(BaseModel):
+    cents: int
+
+
+def create_app() -> FastAPI:
+    """Return the application, as the environment configures it."""
+    dsn = os.environ.get("DATABASE_URL")
+    journal = PostgresJournal(dsn) if dsn else SQLiteJournal("runs.db")
+    service = Service(
+        [orders, quotes],
+        journal=journal,
+        max_runs=int(os.environ.get("MAX_RUNS", "100")),
+        grace_ms=float(os.environ.get("GRACE_MS", "10000")),
+        resources={"db": open_db, "http": open_http},
+    )
+    pages = pages_of(journal, pipelines=service.pipelines, token=os.environ.get("UI_TOKEN") or None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # In reverse order at the end: the service drains before its journal is closed.
+        async with journal, pages.router.lifespan_context(pages), service:
+            yield
+
+    app = FastAPI(title="Orders", lifespan=lifespan)
+    app.mount("/runs-ui", pages)
+
+    @app.post("/orders", status_code=202)
+    async def create(
+        order: Order,
+        request: Request,
+        response: Response,
+        wait: bool = False,
+        idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+    ) -> OrderState:
+        """Accept an order. A client that repeats a request with its key repeats nothing else."""
+        try:
+            run = await service.start(orders, run_id=idempotency_key, order=order)
+        except RunAlreadyActiveError as active:
+            run_id = active.run_id
+        else:
+            run_id = run.run_id
+            if wait:  # an order is an order, also if the client does not wait for its end
+                await service.answer(run, request, on_disconnect="detach")
+                response.status_code = 200
+        response.headers["Location"] = f"/orders/{run_id}"
+        return await state_of(run_id)
+
+    @app.get("/orders/{order_id}")
+    async def read(order_id: str) -> OrderState:
+        return await state_of(order_id)
+
+    @app.get("/orders/{order_id}/events")
+    async def follow(
+        order_id: str, last_event_id: Annotated[int, Header()] = 0
+    ) -> EventSourceResponse:
+        await journal.record(order_id)  # 404 before the stream begins
+        return EventSourceResponse(events_of(order_id, last_event_id))
+
+    @app.delete("/orders/{order_id}", status_code=202)
+    async def cancel(order_id: str) -> OrderState:
+        await service.cancel(order_id, "the customer has cancelled the order")
+        return await state_of(order_id)
+
+    @app.post("/quotes")
+    async def quote(order: Order, request: Request) -> Quote:
+        """Return what an order would cost. Without its client the run is pointless: it ends."""
+        run = await service.start(quotes, order=order)
+        report = await service.answer(run, request, on_disconnect="cancel")
+        report.raise_for_failures()
+        return Quote(cents=report["price"].output)
+
+    @app.get("/health")
+    async def health(response: Response) -> dict[str, Any]:
+        """Whether a load balancer may send requests to this replica."""
+        if not service.is_ready:
+            response.status_code = 503
+        return {"ready": service.is_ready, "runs": len(service.runs)}
+
+    async def state_of(order_id: str) -> OrderState:
+        """Return the state of an order, whichever replica it runs in."""
+        record, report = await journal.record(order_id), await journal.report(order_id)
+        output, failed = None, report.failed
+        if record.status == "passed":
+            output = report["book"].output
+        return OrderState(
+            order_id=order_id,
+            status=record.status,
+            steps={name: result.status for name, result in report.items()},
+            receipt=None if output is None else Receipt.model_validate(output),
+            error=f"{failed[0].step_name}: {failed[0].error}" if failed else report.stop_reason,
+        )
+
+    async def events_of(order_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
+        async for stored in service.events(order_id, after):
+            names = ("step", "attempt", "at_ms", "outcome", "reason")
+            data = {name: getattr(stored.event, name, None) for name in names}
+            yield {
+                "id": str(stored.position),
+                "event": type(stored.event).__name__,
+                "data": json.dumps(
+                    {name: value for name, value in data.items() if value is not None}
+                ),
+            }
+
+    @app.exception_handler(ServiceUnavailableError)
+    async def unavailable(_: Request, error: ServiceUnavailableError) -> JSONResponse:
+        headers = {"Retry-After": str(error.retry_after_s)}
+        return JSONResponse({"detail": str(error)}, 503, headers)
+
+    @app.exception_handler(RunNotFoundError)
+    async def not_found(_: Request, error: RunNotFoundError) -> JSONResponse:
+        return JSONResponse({"detail": f"there is no order {error.run_id!r}"}, 404)
+
+    @app.exception_handler(RunCancelledError)
+    async def cancelled(_: Request, error: RunCancelledError) -> JSONResponse:
+        return JSONResponse({"detail": f"order {error.run_id!r} was cancelled"}, 409)
+
+    @app.exception_handler(ClientDisconnectedError)
+    async def gone(_: Request, error: ClientDisconnectedError) -> Response:
+        return Response(status_code=499)  # only for the access log: the client is gone
+
+    return app
+
+
+app = create_app()

@@ -1,0 +1,246 @@
+"""A run that drains: what is running ends, and nothing else starts."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import wraps
+from typing import Any
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import JournalError, Orchestrator, Pool, RunCancelledError, WorkflowStep
+from asyncflow.events import Event, RunInterrupted
+from asyncflow.testing import run_in_virtual_time
+
+
+def in_virtual_time(test: Any) -> Any:
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        run_in_virtual_time(test(*args, **kwargs))
+
+    return run
+
+
+def step(name: str, seconds: float, *depends_on: str, **policies: Any) -> WorkflowStep:
+    async def act() -> str:
+        await asyncio.sleep(seconds)
+        return name
+
+    return WorkflowStep(name, act, depends_on, timeout_ms=None, **policies)
+
+
+def statuses(error: pytest.ExceptionInfo[RunCancelledError]) -> dict[str, str]:
+    assert error.value.report is not None
+    return {name: result.status.name for name, result in error.value.report.items()}
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize("journal", [None, MemoryJournal()])
+@in_virtual_time
+async def test_running_steps_end_and_the_others_are_skipped(journal: Any) -> None:
+    steps = [step("a", 1), step("b", 5), step("c", 1, "a", "b"), step("d", 1, "c")]
+    pipeline = Orchestrator(steps, schedule="ready", journal=journal)
+
+    async with pipeline.start() as run:
+        await asyncio.sleep(2)
+        run.drain("of a deployment")
+        run.drain("again")
+        with pytest.raises(RunCancelledError, match="of a deployment") as stopped:
+            await run.report()
+
+    assert now_s() == 5
+    assert statuses(stopped) == {"a": "SUCCESS", "b": "SUCCESS", "c": "SKIPPED", "d": "SKIPPED"}
+    assert stopped.value.report["d"].reason == "of a deployment"  # type: ignore[index]
+    assert run.status == "INTERRUPTED"
+
+
+@in_virtual_time
+async def test_a_run_of_which_only_running_steps_are_left_passes() -> None:
+    events: list[Event] = []
+    steps = [step("a", 1), step("b", 5, "a"), step("c", 3, "a")]
+
+    async with Orchestrator(steps, observers=[events.append]).start() as run:
+        await asyncio.sleep(2)
+        run.drain("of a deployment")
+        report = await run.report()
+        run.drain("too late")
+
+    assert report.all_passed
+    assert not [event for event in events if isinstance(event, RunInterrupted)]
+
+
+@in_virtual_time
+async def test_no_attempt_follows_one_that_fails_meanwhile() -> None:
+    calls: list[float] = []
+
+    async def fail() -> None:
+        calls.append(now_s())
+        await asyncio.sleep(1)
+        raise ConnectionError("again")
+
+    steps = [WorkflowStep("fail", fail, max_retries=3, retry=1_000), step("other", 10)]
+    async with Orchestrator(steps).start() as run:
+        await asyncio.sleep(0.5)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    assert calls == [0]
+    assert now_s() == 10  # the other one had been running
+    assert statuses(stopped) == {"fail": "CANCELLED", "other": "SUCCESS"}
+    assert isinstance(stopped.value.report["fail"].error, ConnectionError)  # type: ignore[index]
+
+
+@in_virtual_time
+async def test_a_step_that_fails_for_good_meanwhile_fails_its_run() -> None:
+    async def fail() -> None:
+        await asyncio.sleep(1)
+        raise ConnectionError("down")
+
+    retried = WorkflowStep("retried", fail, max_retries=2, retry=1_000)
+    steps = [retried, WorkflowStep("fail", fail), step("other", 10)]
+    async with Orchestrator(steps).start() as run:
+        await asyncio.sleep(0.5)
+        run.drain("of a deployment")
+        report = await run.report()
+
+    assert now_s() == 1
+    assert report.outcome == "failed"
+    assert report["other"].status.name == "CANCELLED"
+
+
+@in_virtual_time
+async def test_a_cancellation_stops_what_is_running() -> None:
+    async with Orchestrator([step("a", 60), step("b", 1, "a")]).start() as run:
+        await asyncio.sleep(1)
+        run.drain("of a deployment")
+        await asyncio.sleep(1)
+        run.cancel("out of time")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    assert now_s() == 2
+    assert statuses(stopped) == {"a": "CANCELLED", "b": "SKIPPED"}
+
+
+@in_virtual_time
+async def test_items_that_run_end_and_the_others_never_start() -> None:
+    async def three() -> list[int]:
+        return [1, 2, 3]
+
+    async def act(three: int) -> int:
+        await asyncio.sleep(three)
+        return three
+
+    steps = [
+        WorkflowStep("three", three),
+        WorkflowStep("each", act, ["three"], map_over="three", timeout_ms=None),
+    ]
+    async with Orchestrator(steps, max_concurrency=2).start() as run:
+        await asyncio.sleep(0.5)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    assert now_s() == 2
+    assert stopped.value.report is not None
+    items = stopped.value.report["each"].items
+    assert [item.output for item in items] == [1, 2]
+
+
+@in_virtual_time
+async def test_a_run_that_has_not_begun_is_cancelled() -> None:
+    run = Orchestrator([step("a", 1)]).start()
+    run.drain("of a deployment")
+
+    with pytest.raises(RunCancelledError, match="of a deployment"):
+        await run.__aenter__()
+
+
+@in_virtual_time
+async def test_a_resumed_run_that_drains_at_once_keeps_its_results() -> None:
+    journal = MemoryJournal()
+    steps = [step(f"s{n}", 0) for n in range(250)] + [step("last", 9, "s0")]
+    pipeline = Orchestrator(steps, journal=journal).with_options(run_id="r")
+    async with pipeline.start() as run:
+        await asyncio.sleep(1)
+
+    async with pipeline.start() as run:
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+
+    report = await pipeline.run()
+    assert report.all_passed
+    assert len(report.reused) == 250
+
+
+@in_virtual_time
+async def test_flush_waits_until_the_start_is_stored_or_the_run_has_failed() -> None:
+    journal = MemoryJournal(latency_s=2)
+    async with Orchestrator([step("a", 9)], journal=journal).start() as run:
+        begun_s = now_s()
+        await run.flush()
+        assert now_s() == begun_s + 2
+
+    async with Orchestrator([step("a", 9)]).start() as run:
+        await run.flush()
+
+    failing = MemoryJournal(latency_s=2, fail_at=1)
+    async with Orchestrator([step("a", 9)], journal=failing).start() as run:
+        with pytest.raises(JournalError):
+            await run.flush()
+
+
+@pytest.mark.parametrize("schedule", ["tiers", "ready"])
+@in_virtual_time
+async def test_a_run_that_drains_in_any_turn_resumes_and_repeats_nothing(schedule: Any) -> None:
+    pool = Pool(1)
+    for turns in range(90):
+        done: list[str] = []
+        failures = ["flaky"]
+
+        async def numbers(done: list[str] = done) -> list[int]:
+            done.append("numbers")
+            return [1, 2, 3]
+
+        async def flaky(done: list[str] = done, failures: list[str] = failures) -> None:
+            await asyncio.sleep(0)
+            if failures:
+                failures.pop()
+                raise ConnectionError("again")
+            done.append("flaky")
+
+        async def each(numbers: int, done: list[str] = done) -> int:
+            await asyncio.sleep(0)
+            done.append(f"each {numbers}")
+            return numbers
+
+        async def clean_up(done: list[str] = done) -> None:
+            done.append("clean up")
+
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("flaky", flaky, max_retries=2, retry=0.001),
+            WorkflowStep("each", each, ["numbers"], map_over="numbers", pool=pool),
+            WorkflowStep("clean up", clean_up, ["each"], run_if="always"),
+        ]
+        pipeline = Orchestrator(
+            steps, schedule=schedule, max_concurrency=2, journal=MemoryJournal()
+        ).with_options(run_id="r")
+        with suppress(RunCancelledError):
+            async with pipeline.start() as run:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                run.drain("of a deployment")
+                await run.report()
+
+        report = await pipeline.run()
+
+        assert report.all_passed, turns
+        assert sorted(done) == ["clean up", "each 1", "each 2", "each 3", "flaky", "numbers"], turns
