@@ -1,0 +1,18 @@
+"""The testing kit: pipelines in virtual time, which take milliseconds and are deterministic.
+
+A test of a pipeline that backs off for hours::
+
+    from asyncflow.testing import run_in_virtual_time
+
+    report = run_in_virtual_time(run_pipeline(steps))
+
+With pytest, the marker ``virtual_time`` runs an async test so; see docs/testing.md.
+"""
+
+from asyncflow._core.errors import HangError
+from asyncflow.testing._virtual_time import VirtualTimeLoop, run_in_virtual_time
+
+__all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
+
+for _public in [globals()[_name] for _name in __all__]:
+    _public.__module__ = __name__  # where users know them from
