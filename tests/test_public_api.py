@@ -94,7 +94,18 @@ EVENTS = [
     "ThreadAbandoned",
 ]
 ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}
-TESTING = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
+TESTING = [
+    "DirectCall",
+    "FakeCall",
+    "FakeStep",
+    "Fakes",
+    "HangError",
+    "VirtualTimeLoop",
+    "fails",
+    "fake",
+    "run_in_virtual_time",
+    "step_context",
+]
 
 each_module = pytest.mark.parametrize(
     ("module", "names"),

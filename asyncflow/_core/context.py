@@ -66,6 +66,7 @@ __all__ = [
     "current_run",
     "current_step",
     "enter_attempt",
+    "enter_direct_call",
     "enter_run",
     "enter_thread",
     "is_inside_run",
@@ -426,6 +427,19 @@ def enter_run(run: RunContext) -> None:
     _run.set(run)
     _attempt.set(None)  # the run may run within a step of another run
     _cancel_requested.set(run.cancel_requested)
+
+
+def enter_direct_call(run: RunContext, running: StartedAttempt) -> Callable[[], None]:
+    """Make an attempt the current one without a run; return what takes that back."""
+    variables: tuple[ContextVar[Any], ...] = (_run, _attempt, _cancel_requested)
+    values = run, running, run.cancel_requested
+    tokens = [each.set(value) for each, value in zip(variables, values, strict=True)]
+
+    def leave() -> None:
+        for each, token in zip(variables, tokens, strict=True):
+            each.reset(token)
+
+    return leave
 
 
 def enter_thread(cancel_requested: Callable[[], bool]) -> None:

@@ -10,9 +10,22 @@ With pytest, the marker ``virtual_time`` runs an async test so; see docs/testing
 """
 
 from asyncflow._core.errors import HangError
+from asyncflow.testing._fakes import FakeCall, Fakes, FakeStep, fails, fake
+from asyncflow.testing._step_context import DirectCall, step_context
 from asyncflow.testing._virtual_time import VirtualTimeLoop, run_in_virtual_time
 
-__all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
+__all__ = [
+    "DirectCall",
+    "FakeCall",
+    "FakeStep",
+    "Fakes",
+    "HangError",
+    "VirtualTimeLoop",
+    "fails",
+    "fake",
+    "run_in_virtual_time",
+    "step_context",
+]
 
 for _public in [globals()[_name] for _name in __all__]:
     _public.__module__ = __name__  # where users know them from
