@@ -213,6 +213,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> N
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {
         "asyncflow",
         "asyncflow_tiers",
+        "pytest_asyncflow.py",
     }
 
 

@@ -90,6 +90,7 @@ class Fakes(Mapping[str, FakeStep]):
     def __init__(self, steps: dict[str, WorkflowStep], stand_ins: Mapping[str, Any]) -> None:
         self._steps = {name: FakeStep(name, []) for name in stand_ins}
         self._entered = 0
+        self._is_everywhere = False
         self._replace = replacement(
             [
                 (steps[name], partial(self._call, name, _checked(steps[name], stand_in)))
@@ -110,21 +111,37 @@ class Fakes(Mapping[str, FakeStep]):
         return len(self._steps)
 
     def __enter__(self) -> Fakes:
-        if not self._entered:
-            replacements.append(self._replace)
-        self._entered += 1
+        self._begin()
         _here.set((*_here.get(), self))
         return self
 
     def __exit__(self, *_: object) -> None:
         # No token: a fixture may leave it in another context than it has entered it in.
         _here.set(tuple(each for each in _here.get() if each is not self))
+        self._end()
+
+    def enter_everywhere(self) -> None:
+        """Replace the steps in all contexts: a fixture does not know that of its test's runs."""
+        self._begin()
+        self._is_everywhere = True
+
+    def leave_everywhere(self) -> None:
+        """End what `enter_everywhere` began."""
+        self._is_everywhere = False
+        self._end()
+
+    def _begin(self) -> None:
+        if not self._entered:
+            replacements.append(self._replace)
+        self._entered += 1
+
+    def _end(self) -> None:
         self._entered -= 1
         if not self._entered:
             replacements.remove(self._replace)
 
     def _is_on(self) -> bool:
-        return any(each is self for each in _here.get())
+        return self._is_everywhere or any(each is self for each in _here.get())
 
     async def _call(
         self, name: str, stand_in: Any, step: WorkflowStep, arguments: dict[str, Any]
