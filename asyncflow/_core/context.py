@@ -431,13 +431,13 @@ def enter_run(run: RunContext) -> None:
 
 def enter_direct_call(run: RunContext, running: StartedAttempt) -> Callable[[], None]:
     """Make an attempt the current one without a run; return what takes that back."""
-    variables: tuple[ContextVar[Any], ...] = (_run, _attempt, _cancel_requested)
-    values = run, running, run.cancel_requested
-    tokens = [each.set(value) for each, value in zip(variables, values, strict=True)]
+    of_run, of_attempt = _run.set(run), _attempt.set(running)
+    of_cancel = _cancel_requested.set(run.cancel_requested)
 
     def leave() -> None:
-        for each, token in zip(variables, tokens, strict=True):
-            each.reset(token)
+        _run.reset(of_run)
+        _attempt.reset(of_attempt)
+        _cancel_requested.reset(of_cancel)
 
     return leave
 
