@@ -38,7 +38,7 @@ class _Span(NamedTuple):
     has_failed: bool
 
 
-class _TimelineRow(NamedTuple):
+class _RecordedStep(NamedTuple):
     """What a timeline shows of a step."""
 
     name: str
@@ -50,7 +50,7 @@ class _TimelineRow(NamedTuple):
 class _RecordedRun(NamedTuple):
     title: str
     duration_ms: float
-    steps: list[_TimelineRow]
+    steps: list[_RecordedStep]
     left_out: int
     """How many more steps it had."""
 
@@ -133,7 +133,7 @@ def _recorded(report: RunReport) -> _RecordedRun:
     )
 
 
-def _row_of(result: StepResult) -> _TimelineRow:
+def _row_of(result: StepResult) -> _RecordedStep:
     parts = []
     if result.items is not None:
         parts.append(plural(len(result.items), "item"))
@@ -151,7 +151,7 @@ def _row_of(result: StepResult) -> _TimelineRow:
         if not (each is result and result.items is not None)
         for attempt in each.history
     ]
-    return _TimelineRow(escape_controls(result.step_name), result.status, ", ".join(parts), spans)
+    return _RecordedStep(escape_controls(result.step_name), result.status, ", ".join(parts), spans)
 
 
 def _timeline(run: _RecordedRun) -> Iterator[str]:

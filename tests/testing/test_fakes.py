@@ -149,13 +149,14 @@ def test_what_cannot_replace_an_action_is_refused():
     "make",
     [
         lambda: pipeline.orchestrator,
+        lambda: pipeline.with_options(fail_fast=False, run_id="r"),
         lambda: Orchestrator(pipeline, schedule="ready"),
         lambda: Orchestrator(pipeline.steps, targets=["load"]),
     ],
 )
 def test_steps_are_replaced_in_whatever_runs_them(make):
     with fake(pipeline, fetch=[1]):
-        report = run_in_virtual_time(make().run(inputs={"url": "u"}))
+        report = run_in_virtual_time(make().run(url="u"))
 
     assert report["load"].output == 1
 
@@ -385,7 +386,7 @@ def test_fork_runs_fakes_too():
 
     async def fork():
         orchestrator = Orchestrator(make_steps("real"), journal=journal)
-        await orchestrator.run(run_id="r")
+        await orchestrator.with_options(run_id="r").run()
         with fake(orchestrator, one="fake"):
             return await orchestrator.fork("r", from_step="one")
 

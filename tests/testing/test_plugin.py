@@ -188,7 +188,7 @@ def faked(asyncflow_fakes):
 
 @pytest.mark.virtual_time
 async def test_fakes(faked, asyncflow_journal):
-    report = await pipeline.orchestrator.run(journal=asyncflow_journal, run_id="r")
+    report = await pipeline.with_options(journal=asyncflow_journal, run_id="r").run()
     assert report.all_passed
     assert len(faked["load"].calls) == 3
     assert [record.run_id for record in await asyncflow_journal.runs()] == ["r"]
