@@ -96,14 +96,20 @@ EVENTS = [
 ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}
 TESTING = [
     "DirectCall",
+    "Exploration",
+    "ExplorationError",
     "FakeCall",
     "FakeStep",
     "Fakes",
+    "Faults",
     "HangError",
+    "SimulatedError",
     "VirtualTimeLoop",
+    "explore",
     "fails",
     "fake",
     "run_in_virtual_time",
+    "simulate",
     "step_context",
 ]
 

@@ -11,19 +11,33 @@ With pytest, the marker ``virtual_time`` runs an async test so; see docs/testing
 
 from asyncflow._core.errors import HangError
 from asyncflow.testing._fakes import FakeCall, Fakes, FakeStep, fails, fake
+from asyncflow.testing._simulation import (
+    Exploration,
+    ExplorationError,
+    Faults,
+    SimulatedError,
+    explore,
+    simulate,
+)
 from asyncflow.testing._step_context import DirectCall, step_context
 from asyncflow.testing._virtual_time import VirtualTimeLoop, run_in_virtual_time
 
 __all__ = [
     "DirectCall",
+    "Exploration",
+    "ExplorationError",
     "FakeCall",
     "FakeStep",
     "Fakes",
+    "Faults",
     "HangError",
+    "SimulatedError",
     "VirtualTimeLoop",
+    "explore",
     "fails",
     "fake",
     "run_in_virtual_time",
+    "simulate",
     "step_context",
 ]
 

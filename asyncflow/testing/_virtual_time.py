@@ -167,19 +167,20 @@ def shuffle(loop: Any, chance: Random) -> None:
         chance: Decides about the order.
     """
     ready, timers = loop._ready, loop._scheduled
-    for neighbours in _ready_tasks(ready):
+    for neighbours in _ready_tasks(ready) if len(ready) > 1 else ():
         handles = [ready[at] for at in neighbours]
         chance.shuffle(handles)
         for at, handle in zip(neighbours, handles, strict=True):
             ready[at] = handle
-    due = []
+    due: list[Any] = []
     ends = loop.time() + loop._clock_resolution
     while timers and timers[0].when() < ends:  # as `asyncio.BaseEventLoop._run_once` does then
         timer = heapq.heappop(timers)
         timer._scheduled = False
         due.append(timer)
-    chance.shuffle(due)
-    ready.extend(due)
+    if due:
+        chance.shuffle(due)
+        ready.extend(due)
 
 
 def _ready_tasks(ready: Iterable[Any]) -> Iterator[list[int]]:
