@@ -105,6 +105,8 @@ TESTING = [
     "HangError",
     "SimulatedError",
     "VirtualTimeLoop",
+    "assert_order",
+    "assert_overlap",
     "explore",
     "fails",
     "fake",

@@ -10,6 +10,7 @@ With pytest, the marker ``virtual_time`` runs an async test so; see docs/testing
 """
 
 from asyncflow._core.errors import HangError
+from asyncflow.testing._assertions import assert_order, assert_overlap
 from asyncflow.testing._fakes import FakeCall, Fakes, FakeStep, fails, fake
 from asyncflow.testing._simulation import (
     Exploration,
@@ -33,6 +34,8 @@ __all__ = [
     "HangError",
     "SimulatedError",
     "VirtualTimeLoop",
+    "assert_order",
+    "assert_overlap",
     "explore",
     "fails",
     "fake",
