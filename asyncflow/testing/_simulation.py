@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.context import current_step
+from asyncflow._core.errors import HangError
 from asyncflow._core.record import record, show, values_by_name
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
@@ -261,6 +262,7 @@ class _Simulator:
         self.was_cancelled = False
         self._seed = 0
         self._log: list[Event | tuple[float, str]] = []
+        self._loop: _SimulationLoop | None = None
         steps = self._orchestrator._plans.whole.steps
         self._replace = replacement([(step, self._attempt) for step in steps], lambda: True)
 
@@ -278,7 +280,7 @@ class _Simulator:
         if cancel_at is None and chance.random() < self._faults.cancel:
             # Whatever the number of turns a run takes: as likely in 10 to 20 as in 100 to 200.
             cancel_at = int(math.exp(chance.uniform(0, math.log(1_000)))) - 1
-        loop = _SimulationLoop(seed, cancel_at)
+        loop = self._loop = _SimulationLoop(seed, cancel_at)
         with _random_numbers(seed), self._intercepting():
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 report = runner.run(self._caller(loop, dict(inputs or {})))
@@ -358,7 +360,8 @@ class _Simulator:
         return stored.report(lambda _, output: output)
 
     def _observe(self, event: Event) -> None:
-        self._log.append(event)
+        if self._loop is not None and self._loop.victim is not None:
+            self._log.append(event)
 
     async def _attempt(self, step: WorkflowStep, arguments: dict[str, Any]) -> Any:
         """Make an attempt of a step, with its fault."""
@@ -451,7 +454,8 @@ class _SimulationLoop(VirtualTimeLoop):
     """Cancels a task in a turn.
 
     Attributes:
-        victim: The task that is cancelled; turns are counted while there is one.
+        victim: The task that is cancelled; turns are counted while there is one. When the loop
+            gives up, there is none, and the tasks are cancelled in some more turns.
         was_cancelled: Whether the cancellation was accepted.
     """
 
@@ -464,7 +468,11 @@ class _SimulationLoop(VirtualTimeLoop):
         self._place = Random(seed)
 
     def _jump(self, timeout: float | None, select: Any) -> Any:
-        events = super()._jump(timeout, select)
+        try:
+            events = super()._jump(timeout, select)
+        except HangError:
+            self.victim = None
+            raise
         if self.victim is not None:
             if self._turn == self._cancel_at:
                 ready: Any = self._ready  # type: ignore[attr-defined]
@@ -472,7 +480,7 @@ class _SimulationLoop(VirtualTimeLoop):
                 ready.insert(self._place.randint(0, len(ready)), handle)
             self._turn += 1
             if self._turn > _MOST_TURNS:
-                self.victim = None  # its tasks are cancelled in some more turns
+                self.victim = None
                 raise RuntimeError(f"the run has not ended after {_MOST_TURNS:,} turns of the loop")
         return events
 

@@ -161,6 +161,15 @@ def test_steps_are_replaced_in_whatever_runs_them(make):
     assert report["load"].output == 1
 
 
+def test_steps_are_replaced_in_a_run_that_has_a_handle():
+    async def start():
+        async with pipeline.start(url="u") as run:
+            return await run.report()
+
+    with fake(pipeline, fetch=[1]):
+        assert run_in_virtual_time(start())["load"].output == 1
+
+
 def test_steps_are_replaced_in_run_pipeline():
     with fake(pipeline, fetch=[1]) as fakes:
         report = run_in_virtual_time(run_pipeline(pipeline, inputs={"url": "u"}))
@@ -267,6 +276,18 @@ def test_fakes_may_be_left_in_another_context_and_entered_again():
 
     with fakes, fakes:
         assert run()["load"].output == 1
+
+
+def test_a_fixture_replaces_steps_in_all_contexts_until_it_ends():
+    fakes = fake(pipeline, fetch=[1])
+    elsewhere = contextvars.copy_context()
+
+    fakes.enter_everywhere()
+    faked = elsewhere.run(run)
+    fakes.leave_everywhere()
+
+    assert faked["load"].output == 1
+    assert isinstance(run()["fetch"].error, AssertionError)
 
 
 def test_a_fake_of_each_item_counts_attempts_by_item():

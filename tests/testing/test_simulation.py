@@ -282,8 +282,10 @@ def test_a_check_may_return_false_and_a_cancellation_is_replayed():
 
 
 def test_a_run_that_hangs_is_found():
-    with pytest.raises(ExplorationError, match="HangError: nothing can ever happen again"):
+    with pytest.raises(ExplorationError, match="HangError: nothing can ever happen") as raised:
         explore(one_step(works, timeout_ms=None))
+
+    assert raised.value.log[-1].endswith("one: attempt 1 is made to hang")
 
 
 def test_tasks_that_are_left_behind_are_found():
