@@ -95,6 +95,8 @@ EVENTS = [
 ]
 ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}
 TESTING = [
+    "CrashError",
+    "Crashes",
     "DirectCall",
     "Exploration",
     "ExplorationError",
@@ -107,6 +109,7 @@ TESTING = [
     "VirtualTimeLoop",
     "assert_order",
     "assert_overlap",
+    "crash_everywhere",
     "explore",
     "fails",
     "fake",

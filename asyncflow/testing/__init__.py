@@ -11,6 +11,7 @@ With pytest, the marker ``virtual_time`` runs an async test so; see docs/testing
 
 from asyncflow._core.errors import HangError
 from asyncflow.testing._assertions import assert_order, assert_overlap
+from asyncflow.testing._crashes import CrashError, Crashes, crash_everywhere
 from asyncflow.testing._fakes import FakeCall, Fakes, FakeStep, fails, fake
 from asyncflow.testing._simulation import (
     Exploration,
@@ -24,6 +25,8 @@ from asyncflow.testing._step_context import DirectCall, step_context
 from asyncflow.testing._virtual_time import VirtualTimeLoop, run_in_virtual_time
 
 __all__ = [
+    "CrashError",
+    "Crashes",
     "DirectCall",
     "Exploration",
     "ExplorationError",
@@ -36,6 +39,7 @@ __all__ = [
     "VirtualTimeLoop",
     "assert_order",
     "assert_overlap",
+    "crash_everywhere",
     "explore",
     "fails",
     "fake",

@@ -90,12 +90,28 @@ def stand_in_step(step: WorkflowStep, stand_in: StandIn) -> WorkflowStep:
     async def action(**arguments: Any) -> Any:
         return await stand_in(step, defaults | arguments)
 
+    action.__signature__ = _signature_of(step)  # type: ignore[attr-defined]
     action.__annotations__ = input_types((step,), dict.fromkeys(step.signature.names))
     action.__annotations__["return"] = output_type(step)  # a journal encodes the output by it
     other = replace(step, action=action, runs_in="loop")
-    # Of the wrapped function; but what a partial has bound is no parameter of the step.
-    object.__setattr__(other, "signature", step.signature)
+    object.__setattr__(other, "signature", step.signature)  # it knows what a partial has bound
     return other
+
+
+def _signature_of(step: WorkflowStep) -> inspect.Signature:
+    """Return the parameters that a run may give, without those that a partial has bound."""
+    accepts = step.signature
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if name in accepts.required else None,
+        )
+        for name in accepts.names
+    ]
+    if accepts.takes_kwargs:
+        parameters.append(inspect.Parameter("outputs", inspect.Parameter.VAR_KEYWORD))
+    return inspect.Signature(parameters)
 
 
 def _defaults(action: Callable[..., Any]) -> dict[str, Any]:

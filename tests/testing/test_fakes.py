@@ -23,6 +23,8 @@ from asyncflow import (
     each,
     run_pipeline,
 )
+from asyncflow._core.record import replace
+from asyncflow._runtime.interception import replacements
 from asyncflow.testing import fails, fake, run_in_virtual_time
 
 pipeline = Pipeline("etl")
@@ -361,6 +363,24 @@ def test_what_a_partial_has_bound_is_an_argument_of_the_fake():
 
     assert report["send"].output == ("me", "hello")
     assert fakes["send"].calls[0].arguments == {"to": "me", "text": "hello"}
+
+
+def test_a_replaced_step_can_be_changed_once_more():
+    async def send(to, text, **others): ...
+
+    steps = [
+        WorkflowStep("send", functools.partial(send, to="me")),
+        WorkflowStep("plain", in_a_thread, runs_in="thread"),
+    ]
+
+    with fake(steps, send=1, plain=2):
+        replaced, plain = replacements[-1](tuple(steps))
+
+    changed = replace(replaced, timeout_ms=1)
+    assert changed.signature.names == replaced.signature.names == ("text",)
+    assert changed.signature.required == {"text"}
+    assert changed.signature.takes_kwargs
+    assert replace(plain, timeout_ms=1).signature == plain.signature
 
 
 def test_a_callable_without_a_signature_can_be_replaced():
