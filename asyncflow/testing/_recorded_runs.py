@@ -146,7 +146,9 @@ def _row_of(result: StepResult) -> _RecordedStep:
     if result.error is not None:
         parts.append(describe_error(result.error))
     spans = [
-        _Span(attempt.started_ms, attempt.started_ms + attempt.duration_ms, bool(attempt.error))
+        _Span(
+            attempt.started_ms, attempt.started_ms + attempt.duration_ms, attempt.error is not None
+        )
         for each in (result, *(result.items or ()))
         if not (each is result and result.items is not None)
         for attempt in each.history

@@ -83,6 +83,19 @@ def test_a_reused_step_says_so():
     assert timeline(report).endswith("1 attempt, 0 ms, reused")
 
 
+def test_an_error_that_raises_when_it_is_inspected_breaks_no_timeline():
+    class RefusingError(Exception):
+        def __bool__(self):
+            raise ValueError
+
+        __str__ = __repr__ = __bool__
+
+    async def fails():
+        raise RefusingError
+
+    assert "RefusingError" in timeline(run([WorkflowStep("fails", fails)]))
+
+
 def test_only_the_first_runs_and_steps_are_recorded(runs):
     async def nothing(): ...
 
