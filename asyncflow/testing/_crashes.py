@@ -22,7 +22,7 @@ from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedE
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Payload, StepResult
+from asyncflow._core.results import StepResult
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -164,7 +164,7 @@ class _Lives:
         self._inputs = inputs
         self._prefix = f"crashes-{os.urandom(4).hex()}"  # the database may have others
 
-    def run(self, name: str, wrap: Callable[[Journal], Journal] | None = None) -> RunReport:
+    def run(self, name: str, wrap: Callable[[Journal], Any] | None = None) -> RunReport:
         """Run, or resume, the pipeline to its end."""
         return run_in_virtual_time(self._life(f"{self._prefix}-{name}", wrap))
 
@@ -177,7 +177,7 @@ class _Lives:
         with suppress(JournalError):
             self.run(name, lambda real: _DyingJournal(real, [], point))
 
-    async def _life(self, run_id: str, wrap: Callable[[Journal], Journal] | None) -> RunReport:
+    async def _life(self, run_id: str, wrap: Callable[[Journal], Any] | None) -> RunReport:
         real = self._make_journal()
         try:
             journal = real if wrap is None else wrap(real)
@@ -231,21 +231,14 @@ class _DyingJournal:
         self.events = events
         self.dies_at = dies_at
         self.die = die
-
-    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        return self._real.encode(subject, value, hint)
-
-    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
-        return self._real.decode(subject, payload, hint)
+        self.encode = real.encode
+        self.decode = real.decode
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[JournalSession, T]:
         session, answer = await self._real.open(run_id, wait=wait, read=read)
         return _DyingSession(self, session), answer
-
-    async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
-        return await self._real.replay(run_id, read)
 
 
 class _DyingSession:

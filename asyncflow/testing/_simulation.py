@@ -346,8 +346,7 @@ class _Simulator:
             where = sorted(f"{t.get_name()} at {awaiting_location(t.get_coro())}" for t in left)
             raise RuntimeError("\n  ".join(["after the run, these tasks are left:", *where]))
         report = None if run.cancelled() else run.result()
-        if run.cancelled() is not loop.was_cancelled:
-            raise RuntimeError("the run lost the cancellation of its caller, or made one up")
+        assert run.cancelled() is loop.was_cancelled, "a cancellation was lost, or made up"
         if report is not None:
             return report
         if not self._log:  # it had not begun
