@@ -163,10 +163,10 @@ def fake(pipeline: AnyPipeline, /, **steps: Any) -> Fakes:
             report = run_in_virtual_time(pipeline.run())
         assert fakes["load"].calls[0].arguments == {"rows": [1, 2]}
 
-    The steps keep their options: attempts, time limits, pools and so on. Only ``runs_in`` does not
-    apply: a fake runs in the event loop. The block may hold any number of runs: of the pipeline, of
-    another one that includes it, or of its steps in an `Orchestrator` or `run_pipeline`. Fakes
-    within fakes replace them.
+    The steps keep their options: attempts, time limits, pools and so on. Only ``runs_in`` and
+    engines do not apply: a fake runs in the event loop. The block may hold any number of runs: of
+    the pipeline, of another one that includes it, or of its steps in an `Orchestrator` or
+    `run_pipeline`. Fakes within fakes replace them.
 
     Args:
         pipeline: A `Pipeline`, an `Orchestrator` or `WorkflowStep` objects.

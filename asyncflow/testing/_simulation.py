@@ -7,7 +7,8 @@ Rules:
    run, as long as the actions themselves are deterministic.
 2. The fault of an attempt follows from the seed, the step, the item and the attempt: it stays
    the same when other steps change.
-3. Actions run in the event loop, also those for threads and processes, whose order nobody decides.
+3. Actions run in the event loop, also those for threads, processes and engines, whose order
+   no seed decides.
 4. Nothing is stored, and no observer of the pipeline is notified.
 """
 
@@ -251,7 +252,7 @@ class _Simulator:
 
     def __init__(self, pipeline: AnyPipeline, inputs: AnyInputs, faults: Faults) -> None:
         self._orchestrator = orchestrator_of(pipeline).with_options(
-            journal=None, observers=[self._observe]
+            journal=None, engine=None, observers=[self._observe]
         )
         self._inputs = inputs
         self._faults = faults

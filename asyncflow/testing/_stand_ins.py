@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A step keeps all of its options but one: its stand-in runs in the event loop, whatever
-   ``runs_in`` says.
+1. A step keeps all of its options but two: its stand-in runs in the event loop of this process,
+   whatever ``runs_in`` and ``engine`` say, and whatever engine the run has.
 2. A stand-in receives what the action would receive, the defaults of its parameters included.
 3. A step is recognized by its name and its action, in whatever runs it: another pipeline may
    include it, so its name may have a prefix, and a function may make the action anew.
@@ -93,7 +93,7 @@ def stand_in_step(step: WorkflowStep, stand_in: StandIn) -> WorkflowStep:
     action.__signature__ = _signature_of(step)  # type: ignore[attr-defined]
     action.__annotations__ = input_types((step,), dict.fromkeys(step.signature.names))
     action.__annotations__["return"] = output_type(step)  # a journal encodes the output by it
-    other = replace(step, action=action, runs_in="loop")
+    other = replace(step, action=action, runs_in="loop", engine="local")
     object.__setattr__(other, "signature", step.signature)  # it knows what a partial has bound
     return other
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from unittest.mock import AsyncMock
 
 import pytest
+from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
 from asyncflow import (
@@ -339,6 +340,30 @@ def test_fakes_of_steps_in_threads_and_processes_run_in_the_loop_and_what_they_a
 
     assert report["process"].output == "fake"
     assert report["thread"].output == (2, 1, {"first": "first"})
+
+
+def test_fakes_run_here_whatever_engine_runs_the_others():
+    of_the_run, of_the_step = FakeEngine(), FakeEngine()
+
+    async def first():
+        return "first"
+
+    async def second(first):
+        return first
+
+    steps = [
+        WorkflowStep("first", first),
+        WorkflowStep("own", first, engine=of_the_step),
+        WorkflowStep("second", second, ["first"]),
+    ]
+
+    with fake(steps, first="fake", own="fake") as fakes:
+        report = run_in_virtual_time(run_pipeline(steps, engine=of_the_run))
+
+    assert [call.step.name for call in of_the_run.calls] == ["second"]
+    assert of_the_step.calls == []
+    assert report["second"].output == "fake"
+    assert len(fakes["first"].calls) == len(fakes["own"].calls) == 1
 
 
 def test_a_fake_may_take_any_output_that_keywords_take():

@@ -7,6 +7,7 @@ import random
 import threading
 
 import pytest
+from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
 from asyncflow import (
@@ -176,6 +177,16 @@ def test_nothing_is_stored_and_no_observer_is_notified():
 
     assert not journal.stored
     assert not events
+
+
+def test_engines_are_left_out_of_simulations():
+    engine = FakeEngine()
+    steps = [WorkflowStep("a", works), WorkflowStep("b", works, engine=engine)]
+
+    report = simulate(Orchestrator(steps, engine=engine))
+
+    assert report.all_passed
+    assert engine.calls == []
 
 
 def test_fakes_work_in_a_simulation_beneath_its_faults():
