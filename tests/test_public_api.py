@@ -96,7 +96,29 @@ EVENTS = [
     "ThreadAbandoned",
 ]
 ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}
-TESTING = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
+TESTING = [
+    "CrashError",
+    "Crashes",
+    "DirectCall",
+    "Exploration",
+    "ExplorationError",
+    "FakeCall",
+    "FakeStep",
+    "Fakes",
+    "Faults",
+    "HangError",
+    "SimulatedError",
+    "VirtualTimeLoop",
+    "assert_order",
+    "assert_overlap",
+    "crash_everywhere",
+    "explore",
+    "fails",
+    "fake",
+    "run_in_virtual_time",
+    "simulate",
+    "step_context",
+]
 
 each_module = pytest.mark.parametrize(
     ("module", "names"),
@@ -205,6 +227,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> N
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {
         "asyncflow",
         "asyncflow_tiers",
+        "pytest_asyncflow.py",
     }
 
 

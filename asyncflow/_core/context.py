@@ -71,6 +71,7 @@ __all__ = [
     "current_run",
     "current_step",
     "enter_attempt",
+    "enter_direct_call",
     "enter_run",
     "enter_thread",
     "is_inside_run",
@@ -431,6 +432,19 @@ def enter_run(run: RunContext) -> None:
     _run.set(run)
     _attempt.set(None)  # the run may run within a step of another run
     _cancel_requested.set(run.cancel_requested)
+
+
+def enter_direct_call(run: RunContext, running: StartedAttempt) -> Callable[[], None]:
+    """Make an attempt the current one without a run; return what takes that back."""
+    of_run, of_attempt = _run.set(run), _attempt.set(running)
+    of_cancel = _cancel_requested.set(run.cancel_requested)
+
+    def leave() -> None:
+        _run.reset(of_run)
+        _attempt.reset(of_attempt)
+        _cancel_requested.reset(of_cancel)
+
+    return leave
 
 
 def enter_thread(cancel_requested: Callable[[], bool]) -> None:

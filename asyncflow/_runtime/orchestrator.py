@@ -31,6 +31,7 @@ from asyncflow._runtime.durable import (
     begin,
 )
 from asyncflow._runtime.handle import RunHandle, RunLink
+from asyncflow._runtime.interception import replacements, report_watchers
 from asyncflow._runtime.options import (
     NO_RESOURCES,
     OPTIONS,
@@ -247,6 +248,15 @@ class Orchestrator:
         """
         return self._of(self._plans, self._options.with_changes(options))
 
+    def _intercepted(self) -> Orchestrator:
+        """Return what runs instead, if a test has replaced any step; else this one."""
+        if not replacements:
+            return self
+        whole = steps = self._plans.whole.steps
+        for stand_in in list(replacements):
+            steps = stand_in(steps) or steps
+        return self if steps is whole else self._of(Plans(steps), self._options)
+
     @property
     def tiers(self) -> list[list[str]]:
         """The names of the steps, in the groups that run at the same time; see `parallel_groups`.
@@ -317,6 +327,7 @@ class Orchestrator:
         self, inputs: Mapping[str, Any] | None, link: RunLink | None = None
     ) -> RunReport:
         _check_asyncio()
+        self = self._intercepted()
         options = self._options
         request = self._request(options.run_id if link is None else link.run_id, inputs)
         if options.journal is None:
@@ -374,6 +385,7 @@ class Orchestrator:
                 f"a fork of run {run_id!r} needs another id; leave it out to have one made"
             )
         from_steps = self._checked_from_steps(from_step)
+        self = self._intercepted()
         request = self._request(new_run_id, inputs)
         journal = options.journal
         if journal is None:
@@ -503,7 +515,7 @@ class Orchestrator:
         options = self._options
         observers = options.observers if link is None else (*options.observers, link)
         # No variable may hold the run: what it raises holds this frame, and would hold itself.
-        return await Run(
+        report = await Run(
             request.run_id,
             self._plan,
             start,
@@ -521,6 +533,9 @@ class Orchestrator:
             options.resources,
             link,
         ).execute()
+        for watch in list(report_watchers):
+            watch(report)
+        return report
 
 
 async def run_pipeline(

@@ -32,6 +32,7 @@ from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
 from tests.benchmarks.ratios import Row, ratio
 from tests.benchmarks.saying import saying
+from tests.benchmarks.testing_kit import testing_kit
 from tests.benchmarks.watched import watched
 
 # Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
@@ -330,6 +331,7 @@ def main() -> int:
         watched,
         looking_back,
         engines,
+        testing_kit,
     ]
     names = [
         "hand",
@@ -348,6 +350,7 @@ def main() -> int:
         "watched",
         "looking_back",
         "engines",
+        "testing_kit",
     ]
     for name, subject in zip(names, subjects, strict=True):
         if options.only and options.only not in name:

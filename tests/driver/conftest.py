@@ -46,7 +46,7 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
     if item.get_closest_marker("process"):  # another process has its own loop
         return {"asyncio": LOOPS["asyncio"]}
-    if item.get_closest_marker("virtual_time"):
+    if item.get_closest_marker("exact_time"):
         return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
     return LOOPS
 

@@ -374,7 +374,7 @@ async def test_clean_up_waits_for_the_clean_up_it_depends_on_whatever_was_skippe
     assert (report["after first"].status is SKIPPED) == fail_fast
 
 
-@pytest.mark.virtual_time
+@pytest.mark.exact_time
 @schedules
 async def test_clean_up_runs_after_the_runs_deadline_with_its_own_limits(schedule):
     async def clean_up():
@@ -393,7 +393,7 @@ async def test_clean_up_runs_after_the_runs_deadline_with_its_own_limits(schedul
     assert statuses(report) == {"a": CANCELLED, "clean up": SUCCESS}
 
 
-@pytest.mark.virtual_time
+@pytest.mark.exact_time
 @schedules
 async def test_a_deadline_that_passes_during_clean_up_stops_nothing(schedule):
     async def clean_up():

@@ -26,7 +26,7 @@ from asyncflow.events import (
 )
 from asyncflow.testing import run_in_virtual_time
 
-pytestmark = pytest.mark.virtual_time
+pytestmark = pytest.mark.exact_time
 
 LETTERS = {
     AttemptStarted: "start",

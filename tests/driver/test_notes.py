@@ -80,7 +80,7 @@ async def heard(*steps: WorkflowStep, listener: Listener | None = None, **option
     return listener
 
 
-@pytest.mark.virtual_time
+@pytest.mark.exact_time
 async def test_progress_reaches_observers_at_most_ten_times_a_second() -> None:
     async def load() -> None:
         for done in range(1_000):
@@ -1034,7 +1034,7 @@ async def test_a_repeated_long_secret_leaves_no_part() -> None:
 # What a journal keeps.
 
 
-@pytest.mark.virtual_time
+@pytest.mark.exact_time
 async def test_a_journal_stores_the_progress_once_a_second_and_the_last_one() -> None:
     journal = NotingJournal()
 

@@ -116,7 +116,7 @@ async def test_a_slot_is_free_during_a_backoff():
     assert log == ["attempt 1", "other", "attempt 2"]
 
 
-@pytest.mark.virtual_time
+@pytest.mark.exact_time
 async def test_a_rate_spreads_the_starts_evenly():
     pool = Pool(10, per_second=100)
 

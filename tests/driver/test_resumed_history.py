@@ -26,7 +26,7 @@ from asyncflow.testing import run_in_virtual_time
 
 SUCCESS, SKIPPED, CANCELLED = StepStatus.SUCCESS, StepStatus.SKIPPED, StepStatus.CANCELLED
 
-pytestmark = pytest.mark.virtual_time
+pytestmark = pytest.mark.exact_time
 
 
 class Work:

@@ -440,7 +440,7 @@ async def test_an_attempt_that_exceeds_its_timeout_is_cancelled_awaited_and_retr
         assert round(result.duration_ms, 6) == 60
 
 
-@pytest.mark.virtual_time
+@pytest.mark.exact_time
 async def test_a_timeout_does_not_include_the_wait_for_the_tier(schedule):
     async def slow():
         await asyncio.sleep(0.05)

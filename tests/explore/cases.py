@@ -120,6 +120,8 @@ class Flow(NamedTuple):
     offset: int = 0
     """How many ticks after the first one the second one starts."""
     eager: bool = False
+    order: int | None = None
+    """Shuffles what is ready at the same time; ``None`` for the order of asyncio."""
 
     __repr__ = _shown
 

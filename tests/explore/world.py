@@ -8,12 +8,14 @@ from asyncio import events as asyncio_events
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from itertools import count
+from random import Random
 from typing import Any
 
 import anyio
 
 from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
 from asyncflow.events import Event
+from asyncflow.testing._virtual_time import shuffle
 from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step
 
 __all__ = ["Call", "Exit", "Pipeline", "World"]
@@ -30,8 +32,9 @@ class Exit(BaseException):
 class Loop(asyncio.BaseEventLoop):
     """The smallest event loop: a virtual clock, no files, and hooks at the start of each turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, order: int | None = None) -> None:
         super().__init__()
+        self._random = None if order is None else Random(order)
         self._selector = self
         self._clock_resolution = 1e-9
         self.now = 0.0
@@ -52,6 +55,8 @@ class Loop(asyncio.BaseEventLoop):
         elif timeout:
             self.now += timeout
         self.turns = turn = self.turns + 1
+        if self._random is not None:
+            shuffle(self, self._random)
         if turn in self.at_turn:
             for after, call in self.at_turn.pop(turn):
                 handle = asyncio_events.Handle(call, (), self, None)
@@ -365,7 +370,7 @@ class Pipeline:
 
     def simulate(self, fault: Fault) -> World:
         """Run the pipeline once, with a disturbance."""
-        flow, loop = self.flow, Loop()
+        flow, loop = self.flow, Loop(self.flow.order)
         world = self.world = World(self, loop, flow.copies)
         if flow.eager and hasattr(asyncio, "eager_task_factory"):
             loop.set_task_factory(asyncio.eager_task_factory)

@@ -1,35 +1,31 @@
-"""Tests in virtual time: an event loop whose clock jumps to the next timer when nothing is ready.
+"""An event loop whose clock jumps to the next timer when nothing is ready.
 
-Sleeps and timeouts take no real time, and end in the order and at the times at which they would on
-an infinitely fast machine. A test of a pipeline that backs off for hours takes milliseconds and is
-deterministic::
+Rules:
 
-    from asyncflow.testing import run_in_virtual_time
-
-    report = run_in_virtual_time(run_pipeline(steps))
-
-With pytest-asyncio, use the loop for every async test, in ``conftest.py``::
-
-    def pytest_asyncio_loop_factories(config, item):
-        return {"virtual": VirtualTimeLoop}
+1. Sleeps and timeouts take no real time, and end in the order and at the times at which they would
+   on an infinitely fast machine.
+2. Threads and processes run for real. The clock stands still while one works for the loop.
+3. A seed changes which of several ready tasks runs first, and which of several timers that are due.
+   That order depends on networks and clocks elsewhere. Callbacks keep theirs, before and after
+   tasks too: asyncio promises it, and code relies on it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import selectors
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from random import Random
 from typing import Any, TypeVar
 
 from asyncflow._core.errors import HangError
 from asyncflow._core.tracebacks import awaiting_location
 
-__all__ = ["HangError", "VirtualTimeLoop", "run_in_virtual_time"]
-
-HangError.__module__ = __name__  # its public home
+__all__ = ["VirtualTimeLoop", "run_in_virtual_time", "shuffle"]
 
 T = TypeVar("T")
 
@@ -46,10 +42,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     The clock stands still while a job runs in an executor of this loop (`asyncio.to_thread`,
     `loop.run_in_executor`), or a step in a thread or process. The loop does not know about other
     threads, processes and sockets: use `standing_still` where code waits for those.
+
+    Args:
+        seed: Makes tasks that are ready at the same time, and timers that are due at the same time,
+            run in a random order; the same seed always makes the same order. Without a seed, the
+            one that was ready, or set, first runs first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         self._now = 0.0
+        self._random = None if seed is None else Random(seed)
         self._jobs = 0
         self._default: Any = None
         super().__init__(_JumpingSelector(self._jump))
@@ -116,6 +118,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _jump(self, timeout: float | None, select: _Select) -> _Events:
         """Do what a selector does, but advance the clock where a selector would wait."""
+        events = self._wait(timeout, select)
+        if self._random is not None:
+            shuffle(self, self._random)
+        return events
+
+    def _wait(self, timeout: float | None, select: _Select) -> _Events:
         events = select(0)
         if events or timeout == 0:
             return events
@@ -131,18 +139,64 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return events
 
 
-def run_in_virtual_time(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+def run_in_virtual_time(
+    main: Coroutine[Any, Any, T], *, seed: int | None = None, debug: bool | None = None
+) -> T:
     """Run a coroutine in a `VirtualTimeLoop` and return its result, as `asyncio.run` does.
 
     Args:
         main: The coroutine.
+        seed: Makes what is ready at the same time run in a random order; see `VirtualTimeLoop`.
         debug: Whether the loop is in asyncio's debug mode.
 
     Raises:
         HangError: The coroutine can never end.
     """
-    with asyncio.Runner(loop_factory=VirtualTimeLoop, debug=debug) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(seed), debug=debug) as runner:
         return runner.run(main)
+
+
+def shuffle(loop: Any, chance: Random) -> None:
+    """Put the ready tasks of a loop, and its due timers, in a random order.
+
+    A selector calls it when the loop's clock shows the time of this turn. The timers that are due
+    then become ready, after what was ready before.
+
+    Args:
+        loop: A `asyncio.BaseEventLoop`.
+        chance: Decides about the order.
+    """
+    ready, timers = loop._ready, loop._scheduled
+    for neighbours in _ready_tasks(ready) if len(ready) > 1 else ():
+        handles = [ready[at] for at in neighbours]
+        chance.shuffle(handles)
+        for at, handle in zip(neighbours, handles, strict=True):
+            ready[at] = handle
+    due: list[Any] = []
+    ends = loop.time() + loop._clock_resolution
+    while timers and timers[0].when() < ends:  # as `asyncio.BaseEventLoop._run_once` does then
+        timer = heapq.heappop(timers)
+        timer._scheduled = False
+        due.append(timer)
+    if due:
+        chance.shuffle(due)
+        ready.extend(due)
+
+
+def _ready_tasks(ready: Iterable[Any]) -> Iterator[list[int]]:
+    """Yield the positions of tasks that are ready one after the other, without a callback between.
+
+    A callback that was ready after a task may rely on that.
+    """
+    neighbours: list[int] = []
+    for at, handle in enumerate(ready):
+        if isinstance(getattr(handle._callback, "__self__", None), asyncio.Task):
+            neighbours.append(at)
+        elif neighbours:
+            yield neighbours
+            neighbours = []
+    if neighbours:
+        yield neighbours
 
 
 class _WatchedExecutor(Executor):

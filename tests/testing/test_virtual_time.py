@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -185,7 +186,7 @@ def test_another_thread_may_wake_an_idle_loop():
 
 
 def test_a_thread_that_never_wakes_the_loop_does_not_hide_a_hang(monkeypatch):
-    monkeypatch.setattr("asyncflow.testing._WAKE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("asyncflow.testing._virtual_time._WAKE_TIMEOUT_S", 0.01)
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
@@ -236,3 +237,86 @@ def test_two_loops_have_two_clocks():
         assert first.run(main()) == 5
         assert first.run(main()) == 10
     assert run_in_virtual_time(main()) == 5
+
+
+async def order_of_three_tasks_and_their_timers():
+    order = []
+
+    async def work(name):
+        order.append(f"{name} starts")
+        await asyncio.sleep(1)
+        order.append(f"{name} ends")
+
+    async with asyncio.TaskGroup() as group:
+        for name in "abc":
+            group.create_task(work(name))
+    return order
+
+
+def test_a_seed_makes_ready_tasks_and_due_timers_run_in_another_order():
+    in_order = ["a starts", "b starts", "c starts", "a ends", "b ends", "c ends"]
+
+    found = {
+        seed: run_in_virtual_time(order_of_three_tasks_and_their_timers(), seed=seed)
+        for seed in (None, *range(30))
+    }
+
+    assert found[None] == in_order
+    assert all(sorted(order) == sorted(in_order) for order in found.values())
+    assert {tuple(order[:3]) for order in found.values()} == {*itertools.permutations(in_order[:3])}
+    assert {tuple(order[3:]) for order in found.values()} == {*itertools.permutations(in_order[3:])}
+
+
+def test_a_seed_always_makes_the_same_order():
+    def run():
+        return run_in_virtual_time(order_of_three_tasks_and_their_timers(), seed=7)
+
+    assert run() == run()
+
+
+def test_a_seed_keeps_callbacks_in_order_and_between_the_tasks_that_were_ready_around_them():
+    async def main():
+        loop, order = asyncio.get_running_loop(), []
+
+        async def work(name):
+            order.append(name)
+
+        tasks = [loop.create_task(work("task 1")), loop.create_task(work("task 2"))]
+        loop.call_soon(order.append, "first")
+        loop.call_soon(order.append, "second")
+        tasks += [loop.create_task(work("task 3")), loop.create_task(work("task 4"))]
+        await asyncio.wait(tasks)
+        return order
+
+    orders = {tuple(run_in_virtual_time(main(), seed=seed)) for seed in range(20)}
+
+    assert len(orders) == 4
+    assert {order[2:4] for order in orders} == {("first", "second")}
+    assert {frozenset(order[:2]) for order in orders} == {frozenset({"task 1", "task 2"})}
+
+
+def test_a_seed_leaves_the_times_of_a_run_as_they_are():
+    calls = []
+
+    async def flaky():
+        calls.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(1)
+        raise ConnectionError
+
+    steps = [WorkflowStep("flaky", flaky, max_retries=3, retry=10_000)]
+    report = run_in_virtual_time(run_pipeline(steps), seed=3)
+
+    assert calls == [0, 11, 22]
+    assert report.total_duration_ms == 23_000
+
+
+def test_a_seed_keeps_cancelled_timers_from_firing():
+    async def main():
+        loop, fired = asyncio.get_running_loop(), []
+        timers = [loop.call_later(1, fired.append, number) for number in range(10)]
+        for timer in timers[::2]:
+            timer.cancel()
+        await asyncio.sleep(2)
+        return sorted(fired)
+
+    assert run_in_virtual_time(main(), seed=1) == [1, 3, 5, 7, 9]

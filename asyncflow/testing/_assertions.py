@@ -1,0 +1,81 @@
+"""Assertions about when steps ran, which say what happened instead.
+
+A plain ``assert`` is enough for the rest: the pytest plugin adds the timelines of a failed test's
+runs, and the steps that have the status with which one was compared.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import StepResult
+from asyncflow._views.event_text import duration
+from asyncflow.testing._recorded_runs import timeline
+
+__all__ = ["assert_order", "assert_overlap"]
+
+
+def assert_order(report: RunReport, *steps: str) -> None:
+    """Check that steps ran one after the other, each from its first attempt to its end.
+
+    Args:
+        report: The report of the run.
+        *steps: The names of the steps, in the order in which they must have run.
+
+    Raises:
+        AssertionError: One started before the one before had ended, or did not run.
+        KeyError: There is no such step.
+    """
+    __tracebackhide__ = True
+    for before, after in pairwise(_ran(report, steps)):
+        if _end_of(before) > (after.started_ms or 0.0):
+            _fail(report, f"{after.step_name!r} started before {before.step_name!r} had ended")
+
+
+def assert_overlap(report: RunReport, *steps: str) -> None:
+    """Check that steps ran at the same time: all of them, for more than an instant.
+
+    Each counts from its first attempt to its end.
+
+    Args:
+        report: The report of the run.
+        *steps: The names of the steps.
+
+    Raises:
+        AssertionError: They did not, or one did not run.
+        KeyError: There is no such step.
+    """
+    __tracebackhide__ = True
+    ran = _ran(report, steps)
+    latest = max(ran, key=lambda result: result.started_ms or 0.0)
+    for other in ran:
+        if _end_of(other) <= (latest.started_ms or 0.0):
+            names = f"{other.step_name!r} and {latest.step_name!r}"
+            problem = "took no time" if other is latest else "did not run at the same time"
+            _fail(report, f"{repr(other.step_name) if other is latest else names} {problem}")
+
+
+def _ran(report: RunReport, steps: tuple[str, ...]) -> list[StepResult]:
+    __tracebackhide__ = True
+    if len(steps) < 2:
+        raise TypeError("name at least two steps")
+    results = [report[step] for step in steps]
+    for result in results:
+        if result.started_ms is None:
+            _fail(report, f"{result.step_name!r} did not run")
+    return results
+
+
+def _end_of(result: StepResult) -> float:
+    return (result.started_ms or 0.0) + result.duration_ms
+
+
+def _fail(report: RunReport, problem: str) -> None:
+    __tracebackhide__ = True
+    ran = [
+        f"  {result.step_name} from {duration(result.started_ms)} to {duration(_end_of(result))}"
+        for result in report.results
+        if result.started_ms is not None
+    ]
+    raise AssertionError("\n".join([problem, *ran, timeline(report)]))

@@ -1,0 +1,285 @@
+"""Durable runs that crash after each of their events, and are resumed.
+
+Rules:
+
+1. A process that dies leaves the events that were stored, and nothing else. So does a journal that
+   fails: then steps are cancelled, which a process that dies has no time for.
+2. A resumed run must end as one that never crashed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import warnings
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedError
+from asyncflow._core.record import record
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import StepResult
+from asyncflow._core.value_size import safe_repr
+from asyncflow._runtime.durable import Journal, JournalSession
+from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._views.event_text import describe_event, plural
+from asyncflow.events import Event
+from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of
+from asyncflow.testing._virtual_time import run_in_virtual_time
+
+__all__ = ["CrashError", "Crashes", "crash_everywhere"]
+
+T = TypeVar("T")
+
+
+@record(frozen=True)
+class Crashes:
+    """What `crash_everywhere` has found."""
+
+    points: int
+    """How many crashes there were: one for each event of the run."""
+    repeated: dict[str, int]
+    """The steps whose effect can happen twice, since a crash made them run again: after how many of
+    the crashes each did."""
+
+
+class CrashError(AssertionError):
+    """A run that was resumed after a crash has not ended as one that never crashed.
+
+    Attributes:
+        point: How many events were stored when it crashed.
+        report: Its report.
+    """
+
+    def __init__(self, point: int, report: RunReport, problem: str) -> None:
+        super().__init__(point, report, problem)
+        self.point = point
+        self.report = report
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+def crash_everywhere(
+    pipeline: AnyPipeline,
+    journal: Callable[[], Journal],
+    inputs: Mapping[str, Any] | None = None,
+    *,
+    check: Callable[[RunReport], object] | None = None,
+    kill: bool = False,
+) -> Crashes:
+    """Run a pipeline, crash it after each of its events, and resume it, in virtual time.
+
+    ::
+
+        crashes = crash_everywhere(pipeline, lambda: SQLiteJournal(tmp_path / "runs.db"))
+        assert crashes.repeated.keys() <= {"fetch"}  # the only step that may run twice
+
+    What must be the same is the status of each step, its output, and the type of its error. With
+    ``fail_fast`` it depends on moments what else a failure stops; leave that out where steps fail.
+    It runs event loops of its own, so call it from a plain function. Fakes work in it. No observer
+    of the pipeline is notified.
+
+    Args:
+        pipeline: A `Pipeline`, an `Orchestrator` or `WorkflowStep` objects.
+        journal: Makes a journal, always of the same database. Each run and each resumption has one
+            of its own.
+        inputs: The inputs of the runs.
+        check: Is called with the report of each resumed run, and raises if the run must not be.
+        kill: Whether a child process makes each run and is killed by SIGKILL. By default the run is
+            made here, and its journal fails. A child needs `os.fork`, hence POSIX; what an action
+            changes in its process is lost with it.
+
+    Returns:
+        The number of crashes, and the steps that they made run again.
+
+    Raises:
+        CrashError: A resumed run has not ended as one that never crashed.
+        RuntimeError: An event loop is running this code, or a child process did not die as it must.
+        ValueError: The inputs are wrong, as `Orchestrator.run` says.
+        BaseException: What else `Orchestrator.run` raises, or ``check``.
+    """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "crash_everywhere() runs event loops of its own; call it from a plain function"
+        )
+    orchestrator = orchestrator_of(pipeline).with_options(observers=())
+    lives = _Lives(orchestrator, journal, dict(inputs or {}))
+    events: list[Event] = []
+    expected = _summary(lives.run("uncrashed", lambda real: _DyingJournal(real, events)))
+    repeated: Counter[str] = Counter()
+    for point in range(len(events)):
+        lives.crash(point, kill=kill)
+        report = lives.run(f"after-{point}")
+        for name, ended in _summary(report).items():
+            if ended != expected[name]:
+                after = f"after {describe_event(events[point - 1])!r}" if point else "at its start"
+                raise CrashError(
+                    point,
+                    report,
+                    f"in a run that crashed {after}, step {name!r} ended as {ended}, and not as "
+                    f"{expected[name]}",
+                )
+        if check is not None:
+            check(report)
+        repeated.update(name for name, result in report.items() if _ran_again(result))
+    return Crashes(len(events), dict(repeated))
+
+
+def _summary(report: RunReport) -> dict[str, str]:
+    """Return what must be the same, however often a run was resumed."""
+
+    def of(result: StepResult) -> str:
+        if result.error is not None:  # its message may say more than what failed: when, how often
+            return f"{result.status} with {type(result.error).__name__}"
+        output = "a secret" if result.secret else safe_repr(result.output)
+        return f"{result.status} with {output}"
+
+    return {result.step_name: of(result) for result in report.results}
+
+
+def _ran_again(result: StepResult) -> bool:
+    if result.rerun_reason is not None:
+        return True
+    attempts = [each for one in (result, *(result.items or ())) for each in one.history]
+    return any(isinstance(each.error, StepCrashedError) for each in attempts)
+
+
+class _Lives:
+    """What processes do of the runs of one pipeline, each with a journal of its own."""
+
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        make_journal: Callable[[], Journal],
+        inputs: dict[str, Any],
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._make_journal = make_journal
+        self._inputs = inputs
+        self._prefix = f"crashes-{os.urandom(4).hex()}"  # the database may have others
+
+    def run(self, name: str, wrap: Callable[[Journal], Any] | None = None) -> RunReport:
+        """Run, or resume, the pipeline to its end."""
+        return run_in_virtual_time(self._life(f"{self._prefix}-{name}", wrap))
+
+    def crash(self, point: int, *, kill: bool) -> None:
+        """Let a run end after so many events."""
+        name = f"after-{point}"
+        if kill:
+            _kill(lambda die: self.run(name, lambda real: _DyingJournal(real, [], point, die)))
+            return
+        with suppress(JournalError):
+            self.run(name, lambda real: _DyingJournal(real, [], point))
+
+    async def _life(self, run_id: str, wrap: Callable[[Journal], Any] | None) -> RunReport:
+        real = self._make_journal()
+        try:
+            journal = real if wrap is None else wrap(real)
+            pipeline = self._orchestrator.with_options(journal=journal, run_id=run_id)
+            return await pipeline.run(**self._inputs)
+        finally:
+            close = getattr(real, "aclose", None)
+            if close is not None:
+                await close()
+
+
+def _kill(life: Callable[[Callable[[], object]], object]) -> None:
+    """Lead a life in a child process, which must kill itself.
+
+    Raises:
+        RuntimeError: It has ended in another way.
+    """
+    with warnings.catch_warnings():
+        # Other threads of this process don't exist in the child, which uses none of their locks.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:  # pragma: no cover - not measured in another process
+        try:
+            life(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    ended = os.waitstatus_to_exitcode(status)
+    if ended != -signal.SIGKILL:
+        raise RuntimeError(f"a child process has not been killed, but ended with code {ended}")
+
+
+class _DyingJournal:
+    """Stores the first events of a run in another journal, and none after that.
+
+    Args:
+        real: The other journal.
+        events: Receives the events that are stored.
+        dies_at: How many they are; ``None`` for all.
+        die: What is called then, instead of letting the journal fail.
+    """
+
+    def __init__(
+        self,
+        real: Journal,
+        events: list[Event],
+        dies_at: int | None = None,
+        die: Callable[[], object] | None = None,
+    ) -> None:
+        self._real = real
+        self.events = events
+        self.dies_at = dies_at
+        self.die = die
+        self.encode = real.encode
+        self.decode = real.decode
+
+    async def open(
+        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
+    ) -> tuple[JournalSession, T]:
+        session, answer = await self._real.open(run_id, wait=wait, read=read)
+        return _DyingSession(self, session), answer
+
+
+class _DyingSession:
+    def __init__(self, journal: _DyingJournal, real: JournalSession) -> None:
+        self._journal = journal
+        self._real = real
+        self._on_stop: Callable[[JournalError | RunCancelledError], object]
+        self._death: JournalError | None = None
+        self._dying: asyncio.Future[None] | None = None  # the loop keeps only weak references
+
+    def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
+        self._on_stop = on_stop
+        self._real.watch(on_stop)
+
+    def append(self, event: Event) -> None:
+        journal = self._journal
+        if self._death is not None:
+            return
+        if len(journal.events) != journal.dies_at:
+            journal.events.append(event)
+            self._real.append(event)
+            return
+        stored = plural(len(journal.events), "event")
+        self._death = JournalError("of a crash", f"it fails after {stored}")
+        self._dying = asyncio.ensure_future(self._die(self._death))
+
+    async def _die(self, death: JournalError) -> None:
+        if self._journal.die is not None:  # pragma: no cover - not measured in another process
+            await self._real.flush()
+            self._journal.die()
+        self._on_stop(death)
+
+    async def flush(self) -> None:
+        if self._death is not None:
+            await asyncio.Event().wait()
+        await self._real.flush()
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        return self._closed(self._real.close())
+
+    async def _closed(self, closing: Coroutine[Any, Any, None]) -> None:
+        await closing
+        if self._death is not None:
+            raise self._death

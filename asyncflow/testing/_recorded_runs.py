@@ -1,0 +1,219 @@
+"""The runs of a test, for its failure report: a timeline of each, and what a comparison was about.
+
+Rules:
+
+1. A recorded run keeps text and figures. It keeps no output and no error alive, since a test may
+   check that nothing does; only with ``--asyncflow-html`` does it keep the report.
+2. A test may have many runs, and a run many steps: the first ones are recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.record import values_by_name
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
+from asyncflow._core.value_size import safe_repr
+from asyncflow._runtime.interception import report_watchers
+from asyncflow._views.event_text import duration, plural
+
+__all__ = ["RecordedRuns", "explain", "timeline"]
+
+_MOST_RUNS = 10
+_MOST_STEPS = 50
+_BAR = 32
+"""How many cells a timeline is wide."""
+
+
+class _Span(NamedTuple):
+    """An attempt."""
+
+    started_ms: float
+    ended_ms: float
+    has_failed: bool
+
+
+class _RecordedStep(NamedTuple):
+    """What a timeline shows of a step."""
+
+    name: str
+    status: StepStatus
+    words: str
+    spans: list[_Span]
+
+
+class _RecordedRun(NamedTuple):
+    title: str
+    duration_ms: float
+    steps: list[_RecordedStep]
+    left_out: int
+    """How many more steps it had."""
+
+
+class RecordedRuns:
+    """The runs of one test.
+
+    Attributes:
+        keeps_reports: Whether it keeps the reports, for `write_pages`.
+    """
+
+    def __init__(self) -> None:
+        self.keeps_reports = False
+        self._runs: list[_RecordedRun] = []
+        self._left_out = 0
+        self._reports: list[RunReport] = []
+
+    def begin(self) -> None:
+        """Record the runs that end from now on, in whatever thread and loop."""
+        report_watchers.append(self._record)
+
+    def end(self) -> None:
+        """Record no more."""
+        report_watchers.remove(self._record)
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def _record(self, report: RunReport) -> None:
+        if len(self._runs) == _MOST_RUNS:
+            self._left_out += 1
+            return
+        self._runs.append(_recorded(report))
+        if self.keeps_reports:
+            self._reports.append(report)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the timelines of the runs."""
+        for run in self._runs:
+            yield from _timeline(run)
+        if self._left_out:
+            yield f"and {plural(self._left_out, 'more run')}"
+
+    def with_status(self, status: str) -> Iterator[str]:
+        """Yield a line for each step that ended with a status."""
+        for run in self._runs:
+            for step in run.steps:
+                if step.status == status:
+                    yield f"{step.name}: {step.words}  ({run.title})"
+
+    def write_pages(self, folder: Path, test: str) -> Iterator[str]:
+        """Write a page for each run, named after the test; yield a line for each."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub(r"[^\w.-]+", "-", test)[-150:]
+        for number, report in enumerate(self._reports, 1):
+            path = folder / f"{name}-{number}.html"
+            try:
+                path.write_text(report.to_html(), encoding="utf-8")
+            except ImportError as error:  # of the extra
+                yield f"no page: {error}"
+                return
+            yield f"page: {path}"
+
+
+def timeline(report: RunReport) -> str:
+    """Return what a run did when, as text."""
+    return "\n".join(_timeline(_recorded(report)))
+
+
+def _recorded(report: RunReport) -> _RecordedRun:
+    name = f"{escape_controls(report.pipeline)} " if report.pipeline else ""
+    spent = duration(report.total_duration_ms)
+    title = f"{name}{report.outcome.upper()} in {spent}, run {escape_controls(report.run_id)}"
+    results = report.results
+    return _RecordedRun(
+        title,
+        report.total_duration_ms,
+        [_row_of(result) for result in results[:_MOST_STEPS]],
+        max(0, len(results) - _MOST_STEPS),
+    )
+
+
+def _row_of(result: StepResult) -> _RecordedStep:
+    parts = []
+    if result.items is not None:
+        parts.append(plural(len(result.items), "item"))
+    if result.attempts:
+        parts += [plural(result.attempts, "attempt"), duration(result.duration_ms)]
+    if result.reused:
+        parts.append("reused")
+    if result.reason is not None:
+        parts.append(escape_controls(result.reason))
+    if result.error is not None:
+        parts.append(describe_error(result.error))
+    spans = [
+        _Span(
+            attempt.started_ms, attempt.started_ms + attempt.duration_ms, attempt.error is not None
+        )
+        for each in (result, *(result.items or ()))
+        if not (each is result and result.items is not None)
+        for attempt in each.history
+    ]
+    return _RecordedStep(escape_controls(result.step_name), result.status, ", ".join(parts), spans)
+
+
+def _timeline(run: _RecordedRun) -> Iterator[str]:
+    yield run.title
+    width = max([len(step.name) for step in run.steps], default=0)
+    for step in run.steps:
+        symbol, bar = STATUS_SYMBOLS[step.status], _bar(step.spans, run.duration_ms)
+        yield f"  {symbol} {step.status:<9} {step.name:<{width}} |{bar}| {step.words}"
+    if run.left_out:
+        yield f"  and {plural(run.left_out, 'more step')}"
+
+
+def _bar(spans: list[_Span], whole_ms: float) -> str:
+    """Return when attempts were running: ``#`` for one that succeeded, ``x`` for one that failed.
+
+    Of two in one cell, the later one is drawn.
+    """
+    cells = [" "] * _BAR
+    scale = _BAR / whole_ms if whole_ms > 0 else 0.0
+    for span in spans:
+        first = min(int(span.started_ms * scale), _BAR - 1)
+        last = min(int(span.ended_ms * scale), _BAR - 1)
+        for at in range(first, max(last, first + 1)):
+            cells[at] = "x" if span.has_failed else "#"
+    return "".join(cells)
+
+
+def explain(op: str, left: object, right: object, runs: RecordedRuns) -> list[str] | None:
+    """Return the lines that say what a failed comparison of a status or a result was about.
+
+    Args:
+        op: The operator.
+        left: What was compared.
+        right: With what.
+        runs: The runs of the test.
+    """
+    title = f"{safe_repr(left)} {op} {safe_repr(right)}"
+    if isinstance(left, StepStatus) and op == "==":
+        found = [*runs.with_status(left)]
+        return [title, f"Steps that are {left}:", *(f"  {line}" for line in found)]
+    if isinstance(left, StepResult) and isinstance(right, StepResult) and op == "==":
+        return [f"results of {left.step_name!r} and {right.step_name!r}", *_differing(left, right)]
+    if isinstance(left, RunReport) and isinstance(right, RunReport) and op == "==":
+        return [
+            title,
+            "Two reports are equal only if they are the same object; compare their results, or "
+            "use report.compare(baseline).",
+        ]
+    return None
+
+
+def _differing(left: StepResult, right: StepResult) -> Iterator[str]:
+    fields: dict[str, Any] = values_by_name(right)
+    for name, value in values_by_name(left).items():
+        if not (value is fields[name] or _is_equal(value, fields[name])):
+            yield f"  {name}: {safe_repr(value)} != {safe_repr(fields[name])}"
+
+
+def _is_equal(one: object, other: object) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # they belong to users
+        return False

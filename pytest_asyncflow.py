@@ -1,0 +1,235 @@
+"""The pytest plugin: fixtures, the marker ``virtual_time``, and the runs of a failed test.
+
+It is a module of its own since pytest imports it in every test run, and ``import asyncflow`` takes
+longer than a plugin may: what needs asyncflow is imported when a test uses it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from asyncflow.journal import SQLiteJournal
+    from asyncflow.testing import Fakes
+    from asyncflow.testing._recorded_runs import RecordedRuns
+
+__all__ = ["asyncflow_fakes", "asyncflow_journal"]
+
+_MARKER = (
+    "virtual_time(seed=None): run an async test on an asyncio event loop whose clock jumps to the "
+    "next timer; with a seed, what is ready at the same time runs in a random order "
+    "(asyncflow.testing.VirtualTimeLoop)"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("asyncflow")
+    group.addoption(
+        "--asyncflow-html",
+        metavar="DIR",
+        help="keep an HTML page of each asyncflow run of a failed test in this folder",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", _MARKER)
+    folder = config.getoption("asyncflow_html")
+    if folder is not None:  # workers of pytest-xdist take over the option
+        config.option.asyncflow_html = str(Path(config.invocation_params.dir, folder).absolute())
+
+
+# Fixtures.
+
+
+@pytest.fixture
+def asyncflow_journal(tmp_path: Path) -> Iterator[SQLiteJournal]:
+    """A journal in a temporary SQLite file, which is closed after the test."""
+    from asyncflow.journal import SQLiteJournal
+
+    journal = SQLiteJournal(tmp_path / "asyncflow.db")
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+@pytest.fixture
+def asyncflow_fakes() -> Iterator[Callable[..., Fakes]]:
+    """`asyncflow.testing.fake` without a ``with`` block: the fakes work until the test ends."""
+    from asyncflow.testing import fake
+
+    entered: list[Fakes] = []
+
+    def asyncflow_fakes(pipeline: Any, /, **steps: Any) -> Fakes:
+        fakes = fake(pipeline, **steps)
+        fakes.enter_everywhere()
+        entered.append(fakes)
+        return fakes
+
+    try:
+        yield asyncflow_fakes
+    finally:
+        for fakes in reversed(entered):
+            fakes.leave_everywhere()
+
+
+# The marker. Other plugins run async tests and fixtures; this one gives them the event loop, and
+# runs a test itself if none of them does.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
+    """Make a marked test one of pytest-asyncio in its strict mode too."""
+    test = obj.hypothesis.inner_test if hasattr(obj, "hypothesis") else obj
+    if not inspect.iscoroutinefunction(test) or not collector.istestfunction(obj, name):
+        return
+    marks = {mark.name for mark in (*collector.iter_markers(), *getattr(obj, "pytestmark", ()))}
+    config = collector.config
+    if "virtual_time" in marks and config.pluginmanager.has_plugin("asyncio"):
+        if not hasattr(config.hook, "pytest_asyncio_loop_factories"):
+            raise pytest.UsageError("the marker virtual_time needs pytest-asyncio 1.4 or newer")
+        if not marks & {"asyncio", "anyio"} and not _anyio_runs_all(config):
+            pytest.mark.asyncio(obj)
+
+
+def _anyio_runs_all(config: pytest.Config) -> bool:
+    if not config.pluginmanager.has_plugin("anyio"):
+        return False
+    mode: str | None = config.getoption("anyio_mode", None)
+    return (mode or config.getini("anyio_mode")) == "auto"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, None]:
+    marker = metafunc.definition.get_closest_marker("virtual_time")
+    if marker is None:
+        return (yield)
+    make_loop = _loop_factory(_seed_of(marker))
+    if "anyio_backend" in metafunc.fixturenames:
+        _use_with_anyio(metafunc, make_loop)
+        return (yield)
+    if not hasattr(metafunc.config.hook, "pytest_asyncio_loop_factories"):
+        return (yield)
+    # For this test only: where this hook has an implementation, it must answer for every test.
+    factories = _LoopFactories(make_loop)
+    metafunc.config.pluginmanager.register(factories)
+    try:
+        return (yield)
+    finally:
+        metafunc.config.pluginmanager.unregister(factories)
+
+
+def _seed_of(marker: pytest.Mark) -> int | None:
+    if marker.args or marker.kwargs.keys() - {"seed"}:
+        raise pytest.UsageError("the marker virtual_time takes seed=... and nothing else")
+    seed: int | None = marker.kwargs.get("seed")
+    return seed
+
+
+@functools.cache
+def _loop_factory(seed: int | None) -> Callable[[], Any]:
+    def virtual_time() -> Any:
+        from asyncflow.testing import VirtualTimeLoop
+
+        return VirtualTimeLoop(seed)
+
+    return virtual_time
+
+
+class _LoopFactories:
+    """Tells pytest-asyncio which event loop to use."""
+
+    def __init__(self, make_loop: Callable[[], Any]) -> None:
+        self._make_loop = make_loop
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_asyncio_loop_factories(self) -> dict[str, Callable[[], Any]]:
+        return {"virtual_time": self._make_loop}
+
+
+def _use_with_anyio(metafunc: pytest.Metafunc, make_loop: Callable[[], Any]) -> None:
+    """Set the backend of anyio, as a parameter of the test that its id does not show."""
+    backend = "asyncio", {"loop_factory": make_loop}
+    (*_, fixture) = metafunc._arg2fixturedefs["anyio_backend"]
+    hidden: Any = getattr(pytest, "HIDDEN_PARAM", "virtual_time")  # before pytest 8.4, it shows
+    parameters = [pytest.param(backend, id=hidden)]
+    metafunc.definition.add_marker(
+        pytest.mark.parametrize("anyio_backend", parameters, scope=fixture.scope)
+    )
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    marker = pyfuncitem.get_closest_marker("virtual_time")
+    if marker is None or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    from asyncflow.testing import run_in_virtual_time
+
+    names = pyfuncitem._fixtureinfo.argnames
+    test = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
+    run_in_virtual_time(test, seed=_seed_of(marker))
+    return True
+
+
+# The runs of a failed test.
+
+_runs: RecordedRuns | None = None
+"""Those of the test that is running, if asyncflow is imported."""
+
+
+def _record() -> None:
+    global _runs
+    if _runs is None and "asyncflow" in sys.modules:
+        from asyncflow.testing._recorded_runs import RecordedRuns
+
+        _runs = RecordedRuns()
+        _runs.begin()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    global _runs
+    try:
+        return (yield)
+    finally:
+        if _runs is not None:
+            _runs.end()
+            _runs = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _record()
+    if _runs is not None:
+        _runs.keeps_reports = item.config.getoption("asyncflow_html") is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    pytest_runtest_setup(item)  # a fixture may have imported asyncflow
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    if _runs is not None and report.failed and _runs:
+        lines = [*_runs.lines()]
+        folder = item.config.getoption("asyncflow_html")
+        if folder is not None:
+            lines += _runs.write_pages(Path(folder), item.nodeid)
+        report.sections.append(("asyncflow runs", "\n".join(lines)))
+    return report
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    if _runs is None:
+        return None
+    from asyncflow.testing._recorded_runs import explain
+
+    return explain(op, left, right, _runs)

@@ -1,0 +1,130 @@
+"""A durable run that crashes after any of its events ends as one that never crashed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import Pipeline, after, collect, current_step, each
+from asyncflow.journal import SQLiteJournal
+from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
+from asyncflow.testing._crashes import _kill
+
+pipeline = Pipeline("etl")
+
+
+@pipeline.step
+async def extract(url: str) -> list[int]:
+    await asyncio.sleep(1)
+    return [1, 2]
+
+
+@pipeline.step(max_retries=2)
+async def double(row: int = each(extract)) -> int:
+    return row * 2
+
+
+@pipeline.step(secret=True)
+async def password(rows: list[int] = collect(double)) -> str:
+    return "secret"
+
+
+@pipeline.step(run_if="failure")
+async def alarm() -> None: ...
+
+
+def share(journal):
+    return lambda: journal
+
+
+INPUTS = {"url": "u"}
+FOUND = Crashes(13, {"extract": 1, "double": 5, "password": 1})
+
+
+def test_a_run_crashes_after_each_event_and_its_repeated_steps_are_named():
+    journal = MemoryJournal()
+
+    found = crash_everywhere(pipeline, share(journal), INPUTS)
+
+    assert found == FOUND
+    assert len(journal.stored) == 1 + found.points
+    assert not journal.open_sessions
+
+
+@pytest.mark.process
+def test_a_process_that_is_killed_leaves_the_same_as_a_journal_that_fails(tmp_path):
+    def journal():
+        return SQLiteJournal(tmp_path / "runs.db")
+
+    assert crash_everywhere(pipeline, journal, INPUTS, kill=True) == FOUND
+    assert crash_everywhere(pipeline, journal, INPUTS) == FOUND
+
+
+@pytest.mark.process
+def test_a_child_that_ends_in_another_way_is_reported():
+    with pytest.raises(RuntimeError, match="ended with code 1"):
+        _kill(lambda die: None)
+
+
+def test_fakes_and_checks_work_in_runs_that_crash():
+    reports = []
+
+    with fake(pipeline, extract=[5], double=fails(1)) as fakes:
+        found = crash_everywhere(pipeline, share(MemoryJournal()), INPUTS, check=reports.append)
+
+    assert len(reports) == found.points > 10
+    assert {report["double"].output[0] for report in reports} == {10}
+    assert len(fakes["extract"].calls) > 1
+
+
+def test_a_failing_run_fails_after_each_crash_too():
+    with fake(pipeline, double=ValueError("bad")):
+        found = crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
+
+    assert found.repeated["alarm"] >= 1
+
+
+def test_a_run_that_ends_otherwise_after_a_crash_is_reported():
+    calls = []
+
+    async def counted():
+        calls.append(1)
+        return [len(calls)]
+
+    with fake(pipeline, double=0, extract=counted), pytest.raises(CrashError) as raised:
+        crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
+
+    assert raised.value.point == 0
+    assert str(raised.value).startswith(
+        "in a run that crashed at its start, step 'extract' ended as SUCCESS with [2]"
+    )
+
+
+def test_an_effect_that_happened_twice_is_found_with_the_event_after_which():
+    shop, charges = Pipeline("shop"), Counter()
+
+    @shop.step
+    async def charge() -> None:
+        charges[current_step().run_id] += 1
+
+    @shop.step
+    async def bill(charged: None = after(charge)) -> int:
+        return charges[current_step().run_id]
+
+    with pytest.raises(CrashError) as raised:
+        crash_everywhere(shop, share(MemoryJournal()))
+
+    assert raised.value.point == 2
+    assert str(raised.value) == (
+        "in a run that crashed after 'charge started', step 'bill' ended as SUCCESS with 2, "
+        "and not as SUCCESS with 1"
+    )
+    assert raised.value.report["charge"].attempts == 2
+
+
+async def test_it_runs_event_loops_of_its_own():
+    with pytest.raises(RuntimeError, match="runs event loops of its own"):
+        crash_everywhere(pipeline, MemoryJournal, INPUTS)
