@@ -81,13 +81,13 @@ def made(diary: str) -> RecordedCall:
 
 
 async def begun(call: RecordedCall) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not call.workers:
             await asyncio.sleep(0.005)
 
 
 async def written(diary: str, *expected: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while set(words(diary)) < set(expected):
             await asyncio.sleep(0.005)
 
@@ -130,7 +130,7 @@ async def test_nothing_is_left_in_the_scheduler_when_calls_have_ended(
     stopped.cancel()
     await asyncio.wait([stopped])
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while cluster.scheduler.tasks:
             await asyncio.sleep(0.005)
     fence = cluster.scheduler.plugins[Fence.name]
@@ -198,7 +198,7 @@ async def test_a_burst_of_cancels_lets_no_body_finish_or_begin_later(
     assert sorted(f"end-{word[6:]}" for word in then if word.startswith("begin")) == sorted(
         word for word in then if not word.startswith("begin")
     )
-    async with asyncio.timeout(20):  # whatever would begin later has begun then
+    async with asyncio.timeout(50):  # whatever would begin later has begun then
         while cluster.scheduler.tasks:
             await asyncio.sleep(0.005)
     assert await engine.run(recorded(add, a=1).call) == 1
@@ -233,7 +233,7 @@ async def test_a_thread_that_outlives_its_attempt_is_abandoned_and_its_end_repor
 
     (thread,) = call.threads
     assert not thread.done()
-    await asyncio.wait_for(thread, 20)
+    await asyncio.wait_for(thread, 50)
 
 
 async def test_a_worker_that_does_not_answer_to_a_stop_is_reported(
@@ -246,7 +246,7 @@ async def test_a_worker_that_does_not_answer_to_a_stop_is_reported(
     await begun(call)
 
     running.cancel()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not call.reasons:
             await asyncio.sleep(0.005)
 
@@ -333,7 +333,7 @@ async def test_a_task_that_dask_forgets_by_itself_is_a_lost_worker(
 ) -> None:
     async with DaskEngine(client, resources={"none has this": 1}) as engine:
         running = asyncio.create_task(engine.run(recorded(add, a=1).call))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while not client.futures:
                 await asyncio.sleep(0.005)
 
@@ -402,7 +402,7 @@ async def test_an_output_that_dask_forgets_fails_the_consumer_that_waits_for_a_w
     ]
     await written(diary, "begin-body")
     consumer = asyncio.create_task(engine.run(recorded(measure, data=output).call))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while len(client.futures) < 10:
             await asyncio.sleep(0.005)
 

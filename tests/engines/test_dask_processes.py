@@ -27,7 +27,7 @@ from asyncflow.engines.dask import DaskEngine
 
 pytestmark = pytest.mark.process
 
-A_WHILE_S = 20
+A_WHILE_S = 50
 """More than anything here takes on a machine that is busy."""
 
 
