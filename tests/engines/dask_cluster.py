@@ -102,7 +102,11 @@ class DaskCluster:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+                env=os.environ
+                | {
+                    "PYTHONPATH": str(Path(__file__).parents[1]),
+                    "DASK_TEMPORARY_DIRECTORY": str(self._folder),
+                },
                 start_new_session=True,
             )
         self._processes.append(process)
