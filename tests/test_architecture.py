@@ -53,7 +53,7 @@ def test_the_core_does_no_input_or_output() -> None:
     } - {("asyncflow._core.record", "exec")}  # it compiles `__init__`, as dataclasses do
 
 
-def test_only_displays_of_a_report_engines_and_the_users_module_are_imported_by_a_string() -> None:
+def test_only_displays_of_a_report_and_the_users_module_are_imported_by_a_string() -> None:
     by_string = {
         (module, ast.unparse(call.args[0]))
         for module, tree in MODULES.items()
