@@ -33,7 +33,7 @@ from asyncflow import (
 )
 from asyncflow.events import Event, RunFinished, RunInterrupted, RunStarted
 
-pytestmark = pytest.mark.virtual_time
+pytestmark = pytest.mark.exact_time
 
 Open = Callable[[], AbstractAsyncContextManager[Any]]
 
