@@ -454,8 +454,14 @@ def test_a_resource_that_fails_is_reported_with_the_run(shell: Shell) -> None:
     shell.write(
         "pools.py",
         """
+        import asyncio
         from contextlib import asynccontextmanager
         from asyncflow import Pipeline
+
+        @asynccontextmanager
+        async def late():
+            await asyncio.Event().wait()
+            yield
 
         @asynccontextmanager
         async def refused():
@@ -467,9 +473,11 @@ def test_a_resource_that_fails_is_reported_with_the_run(shell: Shell) -> None:
             yield "pool"
             raise OSError("lost")
 
+        late = Pipeline("late", resources={"db": late}, deadline_ms=1)
         first = Pipeline("first", resources={"db": refused})
         last = Pipeline("last", resources={"db": lost})
 
+        @late.step
         @first.step
         @last.step
         async def load(db):
@@ -480,6 +488,7 @@ def test_a_resource_that_fails_is_reported_with_the_run(shell: Shell) -> None:
     unopened = shell("run", "pools:first", "--quiet", exits=1)
     unclosed = shell("run", "pools:last", "--quiet", exits=1)
     given = shell("run", "pools:last", "--quiet", "--input", "db=x", exits=3)
+    late = shell("run", "pools:late", "--quiet", "--no-journal", exits=1)
 
     assert unopened.stdout.startswith("Pipeline INTERRUPTED\n[SKIPPED] load")
     assert 'raise OSError("refused")' in unopened.stderr
@@ -488,6 +497,8 @@ def test_a_resource_that_fails_is_reported_with_the_run(shell: Shell) -> None:
     assert unclosed.stdout.startswith("Pipeline PASSED\n")
     assert "Error: resource 'db' failed while it closed: OSError: lost\n" in unclosed.stderr
     assert "'db' is both an input and a resource" in given.stderr
+    deadline = "the run exceeded its deadline of 1 ms"
+    assert late.stderr == f"Error: resource 'db' was not open before {deadline}\n"
 
 
 def test_an_interrupted_run_without_a_journal_reports_outputs_as_text(shell: Shell) -> None:

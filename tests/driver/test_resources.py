@@ -33,7 +33,7 @@ from asyncflow import (
 )
 from asyncflow.events import Event, RunFinished, RunInterrupted, RunStarted
 
-pytestmark = pytest.mark.virtual_time
+pytestmark = pytest.mark.exact_time
 
 Open = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -304,7 +304,10 @@ def test_what_opens_no_resource_is_refused(resources: Any, message: str) -> None
 
 
 def test_a_callable_without_a_signature_is_accepted() -> None:
-    assert list(Orchestrator([], resources={"db": dict}).resources) == ["db"]  # type: ignore[dict-item]
+    resources: Any = {"db": dict}
+
+    assert Orchestrator([], resources=resources).resources == resources
+    assert Pipeline("p", resources=resources).resources == resources
 
 
 @pytest.mark.parametrize(

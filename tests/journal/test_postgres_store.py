@@ -187,7 +187,7 @@ def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
     second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
     store.claim("r", MINE)
     postgres_server.stop()
-    read = executor.submit(second.runs, RunFilter())
+    read = executor.submit(second.lists.runs, RunFilter())
     until(lambda: second.database.answered_at)
     postgres_server.start()
 
