@@ -64,7 +64,6 @@ def test_only_displays_of_a_report_and_the_users_module_are_imported_by_a_string
     assert by_string == {
         ("asyncflow._core.report", "'asyncflow.html_report'"),
         ("asyncflow._core.report", "'asyncflow._views.notebook'"),
-        ("asyncflow._cli.engines", "f'asyncflow.engines.{module}'"),  # the one that a user names
         ("asyncflow._cli.loader", "name"),  # the user's module
     }
 
