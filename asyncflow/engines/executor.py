@@ -128,6 +128,7 @@ class ExecutorEngine:
     async def run(self, call: EngineCall, /) -> Any:
         """See `Engine.run`."""
         loop = self._check_open()
+        deadline_s = math.inf if call.deadline_s is None else loop.time() + call.deadline_s
         packed = pack_call(call, None)
         await self._free.acquire()
         try:
@@ -135,7 +136,9 @@ class ExecutorEngine:
         except BaseException:
             self._free.release()
             raise
-        submission = _Submission(loop, call, future, self._free.release)
+        limit_s = math.inf if call.limit_s is None else loop.time() + call.limit_s
+        ends_s = min(limit_s, deadline_s)
+        submission = _Submission(loop, call, future, ends_s, self._free.release)
         call.began(type(executor).__name__)
         await submission.until_over()
         try:
@@ -169,20 +172,20 @@ class ExecutorEngine:
 
 
 class _Submission:
-    """A body that an executor has."""
+    """A body that an executor has, until the loop's time at which its own is up."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         call: EngineCall,
         future: Future[Answer],
+        ends_s: float,
         release: Callable[[], None],
     ) -> None:
         self._call = call
         self._future = future
         self._loop = loop
-        limits_s = [each for each in (call.limit_s, call.deadline_s) if each is not None]
-        self._ends_s = loop.time() + min(limits_s, default=math.inf)
+        self._ends_s = ends_s
         self._ended = ThreadEnd(loop)
         self._ended.add_done_callback(self._on_ended)
         self._release = release

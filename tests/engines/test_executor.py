@@ -274,6 +274,29 @@ async def test_an_abandoned_body_occupies_its_worker() -> None:
         assert await second == 42
 
 
+@pytest.mark.virtual_time
+async def test_the_wait_for_a_worker_counts_against_the_deadline_of_the_run() -> None:
+    executor = HandExecutor(max_workers=1)
+    loop, recorded = asyncio.get_running_loop(), adding(limit_s=None, deadline_s=3)
+    async with ExecutorEngine(lambda: executor) as engine:
+        first = asyncio.create_task(engine.run(adding().call))
+        second = asyncio.create_task(engine.run(recorded.call))
+        await turns()
+        end_first = executor.begin()
+        await asyncio.sleep(2)
+        end_first()
+        await first
+        await turns()
+        end_second, begun_s = executor.begin(), loop.time()
+        second.cancel()
+        await asyncio.wait([second])
+
+        assert second.cancelled()
+        assert loop.time() - begun_s == pytest.approx(1)
+        assert len(recorded.threads) == 1
+        end_second()
+
+
 @pytest.mark.parametrize(("claimed", "asked", "given"), [(2, None, 2), (None, None, 5), (4, 3, 3)])
 async def test_an_executor_has_as_many_attempts_as_it_has_workers(
     claimed: int | None, asked: int | None, given: int
