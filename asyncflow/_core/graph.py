@@ -402,8 +402,6 @@ def outputs_to_keep(
     """
     steps = plan.steps
     engines = {at: steps[at].remote for at in plan.special if steps[at].remote is not None}
-    if not engines:
-        return frozenset()
     taken: set[int] = set()
     needed_here = {plan.index[name] for name in plan.targets}
     needed_here.update(at for at in engines if steps[at].map_over or steps[at].retry.until)

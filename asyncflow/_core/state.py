@@ -37,7 +37,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
-from asyncflow._core.step_runs import AttemptLog, Checkpoint, Phase, StepRuns
+from asyncflow._core.step_runs import HERE, AttemptLog, Checkpoint, Phase, StepRuns
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -445,6 +445,11 @@ class RunState:
     def is_attempting(self, node: int) -> bool:
         """Whether an attempt of the node is running."""
         return self._phases[node] is _ATTEMPTING
+
+    def has_begun(self, node: int) -> bool:
+        """Whether an attempt of the node is running, and not in the queue of an engine."""
+        engine, worker = self.attempt_log.places.get(node, HERE)
+        return self.is_attempting(node) and bool(worker or not engine)
 
     def latest_attempt(self, node: int) -> AttemptStarted | None:
         """The latest attempt that the node has started, if any; also before a resumption."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
 
 __all__ = [
+    "HERE",
     "IN_FLIGHT",
     "AttemptLog",
     "Checkpoint",
@@ -272,7 +273,7 @@ class _Map:
         self.unsettled = 0
 
 
-_HERE = "", ""
+HERE = "", ""
 """The engine and the worker of an attempt in the process of the run."""
 
 StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
@@ -364,7 +365,7 @@ class AttemptLog:
                 history = (*history, self._attempt(node, started, event))
             started_ms = history[0].started_ms
             queued_ms = sum(attempt.queued_ms for attempt in history)
-        engine, worker = self.places.get(node, _HERE)
+        engine, worker = self.places.get(node, HERE)
         result = StepResult(
             self._step_runs.name_of(node),
             status,
@@ -444,7 +445,7 @@ class AttemptLog:
             1,
             isinstance(end, StepCancelled) and end_of(error) != "timed out",
             None,
-            *self.places.get(node, _HERE),
+            *self.places.get(node, HERE),
         )
 
     def latest(

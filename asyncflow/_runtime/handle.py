@@ -546,6 +546,8 @@ class RunHandle:
     def drain(self, reason: str) -> None:
         """Let the running attempts end, and start nothing more.
 
+        An attempt that waits for a worker of an engine does not run yet, so it is cancelled.
+
         A run that this completes ends as usual. Any other is interrupted once they have ended, and
         `report` raises a `RunCancelledError`; with a journal, it can be resumed. Meanwhile `cancel`
         stops what is running. A run that has not begun is cancelled.

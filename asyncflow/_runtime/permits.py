@@ -26,7 +26,7 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.stop_control import StopControl
-from asyncflow.events import StepFailed
+from asyncflow.events import StepFailed, ThreadAbandoned
 
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
@@ -125,7 +125,7 @@ class Permits:
     Args:
         state: The state of the run.
         run: What the run's attempts have in common.
-        dispatcher: Where a node is reported that failed while it waited.
+        dispatcher: Where events go.
         stop: Who was asked to stop.
         advance_soon: Called when there may be room for another node.
     """
@@ -165,8 +165,12 @@ class Permits:
             thread.add_done_callback(lambda _: permit.release())
 
     def abandon(self, node: int, thread: ThreadEnd) -> None:
-        """Note that the attempt of a node ends before its thread does."""
+        """Report that the running attempt of a node ends before its thread does."""
+        running = self._state.running_attempt(node)
+        assert running is not None
         self._threads[node] = thread
+        now_ms = self._run.now_ms()
+        self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 
     def readmit(self, node: int) -> bool:
         """Let a node start its next attempt, if it is one that waits for that."""

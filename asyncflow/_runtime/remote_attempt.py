@@ -1,4 +1,4 @@
-"""One attempt on an engine, from its submission to the end of its body.
+"""The attempts of a run on engines, each from its submission to the end of its body.
 
 A run in which no step has an engine does not load this module.
 
@@ -8,27 +8,145 @@ Rules:
    end: that is how the driver knows that the body has ended.
 2. The attempt waits for a worker until the engine reports that its body begins. Its limit and its
    heartbeats count from there.
-3. An output that others than this engine's steps take comes home with the attempt.
+3. What an engine reports of an attempt that has ended does not count: the node may have another.
+4. An output that others than this engine's steps take comes home with the attempt. One that stayed
+   elsewhere is never sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from asyncflow._core.context import RunContext, StartedAttempt, enter_attempt
+from asyncflow._core.errors import NotSendableError
 from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import outlast
+from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.engine import Engine, EngineCall
-from asyncflow._runtime.watchdog import HeartbeatTimer
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
+from asyncflow.events import AttemptBegan
 
-__all__ = ["RemoteAttempt"]
+if TYPE_CHECKING:
+    from asyncflow._runtime.notes import NoteQueue
+
+__all__ = ["RemoteAttempt", "RemoteAttempts"]
+
+_Said = TypeVar("_Said")
+
+_log = logging.getLogger("asyncflow")
+
+
+class RemoteAttempts:
+    """Submits the attempts of a run to engines, and passes on what those report.
+
+    Args:
+        run: What the run's attempts have in common.
+        context: In which attempts start.
+        state: The state of the run.
+        dispatcher: Where events go.
+        permits: Learns which threads are abandoned.
+        watchdog: Names the tasks.
+        notes: Takes what attempts say; ``None`` if nothing receives it.
+        to_keep: The nodes whose outputs may stay on the engines that make them.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        context: Context,
+        state: RunState,
+        dispatcher: EventDispatcher,
+        permits: Permits,
+        watchdog: Watchdog,
+        notes: NoteQueue | None,
+        to_keep: frozenset[int],
+    ) -> None:
+        self._run = run
+        self._context = context
+        self._state = state
+        self._dispatcher = dispatcher
+        self._permits = permits
+        self._watchdog = watchdog
+        self._notes = notes
+        self._to_keep = to_keep
+
+    def submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:
+        """Submit the running attempt of a node, whose start was reported.
+
+        Args:
+            node: The node.
+            arguments: What its action is called with.
+        """
+        running = self._state.running_attempt(node)
+        assert running is not None
+        step, number = running.step, running.attempt
+        started = step, number, running.at_ms, running.queued_ms, running.item
+        context = self._context.copy()
+        context.run(enter_attempt, started)
+        if self._dispatcher.has_entries:
+            context.run(self._dispatcher.enter, running)
+        attempt = RemoteAttempt(partial(self._on_began, node))
+        call = self._call_for(node, started, attempt, arguments)
+        engine = cast("Engine", call.step.remote)
+        self._state.deadlines.submit(node)
+        attempt.submit(engine, call, self._watchdog.engine_task_name(node, number), context)
+        return attempt
+
+    def _call_for(
+        self,
+        node: int,
+        started: StartedAttempt,
+        attempt: RemoteAttempt,
+        arguments: Mapping[str, Any],
+    ) -> EngineCall:
+        step = self._state.step_runs.steps[node]
+        now_ms, deadline_s = self._run.now_ms(), self._run.deadline_s
+        limit = self._state.deadlines.of(node, now_ms)
+        has_deadline = deadline_s < math.inf and step.run_if == "success"
+        return EngineCall(
+            self._run.run_id,
+            step,
+            started,
+            arguments,
+            None if limit is None else (limit.ends_ms - now_ms) / 1000,
+            max(0.0, deadline_s - self._run.clock()) if has_deadline else None,
+            node in self._to_keep,
+            attempt.begin,
+            None if step.heartbeat_ms is None else attempt.beat,
+            attempt.while_it_lasts(partial(self._permits.abandon, node)),
+            attempt.while_it_lasts(partial(self._on_unconfirmed, node)),
+            self._notes,
+        )
+
+    def _on_began(self, node: int, worker: str) -> None:
+        """Report that a worker begins with the running attempt of a node."""
+        running = self._state.running_attempt(node)
+        assert running is not None
+        name, attempt, engine = running.step, running.attempt, running.engine
+        self._dispatcher.emit(
+            AttemptBegan(name, attempt, self._run.now_ms(), engine, worker, running.item)
+        )
+
+    def _on_unconfirmed(self, node: int, reason: str) -> None:
+        """Warn that an engine can't tell whether a body has ended."""
+        running = self._state.running_attempt(node)
+        assert running is not None
+        _log.warning(
+            "step %r, attempt %d: engine %r can't confirm that it has ended: %s",
+            *(self._state.step_runs.name_of(node), running.attempt, running.engine, reason),
+        )
 
 
 class RemoteAttempt:
-    """Runs one attempt on an engine.
+    """One attempt on an engine.
 
     Attributes:
         heartbeat: Receives the heartbeats of the body, once that has begun and if it must give any.
@@ -64,6 +182,15 @@ class RemoteAttempt:
         if self.heartbeat is not None:
             self.heartbeat.beat()
 
+    def while_it_lasts(self, report: Callable[[_Said], object]) -> Callable[[_Said], None]:
+        """Return a function that passes on what an engine says, until the attempt has ended."""
+
+        def say(said: _Said) -> None:
+            if not self._task.done():
+                report(said)
+
+        return say
+
     async def until_begun(self) -> None:
         """Wait until the body begins, or the attempt has ended."""
         ends: list[asyncio.Future[Any]] = [self._task, self._begun]
@@ -91,6 +218,7 @@ class RemoteAttempt:
     async def _run(self, engine: Engine, call: EngineCall) -> None:
         """Note what the engine returns or raises: a task must not raise what ends a loop."""
         try:
+            _check_arguments(engine, call)
             output = await engine.run(call)
             if isinstance(output, RemoteOutput) and not call.may_keep:
                 output = await output.fetch()
@@ -99,3 +227,22 @@ class RemoteAttempt:
             self._ends.append((None, error))
         finally:
             del self, engine, call  # as above
+
+
+def _check_arguments(engine: Engine, call: EngineCall) -> None:
+    """Check that what stayed on an engine goes to no other one.
+
+    Raises:
+        NotSendableError: An argument does.
+    """
+    for name, value in call.arguments.items():
+        if isinstance(value, RemoteOutput) and (
+            value.engine != engine.name or value.reference is None
+        ):
+            raise NotSendableError(
+                call.step.name,
+                f"argument {name!r}",
+                f"it is an output that stayed on engine {value.engine!r}"
+                f"{', of which this is a copy' if value.reference is None else ''}; fetch it "
+                "first, and pass that",
+            )

@@ -31,7 +31,7 @@ from asyncflow._core.errors import (
     StepCrashedError,
     name_suffix,
 )
-from asyncflow._core.graph import Plan
+from asyncflow._core.graph import Plan, outputs_to_keep
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._core.state import RunState
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from asyncflow._runtime.log_capture import Capture
     from asyncflow._runtime.notes import NoteQueue
     from asyncflow._runtime.options import OpenResource
+    from asyncflow._runtime.remote_attempt import RemoteAttempts
     from asyncflow._runtime.resources import ResourceFailure, RunResources
 
 __all__ = ["Run"]
@@ -145,12 +146,19 @@ class Run:
         stop = self._stop_control = StopControl(state, run, context, self._live)
         self._watchdog = Watchdog(state, run, context, self._live, stop.requested)
         permits = self._permits = Permits(state, run, dispatcher, stop, self._advance_soon)
+        engines: RemoteAttempts | None = None
+        if any(plan.steps[index].remote for index in plan.special):
+            from asyncflow._runtime.remote_attempt import RemoteAttempts  # few need it
+
+            to_keep = outputs_to_keep(plan, start.bindings, start.conditions)
+            engines = RemoteAttempts(
+                *(run, context, state, dispatcher, permits, self._watchdog, notes, to_keep)
+            )
         self._runner = StepRunner(
             self,
             run,
             context,
             start.bindings,
-            start.conditions,
             start.inputs,
             state,
             dispatcher,
@@ -159,6 +167,7 @@ class Run:
             self._watchdog,
             persistence,
             notes,
+            engines,
         )
         self._maps = MapRunner(
             self,
@@ -537,7 +546,7 @@ class Run:
         self._drain_reason = reason
         self._stop_control.on_backoff = self._interrupt_drained
         steps = len(self._plan.steps)
-        if sum(node < steps and state.is_attempting(node) for node in self._live) < state.unsettled:
+        if sum(node < steps and state.has_begun(node) for node in self._live) < state.unsettled:
             self._interrupt_drained()
 
     def _interrupt_drained(self) -> None:
@@ -621,7 +630,7 @@ class Run:
         for node, task in list(self._live.items()):
             if node in control.requested or state.is_exempt_from_stop(node):
                 continue
-            if spare_running and state.is_attempting(node):
+            if spare_running and state.has_begun(node):
                 continue
             control.request(node, task, now_ms)
             if state.is_scheduled(node):

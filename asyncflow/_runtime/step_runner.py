@@ -20,22 +20,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from functools import partial
 from operator import is_
 from types import CoroutineType, coroutine
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.context import AttemptExtras, RunContext, StartedAttempt, enter_attempt
+from asyncflow._core.context import AttemptExtras, RunContext, enter_attempt
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
     OutputNotAwaitedError,
     ResultRefusedError,
 )
-from asyncflow._core.graph import ITEM, Binding, outputs_to_keep
+from asyncflow._core.graph import ITEM, Binding
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
@@ -55,24 +54,18 @@ from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import (
-    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     StepCancelled,
     StepFailed,
     StepSucceeded,
-    ThreadAbandoned,
 )
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.engine import Engine, EngineCall
     from asyncflow._runtime.notes import NoteQueue
-    from asyncflow._runtime.remote_attempt import RemoteAttempt
-    from asyncflow._runtime.workers import ThreadEnd
+    from asyncflow._runtime.remote_attempt import RemoteAttempt, RemoteAttempts
 
 __all__ = ["Host", "StepRunner", "checked_awaitable", "refuse_unawaited"]
-
-_log = logging.getLogger("asyncflow")
 
 _ALMOST_NOTHING_S = 1e-9
 """A limit that has passed already. With 0, `asyncio.wait_for` would not even begin."""
@@ -103,7 +96,6 @@ class StepRunner:
         run: What the run's attempts have in common.
         context: In which attempts start.
         bindings: As above. Items add theirs.
-        conditions: The same for the ``when`` of the steps that have one.
         inputs: The inputs of the run.
         state: The state of the run.
         dispatcher: Where events go.
@@ -112,6 +104,7 @@ class StepRunner:
         watchdog: Warns of attempts that do not end.
         persistence: Makes payloads of outputs, and stores events; ``None`` without a journal.
         notes: Takes what attempts in other processes say; ``None`` if nothing receives it.
+        engines: Submits attempts to engines; ``None`` if no step has one.
     """
 
     def __init__(
@@ -120,7 +113,6 @@ class StepRunner:
         run: RunContext,
         context: contextvars.Context,
         bindings: list[Binding],
-        conditions: Mapping[int, Binding],
         inputs: Mapping[str, Any],
         state: RunState,
         dispatcher: EventDispatcher,
@@ -129,6 +121,7 @@ class StepRunner:
         watchdog: Watchdog,
         persistence: RunPersistence | None,
         notes: NoteQueue | None,
+        engines: RemoteAttempts | None,
     ) -> None:
         self._host = host
         self._run = run
@@ -144,7 +137,7 @@ class StepRunner:
         self._steps = state.step_runs.steps
         self._notes = notes
         self._has_plain_lane = persistence is None and not state.is_limited
-        self._to_keep = outputs_to_keep(run.plan, bindings, conditions)
+        self._engines = engines
         self.bindings = bindings
         self.items: dict[int, Any] = {}
 
@@ -377,17 +370,9 @@ class StepRunner:
             step.action,
             arguments,
             ends=ends_s,
-            on_abandon=partial(self._abandon, node),
+            on_abandon=partial(self._permits.abandon, node),
             has_missed_heartbeat=partial(self._stop_control.missed_heartbeat.__contains__, node),
         )
-
-    def _abandon(self, node: int, thread: ThreadEnd) -> None:
-        """Note that the running attempt of a node ends before its thread does."""
-        running = self._state.running_attempt(node)
-        assert running is not None
-        self._permits.abandon(node, thread)
-        now_ms = self._run.now_ms()
-        self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 
     def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:
         """The results of a clean-up step's dependencies."""
@@ -401,9 +386,13 @@ class StepRunner:
 
     async def _attempt_on_engine(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
         """Make one attempt on an engine, and return what `run_plain` does."""
+        assert self._engines is not None
         remote = follow = None
         try:
-            remote = self._submit(node, step, attempt)
+            if self._persistence is None:
+                self._dispatcher.emit(self._start_of(node))
+            binding = self.bindings[node]
+            remote = self._engines.submit(node, self.arguments(node, binding) if binding else {})
             follow = partial(self._follow, node, step, attempt, remote)
             try:
                 await self._stop_control.undisturbed(node, remote.until_begun)
@@ -413,47 +402,6 @@ class StepRunner:
             return await follow()
         finally:
             del self, remote, follow
-
-    def _submit(self, node: int, step: WorkflowStep, attempt: int) -> RemoteAttempt:
-        from asyncflow._runtime.remote_attempt import RemoteAttempt  # few need it
-
-        if self._persistence is None:
-            self._dispatcher.emit(self._start_of(node))
-        running = self._state.running_attempt(node)
-        assert running is not None
-        started = (step.name, attempt, running.at_ms, running.queued_ms, running.item)
-        context = self._context.copy()
-        context.run(enter_attempt, started)
-        if self._dispatcher.has_entries:
-            context.run(self._dispatcher.enter, running)
-        remote = RemoteAttempt(partial(self._on_began, node))
-        engine, call = cast("Engine", step.remote), self._call_for(node, step, started, remote)
-        self._state.deadlines.submit(node)
-        remote.submit(engine, call, self._watchdog.engine_task_name(node, attempt), context)
-        return remote
-
-    def _call_for(
-        self, node: int, step: WorkflowStep, running: StartedAttempt, remote: RemoteAttempt
-    ) -> EngineCall:
-        from asyncflow._runtime.engine import EngineCall
-
-        now_ms, deadline_s = self._run.now_ms(), self._run.deadline_s
-        limit, binding = self._state.deadlines.of(node, now_ms), self.bindings[node]
-        has_deadline = deadline_s < math.inf and step.run_if == "success"
-        return EngineCall(
-            self._run.run_id,
-            step,
-            running,
-            self.arguments(node, binding) if binding else {},
-            None if limit is None else (limit.ends_ms - now_ms) / 1000,
-            max(0.0, deadline_s - self._run.clock()) if has_deadline else None,
-            node in self._to_keep,
-            remote.begin,
-            None if step.heartbeat_ms is None else remote.beat,
-            partial(self._abandon, node),
-            partial(self._on_unconfirmed, node),
-            self._notes,
-        )
 
     async def _follow(
         self, node: int, step: WorkflowStep, attempt: int, remote: RemoteAttempt
@@ -485,24 +433,6 @@ class StepRunner:
             if heartbeat is not None:
                 heartbeat.stop()
             del self, remote, heartbeat
-
-    def _on_began(self, node: int, worker: str) -> None:
-        """Report that a worker begins with the running attempt of a node."""
-        running = self._state.running_attempt(node)
-        assert running is not None
-        name, attempt, engine = running.step, running.attempt, running.engine
-        self._dispatcher.emit(
-            AttemptBegan(name, attempt, self._run.now_ms(), engine, worker, running.item)
-        )
-
-    def _on_unconfirmed(self, node: int, reason: str) -> None:
-        """Warn that an engine can't tell whether a body has ended."""
-        running = self._state.running_attempt(node)
-        if running is not None:
-            _log.warning(
-                "step %r, attempt %d: engine %r can't confirm that it has ended: %s",
-                *(self._state.step_runs.name_of(node), running.attempt, running.engine, reason),
-            )
 
     # Both lanes.
 

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
 from asyncflow import JournalError, Orchestrator, Pool, RunCancelledError, WorkflowStep
@@ -72,6 +73,27 @@ async def test_a_run_of_which_only_running_steps_are_left_passes() -> None:
 
     assert report.all_passed
     assert not [event for event in events if isinstance(event, RunInterrupted)]
+
+
+@pytest.mark.parametrize("journal", [None, MemoryJournal()])
+@in_virtual_time
+async def test_what_waits_for_a_worker_of_an_engine_does_not_begin_any_more(journal: Any) -> None:
+    engine = FakeEngine(workers=1)
+    steps = [step("a", 5), step("b", 5), step("here", 3, engine="local")]
+    pipeline = Orchestrator(steps, engine=engine, journal=journal).with_options(run_id="r")
+
+    async with pipeline.start() as run:
+        await asyncio.sleep(1)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    assert now_s() == 5
+    assert statuses(stopped) == {"a": "SUCCESS", "b": "CANCELLED", "here": "SUCCESS"}
+    if journal is not None:
+        report = await pipeline.run()
+        assert report.all_passed
+        assert [each.step_name for each in report.reused] == ["a", "here"]
 
 
 @in_virtual_time

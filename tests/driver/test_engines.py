@@ -15,6 +15,7 @@ from memory_journal import MemoryJournal
 from third_party import step_tasks
 
 from asyncflow import (
+    NotSendableError,
     Orchestrator,
     OutputLostError,
     Pipeline,
@@ -31,6 +32,7 @@ from asyncflow import (
     each,
     run_pipeline,
 )
+from asyncflow._runtime.workers import ThreadEnd
 from asyncflow.engines import RemoteOutput
 from asyncflow.events import (
     AttemptBegan,
@@ -482,6 +484,37 @@ async def test_an_engine_may_report_the_beginning_twice_or_too_late(events):
     assert sum(isinstance(event, AttemptBegan) for event in events) == 2
 
 
+@counts_time
+async def test_what_an_engine_reports_after_an_attempt_does_not_count_for_the_next_one(
+    events, caplog
+):
+    class Chatty(FakeEngine):
+        async def run(self, call, /):
+            if len(self.calls) == 1:
+                earlier, thread = self.calls[0], ThreadEnd(asyncio.get_running_loop())
+                for report, value in [
+                    (earlier.began, "late"),
+                    (earlier.abandon, thread),
+                    (earlier.unconfirmed, "late"),
+                ]:
+                    asyncio.get_running_loop().call_later(0.001, report, value)
+                asyncio.get_running_loop().call_later(0.001, earlier.beat)
+            return await super().run(call)
+
+    async def fails_once():
+        await asyncio.sleep(0.004)
+        if current_step().attempt == 1:
+            raise ValueError("first")
+
+    steps = [WorkflowStep("a", fails_once, max_retries=2, heartbeat_ms=5)]
+    report = await run_pipeline(steps, engine=Chatty(), observers=[events.append])
+
+    assert [each.worker for each in report["a"].history] == ["w1", "w2"]
+    assert not report["a"].abandoned
+    assert ThreadAbandoned not in map(type, events)
+    assert caplog.messages == []
+
+
 async def test_a_bug_at_the_end_of_an_attempt_breaks_the_run_and_leaves_no_body(monkeypatch):
     cleaned = []
 
@@ -893,6 +926,24 @@ async def test_a_lost_output_fails_its_consumer_for_good_and_its_producer_runs_o
     assert [call.step.name for call in engine.calls] == ["a", "b", "c"]
     with pytest.raises(LookupError):
         await report["a"].output.fetch()
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+async def test_an_output_of_another_engine_is_refused_by_name(is_copy):
+    there = FakeEngine(keeps=True)
+    here = there if is_copy else FakeEngine(name="here")
+    output = (await run_pipeline(chain(), engine=there))["a"].output
+    if is_copy:
+        output = pickle.loads(pickle.dumps(output))
+
+    report = await run_pipeline(
+        [WorkflowStep("b", grow, max_retries=3)], engine=here, inputs={"value": output}
+    )
+
+    assert isinstance(report["b"].error, NotSendableError)
+    assert "argument 'value' can't be sent" in str(report["b"].error)
+    assert "stayed on engine 'fake'" in str(report["b"].error)
+    assert report["b"].attempts == 1
 
 
 async def test_an_engine_that_moves_no_data_is_not_asked_to_keep_any():
