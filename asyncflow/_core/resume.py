@@ -200,12 +200,12 @@ def fork(
         and (key[0] in found.valid or _is_restored(key, found, plan))
     ]
     run = StoredRun([event, *stored])
-    results = {
+    decoded = {
         key: _decoded(step.to_result(0.0), key[0], decode, event.secret)
         for key, step in run.settled().items()
-        if _is_restored(key, found, plan)
     }
-    taken = [replace(each, output=_value_of(each, results)) for each in stored]
+    taken = [replace(each, output=_value_of(each, decoded)) for each in stored]
+    results = {key: each for key, each in decoded.items() if _is_restored(key, found, plan)}
     checkpoint = Checkpoint(
         event.run_id, event.wall_time, 0.0, results, {}, event.rerun_reasons, replay=run
     )

@@ -39,6 +39,7 @@ from asyncflow.events import (
     AttemptStarted,
     StepCancelled,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 
@@ -1010,6 +1011,25 @@ async def test_a_resumed_run_leaves_an_output_where_it_was_if_no_step_needs_it()
     again = await run_pipeline(steps, **options)
     assert again["a"].output.worker == "w1"
     assert (again["c"].engine, again["c"].worker) == ("fake", "w3")
+
+
+async def test_a_fork_makes_an_output_again_that_a_step_needs_which_runs(events):
+    journal, engine = MemoryJournal(), FakeEngine(keeps=True)
+    pipeline = Orchestrator(chain(), engine=engine, journal=journal)
+    await pipeline.with_options(run_id="r").run()
+    engine.kept.clear()
+    engine.calls.clear()
+
+    report = await pipeline.with_options(observers=[events.append]).fork("r", from_step="c")
+
+    assert report["c"].output == "largerr"
+    assert [call.step.name for call in engine.calls] == ["a", "b", "c"]
+    assert "stayed on an engine, so it was not stored" in report["b"].rerun_reason
+    taken = [event for event in events if isinstance(event, StepTakenOver)]
+    assert [(each.step, repr(each.output)) for each in taken] == [
+        ("a", "<RemoteOutput of 100 bytes on fake at w1>"),
+        ("b", "<RemoteOutput of 100 bytes on fake at w1>"),
+    ]
 
 
 async def test_a_queued_attempt_is_stored_before_it_is_submitted():
