@@ -32,7 +32,7 @@ OPEN = "open"
 """What the fence answers to either."""
 
 MAX_BYTES = 2**32 - 1
-"""How many bytes msgpack can take in one piece. More would break a connection, and all its calls."""
+"""How many bytes msgpack takes in one piece. More would break the connection, and all its calls."""
 
 TOO_LARGE = "it has more than 4 GiB; pass it by a file or a store"
 """What to say of more."""

@@ -245,8 +245,8 @@ class DaskEngine:
 
     async def _running_client(self) -> Any:
         client = self._client
-        while client is not None and client.status in {"connecting", "closing"}:
-            await asyncio.sleep(0.02)  # Dask has no event for its end
+        while client is not None and client.status in _PASSING:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.02)
         if client is None or (client.status == "closed" and client is not self._cluster):
             client = self._client = Client(self._cluster, asynchronous=True, set_as_default=False)
             return await client
@@ -282,6 +282,9 @@ class _DaskConnection(NamedTuple):
     link: Link
     submissions: Submissions
 
+
+_PASSING = frozenset({"connecting", "closing"})
+"""The states of a client that another one follows soon."""
 
 _BROKEN = frozenset({"cancelled", "error"})
 """How Dask calls the state of a future whose output it will not have again."""
