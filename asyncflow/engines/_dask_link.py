@@ -162,7 +162,7 @@ class RemoteBody:
             self._unanswered = None
 
     def _report_silence(self) -> None:
+        silent = f"worker {self.worker}" if self.worker else "the Dask scheduler"
         self._call.unconfirmed(
-            f"worker {self.worker or 'unknown'} has not answered for {_ANSWER_WITHIN_S:g} s; its "
-            "body may still run"
+            f"{silent} has not answered for {_ANSWER_WITHIN_S:g} s; the body may still run"
         )
