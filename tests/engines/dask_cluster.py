@@ -86,6 +86,8 @@ class DaskCluster:
         """End all processes."""
         for process in reversed(self._processes):
             process.kill()
+            assert process.stdin is not None
+            process.stdin.close()
         for process in self._processes:
             process.wait()  # without a limit, which polls: a fast test may be the last one
 
