@@ -34,6 +34,10 @@ async def add(a: int, b: int = 0) -> int:
     return a + b
 
 
+async def bytes_of(size: int) -> bytes:
+    return bytes(size)
+
+
 async def fail(message: str) -> None:
     raise ValueError(message)
 

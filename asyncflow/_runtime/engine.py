@@ -91,7 +91,7 @@ class Engine(Protocol):
         Raises:
             asyncio.CancelledError: The caller was cancelled; the body has ended.
             WorkerLostError: The worker was lost, and nobody knows how far the body came.
-        OutputLostError: A `RemoteOutput` among the arguments is not there any more.
+            OutputLostError: A `RemoteOutput` among the arguments is not there any more.
             BaseException: What the action raised, with its remote traceback as a note.
         """
         ...

@@ -9,6 +9,8 @@ from typing import Any
 
 from distributed import get_worker
 
+from asyncflow._core.record import replace
+from asyncflow.engines import _dask_wire
 from asyncflow.engines._dask_wire import WORKERS, Wire, open_wire
 from asyncflow.engines._remote import Answer, run_packed
 
@@ -170,7 +172,7 @@ class _Body:
         """Cancel the attempt, once: another time would disturb its clean-up."""
         if not self._is_cancelled:
             self._is_cancelled = True
-            if self._attempt is not None:
+            if self._attempt is not None and not self._attempt.cancelling():
                 self._attempt.cancel()
 
     # What the attempt says.
@@ -248,7 +250,14 @@ class _Body:
         else:
             if answer.is_abandoned:
                 self._abandon()
-            self._say("ended", pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+            content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+            if len(content) > _dask_wire.MAX_BYTES:
+                text = "", _dask_wire.TOO_LARGE, ""
+                failed = replace(
+                    answer, kind="failed", content=b"", subject="its output", text=text
+                )
+                content = pickle.dumps(failed, pickle.HIGHEST_PROTOCOL)
+            self._say("ended", content)
             if answer.kind == "kept":
                 return Kept(answer.kept, answer.size)
         return None

@@ -65,12 +65,14 @@ class Link:
 
     async def aclose(self) -> None:
         """Stop all bodies, wait until they have ended, and close the connection."""
-        while bodies := list(self._bodies.values()):
-            for body in bodies:
-                body.stop()
-            await asyncio.wait([body.ended for body in bodies])
-        await self._wire.aclose()
-        await asyncio.wait([self._receiving])
+        try:
+            while bodies := list(self._bodies.values()):
+                for body in bodies:
+                    body.stop("the engine was closed")
+                await asyncio.wait([body.ended for body in bodies])
+        finally:
+            await self._wire.aclose()
+            await asyncio.wait([self._receiving])
 
     async def _receive(self) -> None:
         try:
@@ -99,6 +101,7 @@ class RemoteBody:
         number: Identifies it.
         worker: The address of its worker; empty until it begins.
         ended: Resolved when it has ended, or will never begin: with what the fence says of it.
+        problem: Why the engine itself has stopped it; empty if its caller has, or nobody.
 
     Args:
         wire: The connection to the fence.
@@ -109,6 +112,7 @@ class RemoteBody:
     def __init__(self, wire: Wire, number: int, call: EngineCall) -> None:
         self.number = number
         self.worker = ""
+        self.problem = ""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[tuple[str, Any]] = self._loop.create_future()
         self._wire = wire
@@ -117,10 +121,15 @@ class RemoteBody:
         """Set while the worker has not answered to a stop."""
         self._is_stopped = False
 
-    def stop(self) -> None:
-        """Ask the body to end, or never to begin."""
+    def stop(self, problem: str = "") -> None:
+        """Ask the body to end, or never to begin.
+
+        Args:
+            problem: Why, if its caller has not asked for that.
+        """
         if not self._is_stopped:
             self._is_stopped = True
+            self.problem = problem
             self._wire.send("stop", self.number)
             self._unanswered = self._loop.call_later(_ANSWER_WITHIN_S, self._report_silence)
 
@@ -153,7 +162,7 @@ class RemoteBody:
             self._unanswered = None
 
     def _report_silence(self) -> None:
+        silent = f"worker {self.worker}" if self.worker else "the Dask scheduler"
         self._call.unconfirmed(
-            f"worker {self.worker or 'unknown'} has not answered for {_ANSWER_WITHIN_S:g} s; its "
-            "body may still run"
+            f"{silent} has not answered for {_ANSWER_WITHIN_S:g} s; the body may still run"
         )

@@ -24,7 +24,6 @@ class BodyTask:
 
     Attributes:
         future: Dask's future of the task; ``None`` until it is submitted.
-        problem: Why Dask can't run it; empty if it can.
 
     Args:
         body: The body.
@@ -37,7 +36,6 @@ class BodyTask:
         self.key = key
         self.kept = kept
         self.future: Future | None = None
-        self.problem = ""
         self._watching: asyncio.Task[None] | None = None
 
     def begin(self, future: Future) -> None:
@@ -47,8 +45,7 @@ class BodyTask:
 
     def fail(self, problem: str) -> None:
         """Stop the body, since Dask can't run the task."""
-        self.problem = problem
-        self.body.stop()
+        self.body.stop(f"Dask could not run it: {problem}")
 
     def end(self, *, is_kept: bool) -> None:
         """Watch no more, and let Dask forget the task unless its output is needed."""

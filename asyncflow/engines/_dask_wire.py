@@ -16,7 +16,7 @@ from typing import Any
 
 from distributed.comm.core import connect
 
-__all__ = ["ENGINES", "OPEN", "WORKERS", "Wire", "open_wire"]
+__all__ = ["ENGINES", "MAX_BYTES", "OPEN", "TOO_LARGE", "WORKERS", "Wire", "open_wire"]
 
 _VERSION = 1
 """Of the messages. Two versions of asyncflow that differ in it share a scheduler, and ignore each
@@ -30,6 +30,12 @@ WORKERS = f"asyncflow_worker_{_VERSION}"
 
 OPEN = "open"
 """What the fence answers to either."""
+
+MAX_BYTES = 2**32 - 1
+"""How many bytes msgpack takes in one piece. More would break the connection, and all its calls."""
+
+TOO_LARGE = "it has more than 4 GiB; pass it by a file or a store"
+"""What to say of more."""
 
 
 class Wire:

@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from asyncflow._core.errors import OutputLostError, WorkerLostError
+from asyncflow._core.errors import NotSendableError, OutputLostError, WorkerLostError
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import outlast
@@ -31,9 +31,10 @@ except ModuleNotFoundError as missing:
         name=missing.name,
     ) from missing
 
+from asyncflow.engines import _dask_wire
 from asyncflow.engines._dask_body import Kept
 from asyncflow.engines._dask_fence import Fence
-from asyncflow.engines._dask_link import Link, open_link
+from asyncflow.engines._dask_link import Link, RemoteBody, open_link
 from asyncflow.engines._dask_tasks import BodyTask, Submissions
 
 __all__ = ["DaskEngine"]
@@ -95,6 +96,8 @@ class DaskEngine:
         self._client: Any = cluster if isinstance(cluster, Client) else None
         self._connection: _DaskConnection | None = None
         self._connecting = asyncio.Lock()
+        self._failed: OSError | None = None
+        """Why the last attempt to connect has failed."""
         self._kept: weakref.WeakSet[Future] = weakref.WeakSet()
 
     async def __aenter__(self) -> Self:
@@ -102,7 +105,8 @@ class DaskEngine:
             raise RuntimeError("this DaskEngine is open already")
         self._loop = asyncio.get_running_loop()
         try:
-            await self._connect()
+            async with self._connecting:
+                await self._connect()
         except BaseException:
             await self._close()
             raise
@@ -126,6 +130,8 @@ class DaskEngine:
         self._check_open()
         connection = await self._connected(call)
         packed = pack_call(call, self._keep_bytes)
+        if len(packed) > _dask_wire.MAX_BYTES:
+            raise NotSendableError(call.step.name, "the call", _dask_wire.TOO_LARGE)
         kept = {
             name: self._future_of(value)
             for name, value in call.arguments.items()
@@ -139,10 +145,14 @@ class DaskEngine:
             )
             word, content = body.ended.result()
             if word == "ended":
-                return self._unpack(pickle.loads(content), call, task)
-            if cancellation is not None:
+                try:
+                    return self._unpack(pickle.loads(content), call, task)
+                except asyncio.CancelledError:
+                    if cancellation is not None or not body.problem:
+                        raise
+            elif cancellation is not None:
                 raise cancellation
-            raise _loss(call, task, word, content)
+            raise _loss(call, body, word, content)
         finally:
             cancellation = None
             task.end(is_kept=task.future in self._kept)
@@ -196,14 +206,19 @@ class DaskEngine:
 
     async def _connected(self, call: EngineCall) -> _DaskConnection:
         """Return the connection, after making a new one if the scheduler was lost."""
+        failed_before = self._failed
         async with self._connecting:
+            self._check_open()  # still
             if self._connection is None or not self._connection.link.is_open:
-                try:
-                    await self._connect()
-                except OSError as error:
+                if self._failed is failed_before:  # else this has waited for one that failed
+                    try:
+                        await self._connect()
+                    except OSError as error:
+                        self._failed = error
+                if self._failed is not failed_before:
                     _, attempt, *_ = call.running
-                    reason = f"there is no connection to the Dask scheduler: {error}"
-                    raise WorkerLostError(call.step.name, attempt, "", reason) from error
+                    reason = f"there is no connection to the Dask scheduler: {self._failed}"
+                    raise WorkerLostError(call.step.name, attempt, "", reason) from self._failed
             assert self._connection is not None
             return self._connection
 
@@ -230,13 +245,13 @@ class DaskEngine:
 
     async def _running_client(self) -> Any:
         client = self._client
+        while client is not None and client.status in _PASSING:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.02)
         if client is None or (client.status == "closed" and client is not self._cluster):
             client = self._client = Client(self._cluster, asynchronous=True, set_as_default=False)
             return await client
         if client.loop.asyncio_loop is not self._loop:
             raise RuntimeError("the Dask client of this DaskEngine is in another event loop")
-        while client.status == "connecting":  # noqa: ASYNC110 - Dask has no event for its end
-            await asyncio.sleep(0.02)
         if client.status != "running":
             raise OSError(f"its client is {client.status}")
         return client
@@ -251,10 +266,11 @@ class DaskEngine:
         self._kept.clear()
 
     async def _close(self) -> None:
+        self._loop = None  # nothing more begins
         try:
-            await self._close_link()
+            async with self._connecting:
+                await self._close_link()
         finally:
-            self._loop = None
             if self._client is not None and self._client is not self._cluster:
                 client, self._client = self._client, None
                 await client.close()
@@ -267,21 +283,24 @@ class _DaskConnection(NamedTuple):
     submissions: Submissions
 
 
+_PASSING = frozenset({"connecting", "closing"})
+"""The states of a client that another one follows soon."""
+
 _BROKEN = frozenset({"cancelled", "error"})
 """How Dask calls the state of a future whose output it will not have again."""
 
 
-def _loss(call: EngineCall, task: BodyTask, word: str, content: Any) -> Exception:
-    """Return the error of a call whose body was lost, or could not begin."""
+def _loss(call: EngineCall, body: RemoteBody, word: str, content: Any) -> Exception:
+    """Return the error of a call whose body was lost, or that the engine itself has stopped."""
     if word == "missing":
         return _output_lost(call.arguments[content].worker)
-    if word == "refused":  # by ourselves
+    if word == "refused":
         for value in call.arguments.values():
             if isinstance(value, RemoteOutput) and value.reference.status in _BROKEN:
                 return _output_lost(value.worker)
-        content = f"Dask could not run it: {task.problem}"
     _, attempt, *_ = call.running
-    return WorkerLostError(call.step.name, attempt, task.body.worker, content)
+    reason = content if word == "lost" else body.problem
+    return WorkerLostError(call.step.name, attempt, body.worker, reason)
 
 
 def _output_lost(worker: str) -> OutputLostError:

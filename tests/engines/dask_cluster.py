@@ -85,10 +85,11 @@ class DaskCluster:
     def close(self) -> None:
         """End all processes."""
         for process in reversed(self._processes):
+            process.kill()
             assert process.stdin is not None
             process.stdin.close()
         for process in self._processes:
-            process.wait(timeout=20)
+            process.wait()  # without a limit, which polls: a fast test may be the last one
 
     def _start(self, python: Path | str, module: str, *options: str) -> subprocess.Popen[bytes]:
         path = self._folder / f"{len(self._processes)}-{module}.log"

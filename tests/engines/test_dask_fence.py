@@ -13,7 +13,7 @@ from engine_calls import RecordedCall
 from engine_work import linger, work
 
 from asyncflow import WorkflowStep
-from asyncflow.engines import _dask_body
+from asyncflow.engines import _dask_body, _dask_link
 from asyncflow.engines._dask_body import Kept, _Body, _FenceConnection
 from asyncflow.engines._dask_fence import Fence
 from asyncflow.engines._dask_link import Link
@@ -220,6 +220,27 @@ async def test_an_engine_that_loses_the_scheduler_loses_its_bodies_and_threads()
     assert bodies[1].ended.result() == ("lost", "the connection to the Dask scheduler was lost")
     assert bodies[1].worker == "w"
     assert thread.done()
+    await link.aclose()
+
+
+@pytest.mark.parametrize(
+    ("said", "silent"), [([], "the Dask scheduler"), ([("began", 1, "w")], "worker w")]
+)
+async def test_silence_after_a_stop_is_reported_with_who_should_answer(
+    said: list[Any], silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dask_link, "_ANSWER_WITHIN_S", 0)
+    mine, theirs = connected()
+    link, call = Link("e", Wire(mine)), RecordedCall(WorkflowStep("step", work))
+    body = link.announce(call.call, b"", [])
+    await theirs.write(said)
+    await settle()
+
+    body.stop()
+    await settle()
+
+    assert call.reasons == [f"{silent} has not answered for 0 s; the body may still run"]
+    theirs.abort()
     await link.aclose()
 
 
