@@ -186,6 +186,32 @@ def test_outputs_are_compared_in_full_but_neither_shown_in_full_nor_if_they_are_
     assert len(raised.value.problem) < 700
 
 
+def test_secret_outputs_that_no_journal_stores_are_the_same():
+    mapped = Pipeline("mapped")
+
+    @mapped.step
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    @mapped.step(secret=True)
+    async def key(number: int = each(numbers)) -> str:
+        return f"key {number}"
+
+    assert crash_everywhere(mapped, share(MemoryJournal())).repeated == {"numbers": 1, "key": 5}
+
+
+def test_a_step_that_fails_after_a_crash_only_is_reported_with_the_type_of_its_error():
+    calls = []
+
+    async def works_once():
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError("gone")
+
+    with pytest.raises(CrashError, match="ended as FAILED with OSError, and not as SUCCESS with N"):
+        crash_everywhere(only(works_once), share(MemoryJournal()))
+
+
 def test_the_runs_are_not_recorded_for_the_report_of_a_failed_test():
     recorded = RecordedRuns()
     recorded.begin()
