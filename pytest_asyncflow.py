@@ -1,7 +1,11 @@
 """The pytest plugin: fixtures, the marker ``virtual_time``, and the runs of a failed test.
 
-It is a module of its own since pytest imports it in every test run, and ``import asyncflow`` takes
-longer than a plugin may: what needs asyncflow is imported when a test uses it.
+Rules:
+
+1. pytest imports this module in every test run where asyncflow is installed. It stands beside the
+   package, since importing that takes longer than a plugin may. So it imports asyncflow only for
+   the tests that use it.
+2. What is recorded belongs to the session of pytest: a test may start another one in its process.
 """
 
 from __future__ import annotations
@@ -111,14 +115,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
     marker = metafunc.definition.get_closest_marker("virtual_time")
     if marker is None:
         return (yield)
-    make_loop = _loop_factory(_seed_of(marker))
+    seed = _seed_of(marker)
     if "anyio_backend" in metafunc.fixturenames:
-        _use_with_anyio(metafunc, make_loop)
+        _use_with_anyio(metafunc, _anyio_backend(seed))
         return (yield)
     if not hasattr(metafunc.config.hook, "pytest_asyncio_loop_factories"):
         return (yield)
     # For this test only: where this hook has an implementation, it must answer for every test.
-    factories = _LoopFactories(make_loop)
+    factories = _LoopFactories(_loop_factory(seed))
     metafunc.config.pluginmanager.register(factories)
     try:
         return (yield)
@@ -130,6 +134,8 @@ def _seed_of(marker: pytest.Mark) -> int | None:
     if marker.args or marker.kwargs.keys() - {"seed"}:
         raise pytest.UsageError("the marker virtual_time takes seed=... and nothing else")
     seed: int | None = marker.kwargs.get("seed")
+    if seed is not None and type(seed) is not int:
+        raise pytest.UsageError(f"the seed of the marker virtual_time must be an int, not {seed!r}")
     return seed
 
 
@@ -143,6 +149,11 @@ def _loop_factory(seed: int | None) -> Callable[[], Any]:
     return virtual_time
 
 
+@functools.cache
+def _anyio_backend(seed: int | None) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": _loop_factory(seed)}
+
+
 class _LoopFactories:
     """Tells pytest-asyncio which event loop to use."""
 
@@ -154,15 +165,41 @@ class _LoopFactories:
         return {"virtual_time": self._make_loop}
 
 
-def _use_with_anyio(metafunc: pytest.Metafunc, make_loop: Callable[[], Any]) -> None:
+def _use_with_anyio(metafunc: pytest.Metafunc, backend: tuple[str, dict[str, Any]]) -> None:
     """Set the backend of anyio, as a parameter of the test that its id does not show."""
-    backend = "asyncio", {"loop_factory": make_loop}
+    if "anyio_backend" not in metafunc._arg2fixturedefs:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: the marker virtual_time chooses the backend of anyio; "
+            "remove anyio_backend from the test's parametrize"
+        )
     (*_, fixture) = metafunc._arg2fixturedefs["anyio_backend"]
     hidden: Any = getattr(pytest, "HIDDEN_PARAM", "virtual_time")  # before pytest 8.4, it shows
     parameters = [pytest.param(backend, id=hidden)]
     metafunc.definition.add_marker(
         pytest.mark.parametrize("anyio_backend", parameters, scope=fixture.scope)
     )
+
+
+def _refuse_late_marker(item: pytest.Item) -> None:
+    """Fail a test that got its marker when its event loop had been chosen already.
+
+    It would run in real time, as if it had no marker.
+    """
+    marker = item.get_closest_marker("virtual_time")
+    if marker is None or not isinstance(item, pytest.Function):
+        return
+    by_anyio = "anyio_backend" in item.fixturenames
+    if not by_anyio and not type(item).__module__.startswith("pytest_asyncio"):
+        return
+    seed = _seed_of(marker)
+    wanted = _anyio_backend(seed) if by_anyio else _loop_factory(seed)
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or not any(value is wanted for value in callspec.params.values()):
+        pytest.fail(
+            "the marker virtual_time was added after pytest had collected this test; mark its "
+            "function, class or module, or see docs/testing.md for all tests at once",
+            pytrace=False,
+        )
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -179,57 +216,64 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 # The runs of a failed test.
 
-_runs: RecordedRuns | None = None
-"""Those of the test that is running, if asyncflow is imported."""
+_RUNS: pytest.StashKey[RecordedRuns] = pytest.StashKey()
+"""Those of the test that is running, in the stash of its session, if asyncflow is imported."""
 
 
-def _record() -> None:
-    global _runs
-    if _runs is None and "asyncflow" in sys.modules:
+def _record(config: pytest.Config) -> None:
+    if "asyncflow" in sys.modules and _RUNS not in config.stash:
         from asyncflow.testing._recorded_runs import RecordedRuns
 
-        _runs = RecordedRuns()
-        _runs.begin()
+        runs = RecordedRuns(keeps_reports=config.getoption("asyncflow_html") is not None)
+        runs.begin()
+        config.stash[_RUNS] = runs
+
+
+def _stop_recording(config: pytest.Config) -> None:
+    if _RUNS in config.stash:
+        config.stash[_RUNS].end()
+        del config.stash[_RUNS]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Generator[None, object, object]:
-    global _runs
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
-        if _runs is not None:
-            _runs.end()
-            _runs = None
+        _stop_recording(item.config)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    _record()
-    if _runs is not None:
-        _runs.keeps_reports = item.config.getoption("asyncflow_html") is not None
+    _stop_recording(item.config)  # some plugins repeat a test that failed
+    _record(item.config)
+    _refuse_late_marker(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    pytest_runtest_setup(item)  # a fixture may have imported asyncflow
+    _record(item.config)  # a fixture may have imported asyncflow
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
-    if _runs is not None and report.failed and _runs:
-        lines = [*_runs.lines()]
+    runs = item.config.stash.get(_RUNS, None)
+    if report.failed and runs:
+        lines = [*runs.lines()]
         folder = item.config.getoption("asyncflow_html")
         if folder is not None:
-            lines += _runs.write_pages(Path(folder), item.nodeid)
+            lines += runs.write_pages(Path(folder), item.nodeid)
         report.sections.append(("asyncflow runs", "\n".join(lines)))
     return report
 
 
-def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    if _runs is None:
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    runs = config.stash.get(_RUNS, None)
+    if runs is None:
         return None
     from asyncflow.testing._recorded_runs import explain
 
-    return explain(op, left, right, _runs)
+    return explain(op, left, right, runs)

@@ -7,6 +7,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata, resources
 from pathlib import Path
@@ -208,17 +209,16 @@ def test_the_package_has_the_marker_of_typed_packages() -> None:
     assert resources.files("asyncflow").joinpath("py.typed").is_file()
 
 
-def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="hatchling builds the wheel and is not installed")
-
+@pytest.mark.process
+def test_the_distributions_hold_the_package_and_its_pytest_plugin(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)],
         cwd=Path(__file__).parents[1],
         check=True,
         capture_output=True,
     )
 
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     names = zipfile.ZipFile(wheel).namelist()
     assert "asyncflow/py.typed" in names
     for package in ("html_report", "web"):
@@ -229,6 +229,9 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> N
         "asyncflow_tiers",
         "pytest_asyncflow.py",
     }
+    with tarfile.open(sdist) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in names if not name.startswith("asyncflow_tiers-")} <= sources
 
 
 @pytest.mark.parametrize("module", ["asyncflow.events", "asyncflow.testing"])

@@ -4,7 +4,7 @@ Rules:
 
 1. A process that dies leaves the events that were stored, and nothing else. So does a journal that
    fails: then steps are cancelled, which a process that dies has no time for.
-2. A resumed run must end as one that never crashed.
+2. A resumed run must end as one that never crashed. Only its id differs, so outputs may have that.
 """
 
 from __future__ import annotations
@@ -18,22 +18,27 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedError
+from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedError, cut
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult
+from asyncflow._core.results import RestoredOutput, StepResult
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, plural
 from asyncflow.events import Event
+from asyncflow.testing._checks import Check, FailedCheck, failed_check
+from asyncflow.testing._recorded_runs import is_equal, timeline, unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of
 from asyncflow.testing._virtual_time import run_in_virtual_time
 
 __all__ = ["CrashError", "Crashes", "crash_everywhere"]
 
 T = TypeVar("T")
+
+_LONGEST_OUTPUT = 200
+"""How many characters of an output an error shows."""
 
 
 @record(frozen=True)
@@ -48,11 +53,12 @@ class Crashes:
 
 
 class CrashError(AssertionError):
-    """A run that was resumed after a crash has not ended as one that never crashed.
+    """A run that was resumed after a crash has not ended as it must.
 
     Attributes:
         point: How many events were stored when it crashed.
         report: Its report.
+        problem: What is wrong with it. The message of the error has its timeline too.
     """
 
     def __init__(self, point: int, report: RunReport, problem: str) -> None:
@@ -62,7 +68,7 @@ class CrashError(AssertionError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return self.problem
+        return f"{self.problem}\n{timeline(self.report)}"
 
 
 def crash_everywhere(
@@ -70,7 +76,7 @@ def crash_everywhere(
     journal: Callable[[], Journal],
     inputs: Mapping[str, Any] | None = None,
     *,
-    check: Callable[[RunReport], object] | None = None,
+    check: Check | None = None,
     kill: bool = False,
 ) -> Crashes:
     """Run a pipeline, crash it after each of its events, and resume it, in virtual time.
@@ -80,8 +86,11 @@ def crash_everywhere(
         crashes = crash_everywhere(pipeline, lambda: SQLiteJournal(tmp_path / "runs.db"))
         assert crashes.repeated.keys() <= {"fetch"}  # the only step that may run twice
 
-    What must be the same is the status of each step, its output, and the type of its error. With
-    ``fail_fast`` it depends on moments what else a failure stops; leave that out where steps fail.
+    What must be the same is the status of each step, the type of its error, and its output: it is
+    equal, or has the same ``repr`` but for the id of the run. With ``fail_fast`` it depends on
+    moments what else a failure stops; leave that out where steps fail. A crash takes no time, and
+    a resumed run has its whole deadline again.
+
     It runs event loops of its own, so call it from a plain function. Fakes work in it. No observer
     of the pipeline is notified.
 
@@ -90,7 +99,8 @@ def crash_everywhere(
         journal: Makes a journal, always of the same database. Each run and each resumption has one
             of its own.
         inputs: The inputs of the runs.
-        check: Is called with the report of each resumed run, and raises if the run must not be.
+        check: Is called with the report of each resumed run, and raises, or returns ``False``, if
+            the run must not be.
         kill: Whether a child process makes each run and is killed by SIGKILL. By default the run is
             made here, and its journal fails. A child needs `os.fork`, hence POSIX; what an action
             changes in its process is lost with it.
@@ -99,10 +109,11 @@ def crash_everywhere(
         The number of crashes, and the steps that they made run again.
 
     Raises:
-        CrashError: A resumed run has not ended as one that never crashed.
+        CrashError: A resumed run has not ended as one that never crashed, or ``check`` failed.
         RuntimeError: An event loop is running this code, or a child process did not die as it must.
+        TypeError: ``check`` is async.
         ValueError: The inputs are wrong, as `Orchestrator.run` says.
-        BaseException: What else `Orchestrator.run` raises, or ``check``.
+        BaseException: What else `Orchestrator.run` raises.
     """
     if asyncio._get_running_loop() is not None:
         raise RuntimeError(
@@ -111,36 +122,56 @@ def crash_everywhere(
     orchestrator = orchestrator_of(pipeline).with_options(observers=())
     lives = _Lives(orchestrator, journal, dict(inputs or {}))
     events: list[Event] = []
-    expected = _summary(lives.run("uncrashed", lambda real: _DyingJournal(real, events)))
     repeated: Counter[str] = Counter()
-    for point in range(len(events)):
-        lives.crash(point, kill=kill)
-        report = lives.run(f"after-{point}")
-        for name, ended in _summary(report).items():
-            if ended != expected[name]:
+    with unrecorded():
+        expected = lives.run("uncrashed", lambda real: _DyingJournal(real, events))
+        for point in range(len(events)):
+            lives.crash(point, kill=kill)
+            report = lives.run(f"after-{point}")
+            failed = _difference(report, expected) or failed_check(check, report)
+            if failed is not None:
                 after = f"after {describe_event(events[point - 1])!r}" if point else "at its start"
-                raise CrashError(
-                    point,
-                    report,
-                    f"in a run that crashed {after}, step {name!r} ended as {ended}, and not as "
-                    f"{expected[name]}",
-                )
-        if check is not None:
-            check(report)
-        repeated.update(name for name, result in report.items() if _ran_again(result))
+                problem = f"in a run that crashed {after}, {failed.problem}"
+                raise CrashError(point, report, problem) from failed.error
+            repeated.update(name for name, result in report.items() if _ran_again(result))
     return Crashes(len(events), dict(repeated))
 
 
-def _summary(report: RunReport) -> dict[str, str]:
-    """Return what must be the same, however often a run was resumed."""
+def _difference(report: RunReport, expected: RunReport) -> FailedCheck | None:
+    """Return in what a run differs that must be the same, however often it was resumed."""
 
-    def of(result: StepResult) -> str:
-        if result.error is not None:  # its message may say more than what failed: when, how often
-            return f"{result.status} with {type(result.error).__name__}"
-        output = "a secret" if result.secret else safe_repr(result.output)
-        return f"{result.status} with {output}"
+    def are_same(one: object, other: object) -> bool:
+        if type(one) is RestoredOutput or type(other) is RestoredOutput:  # a secret isn't stored
+            return True
+        if is_equal(one, other):
+            return True
+        # An output may have the id of its run.
+        texts = safe_repr(one), safe_repr(other)
+        return texts[0].replace(report.run_id, "") == texts[1].replace(expected.run_id, "")
 
-    return {result.step_name: of(result) for result in report.results}
+    for result in report.results:
+        other = expected[result.step_name]
+        outputs, others = _outputs(result), _outputs(other)
+        if (
+            result.status is not other.status
+            or type(result.error) is not type(other.error)
+            or len(outputs) != len(others)
+            or not all(map(are_same, outputs, others))
+        ):
+            ended = f"ended as {_words(result)}, and not as {_words(other)}"
+            return FailedCheck(f"step {result.step_name!r} {ended}", None)
+    return None
+
+
+def _outputs(result: StepResult) -> list[object]:
+    return [result.output] if result.items is None else [item.output for item in result.items]
+
+
+def _words(result: StepResult) -> str:
+    if result.error is not None:  # its message may say more than what failed: when, how often
+        return f"{result.status} with {type(result.error).__name__}"
+    output = "a secret" if result.secret else cut(safe_repr(result.output), _LONGEST_OUTPUT)
+    return f"{result.status} with {output}"
 
 
 def _ran_again(result: StepResult) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.interception import report_watchers
 from asyncflow._views.event_text import duration, plural
 
-__all__ = ["RecordedRuns", "explain", "timeline"]
+__all__ = ["RecordedRuns", "explain", "is_equal", "timeline", "unrecorded"]
 
 _MOST_RUNS = 10
 _MOST_STEPS = 50
@@ -58,12 +60,12 @@ class _RecordedRun(NamedTuple):
 class RecordedRuns:
     """The runs of one test.
 
-    Attributes:
+    Args:
         keeps_reports: Whether it keeps the reports, for `write_pages`.
     """
 
-    def __init__(self) -> None:
-        self.keeps_reports = False
+    def __init__(self, *, keeps_reports: bool = False) -> None:
+        self._keeps_reports = keeps_reports
         self._runs: list[_RecordedRun] = []
         self._left_out = 0
         self._reports: list[RunReport] = []
@@ -84,7 +86,7 @@ class RecordedRuns:
             self._left_out += 1
             return
         self._runs.append(_recorded(report))
-        if self.keeps_reports:
+        if self._keeps_reports:
             self._reports.append(report)
 
     def lines(self) -> Iterator[str]:
@@ -103,16 +105,36 @@ class RecordedRuns:
 
     def write_pages(self, folder: Path, test: str) -> Iterator[str]:
         """Write a page for each run, named after the test; yield a line for each."""
-        folder.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^\w.-]+", "-", test)[-150:]
         for number, report in enumerate(self._reports, 1):
-            path = folder / f"{name}-{number}.html"
+            path = folder / f"{_file_name(test)}-{number}.html"
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 path.write_text(report.to_html(), encoding="utf-8")
-            except ImportError as error:  # of the extra
+            except (ImportError, OSError) as error:  # the extra is missing, or it can't write there
                 yield f"no page: {error}"
                 return
             yield f"page: {path}"
+
+
+def _file_name(test: str) -> str:
+    """Return the id of a test as a file name: no two tests have the same one."""
+    path = re.sub("::|/", "-", test)
+    name = re.sub(r"[^\w.-]+", "-", path, flags=re.ASCII)[-150:]
+    if name != path:  # such as those of a parameter: [<] and [>]
+        digest = blake2b(test.encode("utf-8", "surrogatepass"), digest_size=4)
+        name = f"{name}-{digest.hexdigest()}"
+    return name
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Keep the runs of a ``with`` block out of the report of a failed test: they are too many."""
+    watchers = report_watchers.copy()
+    report_watchers.clear()
+    try:
+        yield
+    finally:
+        report_watchers[:] = watchers
 
 
 def timeline(report: RunReport) -> str:
@@ -208,11 +230,11 @@ def explain(op: str, left: object, right: object, runs: RecordedRuns) -> list[st
 def _differing(left: StepResult, right: StepResult) -> Iterator[str]:
     fields: dict[str, Any] = values_by_name(right)
     for name, value in values_by_name(left).items():
-        if not (value is fields[name] or _is_equal(value, fields[name])):
+        if not (value is fields[name] or is_equal(value, fields[name])):
             yield f"  {name}: {safe_repr(value)} != {safe_repr(fields[name])}"
 
 
-def _is_equal(one: object, other: object) -> bool:
+def is_equal(one: object, other: object) -> bool:
     try:
         return bool(one == other)
     except Exception:  # they belong to users

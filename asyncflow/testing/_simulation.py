@@ -34,16 +34,17 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import awaiting_location
-from asyncflow._runtime.interception import replacements, report_watchers
+from asyncflow._runtime.interception import replacements
 from asyncflow._views.event_text import describe_event, duration, plural
 from asyncflow.events import Event
+from asyncflow.testing._checks import Check, failed_check
+from asyncflow.testing._recorded_runs import unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 from asyncflow.testing._virtual_time import VirtualTimeLoop
 
 __all__ = ["Exploration", "ExplorationError", "Faults", "SimulatedError", "explore", "simulate"]
 
 AnyInputs: TypeAlias = "Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None"
-Check: TypeAlias = Callable[[RunReport], object]
 
 _MOST_TURNS = 1_000_000
 """More turns of the event loop than a simulated run takes: it does not end."""
@@ -109,7 +110,6 @@ class Exploration:
     failed: int
     interrupted: int
     """How many were cancelled before all of their steps had ended."""
-    """How many were cancelled."""
 
 
 class ExplorationError(AssertionError):
@@ -206,7 +206,7 @@ def explore(
         pipeline: A `Pipeline`, an `Orchestrator` or `WorkflowStep` objects.
         inputs: The inputs of the runs, or a function that makes those of each run. What steps
             change should be made anew: the report has it in its ``inputs``.
-        seeds: How many seeds, counted from 0; or which ones.
+        seeds: How many seeds, counted from 0, at least 1; or which ones.
         faults: How likely which faults are; by default those of `Faults`.
         check: Is called with the report of each run, and raises, or returns ``False``, if the run
             must not be.
@@ -221,17 +221,22 @@ def explore(
         ExplorationError: A run must not be. It has the smallest such seed, if the seeds ascend, the
             log of the run, and the line that simulates it again.
         RuntimeError: An event loop is running this code.
-        ValueError: The inputs are wrong, as `Orchestrator.run` says.
+        TypeError: ``check`` is async.
+        ValueError: There is no seed, or the inputs are wrong, as `Orchestrator.run` says.
     """
+    if isinstance(seeds, int):
+        check_count("explore: seeds", seeds, 1)
     simulator = _Simulator(pipeline, inputs, Faults() if faults is None else faults)
     ends: Counter[str] = Counter()
-    with _unwatched():
+    with unrecorded():
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
             for cancel_at in count() if cancel_everywhere else (None,):
                 report = simulator.checked_run(seed, cancel_at, check)
                 ends[report.outcome] += 1
                 if not simulator.was_cancelled:
                     break
+    if not ends:
+        raise ValueError("explore: seeds must have at least one seed")
     return Exploration(ends.total(), ends["passed"], ends["failed"], ends["interrupted"])
 
 
@@ -300,13 +305,10 @@ class _Simulator:
             if not self._log:
                 raise  # the inputs are wrong: nothing has run
             raise self._error(f"{type(error).__name__}: {error}", cancel_at) from error
-        try:
-            if check is None or check(report) is not False:
-                return report
-        except Exception as error:
-            problem = f"the check failed: {type(error).__name__}: {error}"
-            raise self._error(problem, cancel_at) from error
-        raise self._error("the check returned False", cancel_at)
+        failed = failed_check(check, report)
+        if failed is not None:
+            raise self._error(failed.problem, cancel_at) from failed.error
+        return report
 
     def _error(self, problem: str, cancel_at: int | None) -> ExplorationError:
         arguments = ["pipeline"]
@@ -438,17 +440,6 @@ def _random_numbers(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-@contextmanager
-def _unwatched() -> Iterator[None]:
-    """Keep the runs of an exploration out of the report of a failed test."""
-    watchers = report_watchers.copy()
-    report_watchers.clear()
-    try:
-        yield
-    finally:
-        report_watchers[:] = watchers
 
 
 class _SimulationLoop(VirtualTimeLoop):

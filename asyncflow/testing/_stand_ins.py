@@ -49,7 +49,8 @@ def replacement(
         stand_ins: The steps, and what is called instead of their actions.
         is_on: Whether they are replaced in a run that starts now.
     """
-    wanted = {(step.name, _origin(step.action)): stand_in for step, stand_in in stand_ins}
+    # With its step: the id of an action tells which it is, as long as no other object has that id.
+    wanted = {(step.name, _origin(step.action)): (step, stand_in) for step, stand_in in stand_ins}
     made: dict[int, tuple[WorkflowStep, WorkflowStep]] = {}
 
     def replaced(step: WorkflowStep) -> WorkflowStep:
@@ -57,8 +58,8 @@ def replacement(
             origin, name = _origin(step.action), step.name
             while (name, origin) not in wanted and "/" in name:
                 name = name.partition("/")[2]
-            stand_in = wanted.get((name, origin))
-            made[id(step)] = step, step if stand_in is None else stand_in_step(step, stand_in)
+            found = wanted.get((name, origin))
+            made[id(step)] = step, step if found is None else stand_in_step(step, found[1])
         return made[id(step)][1]
 
     def replace_steps(steps: tuple[WorkflowStep, ...]) -> tuple[WorkflowStep, ...] | None:

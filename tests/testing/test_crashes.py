@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import Pipeline, after, collect, current_step, each
+from asyncflow import Pipeline, WorkflowStep, after, collect, current_step, each
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
 from asyncflow.testing._crashes import _kill
+from asyncflow.testing._recorded_runs import RecordedRuns
 
 pipeline = Pipeline("etl")
 
@@ -98,7 +99,7 @@ def test_a_run_that_ends_otherwise_after_a_crash_is_reported():
         crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
 
     assert raised.value.point == 0
-    assert str(raised.value).startswith(
+    assert raised.value.problem.startswith(
         "in a run that crashed at its start, step 'extract' ended as SUCCESS with [2]"
     )
 
@@ -118,11 +119,107 @@ def test_an_effect_that_happened_twice_is_found_with_the_event_after_which():
         crash_everywhere(shop, share(MemoryJournal()))
 
     assert raised.value.point == 2
-    assert str(raised.value) == (
+    assert raised.value.problem == (
         "in a run that crashed after 'charge started', step 'bill' ended as SUCCESS with 2, "
         "and not as SUCCESS with 1"
     )
+    assert "\nshop PASSED in 0 ms, run crashes-" in str(raised.value)
     assert raised.value.report["charge"].attempts == 2
+
+
+def fails_check(report):
+    pytest.fail("too late")
+
+
+@pytest.mark.parametrize(
+    ("check", "problem"),
+    [(fails_check, "the check failed: Failed: too late"), (lambda _: False, "the check returned")],
+)
+def test_a_check_that_fails_is_reported_with_the_event_after_which_the_run_crashed(check, problem):
+    with pytest.raises(CrashError, match=f"in a run that crashed at its start, {problem}"):
+        crash_everywhere(pipeline, share(MemoryJournal()), INPUTS, check=check)
+
+
+def only(action, **options):
+    return [WorkflowStep("only", action, **options)]
+
+
+def test_an_output_may_have_the_id_of_its_run():
+    async def path() -> str:
+        return f"out/{current_step().run_id}.csv"
+
+    assert crash_everywhere(only(path), share(MemoryJournal())).repeated == {"only": 1}
+
+
+class Array:
+    """Has no truth value when it is compared, as those of numpy."""
+
+    def __eq__(self, other):
+        raise ValueError("ambiguous")
+
+    def __repr__(self):
+        return "Array"
+
+    __hash__ = None
+
+
+def test_an_output_that_cannot_be_compared_is_the_same_if_it_looks_so():
+    async def make():
+        return Array()
+
+    assert crash_everywhere(only(make), share(MemoryJournal())).points == 4
+
+
+@pytest.mark.parametrize(("secret", "shown"), [(False, "more characters"), (True, "a secret")])
+def test_outputs_are_compared_in_full_but_neither_shown_in_full_nor_if_they_are_secret(
+    secret, shown
+):
+    calls = []
+
+    async def make() -> list[int]:
+        calls.append(1)
+        return [*range(1_000), len(calls)]
+
+    with pytest.raises(CrashError, match=shown) as raised:
+        crash_everywhere(only(make, secret=secret), share(MemoryJournal()))
+
+    assert len(raised.value.problem) < 700
+
+
+def test_secret_outputs_that_no_journal_stores_are_the_same():
+    mapped = Pipeline("mapped")
+
+    @mapped.step
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    @mapped.step(secret=True)
+    async def key(number: int = each(numbers)) -> str:
+        return f"key {number}"
+
+    assert crash_everywhere(mapped, share(MemoryJournal())).repeated == {"numbers": 1, "key": 5}
+
+
+def test_a_step_that_fails_after_a_crash_only_is_reported_with_the_type_of_its_error():
+    calls = []
+
+    async def works_once():
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError("gone")
+
+    with pytest.raises(CrashError, match="ended as FAILED with OSError, and not as SUCCESS with N"):
+        crash_everywhere(only(works_once), share(MemoryJournal()))
+
+
+def test_the_runs_are_not_recorded_for_the_report_of_a_failed_test():
+    recorded = RecordedRuns()
+    recorded.begin()
+    try:
+        crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
+        assert not recorded
+    finally:
+        recorded.end()
 
 
 async def test_it_runs_event_loops_of_its_own():

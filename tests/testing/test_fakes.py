@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
+import weakref
 from typing import Annotated
 from unittest.mock import AsyncMock
 
@@ -209,6 +211,17 @@ def test_an_object_that_can_be_called_is_replaced_wherever_it_is_the_action():
 
     assert faked["call"].output == "fake"
     assert itself["call"].output == "v"
+
+
+def test_the_object_that_a_fake_replaces_is_kept_since_its_id_tells_which_it_is():
+    action = Callable()
+    fakes = fake([WorkflowStep("call", action)], call="fake")
+    kept = weakref.ref(action)
+    del action
+    gc.collect()
+
+    assert kept() is not None
+    assert fakes
 
 
 def outer():

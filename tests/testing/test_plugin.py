@@ -230,18 +230,109 @@ def test_a_failed_test_shows_its_runs_and_keeps_their_pages(tmp_path, workers):
     assert "disk full" in (tmp_path / "pages" / "test_etl.py-test_status-1.html").read_text()
 
 
-def test_wrong_arguments_of_the_marker_are_reported(tmp_path):
-    (tmp_path / "test_marked.py").write_text("""
+REPEATED = """
+from _pytest.runner import runtestprotocol
+
+pytest_plugins = ["pytester"]
+
+
+def pytest_runtest_protocol(item, nextitem):
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+"""
+
+NESTED = """
+from asyncflow import WorkflowStep, run_pipeline
+from asyncflow.testing import run_in_virtual_time
+
+
+def run(name):
+    async def action(): ...
+    run_in_virtual_time(run_pipeline([WorkflowStep(name, action)]))
+
+
+def test_outer(pytester):
+    run("outer")
+    inner = "from test_nested import run; test_inner = lambda: [run('inner'), 1 / 0]"
+    pytester.makepyfile(inner)
+    pytester.runpytest_inprocess("-p", "no:asyncio").assert_outcomes(failed=1)
+    assert False
+"""
+
+
+def test_a_failed_test_shows_no_runs_of_its_first_attempt_or_of_another_session(tmp_path):
+    (tmp_path / "conftest.py").write_text(REPEATED)
+    (tmp_path / "test_nested.py").write_text(NESTED)
+
+    done = run_pytest(tmp_path, "-p", "no:asyncio")
+
+    assert "1 failed" in done.stdout
+    assert done.stdout.count("SUCCESS   outer |") == 1, done.stdout
+    assert done.stdout.count("SUCCESS   inner |") > 1
+
+
+WRONG = {
+    "(7)": "the marker virtual_time takes seed=... and nothing else",
+    "(seed=[7])": "the seed of the marker virtual_time must be an int, not [7]",
+    "": "remove anyio_backend from the test's parametrize",
+}
+
+
+def test_wrong_uses_of_the_marker_are_reported(tmp_path):
+    for number, arguments in enumerate(WRONG):
+        (tmp_path / f"test_marked_{number}.py").write_text(f"""
 import pytest
 
 
-@pytest.mark.virtual_time(7)
-def test_marked(): ...
+@pytest.mark.anyio
+@pytest.mark.virtual_time{arguments}
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_marked(): ...
 """)
 
-    done = run_pytest(tmp_path, "-p", "no:asyncio", "-p", "no:anyio")
+    done = run_pytest(tmp_path, "-p", "no:asyncio")
 
-    assert "the marker virtual_time takes seed=... and nothing else" in done.stdout
+    for error in WRONG.values():
+        assert error in done.stdout
+
+
+@pytest.mark.parametrize("host", ["auto", "anyio"])
+def test_a_marker_that_comes_too_late_is_refused(tmp_path, host):
+    options, _, mark, _ = HOSTS[host]
+    (tmp_path / "conftest.py").write_text("""
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "late" in item.name:
+            item.add_marker("virtual_time")
+""")
+    (tmp_path / "test_marked.py").write_text(f"""
+import asyncio
+import pytest
+
+{f"pytestmark = pytest.mark.{mark}" if mark else ""}
+
+
+async def test_late():
+    assert asyncio.get_running_loop().time() == 0
+
+
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.virtual_time)])
+async def test_of_a_parameter(number):
+    assert asyncio.get_running_loop().time() == 0
+
+
+def test_plain_is_late(): ...
+""")
+
+    done = run_pytest(tmp_path, *options, "-o", "asyncio_default_fixture_loop_scope=function")
+
+    assert "1 passed" in done.stdout, done.stdout
+    assert "2 errors" in done.stdout
+    assert done.stdout.count("after pytest had collected this test") == 2
 
 
 def test_a_suite_that_does_not_use_asyncflow_does_not_import_it(tmp_path):

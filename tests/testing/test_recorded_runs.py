@@ -47,8 +47,8 @@ LOST = (
 
 
 @pytest.fixture
-def runs():
-    runs = RecordedRuns()
+def runs(request):
+    runs = RecordedRuns(keeps_reports="pages" in request.function.__name__)
     runs.begin()
     yield runs
     runs.end()
@@ -127,19 +127,37 @@ def test_what_a_step_returns_is_not_kept_alive(runs):
 
 
 def test_pages_are_written_of_the_reports_that_were_kept(runs, tmp_path):
-    runs.keeps_reports = True
     report = run()
 
-    (line,) = runs.write_pages(tmp_path / "new", "tests/test_etl.py::test_load[a/b]")
+    (line,) = runs.write_pages(tmp_path / "new", "tests/test_etl.py::test_load")
 
-    page = tmp_path / "new" / "tests-test_etl.py-test_load-a-b--1.html"
+    page = tmp_path / "new" / "tests-test_etl.py-test_load-1.html"
     assert line == f"page: {page}"
     assert report.run_id in page.read_text(encoding="utf-8")
 
 
-def test_a_missing_extra_is_named_instead_of_a_page(runs, tmp_path, monkeypatch):
+def test_pages_of_two_tests_never_have_the_same_name(runs, tmp_path):
+    run()
+    tests = [f"test_a.py::test[{name}]" for name in ("<", ">", "a/b", "a-b", "日" * 200, "x" * 300)]
+
+    lines = [line for test in tests for line in runs.write_pages(tmp_path, test)]
+
+    assert all(line.startswith("page: ") for line in lines)
+    assert len({*tmp_path.iterdir()}) == len(tests)
+
+
+def test_what_is_wrong_with_the_folder_of_the_pages_is_named_instead(runs, tmp_path):
+    (tmp_path / "file").touch()
+    run()
+
+    (line,) = runs.write_pages(tmp_path / "file", "t")
+
+    assert line.startswith("no page: ")
+    assert "File exists" in line
+
+
+def test_a_missing_extra_is_named_instead_of_pages(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("asyncflow.RunReport.to_html", lambda _: raise_missing())
-    runs.keeps_reports = True
     run()
     run()
 

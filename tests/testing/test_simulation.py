@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 
 import pytest
@@ -290,6 +291,38 @@ def test_a_check_may_return_false_and_a_cancellation_is_replayed():
     assert raised.value.cancel_at > 0
     assert f"cancelled in turn {raised.value.cancel_at}: the check" in str(raised.value)
     assert raised.value.replay.endswith(f"cancel=0), cancel_at={raised.value.cancel_at})")
+
+
+def raises_nothing(report):
+    with pytest.raises(ValueError):  # noqa: PT011
+        report.raise_for_failures()
+
+
+def test_a_check_may_use_what_pytest_offers():
+    with pytest.raises(ExplorationError, match=r"with seed 0: .* Failed: DID NOT RAISE"):
+        explore(one_step(works), faults=only(), check=raises_nothing)
+    with pytest.raises(pytest.skip.Exception, match="not here"):
+        explore(one_step(works), check=lambda _: pytest.skip("not here"))
+
+
+def test_a_check_needs_no_pytest(monkeypatch):
+    monkeypatch.delitem(sys.modules, "pytest")
+
+    with pytest.raises(ExplorationError, match="the check failed: ZeroDivisionError"):
+        explore(one_step(works), check=lambda _: 1 / 0)
+
+
+async def check_nothing(report):
+    raise AssertionError
+
+
+def test_what_would_check_nothing_is_refused():
+    with pytest.raises(TypeError, match="check must be a plain function, not an async one"):
+        explore(pipeline, INPUTS, check=check_nothing)
+    with pytest.raises(ValueError, match="seeds must be at least 1, not 0"):
+        explore(pipeline, INPUTS, seeds=0)
+    with pytest.raises(ValueError, match="seeds must have at least one seed"):
+        explore(pipeline, INPUTS, seeds=[])
 
 
 def test_a_run_that_hangs_is_found():

@@ -1,0 +1,49 @@
+"""The check that a user gives for the reports of many runs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from asyncflow._core.report import RunReport
+
+__all__ = ["Check", "FailedCheck", "failed_check"]
+
+Check: TypeAlias = Callable[[RunReport], object]
+
+
+class FailedCheck(NamedTuple):
+    """What a check found wrong with a report."""
+
+    problem: str
+    error: BaseException | None
+    """What it raised, if it raised."""
+
+
+def failed_check(check: Check | None, report: RunReport) -> FailedCheck | None:
+    """Call a check with a report; return what it found, or ``None`` if the run may be.
+
+    Raises:
+        TypeError: It is an async function, which would check nothing.
+        BaseException: What it raised that is no failure, such as `KeyboardInterrupt`.
+    """
+    if check is None:
+        return None
+    try:
+        answer = check(report)
+    except BaseException as error:
+        if not isinstance(error, Exception | _failures_of_pytest()):
+            raise
+        return FailedCheck(f"the check failed: {type(error).__name__}: {error}", error)
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("check must be a plain function, not an async one")
+    return FailedCheck("the check returned False", None) if answer is False else None
+
+
+def _failures_of_pytest() -> type[BaseException]:
+    """Return what `pytest.fail` and `pytest.raises` raise, which is no `Exception`."""
+    pytest = sys.modules.get("pytest")
+    return AssertionError if pytest is None else pytest.fail.Exception
