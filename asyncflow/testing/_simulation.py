@@ -224,6 +224,7 @@ def explore(
         RuntimeError: An event loop is running this code.
         ValueError: The inputs are wrong, as `Orchestrator.run` says.
     """
+    __tracebackhide__ = True  # the error says all
     simulator = _Simulator(pipeline, inputs, Faults() if faults is None else faults)
     ends: Counter[str] = Counter()
     with _unwatched():
@@ -295,6 +296,7 @@ class _Simulator:
         Raises:
             ExplorationError: It must not be.
         """
+        __tracebackhide__ = True
         try:
             report = self.run(seed, cancel_at)
         except Exception as error:
