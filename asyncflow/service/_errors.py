@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from asyncflow._core.errors import RunAlreadyActiveError
-
 __all__ = [
-    "ActiveHereError",
     "ClientDisconnectedError",
     "ServiceFullError",
     "ServiceStoppingError",
     "ServiceUnavailableError",
 ]
-
-
-class ActiveHereError(RunAlreadyActiveError):
-    """The service has a run with this id; it is no public name."""
-
-    _message = "run {run_id!r} is active in {owner}; service.get({run_id!r}) returns it"
 
 
 class ServiceUnavailableError(Exception):

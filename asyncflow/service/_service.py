@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from asyncflow._core.arguments import check_number
-from asyncflow._core.errors import RunCancelledError, did_you_mean
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import inputs_of
 from asyncflow._runtime.asyncio_compat import outlast
@@ -37,11 +37,7 @@ from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
 from asyncflow.events import RunFinished
-from asyncflow.service._errors import (
-    ActiveHereError,
-    ClientDisconnectedError,
-    ServiceStoppingError,
-)
+from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
 from asyncflow.service._places import Places
 from asyncflow.service._recovery import SHUTDOWN, PositionedEvent, Recovery, ServiceJournal
 
@@ -414,7 +410,8 @@ class Service:
         try:
             self._check_open()
             if run_id in self._runs:
-                raise ActiveHereError(str(run_id), "this service")
+                advice = f"service.get({run_id!r}) returns it"
+                raise RunAlreadyActiveError(str(run_id), "this service", advice)
             run = pipeline.with_options(run_id=run_id).start(**inputs)
         except BaseException:
             self._places.free()
