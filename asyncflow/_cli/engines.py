@@ -16,7 +16,7 @@ from asyncflow._core.errors import did_you_mean
 
 __all__ = ["check_engine_name", "open_engine"]
 
-_FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes, processes:NUMBER"
+_FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes or processes:NUMBER"
 
 
 def check_engine_name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
@@ -67,10 +67,9 @@ def _maker_of(name: str) -> Callable[[], Any]:
     kind, colon, count = name.partition(":")
     if kind == "processes" and not separator and (not colon or (count.isdecimal() and int(count))):
         return partial(_processes, int(count) if count else None)
-    hint = did_you_mean(scheme, ["dask", "ray", "processes"])
-    raise click.BadParameter(
-        f"{name!r} is none of {_FORMS}, which may have a number: processes:4{hint}"
-    )
+    kinds = ["dask", "ray", "processes"]
+    hint = "" if kind in kinds else did_you_mean(kind, kinds)
+    raise click.BadParameter(f"{name!r} is no engine; use {_FORMS}{hint}")
 
 
 def _dask(address: str) -> Any:

@@ -387,16 +387,19 @@ class RunAlreadyActiveError(_AttributedError):
     Attributes:
         run_id: The run.
         owner: Which process runs it.
+        advice: What the caller can do about it.
     """
 
-    _message = (
-        "run {run_id!r} is active in {owner}; to wait until it has ended there, say "
-        'on_active="wait"'
-    )
+    _message = "run {run_id!r} is active in {owner}; {advice}"
 
-    def __init__(self, run_id: str, owner: str) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        owner: str,
+        advice: str = 'to wait until it has ended there, say on_active="wait"',
+    ) -> None:
         super().__init__(run_id, owner)
-        self.run_id, self.owner = run_id, owner
+        self.run_id, self.owner, self.advice = run_id, owner, advice
 
 
 class RunCancelledError(_AttributedError):

@@ -421,15 +421,14 @@ def outputs_to_keep(
 
 def _check_same_process(step: WorkflowStep, parameter: str) -> None:
     if step.remote is not None:
-        where = f"on engine {step.remote.name!r}"
+        where, instead = f"on engine {step.remote.name!r}", 'give the step engine="local"'
     elif step.runs_in == "process":
-        where = "in another process"
+        where, instead = "in another process", "let the step run in the loop or a thread"
     else:
         return
     raise ValueError(
         f"step {step.name!r} runs {where}, to which its parameter {parameter!r} can't be sent: "
-        f"that receives resource {parameter!r} of the run; open one in the action, or let the "
-        "step run in the loop or a thread of this process"
+        f"that receives resource {parameter!r} of the run; open one in the action, or {instead}"
     )
 
 

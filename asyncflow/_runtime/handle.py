@@ -597,7 +597,7 @@ class RunHandle:
         if self._task is None:
             raise RuntimeError(
                 f"run {self.run_id!r} has not started; enter its handle: "
-                "async with etl.start(...) as run"
+                "async with pipeline.start(...) as run"
             )
 
 

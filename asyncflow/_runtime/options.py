@@ -12,7 +12,7 @@ from asyncflow._core.arguments import check_count, check_limit
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
-from asyncflow._core.step import check_engine
+from asyncflow._core.step import WorkflowStep, check_engine
 from asyncflow._runtime.dispatcher import AnyObserver, check_observers
 from asyncflow._runtime.durable import Journal
 
@@ -136,6 +136,8 @@ def _unknown(name: str) -> str:
         return "steps, but it keeps them; to run others, make another one: Orchestrator(steps, ...)"
     if name == "inputs":
         return "inputs, which are no option: give each by its name, as in run(url=...)"
+    if name in WorkflowStep.__annotations__:
+        return f"{name!r}, which is no option of a run but of a step"
     return f"an unknown option {name!r}{did_you_mean(name, OPTIONS)}"
 
 

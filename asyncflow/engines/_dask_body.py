@@ -181,6 +181,7 @@ class _Body:
         """Report at home that the body begins, unless it was stopped."""
         if not self._is_cancelled:
             self._say("began")
+            await asyncio.sleep(0)  # it is written now: the body may block the loop
         return not self._is_cancelled
 
     def beat(self) -> None:

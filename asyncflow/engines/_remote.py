@@ -170,8 +170,12 @@ def _load(packed: bytes, arguments: Mapping[str, Any], worker: str) -> AttemptBo
         action, own = pickle.loads(content)
     except BaseException as error:
         strip_internal_frames(error)
-        return failed("its action, or an argument,", error, worker)
+        advice = _MISSING_MODULE if isinstance(error, ModuleNotFoundError) else ""
+        return failed("its action, or an argument,", error, worker, advice)
     return AttemptBody(Sent(*fields), version, action, {**own, **arguments}, worker)
+
+
+_MISSING_MODULE = "; install it on the workers, or start them with it on their PYTHONPATH"
 
 
 # At home, with the answer.

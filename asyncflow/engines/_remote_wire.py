@@ -117,8 +117,8 @@ class Answer:
         return Answer, tuple(values.values())
 
 
-def failed(subject: str, error: BaseException, worker: str) -> Answer:
-    text = "", describe_fully(error), format_error(error)
+def failed(subject: str, error: BaseException, worker: str, advice: str = "") -> Answer:
+    text = "", describe_fully(error) + advice, format_error(error)
     return Answer("failed", subject=subject, text=text, worker=worker)
 
 

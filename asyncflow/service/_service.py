@@ -117,6 +117,7 @@ class Service:
         self._resources = dict(resources or {})
         self._opened: dict[str, Any] = {}
         self._open_resources = AsyncExitStack()
+        self._given: dict[str, Pipeline | Orchestrator] = {}
         self._pipelines: dict[str, Pipeline | Orchestrator] = {}
         unused = set(self._resources)
         for name, pipeline in pipelines_by_name(pipelines).items():
@@ -125,6 +126,7 @@ class Service:
                 shared = {resource: partial(self._share, resource) for resource in taken}
                 options["resources"] = {**pipeline.resources, **shared}
                 unused -= taken
+            self._given[name] = pipeline
             self._pipelines[name] = pipeline.with_options(**options)
         for resource in unused:
             raise ValueError(f"no step of the service's pipelines takes a resource {resource!r}")
@@ -176,7 +178,7 @@ class Service:
             ServiceFullError: The service has ``max_runs`` runs.
             ServiceStoppingError: The service is shutting down.
             RunAlreadyActiveError: A run of that id is active, here or elsewhere.
-            LookupError: It has no such pipeline.
+            LookupError: It has no such pipeline, or the one that it was given has other options.
             RuntimeError: The service was not entered.
             BaseException: What else prevents the start, as `Pipeline.run` raises it. Nothing has
                 run.
@@ -387,7 +389,13 @@ class Service:
             hint = did_you_mean(name, self._pipelines)
             known = ", ".join(map(repr, self._pipelines)) or "none"
             raise LookupError(f"the service has no pipeline {name!r}{hint}; it has {known}")
-        return self._pipelines[name]
+        found = self._pipelines[name]
+        if not any(pipeline is each for each in (name, self._given[name], found)):
+            raise LookupError(
+                f"the service has another pipeline named {name!r}; all of its runs have the "
+                "options of the one that Service() was given"
+            )
+        return found
 
     def _check_open(self) -> None:
         if self._draining is not None:
@@ -402,7 +410,8 @@ class Service:
         try:
             self._check_open()
             if run_id in self._runs:
-                raise RunAlreadyActiveError(str(run_id), "this service")
+                advice = f"service.get({run_id!r}) returns it"
+                raise RunAlreadyActiveError(str(run_id), "this service", advice)
             run = pipeline.with_options(run_id=run_id).start(**inputs)
         except BaseException:
             self._places.free()

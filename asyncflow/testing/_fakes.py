@@ -182,12 +182,16 @@ def fake(pipeline: AnyPipeline, /, **steps: Any) -> Fakes:
         ValueError: There is no such step.
         TypeError: A function takes what the step does not, or a coroutine stands for its function.
     """
+    __tracebackhide__ = True
     orchestrator = orchestrator_of(pipeline)
     known = {step.name: step for step in orchestrator._plans.whole.steps}
     for name in steps:
         if name not in known:
             of = f" of pipeline {orchestrator.name!r}" if orchestrator.name else ""
-            raise ValueError(f"fake(): no step{of} is named {name!r}{did_you_mean(name, known)}")
+            hint = did_you_mean(name, known)
+            if name in orchestrator.resources:
+                hint = "; it is a resource: use with_options(resources=...)"
+            raise ValueError(f"fake(): no step{of} is named {name!r}{hint}")
     return Fakes(known, steps)
 
 

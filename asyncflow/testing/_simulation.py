@@ -32,6 +32,7 @@ from asyncflow._core.errors import HangError
 from asyncflow._core.record import record, show, values_by_name
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.interception import replacements
@@ -224,6 +225,7 @@ def explore(
         TypeError: ``check`` is async.
         ValueError: There is no seed, or the inputs are wrong, as `Orchestrator.run` says.
     """
+    __tracebackhide__ = True  # the error says all
     if isinstance(seeds, int):
         check_count("explore: seeds", seeds, 1)
     simulator = _Simulator(pipeline, inputs, Faults() if faults is None else faults)
@@ -299,6 +301,7 @@ class _Simulator:
         Raises:
             ExplorationError: It must not be.
         """
+        __tracebackhide__ = True
         try:
             report = self.run(seed, cancel_at)
         except Exception as error:
@@ -352,15 +355,32 @@ class _Simulator:
         assert run.cancelled() is loop.was_cancelled, "a cancellation was lost, or made up"
         if report is not None:
             return report
-        if not self._log:  # it had not begun
-            return RunReport(
-                *(f"seed-{self._seed}", ()),
-                total_duration_ms=0.0,
-                wall_time=0.0,
-                outcome="interrupted",
-            )
+        if not self._log:
+            return self._report_before_the_start(inputs)
         stored = StoredRun(event for event in self._log if not isinstance(event, tuple))
         return stored.report(lambda _, output: output)
+
+    def _report_before_the_start(self, inputs: dict[str, Any]) -> RunReport:
+        """Return the report of a run that was cancelled before it began, with all its steps."""
+        reason = "the run was cancelled before it began"
+        steps = {step.name: step for step in self._orchestrator._plans.whole.steps}
+        return RunReport(
+            f"seed-{self._seed}",
+            [
+                StepResult(
+                    *(name, StepStatus.SKIPPED),
+                    reason=reason,
+                    depends_on=steps[name].depends_on,
+                )
+                for name in self._orchestrator.execution_order
+            ],
+            total_duration_ms=0.0,
+            wall_time=0.0,
+            stop_reason=reason,
+            pipeline=self._orchestrator.name,
+            inputs=inputs,
+            outcome="interrupted",
+        )
 
     def _observe(self, event: Event) -> None:
         if self._loop is not None and self._loop.victim is not None:

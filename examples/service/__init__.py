@@ -1,5 +1,6 @@
 """A web service that runs pipelines: FastAPI, a journal, clients from its lifespan, graceful stops.
 
+    pip install '.[web,postgres]' fastapi httpx
     python -m examples.service
 
 Then:

@@ -153,8 +153,9 @@ async def test_processes_are_a_pool_of_fresh_ones(name: str, workers: int | None
 def test_another_name_is_refused(shell: Shell, name: str) -> None:
     result = shell("run", "etl:pipeline", "--engine", name, exits=2)
 
-    assert f"{name!r} is none of dask://HOST:PORT, ray://HOST:PORT, ray, processes" in " ".join(
-        result.stderr.split()
+    assert (
+        f"{name!r} is no engine; use dask://HOST:PORT, ray://HOST:PORT, ray, processes"
+        in " ".join(result.stderr.split())
     )
 
 

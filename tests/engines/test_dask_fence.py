@@ -270,6 +270,18 @@ async def lasting() -> None:
     await asyncio.sleep(60)
 
 
+async def test_the_beginning_of_a_body_is_written_before_it_can_block_the_loop() -> None:
+    mine, theirs = connected()
+    wire = Wire(mine)
+    await settle()
+
+    assert await _Body(wire, 1, "e", "w").begin()
+    wire.send("what the body would say when it has ended")
+
+    assert await theirs.read() == [("began", 1, "e")]
+    await wire.aclose()
+
+
 async def test_a_body_that_is_stopped_before_it_begins_never_does() -> None:
     sent = Sent()
     body = _Body(sent, 1, "e", "w")  # type: ignore[arg-type]

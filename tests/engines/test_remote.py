@@ -229,16 +229,22 @@ async def test_a_call_that_is_cancelled_before_it_may_begin_does_not_run() -> No
     assert (await task).kind == "not run"
 
 
-async def test_an_action_that_cannot_be_loaded_is_named() -> None:
+@pytest.mark.parametrize(
+    ("kind", "advice"), [(ImportError, ""), (ModuleNotFoundError, "; install it on the workers")]
+)
+async def test_an_action_that_cannot_be_loaded_is_named(
+    kind: type[ImportError], advice: str
+) -> None:
     def load_nothing() -> Any:
-        raise ImportError("no module named 'pandas'")
+        raise kind("no module named 'pandas'")
 
     class Elsewhere:
         def __reduce__(self) -> Any:
             return load_nothing, ()
 
     recorded = RecordedCall(WorkflowStep("add", add), {"a": 1, "b": Elsewhere()})
-    with pytest.raises(NotSendableError, match="ImportError: no module named 'pandas'") as raised:
+    message = f"{kind.__name__}: no module named 'pandas'{advice}"
+    with pytest.raises(NotSendableError, match=message) as raised:
         await outcome_of(recorded)
     assert raised.value.subject == "its action, or an argument,"
     assert "load_nothing" in raised.value.__notes__[0]

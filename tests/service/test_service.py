@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial, wraps
@@ -150,8 +151,20 @@ async def test_an_id_is_active_once(work: Work) -> None:
     async with Service([work.pipeline]) as service:
         await service.start("work", "r")
 
-        with pytest.raises(RunAlreadyActiveError):
+        with pytest.raises(RunAlreadyActiveError, match=r"service.get\('r'\) returns it") as raised:
             await service.start("work", "r")
+        assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+@in_virtual_time
+async def test_the_options_of_runs_are_those_that_the_service_was_given(work: Work) -> None:
+    async with Service([work.pipeline]) as service:
+        for known in (work.pipeline, service.pipelines["work"]):
+            await service.start(known)
+
+        with pytest.raises(LookupError, match="the service has another pipeline named 'work'"):
+            await service.start(work.pipeline.with_options(max_concurrency=1))
+        assert len(service.runs) == 2
 
 
 @in_virtual_time

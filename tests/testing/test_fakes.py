@@ -7,6 +7,7 @@ import contextvars
 import functools
 import gc
 import weakref
+from contextlib import nullcontext
 from typing import Annotated
 from unittest.mock import AsyncMock
 
@@ -127,6 +128,8 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         fake(pipeline, fetsh=[])
     with pytest.raises(ValueError, match=r"no step is named 'x'"):
         fake([WorkflowStep("a", load)], x=1)
+    with pytest.raises(ValueError, match=r"is named 'db'; it is a resource: use with_options\(res"):
+        fake(pipeline.with_options(resources={"db": nullcontext}), db=1)
     with fake(pipeline, load=1) as fakes, pytest.raises(KeyError, match="did you mean 'load'"):
         fakes["laod"]
 

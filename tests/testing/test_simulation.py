@@ -156,8 +156,18 @@ def test_a_run_is_cancelled_in_any_turn():
 def test_a_run_may_be_cancelled_before_it_begins():
     reports = [simulate(pipeline, INPUTS, seed=seed, cancel_at=0) for seed in range(10)]
 
-    assert {len(report) for report in reports} == {0, 3}
     assert {report.outcome for report in reports} == {"interrupted"}
+    assert all([*report] == ["extract", "load", "double"] for report in reports)
+    assert all(report.inputs == INPUTS and report.pipeline == "etl" for report in reports)
+    reasons = {report["load"].reason for report in reports}
+    assert "the run was cancelled before it began" in reasons
+
+
+def test_a_run_that_is_cancelled_before_it_begins_has_only_its_targets():
+    part = pipeline.with_options(targets=["extract"])
+    reports = [simulate(part, INPUTS, seed=seed, cancel_at=0) for seed in range(10)]
+
+    assert all([*report] == ["extract"] for report in reports)
 
 
 def test_faults_leave_random_numbers_as_they_were():
