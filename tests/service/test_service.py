@@ -167,11 +167,39 @@ async def test_a_pipeline_that_the_service_does_not_have_is_refused(work: Work) 
     async with Service({"steps": [WorkflowStep("a", partial(asyncio.sleep, 0))]}) as service:
         with pytest.raises(LookupError, match=r"no pipeline 'step' \(did you mean 'steps'\?\)"):
             await service.start("step")
-        with pytest.raises(LookupError, match="no pipeline 'work'; it has 'steps'"):
+        with pytest.raises(LookupError, match="'work' was not given to the service"):
             await service.start(work.pipeline)
 
         assert (await (await service.start("steps")).report()).all_passed
         assert list(service.pipelines) == ["steps"]
+
+
+@in_virtual_time
+async def test_a_pipeline_with_other_options_is_not_mistaken_for_that_of_the_service(
+    work: Work,
+) -> None:
+    async with Service([work.pipeline]) as service:
+        with pytest.raises(LookupError, match="with_options"):
+            await service.start(work.pipeline.with_options(deadline_ms=1))
+
+        for own in (work.pipeline, service.pipelines["work"]):
+            assert (await (await service.start(own)).report()).all_passed
+
+
+@in_virtual_time
+async def test_a_run_is_stored_and_resumed_under_the_name_that_the_service_knows(
+    work: Work, tmp_path: Path
+) -> None:
+    named: dict[str, Any] = {"other": work.pipeline}
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service(named, journal=journal, grace_ms=0) as service:
+            await service.start(work.pipeline, "r")
+            await asyncio.sleep(0.5)
+        assert (await journal.record("r")).pipeline == "other"
+
+        async with Service(named, journal=journal):
+            await asyncio.sleep(3)
+        assert await statuses(journal) == {"r": "passed"}
 
 
 @in_virtual_time
@@ -483,6 +511,50 @@ async def test_resumed_runs_wait_for_room(work: Work, tmp_path: Path) -> None:
 
 
 @in_virtual_time
+async def test_runs_that_wait_for_room_precede_new_ones(work: Work, tmp_path: Path) -> None:
+    await leave_orphan(tmp_path / "runs.db", work, "r")
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([work.pipeline], journal=journal, max_runs=1) as service,
+    ):
+        run = await service.start("work")
+        await asyncio.sleep(1)  # it has looked for runs
+        await run.report()
+        with pytest.raises(ServiceFullError):
+            await service.start("work")
+        await asyncio.sleep(6)
+
+        assert await statuses(journal) == {run.run_id: "passed", "r": "passed"}
+
+
+@in_virtual_time
+async def test_a_run_that_has_changed_while_it_waited_for_room_is_left_alone(
+    work: Work, tmp_path: Path
+) -> None:
+    for number in range(2):
+        await leave_orphan(tmp_path / "runs.db", work, f"r{number}")
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        SQLiteJournal(tmp_path / "runs.db") as other,
+        Service([work.pipeline], journal=journal, max_runs=1) as service,
+    ):
+        await service.start("work", pause_s=5)
+        await asyncio.sleep(1)
+        await other.forget("r0")
+        resumed = asyncio.create_task(work.pipeline.with_options(run_id="r1", journal=other).run())
+        await asyncio.sleep(1)
+        resumed.cancel()
+        await asyncio.sleep(20)
+
+        assert service.runs == []
+        found = await statuses(journal)
+        assert (found.pop("r1"), [*found.values()]) == ("interrupted", ["passed"])
+        assert (await (await service.start("work")).report()).all_passed  # no place was lost
+
+
+@in_virtual_time
 async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
@@ -719,6 +791,9 @@ async def test_a_service_that_drains_refuses_what_it_was_about_to_resume(
 
         async def summaries(self, records: Any) -> Any:
             return {}
+
+        async def record(self, run_id: str) -> Any:
+            return self.listed[0]
 
     await leave_orphan(tmp_path / "runs.db", work, "r")
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
