@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from asyncflow._core.errors import (
+    SHUTDOWN,
     JournalError,
     RunAlreadyActiveError,
     RunCancelledError,
@@ -31,12 +32,15 @@ from asyncflow.events import Event
 from asyncflow.service._errors import ServiceStoppingError
 from asyncflow.service._places import Places
 
-__all__ = ["SHUTDOWN", "Recovery", "ServiceJournal"]
+__all__ = ["Recovery", "ServiceJournal"]
 
-SHUTDOWN = "the service was shut down"
-"""Why a run is interrupted when its service drains."""
-_SHUTDOWNS = (SHUTDOWN, f"the run was cancelled: {SHUTDOWN}")
-"""The same as journals tell it, of a run that was drained and of one that was cut short then."""
+_SHUTDOWNS = (
+    SHUTDOWN,
+    f"the run was cancelled: {SHUTDOWN}",
+    f"the caller was cancelled: {SHUTDOWN}",
+)
+"""How journals tell of a shutdown: of a run that was drained, of one that was cut short, and of one
+that was resumed from a page and cut short."""
 _LATEST_INTERRUPTED = 1_000
 """How many interrupted runs, the latest, are looked at after the first time."""
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)

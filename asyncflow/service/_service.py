@@ -27,7 +27,12 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from asyncflow._core.arguments import check_number
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
+from asyncflow._core.errors import (
+    SHUTDOWN,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    did_you_mean,
+)
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import inputs_of
 from asyncflow._runtime.asyncio_compat import outlast
@@ -39,7 +44,7 @@ from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
 from asyncflow.events import RunFinished
 from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
 from asyncflow.service._places import Places
-from asyncflow.service._recovery import SHUTDOWN, PositionedEvent, Recovery, ServiceJournal
+from asyncflow.service._recovery import PositionedEvent, Recovery, ServiceJournal
 
 __all__ = ["OnDisconnect", "Service"]
 
@@ -139,7 +144,11 @@ class Service:
 
     @property
     def pipelines(self) -> Mapping[str, Pipeline | Orchestrator]:
-        """Its pipelines by name, with its journal and engine: for ``asyncflow.web.app``."""
+        """Its pipelines by name, with its journal, engine and resources: for ``asyncflow.web.app``.
+
+        Enter the lifespan of the pages after the service, so that the runs that were resumed from
+        them end before the resources close.
+        """
         return self._pipelines
 
     @property

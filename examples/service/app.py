@@ -53,8 +53,9 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # In reverse order at the end: the service drains before its journal is closed.
-        async with journal, pages.router.lifespan_context(pages), service:
+        # In reverse order at the end: runs that were resumed from a page end before the service
+        # closes what they use, and the service drains before its journal is closed.
+        async with journal, service, pages.router.lifespan_context(pages):
             yield
 
     app = FastAPI(title="Orders", lifespan=lifespan)

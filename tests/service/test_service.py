@@ -10,6 +10,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fake_engine import FakeEngine
 
@@ -20,6 +21,7 @@ from asyncflow import (
     RunAlreadyActiveError,
     RunCancelledError,
     WorkflowStep,
+    web,
 )
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import (
@@ -909,6 +911,45 @@ async def test_resources_are_opened_once_and_shared_by_all_runs() -> None:
     # The one of the service is closed after the last run, which was cut short.
     assert log == ["open db", *["open own", "close own"] * 2, "close db"]
     assert now_s() == 12
+
+
+@in_virtual_time
+async def test_a_run_that_was_resumed_from_a_page_ends_before_its_resources_and_is_resumed_again(
+    tmp_path: Path,
+) -> None:
+    log: list[str] = []
+    pipeline = Pipeline("work")
+
+    @pipeline.step(timeout_ms=None)
+    async def take(db: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            log.append("end step")
+
+    def make_service() -> Service:
+        return Service([pipeline], journal=journal, resources={"db": resource("db", log)})
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with make_service() as service:
+            await service.start("work", "r")
+            await asyncio.sleep(1)
+            await service.cancel("r")
+        async with make_service() as service:
+            pages = web.app(journal, pipelines=service.pipelines)
+            transport = httpx.ASGITransport(pages)
+            async with (
+                pages.router.lifespan_context(pages),
+                httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+            ):
+                assert (await client.post("/resume/r")).status_code == 303
+                await asyncio.sleep(1)
+        assert log == ["open db", "end step", "close db"] * 2
+        assert await statuses(journal) == {"r": "interrupted"}
+
+        async with make_service():
+            await asyncio.sleep(61)
+        assert await statuses(journal) == {"r": "passed"}
 
 
 @in_virtual_time
