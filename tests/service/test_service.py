@@ -669,6 +669,34 @@ async def test_a_running_step_ends_in_its_grace_and_nothing_follows_it(
         assert await statuses(journal) == {"r": "passed"}
 
 
+@pytest.mark.parametrize("by", ["service", "journal"])
+@in_virtual_time
+async def test_a_run_that_is_cancelled_while_it_drains_is_not_resumed(
+    work: Work, tmp_path: Path, by: str
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service([work.pipeline], journal=journal) as service:
+            run = await service.start("work", "r", pause_s=5)
+            await asyncio.sleep(1)
+            draining = asyncio.create_task(service.drain())
+            await asyncio.sleep(1)
+            assert await (service if by == "service" else journal).cancel("r")
+            await draining
+
+        assert now_s() == pytest.approx(2.1)
+        assert work.cleaned_up == ["first"]
+        with pytest.raises(RunCancelledError) as cancelled:
+            await run.report()
+        stored = await journal.report("r")
+        assert cancelled.value.report is not None
+        assert stored.stop_reason == cancelled.value.report.stop_reason
+        assert "the run was cancelled" in str(stored.stop_reason)
+
+        async with Service([work.pipeline], journal=journal):
+            await asyncio.sleep(20)
+        assert await statuses(journal) == {"r": "interrupted"}
+
+
 @in_virtual_time
 async def test_a_run_whose_last_step_ends_in_its_grace_passes(work: Work, tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
