@@ -86,6 +86,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     return result
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Let the fixtures of slow tests end with the last test, also where that is a fast one."""
+    if nextitem is None:
+        _fast.clear()
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     with running_server() as server:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # it imports this module
 __all__ = [
     "LONGEST_LINE",
     "LONGEST_TEXT",
+    "SHUTDOWN",
     "ActionNotAwaitableError",
     "CyclicDependencyError",
     "HangError",
@@ -497,6 +498,9 @@ LONGEST_LINE = 10_000
 
 LONGEST_TEXT = 100_000
 """How many characters are stored of an error's message, and of its traceback."""
+
+SHUTDOWN = "the service was shut down"
+"""Why a run is interrupted that a service is to resume after its restart."""
 
 
 def describe_error(error: BaseException) -> str:

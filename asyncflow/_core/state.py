@@ -259,6 +259,8 @@ class RunState:
 
     def _on_run_interrupted(self, event: RunInterrupted) -> None:
         self._check_runs(event)
+        if self._interrupted:  # it was drained, and is cancelled now
+            self._readiness.stop_reason = event.reason
         self._interrupted = True
         self._stop(event.reason, exempt_cleanups=False)
 

@@ -550,7 +550,8 @@ class RunHandle:
 
         A run that this completes ends as usual. Any other is interrupted once they have ended, and
         `report` raises a `RunCancelledError`; with a journal, it can be resumed. Meanwhile `cancel`
-        stops what is running. A run that has not begun is cancelled.
+        stops what is running, and its reason replaces this one. A run that has not begun is
+        cancelled.
 
         Args:
             reason: Why, in words that complete the sentence "the run stopped because …".

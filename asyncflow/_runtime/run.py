@@ -587,7 +587,12 @@ class Run:
         """Stop the run, which raises this error in the end, unless all of its steps have ended."""
         if self._is_closed or self._is_over():
             return
-        if self._cancelled is None:
+        was, drained = self._cancelled, self._drain_reason
+        if drained and was is not None and was.reason == drained != why.reason:
+            # Whoever looks for drained runs to resume must leave this one.
+            self._cancelled = why
+            self._dispatcher.emit(RunInterrupted(self._run.now_ms(), reason))
+        elif was is None:
             self._cancelled = why
         self._report_interruption(reason)
         self._stop_soon()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
 
@@ -31,29 +32,29 @@ class Places:
             kind, hint = "an int or None", "; use None for no limit"
             check_count("max_runs", most, 1, kind=kind, hint=hint)
         self._most = most
-        self._taken = 0
+        self._free = None if most is None else asyncio.Semaphore(most)
         self._durations: deque[float] = deque(maxlen=_LATEST)
 
-    def take(self) -> None:
-        """Take a place.
+    async def take(self) -> None:
+        """Take a place, without waiting.
 
         Raises:
-            ServiceFullError: There is none.
+            ServiceFullError: There is none, or the next one is for whom `wait` has.
         """
-        if not self.try_take():
+        if self._free is not None and self._free.locked():
             assert self._most is not None
             raise ServiceFullError(self._retry_after_s(self._most), self._most)
+        await self.wait()
 
-    def try_take(self) -> bool:
-        """Take a place if there is one; return whether there was."""
-        if self._most is not None and self._taken >= self._most:
-            return False
-        self._taken += 1
-        return True
+    async def wait(self) -> None:
+        """Wait for a place, and take it. Those who wait have precedence, in their order."""
+        if self._free is not None:
+            await self._free.acquire()
 
     def free(self, duration_s: float | None = None) -> None:
         """Free a place, after so many seconds if a run took them."""
-        self._taken -= 1
+        if self._free is not None:
+            self._free.release()
         if duration_s is not None:
             self._durations.append(duration_s)
 

@@ -9,9 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunCancelledError
+from asyncflow._core.errors import (
+    SHUTDOWN,
+    JournalError,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    RunNotFoundError,
+)
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -25,16 +32,17 @@ from asyncflow.events import Event
 from asyncflow.service._errors import ServiceStoppingError
 from asyncflow.service._places import Places
 
-__all__ = ["SHUTDOWN", "Recovery", "ServiceJournal"]
+__all__ = ["Recovery", "ServiceJournal"]
 
-SHUTDOWN = "the service was shut down"
-"""Why a run is interrupted when its service drains."""
-_SHUTDOWNS = (SHUTDOWN, f"the run was cancelled: {SHUTDOWN}")
-"""The same as journals tell it, of a run that was drained and of one that was cut short then."""
+_SHUTDOWNS = (
+    SHUTDOWN,
+    f"the run was cancelled: {SHUTDOWN}",
+    f"the caller was cancelled: {SHUTDOWN}",
+)
+"""How journals tell of a shutdown: of a run that was drained, of one that was cut short, and of one
+that was resumed from a page and cut short."""
 _LATEST_INTERRUPTED = 1_000
 """How many interrupted runs, the latest, are looked at after the first time."""
-_NO_ROOM_S = 1.0
-"""How soon to look again if there was no room for all runs."""
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
 
@@ -69,6 +77,14 @@ class ServiceJournal(RecoverableJournal, Protocol):
 
     async def summaries(self, records: Iterable[Any]) -> Mapping[str, StopSummary]:
         """Return why runs that `runs` returned were interrupted, by their ids."""
+        ...
+
+    async def record(self, run_id: str) -> RecoverableRun:
+        """Return a run, equal to the one that `runs` or `orphans` returned if nothing has changed.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
         ...
 
     async def events(self, run_id: str, after: int = 0) -> list[Any]:
@@ -109,23 +125,21 @@ class Recovery:
         self._beginning: set[asyncio.Task[None]] = set()
 
     async def run(self, every_s: float) -> None:
-        """Resume runs as there is room for them, until this is cancelled.
+        """Resume runs as there is room for them, before any new ones, until this is cancelled.
 
         Args:
             every_s: How often to look for others, in seconds.
         """
         limit = None
         while True:
-            had_room = True
             try:
-                had_room = await self._resume(limit)
+                await self._resume(limit)
                 limit = _LATEST_INTERRUPTED
             except JournalError as error:
                 _log.warning("the service can't look for runs to resume: %s", error)
-            await asyncio.sleep(every_s if had_room else min(every_s, _NO_ROOM_S))
+            await asyncio.sleep(every_s)
 
-    async def _resume(self, limit: int | None) -> bool:
-        """Resume runs; return whether there was room for all of them."""
+    async def _resume(self, limit: int | None) -> None:
         journal = self._journal
         interrupted = await journal.runs("interrupted", limit=limit)
         summaries = await journal.summaries(interrupted)
@@ -138,24 +152,39 @@ class Recovery:
             pipeline = find_pipeline(run, self._pipelines)
             if pipeline is None:
                 self._unresumable.add(run.run_id)
-            elif self._places.try_take():
-                task = asyncio.create_task(self._resume_one(pipeline, run.run_id))
+            else:
+                await self._places.wait()
+                task = asyncio.create_task(self._resume_one(pipeline, run))
                 self._beginning.add(task)
                 task.add_done_callback(self._beginning.discard)
-            else:
-                return False
         # If this is cancelled, they begin nevertheless, or the service refuses them: a cancelled
         # start would be stored as a run that was cancelled for good.
         if self._beginning:
             await asyncio.wait(self._beginning)
-        return True
 
-    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
+    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run: RecoverableRun) -> None:
+        """Resume a run for which a place was taken."""
+        run_id = run.run_id
         try:
-            await self._begin(pipeline, run_id)
+            if await self._is_as_found(run):
+                await self._begin(pipeline, run_id)
         except ServiceStoppingError:
             pass
         except Exception as error:
             log_unresumed(run_id, error)
             if not isinstance(error, _PASSING):
                 self._unresumable.add(run_id)
+
+    async def _is_as_found(self, run: RecoverableRun) -> bool:
+        """Return whether a run is as it was found; if not, free its place.
+
+        While it waited for the place, another process may have ended, cancelled or deleted it.
+        """
+        is_as_found = False
+        try:
+            with suppress(RunNotFoundError):
+                is_as_found = await self._journal.record(run.run_id) == run
+        finally:
+            if not is_as_found:
+                self._places.free()
+        return is_as_found

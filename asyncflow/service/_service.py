@@ -27,7 +27,12 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from asyncflow._core.arguments import check_number
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
+from asyncflow._core.errors import (
+    SHUTDOWN,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    did_you_mean,
+)
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import inputs_of
 from asyncflow._runtime.asyncio_compat import outlast
@@ -39,7 +44,7 @@ from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
 from asyncflow.events import RunFinished
 from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
 from asyncflow.service._places import Places
-from asyncflow.service._recovery import SHUTDOWN, PositionedEvent, Recovery, ServiceJournal
+from asyncflow.service._recovery import PositionedEvent, Recovery, ServiceJournal
 
 __all__ = ["OnDisconnect", "Service"]
 
@@ -117,17 +122,16 @@ class Service:
         self._resources = dict(resources or {})
         self._opened: dict[str, Any] = {}
         self._open_resources = AsyncExitStack()
-        self._given: dict[str, Pipeline | Orchestrator] = {}
         self._pipelines: dict[str, Pipeline | Orchestrator] = {}
         unused = set(self._resources)
-        for name, pipeline in pipelines_by_name(pipelines).items():
+        self._given = pipelines_by_name(pipelines)
+        for name, pipeline in self._given.items():
             if self._resources:
                 taken = self._resources.keys() & inputs_of(pipeline.steps)
                 shared = {resource: partial(self._share, resource) for resource in taken}
                 options["resources"] = {**pipeline.resources, **shared}
                 unused -= taken
-            self._given[name] = pipeline
-            self._pipelines[name] = pipeline.with_options(**options)
+            self._pipelines[name] = pipeline.with_options(**options, name=name)
         for resource in unused:
             raise ValueError(f"no step of the service's pipelines takes a resource {resource!r}")
         self._runs: dict[str, RunHandle] = {}
@@ -140,7 +144,11 @@ class Service:
 
     @property
     def pipelines(self) -> Mapping[str, Pipeline | Orchestrator]:
-        """Its pipelines by name, with its journal and engine: for ``asyncflow.web.app``."""
+        """Its pipelines by name, with its journal, engine and resources: for ``asyncflow.web.app``.
+
+        Enter the lifespan of the pages after the service, so that the runs that were resumed from
+        them end before the resources close.
+        """
         return self._pipelines
 
     @property
@@ -170,7 +178,8 @@ class Service:
         It continues without its caller. If the caller is cancelled before that, so is the run.
 
         Args:
-            pipeline: One of the service's pipelines, or its name.
+            pipeline: One of the pipelines that the service was given, or its name. Others are
+                refused, such as what ``with_options`` makes of it.
             run_id: Identifies the run; a random id by default.
             **inputs: The inputs of the run.
 
@@ -185,7 +194,7 @@ class Service:
         """
         chosen = self._find(pipeline)
         self._check_open()
-        self._places.take()
+        await self._places.take()
         try:
             run = await self._begin(chosen, run_id, **inputs)
         except RunCancelledError:
@@ -384,18 +393,21 @@ class Service:
     # --- starting and resuming ------------------------------------------------------------------
 
     def _find(self, pipeline: str | Pipeline | Orchestrator) -> Pipeline | Orchestrator:
-        name = pipeline if isinstance(pipeline, str) else pipeline.name
-        if name not in self._pipelines:
-            hint = did_you_mean(name, self._pipelines)
-            known = ", ".join(map(repr, self._pipelines)) or "none"
-            raise LookupError(f"the service has no pipeline {name!r}{hint}; it has {known}")
-        found = self._pipelines[name]
-        if not any(pipeline is each for each in (name, self._given[name], found)):
-            raise LookupError(
-                f"the service has another pipeline named {name!r}; all of its runs have the "
-                "options of the one that Service() was given"
-            )
-        return found
+        """Return a pipeline as the service runs it.
+
+        Another one with the same name is refused, since it may have other steps or options.
+        """
+        for name, own in self._pipelines.items():
+            if pipeline == name or pipeline is self._given[name] or pipeline is own:
+                return own
+        known = ", ".join(map(repr, self._pipelines)) or "none"
+        if isinstance(pipeline, str):
+            hint = did_you_mean(pipeline, self._pipelines)
+            raise LookupError(f"the service has no pipeline {pipeline!r}{hint}; it has {known}")
+        raise LookupError(
+            f"this pipeline {pipeline.name!r} was not given to the service, which has {known}; "
+            "with_options() makes another one"
+        )
 
     def _check_open(self) -> None:
         if self._draining is not None:

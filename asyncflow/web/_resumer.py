@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from asyncflow._core.annotations import input_types
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.errors import (
+    SHUTDOWN,
     PayloadError,
     RunAlreadyActiveError,
     RunCancelledError,
@@ -355,7 +356,7 @@ class Resumer:
         self._is_closed = True
         tasks = dict(self._running)
         for task in tasks.values():
-            task.cancel()
+            task.cancel(SHUTDOWN)
         if not tasks:
             return
         _, late = await asyncio.wait(tasks.values(), timeout=grace_s)

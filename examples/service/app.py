@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
@@ -53,8 +53,9 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # In reverse order at the end: the service drains before its journal is closed.
-        async with journal, pages.router.lifespan_context(pages), service:
+        # In reverse order at the end: runs that were resumed from a page end before the service
+        # closes what they use, and the service drains before its journal is closed.
+        async with journal, service, pages.router.lifespan_context(pages):
             yield
 
     app = FastAPI(title="Orders", lifespan=lifespan)
@@ -66,13 +67,16 @@ def create_app() -> FastAPI:
         request: Request,
         response: Response,
         wait: bool = False,
-        idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
+        idempotency_key: Annotated[str | None, Header(pattern="^[A-Za-z0-9_-]{1,200}$")] = None,
     ) -> OrderState:
         """Accept an order. A client that repeats a request with its key repeats nothing else."""
         try:
             run = await service.start(orders, run_id=idempotency_key, order=order)
         except RunAlreadyActiveError as active:
             run_id = active.run_id
+            await check_same(run_id, order)
+        except ValueError as error:
+            raise HTTPException(422, "the key belongs to another order") from error
         else:
             run_id = run.run_id
             if wait:  # an order is an order, also if the client does not wait for its end
@@ -111,6 +115,16 @@ def create_app() -> FastAPI:
         if not service.is_ready:
             response.status_code = 503
         return {"ready": service.is_ready, "runs": len(service.runs)}
+
+    async def check_same(order_id: str, order: Order) -> None:
+        """Check that a repeated request is for the order that is under way."""
+        try:
+            report = await journal.report(order_id)
+        except RunNotFoundError as error:  # the first request has not been answered either
+            detail = "a request with this key is being accepted"
+            raise HTTPException(409, detail, {"Retry-After": "1"}) from error
+        if Order.model_validate(report.inputs["order"]) != order:
+            raise HTTPException(422, "the key belongs to another order")
 
     async def state_of(order_id: str) -> OrderState:
         """Return the state of an order, whichever replica it runs in."""

@@ -92,6 +92,29 @@ async def test_a_client_may_wait_and_a_repeated_key_repeats_nothing(
     assert quote.json() == {"cents": 1_000}
 
 
+async def test_a_key_belongs_to_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers, other = {"Idempotency-Key": "order-7"}, {**ORDER, "customer": "bob"}
+    async with running(tmp_path, monkeypatch, SHOP_DELAY_S="0.05") as client:
+        at_once = await asyncio.gather(
+            *(client.post("/orders", json=ORDER, headers=headers) for _ in range(4))
+        )
+        active = await client.post("/orders", json=other, headers=headers)
+        await ended(client, "/orders/order-7")
+        passed = await client.post("/orders", json=other, headers=headers)
+        odd = [
+            await client.post("/orders", json=ORDER, headers={"Idempotency-Key": key})
+            for key in ("", "..", "a/b", "a?b")
+        ]
+
+    # A request that comes before the first one is stored is asked to come again.
+    statuses = sorted(answer.status_code for answer in at_once)
+    assert statuses[0] == 202
+    assert set(statuses) <= {202, 409}
+    assert all(a.status_code == 202 or a.headers["retry-after"] == "1" for a in at_once)
+    assert [active.status_code, passed.status_code] == [422, 422]
+    assert [answer.status_code for answer in odd] == [422] * 4
+
+
 async def test_an_order_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch, SHOP_DELAY_S="60", MAX_RUNS="1") as client:
         location = (await client.post("/orders", json=ORDER)).headers["location"]

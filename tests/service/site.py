@@ -250,7 +250,7 @@ def main() -> None:
         print(listening.getsockname()[1], flush=True)
         config = uvicorn.Config(
             make_app(options),
-            log_level="critical",
+            log_level="error",
             timeout_graceful_shutdown=options.patience_s,
         )
         uvicorn.Server(config).run(sockets=[listening])

@@ -11,6 +11,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fake_engine import FakeEngine
 
@@ -21,6 +22,7 @@ from asyncflow import (
     RunAlreadyActiveError,
     RunCancelledError,
     WorkflowStep,
+    web,
 )
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import (
@@ -162,7 +164,7 @@ async def test_the_options_of_runs_are_those_that_the_service_was_given(work: Wo
         for known in (work.pipeline, service.pipelines["work"]):
             await service.start(known)
 
-        with pytest.raises(LookupError, match="the service has another pipeline named 'work'"):
+        with pytest.raises(LookupError, match="'work' was not given to the service"):
             await service.start(work.pipeline.with_options(max_concurrency=1))
         assert len(service.runs) == 2
 
@@ -180,11 +182,39 @@ async def test_a_pipeline_that_the_service_does_not_have_is_refused(work: Work) 
     async with Service({"steps": [WorkflowStep("a", partial(asyncio.sleep, 0))]}) as service:
         with pytest.raises(LookupError, match=r"no pipeline 'step' \(did you mean 'steps'\?\)"):
             await service.start("step")
-        with pytest.raises(LookupError, match="no pipeline 'work'; it has 'steps'"):
+        with pytest.raises(LookupError, match="'work' was not given to the service"):
             await service.start(work.pipeline)
 
         assert (await (await service.start("steps")).report()).all_passed
         assert list(service.pipelines) == ["steps"]
+
+
+@in_virtual_time
+async def test_a_pipeline_with_other_options_is_not_mistaken_for_that_of_the_service(
+    work: Work,
+) -> None:
+    async with Service([work.pipeline]) as service:
+        with pytest.raises(LookupError, match="with_options"):
+            await service.start(work.pipeline.with_options(deadline_ms=1))
+
+        for own in (work.pipeline, service.pipelines["work"]):
+            assert (await (await service.start(own)).report()).all_passed
+
+
+@in_virtual_time
+async def test_a_run_is_stored_and_resumed_under_the_name_that_the_service_knows(
+    work: Work, tmp_path: Path
+) -> None:
+    named: dict[str, Any] = {"other": work.pipeline}
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service(named, journal=journal, grace_ms=0) as service:
+            await service.start(work.pipeline, "r")
+            await asyncio.sleep(0.5)
+        assert (await journal.record("r")).pipeline == "other"
+
+        async with Service(named, journal=journal):
+            await asyncio.sleep(3)
+        assert await statuses(journal) == {"r": "passed"}
 
 
 @in_virtual_time
@@ -496,6 +526,50 @@ async def test_resumed_runs_wait_for_room(work: Work, tmp_path: Path) -> None:
 
 
 @in_virtual_time
+async def test_runs_that_wait_for_room_precede_new_ones(work: Work, tmp_path: Path) -> None:
+    await leave_orphan(tmp_path / "runs.db", work, "r")
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([work.pipeline], journal=journal, max_runs=1) as service,
+    ):
+        run = await service.start("work")
+        await asyncio.sleep(1)  # it has looked for runs
+        await run.report()
+        with pytest.raises(ServiceFullError):
+            await service.start("work")
+        await asyncio.sleep(6)
+
+        assert await statuses(journal) == {run.run_id: "passed", "r": "passed"}
+
+
+@in_virtual_time
+async def test_a_run_that_has_changed_while_it_waited_for_room_is_left_alone(
+    work: Work, tmp_path: Path
+) -> None:
+    for number in range(2):
+        await leave_orphan(tmp_path / "runs.db", work, f"r{number}")
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        SQLiteJournal(tmp_path / "runs.db") as other,
+        Service([work.pipeline], journal=journal, max_runs=1) as service,
+    ):
+        await service.start("work", pause_s=5)
+        await asyncio.sleep(1)
+        await other.forget("r0")
+        resumed = asyncio.create_task(work.pipeline.with_options(run_id="r1", journal=other).run())
+        await asyncio.sleep(1)
+        resumed.cancel()
+        await asyncio.sleep(20)
+
+        assert service.runs == []
+        found = await statuses(journal)
+        assert (found.pop("r1"), [*found.values()]) == ("interrupted", ["passed"])
+        assert (await (await service.start("work")).report()).all_passed  # no place was lost
+
+
+@in_virtual_time
 async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
@@ -606,6 +680,34 @@ async def test_a_running_step_ends_in_its_grace_and_nothing_follows_it(
 
         assert work.done == ["first", "second"]
         assert await statuses(journal) == {"r": "passed"}
+
+
+@pytest.mark.parametrize("by", ["service", "journal"])
+@in_virtual_time
+async def test_a_run_that_is_cancelled_while_it_drains_is_not_resumed(
+    work: Work, tmp_path: Path, by: str
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service([work.pipeline], journal=journal) as service:
+            run = await service.start("work", "r", pause_s=5)
+            await asyncio.sleep(1)
+            draining = asyncio.create_task(service.drain())
+            await asyncio.sleep(1)
+            assert await (service if by == "service" else journal).cancel("r")
+            await draining
+
+        assert now_s() == pytest.approx(2.1)
+        assert work.cleaned_up == ["first"]
+        with pytest.raises(RunCancelledError) as cancelled:
+            await run.report()
+        stored = await journal.report("r")
+        assert cancelled.value.report is not None
+        assert stored.stop_reason == cancelled.value.report.stop_reason
+        assert "the run was cancelled" in str(stored.stop_reason)
+
+        async with Service([work.pipeline], journal=journal):
+            await asyncio.sleep(20)
+        assert await statuses(journal) == {"r": "interrupted"}
 
 
 @in_virtual_time
@@ -733,6 +835,9 @@ async def test_a_service_that_drains_refuses_what_it_was_about_to_resume(
         async def summaries(self, records: Any) -> Any:
             return {}
 
+        async def record(self, run_id: str) -> Any:
+            return self.listed[0]
+
     await leave_orphan(tmp_path / "runs.db", work, "r")
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         orphans = await journal.orphans()
@@ -847,6 +952,45 @@ async def test_resources_are_opened_once_and_shared_by_all_runs() -> None:
     # The one of the service is closed after the last run, which was cut short.
     assert log == ["open db", *["open own", "close own"] * 2, "close db"]
     assert now_s() == 12
+
+
+@in_virtual_time
+async def test_a_run_that_was_resumed_from_a_page_ends_before_its_resources_and_is_resumed_again(
+    tmp_path: Path,
+) -> None:
+    log: list[str] = []
+    pipeline = Pipeline("work")
+
+    @pipeline.step(timeout_ms=None)
+    async def take(db: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            log.append("end step")
+
+    def make_service() -> Service:
+        return Service([pipeline], journal=journal, resources={"db": resource("db", log)})
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with make_service() as service:
+            await service.start("work", "r")
+            await asyncio.sleep(1)
+            await service.cancel("r")
+        async with make_service() as service:
+            pages = web.app(journal, pipelines=service.pipelines)
+            transport = httpx.ASGITransport(pages)
+            async with (
+                pages.router.lifespan_context(pages),
+                httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+            ):
+                assert (await client.post("/resume/r")).status_code == 303
+                await asyncio.sleep(1)
+        assert log == ["open db", "end step", "close db"] * 2
+        assert await statuses(journal) == {"r": "interrupted"}
+
+        async with make_service():
+            await asyncio.sleep(61)
+        assert await statuses(journal) == {"r": "passed"}
 
 
 @in_virtual_time
