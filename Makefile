@@ -10,6 +10,11 @@ VENV ?= .venv
 WITH ?=
 # More arguments for what is run, such as ARGS="-k cycle".
 ARGS ?=
+# How long `make explore` goes on, how many processes `make crash` kills, how many steps `make soak`
+# runs; by default, what the help says.
+SECONDS ?=
+KILLS ?=
+STEPS ?=
 # How many tests run at the same time: as many as there are processors, or a number.
 WORKERS ?= auto
 # With COVERAGE=1, the tests must reach 95 of 100 lines and branches, and all tests every one.
@@ -41,7 +46,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray check bench bench-ray explore crash
+.PHONY: help etl test test-all test-ray check bench bench-ray explore crash soak
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -50,8 +55,9 @@ help:
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
 	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make bench      measure the cost of a step"
-	@echo "make explore    simulate 100,000 random runs, or as many as ARGS say"
-	@echo "make crash      kill 1,000 processes of durable runs, or as many as ARGS say"
+	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
+	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
+	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
 
 etl: $(VENV)/.has-core
 	@$(py) -m asyncflow.examples.etl $(ARGS)
@@ -88,10 +94,13 @@ bench-ray: $(VENV)/.has-ray
 	@$(isolated) $(py) -m tests.benchmarks.ray_engine
 
 explore: $(tested)
-	@$(py) -m tests.explore $(ARGS)
+	@$(py) -m tests.explore $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 crash: $(tested)
-	@$(py) -m tests.crash $(ARGS)
+	@$(py) -m tests.crash $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+soak: $(tested)
+	@$(py) -m tests.soak $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 # The stamp files tell what is installed, so that the second time is fast.
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import click
 
 from asyncflow._cli.output import INVALID, CommandError
+from asyncflow._core.arguments import python_signature
 from asyncflow._core.errors import describe_error, did_you_mean
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import format_error
@@ -216,7 +217,7 @@ def _factories_in(owner: Any, module: str) -> list[str]:
 
 def _needs_nothing(function: Callable[..., Any]) -> bool:
     try:
-        inspect.signature(function).bind()
+        python_signature(function).bind()
     except (TypeError, ValueError):
         return False
     return True

@@ -6,6 +6,7 @@ An annotation that can't be evaluated, or that is missing, means `Any`.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -59,9 +60,9 @@ def _function_of(action: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
-    if not getattr(function, "__annotations__", True):
-        return {}  # `get_type_hints` says so too, and takes a while
     try:
+        if not getattr(function, "__annotations__", True):
+            return {}  # `get_type_hints` says so too, and takes a while
         return get_type_hints(function, include_extras=True)
     except Exception:  # a name that exists for type checkers only, or anything else
         return _annotations_one_by_one(function)
@@ -71,7 +72,13 @@ def _annotations_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
     """Return those of a function's annotations that can be evaluated."""
     known = getattr(inspect.unwrap(function), "__globals__", {})
     types = {}
-    for name, annotation in function.__annotations__.items():
+    if sys.version_info >= (3, 14):  # pragma: no cover
+        from annotationlib import Format, get_annotations
+
+        annotations = get_annotations(function, format=Format.FORWARDREF)
+    else:
+        annotations = function.__annotations__
+    for name, annotation in annotations.items():
         one = SimpleNamespace(__annotations__={name: annotation})
         with suppress(Exception):
             types.update(get_type_hints(one, known, include_extras=True))

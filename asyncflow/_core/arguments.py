@@ -34,6 +34,7 @@ __all__ = [
     "is_async",
     "is_importable_main",
     "parse_level",
+    "python_signature",
     "reject_awaitable",
     "signature_of",
     "upstream_defaults",
@@ -268,6 +269,20 @@ class Signature:
 NO_PARAMETERS = Signature()
 
 
+if sys.version_info >= (3, 14):  # pragma: no cover
+    from annotationlib import Format
+
+    def python_signature(function: Callable[..., Any]) -> inspect.Signature:
+        """Return what `inspect.signature` does, even if annotations have names for type checkers.
+
+        Python evaluates annotations when they are asked for, and these can't be.
+        """
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+
+else:
+    python_signature = inspect.signature
+
+
 def signature_of(name: str, action: Callable[..., Any], what: str = "action") -> Signature:
     if type(action) is FunctionType and not action.__dict__:
         # As most actions have none: `inspect` takes fifty times as long to say so.
@@ -277,7 +292,7 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
         ):
             return NO_PARAMETERS
     try:
-        signature = inspect.signature(action)
+        signature = python_signature(action)
     except ValueError:  # some callables written in C have none
         return NO_PARAMETERS
     bound = _bound(action) if isinstance(action, partial) else frozenset()
@@ -304,7 +319,7 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
 def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
     """Return the outputs that a function's defaults ask for, by parameter."""
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = python_signature(function).parameters
     except ValueError:  # some callables written in C have none
         return {}
     return {
@@ -315,5 +330,5 @@ def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
 
 
 def _bound(action: partial[Any]) -> frozenset[str]:
-    positional = list(inspect.signature(action.func).parameters)[: len(action.args)]
+    positional = list(python_signature(action.func).parameters)[: len(action.args)]
     return frozenset(positional).union(action.keywords)

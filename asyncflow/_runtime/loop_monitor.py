@@ -12,6 +12,8 @@ Rules:
    computed itself counts. What an observer does in it does not count either.
 4. A C function may hold the interpreter, so that the thread can't look. Then the thread wakes too
    late, and if the loop's thread has computed meanwhile, its task has blocked.
+5. Without a GIL there is no monitor: the frames of a thread that runs can't be read there
+   (gh-152355).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from types import FrameType
 from typing import Any, TypeAlias
@@ -32,7 +35,7 @@ from asyncflow._core.tracebacks import user_location
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import OBSERVER_CALLS
 
-__all__ = ["OnBlock", "Watch", "watch"]
+__all__ = ["OnBlock", "Watch", "has_gil", "watch"]
 
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
 """Called with the task, the milliseconds for which it blocked, and the line at which it did."""
@@ -67,6 +70,11 @@ class Watch:
         _monitor.remove(self, ends_the_thread=time.monotonic() - self._since > _LONG_S)
 
 
+def has_gil() -> bool:
+    """Whether one thread at a time runs Python code, as everywhere before Python 3.13."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
 class _NoWatch(Watch):
     __slots__ = ()
 
@@ -78,7 +86,7 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     """Report each task that blocks a loop for longer than 100 ms, once the loop responds again.
 
     It reports any task, also one that the caller has not made. It reports nothing if the loop's
-    clock is virtual: its pauses mean nothing.
+    clock is virtual: its pauses mean nothing. It reports nothing without a GIL either.
 
     Args:
         loop: The loop of the current thread.
@@ -90,7 +98,7 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     Returns:
         The watch, to be stopped. Dropping it has the same effect later.
     """
-    if has_virtual_time(loop):
+    if has_virtual_time(loop) or not has_gil():
         return _NoWatch(loop, on_block)
     handle = Watch(loop, on_block)
     _monitor.add(handle)
@@ -174,9 +182,9 @@ class _WatchedLoop:
 
     def _find(self, ping: _Ping) -> None:
         frames = list(_frames(self.thread))
-        ping.where = user_location(frames)
         if not any(frame.f_code is OBSERVER_CALLS for frame in frames):
             ping.blamed = ping.task
+        ping.where = user_location(frames)  # last: with it, `_answer` may report the block
 
     def _answer(self, ping: _Ping) -> None:
         self._ping = None
@@ -258,7 +266,7 @@ class _Monitor:
                 target=self._run, args=(self._end,), name="asyncflow loop monitor"
             )
             try:
-                self._thread.start()
+                Context().run(self._thread.start)  # it may inherit that: no attempt's
             except RuntimeError:  # the process may have no more threads: its runs continue without
                 self._thread = None
 

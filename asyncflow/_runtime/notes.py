@@ -176,12 +176,13 @@ class NoteQueue:
     ) -> None:
         """Take the progress of an attempt."""
         key = running[0], running[4], running[1]
-        attempt = self._attempts.get(key) or self._attempt(key)
-        attempt.latest = (self._clock() - self._started_s) * 1000, done, total, unit
-        if not attempt.is_waiting and self._is_open():
-            attempt.is_waiting = True
-            self._waiting.append(attempt)
-            self._wake()
+        with self._lock:
+            attempt = self._attempts.get(key) or self._attempt(key)
+            attempt.latest = (self._clock() - self._started_s) * 1000, done, total, unit
+            if not attempt.is_waiting and self._is_open():
+                attempt.is_waiting = True
+                self._waiting.append(attempt)
+                self._wake()
 
     def attach(
         self, running: StartedAttempt, name: str, data: object, media_type: str | None, /
@@ -298,7 +299,7 @@ class NoteQueue:
             attempt = _AttemptNotes(key)
             self.has_any = True
             if self._receiver is not None:
-                attempt = self._attempts.setdefault(key, attempt)
+                self._attempts[key] = attempt
         return attempt
 
     def _now_ms(self) -> float:
@@ -315,7 +316,7 @@ class NoteQueue:
         self._wake()
 
     def _wake(self) -> None:
-        """Have the loop pass on what is here."""
+        """Have the loop pass on what is here. The caller holds the lock."""
         if self._is_scheduled:
             return
         self._is_scheduled = True
@@ -402,7 +403,8 @@ class NoteQueue:
             self._longest_first = ()
 
     def _drain(self) -> None:
-        self._is_scheduled = False
+        with self._lock:
+            self._is_scheduled = False
         self._pass_on()
         now = self._clock()
         if self._waiting and now >= self._report_at:
@@ -434,7 +436,8 @@ class NoteQueue:
             self._receiver.note(self._queue.popleft())
 
     def _report(self, attempt: _AttemptNotes) -> None:
-        attempt.is_waiting = False  # before it is read: another thread may say more meanwhile
+        with self._lock:  # before it is read: another thread may say more meanwhile
+            attempt.is_waiting = False
         self._say(attempt, store=False, notify=True)
         self._unstored[attempt] = None
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import anyio
 
-from asyncflow._core.arguments import is_async
+from asyncflow._core.arguments import is_async, python_signature
 from asyncflow._core.errors import describe_error
 from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, cancel_scope, outlast
@@ -309,7 +309,7 @@ def _check_resource(name: str, resource: object) -> None:
             "yield the resource, and decorate it with contextlib.asynccontextmanager"
         )
     try:
-        signature = inspect.signature(resource)
+        signature = python_signature(resource)
     except ValueError:  # some callables written in C have none
         return
     try:

@@ -181,22 +181,23 @@ class ThreadEnd(asyncio.Future[None]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
+        self._lock = threading.Lock()
         self._has_ended = False
         self._at_once: list[Callable[[], object]] = []
 
     def call_at_once(self, callback: Callable[[], object]) -> None:
-        """Call back when the thread has ended, in any thread, even if the loop is closed by then.
-
-        It may be called twice.
-        """
-        self._at_once.append(callback)
-        if self._has_ended:
-            callback()
+        """Call back, in any thread, when the thread has ended, even if the loop is closed then."""
+        with self._lock:
+            if not self._has_ended:
+                self._at_once.append(callback)
+                return
+        callback()
 
     def report(self) -> None:
         """Report the end, from the thread."""
-        self._has_ended = True
-        for callback in self._at_once:
+        with self._lock:
+            self._has_ended = True
+        for callback in self._at_once:  # no other is added any more
             callback()
         with suppress(RuntimeError):  # the loop is closed: no task waits
             self.get_loop().call_soon_threadsafe(self.resolve)

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -181,7 +182,8 @@ class JournalWorker:
 
     def submit(self, batches: Iterable[tuple[Lease, CommitBatch]]) -> None:
         """Queue batches for the next transaction. Any thread may call it."""
-        self._inbox.extend(batches)
+        for batch in batches:  # `append` can be called in any thread, by its documentation
+            self._inbox.append(batch)
 
     def commit(self) -> None:
         """Commit all queued batches in one transaction; nothing if another call has done so."""
@@ -501,7 +503,7 @@ class WorkerThread(concurrent.futures.Executor):
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
         try:
-            thread.start()
+            Context().run(thread.start)  # it may inherit that, and outlive the run it starts in
         except RuntimeError as error:
             raise JournalError(
                 self._journal,

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Protocol
 
@@ -137,7 +138,7 @@ class RenderThread:
         )
         renderer.begin()
         try:
-            thread.start()
+            Context().run(thread.start)  # it may inherit that, and outlive the run it starts in
         except BaseException:  # the process has too many threads
             renderer.abort()
             raise

@@ -18,7 +18,7 @@ from operator import is_
 from typing import Any, TypeAlias
 
 from asyncflow._core.annotations import input_types, output_type
-from asyncflow._core.arguments import Upstream, function_of
+from asyncflow._core.arguments import Upstream, function_of, python_signature
 from asyncflow._core.record import replace
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.interception import StepReplacement
@@ -117,7 +117,7 @@ def _signature_of(step: WorkflowStep) -> inspect.Signature:
 
 def _defaults(action: Callable[..., Any]) -> dict[str, Any]:
     try:
-        parameters = inspect.signature(action).parameters.values()
+        parameters = python_signature(action).parameters.values()
     except ValueError:  # some callables written in C have none
         return {}
     return {

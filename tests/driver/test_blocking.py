@@ -12,10 +12,14 @@ import pytest
 import uvloop
 
 from asyncflow import Retry, RunReport, WorkflowStep, run_pipeline
+from asyncflow._runtime.loop_monitor import has_gil
 from asyncflow.events import Event, LoopBlocked, RunFinished, StepFailed, StepSucceeded
 from asyncflow.testing import run_in_virtual_time
 
-pytestmark = pytest.mark.realtime
+pytestmark = [
+    pytest.mark.realtime,
+    pytest.mark.skipif(not has_gil(), reason="without a GIL no block is reported"),
+]
 
 BLOCK_S = 0.25
 

@@ -1,14 +1,17 @@
-"""An attempt does not see the context of the one before, whether that changed it or not."""
+"""An attempt does not see the context of the one before, and no thread of ours that of a run."""
 
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
+import threading
+from contextvars import ContextVar, copy_context
+from pathlib import Path
 
 import pytest
 
 from asyncflow import Pool, StepStatus, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import AttemptStarted, StepCancelled
+from asyncflow.journal import SQLiteJournal
 
 MARK: ContextVar[str] = ContextVar("mark", default="clean")
 
@@ -171,3 +174,25 @@ async def test_a_heartbeat_without_a_heartbeat_limit_does_nothing():
         return 1
 
     assert (await run_pipeline([WorkflowStep("a", beats)]))["a"].output == 1
+
+
+def test_threads_of_asyncflow_start_with_an_empty_context(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They may inherit that of whoever starts them, and would then keep a run alive."""
+    inherited, start = {}, threading.Thread.start
+
+    def start_and_note(self: threading.Thread) -> None:
+        inherited[self.name] = len(copy_context())
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_note)
+
+    async def act() -> None:
+        MARK.set("a step's")
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            await journal.runs()
+
+    asyncio.run(run_pipeline([WorkflowStep("outer", act)]))
+
+    assert inherited == {"asyncflow loop monitor": 0, "asyncflow journal": 0}

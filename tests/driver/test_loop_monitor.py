@@ -17,8 +17,10 @@ import uvloop
 
 from asyncflow._core.errors import HangError
 from asyncflow._runtime import loop_monitor as _monitor
-from asyncflow._runtime.loop_monitor import watch
+from asyncflow._runtime.loop_monitor import has_gil, watch
 from asyncflow.testing import run_in_virtual_time
+
+pytestmark = pytest.mark.skipif(not has_gil(), reason="without a GIL no block is reported")
 
 ROOT = Path(__file__).parents[2]
 
@@ -348,6 +350,18 @@ def test_a_thread_that_has_ended_has_no_frames():
 
     assert thread.ident is not None
     assert list(_monitor._frames(thread.ident)) == []
+
+
+def test_without_a_gil_no_loop_is_watched(monkeypatch):
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+
+    async def main():
+        handle = watch(asyncio.get_running_loop(), lambda *_: None)
+        names = [thread.name for thread in threading.enumerate()]
+        handle.stop()
+        return names
+
+    assert "asyncflow loop monitor" not in run(main())
 
 
 class Clocks:

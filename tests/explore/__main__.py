@@ -1,5 +1,7 @@
 """Simulates random runs until one breaks a promise: ``python -m tests.explore --runs 1000000``.
 
+``--seconds 3600`` goes on for so long instead, from a number on that is new each time.
+
 ``--replay NUMBER`` repeats one run, and shows the smallest failing case that it finds.
 """
 
@@ -10,8 +12,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import suppress
+from itertools import count, islice, takewhile
+from random import randrange
 
 from tests.explore.explorer import Failure, case_of, check, explore, shrink
 
@@ -23,7 +27,8 @@ _PART = 4_000
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.explore", description=__doc__)
     parser.add_argument("--runs", type=int, default=100_000, help="how many runs (100,000)")
-    parser.add_argument("--seed", type=int, default=1, help="which runs (1)")
+    parser.add_argument("--seconds", type=float, help="for how long, instead of how many runs")
+    parser.add_argument("--seed", type=int, help="which runs (1; with --seconds, a random one)")
     parser.add_argument("--jobs", type=int, default=1, help="in how many processes (1)")
     parser.add_argument(
         "--replay", type=int, metavar="NUMBER", help="only the run with this number"
@@ -31,11 +36,17 @@ def main() -> int:
     options = parser.parse_args()
     if options.replay is not None:
         return _replay(options.replay)
-    first = options.seed * _SEED_SPACING
+    seed = options.seed
+    if seed is None:
+        seed = 1 if options.seconds is None else randrange(2, 10**6)
+    first = seed * _SEED_SPACING
     began, failure, done = time.monotonic(), None, 0
+    parts = _parts(first, options.runs if options.seconds is None else None)
+    if options.seconds is not None:
+        parts = takewhile(lambda _: time.monotonic() < began + options.seconds, parts)
     with suppress(KeyboardInterrupt):
-        for count, failure in _explore_all(first, options.runs, options.jobs):
-            done += count
+        for runs, failure in _explore_all(parts, options.jobs):
+            done += runs
             seconds = time.monotonic() - began
             _progress(f"{done:,} runs, {done / seconds * 60:,.0f} a minute")
             if failure is not None:
@@ -56,21 +67,30 @@ def _python() -> str:
     return ".".join(map(str, sys.version_info[:3]))
 
 
-def _explore_all(first: int, runs: int, jobs: int) -> Iterator[tuple[int, Failure | None]]:
+def _parts(first: int, runs: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the first number of each part, and how many runs it has; without end for ``None``."""
+    if runs is None:
+        yield from ((start, _PART) for start in count(first, _PART))
+    else:
+        for start in range(first, first + runs, _PART):
+            yield start, min(_PART, first + runs - start)
+
+
+def _explore_all(
+    parts: Iterator[tuple[int, int]], jobs: int
+) -> Iterator[tuple[int, Failure | None]]:
     """Yield, part by part, how many runs there were, and the failure that ended the part."""
-    starts = range(first, first + runs, _PART)
-    parts = [(start, min(_PART, first + runs - start)) for start in starts]
     if jobs == 1:
-        for start, count in parts:
-            yield count, explore(start, count)
+        for start, runs in parts:
+            yield runs, explore(start, runs)
         return
     with ProcessPoolExecutor(jobs) as workers:
-        futures = {workers.submit(explore, *part): part[1] for part in parts}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            workers.shutdown(cancel_futures=True)
+        running = {workers.submit(explore, *part): part[1] for part in islice(parts, jobs)}
+        while running:
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield running.pop(future), future.result()
+                running |= {workers.submit(explore, *part): part[1] for part in islice(parts, 1)}
 
 
 def _replay(number: int) -> int:
