@@ -1052,6 +1052,7 @@ async def test_a_queued_attempt_is_stored_before_it_is_submitted():
 # Memory.
 
 
+@counts_time
 async def test_without_a_collector_a_dropped_report_frees_what_attempts_on_engines_held():
     class Held:
         pass
