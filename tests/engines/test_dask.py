@@ -99,6 +99,13 @@ async def written(diary: str, *expected: str) -> None:
             await asyncio.sleep(0.005)
 
 
+async def forgotten(cluster: LocalCluster) -> None:
+    """Wait until the fence has forgotten all engines."""
+    async with asyncio.timeout(20):
+        while cluster.scheduler.plugins[Fence.name]._engines:
+            await asyncio.sleep(0.005)
+
+
 # What comes of a call.
 
 
@@ -382,7 +389,7 @@ async def test_a_run_whose_engine_is_closed_begins_nothing_more(
     assert first.error.reason == "the engine was closed"
     assert "not open" in str(second.error)
     assert words(diary) == ["begin-body", "end-body"]
-    assert not cluster.scheduler.plugins[Fence.name]._engines
+    await forgotten(cluster)
 
 
 async def test_the_closing_of_an_engine_can_be_cancelled(
@@ -401,9 +408,7 @@ async def test_the_closing_of_an_engine_can_be_cancelled(
     await asyncio.wait([closing, running])
 
     assert isinstance(running.exception(), WorkerLostError)
-    async with asyncio.timeout(20):
-        while cluster.scheduler.plugins[Fence.name]._engines:
-            await asyncio.sleep(0.005)
+    await forgotten(cluster)
 
 
 async def test_calls_that_wait_for_a_scheduler_give_up_together(
