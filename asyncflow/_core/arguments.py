@@ -279,7 +279,7 @@ if sys.version_info >= (3, 14):  # pragma: no cover
         """
         return inspect.signature(function, annotation_format=Format.FORWARDREF)
 
-else:
+else:  # pragma: no cover
     python_signature = inspect.signature
 
 
