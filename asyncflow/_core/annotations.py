@@ -76,7 +76,7 @@ def _annotations_one_by_one(function: Callable[..., Any]) -> dict[str, Any]:
         from annotationlib import Format, get_annotations
 
         annotations = get_annotations(function, format=Format.FORWARDREF)
-    else:
+    else:  # pragma: no cover
         annotations = function.__annotations__
     for name, annotation in annotations.items():
         one = SimpleNamespace(__annotations__={name: annotation})

@@ -269,18 +269,16 @@ class Signature:
 NO_PARAMETERS = Signature()
 
 
-if sys.version_info >= (3, 14):  # pragma: no cover
-    from annotationlib import Format
+def python_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return what `inspect.signature` does, even if annotations have names for type checkers.
 
-    def python_signature(function: Callable[..., Any]) -> inspect.Signature:
-        """Return what `inspect.signature` does, even if annotations have names for type checkers.
+    Since 3.14, Python evaluates annotations when they are asked for, and these can't be.
+    """
+    if sys.version_info >= (3, 14):  # pragma: no cover
+        from annotationlib import Format
 
-        Python evaluates annotations when they are asked for, and these can't be.
-        """
         return inspect.signature(function, annotation_format=Format.FORWARDREF)
-
-else:
-    python_signature = inspect.signature
+    return inspect.signature(function)  # pragma: no cover
 
 
 def signature_of(name: str, action: Callable[..., Any], what: str = "action") -> Signature:
