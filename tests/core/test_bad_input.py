@@ -265,10 +265,8 @@ def is_on_purpose(error: BaseException) -> bool:
 def check(face: Face, wrong: inspect.Parameter, args: list[Any], kwargs: dict[str, Any]) -> None:
     """Call it, and end what it starts; an error must be one that says what is wrong."""
     try:
-        made = face.call(*args, **kwargs)
-        if inspect.iscoroutine(made):
-            run_in_virtual_time(within_an_hour(made))
-        elif isinstance(made, asyncio.AbstractEventLoop | PostgresJournal | SQLiteJournal):
+        made = outcome(face, args, kwargs)
+        if isinstance(made, asyncio.AbstractEventLoop | PostgresJournal | SQLiteJournal):
             made.close()
     except (TypeError, ValueError, RunNotFoundError, JournalError) as error:
         if (face.name, wrong.name) not in OTHERS_CHECK:
@@ -286,6 +284,11 @@ def check_refusal(error: Exception, where: str, parameter: str) -> None:
         assert any(word in str(error) for word in words), f"{where} is not named: {error}"
 
 
+def outcome(face: Face, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    made = face.call(*args, **kwargs)
+    return run_in_virtual_time(within_an_hour(made)) if inspect.iscoroutine(made) else made
+
+
 async def within_an_hour(awaited: Any) -> Any:
     async with asyncio.timeout(3_600):
         return await awaited
@@ -301,6 +304,53 @@ def test_a_wrong_argument_is_refused_by_name_or_has_its_meaning(
     value = data.draw(wrong_values)
 
     check(face, wrong, *arguments(face, wrong, value, right))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("asyncflow:WorkflowStep", "parameters", 1),
+        ("asyncflow:WorkflowStep", "map_over", 1),
+        ("asyncflow:WorkflowStep", "secret", Unprintable()),
+        ("asyncflow:WorkflowStep", "max_retries", -(10**5_000)),
+        ("asyncflow:Retry", "jitter", Unprintable()),
+        ("asyncflow:Orchestrator", "fail_fast", Unprintable()),
+        ("asyncflow:Orchestrator", "targets", [[]]),
+        ("asyncflow:Orchestrator", "secret_inputs", [[]]),
+        ("asyncflow:RunReport", "results", ["x"]),
+        ("asyncflow:RunReport.compare", "baseline", {}),
+        ("asyncflow:RunReport.to_json", "indent", 10**400),
+        ("asyncflow.github:to_markdown", "report", None),
+        ("asyncflow.html_report:to_html", "run", ["x"]),
+        ("asyncflow.html_report:to_html", "notes", 1),
+        ("asyncflow.html_report:to_html", "resume", 1),
+        ("asyncflow.html_report:to_html", "usual_ms", 1),
+        ("asyncflow.journal:SQLiteJournal", "codec", 1),
+        ("asyncflow.journal:SQLiteJournal.notes", "kinds", 1),
+        ("asyncflow.journal:SQLiteJournal.runs", "limit", 10**400),
+        ("asyncflow.journal:SQLiteJournal.summaries", "records", ["x"]),
+        ("asyncflow.service:Service", "pipelines", 1),
+        ("asyncflow.service:Service", "pipelines", {1: []}),
+        ("asyncflow.service:Service", "resources", 1),
+        ("asyncflow.testing:simulate", "faults", 1),
+        ("asyncflow.testing:simulate", "inputs", 1),
+        ("asyncflow.testing:VirtualTimeLoop", "seed", "x"),
+        ("asyncflow.testing:run_in_virtual_time", "main", None),
+        ("asyncflow.web:app", "pipelines", 1),
+    ],
+    ids=lambda each: each if isinstance(each, str) else type(each).__name__,
+)
+def test_what_once_slipped_through_is_refused(
+    name: str, parameter: str, value: Any, right: dict[str, Callable[[], Any]]
+) -> None:
+    face = face_of(name, right)
+    wrong = next(each for each in face.parameters if each.name == parameter)
+    args, kwargs = arguments(face, wrong, value, right)
+
+    with pytest.raises((TypeError, ValueError)) as refused:
+        outcome(face, args, kwargs)
+
+    check_refusal(refused.value, name, parameter)
 
 
 # --- The JSON of a report -------------------------------------------------------------------------
