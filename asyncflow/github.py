@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from asyncflow._core.arguments import check_count
 from asyncflow._core.errors import describe_error, error_lines, escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
@@ -136,11 +137,16 @@ def to_markdown(report: RunReport, limit: int = MAX_SUMMARY_BYTES) -> str:
 
     Args:
         report: The report of the run.
-        limit: How many bytes of UTF-8 it may have. Tracebacks are left out first.
+        limit: How many bytes of UTF-8 it may have, at least 0. Tracebacks are left out first.
 
     Returns:
         The text; an empty one if not even the verdict has room.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: The limit is below 0.
     """
+    check_count("limit", limit, 0)
     view = RunView.from_report(report)
     name = _code(view.pipeline or view.run_id, _NAME)
     head = f"\n### {name} {view.word}\n\n{_text(verdict(view))}. Run {_code(view.run_id, _NAME)}.\n"

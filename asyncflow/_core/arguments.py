@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ __all__ = [
     "callable_name",
     "check_count",
     "check_limit",
+    "check_names",
     "check_number",
     "check_worker_action",
     "function_of",
@@ -84,9 +85,15 @@ def check_number(
 
 
 def check_count(
-    what: str, value: object, at_least: int, *, kind: str = "an int", hint: str = ""
+    what: str,
+    value: object,
+    at_least: int,
+    *,
+    kind: str = "an int",
+    hint: str = "",
+    at_most: int | None = None,
 ) -> None:
-    """Check a count: an integer and at least ``at_least``.
+    """Check a count: an integer, at least ``at_least`` and at most ``at_most``.
 
     Args:
         what: What is checked; the beginning of the messages.
@@ -94,15 +101,39 @@ def check_count(
         at_least: The smallest count.
         kind: What it must be, in words.
         hint: The end of the message if the count is too small.
+        at_most: The largest count, if there is one.
 
     Raises:
         TypeError: It is not an integer.
-        ValueError: It is too small.
+        ValueError: It is too small, or too large.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
     if value < at_least:
-        raise ValueError(f"{what} must be at least {at_least}, not {value}{hint}")
+        shown = safe_text(str, value)
+        raise ValueError(f"{what} must be at least {at_least}, not {shown}{hint}")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{what} must be at most {at_most}, not {safe_text(str, value)}")
+
+
+def check_names(what: str, names: Any, of: str) -> tuple[str, ...]:
+    """Return names that a user gives as an iterable of texts.
+
+    Args:
+        what: The argument, for the error.
+        names: What the user gave.
+        of: Of what they are the names, as in ``"step"``.
+
+    Raises:
+        TypeError: It is a single name, or no iterable of names.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"{what} must be a list of {of} names; put a single one in a list")
+    copied = tuple(names)
+    for name in copied:
+        if not isinstance(name, str):
+            raise TypeError(f"{what} must hold names of {of}s, not {type(name).__name__}")
+    return copied
 
 
 LEVELS = {
@@ -126,7 +157,8 @@ def parse_level(what: str, level: object) -> int:
         known = LEVELS.get(level.upper())
         if known is None:
             raise ValueError(
-                f"{what} must be a number or one of {', '.join(LEVELS)}, not {level!r}"
+                f"{what} must be a number or one of {', '.join(LEVELS)}, not "
+                f"{safe_text(repr, level)}"
             )
         return known
     kind = f"a number or one of {', '.join(LEVELS)}"

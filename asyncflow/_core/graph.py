@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
-from asyncflow._core.arguments import NO_PARAMETERS, Signature
+from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names
 from asyncflow._core.errors import CyclicDependencyError, did_you_mean
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import WorkflowStep
@@ -177,13 +177,10 @@ def _depend_on_all_others(
 
 
 def _indexes_of(targets: Iterable[str], index: Mapping[str, int]) -> list[int]:
-    if isinstance(targets, str) or not isinstance(targets, Iterable):
-        raise TypeError("targets must be a list of step names; put a single one in a list")
     indexes = []
-    for name in targets:
+    for name in check_names("targets", targets, "step"):
         if name not in index:
-            hint = did_you_mean(name, index) if isinstance(name, str) else ""
-            raise ValueError(f"targets name unknown step {name!r}{hint}")
+            raise ValueError(f"targets name unknown step {name!r}{did_you_mean(name, index)}")
         indexes.append(index[name])
     return indexes
 

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from weakref import ref
 
 from asyncflow._core.arguments import check_count, check_number, is_async, reject_awaitable
-from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.errors import ResultRefusedError, safe_text
 from asyncflow._core.record import record
 
 __all__ = [
@@ -71,7 +71,8 @@ class Pool:
                 )
             if not 1 / sys.float_info.max < per_second <= sys.float_info.max:
                 raise ValueError(
-                    f"a pool's per_second must be finite and above 0, not {per_second}"
+                    f"a pool's per_second must be finite and above 0, "
+                    f"not {safe_text(str, per_second)}"
                 )
         self.size = size
         self.per_second: float | None = per_second
@@ -229,14 +230,15 @@ class Retry:
         check_number("Retry: factor", self.factor, 1)
         check_number("Retry: max_ms", self.max_ms, self.base_ms)
         if not isinstance(self.jitter, bool):
-            raise TypeError(f"Retry: jitter must be True or False, not {self.jitter!r}")
+            shown = safe_text(repr, self.jitter)
+            raise TypeError(f"Retry: jitter must be True or False, not {shown}")
         for kind in self.on if isinstance(self.on, tuple) else (self.on,):
             if isinstance(kind, type) and not issubclass(kind, Exception):
                 raise TypeError(f"Retry: on must name subclasses of Exception, not {kind!r}")
             if not isinstance(kind, type) and (kind is not self.on or not callable(kind)):
                 raise TypeError(
                     "Retry: on must be an exception type, a tuple of them or a callable, "
-                    f"not {self.on!r}"
+                    f"not {safe_text(repr, self.on)}"
                 )
         for name in ("until", "random"):
             value = getattr(self, name)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from asyncflow._core.arguments import check_count
 from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
@@ -103,7 +104,11 @@ class RunReport(Mapping[str, StepResult]):
         self.parent, self.parent_step = parent, parent_step
         self.forked_from = forked_from
         self._segments = segments
-        self._by_name = {result.step_name: result for result in results}
+        try:
+            self._by_name = {result.step_name: result for result in results}
+        except (AttributeError, TypeError):
+            kind = type(results).__name__
+            raise TypeError(f"results must be a list of StepResult objects, not {kind}") from None
         self.outcome: Outcome | Literal["running"] = outcome or (
             "passed" if self.all_passed else "failed"
         )
@@ -234,7 +239,12 @@ class RunReport(Mapping[str, StepResult]):
 
         Args:
             baseline: The report of the other run. What takes longer in this run is slower.
+
+        Raises:
+            TypeError: It is no report.
         """
+        if not isinstance(baseline, RunReport):
+            raise TypeError(f"baseline must be a RunReport, not {type(baseline).__name__}")
         from asyncflow._core.comparison import compare  # it needs this module
 
         return compare(self, baseline)
@@ -303,8 +313,15 @@ class RunReport(Mapping[str, StepResult]):
         FastAPI, writes the same of a report.
 
         Args:
-            indent: How many spaces to indent each level by; ``None`` (the default) for one line.
+            indent: How many spaces to indent each level by, at most 1,000; ``None`` (the default)
+                for one line.
+
+        Raises:
+            TypeError: The indent is no integer.
+            ValueError: It is out of its range.
         """
+        if indent is not None:
+            check_count("indent", indent, 0, at_most=1_000)
         from asyncflow._core.report_json import dump  # few programs need it
 
         return dump(self, indent)

@@ -17,7 +17,7 @@ from asyncflow._core.arguments import (
     is_async,
     signature_of,
 )
-from asyncflow._core.errors import did_you_mean
+from asyncflow._core.errors import did_you_mean, safe_text
 from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
 from asyncflow._core.record import derived, record, replace, show, values_by_name
 
@@ -345,6 +345,11 @@ def _check_map_over(step: WorkflowStep) -> None:
     source, accepts = step.map_over, step.signature
     if source is None:
         return
+    if not isinstance(source, str):
+        raise TypeError(
+            f"step {step.name!r}: map_over must be the name of a dependency or None, "
+            f"not {type(source).__name__}"
+        )
     if source not in step.depends_on:
         raise ValueError(
             f"step {step.name!r} maps over {source!r}, which is not one of its dependencies; "
@@ -369,10 +374,10 @@ def _check_name(name: object) -> None:
 
 
 def _check_one_of(name: str, argument: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"step {name!r}: {argument} must be one of {', '.join(map(repr, choices))}, "
-            f"not {value!r}"
+            f"not {safe_text(repr, value)}"
         )
 
 
@@ -428,10 +433,13 @@ def _check_max_retries(name: str, max_retries: object) -> None:
 
 def _check_durability(name: str, version: object, secret: object, max_crashes: object) -> None:
     if not isinstance(version, str):
-        hint = f"; write version={str(version)!r}" if type(version) in (int, float) else ""
+        hint = f"; write version={safe_text(str, version)!r}"
+        hint = hint if type(version) in (int, float) else ""
         raise TypeError(f"step {name!r}: version must be a str, not {type(version).__name__}{hint}")
     if not isinstance(secret, bool):
-        raise TypeError(f"step {name!r}: secret must be True or False, not {secret!r}")
+        raise TypeError(
+            f"step {name!r}: secret must be True or False, not {safe_text(repr, secret)}"
+        )
     if type(max_crashes) is not int or max_crashes < 0:  # as above
         check_count(f"step {name!r}: max_crashes", max_crashes, 0)
 
@@ -450,7 +458,9 @@ def _checked_retry(name: str, retry: Any) -> Retry:
 
 def _check_pool(name: str, pool: object) -> None:
     if pool is not None and not isinstance(pool, Pool):
-        hint = f"; make one, Pool({pool}), and share it" if type(pool) is int else ""
+        hint = (
+            f"; make one, Pool({safe_text(str, pool)}), and share it" if type(pool) is int else ""
+        )
         raise TypeError(
             f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
         )
@@ -485,11 +495,16 @@ def _checked_dependencies(name: str, depends_on: object) -> tuple[str, ...]:
 
 
 def _checked_parameters(name: str, parameters: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(parameters, Iterable):
+        raise TypeError(
+            f"step {name!r}: parameters must be a mapping of parameter to step name, "
+            f"not {type(parameters).__name__}"
+        )
     pairs = tuple(parameters.items() if isinstance(parameters, Mapping) else parameters)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
                 f"step {name!r}: depends_on must map names of parameters to names of steps, "
-                f"not {pair!r}"
+                f"not {safe_text(repr, pair)}"
             )
     return pairs

@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
-from asyncflow._core.arguments import check_count, check_limit
-from asyncflow._core.errors import did_you_mean
+from asyncflow._core.arguments import check_count, check_limit, check_names
+from asyncflow._core.errors import did_you_mean, safe_text
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import WorkflowStep, check_engine
@@ -80,7 +80,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.fail_fast, bool):
-            raise TypeError(f"fail_fast must be True or False, not {self.fail_fast!r}")
+            shown = safe_text(repr, self.fail_fast)
+            raise TypeError(f"fail_fast must be True or False, not {shown}")
         _check_choice("schedule", self.schedule, get_args(Schedule))
         if self.max_concurrency is not None:
             kind, hint = "an int or None", "; use None for no limit"
@@ -150,8 +151,9 @@ def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        shown = safe_text(repr, value)
+        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {shown}")
 
 
 def _check_journal(journal: Any) -> None:
@@ -165,9 +167,7 @@ def _check_journal(journal: Any) -> None:
 
 
 def _copied_secret_inputs(names: object) -> frozenset[str]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise TypeError("secret_inputs must be a list of input names; put a single one in a list")
-    return frozenset(names)
+    return frozenset(check_names("secret_inputs", names, "input"))
 
 
 def _copied_targets(targets: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from asyncflow._core.arguments import check_names
 from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, Plan, plan
@@ -409,10 +410,11 @@ class Orchestrator:
                 f"from_step must be the name of a step or a list of names, not "
                 f"{type(from_step).__name__}"
             )
-        names = (from_step,) if isinstance(from_step, str) else tuple(from_step or ())
+        names = (from_step,) if isinstance(from_step, str) else from_step or ()
+        names = check_names("from_step", names, "step")
         for name in names:
             if name not in self._plan.index:
-                hint = did_you_mean(str(name), self._plan.index)
+                hint = did_you_mean(name, self._plan.index)
                 if name in self._plans.whole.index:
                     hint = "; the targets leave it out"
                 raise ValueError(f"from_step names {name!r}, which is no step{hint}")

@@ -139,9 +139,16 @@ def pipelines_by_name(pipelines: Pipelines) -> dict[str, Pipeline | Orchestrator
     if isinstance(pipelines, Mapping):
         named = cast("Mapping[str, Any]", pipelines)
         for name, each in named.items():
+            if not isinstance(name, str):
+                raise TypeError(f"pipelines must have names for keys, not {type(name).__name__}")
             is_made = isinstance(each, Pipeline | Orchestrator)
             known[name] = each if is_made else Orchestrator(each, name=name)
         return known
+    if isinstance(pipelines, str) or not isinstance(pipelines, Iterable):
+        raise TypeError(
+            "pipelines must be a list of pipelines or a mapping of name to pipeline, not "
+            f"{type(pipelines).__name__}"
+        )
     for pipeline in pipelines:
         if not isinstance(pipeline, Pipeline | Orchestrator):
             raise TypeError(

@@ -39,7 +39,13 @@ class RunView:
 
     @classmethod
     def from_report(cls, report: RunReport) -> RunView:
-        """Return what the report of a run says of it."""
+        """Return what the report of a run says of it.
+
+        Raises:
+            TypeError: It is no report.
+        """
+        if not isinstance(report, RunReport):
+            raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
         view = cls()
         view._run = StoredRun.from_report(report)
         return view

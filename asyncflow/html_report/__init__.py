@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
+from asyncflow._core.arguments import check_number
 from asyncflow._core.report import RunReport
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
@@ -54,13 +55,28 @@ def to_html(
 
     Raises:
         ValueError: There is no event.
+        TypeError: An argument has the wrong type.
     """
+    if not isinstance(resume, str):
+        raise TypeError(f"resume must be a str, not {type(resume).__name__}")
+    if usual_ms is not None and not isinstance(usual_ms, Mapping):
+        raise TypeError(f"usual_ms must be a mapping, not {type(usual_ms).__name__}")
+    for step, usual in (usual_ms or {}).items():
+        check_number(f"usual_ms of {step!r}", usual, 0)
+    for name, given in (("run", run), ("notes", notes)):
+        if not isinstance(given, RunReport | Iterable):
+            raise TypeError(f"{name} must be the events of a run, not {type(given).__name__}")
     events, said = list[Event](), RunNotes()
     for each in chain(() if isinstance(run, RunReport) else run, notes):
         if isinstance(each, NOTES):
             said.apply(each)
-        else:
+        elif isinstance(each, Event):
             events.append(each)
+        else:
+            raise TypeError(
+                "run must be a RunReport or the events of a run, and notes their notes; there is "
+                f"a {type(each).__name__} among them"
+            )
     if isinstance(run, RunReport):
         view = RunView.from_report(run)
         log = log_of_report(view)

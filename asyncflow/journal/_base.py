@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from asyncflow._core.arguments import check_count, check_number, parse_level
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean, safe_text
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload
@@ -30,6 +30,7 @@ from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
+    LARGEST,
     ListedStatus,
     PipelineStatistics,
     RunFilter,
@@ -93,13 +94,14 @@ class SQLJournal:
         logs: int | str | None,
         prints: bool,
     ) -> None:
+        check_text("codec", codec)
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{did_you_mean(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
         check_number("close_timeout_s", close_timeout_s, 0, unit=" s")
         if not isinstance(prints, bool):
-            raise TypeError(f"prints must be True or False, not {prints!r}")
+            raise TypeError(f"prints must be True or False, not {safe_text(repr, prints)}")
         self.logs = None if logs is None else parse_level("logs", logs)
         self.prints = prints
         name = store.database.name
@@ -204,7 +206,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        check_count("after", after, 0)
+        check_count("after", after, 0, at_most=LARGEST)
         return await self._read(self._reader.events, run_id, after)
 
     async def notes(
@@ -280,7 +282,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        await self._check_id(baseline)
+        await self._check_id(baseline, "baseline")
         return await self._read(self._reader.comparison, run_id, baseline)
 
     async def last_passed(self, run_id: str) -> RunRecord | None:
@@ -349,9 +351,13 @@ class SQLJournal:
             records: Runs that `runs` returned. The summary of one that is damaged is empty.
 
         Raises:
+            TypeError: There is something else among them.
             JournalError: The journal can't be read.
         """
-        return await self._read(self._reader.summaries, [*records])
+        listed = [*records] if isinstance(records, Iterable) else records
+        if not isinstance(listed, list) or not all(isinstance(e, RunRecord) for e in listed):
+            raise TypeError("records must be a list of RunRecord objects, as runs() returns it")
+        return await self._read(self._reader.summaries, listed)
 
     # --- changes --------------------------------------------------------------------------------
 
@@ -403,8 +409,8 @@ class SQLJournal:
             )
         if not isinstance(older_than, timedelta):
             raise TypeError(
-                f"older_than must be a timedelta, such as timedelta(days=90), not {older_than!r}: "
-                "a number does not tell its unit"
+                "older_than must be a timedelta, such as timedelta(days=90), not "
+                f"{safe_text(repr, older_than)}: a number does not tell its unit"
             )
         age_s = older_than.total_seconds()
         check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
@@ -428,8 +434,8 @@ class SQLJournal:
         await self._read(self._reader.check_exists, run_id)
         await self._write(self._worker.call, self._store.forget, run_id, self._claim)
 
-    async def _check_id(self, run_id: str) -> None:
-        check_text("run_id", run_id)
+    async def _check_id(self, run_id: str, what: str = "run_id") -> None:
+        check_text(what, run_id)
         if not is_storable(run_id):
             # Some databases would answer that there is no such run, some would fail.
             raise await self._read(self._reader.unknown, run_id)

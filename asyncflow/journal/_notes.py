@@ -7,7 +7,7 @@ data out, so that it can be checked without them; the data have one of their own
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, get_args
 from zlib import crc32
@@ -15,10 +15,10 @@ from zlib import crc32
 import msgspec
 
 from asyncflow._core.arguments import check_count, parse_level
-from asyncflow._core.errors import describe_fully
+from asyncflow._core.errors import describe_fully, safe_text
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
 from asyncflow.journal._event_codec import column_of, event_checksum, from_column
-from asyncflow.journal._queries import check_text
+from asyncflow.journal._queries import LARGEST, check_text
 
 __all__ = ["NoteFilter", "NoteRow", "ProgressKey", "latest_only", "note_of", "note_rows"]
 
@@ -196,14 +196,16 @@ class NoteFilter:
         for name, least in (("after", 0), ("item", 0), ("attempt", 1), ("limit", 0)):
             value = getattr(self, name)
             if value is not None or name == "after":
-                check_count(name, value, least)
+                check_count(name, value, least, at_most=LARGEST)
         for name in ("step", "text"):
             if getattr(self, name) is not None:
                 check_text(name, getattr(self, name))
-        if self.kinds is not None and not {*self.kinds} <= {*_KINDS.values()}:
-            raise TypeError(f"kinds must be some of {', '.join(_KINDS)}, not {self.kinds!r}")
+        if self.kinds is not None:
+            _check_kinds(self.kinds)
         if self.level is not None:
-            object.__setattr__(self, "level", parse_level("level", self.level))
+            level = parse_level("level", self.level)
+            check_count("level", level, 0, at_most=LARGEST)
+            object.__setattr__(self, "level", level)
 
     def conditions(self) -> tuple[str, list[Any]]:
         """Return the conditions of SQL, ``text`` aside, and their values."""
@@ -241,3 +243,10 @@ class NoteFilter:
         if self.newest:
             return replace(self, before=position)
         return replace(self, after=position)
+
+
+def _check_kinds(kinds: Any) -> None:
+    known = [*_KINDS.values()]
+    if not isinstance(kinds, Iterable) or not all(kind in known for kind in kinds):
+        shown = safe_text(repr, kinds)
+        raise TypeError(f"kinds must be some of {', '.join(_KINDS)}, not {shown}")

@@ -10,13 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.errors import describe_error
+from asyncflow._core.errors import describe_error, safe_text
 from asyncflow._core.statistics import StepStatistics, median, nearest_rank
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 
 __all__ = [
     "DAMAGED",
+    "LARGEST",
     "RUN_STATUSES",
     "USUAL_RUNS",
     "ListedStatus",
@@ -295,7 +296,7 @@ class RunFilter:
         if self.parent is not None:
             check_text("parent", self.parent)
         if self.limit is not None:
-            check_count("limit", self.limit, 0)
+            check_count("limit", self.limit, 0, at_most=LARGEST)
         if self.text is not None:
             check_text("text", self.text)
             if not is_searchable(self.text):
@@ -335,9 +336,12 @@ def parse_status(status: object) -> str | None:
         ValueError: There is no such status.
     """
     known = status.lower() if isinstance(status, str) else status
-    if known is not None and known not in RUN_STATUSES:
+    if known is None:
+        return None
+    if not isinstance(known, str) or known not in RUN_STATUSES:
         raise ValueError(
-            f"status must be one of {', '.join(map(repr, RUN_STATUSES))}, not {status!r}"
+            f"status must be one of {', '.join(map(repr, RUN_STATUSES))}, "
+            f"not {safe_text(repr, status)}"
         )
     return known
 
@@ -388,6 +392,10 @@ def check_lease(lease_s: float) -> None:
             f"lease_s must be at most {_LONGEST_LEASE_S} s, not {lease_s:g}; it is how long others "
             "wait for a process that has died on another machine"
         )
+
+
+LARGEST = 2**63 - 1
+"""The largest integer that a database stores."""
 
 
 def check_text(what: str, value: object) -> None:

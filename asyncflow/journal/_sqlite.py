@@ -25,7 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from asyncflow._core.errors import JournalError, escape_controls
+from asyncflow._core.errors import JournalError, escape_controls, safe_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._event_codec import event_checksum, run_checksum
@@ -546,7 +546,9 @@ class SQLiteJournal(SQLJournal):
         prints: bool = False,
     ) -> None:
         if synchronous not in ("FULL", "NORMAL"):
-            raise ValueError(f"synchronous must be 'FULL' or 'NORMAL', not {synchronous!r}")
+            raise ValueError(
+                f"synchronous must be 'FULL' or 'NORMAL', not {safe_text(repr, synchronous)}"
+            )
         check_lease(lease_s)
         name = _checked_path(path)
         self.path = name
@@ -576,7 +578,8 @@ def _submit(thread: WorkerThread, call: Callable[[], object]) -> None:
 def _checked_path(path: object) -> str:
     name = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(name, str):
-        raise TypeError(f"path must be a str or a path such as a pathlib.Path, not {path!r}")
+        shown = safe_text(repr, path)
+        raise TypeError(f"path must be a str or a path such as a pathlib.Path, not {shown}")
     scheme, has_scheme, _ = name.partition("://")
     if has_scheme and scheme.replace("+", "").isalnum():
         # The rest may hold a password.

@@ -32,6 +32,7 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
     did_you_mean,
+    safe_text,
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import inputs_of
@@ -119,6 +120,11 @@ class Service:
         self._resume_every_s = resume_every_s
         given = {"journal": journal, "engine": engine}
         options: dict[str, Any] = {name: each for name, each in given.items() if each is not None}
+        if resources is not None and not isinstance(resources, Mapping):
+            raise TypeError(
+                "resources must be a mapping of parameter to resource, not "
+                f"{type(resources).__name__}"
+            )
         self._resources = dict(resources or {})
         self._opened: dict[str, Any] = {}
         self._open_resources = AsyncExitStack()
@@ -484,6 +490,6 @@ async def _until_disconnected(receive: Receive) -> None:
 
 
 def _check_on_disconnect(mode: object) -> None:
-    if mode not in get_args(OnDisconnect):
+    if not isinstance(mode, str) or mode not in get_args(OnDisconnect):
         choices = " or ".join(map(repr, get_args(OnDisconnect)))
-        raise ValueError(f"on_disconnect must be {choices}, not {mode!r}")
+        raise ValueError(f"on_disconnect must be {choices}, not {safe_text(repr, mode)}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from asyncflow._core.arguments import check_count, signature_of
 from asyncflow._core.context import current_step
-from asyncflow._core.errors import did_you_mean
+from asyncflow._core.errors import did_you_mean, safe_text
 from asyncflow._core.record import record
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.interception import replacements
@@ -80,7 +80,7 @@ def fails(
     """
     check_count("fails: times", times, 1)
     if not _is_error(error):
-        raise TypeError(f"fails: error must be an exception, not {error!r}")
+        raise TypeError(f"fails: error must be an exception, not {safe_text(repr, error)}")
     return Fails(times, error, then)
 
 

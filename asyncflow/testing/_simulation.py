@@ -41,7 +41,7 @@ from asyncflow.events import Event
 from asyncflow.testing._checks import Check, failed_check
 from asyncflow.testing._recorded_runs import unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
-from asyncflow.testing._virtual_time import VirtualTimeLoop
+from asyncflow.testing._virtual_time import VirtualTimeLoop, checked_seed
 
 __all__ = ["Exploration", "ExplorationError", "Faults", "SimulatedError", "explore", "simulate"]
 
@@ -258,6 +258,8 @@ class _Simulator:
     """
 
     def __init__(self, pipeline: AnyPipeline, inputs: AnyInputs, faults: Faults) -> None:
+        if not isinstance(faults, Faults):
+            raise TypeError(f"faults must be Faults or None, not {type(faults).__name__}")
         self._orchestrator = orchestrator_of(pipeline).with_options(
             journal=None, engine=None, observers=[self._observe]
         )
@@ -284,14 +286,17 @@ class _Simulator:
         self._seed = seed
         self._log.clear()
         inputs = self._inputs() if callable(self._inputs) else self._inputs
-        chance = Random(seed)
+        inputs = {} if inputs is None else inputs
+        if not isinstance(inputs, Mapping) or not all(isinstance(name, str) for name in inputs):
+            raise TypeError("inputs must be a mapping of parameter to value, or return one")
+        chance = Random(checked_seed(seed))
         if cancel_at is None and chance.random() < self._faults.cancel:
             # Whatever the number of turns a run takes: as likely in 10 to 20 as in 100 to 200.
             cancel_at = int(math.exp(chance.uniform(0, math.log(1_000)))) - 1
         loop = self._loop = _SimulationLoop(seed, cancel_at)
         with _random_numbers(seed), self._intercepting():
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
-                report = runner.run(self._caller(loop, dict(inputs or {})))
+                report = runner.run(self._caller(loop, dict(inputs)))
         self.was_cancelled = loop.was_cancelled
         return report
 

@@ -25,12 +25,23 @@ from typing import Any, TypeVar
 from asyncflow._core.errors import HangError
 from asyncflow._core.tracebacks import awaiting_location
 
-__all__ = ["VirtualTimeLoop", "run_in_virtual_time", "shuffle"]
+__all__ = ["VirtualTimeLoop", "checked_seed", "run_in_virtual_time", "shuffle"]
 
 T = TypeVar("T")
 
 _WAKE_TIMEOUT_S = 5.0
 """How long, in real time, a loop without timers waits for other threads to wake it."""
+
+
+def checked_seed(seed: object) -> int:
+    """Return what a user gives as a seed.
+
+    Raises:
+        TypeError: It is no integer.
+    """
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, not {type(seed).__name__}")
+    return seed
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -47,14 +58,23 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         seed: Makes tasks that are ready at the same time, and timers that are due at the same time,
             run in a random order; the same seed always makes the same order. Without a seed, the
             one that was ready, or set, first runs first.
+
+    Raises:
+        TypeError: The seed is no integer.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self._now = 0.0
-        self._random = None if seed is None else Random(seed)
+        self._random: Random | None = None
         self._jobs = 0
         self._default: Any = None
         super().__init__(_JumpingSelector(self._jump))
+        if seed is not None:
+            try:
+                self._random = Random(checked_seed(seed))
+            except TypeError:
+                self.close()
+                raise
 
     def time(self) -> float:
         """Return the virtual time, in seconds since the loop was created."""
@@ -151,7 +171,10 @@ def run_in_virtual_time(
 
     Raises:
         HangError: The coroutine can never end.
+        TypeError: An argument has the wrong type.
     """
+    if not asyncio.iscoroutine(main):
+        raise TypeError(f"main must be a coroutine, not {type(main).__name__}")
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(seed), debug=debug) as runner:
         return runner.run(main)
 

@@ -137,6 +137,10 @@ class Resumer:
     """
 
     def __init__(self, journal: RunsJournal, pipelines: Mapping[str, Any]) -> None:
+        if not isinstance(pipelines, Mapping):
+            raise TypeError(
+                f"pipelines must be a mapping of name to pipeline, not {type(pipelines).__name__}"
+            )
         self._journal = journal
         self._pipelines = {name: _runnable(name, each) for name, each in pipelines.items()}
         self._running: dict[str, asyncio.Task[Exception | None]] = {}
