@@ -1030,16 +1030,20 @@ class TestReadiness:
         assert state.unsettled == 3
 
     @each_schedule
-    def test_the_first_stop_reason_stays(self, schedule: Schedule) -> None:
+    def test_the_first_stop_reason_stays_until_the_run_is_interrupted_again(
+        self, schedule: Schedule
+    ) -> None:
         state = started(plan_of({"a": [], "b": []}), schedule=schedule, max_concurrency=1)
 
         state.ready()
         state.apply(INTERRUPTED)
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepFailed("a", 1, 2.0, BOOM))
+        assert state.stop_reason == INTERRUPTED.reason
         state.apply(RunInterrupted(60.0, "again"))
 
-        assert state.stop_reason == INTERRUPTED.reason
+        assert state.stop_reason == "again"
+        # What the first one has kept from starting keeps its reason.
         assert state.unreachable() == [(1, INTERRUPTED.reason, False)]
 
     @each_schedule
