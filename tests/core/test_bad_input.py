@@ -73,11 +73,13 @@ NOT_FOR_CALLERS["RunReport.get"] = "a mapping"
 OTHERS_CHECK = {
     ("PostgresJournal", "dsn"): "libpq",
     ("RunReport.from_json", "text"): "json",
+    ("simulate", "seed"): "Python prints no longer integers",
 }
 """Arguments whose errors are those of another library, which this package passes on."""
 
 SAYS = {"steps": "WorkflowStep", "pipeline": "Pipeline|WorkflowStep|pipeline", "function": "step"}
 SAYS |= {"report": "report|steps", "pipelines": "steps|name"}
+SAYS |= {"base_ms": "max_ms", "map_over": "maps over", "new_run_id": "another id", "runs": "limit"}
 """What names an argument in a message, if that is not its name."""
 
 
