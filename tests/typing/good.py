@@ -55,6 +55,7 @@ from asyncflow import (
     web,
 )
 from asyncflow.events import (
+    AttemptBegan,
     AttemptFailed,
     AttemptStarted,
     Event,
@@ -276,6 +277,8 @@ def watch(event: Event) -> None:
         assert_type(event.total, float | None)
     elif isinstance(event, StepAttached):
         assert_type(event.data, bytes)
+    elif isinstance(event, AttemptBegan):
+        assert_type(event.worker, str)
     else:
         assert_type(event, RunFinished)
         assert_type(event.outcome, Outcome)
