@@ -61,7 +61,18 @@ def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
     if _WHOLE.read(document.get("version", 1), "version") > _VERSION:
         problem = f"is {document['version']}, and this asyncflow reads up to {_VERSION}"
         raise _refusal("version", f"{problem}: upgrade it")
-    return _from_json(_REPORT, document)
+    values = _from_json(_REPORT, document)
+    _check_segments(values["results"], max(1, len(values["segments"])))
+    return values
+
+
+def _check_segments(results: Iterable[StepResult], count: int) -> None:
+    for result in results:
+        for attempt in result.history:
+            if not 1 <= attempt.segment <= count:
+                problem = f"has an attempt of segment {attempt.segment}, and there are {count}"
+                raise _refusal(f"the history of {result.step_name!r}", problem)
+        _check_segments(result.items or (), count)
 
 
 def pydantic_schema(cls: Any) -> Any:
