@@ -275,8 +275,6 @@ class TestTargets:
         [
             (["a", "extrakt"], "targets name unknown step 'extrakt' (did you mean 'extract'?)"),
             (["zzz"], "targets name unknown step 'zzz'"),
-            ([3], "targets name unknown step 3"),
-            ([None], "targets name unknown step None"),
         ],
     )
     def test_an_unknown_target_is_refused_with_the_nearest_name(
@@ -286,6 +284,11 @@ class TestTargets:
             plan(steps_of({"a": [], "extract": ["a"]}), targets)
 
         assert str(refused.value) == message
+
+    @pytest.mark.parametrize("wrong", [3, None])
+    def test_targets_hold_names(self, wrong: Any) -> None:
+        with pytest.raises(TypeError, match="^targets must hold names of steps, not "):
+            plan(steps_of({"a": []}), ["a", wrong])
 
     @pytest.mark.parametrize("targets", ["a", "extract", 3, True, nothing])
     def test_targets_that_are_not_a_list_of_names_are_refused(self, targets: Any) -> None:

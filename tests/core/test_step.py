@@ -315,8 +315,13 @@ class TestMapOver:
     def test_may_go_to_a_parameter_of_another_name(self) -> None:
         assert WorkflowStep("load", takes_x, {"x": "rows"}, map_over="rows").map_over == "rows"
 
-    @pytest.mark.parametrize("source", ["rows", "", 3, ["x"]])
-    def test_must_be_a_dependency(self, source: Any) -> None:
+    @pytest.mark.parametrize("source", [3, ["x"]])
+    def test_must_be_a_name(self, source: Any) -> None:
+        with pytest.raises(TypeError, match="step 'load': map_over must be the name of a dep"):
+            WorkflowStep("load", takes_x, ["x"], map_over=source)
+
+    @pytest.mark.parametrize("source", ["rows", ""])
+    def test_must_be_a_dependency(self, source: str) -> None:
         with pytest.raises(ValueError, match="maps over") as refused:
             WorkflowStep("load", takes_x, ["x"], map_over=source)
 
