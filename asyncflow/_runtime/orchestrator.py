@@ -223,8 +223,9 @@ class Orchestrator:
     def with_options(self, **options: Unpack[Options]) -> Orchestrator:
         """Return another one with the same steps, and with other values for these options.
 
-        It is cheap, since nothing is planned again unless the targets change. So each run may have
-        one of its own: ``await orchestrator.with_options(run_id="monday").run()``.
+        It is cheap, since nothing is planned again unless the targets, the engine or the resources
+        change. So each run may have one of its own:
+        ``await orchestrator.with_options(run_id="monday").run()``.
 
         Args:
             **options: Whatever `Orchestrator` takes beside the steps, and what a run takes:

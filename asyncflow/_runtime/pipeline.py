@@ -265,8 +265,9 @@ class Pipeline:
         """Return the same pipeline with other values for these options.
 
         Both have the same steps, also those that are added later to either of them. It is cheap,
-        since nothing is planned again unless the targets change. So each run may have one of its
-        own: ``await pipeline.with_options(run_id="monday").run(url=...)``.
+        since nothing is planned again unless the targets, the engine or the resources change. So
+        each run may have one of its own:
+        ``await pipeline.with_options(run_id="monday").run(url=...)``.
 
         Args:
             **options: As `Orchestrator.with_options` takes them. A value replaces the one before,
