@@ -88,8 +88,9 @@ HOSTS = {
 
 
 def run_pytest(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run the tests of a folder in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COVERAGE"))}
+    """Run the tests of a folder in a process of its own, which prints what it does on a desk."""
+    others = ("PYTEST", "COVERAGE", "CI")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:timeout", *options],
         cwd=folder,
