@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from fake_engine import FakeEngine
 
+from asyncflow import IllegalEventError, Orchestrator
 from asyncflow._cli.engines import _maker_of
 
 from .conftest import Shell
@@ -118,6 +119,19 @@ def test_a_pipeline_with_an_engine_that_is_not_open_is_refused(shell: Shell) -> 
 
     message = "'closed:pipeline' can't run: step 'load' can't run on engine 'fake': it is not open"
     assert message in " ".join(result.stderr.split())
+
+
+def test_a_bug_of_ours_is_not_taken_for_an_engine_that_is_not_open(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(*_: Any, **inputs: Any) -> None:
+        raise IllegalEventError("step 'load' started", "it has ended")
+
+    monkeypatch.setattr(Orchestrator, "run", run)
+
+    result = shell("run", "etl:pipeline", "--no-journal", exits=70)
+
+    assert "this is a bug in asyncflow" in result.stderr
 
 
 @pytest.mark.parametrize(

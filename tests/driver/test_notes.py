@@ -859,6 +859,7 @@ async def test_a_secret_step_keeps_its_progress_only() -> None:
     [
         ("hunter2", "is hunter2, hunter22", "is <secret>, <secret>2"),
         ("abc", "abc", "abc"),  # too short
+        (b"abc", "abc", "abc"),
         (12345, "pin 12345", "pin <secret>"),
         (True, "True", "True"),
         (["a long one", {"key": "the key's"}], "a long one: the key's", "<secret>: <secret>"),

@@ -6,10 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 
 from asyncflow import Orchestrator, RestoredOutput, StepStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow.events import AttemptStarted, RunStarted
+from asyncflow.engines import RemoteOutput
+from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
 
 
 async def extract(url: str) -> list[int]:
@@ -51,6 +53,18 @@ async def run(journal: Any, **options: Any) -> Any:
     return await run_pipeline(
         steps(), inputs={"url": "http"}, journal=journal, run_id="r", **options
     )
+
+
+async def test_events_tell_where_an_output_stayed(make_journal: Any) -> None:
+    steps = [WorkflowStep("numbers", extract), WorkflowStep("load", load, {"doubled": "numbers"})]
+    engine, journal = FakeEngine(keeps=True), make_journal()
+    await run_pipeline(steps, inputs={"url": "http"}, journal=journal, run_id="r", engine=engine)
+
+    stored = [each.event for each in await make_journal().events("r")]
+    (kept, _) = [event.output for event in stored if isinstance(event, StepSucceeded)]
+
+    assert isinstance(kept, RemoteOutput)
+    assert (kept.engine, kept.worker, kept.size) == ("fake", "w1", 100)
 
 
 async def test_a_journal_returns_the_report_of_a_finished_run(make_journal: Any) -> None:
