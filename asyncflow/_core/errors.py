@@ -246,7 +246,7 @@ class StepCrashedError(_AttributedError):
 
 
 class WorkerLostError(_AttributedError):
-    """The engine's worker that ran an attempt was lost: nobody knows how far the action came.
+    """The worker of an engine was lost with an attempt: how far the action came is unknown.
 
     It is retried like any other failure. `StepContext.idempotency_key` lets an action find out what
     an earlier attempt has done.

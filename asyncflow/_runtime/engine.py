@@ -90,7 +90,7 @@ class Engine(Protocol):
 
         Raises:
             asyncio.CancelledError: The caller was cancelled; the body has ended.
-            WorkerLostError: The worker was lost, and nobody knows how far the body came.
+            WorkerLostError: The worker was lost. How far the body came is unknown.
             OutputLostError: A `RemoteOutput` among the arguments is not there any more.
             BaseException: What the action raised, with its remote traceback as a note.
         """

@@ -267,7 +267,7 @@ class RunHandle:
         Then the run needs no block: ``run = await etl.start(url=...).begin(group)``. If it has one
         nevertheless, `detach` leaves it to its owner.
 
-        An owner that cancels the run's task interrupts the run. An owner is told of the end in one
+        An owner that cancels the run's task interrupts the run. An owner sees how a run ends in one
         case: a step raised a `KeyboardInterrupt`, `SystemExit` or the like, and no block awaits the
         run. Other errors are logged if neither a block nor `report` awaits the run.
 

@@ -101,7 +101,7 @@ class RemoteBody:
         number: Identifies it.
         worker: The address of its worker; empty until it begins.
         ended: Resolved when it has ended, or will never begin: with what the fence says of it.
-        problem: Why the engine itself has stopped it; empty if its caller has, or nobody.
+        problem: Why the engine itself has stopped it; empty if it has not.
 
     Args:
         wire: The connection to the fence.

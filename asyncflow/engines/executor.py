@@ -139,14 +139,15 @@ class ExecutorEngine:
         limit_s = math.inf if call.limit_s is None else loop.time() + call.limit_s
         ends_s = min(limit_s, deadline_s)
         submission = _Submission(loop, call, future, ends_s, self._free.release)
-        call.began(type(executor).__name__)
+        worker = type(executor).__name__
+        call.began(worker)
         await submission.until_over()
         try:
             answer = future.result()
         except Exception as error:  # the executor's: a body's is in its answer
             if isinstance(error, BrokenExecutor):
                 self._renew(executor)
-            raise _lost(call, error) from error
+            raise _lost(call, error, worker) from error
         return unpack_answer(answer, call)
 
     def _submit(self, call: EngineCall, packed: bytes) -> tuple[Executor, Future[Answer]]:
@@ -156,7 +157,7 @@ class ExecutorEngine:
             self._renew(self._executor)
             return self._executor, self._executor.submit(_run, packed)
         except Exception as error:
-            raise _lost(call, error) from error
+            raise _lost(call, error, "") from error
 
     def _renew(self, broken: Executor) -> None:
         if broken is self._executor and self._loop is not None:
@@ -226,9 +227,9 @@ def _run(packed: bytes) -> Answer:
     return run_packed_alone(packed, f"{socket.gethostname()}:{os.getpid()}")
 
 
-def _lost(call: EngineCall, error: BaseException) -> WorkerLostError:
+def _lost(call: EngineCall, error: BaseException, worker: str) -> WorkerLostError:
     _, attempt, *_ = call.running
-    return WorkerLostError(call.step.name, attempt, "", describe_fully(error))
+    return WorkerLostError(call.step.name, attempt, worker, describe_fully(error))
 
 
 def _checked_executor(executor: object) -> Executor:
@@ -239,7 +240,7 @@ def _checked_executor(executor: object) -> Executor:
     """
     module = type(executor).__module__
     if module.partition(".")[0] == "distributed":
-        # Its futures can be cancelled while their bodies run, which go on.
+        # Its futures can be cancelled while their bodies run, which continue.
         raise TypeError(
             "ExecutorEngine: the executor of a Dask client claims to have cancelled what still "
             "runs; use DaskEngine(client) of asyncflow.engines.dask"

@@ -52,7 +52,7 @@ _MOST_TURNS = 1_000_000
 _MOST_LINES = 200
 """How many lines of its event log an error shows at most."""
 _SWALLOWED_S = 60.0
-"""How long an attempt goes on at most that swallows its cancellation, in seconds."""
+"""The longest that an attempt runs on after it swallowed its cancellation, in seconds."""
 
 
 class SimulatedError(Exception):
@@ -79,8 +79,8 @@ class Faults:
     """The chance that an attempt waits before its action is called, for up to twice its time limit;
     for up to a minute without one."""
     swallow: float = 0.05
-    """The chance that an attempt ignores its cancellation: its action goes on to its end, for up to
-    a minute."""
+    """The chance that an attempt ignores its cancellation: its action runs to its end, for up to a
+    minute."""
     cancel: float = 0.2
     """The chance that the caller of the run is cancelled at some moment."""
 
