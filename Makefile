@@ -46,7 +46,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray check bench bench-ray explore crash soak
+.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -56,6 +56,7 @@ help:
 	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make bench      measure the cost of a step"
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
+	@echo "make fuzz       give the property tests new random examples"
 	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
 	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
 
@@ -95,6 +96,9 @@ bench-ray: $(VENV)/.has-ray
 
 explore: $(tested)
 	@$(py) -m tests.explore $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+fuzz: $(tested)
+	@$(pytest) $(parallel) -m hypothesis --hypothesis-profile=random --timeout=0 $(ARGS)
 
 crash: $(tested)
 	@$(py) -m tests.crash $(if $(KILLS),--kills $(KILLS)) $(ARGS)

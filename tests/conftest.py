@@ -34,8 +34,10 @@ settings.register_profile(
     # mutmut runs all tests many times in one process, with new instances of their classes.
     suppress_health_check=[HealthCheck.differing_executors],
 )
+# More examples, and the same ones each time: what fails for one change must not be an older bug.
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=250)
 settings.register_profile(
-    "thorough", settings.get_profile("quick"), max_examples=250, derandomize=False, print_blob=True
+    "random", settings.get_profile("quick"), max_examples=2_000, derandomize=False, print_blob=True
 )
 settings.load_profile("quick")
 

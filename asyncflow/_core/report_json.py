@@ -293,6 +293,9 @@ def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     result = StepResult(status=status, recorded=attempts, **fields)
     if status is StepStatus.FAILED and result.error is None:
         raise _refusal(where + "error", "must not be null, because the step has failed")
+    for at, item in enumerate(result.items or ()):
+        if item.items is not None:
+            raise _refusal(f"{where}items[{at}].items", "must be null: an item has no items")
     return without_repetition(result)
 
 

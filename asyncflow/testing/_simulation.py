@@ -26,7 +26,7 @@ from itertools import count
 from random import Random
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.arguments import check_count, check_number, reject_awaitable
 from asyncflow._core.context import current_step
 from asyncflow._core.errors import HangError
 from asyncflow._core.record import record, show, values_by_name
@@ -285,7 +285,9 @@ class _Simulator:
             )
         self._seed = seed
         self._log.clear()
-        inputs = self._inputs() if callable(self._inputs) else self._inputs
+        inputs = self._inputs
+        if callable(inputs):
+            inputs = reject_awaitable("inputs", inputs())
         inputs = {} if inputs is None else inputs
         if not isinstance(inputs, Mapping) or not all(isinstance(name, str) for name in inputs):
             raise TypeError("inputs must be a mapping of parameter to value, or return one")

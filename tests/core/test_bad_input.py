@@ -336,6 +336,7 @@ def test_a_wrong_argument_is_refused_by_name_or_has_its_meaning(
         ("asyncflow.service:Service", "resources", 1),
         ("asyncflow.testing:simulate", "faults", 1),
         ("asyncflow.testing:simulate", "inputs", 1),
+        ("asyncflow.testing:simulate", "inputs", action),
         ("asyncflow.testing:VirtualTimeLoop", "seed", "x"),
         ("asyncflow.testing:run_in_virtual_time", "main", None),
         ("asyncflow.web:app", "pipelines", 1),

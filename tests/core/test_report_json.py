@@ -257,6 +257,11 @@ class TestJson:
                 "FAILED",
                 "results[1].items[0].error must not be null, because the step has failed",
             ),
+            (
+                ("results", 1, "items", 0, "items"),
+                [],
+                "results[1].items[0].items must be null: an item has no items",
+            ),
             (("stop_reason",), [], "stop_reason must be text or null, not []"),
             (("results",), {}, "results must be a list, not {}"),
             (("results", 1), "a", "results[1] must be an object, not 'a'"),
