@@ -161,7 +161,7 @@ class TestJson:
                 abandoned=True,
             ),
             skipped_on_purpose("e"),
-            mapped("f", succeeded("f[0]", {"x": 1}, queued_ms=7.0), mapped("f[1]"), attempts=1),
+            mapped("f", succeeded("f[0]", {"x": 1}, queued_ms=7.0), skipped("f[1]"), attempts=1),
         )
         report.stop_reason = "step 'x' failed"
 
