@@ -197,7 +197,7 @@ def _refuse_late_marker(item: pytest.Item) -> None:
     if callspec is None or not any(value is wanted for value in callspec.params.values()):
         pytest.fail(
             "the marker virtual_time was added after pytest had collected this test; mark its "
-            "function, class or module, or see docs/testing.md for all tests at once",
+            "function, class or module, or see docs/guides/testing.md for all tests at once",
             pytrace=False,
         )
 

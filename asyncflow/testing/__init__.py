@@ -6,7 +6,7 @@ A test of a pipeline that backs off for hours::
 
     report = run_in_virtual_time(run_pipeline(steps))
 
-With pytest, the marker ``virtual_time`` runs an async test so; see docs/testing.md.
+With pytest, the marker ``virtual_time`` runs an async test so; see docs/guides/testing.md.
 """
 
 from asyncflow._core.errors import HangError

@@ -21,7 +21,7 @@ from asyncflow.events import Event, RunStarted
 from asyncflow.html_report import to_html
 from asyncflow.testing import run_in_virtual_time
 
-PICTURE = Path(__file__).parents[2] / "docs" / "html-report.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "run-page.png"
 MONDAY = 1_767_589_200.0  # 2026-01-05 05:00 UTC
 TABLES = [
     "orders",

@@ -12,7 +12,7 @@ from asyncflow._cli import commands
 
 from .conftest import ROOT, Shell
 
-PAGE = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
 SECTIONS = {
     part.partition("\n")[0].removeprefix("asyncflow "): part
     for part in re.split(r"(?m)^## ", PAGE)

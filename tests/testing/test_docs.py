@@ -1,4 +1,4 @@
-"""The tests in docs/testing.md pass."""
+"""The tests in docs/guides/testing.md pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from test_readme import ROOT, blocks_of
 
 from asyncflow.testing import ExplorationError, run_in_virtual_time
 
-PAGE = ROOT / "docs" / "testing.md"
+PAGE = ROOT / "docs" / "guides" / "testing.md"
 
 
 def page_tests() -> dict[str, Callable[[], Any]]:
