@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import inspect
 import io
+import logging
 import re
 import sys
 import textwrap
@@ -78,6 +79,24 @@ def pages() -> list[Any]:
     ]
 
 
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """Let a page configure loggers for itself only."""
+    known = logging.root.manager.loggerDict
+    before = {
+        name: (logger.level, [*logger.handlers], logger.propagate)
+        for name, logger in known.items()
+        if isinstance(logger, logging.Logger)
+    }
+    try:
+        yield
+    finally:
+        for name, logger in known.items():
+            if isinstance(logger, logging.Logger):
+                level, logger.handlers, logger.propagate = before.get(name, (0, [], True))
+                logger.setLevel(level)
+
+
 def run_page(page: Path) -> list[str]:
     """Run the blocks of a page in order; return the differences from the expected output.
 
@@ -87,7 +106,7 @@ def run_page(page: Path) -> list[str]:
     module = types.ModuleType("__page__")
     sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     try:
-        with asyncio.Runner() as runner:
+        with own_logging(), asyncio.Runner() as runner:
             for block in blocks_of(page):
                 if block.not_run is not None:
                     continue
@@ -173,6 +192,17 @@ class TestRunner:
 
         assert (first.not_run, second.not_run) == ("it would fail", None)
         assert run_page(page) == []
+
+    def test_what_a_page_says_to_loggers_is_forgotten(self, page: Path) -> None:
+        page.write_text(
+            "```python\nimport logging\nlog = logging.getLogger('a page')\n"
+            "log.setLevel('INFO')\nlog.addHandler(logging.NullHandler())\n```\n"
+        )
+
+        assert run_page(page) == []
+
+        log = logging.getLogger("a page")
+        assert (log.level, log.handlers) == (logging.NOTSET, [])
 
     def test_blocks_in_other_languages_are_ignored(self, page: Path) -> None:
         page.write_text(
