@@ -6,6 +6,7 @@ difference.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -69,7 +70,9 @@ def check_sdist(wheel: Path, sdist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         modules = {name for name in archive.namelist() if ".dist-info/" not in name}
     expect("the sdist lacks", modules - sources, set())
-    expect("the tests and pages of the sdist", {"tests/conftest.py", "docs"} & sources != set(), True)
+    expect(
+        "the tests and pages of the sdist", {"tests/conftest.py", "docs"} & sources != set(), True
+    )
     left_over = {name for name in sources if "__pycache__" in name or name.endswith(".db-journal")}
     expect("what has no place in the sdist", left_over, set())
 
@@ -88,9 +91,36 @@ def check_installed(wheel: Path, place: Path) -> None:
     )
     expect("the command names its extra", "asyncflow-tiers[cli]" in without_extras.stderr, True)
     (place / "typed.py").write_text(TYPED, encoding="utf-8")
-    run(sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "typed.py", at=place)
-    run(sys.executable, "-m", "pyright", "--pythonpath", python, "--ignoreexternal",
-        "--verifytypes", "asyncflow", at=place)  # fmt: skip
+    run(
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        python,
+        "typed.py",
+        at=place,
+    )
+    check_types(place / "venv")
+
+
+def check_types(environment: Path) -> None:
+    """Check that each public name has a type that no checker has to guess."""
+    command = [sys.executable, "-m", "pyright", "--ignoreexternal", "--outputjson"]
+    found = subprocess.run(
+        [*command, "--verifytypes", "asyncflow"],
+        capture_output=True,
+        text=True,
+        cwd=environment,
+        env=os.environ
+        | {"VIRTUAL_ENV": str(environment), "PATH": f"{environment / 'bin'}:/usr/bin:/bin"},
+    )
+    symbols = json.loads(found.stdout)["typeCompleteness"]["symbols"]
+    expect("pyright has seen the public names", len(symbols) > 1_000, True)
+    unclear = {
+        each["name"] for each in symbols if each["isTypeAmbiguous"] or not each["isTypeKnown"]
+    }
+    expect("public names without a known type", unclear, set())
 
 
 def run(*command: str | Path, at: Path | None = None) -> str:
