@@ -113,7 +113,10 @@ def check_types(environment: Path) -> None:
         text=True,
         cwd=environment,
         env=os.environ
-        | {"VIRTUAL_ENV": str(environment), "PATH": f"{environment / 'bin'}:/usr/bin:/bin"},
+        | {
+            "VIRTUAL_ENV": str(environment),
+            "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        },
     )
     symbols = json.loads(found.stdout)["typeCompleteness"]["symbols"]
     expect("pyright has seen the public names", len(symbols) > 1_000, True)
