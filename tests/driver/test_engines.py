@@ -772,8 +772,9 @@ async def test_a_heartbeat_is_not_missed_while_the_run_stops_the_body(engine):
 
 
 @counts_time
-async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
-    engine, pool, starts = Abandoning(), Pool(1), []
+@pytest.mark.parametrize(("slots", "next_ms"), [(1, 1_000), (2, 0)])
+async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events, slots, next_ms):
+    engine, pool, starts = Abandoning(), Pool(slots), []
 
     async def action():
         starts.append(asyncio.get_running_loop().time())
@@ -791,7 +792,7 @@ async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
     assert (report["a"].status, report["a"].abandoned) == (SUCCESS, True)
     assert [round(each.duration_ms) for each in report["a"].history] == [100, 0]
     assert starts[1] - starts[0] == pytest.approx(1)
-    assert round(report["b"].started_ms) == 1_000
+    assert round(report["b"].started_ms) == next_ms
     assert sum(isinstance(event, ThreadAbandoned) for event in events) == 1
     assert engine.overlaps["a"] == 0
 
