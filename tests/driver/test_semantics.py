@@ -1012,6 +1012,24 @@ async def test_a_second_cancellation_orphans_nothing(schedule):
     assert (cleaning.cancels, cleaning.cleaned) == (1, 1)
 
 
+async def test_a_step_that_a_failure_has_cancelled_is_not_cancelled_again_with_the_caller(schedule):
+    cleaning = Cleaning(takes=0.02)
+
+    async def fail_later():
+        await cleaning.started.wait()
+        raise ValueError
+
+    steps = [WorkflowStep("a", fail_later), WorkflowStep("b", cleaning)]
+    run = asyncio.ensure_future(run_pipeline(steps, schedule=schedule))
+    while not cleaning.cancels:
+        await asyncio.sleep(0)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    assert (cleaning.cancels, cleaning.cleaned) == (1, 1)
+
+
 async def test_a_cancellation_before_the_first_step_has_started_skips_them_all(schedule):
     events = []
     run = asyncio.ensure_future(
