@@ -719,9 +719,11 @@ async def test_a_time_limit_in_a_resource_stops_the_run(log: Log) -> None:
         async with asyncio.timeout(1):
             yield "db"
 
+    start_s = asyncio.get_running_loop().time()
     with pytest.raises(ResourceError, match="'db' stopped the run: TimeoutError") as caught:
         await run_pipeline([log.step("a", takes_s=60)], resources={"db": limited})
 
+    assert asyncio.get_running_loop().time() - start_s == pytest.approx(1)
     assert log == ["a has db", "a ends"]
     assert caught.value.report.stop_reason == "a resource has cancelled it"
 
