@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import io
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -30,7 +31,8 @@ FENCE = re.compile(
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>[^>]*?)\s*-->\s*\Z")
 NEEDS = re.compile(r"<!--\s*needs:\s*(?P<modules>[\w., ]+?)\s*-->\s*\Z")
 
-SLOW = r'"process"|"spawn"|time\.sleep\('
+SAVED = re.compile(r"# (?P<path>[\w/]+\.py)\n")
+SLOW = r'"process"|"spawn"|time\.sleep\(|^(from|import) (airflow|celery|langgraph|prefect)\b'
 """What the code of a page has that starts processes or sleeps."""
 
 
@@ -89,7 +91,7 @@ def pages() -> list[Any]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.process] if re.search(SLOW, code) else [],
+            marks=[pytest.mark.process] if re.search(SLOW, code, re.M) else [],
         )
         for page in found
         if (code := "".join(block.code for block in blocks_of(page) if block.runs))
@@ -118,7 +120,8 @@ def run_page(page: Path) -> list[str]:
     """Run the blocks of a page in order; return the differences from the expected output.
 
     They share a namespace and an event loop, like the lines of one ``python -m asyncio`` session. A
-    block that awaits nothing runs outside of the loop, so that it can start another one.
+    block that awaits nothing runs outside of the loop, so that it can start another one. A block
+    whose first line is a comment with the path of a module is also saved there.
     """
     differences = []
     module = types.ModuleType("__page__")
@@ -127,7 +130,13 @@ def run_page(page: Path) -> list[str]:
         with own_logging(), asyncio.Runner() as runner:
             for block in blocks_of(page):
                 if not block.runs:
+                    if block.needs and "ASYNCFLOW_ALL_BLOCKS" in os.environ:
+                        differences.append(f"{page.name}:{block.line} needs {block.needs}")
                     continue
+                if saved := SAVED.match(block.code):
+                    path = Path(saved["path"])
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(block.code, encoding="utf-8")
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
                     awaitable = eval(compiled(block), vars(module))
@@ -250,6 +259,25 @@ class TestRunner:
             "page.md:12 prints\nwrong\nnot\nhere\n",
             "page.md:18 prints\ntoo\nnot\nhere\n",
         ]
+
+    def test_a_needed_module_may_not_be_missing_where_all_blocks_must_run(
+        self, page: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page.write_text("<!-- needs: airflow_of_tomorrow -->\n```python\n1 / 0\n```\n")
+
+        monkeypatch.setenv("ASYNCFLOW_ALL_BLOCKS", "1")
+
+        assert run_page(page) == ["page.md:3 needs ('airflow_of_tomorrow',)"]
+
+    def test_a_block_that_begins_with_a_path_is_saved_there(
+        self, page: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page.write_text("```python\n# flows/sales.py\nx = 1\n```\n```python\nprint(x)\n```\n")
+        monkeypatch.chdir(page.parent)
+
+        assert run_page(page) == []
+
+        assert (page.parent / "flows" / "sales.py").read_text() == "# flows/sales.py\nx = 1\n"
 
     def test_a_block_without_await_may_start_an_event_loop(self, page: Path) -> None:
         page.write_text(
