@@ -435,12 +435,7 @@ class _Run:
                 assert stop is not None
                 by_stop = at_ms <= max(stop.at_ms, attempt.start.at_ms) + EPSILON or (
                     # What somebody else had cancelled is left alone for a while.
-                    is_foreign
-                    and any(
-                        abs(at_ms - each.at_ms - 5_000) < 10
-                        for each in (self.fail_stop, self.interrupted)
-                        if each is not None
-                    )
+                    is_foreign and abs(at_ms - stop.at_ms - 5_000) < EPSILON
                 )
             _require(
                 by_own or by_stranger or by_limit or by_stop,
