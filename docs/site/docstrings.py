@@ -7,6 +7,7 @@ library is an error, and so `make docs` fails.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import re
 import sys
@@ -35,6 +36,7 @@ _LIBRARIES = frozenset(
     | {"psycopg", "pydantic", "pytest", "ray", "rich", "starlette", "structlog", "uvicorn"}
 )
 _LITERAL = re.compile(r"^( *)(.*)::\n\n((?:\1    .*\n|\n)+)", re.MULTILINE)
+_MADE = re.compile(r"made_by\((?:default_factory=)?(\w+)\)")
 _logger = griffe.get_logger("griffe.asyncflow")  # what mkdocstrings turns into warnings of MkDocs
 
 
@@ -45,6 +47,9 @@ class Docstrings(griffe.Extension):
         """Give each public object the docstring, the members and the signature of its entry."""
         public = _Public(pkg)
         for shown in (*public.modules, *public.objects.values()):
+            if isinstance(shown, griffe.Class):
+                bases = [each for each in shown.bases if public.knows(each)]
+                shown.extra["site"]["bases"] = bases
             for each in (shown, *_members(shown).values()):
                 if each.docstring is not None:
                     public.prepare(each)
@@ -66,11 +71,22 @@ class _Public:
                 self.objects[path] = shown
                 for known in (path, name, shown.path):
                     self.paths.setdefault(known, path)
+                if isinstance(shown, griffe.Attribute):
+                    shown.labels.clear()
                 if isinstance(shown, griffe.Class):
                     _move_attributes(shown)
                     _add_init_of_record(shown)
+                    for each in shown.attributes.values():
+                        _tidy_attribute(_target(each))
+                    _hide_arguments(shown)
                 for name, member in _members(shown).items():
                     self.paths.setdefault(member.path, f"{path}.{name}")
+
+    def knows(self, base: str | griffe.Expr) -> bool:
+        """Tell whether users can import a base class from somewhere."""
+        path = base if isinstance(base, str) else base.canonical_path
+        inside = path.partition(".")[0] == self.modules[0].path
+        return path in self.paths if inside else not path.endswith(("Protocol", "NamedTuple"))
 
     def prepare(self, shown: Any) -> None:
         """Write links into a docstring, and one line for each of the arguments that share one."""
@@ -90,11 +106,8 @@ class _Public:
         if target is not None:
             return f"[`{name}`][{target}]"
         first = name.partition(".")[0]
-        if (
-            first not in sys.stdlib_module_names | _LIBRARIES
-            and not hasattr(builtins, first)
-            and not hasattr(typing, first)
-        ):
+        known = {*sys.stdlib_module_names, *_LIBRARIES, *vars(builtins), *vars(typing)}
+        if first not in known:
             where = f"{shown.relative_filepath}:{shown.docstring.lineno}"
             _logger.warning(f"{where}: `{name}` in the docstring of {shown.path} has no entry")
         return f"`{name}`"
@@ -158,6 +171,33 @@ def _move_attributes(shown: griffe.Class) -> None:
     shown.docstring.value = (text[: section.start()] + kept + text[section.end() :]).strip()
 
 
+def _hide_arguments(shown: griffe.Class) -> None:
+    """Leave out the attributes that are no more than an argument, which is described already."""
+    text = shown.docstring.value if shown.docstring is not None else ""
+    arguments = re.search(r"^Args:\n((?:    .*\n|\n)+)", text + "\n", re.MULTILINE)
+    described = re.findall(r"^    (\w+):", arguments[1], re.MULTILINE) if arguments else []
+    for name in described:
+        if name in shown.members and shown.members[name].docstring is None:
+            shown.del_member(name)
+
+
+def _tidy_attribute(shown: griffe.Attribute) -> None:
+    """Show a value only if it is one that users can read, and the type of the argument it keeps."""
+    value = str(shown.value)
+    init = shown.parent.members.get("__init__") if shown.parent else None
+    if shown.annotation is None and isinstance(init, griffe.Function) and value in init.parameters:
+        shown.annotation = init.parameters[value].annotation
+    made = _MADE.fullmatch(value)
+    if made:
+        shown.value = f"{made[1]}()"
+    elif shown.value is not None:
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            shown.value = None
+    shown.labels -= {"class-attribute", "instance-attribute", "module-attribute"}
+
+
 def _add_init_of_record(shown: griffe.Class) -> None:
     """Give a record the signature that its decorator makes, as griffe does for a dataclass."""
     decorators = {str(each.value).partition("(")[0]: each for each in shown.decorators}
@@ -170,7 +210,7 @@ def _add_init_of_record(shown: griffe.Class) -> None:
         value = None if each.value is None else str(each.value)
         if each.annotation is None or value == "derived()":
             continue
-        made = re.fullmatch(r"made_by\((?:default_factory=)?(\w+)\)", value or "")
+        made = _MADE.fullmatch(value or "")
         parameters.append(
             griffe.Parameter(
                 each.name,
