@@ -100,6 +100,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def outside_fences(text: str) -> str:
         return _CODE_OR_LINK.sub(mend, _COMMENT.sub("", text))
 
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it would be this page alone
     markdown = _between_fences(markdown, outside_fences)
     title = re.search(r"^# (.+)", markdown, re.MULTILINE)
     _twins[page.file.src_uri] = (title[1].replace("`", "") if title else page.title, markdown)
