@@ -112,12 +112,19 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     )
 
 
-def on_page_content(html: str, page: Any, config: Any, files: Any) -> None:
-    """Let references to a module lead to its page."""
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Let references to a module lead to its page, and say of no empty cell that it is a header."""
     if page.file.src_uri.startswith("reference/api/") and page.toc.items:
         config.plugins["autorefs"].register_anchor(
             page, page.toc.items[0].title, page.toc.items[0].id
         )
+    return re.sub(r"<th[^>]*></th>", "<td></td>", html)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Name the dialog of the search, which the theme leaves without a name."""
+    unnamed = '<div class="md-search" data-md-component="search" role="dialog">'
+    return output.replace(unnamed, unnamed[:-1] + ' aria-label="Search">')
 
 
 def on_post_build(config: Any) -> None:
