@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_readme import ROOT, blocks_of
+from test_docs_pages import ROOT, blocks_of
 
 from asyncflow import RunReport, StepTimeoutError, WorkflowStep, run_pipeline
 from asyncflow.testing import run_in_virtual_time
