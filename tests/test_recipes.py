@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_journal import MemoryJournal
 from test_docs_pages import ROOT, blocks_of
 
-from asyncflow import RunReport, StepTimeoutError, WorkflowStep, run_pipeline
+from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow.events import AttemptStarted
 from asyncflow.testing import run_in_virtual_time
 
 RECIPES = ROOT / "docs" / "recipes"
@@ -188,6 +190,32 @@ class TestCircuitBreaker:
             await provider.call()
 
         assert raised.value.retry_in_ms == 20_000
+
+
+class TestNotifications:
+    @pytest.mark.virtual_time
+    async def test_a_clean_up_step_repeats_only_a_message_that_was_being_sent(self) -> None:
+        sent: list[str] = []
+
+        async def load() -> None:
+            raise OSError("the disk is full")
+
+        async def alert() -> None:
+            sent.append(current_step().idempotency_key)
+
+        steps = [WorkflowStep("load", load), WorkflowStep("alert", alert, run_if="failure")]
+        journal = MemoryJournal()
+        await run_pipeline(steps, journal=journal, run_id="r", fail_fast=False)
+        begun = journal.stored["r"].index(AttemptStarted("alert", 1, 0.0)) + 1
+        sent_later = []
+        for events in range(1, len(journal.stored["r"])):
+            sent.clear()
+            left = journal.died_after(events)
+            await run_pipeline(steps, journal=left, run_id="r", fail_fast=False)
+            sent_later.append(len(sent))
+
+        assert sent_later == [1] * begun + [0] * (len(sent_later) - begun)
+        assert sent_later[-1] == 0
 
 
 def run_items(call: Any, count: int, **options: Any) -> RunReport:
