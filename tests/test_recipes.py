@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
+import shlex
+import subprocess
+from datetime import UTC, datetime
 from typing import Any
 
+import click
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_journal import MemoryJournal
-from test_docs_pages import ROOT, blocks_of
+from test_docs_pages import FENCE, ROOT, blocks_of
 
 from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
+from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 
 RECIPES = ROOT / "docs" / "recipes"
@@ -216,6 +225,83 @@ class TestNotifications:
 
         assert sent_later == [1] * begun + [0] * (len(sent_later) - begun)
         assert sent_later[-1] == 0
+
+
+def manifests(page: str) -> list[Any]:
+    return [
+        yaml.safe_load(fence["body"])
+        for fence in FENCE.finditer((RECIPES / page).read_text(encoding="utf-8"))
+        if fence["language"] == "yaml"
+    ]
+
+
+class TestKubernetes:
+    def test_pods_are_replaced_and_have_time_to_clean_up(self) -> None:
+        job, cron_job, deployment = manifests("kubernetes.md")
+
+        assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+        assert (cron_job["apiVersion"], cron_job["kind"]) == ("batch/v1", "CronJob")
+        assert (deployment["apiVersion"], deployment["kind"]) == ("apps/v1", "Deployment")
+        for spec in (job["spec"], cron_job["spec"]["jobTemplate"]["spec"]):
+            pod = spec["template"]["spec"]
+            assert spec["backoffLimit"] > 0
+            assert pod["restartPolicy"] == "Never"  # which a podFailurePolicy requires
+            assert pod["terminationGracePeriodSeconds"] >= 30
+            (container,) = pod["containers"]
+            assert "ASYNCFLOW_JOURNAL" in {variable["name"] for variable in container["env"]}
+        assert cron_job["spec"]["concurrencyPolicy"] == "Forbid"
+        assert cron_job["spec"]["timeZone"]  # without it, that of the control plane counts
+
+    def test_a_job_gives_up_at_once_where_another_pod_would_not_help(self) -> None:
+        job, *_ = manifests("kubernetes.md")
+        gives_up, ignores = job["spec"]["podFailurePolicy"]["rules"]
+
+        assert gives_up["action"] == "FailJob"
+        assert gives_up["onExitCodes"] == {"operator": "In", "values": [2, 3, 4]}
+        assert ignores["action"] == "Ignore"
+        assert [next(iter(ignores["onPodConditions"]))["type"]] == ["DisruptionTarget"]
+
+    def test_the_commands_are_ones_that_asyncflow_has(self) -> None:
+        job, cron_job, _ = manifests("kubernetes.md")
+        (of_job,) = job["spec"]["template"]["spec"]["containers"]
+        (of_cron,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        script = of_cron["args"][0].splitlines()[-1].removeprefix("exec ")
+        run = commands.commands["run"]
+
+        for command in (of_job["command"], shlex.split(script)):
+            assert command[:2] == ["asyncflow", "run"]
+            options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
+            assert options["wait"]  # for a pod that is still ending
+            assert options["run_id"]
+
+    @pytest.mark.process
+    def test_a_pod_of_a_cron_job_knows_its_day(self) -> None:
+        _, cron_job, _ = manifests("kubernetes.md")
+        (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        asked, _, _ = container["args"][0].partition("\n")
+        six_o_clock = datetime(2026, 1, 31, 6, tzinfo=UTC)
+        job = f"sales-{six_o_clock.timestamp() / 60:.0f}"
+
+        told = subprocess.run(
+            ["/bin/sh", "-c", f"{asked}; echo $day"],
+            env={"JOB": job, "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert told.stdout == "2026-01-31\n"
+
+    def test_a_pod_of_the_service_outlasts_its_requests_and_its_runs(self) -> None:
+        *_, deployment = manifests("kubernetes.md")
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        requests_s = int(container["command"][-1])
+        runs_s = inspect.signature(Service).parameters["grace_ms"].default / 1000
+
+        assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
+        assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+        assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
 
 
 def run_items(call: Any, count: int, **options: Any) -> RunReport:
