@@ -26,6 +26,7 @@ import types
 import typing
 import uuid
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 from asyncflow._core.errors import PayloadError, describe_fully, escape_controls
@@ -61,7 +62,9 @@ _DECODERS = 256
 """How many decoders to cache. A hint may be a type that was made for one pipeline."""
 
 _encoder = msgspec.json.Encoder()
-_model_encoder = msgspec.json.Encoder(enc_hook=to_plain)
+_hooked_encoder = msgspec.json.Encoder(
+    enc_hook=lambda value: str(value) if isinstance(value, PurePath) else to_plain(value)
+)
 _untyped = msgspec.json.Decoder()
 
 
@@ -164,7 +167,7 @@ class Codec:
             try:
                 return _encoder.encode(value), False
             except TypeError:
-                return _model_encoder.encode(value), True
+                return _hooked_encoder.encode(value), True
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{_give(subject)} plain data, a dataclass or a pydantic model"
             problem = f"it can't be written as JSON ({describe_fully(error)})"
@@ -308,15 +311,21 @@ def _new_decoder(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
     """Return the decoder for a hint, or the untyped one if msgspec does not know the hint."""
     try:
         is_custom = isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType)
-        if hint is Any or (is_custom and not is_model(hint)):
+        if hint is Any or (is_custom and not is_model(hint) and not _is_path(hint)):
             return _untyped, True
-        return msgspec.json.Decoder(hint, dec_hook=_model_of), _is_simple(hint)
+        return msgspec.json.Decoder(hint, dec_hook=_custom_of), _is_simple(hint)
     except Exception:  # it is not a type, or one for type checkers only
         return _untyped, True
 
 
-def _model_of(cls: type, data: Any) -> Any:
-    """Return the model of decoded JSON; see `msgspec.json.Decoder`."""
+def _is_path(hint: object) -> bool:
+    return isinstance(hint, type) and issubclass(hint, PurePath)
+
+
+def _custom_of(cls: type, data: Any) -> Any:
+    """Return the path or the model of decoded JSON; see `msgspec.json.Decoder`."""
+    if _is_path(cls) and isinstance(data, str):
+        return cls(data)
     if not is_model(cls) and isinstance(data, cls):
         return data
     return model_from_json(cls, data, by_alias=False, by_name=True)
