@@ -178,15 +178,17 @@ class Reader:
 
 def masked(text: str) -> str:
     """Return the text without what differs between runs: times, ids, ports, lengths of bars."""
+    text = re.sub(" +", " ", text)
     for pattern, mask in (
         (r"\b[a-z]+-[a-z]+-[0-9a-f]{4}\b", "<run>"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d( UTC([+-]\d\d:\d\d)?)?", "<time>"),
         (r"\(UTC([+-]\d\d:\d\d)?\)", "(<zone>)"),
         (r"\d+(\.\d+)? ?(ms|s)\b", "<duration>"),
+        (r"(<duration> ?){2,}", "<durations>"),  # of an axis
+        (r"/\S+/(?=coffee/)", "/<home>/"),
         (r"127\.0\.0\.1:\d+", "127.0.0.1:<port>"),
         (r"[├─┬]+", "<axis>"),
         (r"[█▓▚·!]+(?=.*<duration>$)", "<bar>"),
-        (r" +", " "),
     ):
         text = re.sub(pattern, mask, text, flags=re.MULTILINE)
     return "\n".join(line.strip() for line in text.strip().splitlines())
