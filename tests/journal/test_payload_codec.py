@@ -16,7 +16,7 @@ import typing
 import uuid
 import weakref
 import zoneinfo
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -72,6 +72,12 @@ class Order:
     note: str = dataclasses.field(default="", compare=False)
 
 
+@dataclasses.dataclass
+class Parts:
+    files: list[Path]
+    folders: set[Path]
+
+
 class Attrs:
     """An attrs class, as far as msgspec can tell."""
 
@@ -105,6 +111,10 @@ CENTRAL = datetime.timezone(datetime.timedelta(hours=1), "CET")
         (Pair(1, "x"), Pair),
         ([Thing("a", ("x",))], list[Thing]),
         (Order(NOON, [Pair(1, "x")], note="n"), Order),
+        (Path("a/b"), Path),
+        (PureWindowsPath("c:/a"), PureWindowsPath),
+        ({"a": [Path("/x"), None]}, dict[str, list[Path | None]]),
+        (Parts([Path("a")], {Path("b")}), Parts),
         (1, int | str | None),
         (1, typing.Optional[int]),  # noqa: UP045
         ({"a": (1,)}, dict[str, tuple[int]]),
@@ -143,6 +153,9 @@ def test_a_value_that_comes_back_equal_is_stored(value: Any, hint: Any) -> None:
         (math.nan, float, "ValidationError: Expected `float`, got `null` (JSON has no nan and no"),
         (Order(NOON, []), int, "it is not what the annotation says: ValidationError: Expected `in"),
         (Order(NOON, []), Any, "test_payload_codec.Order would come back as dict"),
+        (Path("a"), Any, "Path would come back as str; annotate what the action returns, or"),
+        (Path("a"), str, "Path would come back as str; return what the annotation says, or"),
+        (Path("a"), PureWindowsPath, "would come back as"),
         (Text("x"), Any, "Encoding objects of type Text is unsupported"),
         ({"x": Text("x")}, Any, "Encoding objects of type Text is unsupported"),
         (collections.Counter("a"), Any, "collections.Counter would come back as dict"),
