@@ -48,7 +48,7 @@ class Block(NamedTuple):
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip(fences, [*fences[1:], None], strict=False):  # no block at all is fine
         if fence["language"] != "python":
             continue
         not_run = NOT_RUN.search(text[: fence.start()])
@@ -203,6 +203,11 @@ class TestRunner:
 
         log = logging.getLogger("a page")
         assert (log.level, log.handlers) == (logging.NOTSET, [])
+
+    def test_a_page_may_have_no_block(self, page: Path) -> None:
+        page.write_text("# Page\n")
+
+        assert run_page(page) == []
 
     def test_blocks_in_other_languages_are_ignored(self, page: Path) -> None:
         page.write_text(
