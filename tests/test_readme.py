@@ -48,7 +48,7 @@ class Block(NamedTuple):
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip(fences, [*fences[1:], None], strict=False):
         if fence["language"] != "python":
             continue
         not_run = NOT_RUN.search(text[: fence.start()])
@@ -192,6 +192,11 @@ class TestRunner:
 
         assert (first.not_run, second.not_run) == ("it would fail", None)
         assert run_page(page) == []
+
+    def test_a_page_without_blocks_has_none(self, page: Path) -> None:
+        page.write_text("# Page\n")
+
+        assert list(blocks_of(page)) == []
 
     def test_what_a_page_says_to_loggers_is_forgotten(self, page: Path) -> None:
         page.write_text(
