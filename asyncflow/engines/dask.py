@@ -26,8 +26,8 @@ try:
     from distributed import Client, Future
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
-        "DaskEngine needs Dask's distributed, which is not installed; install "
-        "asyncflow-tiers[dask]",
+        "asyncflow.engines.dask needs Dask's distributed, which comes with an extra: "
+        "pip install 'asyncflow-tiers[dask]'",
         name=missing.name,
     ) from missing
 
