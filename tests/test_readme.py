@@ -48,7 +48,7 @@ class Block(NamedTuple):
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=False):
+    for fence, after in zip(fences, [*fences, None][1:], strict=True):
         if fence["language"] != "python":
             continue
         not_run = NOT_RUN.search(text[: fence.start()])
