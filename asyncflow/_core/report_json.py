@@ -64,9 +64,8 @@ def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
     if version > _VERSION:
         problem = f"is {version}, and this asyncflow reads up to {_VERSION}: upgrade it"
         raise _refusal("version", problem)
-    if version < 3:
-        status = _TEXT.read(_value(document, "outcome", ""), "outcome").upper()
-        document = {**document, "status": status}
+    if version < 3 and "outcome" in document:
+        document = {**document, "status": _TEXT.read(document["outcome"], "outcome").upper()}
     values = _from_json(_REPORT, document)
     _check_segments(values["results"], max(1, len(values["segments"])))
     return values
