@@ -329,7 +329,7 @@ def _is_path(hint: Any) -> bool:
 
 def _from_plain(cls: type, data: Any) -> Any:
     """Return the path or the model of decoded JSON; see `msgspec.json.Decoder`."""
-    if _is_path(cls):
+    if _is_path(cls) and isinstance(data, str):
         return cls(data)
     if not is_model(cls) and isinstance(data, cls):
         return data
