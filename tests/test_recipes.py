@@ -266,11 +266,9 @@ class TestKubernetes:
         (of_job,) = job["spec"]["template"]["spec"]["containers"]
         (of_cron,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         script = of_cron["args"][0].splitlines()[-1].removeprefix("exec ")
-        run = commands.commands["run"]
 
         for command in (of_job["command"], shlex.split(script)):
-            assert command[:2] == ["asyncflow", "run"]
-            options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
+            options = options_of_run(command)
             assert options["wait"]  # for a pod that is still ending
             assert options["run_id"]
 
@@ -302,6 +300,29 @@ class TestKubernetes:
         assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
         assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
         assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
+
+
+class TestCI:
+    def test_a_job_that_is_started_again_has_the_journal_of_before(self) -> None:
+        (workflow,) = manifests("ci.md")
+        steps = workflow["jobs"]["checks"]["steps"]
+        ((run,),) = [[n for n, step in enumerate(steps) if "asyncflow run" in step.get("run", "")]]
+        restore, save = steps[run - 1], steps[run + 1]
+
+        options = options_of_run(shlex.split(steps[run]["run"]))
+        assert options["run_id"] == "$GITHUB_SHA"
+        assert options["journal"] == restore["with"]["path"] == save["with"]["path"]
+        assert restore["with"]["key"] == save["with"]["key"]
+        assert save["with"]["key"].startswith(restore["with"]["restore-keys"])
+        assert save["if"] == "always()"
+
+
+def options_of_run(command: list[str]) -> dict[str, Any]:
+    """Return the options of ``asyncflow run``, which refuses unknown ones."""
+    assert command[:2] == ["asyncflow", "run"]
+    run = commands.commands["run"]
+    options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
+    return dict(options)
 
 
 def run_items(call: Any, count: int, **options: Any) -> RunReport:
