@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import shlex
 import subprocess
 from datetime import UTC, datetime
@@ -300,6 +301,21 @@ class TestKubernetes:
         assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
         assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
         assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
+
+
+def test_commands_of_the_recipes_have_options_that_asyncflow_has() -> None:
+    unknown, known = set(), 0
+    for page in RECIPES.glob("*.md"):
+        for name, rest in re.findall(r"\basyncflow (\w+)\b(.*)", page.read_text(encoding="utf-8")):
+            command = commands.commands.get(name)
+            given = set(re.findall(r"(?<![\w-])--[a-z-]+", rest))
+            if command is not None:
+                known += len(given)
+                has = {text for parameter in command.params for text in parameter.opts}
+                unknown |= {(page.name, name, option) for option in given - has}
+
+    assert not unknown
+    assert known >= 15
 
 
 class TestCI:
