@@ -46,7 +46,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray test-peers test-pages check bench bench-ray explore fuzz crash soak dist
+.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak dist test-peers test-pages docs
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -55,6 +55,7 @@ help:
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
 	@echo "make test-peers run the code of docs/coming-from for Airflow, Celery, LangGraph and Prefect too"
 	@echo "make check      lint, check the format, the types and who imports whom"
+	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
 	@echo "make bench      measure the cost of a step"
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
 	@echo "make fuzz       give the property tests new random examples"
@@ -106,6 +107,11 @@ check: $(VENV)/.has-dev
 	@$(py) -m mypy --strict
 	@$(py) -m pyright --pythonpath $(py)
 	@$(VENV)/bin/lint-imports --no-logo
+
+# The theme's notice says what CONTRIBUTING.md says.
+docs: $(VENV)/.has-docs
+	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict) \
+		$(filter-out --serve,$(ARGS))
 
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
@@ -169,6 +175,11 @@ $(VENV)/.has-ray: $(tested)
 $(VENV)/.has-release: pyproject.toml | $(VENV)/.is-made
 	@echo "installing what builds and checks distributions ..." >&2
 	@$(install) --group release
+	@touch $@
+
+$(VENV)/.has-docs: pyproject.toml | $(VENV)/.is-made
+	@echo "installing what builds the documentation ..." >&2
+	@$(install) --group docs
 	@touch $@
 
 $(VENV)/.has-dev: pyproject.toml | $(VENV)/.is-made

@@ -1,11 +1,11 @@
 """Encodes outputs and inputs as bytes, if they come back equal.
 
-As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses; and models of
-pydantic, through these. A value that is not quite what its hint says, such as 0 for a float, is
-stored as ``json-plain`` if it comes back equal without the hint, and a tuple for some sequence as
-``json-tuple``: its step has succeeded, and must not fail for that. With the suffix ``+given``, the
-JSON also says which fields of its models were given. cloudpickle takes nearly everything and can
-run any code when it is read, so it is used only on request.
+As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses; and paths, and
+models of pydantic, through these. A value that is not quite what its hint says, such as 0 for a
+float, is stored as ``json-plain`` if it comes back equal without the hint, and a tuple for some
+sequence as ``json-tuple``: its step has succeeded, and must not fail for that. With the suffix
+``+given``, the JSON also says which fields of its models were given. cloudpickle takes nearly
+everything and can run any code when it is read, so it is used only on request.
 
 Values are encoded in the event loop. In another thread, a value could change meanwhile: it belongs
 to the user, whose next steps have it. So ``max_bytes`` bounds the time too: a value is counted
@@ -62,10 +62,15 @@ _DECODERS = 256
 """How many decoders to cache. A hint may be a type that was made for one pipeline."""
 
 _encoder = msgspec.json.Encoder()
-_hooked_encoder = msgspec.json.Encoder(
-    enc_hook=lambda value: str(value) if isinstance(value, PurePath) else to_plain(value)
-)
 _untyped = msgspec.json.Decoder()
+
+
+def _to_plain(value: Any) -> Any:
+    """Return what stands for a path or a model in JSON; see `msgspec.json.Encoder`."""
+    return str(value) if isinstance(value, PurePath) else to_plain(value)
+
+
+_hooked_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
 
 
 class Codec:
@@ -162,7 +167,7 @@ class Codec:
         return found
 
     def _written(self, subject: str, value: Any) -> tuple[bytes, bool]:
-        """Return the JSON of a value, and whether models are in it."""
+        """Return the JSON of a value, and whether models or paths are in it."""
         try:
             try:
                 return _encoder.encode(value), False
@@ -311,18 +316,18 @@ def _new_decoder(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
     """Return the decoder for a hint, or the untyped one if msgspec does not know the hint."""
     try:
         is_custom = isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType)
-        if hint is Any or (is_custom and not is_model(hint) and not _is_path(hint)):
+        if hint is Any or (is_custom and not (is_model(hint) or _is_path(hint))):
             return _untyped, True
-        return msgspec.json.Decoder(hint, dec_hook=_custom_of), _is_simple(hint)
+        return msgspec.json.Decoder(hint, dec_hook=_from_plain), _is_simple(hint)
     except Exception:  # it is not a type, or one for type checkers only
         return _untyped, True
 
 
-def _is_path(hint: object) -> bool:
+def _is_path(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, PurePath)
 
 
-def _custom_of(cls: type, data: Any) -> Any:
+def _from_plain(cls: type, data: Any) -> Any:
     """Return the path or the model of decoded JSON; see `msgspec.json.Decoder`."""
     if _is_path(cls) and isinstance(data, str):
         return cls(data)
