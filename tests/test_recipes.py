@@ -22,6 +22,7 @@ from test_docs_pages import FENCE, ROOT, blocks_of
 from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
 from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
+from asyncflow.journal import PostgresJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 
@@ -301,6 +302,27 @@ class TestKubernetes:
         assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
         assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
         assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
+
+
+def test_a_call_of_a_function_that_is_repeated_computes_nothing_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL", dsn)
+    names: dict[str, Any] = {"__name__": "lambda.md"}
+    for block in blocks_of(RECIPES / "lambda.md"):
+        if "slow" not in block.code:
+            exec(compile(block.code, f"{block.page}:{block.line}", "exec"), names)
+    handler, context = names["handler"], names["Context"](30_000)
+
+    answers = [handler({"day": "2026-01-31"}, context) for _ in range(2)]
+
+    async def attempts() -> int:
+        async with PostgresJournal(dsn) as journal:
+            stored = await journal.events("sales-2026-01-31")
+            return sum(isinstance(each.event, AttemptStarted) for each in stored)
+
+    assert answers == [{"total": 32}] * 2
+    assert asyncio.run(attempts()) == 2  # of two steps
 
 
 def test_commands_of_the_recipes_have_options_that_asyncflow_has() -> None:
