@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -29,17 +30,18 @@ from asyncflow.testing import run_in_virtual_time
 RECIPES = ROOT / "docs" / "recipes"
 
 
-def classes_of(page: str) -> dict[str, Any]:
-    """Return what the blocks of a page that define classes define."""
+def names_of(page: str, *marks: str) -> dict[str, Any]:
+    """Return what those blocks of a page define that have one of these texts, and await nothing."""
     names: dict[str, Any] = {"__name__": page}
     for block in blocks_of(RECIPES / page):
-        if "\nclass " in block.code:
-            exec(compile(block.code, f"{page}:{block.line}", "exec"), names)
+        code = block.code.partition("\nasync with ")[0].partition("\nfor _ in ")[0]
+        if any(mark in code for mark in marks):
+            exec(compile(code, f"{page}:{block.line}", "exec"), names)
     return names
 
 
-RetryBudget = classes_of("retry-budget.md")["RetryBudget"]
-breakers = classes_of("circuit-breaker.md")
+RetryBudget = names_of("retry-budget.md", "\nclass ")["RetryBudget"]
+breakers = names_of("circuit-breaker.md", "\nclass ")
 CircuitBreaker, CircuitOpenError = breakers["CircuitBreaker"], breakers["CircuitOpenError"]
 
 
@@ -201,6 +203,61 @@ class TestCircuitBreaker:
             await provider.call()
 
         assert raised.value.retry_in_ms == 20_000
+
+
+class TestArtifacts:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_a_file_that_was_not_finished_leaves_nothing_under_its_name(
+        self, tmp_path: Path
+    ) -> None:
+        recipe = names_of("artifacts.md", "def artifact")
+        recipe["ARTIFACTS"] = tmp_path
+
+        async def export(names: str) -> None:
+            with recipe["artifact"]("rows.csv") as path:
+                path.write_text(names)
+                if names == "bad":
+                    raise ConnectionError
+
+        async def names() -> list[str]:
+            return ["good", "bad"]
+
+        steps = [
+            WorkflowStep("names", names),
+            WorkflowStep("export", export, ["names"], map_over="names"),
+        ]
+        await run_pipeline(steps, run_id="a/b", fail_fast=False)
+
+        files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+        assert files == [Path("a%2Fb", "export%230", "rows.csv")]
+        assert not list(tmp_path.rglob("tmp*"))
+
+
+class TestCaching:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_what_is_returned_is_stored_by_arguments_and_version(
+        self, tmp_path: Path
+    ) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+        calls: list[tuple[object, int]] = []
+
+        async def square(client: object, n: int) -> int:
+            calls.append((client, n))
+            if n < 0:
+                raise ValueError
+            return n * n
+
+        first = cached(tmp_path, ignore=("client",))(square)
+        second = cached(tmp_path, "2", ignore=("client",))(square)
+
+        assert [await first("a", 3), await first("b", n=3), await second("a", 3)] == [9, 9, 9]
+        assert calls == [("a", 3), ("a", 3)]
+        for _ in range(2):
+            with pytest.raises(ValueError):  # noqa: PT011
+                await first("a", -1)
+        assert len(calls) == 4
 
 
 class TestNotifications:
