@@ -46,7 +46,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray test-peers test-pages check bench bench-ray explore fuzz crash soak
+.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak dist test-peers test-pages docs
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -55,10 +55,12 @@ help:
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
 	@echo "make test-peers run the code of docs/coming-from for Airflow, Celery, LangGraph and Prefect too"
 	@echo "make check      lint, check the format, the types and who imports whom"
+	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
 	@echo "make bench      measure the cost of a step"
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
 	@echo "make fuzz       give the property tests new random examples"
 	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
+	@echo "make dist       build the distributions, their SBOM, and check them where nothing else is"
 	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
 
 etl: $(VENV)/.has-core
@@ -106,6 +108,11 @@ check: $(VENV)/.has-dev
 	@$(py) -m pyright --pythonpath $(py)
 	@$(VENV)/bin/lint-imports --no-logo
 
+# The theme's notice says what CONTRIBUTING.md says.
+docs: $(VENV)/.has-docs
+	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict) \
+		$(filter-out --serve,$(ARGS))
+
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
 
@@ -123,6 +130,21 @@ crash: $(tested)
 
 soak: $(tested)
 	@$(py) -m tests.soak $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+# The SBOM lists what the extras bring, but for Ray's: an environment of their own tells.
+extras := cli,cloudpickle,dask,journal,otel,postgres,report,web
+
+dist: $(VENV)/.has-release
+	@rm -rf dist
+	@$(py) -m build --outdir dist .
+	@$(py) -m twine check --strict dist/*
+	@$(py) -m tests.distribution dist
+	@$(PYTHON) -m venv dist/extras && dist/extras/bin/python -m pip --quiet install --no-compile \
+		"asyncflow-tiers[$(extras)] @ file://$$(echo $(CURDIR)/dist/*.whl)"
+	@dist/extras/bin/python -m pip --quiet uninstall --yes pip
+	@$(VENV)/bin/cyclonedx-py environment dist/extras --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/asyncflow-tiers.cdx.json
+	@rm -rf dist/extras
 
 # The stamp files tell what is installed, so that the second time is fast.
 
@@ -148,6 +170,16 @@ $(tested): pyproject.toml | $(VENV)/.is-made
 $(VENV)/.has-ray: $(tested)
 	@echo "installing Ray ..." >&2
 	@$(install) --group ray
+	@touch $@
+
+$(VENV)/.has-release: pyproject.toml | $(VENV)/.is-made
+	@echo "installing what builds and checks distributions ..." >&2
+	@$(install) --group release
+	@touch $@
+
+$(VENV)/.has-docs: pyproject.toml | $(VENV)/.is-made
+	@echo "installing what builds the documentation ..." >&2
+	@$(install) --group docs
 	@touch $@
 
 $(VENV)/.has-dev: pyproject.toml | $(VENV)/.is-made
