@@ -2,7 +2,7 @@
 
 Dask's own futures can't be stopped once they run, and Dask runs a task again that was on a worker
 which dies or retires. So a task of Dask only asks for its body, and a fence in the scheduler
-(`asyncflow.engines._dask_fence`) lets each body begin once, and stops it.
+(``asyncflow.engines._dask_fence``) lets each body begin once, and stops it.
 """
 
 from __future__ import annotations
