@@ -11,7 +11,7 @@ import pytest_asyncio
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
-PAGES = ("index.html", "guides/policies.html", "reference/api/github.html")
+PAGES = ("index.html", "guides/terminal.html", "reference/api/github.html")
 WIDTHS = (390, 820, 1440)
 
 
