@@ -8,12 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from public_api import MODULES
 
 from .conftest import ROOT, build
 from .test_sources import exported
 
-IDS_OF_SCRIPTS = {"__consent", "__search"}
+pytestmark = pytest.mark.timeout(300)  # the first one builds the site
+
 LOADED = {"script": "src", "img": "src", "source": "srcset", "iframe": "src"}
 
 
