@@ -46,13 +46,14 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray check docs bench bench-ray explore fuzz crash soak dist
+.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak dist test-peers test-pages docs
 
 help:
 	@echo "make etl        run the example pipeline"
 	@echo "make test       run the fast tests, which is enough for most changes"
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
+	@echo "make test-peers run the code of docs/coming-from for Airflow, Celery, LangGraph and Prefect too"
 	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
 	@echo "make bench      measure the cost of a step"
@@ -82,6 +83,23 @@ isolated := unshare --user --map-root-user --net --
 
 test-ray: $(VENV)/.has-ray
 	@$(isolated) $(pytest) -m ray tests/engines/ray $(ARGS)
+
+# Airflow and Prefect can't have one environment with the latest version of each.
+test-peers:
+	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-peers WITH=peers \
+		ARGS="-k 'coming-from and not airflow' $(ARGS)"
+	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-airflow WITH=peers-airflow \
+		ARGS="-k coming-from/airflow $(ARGS)"
+
+# Everything that they store is in a temporary folder, and they report to no one.
+test-pages: $(tested)
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	export ASYNCFLOW_ALL_BLOCKS=1 DO_NOT_TRACK=1 PREFECT_HOME=$$home/prefect \
+		PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=300 \
+		PREFECT_LOGGING_LEVEL=CRITICAL AIRFLOW_HOME=$$home/airflow AIRFLOW__CORE__DAGS_FOLDER=dags \
+		AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__LOGGING__LOGGING_LEVEL=CRITICAL && \
+	if [ -x $(VENV)/bin/airflow ]; then $(VENV)/bin/airflow db migrate >/dev/null 2>&1; fi && \
+	$(pytest) -m "" -W default --timeout=600 tests/test_docs_pages.py $(ARGS)
 
 check: $(VENV)/.has-dev
 	@$(py) -m ruff check .

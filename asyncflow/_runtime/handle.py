@@ -280,7 +280,9 @@ class RunHandle:
                 run.
         """
         if self._task is not None:
-            raise RuntimeError(f"run {self.run_id!r} was started already")
+            raise RuntimeError(
+                f"run {self.run_id!r} was started already; start() makes another one"
+            )
         self._has_owner = True
         try:
             await self._begin(owner.create_task)

@@ -644,7 +644,6 @@ class Run:
                 self._report_unstarted(node, now_ms)
         if self._live:
             self._watchdog.expect(self._loop.time())
-        control.grant_grace()
         if self._queue.is_dirty:
             self._advance_soon()
         self._wake_if_settled()

@@ -4,7 +4,7 @@ Rules:
 
 1. The run asks a node to stop at most once.
 2. An attempt that was cancelled already, by a limit or by a third party, may be cleaning up. It is
-   not cancelled again before a grace period has passed.
+   not cancelled again before a grace period has passed, which begins when the run asks it.
 3. A cancellation that neither the run nor a limit has requested is a third party's. It never cuts
    a wait between attempts short.
 """
@@ -57,9 +57,8 @@ class StopControl:
         self.requested: dict[int, float] = {}
         self.missed_heartbeat: set[int] = set()
         self.on_backoff: Callable[[], object] | None = None
-        self._doubtful: list[int] = []
-        """The nodes that were to stop and were not cancelled, since a third party had done so."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
+        """Those that cancel the nodes which were to stop when a third party had cancelled them."""
 
     def request(self, node: int, task: asyncio.Task[Any], at_ms: float) -> None:
         """Ask a node to stop for the run."""
@@ -68,19 +67,13 @@ class StopControl:
         if not is_cancelled or not self._state.is_attempting(node):
             task.cancel()
         elif not self._is_cut_short(node):
-            self._doubtful.append(node)
+            cancel = self._cancel_again
+            self._timers.append(self._loop.call_later(GRACE_S, cancel, node, context=self._context))
 
-    def grant_grace(self) -> None:
-        """Cancel again what continues in spite of a third party's cancellation, but not soon."""
-        if self._doubtful:
-            self._cancel_timer()
-            self._timer = self._loop.call_later(GRACE_S, self._cancel_again, context=self._context)
-
-    def _cancel_again(self) -> None:
-        for node in self._doubtful:
-            if node in self._live:
-                self._live[node].cancel()
-        self._doubtful.clear()
+    def _cancel_again(self, node: int) -> None:
+        """Cancel a node that continues in spite of a third party's cancellation."""
+        if node in self._live:
+            self._live[node].cancel()
 
     def miss_heartbeat(self, node: int, task: asyncio.Task[Any]) -> None:
         """Cancel an attempt that has missed its heartbeat, unless it is cleaning up."""
@@ -163,9 +156,6 @@ class StopControl:
 
     def close(self) -> None:
         """Cancel nothing again."""
-        self._cancel_timer()
+        for timer in self._timers:
+            timer.cancel()
         self.on_backoff = None  # it leads to the run
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()

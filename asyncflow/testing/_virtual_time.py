@@ -191,6 +191,8 @@ def shuffle(loop: Any, chance: Random) -> None:
     """
     ready, timers = loop._ready, loop._scheduled
     for neighbours in _ready_tasks(ready) if len(ready) > 1 else ():
+        if len(neighbours) < 2:
+            continue
         handles = [ready[at] for at in neighbours]
         chance.shuffle(handles)
         for at, handle in zip(neighbours, handles, strict=True):

@@ -8,6 +8,7 @@ import gc
 import logging
 import pickle
 import weakref
+from collections import Counter
 
 import pytest
 from fake_engine import Abandoning, FakeEngine
@@ -771,8 +772,9 @@ async def test_a_heartbeat_is_not_missed_while_the_run_stops_the_body(engine):
 
 
 @counts_time
-async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
-    engine, pool, starts = Abandoning(), Pool(1), []
+@pytest.mark.parametrize(("slots", "next_ms"), [(1, 1_000), (2, 0)])
+async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events, slots, next_ms):
+    engine, pool, starts = Abandoning(), Pool(slots), []
 
     async def action():
         starts.append(asyncio.get_running_loop().time())
@@ -790,7 +792,7 @@ async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
     assert (report["a"].status, report["a"].abandoned) == (SUCCESS, True)
     assert [round(each.duration_ms) for each in report["a"].history] == [100, 0]
     assert starts[1] - starts[0] == pytest.approx(1)
-    assert round(report["b"].started_ms) == 1_000
+    assert round(report["b"].started_ms) == next_ms
     assert sum(isinstance(event, ThreadAbandoned) for event in events) == 1
     assert engine.overlaps["a"] == 0
 
@@ -839,18 +841,25 @@ async def test_a_body_that_does_not_end_is_named_and_one_that_is_queued_is_not(c
     assert "fake_engine.py" in message
 
 
-@counts_time
 async def test_limits_of_concurrency_stay_with_the_run(engine):
-    pool = Pool(2)
+    pool, running, most = Pool(2), Counter(), Counter()
+
+    async def action():
+        for kind in (current_step().step_name[0], "all"):
+            running[kind] += 1
+            most[kind] = max(most[kind], running[kind])
+        await asyncio.sleep(0.01)
+        running.subtract([current_step().step_name[0], "all"])
+
     steps = [
-        *(WorkflowStep(f"p{n}", sleeps(0.01), pool=pool) for n in range(6)),
-        *(WorkflowStep(f"q{n}", sleeps(0.01)) for n in range(6)),
+        *(WorkflowStep(f"p{n}", action, pool=pool) for n in range(6)),
+        *(WorkflowStep(f"q{n}", action) for n in range(6)),
     ]
 
     report = await run_pipeline(steps, engine=engine, max_concurrency=4)
 
     assert report.all_passed
-    assert round(report.total_duration_ms) == 30
+    assert (most["all"], most["p"]) == (4, 2)
 
 
 # Outputs that stay.

@@ -221,6 +221,7 @@ async def test_with_fail_fast_the_first_failed_item_stops_the_others_and_the_sib
 
     assert [item.status for item in report["m"].items][:2] == [CANCELLED, FAILED]
     assert (report["m"].status, report["s"].status) == (FAILED, CANCELLED)
+    assert isinstance(report["m"].error, ExceptionGroup)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])

@@ -17,8 +17,10 @@ __all__ = [
     "Flow",
     "Items",
     "Step",
+    "dependencies_of",
     "random_fault",
     "random_flow",
+    "tiers_of",
 ]
 
 TICK_MS = 8
@@ -149,6 +151,33 @@ class Case(NamedTuple):
     fault: Fault = Fault()
 
     __repr__ = _shown
+
+
+def dependencies_of(steps: tuple[Step, ...]) -> list[tuple[int, ...]]:
+    """Return the dependencies of each step.
+
+    A clean-up step without any depends on all but those, and what follows them.
+    """
+    last = {
+        index for index, step in enumerate(steps) if step.run_if != "success" and not step.needs
+    }
+    for index, step in enumerate(steps):  # a step needs only earlier ones
+        if last.intersection(step.needs):
+            last.add(index)
+    others = tuple(index for index in range(len(steps)) if index not in last)
+    return [step.needs or (() if step.run_if == "success" else others) for step in steps]
+
+
+def tiers_of(dependencies: list[tuple[int, ...]]) -> list[int]:
+    """Return the number of each step's tier."""
+    tiers: dict[int, int] = {}
+
+    def tier_of(step: int) -> int:
+        if step not in tiers:
+            tiers[step] = max((tier_of(need) + 1 for need in dependencies[step]), default=0)
+        return tiers[step]
+
+    return [tier_of(step) for step in range(len(dependencies))]
 
 
 def random_flow(chance: Random) -> Flow:

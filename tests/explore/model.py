@@ -130,6 +130,7 @@ class _Run:
             for place, (which, event, turn, now) in enumerate(world.log)
             if which == run
         ]
+        self.tiers, self.dependencies = world.pipeline.tiers, world.pipeline.dependencies
         self.report = world.reports[run]
         self.raised = world.raised[run]
         self.steps = [_Node(index, None) for index in range(len(self.specs))]
@@ -151,8 +152,6 @@ class _Run:
         self.started_s = self.log[0][3]
         self.read_events()
         self.match_calls()
-        self.tiers = _tiers(self.specs)
-        self.dependencies = _dependencies(self.specs)
         for node in self.nodes:
             if self.specs[node.step].maps is not None and node.item is None:
                 self.check_map(node)
@@ -176,7 +175,7 @@ class _Run:
         accepted = world.accepted[run]
         _require(
             world.counts[run] == accepted or (run == 0 and self.case.fault.scope is not None),
-            f"cancelling() is {world.counts[run]} after {accepted} cancellations",
+            *("cancelling() is", world.counts[run], "after", accepted, "cancellations"),
         )
         raised = self.raised
         exits = [each for each in world.exits if raised is each]
@@ -216,7 +215,7 @@ class _Run:
                 _require(node.end is None, "after the end:", event)
                 before = node.attempts[-1] if node.attempts else None
                 number = 1 if before is None else before.start.attempt + 1
-                _require(event.attempt == number, f"not attempt {number}:", event)
+                _require(event.attempt == number, "not attempt", number, ":", event)
                 _require(before is None or type(before.end) is AttemptFailed, "overlaps:", event)
                 _require(number <= self.specs[node.step].retries, "one too many:", event)
                 node.attempts.append(_Attempt(event, turn, place))
@@ -259,7 +258,7 @@ class _Run:
         latest = node.attempts[-1] if node.attempts else None
         if type(event) is not StepSkipped:
             number = 0 if latest is None else latest.start.attempt
-            _require(event.attempt == number, f"the latest attempt is {number}:", event)
+            _require(event.attempt == number, "the latest attempt is", number, ":", event)
         if latest is not None and latest.end is None:
             latest.end, latest.end_turn, latest.end_place = event, turn, place
         else:
@@ -369,7 +368,7 @@ class _Run:
         _require(
             given_ms is not None
             and max(0.0, left_ms - self.early_ms) - EPSILON < given_ms < left_ms + EPSILON,
-            f"remaining_ms is {given_ms}, not {left_ms}, in {call.key}",
+            *("remaining_ms is", given_ms, "not", left_ms, "in", call.key),
         )
 
     def check_arguments(self, node: _Node, call: Call) -> None:
@@ -435,18 +434,13 @@ class _Run:
                 assert stop is not None
                 by_stop = at_ms <= max(stop.at_ms, attempt.start.at_ms) + EPSILON or (
                     # What somebody else had cancelled is left alone for a while.
-                    is_foreign
-                    and any(
-                        abs(at_ms - each.at_ms - 5_000) < 10
-                        for each in (self.fail_stop, self.interrupted)
-                        if each is not None
-                    )
+                    is_foreign and abs(at_ms - stop.at_ms - 5_000) < EPSILON
                 )
             _require(
                 by_own or by_stranger or by_limit or by_stop,
-                f"{call.key} was cancelled at {at_ms} ms, by nobody",
+                *(call.key, "was cancelled at", at_ms, "ms, by nobody"),
             )
-            _require(turn > last_turn, f"{call.key} was cancelled twice in a turn")
+            _require(turn > last_turn, call.key, "was cancelled twice in a turn")
             last_turn = turn
             may_limit |= by_limit
             may_stop |= by_stop
@@ -483,12 +477,13 @@ class _Run:
             self.mismatch(node, attempt, spec, cause, is_asked, kinds, counts_from)
             for cause, is_asked in outcomes
         ]
-        _require(
-            not outcomes or None in reasons,
-            f"{end} follows from an attempt that ended with {call.error or call.value!r} at "
-            f"{ended_ms:g} ms, cancelled at {[now for now, _ in call.cancels]} s, limit at "
-            f"{limit_ms:g} ms; the run stops at {stop}: {[*zip(outcomes, reasons, strict=True)]}",
-        )
+        if outcomes and None not in reasons:
+            raise _Wrong(
+                f"{end} follows from an attempt that ended with {call.error or call.value!r} at "
+                f"{ended_ms:g} ms, cancelled at {[now for now, _ in call.cancels]} s, limit at "
+                f"{limit_ms:g} ms; the run stops at {stop}: "
+                f"{[*zip(outcomes, reasons, strict=True)]}"
+            )
 
     def check_stopped(
         self, call: Call, stop: _Stop | None, ended_ms: float, limit_ms: float, seen: bool
@@ -498,7 +493,7 @@ class _Run:
         lives_on = ended_ms > stop.at_ms + EPSILON or call.ended_turn > stop.turn + _TURNS_TO_STOP
         _require(
             not lives_on or ended_ms < stop.at_ms,
-            f"{call.key} was not cancelled when the run stopped, at {stop.at_ms} ms",
+            *(call.key, "was not cancelled when the run stopped, at", stop.at_ms, "ms"),
         )
 
     def asked(
@@ -723,7 +718,7 @@ class _Run:
             return
         since_ms = started_ms - queued_ms
         is_due = min(abs(since_ms - due_ms), abs(since_ms - due_after_stop_ms)) < EPSILON
-        _require(is_due, f"{spec.name} starts at {started_ms} ms, not at {due_ms + queued_ms} ms")
+        _require(is_due, spec.name, "starts at", started_ms, "ms, not at", due_ms + queued_ms, "ms")
 
     def check_deadline(self) -> None:
         """Check the deadline of the run."""
@@ -862,35 +857,6 @@ def _blocks(end: Any) -> bool:
     if type(end) is StepSkipped:
         return not end.on_purpose
     return type(end) in (StepFailed, StepCancelled)
-
-
-def _tiers(specs: tuple[Step, ...]) -> list[int]:
-    tiers: list[int] = []
-    dependencies = _dependencies(specs)
-    done: dict[int, int] = {}
-
-    def tier_of(step: int) -> int:
-        if step not in done:
-            done[step] = max((tier_of(need) + 1 for need in dependencies[step]), default=0)
-        return done[step]
-
-    tiers.extend(tier_of(step) for step in range(len(specs)))
-    return tiers
-
-
-def _dependencies(specs: tuple[Step, ...]) -> list[tuple[int, ...]]:
-    """Return the dependencies of each step.
-
-    A clean-up step without any depends on all but those, and what follows them.
-    """
-    last = {
-        index for index, spec in enumerate(specs) if spec.run_if != "success" and not spec.needs
-    }
-    for index, spec in enumerate(specs):  # a step needs only earlier ones
-        if last.intersection(spec.needs):
-            last.add(index)
-    others = tuple(index for index in range(len(specs)) if index not in last)
-    return [spec.needs or (() if spec.run_if == "success" else others) for spec in specs]
 
 
 def _missed(call: Call, started_ms: float, limit_ms: float, started_s: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from asyncflow.events import AttemptStarted, StepSucceeded
 from tests.explore.cases import Act, Case, Fault, Flow, Step, random_flow
-from tests.explore.explorer import VARIATIONS, case_of, explore, shrink
+from tests.explore.explorer import VARIATIONS, case_of, check, explore, shrink
 from tests.explore.model import violations
 from tests.explore.world import Pipeline
 
@@ -28,6 +28,13 @@ def test_random_runs_disturbed_at_random_moments_keep_every_promise(runs):
 @pytest.mark.parametrize("number", [77_000_015_013, 20_261_127_000_860_321])
 def test_a_run_that_broke_a_promise_once_keeps_it(number):
     assert explore(number, 1) is None
+
+
+def test_a_second_stop_does_not_prolong_the_grace_period_of_an_attempt_that_cleans_up():
+    cleans_up = Act(end="cancel itself and wait", clean=(700,))
+    flow = Flow((Step("one"), Step("two", acts=(cleans_up,)), Step("three")))
+
+    assert check(Case(flow, Fault(observer=("exit", 4), scope=("timeout", 4)))) == []
 
 
 @pytest.mark.parametrize("number", range(FIRST, FIRST + 10 * VARIATIONS, 3))

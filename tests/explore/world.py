@@ -16,7 +16,7 @@ import anyio
 from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
 from asyncflow.events import Event
 from asyncflow.testing._virtual_time import shuffle
-from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step
+from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step, dependencies_of, tiers_of
 
 __all__ = ["Call", "Exit", "Pipeline", "World"]
 
@@ -285,7 +285,13 @@ class _Stream(_Iterable):
 
 
 class Pipeline:
-    """The orchestrator of a flow, whose actions report to the world of the run at hand."""
+    """The orchestrators of a flow, whose actions report to the world of the run at hand.
+
+    Attributes:
+        orchestrators: One for each of the runs that go on at once, which writes their log.
+        dependencies: Those of each step.
+        tiers: The number of each step's tier.
+    """
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
@@ -295,13 +301,26 @@ class Pipeline:
         ]
         self.world: World
         steps = [self._step(index, spec) for index, spec in enumerate(flow.steps)]
-        self.orchestrator = Orchestrator(
+        orchestrator = Orchestrator(
             steps,
             flow.fail_fast,
             schedule=flow.schedule,  # type: ignore[arg-type]
             max_concurrency=flow.max_concurrency,
             deadline_ms=_ms(flow.deadline),
         )
+        self.orchestrators = [
+            orchestrator.with_options(run_id=str(run), observers=[self._recorder(run)])
+            for run in range(flow.copies)
+        ]
+        self.dependencies = dependencies_of(flow.steps)
+        self.tiers = tiers_of(self.dependencies)
+
+    def _recorder(self, run: int) -> Callable[[Event], object]:
+        def record(event: Event) -> None:
+            world = self.world
+            world.log.append((run, event, world.loop.turns, world.loop.now))
+
+        return record
 
     def _step(self, index: int, spec: Step) -> WorkflowStep:
         flow, options = self.flow, {}
@@ -399,17 +418,13 @@ class Pipeline:
 async def _caller(world: World, run: int, fault: Fault) -> None:
     """Await one run, as the code of a user does."""
     loop, me = world.loop, world.callers[run]
-    log = world.log
-
-    def observe(event: Event) -> None:
-        log.append((run, event, loop.turns, loop.now))
-
-    observers: list[Callable[[Event], object]] = [observe]
+    orchestrator = world.pipeline.orchestrators[run]
     if run:
         await asyncio.sleep(world.pipeline.flow.offset * TICK_S)
     elif fault.observer is not None:
-        observers.append(_observer(world, *fault.observer))
-    work = world.pipeline.orchestrator.with_options(run_id=str(run), observers=observers).run()
+        observers = [*orchestrator.observers, _observer(world, *fault.observer)]
+        orchestrator = orchestrator.with_options(observers=observers)
+    work = orchestrator.run()
     try:
         if run == 0 and fault.scope is not None:
             await _scoped(world, work, *fault.scope)

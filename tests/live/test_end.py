@@ -255,7 +255,8 @@ def test_the_golden_run_ends_with_its_failure() -> None:
     lines = lines_of(GOLDEN, width=199)
 
     assert lines[-1] == (
-        "✗ FAILED in 5.0 s of 1 h 0 min: 7 succeeded, 1 failed, 1 cancelled, 3 skipped, 3 retried"
+        "✗ FAILED in 5.0 s of 1 h 0 min: 7 succeeded, 1 failed, 1 cancelled, 3 skipped, 3 retried, "
+        "6 reused"
     )
     assert lines[1] == "✗ FAILED     <script>alert('step')</script>  attempt 2 of 2, 399 ms"
 
