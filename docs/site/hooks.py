@@ -37,8 +37,6 @@ ALSO_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-if not (ROOT / "docs/index.md").exists():
-    ALSO_PAGES["README.md"] = "index.md"
 """Files of the repository that are pages of the site, by their path there."""
 SAME_AS = {**ALSO_PAGES, "README.md": "index.md"}
 
