@@ -56,6 +56,7 @@ _ENTRY = re.compile(r"^::: (\S+)\n(?:(?:    .*)?\n)*", re.MULTILINE)
 log = logging.getLogger("mkdocs.hooks.asyncflow")
 _twins: dict[str, tuple[str, str]] = {}
 """The title and the Markdown of each page by its path."""
+_sections: list[Any] = []
 
 
 def on_config(config: Any) -> Any:
@@ -82,6 +83,11 @@ def on_files(files: Any, config: Any) -> Any:
         if script is not None:
             files.append(File.generated(config, there, abs_src_path=str(script)))
     return files
+
+
+def on_nav(nav: Any, config: Any, files: Any) -> None:
+    """Keep the sections for `llms.txt`."""
+    _sections[:] = nav.items
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -138,10 +144,9 @@ def on_post_build(config: Any) -> None:
     base = config.site_url or ""
     lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
     order = []
-    for section in config.nav:
-        ((name, items),) = section.items()
-        lines += ["", f"## {name}", ""]
-        for path in _paths(items):
+    for section in _sections:
+        lines += ["", f"## {section.title}", ""]
+        for path in _paths(section):
             lines.append(f"- [{_twins[path][0]}]({base}{path}): {_first_sentence(texts[path])}")
             order.append(path)
     (site / "llms.txt").write_text("\n".join(lines) + "\n", "utf-8")
@@ -196,12 +201,10 @@ def _from_npm(package: str, member: str) -> Path | None:
     return script
 
 
-def _paths(items: Any) -> list[str]:
-    if isinstance(items, str):
-        return [items]
-    if isinstance(items, dict):
-        items = list(items.values())
-    return [path for item in items for path in _paths(item)]
+def _paths(item: Any) -> list[str]:
+    if item.is_page:
+        return [item.file.src_uri]
+    return [path for each in item.children or () for path in _paths(each)]
 
 
 def _first_sentence(markdown: str) -> str:
