@@ -22,7 +22,7 @@ import asyncflow.events
 import asyncflow.testing
 
 PUBLIC = asyncflow.__all__
-ALIASES = {"Event", "NoteEvent", "Outcome", "RunEvent", "StepEvent"}
+ALIASES = {"Event", "NoteEvent", "RunEvent", "StepEvent"}
 
 
 def test_the_public_api_is_what_the_snapshot_says() -> None:

@@ -51,7 +51,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, RestoredOutput
+from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES
@@ -174,7 +174,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         if execution.flags.html is not None or execution.flags.trace is not None:
             stored = [*await journal.events(run_id), *await journal.notes(run_id)]
             events = [each.event for each in stored]
-    was_interrupted = report.outcome not in ("passed", "failed")
+    was_interrupted = report.status not in (RunStatus.PASSED, RunStatus.FAILED)
     return RunEnd(
         report,
         events,
@@ -284,7 +284,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     _explain_threads(report)
     if end.signal is not None:
         return 128 + end.signal
-    return PASSED if report.outcome == "passed" and end.failure is None else RUN_FAILED
+    return PASSED if report.status is RunStatus.PASSED and end.failure is None else RUN_FAILED
 
 
 def _report_to_github(report: RunReport) -> None:
@@ -301,7 +301,7 @@ def _report_to_github(report: RunReport) -> None:
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:
-    if report.outcome == "passed":
+    if report.status is RunStatus.PASSED:
         return (
             f"To show it again: asyncflow show {shlex.quote(report.run_id)}{journal_flag(journal)}"
         )

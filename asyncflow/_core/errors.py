@@ -314,7 +314,7 @@ class ResourceError(_AttributedError):
         resource: The name of the resource; empty if a third party cancelled the task that holds the
             resources.
         problem: What happened.
-        report: The report of the run. Its outcome is ``"interrupted"``, unless all steps had ended
+        report: The report of the run. Its status is ``INTERRUPTED``, unless all steps had ended
             before.
     """
 

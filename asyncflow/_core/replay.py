@@ -34,6 +34,7 @@ from asyncflow._core.results import (
     Attempt,
     AttemptEnd,
     Payload,
+    RunStatus,
     Segment,
     StepResult,
     StepStatus,
@@ -49,7 +50,6 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
-    Outcome,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -87,7 +87,7 @@ class StoredRun:
         forked_from: The run whose results it takes over, if it is a fork.
         segments: One, and one more for each time that the run was resumed.
         at_ms: The time of the latest event.
-        outcome: How the run has ended; ``None`` if it has not.
+        status: How the run has ended; ``RUNNING`` if it has not.
         stop_reason: Why the run stops, or stopped, before its end.
         was_interrupted: Whether the run was interrupted or exceeded its deadline.
         was_stopping: Whether the run was stopping, so that steps were cancelled or left out.
@@ -106,7 +106,7 @@ class StoredRun:
         self.parent = self.parent_step = self.forked_from = ""
         self.segments: list[Segment] = []
         self.at_ms = 0.0
-        self.outcome: Outcome | None = None
+        self.status = RunStatus.RUNNING
         self.stop_reason: str | None = None
         self.was_interrupted = self.was_stopping = False
         self.steps: dict[str, StepView] = {}
@@ -128,6 +128,11 @@ class StoredRun:
         for event in events:
             self.apply(event)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended."""
+        return self.status is not RunStatus.RUNNING
+
     @classmethod
     def from_report(cls, report: RunReport) -> StoredRun:
         """Return the run as its report has it."""
@@ -137,8 +142,8 @@ class StoredRun:
         run.forked_from = report.forked_from
         run.segments = [*report.segments]
         run.at_ms = report.total_duration_ms
-        run.outcome = None if report.outcome == "running" else report.outcome
-        run.stop_reason, run.was_interrupted = report.stop_reason, report.outcome == "interrupted"
+        run.status, run.stop_reason = report.status, report.stop_reason
+        run.was_interrupted = report.status is RunStatus.INTERRUPTED
         run.inputs.update(report.inputs)
         run.dependencies = {name: result.depends_on for name, result in report.items()}
         run._lay_out(run.dependencies)
@@ -185,7 +190,7 @@ class StoredRun:
     def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time))
-        self.outcome = self.stop_reason = None
+        self.status, self.stop_reason = RunStatus.RUNNING, None
         self.was_interrupted = self.was_stopping = False
         self._reasons = {}
         self.dependencies.update(event.dependencies)
@@ -238,7 +243,7 @@ class StoredRun:
         self.was_interrupted = self.was_stopping = True
 
     def _on_run_finished(self, event: RunFinished) -> None:
-        self.outcome, self.at_ms = event.outcome, event.at_ms
+        self.status, self.at_ms = event.status, event.at_ms
         self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
 
@@ -559,10 +564,10 @@ class StoredRun:
             [with_outputs(step.to_result(self.at_ms), decode) for step in self.steps.values()],
             total_duration_ms=self.at_ms,
             wall_time=self.started.wall_time,
-            stop_reason=None if self.outcome is None else self.stop_reason,
+            stop_reason=self.stop_reason if self.has_ended else None,
             pipeline=self.pipeline,
             inputs=inputs,
-            outcome=self.outcome or "running",
+            status=self.status,
             segments=self.segments,
             parent=self.parent,
             parent_step=self.parent_step,

@@ -35,7 +35,7 @@ from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import RunStatus, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import HERE, AttemptLog, Checkpoint, Phase, StepRuns
 from asyncflow.events import (
@@ -45,7 +45,6 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
-    Outcome,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -497,11 +496,11 @@ class RunState:
         return self._finished is not None
 
     @property
-    def outcome(self) -> Outcome:
+    def status(self) -> RunStatus:
         """How the run ends, or would if it ended now."""
         if self._interrupted:
-            return "interrupted"
-        return "failed" if self._readiness.failed_by else "passed"
+            return RunStatus.INTERRUPTED
+        return RunStatus.FAILED if self._readiness.failed_by else RunStatus.PASSED
 
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished.
@@ -521,7 +520,7 @@ class RunState:
             stop_reason=self.stop_reason,
             pipeline=self._started.pipeline,
             inputs=self._started.inputs,
-            outcome=self._finished.outcome,
+            status=self._finished.status,
             segments=() if replay is None else replay.segments,
             parent=known.parent,
             parent_step=known.parent_step,

@@ -355,7 +355,7 @@ async def test_a_resource_that_cannot_be_opened_fails_the_run_before_its_first_s
     assert log == ["open db", "open http", "db is told OSError", "close db"]
     reason = "resource 'http' could not be opened: OSError"  # its message may have an address
     assert {result.reason for result in failure.report.skipped} == {reason}
-    assert failure.report.outcome == "interrupted"
+    assert failure.report.status == "INTERRUPTED"
     assert [e.reason for e in events if isinstance(e, RunInterrupted)] == [reason]
     assert isinstance(events[-1], RunFinished)
 
@@ -555,7 +555,7 @@ async def test_an_error_while_closing_keeps_the_report(log: Log) -> None:
     assert str(caught.value) == "resource 'http' failed while it closed: OSError: lost"
     assert caught.value.__cause__ is lost
     assert caught.value.report.all_passed
-    assert caught.value.report.outcome == "passed"
+    assert caught.value.report.status == "PASSED"
     assert caught.value.report["a"].output == "dbhttp"
     assert log[2:] == ["close http", "db is told OSError", "close db"]
 

@@ -837,7 +837,7 @@ async def test_a_caller_receives_its_cancellation_after_the_steps_have_cleaned_u
     assert [each.cleaned for each in cleaning] == [1, 1]
     assert [each.cancels for each in cleaning] == [1, 1]
     assert isinstance(events[-1], RunFinished)
-    assert events[-1].outcome == "interrupted"
+    assert events[-1].status == "INTERRUPTED"
     assert events[-1].stop_reason == "the caller was cancelled: shutdown"
     assert sum(isinstance(event, RunInterrupted) for event in events) == 1
 
@@ -1139,7 +1139,7 @@ async def test_a_base_exception_stops_the_run_and_propagates_unchanged(schedule,
     assert raised.value is stop
     assert len(calls) == 1
     assert cleaning.cleaned == 1
-    assert events[-1].outcome == "interrupted"
+    assert events[-1].status == "INTERRUPTED"
 
 
 async def test_of_two_interruptions_in_one_turn_the_first_propagates(schedule):
@@ -1413,7 +1413,7 @@ async def test_events_report_all_that_happens_in_order(schedule):
     assert events[0].dependencies == {"a": (), "b": ("a",)}
     assert isinstance(events[2], AttemptFailed)
     assert events[2].retry_in_ms == 0
-    assert events[-1].outcome == "passed"
+    assert events[-1].status == "PASSED"
     times = [event.at_ms for event in events[1:]]
     assert times == sorted(times)
 
