@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]  # it would be this page alone
+    if not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
+        page.meta["search"] = {"boost": 0.5}  # what explains comes before what lists
     markdown = _between_fences(markdown, outside_fences)
     title = re.search(r"^# (.+)", markdown, re.MULTILINE)
     _twins[page.file.src_uri] = (title[1].replace("`", "") if title else page.title, markdown)
@@ -131,6 +134,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     return output.replace(unnamed, unnamed[:-1] + ' aria-label="Search">')
 
 
+@event_priority(100)  # before mkdocstrings forgets what it has read
 def on_post_build(config: Any) -> None:
     """Write the twins, `llms.txt` and `llms-full.txt`."""
     site = Path(config.site_dir)
