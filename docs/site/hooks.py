@@ -47,7 +47,7 @@ _CODE_OR_LINK = re.compile(
     r"|(?P<image>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<url>[^()\s]+)\)",
     re.DOTALL,
 )
-_COMMENT = re.compile(r"<!--.*?-->\n*", re.DOTALL)
+_COMMENT = re.compile(r"^ *<!--.*?-->\n*", re.MULTILINE | re.DOTALL)  # not one in code
 _PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
     r'<img ([^>]*?)src="([^"]+)"([^>]*)>\s*</picture>'
