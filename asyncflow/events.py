@@ -430,7 +430,10 @@ StepEvent: TypeAlias = (
     | ThreadAbandoned
     | LoopBlocked
 )
+"""What happens to a step, or to an item of a mapped one."""
 RunEvent: TypeAlias = RunStarted | RunResumed | RunInterrupted | RunTimedOut | RunFinished
+"""What happens to the run itself."""
 NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached
 """What a step says while it runs. It changes no state, so that a replay does without it."""
 Event: TypeAlias = StepEvent | RunEvent | NoteEvent
+"""Whatever an observer of a run receives."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,6 @@ ALSO_PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-if not (ROOT / "docs/index.md").exists():
-    ALSO_PAGES["README.md"] = "index.md"
 """Files of the repository that are pages of the site, by their path there."""
 SAME_AS = {**ALSO_PAGES, "README.md": "index.md"}
 
@@ -48,7 +47,7 @@ _CODE_OR_LINK = re.compile(
     r"|(?P<image>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<url>[^()\s]+)\)",
     re.DOTALL,
 )
-_COMMENT = re.compile(r"<!--.*?-->\n*", re.DOTALL)
+_COMMENT = re.compile(r"^ *<!--.*?-->\n*", re.MULTILINE | re.DOTALL)  # not one in code
 _PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
     r'<img ([^>]*?)src="([^"]+)"([^>]*)>\s*</picture>'
@@ -58,6 +57,7 @@ _ENTRY = re.compile(r"^::: (\S+)\n(?:(?:    .*)?\n)*", re.MULTILINE)
 log = logging.getLogger("mkdocs.hooks.asyncflow")
 _twins: dict[str, tuple[str, str]] = {}
 """The title and the Markdown of each page by its path."""
+_sections: list[Any] = []
 
 
 def on_config(config: Any) -> Any:
@@ -86,6 +86,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_nav(nav: Any, config: Any, files: Any) -> None:
+    """Keep the sections for `llms.txt`."""
+    _sections[:] = nav.items
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Mend the links, and take out what is not for readers of the site."""
     also = {there: here for here, there in ALSO_PAGES.items()}
@@ -102,6 +107,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]  # it would be this page alone
+    if not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
+        page.meta["search"] = {"boost": 0.5}  # what explains comes before what lists
     markdown = _between_fences(markdown, outside_fences)
     title = re.search(r"^# (.+)", markdown, re.MULTILINE)
     _twins[page.file.src_uri] = (title[1].replace("`", "") if title else page.title, markdown)
@@ -127,6 +134,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     return output.replace(unnamed, unnamed[:-1] + ' aria-label="Search">')
 
 
+@event_priority(100)  # before mkdocstrings forgets what it has read
 def on_post_build(config: Any) -> None:
     """Write the twins, `llms.txt` and `llms-full.txt`."""
     site = Path(config.site_dir)
@@ -140,10 +148,9 @@ def on_post_build(config: Any) -> None:
     base = config.site_url or ""
     lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
     order = []
-    for section in config.nav:
-        ((name, items),) = section.items()
-        lines += ["", f"## {name}", ""]
-        for path in _paths(items):
+    for section in _sections:
+        lines += ["", f"## {section.title}", ""]
+        for path in _paths(section):
             lines.append(f"- [{_twins[path][0]}]({base}{path}): {_first_sentence(texts[path])}")
             order.append(path)
     (site / "llms.txt").write_text("\n".join(lines) + "\n", "utf-8")
@@ -198,12 +205,10 @@ def _from_npm(package: str, member: str) -> Path | None:
     return script
 
 
-def _paths(items: Any) -> list[str]:
-    if isinstance(items, str):
-        return [items]
-    if isinstance(items, dict):
-        items = list(items.values())
-    return [path for item in items for path in _paths(item)]
+def _paths(item: Any) -> list[str]:
+    if item.is_page:
+        return [item.file.src_uri]
+    return [path for each in item.children or () for path in _paths(each)]
 
 
 def _first_sentence(markdown: str) -> str:

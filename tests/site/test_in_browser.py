@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),  # the first one builds the site
+]
 
-PAGES = ("index.html", "guides/policies.html", "reference/api/github.html")
+PAGES = ("index.html", "guides/terminal.html", "reference/api/github.html")
 WIDTHS = (390, 820, 1440)
 
 

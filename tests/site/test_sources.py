@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +16,9 @@ PAGES = ROOT / "docs" / "reference" / "api"
 
 
 def exported(module: str) -> list[str]:
-    if module in MODULES:
-        return list(importlib.import_module(module).__all__)
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    """Read the ``__all__`` of a module, which needs nothing that the module imports."""
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8")
     found = re.search(r"^__all__ = (\[.*?\])", source, re.MULTILINE | re.DOTALL)
     assert found is not None
     return list(ast.literal_eval(found[1]))
