@@ -32,8 +32,11 @@ FENCE = re.compile(
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>[^>]*?)\s*-->\s*\Z")
 NEEDS = re.compile(r"<!--\s*needs:\s*(?P<modules>[\w., ]+?)\s*-->\s*\Z")
 
-SAVED = re.compile(r"# (?P<path>[\w/]+\.py)\n")
-SLOW = r'"process"|"spawn"|time\.sleep\(|^(from|import) (airflow|celery|langgraph|prefect)\b'
+SAVED = re.compile(r"# (?P<path>\w+(?:/\w+)*\.py)\n")
+SLOW = (
+    r'"process"|"spawn"|subprocess\.Popen|time\.sleep\('
+    r"|^(from|import) (airflow|celery|langgraph|prefect)\b"
+)
 """What the code of a page has that starts processes or sleeps."""
 
 

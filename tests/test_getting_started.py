@@ -200,6 +200,7 @@ def matches(shows: str, shown: str) -> bool:
     return masked(shown).startswith(masked(start)) if cut else masked(shown) == masked(start)
 
 
+@pytest.mark.timeout(300)  # seconds; it starts some fifteen processes
 def test_a_reader_who_does_what_the_page_says_sees_what_it_shows(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
 import shlex
 import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,23 +23,25 @@ from test_docs_pages import FENCE, ROOT, blocks_of
 from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
 from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
+from asyncflow.journal import PostgresJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 
 RECIPES = ROOT / "docs" / "recipes"
 
 
-def classes_of(page: str) -> dict[str, Any]:
-    """Return what the blocks of a page that define classes define."""
+def names_of(page: str, *marks: str) -> dict[str, Any]:
+    """Return what those blocks of a page define that have one of these texts, and await nothing."""
     names: dict[str, Any] = {"__name__": page}
     for block in blocks_of(RECIPES / page):
-        if "\nclass " in block.code:
-            exec(compile(block.code, f"{page}:{block.line}", "exec"), names)
+        code = block.code.partition("\nasync with ")[0].partition("\nfor _ in ")[0]
+        if any(mark in code for mark in marks):
+            exec(compile(code, f"{page}:{block.line}", "exec"), names)
     return names
 
 
-RetryBudget = classes_of("retry-budget.md")["RetryBudget"]
-breakers = classes_of("circuit-breaker.md")
+RetryBudget = names_of("retry-budget.md", "\nclass ")["RetryBudget"]
+breakers = names_of("circuit-breaker.md", "\nclass ")
 CircuitBreaker, CircuitOpenError = breakers["CircuitBreaker"], breakers["CircuitOpenError"]
 
 
@@ -201,6 +205,61 @@ class TestCircuitBreaker:
         assert raised.value.retry_in_ms == 20_000
 
 
+class TestArtifacts:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_a_file_that_was_not_finished_leaves_nothing_under_its_name(
+        self, tmp_path: Path
+    ) -> None:
+        recipe = names_of("artifacts.md", "def artifact")
+        recipe["ARTIFACTS"] = tmp_path
+
+        async def export(names: str) -> None:
+            with recipe["artifact"]("rows.csv") as path:
+                path.write_text(names)
+                if names == "bad":
+                    raise ConnectionError
+
+        async def names() -> list[str]:
+            return ["good", "bad"]
+
+        steps = [
+            WorkflowStep("names", names),
+            WorkflowStep("export", export, ["names"], map_over="names"),
+        ]
+        await run_pipeline(steps, run_id="a/b", fail_fast=False)
+
+        files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+        assert files == [Path("a%2Fb", "export%230", "rows.csv")]
+        assert not list(tmp_path.rglob("tmp*"))
+
+
+class TestCaching:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_what_is_returned_is_stored_by_arguments_and_version(
+        self, tmp_path: Path
+    ) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+        calls: list[tuple[object, int]] = []
+
+        async def square(client: object, n: int) -> int:
+            calls.append((client, n))
+            if n < 0:
+                raise ValueError
+            return n * n
+
+        first = cached(tmp_path, ignore=("client",))(square)
+        second = cached(tmp_path, "2", ignore=("client",))(square)
+
+        assert [await first("a", 3), await first("b", n=3), await second("a", 3)] == [9, 9, 9]
+        assert calls == [("a", 3), ("a", 3)]
+        for _ in range(2):
+            with pytest.raises(ValueError):  # noqa: PT011
+                await first("a", -1)
+        assert len(calls) == 4
+
+
 class TestNotifications:
     @pytest.mark.virtual_time
     async def test_a_clean_up_step_repeats_only_a_message_that_was_being_sent(self) -> None:
@@ -266,11 +325,9 @@ class TestKubernetes:
         (of_job,) = job["spec"]["template"]["spec"]["containers"]
         (of_cron,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         script = of_cron["args"][0].splitlines()[-1].removeprefix("exec ")
-        run = commands.commands["run"]
 
         for command in (of_job["command"], shlex.split(script)):
-            assert command[:2] == ["asyncflow", "run"]
-            options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
+            options = options_of_run(command)
             assert options["wait"]  # for a pod that is still ending
             assert options["run_id"]
 
@@ -302,6 +359,65 @@ class TestKubernetes:
         assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
         assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
         assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
+
+
+def test_a_call_of_a_function_that_is_repeated_computes_nothing_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL", dsn)
+    names: dict[str, Any] = {"__name__": "lambda.md"}
+    for block in blocks_of(RECIPES / "lambda.md"):
+        if "slow" not in block.code:
+            exec(compile(block.code, f"{block.page}:{block.line}", "exec"), names)
+    handler, context = names["handler"], names["Context"](30_000)
+
+    answers = [handler({"day": "2026-01-31"}, context) for _ in range(2)]
+
+    async def attempts() -> int:
+        async with PostgresJournal(dsn) as journal:
+            stored = await journal.events("sales-2026-01-31")
+            return sum(isinstance(each.event, AttemptStarted) for each in stored)
+
+    assert answers == [{"total": 32}] * 2
+    assert asyncio.run(attempts()) == 2  # of two steps
+
+
+def test_commands_of_the_recipes_have_options_that_asyncflow_has() -> None:
+    unknown, known = set(), 0
+    for page in RECIPES.glob("*.md"):
+        for name, rest in re.findall(r"\basyncflow (\w+)\b(.*)", page.read_text(encoding="utf-8")):
+            command = commands.commands.get(name)
+            given = set(re.findall(r"(?<![\w-])--[a-z-]+", rest))
+            if command is not None:
+                known += len(given)
+                has = {text for parameter in command.params for text in parameter.opts}
+                unknown |= {(page.name, name, option) for option in given - has}
+
+    assert not unknown
+    assert known >= 15
+
+
+class TestCI:
+    def test_a_job_that_is_started_again_has_the_journal_of_before(self) -> None:
+        (workflow,) = manifests("ci.md")
+        steps = workflow["jobs"]["checks"]["steps"]
+        ((run,),) = [[n for n, step in enumerate(steps) if "asyncflow run" in step.get("run", "")]]
+        restore, save = steps[run - 1], steps[run + 1]
+
+        options = options_of_run(shlex.split(steps[run]["run"]))
+        assert options["run_id"] == "$GITHUB_SHA"
+        assert options["journal"] == restore["with"]["path"] == save["with"]["path"]
+        assert restore["with"]["key"] == save["with"]["key"]
+        assert save["with"]["key"].startswith(restore["with"]["restore-keys"])
+        assert save["if"] == "always()"
+
+
+def options_of_run(command: list[str]) -> dict[str, Any]:
+    """Return the options of ``asyncflow run``, which refuses unknown ones."""
+    assert command[:2] == ["asyncflow", "run"]
+    run = commands.commands["run"]
+    options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
+    return dict(options)
 
 
 def run_items(call: Any, count: int, **options: Any) -> RunReport:

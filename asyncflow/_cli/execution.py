@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asyncflow._cli.engines import open_engine
+from asyncflow._cli.engines import open_engines
 from asyncflow._cli.loader import LoadedPipeline
 from asyncflow._cli.options import AnyJournal, RunFlags, journal_flag, open_journal
 from asyncflow._cli.output import (
@@ -118,17 +118,15 @@ async def execute(execution: Execution) -> RunEnd:
     """Run a pipeline and return how that ended.
 
     Raises:
-        CommandError: It can't run with these inputs, its engine can't be opened, or it was stopped
+        CommandError: It can't run with these inputs, an engine can't be opened, or it was stopped
             before it started.
         JournalError: The journal failed.
         RunAlreadyActiveError: Another process runs it.
     """
     flags = execution.flags
-    async with open_engine(flags.engine) as engine:
-        if engine is not None:
-            orchestrator = execution.loaded.orchestrator.with_options(engine=engine)
-            loaded = execution.loaded._replace(orchestrator=orchestrator)
-            execution = replace(execution, loaded=loaded)
+    loaded = execution.loaded
+    async with open_engines(flags.engine, loaded.orchestrator) as orchestrator:
+        execution = replace(execution, loaded=loaded._replace(orchestrator=orchestrator))
         if execution.journal is None:
             return await _execute(execution, execution.run_id or new_run_name(), None)
         async with open_journal(execution.journal, logs=flags.logs, prints=flags.prints) as journal:

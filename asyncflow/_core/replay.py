@@ -31,7 +31,6 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
-    Attempt,
     AttemptEnd,
     Payload,
     RunStatus,
@@ -256,7 +255,7 @@ class StoredRun:
             if each.started_ms is None:
                 each.started_ms = event.at_ms
         attempt = AttemptView(event.attempt, event.at_ms, event.queued_ms, segment=step.segment)
-        attempt.engine, attempt.is_queued = event.engine, bool(event.engine)
+        attempt.engine, attempt.began = event.engine, not event.engine
         step.attempts.append(attempt)
         self._move(step, StepStatus.RUNNING, event)
 
@@ -266,8 +265,8 @@ class StoredRun:
         if attempt is None or (attempt.number, attempt.ended_ms) != (event.attempt, None):
             raise IllegalEventError(event, "no such attempt is running")
         step.delay_start(event.at_ms)
-        attempt.queued_ms += event.at_ms - attempt.started_ms
-        attempt.started_ms, attempt.is_queued = event.at_ms, False
+        attempt.begin(event.at_ms)
+        attempt.began = True
         attempt.engine, attempt.worker = event.engine, event.worker
 
     def _on_attempt_failed(self, event: AttemptFailed) -> None:
@@ -406,8 +405,12 @@ class StoredRun:
         error: BaseException | None,
         at_ms: float,
     ) -> None:
+        if end == "succeeded":
+            attempt.began = True  # although its engine did not report it
+        elif not attempt.began:
+            step.delay_start(at_ms)
+            attempt.begin(at_ms)
         attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
-        attempt.is_queued = False
         for each in self._with_owner(key, step):
             each.extend_active(at_ms)
 
@@ -519,19 +522,19 @@ class StoredRun:
         series = step.attempts[step.fresh_from :]
         latest = series[-1]
         history = [each.to_attempt() for each in series if each.ended_ms is not None]
-        crashes = sum(each.end == "crashed" for each in series)
+        unfinished = [each for each in series if each.end == "crashed"]
         if latest.ended_ms is None:
-            crashes += 1
-            duration_ms = self.at_ms - latest.started_ms
-            error = _crash_of(step)
-            crashed = Attempt(
-                latest.number, latest.started_ms, duration_ms, error, latest.queued_ms
-            )
-            history.append(replace(crashed, engine=latest.engine, worker=latest.worker))
+            crashed = replace(latest, ended_ms=self.at_ms, end="crashed", error=_crash_of(step))
+            if not crashed.began:
+                crashed.begin(self.at_ms)
+            unfinished.append(crashed)
+            history.append(crashed.to_attempt())
+            latest = crashed
         start = AttemptStarted(
             *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
         )
-        return PendingAttempts(start, tuple(history), crashes)
+        crashes = sum(each.began for each in unfinished)
+        return PendingAttempts(start, tuple(history), len(unfinished), crashes)
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""

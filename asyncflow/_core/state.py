@@ -293,6 +293,7 @@ class RunState:
             self.deadlines.start(node, event)
         if event.engine:
             self.attempt_log.places[node] = event.engine, ""
+            self.attempt_log.submitted.add(node)
 
     def _on_attempt_began(self, node: int, event: AttemptBegan) -> None:
         submitted = self.attempt_log.latest(node, event)
@@ -300,7 +301,10 @@ class RunState:
         self.deadlines.begin(node, event.at_ms - submitted.at_ms)
 
     def _on_attempt_failed(self, node: int, event: AttemptFailed) -> None:
+        submitted = self.attempt_log.latest(node, event)
         self.attempt_log.fail(node, event)
+        if submitted.engine:
+            self.deadlines.begin(node, self.attempt_log.latest(node, event).at_ms - submitted.at_ms)
         self._phases[node] = Phase.WAITING
 
     def _on_map_started(self, node: int, event: MapStarted) -> None:

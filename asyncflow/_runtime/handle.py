@@ -276,6 +276,7 @@ class RunHandle:
 
         Raises:
             RuntimeError: The run was started already.
+            TypeError: The owner has no ``create_task``.
             Exception: What keeps the run from beginning, as `Pipeline.run` raises it. Nothing has
                 run.
         """
@@ -284,8 +285,13 @@ class RunHandle:
                 f"run {self.run_id!r} was started already; start() makes another one"
             )
         self._has_owner = True
+        create_task = getattr(owner, "create_task", None)
+        if not callable(create_task):
+            raise TypeError(
+                f"owner must be a TaskGroup, or have such a create_task, not {type(owner).__name__}"
+            )
         try:
-            await self._begin(owner.create_task)
+            await self._begin(create_task)
         except BaseException:
             del self  # what is raised holds this frame
             raise
@@ -539,8 +545,7 @@ class RunHandle:
         Raises:
             TypeError: The reason is not a string.
         """
-        if not isinstance(reason, str):
-            raise TypeError(f"reason must be a str, not {type(reason).__name__}")
+        _check_reason(reason)
         self._stop(reason)
 
     def drain(self, reason: str) -> None:
@@ -555,7 +560,11 @@ class RunHandle:
 
         Args:
             reason: Why, in words that complete the sentence "the run stopped because …".
+
+        Raises:
+            TypeError: The reason is not a string.
         """
+        _check_reason(reason)
         if self._link.is_begun:
             self._link.drain(escape_controls(reason))
         else:
@@ -600,6 +609,11 @@ class RunHandle:
                 f"run {self.run_id!r} has not started; enter its handle: "
                 "async with pipeline.start(...) as run"
             )
+
+
+def _check_reason(reason: object) -> None:
+    if not isinstance(reason, str):
+        raise TypeError(f"reason must be a str, not {type(reason).__name__}")
 
 
 def _ends_the_program(error: BaseException) -> bool:

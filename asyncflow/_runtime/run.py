@@ -497,7 +497,7 @@ class Run:
         pending = self._state.step_runs.pending_attempts(node)
         if pending is None or not pending.is_interrupted or pending.crashes <= step.max_crashes:
             return False
-        name, (latest, _, crashes) = self._state.step_runs.name_of(node), pending
+        name, (latest, _, _, crashes) = self._state.step_runs.name_of(node), pending
         error = StepCrashedError(name, latest.attempt, crashes)
         now_ms = self._run.now_ms()
         self._fail(StepFailed(step.name, latest.attempt, now_ms, error, latest.item))

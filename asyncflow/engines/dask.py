@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.errors import NotSendableError, OutputLostError, WorkerLostError
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
@@ -63,7 +64,9 @@ class DaskEngine:
             workers that have them run the steps of this engine. Two engines may share a client.
 
     Raises:
-        TypeError: ``cluster`` is neither, or the client is not asynchronous.
+        TypeError: ``cluster`` is neither, the client is not asynchronous, or another argument has
+            the wrong type.
+        ValueError: An argument is out of its range.
     """
 
     name = "dask"
@@ -88,6 +91,17 @@ class DaskEngine:
                 "DaskEngine: the client must belong to the event loop: "
                 "await Client(address, asynchronous=True)"
             )
+        if keep_bytes is not None:
+            check_count("DaskEngine: keep_bytes", keep_bytes, 0, kind="an int or None")
+        if resources is not None and not isinstance(resources, Mapping):
+            raise TypeError(
+                "DaskEngine: resources must be a mapping of name to amount, not "
+                f"{type(resources).__name__}"
+            )
+        for name, amount in (resources or {}).items():
+            if not isinstance(name, str):
+                raise TypeError(f"DaskEngine: resources must have str names, not {name!r}")
+            check_number(f"DaskEngine: resources[{name!r}]", amount, 0)
         self._cluster = cluster
         self._keep_bytes = keep_bytes
         self._resources = dict(resources or {})

@@ -26,7 +26,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
-from asyncflow._core.arguments import check_number
+from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.errors import (
     SHUTDOWN,
     RunAlreadyActiveError,
@@ -39,6 +39,7 @@ from asyncflow._core.step import inputs_of
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.engine import Engine
 from asyncflow._runtime.handle import RunHandle
+from asyncflow._runtime.options import check_run_id
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
@@ -171,7 +172,11 @@ class Service:
         """Return the run with this id if the service has it now, and ``None`` otherwise.
 
         A journal knows those that have ended, or that another process has.
+
+        Raises:
+            TypeError, ValueError: ``run_id`` is no string, or empty.
         """
+        check_run_id("run_id", run_id)
         return self._runs.get(run_id)
 
     # --- runs -----------------------------------------------------------------------------------
@@ -195,10 +200,12 @@ class Service:
             RunAlreadyActiveError: A run of that id is active, here or elsewhere.
             LookupError: It has no such pipeline, or the one that it was given has other options.
             RuntimeError: The service was not entered.
+            TypeError: ``pipeline`` is neither a name nor a pipeline.
             BaseException: What else prevents the start, as `Pipeline.run` raises it. Nothing has
                 run.
         """
         chosen = self._find(pipeline)
+        check_run_id("run_id", run_id)
         self._check_open()
         await self._places.take()
         try:
@@ -232,6 +239,7 @@ class Service:
             on_disconnect: As the service takes it; by default that of the service.
 
         Raises:
+            TypeError: ``run`` is no `RunHandle`, or ``request`` is neither of both.
             ClientDisconnectedError: The client went away first. With ``"cancel"``, the run has
                 ended.
             RunCancelledError: Something else has cancelled the run.
@@ -239,7 +247,14 @@ class Service:
         """
         mode = self._on_disconnect if on_disconnect is None else on_disconnect
         _check_on_disconnect(mode)
+        if not isinstance(run, RunHandle):
+            raise TypeError(f"run must be a RunHandle, not {type(run).__name__}")
         receive: Receive = getattr(request, "receive", cast("Any", request))
+        if not callable(receive):
+            raise TypeError(
+                "request must have a receive, as those of Starlette do, or be one, not "
+                f"{type(request).__name__}"
+            )
         end = asyncio.create_task(_until_over(run))
         gone = asyncio.create_task(_until_disconnected(receive))
         try:
@@ -275,10 +290,11 @@ class Service:
             Whether it was running.
 
         Raises:
+            TypeError, ValueError: ``run_id`` or ``reason`` is no string, or ``run_id`` is empty.
             RunNotFoundError: The journal has no such run.
             JournalError: The journal can't be read or written.
         """
-        run = self._runs.get(run_id)
+        run = self.get(run_id)
         if run is not None:
             run.cancel(reason)
             return True
@@ -299,10 +315,13 @@ class Service:
             The events with their positions, as `asyncflow.journal.StoredEvent`.
 
         Raises:
+            TypeError, ValueError: ``run_id`` is no string, or ``after`` no position.
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read.
             RuntimeError: The service has no journal.
         """
+        check_run_id("run_id", run_id)
+        check_count("after", after, 0)
         if self._journal is None:
             raise RuntimeError(
                 "a service without a journal has no stored events; use get(run_id).events()"
@@ -410,6 +429,10 @@ class Service:
         if isinstance(pipeline, str):
             hint = did_you_mean(pipeline, self._pipelines)
             raise LookupError(f"the service has no pipeline {pipeline!r}{hint}; it has {known}")
+        if not isinstance(pipeline, Pipeline | Orchestrator):
+            raise TypeError(
+                f"pipeline must be one of the service's or its name, not {type(pipeline).__name__}"
+            )
         raise LookupError(
             f"this pipeline {pipeline.name!r} was not given to the service, which has {known}; "
             "with_options() makes another one"

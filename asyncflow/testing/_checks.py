@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+from asyncflow._core.arguments import is_async
 from asyncflow._core.report import RunReport
 
-__all__ = ["Check", "FailedCheck", "failed_check"]
+__all__ = ["Check", "FailedCheck", "check_is_plain", "failed_check"]
 
 Check: TypeAlias = Callable[[RunReport], object]
 
@@ -22,11 +23,23 @@ class FailedCheck(NamedTuple):
     """What it raised, if it raised."""
 
 
+def check_is_plain(check: object) -> None:
+    """Check what a user gives as a check, which may be ``None``.
+
+    Raises:
+        TypeError: It can't be called, or it is an async function, which would check nothing.
+    """
+    if check is not None and not callable(check):
+        raise TypeError(f"check must be a function of a report, not {type(check).__name__}")
+    if is_async(check):
+        raise TypeError("check must be a plain function, not an async one")
+
+
 def failed_check(check: Check | None, report: RunReport) -> FailedCheck | None:
     """Call a check with a report; return what it found, or ``None`` if the run may be.
 
     Raises:
-        TypeError: It is an async function, which would check nothing.
+        TypeError: It returns a coroutine, which would check nothing.
         BaseException: What it raised that is no failure, such as `KeyboardInterrupt`.
     """
     if check is None:

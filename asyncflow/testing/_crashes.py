@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedError, cut
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
@@ -28,7 +29,7 @@ from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, plural
 from asyncflow.events import Event
-from asyncflow.testing._checks import Check, FailedCheck, failed_check
+from asyncflow.testing._checks import Check, FailedCheck, check_is_plain, failed_check
 from asyncflow.testing._recorded_runs import is_equal, timeline, unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of
 from asyncflow.testing._virtual_time import run_in_virtual_time
@@ -111,7 +112,7 @@ def crash_everywhere(
     Raises:
         CrashError: A resumed run has not ended as one that never crashed, or ``check`` failed.
         RuntimeError: An event loop is running this code, or a child process did not die as it must.
-        TypeError: ``check`` is async.
+        TypeError: ``check`` is async, or an argument has the wrong type.
         ValueError: The inputs are wrong, as `Orchestrator.run` says.
         BaseException: What else `Orchestrator.run` raises.
     """
@@ -119,6 +120,13 @@ def crash_everywhere(
         raise RuntimeError(
             "crash_everywhere() runs event loops of its own; call it from a plain function"
         )
+    if not callable(journal):
+        raise TypeError(f"journal must be a function that makes one, not {type(journal).__name__}")
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"inputs must be a mapping of parameter to value, not {type(inputs).__name__}"
+        )
+    check_is_plain(check)
     orchestrator = orchestrator_of(pipeline).with_options(observers=())
     lives = _Lives(orchestrator, journal, dict(inputs or {}))
     events: list[Event] = []
@@ -209,10 +217,13 @@ class _Lives:
             self.run(name, lambda real: _DyingJournal(real, [], point))
 
     async def _life(self, run_id: str, wrap: Callable[[Journal], Any] | None) -> RunReport:
-        real = self._make_journal()
+        real = reject_awaitable("journal", self._make_journal())
+        if real is None:
+            raise TypeError("journal must be a function that makes one, and it returned None")
         try:
-            journal = real if wrap is None else wrap(real)
-            pipeline = self._orchestrator.with_options(journal=journal, run_id=run_id)
+            pipeline = self._orchestrator.with_options(journal=real, run_id=run_id)
+            if wrap is not None:
+                pipeline = pipeline.with_options(journal=wrap(real))
             return await pipeline.run(**self._inputs)
         finally:
             close = getattr(real, "aclose", None)

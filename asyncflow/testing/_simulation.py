@@ -38,7 +38,7 @@ from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.interception import replacements
 from asyncflow._views.event_text import describe_event, duration, plural
 from asyncflow.events import Event
-from asyncflow.testing._checks import Check, failed_check
+from asyncflow.testing._checks import Check, check_is_plain, failed_check
 from asyncflow.testing._recorded_runs import unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 from asyncflow.testing._virtual_time import VirtualTimeLoop, checked_seed
@@ -222,16 +222,18 @@ def explore(
         ExplorationError: A run must not be. It has the smallest such seed, if the seeds ascend, the
             log of the run, and the line that simulates it again.
         RuntimeError: An event loop is running this code.
-        TypeError: ``check`` is async.
+        TypeError: ``check`` is async, or an argument has the wrong type.
         ValueError: There is no seed, or the inputs are wrong, as `Orchestrator.run` says.
     """
     __tracebackhide__ = True  # the error says all
-    if isinstance(seeds, int):
-        check_count("explore: seeds", seeds, 1)
+    if not isinstance(seeds, Iterable):
+        check_count("explore: seeds", seeds, 1, kind="an int, or the seeds")
+        seeds = range(seeds)
+    check_is_plain(check)
     simulator = _Simulator(pipeline, inputs, Faults() if faults is None else faults)
     ends: Counter[str] = Counter()
     with unrecorded():
-        for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        for seed in seeds:
             for cancel_at in count() if cancel_everywhere else (None,):
                 report = simulator.checked_run(seed, cancel_at, check)
                 ends[report.status] += 1

@@ -30,7 +30,7 @@ except ImportError as _error:
         "extra: pip install 'asyncflow-tiers[web]'"
     ) from _error
 
-from asyncflow._core.arguments import check_number
+from asyncflow._core.arguments import check_count, check_number
 from asyncflow.web._auth import is_loopback
 from asyncflow.web._resumer import Resumable, RunsJournal
 from asyncflow.web._routes import Site
@@ -130,11 +130,17 @@ async def serve(
             accepts connections.
 
     Raises:
-        TypeError, ValueError: As `app` raises them; or other machines can reach the address, and
-            there is no token.
+        TypeError, ValueError: As `app` raises them; ``host``, ``port`` or ``on_ready`` has the
+            wrong type; ``port`` is above 65,535; or other machines can reach the address, and there
+            is no token.
         OSError: The server can't listen there. The message says why.
         asyncio.CancelledError: The calling task was cancelled. The server has ended.
     """
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a str, not {type(host).__name__}")
+    check_count("port", port, 0, at_most=65_535)
+    if not callable(on_ready):
+        raise TypeError(f"on_ready must be a function of a URL, not {type(on_ready).__name__}")
     if token is None and not is_loopback(host):
         raise ValueError(
             f"other machines can reach host {host!r}, so it needs a token of at least 16 "

@@ -14,7 +14,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, closing
+from contextlib import chdir, closing, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -31,13 +31,16 @@ from asyncflow import (
     Pool,
     RestoredError,
     Retry,
-    RunNotFoundError,
+    RunCancelledError,
+    RunHandle,
     RunReport,
     WorkflowStep,
 )
 from asyncflow.github import to_markdown
 from asyncflow.journal import PostgresJournal, SQLiteJournal
-from asyncflow.testing import run_in_virtual_time
+from asyncflow.service import Service
+from asyncflow.testing import crash_everywhere, explore, run_in_virtual_time
+from asyncflow.web import serve
 
 MODULES = (
     *("asyncflow", "asyncflow.engines", "asyncflow.engines.executor", "asyncflow.github"),
@@ -55,9 +58,10 @@ NOT_FOR_CALLERS = {
     "StepFilter": "logging.Filter checks its name",
     "add_step": "structlog calls it",
     "keep_record": "structlog calls it",
-    "serve": "serves until it is stopped; app() has the same arguments",
-    "crash_everywhere": "runs a pipeline many times; tests/testing/test_crashes.py",
-    "explore": "runs a pipeline 1,000 times; simulate() has the same arguments",
+    "serve": "serves until it is stopped: what it refuses is below",
+    "crash_everywhere": "runs a pipeline many times: what it refuses is below",
+    "explore": "runs a pipeline 1,000 times: what it refuses is below",
+    "Pool.request_slot": "the driver calls it",
     "resume_all": "Service has the same pipelines",
 }
 NOT_FOR_CALLERS |= {
@@ -69,6 +73,11 @@ NOT_FOR_CALLERS |= {
     for owner in ("Pipeline", "Orchestrator")
 }
 NOT_FOR_CALLERS["RunReport.get"] = "a mapping"
+
+NOT_FOR_CALLERS |= {
+    f"Service.{name}": "waits for a client, or for ever: what it refuses is below"
+    for name in ("answer", "events")
+}
 
 OTHERS_CHECK = {
     ("PostgresJournal", "dsn"): "libpq",
@@ -174,7 +183,34 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callab
             "Pipeline": lambda: made_pipeline().with_options(journal=journal),
             "Orchestrator": lambda: Orchestrator(made_steps(), journal=journal),
             "RunReport": made_report,
+            "RunHandle": lambda: Entered(RunHandle, made_pipeline().start),
+            "Service": lambda: Entered(Service, lambda: Service([made_pipeline()])),
         }
+
+
+class Entered:
+    """Makes an object for each call of a method, and enters it; one that begins is not entered."""
+
+    def __init__(self, public: type, make: Callable[[], Any]) -> None:
+        self.public, self.make = public, make
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> object:
+            if name == "begin":
+                return await self.make().begin(*args, **kwargs)
+            with suppress(RunCancelledError):
+                return await self.within(name, *args, **kwargs)
+
+        signature = inspect.signature(getattr(self.public, name))
+        call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values()][1:]
+        )
+        return call
+
+    async def within(self, name: str, *args: Any, **kwargs: Any) -> object:
+        async with self.make() as entered:
+            made = getattr(entered, name)(*args, **kwargs)
+            return await made if inspect.isawaitable(made) else made
 
 
 def is_record(public: Any) -> bool:
@@ -204,8 +240,9 @@ def faces() -> Iterator[str]:
             if not inspect.signature(public).parameters:
                 continue
             yield f"{module.__name__}:{name}"
-    for owner in ("Pipeline", "Orchestrator", "RunReport"):
+    for owner in ("Pipeline", "Orchestrator", "Pool", "RunHandle", "RunReport"):
         yield from methods("asyncflow", owner)
+    yield from methods("asyncflow.service", "Service")
     yield from methods("asyncflow.journal", "SQLiteJournal")
 
 
@@ -242,7 +279,7 @@ def arguments(
             given = value
         elif is_variadic or each.default is not each.empty:
             continue
-        elif face.name in ("SQLiteJournal.statistics", "SQLiteJournal.compare"):
+        elif face.name in ("SQLiteJournal.statistics", "SQLiteJournal.compare", "Service.start"):
             given = "p"  # what others call so is an object
         else:
             given = right.get(each.name, lambda: "x")()
@@ -270,7 +307,7 @@ def check(face: Face, wrong: inspect.Parameter, args: list[Any], kwargs: dict[st
         made = outcome(face, args, kwargs)
         if isinstance(made, asyncio.AbstractEventLoop | PostgresJournal | SQLiteJournal):
             made.close()
-    except (TypeError, ValueError, RunNotFoundError, JournalError) as error:
+    except (TypeError, ValueError, LookupError, JournalError) as error:
         if (face.name, wrong.name) not in OTHERS_CHECK:
             check_refusal(error, f"{face.name}({wrong.name})", wrong.name)
     finally:
@@ -354,6 +391,93 @@ def test_what_once_slipped_through_is_refused(
         outcome(face, args, kwargs)
 
     check_refusal(refused.value, name, parameter)
+
+
+async def nothing_arrives() -> dict[str, Any]:
+    return await asyncio.Event().wait() or {}
+
+
+def made_service(right: Mapping[str, Callable[[], Any]]) -> Service:
+    return Service([made_pipeline()], journal=right["journal"]())
+
+
+async def answered(right: Mapping[str, Callable[[], Any]], **wrong: Any) -> None:
+    async with made_service(right) as service:
+        run = await service.start("p")
+        await service.answer(**{"run": run, "request": nothing_arrives, **wrong})
+
+
+async def listed(right: Mapping[str, Callable[[], Any]], **wrong: Any) -> None:
+    async for _ in made_service(right).events(**{"run_id": "x", **wrong}):
+        pass
+
+
+def explored(_: object, **wrong: Any) -> None:
+    explore(**{"pipeline": made_steps(), "seeds": 1, **wrong})
+
+
+def crashed(right: Mapping[str, Callable[[], Any]], **wrong: Any) -> None:
+    crash_everywhere(**{"pipeline": made_steps(), "journal": right["journal"], **wrong})
+
+
+async def served(right: Mapping[str, Callable[[], Any]], **wrong: Any) -> None:
+    await serve(**{"journal": right["journal"](), "port": 0, **wrong})
+
+
+def awaited(made: Any) -> None:
+    if inspect.iscoroutine(made):
+        asyncio.run(made)
+
+
+def dask_engine(_: object, **wrong: Any) -> None:
+    dask = pytest.importorskip("asyncflow.engines.dask")
+    dask.DaskEngine(**{"cluster": "tcp://127.0.0.1:1", **wrong})
+
+
+REFUSED: list[tuple[Callable[..., Any], str, list[Any]]] = [
+    (explored, "pipeline", [None, 1, [1]]),
+    (explored, "inputs", [1, "x", [1], action, {1: 1}]),
+    (explored, "seeds", [None, 0, -1, True, 1.5, "x", [], [None], action, Unprintable()]),
+    (explored, "faults", [1, "x", {}]),
+    (explored, "check", [1, "x", action, Unprintable()]),
+    (crashed, "pipeline", [None, 1, [1]]),
+    (crashed, "inputs", [1, "x", [1], action]),
+    (crashed, "journal", [None, 1, "x", action, Unprintable(), lambda: None, lambda: 1]),
+    (crashed, "check", [1, "x", action, Unprintable()]),
+    (served, "host", [None, 1, b"x", Unprintable()]),
+    (served, "port", [None, -1, 65_536, 10**5_000, 1.5, True, "80"]),
+    (served, "pipelines", [1, "x", [1]]),
+    (served, "token", [1, "short"]),
+    (served, "max_viewers", [0, "x", True]),
+    (served, "grace_s", [-1, "x", float("nan")]),
+    (served, "on_ready", [None, 1, Unprintable()]),
+    (answered, "run", [None, 1, "x", Unprintable()]),
+    (answered, "request", [None, 1, "x", Unprintable()]),
+    (answered, "on_disconnect", [1, "x", Unprintable()]),
+    (listed, "run_id", [1, "", [], Unprintable()]),
+    (listed, "after", [None, -1, 1.5, "x", True]),
+    (dask_engine, "cluster", [None, 1, b"x", Unprintable()]),
+    (dask_engine, "keep_bytes", [-1, 1.5, "x", True]),
+    (dask_engine, "resources", [1, "x", [1], {1: 1}, {"GPU": -1}, {"GPU": "x"}, {"GPU": None}]),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "parameter", "values"),
+    REFUSED,
+    ids=[f"{call.__name__}-{parameter}" for call, parameter, _ in REFUSED],
+)
+def test_what_takes_long_refuses_a_wrong_argument_at_once(
+    call: Callable[..., Any],
+    parameter: str,
+    values: list[Any],
+    right: dict[str, Callable[[], Any]],
+) -> None:
+    for value in values:
+        with pytest.raises((TypeError, ValueError)) as refused:
+            awaited(call(right, **{parameter: value}))
+
+        check_refusal(refused.value, f"{call.__name__}({parameter})", parameter)
 
 
 # --- The JSON of a report -------------------------------------------------------------------------

@@ -383,7 +383,7 @@ def checkpoint_of(*results: StepResult, pending_attempts: Sequence[str] = ()) ->
     for name in pending_attempts:
         error = StepCrashedError(name, 1, 1)
         attempts = (Attempt(1, 1.0, 2.0, error),)
-        pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1)
+        pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1, 1)
     known = {(result.step_name, None): result for result in results}
     return Checkpoint(
         "r1", 1_000.0, 5.0, known, pending, dict.fromkeys(pending_attempts, "it was cut short")
@@ -613,7 +613,7 @@ class TestResumed:
         planned = plan([WorkflowStep("a", nothing), mapped])
         error = StepCrashedError("x[0]", 1, 1)
         start = AttemptStarted("x", 1, 1.0, item=0)
-        pending_attempts = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1)}
+        pending_attempts = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1, 1)}
         known = {("a", None): StepResult("a", SUCCESS, 1, output=[1])}
         checkpoint = Checkpoint("r1", 1_000.0, 5.0, known, pending_attempts, {})
         state = resumed(

@@ -1440,7 +1440,7 @@ class TestFailingJournals:
         async def hang():
             begun.set()
             try:
-                await asyncio.sleep(1000)
+                await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(0.01)
                 cleaned.append(current_step().step_name)

@@ -24,6 +24,7 @@ from asyncflow import (
     Retry,
     RunReport,
     StepCancelledError,
+    StepCrashedError,
     StepStatus,
     StepTimeoutError,
     WorkerLostError,
@@ -33,6 +34,7 @@ from asyncflow import (
     each,
     run_pipeline,
 )
+from asyncflow._core.replay import StoredRun
 from asyncflow._runtime.workers import ThreadEnd
 from asyncflow.engines import RemoteOutput
 from asyncflow.events import (
@@ -272,6 +274,52 @@ async def test_time_counts_from_when_the_body_begins(events):
     assert [round(report[name].duration_ms) for name in "abc"] == [50, 50, 50]
     assert [round(e.at_ms) for e in events if isinstance(e, AttemptStarted)] == [0, 0, 0]
     assert [round(e.at_ms) for e in events if isinstance(e, AttemptBegan)] == [0, 50, 100]
+
+
+@counts_time
+async def test_an_attempt_that_ends_before_a_worker_begins_was_only_queued(events):
+    class Losing(FakeEngine):
+        async def run(self, call, /):
+            if len(self.calls) < 2:
+                self.calls.append(call)
+                await asyncio.sleep(0.2)
+                raise WorkerLostError(call.step.name, call.running[1], "w1", "it is gone")
+            return await super().run(call)
+
+    # Its deadline, too, leaves the waits out.
+    steps = [WorkflowStep("a", sleeps(0.05), max_retries=3, deadline_ms=100)]
+
+    report = await run_pipeline(steps, engine=Losing(), observers=[events.append])
+
+    assert report.all_passed
+    history = report["a"].history
+    assert [round(each.queued_ms) for each in history] == [200, 200, 0]
+    assert [round(each.started_ms) for each in history] == [200, 400, 400]
+    assert [round(each.duration_ms) for each in history] == [0, 0, 50]
+    assert (round(report["a"].queued_ms), round(report["a"].duration_ms)) == (400, 250)
+    assert StoredRun(events).report(lambda _, value: value)["a"].history == history
+
+
+@counts_time
+@pytest.mark.parametrize("fails", [True, False])
+async def test_the_last_attempt_may_end_while_it_is_queued(events, fails):
+    class Refusing(FakeEngine):
+        async def run(self, call, /):
+            if call.step.name == "b":
+                return await super().run(call)
+            await asyncio.sleep(0.2 if fails else 9)
+            raise WorkerLostError("a", 1, "w1", "it is gone")
+
+    steps = [WorkflowStep("a", sleeps(1)), WorkflowStep("b", fail if not fails else sleeps(0))]
+
+    report = await run_pipeline(steps, engine=Refusing(), observers=[events.append])
+
+    a = report["a"]
+    assert a.status is (FAILED if fails else CANCELLED)
+    assert (round(a.queued_ms), a.duration_ms) == (200 if fails else 0, 0.0)
+    stored = StoredRun(events).report(lambda _, value: value)["a"]
+    assert (stored.queued_ms, stored.started_ms) == (a.queued_ms, a.started_ms)
+    assert stored.history == a.history
 
 
 @counts_time
@@ -1112,3 +1160,29 @@ async def test_without_a_collector_a_dropped_report_frees_what_attempts_on_engin
         assert [thing() for thing in held] == [None] * 5
     finally:
         gc.enable()
+
+
+async def test_an_attempt_that_was_queued_when_its_process_died_is_no_crash_of_the_step():
+    journal, calls = MemoryJournal(), []
+
+    async def act():
+        calls.append(1)
+
+    steps = [WorkflowStep("a", act, max_retries=1, max_crashes=0)]
+    options = {"engine": FakeEngine(), "run_id": "r"}
+    await run_pipeline(steps, journal=journal, **options)
+    assert kinds(journal.stored["r"])[:3] == ["RunStarted", "AttemptStarted", "AttemptBegan"]
+
+    queued, begun = journal.died_after(2), journal.died_after(3)
+    first = await run_pipeline(steps, journal=queued, **options)
+    starts = [n for n, e in enumerate(queued.stored["r"]) if isinstance(e, AttemptStarted)]
+    again = await run_pipeline(steps, journal=queued.died_after(starts[-1] + 1), **options)
+    crashed = await run_pipeline(steps, journal=begun, **options)
+
+    assert first.all_passed
+    assert first["a"].attempts == 2
+    assert again.all_passed
+    assert [type(each.error) for each in again["a"].history[:2]] == [StepCrashedError] * 2
+    assert [each.duration_ms for each in again["a"].history[:2]] == [0.0, 0.0]
+    assert isinstance(crashed["a"].error, StepCrashedError)
+    assert len(calls) == 3

@@ -901,7 +901,7 @@ class TestAnOwner:
 
         with pytest.raises(RuntimeError, match="is finished"):
             await Orchestrator([]).start().begin(group)
-        with pytest.raises(AttributeError, match="create_task"):
+        with pytest.raises(TypeError, match="create_task"):
             await Orchestrator([]).start().begin(None)  # type: ignore[arg-type]
         with pytest.raises(LookupError):
             await Orchestrator([]).start().begin(Refusing())

@@ -491,6 +491,7 @@ async def test_a_cancelled_run_closes_its_resources_although_it_is_cancelled_aga
             log.append("clean")
 
     resources = {"db": log.resource("db", close_s=1), "http": log.resource("http", close_s=1)}
+    start_s = asyncio.get_running_loop().time()
     task = asyncio.create_task(run_pipeline([WorkflowStep("a", action)], resources=resources))
     await asyncio.sleep(1)
     task.cancel("shutdown")
@@ -500,6 +501,7 @@ async def test_a_cancelled_run_closes_its_resources_although_it_is_cancelled_aga
 
     with pytest.raises(asyncio.CancelledError, match="shutdown"):
         await task
+    assert asyncio.get_running_loop().time() - start_s == pytest.approx(4)
     assert log[2:] == [
         "clean",
         *("http is told CancelledError", "close http", "db is told CancelledError", "close db"),
@@ -717,9 +719,11 @@ async def test_a_time_limit_in_a_resource_stops_the_run(log: Log) -> None:
         async with asyncio.timeout(1):
             yield "db"
 
+    start_s = asyncio.get_running_loop().time()
     with pytest.raises(ResourceError, match="'db' stopped the run: TimeoutError") as caught:
         await run_pipeline([log.step("a", takes_s=60)], resources={"db": limited})
 
+    assert asyncio.get_running_loop().time() - start_s == pytest.approx(1)
     assert log == ["a has db", "a ends"]
     assert caught.value.report.stop_reason == "a resource has cancelled it"
 

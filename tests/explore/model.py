@@ -447,6 +447,8 @@ class _Run:
             must_limit |= not (by_own or by_stranger or by_stop)
             must_stop |= not (by_own or by_stranger or by_limit)
             is_foreign |= by_own or by_stranger or by_limit
+        if stop is not None and ended_ms > stop.at_ms + 5_000 + EPSILON and not blocks:
+            _require(may_stop or may_limit, call.key, "was not cancelled when its grace was over")
         if ended_ms > limit_ms + EPSILON and not blocks:
             _require(
                 may_limit or any(now < self.started_s + limit_ms / 1000 for now, _ in call.cancels),

@@ -22,7 +22,18 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow.events import Event, StepSkipped
-from asyncflow.testing import run_in_virtual_time
+from asyncflow.journal import SQLiteJournal
+from asyncflow.testing import (
+    Faults,
+    assert_order,
+    crash_everywhere,
+    explore,
+    fails,
+    fake,
+    run_in_virtual_time,
+    simulate,
+    step_context,
+)
 
 
 async def extract() -> int:
@@ -215,3 +226,24 @@ async def call() -> None:
     await etl.run("https://example.org")  # E: call-arg
     total: str = await length("a")  # E: assignment
     print(total)
+
+
+# What no pipeline of a test is, and no argument of what runs it.
+def simulated() -> None:
+    fake(extract, extract=1)  # E: arg-type
+    fails("2")  # E: arg-type
+    fails(2, "OSError")  # E: arg-type
+    step_context(attempt="2")  # E: arg-type
+    step_context(name="a")  # E: call-arg
+    simulate(step)  # E: arg-type
+    simulate(etl, seed="1")  # E: arg-type
+    simulate(etl, faults=0.5)  # E: arg-type
+    simulate(etl, ["url"])  # E: arg-type
+    explore(etl, seeds=1.5)  # E: arg-type
+    explore(etl, check=True)  # E: arg-type
+    crash_everywhere(etl, SQLiteJournal("runs.db"))  # E: arg-type
+    crash_everywhere(etl)  # E: call-arg
+    assert_order({"a": 1}, "a")  # E: arg-type
+    assert_order(simulate(etl), step)  # E: arg-type
+    Faults(failing=0.5)  # E: call-arg
+    Faults(fail="often")  # E: arg-type

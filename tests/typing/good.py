@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, assert_type
 
 from rich.console import Console
@@ -88,7 +89,24 @@ from asyncflow.journal import (
     StoredEvent,
 )
 from asyncflow.live import LiveView
-from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import (
+    Crashes,
+    DirectCall,
+    Exploration,
+    FakeCall,
+    Fakes,
+    Faults,
+    VirtualTimeLoop,
+    assert_order,
+    assert_overlap,
+    crash_everywhere,
+    explore,
+    fails,
+    fake,
+    run_in_virtual_time,
+    simulate,
+    step_context,
+)
 
 
 async def extract() -> list[int]:
@@ -572,3 +590,26 @@ async def watched() -> None:
     with LiveView(Console(stderr=True)) as view:
         assert_type(view, LiveView)
         await run_pipeline(accepted_actions, observers=[view, watch])
+
+
+def simulated(tmp_path: Path) -> None:
+    with fake(etl, extract=fails(2, OSError, then=[1]), load=lambda rows: None) as fakes:
+        assert_type(fakes, Fakes)
+        assert_type(fakes["load"].calls, list[FakeCall])
+        assert_type(fakes["load"].calls[0].arguments, dict[str, Any])
+    with step_context(attempt=2, remaining_ms=10) as said:
+        assert_type(said, DirectCall)
+        assert_type(said.heartbeats, int)
+    faults = Faults(fail=0.2, cancel=0)
+    report = simulate(etl, {"url": "u"}, seed=3, faults=faults, cancel_at=7)
+    assert_type(report, RunReport)
+    assert_order(report, "extract", "load")
+    assert_overlap(report, "extract", "load")
+    found = explore(accepted_actions, dict, seeds=[1, 2], check=lambda run: run.all_passed)
+    assert_type(found, Exploration)
+    assert_type(found.passed, int)
+    crashes = crash_everywhere(
+        etl.orchestrator, lambda: SQLiteJournal(tmp_path / "runs.db"), check=print, kill=True
+    )
+    assert_type(crashes, Crashes)
+    assert_type(crashes.repeated, dict[str, int])
