@@ -248,8 +248,5 @@ def _signature(shown: Any) -> str:
     value = getattr(shown, "value", None)
     if annotation is None and value is None:
         return ""
-    return (
-        shown.name
-        + (f": {annotation}" if annotation is not None else "")
-        + (f" = {value}" if value is not None and "property" not in shown.labels else "")
-    )
+    typed = f"{shown.name}: {annotation}" if annotation is not None else f"{shown.name}"
+    return typed if value is None or "property" in shown.labels else f"{typed} = {value}"
