@@ -46,18 +46,21 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak
+.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak dist test-peers test-pages docs
 
 help:
 	@echo "make etl        run the example pipeline"
 	@echo "make test       run the fast tests, which is enough for most changes"
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
+	@echo "make test-peers run the code of docs/coming-from for Airflow, Celery, LangGraph and Prefect too"
 	@echo "make check      lint, check the format, the types and who imports whom"
+	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
 	@echo "make bench      measure the cost of a step"
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
 	@echo "make fuzz       give the property tests new random examples"
 	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
+	@echo "make dist       build the distributions, their SBOM, and check them where nothing else is"
 	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
 
 etl: $(VENV)/.has-core
@@ -81,12 +84,34 @@ isolated := unshare --user --map-root-user --net --
 test-ray: $(VENV)/.has-ray
 	@$(isolated) $(pytest) -m ray tests/engines/ray $(ARGS)
 
+# Airflow and Prefect can't have one environment with the latest version of each.
+test-peers:
+	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-peers WITH=peers \
+		ARGS="-k 'coming-from and not airflow' $(ARGS)"
+	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-airflow WITH=peers-airflow \
+		ARGS="-k coming-from/airflow $(ARGS)"
+
+# Everything that they store is in a temporary folder, and they report to no one.
+test-pages: $(tested)
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && \
+	export ASYNCFLOW_ALL_BLOCKS=1 DO_NOT_TRACK=1 PREFECT_HOME=$$home/prefect \
+		PREFECT_SERVER_ANALYTICS_ENABLED=false PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS=300 \
+		PREFECT_LOGGING_LEVEL=CRITICAL AIRFLOW_HOME=$$home/airflow AIRFLOW__CORE__DAGS_FOLDER=dags \
+		AIRFLOW__CORE__LOAD_EXAMPLES=False AIRFLOW__LOGGING__LOGGING_LEVEL=CRITICAL && \
+	if [ -x $(VENV)/bin/airflow ]; then $(VENV)/bin/airflow db migrate >/dev/null 2>&1; fi && \
+	$(pytest) -m "" -W default --timeout=600 tests/test_docs_pages.py $(ARGS)
+
 check: $(VENV)/.has-dev
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
 	@$(py) -m mypy --strict
 	@$(py) -m pyright --pythonpath $(py)
 	@$(VENV)/bin/lint-imports --no-logo
+
+# The theme's notice says what CONTRIBUTING.md says.
+docs: $(VENV)/.has-docs
+	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs $(if $(filter --serve,$(ARGS)),serve,build --strict) \
+		$(filter-out --serve,$(ARGS))
 
 bench: $(tested)
 	@$(py) -m tests.benchmarks $(ARGS)
@@ -105,6 +130,21 @@ crash: $(tested)
 
 soak: $(tested)
 	@$(py) -m tests.soak $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+# The SBOM lists what the extras bring, but for Ray's: an environment of their own tells.
+extras := cli,cloudpickle,dask,journal,otel,postgres,report,web
+
+dist: $(VENV)/.has-release
+	@rm -rf dist
+	@$(py) -m build --outdir dist .
+	@$(py) -m twine check --strict dist/*
+	@$(py) -m tests.distribution dist
+	@$(PYTHON) -m venv dist/extras && dist/extras/bin/python -m pip --quiet install --no-compile \
+		"asyncflow-tiers[$(extras)] @ file://$$(echo $(CURDIR)/dist/*.whl)"
+	@dist/extras/bin/python -m pip --quiet uninstall --yes pip
+	@$(VENV)/bin/cyclonedx-py environment dist/extras --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/asyncflow-tiers.cdx.json
+	@rm -rf dist/extras
 
 # The stamp files tell what is installed, so that the second time is fast.
 
@@ -130,6 +170,16 @@ $(tested): pyproject.toml | $(VENV)/.is-made
 $(VENV)/.has-ray: $(tested)
 	@echo "installing Ray ..." >&2
 	@$(install) --group ray
+	@touch $@
+
+$(VENV)/.has-release: pyproject.toml | $(VENV)/.is-made
+	@echo "installing what builds and checks distributions ..." >&2
+	@$(install) --group release
+	@touch $@
+
+$(VENV)/.has-docs: pyproject.toml | $(VENV)/.is-made
+	@echo "installing what builds the documentation ..." >&2
+	@$(install) --group docs
 	@touch $@
 
 $(VENV)/.has-dev: pyproject.toml | $(VENV)/.is-made

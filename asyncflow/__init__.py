@@ -28,7 +28,14 @@ from asyncflow._core.errors import (
 from asyncflow._core.graph import parallel_groups, topological_sort
 from asyncflow._core.policies import Pool, Retry
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Attempt, RestoredOutput, Segment, StepResult, StepStatus
+from asyncflow._core.results import (
+    Attempt,
+    RestoredOutput,
+    RunStatus,
+    Segment,
+    StepResult,
+    StepStatus,
+)
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.dispatcher import Observer, ObserverFactory
 from asyncflow._runtime.durable import Journal
@@ -66,6 +73,7 @@ __all__ = [
     "RunOwner",
     "RunProgress",
     "RunReport",
+    "RunStatus",
     "RunUnreadableError",
     "Segment",
     "StepCancelledError",

@@ -14,10 +14,10 @@ of `dataclasses` accept them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from asyncflow._core.record import made_by, record, show, values_by_name
-from asyncflow._core.results import StepStatus, hidden_output, visible_output
+from asyncflow._core.results import RunStatus, StepStatus, hidden_output, visible_output
 
 __all__ = [
     "AttemptBegan",
@@ -28,7 +28,6 @@ __all__ = [
     "LoopBlocked",
     "MapStarted",
     "NoteEvent",
-    "Outcome",
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
@@ -48,8 +47,6 @@ __all__ = [
     "ThreadAbandoned",
 ]
 
-
-Outcome: TypeAlias = Literal["passed", "failed", "interrupted"]
 
 RECALLED = (
     "its output is secret or stayed on an engine, so it was not stored, and another step needs it"
@@ -157,9 +154,9 @@ class RunFinished:
     """The run ended, and nothing of it is alive. The last event, unless the run is resumed."""
 
     at_ms: float
-    outcome: Outcome
-    """``"interrupted"`` after a `RunInterrupted`, else whether every step succeeded, or was skipped
-    on purpose."""
+    status: RunStatus
+    """``INTERRUPTED`` after a `RunInterrupted`; else ``PASSED`` if every step succeeded, or was
+    skipped on purpose; else ``FAILED``."""
     stop_reason: str | None = None
     """Why the run stopped before its end, if it did."""
 
@@ -433,7 +430,10 @@ StepEvent: TypeAlias = (
     | ThreadAbandoned
     | LoopBlocked
 )
+"""What happens to a step, or to an item of a mapped one."""
 RunEvent: TypeAlias = RunStarted | RunResumed | RunInterrupted | RunTimedOut | RunFinished
+"""What happens to the run itself."""
 NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached
 """What a step says while it runs. It changes no state, so that a replay does without it."""
 Event: TypeAlias = StepEvent | RunEvent | NoteEvent
+"""Whatever an observer of a run receives."""

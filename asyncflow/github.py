@@ -1,6 +1,6 @@
 """What GitHub Actions shows of a run: the summary of a job, and errors at the lines that raised.
 
-`asyncflow run`, `resume` and `rerun` write both by themselves. In a program of your own::
+``asyncflow run``, ``resume`` and ``rerun`` write both by themselves. In a program of your own::
 
     from asyncflow.github import write_errors, write_summary
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from asyncflow._core.context import capturing_notes, current_attempt
-from asyncflow._core.results import to_restored_error
+from asyncflow._core.results import RunStatus, to_restored_error
 from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
@@ -35,14 +35,14 @@ from asyncflow.events import (
 __all__ = ["LoggingObserver", "StepFilter", "add_step", "keep_record"]
 
 _NO_STEP: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item": None}
-_LEVELS = {"failed": logging.ERROR, "interrupted": logging.WARNING}
+_LEVELS = {RunStatus.FAILED: logging.ERROR, RunStatus.INTERRUPTED: logging.WARNING}
 _WARNINGS = (
     *(AttemptFailed, StepCancelled, StepSkipped, ThreadAbandoned),
     *(LoopBlocked, RunTimedOut, RunInterrupted),
 )
 _EVENT_FIELDS = (
     *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
-    *("deadline_ms", "outcome", "stop_reason", "blocked_ms", "where"),
+    *("deadline_ms", "status", "stop_reason", "blocked_ms", "where"),
     *("engine", "worker"),
 )
 
@@ -121,7 +121,7 @@ class LoggingObserver:
     Each record has the attributes ``run_id``, ``step``, ``attempt`` and ``item``, as with
     `StepFilter`; ``kind``, the name of the event's class in `asyncflow.events`; ``at_ms``, its time
     in milliseconds since the run started; and those of the event's own fields that it has, such as
-    ``queued_ms``, ``retry_in_ms``, ``reason``, ``outcome``, ``engine`` and ``worker``.
+    ``queued_ms``, ``retry_in_ms``, ``reason``, ``status``, ``engine`` and ``worker``.
 
     Args:
         logger: The logger, or its name.
@@ -198,7 +198,7 @@ class _RunLog:
         if isinstance(event, StepFailed):
             return logging.ERROR
         if isinstance(event, RunFinished):
-            return _LEVELS.get(event.outcome, self._level)
+            return _LEVELS.get(event.status, self._level)
         if isinstance(event, _WARNINGS) and not getattr(event, "on_purpose", False):
             return logging.WARNING
         return self._level

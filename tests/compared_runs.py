@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from asyncflow import RunStatus
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
     AttemptFailed,
@@ -83,7 +84,7 @@ def _monday() -> Iterator[Event]:
     yield from _succeeded("load", 2_000, 3_000)
     yield from _succeeded("train", 3_000, 5_000)
     yield from _succeeded("notify", 5_000, 5_002)
-    yield RunFinished(5_003.0, "passed")
+    yield RunFinished(5_003.0, RunStatus.PASSED)
 
 
 def _tuesday() -> Iterator[Event]:
@@ -101,4 +102,4 @@ def _tuesday() -> Iterator[Event]:
     yield AttemptStarted("train", 1, 5_400)
     yield StepFailed("train", 1, 7_400, ValueError("column 'season' has 3 unknown values"))
     yield StepSkipped("notify", 7_400, "it depends on step 'train', which failed")
-    yield RunFinished(7_401.0, "failed", "step 'train' failed and fail_fast is on")
+    yield RunFinished(7_401.0, RunStatus.FAILED, "step 'train' failed and fail_fast is on")

@@ -19,7 +19,9 @@ SLOW = frozenset(
 )
 NEEDS = {
     "browser": "browser",
+    "built_site": "process",
     "dask_cluster": "process",
+    "needs_mkdocs": "process",
     "orphaned_journal": "process",
     "postgres_server": "postgres",
 }

@@ -6,7 +6,7 @@ while it runs, and five at its end. One step has three attempts with two backoff
 
 from __future__ import annotations
 
-from asyncflow import RestoredOutput, StepStatus, StepTimeoutError
+from asyncflow import RestoredOutput, RunStatus, StepStatus, StepTimeoutError
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -128,7 +128,7 @@ GOLDEN: list[Event] = [
     StepCancelled("fetch", 0, 4902.5, _STOP, None),
     AttemptStarted("tidy", 1, 4903.0),
     StepSucceeded("tidy", 1, 5000.0, {"files": ["a.tmp"] * 3}),
-    RunFinished(5000.5, "failed", _STOP),
+    RunFinished(5000.5, RunStatus.FAILED, _STOP),
 ]
 """The events of the run, in order."""
 

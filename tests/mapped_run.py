@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncflow import RunStatus
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -51,6 +52,10 @@ def mapped_run(failing: int, *, retried: bool, items: int = 200) -> list[Event]:
     events += [event for _, event in sorted(timed, key=lambda each: each[0])]
     at_ms = items / _LANES * 100.0
     if retried:
-        return [*events, StepSucceeded("fetch", 0, at_ms, None), RunFinished(at_ms, "passed")]
+        return [
+            *events,
+            StepSucceeded("fetch", 0, at_ms, None),
+            RunFinished(at_ms, RunStatus.PASSED),
+        ]
     failed = StepFailed("fetch", 0, at_ms, ConnectionError("some items failed"))
-    return [*events, failed, RunFinished(at_ms, "failed")]
+    return [*events, failed, RunFinished(at_ms, RunStatus.FAILED)]

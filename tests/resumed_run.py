@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncflow import StepStatus
+from asyncflow import RunStatus, StepStatus
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -50,7 +50,7 @@ RESUMED: list[Event] = [
     AttemptStarted("alert", 1, 1000.0),
     StepSkipped("publish", 1000.0, _STOP),
     StepSucceeded("alert", 1, 1200.0, None),
-    RunFinished(1200.0, "failed", _STOP),
+    RunFinished(1200.0, RunStatus.FAILED, _STOP),
     # It is resumed three days later, once the database is up again.
     RunResumed(
         "nightly",
@@ -69,7 +69,7 @@ RESUMED: list[Event] = [
     StepSkipped("alert", 1700.0, "no dependency failed", on_purpose=True),
     AttemptStarted("publish", 1, 1700.0),
     StepSucceeded("publish", 1, 2000.0, None),
-    RunFinished(2000.0, "passed"),
+    RunFinished(2000.0, RunStatus.PASSED),
 ]
 """The run fails, an alert is sent, and it is resumed three days later, when ``load`` succeeds."""
 
@@ -102,5 +102,5 @@ def crashed_often(times: int) -> list[Event]:
         *events,
         AttemptStarted("train", times + 1, at_ms),
         StepSucceeded("train", times + 1, at_ms + 100.0, None),
-        RunFinished(at_ms + 100.0, "passed"),
+        RunFinished(at_ms + 100.0, RunStatus.PASSED),
     ]

@@ -53,7 +53,7 @@ _GAP = "  "
 @click.option("--all", "show_all", is_flag=True, help="Show all steps, in the pipeline's order.")
 @json_option
 def diff(run: str, baseline: str | None, journal: str, show_all: bool, as_json: bool) -> None:
-    """Show how a run differs from a baseline: inputs, versions, outcome, steps and durations.
+    """Show how a run differs from a baseline: inputs, versions, status, steps and durations.
 
     Each is the id of a run, the start of its id, or "latest". The baseline is by default the last
     run of the same pipeline that passed and started before. The exit code is 0 whether they
@@ -110,7 +110,7 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
 
 def _run(label: str, report: RunReport, console: Console) -> list[Text]:
     of = f" of {escape_controls(report.pipeline)}" if report.pipeline else ""
-    word, spent = report.outcome.upper(), took(report.total_duration_ms, report.span_ms)
+    word, spent = report.status, took(report.total_duration_ms, report.span_ms)
     started = local_moment_text(report.wall_time)
     outcome = Text(f"{'':<{_LABEL}}{word} after {spent}, started {started}")
     outcome.stylize(COLOURS[status_for_run(word)], _LABEL, _LABEL + len(word))

@@ -1,11 +1,11 @@
-"""The engine that ``--engine`` names: ``dask://127.0.0.1:8786``, ``ray``, ``processes:4``."""
+"""The engines of a run: its pipeline's own, and the one that ``--engine`` names."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ import click
 
 from asyncflow._cli.output import RUN_FAILED, CommandError
 from asyncflow._core.errors import did_you_mean
+from asyncflow._runtime.orchestrator import Orchestrator
 
-__all__ = ["check_engine_name", "open_engine"]
+__all__ = ["check_engine_name", "open_engines"]
 
 _FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes or processes:NUMBER"
 
@@ -31,26 +32,32 @@ def check_engine_name(ctx: click.Context, param: click.Parameter, name: str | No
 
 
 @asynccontextmanager
-async def open_engine(name: str | None) -> AsyncIterator[Any]:
-    """Open the engine with a name, which was checked; ``None`` for none.
+async def open_engines(name: str | None, pipeline: Orchestrator) -> AsyncIterator[Orchestrator]:
+    """Open the engines of a pipeline; yield the pipeline as it runs.
+
+    Args:
+        name: The name of the engine that it gets, which was checked; ``None`` for none.
+        pipeline: The pipeline. An engine of its own, or of a step, is opened if it is an async
+            context manager.
 
     Raises:
-        ImportError: Its extra is missing.
-        CommandError: It can't be opened.
+        ImportError: The extra of an engine is missing.
+        CommandError: An engine can't be opened.
     """
-    if name is None:
-        yield None
-        return
-    engine = _maker_of(name)()
-    try:
-        await engine.__aenter__()
-    except Exception as error:  # what a library raises that does not reach its cluster
-        text = f"{type(error).__name__}: {error}"
-        raise CommandError(f"engine {name} can't be opened: {text}", RUN_FAILED) from error
-    try:
-        yield engine
-    finally:
-        await engine.__aexit__(None, None, None)
+    async with AsyncExitStack() as stack:
+        if name is not None:
+            engine = _maker_of(name)()
+            pipeline = pipeline.with_options(engine=engine)
+        for each in {id(step.remote): step.remote for step in pipeline.steps}.values():
+            if not isinstance(each, AbstractAsyncContextManager):
+                continue
+            try:
+                await stack.enter_async_context(each)
+            except Exception as error:  # what a library raises that does not reach its cluster
+                which = name if name is not None and each is engine else each.name
+                text = f"{type(error).__name__}: {error}"
+                raise CommandError(f"engine {which} can't be opened: {text}", RUN_FAILED) from error
+        yield pipeline
 
 
 def _maker_of(name: str) -> Callable[[], Any]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from asyncflow._cli.engines import open_engine
+from asyncflow._cli.engines import open_engines
 from asyncflow._cli.loader import LoadedPipeline
 from asyncflow._cli.options import AnyJournal, RunFlags, journal_flag, open_journal
 from asyncflow._cli.output import (
@@ -51,7 +51,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, RestoredOutput
+from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES
@@ -118,17 +118,15 @@ async def execute(execution: Execution) -> RunEnd:
     """Run a pipeline and return how that ended.
 
     Raises:
-        CommandError: It can't run with these inputs, its engine can't be opened, or it was stopped
+        CommandError: It can't run with these inputs, an engine can't be opened, or it was stopped
             before it started.
         JournalError: The journal failed.
         RunAlreadyActiveError: Another process runs it.
     """
     flags = execution.flags
-    async with open_engine(flags.engine) as engine:
-        if engine is not None:
-            orchestrator = execution.loaded.orchestrator.with_options(engine=engine)
-            loaded = execution.loaded._replace(orchestrator=orchestrator)
-            execution = replace(execution, loaded=loaded)
+    loaded = execution.loaded
+    async with open_engines(flags.engine, loaded.orchestrator) as orchestrator:
+        execution = replace(execution, loaded=loaded._replace(orchestrator=orchestrator))
         if execution.journal is None:
             return await _execute(execution, execution.run_id or new_run_name(), None)
         async with open_journal(execution.journal, logs=flags.logs, prints=flags.prints) as journal:
@@ -174,7 +172,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         if execution.flags.html is not None or execution.flags.trace is not None:
             stored = [*await journal.events(run_id), *await journal.notes(run_id)]
             events = [each.event for each in stored]
-    was_interrupted = report.outcome not in ("passed", "failed")
+    was_interrupted = report.status not in (RunStatus.PASSED, RunStatus.FAILED)
     return RunEnd(
         report,
         events,
@@ -284,7 +282,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     _explain_threads(report)
     if end.signal is not None:
         return 128 + end.signal
-    return PASSED if report.outcome == "passed" and end.failure is None else RUN_FAILED
+    return PASSED if report.status is RunStatus.PASSED and end.failure is None else RUN_FAILED
 
 
 def _report_to_github(report: RunReport) -> None:
@@ -301,7 +299,7 @@ def _report_to_github(report: RunReport) -> None:
 
 
 def _next_command(execution: Execution, report: RunReport, journal: str) -> str:
-    if report.outcome == "passed":
+    if report.status is RunStatus.PASSED:
         return (
             f"To show it again: asyncflow show {shlex.quote(report.run_id)}{journal_flag(journal)}"
         )

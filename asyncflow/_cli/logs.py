@@ -28,6 +28,7 @@ from asyncflow._cli.options import (
 from asyncflow._cli.output import RUN_FAILED, CommandError, some_of, stdout_console, write_note
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import did_you_mean, escape_controls
+from asyncflow._core.results import RunStatus
 from asyncflow._views.event_text import plural, subject
 from asyncflow._views.run_view import RunView
 from asyncflow._views.workflow_commands import without_commands
@@ -147,7 +148,7 @@ async def _show_notes(
     """Show the notes of a run; return how many there were."""
     shown = after = 0
     while True:
-        is_over = record.status != "running" or record.orphaned
+        is_over = record.status is not RunStatus.RUNNING
         before = shown
         while notes := await journal.notes(record.run_id, after=after, **wanted.filter):
             for each in notes:

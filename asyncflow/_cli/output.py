@@ -35,6 +35,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
+    RunStatus,
     StepResult,
     StepStatus,
     attempt_end,
@@ -179,7 +180,7 @@ def _write_file(path: Path, text: str, what: str) -> None:
 
 def format_report(report: RunReport) -> str:
     """Return a report as text, with the reason why the run stopped."""
-    if report.stop_reason is None or report.outcome == "passed":
+    if report.stop_reason is None or report.status is RunStatus.PASSED:
         return str(report)
     return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
 

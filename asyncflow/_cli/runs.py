@@ -31,11 +31,11 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
+from asyncflow._core.results import RunStatus
 from asyncflow._views.event_text import plural, took
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
 from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (
-    RUN_STATUSES,
     RunFilter,
     listed_status,
     parse_time,
@@ -45,7 +45,6 @@ from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
 __all__ = ["cancel", "forget", "prune", "runs"]
 
-_STATUSES = [status.upper() for status in RUN_STATUSES]
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _GAP = "  "
 _LEAST_WIDTH = 8
@@ -90,8 +89,8 @@ def _check_text(text: str | None) -> str | None:
 @click.option(
     "--status",
     metavar="STATUS",
-    type=click.Choice(_STATUSES, case_sensitive=False),
-    help=f"Only runs with this status: {', '.join(_STATUSES)}.",
+    type=click.Choice([*RunStatus], case_sensitive=False),
+    help=f"Only runs with this status: {', '.join(RunStatus)}.",
 )
 @click.option("--pipeline", metavar="NAME", help="Only runs of the pipeline with this name.")
 @click.option(
@@ -124,15 +123,15 @@ def runs(
     """List the runs of a journal, the latest start first."""
     require_journal(journal)
     most = _DEFAULT_LIMIT if limit is None else limit
-    where = RunFilter.listed(
+    where = RunFilter(
         status, pipeline=pipeline, since=since, text=text, limit=most + 1 if most else None
     )
 
     async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary]]:
         async with open_journal(journal) as opened:
             records = await opened.runs(**asdict(where))
-            summed_up = [each for each in records if each.status != "passed" and not as_json]
-            return records, await opened.summaries(summed_up)
+            others = [each for each in records if each.status is not RunStatus.PASSED]
+            return records, {} if as_json else await opened.summaries(others)
 
     records, summaries = asyncio.run(matching())
     shown = records[: most or None]
@@ -169,12 +168,12 @@ def _write_table(records: list[RunRecord], summaries: Mapping[str, RunSummary]) 
     lines[0].stylize("bold")
     start = widths[0] + len(_GAP)
     for line, record in zip(lines[1:], records, strict=True):
-        line.stylize(COLOURS[status_for_run(_status(record))], start, start + widths[1])
+        line.stylize(COLOURS[status_for_run(listed_status(record))], start, start + widths[1])
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
 def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | None) -> list[str]:
-    status = _status(record)
+    status = listed_status(record)
     started = "" if record.damaged else moment_text(record.started_at, zone)[:_TIME_WIDTH]
     return [
         escape_controls(record.run_id),
@@ -198,10 +197,6 @@ def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
 def _took(record: RunRecord) -> str:
     duration_s, span_s = record.duration_s, record.span_s
     return "" if duration_s is None or span_s is None else took(duration_s * 1000, span_s * 1000)
-
-
-def _status(record: RunRecord) -> str:
-    return listed_status(record).upper()
 
 
 def _cut(text: str, width: int, ellipsis: str) -> str:
@@ -294,4 +289,4 @@ def forget(run: str, journal: str, as_json: bool) -> None:
         click.echo(json.dumps(record_document(record), indent=2))
     else:
         of = f" of {record.pipeline}" if record.pipeline else ""
-        write_result(escape_controls(f"removed run {run}{of} ({_status(record)})"))
+        write_result(escape_controls(f"removed run {run}{of} ({listed_status(record)})"))

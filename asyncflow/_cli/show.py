@@ -40,6 +40,7 @@ from asyncflow._cli.output import (
 )
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, plural, took
@@ -262,7 +263,7 @@ def _write_head(shown: _ShownRun) -> None:
         parts.append(f", resumed {plural(resumed, 'time')}")
         spent = took(shown.report.total_duration_ms, shown.report.span_ms)
         parts.append(f", took {spent}{' with pauses' if ' of ' in spent else ''}")
-    if record.orphaned:
+    if record.status is RunStatus.ORPHANED:
         parts.append(", orphaned: not finished, and no process runs it")
     write_result("".join(parts))
 
@@ -278,7 +279,7 @@ def _write_timeline(shown: _ShownRun) -> None:
 
 def _now_of(shown: _ShownRun, view: RunView) -> float:
     # How far an orphan came after its last event is unknown.
-    return view.at_ms if shown.record.orphaned else view.ms_at(time.time())
+    return view.at_ms if shown.record.status is RunStatus.ORPHANED else view.ms_at(time.time())
 
 
 def _described(shown: _ShownRun) -> list[tuple[float, str]]:

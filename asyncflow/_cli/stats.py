@@ -153,7 +153,7 @@ class _Drawing:
 
     def _run_cell(self, record: RunRecord) -> tuple[str, str]:
         status = listed_status(record)
-        step = status_for_run(status.upper())
+        step = status_for_run(status)
         return "!" if status == DAMAGED else self._theme.symbols[step], COLOURS[step]
 
     def _step_rows(self) -> list[_GridRow]:
@@ -170,7 +170,7 @@ class _Drawing:
         if outcome is None:
             return _NO_RUN, ""
         shown = OUTCOMES[outcome]
-        symbol = shown.symbol if outcome in ("retried", "reused") else ""
+        symbol = shown.symbol if outcome in ("RETRIED", "REUSED") else ""
         if symbol and self._is_ascii:
             symbol = _ASCII_SYMBOLS[symbol]
         return symbol or self._theme.symbols[shown.status], COLOURS[shown.status]
@@ -209,7 +209,7 @@ class _Drawing:
                     meaning = OUTCOMES[outcome].words
                     meanings.setdefault(self._cell(outcome)[0], {})[meaning] = None
         for record in self._found.runs[: self.shown]:
-            meanings.setdefault(self._run_cell(record)[0], {})[listed_status(record)] = None
+            meanings.setdefault(self._run_cell(record)[0], {})[listed_status(record).lower()] = None
         lines = [""]
         for symbol, words in meanings.items():
             meaning = f"{symbol} {' or '.join(words)}"

@@ -1,4 +1,4 @@
-"""Compares a run with a baseline: what differs in inputs, steps and outcome, and by how much.
+"""Compares a run with a baseline: what differs in inputs, steps and status, and by how much.
 
 Rules:
 
@@ -333,7 +333,7 @@ def _run_to_json(report: RunReport) -> dict[str, object]:
     return {
         "run_id": report.run_id,
         "pipeline": report.pipeline,
-        "outcome": report.outcome,
+        "status": report.status,
         "wall_time": report.wall_time,
         "total_duration_ms": report.total_duration_ms,
         "span_ms": report.span_ms,

@@ -121,10 +121,13 @@ class StepContext:
         notes: Notes | None,
     ) -> None:
         self._running = running
-        self.step_name, self.attempt, _, _, self.item = running
+        step_name, attempt, _, _, item = running
+        self.step_name: str = step_name
+        self.attempt: int = attempt
+        self.item: int | None = item
         self.run_id = run_id
         self.max_retries = max_retries
-        self.idempotency_key = _idempotency_key(run_id, self.step_name, self.item)
+        self.idempotency_key: str = _idempotency_key(run_id, step_name, item)
         self._deadline_s = deadline_s
         self._clock = clock
         self._heartbeat = heartbeat

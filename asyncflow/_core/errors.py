@@ -140,7 +140,9 @@ class ResultRefusedError(_AttributedError):
 
     def __init__(self, step_name: str, attempt: int, result: object) -> None:
         super().__init__(step_name, attempt, result)
-        self.step_name, self.attempt, self.result = step_name, attempt, result
+        self.step_name = step_name
+        self.attempt = attempt
+        self.result = result
 
 
 class StepCancelledError(_AttributedError):
@@ -162,7 +164,8 @@ class StepCancelledError(_AttributedError):
 
     def __init__(self, step_name: str, attempt: int) -> None:
         super().__init__(step_name, attempt)
-        self.step_name, self.attempt = step_name, attempt
+        self.step_name = step_name
+        self.attempt = attempt
 
 
 class ActionNotAwaitableError(_AttributedError, TypeError):
@@ -182,7 +185,8 @@ class ActionNotAwaitableError(_AttributedError, TypeError):
 
     def __init__(self, step_name: str, returned: str) -> None:
         super().__init__(step_name, returned)
-        self.step_name, self.returned = step_name, returned
+        self.step_name = step_name
+        self.returned = returned
 
 
 class OutputNotAwaitedError(_AttributedError, TypeError):
@@ -202,7 +206,8 @@ class OutputNotAwaitedError(_AttributedError, TypeError):
 
     def __init__(self, step_name: str, returned: str) -> None:
         super().__init__(step_name, returned)
-        self.step_name, self.returned = step_name, returned
+        self.step_name = step_name
+        self.returned = returned
 
 
 class RestoredError(_AttributedError):
@@ -218,7 +223,9 @@ class RestoredError(_AttributedError):
 
     def __init__(self, type_name: str, message: str, traceback: str = "") -> None:
         super().__init__(type_name, message, traceback)
-        self.type_name, self.message, self.traceback = type_name, message, traceback
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
 
 
 class StepCrashedError(_AttributedError):
@@ -235,7 +242,9 @@ class StepCrashedError(_AttributedError):
 
     def __init__(self, step_name: str, attempt: int, crashes: int) -> None:
         super().__init__(step_name, attempt, crashes)
-        self.step_name, self.attempt, self.crashes = step_name, attempt, crashes
+        self.step_name = step_name
+        self.attempt = attempt
+        self.crashes = crashes
 
     def __str__(self) -> str:
         others = "" if self.crashes == 1 else f" ({self.crashes} such attempts)"
@@ -305,13 +314,15 @@ class ResourceError(_AttributedError):
         resource: The name of the resource; empty if a third party cancelled the task that holds the
             resources.
         problem: What happened.
-        report: The report of the run. Its outcome is ``"interrupted"``, unless all steps had ended
+        report: The report of the run. Its status is ``INTERRUPTED``, unless all steps had ended
             before.
     """
 
     def __init__(self, resource: str, problem: str, report: RunReport) -> None:
         super().__init__(resource, problem, report)
-        self.resource, self.problem, self.report = resource, problem, report
+        self.resource = resource
+        self.problem = problem
+        self.report = report
 
     def __str__(self) -> str:
         subject = f"resource {self.resource!r}" if self.resource else "the task of the resources"
@@ -333,7 +344,9 @@ class NotSendableError(_AttributedError, TypeError):
 
     def __init__(self, step_name: str, subject: str, problem: str) -> None:
         super().__init__(step_name, subject, problem)
-        self.step_name, self.subject, self.problem = step_name, subject, problem
+        self.step_name = step_name
+        self.subject = subject
+        self.problem = problem
 
 
 class JournalError(_AttributedError):
@@ -351,7 +364,8 @@ class JournalError(_AttributedError):
 
     def __init__(self, journal: str, problem: str) -> None:
         super().__init__(journal, problem)
-        self.journal, self.problem = journal, problem
+        self.journal = journal
+        self.problem = problem
 
 
 class LeaseLostError(JournalError):
@@ -379,7 +393,9 @@ class RunUnreadableError(JournalError):
             "one",
         )
         self.args = journal, run_id, reason, position
-        self.run_id, self.reason, self.position = run_id, reason, position
+        self.run_id = run_id
+        self.reason = reason
+        self.position = position
 
 
 class RunAlreadyActiveError(_AttributedError):
@@ -400,7 +416,9 @@ class RunAlreadyActiveError(_AttributedError):
         advice: str = 'to wait until it has ended there, say on_active="wait"',
     ) -> None:
         super().__init__(run_id, owner)
-        self.run_id, self.owner, self.advice = run_id, owner, advice
+        self.run_id = run_id
+        self.owner = owner
+        self.advice = advice
 
 
 class RunCancelledError(_AttributedError):
@@ -418,7 +436,8 @@ class RunCancelledError(_AttributedError):
 
     def __init__(self, run_id: str, reason: str = "") -> None:
         super().__init__(run_id, reason)
-        self.run_id, self.reason = run_id, reason
+        self.run_id = run_id
+        self.reason = reason
         self.report: RunReport | None = None
 
     def __str__(self) -> str:
@@ -443,7 +462,9 @@ class RunNotFoundError(_AttributedError, LookupError):
 
     def __init__(self, run_id: str, journal: str, hint: str = "") -> None:
         super().__init__(run_id, journal, hint)
-        self.run_id, self.journal, self.hint = run_id, journal, hint
+        self.run_id = run_id
+        self.journal = journal
+        self.hint = hint
 
 
 class PayloadError(_AttributedError):
@@ -458,7 +479,8 @@ class PayloadError(_AttributedError):
 
     def __init__(self, subject: str, problem: str) -> None:
         super().__init__(subject, problem)
-        self.subject, self.problem = subject, problem
+        self.subject = subject
+        self.problem = problem
 
 
 class IllegalEventError(_AttributedError, RuntimeError):
@@ -475,7 +497,8 @@ class IllegalEventError(_AttributedError, RuntimeError):
 
     def __init__(self, event: object, state: str) -> None:
         super().__init__(event, state)
-        self.event, self.state = event, state
+        self.event = event
+        self.state = state
 
 
 class HangError(_AttributedError, RuntimeError):

@@ -31,9 +31,9 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
-    Attempt,
     AttemptEnd,
     Payload,
+    RunStatus,
     Segment,
     StepResult,
     StepStatus,
@@ -49,7 +49,6 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
-    Outcome,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -87,7 +86,7 @@ class StoredRun:
         forked_from: The run whose results it takes over, if it is a fork.
         segments: One, and one more for each time that the run was resumed.
         at_ms: The time of the latest event.
-        outcome: How the run has ended; ``None`` if it has not.
+        status: How the run has ended; ``RUNNING`` if it has not.
         stop_reason: Why the run stops, or stopped, before its end.
         was_interrupted: Whether the run was interrupted or exceeded its deadline.
         was_stopping: Whether the run was stopping, so that steps were cancelled or left out.
@@ -106,7 +105,7 @@ class StoredRun:
         self.parent = self.parent_step = self.forked_from = ""
         self.segments: list[Segment] = []
         self.at_ms = 0.0
-        self.outcome: Outcome | None = None
+        self.status = RunStatus.RUNNING
         self.stop_reason: str | None = None
         self.was_interrupted = self.was_stopping = False
         self.steps: dict[str, StepView] = {}
@@ -128,6 +127,11 @@ class StoredRun:
         for event in events:
             self.apply(event)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended."""
+        return self.status is not RunStatus.RUNNING
+
     @classmethod
     def from_report(cls, report: RunReport) -> StoredRun:
         """Return the run as its report has it."""
@@ -137,8 +141,8 @@ class StoredRun:
         run.forked_from = report.forked_from
         run.segments = [*report.segments]
         run.at_ms = report.total_duration_ms
-        run.outcome = None if report.outcome == "running" else report.outcome
-        run.stop_reason, run.was_interrupted = report.stop_reason, report.outcome == "interrupted"
+        run.status, run.stop_reason = report.status, report.stop_reason
+        run.was_interrupted = report.status is RunStatus.INTERRUPTED
         run.inputs.update(report.inputs)
         run.dependencies = {name: result.depends_on for name, result in report.items()}
         run._lay_out(run.dependencies)
@@ -185,7 +189,7 @@ class StoredRun:
     def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time))
-        self.outcome = self.stop_reason = None
+        self.status, self.stop_reason = RunStatus.RUNNING, None
         self.was_interrupted = self.was_stopping = False
         self._reasons = {}
         self.dependencies.update(event.dependencies)
@@ -238,7 +242,7 @@ class StoredRun:
         self.was_interrupted = self.was_stopping = True
 
     def _on_run_finished(self, event: RunFinished) -> None:
-        self.outcome, self.at_ms = event.outcome, event.at_ms
+        self.status, self.at_ms = event.status, event.at_ms
         self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
 
@@ -251,7 +255,7 @@ class StoredRun:
             if each.started_ms is None:
                 each.started_ms = event.at_ms
         attempt = AttemptView(event.attempt, event.at_ms, event.queued_ms, segment=step.segment)
-        attempt.engine, attempt.is_queued = event.engine, bool(event.engine)
+        attempt.engine, attempt.began = event.engine, not event.engine
         step.attempts.append(attempt)
         self._move(step, StepStatus.RUNNING, event)
 
@@ -261,8 +265,8 @@ class StoredRun:
         if attempt is None or (attempt.number, attempt.ended_ms) != (event.attempt, None):
             raise IllegalEventError(event, "no such attempt is running")
         step.delay_start(event.at_ms)
-        attempt.queued_ms += event.at_ms - attempt.started_ms
-        attempt.started_ms, attempt.is_queued = event.at_ms, False
+        attempt.begin(event.at_ms)
+        attempt.began = True
         attempt.engine, attempt.worker = event.engine, event.worker
 
     def _on_attempt_failed(self, event: AttemptFailed) -> None:
@@ -401,8 +405,12 @@ class StoredRun:
         error: BaseException | None,
         at_ms: float,
     ) -> None:
+        if end == "succeeded":
+            attempt.began = True  # although its engine did not report it
+        elif not attempt.began:
+            step.delay_start(at_ms)
+            attempt.begin(at_ms)
         attempt.ended_ms, attempt.end, attempt.error = at_ms, end, error
-        attempt.is_queued = False
         for each in self._with_owner(key, step):
             each.extend_active(at_ms)
 
@@ -514,19 +522,19 @@ class StoredRun:
         series = step.attempts[step.fresh_from :]
         latest = series[-1]
         history = [each.to_attempt() for each in series if each.ended_ms is not None]
-        crashes = sum(each.end == "crashed" for each in series)
+        unfinished = [each for each in series if each.end == "crashed"]
         if latest.ended_ms is None:
-            crashes += 1
-            duration_ms = self.at_ms - latest.started_ms
-            error = _crash_of(step)
-            crashed = Attempt(
-                latest.number, latest.started_ms, duration_ms, error, latest.queued_ms
-            )
-            history.append(replace(crashed, engine=latest.engine, worker=latest.worker))
+            crashed = replace(latest, ended_ms=self.at_ms, end="crashed", error=_crash_of(step))
+            if not crashed.began:
+                crashed.begin(self.at_ms)
+            unfinished.append(crashed)
+            history.append(crashed.to_attempt())
+            latest = crashed
         start = AttemptStarted(
             *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
         )
-        return PendingAttempts(start, tuple(history), crashes)
+        crashes = sum(each.began for each in unfinished)
+        return PendingAttempts(start, tuple(history), len(unfinished), crashes)
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
@@ -559,10 +567,10 @@ class StoredRun:
             [with_outputs(step.to_result(self.at_ms), decode) for step in self.steps.values()],
             total_duration_ms=self.at_ms,
             wall_time=self.started.wall_time,
-            stop_reason=None if self.outcome is None else self.stop_reason,
+            stop_reason=self.stop_reason if self.has_ended else None,
             pipeline=self.pipeline,
             inputs=inputs,
-            outcome=self.outcome or "running",
+            status=self.status,
             segments=self.segments,
             parent=self.parent,
             parent_step=self.parent_step,

@@ -15,12 +15,13 @@ import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import check_count
 from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
+    RunStatus,
     Segment,
     StepResult,
     StepStatus,
@@ -29,7 +30,6 @@ from asyncflow._core.results import (
     picklable_output,
     with_note,
 )
-from asyncflow.events import Outcome
 
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison
@@ -57,8 +57,8 @@ class RunReport(Mapping[str, StepResult]):
             run's deadline; ``None`` if it did not.
         pipeline: What the pipeline is called, if it has a name.
         inputs: The run's inputs. A `RestoredOutput` stands for each secret one.
-        outcome: ``"passed"`` or ``"failed"``; in a report from a journal also ``"interrupted"``,
-            for a run that was stopped from outside, and ``"running"``, for one that has not ended.
+        status: ``PASSED`` or ``FAILED``; in a report from a journal also ``INTERRUPTED``, for a run
+            that was stopped from outside, and ``RUNNING``, for one that has not ended.
         parent: The id of the run one of whose steps started this one; empty if none did.
         parent_step: The name of that step.
         forked_from: The id of the run whose results this one takes over, if it is a fork.
@@ -69,11 +69,11 @@ class RunReport(Mapping[str, StepResult]):
         "_segments",
         "forked_from",
         "inputs",
-        "outcome",
         "parent",
         "parent_step",
         "pipeline",
         "run_id",
+        "status",
         "stop_reason",
         "total_duration_ms",
         "wall_time",
@@ -89,7 +89,7 @@ class RunReport(Mapping[str, StepResult]):
         stop_reason: str | None = None,
         pipeline: str = "",
         inputs: Mapping[str, Any] | None = None,
-        outcome: Outcome | Literal["running"] | None = None,
+        status: RunStatus | None = None,
         segments: Sequence[Segment] = (),
         parent: str = "",
         parent_step: str = "",
@@ -109,9 +109,7 @@ class RunReport(Mapping[str, StepResult]):
         except (AttributeError, TypeError):
             kind = type(results).__name__
             raise TypeError(f"results must be a list of StepResult objects, not {kind}") from None
-        self.outcome: Outcome | Literal["running"] = outcome or (
-            "passed" if self.all_passed else "failed"
-        )
+        self.status = status or (RunStatus.PASSED if self.all_passed else RunStatus.FAILED)
 
     def __getitem__(self, step_name: str) -> StepResult:
         try:
@@ -190,7 +188,7 @@ class RunReport(Mapping[str, StepResult]):
         """What each process did of the run: one segment, and one more for each resumption."""
         if self._segments:
             return tuple(self._segments)
-        ended_ms = None if self.outcome == "running" else self.total_duration_ms
+        ended_ms = None if self.status is RunStatus.RUNNING else self.total_duration_ms
         return (Segment(0.0, self.wall_time, ended_ms),)
 
     @property
@@ -218,7 +216,7 @@ class RunReport(Mapping[str, StepResult]):
         return critical_path(self._by_name.values())
 
     def summary(self) -> dict[str, int | float]:
-        """Return the number of steps, of each outcome, and the duration.
+        """Return the number of steps, of each status, and the duration.
 
         The keys are ``total_steps``, ``succeeded``, ``failed``, ``skipped``, ``cancelled`` and
         ``total_duration_ms``.
@@ -233,7 +231,7 @@ class RunReport(Mapping[str, StepResult]):
         }
 
     def compare(self, baseline: RunReport) -> RunComparison:
-        """Compare the run with another one: what differs in inputs, steps and outcome.
+        """Compare the run with another one: what differs in inputs, steps and status.
 
         Only a journal knows the versions of steps: ``journal.compare`` compares these too.
 
@@ -277,14 +275,14 @@ class RunReport(Mapping[str, StepResult]):
         segment = len(self.segments)
         return "\n".join(
             [
-                f"Pipeline {self.outcome.upper()}",
+                f"Pipeline {self.status}",
                 *[_line(result, segment) for result in self._by_name.values()],
                 f"Total: {self.total_duration_ms:.0f}ms",
             ]
         )
 
     def __repr__(self) -> str:
-        return f"<RunReport {self.run_id} {self.outcome.upper()}: {len(self)} step(s)>"
+        return f"<RunReport {self.run_id} {self.status}: {len(self)} step(s)>"
 
     def __reduce__(self) -> tuple[object, ...]:
         made = partial(
@@ -296,7 +294,7 @@ class RunReport(Mapping[str, StepResult]):
             stop_reason=self.stop_reason,
             pipeline=self.pipeline,
             inputs={name: picklable_output(value) for name, value in self.inputs.items()},
-            outcome=self.outcome,
+            status=self.status,
             segments=self.segments,
             parent=self.parent,
             parent_step=self.parent_step,

@@ -17,6 +17,7 @@ from asyncflow._core.errors import RestoredError
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
+    RunStatus,
     Segment,
     StepResult,
     StepStatus,
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["dump", "json_schema", "load", "pydantic_schema"]
 
 
-_VERSION = 2
-"""1 had no version, no segments, and no attempts of earlier ones."""
+_VERSION = 3
+"""1 had no version, no segments, and no attempts of earlier ones. Up to 2, the status was called
+``outcome`` and in lower case."""
 
 
 def dump(report: RunReport, indent: int | None) -> str:
@@ -58,9 +60,12 @@ def _document_of(report: RunReport) -> dict[str, object]:
 
 
 def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
-    if _WHOLE.read(document.get("version", 1), "version") > _VERSION:
-        problem = f"is {document['version']}, and this asyncflow reads up to {_VERSION}"
-        raise _refusal("version", f"{problem}: upgrade it")
+    version = _WHOLE.read(document.get("version", 1), "version")
+    if version > _VERSION:
+        problem = f"is {version}, and this asyncflow reads up to {_VERSION}: upgrade it"
+        raise _refusal("version", problem)
+    if version < 3 and "outcome" in document:
+        document = {**document, "status": _TEXT.read(document["outcome"], "outcome").upper()}
     values = _from_json(_REPORT, document)
     _check_segments(values["results"], max(1, len(values["segments"])))
     return values
@@ -352,13 +357,16 @@ def _inputs_from_json(value: Any, place: str) -> dict[str, object]:
     }
 
 
+_WORD = _one_of(each for each in RunStatus if each is not RunStatus.ORPHANED)
+_RUN_STATUS = _WORD._replace(read=lambda value, place: RunStatus(_WORD.read(value, place)))
+
 _REPORT: _Table = {
     "run_id": _TEXT,
     "wall_time": _NUMBER,
     "total_duration_ms": _NUMBER,
     "stop_reason": _TEXT_OR_NULL,
     "pipeline": _TEXT,
-    "outcome": _one_of(("passed", "failed", "interrupted", "running")),
+    "status": _RUN_STATUS,
     "inputs": _Kind(_inputs_to_json, _inputs_from_json, {"type": "object"}),
     "results": _RESULTS._replace(schema={"type": "array", "items": _schema_of(_RESULT)}),
     "segments": _list_of(_object(_SEGMENT, lambda fields, _: Segment(**fields)))._replace(

@@ -35,6 +35,7 @@ __all__ = [
     "AttemptEnd",
     "Payload",
     "RestoredOutput",
+    "RunStatus",
     "Segment",
     "StepResult",
     "StepStatus",
@@ -70,6 +71,21 @@ class StepStatus(enum.StrEnum):
     """It never started; `StepResult.reason` says why."""
     CANCELLED = "CANCELLED"
     """It had started and was cancelled; `StepResult.reason` says why."""
+
+
+class RunStatus(enum.StrEnum):
+    """The state of a run. An orphaned or interrupted run, and one that failed, can be resumed."""
+
+    RUNNING = "RUNNING"
+    """It has not ended."""
+    PASSED = "PASSED"
+    """Every step succeeded, or was skipped on purpose."""
+    FAILED = "FAILED"
+    """A step failed, or the run exceeded its deadline."""
+    INTERRUPTED = "INTERRUPTED"
+    """It was stopped from outside: its caller was cancelled, or it was asked to stop."""
+    ORPHANED = "ORPHANED"
+    """It has not ended and no process runs it. Only a journal can tell."""
 
 
 STATUS_SYMBOLS: Mapping[StepStatus, str] = {

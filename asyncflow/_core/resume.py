@@ -110,7 +110,7 @@ def resume(
     """
     known = _of_plan(run.settled(), plan)
     has_failed = any(step.status is StepStatus.FAILED for step in known.values())
-    afresh = run.outcome is not None or run.was_stopping or (fail_fast and has_failed)
+    afresh = run.has_ended or run.was_stopping or (fail_fast and has_failed)
     why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
     reasons = _of_takers(plan, bindings, conditions, why_new)
     found = _judge(run, plan, known, reasons, (), bindings, conditions, afresh=afresh)

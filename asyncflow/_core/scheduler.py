@@ -199,6 +199,8 @@ class Deadlines:
         self._random = random
         self._counts_from: dict[int, float] = {}
         """When a node with a deadline began, plus the time that it was queued since."""
+        self._submitted_ms: dict[int, float] = {}
+        """When each of these was submitted to an engine that has not begun with it."""
         self._limits: dict[int, Limit | None] = {}
         """The limit of the latest attempt of each node that has taken the full lane; ``None`` for
         none, or while it waits for a worker of an engine."""
@@ -210,14 +212,17 @@ class Deadlines:
                 self._counts_from[node] += event.queued_ms
             else:
                 self._counts_from[node] = event.at_ms
+            if event.engine:
+                self._submitted_ms[node] = event.at_ms
 
     def submit(self, node: int) -> None:
         """Note that an attempt was submitted to an engine: its limit does not count yet."""
         self._limits[node] = None
 
     def begin(self, node: int, waited_ms: float) -> None:
-        """Note that such an attempt begins, so many milliseconds after it was submitted."""
+        """Note that such an attempt begins or ends, so many milliseconds after it was submitted."""
         if self._step_runs.steps[node].deadline_ms is not None:
+            self._submitted_ms.pop(node, None)
             self._counts_from[node] += waited_ms
 
     def begin_limit(self, node: int, at_ms: float) -> Limit | None:
@@ -281,10 +286,11 @@ class Deadlines:
         latest, step = self._step_runs.latest[node], self._step_runs.steps[node]
         assert latest is not None
         pending_attempts = self._step_runs.pending_attempts(node)
-        attempts = latest.attempt - (0 if pending_attempts is None else pending_attempts.crashes)
+        attempts = latest.attempt - (0 if pending_attempts is None else pending_attempts.unfinished)
         if attempts >= step.max_retries:
             return None
-        ends_ms, whose = self.step_ends_ms(node), "step"
+        queued_ms = at_ms - self._submitted_ms.get(node, at_ms)
+        ends_ms, whose = self.step_ends_ms(node) + queued_ms, "step"
         if self.deadline_ms is not None and step.run_if == "success":
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
         random = self._random

@@ -35,7 +35,7 @@ from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import RunStatus, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import HERE, AttemptLog, Checkpoint, Phase, StepRuns
 from asyncflow.events import (
@@ -45,7 +45,6 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
-    Outcome,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -294,6 +293,7 @@ class RunState:
             self.deadlines.start(node, event)
         if event.engine:
             self.attempt_log.places[node] = event.engine, ""
+            self.attempt_log.submitted.add(node)
 
     def _on_attempt_began(self, node: int, event: AttemptBegan) -> None:
         submitted = self.attempt_log.latest(node, event)
@@ -301,7 +301,10 @@ class RunState:
         self.deadlines.begin(node, event.at_ms - submitted.at_ms)
 
     def _on_attempt_failed(self, node: int, event: AttemptFailed) -> None:
+        submitted = self.attempt_log.latest(node, event)
         self.attempt_log.fail(node, event)
+        if submitted.engine:
+            self.deadlines.begin(node, self.attempt_log.latest(node, event).at_ms - submitted.at_ms)
         self._phases[node] = Phase.WAITING
 
     def _on_map_started(self, node: int, event: MapStarted) -> None:
@@ -497,11 +500,11 @@ class RunState:
         return self._finished is not None
 
     @property
-    def outcome(self) -> Outcome:
+    def status(self) -> RunStatus:
         """How the run ends, or would if it ended now."""
         if self._interrupted:
-            return "interrupted"
-        return "failed" if self._readiness.failed_by else "passed"
+            return RunStatus.INTERRUPTED
+        return RunStatus.FAILED if self._readiness.failed_by else RunStatus.PASSED
 
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished.
@@ -521,7 +524,7 @@ class RunState:
             stop_reason=self.stop_reason,
             pipeline=self._started.pipeline,
             inputs=self._started.inputs,
-            outcome=self._finished.outcome,
+            status=self._finished.status,
             segments=() if replay is None else replay.segments,
             parent=known.parent,
             parent_step=known.parent_step,

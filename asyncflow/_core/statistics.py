@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import StepStatus
@@ -34,22 +34,13 @@ __all__ = [
 ]
 
 StepOutcome: TypeAlias = Literal[
-    "passed", "retried", "failed", "skipped", "cancelled", "reused", "running", "pending"
+    "SUCCESS", "RETRIED", "FAILED", "SKIPPED", "CANCELLED", "REUSED", "RUNNING", "PENDING"
 ]
-"""How a step ended in a run: ``"retried"`` if it passed after an attempt that had failed, and
-``"reused"`` if the run took over its result. ``"running"`` and ``"pending"`` ones have not ended.
-"""
+"""How a step ended in a run: its `StepStatus`, or ``RETRIED`` if it succeeded after an attempt that
+had failed, and ``REUSED`` if the run took over its result."""
 
 STEP_OUTCOMES: tuple[StepOutcome, ...] = get_args(StepOutcome)
 
-_OUTCOMES: Mapping[StepStatus, StepOutcome] = {
-    StepStatus.SUCCESS: "passed",
-    StepStatus.FAILED: "failed",
-    StepStatus.SKIPPED: "skipped",
-    StepStatus.CANCELLED: "cancelled",
-    StepStatus.RUNNING: "running",
-    StepStatus.PENDING: "pending",
-}
 _FAILURES = ("failed", "timed out")
 
 
@@ -78,7 +69,7 @@ class StepStatistics:
         return [
             duration_ms
             for outcome, duration_ms in zip(self.outcomes, self.durations_ms, strict=True)
-            if outcome in ("passed", "retried") and duration_ms is not None
+            if outcome in ("SUCCESS", "RETRIED") and duration_ms is not None
         ]
 
     @property
@@ -103,7 +94,7 @@ class StepStatistics:
         Of the runs in which it passed or failed; ``None`` if there is none. A mapped step's retries
         are those of its items, and don't count.
         """
-        passed, retried, failed = map(self.outcomes.count, ("passed", "retried", "failed"))
+        passed, retried, failed = map(self.outcomes.count, ("SUCCESS", "RETRIED", "FAILED"))
         count = passed + retried + failed
         return retried / count if count else None
 
@@ -114,13 +105,12 @@ def step_runs(run: StoredRun) -> dict[str, StepRun]:
 
 
 def _outcome(step: StepView) -> StepOutcome:
-    outcome = _OUTCOMES[step.status]
-    if outcome != "passed":
-        return outcome
+    if step.status is not StepStatus.SUCCESS:
+        return cast("StepOutcome", step.status.value)
     if step.reused and step.started_ms is None:
-        return "reused"
+        return "REUSED"
     series = step.attempts[step.fresh_from :]
-    return "retried" if any(attempt.end in _FAILURES for attempt in series) else outcome
+    return "RETRIED" if any(attempt.end in _FAILURES for attempt in series) else "SUCCESS"
 
 
 def _duration_ms(step: StepView) -> float | None:

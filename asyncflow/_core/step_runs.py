@@ -53,8 +53,10 @@ class PendingAttempts(NamedTuple):
     latest: AttemptStarted
     failed: tuple[Attempt, ...]
     """All of them. An interrupted one has failed with a `StepCrashedError`."""
-    crashes: int
+    unfinished: int
     """How many of them were interrupted."""
+    crashes: int
+    """How many of these had begun: one that was queued at an engine did not."""
 
     @property
     def is_interrupted(self) -> bool:
@@ -284,6 +286,7 @@ class AttemptLog:
 
     Attributes:
         remarks: Facts that go into the result of a node as they are, by node.
+        submitted: The nodes whose running attempt no worker of its engine has begun with.
         places: The engine and the worker of the latest attempt of each node that was submitted to
             an engine.
     """
@@ -292,6 +295,7 @@ class AttemptLog:
         self._step_runs = step_runs
         self._failed: dict[int, tuple[Attempt, ...]] = {}
         self.remarks: dict[int, dict[str, Any]] = {}
+        self.submitted: set[int] = set()
         self.places: dict[int, tuple[str, str]] = {}
 
     def last_error(self, node: int) -> BaseException | None:
@@ -309,17 +313,28 @@ class AttemptLog:
 
     def fail(self, node: int, event: AttemptFailed) -> None:
         """Note that the running attempt has failed, and that another one follows."""
-        started = self.latest(node, event)
+        started = self._ended(node, event)
         self._failed[node] = (*self.attempts(node), self._attempt(node, started, event))
 
     def began(self, node: int, event: AttemptBegan) -> None:
         """Note that a worker has begun with the running attempt, which starts only now."""
-        submitted = self.latest(node, event)
-        queued_ms = submitted.queued_ms + (event.at_ms - submitted.at_ms)
-        self._step_runs.latest[node] = AttemptStarted(
-            *(event.step, event.attempt, event.at_ms, queued_ms, event.item, event.engine)
-        )
+        self._start_at(node, self.latest(node, event), event.at_ms)
         self.places[node] = event.engine, event.worker
+
+    def _ended(self, node: int, event: StepEnd | AttemptFailed) -> AttemptStarted:
+        """Return the latest attempt, which has ended. If it was submitted, it has only waited."""
+        started = self.latest(node, event)
+        if node in self.submitted and not isinstance(event, StepSucceeded):
+            return self._start_at(node, started, event.at_ms)
+        return started
+
+    def _start_at(self, node: int, submitted: AttemptStarted, at_ms: float) -> AttemptStarted:
+        """Let a submitted attempt start only now: until then it was queued."""
+        self.submitted.discard(node)
+        queued_ms = submitted.queued_ms + (at_ms - submitted.at_ms)
+        started = replace(submitted, at_ms=at_ms, queued_ms=queued_ms)
+        self._step_runs.latest[node] = started
+        return started
 
     def remark(self, node: int, **facts: Any) -> None:
         """Note facts that go into the result as they are."""
@@ -358,7 +373,7 @@ class AttemptLog:
             return self._result_of_items(node, event, status, error)
         if phase < Phase.ATTEMPTING and self._step_runs.latest[node] is None:
             return self._result_without_attempts(node, event, status, error)
-        started, history = self.latest(node, event), self.attempts(node) or None
+        started, history = self._ended(node, event), self.attempts(node) or None
         started_ms, queued_ms = started.at_ms, started.queued_ms
         if history is not None:
             if phase == Phase.ATTEMPTING:

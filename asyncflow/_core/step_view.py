@@ -77,8 +77,19 @@ class AttemptView:
     """The engine to which it was submitted; empty for the process of the run."""
     worker: str = ""
     """The worker that has begun with it."""
-    is_queued: bool = False
-    """Whether it runs on an engine, and no worker has begun with it."""
+    began: bool = True
+    """Whether its action was called, as far as is known; not while, or if, it only waited for a
+    worker of an engine."""
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for a worker of an engine."""
+        return not self.began and self.ended_ms is None
+
+    def begin(self, at_ms: float) -> None:
+        """Let it start only now: until then it was queued."""
+        self.queued_ms += at_ms - self.started_ms
+        self.started_ms = at_ms
 
     @classmethod
     def from_attempt(cls, attempt: Attempt) -> AttemptView:

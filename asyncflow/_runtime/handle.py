@@ -20,10 +20,11 @@ import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from asyncflow._core.errors import RunCancelledError, describe_error, escape_controls
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
 from asyncflow._runtime.outcome import caller_reason
@@ -44,9 +45,8 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._core.state import RunState
 
-__all__ = ["EventReader", "RunHandle", "RunLink", "RunOwner", "RunProgress", "RunStatus"]
+__all__ = ["EventReader", "RunHandle", "RunLink", "RunOwner", "RunProgress"]
 
-RunStatus: TypeAlias = Literal["RUNNING", "PASSED", "FAILED", "INTERRUPTED"]
 
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
@@ -281,7 +281,9 @@ class RunHandle:
                 run.
         """
         if self._task is not None:
-            raise RuntimeError(f"run {self.run_id!r} was started already")
+            raise RuntimeError(
+                f"run {self.run_id!r} was started already; start() makes another one"
+            )
         self._has_owner = True
         create_task = getattr(owner, "create_task", None)
         if not callable(create_task):
@@ -465,19 +467,17 @@ class RunHandle:
 
     @property
     def status(self) -> RunStatus:
-        """How the run ended; ``"RUNNING"`` until its end is stored, if it has a journal.
+        """How the run ended; ``RUNNING`` until its end is stored, if it has a journal.
 
-        What ends without a report, such as a run whose journal has failed, is ``"INTERRUPTED"``.
+        What ends without a report, such as a run whose journal has failed, is ``INTERRUPTED``.
 
         Raises:
             RuntimeError: The run was not started.
         """
         self._check_started()
         if not self._is_over:
-            return "RUNNING"
-        if self._report is None:
-            return "INTERRUPTED"
-        return cast("RunStatus", self._report.outcome.upper())
+            return RunStatus.RUNNING
+        return RunStatus.INTERRUPTED if self._report is None else self._report.status
 
     @property
     def progress(self) -> RunProgress:

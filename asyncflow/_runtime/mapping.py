@@ -218,7 +218,8 @@ async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
             yield item
     else:
         raise TypeError(
-            f"step {name!r} maps over {type(source).__name__}, which is not a collection of items"
+            f"step {name!r} maps over {type(source).__name__}, which is not a collection of items; "
+            "return a list"
         )
 
 

@@ -203,7 +203,7 @@ class Pipeline:
         name: What it is called in a journal, and when another pipeline includes it; a non-empty
             string.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
-            engine, resources: As `Orchestrator` takes them.
+            engine, resources: Each as `Orchestrator` takes it.
 
     Raises:
         TypeError: An argument has the wrong type.

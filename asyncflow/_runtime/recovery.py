@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -56,7 +57,7 @@ class RecoverableJournal(Journal, Protocol):
         ...
 
     async def runs(
-        self, status: Literal["interrupted"], *, limit: int | None
+        self, status: Literal[RunStatus.INTERRUPTED], *, limit: int | None
     ) -> Sequence[RecoverableRun]:
         """Return the runs that ended because they were cancelled."""
         ...
@@ -89,7 +90,7 @@ async def resume_all(
     reports: list[RunReport] = []
     orphans = [*await journal.orphans()]
     if interrupted:
-        orphans += await journal.runs("interrupted", limit=None)
+        orphans += await journal.runs(RunStatus.INTERRUPTED, limit=None)
 
     async def resume(pipeline: Pipeline | Orchestrator, run_id: str) -> None:
         try:

@@ -33,7 +33,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.graph import Plan, outputs_to_keep
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED_OUTPUT
+from asyncflow._core.results import REDACTED_OUTPUT, RunStatus
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -293,7 +293,7 @@ class Run:
             self._notes.finish()
         if not self._is_broken:
             state = self._state
-            self._dispatcher.emit(RunFinished(self._run.now_ms(), state.outcome, state.stop_reason))
+            self._dispatcher.emit(RunFinished(self._run.now_ms(), state.status, state.stop_reason))
         if self._notes is not None:
             self._notes.close()
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
@@ -497,7 +497,7 @@ class Run:
         pending = self._state.step_runs.pending_attempts(node)
         if pending is None or not pending.is_interrupted or pending.crashes <= step.max_crashes:
             return False
-        name, (latest, _, crashes) = self._state.step_runs.name_of(node), pending
+        name, (latest, _, _, crashes) = self._state.step_runs.name_of(node), pending
         error = StepCrashedError(name, latest.attempt, crashes)
         now_ms = self._run.now_ms()
         self._fail(StepFailed(step.name, latest.attempt, now_ms, error, latest.item))
@@ -554,7 +554,7 @@ class Run:
             self._cancelled = RunCancelledError(self._run.run_id, self._drain_reason)
             self._report_interruption(self._drain_reason)
         # Otherwise the run has not begun, or stops everything.
-        if self._state.outcome == "interrupted" and not self._stop_is_due:
+        if self._state.status is RunStatus.INTERRUPTED and not self._stop_is_due:
             self._stop(spare_running=True)
 
     def broken(self, bug: BaseException, reason: str) -> None:
@@ -602,7 +602,7 @@ class Run:
         self._stop()
 
     def _report_interruption(self, reason: str) -> None:
-        if self._state.outcome != "interrupted":
+        if self._state.status is not RunStatus.INTERRUPTED:
             self._dispatcher.emit(RunInterrupted(self._run.now_ms(), reason))
 
     def _time_out(self) -> None:
@@ -627,7 +627,7 @@ class Run:
         state, control = self._state, self._stop_control
         if self._is_closed:
             return
-        if self._resources is not None and state.outcome == "interrupted":
+        if self._resources is not None and state.status is RunStatus.INTERRUPTED:
             self._resources.stop_opening()
             self._may_start = True  # and then nothing is ready
         now_ms = self._run.now_ms()

@@ -16,7 +16,7 @@ from asyncflow._core.graph import bind, bind_conditions
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
 from asyncflow._core.resume import Fingerprints, fork, resume
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import (
@@ -93,7 +93,8 @@ class _RunOpening:
         self._check_pipeline(stored)
         self._check_inputs(stored)
         has_new_inputs = not given.keys() <= stored.inputs.keys()
-        if stored.outcome == "passed" and stored.has_all(request.plan.index) and not has_new_inputs:
+        has_passed = stored.status is RunStatus.PASSED
+        if has_passed and stored.has_all(request.plan.index) and not has_new_inputs:
             return stored.report(self._decode_passed_output, self._decode_passed_input)
         return self._resume(stored)
 

@@ -187,7 +187,8 @@ class Watchdog:
             task = tasks.get(self.task_name(node, attempt), self._live[node])
             task = tasks.get(self.engine_task_name(node, attempt), task)
             _log.warning(
-                "step %r, attempt %d, has not ended %g s after it was cancelled; it is at %s",
+                "step %r, attempt %d, has not ended %g s after it was cancelled, and the run waits "
+                "for it; it is at %s",
                 *(self._state.step_runs.name_of(node), attempt, GRACE_S),
                 awaiting_location(task.get_coro()),
             )

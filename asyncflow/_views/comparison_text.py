@@ -10,6 +10,7 @@ import re
 from asyncflow._core.comparison import InputChange, RunComparison, StepComparison, first_failure
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import error_words, preview, shortened
 
@@ -82,7 +83,7 @@ def error_text(report: RunReport) -> str:
     if failed is not None:
         assert failed.error is not None  # that is why it has failed
         return f"{escape_controls(failed.step_name)}: {error_words(failed.error, _LONGEST_ERROR)}"
-    return "" if report.outcome == "passed" else escape_controls(report.stop_reason or "")
+    return "" if report.status is RunStatus.PASSED else escape_controls(report.stop_reason or "")
 
 
 def pair(before: str, now: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import LONGEST_LINE, cut, describe_error, escape_controls
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -132,10 +132,14 @@ def _run_timed_out(event: RunTimedOut, _: _Attempt) -> str:
     return f"the run stops because it exceeded its deadline of {duration(event.deadline_ms)}"
 
 
+def ended_as(status: RunStatus) -> str:
+    """Return how a run ended: ``passed``, ``failed`` or ``was interrupted``."""
+    return "was interrupted" if status is RunStatus.INTERRUPTED else status.lower()
+
+
 def _run_finished(event: RunFinished, _: _Attempt) -> str:
-    outcome = "was interrupted" if event.outcome == "interrupted" else event.outcome
     why = "" if event.stop_reason is None else f": {event.stop_reason}"
-    return f"the run {outcome} after {duration(event.at_ms)}{why}"
+    return f"the run {ended_as(event.status)} after {duration(event.at_ms)}{why}"
 
 
 def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:

@@ -26,12 +26,12 @@ def _like(status: StepStatus, words: str, symbol: str = "") -> ShownOutcome:
 
 
 OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
-    "passed": _like(StepStatus.SUCCESS, "passed"),
-    "retried": _like(StepStatus.SUCCESS, "passed after a retry", "↻"),
-    "failed": _like(StepStatus.FAILED, "failed"),
-    "skipped": _like(StepStatus.SKIPPED, "skipped"),
-    "cancelled": _like(StepStatus.CANCELLED, "cancelled"),
-    "reused": _like(StepStatus.SUCCESS, "result taken over", "="),
-    "running": _like(StepStatus.RUNNING, "running"),
-    "pending": _like(StepStatus.PENDING, "did not run"),
+    "SUCCESS": _like(StepStatus.SUCCESS, "passed"),
+    "RETRIED": _like(StepStatus.SUCCESS, "passed after a retry", "↻"),
+    "FAILED": _like(StepStatus.FAILED, "failed"),
+    "SKIPPED": _like(StepStatus.SKIPPED, "skipped"),
+    "CANCELLED": _like(StepStatus.CANCELLED, "cancelled"),
+    "REUSED": _like(StepStatus.SUCCESS, "result taken over", "="),
+    "RUNNING": _like(StepStatus.RUNNING, "running"),
+    "PENDING": _like(StepStatus.PENDING, "did not run"),
 }

@@ -28,7 +28,7 @@ class LostSteps(NamedTuple):
 
 
 def verdict(view: RunView) -> str:
-    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 4 skipped, 3 retried``."""
+    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 4 skipped, 3 retried, 9 reused``."""
     counts = [
         f"{view.counts[status]:,} {_WORDS.get(status, status.lower())}"
         for status in _COUNTED
@@ -36,6 +36,8 @@ def verdict(view: RunView) -> str:
     ]
     if retried := retried_steps(view):
         counts.append(f"{retried:,} retried")
+    if reused := sum(step.reused for step in view.steps.values()):
+        counts.append(f"{reused:,} reused")
     spent = took(view.at_ms, view.at_ms + view.paused_ms)
     return f"{view.word} in {spent}: {', '.join(counts) or 'no steps'}"
 

@@ -11,13 +11,14 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport, critical_path, paused_ms
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
+    RunStatus,
     Segment,
     StepResult,
     StepStatus,
     blocks_dependents,
 )
 from asyncflow._core.step_view import StepView
-from asyncflow.events import Event, Outcome
+from asyncflow.events import Event
 
 __all__ = ["RunView", "ran_before"]
 
@@ -100,9 +101,14 @@ class RunView:
         return self._run.at_ms
 
     @property
-    def outcome(self) -> Outcome | None:
-        """How the run has ended; ``None`` if it has not."""
-        return self._run.outcome
+    def status(self) -> RunStatus:
+        """How the run has ended; ``RUNNING`` if it has not."""
+        return self._run.status
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended."""
+        return self._run.has_ended
 
     @property
     def stop_reason(self) -> str | None:
@@ -161,7 +167,7 @@ class RunView:
 
         The clock of a run that has ended stands still.
         """
-        if self.outcome is not None or not self.segments:
+        if self.has_ended or not self.segments:
             return self.at_ms
         latest = self.segments[-1]
         return max(self.at_ms, latest.at_ms + (wall_time - latest.wall_time) * 1000)
@@ -169,9 +175,8 @@ class RunView:
     @property
     def word(self) -> str:
         """The state of the run in one word: RUNNING, STOPPING, PASSED, FAILED or INTERRUPTED."""
-        if self.outcome is not None:
-            return self.outcome.upper()
-        return "RUNNING" if self.stop_reason is None else "STOPPING"
+        is_stopping = self.stop_reason is not None and not self.has_ended
+        return "STOPPING" if is_stopping else self.status
 
     @property
     def settled(self) -> int:

@@ -20,8 +20,8 @@ try:
     import cloudpickle  # type: ignore[import-untyped]
 except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
     raise ModuleNotFoundError(
-        "engines send actions with cloudpickle, which is not installed; "
-        "install asyncflow-tiers[dask] or asyncflow-tiers[cloudpickle]",
+        "engines send actions with cloudpickle, which comes with an extra: "
+        "pip install 'asyncflow-tiers[cloudpickle]'",
         name=missing.name,
     ) from missing
 

@@ -2,7 +2,7 @@
 
 Dask's own futures can't be stopped once they run, and Dask runs a task again that was on a worker
 which dies or retires. So a task of Dask only asks for its body, and a fence in the scheduler
-(`asyncflow.engines._dask_fence`) lets each body begin once, and stops it.
+(``asyncflow.engines._dask_fence``) lets each body begin once, and stops it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ try:
     from distributed import Client, Future
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
-        "DaskEngine needs Dask's distributed, which is not installed; install "
-        "asyncflow-tiers[dask]",
+        "asyncflow.engines.dask needs Dask's distributed, which comes with an extra: "
+        "pip install 'asyncflow-tiers[dask]'",
         name=missing.name,
     ) from missing
 
@@ -116,7 +116,7 @@ class DaskEngine:
 
     async def __aenter__(self) -> Self:
         if self._loop is not None:
-            raise RuntimeError("this DaskEngine is open already")
+            raise RuntimeError("this DaskEngine is open already; make another one")
         self._loop = asyncio.get_running_loop()
         try:
             async with self._connecting:
@@ -216,7 +216,9 @@ class DaskEngine:
         if self._loop is None:
             raise RuntimeError("this DaskEngine is not open: use 'async with' around the run")
         if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("this DaskEngine was opened in another event loop")
+            raise RuntimeError(
+                "this DaskEngine was opened in another event loop; open it in that of the run"
+            )
 
     async def _connected(self, call: EngineCall) -> _DaskConnection:
         """Return the connection, after making a new one if the scheduler was lost."""

@@ -94,7 +94,7 @@ class ExecutorEngine:
             TypeError: The factory makes something else, or the executor of a Dask client.
         """
         if self._loop is not None:
-            raise RuntimeError("this ExecutorEngine is open already")
+            raise RuntimeError("this ExecutorEngine is open already; make another one")
         self._executor = executor = _checked_executor(self._factory())
         workers = self._max_workers or getattr(executor, "_max_workers", None)
         self._free = asyncio.Semaphore(workers if isinstance(workers, int) else 2**31)
@@ -168,7 +168,9 @@ class ExecutorEngine:
         if self._loop is None:
             raise RuntimeError("this ExecutorEngine is not open: use 'async with' around the run")
         if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("this ExecutorEngine was opened in another event loop")
+            raise RuntimeError(
+                "this ExecutorEngine was opened in another event loop; open it in that of the run"
+            )
         return self._loop
 
 

@@ -118,7 +118,7 @@ class RayEngine:
 
     async def __aenter__(self) -> RayEngine:
         if self._loop is not None:
-            raise RuntimeError("this engine is open already")
+            raise RuntimeError("this RayEngine is open already; make another one")
         self._loop = asyncio.get_running_loop()
         try:
             # In a thread, since it takes seconds, and since in the main one it would replace the
@@ -192,7 +192,9 @@ class RayEngine:
         if self._hosts is None:
             raise RuntimeError("the Ray engine is not open; use it in: async with RayEngine(...)")
         if self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("the Ray engine was opened in another event loop")
+            raise RuntimeError(
+                "the Ray engine was opened in another event loop; open it in that of the run"
+            )
         return self._hosts
 
 

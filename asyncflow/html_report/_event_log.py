@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
-from asyncflow._views.event_text import describe_event, duration, place_text, subject
+from asyncflow._views.event_text import describe_event, duration, ended_as, place_text, subject
 from asyncflow._views.preview import share, shortened
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunResumed, RunStarted, StepReused, StepTakenOver
@@ -68,9 +68,9 @@ def log_of_report(view: RunView) -> EventLog:
         logged += _log_of(step, step.name, None, view)
     # Stable: what happens at once stays in order.
     logged.sort(key=lambda each: (each.segment, each.at_ms))
-    if view.outcome is not None:
+    if view.has_ended:
         why = "" if view.stop_reason is None else f": {view.stop_reason}"
-        text = f"the run {_OUTCOMES[view.outcome]} after {duration(view.at_ms)}{why}"
+        text = f"the run {ended_as(view.status)} after {duration(view.at_ms)}{why}"
         logged.append(LoggedEvent(view.at_ms, "RunFinished", text, segment=latest))
     listed, left_out = _first_and_last(logged)
     return _log(listed, left_out)
@@ -186,4 +186,3 @@ _ENDS = {
 _WORDS = {status: status.lower() for status in StepStatus} | {StepStatus.SUCCESS: "succeeded"}
 _STATUSES = {"succeeded": StepStatus.SUCCESS, "cancelled": StepStatus.CANCELLED}
 """By how the last attempt ended."""
-_OUTCOMES = {"passed": "passed", "failed": "failed", "interrupted": "was interrupted"}

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from asyncflow._core.results import RunStatus
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import draw_graph
 from asyncflow._views.event_text import duration
@@ -150,7 +151,8 @@ def details(view: RunView, step: str, context: PageContext = NO_CONTEXT, *, now_
 
 
 def _can_resume(model: PageModel) -> bool:
-    return model.context.is_orphaned or model.view.outcome in ("failed", "interrupted")
+    has_stopped = model.view.status in (RunStatus.FAILED, RunStatus.INTERRUPTED)
+    return model.context.is_orphaned or has_stopped
 
 
 def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: bool = False) -> str:

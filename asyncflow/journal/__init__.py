@@ -23,7 +23,6 @@ from asyncflow.journal._postgres import PostgresJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,
     RunRecord,
-    RunStatus,
     RunSummary,
     StoredEvent,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "PostgresJournal",
     "RunComparison",
     "RunRecord",
-    "RunStatus",
     "RunSummary",
     "SQLiteJournal",
     "StepComparison",

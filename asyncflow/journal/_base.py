@@ -23,19 +23,18 @@ from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean, safe_text
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Payload
+from asyncflow._core.results import Payload, RunStatus
 from asyncflow.events import NoteEvent
-from asyncflow.journal._event_codec import is_storable
+from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
     LARGEST,
-    ListedStatus,
+    UNENDED,
     PipelineStatistics,
     RunFilter,
     RunRecord,
-    RunStatus,
     RunSummary,
     StoredEvent,
     check_new_id,
@@ -126,21 +125,19 @@ class SQLJournal:
 
     async def runs(
         self,
-        status: ListedStatus | None = None,
+        status: RunStatus | str | None = None,
         pipeline: str | None = None,
         since: datetime | float | None = None,
         limit: int | None = 100,
         *,
         before: datetime | float | tuple[float, str] | None = None,
         text: str | None = None,
-        orphaned: bool | None = None,
         parent: str | None = None,
     ) -> list[RunRecord]:
         """Return the stored runs, the latest start first.
 
         Args:
-            status: Only those with this status, in any case. Orphaned runs are ``"running"`` too,
-                as `RunRecord.status` says; ``"orphaned"`` is short for ``orphaned=True``.
+            status: Only those with this status, as `RunStatus` or its name in any case.
             pipeline: Only those of the pipeline with this name.
             since: Only those that started at this time or later: a datetime, local if it is naive,
                 or seconds since the epoch.
@@ -149,7 +146,6 @@ class SQLJournal:
                 last run of a page, those of the next page.
             text: Only those with this text, up to 1,000 characters in any case, in their id or the
                 name of their pipeline.
-            orphaned: Only those that are `RunRecord.orphaned`; or with False, only the others.
             parent: Only those that a step of the run with this id has started.
 
         Raises:
@@ -164,7 +160,6 @@ class SQLJournal:
             limit,
             before=before,
             text=text,
-            orphaned=orphaned,
             parent=parent,
         )
         return await self._read(self._reader.runs, where)
@@ -188,7 +183,7 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
-        return await self.runs(orphaned=True, limit=None)
+        return await self.runs(RunStatus.ORPHANED, limit=None)
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         """Return the events of a run in their order.
@@ -330,10 +325,8 @@ class SQLJournal:
 
     async def counts(
         self, pipeline: str | None = None, since: datetime | float | None = None
-    ) -> dict[str, int]:
-        """Return how many stored runs have which status: running, orphaned, passed and so on.
-
-        An orphaned run does not count as running here.
+    ) -> dict[RunStatus, int]:
+        """Return how many stored runs have which status.
 
         Args:
             pipeline: As that of `runs`.
@@ -365,7 +358,7 @@ class SQLJournal:
         """Ask the process that runs a run to stop it gracefully.
 
         The run stops as if its caller had been cancelled: running steps are cancelled and awaited,
-        clean-up completes, the end is stored with the status ``"interrupted"``, and the task that
+        clean-up completes, the end is stored with the status ``INTERRUPTED``, and the task that
         awaits the run gets a `RunCancelledError`. Started again under its id, the run resumes, and
         the request is void.
 
@@ -387,14 +380,14 @@ class SQLJournal:
             await self._read(self._reader.check_exists, run_id)
         return was_asked
 
-    async def prune(self, older_than: timedelta, *, status: RunStatus | None = None) -> int:
+    async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
 
         It takes several short transactions, so that runs that write meanwhile do not wait for long.
 
         Args:
             older_than: Only those that ended longer ago, such as ``timedelta(days=90)``.
-            status: Only those with this status, which can't be ``"running"``.
+            status: Only those with this status, which can't be ``RUNNING`` or ``ORPHANED``.
 
         Raises:
             TypeError: The age is not a timedelta. A number would not tell its unit.
@@ -402,9 +395,9 @@ class SQLJournal:
             JournalError: The journal can't be read or written.
         """
         ended_as = parse_status(status)
-        if ended_as in ("running", "orphaned"):
+        if ended_as in UNENDED:
             raise ValueError(
-                f"prune() deletes runs that have ended, so status can't be {ended_as!r}; forget() "
+                f"prune() deletes runs that have ended, so status can't be {ended_as}; forget() "
                 "deletes one of those that orphans() returns"
             )
         if not isinstance(older_than, timedelta):
@@ -414,7 +407,9 @@ class SQLJournal:
             )
         age_s = older_than.total_seconds()
         check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
-        ended = await self._read(self._reader.store.ended, age_s, ended_as)
+        ended = await self._read(
+            self._reader.store.ended, age_s, ended_as and status_column(ended_as)
+        )
         count = 0
         for run_ids in _transactions(ended):
             count += await self._write(self._worker.call, self._store.prune, run_ids, age_s)

@@ -36,8 +36,15 @@ from asyncflow._core.errors import (
     cut,
     safe_text,
 )
-from asyncflow._core.results import REDACTED, Payload, StepStatus, to_restored_error
-from asyncflow.events import AttemptStarted, Event, RunStarted, StepSucceeded, StepTakenOver
+from asyncflow._core.results import REDACTED, Payload, RunStatus, StepStatus, to_restored_error
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepSucceeded,
+    StepTakenOver,
+)
 
 __all__ = [
     "EventRow",
@@ -50,6 +57,7 @@ __all__ = [
     "is_storable",
     "row_of",
     "run_checksum",
+    "status_column",
 ]
 
 
@@ -179,6 +187,8 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, (_, read) in _CONVERSIONS.items():
             if name in values:
                 values[name] = read(values[name])
+        if cls is RunFinished:
+            values["status"] = _END_OF.get(values.pop("outcome", None))
         for name, fits in _checks(cls):
             if name in values and not fits(values[name]):
                 raise ValueError(f"it is no {kind}: its {name} is of another type, or too large")
@@ -216,6 +226,8 @@ def event_without_output(row: Sequence[Any]) -> Event:
 
 
 def _details(event: Event) -> Details:
+    if isinstance(event, RunFinished):  # with the name and the word that journals have always had
+        return {"outcome": status_column(event.status), "stop_reason": event.stop_reason}
     details = {name: getattr(event, name) for name in _DETAILS[type(event)]}
     for name, (write, _) in _CONVERSIONS.items():
         if name in details:
@@ -244,6 +256,11 @@ def _is_text(codec: str) -> bool:
 def column_of(text: str) -> str:
     """Return a text for a column: as it is, or as JSON if the column can't hold it."""
     return json.dumps(text) if text.startswith('"') or not is_storable(text) else text
+
+
+def status_column(status: RunStatus) -> str:
+    """Return the status of a run for a column, in which an orphaned run is ``running``."""
+    return ("running" if status is RunStatus.ORPHANED else status).lower()
 
 
 def from_column(text: str) -> str:
@@ -370,6 +387,10 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "status": (str, StepStatus),
 }
 
+_END_OF = {
+    status_column(each): each
+    for each in (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)
+}
 _COLUMNS = {"step", "item", "attempt", "at_ms"}
 _WITH_OUTPUTS = (StepSucceeded, StepTakenOver)
 """Whether they are secret, their outputs tell."""

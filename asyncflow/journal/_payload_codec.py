@@ -1,11 +1,11 @@
 """Encodes outputs and inputs as bytes, if they come back equal.
 
-As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses; and models of
-pydantic, through these. A value that is not quite what its hint says, such as 0 for a float, is
-stored as ``json-plain`` if it comes back equal without the hint, and a tuple for some sequence as
-``json-tuple``: its step has succeeded, and must not fail for that. With the suffix ``+given``, the
-JSON also says which fields of its models were given. cloudpickle takes nearly everything and can
-run any code when it is read, so it is used only on request.
+As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses; and paths, and
+models of pydantic, through these. A value that is not quite what its hint says, such as 0 for a
+float, is stored as ``json-plain`` if it comes back equal without the hint, and a tuple for some
+sequence as ``json-tuple``: its step has succeeded, and must not fail for that. With the suffix
+``+given``, the JSON also says which fields of its models were given. cloudpickle takes nearly
+everything and can run any code when it is read, so it is used only on request.
 
 Values are encoded in the event loop. In another thread, a value could change meanwhile: it belongs
 to the user, whose next steps have it. So ``max_bytes`` bounds the time too: a value is counted
@@ -26,6 +26,7 @@ import types
 import typing
 import uuid
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any
 
 from asyncflow._core.errors import PayloadError, describe_fully, escape_controls
@@ -61,8 +62,15 @@ _DECODERS = 256
 """How many decoders to cache. A hint may be a type that was made for one pipeline."""
 
 _encoder = msgspec.json.Encoder()
-_model_encoder = msgspec.json.Encoder(enc_hook=to_plain)
 _untyped = msgspec.json.Decoder()
+
+
+def _to_plain(value: Any) -> Any:
+    """Return what stands for a path or a model in JSON; see `msgspec.json.Encoder`."""
+    return str(value) if isinstance(value, PurePath) else to_plain(value)
+
+
+_hooked_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
 
 
 class Codec:
@@ -159,12 +167,12 @@ class Codec:
         return found
 
     def _written(self, subject: str, value: Any) -> tuple[bytes, bool]:
-        """Return the JSON of a value, and whether models are in it."""
+        """Return the JSON of a value, and whether models or paths are in it."""
         try:
             try:
                 return _encoder.encode(value), False
             except TypeError:
-                return _model_encoder.encode(value), True
+                return _hooked_encoder.encode(value), True
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{_give(subject)} plain data, a dataclass or a pydantic model"
             problem = f"it can't be written as JSON ({describe_fully(error)})"
@@ -308,15 +316,21 @@ def _new_decoder(hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
     """Return the decoder for a hint, or the untyped one if msgspec does not know the hint."""
     try:
         is_custom = isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType)
-        if hint is Any or (is_custom and not is_model(hint)):
+        if hint is Any or (is_custom and not (is_model(hint) or _is_path(hint))):
             return _untyped, True
-        return msgspec.json.Decoder(hint, dec_hook=_model_of), _is_simple(hint)
+        return msgspec.json.Decoder(hint, dec_hook=_from_plain), _is_simple(hint)
     except Exception:  # it is not a type, or one for type checkers only
         return _untyped, True
 
 
-def _model_of(cls: type, data: Any) -> Any:
-    """Return the model of decoded JSON; see `msgspec.json.Decoder`."""
+def _is_path(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, PurePath)
+
+
+def _from_plain(cls: type, data: Any) -> Any:
+    """Return the path or the model of decoded JSON; see `msgspec.json.Decoder`."""
+    if _is_path(cls) and isinstance(data, str):
+        return cls(data)
     if not is_model(cls) and isinstance(data, cls):
         return data
     return model_from_json(cls, data, by_alias=False, by_name=True)

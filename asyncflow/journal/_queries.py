@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.errors import describe_error, safe_text
+from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, median, nearest_rank
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
@@ -18,14 +19,12 @@ from asyncflow.journal._event_codec import column_of, is_storable
 __all__ = [
     "DAMAGED",
     "LARGEST",
-    "RUN_STATUSES",
+    "UNENDED",
     "USUAL_RUNS",
-    "ListedStatus",
     "PipelineStatistics",
     "Place",
     "RunFilter",
     "RunRecord",
-    "RunStatus",
     "RunSummary",
     "StoredEvent",
     "check_lease",
@@ -39,18 +38,11 @@ __all__ = [
     "statistics_document",
 ]
 
-RunStatus = Literal["running", "passed", "failed", "interrupted"]
+UNENDED = (RunStatus.RUNNING, RunStatus.ORPHANED)
+"""The statuses of runs that have not ended."""
 
-ListedStatus: TypeAlias = (
-    RunStatus
-    | Literal["orphaned", "RUNNING", "ORPHANED", "PASSED", "FAILED", "INTERRUPTED"]  # as displayed
-)
-
-RUN_STATUSES = ("running", "orphaned", "passed", "failed", "interrupted")
-"""The statuses that lists of runs show. Displays write them in capital letters."""
-
-DAMAGED = "damaged"
-"""What lists show instead if the row of a run is damaged."""
+DAMAGED = "DAMAGED"
+"""What lists show instead of a status if the row of a run is damaged."""
 
 Place = tuple[float, str]
 """The position of a run in the list of all runs: its start time and its id."""
@@ -78,7 +70,8 @@ class RunRecord:
     pipeline: str
     """The name of its pipeline; empty if the pipeline has none."""
     status: RunStatus
-    """``"running"`` until the run ends, even if its process has died."""
+    """``ORPHANED`` if it has not ended and no process runs it: its process is provably dead, did
+    not renew the lease, or gave up the run when the journal failed."""
     started_at: float
     """When it started, in seconds since the epoch (UTC), by the clock of the machine that ran
     it."""
@@ -87,9 +80,6 @@ class RunRecord:
     which may be another machine's."""
     owner: str | None
     """The process that runs it, or ran it until it died; ``None`` if no process holds its lease."""
-    orphaned: bool = False
-    """Whether it has not ended and no process runs it: its process is provably dead, did not renew
-    the lease, or gave up the run when the journal failed."""
     latest_ms: float = 0.0
     """The time of its latest event, in milliseconds since it started, pauses left out."""
     paused_s: float = 0.0
@@ -113,7 +103,7 @@ class RunRecord:
         A segment whose process died lasted until its latest event. ``None`` while a process runs
         the run, and if it is damaged.
         """
-        if self.damaged or (self.status == "running" and not self.orphaned):
+        if self.damaged or self.status is RunStatus.RUNNING:
             return None
         return self.latest_ms / 1000
 
@@ -132,10 +122,8 @@ class RunRecord:
 
 
 def listed_status(record: RunRecord) -> str:
-    """Return which of `RUN_STATUSES` a list shows for a run, or `DAMAGED`."""
-    if record.damaged:
-        return DAMAGED
-    return "orphaned" if record.orphaned else record.status
+    """Return the status that a list shows for a run, or `DAMAGED`."""
+    return DAMAGED if record.damaged else record.status
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +181,7 @@ class PipelineStatistics:
         return [
             run.latest_ms
             for run in self.runs
-            if run.status == "passed" and not run.damaged and not run.forked_from
+            if run.status is RunStatus.PASSED and not run.damaged and not run.forked_from
         ]
 
     @property
@@ -222,7 +210,7 @@ class PipelineStatistics:
         ``None`` if no run has passed or failed. Interrupted runs don't count.
         """
         statuses = [run.status for run in self.runs if not run.damaged]
-        passed, failed = statuses.count("passed"), statuses.count("failed")
+        passed, failed = map(statuses.count, (RunStatus.PASSED, RunStatus.FAILED))
         return passed / (passed + failed) if passed + failed else None
 
 
@@ -267,30 +255,22 @@ class RunFilter:
 
     Its fields are the parameters of a journal's ``runs()``, which documents them; so
     ``journal.runs(**asdict(RunFilter(...)))`` lists the runs. It checks them when it is made, and
-    turns times into seconds since the epoch and a status into that of `RunRecord.status`.
+    turns times into seconds since the epoch and a status into a `RunStatus`.
 
     Raises:
         TypeError: A condition is of the wrong type.
         ValueError: There is no such status, time, text or limit.
     """
 
-    status: ListedStatus | None = None
+    status: RunStatus | str | None = None
     pipeline: str | None = None
     since: datetime | float | None = None
     limit: int | None = 100
     before: datetime | float | Place | None = None
     text: str | None = None
-    orphaned: bool | None = None
     parent: str | None = None
 
     def __post_init__(self) -> None:
-        status, orphaned = parse_status(self.status), self.orphaned
-        if orphaned is not None and not isinstance(orphaned, bool):
-            raise TypeError(f"orphaned must be True, False or None, not {type(orphaned).__name__}")
-        if status == "orphaned":
-            if orphaned is False:
-                raise ValueError("status 'orphaned' contradicts orphaned=False")
-            orphaned = True
         if self.pipeline is not None:
             check_text("pipeline", self.pipeline)
         if self.parent is not None:
@@ -305,45 +285,28 @@ class RunFilter:
                     "surrogates"
                 )
         for name, value in {
-            # Only a run that has not ended can be orphaned.
-            "status": "running" if orphaned and status in (None, "orphaned") else status,
+            "status": parse_status(self.status),
             "since": None if self.since is None else _seconds("since", self.since),
             "before": None if self.before is None else _place(self.before),
             "text": self.text or None,
-            "orphaned": orphaned,
         }.items():
             object.__setattr__(self, name, value)
 
-    @classmethod
-    def listed(cls, status: str | None = None, **conditions: Any) -> RunFilter:
-        """Return a filter whose status is the one that lists show.
 
-        There an orphaned run is not ``"running"``, as it is for `RunRecord.status`.
-
-        Raises:
-            TypeError, ValueError: As the class raises them.
-        """
-        status = parse_status(status)
-        if status == "running":
-            conditions["orphaned"] = False
-        return cls(status, **conditions)  # type: ignore[arg-type]
-
-
-def parse_status(status: object) -> str | None:
-    """Return one of `RUN_STATUSES`, given in any case; ``None`` for ``None``.
+def parse_status(status: object) -> RunStatus | None:
+    """Return a status that was given in any case; ``None`` for ``None``.
 
     Raises:
         ValueError: There is no such status.
     """
-    known = status.lower() if isinstance(status, str) else status
-    if known is None:
+    if status is None:
         return None
-    if not isinstance(known, str) or known not in RUN_STATUSES:
+    try:
+        return RunStatus(str.upper(status))  # type: ignore[arg-type]  # a TypeError if it is no text
+    except (TypeError, ValueError):
         raise ValueError(
-            f"status must be one of {', '.join(map(repr, RUN_STATUSES))}, "
-            f"not {safe_text(repr, status)}"
-        )
-    return known
+            f"status must be one of {', '.join(RunStatus)}, not {safe_text(repr, status)}"
+        ) from None
 
 
 def parse_time(text: str, now_s: float) -> float:

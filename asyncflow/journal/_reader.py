@@ -9,11 +9,11 @@ whatever is damaged in a run, each of them gets the same `RunUnreadableError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, starmap
-from typing import Any, get_args
+from typing import Any
 
 from asyncflow._core.comparison import RunComparison, compare
 from asyncflow._core.errors import (
@@ -28,7 +28,14 @@ from asyncflow._core.errors import (
 from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput, StepStatus
+from asyncflow._core.results import (
+    REDACTED,
+    REDACTED_OUTPUT,
+    Payload,
+    RestoredOutput,
+    RunStatus,
+    StepStatus,
+)
 from asyncflow._core.statistics import StepRun, step_runs, step_statistics
 from asyncflow.events import (
     Event,
@@ -46,16 +53,16 @@ from asyncflow.journal._event_codec import (
     from_column,
     is_moment,
     run_checksum,
+    status_column,
 )
 from asyncflow.journal._machine import is_void
 from asyncflow.journal._notes import NoteFilter, note_of
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import (
-    RUN_STATUSES,
+    UNENDED,
     PipelineStatistics,
     RunFilter,
     RunRecord,
-    RunStatus,
     RunSummary,
     StoredEvent,
 )
@@ -105,10 +112,10 @@ class JournalReader:
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
         """
         row = self.store.lists.run(run_id)
-        if row is None or row.status != "passed":
+        if row is None or _STATUSES.get(row.status) is not RunStatus.PASSED:
             return None
         run, _ = self._replay(run_id)
-        return run if run.outcome == "passed" else None
+        return run if run.status is RunStatus.PASSED else None
 
     def _replay(
         self, run_id: str, last: int | None = None
@@ -163,13 +170,13 @@ class JournalReader:
 
     def runs(self, where: RunFilter) -> list[RunRecord]:
         """Return the runs that a filter selects."""
-        if where.orphaned is None:
+        if where.status not in UNENDED:
             return [_record_of(row) for row in self.store.lists.runs(where)]
         found: list[RunRecord] = []
         page = replace(where, limit=_PAGE)
         while where.limit is None or len(found) < where.limit:
             records = [_record_of(row) for row in self.store.lists.runs(page)]
-            found += [record for record in records if record.orphaned == where.orphaned]
+            found += [record for record in records if record.status is where.status]
             if len(records) < _PAGE:
                 break
             page = replace(page, before=records[-1].place)
@@ -196,13 +203,13 @@ class JournalReader:
 
     def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
         """Return what a list says of runs beside their records, by id."""
-        by_status: dict[str, list[str]] = {status: [] for status in _STATUSES}
+        by_status: dict[RunStatus, list[str]] = {status: [] for status in RunStatus}
         for record in records:
             by_status[record.status].append(record.run_id)
-        running = by_status.pop("running")
+        running = [*chain(*map(by_status.pop, UNENDED))]
         ended = [*chain(*by_status.values())]
         events = self.store.lists.brief_events(
-            running, ended, by_status["failed"], by_status["interrupted"]
+            running, ended, by_status[RunStatus.FAILED], by_status[RunStatus.INTERRUPTED]
         )
         return {
             run_id: self._summary(events.get(run_id, ()), has_ended=has_ended)
@@ -239,16 +246,16 @@ class JournalReader:
             for name, value in run.inputs.items()
         }
 
-    def counts(self, where: RunFilter) -> dict[str, int]:
-        """Return how many of the runs that a filter selects have which of the listed statuses."""
-        counts: dict[str, int] = dict.fromkeys(RUN_STATUSES, 0)
-        for status, count in self.store.lists.counts(where):
-            counts[status if status in _STATUSES else "running"] += count
-        if counts["running"]:
+    def counts(self, where: RunFilter) -> dict[RunStatus, int]:
+        """Return how many of the runs that a filter selects have which status."""
+        counts = dict.fromkeys(RunStatus, 0)
+        for column, count in self.store.lists.counts(where):
+            counts[_STATUSES.get(column, RunStatus.RUNNING)] += count
+        if counts[RunStatus.RUNNING]:
             orphaned = sum(starmap(_is_orphaned, self.store.lists.leases_of_running(where)))
             # Others may have begun between the two reads.
-            counts["orphaned"] = min(orphaned, counts["running"])
-            counts["running"] -= counts["orphaned"]
+            counts[RunStatus.ORPHANED] = min(orphaned, counts[RunStatus.RUNNING])
+            counts[RunStatus.RUNNING] -= counts[RunStatus.ORPHANED]
         return counts
 
     def pipelines(self) -> list[str]:
@@ -348,7 +355,7 @@ class JournalReader:
         if not record.pipeline:
             return None
         before = record.place
-        where = RunFilter("passed", pipeline=record.pipeline, before=before, limit=1)
+        where = RunFilter(RunStatus.PASSED, pipeline=record.pipeline, before=before, limit=1)
         return next(iter(self.runs(where)), None)
 
     def check_exists(self, run_id: str) -> None:
@@ -420,10 +427,9 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], cou
         row.forked_from or "",
     ):
         return "its first event does not fit its row"
-    status = last.outcome if isinstance(last, RunFinished) else "running"
-    if status != row.status or (
-        count < row.last_event if status == "running" else count != row.last_event
-    ):
+    status = last.status if isinstance(last, RunFinished) else RunStatus.RUNNING
+    has_gap = count < row.last_event or (status not in UNENDED and count != row.last_event)
+    if status_column(status) != row.status or has_gap:
         return (
             f"its last event is {count}, a {type(last).__name__}, and does not fit its row, which "
             f"says {row.status!r} after event {row.last_event}: later ones are missing"
@@ -470,7 +476,9 @@ def _name_of(column: object) -> str:
 
 def _record_of(row: RunRow) -> RunRecord:
     is_damaged = not _is_sound(row)
-    status: Any = row.status if row.status in _STATUSES else "running"
+    status = _STATUSES.get(row.status, RunStatus.RUNNING)
+    if status is RunStatus.RUNNING and _is_orphaned(row.owner, row.process):
+        status = RunStatus.ORPHANED
     return RunRecord(
         run_id=_text_of(row.run_id),
         pipeline="" if is_damaged else from_column(row.pipeline),
@@ -478,7 +486,6 @@ def _record_of(row: RunRow) -> RunRecord:
         started_at=row.started_at if is_moment(row.started_at) else 0.0,
         updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
         owner=None if row.owner is None else _text_of(row.owner),
-        orphaned=status == "running" and _is_orphaned(row.owner, row.process),
         latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
         paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
         damaged=is_damaged,
@@ -493,7 +500,9 @@ def _is_orphaned(owner: object, process: object) -> bool:
     return owner is None or is_void(process if isinstance(process, str) else "")
 
 
-_STATUSES = get_args(RunStatus)
+_STATUSES: Mapping[object, RunStatus] = {
+    status_column(each): each for each in RunStatus if each is not RunStatus.ORPHANED
+}
 
 
 def _is_sound(row: RunRow) -> bool:

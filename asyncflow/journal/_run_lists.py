@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
-from asyncflow.journal._event_codec import column_of
-from asyncflow.journal._queries import RunFilter
+from asyncflow._core.results import RunStatus
+from asyncflow.journal._event_codec import column_of, status_column
+from asyncflow.journal._queries import RunFilter, parse_status
 from asyncflow.journal._sql import EVENT_COLUMNS, OWNER, Database, Parameters, chunks, marks, padded
 
 __all__ = ["RunLists", "RunRow"]
@@ -129,7 +130,7 @@ class RunLists:
         return rows[0] if rows else None
 
     def runs(self, where: RunFilter) -> list[RunRow]:
-        """Return the runs that a filter selects, ``orphaned`` aside, which SQL can't tell."""
+        """Return the runs that a filter selects; as SQL can't tell, orphaned ones are running."""
         return self._runs(self._conditions(where), where.limit)
 
     def _conditions(self, where: RunFilter) -> dict[str, Sequence[Any]]:
@@ -137,9 +138,10 @@ class RunLists:
         place = before if before is None or isinstance(before, tuple) else (before,)
         pipeline = None if where.pipeline is None else column_of(where.pipeline)
         parent = None if where.parent is None else column_of(where.parent)
+        status = parse_status(where.status)
         pattern = None if where.text is None else self._database.pattern(where.text)
         return {
-            "r.status = ?": _some(where.status),
+            "r.status = ?": _some(status and status_column(status)),
             "r.pipeline = ?": _some(pipeline),
             "r.parent = ?": _some(parent),
             "r.started_at >= ?": _some(where.since),
@@ -208,7 +210,7 @@ class RunLists:
 
     def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
         """Return the lease holder and the process of each run that has not ended, as `RunRow`."""
-        return self._aggregate(_RUNNING, replace(where, status="running"))
+        return self._aggregate(_RUNNING, replace(where, status=RunStatus.RUNNING))
 
     def _aggregate(self, sql: str, where: RunFilter) -> list[Any]:
         conditions, values = _joined(self._conditions(where))

@@ -17,8 +17,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
+from asyncflow._core.results import RunStatus
 from asyncflow.events import Event, NoteEvent, RunFinished, RunResumed, RunStarted
-from asyncflow.journal._event_codec import EventRow, column_of, row_of
+from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
@@ -35,6 +36,7 @@ _NOTES_S = 0.2
 """How long notes wait for events to go with. A step may say something without end, and each
 transaction waits for the disk."""
 
+_RUNNING = status_column(RunStatus.RUNNING)
 _CHANGING = (RunStarted, RunResumed, RunFinished)
 """The events that change the row of their run."""
 
@@ -223,7 +225,7 @@ def _merged(
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
         return Change(
-            "running",
+            _RUNNING,
             position,
             column_of(event.pipeline),
             event.wall_time + 0.0,
@@ -231,11 +233,11 @@ def _merged(
             parent_step=_column_or_null(event.parent_step),
             forked_from=_column_or_null(event.forked_from),
         )
-    change = (before or Change("running", position))._replace(position=position)
+    change = (before or Change(_RUNNING, position))._replace(position=position)
     if isinstance(event, RunFinished):
-        return change._replace(status=event.outcome)
+        return change._replace(status=status_column(event.status))
     # When it would have started if it had never paused.
-    return change._replace(status="running", unpaused_at=event.wall_time - event.at_ms / 1000)
+    return change._replace(status=_RUNNING, unpaused_at=event.wall_time - event.at_ms / 1000)
 
 
 def _column_or_null(text: str) -> str | None:

@@ -24,7 +24,8 @@ try:
     from rich.console import Console
 except ImportError as error:
     raise ImportError(
-        "asyncflow.live needs rich: pip install 'asyncflow-tiers[cli]'", name="rich"
+        "asyncflow.live needs rich, which comes with an extra: pip install 'asyncflow-tiers[cli]'",
+        name="rich",
     ) from error
 
 from asyncflow.live._captured import CapturedStream

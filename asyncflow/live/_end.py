@@ -18,7 +18,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._core.errors import describe_error, error_lines
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.tracebacks import user_frames
 from asyncflow._views.event_text import duration, plural
@@ -46,7 +46,7 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
         title: The line that names the run.
     """
     foot = _verdict(view, width, theme)[:height]
-    if view.outcome == "passed":
+    if view.status is RunStatus.PASSED:
         if len(foot) == 1 and foot[0].cell_len + 2 + title.cell_len <= width:
             foot[0].append("  ").append(title.plain, "dim")
         body = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
 
 from asyncflow.events import (
     AttemptBegan,
@@ -40,31 +40,31 @@ class Instruments:
     """The instruments of a meter, shared by all runs."""
 
     def __init__(self, meter: Meter) -> None:
-        def seconds(name: str, description: str) -> Any:
+        def seconds(name: str, description: str) -> Histogram:
             return meter.create_histogram(
                 name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS
             )
 
-        self.run_duration = seconds(
+        self.run_duration: Histogram = seconds(
             semconv.METRIC_RUN_DURATION, "How long runs of a pipeline took."
         )
-        self.step_duration = seconds(
+        self.step_duration: Histogram = seconds(
             semconv.METRIC_STEP_DURATION,
             "How long steps took, from their first attempt to their last.",
         )
-        self.queued = seconds(
+        self.queued: Histogram = seconds(
             semconv.METRIC_QUEUED, "How long attempts waited before they started or began."
         )
-        self.attempts = meter.create_counter(
+        self.attempts: Counter = meter.create_counter(
             semconv.METRIC_ATTEMPTS, "{attempt}", "Attempts that ended."
         )
-        self.errors = meter.create_counter(
+        self.errors: Counter = meter.create_counter(
             semconv.METRIC_ERRORS, "{error}", "Attempts that failed."
         )
-        self.runs_active = meter.create_up_down_counter(
+        self.runs_active: UpDownCounter = meter.create_up_down_counter(
             semconv.METRIC_RUNS_ACTIVE, "{run}", "Runs that are running."
         )
-        self.attempts_active = meter.create_up_down_counter(
+        self.attempts_active: UpDownCounter = meter.create_up_down_counter(
             semconv.METRIC_ATTEMPTS_ACTIVE, "{attempt}", "Attempts that are running."
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from asyncflow._core.errors import RestoredError, StepTimeoutError
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow.events import (
     AttemptFailed,
     RunFinished,
@@ -109,10 +109,10 @@ METRIC_QUEUED = "asyncflow.attempt.queue.duration"
 
 Ended: TypeAlias = StepSucceeded | AttemptFailed | StepFailed | StepCancelled | StepSkipped
 
-_OUTCOMES: Mapping[str, str] = {
-    "passed": "success",
-    "failed": "failure",
-    "interrupted": "cancellation",
+_RUN_RESULTS: Mapping[RunStatus, str] = {
+    RunStatus.PASSED: "success",
+    RunStatus.FAILED: "failure",
+    RunStatus.INTERRUPTED: "cancellation",
 }
 _RESULTS: Mapping[type[Ended], str] = {
     StepSucceeded: "success",
@@ -139,8 +139,8 @@ def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str
         has_timed_out: Whether the run exceeded its deadline.
     """
     if isinstance(event, RunFinished):
-        is_late = has_timed_out and event.outcome == "failed"
-        return "timeout" if is_late else _OUTCOMES[event.outcome]
+        is_late = has_timed_out and event.status is RunStatus.FAILED
+        return "timeout" if is_late else _RUN_RESULTS[event.status]
     error = getattr(event, "error", None)
     # A step that is cancelled between two attempts has the error of the first.
     is_late = isinstance(error, StepTimeoutError) and (

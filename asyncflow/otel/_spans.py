@@ -27,7 +27,7 @@ from opentelemetry.trace import (
 )
 
 from asyncflow._core.errors import describe_error, escape_controls
-from asyncflow._core.results import StepStatus, to_restored_error
+from asyncflow._core.results import RunStatus, StepStatus, to_restored_error
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import (
     AttemptBegan,
@@ -152,7 +152,7 @@ class RunSpans:
         run.set_attribute(semconv.RESULT, result_of(event, has_timed_out=self._has_timed_out))
         if why is not None:
             run.set_attribute(semconv.REASON, escape_controls(why))
-        if event.outcome == "passed":
+        if event.status is RunStatus.PASSED:
             run.set_status(_OK)
         else:
             if failure is not None:

@@ -63,7 +63,8 @@ class ClientDisconnectedError(Exception):
 
     def __init__(self, run_id: str, on_disconnect: str) -> None:
         super().__init__(run_id, on_disconnect)
-        self.run_id, self.on_disconnect = run_id, on_disconnect
+        self.run_id = run_id
+        self.on_disconnect = on_disconnect
 
     def __str__(self) -> str:
         became = "was cancelled" if self.on_disconnect == "cancel" else "continues"

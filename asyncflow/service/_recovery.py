@@ -19,6 +19,7 @@ from asyncflow._core.errors import (
     RunCancelledError,
     RunNotFoundError,
 )
+from asyncflow._core.results import RunStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -141,7 +142,7 @@ class Recovery:
 
     async def _resume(self, limit: int | None) -> None:
         journal = self._journal
-        interrupted = await journal.runs("interrupted", limit=limit)
+        interrupted = await journal.runs(RunStatus.INTERRUPTED, limit=limit)
         summaries = await journal.summaries(interrupted)
         found: list[RecoverableRun] = [*await journal.orphans()]
         found += [run for run in interrupted if summaries[run.run_id].stop_reason in _SHUTDOWNS]

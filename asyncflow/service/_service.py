@@ -485,20 +485,20 @@ class _Owner:
     def create_task(
         self, coro: Coroutine[Any, Any, None], /, *, name: str | None = None
     ) -> asyncio.Task[None]:
-        task = asyncio.create_task(_contained(coro), name=name)
+        task = asyncio.create_task(_contained(coro, name), name=name)
         task.add_done_callback(lambda _: coro.close())  # it may be cancelled before its first line
         self._register(task)
         return task
 
 
-async def _contained(run: Coroutine[Any, Any, None]) -> None:
+async def _contained(run: Coroutine[Any, Any, None], name: str | None) -> None:
     """Await a run. A step that raises `SystemExit` or the like ends its run, not the service."""
     try:
         await run
     except asyncio.CancelledError:
         raise
     except BaseException:
-        _log.exception("a run has ended, and the service continues")
+        _log.exception("%s has ended with what ends programs, and the service continues", name)
 
 
 async def _until_over(run: RunHandle) -> None:

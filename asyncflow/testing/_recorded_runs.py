@@ -145,7 +145,7 @@ def timeline(report: RunReport) -> str:
 def _recorded(report: RunReport) -> _RecordedRun:
     name = f"{escape_controls(report.pipeline)} " if report.pipeline else ""
     spent = duration(report.total_duration_ms)
-    title = f"{name}{report.outcome.upper()} in {spent}, run {escape_controls(report.run_id)}"
+    title = f"{name}{report.status} in {spent}, run {escape_controls(report.run_id)}"
     results = report.results
     return _RecordedRun(
         title,

@@ -32,7 +32,7 @@ from asyncflow._core.errors import HangError
 from asyncflow._core.record import record, show, values_by_name
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import RunStatus, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.interception import replacements
@@ -168,7 +168,7 @@ def simulate(
             0, instead of at a random one.
 
     Returns:
-        The report. That of a run that was cancelled has the outcome ``"interrupted"``, unless all
+        The report. That of a run that was cancelled has the status ``INTERRUPTED``, unless all
         of its steps had ended.
 
     Raises:
@@ -236,12 +236,12 @@ def explore(
         for seed in seeds:
             for cancel_at in count() if cancel_everywhere else (None,):
                 report = simulator.checked_run(seed, cancel_at, check)
-                ends[report.outcome] += 1
+                ends[report.status] += 1
                 if not simulator.was_cancelled:
                     break
     if not ends:
         raise ValueError("explore: seeds must have at least one seed")
-    return Exploration(ends.total(), ends["passed"], ends["failed"], ends["interrupted"])
+    return Exploration(ends.total(), ends["PASSED"], ends["FAILED"], ends["INTERRUPTED"])
 
 
 _FaultKind: TypeAlias = Literal["none", "fail", "fail late", "hang", "slow", "swallow"]
@@ -388,7 +388,7 @@ class _Simulator:
             stop_reason=reason,
             pipeline=self._orchestrator.name,
             inputs=inputs,
-            outcome="interrupted",
+            status=RunStatus.INTERRUPTED,
         )
 
     def _observe(self, event: Event) -> None:

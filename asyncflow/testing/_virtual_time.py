@@ -51,7 +51,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     nothing can ever happen again: the loop raises `HangError`, which names where each task waits.
 
     The clock stands still while a job runs in an executor of this loop (`asyncio.to_thread`,
-    `loop.run_in_executor`), or a step in a thread or process. The loop does not know about other
+    ``loop.run_in_executor``), or a step in a thread or process. The loop does not know about other
     threads, processes and sockets: use `standing_still` where code waits for those.
 
     Args:

@@ -1,4 +1,4 @@
-"""The page that compares two runs: what differs in inputs, versions, outcome and steps."""
+"""The page that compares two runs: what differs in inputs, versions, status and steps."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _given(request: Request, compared: RunComparison, only_notable: bool) -> dic
             _side("Run", compared.run, links[0]),
             _side("Baseline", compared.baseline, links[1]),
         ),
-        "outcome": _outcome(compared),
+        "statuses": _statuses(compared),
         "duration_words": difference_text(compared),
         "is_slower": compared.difference_ms > 0,
         "inputs": [(name_text(each.name), input_text(each)) for each in compared.inputs],
@@ -180,7 +180,7 @@ def _given(request: Request, compared: RunComparison, only_notable: bool) -> dic
 
 
 def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
-    word = report.outcome.upper()
+    word = report.status
     failed = first_failure(report)
     trace = "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
     return _ComparedRun(
@@ -194,8 +194,8 @@ def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
     )
 
 
-def _outcome(compared: RunComparison) -> str:
-    before, now = compared.baseline.outcome.upper(), compared.run.outcome.upper()
+def _statuses(compared: RunComparison) -> str:
+    before, now = compared.baseline.status, compared.run.status
     return f"{now} in both" if before == now else pair(before, now)
 
 

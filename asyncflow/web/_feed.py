@@ -24,10 +24,11 @@ from contextvars import Context
 from typing import NamedTuple
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._core.results import RunStatus
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
-from asyncflow.journal._queries import RunRecord, StoredEvent
+from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent
 from asyncflow.web._resumer import RunsJournal
 
 __all__ = ["ACTIONS", "Render", "RunFeed", "RunFeeds", "Update", "now_of"]
@@ -180,8 +181,8 @@ class RunFeed:
     @property
     def _has_ended(self) -> bool:
         record = self._record
-        is_over = record is not None and record.status != "running"
-        return is_over and self._view.outcome is not None and not self._trouble
+        is_over = record is not None and record.status not in UNENDED
+        return is_over and self._view.has_ended and not self._trouble
 
     # The reading.
 
@@ -220,7 +221,7 @@ class RunFeed:
         if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
             record = await self._journal.record(self._run_id)
             self._recorded_at = now_s
-        is_running = record.status == "running" and not record.orphaned
+        is_running = record.status is RunStatus.RUNNING
         is_due = is_running and now_s - self._rendered_at >= _LONGEST_S
         is_same = not stored and not noted and record == self._record
         if is_same and not is_due and self._is_rendered:
@@ -270,7 +271,7 @@ class RunFeed:
 
 def now_of(view: RunView, record: RunRecord) -> float:
     """Return the moment of a run to show: the present, or of an orphaned run its latest event."""
-    return view.at_ms if record.orphaned else view.ms_at(time.time())
+    return view.at_ms if record.status is RunStatus.ORPHANED else view.ms_at(time.time())
 
 
 class RunFeeds:

@@ -115,7 +115,7 @@ class RunBar(NamedTuple):
 
     record: RunRecord
     status: str
-    """One of `RUN_STATUSES`, or `DAMAGED`."""
+    """A `RunStatus`, or `DAMAGED`."""
     x: float
     """Its left edge, in percent of the width."""
     width: float
@@ -205,7 +205,7 @@ def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _Ste
             cells.append(_StepCell("", "", "", ""))
             continue
         shown = OUTCOMES[outcome]
-        kind = outcome if outcome in ("retried", "reused") else shown.status.lower()
+        kind = outcome.lower()
         took = "" if took_ms is None else f", {duration(took_ms)}"
         words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
         cells.append(_StepCell(kind, shown.symbol, words, step_url(column.link, name)))

@@ -22,7 +22,7 @@ from asyncflow._core.errors import (
     did_you_mean,
 )
 from asyncflow._core.replay import latest_steps
-from asyncflow._core.results import Payload
+from asyncflow._core.results import Payload, RunStatus
 from asyncflow._core.step import inputs_of
 from asyncflow.journal._queries import PipelineStatistics, RunRecord, RunSummary, StoredEvent
 
@@ -41,8 +41,8 @@ class RunsJournal(Protocol):
         """Return the runs that meet the conditions of a `RunFilter`, the latest start first."""
         ...
 
-    async def counts(self, *args: Any, **conditions: Any) -> dict[str, int]:
-        """Return how many runs have which of `RUN_STATUSES`."""
+    async def counts(self, *args: Any, **conditions: Any) -> dict[RunStatus, int]:
+        """Return how many runs have which status."""
         ...
 
     async def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
@@ -153,7 +153,7 @@ class Resumer:
 
     def can_resume(self, record: RunRecord) -> bool:
         """Return whether a run can be resumed, and its pipeline is one of these."""
-        stopped = record.orphaned or record.status in ("failed", "interrupted")
+        stopped = record.status not in (RunStatus.RUNNING, RunStatus.PASSED)
         return stopped and record.pipeline in self._pipelines
 
     async def resume(self, record: RunRecord) -> None:
@@ -286,9 +286,9 @@ class Resumer:
 
     def _check(self, record: RunRecord) -> None:
         self._check_open("resume the run")
-        if record.status == "passed":
+        if record.status is RunStatus.PASSED:
             raise ResumeRefusedError("it has passed, so nothing is left to do")
-        if record.status == "running" and not record.orphaned:
+        if record.status is RunStatus.RUNNING:
             raise ResumeRefusedError(f"it is running already, in {record.owner}")
         self._check_pipeline(record, "resume it")
 

@@ -19,8 +19,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadableError
-from asyncflow._core.results import RestoredOutput, to_restored_error
+from asyncflow._core.results import RestoredOutput, RunStatus, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
+from asyncflow._views.event_text import ended_as
 from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._compare_page import compare_page
@@ -67,10 +68,10 @@ async def cancel(request: Request, journal: RunsJournal) -> Response:
 
 
 def _why_not(record: RunRecord) -> str:
-    if record.orphaned:
+    if record.status is RunStatus.ORPHANED:
         return "It is orphaned: its process is gone. It stays as it is until it is resumed."
-    ended = "was interrupted" if record.status == "interrupted" else f"has {record.status}"
-    return f"It has ended already: it {ended}."
+    has = "" if record.status is RunStatus.INTERRUPTED else "has "
+    return f"It has ended already: it {has}{ended_as(record.status)}."
 
 
 async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Response:

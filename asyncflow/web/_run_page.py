@@ -15,13 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
+from asyncflow._core.results import RunStatus
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.html_report._page_model import NestedRun, PageContext, RelatedRuns
-from asyncflow.journal._queries import USUAL_RUNS, RunRecord, StoredEvent, listed_status
+from asyncflow.journal._queries import UNENDED, USUAL_RUNS, RunRecord, StoredEvent, listed_status
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
 from asyncflow.web._notes import attachments_url
@@ -108,7 +109,7 @@ def _made(
 async def _context(request: Request, journal: RunsJournal, record: RunRecord) -> PageContext:
     """Return what the page of a run says beside its events and notes."""
     return PageContext(
-        is_orphaned=record.orphaned,
+        is_orphaned=record.status is RunStatus.ORPHANED,
         resume=_resume_command(journal, record.run_id),
         related=await _related(request, journal, record),
         usual_ms=await _usual_ms(journal, record),
@@ -124,9 +125,7 @@ async def _related(request: Request, journal: RunsJournal, record: RunRecord) ->
             urls[run_id] = link_to(request, "runs", (await journal.record(run_id)).run_id)
     nested: dict[str, list[NestedRun]] = {}
     for each in reversed(await journal.runs(parent=record.run_id, limit=_MOST_NESTED)):
-        run = NestedRun(
-            each.run_id, link_to(request, "runs", each.run_id), listed_status(each).upper()
-        )
+        run = NestedRun(each.run_id, link_to(request, "runs", each.run_id), listed_status(each))
         nested.setdefault(each.parent_step, []).append(run)
     return RelatedRuns(urls, nested)
 
@@ -215,7 +214,7 @@ async def follow(
 async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
     """Return whether a run has ended, without an event after a position."""
     record = await journal.record(run_id)
-    return record.status != "running" and not await journal.events(run_id, after)
+    return record.status not in UNENDED and not await journal.events(run_id, after)
 
 
 async def _updates(
@@ -242,7 +241,7 @@ async def _updates(
     def render(
         view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
-        now = context._replace(notes=notes, is_orphaned=record.orphaned)
+        now = context._replace(notes=notes, is_orphaned=record.status is RunStatus.ORPHANED)
         parts = sections(view, event_log(events), now, now_ms=now_ms)
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
         return {**encoded, ACTIONS: _actions(view, record, resumer)}
@@ -254,16 +253,16 @@ async def _updates(
 
 def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes:
     """Return the actions on a run, and a note about them, as JSON."""
-    is_running = record.status == "running" and not record.orphaned
+    is_running = record.status is RunStatus.RUNNING
     stops = is_running and view is not None and view.stop_reason is not None
     can_resume = resumer.can_resume(record)
-    needs_pipeline = not is_running and record.status != "passed" and not can_resume
+    needs_pipeline = not is_running and record.status is not RunStatus.PASSED and not can_resume
     actions = {
         "cancel": is_running and not stops,
         "resume": can_resume,
         "rerun": resumer.rerun_options(record),
         "note": "to resume it here, give this server its pipeline" if needs_pipeline else "",
-        "orphaned": record.orphaned,
+        "orphaned": record.status is RunStatus.ORPHANED,
     }
     return json.dumps(actions).encode()
 

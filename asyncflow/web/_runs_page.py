@@ -23,13 +23,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.errors import escape_controls
+from asyncflow._core.results import RunStatus
 from asyncflow._views.axis import tick_step_ms
 from asyncflow._views.event_text import duration
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._queries import (
     DAMAGED,
-    RUN_STATUSES,
     RunFilter,
     RunRecord,
     RunSummary,
@@ -44,8 +44,8 @@ __all__ = ["AxisMark", "Dot", "RunQuery", "Scatter", "query_in", "runs_page", "s
 
 _TIMES = {"1h": "the last hour", "24h": "the last 24 hours", "7d": "the last 7 days"}
 _MEANINGS = {
-    "orphaned": "orphaned: its process is gone",
-    "interrupted": "interrupted: it was cancelled",
+    RunStatus.ORPHANED: "orphaned: its process is gone",
+    RunStatus.INTERRUPTED: "interrupted: it was cancelled",
     DAMAGED: "damaged: what the journal has of it can't be read",
 }
 _MOST, _USUALLY = 1_000, 50
@@ -59,7 +59,7 @@ class RunQuery(NamedTuple):
     """A part of the run's id, or of the name of its pipeline."""
     pipeline: str = ""
     status: str = ""
-    """One of `RUN_STATUSES`."""
+    """A `RunStatus`."""
     since: str = ""
     """A time as `parse_time` reads it."""
     before: str = ""
@@ -106,7 +106,7 @@ async def selected(
     Raises:
         ValueError: A condition is invalid. The message says which.
     """
-    conditions = RunFilter.listed(
+    conditions = RunFilter(
         query.status or None,
         pipeline=query.pipeline or None,
         since=parse_time(query.since, now_s) if query.since else None,
@@ -158,7 +158,7 @@ class Dot(NamedTuple):
 
     run_id: str
     status: str
-    """One of `RUN_STATUSES`."""
+    """A `RunStatus`."""
     started_at: float
     """In seconds since the epoch."""
     duration_s: float
@@ -238,7 +238,7 @@ class _ListRow(NamedTuple):
 
     record: RunRecord
     status: str
-    """One of `RUN_STATUSES`, or `DAMAGED`."""
+    """A `RunStatus`, or `DAMAGED`."""
     link: str
     pipeline_link: str
     duration_s: float
@@ -295,9 +295,11 @@ async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]
         chips=await _chips(journal, query, now_s),
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
-        statuses=RUN_STATUSES,
-        meanings={status: _MEANINGS.get(status, status) for status in (*RUN_STATUSES, DAMAGED)},
-        badges={status: RUN_BADGES[status.upper()] for status in (*RUN_STATUSES, DAMAGED)},
+        statuses=[*RunStatus],
+        meanings={
+            status: _MEANINGS.get(status, status.lower()) for status in (*RunStatus, DAMAGED)
+        },
+        badges={status: RUN_BADGES[status] for status in (*RunStatus, DAMAGED)},
         times=_TIMES,
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
         duration=duration,
@@ -334,7 +336,7 @@ def _inputs_line(inputs: Mapping[str, Any]) -> str:
 
 
 async def _chips(journal: RunsJournal, query: RunQuery, now_s: float) -> list[_Chip]:
-    counts: Mapping[str, int] = {}
+    counts: Mapping[RunStatus, int] = {}
     if not query.text:  # only a look at each run tells which have it
         counts = await journal.counts(
             query.pipeline or None,
@@ -343,9 +345,9 @@ async def _chips(journal: RunsJournal, query: RunQuery, now_s: float) -> list[_C
     return [
         _Chip(
             status,
-            (counts[status] if status else sum(counts.values())) if counts else None,
+            (counts[RunStatus(status)] if status else sum(counts.values())) if counts else None,
             query.url(status=status, before=""),
             (parse_status(query.status or None) or "") == status,
         )
-        for status in ("", *RUN_STATUSES)
+        for status in ("", *RunStatus)
     ]

@@ -27,7 +27,7 @@ class OrderState(BaseModel):
 
     order_id: str
     status: str
-    """``running``, ``passed``, ``failed`` or ``interrupted``."""
+    """A `RunStatus`: ``RUNNING``, ``PASSED``, ``FAILED``, ``INTERRUPTED`` or ``ORPHANED``."""
     steps: dict[str, str]
     """The status of each step."""
     receipt: Receipt | None = None
@@ -130,7 +130,7 @@ def create_app() -> FastAPI:
         """Return the state of an order, whichever replica it runs in."""
         record, report = await journal.record(order_id), await journal.report(order_id)
         output, failed = None, report.failed
-        if record.status == "passed":
+        if record.status == "PASSED":
             output = report["book"].output
         return OrderState(
             order_id=order_id,
@@ -142,7 +142,7 @@ def create_app() -> FastAPI:
 
     async def events_of(order_id: str, after: int) -> AsyncIterator[dict[str, Any]]:
         async for stored in service.events(order_id, after):
-            names = ("step", "attempt", "at_ms", "outcome", "reason")
+            names = ("step", "attempt", "at_ms", "status", "reason")
             data = {name: getattr(stored.event, name, None) for name in names}
             yield {
                 "id": str(stored.position),

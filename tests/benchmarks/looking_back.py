@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
+from asyncflow import RunStatus
 from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptStarted,
@@ -124,7 +125,7 @@ def _events(
             yield StepFailed(name, 1, at * 10.0 + 9, ValueError("no such table: orders"))
         else:
             yield StepSucceeded(name, 1, at * 10.0 + 9, Payload("json", b'{"rows": 12}'))
-    yield RunFinished(STEPS * 10.0, "failed" if number % 3 == 2 else "passed")
+    yield RunFinished(STEPS * 10.0, RunStatus.FAILED if number % 3 == 2 else RunStatus.PASSED)
 
 
 def _copy(path: Path, copies: int) -> None:

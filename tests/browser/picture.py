@@ -1,6 +1,10 @@
-"""Makes the picture of a page in the docs: ``python tests/browser/picture.py``.
+"""Makes the pictures of pages in the docs: ``python tests/browser/picture.py``.
 
-It runs a pipeline of 60 steps in virtual time, and takes a screenshot of its page in Chromium.
+It runs two pipelines in virtual time, and takes screenshots of their pages in Chromium:
+
+- ``run-page.png``: the window of a run of 60 steps that failed.
+- ``timeline-light.png`` and ``timeline-dark.png``: the verdict and the timeline of a small run that
+  passed, as wide as the column of text on GitHub, with two pixels for each of its pixels.
 """
 
 from __future__ import annotations
@@ -8,20 +12,23 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from conftest import CHROMIUM
 from PIL import Image
-from playwright.async_api import async_playwright
+from playwright.async_api import Browser, async_playwright
 
 from asyncflow import Pool, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import Event, RunStarted
 from asyncflow.html_report import to_html
 from asyncflow.testing import run_in_virtual_time
 
-PICTURE = Path(__file__).parents[2] / "docs" / "images" / "run-page.png"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+COLUMN = 830
+"""How wide GitHub shows a README, in CSS pixels."""
 MONDAY = 1_767_589_200.0  # 2026-01-05 05:00 UTC
 TABLES = [
     "orders",
@@ -38,7 +45,7 @@ TABLES = [
     "stores",
 ]
 BROKEN = "features_customer_lifetime_value_with_seasonal_adjustment_v3"
-FAILED_ATTEMPTS = {"extract_stock": 1, "extract_fx_rates": 2, BROKEN: 2}
+FAILED_ATTEMPTS = {"extract_stock": 1, "extract_fx_rates": 2, BROKEN: 2, "prices": 2}
 DATABASE = Pool(10)
 
 
@@ -90,12 +97,23 @@ def pipeline() -> list[WorkflowStep]:
     return steps
 
 
-async def run() -> list[Event]:
+def small_pipeline() -> list[WorkflowStep]:
+    return [
+        step("orders", seconds=1.9),
+        step("prices", seconds=1.2, max_retries=3),
+        step("stock", seconds=2.6),
+        step("total", "orders", "prices", seconds=0.9),
+        step("forecast", "total", "stock", seconds=2.3),
+        step("publish", "total", seconds=0.8),
+    ]
+
+
+async def run(steps: list[WorkflowStep], name: str, run_id: str) -> list[Event]:
     events: list[Event] = []
     await run_pipeline(
-        pipeline(),
-        name="nightly sales import",
-        run_id="sales-2026-01-05",
+        steps,
+        name=name,
+        run_id=run_id,
         schedule="ready",
         fail_fast=False,
         observers=[events.append],
@@ -105,25 +123,60 @@ async def run() -> list[Event]:
     ]
 
 
-async def take(html: str) -> bytes:
+def page_of(steps: list[WorkflowStep], name: str, run_id: str) -> str:
+    events = run_in_virtual_time(run(steps, name, run_id))
+    return to_html(events).replace(__file__, "pipelines/sales.py")
+
+
+async def take_window(browser: Browser, path: Path) -> bytes:
+    page = await browser.new_page(
+        viewport={"width": 1280, "height": 1240}, locale="en-US", timezone_id="UTC"
+    )
+    await page.goto(f"{path.as_uri()}#step=extract_fx_rates&attempt=2")
+    return await page.screenshot()
+
+
+async def take_timeline(
+    browser: Browser, path: Path, color_scheme: Literal["light", "dark"]
+) -> bytes:
+    page = await browser.new_page(
+        viewport={"width": COLUMN, "height": 1000},
+        device_scale_factor=2,
+        color_scheme=color_scheme,
+        bypass_csp=True,  # for the style below
+        locale="en-US",
+        timezone_id="UTC",
+    )
+    await page.goto(path.as_uri())
+    await page.add_style_tag(
+        content="#bar, #panel, button, .legend, .legend ~ * { display: none !important }"
+    )
+    end = await page.locator("#timeline").bounding_box()
+    assert end is not None
+    below = end["y"] + end["height"] + 16
+    return await page.screenshot(clip={"x": 0, "y": 0, "width": COLUMN, "height": below})
+
+
+def save(name: str, screenshot: bytes) -> None:
+    picture = Image.open(io.BytesIO(screenshot)).convert("RGB").quantize(128)
+    picture.save(IMAGES / name, optimize=True)
+    print(f"{name}: {(IMAGES / name).stat().st_size:,} bytes, {picture.width} x {picture.height}")
+
+
+async def main(large: Path, small: Path) -> None:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = await browser.new_page(
-            viewport={"width": 1280, "height": 1240}, locale="en-US", timezone_id="UTC"
-        )
-        path = PICTURE.with_suffix(".html")
-        path.write_text(html, encoding="utf-8")
-        try:
-            await page.goto(f"{path.as_uri()}#step=extract_fx_rates&attempt=2")
-        finally:
-            path.unlink()
-        picture = await page.screenshot()
+        save("run-page.png", await take_window(browser, large))
+        save("timeline-light.png", await take_timeline(browser, small, "light"))
+        save("timeline-dark.png", await take_timeline(browser, small, "dark"))
         await browser.close()
-        return picture
 
 
 if __name__ == "__main__":
-    html = to_html(run_in_virtual_time(run())).replace(__file__, "pipelines/sales.py")
-    picture = Image.open(io.BytesIO(asyncio.run(take(html)))).convert("RGB").quantize(128)
-    picture.save(PICTURE, optimize=True)
-    print(f"{PICTURE}: {len(html.encode()):,} bytes of HTML, {PICTURE.stat().st_size:,} of PNG")
+    large = page_of(pipeline(), "nightly sales import", "sales-2026-01-05")
+    small = page_of(small_pipeline(), "nightly", "nightly-2026-01-05")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = Path(folder, "large.html"), Path(folder, "small.html")
+        for path, html in zip(paths, (large, small), strict=True):
+            path.write_text(html, encoding="utf-8")
+        asyncio.run(main(*paths))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mapped_run import mapped_run
 
+from asyncflow import RunStatus
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -71,7 +72,7 @@ def nightly() -> list[Event]:
         *events,
         AttemptStarted("tidy", 1, 5_000.0),
         StepSucceeded("tidy", 1, 5_100.0, None),
-        RunFinished(5_100.0, "failed"),
+        RunFinished(5_100.0, RunStatus.FAILED),
     ]
 
 

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
 
-from asyncflow import StepStatus
+from asyncflow import RunStatus, StepStatus
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -63,7 +63,7 @@ def events_of(count: int, width: int = 25) -> list[Event]:
         begin = float(at // width * 100)
         events.append(AttemptStarted(name, 1, begin))
         events.append(StepSucceeded(name, 1, begin + 10 + at % width * 3, {"rows": at}))
-    return [*events, RunFinished(count * 100.0 / width, "passed")]
+    return [*events, RunFinished(count * 100.0 / width, RunStatus.PASSED)]
 
 
 # Appearance.
@@ -177,7 +177,7 @@ async def test_a_millisecond_beside_hours_is_visible_and_can_be_zoomed(opened: O
                 AttemptStarted("long", 1, 0.0),
                 StepSucceeded("short", 1, 1_001.0, None),
                 StepSucceeded("long", 1, hours, None),
-                RunFinished(hours, "passed"),
+                RunFinished(hours, RunStatus.PASSED),
             ]
         )
     )

@@ -13,6 +13,7 @@ import pytest_asyncio
 from browser.live_processes import ServerThread
 from playwright.async_api import Page, expect
 
+from asyncflow import RunStatus
 from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptFailed,
@@ -43,13 +44,13 @@ def a_run(number: int, now_s: float) -> list[Event]:
     if number % 5 == 4:
         error = ValueError(f"no address of {'customer ' * 40}")
         events += [StepFailed(LONG, 1, took, error), StepSkipped("load", took, "why")]
-        return [*events, RunFinished(took, "failed")]
+        return [*events, RunFinished(took, RunStatus.FAILED)]
     if number % 4 == 3:
         events.append(AttemptFailed(LONG, 1, 20.0, OSError("away"), 1.0))
         events.append(AttemptStarted(LONG, 2, 30.0))
     events.append(StepSucceeded(LONG, 2 if number % 4 == 3 else 1, took, None))
     events += [AttemptStarted("load", 1, took), StepSucceeded("load", 1, took, None)]
-    return [*events, RunFinished(took, "passed")]
+    return [*events, RunFinished(took, RunStatus.PASSED)]
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
@@ -124,7 +125,7 @@ async def test_the_latest_runs_show_first_on_a_phone(open_tab: Any, site: Server
     page = await open_tab(f"{site.url}pipelines/orders", 390)
 
     latest = page.locator(".matrix thead a").last
-    assert await latest.get_attribute("title") == "nightly-59, failed"
+    assert await latest.get_attribute("title") == "nightly-59, FAILED"
     box, frame = await latest.bounding_box(), await page.locator("#grid .scroll").bounding_box()
     assert box is not None
     assert frame is not None
@@ -170,5 +171,5 @@ async def test_a_chip_filters_the_list(open_tab: Any, site: ServerThread) -> Non
     await page.locator(".chip", has_text="Failed").click()
 
     await expect(page.locator("#list tbody tr")).to_have_count(12)
-    await expect(page.locator(".chip[aria-current]")).to_contain_text("Failed 12")
+    await expect(page.locator(".chip[aria-current]")).to_contain_text("FAILED 12")
     await expect(page.locator("#list .told").first).to_contain_text("ValueError: no address of")

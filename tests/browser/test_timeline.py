@@ -15,7 +15,7 @@ from golden_run import GOLDEN
 from mapped_run import mapped_run
 from resumed_run import RESUMED, crashed_often
 
-from asyncflow import StepTimeoutError
+from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -99,7 +99,7 @@ RETRIES: list[Event] = [
     AttemptStarted("load", 4, 604.0),
     StepSucceeded("load", 4, 990.0, None),
     StepSucceeded("other", 1, 1000.0, None),
-    RunFinished(1000.0, "passed"),
+    RunFinished(1000.0, RunStatus.PASSED),
 ]
 
 COVERED = """() => [...document.querySelectorAll(".line > svg")].flatMap((svg) => {
@@ -158,7 +158,7 @@ async def test_the_axis_of_a_zoomed_timeline_calls_minutes_min(opened: Open) -> 
                 RunStarted("r", 0.0, {"long": ()}),
                 AttemptStarted("long", 1, 0.0),
                 StepSucceeded("long", 1, hour, None),
-                RunFinished(hour, "passed"),
+                RunFinished(hour, RunStatus.PASSED),
             ]
         )
     )
@@ -314,7 +314,7 @@ async def test_many_segments_stay_readable(opened: Open, width: int) -> None:
 
 async def test_the_usual_end_of_a_step_is_marked_and_told(opened: Open) -> None:
     events: list[Event] = [RunStarted("r", 0.0, {"a": ()}), AttemptStarted("a", 1, 0.0)]
-    events += [StepSucceeded("a", 1, 1_000.0, None), RunFinished(1_000.0, "passed")]
+    events += [StepSucceeded("a", 1, 1_000.0, None), RunFinished(1_000.0, RunStatus.PASSED)]
     page = await opened(to_html(events, usual_ms={"a": 250.0}), at="#step=a")
 
     mark = await page.locator(".line [href='#i-usual']").bounding_box()

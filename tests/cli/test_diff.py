@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from compared_runs import MONDAY, store, store_two_runs
 
+from asyncflow import RunStatus
 from asyncflow._cli import commands
 from asyncflow._views.preview import local_moment_text
 from asyncflow.events import (
@@ -99,7 +100,7 @@ def test_steps_that_hardly_differ_are_counted(two_runs: Shell) -> None:
     events: list[Event] = [start]
     for name, ms in {"extract": 1_005.0, "prices": 505.0, "old": 500.0}.items():
         events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, ms, None)]
-    in_journal(store, [*events, RunFinished(1_005.0, "passed")])
+    in_journal(store, [*events, RunFinished(1_005.0, RunStatus.PASSED)])
 
     rest = two_runs("diff", "short", "monday").stdout.splitlines()[-1]
 
@@ -117,7 +118,7 @@ def test_the_json_has_the_whole_comparison(two_runs: Shell) -> None:
 def test_other_runs_can_be_named_also_those_of_other_pipelines(two_runs: Shell) -> None:
     start = RunStarted("other", MONDAY, {}, "a [bold]pipeline")
     events: list[Event] = [start, RunInterrupted(1.0, "it was cancelled")]
-    in_journal(store, [*events, RunFinished(1.0, "interrupted", "it was cancelled")])
+    in_journal(store, [*events, RunFinished(1.0, RunStatus.INTERRUPTED, "it was cancelled")])
 
     lines = two_runs("diff", "other", "monday").stdout.splitlines()
 
@@ -128,7 +129,7 @@ def test_other_runs_can_be_named_also_those_of_other_pipelines(two_runs: Shell) 
 
 @pytest.mark.parametrize("pipeline", ["etl", ""])
 def test_a_run_without_a_baseline_needs_one(shell: Shell, pipeline: str) -> None:
-    in_journal(store, [RunStarted("r", MONDAY, {}, pipeline), RunFinished(1.0, "passed")])
+    in_journal(store, [RunStarted("r", MONDAY, {}, pipeline), RunFinished(1.0, RunStatus.PASSED)])
 
     error = shell("diff", "r", exits=4).stderr
     why = "no run of 'etl' before it has passed" if pipeline else "its pipeline has no name"
@@ -140,7 +141,9 @@ def test_a_run_without_a_baseline_needs_one(shell: Shell, pipeline: str) -> None
 
 def test_lines_fit_a_terminal_of_80_columns(two_runs: Shell) -> None:
     long = "features_customer_lifetime_value_with_seasonal_adjustment_v3"
-    in_journal(store, [RunStarted("long", MONDAY, {long: ()}, "etl"), RunFinished(1.0, "failed")])
+    in_journal(
+        store, [RunStarted("long", MONDAY, {long: ()}, "etl"), RunFinished(1.0, RunStatus.FAILED)]
+    )
     terminal = {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
 
     for arguments in (["tuesday"], ["tuesday", "long"], ["long", "tuesday", "--all"]):
@@ -163,8 +166,10 @@ def test_the_page_of_a_shown_run_says_how_long_steps_usually_take(shell: Shell) 
     for number, ms in enumerate((1_000.0, 2_000.0, 9_000.0)):
         start = RunStarted(f"r{number}", MONDAY + number, {"load": ()}, "etl")
         events: list[Event] = [start, AttemptStarted("load", 1, 0.0)]
-        in_journal(store, [*events, StepSucceeded("load", 1, ms, None), RunFinished(ms, "passed")])
-    in_journal(store, [RunStarted("nameless", MONDAY, {}), RunFinished(0.0, "passed")])
+        in_journal(
+            store, [*events, StepSucceeded("load", 1, ms, None), RunFinished(ms, RunStatus.PASSED)]
+        )
+    in_journal(store, [RunStarted("nameless", MONDAY, {}), RunFinished(0.0, RunStatus.PASSED)])
 
     shell("show", "r2", "--html", "page.html")
     shell("show", "nameless", "--html", "other.html")

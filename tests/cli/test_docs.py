@@ -62,6 +62,23 @@ def test_the_examples_of_the_page_show_the_actual_output(shell: Shell) -> None:
         assert normalized(result.stderr + result.stdout, shell) == normalized(shows, shell), command
 
 
+def test_the_job_of_the_guide_runs_by_its_command_with_a_typed_input(shell: Shell) -> None:
+    guide = (ROOT / "docs" / "guides" / "data-jobs.md").read_text(encoding="utf-8")
+    sources, job = re.findall(r"(?ms)^```python\n(.*?)^```", guide)[:2]
+    (command,) = re.findall(r"(?m)^\$ asyncflow (run sales\.py:nightly .*)$", guide)
+    exec(sources, {})
+    shell.write("sales.py", job)
+
+    late = shell(*shlex.split(command), exits=1)
+    (shell.directory / "sources" / "2026-01-31" / "oslo.csv").write_text("order,cents\n6,4900\n")
+    whole = shell(*shlex.split(command))
+
+    assert "[FAILED ] extract oslo (3 attempt(s)" in late.stdout
+    assert "[SUCCESS] load bern (1 attempt(s)" in late.stdout
+    assert "[SUCCESS] load oslo (1 attempt(s)" in whole.stdout
+    assert whole.stdout.startswith("Pipeline PASSED")
+
+
 def normalized(text: str, shell: Shell) -> str:
     """Replace what differs from run to run."""
     text = text.replace(f"{shell.directory}/", "")

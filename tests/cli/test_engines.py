@@ -98,6 +98,52 @@ def test_a_missing_extra_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch)
     assert "asyncflow-tiers[dask]" in result.stderr
 
 
+def test_the_engines_of_a_pipeline_are_open_while_it_runs(shell: Shell) -> None:
+    shell.write(
+        "own.py",
+        """
+        from asyncflow import Pipeline
+        from fake_engine import FakeEngine
+
+
+        class Engine(FakeEngine):
+            async def __aenter__(self):
+                self.open = True
+                print(f"{self.name} opens")
+
+            async def __aexit__(self, *_):
+                self.open = False
+                print(f"{self.name} closes")
+
+
+        def closed(name):
+            engine = Engine(name=name)
+            engine.open = False
+            return engine
+
+
+        pipeline = Pipeline("own", engine=closed("first"))
+
+        @pipeline.step
+        async def load():
+            pass
+
+        @pipeline.step(engine=closed("second"))
+        async def store():
+            pass
+
+        @pipeline.step(engine="local")
+        async def tell():
+            pass
+        """,
+    )
+
+    result = shell("run", "own:pipeline", "--no-journal", "--quiet")
+
+    words = ["first opens", "second opens", "second closes", "first closes"]
+    assert [line for line in result.stdout.splitlines() if line in words] == words
+
+
 def test_a_pipeline_with_an_engine_that_is_not_open_is_refused(shell: Shell) -> None:
     shell.write(
         "closed.py",

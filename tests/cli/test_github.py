@@ -23,7 +23,7 @@ def test_a_job_gets_a_summary_and_errors(shell: Shell, monkeypatch: pytest.Monke
     command = "::error title=Step bad failed,file=etl.py,line=19::OSError: no disk\n"
     assert command in first.stderr
     assert command in again.stderr
-    assert json.loads(first.stdout)["outcome"] == "failed"
+    assert json.loads(first.stdout)["status"] == "FAILED"
     assert "::error" not in again.stdout
     text = summary.read_text(encoding="utf-8")
     assert text.count("### <code>etl&#58;failing</code> FAILED") == 2

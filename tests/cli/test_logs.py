@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from rich.console import Console
 
-from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow import RunStatus, WorkflowStep, current_step, run_pipeline
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted, StepAttached, StepLogged
 from asyncflow.journal import RunRecord, SQLiteJournal, StoredEvent
@@ -257,11 +257,14 @@ class LiveJournal:
         return RunRecord(
             "r",
             "",
-            "passed" if is_over and not self._orphaned else "running",
+            RunStatus.RUNNING
+            if not is_over
+            else RunStatus.ORPHANED
+            if self._orphaned
+            else RunStatus.PASSED,
             0.0,
             0.0,
             "",
-            orphaned=is_over and self._orphaned,
         )
 
 

@@ -79,7 +79,7 @@ def test_steps_that_a_target_excluded_run_only_on_request(shop: Shell) -> None:
     assert "--target load" in refused.stderr
     assert "asyncflow run shop:pipeline --run-id t1" in refused.stderr
     assert not marker.exists()
-    assert shop.json("runs", "--json")[0]["status"] == "failed"
+    assert shop.json("runs", "--json")[0]["status"] == "FAILED"
 
 
 def test_a_suggested_command_names_the_journal(shop: Shell) -> None:

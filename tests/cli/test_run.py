@@ -69,7 +69,7 @@ def test_on_a_terminal_the_end_of_the_live_view_takes_the_place_of_the_report(
     assert ("Pipeline FAILED" in terminal.text) is not is_live
     has_traceback = options in (["--quiet"], ["--no-journal"])
     assert ("Step bad failed, attempt 1:" in terminal.text) is has_traceback
-    assert ('"outcome": "failed"' in terminal.text) is (options == ["--json"])
+    assert ('"status": "FAILED"' in terminal.text) is (options == ["--json"])
 
 
 def test_the_traceback_of_a_mapped_step_states_no_attempt_number(

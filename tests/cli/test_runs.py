@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Orchestrator, RunCancelledError, RunReport, WorkflowStep
+from asyncflow import Orchestrator, RunCancelledError, RunReport, RunStatus, WorkflowStep
 from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptFailed,
@@ -131,8 +131,7 @@ def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str
 
     (run,) = shell.json("runs", "--json")
 
-    assert run["status"] == "running"
-    assert run["orphaned"] is True
+    assert run["status"] == "ORPHANED"
     assert run["duration_s"] == run["span_s"] == run["latest_ms"] / 1000
     assert shell.json("show", run["run_id"], "--json")["total_duration_ms"] == run["latest_ms"]
     assert abs(run["started_at"] - time.time()) < 600
@@ -274,7 +273,7 @@ def test_show_as_json_is_the_report(shell: Shell) -> None:
 
     report = RunReport.from_json(text)
     assert report.run_id == "second"
-    assert report.outcome == "failed"
+    assert report.status == "FAILED"
     assert "no disk" in str(report["one"].error)
 
 
@@ -388,7 +387,7 @@ def store_resumed_run(mapped: int = 0) -> None:
         *(AttemptStarted("rows", 1, 2_000.0, item=number) for number in range(mapped)),
         *(StepSucceeded("rows", 1, 2_000.0, Payload("json", b"1"), n) for n in range(mapped)),
         StepFailed("rows", 0, 2_000.0, ValueError("no more items")),
-        RunFinished(2_000.0, "failed"),
+        RunFinished(2_000.0, RunStatus.FAILED),
     ]
     after: list[Event] = [
         RunResumed("r", 2_000.0, 1_032.7, edges, {}, unfinished={"load": "so"}, afresh=True),
@@ -396,7 +395,7 @@ def store_resumed_run(mapped: int = 0) -> None:
         StepSucceeded("load", 1, 3_000.0, Payload("json", b"1")),
         StepSkipped("alert", 3_000.0, "nothing has failed", on_purpose=True),
         StepSkipped("rows", 3_000.0, "there is nothing to do", on_purpose=True),
-        RunFinished(3_000.0, "passed"),
+        RunFinished(3_000.0, RunStatus.PASSED),
     ]
 
     async def store() -> None:
@@ -471,7 +470,7 @@ def test_show_lists_failures_of_a_reused_step_from_before_the_run_was_resumed(
             StepReused("load", 20.0),
             AttemptStarted("send", 2, 30.0),
             StepSucceeded("send", 2, 40.0, Payload("json", b"1")),
-            RunFinished(40.0, "passed"),
+            RunFinished(40.0, RunStatus.PASSED),
         ],
     ]
 

@@ -14,6 +14,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from rich.console import Console
 
+from asyncflow import RunStatus
 from asyncflow._cli import commands
 from asyncflow._core.results import Payload
 from asyncflow.events import (
@@ -47,15 +48,15 @@ def a_run(number: int, pipeline: str = "etl") -> list[Event]:
             StepSucceeded(LONG, 2, took, None),
         ]
     last: list[Event] = [AttemptStarted("load", 1, took), StepSucceeded("load", 1, took, None)]
-    outcome: Any = "passed"
+    status: Any = RunStatus.PASSED
     if number % 5 == 4:
         middle[1:] = [StepFailed(LONG, 1, took, ValueError("bad"))]
-        last, outcome = [StepSkipped("load", took, "why")], "failed"
+        last, status = [StepSkipped("load", took, "why")], RunStatus.FAILED
     output = Payload("json", b"1")
     first = [AttemptStarted("extract", 1, 0.0), StepSucceeded("extract", 1, 10.0, output)]
     if number == 0:
         first = [StepReused("extract", 0.0)]
-    return [start, *first, *middle, *last, RunFinished(took, outcome)]
+    return [start, *first, *middle, *last, RunFinished(took, status)]
 
 
 def store(*runs: list[Event]) -> None:
@@ -131,7 +132,7 @@ def test_json_has_every_run_and_step(shell: Shell) -> None:
 
     assert [run["run_id"] for run in found["runs"]] == ["r04", "r03", "r02", "r01"]
     assert [step["step"] for step in found["steps"]] == list(STEPS)
-    assert found["steps"][1]["outcomes"] == ["failed", "retried", "passed", "passed"]
+    assert found["steps"][1]["outcomes"] == ["FAILED", "RETRIED", "SUCCESS", "SUCCESS"]
     assert found["steps"][1]["durations_ms"] == [490.0, 390.0, 290.0, 190.0]
     assert (found["success_rate"], found["steps"][1]["flakiness"]) == (0.75, 0.25)
 

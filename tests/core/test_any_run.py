@@ -172,7 +172,7 @@ class Simulation:
             self.stop_if_due()
             self.scenario.chance.choice(self.possible())()
             self.check()
-        self.emit(RunFinished(self.now, self.state.outcome))
+        self.emit(RunFinished(self.now, self.state.status))
         return self.state.report()
 
     @property
@@ -598,13 +598,13 @@ class TestAnyRun:
         assert simulation.state.has_timed_out is simulation.timed_out
 
     @given(scenarios())
-    def test_the_outcome_matches_the_report(self, scenario: Scenario) -> None:
+    def test_the_status_matches_the_report(self, scenario: Scenario) -> None:
         simulation = Simulation(scenario)
 
         report = simulation.run()
 
-        expected = "passed" if report.all_passed else "failed"
-        assert simulation.state.outcome == ("interrupted" if simulation.interrupted else expected)
+        expected = "PASSED" if report.all_passed else "FAILED"
+        assert simulation.state.status == ("INTERRUPTED" if simulation.interrupted else expected)
 
     @given(scenarios())
     def test_the_same_events_give_the_same_report(self, scenario: Scenario) -> None:
@@ -614,7 +614,7 @@ class TestAnyRun:
 
         again = replayed(scenario, simulation.events)
         assert facts(again.report()) == facts(report)
-        assert again.outcome == simulation.state.outcome
+        assert again.status == simulation.state.status
         assert again.stop_reason == simulation.state.stop_reason
         assert (again.ready(), again.unreachable()) == ([], [])
 

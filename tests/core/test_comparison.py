@@ -249,7 +249,7 @@ def test_a_comparison_can_be_shown_pickled_and_written_as_json() -> None:
     assert document["run"] == {
         "run_id": "tuesday",
         "pipeline": "etl",
-        "outcome": "failed",
+        "status": "FAILED",
         "wall_time": 1_000.0,
         "total_duration_ms": 40.0,
         "span_ms": 40.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from results import mapped, report_of, skipped, succeeded
 
-from asyncflow import RestoredOutput, RunReport
+from asyncflow import RestoredOutput, RunReport, RunStatus
 from asyncflow._core.comparison import InputChange, StepComparison
 from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._views.comparison_text import difference_text, error_text, input_text, step_facts
@@ -86,7 +86,11 @@ def test_an_input_is_said_in_one_short_line(change: InputChange, words: str) -> 
 
 def test_a_run_without_a_failed_step_says_why_it_stopped() -> None:
     stopped = RunReport(
-        *("r", []), total_duration_ms=1, wall_time=0, outcome="interrupted", stop_reason="a\nsignal"
+        *("r", []),
+        total_duration_ms=1,
+        wall_time=0,
+        status=RunStatus.INTERRUPTED,
+        stop_reason="a\nsignal",
     )
 
     assert error_text(stopped) == "a\\nsignal"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import StepStatus
+from asyncflow import RunStatus, StepStatus
 from asyncflow._core.errors import RestoredError
 from asyncflow._views.event_text import describe_event, duration, subject
 from asyncflow.events import (
@@ -61,10 +61,14 @@ LINES: list[tuple[Event, int | None, str]] = [
         "the run stops because the caller was cancelled",
     ),
     (RunTimedOut(5.0, 1500), None, "the run stops because it exceeded its deadline of 1.5 s"),
-    (RunFinished(5.0, "passed"), None, "the run passed after 5 ms"),
-    (RunFinished(5.0, "failed", FAIL_FAST), None, f"the run failed after 5 ms: {FAIL_FAST}"),
+    (RunFinished(5.0, RunStatus.PASSED), None, "the run passed after 5 ms"),
     (
-        RunFinished(5.0, "interrupted", "the caller was cancelled"),
+        RunFinished(5.0, RunStatus.FAILED, FAIL_FAST),
+        None,
+        f"the run failed after 5 ms: {FAIL_FAST}",
+    ),
+    (
+        RunFinished(5.0, RunStatus.INTERRUPTED, "the caller was cancelled"),
         None,
         "the run was interrupted after 5 ms: the caller was cancelled",
     ),

@@ -150,7 +150,7 @@ class TestRunIf:
             "after": ("it depends on step 'alarm', which was skipped", True),
             "last": ("it depends on step 'alarm', which was skipped", True),
         }
-        assert run.state.outcome == "passed"
+        assert run.state.status == "PASSED"
 
     def test_a_failure_takes_precedence_over_a_skip_on_purpose(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), step("c", ["a", "b"]), schedule=schedule, fail_fast=False)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from asyncflow import RestoredOutput, StepCrashedError, StepStatus, WorkflowStep
+from asyncflow import RestoredOutput, RunStatus, StepCrashedError, StepStatus, WorkflowStep
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import plan
 from asyncflow._core.replay import StoredRun, latest_steps
@@ -97,7 +97,7 @@ class TestReports:
         assert (report.run_id, report.wall_time, report.total_duration_ms) == ("r", 1_000.0, 0.0)
         assert report["b"].depends_on == ("a",)
         assert report["b"].history == ()
-        assert run.outcome is None
+        assert not run.has_ended
         assert run.inputs == {"x": payload_of(1)}
 
     def test_a_running_step_has_its_duration_and_its_failed_attempts(self):
@@ -176,7 +176,7 @@ class TestReports:
                 success("b", 4.0, 20, item=1),
                 success("b", 5.0, 10, item=0),
                 StepSucceeded("b", 0, 5.0, None),
-                RunFinished(6.0, "passed"),
+                RunFinished(6.0, RunStatus.PASSED),
             ]
         )
 
@@ -272,9 +272,9 @@ class TestStops:
         assert not run.was_stopping
 
     def test_the_outcome_and_the_stop_reason_come_from_the_last_event(self):
-        run = StoredRun([started({}), RunFinished(4.0, "failed", "so it was")])
+        run = StoredRun([started({}), RunFinished(4.0, RunStatus.FAILED, "so it was")])
 
-        assert (run.outcome, run.at_ms) == ("failed", 4.0)
+        assert (run.status, run.at_ms) == ("FAILED", 4.0)
         assert run.report(decode).stop_reason == "so it was"
 
 
@@ -329,7 +329,7 @@ class TestResumes:
                 success("a", 1.0),
                 AttemptStarted("b", 1, 1.0),
                 StepFailed("b", 1, 2.0, BOOM),
-                RunFinished(2.0, "failed"),
+                RunFinished(2.0, RunStatus.FAILED),
                 resumed(2.0, unfinished={"b": "it had failed"}, afresh=True),
             ]
         )
@@ -523,13 +523,13 @@ def test_what_steps_say_changes_nothing() -> None:
         RunStarted("r", 0.0, {"a": ()}),
         AttemptStarted("a", 1, 1.0),
         StepSucceeded("a", 1, 2.0, None),
-        RunFinished(3.0, "passed"),
+        RunFinished(3.0, RunStatus.PASSED),
     ]
     talking = [each for event in silent for each in (event, *NOTES)]
 
     one, other = StoredRun(silent), StoredRun(talking)
 
-    assert (one.at_ms, one.outcome) == (other.at_ms, other.outcome) == (3.0, "passed")
+    assert (one.at_ms, one.status) == (other.at_ms, other.status) == (3.0, "PASSED")
     assert one.report(lambda _, value: value).to_json() == (
         other.report(lambda _, value: value).to_json()
     )

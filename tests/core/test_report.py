@@ -30,6 +30,7 @@ from asyncflow import (
     RestoredError,
     RestoredOutput,
     RunReport,
+    RunStatus,
     StepResult,
     StepStatus,
     StepTimeoutError,
@@ -172,17 +173,20 @@ class TestText:
         assert repr(report_of(succeeded("a"))) == "<RunReport r1 PASSED: 1 step(s)>"
         assert repr(report_of(skipped("a"))) == "<RunReport r1 FAILED: 1 step(s)>"
 
-    @pytest.mark.parametrize("outcome", ["passed", "failed", "interrupted", "running"])
-    def test_a_report_from_a_journal_may_have_another_outcome(self, outcome):
+    @pytest.mark.parametrize("status", [each for each in RunStatus if each != "ORPHANED"])
+    def test_a_report_from_a_journal_may_have_another_status(self, status):
         report = RunReport(
-            "r1", [succeeded("a")], total_duration_ms=1.0, wall_time=1.0, outcome=outcome
+            "r1", [succeeded("a")], total_duration_ms=1.0, wall_time=1.0, status=status
         )
 
-        assert report.outcome == outcome
-        assert str(report).startswith(f"Pipeline {outcome.upper()}\n")
-        assert RunReport.from_json(report.to_json()).outcome == outcome
+        assert report.status is status
+        assert str(report).startswith(f"Pipeline {status}\n")
+        assert RunReport.from_json(report.to_json()).status is status
 
     def test_a_status_reads_as_its_name(self) -> None:
+        assert [str(status) for status in RunStatus] == [
+            *("RUNNING", "PASSED", "FAILED", "INTERRUPTED", "ORPHANED")
+        ]
         assert [str(status) for status in StepStatus] == [
             "PENDING",
             "RUNNING",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from asyncflow import PayloadError, StepStatus, WorkflowStep
+from asyncflow import PayloadError, RunStatus, StepStatus, WorkflowStep
 from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
@@ -104,7 +104,7 @@ def test_completed_steps_are_restored_and_the_others_resume():
         ([], True, False),
         (failed("b"), False, False),
         (failed("b"), True, True),
-        ([*failed("b"), RunFinished(3.0, "failed")], False, True),
+        ([*failed("b"), RunFinished(3.0, RunStatus.FAILED)], False, True),
         ([RunInterrupted(3.0, "why")], False, True),
         ([StepSkipped("b", 3.0, "the run stopped")], False, True),
     ],
@@ -197,7 +197,7 @@ def test_a_later_success_replaces_an_earlier_secret_one():
     run = StoredRun([started(secret, *CHAIN[1:]), *done("a", output=REDACTED), *failed("b")])
     event, _ = resume_with(run, plain, *CHAIN[1:])
     assert event.recalled == ("a",)
-    for each in [*done("a"), *failed("b"), RunFinished(3.0, "failed")]:
+    for each in [*done("a"), *failed("b"), RunFinished(3.0, RunStatus.FAILED)]:
         run.apply(each)
 
     event, checkpoint = resume_with(run, plain, *CHAIN[1:])
@@ -208,9 +208,11 @@ def test_a_later_success_replaces_an_earlier_secret_one():
 
 def test_a_step_that_ran_after_a_failure_is_outdated_although_the_fixed_run_lacked_it():
     steps = step("z"), step("tell", "z", run_if="always")
-    run = StoredRun([started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, "failed")])
+    run = StoredRun(
+        [started(*steps), *failed("z"), *done("tell"), RunFinished(3.0, RunStatus.FAILED)]
+    )
     resume_with(run, steps[0])
-    for each in [*done("z"), RunFinished(4.0, "passed")]:
+    for each in [*done("z"), RunFinished(4.0, RunStatus.PASSED)]:
         run.apply(each)
 
     _, checkpoint = resume_with(run, *steps)

@@ -14,6 +14,7 @@ from asyncflow import (
     Attempt,
     IllegalEventError,
     RunReport,
+    RunStatus,
     StepCrashedError,
     StepResult,
     StepStatus,
@@ -136,13 +137,13 @@ class TestEngines:
         assert (step.started_ms, step.duration_ms(0.0), step.engine) == (10.0, 40.0, "")
         assert (step.items[0].started_ms, step.items[0].engine) == (30.0, "dask")
 
-    def test_an_attempt_that_ends_in_the_queue_has_no_worker(self):
+    def test_an_attempt_that_ends_in_the_queue_was_only_queued(self):
         step = view_of(
             run_started("a"), self.STARTED, StepCancelled("a", 1, 30.0, "stopped", None)
         ).steps["a"]
 
         assert (step.latest.is_queued, step.worker) == (False, "")
-        assert step.started_ms == 10.0
+        assert (step.started_ms, step.duration_ms(0.0), step.queued_ms) == (30.0, 0.0, 25.0)
 
     def test_only_the_attempt_that_runs_can_begin(self):
         late = StepSucceeded("a", 1, 50.0, None)
@@ -187,9 +188,9 @@ class TestRun:
                 "STOPPING",
                 "first",
             ),
-            ([RunFinished(1.0, "failed", "why")], "FAILED", "why"),
+            ([RunFinished(1.0, RunStatus.FAILED, "why")], "FAILED", "why"),
             (
-                [RunInterrupted(1.0, "why"), RunFinished(1.0, "interrupted")],
+                [RunInterrupted(1.0, "why"), RunFinished(1.0, RunStatus.INTERRUPTED)],
                 "INTERRUPTED",
                 "why",
             ),

@@ -16,6 +16,7 @@ from asyncflow import (
     ActionNotAwaitableError,
     Attempt,
     IllegalEventError,
+    RunStatus,
     StepCrashedError,
     StepResult,
     StepStatus,
@@ -51,7 +52,7 @@ BOOM = ValueError("boom")
 NO_STEPS: dict[str, tuple[str, ...]] = {}
 
 STARTED = RunStarted("r1", 1_000.0, NO_STEPS)
-FINISHED = RunFinished(100.0, "passed")
+FINISHED = RunFinished(100.0, RunStatus.PASSED)
 INTERRUPTED = RunInterrupted(50.0, "the caller was cancelled")
 TIMED_OUT = RunTimedOut(50.0, 50.0)
 
@@ -330,7 +331,7 @@ class TestTable:
                 assert refused(state, INTERRUPTED) == "the run is not running"
             else:
                 state.apply(INTERRUPTED)
-                assert state.outcome == "interrupted"
+                assert state.status == "INTERRUPTED"
 
     def test_a_run_exceeds_its_deadline_only_while_it_runs(self, schedule: Schedule) -> None:
         for phase in PHASES:
@@ -371,7 +372,7 @@ class TestTable:
         state = started(plan_of({}), schedule=schedule)
 
         assert (state.ready(), state.unreachable(), state.unsettled) == ([], [], 0)
-        state.apply(RunFinished(1.0, state.outcome))
+        state.apply(RunFinished(1.0, state.status))
         assert state.report().all_passed
         assert len(state.report()) == 0
 
@@ -382,7 +383,7 @@ def checkpoint_of(*results: StepResult, pending_attempts: Sequence[str] = ()) ->
     for name in pending_attempts:
         error = StepCrashedError(name, 1, 1)
         attempts = (Attempt(1, 1.0, 2.0, error),)
-        pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1)
+        pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1, 1)
     known = {(result.step_name, None): result for result in results}
     return Checkpoint(
         "r1", 1_000.0, 5.0, known, pending, dict.fromkeys(pending_attempts, "it was cut short")
@@ -504,7 +505,7 @@ class TestResumed:
         assert state.ready() == [1]
         state.apply(AttemptStarted("b", 1, 6.0))
         state.apply(StepSucceeded("b", 1, 7.0, None))
-        state.apply(RunFinished(8.0, "passed"))
+        state.apply(RunFinished(8.0, RunStatus.PASSED))
         report = state.report()
         assert (report["a"].reused, report["b"].reused) == (True, False)
         assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
@@ -546,7 +547,7 @@ class TestResumed:
         state.apply(AttemptStarted("c", 1, 6.0))
         state.apply(StepSucceeded("c", 1, 7.0, None))
         assert state.unreachable() == [(1, reason, on_purpose)]
-        assert state.outcome == ("passed" if on_purpose else "failed")
+        assert state.status == ("PASSED" if on_purpose else "FAILED")
 
     def test_results_can_be_reused_after_a_stop(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": []})
@@ -577,7 +578,7 @@ class TestResumed:
 
         state.apply(AttemptStarted("a", 2, 6.0))
         state.apply(StepSucceeded("a", 2, 8.0, "A"))
-        state.apply(RunFinished(8.0, "passed"))
+        state.apply(RunFinished(8.0, RunStatus.PASSED))
 
         result = state.report()["a"]
         assert (result.attempts, result.started_ms, result.duration_ms) == (2, 1.0, 7.0)
@@ -612,7 +613,7 @@ class TestResumed:
         planned = plan([WorkflowStep("a", nothing), mapped])
         error = StepCrashedError("x[0]", 1, 1)
         start = AttemptStarted("x", 1, 1.0, item=0)
-        pending_attempts = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1)}
+        pending_attempts = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1, 1)}
         known = {("a", None): StepResult("a", SUCCESS, 1, output=[1])}
         checkpoint = Checkpoint("r1", 1_000.0, 5.0, known, pending_attempts, {})
         state = resumed(
@@ -624,7 +625,7 @@ class TestResumed:
             MapStarted("x", 5.0),
             StepFailed("x", 1, 5.0, error, 0),
             StepFailed("x", 0, 5.0, ExceptionGroup("items", [error])),
-            RunFinished(6.0, "failed"),
+            RunFinished(6.0, RunStatus.FAILED),
         ):
             state.apply(event)
 
@@ -756,7 +757,7 @@ class TestResults:
         state = state_in("dropped", "tiers")
 
         state.apply(StepSkipped("x", 60.0, "why"))
-        state.apply(RunFinished(100.0, "interrupted"))
+        state.apply(RunFinished(100.0, RunStatus.INTERRUPTED))
 
         assert state.report().stop_reason == INTERRUPTED.reason
 
@@ -774,22 +775,22 @@ class TestResults:
 
     @pytest.mark.parametrize("schedule", ["tiers", "ready"])
     def test_a_run_passes_only_if_every_step_succeeds(self, schedule: Schedule) -> None:
-        assert state_in("attempting", schedule).outcome == "passed"
-        assert state_in("unreachable", schedule).outcome == "failed"
-        for kind, outcome in (
-            (StepSucceeded, "passed"),
-            (StepFailed, "failed"),
-            (StepCancelled, "failed"),
+        assert state_in("attempting", schedule).status == "PASSED"
+        assert state_in("unreachable", schedule).status == "FAILED"
+        for kind, status in (
+            (StepSucceeded, "PASSED"),
+            (StepFailed, "FAILED"),
+            (StepCancelled, "FAILED"),
         ):
             state = state_in("attempting", schedule)
             state.apply(event_of(kind, 1))
-            assert state.outcome == outcome
+            assert state.status == status
         state = state_in("scheduled", schedule)
         state.apply(event_of(StepSkipped, 0))
-        assert state.outcome == "failed"
+        assert state.status == "FAILED"
         state = state_in("scheduled", schedule)
         state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
-        assert state.outcome == "passed"
+        assert state.status == "PASSED"
 
     def test_the_result_of_a_step_skipped_on_purpose_says_so(self) -> None:
         state = state_in("scheduled", "tiers")

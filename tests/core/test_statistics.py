@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from resumed_run import RESUMED
 
-from asyncflow import StepTimeoutError
+from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.statistics import (
     STEP_OUTCOMES,
@@ -44,15 +44,15 @@ def resumed(at_ms: float, *, afresh: bool = False) -> RunResumed:
 @pytest.mark.parametrize(
     ("events", "outcome", "duration_ms"),
     [
-        ([], "pending", None),
-        ([BEGIN], "running", None),
-        ([BEGIN, StepSucceeded("a", 1, 30.0, None)], "passed", 20.0),
+        ([], "PENDING", None),
+        ([BEGIN], "RUNNING", None),
+        ([BEGIN, StepSucceeded("a", 1, 30.0, None)], "SUCCESS", 20.0),
         (
             [
                 *(BEGIN, AttemptFailed("a", 1, 20.0, ValueError(), 5.0)),
                 *(AttemptStarted("a", 2, 25.0), StepSucceeded("a", 2, 30.0, None)),
             ],
-            "retried",
+            "RETRIED",
             20.0,
         ),
         (
@@ -60,31 +60,35 @@ def resumed(at_ms: float, *, afresh: bool = False) -> RunResumed:
                 *(BEGIN, AttemptFailed("a", 1, 20.0, TIMEOUT, 5.0)),
                 *(AttemptStarted("a", 2, 25.0), StepSucceeded("a", 2, 30.0, None)),
             ],
-            "retried",
+            "RETRIED",
             20.0,
         ),
-        ([BEGIN, StepFailed("a", 1, 12.0, ValueError())], "failed", 2.0),
-        ([BEGIN, StepCancelled("a", 1, 12.0, "why", None)], "cancelled", 2.0),
-        ([StepSkipped("a", 5.0, "why")], "skipped", None),
-        ([StepReused("a", 0.0)], "reused", None),
-        ([MapStarted("a", 1.0, 2), StepSucceeded("a", 0, 4.0, None)], "passed", 3.0),
+        ([BEGIN, StepFailed("a", 1, 12.0, ValueError())], "FAILED", 2.0),
+        ([BEGIN, StepCancelled("a", 1, 12.0, "why", None)], "CANCELLED", 2.0),
+        ([StepSkipped("a", 5.0, "why")], "SKIPPED", None),
+        ([StepReused("a", 0.0)], "REUSED", None),
+        ([MapStarted("a", 1.0, 2), StepSucceeded("a", 0, 4.0, None)], "SUCCESS", 3.0),
         # Its process died, which says nothing about the step.
         (
             [
                 *(BEGIN, resumed(15.0)),
                 *(AttemptStarted("a", 2, 15.0), StepSucceeded("a", 2, 30.0, None)),
             ],
-            "passed",
+            "SUCCESS",
             20.0,
         ),
         # It failed, was mended, and began anew.
         (
             [
-                *(BEGIN, StepFailed("a", 1, 20.0, ValueError()), RunFinished(20.0, "failed")),
+                *(
+                    BEGIN,
+                    StepFailed("a", 1, 20.0, ValueError()),
+                    RunFinished(20.0, RunStatus.FAILED),
+                ),
                 *(resumed(20.0, afresh=True), AttemptStarted("a", 1, 20.0)),
                 StepSucceeded("a", 1, 25.0, None),
             ],
-            "passed",
+            "SUCCESS",
             15.0,
         ),
         # Its result held in the segment after.
@@ -94,7 +98,7 @@ def resumed(at_ms: float, *, afresh: bool = False) -> RunResumed:
                 RunResumed("r", 30.0, 100.0, {"a": ()}, {}),
                 StepReused("a", 30.0),
             ],
-            "passed",
+            "SUCCESS",
             20.0,
         ),
     ],
@@ -121,9 +125,9 @@ def test_durations_are_those_of_the_report(events: list[Event]) -> None:
 def test_every_outcome_of_the_golden_run_is_told() -> None:
     outcomes = {name: each.outcome for name, each in step_runs(StoredRun(GOLDEN)).items()}
 
-    assert outcomes["rates"] == "retried"
-    assert outcomes["archive"] == "skipped"
-    assert outcomes[HOSTILE] == "failed"
+    assert outcomes["rates"] == "RETRIED"
+    assert outcomes["archive"] == "SKIPPED"
+    assert outcomes[HOSTILE] == "FAILED"
     assert outcomes[LONG] in STEP_OUTCOMES
 
 
@@ -147,36 +151,36 @@ def test_percentiles_are_by_nearest_rank(
 
 def test_the_statistics_of_a_step_tell_of_the_runs_in_which_it_succeeded() -> None:
     runs = [
-        {"a": StepRun("failed", 900.0)},
-        {"a": StepRun("retried", 30.0)},
+        {"a": StepRun("FAILED", 900.0)},
+        {"a": StepRun("RETRIED", 30.0)},
         {},
-        {"a": StepRun("passed", 10.0)},
-        {"a": StepRun("reused", None)},
-        {"a": StepRun("passed", 20.0)},
+        {"a": StepRun("SUCCESS", 10.0)},
+        {"a": StepRun("REUSED", None)},
+        {"a": StepRun("SUCCESS", 20.0)},
     ]
 
     step = step_statistics(runs)["a"]
 
-    assert step.outcomes == ("failed", "retried", None, "passed", "reused", "passed")
+    assert step.outcomes == ("FAILED", "RETRIED", None, "SUCCESS", "REUSED", "SUCCESS")
     assert step.durations_ms == (900.0, 30.0, None, 10.0, None, 20.0)
     assert (step.median_ms, step.p95_ms, step.last_ms) == (20.0, 30.0, 30.0)
     assert step.flakiness == 0.25
 
 
 def test_a_step_that_never_ended_has_no_figures() -> None:
-    step = step_statistics([{"a": StepRun("running", None)}])["a"]
+    step = step_statistics([{"a": StepRun("RUNNING", None)}])["a"]
 
     assert (step.median_ms, step.p95_ms, step.last_ms, step.flakiness) == (None,) * 4
 
 
 def test_steps_are_those_of_the_latest_run_and_then_those_that_it_lacks() -> None:
     def run(*names: str) -> dict[str, StepRun]:
-        return {name: StepRun("passed", 1.0) for name in names}
+        return {name: StepRun("SUCCESS", 1.0) for name in names}
 
     steps = step_statistics([{}, run("c", "a"), run("a", "b", "c"), run("old", "a")])
 
     assert list(steps) == ["c", "a", "b", "old"]
-    assert steps["b"].outcomes == (None, None, "passed", None)
+    assert steps["b"].outcomes == (None, None, "SUCCESS", None)
 
 
 STEP_RUNS = st.builds(
@@ -202,4 +206,4 @@ def test_statistics_stay_within_what_was_measured(runs: list[dict[str, StepRun]]
             assert 100 * sum(each <= step.p95_ms for each in passed) >= 95 * len(passed)
             assert 100 * sum(each < step.p95_ms for each in passed) < 95 * len(passed)
         assert step.flakiness is None or 0 <= step.flakiness <= 1
-        assert (step.flakiness or 0) == 0 or "retried" in step.outcomes
+        assert (step.flakiness or 0) == 0 or "RETRIED" in step.outcomes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Attempt, IllegalEventError, Pool, StepStatus, WorkflowStep
+from asyncflow import Attempt, IllegalEventError, Pool, RunStatus, StepStatus, WorkflowStep
 from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.state import RunState
 from asyncflow.events import (
@@ -153,7 +153,7 @@ class TestItems:
         assert (result.queued_ms, result.loop_blocked_ms, result.abandoned) == (7.0, 150.0, True)
         assert result.depends_on == ("a",)
         assert state.unsettled == 0
-        state.apply(RunFinished(11.0, "passed"))
+        state.apply(RunFinished(11.0, RunStatus.PASSED))
         assert list(state.report()) == ["a", "m"]
 
     def test_a_step_without_items_may_end_at_once(self) -> None:
@@ -173,9 +173,9 @@ class TestItems:
 
         state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
 
-        assert (state.outcome, state.stop_reason, state.unsettled) == ("passed", None, 1)
+        assert (state.status, state.stop_reason, state.unsettled) == ("PASSED", None, 1)
         state.apply(StepFailed("m", 0, 7.0, BOOM))
-        assert (state.outcome, state.unsettled) == ("failed", 0)
+        assert (state.status, state.unsettled) == ("FAILED", 0)
         result = state.step_runs.results[1]
         assert result is not None
         assert (result.status, result.error) == (StepStatus.FAILED, BOOM)

@@ -428,7 +428,7 @@ async def test_clean_up_is_cancelled_only_if_the_run_is_interrupted(schedule, in
 
     steps = [
         WorkflowStep("a", fail),
-        WorkflowStep("clean up", clean_up, ["a"], run_if="always"),
+        WorkflowStep("clean up", clean_up, ["a"], run_if="always", timeout_ms=None),
         WorkflowStep("never", clean_up, ["clean up"], run_if="always"),
     ]
     if interruption == "interrupt":

@@ -132,7 +132,7 @@ async def test_a_step_that_fails_for_good_meanwhile_fails_its_run() -> None:
         report = await run.report()
 
     assert now_s() == 1
-    assert report.outcome == "failed"
+    assert report.status == "FAILED"
     assert report["other"].status.name == "CANCELLED"
 
 

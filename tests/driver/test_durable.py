@@ -122,7 +122,7 @@ class TestOneRun:
         stored = journal.stored["r"]
         assert [type(event) for event in stored] == [type(event) for event in received]
         assert isinstance(stored[0], RunStarted)
-        assert stored[-1].outcome == "passed"
+        assert stored[-1].status == "PASSED"
 
     async def test_an_action_is_called_only_after_its_start_is_stored(self, schedule):
         journal = MemoryJournal(latency_s=0.05)
@@ -449,7 +449,7 @@ class TestResume:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert journal.stored["r"][-1].outcome == "interrupted"
+        assert journal.stored["r"][-1].status == "INTERRUPTED"
         report = await run_pipeline(steps, journal=journal, run_id="r")
 
         assert report.all_passed
@@ -1440,7 +1440,7 @@ class TestFailingJournals:
         async def hang():
             begun.set()
             try:
-                await asyncio.sleep(1000)
+                await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(0.01)
                 cleaned.append(current_step().step_name)
@@ -1556,7 +1556,7 @@ class OrphanJournal(MemoryJournal):
         return [
             Orphan(run_id, events[0].pipeline)
             for run_id, events in self.stored.items()
-            if isinstance(events[-1], RunFinished) and events[-1].outcome == status
+            if isinstance(events[-1], RunFinished) and events[-1].status == status
         ]
 
     async def orphans(self):

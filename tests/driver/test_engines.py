@@ -8,6 +8,7 @@ import gc
 import logging
 import pickle
 import weakref
+from collections import Counter
 
 import pytest
 from fake_engine import Abandoning, FakeEngine
@@ -23,6 +24,7 @@ from asyncflow import (
     Retry,
     RunReport,
     StepCancelledError,
+    StepCrashedError,
     StepStatus,
     StepTimeoutError,
     WorkerLostError,
@@ -32,6 +34,7 @@ from asyncflow import (
     each,
     run_pipeline,
 )
+from asyncflow._core.replay import StoredRun
 from asyncflow._runtime.workers import ThreadEnd
 from asyncflow.engines import RemoteOutput
 from asyncflow.events import (
@@ -271,6 +274,52 @@ async def test_time_counts_from_when_the_body_begins(events):
     assert [round(report[name].duration_ms) for name in "abc"] == [50, 50, 50]
     assert [round(e.at_ms) for e in events if isinstance(e, AttemptStarted)] == [0, 0, 0]
     assert [round(e.at_ms) for e in events if isinstance(e, AttemptBegan)] == [0, 50, 100]
+
+
+@counts_time
+async def test_an_attempt_that_ends_before_a_worker_begins_was_only_queued(events):
+    class Losing(FakeEngine):
+        async def run(self, call, /):
+            if len(self.calls) < 2:
+                self.calls.append(call)
+                await asyncio.sleep(0.2)
+                raise WorkerLostError(call.step.name, call.running[1], "w1", "it is gone")
+            return await super().run(call)
+
+    # Its deadline, too, leaves the waits out.
+    steps = [WorkflowStep("a", sleeps(0.05), max_retries=3, deadline_ms=100)]
+
+    report = await run_pipeline(steps, engine=Losing(), observers=[events.append])
+
+    assert report.all_passed
+    history = report["a"].history
+    assert [round(each.queued_ms) for each in history] == [200, 200, 0]
+    assert [round(each.started_ms) for each in history] == [200, 400, 400]
+    assert [round(each.duration_ms) for each in history] == [0, 0, 50]
+    assert (round(report["a"].queued_ms), round(report["a"].duration_ms)) == (400, 250)
+    assert StoredRun(events).report(lambda _, value: value)["a"].history == history
+
+
+@counts_time
+@pytest.mark.parametrize("fails", [True, False])
+async def test_the_last_attempt_may_end_while_it_is_queued(events, fails):
+    class Refusing(FakeEngine):
+        async def run(self, call, /):
+            if call.step.name == "b":
+                return await super().run(call)
+            await asyncio.sleep(0.2 if fails else 9)
+            raise WorkerLostError("a", 1, "w1", "it is gone")
+
+    steps = [WorkflowStep("a", sleeps(1)), WorkflowStep("b", fail if not fails else sleeps(0))]
+
+    report = await run_pipeline(steps, engine=Refusing(), observers=[events.append])
+
+    a = report["a"]
+    assert a.status is (FAILED if fails else CANCELLED)
+    assert (round(a.queued_ms), a.duration_ms) == (200 if fails else 0, 0.0)
+    stored = StoredRun(events).report(lambda _, value: value)["a"]
+    assert (stored.queued_ms, stored.started_ms) == (a.queued_ms, a.started_ms)
+    assert stored.history == a.history
 
 
 @counts_time
@@ -771,8 +820,9 @@ async def test_a_heartbeat_is_not_missed_while_the_run_stops_the_body(engine):
 
 
 @counts_time
-async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
-    engine, pool, starts = Abandoning(), Pool(1), []
+@pytest.mark.parametrize(("slots", "next_ms"), [(1, 1_000), (2, 0)])
+async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events, slots, next_ms):
+    engine, pool, starts = Abandoning(), Pool(slots), []
 
     async def action():
         starts.append(asyncio.get_running_loop().time())
@@ -790,7 +840,7 @@ async def test_an_abandoned_body_is_never_overlapped_and_holds_its_slot(events):
     assert (report["a"].status, report["a"].abandoned) == (SUCCESS, True)
     assert [round(each.duration_ms) for each in report["a"].history] == [100, 0]
     assert starts[1] - starts[0] == pytest.approx(1)
-    assert round(report["b"].started_ms) == 1_000
+    assert round(report["b"].started_ms) == next_ms
     assert sum(isinstance(event, ThreadAbandoned) for event in events) == 1
     assert engine.overlaps["a"] == 0
 
@@ -839,18 +889,25 @@ async def test_a_body_that_does_not_end_is_named_and_one_that_is_queued_is_not(c
     assert "fake_engine.py" in message
 
 
-@counts_time
 async def test_limits_of_concurrency_stay_with_the_run(engine):
-    pool = Pool(2)
+    pool, running, most = Pool(2), Counter(), Counter()
+
+    async def action():
+        for kind in (current_step().step_name[0], "all"):
+            running[kind] += 1
+            most[kind] = max(most[kind], running[kind])
+        await asyncio.sleep(0.01)
+        running.subtract([current_step().step_name[0], "all"])
+
     steps = [
-        *(WorkflowStep(f"p{n}", sleeps(0.01), pool=pool) for n in range(6)),
-        *(WorkflowStep(f"q{n}", sleeps(0.01)) for n in range(6)),
+        *(WorkflowStep(f"p{n}", action, pool=pool) for n in range(6)),
+        *(WorkflowStep(f"q{n}", action) for n in range(6)),
     ]
 
     report = await run_pipeline(steps, engine=engine, max_concurrency=4)
 
     assert report.all_passed
-    assert round(report.total_duration_ms) == 30
+    assert (most["all"], most["p"]) == (4, 2)
 
 
 # Outputs that stay.
@@ -1103,3 +1160,29 @@ async def test_without_a_collector_a_dropped_report_frees_what_attempts_on_engin
         assert [thing() for thing in held] == [None] * 5
     finally:
         gc.enable()
+
+
+async def test_an_attempt_that_was_queued_when_its_process_died_is_no_crash_of_the_step():
+    journal, calls = MemoryJournal(), []
+
+    async def act():
+        calls.append(1)
+
+    steps = [WorkflowStep("a", act, max_retries=1, max_crashes=0)]
+    options = {"engine": FakeEngine(), "run_id": "r"}
+    await run_pipeline(steps, journal=journal, **options)
+    assert kinds(journal.stored["r"])[:3] == ["RunStarted", "AttemptStarted", "AttemptBegan"]
+
+    queued, begun = journal.died_after(2), journal.died_after(3)
+    first = await run_pipeline(steps, journal=queued, **options)
+    starts = [n for n, e in enumerate(queued.stored["r"]) if isinstance(e, AttemptStarted)]
+    again = await run_pipeline(steps, journal=queued.died_after(starts[-1] + 1), **options)
+    crashed = await run_pipeline(steps, journal=begun, **options)
+
+    assert first.all_passed
+    assert first["a"].attempts == 2
+    assert again.all_passed
+    assert [type(each.error) for each in again["a"].history[:2]] == [StepCrashedError] * 2
+    assert [each.duration_ms for each in again["a"].history[:2]] == [0.0, 0.0]
+    assert isinstance(crashed["a"].error, StepCrashedError)
+    assert len(calls) == 3

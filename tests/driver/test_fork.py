@@ -113,7 +113,7 @@ def resembles(one: RunReport, other: RunReport) -> bool:
             for each in report.results
         ]
 
-    return one.outcome == other.outcome and said(one) == said(other)
+    return one.status == other.status and said(one) == said(other)
 
 
 class TestWhatIsTakenOver:
@@ -125,8 +125,8 @@ class TestWhatIsTakenOver:
 
         report = await work.pipeline(journal).fork("r", "f")
 
-        assert first.outcome == "failed"
-        assert report.outcome == "passed"
+        assert first.status == "FAILED"
+        assert report.status == "PASSED"
         assert report.run_id == "f"
         assert report.forked_from == "r"
         assert taken(report) == ["extract", "clean", "count"]
@@ -161,7 +161,7 @@ class TestWhatIsTakenOver:
 
         report = await work.pipeline(journal).fork("r")
 
-        assert report.outcome == "passed"
+        assert report.status == "PASSED"
         assert len(taken(report)) == 4
         assert work.calls.total() == 4
         assert report["load"].output == first["load"].output
@@ -440,8 +440,8 @@ class TestTheNewRun:
 
         resumed = await work.pipeline(journal).with_options(run_id="f").run()
 
-        assert forked.outcome == "failed"
-        assert resumed.outcome == "passed"
+        assert forked.status == "FAILED"
+        assert resumed.status == "PASSED"
         assert taken(resumed) == ["extract", "clean", "count"]
         assert resumed.forked_from == "r"
         assert resumed["load"].attempts == 2
@@ -622,7 +622,7 @@ class TestSecrets:
                 await Orchestrator(self.steps(calls), journal=left).with_options(run_id="f").run()
             )
 
-            assert again.outcome == "passed"
+            assert again.status == "PASSED"
             assert calls["user"] == 0, count
 
     async def test_one_that_nothing_needs_is_taken_over_unseen(self, journal):
@@ -773,7 +773,7 @@ class TestAStoredFork:
             work.broken.add("load")
             await pipeline.fork("r", "f", from_step="load")
             work.broken.clear()
-            await journal.prune(timedelta(0), status="passed")
+            await journal.prune(timedelta(0), status="PASSED")
             report = await pipeline.with_options(run_id="f").run()
 
         assert report.all_passed

@@ -340,7 +340,7 @@ class TestCancellation:
         assert caught.value.reason == "the\ncustomer left"
         report = caught.value.report
         assert report is not None
-        assert (report.outcome, report.stop_reason) == ("interrupted", reason)
+        assert (report.status, report.stop_reason) == ("INTERRUPTED", reason)
         assert [result.status for result in report.results] == [
             StepStatus.CANCELLED,
             StepStatus.SKIPPED,
@@ -419,7 +419,7 @@ class TestCancellation:
             except RunCancelledError as cancelled:
                 report = cast("RunReport", cancelled.report)
 
-        assert run.status == report.outcome.upper()
+        assert run.status == report.status
         assert run.status == "INTERRUPTED" or report.all_passed
         assert run.status == "PASSED" or not had_succeeded
         assert isinstance((await read(run))[-1], RunFinished)

@@ -115,7 +115,7 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
     assert sorted(run.ends()) == [("last", REASON), ("slow", REASON)]
     finished = run.journal.stored["r"][-1]
     assert isinstance(finished, RunFinished)
-    assert (finished.outcome, finished.stop_reason) == ("interrupted", REASON)
+    assert (finished.status, finished.stop_reason) == ("INTERRUPTED", REASON)
     assert not run.journal.open_sessions
 
     report = await run.start()

@@ -339,8 +339,8 @@ class TestRuns:
         first = await etl.with_options(run_id="monday").run(run_id="an input of that name")
         second = await etl.with_options(run_id="monday").run()
 
-        assert (first.run_id, first.outcome) == ("monday", "failed")
-        assert (second.run_id, second.outcome) == ("monday", "passed")
+        assert (first.run_id, first.status) == ("monday", "FAILED")
+        assert (second.run_id, second.status) == ("monday", "PASSED")
         assert calls == ["an input of that name"] * 2
 
     async def test_a_parameter_of_a_condition_alone_is_an_input_too(self) -> None:

@@ -118,7 +118,7 @@ class Execution:
         assert self.error is None or isinstance(self.error, JournalError | RunCancelledError)
         if isinstance(self.error, RunCancelledError):
             last = self.received[-1], self.journal.stored[RUN_ID][-1]
-            assert [event.outcome for event in last] == ["interrupted"] * 2
+            assert [event.status for event in last] == ["INTERRUPTED"] * 2
         self.check_calls()
         if self.report is not None:
             if self.received:
@@ -177,7 +177,7 @@ class Execution:
         """The report of the stored run equals the report of the run."""
         stored = StoredRun(self.journal.stored[RUN_ID])
         assert_equal(stored.report(decode), self.report)
-        assert stored.outcome == self.received[-1].outcome
+        assert stored.status == self.received[-1].status
 
     def check_replay(self):
         """A fresh state that applies the events of this segment has the same report."""
@@ -200,7 +200,7 @@ class Execution:
             state.apply(event)
         assert_equal(state.report(), self.report, secret=True)
         assert (state.ready(), state.unreachable()) == ([], [])
-        assert state.outcome == self.received[-1].outcome
+        assert state.status == self.received[-1].status
 
 
 class ForkExecution(Execution):
@@ -321,7 +321,7 @@ def assert_same_result(one, other, secret):
 
 def assert_shows(view, report):
     """Check that a view shows each step as its report does."""
-    assert (view.run_id, view.outcome or "running") == (report.run_id, report.outcome)
+    assert (view.run_id, view.status or "RUNNING") == (report.run_id, report.status)
     assert view.stop_reason == report.stop_reason
     assert view.steps.keys() == report.keys()
     for name, result in report.items():
@@ -531,7 +531,7 @@ async def change_often(pipeline, seed):
             count = len(journal.stored.get(RUN_ID, ()))
             if count and chance.random() < 0.6:
                 journal = journal.died_after(chance.randint(1, count))
-            if count and StoredRun(journal.stored[RUN_ID]).outcome == "passed":
+            if count and StoredRun(journal.stored[RUN_ID]).status == "PASSED":
                 break
             current = current.changed()
             pipeline.latest = current

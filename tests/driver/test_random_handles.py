@@ -178,7 +178,7 @@ class World:
         except (JournalError, Exit):
             pass
         else:
-            assert self.run.status == report.outcome.upper()
+            assert self.run.status == report.status
 
     def check_read(self, events: list[Event | EventsMissed]) -> None:
         """Check that a reader saw each event, or how many it did not see."""
@@ -206,7 +206,7 @@ class World:
         self.check(task)
         for each in self.reads:
             each.result()
-        assert {each.outcome for each in self.reports if each is not None} <= {"interrupted"}
+        assert {each.status for each in self.reports if each is not None} <= {"INTERRUPTED"}
 
     def check(self, task: asyncio.Task[None]) -> None:
         is_cancelled = task.cancelled()
@@ -230,7 +230,7 @@ class World:
         else:
             assert error is self.exit
         if self.is_started and self.run.status != "INTERRUPTED":
-            assert finished[0].outcome.upper() == self.run.status
+            assert finished[0].status == self.run.status
             assert not any(isinstance(each, RunInterrupted) for each in self.seen)
 
 

@@ -12,6 +12,7 @@ from memory_journal import MemoryJournal
 from asyncflow import (
     Attempt,
     RunReport,
+    RunStatus,
     Segment,
     StepCrashedError,
     StepResult,
@@ -375,7 +376,9 @@ class TestSpan:
 
     def test_a_run_that_was_never_resumed_has_one_segment_and_no_pause(self):
         ended = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0)
-        running = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0, outcome="running")
+        running = RunReport(
+            "r", [], total_duration_ms=80.0, wall_time=1_000.0, status=RunStatus.RUNNING
+        )
 
         assert ended.segments == (Segment(0.0, 1_000.0, 80.0),)
         assert running.segments == (Segment(0.0, 1_000.0, None),)
@@ -383,11 +386,20 @@ class TestSpan:
 
 
 class TestJson:
+    @pytest.mark.parametrize("status", ["passed", "failed", "interrupted", "running"])
+    def test_the_json_of_version_2_is_still_read(self, status):
+        document = json.loads(RunReport("r", [], total_duration_ms=0, wall_time=0).to_json())
+        del document["status"]
+        document |= {"version": 2, "outcome": status}
+
+        assert RunReport.from_json(json.dumps(document)).status is RunStatus(status.upper())
+
     def test_the_json_of_version_1_is_still_read(self):
         history = (Attempt(1, 0.0, 1.0, ValueError("one")), Attempt(2, 2.0, 1.0, None))
         result = StepResult("a", SUCCESS, 2, 3.0, started_ms=0.0, recorded=history)
         report = RunReport("r", [result], total_duration_ms=3.0, wall_time=1.0)
         document = json.loads(report.to_json())
+        document["outcome"] = document.pop("status").lower()
         for name in ("version", "segments", "span_ms"):
             del document[name]
         for attempt in document["results"][0]["history"]:
@@ -403,5 +415,5 @@ class TestJson:
         document = json.loads(RunReport("r", [], total_duration_ms=0, wall_time=0).to_json())
         document["version"] += 1
 
-        with pytest.raises(ValueError, match=r"version is 3, and this asyncflow reads up to 2"):
+        with pytest.raises(ValueError, match=r"version is 4, and this asyncflow reads up to 3"):
             RunReport.from_json(json.dumps(document))

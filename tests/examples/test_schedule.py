@@ -123,7 +123,7 @@ async def test_the_days_that_were_missed_run_at_the_start(
 ) -> None:
     serving = asyncio.create_task(schedule.serve(journal, Times(), UTC))
     today = datetime.now(UTC).date()
-    while len(await journal.runs("passed")) < schedule.CATCH_UP_DAYS:
+    while len(await journal.runs("PASSED")) < schedule.CATCH_UP_DAYS:
         await sales.begun.wait()
     await stop(serving)
 
@@ -139,13 +139,13 @@ async def test_a_day_that_a_shutdown_interrupts_resumes_at_the_next_start(
     while sales.running < 2:
         await asyncio.sleep(0)
     await stop(serving)
-    while await journal.runs("running"):
+    while await journal.runs("RUNNING"):
         await asyncio.sleep(0)
 
-    interrupted = await journal.runs("interrupted")
+    interrupted = await journal.runs("INTERRUPTED")
     sales.gate.set()
     again = asyncio.create_task(schedule.serve(journal, Times(), UTC))
-    while len(await journal.runs("passed")) < schedule.CATCH_UP_DAYS:
+    while len(await journal.runs("PASSED")) < schedule.CATCH_UP_DAYS:
         await sales.begun.wait()
     await stop(again)
 

@@ -43,7 +43,7 @@ async def running(folder: Path, monkeypatch: pytest.MonkeyPatch, **environment: 
 
 
 async def ended(
-    client: httpx.AsyncClient, location: str, before: tuple[str, ...] = ("running",)
+    client: httpx.AsyncClient, location: str, before: tuple[str, ...] = ("RUNNING",)
 ) -> dict[str, Any]:
     async with asyncio.timeout(20):
         while True:
@@ -64,13 +64,13 @@ async def test_an_order_is_accepted_followed_and_read(
         page = await client.get(f"/runs-ui{location.replace('orders', 'runs')}")
         health = await client.get("/health")
 
-    assert (answer.status_code, answer.json()["status"]) == (202, "running")
+    assert (answer.status_code, answer.json()["status"]) == (202, "RUNNING")
     events = [
         line.removeprefix("event: ") for line in streamed.text.split("\r\n") if "event:" in line
     ]
     assert events == ["RunStarted", *["AttemptStarted", "StepSucceeded"] * 3, "RunFinished"]
     assert "id: 1\r\n" in streamed.text
-    assert state["status"] == "passed"
+    assert state["status"] == "PASSED"
     assert state["steps"] == {"price": "SUCCESS", "charge": "SUCCESS", "book": "SUCCESS"}
     assert state["receipt"]["total_cents"] == 2 * 300 + 400
     assert state["receipt"]["payment"] == f"paid-{state['order_id']}/charge"
@@ -87,7 +87,7 @@ async def test_a_client_may_wait_and_a_repeated_key_repeats_nothing(
         quote = await client.post("/quotes", json=ORDER)
 
     assert (first.status_code, first.headers["location"]) == (200, "/orders/order-7")
-    assert first.json()["status"] == "passed"
+    assert first.json()["status"] == "PASSED"
     assert second.json() == first.json()
     assert quote.json() == {"cents": 1_000}
 
@@ -125,7 +125,7 @@ async def test_an_order_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "1"
     assert cancelled.status_code == 202
-    assert (state["status"], state["receipt"]) == ("interrupted", None)
+    assert (state["status"], state["receipt"]) == ("INTERRUPTED", None)
     assert "the customer has cancelled the order" in state["error"]
 
 
@@ -230,7 +230,7 @@ async def test_the_command_of_the_container_continues_after_a_restart(
     async with container() as client:
         location = (await client.post("/orders", json=ORDER)).headers["location"]
     async with container() as client:
-        state = await ended(client, location, ("interrupted", "running"))
+        state = await ended(client, location, ("INTERRUPTED", "RUNNING"))
 
-    assert state["status"] == "passed"
+    assert state["status"] == "PASSED"
     assert state["receipt"]["total_cents"] == 1_000

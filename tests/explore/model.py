@@ -787,8 +787,8 @@ class _Run:
         assert report is not None
         _require(not self.interrupted, "there is a report of an interrupted run")
         is_passed = not any(_blocks(node.end) for node in self.steps)
-        outcome = "passed" if is_passed else "failed"
-        _require(self.finished.outcome == report.outcome == outcome, "not", outcome, ":", report)
+        status = "PASSED" if is_passed else "FAILED"
+        _require(self.finished.status == report.status == status, "not", status, ":", report)
         _require(report.all_passed == is_passed, "all_passed is", report.all_passed)
         _require(report.total_duration_ms == self.finished.at_ms, "another duration:", report)
         _require(report.stop_reason == self.finished.stop_reason, "another reason:", report)
@@ -831,7 +831,7 @@ class _Run:
         report = self.report
         assert report is not None
         again = stored.report(lambda _, payload: payload)
-        _require(stored.outcome == report.outcome, "replayed, the outcome is", stored.outcome)
+        _require(stored.status == report.status, "replayed, the status is", stored.status)
         _require(again.stop_reason == report.stop_reason, "replayed:", again.stop_reason)
         _require([*again] == [*report], "replayed, the steps are", [*again])
         for one, other in zip(again.results, report.results, strict=True):

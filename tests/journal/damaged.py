@@ -27,6 +27,7 @@ from asyncflow import (
     Pipeline,
     RunAlreadyActiveError,
     RunNotFoundError,
+    RunStatus,
     RunUnreadableError,
     WorkflowStep,
     after,
@@ -134,7 +135,7 @@ LIMITS: list[Event] = [
     RunTimedOut(20.0, 20.0),
     RunInterrupted(21.0, "the caller was cancelled"),
     StepCancelled("a", 1, 22.0, "the caller was cancelled", KeyError("x")),
-    RunFinished(23.0, "interrupted", "the caller was cancelled"),
+    RunFinished(23.0, RunStatus.INTERRUPTED, "the caller was cancelled"),
 ]
 
 

@@ -18,6 +18,7 @@ from asyncflow import (
     LeaseLostError,
     RunCancelledError,
     RunNotFoundError,
+    RunStatus,
     StepStatus,
     WorkflowStep,
     current_step,
@@ -92,10 +93,10 @@ async def test_a_cancellation_through_the_runs_own_journal_arrives_at_once(
             await task
     assert time.monotonic() - begun < 0.9  # too soon for a poll
     record = await journal.record("r")
-    assert (record.status, record.owner, record.orphaned) == ("interrupted", None, False)
+    assert (record.status, record.owner) == ("INTERRUPTED", None)
     events = [stored.event for stored in await journal.events("r")]
     assert [event.reason for event in events if isinstance(event, RunInterrupted)] == [REASON]
-    assert events[-1] == RunFinished(events[-1].at_ms, "interrupted", REASON)  # type: ignore[union-attr]
+    assert events[-1] == RunFinished(events[-1].at_ms, RunStatus.INTERRUPTED, REASON)  # type: ignore[union-attr]
     assert (await journal.report("r"))["slow"].status is StepStatus.CANCELLED
 
 
@@ -215,7 +216,7 @@ async def test_a_cancelled_run_can_be_resumed(make_journal: Make, database: Any)
     assert report.all_passed
     assert report["quick"].reused
     assert await journal.cancel("r") is False
-    assert (await journal.record("r")).status == "passed"
+    assert (await journal.record("r")).status == "PASSED"
 
 
 @pytest.mark.realtime
@@ -266,7 +267,7 @@ async def test_a_run_cancelled_before_it_starts_calls_no_action(
         await run_pipeline([WorkflowStep("never", never)], journal=journal, run_id="r")
 
     assert calls == []
-    assert (await journal.record("r")).status == "interrupted"
+    assert (await journal.record("r")).status == "INTERRUPTED"
 
 
 @pytest.mark.parametrize("pause_ms", range(0, 20, 2))
@@ -295,12 +296,12 @@ async def test_a_run_either_passes_or_is_interrupted_whenever_it_is_cancelled(
     record, events = await other.record("r"), await other.events("r")
     if isinstance(ended, RunCancelledError):
         assert was_requested
-        assert record.status == "interrupted"
+        assert record.status == "INTERRUPTED"
     else:
         assert not isinstance(ended, BaseException)
-        assert record.status == "passed"
+        assert record.status == "PASSED"
     assert isinstance(events[-1].event, RunFinished)
-    assert events[-1].event.outcome == record.status
+    assert events[-1].event.status == record.status
     assert (await run_pipeline(steps, journal=other, run_id="r")).all_passed
 
 
@@ -351,7 +352,7 @@ async def test_a_request_addresses_the_lease_holder_not_its_predecessor(
                 await lost
             with pytest.raises(RunCancelledError):
                 await task
-    assert (await journal.record("r")).status == "interrupted"
+    assert (await journal.record("r")).status == "INTERRUPTED"
 
 
 @pytest.mark.realtime
@@ -447,7 +448,7 @@ async def test_a_run_in_another_process_is_cancelled(journal: Any, database: Any
         out, _ = await asyncio.to_thread(process.communicate, timeout=20)
     assert out == "cleaned up\nr\n"
     assert process.returncode == 0
-    assert (await journal.record("r")).status == "interrupted"
+    assert (await journal.record("r")).status == "INTERRUPTED"
 
 
 @pytest.mark.process
@@ -462,12 +463,12 @@ async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, database: 
     with process:
         assert process.stdout
         assert await asyncio.to_thread(process.stdout.readline) == "running\n"
-        assert not (await journal.record("r")).orphaned
+        assert (await journal.record("r")).status == "RUNNING"
         process.kill()
         process.wait()
 
         assert await journal.cancel("r") is False
 
     record = await journal.record("r")
-    assert record.orphaned
+    assert record.status == "ORPHANED"
     assert record.owner.startswith(f"process {process.pid} on ")

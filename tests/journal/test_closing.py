@@ -73,7 +73,7 @@ def test_runs_that_are_being_cancelled_record_their_end(make_journal: Make, scop
         for task in tasks:
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert await statuses(make_journal()) == {"r": "interrupted", "s": "interrupted"}
+        assert await statuses(make_journal()) == {"r": "INTERRUPTED", "s": "INTERRUPTED"}
         return waited_s
 
     assert run_in_virtual_time(main()) == 0.5
@@ -101,9 +101,9 @@ def test_a_run_that_does_not_end_in_time_is_named(
             await quick
         assert await journal.aclose() == ["endless", "slow"]
         assert await statuses(make_journal()) == {
-            "quick": "interrupted",
-            "slow": "running",
-            "endless": "running",
+            "quick": "INTERRUPTED",
+            "slow": "ORPHANED",
+            "endless": "ORPHANED",
         }
         return waited_s
 
@@ -136,9 +136,9 @@ def test_a_step_can_close_the_journal_of_its_run(
         with pytest.raises(asyncio.CancelledError):
             await other
         assert await statuses(make_journal()) == {
-            "inner": "running",
-            "outer": "running",
-            "other": "interrupted",
+            "inner": "ORPHANED",
+            "outer": "ORPHANED",
+            "other": "INTERRUPTED",
         }
         return asyncio.get_running_loop().time()
 
@@ -188,7 +188,7 @@ def test_two_closes_at_once_both_wait(make_journal: Make) -> None:
 
         with pytest.raises(asyncio.CancelledError):
             await run
-        assert await statuses(make_journal()) == {"r": "interrupted"}
+        assert await statuses(make_journal()) == {"r": "INTERRUPTED"}
 
     run_in_virtual_time(main())
 
@@ -217,7 +217,7 @@ def test_only_steps_of_active_runs_start_runs_while_a_journal_closes(make_journa
 
         assert await closing == []
         (await outer).raise_for_failures()
-        assert await statuses(make_journal()) == {"inner": "passed", "outer": "passed"}
+        assert await statuses(make_journal()) == {"inner": "PASSED", "outer": "PASSED"}
 
     run_in_virtual_time(main())
 
@@ -235,7 +235,7 @@ def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(
 
         with pytest.raises(asyncio.CancelledError):
             await run
-        assert await statuses(make_journal()) == {"r": "interrupted"}
+        assert await statuses(make_journal()) == {"r": "INTERRUPTED"}
 
     asyncio.run(main())
 
@@ -279,7 +279,7 @@ def test_a_blocking_close_waits_for_other_loops_only(make_journal: Make) -> None
         with pytest.raises(JournalError, match="closed while run 'here' was running"):
             await run
         thread.join()
-        assert await statuses(make_journal()) == {"elsewhere": "interrupted", "here": "running"}
+        assert await statuses(make_journal()) == {"elsewhere": "INTERRUPTED", "here": "ORPHANED"}
 
     asyncio.run(main())
 
@@ -355,7 +355,7 @@ async def order(request):
     run_id = request.path_params["run_id"]
     journal = request.app.state.journal
     report = await pipeline.with_options(run_id=run_id, journal=journal).run()
-    return PlainTextResponse(report.outcome)
+    return PlainTextResponse(report.status)
 
 app = Starlette(routes=[Route("/{run_id}", order)], lifespan=lifespan)
 listening = socket.socket()
@@ -387,7 +387,7 @@ async def test_a_service_that_stops_on_sigterm_leaves_interrupted_runs(tmp_path:
         requests = [asyncio.create_task(request(f"order-{number}")) for number in range(30)]
         try:
             async with asyncio.timeout(30), SQLiteJournal(path) as journal:
-                while len(await journal.runs(status="running")) < len(requests):
+                while len(await journal.runs(status="RUNNING")) < len(requests):
                     await asyncio.sleep(0.05)
             service.send_signal(signal.SIGTERM)
             await asyncio.gather(*requests, return_exceptions=True)
@@ -400,7 +400,7 @@ async def test_a_service_that_stops_on_sigterm_leaves_interrupted_runs(tmp_path:
     pipeline: Orchestrator = namespace["pipeline"]
     async with SQLiteJournal(path) as journal:
         assert await journal.orphans() == []
-        assert {record.status for record in await journal.runs()} == {"interrupted"}
+        assert {record.status for record in await journal.runs()} == {"INTERRUPTED"}
         reports = await resume_all(journal, [pipeline], interrupted=True)
     assert len(reports) == len(requests)
     for report in reports:

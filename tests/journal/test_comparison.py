@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Orchestrator, RunNotFoundError, WorkflowStep
+from asyncflow import Orchestrator, RunNotFoundError, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
 
 
 async def store(
-    journal: Any, run_id: str, at: float, outcome: str = "passed", pipeline: str = "etl"
+    journal: Any,
+    run_id: str,
+    at: float,
+    status: RunStatus = RunStatus.PASSED,
+    pipeline: str = "etl",
 ) -> None:
     session, _ = await journal.open(run_id, wait=False, read=bool)
     session.append(RunStarted(run_id, at, {"a": ()}, pipeline))
-    session.append(RunFinished(9.0, outcome))
+    session.append(RunFinished(9.0, status))
     await session.close()
 
 
@@ -27,9 +31,9 @@ async def last_passed(journal: Any, run_id: str) -> str | None:
 async def test_the_last_passed_run_is_the_latest_of_the_pipeline_before_a_run(journal: Any) -> None:
     await store(journal, "old", 1.0)
     await store(journal, "good", 2.0)
-    await store(journal, "bad", 3.0, "failed")
+    await store(journal, "bad", 3.0, RunStatus.FAILED)
     await store(journal, "other", 4.0, pipeline="reports")
-    await store(journal, "now", 5.0, "failed")
+    await store(journal, "now", 5.0, RunStatus.FAILED)
     await store(journal, "later", 6.0)
     await store(journal, "nameless", 7.0, pipeline="")
     await store(journal, "nameless too", 8.0, pipeline="")
@@ -76,7 +80,7 @@ async def test_a_duration_is_usual_from_three_successes_on(journal: Any) -> None
         for name, ms in zip("ab", durations_ms, strict=False):
             session.append(AttemptStarted(name, 1, 0.0))
             session.append(StepSucceeded(name, 1, ms, None))
-        session.append(RunFinished(9.0, "failed"))
+        session.append(RunFinished(9.0, RunStatus.FAILED))
         await session.close()
 
     await run("r1", 1.0, 1.0, 5.0)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from asyncflow import RestoredOutput, RunReport, WorkflowStep, run_pipeline
+from asyncflow import RestoredOutput, RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
     HangError,
     JournalError,
@@ -103,11 +103,11 @@ async def test_appended_events_are_read_when_the_run_is_opened_again(
 
     assert at_ms == 2.0
     assert await stored_events(journal) == [*events[:2], StepSucceeded("a", 1, 2.0, 7)]
-    again.append(RunFinished(3.0, "passed"))
+    again.append(RunFinished(3.0, RunStatus.PASSED))
     await again.close()
     last = [
         StoredEvent(3, StepSucceeded("a", 1, 2.0, 7)),
-        StoredEvent(4, RunFinished(3.0, "passed")),
+        StoredEvent(4, RunFinished(3.0, RunStatus.PASSED)),
     ]
     assert await journal.events("r", after=2) == last
 
@@ -401,7 +401,7 @@ async def test_a_claim_reads_everything_committed_before_it(make_journal: Make) 
 
 async def test_a_reader_that_misses_events_is_refused(journal: Any) -> None:
     """The reading connection can lead to a standby that lags behind."""
-    await store_run(journal, "r", outcome="passed")
+    await store_run(journal, "r", status=RunStatus.PASSED)
     reader = journal._reader
     reader.store.events = lambda run_id, after=0: [(1, started())]
 
@@ -475,7 +475,7 @@ async def test_any_number_of_callers_read_a_passed_run_at_once(
     make_journal: Make, database: Any
 ) -> None:
     first, second = make_journal(), make_journal()
-    await store_run(first, "r", outcome="passed")
+    await store_run(first, "r", status=RunStatus.PASSED)
     owner = await opened(first)
 
     def report(run: StoredRun) -> RunReport:
@@ -484,7 +484,7 @@ async def test_any_number_of_callers_read_a_passed_run_at_once(
     for journal in (first, second):
         for wait in (False, True):
             session, answer = await journal.open("r", wait=wait, read=report)
-            assert (answer.outcome, answer.total_duration_ms) == ("passed", 9.0)
+            assert (answer.status, answer.total_duration_ms) == ("PASSED", 9.0)
             session.watch(print)
             session.append(attempt())
             await session.flush()
@@ -503,7 +503,7 @@ async def test_any_number_of_callers_read_a_passed_run_at_once(
 
 async def test_resuming_a_passed_run_requires_its_lease(make_journal: Make) -> None:
     first, second = make_journal(owner="the first"), make_journal()
-    await store_run(first, "r", outcome="passed")
+    await store_run(first, "r", status=RunStatus.PASSED)
     owner = await opened(first)
     seen: list[int] = []
 
@@ -892,7 +892,7 @@ async def test_a_short_run_renews_nothing(journal: Any) -> None:
     calls: list[Any] = []
     journal._store.renew = lambda *args: calls.append(args) or set()
     await store_run(journal, "r1")
-    await store_run(journal, "r2", outcome="passed")
+    await store_run(journal, "r2", status=RunStatus.PASSED)
     await journal.runs()
 
     assert calls == []
@@ -1433,14 +1433,14 @@ async def store_run(
     journal: Any,
     run_id: str,
     *,
-    outcome: Any = None,
+    status: Any = None,
     pipeline: str = "",
     wall_time: float = 1.0,
 ) -> None:
     session = await opened(journal, run_id)
     session.append(started(run_id, pipeline, wall_time))
-    if outcome:
-        session.append(RunFinished(9.0, outcome))
+    if status:
+        session.append(RunFinished(9.0, status))
     await session.close()
 
 
@@ -1449,23 +1449,23 @@ async def ids(runs: Any) -> list[str]:
 
 
 async def test_runs_are_listed_newest_first(journal: Any) -> None:
-    await store_run(journal, "r1", outcome="passed", wall_time=100.0)
-    await store_run(journal, "r3", outcome="failed", wall_time=300.0, pipeline='"nightly')
+    await store_run(journal, "r1", status=RunStatus.PASSED, wall_time=100.0)
+    await store_run(journal, "r3", status=RunStatus.FAILED, wall_time=300.0, pipeline='"nightly')
     await store_run(journal, "r2", wall_time=200.0)
 
     assert await ids(journal.runs()) == ["r3", "r2", "r1"]
-    assert await ids(journal.runs(status="running")) == ["r2"]
-    assert await ids(journal.runs(status="failed", pipeline='"nightly')) == ["r3"]
-    assert await ids(journal.runs(status="passed", pipeline='"nightly')) == []
+    assert await ids(journal.runs(status="orphaned")) == ["r2"]
+    assert await ids(journal.runs(status="FAILED", pipeline='"nightly')) == ["r3"]
+    assert await ids(journal.runs(status="PASSED", pipeline='"nightly')) == []
     assert await ids(journal.runs(since=200)) == ["r3", "r2"]
     assert await ids(journal.runs(since=datetime.fromtimestamp(250))) == ["r3"]
     assert await ids(journal.runs(limit=2)) == ["r3", "r2"]
     assert await ids(journal.runs(limit=None)) == ["r3", "r2", "r1"]
     newest = (await journal.runs(limit=1))[0]
-    assert (newest.status, newest.pipeline, newest.started_at) == ("failed", '"nightly', 300.0)
+    assert (newest.status, newest.pipeline, newest.started_at) == ("FAILED", '"nightly', 300.0)
     assert newest.updated_at == pytest.approx(time.time(), abs=60)
     assert newest.owner is None
-    with pytest.raises(ValueError, match=r"status must be one of 'running', .* not 'done'"):
+    with pytest.raises(ValueError, match=r"status must be one of RUNNING, .* not 'done'"):
         await journal.runs(status="done")
 
 
@@ -1507,22 +1507,22 @@ async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> Non
     session = await opened(journal)
     session.append(started())
     await session.flush()
-    assert await record() == ("running", "me")
-    session.append(RunFinished(1.0, "interrupted"))
+    assert await record() == ("RUNNING", "me")
+    session.append(RunFinished(1.0, RunStatus.INTERRUPTED))
     await session.close()
-    assert await record() == ("interrupted", None)
+    assert await record() == ("INTERRUPTED", None)
     session = await opened(journal)
     session.append(RunResumed("r", 1.0, 2.0, {"a": ()}, {}))
     await session.flush()
-    assert await record() == ("running", "me")
-    session.append(RunFinished(2.0, "passed"))
+    assert await record() == ("RUNNING", "me")
+    session.append(RunFinished(2.0, RunStatus.PASSED))
     await session.close()
-    assert await record() == ("passed", None)
+    assert await record() == ("PASSED", None)
     session = await opened(journal)
     session.append(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
-    session.append(RunFinished(2.0, "failed"))
+    session.append(RunFinished(2.0, RunStatus.FAILED))
     await session.close()
-    assert await record() == ("failed", None)
+    assert await record() == ("FAILED", None)
 
 
 async def test_events_can_be_read_from_a_position(journal: Any) -> None:
@@ -1602,16 +1602,16 @@ async def test_an_event_of_a_newer_version_is_reported_and_left_unchanged(
 
 
 async def test_only_ended_runs_are_pruned(journal: Any, database: Any) -> None:
-    await store_run(journal, "old", outcome="passed")
-    await store_run(journal, "failed", outcome="failed")
+    await store_run(journal, "old", status=RunStatus.PASSED)
+    await store_run(journal, "failed", status=RunStatus.FAILED)
     await store_run(journal, "running")
     database.query("UPDATE runs SET updated_at = 1")
-    await store_run(journal, "new", outcome="passed")
-    await store_run(journal, "active", outcome="passed")
+    await store_run(journal, "new", status=RunStatus.PASSED)
+    await store_run(journal, "active", status=RunStatus.PASSED)
     database.query("UPDATE runs SET updated_at = 1 WHERE run_id = 'active'")
     session = await opened(journal, "active")
 
-    assert await journal.prune(timedelta(hours=1), status="passed") == 1
+    assert await journal.prune(timedelta(hours=1), status="PASSED") == 1
     assert await journal.prune(timedelta(hours=1)) == 1
     assert sorted(await ids(journal.runs())) == ["active", "new", "running"]
     assert {run_id for (run_id,) in database.query("SELECT run_id FROM leases")} == {
@@ -1625,13 +1625,13 @@ async def test_only_ended_runs_are_pruned(journal: Any, database: Any) -> None:
         await journal.prune(timedelta(-1))
     with pytest.raises(ValueError, match="status must be"):
         await journal.prune(timedelta(0), status="done")
-    with pytest.raises(ValueError, match=r"status can't be 'running'; forget\(\)"):
-        await journal.prune(timedelta(0), status="running")
+    with pytest.raises(ValueError, match=r"status can't be RUNNING; forget\(\)"):
+        await journal.prune(timedelta(0), status="RUNNING")
 
 
 @pytest.mark.parametrize("age", [90, 0.5, True, "90 days", None])
 async def test_an_age_without_a_unit_prunes_nothing(journal: Any, age: Any) -> None:
-    await store_run(journal, "r", outcome="passed")
+    await store_run(journal, "r", status=RunStatus.PASSED)
 
     with pytest.raises(TypeError, match=r"such as timedelta\(days=90\), not .*: a number does not"):
         await journal.prune(age)
@@ -1643,7 +1643,7 @@ async def test_many_runs_are_pruned(journal: Any) -> None:
     sessions = [await opened(journal, f"r{number}") for number in range(150)]
     for session in sessions:
         session.append(started())
-        session.append(RunFinished(1.0, "passed"))
+        session.append(RunFinished(1.0, RunStatus.PASSED))
     await asyncio.gather(*(session.close() for session in sessions))
 
     assert len(await journal.runs()) == 100
@@ -1658,7 +1658,7 @@ async def test_pruning_deletes_large_runs_one_by_one(journal: Any) -> None:
         session.append(started(run_id))
         for number in range(count):
             session.append(attempt(number))
-        session.append(RunFinished(1.0, "passed"))
+        session.append(RunFinished(1.0, RunStatus.PASSED))
         await session.close()
     store, portions = journal._store, []
     prune = store.prune
@@ -1674,7 +1674,7 @@ async def test_leases_of_runs_that_never_started_are_pruned(journal: Any, databa
     session = await opened(journal, "beginning")
     await store_run(journal, "running")
 
-    assert await journal.prune(timedelta(0), status="passed") == 0
+    assert await journal.prune(timedelta(0), status="PASSED") == 0
     assert len(database.query("SELECT run_id FROM leases")) == 3
     assert await journal.prune(timedelta(0)) == 0
 
@@ -1683,9 +1683,9 @@ async def test_leases_of_runs_that_never_started_are_pruned(journal: Any, databa
     await session.close()
 
 
-@pytest.mark.parametrize("outcome", [None, "passed", "interrupted"])
-async def test_a_run_can_be_forgotten(journal: Any, database: Any, outcome: Any) -> None:
-    await store_run(journal, "r", outcome=outcome)
+@pytest.mark.parametrize("status", [None, RunStatus.PASSED, RunStatus.INTERRUPTED])
+async def test_a_run_can_be_forgotten(journal: Any, database: Any, status: Any) -> None:
+    await store_run(journal, "r", status=status)
     await store_run(journal, "other")
 
     await journal.forget("r")
@@ -1715,7 +1715,7 @@ async def test_an_active_run_is_not_forgotten(
 
 
 async def test_a_run_pruned_during_a_read_is_not_found(journal: Any, database: Any) -> None:
-    await store_run(journal, "r", outcome="passed")
+    await store_run(journal, "r", status=RunStatus.PASSED)
     events = journal._reader.store.events
 
     def after_pruning(*filters: Any) -> Any:
@@ -1733,7 +1733,7 @@ async def test_a_run_pruned_during_a_read_is_not_found(journal: Any, database: A
 
 async def test_tokens_start_from_the_clock(journal: Any, database: Any) -> None:
     """A run id that is reused after pruning gets a token above all that it had before."""
-    await store_run(journal, "r", outcome="passed")
+    await store_run(journal, "r", status=RunStatus.PASSED)
     ((before,),) = database.query("SELECT token FROM leases")
     assert before == pytest.approx(time.time() * 1_000, abs=60_000)
 
@@ -1796,11 +1796,11 @@ async def test_a_stored_run_with_a_now_refused_id_can_be_read(
     journal: Any, monkeypatch: pytest.MonkeyPatch, run_id: str
 ) -> None:
     monkeypatch.setattr("asyncflow.journal._base.check_new_id", str)
-    await store_run(journal, run_id, outcome="passed")
+    await store_run(journal, run_id, status=RunStatus.PASSED)
 
-    assert (await journal.record(run_id)).status == "passed"
+    assert (await journal.record(run_id)).status == "PASSED"
     assert len(await journal.events(run_id)) == 2
-    assert (await journal.report(run_id)).outcome == "passed"
+    assert (await journal.report(run_id)).status == "PASSED"
     assert await journal.cancel(run_id) is False
     await journal.forget(run_id)
     assert await journal.runs() == []

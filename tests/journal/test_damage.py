@@ -37,7 +37,7 @@ from journal.damaged import (
 )
 from journal.stored_runs import STORED
 
-from asyncflow import JournalError, RunNotFoundError, RunUnreadableError
+from asyncflow import JournalError, RunNotFoundError, RunStatus, RunUnreadableError
 from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptStarted,
@@ -213,7 +213,9 @@ async def reports(path: Path) -> dict[str, str]:
 # --- single cases --------------------------------------------------------------------------------
 
 
-async def store(journal: Any, run_id: str = "r", *more: Event, outcome: Any = "passed") -> None:
+async def store(
+    journal: Any, run_id: str = "r", *more: Event, status: Any = RunStatus.PASSED
+) -> None:
     session, _ = await journal.open(run_id, wait=False, read=bool)
     output = Payload("json", b'{"rows":20}')
     events = [
@@ -222,7 +224,7 @@ async def store(journal: Any, run_id: str = "r", *more: Event, outcome: Any = "p
         StepSucceeded("a", 1, 2.0, output),
         *more,
     ]
-    for event in events + ([RunFinished(9.0, outcome)] if outcome else []):
+    for event in events + ([RunFinished(9.0, status)] if status else []):
         session.append(event)
     await session.close()
 
@@ -296,13 +298,13 @@ async def test_missing_rows_are_noticed(
         await journal.record("r")
 
 
-@pytest.mark.parametrize("outcome", [None, "failed"])
-async def test_a_missing_segment_is_noticed(journal: Any, database: Any, outcome: Any) -> None:
-    await store(journal, "r", outcome="failed")
+@pytest.mark.parametrize("status", [None, RunStatus.FAILED])
+async def test_a_missing_segment_is_noticed(journal: Any, database: Any, status: Any) -> None:
+    await store(journal, "r", status=RunStatus.FAILED)
     session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunResumed("r", 9.0, 20.0, {"a": (), "b": ("a",)}, {}))
-    if outcome:
-        session.append(RunFinished(9.5, outcome))
+    if status:
+        session.append(RunFinished(9.5, status))
     await session.close()
     database.query("DELETE FROM events WHERE position > 4")
 
@@ -313,7 +315,7 @@ async def test_a_missing_segment_is_noticed(journal: Any, database: Any, outcome
 async def test_missing_last_events_of_a_run_that_has_not_ended_are_not_noticed(
     journal: Any, database: Any
 ) -> None:
-    await store(journal, outcome=None)
+    await store(journal, status=None)
     database.query("DELETE FROM events WHERE position = 3")
 
     assert (await journal.report("r"))["a"].status == "RUNNING"
@@ -335,7 +337,7 @@ async def test_a_run_that_ends_between_two_reads_is_read_again(journal: Any) -> 
     seen = [(await journal._read(run, "r"))._replace(status="running", updated_at=1.0)]
     reader.store.lists.run = lambda run_id: seen.pop() if seen else run(run_id)
 
-    assert (await journal.report("r")).outcome == "passed"
+    assert (await journal.report("r")).status == "PASSED"
     assert not seen
 
 
@@ -356,7 +358,7 @@ async def test_an_output_that_is_no_json_is_refused(journal: Any, database: Any)
 async def test_a_damaged_lease_does_not_hide_its_run(journal: Any, tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     async with SQLiteJournal(path) as journal:
-        await store(journal, outcome=None)
+        await store(journal, status=None)
         await store(journal, "other")
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(
@@ -371,7 +373,7 @@ async def test_a_damaged_lease_does_not_hide_its_run(journal: Any, tmp_path: Pat
         database.execute("ALTER TABLE lax RENAME TO leases")
     async with SQLiteJournal(path) as journal:
         assert {run.owner for run in await journal.runs()} == {"7"}
-        assert (await journal.report("other")).outcome == "passed"
+        assert (await journal.report("other")).status == "PASSED"
         with pytest.raises(RunUnreadableError, match="its lease is damaged"):
             await journal.cancel("other")
     with closing(sqlite3.connect(path)) as database, database:

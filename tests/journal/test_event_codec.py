@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from asyncflow import RunNotFoundError, StepStatus
+from asyncflow import RunNotFoundError, RunStatus, StepStatus
 from asyncflow._core.errors import (
     RestoredError,
     ResultRefusedError,
@@ -124,7 +124,11 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     ),
     RunInterrupted: (times, texts),
     RunTimedOut: (times, times),
-    RunFinished: (times, st.sampled_from(["passed", "failed", "interrupted"]), texts | st.none()),
+    RunFinished: (
+        times,
+        st.sampled_from(["PASSED", "FAILED", "INTERRUPTED"]).map(RunStatus),
+        texts | st.none(),
+    ),
     AttemptStarted: (
         *(names, counts, times, times | st.just(0.0), items),
         st.sampled_from(["", "dask"]),
@@ -183,6 +187,13 @@ def test_every_text_comes_back_from_its_column(text: str) -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_characters='\0"')))
 def test_ordinary_text_is_stored_unchanged(text: str) -> None:
     assert column_of(text) == text
+
+
+def test_the_status_of_a_run_is_stored_as_it_has_always_been() -> None:
+    stored = row_of("r", 9, RunFinished(1.0, RunStatus.PASSED))
+
+    assert stored.payload == '{"outcome": "passed", "stop_reason": null}'
+    assert read(stored).status is RunStatus.PASSED  # type: ignore[union-attr]
 
 
 def read(row: EventRow) -> Event:
@@ -301,7 +312,7 @@ def test_a_malformed_row_is_refused(kind: str, payload: str | None) -> None:
         (row("AttemptStarted", "a", -1, None), "a number is out of range"),
         (row("AttemptStarted", "a", 1, None)._replace(at_ms=1e300), "a number is out of range"),
         (row("AttemptStarted", "a", 1, '{"queued_ms": "5"}'), "its queued_ms is of another type"),
-        (row("RunFinished", None, None, '{"outcome": "paused"}'), "its outcome is of another type"),
+        (row("RunFinished", None, None, '{"outcome": "paused"}'), "its status is of another type"),
         (row("StepReused", "a", None, '{"status": "PAUSED"}'), "PAUSED"),
         (
             row("StepFailed", "a", 1, '{"error": {"type": "E", "message": 5}}'),

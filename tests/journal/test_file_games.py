@@ -104,7 +104,7 @@ async def test_a_run_fails_at_the_next_commit(path: Path, game: str, stage: str)
             "claimed": isinstance(event, RunStarted),
             "first step": isinstance(event, AttemptStarted) and event.step == "s1",
             "last step": isinstance(event, AttemptStarted) and event.step == "s2",
-            "ended": isinstance(event, RunFinished) and event.outcome == "passed",
+            "ended": isinstance(event, RunFinished) and event.status == "PASSED",
         }
         if is_due[stage]:
             play(path)
@@ -186,7 +186,7 @@ async def test_a_run_resumes_when_its_files_are_put_back(path: Path, suffixes: l
 
         assert report.all_passed
         assert calls == ["first", "second", "second"]
-        assert [record.status for record in await journal.runs()] == ["passed"]
+        assert [record.status for record in await journal.runs()] == ["PASSED"]
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])

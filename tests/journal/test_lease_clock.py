@@ -119,8 +119,8 @@ async def test_a_run_keeps_its_lease_when_the_wall_clock_jumps(
         report = await run_pipeline([WorkflowStep("a", act)], journal=journal, run_id="r")
 
         report.raise_for_failures()
-        session, outcome = await other.open("r", wait=False, read=lambda run: run.outcome)
-        assert outcome == "passed"
+        session, outcome = await other.open("r", wait=False, read=lambda run: run.status)
+        assert outcome == "PASSED"
         await session.close()
 
 

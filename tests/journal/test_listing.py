@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow import RunNotFoundError
+from asyncflow import RunNotFoundError, RunStatus
 from asyncflow.events import AttemptStarted, RunFinished, RunResumed, RunStarted
 from asyncflow.journal import RunRecord
 from asyncflow.journal._sqlite import SQLite
@@ -26,13 +26,13 @@ async def a_run(
     run_id: str,
     wall_time: float = 1.0,
     *,
-    outcome: Any = "passed",
+    status: Any = RunStatus.PASSED,
     pipeline: str = "",
 ) -> None:
     session, _ = await journal.open(run_id, wait=False, read=bool)
     session.append(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
-    if outcome:
-        session.append(RunFinished(9.0, outcome))
+    if status:
+        session.append(RunFinished(9.0, status))
     await session.close()
 
 
@@ -118,7 +118,7 @@ async def test_text_search_covers_ids_and_names_and_ignores_case(journal: Any) -
     assert await found("-") == ["Käse-3", "Nightly-1", "under_4", "x-2"]
     assert await found("a-y") == []
     assert await found("") == ["Käse-3", "Nightly-1", "under_4", "x-2"]
-    assert await ids(journal.runs(text="nightly", pipeline="etl", status="passed")) == ["Nightly-1"]
+    assert await ids(journal.runs(text="nightly", pipeline="etl", status="PASSED")) == ["Nightly-1"]
 
 
 @given(st.text(st.sampled_from(string.punctuation + "aÄß 1"), min_size=1, max_size=6))
@@ -145,10 +145,10 @@ async def test_every_character_of_a_search_text_matches_itself(journal: Any) -> 
 # --- by whether a process runs them --------------------------------------------------------------
 
 
-async def test_a_record_says_whether_its_run_is_orphaned(make_journal: Make, database: Any) -> None:
+async def test_a_run_that_no_process_runs_is_orphaned(make_journal: Make, database: Any) -> None:
     journal = make_journal(owner="me")
     await a_run(journal, "ended", 1.0)
-    await a_run(journal, "left", 2.0, outcome=None)
+    await a_run(journal, "left", 2.0, status=None)
     sessions = {}
     for number, run_id in enumerate(["going on", "silent"]):
         sessions[run_id], _ = await journal.open(run_id, wait=False, read=bool)
@@ -158,21 +158,19 @@ async def test_a_record_says_whether_its_run_is_orphaned(make_journal: Make, dat
 
     runs = {run.run_id: run for run in await journal.runs()}
 
-    assert {run_id: run.orphaned for run_id, run in runs.items()} == {
-        "silent": True,
-        "going on": False,
-        "left": True,
-        "ended": False,
+    assert {run_id: run.status for run_id, run in runs.items()} == {
+        "silent": "ORPHANED",
+        "going on": "RUNNING",
+        "left": "ORPHANED",
+        "ended": "PASSED",
     }
     assert (runs["going on"].owner, runs["silent"].owner) == ("me", None)
-    assert await ids(journal.runs(orphaned=True)) == ["silent", "left"]
-    assert await ids(journal.runs(orphaned=True, limit=1)) == ["silent"]
-    assert await ids(journal.runs(orphaned=True, before=(4.0, "silent"))) == ["left"]
-    assert await ids(journal.runs(orphaned=True, status="passed")) == []
-    assert await ids(journal.runs(orphaned=True, limit=0)) == []
-    assert await ids(journal.runs(orphaned=False)) == ["going on", "ended"]
-    assert await ids(journal.runs(orphaned=False, status="running")) == ["going on"]
-    assert await journal.orphans() == await journal.runs(orphaned=True)
+    assert await ids(journal.runs("ORPHANED")) == ["silent", "left"]
+    assert await ids(journal.runs("ORPHANED", limit=1)) == ["silent"]
+    assert await ids(journal.runs("ORPHANED", before=(4.0, "silent"))) == ["left"]
+    assert await ids(journal.runs("ORPHANED", limit=0)) == []
+    assert await ids(journal.runs("RUNNING")) == ["going on"]
+    assert await journal.orphans() == await journal.runs("ORPHANED")
     await sessions["going on"].close()
 
 
@@ -181,17 +179,17 @@ async def test_orphans_are_found_across_many_pages(
 ) -> None:
     monkeypatch.setattr("asyncflow.journal._reader._PAGE", 3)
     for number in range(10):
-        await a_run(journal, f"r{number}", float(number // 2), outcome=None)
+        await a_run(journal, f"r{number}", float(number // 2), status=None)
     database.query(
         "UPDATE leases SET owner = 'x', process = '{}', expires_at = 1e12 WHERE token > 0"
     )
     database.query("UPDATE leases SET owner = NULL WHERE run_id IN ('r1', 'r8', 'r9')")
 
-    assert await ids(journal.runs(orphaned=True)) == ["r9", "r8", "r1"]
-    assert await ids(journal.runs(orphaned=True, limit=2)) == ["r9", "r8"]
+    assert await ids(journal.runs("ORPHANED")) == ["r9", "r8", "r1"]
+    assert await ids(journal.runs("ORPHANED", limit=2)) == ["r9", "r8"]
     assert await ids(journal.orphans()) == ["r9", "r8", "r1"]
-    assert len(await journal.runs(orphaned=False, limit=None)) == 7
-    assert await ids(journal.runs(orphaned=False, limit=4)) == ["r7", "r6", "r5", "r4"]
+    assert len(await journal.runs("RUNNING", limit=None)) == 7
+    assert await ids(journal.runs("RUNNING", limit=4)) == ["r7", "r6", "r5", "r4"]
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -199,12 +197,14 @@ async def test_orphans_are_found_across_many_pages(
 
 async def test_one_run_has_one_record(journal: Any, database: Any) -> None:
     await a_run(journal, "nightly-1", 100.0, pipeline='"etl')
-    await a_run(journal, "nightly-2", 200.0, outcome=None)
+    await a_run(journal, "nightly-2", 200.0, status=None)
     database.query("UPDATE runs SET updated_at = 107.5")
 
     ended = await journal.record("nightly-1")
 
-    assert ended == RunRecord("nightly-1", '"etl', "passed", 100.0, 107.5, None, latest_ms=9.0)
+    assert ended == RunRecord(
+        "nightly-1", '"etl', RunStatus.PASSED, 100.0, 107.5, None, latest_ms=9.0
+    )
     assert (ended.duration_s, ended.span_s) == (0.009, 0.009)
     assert ended.place == (100.0, "nightly-1")
     assert (await journal.record("nightly-2")).duration_s == 0.0  # its process gave it up
@@ -229,11 +229,11 @@ async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not
     session.append(RunResumed("r", 2_000.0, 130.0, {"a": ()}, {}))
     await session.flush()
     running = await journal.record("r")
-    session.append(RunFinished(3_000.0, "passed"))
+    session.append(RunFinished(3_000.0, RunStatus.PASSED))
     await session.close()
     ended, report = await journal.record("r"), await journal.report("r")
 
-    assert (orphan.orphaned, orphan.duration_s, orphan.span_s) == (True, 2.0, 2.0)
+    assert (orphan.status, orphan.duration_s, orphan.span_s) == ("ORPHANED", 2.0, 2.0)
     assert (so_far.total_duration_ms, so_far.span_ms) == (2_000.0, 2_000.0)
     assert (running.duration_s, running.span_s, running.paused_s) == (None, None, 28.0)
     assert (ended.duration_s, ended.span_s) == (3.0, 31.0)
@@ -241,10 +241,10 @@ async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not
 
 
 async def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(journal: Any) -> None:
-    await a_run(journal, "r", 100.0, outcome=None)
+    await a_run(journal, "r", 100.0, status=None)
     session, _ = await journal.open("r", wait=False, read=bool)
     session.append(RunResumed("r", 0.0, 40.0, {"a": ()}, {}))
-    session.append(RunFinished(3_000.0, "passed"))
+    session.append(RunFinished(3_000.0, RunStatus.PASSED))
     await session.close()
 
     record = await journal.record("r")
@@ -267,7 +267,6 @@ async def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(journal: A
         ({"text": "a\0"}, ValueError, "text must have at most 1,000 characters, and neither NUL"),
         ({"text": "\ud800"}, ValueError, "text must have at most 1,000 characters"),
         ({"text": "x" * 1_001}, ValueError, "text must have at most 1,000 characters"),
-        ({"orphaned": 1}, TypeError, "orphaned must be True, False or None, not int"),
         ({"parent": 1}, TypeError, "parent must be a str, not int"),
     ],
 )

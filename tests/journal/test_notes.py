@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow import RunStatus, WorkflowStep, current_step, run_pipeline
 from asyncflow._core.errors import JournalError, LeaseLostError, RunNotFoundError
 from asyncflow.events import (
     AttemptStarted,
@@ -50,7 +50,7 @@ async def store(journal: Any, *said: NoteEvent, run_id: str = "r") -> None:
     session = await opened(journal, run_id)
     for note in said:
         session.append_note(note)
-    session.append(RunFinished(9.0, "passed"))
+    session.append(RunFinished(9.0, RunStatus.PASSED))
     await session.close()
 
 
@@ -62,7 +62,7 @@ async def test_notes_come_back_as_they_were_and_in_order(journal: Any) -> None:
     ]
     assert [each.event for each in await journal.events("r")] == [
         RunStarted("r", 1.0, {"a": (), "b\0": ()}),
-        RunFinished(9.0, "passed"),
+        RunFinished(9.0, RunStatus.PASSED),
     ]
     assert (await journal.report("r")).total_duration_ms == 9.0
 
@@ -267,7 +267,7 @@ async def test_a_damaged_note_is_replaced_by_a_record_that_says_so(
     assert (shown.level, shown.item) == (40, None)
     assert "is damaged and can't be shown: ValueError: its checksum is wrong" in shown.message
     assert len(found) == 3
-    assert (await journal.report("r")).outcome == "passed"
+    assert (await journal.report("r")).status == "PASSED"
 
 
 async def test_damaged_data_of_an_attachment_are_noticed_when_they_are_read(

@@ -16,7 +16,7 @@ import typing
 import uuid
 import weakref
 import zoneinfo
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -52,6 +52,9 @@ class Colour(enum.Enum):
 
 
 class Text(str): ...
+
+
+class OwnPath(PurePosixPath): ...
 
 
 class Pair(NamedTuple):
@@ -101,6 +104,10 @@ CENTRAL = datetime.timezone(datetime.timedelta(hours=1), "CET")
         (datetime.timedelta(1, 2, 3), datetime.timedelta),
         (decimal.Decimal("1.0"), decimal.Decimal),
         (uuid.UUID(int=1), uuid.UUID),
+        (Path("a/b.csv"), Path),
+        (PureWindowsPath("C:/a"), PureWindowsPath),
+        ([Path("a"), None], list[Path | None]),
+        ({"a": {Path("b")}}, dict[str, set[Path]]),
         (Colour.RED, Colour),
         (Pair(1, "x"), Pair),
         ([Thing("a", ("x",))], list[Thing]),
@@ -149,6 +156,9 @@ def test_a_value_that_comes_back_equal_is_stored(value: Any, hint: Any) -> None:
         (((1,),), list, "tuple would come back as list"),
         (bytearray(b"x"), bytes, "bytearray would come back as bytes"),
         ([bytearray(b"x")], list[bytes], "bytearray would come back as bytes, at [0]"),
+        (Path("a"), Any, "Path would come back as str; annotate what the action returns"),
+        (Path("a"), PurePath, "Path would come back as pathlib"),
+        (OwnPath("a"), OwnPath, "test_payload_codec.OwnPath comes back the same"),
         (object(), Any, "Encoding objects of type object is unsupported"),
         (lambda: None, Any, "Encoding objects of type function is unsupported"),
         ("\ud800", Any, "UnicodeEncodeError"),
@@ -197,6 +207,8 @@ def test_a_refusal_suggests_a_remedy(value: Any, hint: Any, output: str, given: 
         ({"left": 1}, Pair),
         ([1, "x"], Pair),
         ({"name": "a", "more": 1}, Thing),
+        (7, Path),
+        ("a", Path),
     ],
 )
 def test_a_value_that_violates_its_annotation_is_stored_if_it_comes_back_equal(

@@ -9,7 +9,7 @@ import pytest
 from golden_run import GOLDEN
 from resumed_run import RESUMED
 
-from asyncflow import Orchestrator, RestoredOutput, WorkflowStep, run_pipeline
+from asyncflow import Orchestrator, RestoredOutput, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import describe_error
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED, Payload
@@ -46,11 +46,11 @@ def of_one_step(
     started_at: float,
     *events: Event,
     pipeline: str = "etl",
-    outcome: Any = "passed",
+    status: Any = RunStatus.PASSED,
     inputs: dict[str, Any] | None = None,
 ) -> list[Event]:
     start = RunStarted(run_id, started_at, {"a": ()}, pipeline, inputs=inputs or {})
-    ended = [RunFinished(100.0, outcome)] if outcome else []
+    ended = [RunFinished(100.0, status)] if status else []
     return [start, *events, *ended]
 
 
@@ -97,9 +97,9 @@ async def test_the_statistics_of_runs_agree_with_their_reports(journal: Any) -> 
         assert step.durations_ms == pytest.approx(
             tuple(report[name].duration_ms for report in reversed(reports))
         )
-    assert found.steps["flaky"].outcomes == ("retried", "retried")
+    assert found.steps["flaky"].outcomes == ("RETRIED", "RETRIED")
     assert found.steps["flaky"].flakiness == 1.0
-    assert found.steps["doubled"].outcomes == ("passed", "passed")
+    assert found.steps["doubled"].outcomes == ("SUCCESS", "SUCCESS")
     assert found.success_rate == 1.0
     assert found.median_ms == pytest.approx(sum(report.total_duration_ms for report in reports) / 2)
 
@@ -199,7 +199,7 @@ async def test_a_damaged_run_is_marked_and_the_others_count(
         "r1": True,
         "r2": False,
     }
-    assert found.steps["a"].outcomes == ("passed", None, "passed")
+    assert found.steps["a"].outcomes == ("SUCCESS", None, "SUCCESS")
     assert found.steps["a"].passed_ms == [2.0, 0.0]
     assert found.passed_ms == [100.0, 100.0]
     assert found.success_rate == 1.0
@@ -233,12 +233,12 @@ async def test_what_a_fork_takes_over_is_reused_and_no_duration(journal: Any) ->
     found = await journal.statistics("etl")
 
     assert not any(run.damaged for run in found.runs)
-    assert found.steps["numbers"].outcomes == ("reused", "reused", "reused", "passed")
-    assert found.steps["doubled"].outcomes == ("passed", "reused", "reused", "passed")
-    assert found.steps["flaky"].outcomes == ("skipped", "skipped", "skipped", "retried")
+    assert found.steps["numbers"].outcomes == ("REUSED", "REUSED", "REUSED", "SUCCESS")
+    assert found.steps["doubled"].outcomes == ("SUCCESS", "REUSED", "REUSED", "SUCCESS")
+    assert found.steps["flaky"].outcomes == ("SKIPPED", "SKIPPED", "SKIPPED", "RETRIED")
     for step in found.steps.values():
         assert [ms is None for ms in step.durations_ms] == [
-            outcome in ("reused", "skipped") for outcome in step.outcomes
+            outcome in ("REUSED", "SKIPPED") for outcome in step.outcomes
         ]
     assert found.usual_ms == {}
     # A fork takes as long as what it runs, which is no duration of its pipeline.
@@ -258,7 +258,7 @@ async def test_long_outputs_that_a_fork_takes_over_are_not_read(
 
     assert sum(len(str(row)) for row in rows) < 2_000
     assert not found.runs[0].damaged
-    assert found.steps["a"].outcomes == ("reused",)
+    assert found.steps["a"].outcomes == ("REUSED",)
     database.query("UPDATE events SET step = NULL WHERE kind = 'StepTakenOver'")
     assert (await journal.statistics("etl")).runs[0].damaged
 
@@ -268,12 +268,12 @@ async def test_a_run_that_changes_between_two_reads_is_not_damaged(
     journal: Any, change: str
 ) -> None:
     session, _ = await journal.open("r", wait=False, read=bool)
-    for event in of_one_step("r", 1.0, *passed(3.0), outcome=None):
+    for event in of_one_step("r", 1.0, *passed(3.0), status=None):
         session.append(event)
     await session.flush()
     reader = journal._reader
     before = await journal._read(reader.store.lists.runs, RunFilter())
-    session.append(RunFinished(100.0, "passed"))
+    session.append(RunFinished(100.0, RunStatus.PASSED))
     await session.close()
     if change == "is deleted":
         await journal.forget("r")
@@ -283,7 +283,7 @@ async def test_a_run_that_changes_between_two_reads_is_not_damaged(
 
     assert before[0].status == "running"
     assert [(run.status, run.damaged) for run in found.runs] == (
-        [("passed", False)] if change == "ends" else []
+        [("PASSED", False)] if change == "ends" else []
     )
 
 
@@ -313,7 +313,7 @@ async def test_summaries_and_statistics_use_indexes(
         return read(lists, sql, values)
 
     monkeypatch.setattr(RunLists, "_read", explained)
-    statuses: list[Any] = ["running", "failed", "interrupted", "passed"]
+    statuses: list[Any] = ["RUNNING", "FAILED", "INTERRUPTED", "PASSED"]
     numbers = range(1, 21)
     records = [RunRecord(f"r{n}", "etl", statuses[n % 4], 0.0, 0.0, None) for n in numbers]
 
@@ -349,16 +349,18 @@ async def test_a_damaged_name_is_listed_as_far_as_it_can_be_read(
 
 
 async def test_runs_are_counted_by_their_listed_status(journal: Any, database: Any) -> None:
-    for number, outcome in enumerate(["passed", "passed", "failed", "interrupted", None, None]):
-        events = of_one_step(f"r{number}", 1.0 + number, *passed(1.0), outcome=outcome)
+    for number, status in enumerate(["PASSED", "PASSED", "FAILED", "INTERRUPTED", None, None]):
+        events = of_one_step(
+            f"r{number}", 1.0 + number, *passed(1.0), status=status and RunStatus(status)
+        )
         await store(journal, f"r{number}", events)
     held, _ = await journal.open("r4", wait=False, read=bool)
     await store(journal, "x", of_one_step("x", 9.0, *passed(1.0), pipeline="other"))
 
     counts = await journal.counts("etl")
 
-    assert counts == {"running": 1, "orphaned": 1, "passed": 2, "failed": 1, "interrupted": 1}
-    assert (await journal.counts())["passed"] == 3
+    assert counts == {"RUNNING": 1, "ORPHANED": 1, "PASSED": 2, "FAILED": 1, "INTERRUPTED": 1}
+    assert (await journal.counts())["PASSED"] == 3
     assert sum((await journal.counts("etl", since=4.0)).values()) == 3
     assert sum((await journal.counts("nothing")).values()) == 0
     await held.close()
@@ -372,7 +374,7 @@ async def test_no_count_is_negative_if_runs_change_between_two_reads(journal: An
 
     counts = await journal.counts()
 
-    assert (counts["running"], counts["orphaned"]) == (0, 1)
+    assert (counts["RUNNING"], counts["ORPHANED"]) == (0, 1)
 
 
 # --- how a run stands ----------------------------------------------------------------------------
@@ -407,18 +409,18 @@ async def test_a_failed_run_says_its_first_error(journal: Any) -> None:
     ]
     resumption = RunResumed("one", 100.0, 9.0, {"a": ()}, {}, afresh=True)
 
-    found = await summary(journal, "one", *FAILED, resumption, *again, outcome="failed")
+    found = await summary(journal, "one", *FAILED, resumption, *again, status=RunStatus.FAILED)
 
     assert (found.failed_step, describe_error(found.error)) == ("a", "KeyError: 'first'")
-    plain = await summary(journal, "two", *FAILED, outcome="failed")
+    plain = await summary(journal, "two", *FAILED, status=RunStatus.FAILED)
     assert describe_error(plain.error) == "ValueError: bad day"
 
 
 async def test_an_interrupted_run_says_why_it_stopped(journal: Any) -> None:
     why = "the caller was cancelled"
-    events = [RunInterrupted(9.0, why), RunFinished(10.0, "interrupted", why)]
+    events = [RunInterrupted(9.0, why), RunFinished(10.0, RunStatus.INTERRUPTED, why)]
 
-    found = await summary(journal, "r", *events, outcome=None)
+    found = await summary(journal, "r", *events, status=None)
 
     assert found.stop_reason == why
 
@@ -442,8 +444,8 @@ async def test_long_inputs_are_left_out(journal: Any) -> None:
 
 
 async def test_a_run_whose_events_are_damaged_has_no_summary(journal: Any, database: Any) -> None:
-    await summary(journal, "bad", *FAILED, outcome="failed")
-    await summary(journal, "good", *FAILED, outcome="failed")
+    await summary(journal, "bad", *FAILED, status=RunStatus.FAILED)
+    await summary(journal, "good", *FAILED, status=RunStatus.FAILED)
     database.query("UPDATE events SET checksum = 1 WHERE run_id = 'bad'")
 
     found = await journal.summaries(await journal.runs())

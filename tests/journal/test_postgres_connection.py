@@ -208,11 +208,11 @@ async def test_tables_of_the_first_schema_are_migrated(
         )
 
     assert statuses == {
-        "passed": "passed",
-        "failed": "failed",
-        "timed out": "failed",
-        "interrupted": "interrupted",
-        "cut short": "running",
+        "passed": "PASSED",
+        "failed": "FAILED",
+        "timed out": "FAILED",
+        "interrupted": "INTERRUPTED",
+        "cut short": "ORPHANED",
     }
     assert report["price"].output == ["3.00"] * 3
     assert again.all_passed

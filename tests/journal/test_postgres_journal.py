@@ -284,7 +284,7 @@ async def test_another_process_finishes_the_runs_of_a_killed_process(
     assert sorted(calls) == ALL_STEPS
     async with PostgresJournal(dsn) as journal:
         for record in await journal.runs():
-            assert record.status == "passed"
+            assert record.status == "PASSED"
             await assert_each_call_was_stored_first(journal, record.run_id, calls)
 
 

@@ -550,7 +550,7 @@ def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> Non
 
     assert found == [("old", 2)]
     assert pruned == 1
-    assert [run.run_id for run in store.lists.runs(RunFilter("passed", "", 0.0))] == ["active"]
+    assert [run.run_id for run in store.lists.runs(RunFilter("PASSED", "", 0.0))] == ["active"]
     with psycopg.connect(dsn) as connection:
         for table in ("runs", "leases", "events"):
             names = connection.execute(f"SELECT DISTINCT run_id FROM asyncflow.{table}".encode())

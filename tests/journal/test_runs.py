@@ -89,7 +89,7 @@ async def test_a_failed_run_resumes_where_it_stopped(make_journal: Any) -> None:
     assert passed.all_passed
     assert passed["load"].output == (2, 4, 6)
     (record,) = await make_journal().runs()
-    assert record.status == "passed"
+    assert record.status == "PASSED"
     assert str(await make_journal().report("r")) == str(passed)
 
 
@@ -173,7 +173,7 @@ async def test_many_runs_share_a_journal(journal: Any) -> None:
     reports = await asyncio.gather(*map(one, range(20)))
 
     assert all(report.all_passed for report in reports)
-    assert len(await journal.runs(status="passed")) == 20
+    assert len(await journal.runs(status="PASSED")) == 20
 
 
 async def test_concurrent_callers_of_a_passed_run_all_receive_its_report(

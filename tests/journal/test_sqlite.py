@@ -303,7 +303,7 @@ async def main():
         is_full = False
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         report = await run_pipeline(steps, journal=journal, run_id="r")
-        print(report.outcome, [result.step_name for result in report.reused])
+        print(report.status, [result.step_name for result in report.reused])
 asyncio.run(main())
 """
 

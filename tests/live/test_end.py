@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.text import Text
 from watched_runs import random_events
 
-from asyncflow import RestoredError
+from asyncflow import RestoredError, RunStatus
 from asyncflow._views.run_end import failed_steps, lost_steps, verdict
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -74,7 +74,7 @@ def run_of_40(errors: Mapping[str, Exception], *, more: Iterable[Event] = ()) ->
         events.append(AttemptStarted(name, 1, 20.0))
         events.append(StepFailed(name, 1, 1_200.0 + at, error))
     events += [StepSkipped(name, 1_300.0, STOP) for name in skipped]
-    return [*events, *more, RunFinished(4_900.0, "failed", STOP)]
+    return [*events, *more, RunFinished(4_900.0, RunStatus.FAILED, STOP)]
 
 
 def test_only_what_did_not_succeed_is_shown_and_the_verdict_is_last() -> None:
@@ -219,7 +219,7 @@ def test_lost_steps_are_grouped_by_reason_the_cancelled_ones_first() -> None:
         StepCancelled("e", 1, 2.0, "it had to stop", RuntimeError("no clean-up")),
         *(StepSkipped(name, 2.0, f"reason {name}") for name in "fgh"),
         StepSkipped("on purpose", 2.0, "its condition was false", on_purpose=True),
-        RunFinished(3.0, "failed"),
+        RunFinished(3.0, RunStatus.FAILED),
     ]
 
     assert lines_of(events) == [
@@ -242,7 +242,7 @@ def test_a_passed_run_has_one_line() -> None:
         RunStarted("r", 0.0, {"a": ()}),
         AttemptStarted("a", 1, 1.0),
         StepSucceeded("a", 1, 1.0, None),
-        RunFinished(2.0, "passed"),
+        RunFinished(2.0, RunStatus.PASSED),
     ]
 
     assert lines_of(events) == ["✓ PASSED in 2 ms: 1 succeeded  run r"]
@@ -255,7 +255,8 @@ def test_the_golden_run_ends_with_its_failure() -> None:
     lines = lines_of(GOLDEN, width=199)
 
     assert lines[-1] == (
-        "✗ FAILED in 5.0 s of 1 h 0 min: 7 succeeded, 1 failed, 1 cancelled, 3 skipped, 3 retried"
+        "✗ FAILED in 5.0 s of 1 h 0 min: 7 succeeded, 1 failed, 1 cancelled, 3 skipped, 3 retried, "
+        "6 reused"
     )
     assert lines[1] == "✗ FAILED     <script>alert('step')</script>  attempt 2 of 2, 399 ms"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from resumed_run import RESUMED
 from watched_runs import random_events
 
-from asyncflow import StepStatus
+from asyncflow import RunStatus, StepStatus
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
@@ -383,11 +383,11 @@ class TestFrame:
 
         assert lines_of(run)[2] == "stopped because it was cancelled"
         assert lines_of(run)[-1].startswith("■ STOPPING  5 ms")
-        run.apply(RunFinished(6.0, "interrupted", "it was cancelled"))
+        run.apply(RunFinished(6.0, RunStatus.INTERRUPTED, "it was cancelled"))
         assert lines_of(run)[-1].startswith("■ INTERRUPTED  6 ms")
 
     def test_a_run_without_steps_has_a_frame(self) -> None:
-        run = run_of([RunStarted("r", 0.0, {}), RunFinished(1.0, "passed")])
+        run = run_of([RunStarted("r", 0.0, {}), RunFinished(1.0, RunStatus.PASSED)])
 
         assert lines_of(run) == ["run r", "━" * 65 + "  0 of 0 steps", "✓ PASSED  1 ms"]
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from asyncflow import RunStatus
 from asyncflow.events import Event, RunFinished, RunStarted
 from asyncflow.live._renderer import EventBuffer, RenderThread
 
-STARTED, FINISHED = RunStarted("r", 0.0, {}), RunFinished(1.0, "passed")
+STARTED, FINISHED = RunStarted("r", 0.0, {}), RunFinished(1.0, RunStatus.PASSED)
 
 
 class Recorder:

@@ -14,7 +14,7 @@ from resumed_run import RESUMED, crashed_often
 from rich.cells import cell_len
 from watched_runs import random_events
 
-from asyncflow import StepTimeoutError
+from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
@@ -122,7 +122,7 @@ def test_three_attempts_are_three_bars_with_two_gaps() -> None:
         AttemptFailed("step", 2, 3_000.0, error, 2_000.0),
         AttemptStarted("step", 3, 6_000.0, queued_ms=1_000.0),
         StepFailed("step", 3, 7_000.0, StepTimeoutError("step", 3, 1_000.0, "attempt")),
-        RunFinished(7_000.0, "failed"),
+        RunFinished(7_000.0, RunStatus.FAILED),
     ]
 
     row = row_of("step", *events, width=98)
@@ -165,7 +165,7 @@ def test_a_millisecond_beside_hours_has_a_cell() -> None:
         StepSucceeded("short", 1, 1.0, None),
         AttemptStarted("long", 1, 1.0),
         StepSucceeded("long", 1, 5 * HOUR, None),
-        RunFinished(5 * HOUR, "passed"),
+        RunFinished(5 * HOUR, RunStatus.PASSED),
     ]
 
     assert row_of("short", *events).count("█") == 1
@@ -248,7 +248,7 @@ def test_critical_steps_are_marked_and_wide_names_are_elided() -> None:
         RunStarted("r", 0.0, {name: ()}),
         AttemptStarted(name, 1, 0.0),
         StepSucceeded(name, 1, 10.0, None),
-        RunFinished(10.0, "passed"),
+        RunFinished(10.0, RunStatus.PASSED),
     ]
 
     row = lines_of(RunView(events))[2]
@@ -270,7 +270,7 @@ def test_the_axis_has_round_labels(end_ms: float, width: int, labels: list[str])
         RunStarted("r", 0.0, {"s": ()}),
         AttemptStarted("s", 1, 0.0),
         StepSucceeded("s", 1, end_ms, None),
-        RunFinished(end_ms, "passed"),
+        RunFinished(end_ms, RunStatus.PASSED),
     ]
 
     axis = lines_of(RunView(events), width)[0]

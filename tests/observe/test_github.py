@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from asyncflow import RestoredError, RunReport, StepResult, WorkflowStep, run_pipeline
+from asyncflow import RestoredError, RunReport, RunStatus, StepResult, WorkflowStep, run_pipeline
 from asyncflow._core.results import StepStatus
 from asyncflow.github import (
     MAX_SUMMARY_BYTES,
@@ -83,7 +83,9 @@ def failing(error: Exception, name: str = "train") -> RunReport:
 
 
 def report_of(results: list[StepResult]) -> RunReport:
-    return RunReport("r", results, total_duration_ms=9_000.0, wall_time=0.0, outcome="failed")
+    return RunReport(
+        "r", results, total_duration_ms=9_000.0, wall_time=0.0, status=RunStatus.FAILED
+    )
 
 
 def failed(name: str, error: BaseException) -> StepResult:

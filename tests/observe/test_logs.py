@@ -241,7 +241,7 @@ def test_a_record_of_an_event_carries_the_fields_of_the_event(log, records):
     failed, finished = by_kind["AttemptFailed"], by_kind["RunFinished"]
     assert (failed.retry_in_ms, failed.at_ms, failed.exc_info) == (100.0, 0.0, None)
     assert by_kind["AttemptStarted"].queued_ms == 0.0
-    assert (finished.outcome, finished.stop_reason, finished.at_ms) == ("passed", None, 100.0)
+    assert (finished.status, finished.stop_reason, finished.at_ms) == ("PASSED", None, 100.0)
 
 
 def test_an_output_is_never_logged(log, records):

@@ -22,6 +22,7 @@ from telemetry import Telemetry, status_of
 from asyncflow import (
     Orchestrator,
     RestoredError,
+    RunStatus,
     StepStatus,
     WorkflowStep,
     current_step,
@@ -613,7 +614,7 @@ def test_a_blocked_loop_and_an_abandoned_thread_are_events_of_the_attempts_span(
         ThreadAbandoned("a", 1, 500.0),
         StepSucceeded("a", 1, 600.0, None),
         LoopBlocked("a", 1, 610.0, 350.0, "etl.py:12 in load"),  # the attempt has already ended
-        RunFinished(700.0, "passed"),
+        RunFinished(700.0, RunStatus.PASSED),
     ]:
         observe(event)
 
@@ -635,7 +636,7 @@ def test_the_span_of_an_attempt_says_on_which_engine_and_worker_it_ran(otel):
         AttemptStarted("a", 1, 100.0, 40.0, engine="dask"),
         AttemptBegan("a", 1, 300.0, "dask", "w1"),
         StepSucceeded("a", 1, 600.0, None),
-        RunFinished(700.0, "passed"),
+        RunFinished(700.0, RunStatus.PASSED),
     ]:
         observe(event)
 
@@ -697,7 +698,7 @@ def test_a_reused_step_keeps_its_stored_status(otel, status, result, code):
     for event in [
         RunResumed("r", 500.0, 1_000.0, {"a": ()}, {}, pipeline="etl"),
         StepReused("a", 500.0, status=status),
-        RunFinished(501.0, "failed"),
+        RunFinished(501.0, RunStatus.FAILED),
     ]:
         observe(event)
 
@@ -714,9 +715,9 @@ def test_a_resumed_run_does_not_inherit_the_stop_of_the_earlier_segment(otel):
         AttemptStarted("a", 1, 0.0),
         StepFailed("a", 1, 1.0, LookupError("nothing there")),
         RunTimedOut(2.0, 2.0),
-        RunFinished(3.0, "failed"),
+        RunFinished(3.0, RunStatus.FAILED),
         RunResumed("r", 3.0, 1_000.0, {"a": ()}, {}, pipeline="etl"),
-        RunFinished(4.0, "failed"),
+        RunFinished(4.0, RunStatus.FAILED),
     ]:
         observe(event)
 

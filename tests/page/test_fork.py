@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from asyncflow import RunStatus
 from asyncflow._core.replay import StoredRun
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -42,7 +43,7 @@ FORK: list[Event] = [
     StepReused("fetch", 0.0, origin="calm-otter"),
     AttemptStarted("load", 1, 0.0),
     StepSucceeded("load", 1, 40.0, 2),
-    RunFinished(40.0, "passed"),
+    RunFinished(40.0, RunStatus.PASSED),
 ]
 
 

@@ -11,7 +11,7 @@ from golden_run import GOLDEN, HOSTILE
 from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed
 from page.test_page import Parsed, run_of, run_of_failures, started
 
-from asyncflow import RunReport, StepResult, StepStatus
+from asyncflow import RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._core.record import replace
 from asyncflow._views.notes import MOST_LINES, TAIL, RunNotes, level_name
 from asyncflow._views.run_view import RunView
@@ -376,7 +376,7 @@ def test_notes_may_be_among_the_events_or_beside_them_or_beside_a_report() -> No
     result = StepResult("a", StepStatus.SUCCESS, 1, 5.0, 1, started_ms=0.0)
     report = RunReport("r", [result], total_duration_ms=9.0, wall_time=1_000.0)
     note = logged("a", "hello")
-    events: list[Event] = [started("a"), RunFinished(1.0, "passed")]
+    events: list[Event] = [started("a"), RunFinished(1.0, RunStatus.PASSED)]
 
     among, beside = to_html([events[0], note, events[1]]), to_html(events, [note])
 
@@ -409,7 +409,7 @@ def stored(fingerprint: str, **more: object) -> list[Event]:
         ),
         AttemptStarted("extract", 1, 0.0),
         StepSucceeded("extract", 1, 9.0, {"rows": list(range(100))}),
-        RunFinished(10.0, "failed"),
+        RunFinished(10.0, RunStatus.FAILED),
     ]
 
 
@@ -494,7 +494,7 @@ def test_attempts_of_items_take_no_room_from_tracebacks_that_are_shown() -> None
 
 def test_a_run_that_can_be_resumed_has_the_command() -> None:
     command = "asyncflow resume r1 MODULE:PIPELINE --journal JOURNAL"
-    passed = [*stored("()")[:-1], RunFinished(10.0, "passed")]
+    passed = [*stored("()")[:-1], RunFinished(10.0, RunStatus.PASSED)]
 
     assert f"To resume it {command} Copy" in Parsed(to_html(stored("()"))).text
     assert (

@@ -22,6 +22,7 @@ from asyncflow import (
     Attempt,
     RestoredOutput,
     RunReport,
+    RunStatus,
     Segment,
     StepResult,
     StepStatus,
@@ -439,7 +440,7 @@ def test_an_event_of_a_removed_step_is_listed() -> None:
 
 
 def test_a_run_without_steps_has_a_page() -> None:
-    text = Parsed(to_html([started(), RunFinished(0.0, "passed")])).text
+    text = Parsed(to_html([started(), RunFinished(0.0, RunStatus.PASSED)])).text
 
     assert "✓ PASSED" in text
     assert text.count("The pipeline has no steps.") == 2
@@ -538,12 +539,12 @@ def test_a_skipped_step_does_not_say_that_it_ran_again() -> None:
         StepFailed("load", 1, 1.0, ValueError("no")),
         AttemptStarted("alert", 1, 1.0),
         StepSucceeded("alert", 1, 2.0, None),
-        RunFinished(2.0, "failed"),
+        RunFinished(2.0, RunStatus.FAILED),
         RunResumed("r", 2.0, 9.0, edges, {}, unfinished=why, afresh=True),
         AttemptStarted("load", 1, 2.0),
         StepSucceeded("load", 1, 3.0, None),
         StepSkipped("alert", 3.0, "no dependency failed", on_purpose=True),
-        RunFinished(3.0, "passed"),
+        RunFinished(3.0, RunStatus.PASSED),
     ]
 
     text = section("details", events)
@@ -684,14 +685,14 @@ def test_hostile_text_does_not_change_the_structure_of_the_page(text: str) -> No
         AttemptStarted(text, 1, 0.0),
         StepFailed(text, 1, 1.0, ValueError(text)),
         StepSkipped("z", 1.0, text),
-        RunFinished(2.0, "failed", text),
+        RunFinished(2.0, RunStatus.FAILED, text),
     ]
     plain = [
         RunStarted("t", 0.0, {"t": (), "z": ("t",)}, "t", inputs={"t": "t"}),
         AttemptStarted("t", 1, 0.0),
         StepFailed("t", 1, 1.0, ValueError("t")),
         StepSkipped("z", 1.0, "t"),
-        RunFinished(2.0, "failed", "t"),
+        RunFinished(2.0, RunStatus.FAILED, "t"),
     ]
 
     found = Parsed(to_html(events))
@@ -744,7 +745,7 @@ def test_a_name_with_an_html_method_is_escaped() -> None:
     events = [
         RunStarted(name, 0.0, {name: (), "z": (name,)}, name, inputs={name: name}),
         StepSkipped("z", 1.0, name),
-        RunFinished(2.0, "failed", name),
+        RunFinished(2.0, RunStatus.FAILED, name),
     ]
 
     parsed = Parsed(to_html(events))
@@ -788,7 +789,7 @@ def run_of(count: int, output: object = None, width: int = 10) -> list[Event]:
         events.append(AttemptFailed(name, 1, begin + 10, ConnectionError("reset"), 20.0))
         events.append(AttemptStarted(name, 2, begin + 30))
         events.append(StepSucceeded(name, 2, begin + 90, output))
-    return [*events, RunFinished(count * 100.0 / width, "passed")]
+    return [*events, RunFinished(count * 100.0 / width, RunStatus.PASSED)]
 
 
 @pytest.mark.parametrize(
@@ -835,7 +836,7 @@ def run_of_failures(message: str, *, segments: int = 1, attempts: int = 1) -> li
                 events.append(AttemptFailed(name, number, at_ms + 1, error, 1.0))
             events.append(AttemptStarted(name, attempts, at_ms + 9))
             events.append(StepFailed(name, attempts, at_ms + 15, long_error(message)))
-        events.append(RunFinished(at_ms + 20.0, "failed"))
+        events.append(RunFinished(at_ms + 20.0, RunStatus.FAILED))
     return events
 
 
@@ -1099,7 +1100,9 @@ def test_a_report_lists_where_attempts_began() -> None:
 
 def test_the_running_attempt_of_an_unfinished_report_is_listed() -> None:
     result = StepResult("a", StepStatus.RUNNING, 1, 3.0, started_ms=0.0, recorded=())
-    report = RunReport("r1", [result], total_duration_ms=3.0, wall_time=1.0, outcome="running")
+    report = RunReport(
+        "r1", [result], total_duration_ms=3.0, wall_time=1.0, status=RunStatus.RUNNING
+    )
 
     log = log_of_report(RunView.from_report(report))
 
@@ -1167,7 +1170,7 @@ def test_a_step_cancelled_without_a_failure_shows_its_reason() -> None:
         AttemptStarted("a", 1, 0.0),
         RunInterrupted(1.0, "a signal came"),
         StepCancelled("a", 1, 2.0, "a signal came", None),
-        RunFinished(2.0, "interrupted", "a signal came"),
+        RunFinished(2.0, RunStatus.INTERRUPTED, "a signal came"),
     ]
 
     assert "■ CANCELLED 1 1 0 ms 2 ms – a signal came" in section("steps", events)

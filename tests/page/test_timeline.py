@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mapped_run import mapped_run
 from resumed_run import PAUSE_S, RESUMED, crashed_often
 
-from asyncflow import StepTimeoutError
+from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._core.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
@@ -385,7 +385,7 @@ def test_items_that_took_no_time_have_a_bar_all_the_same() -> None:
         AttemptStarted("fetch", 2, 0.0, item=0),
         StepSucceeded("fetch", 2, 0.0, None, 0),
         StepSucceeded("fetch", 0, 0.0, []),
-        RunFinished(0.0, "passed"),
+        RunFinished(0.0, RunStatus.PASSED),
     ]
     view = RunView(events)
     (bar,) = bars(view, "fetch")
@@ -500,7 +500,7 @@ def test_the_axis_has_at_most_ten_ticks_for_any_span(span_ms: float) -> None:
 
 
 def test_a_run_without_duration_has_a_timeline() -> None:
-    view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, "passed")])
+    view = RunView([RunStarted("r", 0.0, {}), RunFinished(0.0, RunStatus.PASSED)])
 
     assert running_at(attempts_of(view), 0.0) == []
     assert Timeline.until(0.0).at(0.0) == 0.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import WorkflowStep, run_pipeline
+from asyncflow import RunStatus, WorkflowStep, run_pipeline
 from asyncflow._views.run_view import RunView
 from asyncflow._views.trace import to_trace
 from asyncflow.events import (
@@ -64,7 +64,7 @@ def test_an_attempt_says_on_which_worker_of_an_engine_it_ran() -> None:
             AttemptStarted("a", 1, 0.0, engine="dask"),
             AttemptBegan("a", 1, 20.0, "dask", "w1"),
             StepSucceeded("a", 1, 50.0, None),
-            RunFinished(50.0, "passed"),
+            RunFinished(50.0, RunStatus.PASSED),
         ]
     )
 

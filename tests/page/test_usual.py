@@ -7,6 +7,7 @@ import re
 from golden_run import GOLDEN
 from mapped_run import mapped_run
 
+from asyncflow import RunStatus
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -22,7 +23,7 @@ def run(*, ended: bool = True) -> list[Event]:
     events: list[Event] = [RunStarted("r", 0.0, {"a": (), "b": ()}), AttemptStarted("a", 1, 0.0)]
     events += [StepSucceeded("a", 1, 1_000.0, None), AttemptStarted("b", 1, 1_000.0)]
     if ended:
-        events += [StepSucceeded("b", 1, 2_000.0, None), RunFinished(2_000.0, "passed")]
+        events += [StepSucceeded("b", 1, 2_000.0, None), RunFinished(2_000.0, RunStatus.PASSED)]
     return events
 
 
@@ -61,7 +62,7 @@ def test_an_item_has_no_mark_and_neither_has_a_step_of_several_segments() -> Non
 
     resumed = RunResumed("r", 1_000.0, 9.0, {"a": (), "b": ()}, {})
     events = [*run(ended=False), resumed, AttemptStarted("b", 2, 1_100.0)]
-    events += [StepSucceeded("b", 2, 1_500.0, None), RunFinished(1_500.0, "passed")]
+    events += [StepSucceeded("b", 2, 1_500.0, None), RunFinished(1_500.0, RunStatus.PASSED)]
     assert [title for title, _ in ticks(to_html(events, usual_ms={"a": 900.0, "b": 10.0}))] == [
         "usually 900 ms",
     ]

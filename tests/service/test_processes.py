@@ -22,7 +22,7 @@ pytestmark = [
 
 
 async def passed(journal: Any) -> set[str]:
-    return {record.run_id for record in await journal.runs(status="passed", limit=None)}
+    return {record.run_id for record in await journal.runs(status="PASSED", limit=None)}
 
 
 def effects_of(path: Path) -> Counter[str]:
@@ -120,8 +120,8 @@ async def test_sigterm_under_load_loses_nothing_and_repeats_no_finished_step(
     async with SQLiteJournal(path) as journal:
         stored = {record.run_id: record.status for record in await journal.runs(limit=None)}
         assert accepted <= stored.keys()
-        assert "interrupted" in stored.values()
-        assert set(stored.values()) <= {"passed", "interrupted"}
+        assert "INTERRUPTED" in stored.values()
+        assert set(stored.values()) <= {"PASSED", "INTERRUPTED"}
         assert set(effects_of(effects).values()) == {1}
 
         with running_site(*arguments) as site:

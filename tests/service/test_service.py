@@ -126,7 +126,7 @@ async def test_a_run_has_started_in_the_journal_when_start_returns(
     ):
         await service.start(work.pipeline, "r", pause_s=5)
 
-        assert await statuses(journal) == {"r": "running"}
+        assert await statuses(journal) == {"r": "RUNNING"}
 
 
 @in_virtual_time
@@ -214,7 +214,7 @@ async def test_a_run_is_stored_and_resumed_under_the_name_that_the_service_knows
 
         async with Service(named, journal=journal):
             await asyncio.sleep(3)
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @in_virtual_time
@@ -250,7 +250,7 @@ class SlowJournal(SQLiteJournal):
         return session, found
 
 
-@pytest.mark.parametrize(("cancel_after_s", "stored"), [(0.5, set()), (1.5, {"interrupted"})])
+@pytest.mark.parametrize(("cancel_after_s", "stored"), [(0.5, set()), (1.5, {"INTERRUPTED"})])
 @in_virtual_time
 async def test_a_start_that_is_cancelled_is_no_run_or_a_cancelled_one(
     work: Work, tmp_path: Path, cancel_after_s: float, stored: set[str]
@@ -491,7 +491,7 @@ async def test_a_service_resumes_orphans_at_its_start(work: Work, tmp_path: Path
         await asyncio.sleep(6)
 
         assert work.done == ["second"]
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
         assert service.runs == []
 
 
@@ -504,7 +504,7 @@ async def test_a_service_resumes_what_becomes_an_orphan_later(work: Work, tmp_pa
         await leave_orphan(tmp_path / "runs.db", work, "r")
         await asyncio.sleep(10)
 
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @in_virtual_time
@@ -522,7 +522,7 @@ async def test_resumed_runs_wait_for_room(work: Work, tmp_path: Path) -> None:
             most = max(most, len(service.runs))
 
         assert most == 2
-        assert set((await statuses(journal)).values()) == {"passed"}
+        assert set((await statuses(journal)).values()) == {"PASSED"}
 
 
 @in_virtual_time
@@ -540,7 +540,7 @@ async def test_runs_that_wait_for_room_precede_new_ones(work: Work, tmp_path: Pa
             await service.start("work")
         await asyncio.sleep(6)
 
-        assert await statuses(journal) == {run.run_id: "passed", "r": "passed"}
+        assert await statuses(journal) == {run.run_id: "PASSED", "r": "PASSED"}
 
 
 @in_virtual_time
@@ -565,7 +565,7 @@ async def test_a_run_that_has_changed_while_it_waited_for_room_is_left_alone(
 
         assert service.runs == []
         found = await statuses(journal)
-        assert (found.pop("r1"), [*found.values()]) == ("interrupted", ["passed"])
+        assert (found.pop("r1"), [*found.values()]) == ("INTERRUPTED", ["PASSED"])
         assert (await (await service.start("work")).report()).all_passed  # no place was lost
 
 
@@ -581,7 +581,7 @@ async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Pat
         Service([work.pipeline], journal=journal, resume_every_s=1),
     ):
         await asyncio.sleep(5)
-        assert await statuses(journal) == {"r": "interrupted"}
+        assert await statuses(journal) == {"r": "INTERRUPTED"}
 
 
 @in_virtual_time
@@ -605,7 +605,7 @@ async def test_a_nested_run_is_left_to_its_parent(tmp_path: Path) -> None:
         await asyncio.sleep(1)
         assert [run.run_id for run in service.runs] == ["outer"]
         await asyncio.sleep(60)
-        assert await statuses(journal) == {"outer": "passed", "inner": "passed"}
+        assert await statuses(journal) == {"outer": "PASSED", "inner": "PASSED"}
 
 
 @in_virtual_time
@@ -654,7 +654,7 @@ async def test_a_journal_that_cannot_be_read_for_a_while_does_not_end_the_resumi
         journal.is_down = False
         await asyncio.sleep(7)
 
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 # --- draining ------------------------------------------------------------------------------------
@@ -671,7 +671,7 @@ async def test_a_running_step_ends_in_its_grace_and_nothing_follows_it(
 
         assert now_s() == 5
         assert work.done == ["first"]
-        assert await statuses(journal) == {"r": "interrupted"}
+        assert await statuses(journal) == {"r": "INTERRUPTED"}
         with pytest.raises(RunCancelledError):
             await run.report()
 
@@ -679,7 +679,7 @@ async def test_a_running_step_ends_in_its_grace_and_nothing_follows_it(
             await asyncio.sleep(6)
 
         assert work.done == ["first", "second"]
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @pytest.mark.parametrize("by", ["service", "journal"])
@@ -707,7 +707,7 @@ async def test_a_run_that_is_cancelled_while_it_drains_is_not_resumed(
 
         async with Service([work.pipeline], journal=journal):
             await asyncio.sleep(20)
-        assert await statuses(journal) == {"r": "interrupted"}
+        assert await statuses(journal) == {"r": "INTERRUPTED"}
 
 
 @in_virtual_time
@@ -719,7 +719,7 @@ async def test_a_run_whose_last_step_ends_in_its_grace_passes(work: Work, tmp_pa
 
         assert now_s() == 10
         assert (await run.report()).all_passed
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @pytest.mark.parametrize("pause_s", [30, 15])
@@ -734,12 +734,12 @@ async def test_what_runs_after_the_grace_is_cancelled_and_resumes(
 
         assert now_s() == pytest.approx(26.1)
         assert len(work.cleaned_up) == 1
-        assert await statuses(journal) == {"r": "interrupted"}
+        assert await statuses(journal) == {"r": "INTERRUPTED"}
         async with Service([work.pipeline], journal=journal):
             await asyncio.sleep(61)
 
         assert work.done == ["first", "second"]
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @in_virtual_time
@@ -762,12 +762,12 @@ async def test_a_step_that_waits_for_its_next_attempt_is_not_waited_for(tmp_path
                     await service.start("fail", "r")
                 await asyncio.sleep(leave_after_s)
             assert now_s() == ended_s
-            assert await statuses(journal) == {"r": "interrupted"}
+            assert await statuses(journal) == {"r": "INTERRUPTED"}
 
         async with Service(pipelines, journal=journal):
             await asyncio.sleep(3)
         assert calls == [0, 10, 12]
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @in_virtual_time
@@ -806,14 +806,14 @@ async def test_a_run_that_is_being_resumed_when_the_service_drains_stays_resumab
         async with SlowJournal(tmp_path / "runs.db") as journal:
             async with Service([work.pipeline], journal=journal, grace_ms=0):
                 await asyncio.sleep(drained_after_s)
-            assert await statuses(journal) != {"r": "passed"}
+            assert await statuses(journal) != {"r": "PASSED"}
 
     async with (
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([work.pipeline], journal=journal),
     ):
         await asyncio.sleep(6)
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
     assert work.done == ["second"]
 
 
@@ -868,7 +868,7 @@ async def test_a_run_that_just_begins_when_the_service_drains_is_not_lost(
         assert begun == found.keys()
         async with Service([work.pipeline], journal=journal):
             await asyncio.sleep(5)
-        assert set((await statuses(journal)).values()) <= {"passed"}
+        assert set((await statuses(journal)).values()) <= {"PASSED"}
 
 
 # --- streaming -----------------------------------------------------------------------------------
@@ -986,11 +986,11 @@ async def test_a_run_that_was_resumed_from_a_page_ends_before_its_resources_and_
                 assert (await client.post("/resume/r")).status_code == 303
                 await asyncio.sleep(1)
         assert log == ["open db", "end step", "close db"] * 2
-        assert await statuses(journal) == {"r": "interrupted"}
+        assert await statuses(journal) == {"r": "INTERRUPTED"}
 
         async with make_service():
             await asyncio.sleep(61)
-        assert await statuses(journal) == {"r": "passed"}
+        assert await statuses(journal) == {"r": "PASSED"}
 
 
 @in_virtual_time

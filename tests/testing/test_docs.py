@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from test_readme import ROOT, blocks_of
+from test_docs_pages import ROOT, blocks_of
 
 from asyncflow.testing import ExplorationError, run_in_virtual_time
 

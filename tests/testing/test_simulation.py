@@ -145,18 +145,18 @@ def test_attempts_ignore_their_cancellation_for_up_to_a_minute(seconds, ends_ms)
 def test_a_run_is_cancelled_in_any_turn():
     reports = [simulate(pipeline, INPUTS, seed=7, cancel_at=turn) for turn in range(25)]
 
-    outcomes = [report.outcome for report in reports]
-    last = outcomes.index("passed")
+    statuses = [report.status for report in reports]
+    last = statuses.index("PASSED")
     assert 8 < last < 25
-    assert {*outcomes[:last]} == {"interrupted"}
-    assert {*outcomes[last:]} == {"passed"}
+    assert {*statuses[:last]} == {"INTERRUPTED"}
+    assert {*statuses[last:]} == {"PASSED"}
     assert reports[last - 1]["extract"].output == [1, 2, 3]
 
 
 def test_a_run_may_be_cancelled_before_it_begins():
     reports = [simulate(pipeline, INPUTS, seed=seed, cancel_at=0) for seed in range(10)]
 
-    assert {report.outcome for report in reports} == {"interrupted"}
+    assert {report.status for report in reports} == {"INTERRUPTED"}
     assert all([*report] == ["extract", "load", "double"] for report in reports)
     assert all(report.inputs == INPUTS and report.pipeline == "etl" for report in reports)
     reasons = {report["load"].reason for report in reports}

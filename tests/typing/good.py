@@ -39,6 +39,7 @@ from asyncflow import (
     RunOwner,
     RunProgress,
     RunReport,
+    RunStatus,
     Segment,
     StepContext,
     StepResult,
@@ -63,7 +64,6 @@ from asyncflow.events import (
     EventsMissed,
     LoopBlocked,
     MapStarted,
-    Outcome,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -299,7 +299,7 @@ def watch(event: Event) -> None:
         assert_type(event.worker, str)
     else:
         assert_type(event, RunFinished)
-        assert_type(event.outcome, Outcome)
+        assert_type(event.status, RunStatus)
 
 
 class Recorder:
@@ -561,9 +561,9 @@ async def durable() -> None:
         assert_type(report.reused, list[StepResult])
         assert_type(report["a"].rerun_reason, str | None)
         assert_type(await etl.orchestrator.with_options(journal=journal).run(), RunReport)
-        assert_type(await journal.runs(status="failed", pipeline="etl"), list[RunRecord])
+        assert_type(await journal.runs(status="FAILED", pipeline="etl"), list[RunRecord])
         await journal.runs("ORPHANED", limit=None)
-        page = await journal.runs(text="night", orphaned=False, limit=10)
+        page = await journal.runs("FAILED", text="night", limit=10)
         await journal.runs(before=page[-1].place, since=datetime(2026, 1, 1))
         assert_type(page[0].duration_s, float | None)
         assert_type(page[0].span_s, float | None)

@@ -14,6 +14,7 @@ from asyncflow import (
     Pipeline,
     RunAlreadyActiveError,
     RunCancelledError,
+    RunStatus,
     WorkflowStep,
     after,
 )
@@ -27,7 +28,7 @@ async def ended(journal: Any, run_id: str) -> Any:
     """Wait until a run has ended, and return its record."""
     while True:
         record = await journal.record(run_id)
-        if record.status != "running":
+        if record.status != "RUNNING":
             return record
         await asyncio.sleep(0.01)
 
@@ -58,7 +59,7 @@ async def test_a_run_is_cancelled(make_client: Any, any_journal: Any) -> None:
     with pytest.raises(RunCancelledError):
         await running
     assert gate.clean_ups == 1
-    assert (await any_journal.record("a/b")).status == "interrupted"
+    assert (await any_journal.record("a/b")).status == "INTERRUPTED"
 
 
 async def test_a_script_gets_json_answers(make_client: Any, journal: Any) -> None:
@@ -99,7 +100,7 @@ async def test_an_orphaned_run_cannot_be_cancelled(make_client: Any) -> None:
             return False
 
         async def record(self, run_id: str) -> RunRecord:
-            return RunRecord("r", "etl", "running", 0.0, 0.0, None, orphaned=True)
+            return RunRecord("r", "etl", RunStatus.ORPHANED, 0.0, 0.0, None)
 
     pages: Any = app(Orphaned())  # type: ignore[arg-type]
     answer = await make_client(pages).post("/cancel/r")
@@ -120,9 +121,9 @@ async def test_a_run_is_resumed_in_the_server(make_client: Any, any_journal: Any
 
     assert answer.status_code == 303
     assert answer.headers["location"] == "/runs/r?done=resumed"
-    assert (await any_journal.record("r")).status == "running"
+    assert (await any_journal.record("r")).status == "RUNNING"
     gate.is_open.set()
-    assert (await ended(any_journal, "r")).status == "passed"
+    assert (await ended(any_journal, "r")).status == "PASSED"
     report = await any_journal.report("r")
     assert report["extract"].reused
 
@@ -148,7 +149,7 @@ async def test_a_run_of_a_decorated_pipeline_is_resumed(make_client: Any, journa
     )
 
     assert answer.json() == {"done": "resumed"}
-    assert (await ended(journal, "r")).status == "passed"
+    assert (await ended(journal, "r")).status == "PASSED"
 
 
 async def test_repeated_requests_resume_a_run_once(make_client: Any, journal: Any) -> None:
@@ -186,7 +187,7 @@ async def test_a_run_of_an_unknown_pipeline_cannot_be_resumed(
 
     assert answer.status_code == 409
     assert reason in answer.json()["detail"]
-    assert (await journal.record("r")).status == "interrupted"
+    assert (await journal.record("r")).status == "INTERRUPTED"
 
 
 async def test_a_passed_run_cannot_be_resumed(make_client: Any, journal: Any) -> None:
@@ -234,7 +235,7 @@ async def test_a_resume_adds_no_steps_that_a_target_excluded(
     assert answer.status_code == 409
     assert "it has no step 'gate' of pipeline 'two'" in answer.json()["detail"]
     assert gate.calls == 0
-    assert (await journal.record("r")).status == "failed"
+    assert (await journal.record("r")).status == "FAILED"
 
 
 async def test_a_run_that_another_process_resumes_first_is_left_alone(
@@ -378,7 +379,7 @@ async def test_resumed_runs_are_cancelled_at_shutdown_and_can_be_resumed_again(
         await gate.has_started.wait()
 
     assert gate.clean_ups == 2
-    assert (await any_journal.record("r")).status == "interrupted"
+    assert (await any_journal.record("r")).status == "INTERRUPTED"
     refused = await make_client(pages).post("/resume/r")
     assert "this server is stopping" in refused.text
     gate.is_open.set()

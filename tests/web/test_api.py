@@ -31,11 +31,10 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
     assert found[0] == {
         "run_id": "three",
         "pipeline": "etl",
-        "status": "passed",
+        "status": "PASSED",
         "started_at": record.started_at,
         "updated_at": record.updated_at,
         "owner": None,
-        "orphaned": False,
         "latest_ms": record.latest_ms,
         "paused_s": 0.0,
         "damaged": False,

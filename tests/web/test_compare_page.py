@@ -10,6 +10,7 @@ import pytest
 from compared_runs import MONDAY, store, store_two_runs
 from web.runs import passing
 
+from asyncflow import RunStatus
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -102,7 +103,7 @@ async def test_the_run_page_links_to_the_comparison_if_an_earlier_run_passed(cli
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("", "Compared are inputs, versions, outcome, and the duration of each step."),
+        ("", "Compared are inputs, versions, status, and the duration of each step."),
         ("?a=monday", "No earlier run of the pipeline of 'monday' has passed."),
         ("?b=monday", "Compared are inputs"),
     ],
@@ -136,7 +137,7 @@ async def test_runs_of_other_pipelines_with_odd_names_are_compared(
     make_client: Any, journal: Any
 ) -> None:
     await passing(name=HOSTILE).with_options(run_id=HOSTILE, journal=journal).run()
-    await store(journal, [RunStarted("empty", MONDAY, {}), RunFinished(0.0, "passed")])
+    await store(journal, [RunStarted("empty", MONDAY, {}), RunFinished(0.0, RunStatus.PASSED)])
 
     client = make_client(app(journal))
     html = (await client.get("/compare", params={"a": HOSTILE, "b": "empty"})).text
@@ -159,7 +160,7 @@ async def test_of_many_steps_only_those_that_differ_are_shown(
         for number, name in enumerate(names):
             took_ms = 200.0 + number if number < slow else 100.0
             events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, took_ms, None)]
-        await store(journal, [*events, RunFinished(1_000.0, "passed")])
+        await store(journal, [*events, RunFinished(1_000.0, RunStatus.PASSED)])
 
     await store_run("fast", 0)
     await store_run("some", 30)
@@ -173,5 +174,5 @@ async def test_of_many_steps_only_those_that_differ_are_shown(
     every = text_of((await client.get("/compare?a=all&b=fast")).text)
     assert f"{_MOST_ROWS} that differ are shown, the largest differences of {len(names)}." in every
     removed = [RunStarted("none", MONDAY, {"other": ()}), StepSkipped("other", 0.0, "no")]
-    await store(journal, [*removed, RunFinished(1.0, "passed")])
+    await store(journal, [*removed, RunFinished(1.0, RunStatus.PASSED)])
     assert f"and {len(names) - 20} more" in (await client.get("/compare?a=none&b=fast")).text

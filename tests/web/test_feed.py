@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from web.runs import Gate, passing, slow
 
-from asyncflow import JournalError, RunNotFoundError
+from asyncflow import JournalError, RunNotFoundError, RunStatus
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import AttemptStarted, Event, NoteEvent, RunStarted, StepLogged
@@ -58,7 +58,7 @@ class OneRun:
     def __init__(self) -> None:
         self.stored: list[StoredEvent] = []
         self.said: list[StoredEvent] = []
-        self.record_ = RunRecord("r", "etl", "running", 0.0, 0.0, "me")
+        self.record_ = RunRecord("r", "etl", RunStatus.RUNNING, 0.0, 0.0, "me")
         self.error: Exception | None = None
         self.read_times: list[float] = []
         self.add(RunStarted("r", 0.0, {"a": ()}))
@@ -284,7 +284,7 @@ async def test_a_new_viewer_receives_actions_that_changed_before_its_page() -> N
 
 async def test_the_duration_of_an_orphaned_run_stands_still() -> None:
     source = OneRun()
-    source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
+    source.record_ = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
     view = RunView(each.event for each in source.stored)
 
     async with aclosing(RunFeeds(source).updates("r", 0, render_time)) as updates:
@@ -293,7 +293,7 @@ async def test_the_duration_of_an_orphaned_run_stands_still() -> None:
             await asyncio.wait_for(anext(updates), 60)
 
     assert now_of(view, source.record_) == 0.0
-    assert now_of(view, RunRecord("r", "", "running", 0.0, 0.0, "me")) > 1e12
+    assert now_of(view, RunRecord("r", "", RunStatus.RUNNING, 0.0, 0.0, "me")) > 1e12
 
 
 async def test_viewers_learn_that_the_process_of_a_run_died() -> None:
@@ -302,14 +302,14 @@ async def test_viewers_learn_that_the_process_of_a_run_died() -> None:
     def render_orphaned(
         view: RunView, events: Sequence[Event], _: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
-        return {"orphaned": str(record.orphaned).encode()}
+        return {"status": record.status.encode()}
 
     async with aclosing(RunFeeds(source).updates("r", 0, render_orphaned)) as updates:
         await anext(updates)
-        source.record_ = RunRecord("r", "", "running", 0.0, 0.0, None, orphaned=True)
+        source.record_ = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
         following = await anext(updates)
 
-    assert following.sections == {"orphaned": b"True"}
+    assert following.sections == {"status": b"ORPHANED"}
 
 
 async def test_a_failing_journal_is_reported_until_it_recovers() -> None:

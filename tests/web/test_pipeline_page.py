@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pytest
 from web.runs import failing, passing
 
-from asyncflow import Orchestrator, WorkflowStep
+from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import statistics_document
 from asyncflow.web import _pipeline_page, app
@@ -45,9 +45,9 @@ async def test_the_page_shows_each_step_in_each_run(make_client: Any, any_journa
     matrix = page[page.index('<table class="matrix">') :].partition("</table>")[0]
     head, *rows = re.findall(r"<tr>(.*?)</tr>", matrix)
     assert re.findall(r'title="(\w+, \w+)"', head) == [
-        "one, failed",
-        "two, passed",
-        "three, passed",
+        "one, FAILED",
+        "two, PASSED",
+        "three, PASSED",
     ]
     cells = {
         re.search(r'<th scope="row">(.*?)</th>', row)[1]: re.findall(  # type: ignore[index]
@@ -78,12 +78,12 @@ async def test_each_run_has_a_bar_that_links_to_its_page(
     assert 'class="median"' in drawing
 
 
-def record(number: int, took_ms: float, status: Any = "passed", **more: Any) -> RunRecord:
+def record(number: int, took_ms: float, status: Any = RunStatus.PASSED, **more: Any) -> RunRecord:
     return RunRecord(f"r{number}", "p", status, 1.0, 1.0, None, latest_ms=took_ms, **more)
 
 
 def test_bars_are_in_proportion_and_within_the_drawing() -> None:
-    runs = [record(4, 3_000.0), record(3, 0.0), record(2, 1_500.0, "failed")]
+    runs = [record(4, 3_000.0), record(3, 0.0), record(2, 1_500.0, RunStatus.FAILED)]
     drawn = bars([*runs, record(1, 9e9, damaged=True)])
 
     assert [bar.record.run_id for bar in drawn.bars] == ["r1", "r2", "r3", "r4"]
@@ -98,7 +98,7 @@ def test_bars_are_in_proportion_and_within_the_drawing() -> None:
 
 
 def test_runs_that_took_no_time_or_did_not_pass_are_drawn() -> None:
-    assert bars([record(1, 0.0, "failed")]).median is None
+    assert bars([record(1, 0.0, RunStatus.FAILED)]).median is None
     assert [value for value, _ in bars([record(1, 0.5)]).marks] == [0.0, 0.5, 1.0]
     assert bars([]).bars == []
 
@@ -152,7 +152,7 @@ async def test_the_api_returns_the_statistics(make_client: Any, any_journal: Any
     expected = statistics_document(await any_journal.statistics("etl"))
     assert found == json.loads(json.dumps(expected))
     assert [run["run_id"] for run in one["runs"]] == ["two"]
-    assert [step["outcomes"] for step in one["steps"]] == [["passed"], ["passed"]]
+    assert [step["outcomes"] for step in one["steps"]] == [["SUCCESS"], ["SUCCESS"]]
 
 
 @pytest.mark.parametrize("runs", ["0", "1001", "x", "²", "-1"])

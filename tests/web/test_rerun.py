@@ -47,7 +47,7 @@ def work() -> Work:
 
 async def ended(journal: Any, run_id: str) -> Any:
     """Wait until a run has ended, and return its report."""
-    while (await journal.record(run_id)).status == "running":
+    while (await journal.record(run_id)).status == "RUNNING":
         await asyncio.sleep(0.01)
     return await journal.report(run_id)
 
@@ -66,10 +66,10 @@ async def test_a_run_is_run_again_under_a_new_id(
     body = answer.json()
     assert body == {"done": "rerun", "run_id": body["run_id"], "url": f"/runs/{body['run_id']}"}
     report = await ended(any_journal, body["run_id"])
-    assert report.outcome == "passed"
+    assert report.status == "PASSED"
     assert report.forked_from == "a/b"
     assert work.calls == ["extract", "load", "load"]
-    assert (await any_journal.record("a/b")).status == "failed"
+    assert (await any_journal.record("a/b")).status == "FAILED"
 
 
 async def test_a_resource_is_no_input(make_client: Any, journal: Any) -> None:
@@ -228,7 +228,7 @@ async def test_a_server_that_stops_interrupts_what_it_runs_again(
         await gate.has_started.wait()
     closed = await make_client(pages).post("/api/runs/r/rerun")
 
-    assert (await journal.record(answer.json()["run_id"])).status == "interrupted"
+    assert (await journal.record(answer.json()["run_id"])).status == "INTERRUPTED"
     assert "this server is stopping; run it again once it runs again" in closed.json()["detail"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from web.runs import Gate, failing, passing, slow
 
-from asyncflow import Orchestrator, WorkflowStep
+from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._queries import PipelineStatistics, RunRecord
@@ -179,7 +179,7 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
             return []
 
         async def record(self, run_id: str) -> RunRecord:
-            return RunRecord("r", "etl", "running", 0.0, 0.0, None, orphaned=True)
+            return RunRecord("r", "etl", RunStatus.ORPHANED, 0.0, 0.0, None)
 
         async def events(self, run_id: str, after: int = 0) -> Any:
             return events[after:-1]
@@ -275,7 +275,7 @@ async def test_a_run_without_events_has_no_page(make_client: Any) -> None:
         runs = cancel = None
 
         async def record(self, run_id: str) -> RunRecord:
-            return RunRecord("r", "etl", "running", 0.0, 0.0, "me")
+            return RunRecord("r", "etl", RunStatus.RUNNING, 0.0, 0.0, "me")
 
         async def events(self, run_id: str, after: int = 0) -> Any:
             return []
@@ -334,7 +334,7 @@ async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
             RunStarted(run_id, 0.0, {"load": ()}, "etl"),
             AttemptStarted("load", 1, 0.0),
             StepSucceeded("load", 1, ms, None),
-            RunFinished(ms, "passed"),
+            RunFinished(ms, RunStatus.PASSED),
         ):
             session.append(event)
         await session.close()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from web.runs import Gate, failing, passing, slow
 
-from asyncflow import JournalError, Orchestrator, WorkflowStep
+from asyncflow import JournalError, Orchestrator, RunStatus, WorkflowStep
 from asyncflow._views.preview import moment_text
-from asyncflow.journal._queries import RUN_STATUSES, RunRecord, RunSummary
+from asyncflow.journal._queries import RunRecord, RunSummary
 from asyncflow.web import app
 
 HOSTILE = "<script>alert('x')</script>"
@@ -25,7 +25,9 @@ def ids_in(html: str) -> list[str]:
 
 def orphan(run_id: str = "lost") -> RunRecord:
     now = time.time()
-    return RunRecord(run_id, "etl", "running", now - 60, now - 50, None, True, latest_ms=10_000.0)
+    return RunRecord(
+        run_id, "etl", RunStatus.ORPHANED, now - 60, now - 50, None, latest_ms=10_000.0
+    )
 
 
 class RecordJournal:
@@ -39,8 +41,8 @@ class RecordJournal:
         self.filters = filters
         return self.records
 
-    async def counts(self, *_: Any) -> dict[str, int]:
-        return dict.fromkeys(RUN_STATUSES, 0)
+    async def counts(self, *_: Any) -> dict[RunStatus, int]:
+        return dict.fromkeys(RunStatus, 0)
 
     async def summaries(self, records: Any) -> dict[str, RunSummary]:
         return {}
@@ -150,15 +152,19 @@ async def test_an_orphaned_run_has_its_own_status(make_client: Any) -> None:
     assert "◇</span> ORPHANED" in page
     assert "its process is gone" in page
     assert "10.0 s" in page
-    assert (records.filters["status"], records.filters["orphaned"]) == ("running", True)
+    assert records.filters["status"] == "ORPHANED"
     await client.get("/?status=running")
-    assert (records.filters["status"], records.filters["orphaned"]) == ("running", False)
+    assert records.filters["status"] == "RUNNING"
 
 
 async def test_a_resumed_run_shows_its_pauses_beside_its_duration(make_client: Any) -> None:
     now = time.time()
-    ended = RunRecord("r", "", "passed", now - 60, now, None, latest_ms=3_000.0, paused_s=30.7)
-    running = RunRecord("r", "", "running", now - 90, now, "me", latest_ms=1.0, paused_s=60.0)
+    ended = RunRecord(
+        "r", "", RunStatus.PASSED, now - 60, now, None, latest_ms=3_000.0, paused_s=30.7
+    )
+    running = RunRecord(
+        "r", "", RunStatus.RUNNING, now - 90, now, "me", latest_ms=1.0, paused_s=60.0
+    )
 
     for record, took, paused in ((ended, "3.0 s", "30.7 s"), (running, "30.", "1 min 0 s")):
         page = (await make_client(app(RecordJournal(record))).get("/")).text
@@ -169,7 +175,7 @@ async def test_a_resumed_run_shows_its_pauses_beside_its_duration(make_client: A
 
 
 async def test_a_running_run_shows_its_duration_so_far(make_client: Any) -> None:
-    record = RunRecord("r", "", "running", time.time() - 90, 0.0, "process 7 on here")
+    record = RunRecord("r", "", RunStatus.RUNNING, time.time() - 90, 0.0, "process 7 on here")
 
     page = (await make_client(app(RecordJournal(record))).get("/")).text
 
@@ -204,17 +210,17 @@ async def test_chips_count_the_runs_of_each_status_and_filter_by_it(
 
     assert {word: number for word, (number, _, _) in chips.items()} == {
         "All": "3",
-        "Running": "0",
-        "Orphaned": "0",
-        "Passed": "1",
-        "Failed": "1",
-        "Interrupted": "1",
+        "RUNNING": "0",
+        "ORPHANED": "0",
+        "PASSED": "1",
+        "FAILED": "1",
+        "INTERRUPTED": "1",
     }
     assert [word for word, (_, _, is_chosen) in chips.items() if is_chosen] == ["All"]
-    assert chips["Failed"][1] == "?status=failed&since=1h"
-    assert ids_in((await client.get("/" + chips["Failed"][1])).text) == ["bold-heron"]
-    assert [word for word, (_, _, is_chosen) in chosen.items() if is_chosen] == ["Failed"]
-    assert (chosen["All"][0], chosen["Passed"][0]) == ("1", "0")
+    assert chips["FAILED"][1] == "?status=FAILED&since=1h"
+    assert ids_in((await client.get("/" + chips["FAILED"][1])).text) == ["bold-heron"]
+    assert [word for word, (_, _, is_chosen) in chosen.items() if is_chosen] == ["FAILED"]
+    assert (chosen["All"][0], chosen["PASSED"][0]) == ("1", "0")
     assert 'name="status" value="failed"' in (await client.get("/?status=failed")).text
 
 
@@ -224,7 +230,7 @@ async def test_runs_found_by_a_text_are_not_counted(
     chips = chips_in((await make_client(app(journal_with_runs)).get("/?text=heron")).text)
 
     assert {number for number, _, _ in chips.values()} == {""}
-    assert chips["Passed"][1] == "?text=heron&status=passed"
+    assert chips["PASSED"][1] == "?text=heron&status=PASSED"
 
 
 async def test_each_run_says_what_runs_or_went_wrong_and_its_inputs(
@@ -261,7 +267,7 @@ async def test_each_run_says_what_runs_or_went_wrong_and_its_inputs(
 async def test_times_are_relative_with_the_exact_time_and_its_zone_beside(
     make_client: Any,
 ) -> None:
-    record = RunRecord("r", "", "passed", time.time() - 200, 0.0, None)
+    record = RunRecord("r", "", RunStatus.PASSED, time.time() - 200, 0.0, None)
 
     page = (await make_client(app(RecordJournal(record))).get("/")).text
 

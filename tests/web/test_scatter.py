@@ -11,7 +11,7 @@ from asyncflow.web._runs_page import HEIGHT, Dot, scatter
 DOTS = st.builds(
     Dot,
     run_id=st.just("r"),
-    status=st.just("passed"),
+    status=st.just("PASSED"),
     started_at=st.floats(0, 4e9),
     duration_s=st.floats(0, 1e9),
 )
@@ -29,7 +29,7 @@ def test_every_dot_is_inside_the_drawing_and_the_axes_have_marks(dots: list[Dot]
 
 
 def test_later_runs_are_further_right_and_longer_ones_higher() -> None:
-    drawing = scatter([Dot("a", "passed", 0, 0.5), Dot("b", "passed", 3_600, 50)])
+    drawing = scatter([Dot("a", "PASSED", 0, 0.5), Dot("b", "PASSED", 3_600, 50)])
 
     assert drawing is not None
     (x1, y1, _), (x2, y2, _) = drawing.dots
@@ -40,7 +40,7 @@ def test_later_runs_are_further_right_and_longer_ones_higher() -> None:
 
 
 def test_a_single_run_is_in_the_middle() -> None:
-    drawing = scatter([Dot("a", "passed", 1_000, 1)])
+    drawing = scatter([Dot("a", "PASSED", 1_000, 1)])
 
     assert drawing is not None
     assert drawing.dots[0][0] == 50
@@ -50,7 +50,7 @@ def test_a_single_run_is_in_the_middle() -> None:
     ("span_s", "form"), [(30, "second"), (600, "minute"), (90_000, "moment"), (900_000, "day")]
 )
 def test_the_time_format_suits_the_span(span_s: float, form: str) -> None:
-    drawing = scatter([Dot("a", "passed", 0, 1), Dot("b", "passed", span_s, 1)])
+    drawing = scatter([Dot("a", "PASSED", 0, 1), Dot("b", "PASSED", span_s, 1)])
 
     assert drawing is not None
     assert drawing.form == form

@@ -156,7 +156,7 @@ async def test_a_resumed_run_is_cancelled_with_the_server(journal: Any) -> None:
         await gate.has_started.wait()
 
     assert gate.clean_ups == 2
-    assert (await journal.record("r")).status == "interrupted"
+    assert (await journal.record("r")).status == "INTERRUPTED"
 
 
 async def test_a_step_that_raises_system_exit_does_not_end_the_server(journal: Any) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import importlib.util
 import inspect
 import io
+import itertools
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -27,8 +30,13 @@ FENCE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 NOT_RUN = re.compile(r"<!--\s*not run:\s*(?P<reason>[^>]*?)\s*-->\s*\Z")
+NEEDS = re.compile(r"<!--\s*needs:\s*(?P<modules>[\w., ]+?)\s*-->\s*\Z")
 
-SLOW = r'"process"|"spawn"|time\.sleep\('
+SAVED = re.compile(r"# (?P<path>\w+(?:/\w+)*\.py)\n")
+SLOW = (
+    r'"process"|"spawn"|subprocess\.Popen|time\.sleep\('
+    r"|^(from|import) (airflow|celery|langgraph|prefect)\b"
+)
 """What the code of a page has that starts processes or sleeps."""
 
 
@@ -43,15 +51,29 @@ class Block(NamedTuple):
     """Its expected output: the text block that follows directly, if there is one."""
     not_run: str | None
     """The reason not to run it, if there is one."""
+    needs: tuple[str, ...]
+    """The modules without which it is skipped."""
+
+    @property
+    def runs(self) -> bool:
+        return self.not_run is None and all(map(is_installed, self.needs))
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in itertools.pairwise([*fences, None]):
         if fence["language"] != "python":
             continue
         not_run = NOT_RUN.search(text[: fence.start()])
+        needs = NEEDS.search(text[: fence.start()])
         follows = (
             after is not None
             and after["language"] == "text"
@@ -63,6 +85,7 @@ def blocks_of(page: Path) -> Iterator[Block]:
             textwrap.dedent(fence["body"]),
             textwrap.dedent(after["body"]) if follows and after is not None else None,
             not_run["reason"] if not_run else None,
+            tuple(re.findall(r"[\w.]+", needs["modules"])) if needs else (),
         )
 
 
@@ -72,10 +95,10 @@ def pages() -> list[Any]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.process] if re.search(SLOW, code) else [],
+            marks=[pytest.mark.process] if re.search(SLOW, code, re.M) else [],
         )
         for page in found
-        if (code := "".join(block.code for block in blocks_of(page) if block.not_run is None))
+        if (code := "".join(block.code for block in blocks_of(page) if block.runs))
     ]
 
 
@@ -100,7 +123,9 @@ def own_logging() -> Iterator[None]:
 def run_page(page: Path) -> list[str]:
     """Run the blocks of a page in order; return the differences from the expected output.
 
-    They share a namespace, like the lines of one ``python -m asyncio`` session.
+    They share a namespace and an event loop, like the lines of one ``python -m asyncio`` session. A
+    block that awaits nothing runs outside of the loop, so that it can start another one. A block
+    whose first line is a comment with the path of a module is also saved there.
     """
     differences = []
     module = types.ModuleType("__page__")
@@ -108,11 +133,19 @@ def run_page(page: Path) -> list[str]:
     try:
         with own_logging(), asyncio.Runner() as runner:
             for block in blocks_of(page):
-                if block.not_run is not None:
+                if not block.runs:
+                    if block.needs and "ASYNCFLOW_ALL_BLOCKS" in os.environ:
+                        differences.append(f"{page.name}:{block.line} needs {block.needs}")
                     continue
+                if saved := SAVED.match(block.code):
+                    path = Path(saved["path"])
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(block.code, encoding="utf-8")
                 printed = io.StringIO()
                 with contextlib.redirect_stdout(printed):
-                    runner.run(run_block(block, vars(module)))
+                    awaitable = eval(compiled(block), vars(module))
+                    if inspect.iscoroutine(awaitable):
+                        runner.run(awaitable)
                 expected, actual = block.prints, printed.getvalue()
                 if expected is not None and without_times(expected) != without_times(actual):
                     differences.append(f"{page.name}:{block.line} prints\n{actual}not\n{expected}")
@@ -121,17 +154,14 @@ def run_page(page: Path) -> list[str]:
     return differences
 
 
-async def run_block(block: Block, namespace: dict[str, Any]) -> None:
-    code = compile(
+def compiled(block: Block) -> types.CodeType:
+    return compile(
         "\n" * (block.line - 1) + block.code,  # so that a traceback names the line of the page
         str(block.page),
         "exec",
         flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
         dont_inherit=True,
     )
-    awaitable = eval(code, namespace)
-    if inspect.isawaitable(awaitable):
-        await awaitable
 
 
 def without_times(text: str) -> str:
@@ -204,6 +234,11 @@ class TestRunner:
         log = logging.getLogger("a page")
         assert (log.level, log.handlers) == (logging.NOTSET, [])
 
+    def test_a_page_without_code_has_no_blocks(self, page: Path) -> None:
+        page.write_text("# Words\n")
+
+        assert list(blocks_of(page)) == []
+
     def test_blocks_in_other_languages_are_ignored(self, page: Path) -> None:
         page.write_text(
             "```console\n$ rm -r /\n```\n```python\nx = 1\n```\n```console\n$ ls\n```\n"
@@ -214,3 +249,50 @@ class TestRunner:
             ("x = 1\n", None),
             ("y = 1\n", None),
         ]
+
+    def test_a_block_whose_modules_are_missing_is_skipped_with_its_output(self, page: Path) -> None:
+        page.write_text(
+            "<!-- needs: json, airflow_of_tomorrow.sdk -->\n\n"
+            "```python\nprint('never')\n```\n\n```text\nhere\n```\n"
+            "<!-- needs: json, asyncio.tasks -->\n"
+            "```python\nprint('wrong')\n```\n```text\nhere\n```\n"
+            "```python\nprint('too')\n```\n```text\nhere\n```\n"
+        )
+
+        first, second, third = blocks_of(page)
+
+        assert first.needs == ("json", "airflow_of_tomorrow.sdk")
+        assert second.needs == ("json", "asyncio.tasks")
+        assert third.needs == ()
+        assert run_page(page) == [
+            "page.md:12 prints\nwrong\nnot\nhere\n",
+            "page.md:18 prints\ntoo\nnot\nhere\n",
+        ]
+
+    def test_a_needed_module_may_not_be_missing_where_all_blocks_must_run(
+        self, page: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page.write_text("<!-- needs: airflow_of_tomorrow -->\n```python\n1 / 0\n```\n")
+
+        monkeypatch.setenv("ASYNCFLOW_ALL_BLOCKS", "1")
+
+        assert run_page(page) == ["page.md:3 needs ('airflow_of_tomorrow',)"]
+
+    def test_a_block_that_begins_with_a_path_is_saved_there(
+        self, page: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page.write_text("```python\n# flows/sales.py\nx = 1\n```\n```python\nprint(x)\n```\n")
+        monkeypatch.chdir(page.parent)
+
+        assert run_page(page) == []
+
+        assert (page.parent / "flows" / "sales.py").read_text() == "# flows/sales.py\nx = 1\n"
+
+    def test_a_block_without_await_may_start_an_event_loop(self, page: Path) -> None:
+        page.write_text(
+            "```python\nimport asyncio\nevent = asyncio.Event()\n```\n"
+            "```python\nprint(asyncio.run(asyncio.sleep(0, 1)))\n```\n```text\n1\n```\n"
+            "```python\nevent.set()\nprint(await event.wait())\n```\n```text\nTrue\n```\n"
+        )
+
+        assert run_page(page) == []

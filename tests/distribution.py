@@ -1,0 +1,146 @@
+"""Checks the distributions in a folder as their users get them: installed alone, in an empty place.
+
+`make dist` builds them and calls this. It prints what it checks, and exits with 1 at the first
+difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+EXTRAS = {"cli", "cloudpickle", "dask", "journal", "otel", "postgres", "ray", "report", "web"}
+
+FIRST_RUN = """
+import asyncio, sys
+from importlib.metadata import version
+
+from asyncflow import WorkflowStep, __version__, run_pipeline
+
+async def action(): return 1
+
+report = asyncio.run(run_pipeline([WorkflowStep("a", action)]))
+assert report["a"].output == 1
+assert __version__ == version("asyncflow-tiers"), __version__
+loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print(*sorted(name for name in loaded if not name.startswith("_")))
+"""
+TYPED = """
+from asyncflow import RunReport, StepStatus, WorkflowStep, run_pipeline
+
+async def action() -> int: return 1
+
+async def main() -> StepStatus:
+    report: RunReport = await run_pipeline([WorkflowStep("a", action, max_retries=2)])
+    return report["a"].status
+"""
+
+
+def main(folder: Path) -> None:
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    check_metadata(wheel)
+    check_sdist(wheel, sdist)
+    with tempfile.TemporaryDirectory(prefix="asyncflow-dist-") as place:
+        check_installed(wheel, Path(place))
+    print(f"{wheel.name} and {sdist.name} are what they should be")
+
+
+def check_metadata(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = HeaderParser().parsestr(archive.read(path).decode())
+    required = [each for each in metadata.get_all("Requires-Dist", []) if "extra ==" not in each]
+    expect("the core needs anyio alone", [each.partition(">")[0] for each in required], ["anyio"])
+    expect("the extras", {*metadata.get_all("Provides-Extra", [])}, EXTRAS)
+    expect("the licence", metadata["License-Expression"], "MIT")
+
+
+def check_sdist(wheel: Path, sdist: Path) -> None:
+    """Check that the source has whatever the wheel has, and what its tests and pages need."""
+    with tarfile.open(sdist) as archive:
+        sources = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(wheel) as archive:
+        modules = {name for name in archive.namelist() if ".dist-info/" not in name}
+    expect("the sdist lacks", modules - sources, set())
+    expect(
+        "the tests and pages of the sdist", {"tests/conftest.py", "docs"} & sources != set(), True
+    )
+    left_over = {name for name in sources if "__pycache__" in name or name.endswith(".db-journal")}
+    expect("what has no place in the sdist", left_over, set())
+
+
+def check_installed(wheel: Path, place: Path) -> None:
+    venv.create(place / "venv", with_pip=True)
+    python = place / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", wheel.resolve())
+    run(python, "-m", "pip", "check")
+    imported = {*run(python, "-c", FIRST_RUN, at=place).split()}
+    expect("what a first run imports", imported - {"typing_extensions"}, {"anyio", "asyncflow"})
+    etl = run(python, "-m", "asyncflow.examples.etl", at=place)
+    expect("the example passes", "Pipeline PASSED" in etl, True)
+    without_extras = subprocess.run(
+        [place / "venv" / "bin" / "asyncflow", "runs"], capture_output=True, text=True, cwd=place
+    )
+    expect("the command names its extra", "asyncflow-tiers[cli]" in without_extras.stderr, True)
+    (place / "typed.py").write_text(TYPED, encoding="utf-8")
+    run(
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        python,
+        "typed.py",
+        at=place,
+    )
+    check_types(place / "venv")
+
+
+def check_types(environment: Path) -> None:
+    """Check that each public name has a type that no checker has to guess."""
+    command = [sys.executable, "-m", "pyright", "--ignoreexternal", "--outputjson"]
+    found = subprocess.run(
+        [*command, "--verifytypes", "asyncflow"],
+        capture_output=True,
+        text=True,
+        cwd=environment,
+        env=os.environ
+        | {
+            "VIRTUAL_ENV": str(environment),
+            "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        },
+    )
+    symbols = json.loads(found.stdout)["typeCompleteness"]["symbols"]
+    expect("pyright has seen the public names", len(symbols) > 1_000, True)
+    unclear = {
+        each["name"] for each in symbols if each["isTypeAmbiguous"] or not each["isTypeKnown"]
+    }
+    expect("public names without a known type", unclear, set())
+
+
+def run(*command: str | Path, at: Path | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if "PYTHON" not in name}
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, cwd=at, env=environment
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def expect(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        sys.exit(f"{what}: {found}\nnot {expected}")
+    print(f"{what}: as expected")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,431 @@
+"""What the recipes promise beyond the output that their pages show."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import shlex
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_journal import MemoryJournal
+from test_docs_pages import FENCE, ROOT, blocks_of
+
+from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow._cli import commands
+from asyncflow.events import AttemptStarted
+from asyncflow.journal import PostgresJournal
+from asyncflow.service import Service
+from asyncflow.testing import run_in_virtual_time
+
+RECIPES = ROOT / "docs" / "recipes"
+
+
+def names_of(page: str, *marks: str) -> dict[str, Any]:
+    """Return what those blocks of a page define that have one of these texts, and await nothing."""
+    names: dict[str, Any] = {"__name__": page}
+    for block in blocks_of(RECIPES / page):
+        code = block.code.partition("\nasync with ")[0].partition("\nfor _ in ")[0]
+        if any(mark in code for mark in marks):
+            exec(compile(code, f"{page}:{block.line}", "exec"), names)
+    return names
+
+
+RetryBudget = names_of("retry-budget.md", "\nclass ")["RetryBudget"]
+breakers = names_of("circuit-breaker.md", "\nclass ")
+CircuitBreaker, CircuitOpenError = breakers["CircuitBreaker"], breakers["CircuitOpenError"]
+
+
+class TestRetryBudget:
+    @given(
+        outcomes=st.lists(st.booleans(), max_size=60),
+        share=st.sampled_from([0.1, 0.5]),
+        burst=st.integers(1, 5),
+    )
+    def test_retries_are_a_share_of_the_successes_and_a_burst(
+        self, outcomes: list[bool], share: float, burst: int
+    ) -> None:
+        answers = iter(outcomes)
+        retries = 0
+
+        async def call(items: int) -> None:
+            if not next(answers, False):
+                raise ConnectionError
+
+        retry = RetryBudget(share, burst).policy(base_ms=1, jitter=False)
+        report = run_items(call, 20, max_retries=9, retry=retry)
+
+        items = report["call"].items or ()
+        retries = sum(item.attempts - 1 for item in items)
+        assert retries <= burst + share * sum(item.error is None for item in items)
+
+    def test_the_error_says_that_the_budget_is_spent(self) -> None:
+        async def call(items: int) -> None:
+            raise ConnectionError
+
+        report = run_items(call, 2, max_retries=2, retry=RetryBudget(burst=1).policy(base_ms=0))
+
+        first, second = report["call"].items or ()
+        assert (first.attempts, second.attempts) == (2, 1)
+        assert second.error is not None
+        assert second.error.__notes__[0] == "not retried: the retry budget is spent"
+
+    def test_an_error_that_is_not_worth_a_retry_spends_nothing(self) -> None:
+        budget = RetryBudget()
+
+        async def call(items: int) -> None:
+            raise LookupError
+
+        run_items(call, 5, max_retries=3, retry=budget.policy(lambda error: False))
+
+        assert budget.left == budget.burst
+
+    def test_an_answer_in_milliseconds_spends_a_retry(self) -> None:
+        budget = RetryBudget()
+
+        async def call(items: int) -> None:
+            raise ConnectionError
+
+        report = run_items(call, 1, max_retries=2, retry=budget.policy(lambda error: 500))
+
+        assert report.total_duration_ms == 500
+        assert budget.left == budget.burst - 1
+
+
+class Provider:
+    """Fails, hangs or answers, behind a circuit breaker in virtual time."""
+
+    def __init__(self, **options: Any) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.breaker = CircuitBreaker(clock=self.loop.time, **options)
+        self.answer: BaseException | None = None
+        self.takes_s = 0.0
+        self.asked_at: list[float] = []
+
+    async def call(self) -> None:
+        with self.breaker.call():
+            self.asked_at.append(self.loop.time())
+            await asyncio.sleep(self.takes_s)
+            if self.answer is not None:
+                raise self.answer
+
+    async def run(self, calls: int = 1, **options: Any) -> list[str]:
+        """Make so many calls at once, and return the names of their errors."""
+        steps = [WorkflowStep(f"call {n}", self.call, **options) for n in range(calls)]
+        report = await run_pipeline(steps, fail_fast=False)
+        return [type(result.error).__name__ for result in report.results]
+
+
+class TestCircuitBreaker:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_after_some_failures_within_the_window_calls_fail_without_asking(self) -> None:
+        provider = Provider(failures=3, window_s=10, open_s=30)
+        provider.answer = ConnectionError()
+
+        assert await provider.run(3) == ["ConnectionError"] * 3
+        assert await provider.run(5) == ["CircuitOpenError"] * 5
+
+        assert len(provider.asked_at) == 3
+
+    async def test_failures_that_are_further_apart_than_the_window_open_nothing(self) -> None:
+        provider = Provider(failures=3, window_s=10)
+        provider.answer = ConnectionError()
+
+        for _ in range(10):
+            assert await provider.run() == ["ConnectionError"]
+            await asyncio.sleep(6)
+
+    async def test_one_call_probes_and_its_success_closes_the_circuit(self) -> None:
+        provider = Provider(failures=1, open_s=30)
+        provider.answer = ConnectionError()
+        await provider.run()
+        provider.answer, provider.takes_s = None, 1.0
+        await asyncio.sleep(30)
+
+        assert await provider.run(3) == ["NoneType", "CircuitOpenError", "CircuitOpenError"]
+        assert await provider.run(3) == ["NoneType"] * 3
+
+    async def test_a_probe_that_fails_leaves_the_circuit_open_as_long_again(self) -> None:
+        provider = Provider(failures=3, window_s=10, open_s=30)
+        provider.answer = ConnectionError()
+        await provider.run(3)
+
+        for _ in range(8):
+            await asyncio.sleep(10)
+            await provider.run(2)
+
+        assert provider.asked_at == [0, 0, 0, 30, 60]
+
+    async def test_a_probe_that_is_cancelled_is_followed_by_another_one(self) -> None:
+        provider = Provider(failures=1, open_s=30)
+        provider.answer = ConnectionError()
+        await provider.run()
+        provider.answer, provider.takes_s = None, 5.0
+        await asyncio.sleep(30)
+        probe = asyncio.create_task(provider.run())
+        await asyncio.sleep(1)
+        probe.cancel()
+        await asyncio.wait([probe])
+
+        assert await provider.run() == ["CircuitOpenError"]
+        await asyncio.sleep(29)
+        assert await provider.run() == ["NoneType"]
+        assert await provider.run() == ["NoneType"]
+
+    async def test_a_timeout_counts_and_a_cancellation_does_not(self) -> None:
+        provider = Provider(failures=1)
+        provider.takes_s = 60.0
+        run = asyncio.create_task(provider.run(2))
+        await asyncio.sleep(1)
+        run.cancel()
+        await asyncio.wait([run])
+
+        assert await provider.run(timeout_ms=1_300.7) == [StepTimeoutError.__name__]
+        assert await provider.run() == ["CircuitOpenError"]
+
+    async def test_the_error_says_when_the_next_call_may_try(self) -> None:
+        provider = Provider(failures=1, open_s=30)
+        provider.answer = ConnectionError()
+        await provider.run()
+        await asyncio.sleep(10)
+
+        with pytest.raises(CircuitOpenError, match="next try in 20 s") as raised:
+            await provider.call()
+
+        assert raised.value.retry_in_ms == 20_000
+
+
+class TestArtifacts:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_a_file_that_was_not_finished_leaves_nothing_under_its_name(
+        self, tmp_path: Path
+    ) -> None:
+        recipe = names_of("artifacts.md", "def artifact")
+        recipe["ARTIFACTS"] = tmp_path
+
+        async def export(names: str) -> None:
+            with recipe["artifact"]("rows.csv") as path:
+                path.write_text(names)
+                if names == "bad":
+                    raise ConnectionError
+
+        async def names() -> list[str]:
+            return ["good", "bad"]
+
+        steps = [
+            WorkflowStep("names", names),
+            WorkflowStep("export", export, ["names"], map_over="names"),
+        ]
+        await run_pipeline(steps, run_id="a/b", fail_fast=False)
+
+        files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+        assert files == [Path("a%2Fb", "export%230", "rows.csv")]
+        assert not list(tmp_path.rglob("tmp*"))
+
+
+class TestCaching:
+    pytestmark = pytest.mark.virtual_time
+
+    async def test_what_is_returned_is_stored_by_arguments_and_version(
+        self, tmp_path: Path
+    ) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+        calls: list[tuple[object, int]] = []
+
+        async def square(client: object, n: int) -> int:
+            calls.append((client, n))
+            if n < 0:
+                raise ValueError
+            return n * n
+
+        first = cached(tmp_path, ignore=("client",))(square)
+        second = cached(tmp_path, "2", ignore=("client",))(square)
+
+        assert [await first("a", 3), await first("b", n=3), await second("a", 3)] == [9, 9, 9]
+        assert calls == [("a", 3), ("a", 3)]
+        for _ in range(2):
+            with pytest.raises(ValueError):  # noqa: PT011
+                await first("a", -1)
+        assert len(calls) == 4
+
+
+class TestNotifications:
+    @pytest.mark.virtual_time
+    async def test_a_clean_up_step_repeats_only_a_message_that_was_being_sent(self) -> None:
+        sent: list[str] = []
+
+        async def load() -> None:
+            raise OSError("the disk is full")
+
+        async def alert() -> None:
+            sent.append(current_step().idempotency_key)
+
+        steps = [WorkflowStep("load", load), WorkflowStep("alert", alert, run_if="failure")]
+        journal = MemoryJournal()
+        await run_pipeline(steps, journal=journal, run_id="r", fail_fast=False)
+        begun = journal.stored["r"].index(AttemptStarted("alert", 1, 0.0)) + 1
+        sent_later = []
+        for events in range(1, len(journal.stored["r"])):
+            sent.clear()
+            left = journal.died_after(events)
+            await run_pipeline(steps, journal=left, run_id="r", fail_fast=False)
+            sent_later.append(len(sent))
+
+        assert sent_later == [1] * begun + [0] * (len(sent_later) - begun)
+        assert sent_later[-1] == 0
+
+
+def manifests(page: str) -> list[Any]:
+    return [
+        yaml.safe_load(fence["body"])
+        for fence in FENCE.finditer((RECIPES / page).read_text(encoding="utf-8"))
+        if fence["language"] == "yaml"
+    ]
+
+
+class TestKubernetes:
+    def test_pods_are_replaced_and_have_time_to_clean_up(self) -> None:
+        job, cron_job, deployment = manifests("kubernetes.md")
+
+        assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+        assert (cron_job["apiVersion"], cron_job["kind"]) == ("batch/v1", "CronJob")
+        assert (deployment["apiVersion"], deployment["kind"]) == ("apps/v1", "Deployment")
+        for spec in (job["spec"], cron_job["spec"]["jobTemplate"]["spec"]):
+            pod = spec["template"]["spec"]
+            assert spec["backoffLimit"] > 0
+            assert pod["restartPolicy"] == "Never"  # which a podFailurePolicy requires
+            assert pod["terminationGracePeriodSeconds"] >= 30
+            (container,) = pod["containers"]
+            assert "ASYNCFLOW_JOURNAL" in {variable["name"] for variable in container["env"]}
+        assert cron_job["spec"]["concurrencyPolicy"] == "Forbid"
+        assert cron_job["spec"]["timeZone"]  # without it, that of the control plane counts
+
+    def test_a_job_gives_up_at_once_where_another_pod_would_not_help(self) -> None:
+        job, *_ = manifests("kubernetes.md")
+        gives_up, ignores = job["spec"]["podFailurePolicy"]["rules"]
+
+        assert gives_up["action"] == "FailJob"
+        assert gives_up["onExitCodes"] == {"operator": "In", "values": [2, 3, 4]}
+        assert ignores["action"] == "Ignore"
+        assert [next(iter(ignores["onPodConditions"]))["type"]] == ["DisruptionTarget"]
+
+    def test_the_commands_are_ones_that_asyncflow_has(self) -> None:
+        job, cron_job, _ = manifests("kubernetes.md")
+        (of_job,) = job["spec"]["template"]["spec"]["containers"]
+        (of_cron,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        script = of_cron["args"][0].splitlines()[-1].removeprefix("exec ")
+
+        for command in (of_job["command"], shlex.split(script)):
+            options = options_of_run(command)
+            assert options["wait"]  # for a pod that is still ending
+            assert options["run_id"]
+
+    @pytest.mark.process
+    def test_a_pod_of_a_cron_job_knows_its_day(self) -> None:
+        _, cron_job, _ = manifests("kubernetes.md")
+        (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        asked, _, _ = container["args"][0].partition("\n")
+        six_o_clock = datetime(2026, 1, 31, 6, tzinfo=UTC)
+        job = f"sales-{six_o_clock.timestamp() / 60:.0f}"
+
+        told = subprocess.run(
+            ["/bin/sh", "-c", f"{asked}; echo $day"],
+            env={"JOB": job, "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+        assert told.stdout == "2026-01-31\n"
+
+    def test_a_pod_of_the_service_outlasts_its_requests_and_its_runs(self) -> None:
+        *_, deployment = manifests("kubernetes.md")
+        pod = deployment["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        requests_s = int(container["command"][-1])
+        runs_s = inspect.signature(Service).parameters["grace_ms"].default / 1000
+
+        assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
+        assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
+        assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
+
+
+def test_a_call_of_a_function_that_is_repeated_computes_nothing_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL", dsn)
+    names: dict[str, Any] = {"__name__": "lambda.md"}
+    for block in blocks_of(RECIPES / "lambda.md"):
+        if "slow" not in block.code:
+            exec(compile(block.code, f"{block.page}:{block.line}", "exec"), names)
+    handler, context = names["handler"], names["Context"](30_000)
+
+    answers = [handler({"day": "2026-01-31"}, context) for _ in range(2)]
+
+    async def attempts() -> int:
+        async with PostgresJournal(dsn) as journal:
+            stored = await journal.events("sales-2026-01-31")
+            return sum(isinstance(each.event, AttemptStarted) for each in stored)
+
+    assert answers == [{"total": 32}] * 2
+    assert asyncio.run(attempts()) == 2  # of two steps
+
+
+def test_commands_of_the_recipes_have_options_that_asyncflow_has() -> None:
+    unknown, known = set(), 0
+    for page in RECIPES.glob("*.md"):
+        for name, rest in re.findall(r"\basyncflow (\w+)\b(.*)", page.read_text(encoding="utf-8")):
+            command = commands.commands.get(name)
+            given = set(re.findall(r"(?<![\w-])--[a-z-]+", rest))
+            if command is not None:
+                known += len(given)
+                has = {text for parameter in command.params for text in parameter.opts}
+                unknown |= {(page.name, name, option) for option in given - has}
+
+    assert not unknown
+    assert known >= 15
+
+
+class TestCI:
+    def test_a_job_that_is_started_again_has_the_journal_of_before(self) -> None:
+        (workflow,) = manifests("ci.md")
+        steps = workflow["jobs"]["checks"]["steps"]
+        ((run,),) = [[n for n, step in enumerate(steps) if "asyncflow run" in step.get("run", "")]]
+        restore, save = steps[run - 1], steps[run + 1]
+
+        options = options_of_run(shlex.split(steps[run]["run"]))
+        assert options["run_id"] == "$GITHUB_SHA"
+        assert options["journal"] == restore["with"]["path"] == save["with"]["path"]
+        assert restore["with"]["key"] == save["with"]["key"]
+        assert save["with"]["key"].startswith(restore["with"]["restore-keys"])
+        assert save["if"] == "always()"
+
+
+def options_of_run(command: list[str]) -> dict[str, Any]:
+    """Return the options of ``asyncflow run``, which refuses unknown ones."""
+    assert command[:2] == ["asyncflow", "run"]
+    run = commands.commands["run"]
+    options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
+    return dict(options)
+
+
+def run_items(call: Any, count: int, **options: Any) -> RunReport:
+    async def items() -> range:
+        return range(count)
+
+    steps = [
+        WorkflowStep("items", items),
+        WorkflowStep("call", call, ["items"], map_over="items", **options),
+    ]
+    return run_in_virtual_time(run_pipeline(steps, fail_fast=False))
