@@ -393,6 +393,14 @@ def test_what_once_slipped_through_is_refused(
     check_refusal(refused.value, name, parameter)
 
 
+def test_a_time_beyond_the_integers_of_a_database_is_after_all_runs(
+    right: dict[str, Callable[[], Any]],
+) -> None:
+    counts = run_in_virtual_time(right["journal"]().counts(since=2**63))
+
+    assert not any(counts.values())
+
+
 async def nothing_arrives() -> dict[str, Any]:
     return await asyncio.Event().wait() or {}
 
