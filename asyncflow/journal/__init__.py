@@ -17,6 +17,13 @@ Anyone who can write to the database decides what a resumed run starts from. Wit
 
 from __future__ import annotations
 
+try:
+    import msgspec as _msgspec  # noqa: F401  # before the modules that need it
+except ImportError as _error:
+    raise ImportError(
+        "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
+    ) from _error
+
 from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
 from asyncflow._core.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal

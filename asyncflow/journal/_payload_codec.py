@@ -29,19 +29,13 @@ from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
+import msgspec
+import msgspec.inspect
+
 from asyncflow._core.errors import PayloadError, describe_fully, escape_controls
 from asyncflow._core.results import Payload
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
-
-try:
-    import msgspec
-    import msgspec.inspect
-except ImportError as _error:
-    raise ImportError(
-        "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
-    ) from _error
-
-from asyncflow.journal._models import (  # after msgspec, which it needs
+from asyncflow.journal._models import (
     WithGiven,
     given_fields,
     is_model,
