@@ -144,14 +144,16 @@ class _WatchedLoop:
         task = asyncio.current_task(self.loop)
         worked_s, held_up_s = self._since_the_last_look(slept_s)
         ping = self._ping
-        if ping is not None and ping.where is not None:
-            if ping.until is None and ping.task is not task:
-                ping.until = now
-        elif ping is None:
+        if ping is not None and ping.where is not None and ping.task is not task:
+            ping.until = now
+            ping = self._ping = None  # another task may block in the same turn
+        if ping is None:
             if task is not None:
                 held_s = slept_s - _TICK_S
                 is_held = held_s >= _BLOCK_S and worked_s >= _BLOCK_S
                 self._send(task, now - held_s if is_held else time.monotonic(), is_held)
+        elif ping.where is not None:
+            pass  # it is found, and still blocks
         elif ping.task is not task or (slept_s > _SUSPENDED_S and worked_s < 0.1 * slept_s):
             ping.task, ping.since = task, time.monotonic()
         else:
@@ -187,7 +189,8 @@ class _WatchedLoop:
         ping.where = user_location(frames)  # last: with it, `_answer` may report the block
 
     def _answer(self, ping: _Ping) -> None:
-        self._ping = None
+        if self._ping is ping:
+            self._ping = None
         if ping.where is not None:
             blocked_ms = ((ping.until or time.monotonic()) - ping.since) * 1000
             for each in list(self.watches):

@@ -121,6 +121,19 @@ def test_each_of_several_consecutive_blocks_is_reported_once():
 
 
 @pytest.mark.realtime
+def test_each_of_two_tasks_that_block_in_the_same_turn_is_reported():
+    async def main():
+        findings = Findings()
+        handle = watch(asyncio.get_running_loop(), findings)
+        await asyncio.gather(blocking("first", 0.2), blocking("second", 0.2))
+        await asyncio.sleep(0)
+        handle.stop()
+        return findings
+
+    assert run(main()).names == ["first", "second"]
+
+
+@pytest.mark.realtime
 @on_each_loop
 def test_a_block_of_less_than_100_ms_is_not_reported(factory):
     async def main():
