@@ -107,7 +107,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     if page.parent is None:
         page.meta["hide"] = ["navigation"]  # it would be this page alone
-    if not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
+    if page.file.src_uri == "reference/troubleshooting.md":
+        page.meta["search"] = {"boost": 2.5}  # a message has many words that are common elsewhere
+    elif not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
         page.meta["search"] = {"boost": 0.5}  # what explains comes before what lists
     markdown = _between_fences(markdown, outside_fences)
     title = re.search(r"^# (.+)", markdown, re.MULTILINE)

@@ -69,6 +69,14 @@ async def test_the_search_works_without_a_server(page: Any, built_site: Path) ->
     assert (built_site / "reference/api/asyncflow.html").as_uri() in found
 
 
+async def test_the_search_finds_an_error_by_its_message(page: Any, built_site: Path) -> None:
+    await page.goto((built_site / "index.html").as_uri())
+    await search(page, '"which cannot be awaited"')
+
+    first = await page.locator(".md-search-result__link").first.get_attribute("href")
+    assert "reference/troubleshooting.html" in first
+
+
 async def test_diagrams_are_drawn(page: Any, built_site: Path) -> None:
     await page.goto((built_site / "concepts/how-it-works.html").as_uri())
 
