@@ -257,5 +257,6 @@ def common_error(name: str, items: list[StepResult], error: Exception | None) ->
     if not errors:
         return error
     first = f"{failed[0].step_name}: {describe_error(errors[0])}"
-    message = f"{len(errors)} of {len(items)} items of step {name!r} failed; the first is {first}"
+    of_all = "1 item" if len(items) == 1 else f"{len(items)} items"
+    message = f"{len(errors)} of {of_all} of step {name!r} failed; the first is {first}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])

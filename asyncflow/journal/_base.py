@@ -297,7 +297,7 @@ class SQLJournal:
 
         It reads the events of steps and none of items, so a mapped step costs the same with any
         number of items. Hence two figures of a mapped step are approximate: it never counts as
-        retried, and if it was cut short with its process, the time before that is left out.
+        retried, and if items of it ran before the run was resumed, their time is left out.
 
         Args:
             pipeline: The name of the pipeline. ``""`` stands for all runs whose pipeline has none.
