@@ -242,7 +242,8 @@ def _check_matches(
         raise click.UsageError(
             escape_controls(
                 f"run {record.run_id!r} does not have {_listed(others)} of {loaded.target}, "
-                f"excluded by --target, new or renamed; select what to run, as with {such_as}{way_out}"
+                "excluded by --target, new or renamed; "
+                f"select what to run, as with {such_as}{way_out}"
             )
         )
 
