@@ -15,14 +15,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.errors import NotSendableError, OutputLostError, WorkerLostError
-from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow._runtime.engine import EngineCall
-from asyncflow.engines._remote import Answer, check_sendable, pack_call, unpack_answer
-
 try:
     from distributed import Client, Future
 except ModuleNotFoundError as missing:
@@ -32,11 +24,18 @@ except ModuleNotFoundError as missing:
         name=missing.name,
     ) from missing
 
+from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.errors import NotSendableError, OutputLostError, WorkerLostError
+from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.step import WorkflowStep
+from asyncflow._runtime.asyncio_compat import outlast
+from asyncflow._runtime.engine import EngineCall
 from asyncflow.engines import _dask_wire
 from asyncflow.engines._dask_body import Kept
 from asyncflow.engines._dask_fence import Fence
 from asyncflow.engines._dask_link import Link, RemoteBody, open_link
 from asyncflow.engines._dask_tasks import BodyTask, Submissions
+from asyncflow.engines._remote import Answer, check_sendable, pack_call, unpack_answer
 
 __all__ = ["DaskEngine"]
 

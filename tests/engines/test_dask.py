@@ -684,8 +684,11 @@ async def test_a_scheduler_without_a_fence_is_refused(client: Client) -> None:
 
 
 def test_the_extra_is_named_if_dask_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.startswith("asyncflow.engines."):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.delitem(sys.modules, "asyncflow.engines.dask")
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # it comes with the same extra
 
     with pytest.raises(ImportError, match=r"asyncflow-tiers\[dask\]"):
         importlib.import_module("asyncflow.engines.dask")
