@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 import yaml
 from hypothesis import given
@@ -20,7 +22,14 @@ from hypothesis import strategies as st
 from memory_journal import MemoryJournal
 from test_docs_pages import FENCE, ROOT, blocks_of
 
-from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow import (
+    RunReport,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    events,
+    run_pipeline,
+)
 from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
 from asyncflow.journal import PostgresJournal
@@ -284,6 +293,51 @@ class TestNotifications:
 
         assert sent_later == [1] * begun + [0] * (len(sent_later) - begun)
         assert sent_later[-1] == 0
+
+    @pytest.mark.virtual_time
+    async def test_a_message_that_fails_or_hangs_costs_no_other_one_and_no_run(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sent: list[str] = []
+
+        async def post(slack: object, text: str) -> None:
+            if "b failed" in text:
+                raise RuntimeError("the client has been closed")
+            if "d failed" in text:
+                await asyncio.sleep(60)
+            sent.append(text)
+
+        recipe = names_of("notifications.md", "class SlackAlerts")
+        recipe |= {"asyncio": asyncio, "events": events, "logging": logging, "post": post}
+
+        async def fail() -> None:
+            raise OSError("the disk is full")
+
+        async with recipe["SlackAlerts"](None) as alerts:
+            steps = [WorkflowStep(name, fail) for name in "abcd"]
+            await run_pipeline(steps, fail_fast=False, name="n", run_id="r", observers=[alerts])
+
+        assert sent == [f"n r: {name} failed: the disk is full" for name in "ac"]
+        assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+    def test_the_address_of_a_webhook_is_in_no_error(self) -> None:
+        (code,) = [
+            block.code
+            for block in blocks_of(RECIPES / "notifications.md")
+            if "async def post" in block.code
+        ]
+
+        def refuse(request: object) -> httpx.Response:
+            return httpx.Response(404)
+
+        async def send() -> None:
+            async with httpx.AsyncClient(transport=httpx.MockTransport(refuse)) as slack:
+                await recipe["post"](slack, "x")
+
+        recipe: dict[str, Any] = {}
+        exec(code.partition("\nnightly = ")[0], recipe)
+        with pytest.raises(OSError, match=r"\ASlack answered 404\Z"):
+            asyncio.run(send())
 
 
 def manifests(page: str) -> list[Any]:
