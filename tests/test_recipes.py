@@ -23,6 +23,7 @@ from memory_journal import MemoryJournal
 from test_docs_pages import FENCE, ROOT, blocks_of
 
 from asyncflow import (
+    Orchestrator,
     RunReport,
     StepTimeoutError,
     WorkflowStep,
@@ -32,7 +33,7 @@ from asyncflow import (
 )
 from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
-from asyncflow.journal import PostgresJournal
+from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 
@@ -108,6 +109,16 @@ class TestRetryBudget:
 
         assert report.total_duration_ms == 500
         assert budget.left == budget.burst - 1
+
+    def test_ten_successes_earn_a_retry(self) -> None:
+        budget = RetryBudget(share=0.1, burst=1)
+        retry = budget.policy()
+        assert [retry.on(OSError()), retry.on(OSError())] == [True, False]
+
+        for _ in range(10):
+            retry.until("output")
+
+        assert [retry.on(OSError()), retry.on(OSError())] == [True, False]
 
 
 class Provider:
@@ -242,6 +253,36 @@ class TestArtifacts:
         assert files == [Path("a%2Fb", "export%230", "rows.csv")]
         assert not list(tmp_path.rglob("tmp*"))
 
+    async def test_files_stay_as_long_as_a_run_or_a_fork_of_it_needs_them(
+        self, tmp_path: Path
+    ) -> None:
+        recipe = names_of("artifacts.md", "def artifact", "def sweep")
+        recipe["ARTIFACTS"] = tmp_path
+
+        async def export() -> str:
+            with recipe["artifact"]("rows.csv") as path:
+                path.write_text("rows")
+            return str(tmp_path / recipe["key_of_step"]() / "rows.csv")
+
+        async def count(export: str, least: int) -> int:
+            return least
+
+        async with SQLiteJournal(tmp_path.with_suffix(".db")) as journal:
+            steps = [WorkflowStep("export", export), WorkflowStep("count", count, ["export"])]
+            runs = Orchestrator(steps, name="runs", journal=journal)
+            await runs.with_options(run_id="a").run(least=1)
+            await runs.fork("a", "b", inputs={"least": 2})
+            await runs.fork("b", "c", inputs={"least": 3})
+            await runs.with_options(run_id="gone").run(least=1)
+            for run_id in ("a", "b", "gone"):
+                await journal.forget(run_id)
+
+            await recipe["sweep"](journal)
+
+            report = await journal.report("c")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        assert Path(report["export"].output).read_text() == "rows"
+
 
 class TestCaching:
     pytestmark = pytest.mark.virtual_time
@@ -268,6 +309,40 @@ class TestCaching:
                 await first("a", -1)
         assert len(calls) == 4
 
+    async def test_the_first_call_returns_what_the_later_ones_do(self, tmp_path: Path) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+
+        async def twice(n: int) -> tuple[int, int]:
+            return n, n
+
+        pair = cached(tmp_path)(twice)
+
+        assert await pair(1) == await pair(1) == [1, 1]
+
+    async def test_another_default_and_another_module_are_other_keys(self, tmp_path: Path) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+
+        def fetch_of(module: str, default: str) -> Any:
+            async def fetch(language: str = default) -> str:
+                return f"{module} {language}"
+
+            fetch.__module__ = module
+            return cached(tmp_path)(fetch)
+
+        fetches = [fetch_of("shop", "en"), fetch_of("shop", "de"), fetch_of("news", "en")]
+
+        assert [await fetch() for fetch in fetches] == ["shop en", "shop de", "news en"]
+
+    async def test_a_value_that_is_no_json_leaves_no_file(self, tmp_path: Path) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+
+        async def ids() -> set[int]:
+            return {1, 2}
+
+        with pytest.raises(TypeError):
+            await cached(tmp_path)(ids)()
+        assert not list(tmp_path.iterdir())
+
 
 class TestNotifications:
     @pytest.mark.virtual_time
@@ -285,9 +360,9 @@ class TestNotifications:
         await run_pipeline(steps, journal=journal, run_id="r", fail_fast=False)
         begun = journal.stored["r"].index(AttemptStarted("alert", 1, 0.0)) + 1
         sent_later = []
-        for events in range(1, len(journal.stored["r"])):
+        for stored in range(1, len(journal.stored["r"])):
             sent.clear()
-            left = journal.died_after(events)
+            left = journal.died_after(stored)
             await run_pipeline(steps, journal=left, run_id="r", fail_fast=False)
             sent_later.append(len(sent))
 
