@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
 import logging
@@ -109,6 +110,17 @@ class TestRetryBudget:
 
         assert report.total_duration_ms == 500
         assert budget.left == budget.burst - 1
+
+    def test_the_guide_for_llms_has_the_same_class(self) -> None:
+        def without_docstrings(page: Path) -> str:
+            (code,) = [each.code for each in blocks_of(page) if "class RetryBudget" in each.code]
+            nodes = [*ast.walk(ast.parse(code))]
+            (found,) = [each for each in nodes if isinstance(each, ast.ClassDef)]
+            return re.sub(r'\n *"""[^\n]*"""', "", ast.unparse(found))
+
+        guide = ROOT / "docs" / "guides" / "llm.md"
+
+        assert without_docstrings(guide) == without_docstrings(RECIPES / "retry-budget.md")
 
     def test_ten_successes_earn_a_retry(self) -> None:
         budget = RetryBudget(share=0.1, burst=1)
