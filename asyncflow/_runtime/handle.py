@@ -284,7 +284,7 @@ class RunHandle:
             raise RuntimeError(
                 f"run {self.run_id!r} was started already; start() makes another one"
             )
-        self._has_owner = True
+        self._has_owner = True  # also if it is refused: that error says enough
         if not callable(getattr(owner, "create_task", None)):
             raise TypeError(
                 f"owner must be a TaskGroup, or have such a create_task, not {type(owner).__name__}"

@@ -61,7 +61,6 @@ NOT_FOR_CALLERS = {
     "serve": "serves until it is stopped: what it refuses is below",
     "crash_everywhere": "runs a pipeline many times: what it refuses is below",
     "explore": "runs a pipeline 1,000 times: what it refuses is below",
-    "Pool.request_slot": "the driver calls it",
     "resume_all": "Service has the same pipelines",
 }
 NOT_FOR_CALLERS |= {
