@@ -637,8 +637,6 @@ class TestPickle:
             (LocalError("local"), "local"),
             (holding, str(holding)),
         ):
-            if isinstance(error, TwoArgumentsError) and "tblib" in sys.modules:
-                continue  # Dask's library, if a test has imported it, makes it survive
             report = report_of(
                 failed("a", raised(error), attempts=2, recorded=(Attempt(1, 0.0, 1.0, error),))
             )
