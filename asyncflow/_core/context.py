@@ -125,8 +125,8 @@ class StepContext:
         self.step_name: str = step_name
         self.attempt: int = attempt
         self.item: int | None = item
-        self.run_id = run_id
-        self.max_retries = max_retries
+        self.run_id: str = run_id
+        self.max_retries: int = max_retries
         self.idempotency_key: str = _idempotency_key(run_id, step_name, item)
         self._deadline_s = deadline_s
         self._clock = clock

@@ -38,10 +38,10 @@ class RemoteOutput:
         reference: Any = None,
         fetch: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
-        self.engine = engine
-        self.worker = worker
-        self.size = size
-        self.reference = reference
+        self.engine: str = engine
+        self.worker: str = worker
+        self.size: int = size
+        self.reference: Any = reference
         self._fetch = fetch
 
     async def fetch(self) -> Any:

@@ -95,21 +95,24 @@ class RunReport(Mapping[str, StepResult]):
         parent_step: str = "",
         forked_from: str = "",
     ) -> None:
-        self.run_id = run_id
-        self.total_duration_ms = total_duration_ms
-        self.wall_time = wall_time
-        self.stop_reason = stop_reason
-        self.pipeline = pipeline
-        self.inputs = {} if inputs is None else inputs
-        self.parent, self.parent_step = parent, parent_step
-        self.forked_from = forked_from
+        self.run_id: str = run_id
+        self.total_duration_ms: float = total_duration_ms
+        self.wall_time: float = wall_time
+        self.stop_reason: str | None = stop_reason
+        self.pipeline: str = pipeline
+        self.inputs: Mapping[str, Any] = {} if inputs is None else inputs
+        self.parent: str = parent
+        self.parent_step: str = parent_step
+        self.forked_from: str = forked_from
         self._segments = segments
         try:
             self._by_name = {result.step_name: result for result in results}
         except (AttributeError, TypeError):
             kind = type(results).__name__
             raise TypeError(f"results must be a list of StepResult objects, not {kind}") from None
-        self.status = status or (RunStatus.PASSED if self.all_passed else RunStatus.FAILED)
+        self.status: RunStatus = status or (
+            RunStatus.PASSED if self.all_passed else RunStatus.FAILED
+        )
 
     def __getitem__(self, step_name: str) -> StepResult:
         try:
