@@ -73,7 +73,7 @@ def asyncflow_fakes() -> Iterator[Callable[..., Fakes]]:
 
     def asyncflow_fakes(pipeline: Any, /, **steps: Any) -> Fakes:
         fakes = fake(pipeline, **steps)
-        fakes.enter_everywhere()
+        fakes._enter_everywhere()
         entered.append(fakes)
         return fakes
 
@@ -81,7 +81,7 @@ def asyncflow_fakes() -> Iterator[Callable[..., Fakes]]:
         yield asyncflow_fakes
     finally:
         for fakes in reversed(entered):
-            fakes.leave_everywhere()
+            fakes._leave_everywhere()
 
 
 # The marker. Other plugins run async tests and fixtures; this one gives them the event loop, and

@@ -67,7 +67,7 @@ def write_summary(report: RunReport) -> bool:
         return False
     path = Path(name)
     used = path.stat().st_size if path.exists() else 0
-    text = to_markdown(report, MAX_SUMMARY_BYTES - used)
+    text = to_markdown(report, limit=MAX_SUMMARY_BYTES - used)
     if text:
         with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(text)
@@ -132,7 +132,7 @@ def _escape_property(text: str) -> str:
 # The summary.
 
 
-def to_markdown(report: RunReport, limit: int = MAX_SUMMARY_BYTES) -> str:
+def to_markdown(report: RunReport, *, limit: int = MAX_SUMMARY_BYTES) -> str:
     """Return the report of a run as GitHub's Markdown.
 
     Args:

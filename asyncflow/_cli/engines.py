@@ -45,8 +45,8 @@ async def open_engines(name: str | None, pipeline: Orchestrator) -> AsyncIterato
         CommandError: An engine can't be opened.
     """
     async with AsyncExitStack() as stack:
-        if name is not None:
-            engine = _maker_of(name)()
+        engine = None if name is None else _maker_of(name)()
+        if engine is not None:
             pipeline = pipeline.with_options(engine=engine)
         for each in {id(step.remote): step.remote for step in pipeline.steps}.values():
             if not isinstance(each, AbstractAsyncContextManager):
@@ -54,7 +54,7 @@ async def open_engines(name: str | None, pipeline: Orchestrator) -> AsyncIterato
             try:
                 await stack.enter_async_context(each)
             except Exception as error:  # what a library raises that does not reach its cluster
-                which = name if name is not None and each is engine else each.name
+                which = name if each is engine else each.name
                 text = f"{type(error).__name__}: {error}"
                 raise CommandError(f"engine {which} can't be opened: {text}", RUN_FAILED) from error
         yield pipeline

@@ -243,7 +243,7 @@ async def _read(journal: str, run: str, *, for_page: bool) -> _ShownRun:
             return _ShownRun(record, report, events)
         usual_ms: Mapping[str, float] = {}
         if record.pipeline:
-            usual_ms = (await opened.statistics(record.pipeline, USUAL_RUNS)).usual_ms
+            usual_ms = (await opened.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
         notes = await opened.notes(record.run_id)
         return _ShownRun(record, report, events, notes, usual_ms)
 

@@ -82,12 +82,12 @@ def stats(pipeline: str | None, journal: str, count: int, as_json: bool) -> None
 async def _read(journal: str, pipeline: str | None, count: int) -> PipelineStatistics:
     async with open_journal(journal) as opened:
         if pipeline is not None:
-            found = await opened.statistics(pipeline, count)
+            found = await opened.statistics(pipeline, runs=count)
             if found.runs:
                 return found
         names = await opened.pipelines()
         if pipeline is None and len(names) == 1:
-            return await opened.statistics(names[0], count)
+            return await opened.statistics(names[0], runs=count)
     if not names:
         raise CommandError(f"journal {journal!r} has no runs", NOT_FOUND)
     if pipeline is None:

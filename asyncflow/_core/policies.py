@@ -97,7 +97,7 @@ class Pool:
         """How many attempts wait in its queue: at most ``size`` of each run."""
         return len(self._queue)
 
-    def request_slot(self, call: Callable[[], object]) -> PoolTicket:
+    def _request_slot(self, call: Callable[[], object]) -> PoolTicket:
         """Take a slot if one is free, or else join the queue.
 
         Args:

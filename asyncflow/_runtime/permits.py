@@ -90,7 +90,7 @@ class Permit:
     async def _take_ticket(self, pool: Pool) -> None:
         loop = asyncio.get_running_loop()
         called: asyncio.Future[None] = loop.create_future()
-        self._ticket = pool.request_slot(lambda: loop.call_soon_threadsafe(_resolve, called))
+        self._ticket = pool._request_slot(lambda: loop.call_soon_threadsafe(_resolve, called))
         if not self._ticket.has_slot:
             await called
         delay_s = self._ticket.reserve_start(

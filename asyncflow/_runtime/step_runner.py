@@ -419,8 +419,6 @@ class StepRunner:
                 del on_missed
             try:
                 output = await remote.outcome()
-                if heartbeat is not None:
-                    heartbeat.stop()
                 payload = self._accepted(node, step, attempt, output)
             except BaseException as error:
                 strip_internal_frames(error)

@@ -126,10 +126,10 @@ class SQLJournal:
     async def runs(
         self,
         status: RunStatus | str | None = None,
+        *,
         pipeline: str | None = None,
         since: datetime | float | None = None,
         limit: int | None = 100,
-        *,
         before: datetime | float | tuple[float, str] | None = None,
         text: str | None = None,
         parent: str | None = None,
@@ -292,7 +292,7 @@ class SQLJournal:
         await self._check_id(run_id)
         return await self._read(self._reader.last_passed, run_id)
 
-    async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+    async def statistics(self, pipeline: str, *, runs: int = 50) -> PipelineStatistics:
         """Return the latest runs of a pipeline, and the statistics of its steps over them.
 
         It reads the events of steps and none of items, so a mapped step costs the same with any
@@ -324,7 +324,7 @@ class SQLJournal:
         return await self._read(self._reader.pipelines)
 
     async def counts(
-        self, pipeline: str | None = None, since: datetime | float | None = None
+        self, *, pipeline: str | None = None, since: datetime | float | None = None
     ) -> dict[RunStatus, int]:
         """Return how many stored runs have which status.
 

@@ -399,7 +399,7 @@ def _seconds(what: str, time: datetime | float, kind: str = _TIME) -> float:
     if isinstance(time, datetime):
         return time.timestamp()
     check_number(what, time, 0, kind=kind)
-    return time
+    return float(time)  # databases have smaller integers
 
 
 def _place(before: Any) -> float | Place:

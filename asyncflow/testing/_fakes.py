@@ -120,13 +120,13 @@ class Fakes(Mapping[str, FakeStep]):
         _here.set(tuple(each for each in _here.get() if each is not self))
         self._end()
 
-    def enter_everywhere(self) -> None:
+    def _enter_everywhere(self) -> None:
         """Replace the steps in all contexts: a fixture does not know that of its test's runs."""
         self._begin()
         self._is_everywhere = True
 
-    def leave_everywhere(self) -> None:
-        """End what `enter_everywhere` began."""
+    def _leave_everywhere(self) -> None:
+        """End what `_enter_everywhere` began."""
         self._is_everywhere = False
         self._end()
 

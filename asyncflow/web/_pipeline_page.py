@@ -51,7 +51,7 @@ _MOST_NEAREST = 5
 async def pipeline_page(request: Request, journal: RunsJournal) -> Response:
     """Answer with the page of a pipeline."""
     name = named_pipeline(request)
-    found = await journal.statistics(name, _RUNS)
+    found = await journal.statistics(name, runs=_RUNS)
     if not found.runs:
         return await _unknown(request, journal, name)
     now_s = time.time()
@@ -85,7 +85,7 @@ async def pipeline_api(request: Request, journal: RunsJournal) -> Response:
     if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= _MOST_RUNS:
         detail = f"runs must be a number from 1 to {_MOST_RUNS:,}, not {count!r}"
         return problem(request, 400, "The query is invalid", detail)
-    found = await journal.statistics(name, int(count))
+    found = await journal.statistics(name, runs=int(count))
     if not found.runs:
         return await _unknown(request, journal, name)
     return json_answer(statistics_document(found))

@@ -49,7 +49,7 @@ class RunsJournal(Protocol):
         """Return what a list says of runs beside their records, by id."""
         ...
 
-    async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+    async def statistics(self, pipeline: str, *, runs: int = 50) -> PipelineStatistics:
         """Return the latest runs of a pipeline and their statistics."""
         ...
 

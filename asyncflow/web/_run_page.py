@@ -134,7 +134,7 @@ async def _usual_ms(journal: RunsJournal, record: RunRecord) -> Mapping[str, flo
     """Return how long the steps of a run usually take; nothing if its pipeline has no name."""
     if not record.pipeline:
         return {}
-    return (await journal.statistics(record.pipeline, USUAL_RUNS)).usual_ms
+    return (await journal.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
 
 
 def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:

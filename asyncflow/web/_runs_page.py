@@ -339,8 +339,8 @@ async def _chips(journal: RunsJournal, query: RunQuery, now_s: float) -> list[_C
     counts: Mapping[RunStatus, int] = {}
     if not query.text:  # only a look at each run tells which have it
         counts = await journal.counts(
-            query.pipeline or None,
-            parse_time(query.since, now_s) if query.since else None,
+            pipeline=query.pipeline or None,
+            since=parse_time(query.since, now_s) if query.since else None,
         )
     return [
         _Chip(

@@ -163,7 +163,7 @@ def _move_attributes(shown: griffe.Class) -> None:
     left = section[1]
     for entry in re.finditer(r"^    (\w+): (.*\n(?:     +.*\n|\n)*)", section[1], re.MULTILINE):
         member = shown.members.get(entry[1])
-        if member is not None and member.docstring is None:
+        if isinstance(member, griffe.Object) and member.docstring is None:
             words = textwrap.dedent(" " * 8 + entry[2]).strip()
             member.docstring = griffe.Docstring(words, parent=member, lineno=shown.docstring.lineno)
             left = left.replace(entry[0], "")

@@ -105,7 +105,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def outside_fences(text: str) -> str:
         return _CODE_OR_LINK.sub(mend, _COMMENT.sub("", text))
 
-    if page.is_homepage:
+    if page.parent is None:
         page.meta["hide"] = ["navigation"]  # it would be this page alone
     if not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
         page.meta["search"] = {"boost": 0.5}  # what explains comes before what lists
@@ -129,9 +129,10 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Name the dialog of the search, which the theme leaves without a name."""
+    """Name the dialog of the search, and let the link to the repository ask for no stars."""
     unnamed = '<div class="md-search" data-md-component="search" role="dialog">'
-    return output.replace(unnamed, unnamed[:-1] + ' aria-label="Search">')
+    output = output.replace(unnamed, unnamed[:-1] + ' aria-label="Search">')
+    return output.replace(' data-md-component="source"', "")
 
 
 @event_priority(100)  # before mkdocstrings forgets what it has read
@@ -247,8 +248,5 @@ def _signature(shown: Any) -> str:
     value = getattr(shown, "value", None)
     if annotation is None and value is None:
         return ""
-    return (
-        shown.name
-        + (f": {annotation}" if annotation is not None else "")
-        + (f" = {value}" if value is not None and "property" not in shown.labels else "")
-    )
+    typed = f"{shown.name}: {annotation}" if annotation is not None else f"{shown.name}"
+    return typed if value is None or "property" in shown.labels else f"{typed} = {value}"

@@ -58,7 +58,7 @@ async def _measured(many: Path, mapped: Path, rounds: int) -> list[Row]:
             f"statistics of 50 runs of {STEPS} steps": lambda: journal.statistics("p1"),
             f"   each with a mapped step of {ITEMS:,} items": lambda: with_items.statistics("p"),
             "counts by status": journal.counts,
-            "   of one pipeline": lambda: journal.counts("p1"),
+            "   of one pipeline": lambda: journal.counts(pipeline="p1"),
             "summaries of 50 runs": lambda: journal.summaries(newest),
             "the list of runs as a page": lambda: _page(journal, "/"),
             "   filtered by pipeline and status": lambda: _page(

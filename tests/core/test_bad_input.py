@@ -61,7 +61,6 @@ NOT_FOR_CALLERS = {
     "serve": "serves until it is stopped: what it refuses is below",
     "crash_everywhere": "runs a pipeline many times: what it refuses is below",
     "explore": "runs a pipeline 1,000 times: what it refuses is below",
-    "Pool.request_slot": "the driver calls it",
     "resume_all": "Service has the same pipelines",
 }
 NOT_FOR_CALLERS |= {
@@ -391,6 +390,14 @@ def test_what_once_slipped_through_is_refused(
         outcome(face, args, kwargs)
 
     check_refusal(refused.value, name, parameter)
+
+
+def test_a_time_beyond_the_integers_of_a_database_is_after_all_runs(
+    right: dict[str, Callable[[], Any]],
+) -> None:
+    counts = run_in_virtual_time(right["journal"]().counts(since=2**63))
+
+    assert not any(counts.values())
 
 
 async def nothing_arrives() -> dict[str, Any]:

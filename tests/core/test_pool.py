@@ -82,7 +82,7 @@ class TestArguments:
     def test_the_repr_shows_how_many_slots_are_in_use_and_awaited(self) -> None:
         pool = Pool(2, per_second=0.5)
         for _ in range(5):
-            pool.request_slot(must_not_be_called)
+            pool._request_slot(must_not_be_called)
 
         assert repr(pool) == "<Pool(2, per_second=0.5): 2 in use, 3 waiting>"
         assert repr(Pool(1)) == "<Pool(1): 0 in use, 0 waiting>"
@@ -96,15 +96,17 @@ class TestQueue:
     def test_a_free_slot_is_granted_at_once_without_a_call(self) -> None:
         pool = Pool(2)
 
-        tickets = [pool.request_slot(must_not_be_called) for _ in range(2)]
+        tickets = [pool._request_slot(must_not_be_called) for _ in range(2)]
 
         assert [ticket.has_slot for ticket in tickets] == [True, True]
         assert (pool.in_use, pool.waiting) == (2, 0)
 
     def test_a_ticket_without_a_slot_is_queued_and_called_in_order(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(must_not_be_called)
-        waiting = {name: pool.request_slot(lambda name=name: called.append(name)) for name in "abc"}
+        first = pool._request_slot(must_not_be_called)
+        waiting = {
+            name: pool._request_slot(lambda name=name: called.append(name)) for name in "abc"
+        }
         assert [ticket.has_slot for ticket in waiting.values()] == [False] * 3
         assert (pool.in_use, pool.waiting) == (1, 3)
 
@@ -118,10 +120,10 @@ class TestQueue:
 
     def test_a_second_release_has_no_effect(self) -> None:
         pool = Pool(1)
-        first = pool.request_slot(must_not_be_called)
+        first = pool._request_slot(must_not_be_called)
         first.release()
-        second = pool.request_slot(must_not_be_called)
-        third = pool.request_slot(lambda: None)
+        second = pool._request_slot(must_not_be_called)
+        third = pool._request_slot(lambda: None)
 
         first.release()
         first.release(unused=True)
@@ -131,10 +133,10 @@ class TestQueue:
 
     def test_a_ticket_that_leaves_the_queue_is_not_called_and_takes_no_slot(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(must_not_be_called)
+        first = pool._request_slot(must_not_be_called)
         impatient, patient = (
-            pool.request_slot(must_not_be_called),
-            pool.request_slot(lambda: called.append("patient")),
+            pool._request_slot(must_not_be_called),
+            pool._request_slot(lambda: called.append("patient")),
         )
 
         impatient.release()
@@ -147,9 +149,9 @@ class TestQueue:
 
     def test_an_unused_slot_passes_to_the_next_ticket(self) -> None:
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(must_not_be_called)
-        second = pool.request_slot(lambda: called.append("second"))
-        third = pool.request_slot(lambda: called.append("third"))
+        first = pool._request_slot(must_not_be_called)
+        second = pool._request_slot(lambda: called.append("second"))
+        third = pool._request_slot(lambda: called.append("third"))
         first.release()
 
         second.release(unused=True)
@@ -162,9 +164,9 @@ class TestQueue:
             raise RuntimeError("Event loop is closed")
 
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(must_not_be_called)
-        gone = [pool.request_slot(closed) for _ in range(3)]
-        alive = pool.request_slot(lambda: called.append("alive"))
+        first = pool._request_slot(must_not_be_called)
+        gone = [pool._request_slot(closed) for _ in range(3)]
+        alive = pool._request_slot(lambda: called.append("alive"))
 
         first.release()
 
@@ -180,21 +182,21 @@ class TestQueue:
             raise RuntimeError("Event loop is closed")
 
         pool = Pool(1)
-        first = pool.request_slot(must_not_be_called)
-        pool.request_slot(closed)
+        first = pool._request_slot(must_not_be_called)
+        pool._request_slot(closed)
 
         first.release()
 
         assert (pool.in_use, pool.waiting) == (0, 0)
-        assert pool.request_slot(must_not_be_called).has_slot
+        assert pool._request_slot(must_not_be_called).has_slot
 
     def test_a_callback_may_release_its_slot_at_once(self) -> None:
         """This happens if the garbage collector closes a coroutine during the call."""
         pool, called = Pool(1), list[str]()
-        first = pool.request_slot(must_not_be_called)
+        first = pool._request_slot(must_not_be_called)
         tickets: list[PoolTicket] = []
-        tickets.append(pool.request_slot(lambda: tickets[0].release()))
-        last = pool.request_slot(lambda: called.append("last"))
+        tickets.append(pool._request_slot(lambda: tickets[0].release()))
+        last = pool._request_slot(lambda: called.append("last"))
 
         first.release()
 
@@ -219,7 +221,7 @@ class TestQueue:
         for number in range(60):
             if not tickets or chance.random() < 0.6:
                 queue.append(number)
-                tickets[number] = pool.request_slot(call(number))
+                tickets[number] = pool._request_slot(call(number))
                 if tickets[number].has_slot:
                     call(number)()
             else:
@@ -245,7 +247,7 @@ class TestThreads:
             try:
                 for number in range(300):
                     called = threading.Event()
-                    ticket = pool.request_slot(called.set)
+                    ticket = pool._request_slot(called.set)
                     if chance.random() < 0.2:
                         ticket.release(unused=True)  # whether it had its slot or not
                         continue
@@ -281,7 +283,7 @@ def starts_of(pool: Pool, requested: list[float], clock: object = CLOCK) -> list
     """Return the start times of requests at these times, each released at once."""
     starts = []
     for now in requested:
-        ticket = pool.request_slot(must_not_be_called)
+        ticket = pool._request_slot(must_not_be_called)
         starts.append(now + ticket.reserve_start(now, clock))
         ticket.release()
     return starts
@@ -298,7 +300,7 @@ class TestRate:
         pool = Pool(100, per_second=rate)
 
         starts = [
-            100.0 + pool.request_slot(must_not_be_called).reserve_start(100.0, CLOCK)
+            100.0 + pool._request_slot(must_not_be_called).reserve_start(100.0, CLOCK)
             for _ in range(100)
         ]
 
@@ -330,7 +332,7 @@ class TestRate:
             if is_cancelled and held:
                 held.pop(which % len(held))[1].release(unused=True)
             elif len(held) < size:
-                ticket = pool.request_slot(must_not_be_called)
+                ticket = pool._request_slot(must_not_be_called)
                 held.append((now + ticket.reserve_start(now, CLOCK), ticket))
 
         starts.extend(start for start, _ in held)
@@ -343,40 +345,43 @@ class TestRate:
 
     def test_an_unused_start_is_returned(self) -> None:
         pool = Pool(10, per_second=1)
-        first, second = pool.request_slot(must_not_be_called), pool.request_slot(must_not_be_called)
+        first, second = (
+            pool._request_slot(must_not_be_called),
+            pool._request_slot(must_not_be_called),
+        )
         assert (first.reserve_start(0.0, CLOCK), second.reserve_start(0.0, CLOCK)) == (0.0, 1.0)
 
         second.release(unused=True)
 
-        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
-        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 2.0
+        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
+        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 2.0
 
     def test_a_used_start_is_not_returned(self) -> None:
         pool = Pool(10, per_second=1)
-        ticket = pool.request_slot(must_not_be_called)
+        ticket = pool._request_slot(must_not_be_called)
         ticket.reserve_start(0.0, CLOCK)
 
         ticket.release()
 
-        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
+        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
 
     def test_a_ticket_cancelled_while_others_wait_lets_no_other_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         assert starts_of(pool, [0.0]) == [0.0]
         cancelled, waits = (
-            pool.request_slot(must_not_be_called),
-            pool.request_slot(must_not_be_called),
+            pool._request_slot(must_not_be_called),
+            pool._request_slot(must_not_be_called),
         )
         assert (cancelled.reserve_start(0.0, CLOCK), waits.reserve_start(0.0, CLOCK)) == (1.0, 2.0)
 
         cancelled.release(unused=True)
 
-        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 3.0
+        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 3.0
 
     def test_requests_move_up_if_all_waiting_tickets_are_cancelled(self) -> None:
         pool = Pool(100, per_second=1)
         starts_of(pool, [0.0])
-        waiting = [pool.request_slot(must_not_be_called) for _ in range(50)]
+        waiting = [pool._request_slot(must_not_be_called) for _ in range(50)]
         assert [ticket.reserve_start(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
 
         for ticket in waiting:
@@ -389,7 +394,7 @@ class TestRate:
     ) -> None:
         pool = Pool(3, per_second=1)
         assert starts_of(pool, [0.9]) == [0.9]
-        cancelled = [pool.request_slot(must_not_be_called), pool.request_slot(must_not_be_called)]
+        cancelled = [pool._request_slot(must_not_be_called), pool._request_slot(must_not_be_called)]
         assert [ticket.reserve_start(1.5, CLOCK) for ticket in cancelled] == pytest.approx(
             [0.4, 1.4]
         )
@@ -401,7 +406,7 @@ class TestRate:
 
     def test_a_start_long_in_the_past_can_still_be_returned(self) -> None:
         pool = Pool(3, per_second=1)
-        never_began = pool.request_slot(must_not_be_called)
+        never_began = pool._request_slot(must_not_be_called)
         never_began.reserve_start(0.0, CLOCK)
         assert starts_of(pool, [5.0]) == [5.0]
 
@@ -411,26 +416,26 @@ class TestRate:
 
     def test_a_ticket_released_before_it_reserves_a_start_returns_no_start(self) -> None:
         pool = Pool(10, per_second=1)
-        pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK)
-        other = pool.request_slot(must_not_be_called)
+        pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK)
+        other = pool._request_slot(must_not_be_called)
 
         other.release(unused=True)
 
-        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
+        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
 
     def test_many_cancelled_tickets_let_no_other_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         starts_of(pool, [0.0])
-        waits, is_next = pool.request_slot(must_not_be_called), 1.0
+        waits, is_next = pool._request_slot(must_not_be_called), 1.0
         assert waits.reserve_start(0.0, CLOCK) == is_next
 
         for _ in range(10):
-            also_waits, is_next = pool.request_slot(must_not_be_called), is_next + 1
+            also_waits, is_next = pool._request_slot(must_not_be_called), is_next + 1
             assert also_waits.reserve_start(0.0, CLOCK) == is_next
             waits.release(unused=True)
             waits = also_waits
 
-        assert pool.request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 12.0
+        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 12.0
 
     @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
     def test_the_clock_of_another_event_loop_does_not_block_a_pool(self, now: float) -> None:
@@ -449,7 +454,7 @@ class TestRate:
 
     def test_a_start_on_another_clock_is_not_returned_to_this_one(self) -> None:
         pool, other = Pool(2, per_second=1), Clock()
-        cancelled = pool.request_slot(must_not_be_called)
+        cancelled = pool._request_slot(must_not_be_called)
         cancelled.reserve_start(0.0, other)
         assert starts_of(pool, [0.0]) == [0.0]
 

@@ -168,7 +168,7 @@ async def test_more_runs_than_one_statement_takes_are_read(journal: Any) -> None
 @pytest.mark.parametrize("runs", [0, -1])
 async def test_a_number_of_runs_below_one_is_refused(journal: Any, runs: int) -> None:
     with pytest.raises(ValueError, match="runs must be at least 1"):
-        await journal.statistics("etl", runs)
+        await journal.statistics("etl", runs=runs)
     with pytest.raises(TypeError, match="pipeline must be a str"):
         await journal.statistics(None)
 
@@ -357,12 +357,12 @@ async def test_runs_are_counted_by_their_listed_status(journal: Any, database: A
     held, _ = await journal.open("r4", wait=False, read=bool)
     await store(journal, "x", of_one_step("x", 9.0, *passed(1.0), pipeline="other"))
 
-    counts = await journal.counts("etl")
+    counts = await journal.counts(pipeline="etl")
 
     assert counts == {"RUNNING": 1, "ORPHANED": 1, "PASSED": 2, "FAILED": 1, "INTERRUPTED": 1}
     assert (await journal.counts())["PASSED"] == 3
-    assert sum((await journal.counts("etl", since=4.0)).values()) == 3
-    assert sum((await journal.counts("nothing")).values()) == 0
+    assert sum((await journal.counts(pipeline="etl", since=4.0)).values()) == 3
+    assert sum((await journal.counts(pipeline="nothing")).values()) == 0
     await held.close()
 
 

@@ -183,7 +183,7 @@ class TestSummary:
     def test_it_is_never_larger_than_it_may_be(self, limit: int) -> None:
         results = [failed(f"step é {n}", ValueError("é" * 300)) for n in range(40)]
 
-        markdown = to_markdown(report_of(results), limit)
+        markdown = to_markdown(report_of(results), limit=limit)
 
         assert len(markdown.encode()) <= limit
         assert ("The rest is left out" in markdown) is (bool(markdown) and limit < 60_000)

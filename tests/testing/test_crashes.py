@@ -9,7 +9,7 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import Pipeline, WorkflowStep, after, collect, current_step, each
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
 from asyncflow.testing._crashes import _kill
 from asyncflow.testing._recorded_runs import RecordedRuns
@@ -62,6 +62,11 @@ def test_a_process_that_is_killed_leaves_the_same_as_a_journal_that_fails(tmp_pa
 
     assert crash_everywhere(pipeline, journal, INPUTS, kill=True) == FOUND
     assert crash_everywhere(pipeline, journal, INPUTS) == FOUND
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_runs_in_a_database_on_a_server_crash_alike(dsn, kill):
+    assert crash_everywhere(pipeline, lambda: PostgresJournal(dsn), INPUTS, kill=kill) == FOUND
 
 
 @pytest.mark.process

@@ -301,9 +301,9 @@ def test_a_fixture_replaces_steps_in_all_contexts_until_it_ends():
     fakes = fake(pipeline, fetch=[1])
     elsewhere = contextvars.copy_context()
 
-    fakes.enter_everywhere()
+    fakes._enter_everywhere()
     faked = elsewhere.run(run)
-    fakes.leave_everywhere()
+    fakes._leave_everywhere()
 
     assert faked["load"].output == 1
     assert isinstance(run()["fetch"].error, AssertionError)

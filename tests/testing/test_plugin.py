@@ -69,6 +69,7 @@ async def test_in_real_time():
     assert not is_virtual()
 """
 
+# Without an option, pytest has the import mode "prepend".
 HOSTS = {
     # options, how an async fixture is made, the mark of a marked test, the mark of an async test
     "strict": (["-o", "asyncio_mode=strict"], "pytest_asyncio.fixture", "", "asyncio"),
@@ -78,8 +79,8 @@ HOSTS = {
         "asyncio(loop_scope='module')",
         "asyncio",
     ),
-    "auto": (["-o", "asyncio_mode=auto"], "pytest.fixture", "", ""),
-    "anyio": (["-p", "no:asyncio"], "pytest.fixture", "anyio", "anyio"),
+    "auto": (["-o", "asyncio_mode=auto", "--import-mode=append"], "pytest.fixture", "", ""),
+    "anyio": (["-p", "no:asyncio", "--import-mode=importlib"], "pytest.fixture", "anyio", "anyio"),
     "anyio beside asyncio": ([], "pytest.fixture", "anyio", "anyio"),
     "anyio auto": (["-p", "no:asyncio", "-o", "anyio_mode=auto"], "pytest.fixture", "", ""),
     "none": (["-p", "no:asyncio", "-p", "no:anyio"], "", "", "skip"),

@@ -187,7 +187,7 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
         async def notes(self, run_id: str, **_: Any) -> Any:
             return []
 
-        async def statistics(self, pipeline: str, runs: int) -> PipelineStatistics:
+        async def statistics(self, pipeline: str, *, runs: int) -> PipelineStatistics:
             return PipelineStatistics(pipeline, (), {})
 
     async def first_actions(**options: Any) -> Any:
@@ -357,9 +357,9 @@ async def test_the_second_viewer_of_a_run_reads_no_statistics(make_client: Any) 
     asked: list[str] = []
 
     class Counting(SQLiteJournal):
-        async def statistics(self, pipeline: str, runs: int = 50) -> PipelineStatistics:
+        async def statistics(self, pipeline: str, *, runs: int = 50) -> PipelineStatistics:
             asked.append(pipeline)
-            return await super().statistics(pipeline, runs)
+            return await super().statistics(pipeline, runs=runs)
 
     gate = Gate()
     async with Counting(":memory:") as journal:

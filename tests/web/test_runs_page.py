@@ -41,7 +41,7 @@ class RecordJournal:
         self.filters = filters
         return self.records
 
-    async def counts(self, *_: Any) -> dict[RunStatus, int]:
+    async def counts(self, **_: Any) -> dict[RunStatus, int]:
         return dict.fromkeys(RunStatus, 0)
 
     async def summaries(self, records: Any) -> dict[str, RunSummary]:
