@@ -284,14 +284,13 @@ class RunHandle:
             raise RuntimeError(
                 f"run {self.run_id!r} was started already; start() makes another one"
             )
-        self._has_owner = True
-        create_task = getattr(owner, "create_task", None)
-        if not callable(create_task):
+        if not callable(getattr(owner, "create_task", None)):
             raise TypeError(
                 f"owner must be a TaskGroup, or have such a create_task, not {type(owner).__name__}"
             )
+        self._has_owner = True
         try:
-            await self._begin(create_task)
+            await self._begin(owner.create_task)
         except BaseException:
             del self  # what is raised holds this frame
             raise
