@@ -284,11 +284,11 @@ class RunHandle:
             raise RuntimeError(
                 f"run {self.run_id!r} was started already; start() makes another one"
             )
+        self._has_owner = True  # also if it is refused: that error says enough
         if not callable(getattr(owner, "create_task", None)):
             raise TypeError(
                 f"owner must be a TaskGroup, or have such a create_task, not {type(owner).__name__}"
             )
-        self._has_owner = True
         try:
             await self._begin(owner.create_task)
         except BaseException:
