@@ -154,7 +154,8 @@ class Service:
         """Its pipelines by name, with its journal, engine and resources: for ``asyncflow.web.app``.
 
         Enter the lifespan of the pages after the service, so that the runs that were resumed from
-        them end before the resources close.
+        them end before the resources close. They are runs of the pages: they count to no
+        ``max_runs``.
         """
         return self._pipelines
 

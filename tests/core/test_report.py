@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import gc
 import json
@@ -627,7 +628,12 @@ class TestPickle:
         # Dask's library, if a test has imported it, makes errors keep their tracebacks.
         assert back.__traceback__ is None or "tblib" in sys.modules
 
-    def test_an_error_that_does_not_survive_pickling_has_a_stand_in(self) -> None:
+    def test_an_error_that_does_not_survive_pickling_has_a_stand_in(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Dask's library, if a test has imported it, teaches pickle how to keep such an error.
+        monkeypatch.delitem(copyreg.dispatch_table, TwoArgumentsError, raising=False)
+
         class LocalError(Exception):
             pass
 
