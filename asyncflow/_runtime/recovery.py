@@ -91,6 +91,7 @@ async def resume_all(
         ValueError: Two of them have the same name, or one has none.
         JournalError: The runs can't be read from the journal.
     """
+    known = pipelines_by_name(pipelines)
     if not callable(getattr(journal, "orphans", None)):
         raise TypeError(
             "journal must be one that knows its orphans, such as those of asyncflow.journal, not "
@@ -98,7 +99,6 @@ async def resume_all(
         )
     if not isinstance(interrupted, bool):
         raise TypeError(f"interrupted must be True or False, not {safe_text(repr, interrupted)}")
-    known = pipelines_by_name(pipelines)
     reports: list[RunReport] = []
     orphans = [*await journal.orphans()]
     if interrupted:
