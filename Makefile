@@ -53,7 +53,7 @@ help:
 	@echo "make test       run the fast tests, which is enough for most changes"
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
-	@echo "make test-peers run the code of docs/coming-from for Airflow, Celery, LangGraph and Prefect too"
+	@echo "make test-peers run the code of the docs for Airflow, Celery, LangGraph, Prefect, OpenAI and Anthropic too"
 	@echo "make check      lint, check the format, the types and who imports whom"
 	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
 	@echo "make bench      measure the cost of a step"
@@ -87,7 +87,7 @@ test-ray: $(VENV)/.has-ray
 # Airflow and Prefect can't have one environment with the latest version of each.
 test-peers:
 	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-peers WITH=peers \
-		ARGS="-k 'coming-from and not airflow' $(ARGS)"
+		ARGS="-k '(coming-from and not airflow) or guides/llm' $(ARGS)"
 	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-airflow WITH=peers-airflow \
 		ARGS="-k coming-from/airflow $(ARGS)"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
+import logging
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 import yaml
 from hypothesis import given
@@ -20,10 +23,18 @@ from hypothesis import strategies as st
 from memory_journal import MemoryJournal
 from test_docs_pages import FENCE, ROOT, blocks_of
 
-from asyncflow import RunReport, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow import (
+    Orchestrator,
+    RunReport,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    events,
+    run_pipeline,
+)
 from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
-from asyncflow.journal import PostgresJournal
+from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 
@@ -99,6 +110,27 @@ class TestRetryBudget:
 
         assert report.total_duration_ms == 500
         assert budget.left == budget.burst - 1
+
+    def test_the_guide_for_llms_has_the_same_class(self) -> None:
+        def without_docstrings(page: Path) -> str:
+            (code,) = [each.code for each in blocks_of(page) if "class RetryBudget" in each.code]
+            nodes = [*ast.walk(ast.parse(code))]
+            (found,) = [each for each in nodes if isinstance(each, ast.ClassDef)]
+            return re.sub(r'\n *"""[^\n]*"""', "", ast.unparse(found))
+
+        guide = ROOT / "docs" / "guides" / "llm.md"
+
+        assert without_docstrings(guide) == without_docstrings(RECIPES / "retry-budget.md")
+
+    def test_ten_successes_earn_a_retry(self) -> None:
+        budget = RetryBudget(share=0.1, burst=1)
+        retry = budget.policy()
+        assert [retry.on(OSError()), retry.on(OSError())] == [True, False]
+
+        for _ in range(10):
+            retry.until("output")
+
+        assert [retry.on(OSError()), retry.on(OSError())] == [True, False]
 
 
 class Provider:
@@ -233,6 +265,36 @@ class TestArtifacts:
         assert files == [Path("a%2Fb", "export%230", "rows.csv")]
         assert not list(tmp_path.rglob("tmp*"))
 
+    async def test_files_stay_as_long_as_a_run_or_a_fork_of_it_needs_them(
+        self, tmp_path: Path
+    ) -> None:
+        recipe = names_of("artifacts.md", "def artifact", "def sweep")
+        recipe["ARTIFACTS"] = tmp_path
+
+        async def export() -> str:
+            with recipe["artifact"]("rows.csv") as path:
+                path.write_text("rows")
+            return str(tmp_path / recipe["key_of_step"]() / "rows.csv")
+
+        async def count(export: str, least: int) -> int:
+            return least
+
+        async with SQLiteJournal(tmp_path.with_suffix(".db")) as journal:
+            steps = [WorkflowStep("export", export), WorkflowStep("count", count, ["export"])]
+            runs = Orchestrator(steps, name="runs", journal=journal)
+            await runs.with_options(run_id="a").run(least=1)
+            await runs.fork("a", "b", inputs={"least": 2})
+            await runs.fork("b", "c", inputs={"least": 3})
+            await runs.with_options(run_id="gone").run(least=1)
+            for run_id in ("a", "b", "gone"):
+                await journal.forget(run_id)
+
+            await recipe["sweep"](journal)
+
+            report = await journal.report("c")
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        assert Path(report["export"].output).read_text() == "rows"
+
 
 class TestCaching:
     pytestmark = pytest.mark.virtual_time
@@ -259,6 +321,40 @@ class TestCaching:
                 await first("a", -1)
         assert len(calls) == 4
 
+    async def test_the_first_call_returns_what_the_later_ones_do(self, tmp_path: Path) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+
+        async def twice(n: int) -> tuple[int, int]:
+            return n, n
+
+        pair = cached(tmp_path)(twice)
+
+        assert await pair(1) == await pair(1) == [1, 1]
+
+    async def test_another_default_and_another_module_are_other_keys(self, tmp_path: Path) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+
+        def fetch_of(module: str, default: str) -> Any:
+            async def fetch(language: str = default) -> str:
+                return f"{module} {language}"
+
+            fetch.__module__ = module
+            return cached(tmp_path)(fetch)
+
+        fetches = [fetch_of("shop", "en"), fetch_of("shop", "de"), fetch_of("news", "en")]
+
+        assert [await fetch() for fetch in fetches] == ["shop en", "shop de", "news en"]
+
+    async def test_a_value_that_is_no_json_leaves_no_file(self, tmp_path: Path) -> None:
+        cached = names_of("caching.md", "def digest", "def cached")["cached"]
+
+        async def ids() -> set[int]:
+            return {1, 2}
+
+        with pytest.raises(TypeError):
+            await cached(tmp_path)(ids)()
+        assert not list(tmp_path.iterdir())
+
 
 class TestNotifications:
     @pytest.mark.virtual_time
@@ -276,14 +372,59 @@ class TestNotifications:
         await run_pipeline(steps, journal=journal, run_id="r", fail_fast=False)
         begun = journal.stored["r"].index(AttemptStarted("alert", 1, 0.0)) + 1
         sent_later = []
-        for events in range(1, len(journal.stored["r"])):
+        for stored in range(1, len(journal.stored["r"])):
             sent.clear()
-            left = journal.died_after(events)
+            left = journal.died_after(stored)
             await run_pipeline(steps, journal=left, run_id="r", fail_fast=False)
             sent_later.append(len(sent))
 
         assert sent_later == [1] * begun + [0] * (len(sent_later) - begun)
         assert sent_later[-1] == 0
+
+    @pytest.mark.virtual_time
+    async def test_a_message_that_fails_or_hangs_costs_no_other_one_and_no_run(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sent: list[str] = []
+
+        async def post(slack: object, text: str) -> None:
+            if "b failed" in text:
+                raise RuntimeError("the client has been closed")
+            if "d failed" in text:
+                await asyncio.sleep(60)
+            sent.append(text)
+
+        recipe = names_of("notifications.md", "class SlackAlerts")
+        recipe |= {"asyncio": asyncio, "events": events, "logging": logging, "post": post}
+
+        async def fail() -> None:
+            raise OSError("the disk is full")
+
+        async with recipe["SlackAlerts"](None) as alerts:
+            steps = [WorkflowStep(name, fail) for name in "abcd"]
+            await run_pipeline(steps, fail_fast=False, name="n", run_id="r", observers=[alerts])
+
+        assert sent == [f"n r: {name} failed: the disk is full" for name in "ac"]
+        assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+    def test_the_address_of_a_webhook_is_in_no_error(self) -> None:
+        (code,) = [
+            block.code
+            for block in blocks_of(RECIPES / "notifications.md")
+            if "async def post" in block.code
+        ]
+
+        def refuse(request: object) -> httpx.Response:
+            return httpx.Response(404)
+
+        async def send() -> None:
+            async with httpx.AsyncClient(transport=httpx.MockTransport(refuse)) as slack:
+                await recipe["post"](slack, "x")
+
+        recipe: dict[str, Any] = {}
+        exec(code.partition("\nnightly = ")[0], recipe)
+        with pytest.raises(OSError, match=r"\ASlack answered 404\Z"):
+            asyncio.run(send())
 
 
 def manifests(page: str) -> list[Any]:
@@ -356,7 +497,8 @@ class TestKubernetes:
         requests_s = int(container["command"][-1])
         runs_s = inspect.signature(Service).parameters["grace_ms"].default / 1000
 
-        assert pod["terminationGracePeriodSeconds"] > requests_s + runs_s
+        waits_s = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+        assert pod["terminationGracePeriodSeconds"] > waits_s + requests_s + runs_s
         assert container["readinessProbe"]["httpGet"]["path"] == "/ready"
         assert container["livenessProbe"]["httpGet"]["path"] == "/alive"
 
@@ -382,19 +524,30 @@ def test_a_call_of_a_function_that_is_repeated_computes_nothing_again(
     assert asyncio.run(attempts()) == 2  # of two steps
 
 
-def test_commands_of_the_recipes_have_options_that_asyncflow_has() -> None:
+def test_all_that_starts_a_day_names_the_journal_of_the_page() -> None:
+    page = (RECIPES / "schedules.md").read_text(encoding="utf-8")
+    starters = [fence["body"] for fence in FENCE.finditer(page) if "asyncflow run" in fence["body"]]
+
+    assert len(starters) == 3  # cron, systemd, a loop in a shell
+    for starter in starters:
+        assert re.search(r"\bASYNCFLOW_JOURNAL=(/srv/shop/)?sales\.db$", starter, re.MULTILINE)
+
+
+def test_commands_of_all_pages_have_options_that_asyncflow_has() -> None:
     unknown, known = set(), 0
-    for page in RECIPES.glob("*.md"):
-        for name, rest in re.findall(r"\basyncflow (\w+)\b(.*)", page.read_text(encoding="utf-8")):
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name, rest in re.findall(
+            r"\basyncflow (\w+)\b([^`\n]*)", page.read_text(encoding="utf-8")
+        ):
             command = commands.commands.get(name)
-            given = set(re.findall(r"(?<![\w-])--[a-z-]+", rest))
+            given = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
             if command is not None:
                 known += len(given)
                 has = {text for parameter in command.params for text in parameter.opts}
                 unknown |= {(page.name, name, option) for option in given - has}
 
     assert not unknown
-    assert known >= 15
+    assert known >= 50
 
 
 class TestCI:
@@ -404,7 +557,10 @@ class TestCI:
         ((run,),) = [[n for n, step in enumerate(steps) if "asyncflow run" in step.get("run", "")]]
         restore, save = steps[run - 1], steps[run + 1]
 
-        options = options_of_run(shlex.split(steps[run]["run"]))
+        command = steps[run]["run"]
+        assert command.startswith("exec ")  # or the shell keeps the signals of a cancelled job
+
+        options = options_of_run(shlex.split(command.removeprefix("exec ")))
         assert options["run_id"] == "$GITHUB_SHA"
         assert options["journal"] == restore["with"]["path"] == save["with"]["path"]
         assert restore["with"]["key"] == save["with"]["key"]

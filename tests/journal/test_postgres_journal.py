@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -297,3 +298,30 @@ async def assert_each_call_was_stored_first(
     for number in range(8):
         assert calls[f"{run_id} {number}"] <= begun[f"s{number}"]
         assert succeeded[f"s{number}"] == 1
+
+
+# --- the rights of the program --------------------------------------------------------------------
+
+
+async def test_the_rights_that_the_guide_grants_suffice(
+    dsn: str, postgres_server: PostgresServer
+) -> None:
+    guide = (ROOT / "docs" / "guides" / "deployment.md").read_text(encoding="utf-8")
+    (sql,) = re.findall(r"(?ms)^```sql\n(.*?)^```", guide)
+    create_role, _, grants = sql.partition("\n")
+    database = dsn.rpartition("/")[2]
+    async with PostgresJournal(dsn) as owner:
+        await owner.runs()  # creates the schema
+    postgres_server.execute(create_role, database)
+    postgres_server.execute(grants, database)
+    try:
+        async with PostgresJournal(dsn.replace("postgres@", "app@"), logs="INFO") as journal:
+            report = await run_pipeline(chain(2), journal=journal, run_id="r")
+            await journal.cancel("r")
+            await journal.forget("r")
+            remaining = await journal.runs()
+    finally:
+        postgres_server.execute("DROP OWNED BY app; DROP ROLE app", database)
+
+    assert report.all_passed
+    assert remaining == []
