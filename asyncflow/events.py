@@ -47,7 +47,6 @@ __all__ = [
     "ThreadAbandoned",
 ]
 
-
 RECALLED = (
     "its output is secret or stayed on an engine, so it was not stored, and another step needs it"
 )

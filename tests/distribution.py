@@ -70,9 +70,8 @@ def check_sdist(wheel: Path, sdist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         modules = {name for name in archive.namelist() if ".dist-info/" not in name}
     expect("the sdist lacks", modules - sources, set())
-    expect(
-        "the tests and pages of the sdist", {"tests/conftest.py", "docs"} & sources != set(), True
-    )
+    needed = {"tests/conftest.py", "tests/public_api.txt", "docs/index.md", "mkdocs.yml"}
+    expect("what tests and pages need, and the sdist lacks", needed - sources, set())
     left_over = {name for name in sources if "__pycache__" in name or name.endswith(".db-journal")}
     expect("what has no place in the sdist", left_over, set())
 

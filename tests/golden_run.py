@@ -99,7 +99,7 @@ GOLDEN: list[Event] = [
         WALL_TIME + 3600.0,
         DEPENDENCIES,
         {},
-        unfinished={LONG: "it was cut short"},
+        unfinished={LONG: "it had not finished"},
         pipeline="nightly import",
         max_retries=MAX_RETRIES,
         secret=("token",),

@@ -87,7 +87,7 @@ def crashed_often(times: int) -> list[Event]:
     for number in range(1, times + 1):
         events.append(AttemptStarted("train", number, at_ms))
         at_ms, wall_time = at_ms + 100.0, wall_time + 60.1
-        why = {"train": "it was cut short"}
+        why = {"train": "it had not finished"}
         events += [
             AttemptFailed("train", number, at_ms, ValueError("not converging"), 10.0)
             for _ in range(number % 2)

@@ -42,22 +42,36 @@ async def open_engines(name: str | None, pipeline: Orchestrator) -> AsyncIterato
 
     Raises:
         ImportError: The extra of an engine is missing.
-        CommandError: An engine can't be opened.
+        CommandError: An engine can't be opened, or closed.
     """
     async with AsyncExitStack() as stack:
         engine = None if name is None else _maker_of(name)()
         if engine is not None:
             pipeline = pipeline.with_options(engine=engine)
         for each in {id(step.remote): step.remote for step in pipeline.steps}.values():
-            if not isinstance(each, AbstractAsyncContextManager):
-                continue
-            try:
-                await stack.enter_async_context(each)
-            except Exception as error:  # what a library raises that does not reach its cluster
+            if isinstance(each, AbstractAsyncContextManager):
                 which = name if each is engine else each.name
-                text = f"{type(error).__name__}: {error}"
-                raise CommandError(f"engine {which} can't be opened: {text}", RUN_FAILED) from error
+                await stack.enter_async_context(_opened(f"engine {which}", each))
         yield pipeline
+
+
+@asynccontextmanager
+async def _opened(what: str, engine: AbstractAsyncContextManager[Any]) -> AsyncIterator[None]:
+    try:
+        await engine.__aenter__()
+    except Exception as error:  # what a library raises that does not reach its cluster
+        raise _problem(f"{what} can't be opened", error) from error
+    try:
+        yield
+    finally:
+        try:
+            await engine.__aexit__(None, None, None)
+        except Exception as error:
+            raise _problem(f"{what} can't be closed", error) from error
+
+
+def _problem(what: str, error: Exception) -> CommandError:
+    return CommandError(f"{what}: {type(error).__name__}: {error}", RUN_FAILED)
 
 
 def _maker_of(name: str) -> Callable[[], Any]:

@@ -38,6 +38,7 @@ from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (
     RunFilter,
     listed_status,
+    parse_status,
     parse_time,
     record_document,
 )
@@ -84,12 +85,23 @@ def _check_text(text: str | None) -> str | None:
 # runs
 
 
+def _check_status(status: str | None) -> RunStatus | None:
+    # click.Choice that ignores the case names its choices in lower case.
+    try:
+        return parse_status(status)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.command()
 @journal_option
 @click.option(
     "--status",
     metavar="STATUS",
-    type=click.Choice([*RunStatus], case_sensitive=False),
+    callback=lambda ctx, param, value: _check_status(value),
+    shell_complete=lambda ctx, param, part: [
+        each for each in RunStatus if each.startswith(part.upper())
+    ],
     help=f"Only runs with this status: {', '.join(RunStatus)}.",
 )
 @click.option("--pipeline", metavar="NAME", help="Only runs of the pipeline with this name.")
@@ -113,7 +125,7 @@ def _check_text(text: str | None) -> str | None:
 @json_option
 def runs(
     journal: str,
-    status: str | None,
+    status: RunStatus | None,
     pipeline: str | None,
     since: float | None,
     text: str | None,

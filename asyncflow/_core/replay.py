@@ -541,7 +541,7 @@ class StoredRun:
         settled, reasons = self.settled(), dict(self._reasons)
         begun = [name for name, step in self.steps.items() if step.items is not None]
         begun += [name for name, _ in self._all_pending()]
-        reasons.update(dict.fromkeys(begun, "it was cut short"))
+        reasons.update(dict.fromkeys(begun, "it had not finished"))
         for name, step in self.steps.items():
             if step.status in _ENDS_OF_UNFINISHED:
                 reasons[name] = _ENDS_OF_UNFINISHED[step.status]

@@ -57,8 +57,9 @@ class RunReport(Mapping[str, StepResult]):
             run's deadline; ``None`` if it did not.
         pipeline: What the pipeline is called, if it has a name.
         inputs: The run's inputs. A `RestoredOutput` stands for each secret one.
-        status: ``PASSED`` or ``FAILED``; in a report from a journal also ``INTERRUPTED``, for a run
-            that was stopped from outside, and ``RUNNING``, for one that has not ended.
+        status: ``PASSED`` or ``FAILED``; ``INTERRUPTED`` for a run that was stopped from outside,
+            whose report an error or a journal has; and ``RUNNING`` in a report from a journal, for
+            a run that has not ended.
         parent: The id of the run one of whose steps started this one; empty if none did.
         parent_step: The name of that step.
         forked_from: The id of the run whose results this one takes over, if it is a fork.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
 
         name: str
         moves_data: bool
+        tells_began: bool
 
         def check(self, step: WorkflowStep, /) -> None:
             """Check that it can run a step."""

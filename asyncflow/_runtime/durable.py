@@ -125,6 +125,11 @@ class Journal(Protocol):
     def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
         """Decode a value.
 
+        Args:
+            subject: What the value is, for the error.
+            payload: What `encode` has returned for it.
+            hint: Its type by annotations now; `Any` if there are none.
+
         Raises:
             PayloadError: It is not of that type.
         """

@@ -67,7 +67,7 @@ class Engine(Protocol):
             a body that must stop is abandoned, reported, and never overlapped by another attempt.
         moves_data: Whether an output may stay where it was made.
         tells_began: Whether it reports the moment when a body begins. If not, it reports the
-            submission.
+            submission, and each of its attempts counts a crash when the process of the run dies.
     """
 
     name: str

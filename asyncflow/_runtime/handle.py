@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EventReader", "RunHandle", "RunLink", "RunOwner", "RunProgress"]
 
-
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
 _IN_A_ROW = 100

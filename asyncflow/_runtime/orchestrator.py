@@ -561,9 +561,27 @@ async def run_pipeline(
 ) -> RunReport:
     """Check, plan and run a pipeline once, and return its report, also when steps failed.
 
-    It takes the options of `Orchestrator` and of `Orchestrator.with_options`, and the inputs of
-    `Orchestrator.run` as a mapping, and raises what these raise. All checks are made before any
-    action is called.
+    It raises what `Orchestrator` and `Orchestrator.run` raise. All checks are made before any
+    action is called. `Orchestrator` says more about what it takes too.
+
+    Args:
+        steps: The steps, in any order.
+        fail_fast: Whether the failure of a step stops the others (the default); otherwise only the
+            steps that depend on it are skipped.
+        schedule: ``"tiers"`` (the default) or ``"ready"``: when a step may start.
+        max_concurrency: How many attempts may run at the same time; ``None`` means no limit.
+        deadline_ms: How many milliseconds the run may take; ``None`` means no limit.
+        targets: The steps to be run, with what they depend on; ``None`` means all.
+        inputs: The inputs of the run, by name.
+        run_id: Identifies the run; ``None`` makes a random id.
+        observers: What receives each event.
+        name: What the pipeline is called in a journal.
+        journal: Stores the run, so that it can be resumed; ``None`` stores nothing.
+        on_active: What to do if the journal has an active run of that id: ``"raise"`` (the
+            default), or ``"wait"`` until it has ended, and then resume it.
+        secret_inputs: The inputs that must be neither stored nor shown.
+        engine: Runs the actions elsewhere; ``None`` means this process.
+        resources: What the run opens for its steps, by the names of parameters.
     """
     options = RunOptions.of(
         {

@@ -7,7 +7,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, did_you_mean
+from asyncflow._core.errors import (
+    RunAlreadyActiveError,
+    RunCancelledError,
+    did_you_mean,
+    safe_text,
+)
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.step import WorkflowStep
@@ -82,11 +87,18 @@ async def resume_all(
             down gracefully. Not by default: a run may have been cancelled for good.
 
     Raises:
-        TypeError: One of the pipelines is not a pipeline.
+        TypeError: An argument has the wrong type, or one of the pipelines is not a pipeline.
         ValueError: Two of them have the same name, or one has none.
         JournalError: The runs can't be read from the journal.
     """
     known = pipelines_by_name(pipelines)
+    if not callable(getattr(journal, "orphans", None)):
+        raise TypeError(
+            "journal must be one that knows its orphans, such as those of asyncflow.journal, not "
+            f"{type(journal).__name__}"
+        )
+    if not isinstance(interrupted, bool):
+        raise TypeError(f"interrupted must be True or False, not {safe_text(repr, interrupted)}")
     reports: list[RunReport] = []
     orphans = [*await journal.orphans()]
     if interrupted:

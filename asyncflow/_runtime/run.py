@@ -495,9 +495,14 @@ class Run:
     def _fail_if_crashed(self, node: int, step: WorkflowStep) -> bool:
         """Fail a node whose process has died too often while it ran; return whether it has."""
         pending = self._state.step_runs.pending_attempts(node)
-        if pending is None or not pending.is_interrupted or pending.crashes <= step.max_crashes:
+        if pending is None or not pending.is_interrupted:
             return False
-        name, (latest, _, _, crashes) = self._state.step_runs.name_of(node), pending
+        latest, _, unfinished, crashes = pending
+        if step.remote is not None and not step.remote.tells_began:
+            crashes = unfinished  # a body that kills this process at once leaves no word of it
+        if crashes <= step.max_crashes:
+            return False
+        name = self._state.step_runs.name_of(node)
         error = StepCrashedError(name, latest.attempt, crashes)
         now_ms = self._run.now_ms()
         self._fail(StepFailed(step.name, latest.attempt, now_ms, error, latest.item))

@@ -126,7 +126,7 @@ class Codec:
 
     def _as_json(self, subject: str, value: Any, hint: Any) -> Payload:
         found = self._extent(subject, value)
-        data, has_models = self._written(subject, value)
+        data, is_hooked = self._written(subject, value)
         self._check_size(subject, data)
         decoder, simple = self._decoder(hint)
         if found == "plain" and decoder is _untyped:
@@ -139,8 +139,9 @@ class Codec:
         elif type(value) is tuple and hint is not Any and self._is_equal_tuple(value, data, hint):
             codec = _TUPLE
         else:
-            raise _refused(subject, problem, _way_out(subject, hint, has_models, decoder))
-        given = given_fields(value) if has_models else []
+            way_out = _way_out(subject, value, hint, is_hooked and decoder is _untyped)
+            raise _refused(subject, problem, way_out)
+        given = given_fields(value) if is_hooked else []
         if given:
             codec, data = codec + _GIVEN, _encoder.encode(WithGiven(msgspec.Raw(data), given))
             self._check_size(subject, data)
@@ -259,14 +260,16 @@ def _no_client_hint(subject: str) -> str:
     )
 
 
-def _way_out(subject: str, hint: Any, has_models: bool, decoder: object) -> str:
+def _way_out(subject: str, value: Any, hint: Any, needs_type: bool) -> str:
     """Return what to do if a value does not come back equal."""
     if hint is Any:
         annotate = (
             "the parameter that takes it" if _is_input(subject) else "what the action returns"
         )
         return f"annotate {annotate}"
-    if has_models and decoder is _untyped:
+    if needs_type and isinstance(value, PurePath):
+        return "annotate a path as Path"
+    if needs_type:
         return f"{_give(subject)} one model that contains it, such as a RootModel of the annotation"
     return f"{_give(subject)} what the annotation says, or plain data"
 
@@ -323,7 +326,7 @@ def _is_path(hint: Any) -> bool:
 
 def _from_plain(cls: type, data: Any) -> Any:
     """Return the path or the model of decoded JSON; see `msgspec.json.Decoder`."""
-    if _is_path(cls) and isinstance(data, str):
+    if _is_path(cls):
         return cls(data)
     if not is_model(cls) and isinstance(data, cls):
         return data

@@ -47,7 +47,7 @@ _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
     "mixed": "some items failed",
-    "cut_short": "cut short",
+    "cut_short": "unfinished",
     "timeout": "timed out",
     "queue": "queued",
     "backoff": "backoff",

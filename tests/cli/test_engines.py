@@ -21,6 +21,7 @@ class Recording(FakeEngine):
 
     made: ClassVar[list[Recording]] = []
     problem: Exception | None = None
+    closing_problem: Exception | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__()
@@ -38,6 +39,8 @@ class Recording(FakeEngine):
 
     async def __aexit__(self, *_: object) -> None:
         self.states.append("closed")
+        if self.closing_problem is not None:
+            raise self.closing_problem
 
 
 @pytest.fixture
@@ -87,6 +90,17 @@ def test_an_engine_that_cannot_be_opened_is_reported(
     result = shell("run", "etl:pipeline", "--engine", "dask://h:1", exits=1)
 
     assert "engine dask://h:1 can't be opened: OSError: no scheduler" in result.stderr
+
+
+def test_an_engine_that_cannot_be_closed_is_no_bug_of_asyncflow(
+    shell: Shell, made: list[Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Recording, "closing_problem", OSError("no scheduler"))
+
+    result = shell("run", "etl:pipeline", "--engine", "dask://h:1", "--run-id", "r", exits=1)
+
+    assert "Error: engine dask://h:1 can't be closed: OSError: no scheduler" in result.stderr
+    assert "Pipeline PASSED" in shell("show", "r").stdout
 
 
 def test_a_missing_extra_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,3 +206,4 @@ def test_the_commands_and_their_arguments_are_completed(shell: Shell) -> None:
     assert completed("pr") == ["prune"]
     assert completed("forget", "o") == ["one"]
     assert "--older-than" in completed("prune", "--ol")
+    assert completed("runs", "--status", "pas") == ["PASSED"]

@@ -61,7 +61,6 @@ NOT_FOR_CALLERS = {
     "serve": "serves until it is stopped: what it refuses is below",
     "crash_everywhere": "runs a pipeline many times: what it refuses is below",
     "explore": "runs a pipeline 1,000 times: what it refuses is below",
-    "resume_all": "Service has the same pipelines",
 }
 NOT_FOR_CALLERS |= {
     f"SQLiteJournal.{name}": "the driver calls it"
@@ -358,6 +357,8 @@ def test_a_wrong_argument_is_refused_by_name_or_has_its_meaning(
         ("asyncflow:RunReport", "results", ["x"]),
         ("asyncflow:RunReport.compare", "baseline", {}),
         ("asyncflow:RunReport.to_json", "indent", 10**400),
+        ("asyncflow:resume_all", "journal", 1),
+        ("asyncflow:resume_all", "interrupted", Unprintable()),
         ("asyncflow.github:to_markdown", "report", None),
         ("asyncflow.html_report:to_html", "run", ["x"]),
         ("asyncflow.html_report:to_html", "notes", 1),

@@ -134,13 +134,13 @@ class TestReports:
             (SUCCESS, 10),
             (RUNNING, None),
         ]
-        assert run.unfinished() == {"b": "it was cut short"}
+        assert run.unfinished() == {"b": "it had not finished"}
 
     def test_a_resumed_mapped_step_counts_for_how_long_it_ran_in_each_segment(self):
         run = StoredRun(
             [
                 *half_mapped(),
-                resumed(5.0, unfinished={"b": "it was cut short"}),
+                resumed(5.0, unfinished={"b": "it had not finished"}),
                 StepReused("a", 6.0),
                 MapStarted("b", 7.0),
             ]
@@ -310,14 +310,14 @@ class TestResumes:
         assert pending_attempts.crashes == 1
         assert isinstance(pending_attempts.failed[1].error, StepCrashedError)
 
-        run.apply(resumed(5.0, unfinished={"a": "it was cut short"}))
+        run.apply(resumed(5.0, unfinished={"a": "it had not finished"}))
         run.apply(AttemptStarted("a", 3, 6.0))
         assert run.pending_attempts()["a", None].crashes == 2
         run.apply(success("a", 7.0, attempt=3))
 
         result = run.report(decode)["a"]
         assert (result.attempts, len(result.history), result.started_ms) == (3, 3, 0.0)
-        assert result.rerun_reason == "it was cut short"
+        assert result.rerun_reason == "it had not finished"
         assert run.pending_attempts() == {}
         assert run.settled().keys() == {("a", None)}
 
@@ -387,7 +387,7 @@ class TestResumes:
                 MapStarted("a", 0.0),
                 *(AttemptStarted("a", 1, 0.0, item=item) for item in range(3)),
                 success("a", 1.0, item=0),
-                resumed(2.0, unfinished={"a": "it was cut short"}),
+                resumed(2.0, unfinished={"a": "it had not finished"}),
                 MapStarted("a", 2.0),
                 StepReused("a", 2.0, 0),
                 StepFailed("a", 1, 2.0, StepCrashedError("a[1]", 1, 1), 1),
@@ -451,7 +451,7 @@ class TestResumes:
             [
                 started({"a": ()}),
                 MapStarted("a", 1.0),
-                resumed(2.0, {"a": ()}, unfinished={"a": "it was cut short"}),
+                resumed(2.0, {"a": ()}, unfinished={"a": "it had not finished"}),
                 MapStarted("a", 3.0),
                 AttemptStarted("a", 1, 4.0, item=0),
                 success("a", 5.0, item=0),
@@ -499,7 +499,7 @@ class TestResumes:
                 StepReused("a", 2.0),
             ]
         )
-        assert run.unfinished() == {"b": "it was cut short"}
+        assert run.unfinished() == {"b": "it had not finished"}
         assert run.pending_attempts().keys() == {("b", None)}
 
         run.apply(resumed(3.0, unfinished=run.unfinished()))

@@ -89,12 +89,12 @@ def test_completed_steps_are_restored_and_the_others_resume():
     )
 
     assert (event.run_id, event.at_ms, event.wall_time) == ("r", 3.0, 2_000.0)
-    assert (event.outdated, event.unfinished) == ({}, {"b": "it was cut short"})
+    assert (event.outdated, event.unfinished) == ({}, {"b": "it had not finished"})
     assert not event.afresh
     assert restored(checkpoint) == ["a"]
     assert checkpoint.results["a", None].output == 1
     assert checkpoint.pending_attempts["b", None].crashes == 1
-    assert checkpoint.reasons == {"b": "it was cut short"}
+    assert checkpoint.reasons == {"b": "it had not finished"}
     assert (checkpoint.run_id, checkpoint.wall_time, checkpoint.at_ms) == ("r", 1_000.0, 3.0)
 
 

@@ -109,7 +109,7 @@ class TestEngines:
             run_started("a"),
             self.STARTED,
             self.BEGAN,
-            RunResumed("r", 60.0, 200.0, {"a": ()}, {}, unfinished={"a": "it was cut short"}),
+            RunResumed("r", 60.0, 200.0, {"a": ()}, {}, unfinished={"a": "it had not finished"}),
             AttemptStarted("a", 2, 70.0, engine="ray"),
             AttemptBegan("a", 2, 80.0, "ray", "w9"),
             StepSucceeded("a", 2, 90.0, None),
@@ -352,7 +352,12 @@ class TestResumed:
     def test_a_view_may_start_with_a_resumed_run(self):
         view = view_of(
             RunResumed(
-                "r", 50.0, 200.0, {"a": (), "b": ("a",)}, {}, unfinished={"b": "it was cut short"}
+                "r",
+                50.0,
+                200.0,
+                {"a": (), "b": ("a",)},
+                {},
+                unfinished={"b": "it had not finished"},
             ),
             StepReused("a", 50.0),
             AttemptStarted("b", 3, 51.0),
@@ -360,7 +365,7 @@ class TestResumed:
 
         assert view.steps["a"].reused
         assert view.steps["a"].status is SUCCESS
-        assert view.steps["b"].rerun_reason == "it was cut short"
+        assert view.steps["b"].rerun_reason == "it had not finished"
         assert view.wall_time == 200.0 - 0.05
 
     def test_attempts_without_events_are_not_shown(self):
@@ -412,7 +417,7 @@ class TestResumed:
             AttemptStarted("a", 1, 1.0),
             AttemptStarted("b", 1, 1.0),
             RunResumed(
-                "r", 2.0, 200.0, {"b": ()}, {}, unfinished={"b": "it was cut short", "a": "gone"}
+                "r", 2.0, 200.0, {"b": ()}, {}, unfinished={"b": "it had not finished", "a": "gone"}
             ),
         )
 

@@ -386,7 +386,7 @@ def checkpoint_of(*results: StepResult, pending_attempts: Sequence[str] = ()) ->
         pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1, 1)
     known = {(result.step_name, None): result for result in results}
     return Checkpoint(
-        "r1", 1_000.0, 5.0, known, pending, dict.fromkeys(pending_attempts, "it was cut short")
+        "r1", 1_000.0, 5.0, known, pending, dict.fromkeys(pending_attempts, "it had not finished")
     )
 
 
@@ -583,7 +583,7 @@ class TestResumed:
         result = state.report()["a"]
         assert (result.attempts, result.started_ms, result.duration_ms) == (2, 1.0, 7.0)
         assert [type(each.error) for each in result.history] == [StepCrashedError, type(None)]
-        assert result.rerun_reason == "it was cut short"
+        assert result.rerun_reason == "it had not finished"
 
     @pytest.mark.parametrize("is_scheduled", [True, False])
     def test_a_step_with_a_pending_attempt_is_cancelled_by_a_stop(

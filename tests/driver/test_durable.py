@@ -341,7 +341,7 @@ class TestResume:
         assert (result.status, result.attempts) == (FAILED, 5)
         errors = [type(attempt.error) for attempt in result.history]
         assert errors == [ValueError, StepCrashedError, StepCrashedError, ValueError, ValueError]
-        assert result.rerun_reason == "it was cut short"
+        assert result.rerun_reason == "it had not finished"
 
     async def test_a_step_whose_latest_attempt_failed_without_a_crash_is_retried(self, journal):
         async def act():
@@ -642,7 +642,7 @@ class TestChangedPipelines:
 
         assert report.all_passed
         assert report["b"].attempts == 2
-        assert report["b"].rerun_reason == "it was cut short"
+        assert report["b"].rerun_reason == "it had not finished"
 
     async def test_a_step_skipped_by_fail_fast_runs_once_fail_fast_is_off(self, work, journal):
         work.broken.add("b")

@@ -1186,3 +1186,17 @@ async def test_an_attempt_that_was_queued_when_its_process_died_is_no_crash_of_t
     assert [each.duration_ms for each in again["a"].history[:2]] == [0.0, 0.0]
     assert isinstance(crashed["a"].error, StepCrashedError)
     assert len(calls) == 3
+
+
+async def test_an_engine_that_does_not_tell_when_a_body_begins_may_have_begun_with_what_crashed():
+    class Untold(FakeEngine):
+        tells_began = False
+
+    journal = MemoryJournal()
+    steps = [WorkflowStep("a", sleeps(0), max_crashes=0)]
+    options = {"engine": Untold(), "run_id": "r"}
+    await run_pipeline(steps, journal=journal, **options)
+
+    report = await run_pipeline(steps, journal=journal.died_after(2), **options)
+
+    assert isinstance(report["a"].error, StepCrashedError)

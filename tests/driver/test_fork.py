@@ -320,7 +320,7 @@ class TestTheOtherRun:
 
         assert taken(report) == ["first"]
         assert report["second"].output == 2
-        assert report["second"].rerun_reason == "it was cut short"
+        assert report["second"].rerun_reason == "it had not finished"
         assert original.all_passed
 
     async def test_a_fork_of_a_fork_names_the_run_that_made_a_result(self, journal):

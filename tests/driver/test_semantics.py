@@ -26,6 +26,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow._runtime.watchdog import GRACE_S
 from asyncflow.events import AttemptFailed, AttemptStarted, RunFinished, RunInterrupted
 from asyncflow.testing import VirtualTimeLoop
 
@@ -535,14 +536,16 @@ async def test_a_timeout_of_none_means_no_limit(schedule):
     assert report.all_passed
 
 
-async def test_a_step_that_has_returned_at_its_timeout_keeps_its_value(schedule):
+@pytest.mark.parametrize("options", [{}, {"heartbeat_ms": 60_000}], ids=["plain", "full"])
+async def test_a_step_that_has_returned_at_its_timeout_keeps_its_value(schedule, options):
     async def action():
         loop = asyncio.get_running_loop()
         if isinstance(loop, VirtualTimeLoop):
             loop._now += 0.05  # a callback that blocks the loop past the limit
         return "in time"
 
-    report = await run_pipeline([WorkflowStep("a", action, timeout_ms=20)], schedule=schedule)
+    step = WorkflowStep("a", action, timeout_ms=20, **options)
+    report = await run_pipeline([step], schedule=schedule)
 
     assert report["a"].output == "in time"
 
@@ -772,8 +775,9 @@ async def test_a_late_value_counts_if_the_stop_was_requested_before_the_timeout(
     assert report["b"].status is SUCCESS
 
 
+@pytest.mark.parametrize("options", [{}, {"heartbeat_ms": 60_000}], ids=["plain", "full"])
 async def test_a_stopped_step_whose_limit_passes_while_it_cleans_up_is_cancelled_once_more(
-    schedule,
+    schedule, options
 ):
     if sys.version_info < (3, 12):
         pytest.skip("wait_for limits the clean-up of what was cancelled from Python 3.12 on")
@@ -791,7 +795,7 @@ async def test_a_stopped_step_whose_limit_passes_while_it_cleans_up_is_cancelled
                 raise
 
     report = await run_pipeline(
-        [WorkflowStep("a", fail), WorkflowStep("b", cleans_too_long, timeout_ms=20)],
+        [WorkflowStep("a", fail), WorkflowStep("b", cleans_too_long, timeout_ms=20, **options)],
         schedule=schedule,
     )
 
@@ -1001,8 +1005,13 @@ async def test_an_attempt_that_cleans_up_after_a_limit_is_not_cancelled_again(
     assert len(cleaned) == 1
 
 
+def longer_than_the_grace_period():
+    """How long a clean-up takes after which a step that is asked again would be cancelled again."""
+    return GRACE_S + 1 if isinstance(asyncio.get_running_loop(), VirtualTimeLoop) else 0.02
+
+
 async def test_a_second_cancellation_orphans_nothing(schedule):
-    cleaning = Cleaning(takes=0.02)
+    cleaning = Cleaning(takes=longer_than_the_grace_period())
     step = WorkflowStep("a", cleaning, timeout_ms=None)
     run = asyncio.ensure_future(run_pipeline([step], schedule=schedule))
     await cleaning.started.wait()
@@ -1017,7 +1026,7 @@ async def test_a_second_cancellation_orphans_nothing(schedule):
 
 
 async def test_a_step_that_a_failure_has_cancelled_is_not_cancelled_again_with_the_caller(schedule):
-    cleaning = Cleaning(takes=0.02)
+    cleaning = Cleaning(takes=longer_than_the_grace_period())
 
     async def fail_later():
         await cleaning.started.wait()

@@ -158,6 +158,8 @@ def test_a_value_that_comes_back_equal_is_stored(value: Any, hint: Any) -> None:
         ([bytearray(b"x")], list[bytes], "bytearray would come back as bytes, at [0]"),
         (Path("a"), Any, "Path would come back as str; annotate what the action returns"),
         (Path("a"), PurePath, "Path would come back as pathlib"),
+        (Path("a"), Path | str, "Path would come back as str; annotate a path as Path"),
+        ([1, Path("a")], list[Path], "it is not what the annotation says: ValidationError: "),
         (OwnPath("a"), OwnPath, "test_payload_codec.OwnPath comes back the same"),
         (object(), Any, "Encoding objects of type object is unsupported"),
         (lambda: None, Any, "Encoding objects of type function is unsupported"),

@@ -73,7 +73,7 @@ IN_80 = """\
 ⊘ SKIPPED   notify               step "<script>alert('step')</script>"…
 ✓ SUCCESS   tidy               ◆                               ┊      █  97 ms
 
-█ attempt   ▓ failed attempt   ▒ cut short   ! timed out   ░ queued   · backoff
+█ attempt   ▓ failed attempt   ▒ unfinished   ! timed out   ░ queued   · backoff
 ┊ resumed here, after a pause of 59 min 56 s; faint: before
 ◆ on the critical path   ↻ reused"""
 
@@ -93,7 +93,7 @@ x FAILED    <script>a~/script> *                               :   12xx 399 ms
 - SKIPPED   notify               step "<script>alert('step')</script>"~
 v SUCCESS   tidy               *                               :      =  97 ms
 
-= attempt   x failed attempt   / cut short   ! timed out   _ queued   . backoff
+= attempt   x failed attempt   / unfinished   ! timed out   _ queued   . backoff
 : resumed here, after a pause of 59 min 56 s; faint: before
 * on the critical path   r reused"""
 

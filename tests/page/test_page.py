@@ -402,7 +402,7 @@ def test_the_details_of_a_step_show_each_attempt_and_the_output() -> None:
 
     assert "1 failed 0.6 ms 399 ms 500 ms ConnectionError: the server of the rates closed" in text
     assert "Output Copy { 'rows': 3, 'html': \"<script>alert('output')</script>\" }" in text
-    assert "Ran again because it was cut short." in text
+    assert "Ran again because it had not finished." in text
     assert "1 crashed 2.6 s 1.4 s –" in text
     assert "[2] ■ cancelled 898 ms StepTimeoutError" in text
     assert "[0] ✓ success 198 ms 'page 0'" in text

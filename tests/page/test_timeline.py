@@ -267,7 +267,7 @@ def test_a_backoff_ends_with_its_segment() -> None:
         AttemptStarted("a", 1, 0.0),
         AttemptFailed("a", 1, 10.0, ValueError("no"), 9_000.0),
         RunInterrupted(20.0, "a deploy"),
-        RunResumed("r", 20.0, 60.0, {"a": ()}, {}, unfinished={"a": "it was cut short"}),
+        RunResumed("r", 20.0, 60.0, {"a": ()}, {}, unfinished={"a": "it had not finished"}),
         AttemptStarted("a", 2, 25.0),
     ]
 
