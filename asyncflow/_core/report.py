@@ -111,6 +111,8 @@ class RunReport(Mapping[str, StepResult]):
         except (AttributeError, TypeError):
             kind = type(results).__name__
             raise TypeError(f"results must be a list of StepResult objects, not {kind}") from None
+        if not isinstance(status, RunStatus | None):
+            raise TypeError(f"status must be a RunStatus, not {type(status).__name__}")
         self.status: RunStatus = status or (
             RunStatus.PASSED if self.all_passed else RunStatus.FAILED
         )

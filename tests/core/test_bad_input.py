@@ -355,6 +355,7 @@ def test_a_wrong_argument_is_refused_by_name_or_has_its_meaning(
         ("asyncflow:Orchestrator", "targets", [[]]),
         ("asyncflow:Orchestrator", "secret_inputs", [[]]),
         ("asyncflow:RunReport", "results", ["x"]),
+        ("asyncflow:RunReport", "status", "PASSED"),
         ("asyncflow:RunReport.compare", "baseline", {}),
         ("asyncflow:RunReport.to_json", "indent", 10**400),
         ("asyncflow:resume_all", "journal", 1),
