@@ -249,23 +249,32 @@ def successes(events):
 def check_history(report, events):
     """Check that a report has the attempts of the event log, in order, segment by segment."""
     expected, running, segments = {}, {}, []
+    waiting = set()  # those of them that no worker of an engine has begun with
+
+    def end(key, at_ms, error, cancelled=False):
+        attempt = running.pop(key)
+        attempt[4:] = at_ms, error, cancelled
+        if key in waiting and (cancelled or error != "NoneType"):
+            attempt[3] = at_ms  # it has only waited
+
     for event in events:
         if isinstance(event, RunStarted | RunResumed):
             at_ms = getattr(event, "at_ms", 0.0)
             segments.append((at_ms, event.wall_time))
-            for attempt in running.values():
-                attempt[4:] = at_ms, "StepCrashedError", False
-            running.clear()
+            for key in [*running]:
+                end(key, at_ms, "StepCrashedError")
         if isinstance(event, AttemptStarted):
             attempt = [len(segments), event.item, event.attempt, event.at_ms]
             running[key_of(event)] = attempt
             expected.setdefault(key_of(event), []).append(attempt)
+            (waiting.add if event.engine else waiting.discard)(key_of(event))
         elif isinstance(event, AttemptBegan):
             running[key_of(event)][3] = event.at_ms
+            waiting.discard(key_of(event))
         elif isinstance(event, ENDS) and key_of(event) in running:
             error = type(getattr(event, "error", None)).__name__
             cancelled = isinstance(event, StepCancelled) and error != "StepTimeoutError"
-            running.pop(key_of(event))[4:] = event.at_ms, error, cancelled
+            end(key_of(event), event.at_ms, error, cancelled)
     found = {}
     for name, result in report.items():
         for each in result.history:

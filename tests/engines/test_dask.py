@@ -285,7 +285,7 @@ async def test_closing_an_engine_stops_its_bodies_and_awaits_them(
 
     assert words(diary).count("begin-body") == words(diary).count("end-body")
     await asyncio.wait(running)
-    assert client.status == "RUNNING"
+    assert client.status == "running"
 
 
 async def test_two_engines_on_one_client_do_not_stop_each_other(

@@ -319,7 +319,7 @@ def test_a_service_resumes_its_own_run_after_a_full_disk(path: Path) -> None:
         timeout=50,
     )
 
-    assert done.stdout.splitlines() == ["the file system failed", "['r']", "passed ['a']"]
+    assert done.stdout.splitlines() == ["the file system failed", "['r']", "PASSED ['a']"]
 
 
 @pytest.mark.process
