@@ -321,6 +321,15 @@ class TestResumes:
         assert run.pending_attempts() == {}
         assert run.settled().keys() == {("a", None)}
 
+    def test_an_attempt_that_no_worker_had_begun_with_was_only_queued(self):
+        run = StoredRun([started(), AttemptStarted("a", 1, 0.0, 0.5, engine="dask")])
+        run.apply(AttemptStarted("b", 1, 2.0))
+
+        pending = run.pending_attempts()["a", None]
+
+        assert (pending.unfinished, pending.crashes) == (1, 0)
+        assert (pending.latest.at_ms, pending.latest.queued_ms) == (2.0, 2.5)
+
     def test_a_fresh_start_drops_attempts_and_failures_and_restores_successes(self):
         run = StoredRun(
             [

@@ -460,6 +460,19 @@ async def test_a_call_on_a_closed_client_is_a_lost_worker(cluster: LocalCluster)
 # Outputs that stay.
 
 
+async def test_without_a_limit_no_output_stays_on_its_worker(
+    client: Client, engine: DaskEngine
+) -> None:
+    call = RecordedCall(WorkflowStep("step", bytes_of), {"size": 10_000}, may_keep=True)
+    kept = await engine.run(call.call)
+    async with DaskEngine(client, keep_bytes=None) as other:
+        call = RecordedCall(WorkflowStep("step", bytes_of), {"size": 10_000}, may_keep=True)
+        home = await other.run(call.call)
+
+    assert isinstance(kept, RemoteOutput)
+    assert home == bytes(10_000)
+
+
 async def test_a_large_output_stays_and_goes_where_it_is_needed(
     engine: DaskEngine, diary: str
 ) -> None:

@@ -329,6 +329,8 @@ async def check_nothing(report):
 def test_what_would_check_nothing_is_refused():
     with pytest.raises(TypeError, match="check must be a plain function, not an async one"):
         explore(pipeline, INPUTS, check=check_nothing)
+    with pytest.raises(TypeError, match="check must be a plain function, not an async one"):
+        explore(pipeline, INPUTS, check=lambda report: check_nothing(report))
     with pytest.raises(ValueError, match="seeds must be at least 1, not 0"):
         explore(pipeline, INPUTS, seeds=0)
     with pytest.raises(ValueError, match="seeds must have at least one seed"):
