@@ -146,7 +146,7 @@ def _wrong_type(name: str, kind: Any, error: Exception | None = None) -> click.U
 
 def _accepted(kind: Any) -> str:
     """Return the name of a type, and how to write a value of it."""
-    while hasattr(kind, "__supertype__"):  # a NewType, perhaps of another one
+    while hasattr(kind, "__supertype__"):  # a NewType, which may be of another one
         kind = kind.__supertype__
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:

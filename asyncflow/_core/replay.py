@@ -699,6 +699,6 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
 
 
 def as_secret(result: StepResult) -> StepResult:
-    """Return the result of a step that is secret now, and was perhaps not when it was stored."""
+    """Return the result of a step that is secret now, and may not have been when it was stored."""
     items = result.items and tuple(map(as_secret, result.items))
     return replace(result, items=items, secret=result.status is StepStatus.SUCCESS)

@@ -574,7 +574,7 @@ class SQLJournal:
         """
         self._closing = True
         try:
-            with suppress(JournalError):  # it is closed, perhaps by another thread meanwhile
+            with suppress(JournalError):  # it is closed; another thread may have done so
                 if self._write_thread.has_started:
                     ended: concurrent.futures.Future[None] = concurrent.futures.Future()
                     await self._write(self._worker.wait, ended, current_run(), None)

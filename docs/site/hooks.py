@@ -76,7 +76,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are not in docs/, and Mermaid."""
+    """Add the pages that are not in docs/, and the scripts."""
     for here, there in ALSO_PAGES.items():
         files.append(File.generated(config, there, content=(ROOT / here).read_text("utf-8")))
     for there, (package, member) in SCRIPTS.items():
@@ -122,7 +122,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Let references to a module lead to its page, and say of no empty cell that it is a header."""
+    """Let references to a module lead to its page, and make no empty cell a header."""
     if page.file.src_uri.startswith("reference/api/") and page.toc.items:
         config.plugins["autorefs"].register_anchor(
             page, page.toc.items[0].title, page.toc.items[0].id

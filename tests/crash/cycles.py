@@ -234,7 +234,7 @@ class Cycles:
         shutil.rmtree(state.folder)
 
     def play_with_files(self, random: Random) -> None:
-        """Play with the files of the database while a run goes on, perhaps a resumed one."""
+        """Play with the files of the database while a run continues; it may be a resumed one."""
         state = self.start
         if random.random() < 0.5:
             state = self.kill(state, random.randint(1, len(self.points))) or state
@@ -301,7 +301,7 @@ class Cycles:
         shutil.rmtree(state.folder)
 
     def cut_connections(self, random: Random) -> None:
-        """Cut all connections, or restart the server, while a run goes on; kill it or not."""
+        """Cut all connections, or restart the server, while a run continues; kill it or not."""
         assert isinstance(self._database, Server)
         server, state = self._database, self._copy(self.start)
         kill = random.choice([0, 0, random.randint(1, len(self.points))])

@@ -179,7 +179,7 @@ async def test_a_heartbeat_without_a_heartbeat_limit_does_nothing():
 def test_threads_of_asyncflow_start_with_an_empty_context(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """They may inherit that of whoever starts them, and would then keep a run alive."""
+    """They may inherit that of the code that starts them, and would then keep a run alive."""
     inherited, start = {}, threading.Thread.start
 
     def start_and_note(self: threading.Thread) -> None:

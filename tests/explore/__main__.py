@@ -1,6 +1,6 @@
 """Simulates random runs until one breaks a promise: ``python -m tests.explore --runs 1000000``.
 
-``--seconds 3600`` goes on for so long instead, from a number on that is new each time.
+``--seconds 3600`` runs for so long instead, from a number that is new each time.
 
 ``--replay NUMBER`` repeats one run, and shows the smallest failing case that it finds.
 """

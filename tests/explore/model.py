@@ -862,7 +862,7 @@ def _blocks(end: Any) -> bool:
 
 
 def _missed(call: Call, started_ms: float, limit_ms: float, started_s: float) -> float:
-    """Return when an attempt misses a heartbeat, if it goes on for so long."""
+    """Return when an attempt misses a heartbeat, if it runs for so long."""
     last_ms = started_ms
     for beat in call.beats:
         at_ms = (beat - started_s) * 1000

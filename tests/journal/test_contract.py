@@ -437,7 +437,7 @@ async def test_a_lease_lost_before_its_events_are_read_is_reported_as_lost(
     with pytest.raises(LeaseLostError, match="another process has taken over run 'r'"):
         await opening
 
-    session.append(attempt(2))  # the other owner goes on
+    session.append(attempt(2))  # the other owner continues
     await session.close()
     assert await stored_events(second) == [started(), attempt(), attempt(2)]
 

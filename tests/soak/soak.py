@@ -271,7 +271,7 @@ class Soak:
             return await run.report()
 
     async def _left(self, pipeline: Orchestrator) -> RunReport:
-        """Leave the block while the run goes on, by an error."""
+        """Leave the block by an error while the run continues."""
         run = pipeline.start()
         with suppress(ZeroDivisionError):
             async with run:

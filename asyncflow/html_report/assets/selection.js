@@ -1,4 +1,4 @@
-// The selection: a step, and perhaps an attempt or an item of it. The address has it too, with the filters and the zoom.
+// The selection: a step, or an attempt or an item of it. The address has it too, with the filters and the zoom.
 let chosen = null, attempt = null, item = null, names = [], numbers = new Map();
 const readNames = () => {
   names = all("#steps-table tbody tr").map((row) => [row.dataset.i, row.querySelector("th").textContent]);
