@@ -298,6 +298,7 @@ class Site:
         act = ["POST"]
         return [
             Route("/", self._runs),
+            Route("/runs", self._to_runs),
             Route("/compare", self._compare),
             Route("/runs/{run_id:asyncflow_run}", self._run),
             Route("/events/{run_id:asyncflow_run}", self._follow),
@@ -327,6 +328,10 @@ class Site:
 
     async def _runs(self, request: Request) -> Response:
         return await runs_page(request, self._journal, self.resumer.names)
+
+    async def _to_runs(self, request: Request) -> Response:
+        """Lead whoever shortens the address of a run to the list of all runs."""
+        return RedirectResponse(path_in(request, "/"))
 
     async def _run(self, request: Request) -> Response:
         return await run_page(request, self._journal)

@@ -11,7 +11,7 @@ Then:
     curl -N localhost:8000/orders/ID/events
     curl -X DELETE localhost:8000/orders/ID
 
-and the runs in a browser: http://localhost:8000/runs-ui/runs. The environment configures it:
+and the runs in a browser: http://localhost:8000/runs-ui/. The environment configures it:
 
 - ``DATABASE_URL``: a PostgreSQL database for journal and orders; by default two SQLite files
 - ``SHOP_URL``: the shop that knows prices and takes payments; by default a stand-in in this process

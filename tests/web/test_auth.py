@@ -359,10 +359,12 @@ async def test_links_include_the_mount_path(make_client: Any, journal_with_run: 
     client = make_client(service)
 
     admitted = await client.get(f"/a%20b/ui/runs/nightly?token={TOKEN}")
+    above = await client.get("/a%20b/ui/runs")
     page = await client.get("/a%20b/ui/")
     run = await client.get("/a%20b/ui/runs/nightly")
 
     assert admitted.headers["location"] == "/a%20b/ui/runs/nightly"
+    assert (above.status_code, above.headers["location"]) == (307, "/a%20b/ui/")
     assert "Path=/a%20b/ui/;" in admitted.headers["set-cookie"]
     assert 'href="/a%20b/ui/runs/nightly"' in page.text
     assert 'href="/a%20b/ui/assets/web.css' in page.text
