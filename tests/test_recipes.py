@@ -36,7 +36,7 @@ from asyncflow._cli import commands
 from asyncflow.events import AttemptStarted
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import Service
-from asyncflow.testing import run_in_virtual_time
+from asyncflow.testing import fake, run_in_virtual_time
 
 RECIPES = ROOT / "docs" / "recipes"
 
@@ -45,7 +45,7 @@ def names_of(page: str, *marks: str) -> dict[str, Any]:
     """Return what those blocks of a page define that have one of these texts, and await nothing."""
     names: dict[str, Any] = {"__name__": page}
     for block in blocks_of(RECIPES / page):
-        code = block.code.partition("\nasync with ")[0].partition("\nfor _ in ")[0]
+        code = re.split(r"\n(?:async with |for _ in |report = await )", block.code)[0]
         if any(mark in code for mark in marks):
             exec(compile(code, f"{page}:{block.line}", "exec"), names)
     return names
@@ -566,6 +566,21 @@ class TestCI:
         assert restore["with"]["key"] == save["with"]["key"]
         assert save["with"]["key"].startswith(restore["with"]["restore-keys"])
         assert save["if"] == "always()"
+
+
+def test_only_the_join_of_two_branches_outlives_a_deadline() -> None:
+    """In LangGraph's page, the step after the join has the limit of the run."""
+    page = "../coming-from/langgraph.md"
+    letters = names_of(page, "asyncflow import Pipeline", "letters =")["letters"]
+    limited = letters.with_options(deadline_ms=1_000)
+
+    with fake(letters, book_it=lambda: asyncio.sleep(3_600)):
+        report = run_in_virtual_time(limited.run(text="please pay"))
+
+    assert report["book_it"].status == "CANCELLED"
+    assert isinstance(report["answer"].error, LookupError)
+    assert report["post"].status == "SKIPPED"
+    assert report.total_duration_ms < 2_000
 
 
 def options_of_run(command: list[str]) -> dict[str, Any]:
