@@ -94,7 +94,7 @@ def _write_text(orchestrator: Orchestrator) -> None:
 
 def _line(step: WorkflowStep, dependencies: tuple[str, ...], resources: Collection[str]) -> str:
     parts = [step.name]
-    if step.run_if != "success" and not step.depends_on:
+    if step.is_cleanup and not step.depends_on:
         parts.append("after all others")
     elif dependencies:
         parts.append(f"after {', '.join(dependencies)}")

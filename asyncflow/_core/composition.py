@@ -360,7 +360,7 @@ def _takes(accepts: Signature, parameter: str) -> bool:
 
 
 def _waits_for_all(step: WorkflowStep) -> bool:
-    return step.run_if != "success" and not step.depends_on
+    return step.is_cleanup and not step.depends_on
 
 
 def _not_waiting_for_all(steps: Sequence[WorkflowStep]) -> list[str]:

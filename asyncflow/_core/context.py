@@ -294,7 +294,7 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
         limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
         extras = AttemptExtras(run.at_s(started_ms + limit_ms), None, {})
     deadline_s = extras.deadline_s
-    if step.run_if == "success":
+    if not step.is_cleanup:
         deadline_s = min(deadline_s, run.deadline_s)
     return StepContext(
         run.run_id,

@@ -150,7 +150,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     except KeyError:
         raise _unknown_dependency(steps, index) from None
     special = tuple(at for at, step in enumerate(steps) if not step.is_plain)
-    cleanups = frozenset(at for at in special if steps[at].run_if != "success")
+    cleanups = frozenset(at for at in special if steps[at].is_cleanup)
     dependents = Dependents(dependencies)
     after_all = [at for at in cleanups if not dependencies[at]]
     if after_all:

@@ -291,7 +291,7 @@ class Deadlines:
             return None
         queued_ms = at_ms - self._submitted_ms.get(node, at_ms)
         ends_ms, whose = self.step_ends_ms(node) + queued_ms, "step"
-        if self.deadline_ms is not None and step.run_if == "success":
+        if self.deadline_ms is not None and not step.is_cleanup:
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
         random = self._random
         del self  # what the policy raises keeps this frame, which leads to the results

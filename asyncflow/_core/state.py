@@ -364,7 +364,7 @@ class RunState:
         self._readiness.stop(reason, exempt_cleanups=exempt_cleanups)
         self.stop_reason = self._readiness.stop_reason
         for step in self.step_runs.maps():
-            if not exempt_cleanups or self.step_runs.steps[step].run_if == "success":
+            if not exempt_cleanups or not self.step_runs.steps[step].is_cleanup:
                 for node in self.step_runs.items(step):
                     if self._phases[node] == Phase.READY:
                         self.drop_item(node)
@@ -418,7 +418,7 @@ class RunState:
 
     def is_exempt_from_stop(self, node: int) -> bool:
         """Whether a node continues although the run stops: it belongs to a clean-up step."""
-        return self._steps[node].run_if != "success" and not self._interrupted
+        return self._steps[node].is_cleanup and not self._interrupted
 
     def enqueue_retry(self, node: int, at_ms: float) -> None:
         """Queue a node, whose backoff is over, for its next attempt."""

@@ -190,6 +190,8 @@ class WorkflowStep:
     """``engine``, unless it is this process."""
     needs_worker: bool = derived()
     """Whether it runs in a thread or a process here."""
+    is_cleanup: bool = derived()
+    """Whether a failure or the run's deadline does not keep it from running; see ``run_if``."""
     is_plain: bool = derived()
     """Whether it has no policy beside attempts, their time limit and the backoff between them."""
 
@@ -271,6 +273,7 @@ class WorkflowStep:
         fill(self, "map_over", map_over)
         fill(self, "when", when)
         fill(self, "run_if", run_if)
+        fill(self, "is_cleanup", run_if != "success")
         fill(self, "runs_in", runs_in)
         remote = None if isinstance(engine, str) else engine
         fill(self, "engine", engine)
@@ -284,7 +287,7 @@ class WorkflowStep:
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
         fill(self, "condition", condition)
         policies = pool, map_over, when, deadline_ms, heartbeat_ms, secret or None
-        is_plain = policies == _NO_POLICIES and run_if == "success" and runs_in == "loop"
+        is_plain = policies == _NO_POLICIES and not self.is_cleanup and runs_in == "loop"
         is_plain = is_plain and remote is None
         fill(self, "is_plain", is_plain and self.retry.until is None)
         _check_parameters(self)

@@ -185,9 +185,7 @@ class StepRuns:
     def depends_on(self, node: int) -> tuple[str, ...]:
         """The names of the steps that a node depends on. A clean-up step may not name them all."""
         step = self.steps[node]
-        return (
-            step.depends_on if step.run_if == "success" else DependencyView(self._plan)[step.name]
-        )
+        return DependencyView(self._plan)[step.name] if step.is_cleanup else step.depends_on
 
     # Mapped steps.
 

@@ -110,7 +110,7 @@ class RemoteAttempts:
         step = self._state.step_runs.steps[node]
         now_ms, deadline_s = self._run.now_ms(), self._run.deadline_s
         limit = self._state.deadlines.of(node, now_ms)
-        has_deadline = deadline_s < math.inf and step.run_if == "success"
+        has_deadline = deadline_s < math.inf and not step.is_cleanup
         return EngineCall(
             self._run.run_id,
             step,

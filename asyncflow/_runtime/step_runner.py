@@ -364,7 +364,7 @@ class StepRunner:
 
         if step.runs_in == "process":
             return run_in_process(step.action, arguments, heartbeat, self._notes)
-        if step.run_if == "success":
+        if not step.is_cleanup:
             ends_s = min(ends_s, self._run.deadline_s)
         return run_in_thread(
             step.action,
@@ -376,7 +376,7 @@ class StepRunner:
 
     def _results_for(self, node: int, step: WorkflowStep) -> dict[str, StepResult]:
         """The results of a clean-up step's dependencies."""
-        if step.run_if == "success":
+        if not step.is_cleanup:
             return {}
         plan = self._run.plan
         found = map(self._state.result, plan.dependencies[plan.index[step.name]])

@@ -143,12 +143,13 @@ class AttemptBody:
     def _entered(self, must_stop: Callable[[], bool]) -> Iterator[None]:
         """Make `current_step` and log records work in the action, as they do at home."""
         sent, captured = self._sent, None
-        results: Any = {} if sent.run_if == "success" else None
+        step = _step_like(sent.max_retries, sent.run_if)
+        results: Any = None if step.is_cleanup else {}
         extras = AttemptExtras(self._ends_s, self._pulse, results)
         enter_run(
             RunContext(
                 sent.run_id,
-                _plan_of(sent.name, _step_like(sent.max_retries, sent.run_if)),
+                _plan_of(sent.name, step),
                 self._clock,
                 self._clock(),
                 math.inf,

@@ -412,6 +412,12 @@ class TestRunIf:
     def test_is_success_by_default(self) -> None:
         assert WorkflowStep("load", nothing).run_if == "success"
 
+    @pytest.mark.parametrize(
+        ("run_if", "is_cleanup"), [("success", False), ("failure", True), ("always", True)]
+    )
+    def test_tells_which_step_is_a_clean_up_step(self, run_if: Any, is_cleanup: bool) -> None:
+        assert WorkflowStep("load", nothing, run_if=run_if).is_cleanup is is_cleanup
+
 
 class TestRunsIn:
     @pytest.mark.parametrize(

@@ -392,14 +392,15 @@ async def test_the_deadline_of_a_step_does_not_count_the_wait_for_a_worker():
 @counts_time
 async def test_the_deadline_of_the_run_counts_the_wait_for_a_worker(events):
     engine = FakeEngine(workers=1)
-    steps = [WorkflowStep("a", forever), WorkflowStep("b", forever)]
+    cleanup = WorkflowStep("c", sleeps(0), run_if="always")
+    steps = [WorkflowStep("a", forever), WorkflowStep("b", forever), cleanup]
 
     report = await run_pipeline(steps, engine=engine, deadline_ms=200, observers=[events.append])
 
-    assert statuses(report) == {"a": CANCELLED, "b": CANCELLED}
-    assert [result.error.kind for result in report.values()] == ["run", "run"]
-    assert [call.deadline_s for call in engine.calls] == [pytest.approx(0.2)] * 2
-    assert [e.step for e in events if isinstance(e, AttemptBegan)] == ["a"]
+    assert statuses(report) == {"a": CANCELLED, "b": CANCELLED, "c": SUCCESS}
+    assert [report[name].error.kind for name in "ab"] == ["run", "run"]
+    assert [call.deadline_s for call in engine.calls] == [*[pytest.approx(0.2)] * 2, None]
+    assert [e.step for e in events if isinstance(e, AttemptBegan)] == ["a", "c"]
     assert round(report.total_duration_ms) == 200
 
 
