@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
+    RunNotFoundError,
     did_you_mean,
     safe_text,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "RecoverableJournal",
     "RecoverableRun",
     "find_pipeline",
+    "is_left_alone",
     "log_unresumed",
     "pipelines_by_name",
     "resume_all",
@@ -49,6 +51,9 @@ class RecoverableRun(Protocol):
         ...
 
     @property
+    def status(self) -> RunStatus: ...
+
+    @property
     def parent(self) -> str:
         """The run one of whose steps has started it; empty if none has."""
         ...
@@ -67,6 +72,14 @@ class RecoverableJournal(Journal, Protocol):
         """Return the runs that ended because they were cancelled."""
         ...
 
+    async def record(self, run_id: str) -> RecoverableRun:
+        """Return a run, equal to the one that `runs` or `orphans` returned if nothing has changed.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        ...
+
 
 async def resume_all(
     journal: RecoverableJournal, pipelines: Pipelines, *, interrupted: bool = False
@@ -74,9 +87,10 @@ async def resume_all(
     """Resume all runs of a journal whose process has died, and return their reports.
 
     A service calls it when it starts, before or while it takes new work. The runs resume
-    concurrently. A run that another replica takes first is left to it. A run that can't resume, for
-    example because its pipeline is not among those given, is logged as an error and left as it is;
-    it stops neither the other runs nor the service.
+    concurrently. A run that another replica takes first is left to it. A nested run is left to the
+    step that runs it, and resumes by itself only if its outer run ends without it. A run that can't
+    resume, for example because its pipeline is not among those given, is logged as an error and
+    left as it is; it stops neither the other runs nor the service.
 
     Args:
         journal: The journal.
@@ -99,23 +113,51 @@ async def resume_all(
         )
     if not isinstance(interrupted, bool):
         raise TypeError(f"interrupted must be True or False, not {safe_text(repr, interrupted)}")
-    reports: list[RunReport] = []
-    orphans = [*await journal.orphans()]
+    lost = [*await journal.orphans()]
     if interrupted:
-        orphans += await journal.runs(RunStatus.INTERRUPTED, limit=None)
+        lost += await journal.runs(RunStatus.INTERRUPTED, limit=None)
+    outer = {run.run_id for run in lost}
+    nested: dict[str, list[RecoverableRun]] = {}
+    for run in lost:
+        if run.parent in outer:
+            nested.setdefault(run.parent, []).append(run)
+    reports: list[RunReport] = []
 
-    async def resume(pipeline: Pipeline | Orchestrator, run_id: str) -> None:
-        try:
-            reports.append(await pipeline.with_options(run_id=run_id, journal=journal).run())
-        except Exception as error:
-            log_unresumed(run_id, error)
+    async def resume(run: RecoverableRun) -> None:
+        if run.parent and not await is_left_alone(journal, run):
+            return
+        pipeline, run_id = find_pipeline(run, known), run.run_id
+        if pipeline is not None:
+            try:
+                reports.append(await pipeline.with_options(run_id=run_id, journal=journal).run())
+            except Exception as error:
+                log_unresumed(run_id, error)
+        resume_each(nested.get(run_id, ()))
+
+    def resume_each(runs: Iterable[RecoverableRun]) -> None:
+        for run in runs:
+            group.create_task(resume(run))
 
     async with asyncio.TaskGroup() as group:
-        for orphan in orphans:
-            pipeline = find_pipeline(orphan, known)
-            if pipeline is not None:
-                group.create_task(resume(pipeline, orphan.run_id))
+        resume_each(run for run in lost if run.parent not in outer)
     return reports
+
+
+async def is_left_alone(journal: RecoverableJournal, nested: RecoverableRun) -> bool:
+    """Return whether a nested run is still as it was found, and its outer run does not run.
+
+    While the outer run runs, one of its steps may resume the nested one.
+    """
+    try:
+        if await journal.record(nested.run_id) != nested:
+            return False
+    except RunNotFoundError:
+        return False
+    try:
+        outer = await journal.record(nested.parent)
+    except RunNotFoundError:
+        return True
+    return outer.status is not RunStatus.RUNNING
 
 
 def find_pipeline(

@@ -80,14 +80,6 @@ class ServiceJournal(RecoverableJournal, Protocol):
         """Return why runs that `runs` returned were interrupted, by their ids."""
         ...
 
-    async def record(self, run_id: str) -> RecoverableRun:
-        """Return a run, equal to the one that `runs` or `orphans` returned if nothing has changed.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-        """
-        ...
-
     async def events(self, run_id: str, after: int = 0) -> list[Any]:
         """Return the events of a run after a position, each a `PositionedEvent`."""
         ...

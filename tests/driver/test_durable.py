@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -19,7 +19,9 @@ from asyncflow import (
     Pipeline,
     RestoredOutput,
     RunAlreadyActiveError,
+    RunNotFoundError,
     RunReport,
+    RunStatus,
     StepCrashedError,
     StepStatus,
     WorkflowStep,
@@ -1545,26 +1547,32 @@ class TestHosts:
         assert report["a"].attempts == 3
 
 
-class Orphan:
-    def __init__(self, run_id, pipeline):
-        self.run_id = run_id
-        self.pipeline = pipeline
+@dataclass
+class ListedRun:
+    run_id: str
+    pipeline: str
+    status: RunStatus
+    parent: str
 
 
 class OrphanJournal(MemoryJournal):
+    """Lists its runs: all that have not ended and are not open are orphans."""
+
+    async def record(self, run_id):
+        if run_id not in self.stored:
+            raise RunNotFoundError(run_id, "memory")
+        started, latest = self.stored[run_id][0], self.stored[run_id][-1]
+        status = RunStatus.RUNNING if run_id in self.open_sessions else RunStatus.ORPHANED
+        if isinstance(latest, RunFinished):
+            status = latest.status
+        return ListedRun(run_id, started.pipeline, status, started.parent)
+
     async def runs(self, status, *, limit):
-        return [
-            Orphan(run_id, events[0].pipeline)
-            for run_id, events in self.stored.items()
-            if isinstance(events[-1], RunFinished) and events[-1].status == status
-        ]
+        runs = [await self.record(run_id) for run_id in self.stored]
+        return [run for run in runs if run.status is status]
 
     async def orphans(self):
-        return [
-            Orphan(run_id, events[0].pipeline)
-            for run_id, events in self.stored.items()
-            if not isinstance(events[-1], RunFinished)
-        ]
+        return await self.runs(RunStatus.ORPHANED, limit=None)
 
 
 class TestResumeAll:
@@ -1638,6 +1646,43 @@ class TestResumeAll:
 
         assert report.run_id == "r4"
         assert report.all_passed
+
+    @pytest.mark.parametrize("outcome", ["resumed", "other way", "unknown", "active"])
+    async def test_a_nested_run_is_its_outer_runs_unless_that_ends_without_it(
+        self, work, outcome, caplog
+    ):
+        journal, calls = OrphanJournal(), []
+        inner = Orchestrator(work.diamond(), name="inner")
+
+        async def call():
+            calls.append("call")
+            if outcome == "other way" and len(calls) > 1:
+                return
+            report = await inner.with_options(run_id="in", journal=journal).run()
+            report.raise_for_failures()
+
+        outer = Orchestrator([WorkflowStep("call", call)], name="outer")
+        await outer.with_options(run_id="out", journal=journal).run()
+        journal.stored = {run_id: events[:7] for run_id, events in journal.stored.items()}
+        journal.stored["out"] = journal.stored["out"][:2]
+        if outcome == "active":
+            journal.open_sessions["out"] = None
+
+        reports = await resume_all(journal, [inner] if outcome == "unknown" else [inner, outer])
+
+        resumed = {report.run_id: report.all_passed for report in reports}
+        assert (
+            resumed
+            == {
+                "resumed": {"out": True},
+                "other way": {"out": True, "in": True},
+                "unknown": {"in": True},
+                "active": {},
+            }[outcome]
+        )
+        assert (await journal.record("in")).status is (
+            RunStatus.ORPHANED if outcome == "active" else RunStatus.PASSED
+        )
 
     @pytest.mark.parametrize(
         ("pipelines", "error", "message"),
