@@ -1,18 +1,20 @@
 """Encodes outputs and inputs as bytes, if they come back equal.
 
 As JSON, msgspec decodes what a type hint asks for: tuples, sets, dates, dataclasses; and paths, and
-models of pydantic, through these. A value that is not quite what its hint says, such as 0 for a
-float, is stored as ``json-plain`` if it comes back equal without the hint, and a tuple for some
-sequence as ``json-tuple``: its step has succeeded, and must not fail for that. With the suffix
-``+given``, the JSON also says which fields of its models were given. cloudpickle takes nearly
-everything and can run any code when it is read, so it is used only on request.
+models of pydantic, through these. A value that is not quite what its hint says is stored as
+``json-plain`` if JSON's own types are all it has, and a tuple for some sequence as ``json-tuple``:
+its step has succeeded, and must not fail for that. With the suffix ``+given``, the JSON also says
+which fields of its models were given. cloudpickle takes nearly everything and can run any code when
+it is read, so it is used only on request.
 
 Values are encoded in the event loop. In another thread, a value could change meanwhile: it belongs
 to the user, whose next steps have it. So ``max_bytes`` bounds the time too: a value is counted
 before anything is written, and a pickle is written up to that limit only.
 
 Equal means the same types, values and order of dictionaries. ``==`` is too lax: it takes ``True``
-for 1 and ``-0.0`` for ``0.0``, does not take NaN for NaN, and is whatever a class defines.
+for 1 and ``-0.0`` for ``0.0``, does not take NaN for NaN, and is whatever a class defines. One
+exception: to a type checker, an integer is a float (PEP 484), so the 0 of a field ``x: float = 0``
+may come back as ``0.0``.
 """
 
 from __future__ import annotations
@@ -129,13 +131,12 @@ class Codec:
         data, is_hooked = self._written(subject, value)
         self._check_size(subject, data)
         decoder, simple = self._decoder(hint)
-        if found == "plain" and decoder is _untyped:
-            return Payload("json", data)
+        if found == "plain":
+            is_typed = decoder is _untyped or _is_identical(value, data, decoder)
+            return Payload("json" if is_typed else _PLAIN, data)
         problem = _problem(value, data, decoder, simple=simple)
         if not problem:
             codec = "json"
-        elif decoder is not _untyped and not _problem(value, data, _untyped, simple=True):
-            codec = _PLAIN
         elif type(value) is tuple and hint is not Any and self._is_equal_tuple(value, data, hint):
             codec = _TUPLE
         else:
@@ -230,6 +231,23 @@ class _BoundedFile:
         if self._left < 0:
             raise _IsFullError
         self.parts.append(bytes(part))
+
+
+def _is_identical(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any]) -> bool:
+    """Whether a value of JSON's own types comes back from its JSON as it was."""
+    try:
+        return _bytes_of(value) == _bytes_of(decoder.decode(data))
+    except Exception:  # the user's classes may raise anything, and marshal refuses their objects
+        return False
+
+
+def _bytes_of(value: Any) -> bytes:
+    """Return bytes that only the same value of JSON's types and tuples has: faster than a walk.
+
+    Raises:
+        ValueError: It is, or contains, an object of another class. Buffers raise nothing.
+    """
+    return marshal.dumps(value, 2)  # this version does not depend on what is interned or shared
 
 
 def _problem(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any], *, simple: bool) -> str:
@@ -372,9 +390,7 @@ def roundtrip_difference(value: Any, back: Any, *, simple: bool = False) -> str:
     """
     if simple:
         try:
-            # Many times faster, and as strict: marshal writes other objects as bytes too, which
-            # are not simple. Version 2 does not depend on what is interned or shared.
-            if marshal.dumps(value, 2) == marshal.dumps(back, 2):
+            if _bytes_of(value) == _bytes_of(back):
                 return ""
         except ValueError:  # an instance of another class
             pass
@@ -391,6 +407,8 @@ def _difference(value: Any, back: Any, path: str) -> str:
     if kind is not type(back):
         if kind is float and not math.isfinite(value):
             return _at(path, f"JSON has no {value!r}")
+        if kind is int and type(back) is float:
+            return "" if value == back else _changed(value, back, path)
         return _at(path, f"{_name(kind)} would come back as {_name(type(back))}")
     if kind in _BY_VALUE:
         return "" if value == back else _changed(value, back, path)

@@ -78,6 +78,12 @@ class Strict(BaseModel):
     share: float
 
 
+class Answer(BaseModel):
+    text: str
+    cost: float = 0
+    weights: tuple[float, ...] = (0, 1)
+
+
 class Cat(BaseModel):
     kind: Literal["cat"] = "cat"
 
@@ -137,6 +143,8 @@ LINE = Line(sku="a", count=2)
         (Open(more=[1, {"x": None}]), Open),  # type: ignore[call-arg]
         (Computed(width=3), Computed),
         (Strict(when=NOON.date(), share=0.5), Strict),
+        (Answer(text="a"), Answer),
+        ([Answer(text="a"), Answer(text="b", cost=1)], list[Answer]),
         (Owner(pet=Dog()), Owner),
         (Page[Line](items=[LINE]), Page[Line]),
         (Node(children=[Node(children=[Node()])]), Node),
