@@ -18,6 +18,7 @@ from asyncflow._core.errors import cut, describe_error
 from asyncflow._core.record import record
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepResult, StepStatus
+from asyncflow._core.same_value import is_same_value
 from asyncflow._core.value_size import safe_repr
 
 __all__ = [
@@ -287,7 +288,7 @@ def _are_same(one: Any, other: Any) -> bool | None:
     if RestoredOutput in (type(one), type(other)):  # the same text may stand for other values
         return None if _text(one) == _text(other) else False
     try:
-        return one is other or (type(one) is type(other) and bool(one == other))
+        return one is other or is_same_value(one, other)
     except Exception:  # it is the user's object, such as an array
         return None
 

@@ -18,6 +18,7 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
 from asyncflow._core.resume import Fingerprints, fork, resume
+from asyncflow._core.same_value import is_same_value
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import (
     Journal,
@@ -277,7 +278,7 @@ class _RunOpening:
 
 def _is_equal(one: Any, other: Any) -> bool:
     try:
-        return type(one) is type(other) and bool(one == other)
+        return is_same_value(one, other)
     except Exception:  # arrays, for example, have no single truth value
         return False
 

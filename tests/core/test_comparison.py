@@ -174,7 +174,7 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
     comparison = with_inputs(
         days=31,
         url="a",
-        full=True,
+        full=[True],
         new=1,
         token=REDACTED_OUTPUT,
         key=REDACTED_OUTPUT,
@@ -186,7 +186,7 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
         with_inputs(
             days=1,
             url="a",
-            full=1,
+            full=[1],
             gone=None,
             token=REDACTED_OUTPUT,
             key="was open once",

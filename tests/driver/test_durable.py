@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -826,16 +827,24 @@ class TestInputs:
 
         assert report.all_passed
 
-    @pytest.mark.parametrize("x", [True, 1.0, "1" * 100])
-    async def test_an_input_of_another_type_is_refused(self, journal, x):
+    @pytest.mark.parametrize(
+        ("before", "x"),
+        [
+            *((1, x) for x in (True, 1.0, "1" * 100)),
+            (0.0, -0.0),
+            ({"a": [1, 2]}, {"a": [True, 2]}),
+            ([1, 2], [1, 2.0]),
+        ],
+    )
+    async def test_an_input_of_another_type_is_refused_at_any_depth(self, journal, before, x):
         steps, _ = self.steps()
-        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+        await run_pipeline(steps, inputs={"x": before}, journal=journal, run_id="r")
 
-        with pytest.raises(ValueError, match="another input 'x': 1, and not "):
+        with pytest.raises(ValueError, match=f"another input 'x': {re.escape(repr(before))}, and"):
             await run_pipeline(steps, inputs={"x": x}, journal=journal, run_id="r")
 
     async def test_an_input_that_cannot_be_compared_is_refused(self, journal):
-        class Odd(list):
+        class Odd:
             def __eq__(self, other):
                 raise RuntimeError
 

@@ -195,6 +195,17 @@ class TestWhatIsTakenOver:
 
         assert len(taken(report)) == 4
 
+    async def test_a_nested_value_of_another_type_counts_as_changed(self, journal):
+        async def take(options: Any) -> str:
+            return repr(options)
+
+        orchestrator = Orchestrator([WorkflowStep("take", take)], journal=journal)
+        await orchestrator.with_options(run_id="r").run(options={"a": 1})
+
+        report = await orchestrator.fork("r", inputs={"options": {"a": True}})
+
+        assert report["take"].output == "{'a': True}"
+
     async def test_an_equal_value_that_is_written_otherwise_changes_nothing(self, journal):
         async def take(options: dict[str, int]) -> int:
             return len(options)
