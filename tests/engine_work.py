@@ -19,6 +19,8 @@ from asyncflow import current_step
 
 __all__ = [
     "CustomError",
+    "array_of",
+    "array_of_plainly",
     "beat",
     "beat_plainly",
     "build",
@@ -39,6 +41,8 @@ __all__ = [
     "lock_plainly",
     "measure",
     "measure_plainly",
+    "total",
+    "total_plainly",
     "work",
     "work_plainly",
     "write",
@@ -171,6 +175,24 @@ def measure_plainly(built: bytes) -> int:
 
 async def measure(built: bytes) -> int:
     return len(built)
+
+
+def array_of_plainly(size: int) -> Any:
+    import numpy as np
+
+    return np.ones(size, "u1")
+
+
+async def array_of(size: int) -> Any:
+    return array_of_plainly(size)
+
+
+def total_plainly(array: Any) -> int:
+    return int(array.sum())
+
+
+async def total(array: Any) -> int:
+    return total_plainly(array)
 
 
 def beat_plainly(count: int) -> str:

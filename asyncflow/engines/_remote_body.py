@@ -275,7 +275,7 @@ class _LimitedFile(io.BytesIO):
         self._limit = limit
 
     def write(self, data: Any) -> int:
-        size = self.tell() + len(data)
+        size = self.tell() + memoryview(data).nbytes  # a large buffer is no bytes: it has no len()
         if size > self._limit:
             raise _TooLargeError(size)
         return super().write(data)

@@ -133,6 +133,31 @@ async def test_outputs_reach_the_steps_that_take_them(place: Place, tmp_path: Pa
     assert is_here is (place.name in ("loop", "thread"))
 
 
+@pytest.mark.parametrize("size", [70_000, 2_000_000])  # it comes home, or may stay
+async def test_arrays_reach_the_steps_that_take_them(place: Place, size: int) -> None:
+    make = partial(do.array_of, size), partial(do.array_of_plainly, size)
+    report = await run(
+        place,
+        [
+            place.step("array", *make),
+            place.step("there", do.total, do.total_plainly, ["array"]),
+            WorkflowStep("here", do.total, ["array"], engine="local"),
+        ],
+    )
+
+    report.raise_for_failures()
+    assert report["there"].output == report["here"].output == size
+
+    # Only steps on the engine take it, so it may stay there.
+    report = await run(
+        place,
+        [place.step("array", *make), place.step("there", do.total, do.total_plainly, ["array"])],
+    )
+
+    report.raise_for_failures()
+    assert report["there"].output == size
+
+
 async def test_an_action_knows_its_attempt_and_what_it_says_arrives(place: Place) -> None:
     text = "a text to log"
     describe = partial(do.describe, text), partial(do.describe_plainly, text)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 from engine_calls import RecordedCall, RecordedHost, RecordedNotes
 
@@ -397,6 +398,19 @@ async def test_a_large_output_stays_if_it_may() -> None:
     assert await outcome_of(kept, stayed={"value": large}) == large
     home = RecordedCall(WorkflowStep("load", return_it))
     assert await outcome_of(home, stayed={"value": large}, keep_bytes=1000) == large
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+async def test_an_array_with_a_large_buffer_stays_or_comes_home_by_its_size(order: Any) -> None:
+    # From 64 KiB the pickler hands its file a buffer, which has no length, and no bytes.
+    array = np.zeros((2, 2**15), order=order)
+    call = RecordedCall(WorkflowStep("load", return_it), may_keep=True)
+
+    kept = await answer_of(call, stayed={"value": array}, keep_bytes=array.nbytes - 1)
+    assert kept.kept is array
+    assert kept.size >= array.nbytes
+    home = await outcome_of(call, stayed={"value": array}, keep_bytes=2 * array.nbytes)
+    assert np.array_equal(home, array)
 
 
 async def test_an_output_stays_although_its_size_cannot_be_told() -> None:
