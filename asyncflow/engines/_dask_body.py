@@ -107,6 +107,9 @@ class _FenceConnection:
         self._opened.set_result(wire)
         try:
             async for operation, number, engine, *needed in wire.messages():
+                if operation == "alive?":
+                    wire.send("alive", number, engine)
+                    continue
                 body = self._bodies.get((engine, number))
                 if body is None:
                     if operation == "yes":

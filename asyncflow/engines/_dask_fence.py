@@ -9,7 +9,9 @@ stops the call. That has five consequences:
    body doesn't begin.
 2. A call that is stopped before it begins will never begin.
 3. A stop reaches a running body at once, and the engine hears when the body has ended.
-4. If the connection of a worker closes, its process is gone: the engine hears of it at once.
+4. If the connection of a worker closes, its process is gone: the engine hears of it at once. A
+   frozen process keeps its connection open, so when Dask removes a worker, the fence asks it for a
+   sign of life and gives it up if there is none.
 5. If the connection of an engine closes, its process is gone: its bodies are stopped.
 
 The fence knows live calls only. It ends with the scheduler, and then workers stop their bodies.
@@ -17,6 +19,7 @@ The fence knows live calls only. It ends with the scheduler, and then workers st
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +30,9 @@ from distributed.core import Status
 from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire
 
 __all__ = ["Fence"]
+
+_ANSWER_WITHIN_S = 10.0
+"""How many seconds a worker that Dask has removed may take to answer until its bodies are lost."""
 
 
 @dataclass(eq=False, repr=False)
@@ -39,6 +45,21 @@ class _Worker:
     """The calls whose bodies run there."""
     abandoned: set[tuple[str, int]] = field(default_factory=set)
     """The calls that have ended before their threads did."""
+    unanswered: asyncio.TimerHandle | None = None
+    """Set while the worker has not answered whether it is alive."""
+
+    def ask_if_alive(self) -> None:
+        """Close the connection unless the worker answers in time."""
+        if self.unanswered is None:
+            self.wire.send("alive?", 0, "")
+            loop = asyncio.get_running_loop()
+            self.unanswered = loop.call_later(_ANSWER_WITHIN_S, self.wire.abort)
+
+    def hear_answer(self) -> None:
+        """Note that the worker is alive, or that its connection has closed."""
+        if self.unanswered is not None:
+            self.unanswered.cancel()
+            self.unanswered = None
 
 
 @dataclass(eq=False, repr=False)
@@ -65,6 +86,7 @@ class Fence(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
     async def start(self, scheduler: Any) -> None:
         """Begin to accept connections."""
         self._engines: dict[str, _Submitter] = {}
+        self._workers: set[_Worker] = set()
         scheduler.handlers[ENGINES] = self.serve_engine
         scheduler.handlers[WORKERS] = self.serve_worker
 
@@ -91,20 +113,31 @@ class Fence(SchedulerPlugin):  # type: ignore[misc]  # distributed has no types
         """Serve a worker until its connection closes."""
         await comm.write(OPEN)
         worker = _Worker(name, Wire(comm))
+        self._workers.add(worker)
         try:
             async for operation, number, engine_name, *rest in worker.wire.messages():
                 if operation == "begin":
                     self._ask(engine_name, number, worker)
+                elif operation == "alive":
+                    worker.hear_answer()
                 else:
                     self._pass_on(operation, number, engine_name, rest, worker)
         finally:
+            self._workers.discard(worker)
+            worker.hear_answer()
             for engine_name, number in list(worker.running):
-                reason = ["its process is gone, or cut off"]
+                reason = ["its process is gone, frozen or cut off"]
                 self._pass_on("lost", number, engine_name, reason, worker)
             for engine_name, number in list(worker.abandoned):
                 self._pass_on("thread ended", number, engine_name, [], worker)
             worker.wire.close()
         return Status.dont_reply
+
+    def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+        """Ask a worker that Dask removes whether it is alive: one that retires still cleans up."""
+        for each in self._workers:
+            if each.address == worker:
+                each.ask_if_alive()
 
     def _announce(
         self, name: str, engine: _Submitter, number: int, needed: tuple[Any, ...]

@@ -77,6 +77,10 @@ class Wire:
         self._is_closing = True
         self._has_news.set()
 
+    def abort(self) -> None:
+        """Close the connection at once: the other side may never read what was sent."""
+        self._comm.abort()
+
     async def aclose(self) -> None:
         """Close the connection, and wait until it is closed."""
         self.close()

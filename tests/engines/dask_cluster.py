@@ -50,7 +50,8 @@ class DaskCluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._port = _free_port()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        """In the order in which they were started."""
         self.address = f"tcp://127.0.0.1:{self._port}"
         self.scheduler = self.start_scheduler()
 
@@ -84,15 +85,15 @@ class DaskCluster:
 
     def close(self) -> None:
         """End all processes."""
-        for process in reversed(self._processes):
+        for process in reversed(self.processes):
             process.kill()
             assert process.stdin is not None
             process.stdin.close()
-        for process in self._processes:
+        for process in self.processes:
             process.wait()  # without a limit, which polls: a fast test may be the last one
 
     def _start(self, python: Path | str, module: str, *options: str) -> subprocess.Popen[bytes]:
-        path = self._folder / f"{len(self._processes)}-{module}.log"
+        path = self._folder / f"{len(self.processes)}-{module}.log"
         with path.open("w") as log:
             process = subprocess.Popen(
                 [
@@ -110,7 +111,7 @@ class DaskCluster:
                 },
                 start_new_session=True,
             )
-        self._processes.append(process)
+        self.processes.append(process)
         return process
 
 

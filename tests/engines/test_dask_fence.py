@@ -13,7 +13,7 @@ from engine_calls import RecordedCall
 from engine_work import linger, work
 
 from asyncflow import WorkflowStep
-from asyncflow.engines import _dask_body, _dask_link
+from asyncflow.engines import _dask_body, _dask_fence, _dask_link
 from asyncflow.engines._dask_body import Kept, _Body, _FenceConnection
 from asyncflow.engines._dask_fence import Fence
 from asyncflow.engines._dask_link import Link
@@ -152,9 +152,30 @@ async def test_a_worker_that_goes_loses_its_bodies_and_ends_its_threads(
     await worker.leave()
 
     assert await engine.hears() == [
-        ("lost", 3, "w", "its process is gone, or cut off"),
+        ("lost", 3, "w", "its process is gone, frozen or cut off"),
         ("thread ended", 1, "w"),
     ]
+
+
+async def test_a_worker_that_dask_removes_is_given_up_unless_it_answers(
+    engine: Peer, fence: Fence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dask_fence, "_ANSWER_WITHIN_S", 0.05)
+    frozen, retiring = Peer(fence.serve_worker, "frozen"), Peer(fence.serve_worker, "retiring")
+    await engine.say(("call", 1, b"", []), ("call", 2, b"", []))
+    await frozen.say(("begin", 1, "e"))
+    await retiring.say(("begin", 2, "e"))
+
+    for name in ("frozen", "retiring", "another"):
+        fence.remove_worker(None, name, stimulus_id="any")
+    assert (await retiring.hears())[-1] == ("alive?", 0, "")
+    await retiring.say(("alive", 0, ""))
+    await asyncio.sleep(0.06)
+
+    assert await engine.hears() == [("lost", 1, "frozen", "its process is gone, frozen or cut off")]
+    await retiring.say(("ended", 2, "e", b"answer"))
+    assert await engine.hears() == [("ended", 2, "retiring", b"answer")]
+    await retiring.leave()
 
 
 async def test_the_bodies_of_an_engine_that_goes_are_stopped(fence: Fence, worker: Peer) -> None:
@@ -431,6 +452,23 @@ async def test_a_permission_that_comes_too_late_is_given_back(scheduler: Comm) -
 
     assert await scheduler.read() == [("lost", 1, "e", "it was closed or retired")]
     await connection.close()
+
+
+async def test_a_worker_answers_that_it_is_alive_while_its_last_body_cleans_up(
+    scheduler: Comm,
+) -> None:
+    connection = _FenceConnection(Worker())
+    running = asyncio.create_task(connection.run("e", 1, []))
+    await settle()
+    await connection.close()
+
+    await scheduler.write([("alive?", 0, "")])
+    await settle()
+
+    assert await scheduler.read() == [("begin", 1, "e")]
+    assert await scheduler.read() == [("alive", 0, "")]
+    running.cancel()
+    await settle()
 
 
 async def test_a_connection_closes_after_its_last_body(scheduler: Comm) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow.engines import RemoteOutput
+from asyncflow.engines import RemoteOutput, _dask_fence
 from asyncflow.engines.dask import DaskEngine
 
 pytestmark = pytest.mark.process
@@ -148,6 +149,39 @@ async def test_a_killed_scheduler_is_a_lost_worker_and_the_next_one_is_found(
         lone_cluster.start_scheduler()
         lone_cluster.start_worker()
         assert await next_call == 3
+
+
+async def test_a_step_on_a_frozen_worker_times_out_when_dask_gives_the_worker_up(
+    lone_cluster: DaskCluster, diary: str
+) -> None:
+    frozen = lone_cluster.processes[-1]
+    step = WorkflowStep("x", partial(linger, diary), timeout_ms=1_000, max_retries=2)
+    async with (
+        Client(lone_cluster.address, asynchronous=True, set_as_default=False) as client,
+        DaskEngine(client) as engine,
+    ):
+        running = asyncio.create_task(run_pipeline([step], engine=engine))
+        await reach(lambda: words(diary))
+        frozen.send_signal(signal.SIGSTOP)
+        lone_cluster.start_worker()
+        await asyncio.sleep(2)
+        assert not running.done()  # it is unknown whether the body still runs
+
+        await client.run_on_scheduler(remove_oldest_worker)
+        async with asyncio.timeout(A_WHILE_S):
+            report = await running
+
+    assert [type(attempt.error) for attempt in report["x"].history] == [StepTimeoutError] * 2
+    assert words(diary) == ["begin-body", "begin-body", "end-body"]
+    frozen.send_signal(signal.SIGCONT)
+    await reach(lambda: words(diary).count("end-body") == 2)  # it has lost the fence
+
+
+async def remove_oldest_worker(dask_scheduler: Any) -> None:
+    """Do what Dask does with a worker from which it has not heard for its ``worker-ttl``."""
+    _dask_fence._ANSWER_WITHIN_S = 1.0
+    oldest = next(iter(dask_scheduler.workers))
+    await dask_scheduler.remove_worker(oldest, stimulus_id="check-worker-ttl")
 
 
 async def test_bodies_stop_when_their_submitter_is_killed(
