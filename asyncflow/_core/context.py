@@ -212,9 +212,9 @@ class StepContext:
     def attach(self, name: str, data_or_path: object, media_type: str | None = None) -> None:
         """Attach data for people to look at, such as a plot or a table.
 
-        Displays show it and never execute it. A journal stores it. Any thread may call it. Without
-        a journal and observers it does nothing, and checks no more than the name. What a step with
-        ``secret=True`` attaches is left out.
+        Displays show it and never execute it, whatever an SVG image has in it. A journal stores it.
+        Any thread may call it. Without a journal and observers it does nothing, and checks no more
+        than the name. What a step with ``secret=True`` attaches is left out.
 
         Args:
             name: What displays call it.
@@ -227,8 +227,7 @@ class StepContext:
 
         Raises:
             TypeError: An argument has the wrong type, or the data can't be written as JSON.
-            ValueError: It is too large, of another media type or not of the one that is named, or
-                an SVG image with scripts.
+            ValueError: It is too large, of another media type or not of the one that is named.
             OSError: The file can't be read.
         """
         if not isinstance(name, str):
