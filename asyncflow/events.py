@@ -17,7 +17,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
 from asyncflow._core.record import made_by, record, show, values_by_name
-from asyncflow._core.results import RunStatus, StepStatus, hidden_output, visible_output
+from asyncflow._core.results import (
+    InterruptionCause,
+    RunStatus,
+    StepStatus,
+    hidden_output,
+    visible_output,
+)
 
 __all__ = [
     "AttemptBegan",
@@ -133,6 +139,13 @@ class RunInterrupted:
     at_ms: float
     reason: str
     """Why, in words that complete the sentence "the run stopped because …"."""
+    cause: InterruptionCause | None = None
+    """What stopped it: ``"caller"`` (the task that awaited the run was cancelled), ``"cancelled"``
+    (by its handle, its service or its journal), ``"drained"`` (its process shuts down, so that
+    another one continues the run), ``"resource"`` (one could not be opened, or was lost),
+    ``"deadline"`` (that of the run expired before its resources were open), ``"journal"`` (it
+    failed), ``"step"`` or ``"observer"`` (one raised `KeyboardInterrupt`, `SystemExit` or the
+    like), ``"bug"`` (one of asyncflow). ``None`` if an earlier version stored the event."""
 
 
 @record
@@ -158,6 +171,8 @@ class RunFinished:
     skipped on purpose; else ``FAILED``."""
     stop_reason: str | None = None
     """Why the run stopped before its end, if it did."""
+    cause: InterruptionCause | None = None
+    """As in `RunInterrupted`, if the run was interrupted."""
 
 
 @record

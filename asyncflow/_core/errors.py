@@ -523,7 +523,7 @@ LONGEST_TEXT = 100_000
 """How many characters are stored of an error's message, and of its traceback."""
 
 SHUTDOWN = "the service was shut down"
-"""Why a run is interrupted that a service is to resume after its restart."""
+"""Why a service interrupts its runs at its end."""
 
 
 def describe_error(error: BaseException) -> str:

@@ -88,6 +88,19 @@ class RunStatus(enum.StrEnum):
     """It has not ended and no process runs it. Only a journal can tell."""
 
 
+InterruptionCause: TypeAlias = Literal[
+    "caller", "cancelled", "drained", "resource", "deadline", "journal", "step", "observer", "bug"
+]
+
+
+class Interruption(NamedTuple):
+    """Why a run stops: for code, and for people."""
+
+    cause: InterruptionCause
+    reason: str
+    """In words that complete the sentence "the run stopped because …"."""
+
+
 STATUS_SYMBOLS: Mapping[StepStatus, str] = {
     StepStatus.PENDING: "○",
     StepStatus.RUNNING: "▷",

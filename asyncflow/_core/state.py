@@ -35,7 +35,7 @@ from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus, StepResult, StepStatus
+from asyncflow._core.results import InterruptionCause, RunStatus, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import HERE, AttemptLog, Checkpoint, Phase, StepRuns
 from asyncflow.events import (
@@ -84,6 +84,7 @@ class RunState:
         queue: Where nodes wait for their start. It is dirty if `ready` or `unreachable` has news.
         deadlines: How long attempts may take, and what follows those that fail.
         stop_reason: Why the run is stopping; ``None`` while it is not.
+        cause: What has interrupted the run, if something has.
         has_timed_out: Whether the run is stopping because of its deadline.
         is_limited: Whether a node may have to wait in the queue before it starts.
     """
@@ -106,6 +107,7 @@ class RunState:
         self._index = plan.index
         self._fail_fast = fail_fast
         self.stop_reason: str | None = None
+        self.cause: InterruptionCause | None = None
         self.has_timed_out = False
         step_runs = self.step_runs = StepRuns(
             plan, None if checkpoint is None else checkpoint.pending_attempts
@@ -260,7 +262,7 @@ class RunState:
         self._check_runs(event)
         if self._interrupted:  # it was drained, and is cancelled now
             self._readiness.stop_reason = event.reason
-        self._interrupted = True
+        self._interrupted, self.cause = True, event.cause
         self._stop(event.reason, exempt_cleanups=False)
 
     def _on_run_timed_out(self, event: RunTimedOut) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from asyncflow._core.arguments import is_async
+from asyncflow._core.results import Interruption
 from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.durable import JournalSession
@@ -167,7 +168,7 @@ class EventDispatcher:
         state: RunState,
         session: JournalSession | None,
         observers: tuple[Observer, ...],
-        interrupt: Callable[[BaseException, str], None],
+        interrupt: Callable[[BaseException, Interruption], None],
         notes: NoteQueue | None = None,
         store_note: Callable[[NoteEvent], object] | None = None,
     ) -> None:
@@ -233,9 +234,8 @@ class EventDispatcher:
         if notes is not None:
             notes.notifying(is_nested)
         while interruptions:  # after all were notified, so that they see the events in order
-            self._interrupt(
-                interruptions[0], f"an observer raised {type(interruptions[0]).__name__}"
-            )
+            reason = f"an observer raised {type(interruptions[0]).__name__}"
+            self._interrupt(interruptions[0], Interruption("observer", reason))
             del interruptions[0]  # an error keeps this frame
 
 

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from asyncflow._core.errors import RunCancelledError, describe_error, escape_controls
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import Interruption, InterruptionCause, RunStatus
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
-from asyncflow._runtime.outcome import caller_reason
+from asyncflow._runtime.outcome import by_caller
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -127,7 +127,7 @@ class RunLink:
         self.count = self.done = self.total = 0
         self.running: dict[str, None] = {}
         self.has_news, self.has_begun = _Signal(), _Signal()
-        self._stop: Callable[[RunCancelledError, str], object] | None = None
+        self._stop: Callable[[RunCancelledError, Interruption], object] | None = None
         self._drain: Callable[[str], object] | None = None
         self.flush: Callable[[], Awaitable[None]] | None = None
 
@@ -148,7 +148,7 @@ class RunLink:
     def begin(
         self,
         state: RunState,
-        stop: Callable[[RunCancelledError, str], object],
+        stop: Callable[[RunCancelledError, Interruption], object],
         drain: Callable[[str], object],
         flush: Callable[[], Awaitable[None]] | None,
     ) -> None:
@@ -157,10 +157,10 @@ class RunLink:
         self._stop, self._drain, self.flush = stop, drain, flush
         self.has_begun.notify()
 
-    def stop(self, why: RunCancelledError, reason: str) -> None:
+    def stop(self, error: RunCancelledError, why: Interruption) -> None:
         """Stop the run, from the next turn of the loop on, if it has not ended."""
         if self._stop is not None:
-            self._stop(why, reason)
+            self._stop(error, why)
 
     def drain(self, reason: str) -> None:
         """Drain the run, from the next turn of the loop on, if it has not ended."""
@@ -395,7 +395,7 @@ class RunHandle:
             while not (link.is_begun or self._is_over):
                 await link.has_begun.wait()
         except asyncio.CancelledError as cancellation:
-            self._stop(caller_reason(cancellation))
+            self._stop(by_caller(cancellation).reason)
             await self._outlast()
             raise
         if not link.is_begun and self._error is not None:
@@ -424,7 +424,7 @@ class RunHandle:
         """Keep what has ended the run."""
         if isinstance(error, asyncio.CancelledError):
             state = self._link.state
-            error = self._request or RunCancelledError(self.run_id, caller_reason(error))
+            error = self._request or RunCancelledError(self.run_id, by_caller(error).reason)
             if state is not None and state.has_finished:
                 error.report = state.report()
         elif _ends_the_program(error):
@@ -546,8 +546,8 @@ class RunHandle:
         _check_reason(reason)
         self._stop(reason)
 
-    def drain(self, reason: str) -> None:
-        """Let the running attempts end, and start nothing more.
+    def drain(self, reason: str, *, spare_running: bool = True) -> None:
+        """Let the running attempts end, and start nothing more, since this process shuts down.
 
         An attempt that waits for a worker of an engine does not run yet, so it is cancelled.
 
@@ -558,15 +558,17 @@ class RunHandle:
 
         Args:
             reason: Why, in words that complete the sentence "the run stopped because …".
+            spare_running: Whether the running attempts may end; otherwise they are cancelled, as
+                by `cancel`, also when the run drains already.
 
         Raises:
             TypeError: The reason is not a string.
         """
         _check_reason(reason)
-        if self._link.is_begun:
+        if self._link.is_begun and spare_running:
             self._link.drain(escape_controls(reason))
         else:
-            self._stop(reason)
+            self._stop(reason, "drained")
 
     async def flush(self) -> None:
         """Wait until the journal has stored all that has happened in the run so far.
@@ -589,7 +591,7 @@ class RunHandle:
             stored.cancel()
             ended.cancel()
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, cause: InterruptionCause = "cancelled") -> None:
         if self._is_over or self._request is not None:
             return
         self._request = RunCancelledError(self.run_id, reason)
@@ -597,7 +599,7 @@ class RunHandle:
             return
         if self._link.is_begun:
             why = f"the run was cancelled: {escape_controls(reason)}"
-            self._link.stop(self._request, why)
+            self._link.stop(self._request, Interruption(cause, why))
         else:
             self._task.cancel()
 
@@ -622,5 +624,5 @@ def _reason_to_leave(error: BaseException | None) -> str:
     if error is None:
         return "its block has ended"
     if isinstance(error, asyncio.CancelledError):
-        return caller_reason(error)
+        return by_caller(error).reason
     return f"its block raised {type(error).__name__}"

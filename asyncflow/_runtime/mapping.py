@@ -17,7 +17,7 @@ from typing import Any
 
 from asyncflow._core.context import RunContext
 from asyncflow._core.errors import describe_error
-from asyncflow._core.results import StepResult, StepStatus, with_note
+from asyncflow._core.results import Interruption, StepResult, StepStatus, with_note
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -90,7 +90,7 @@ class MapRunner:
                 error = raised
                 if not isinstance(raised, FAILURES):
                     reason = f"step {step.name!r} raised {type(raised).__name__}"
-                    self._host.interrupt(raised, reason)
+                    self._host.interrupt(raised, Interruption("step", reason))
                 elif node not in self._stop_control.requested:
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)

@@ -19,10 +19,11 @@ from asyncflow._core.errors import (
     TimeoutKind,
     escape_controls,
 )
+from asyncflow._core.results import Interruption
 from asyncflow._core.state import RunState
 from asyncflow.events import StepCancelled
 
-__all__ = ["as_failure", "caller_reason", "step_cancelled", "timeout_error"]
+__all__ = ["as_failure", "by_caller", "step_cancelled", "timeout_error"]
 
 _ANYIO_MESSAGES = ("Cancelled by cancel scope", "Cancelled via cancel scope")
 """How cancellations of anyio begin, which name its objects and their addresses."""
@@ -79,9 +80,15 @@ def step_cancelled(
     return StepCancelled(name, attempt, at_ms, reason, error, item)
 
 
-def caller_reason(cancellation: asyncio.CancelledError) -> str:
-    """Return why a run stops whose caller was cancelled, with the message of the cancellation."""
+def by_caller(cancellation: asyncio.CancelledError) -> Interruption:
+    """Return why a run stops whose caller was cancelled, with the message of the cancellation.
+
+    A message that is an `Interruption` says it itself.
+    """
     message = cancellation.args[0] if cancellation.args else None
-    if not isinstance(message, str) or not message or message.startswith(_ANYIO_MESSAGES):
-        return "the caller was cancelled"
-    return f"the caller was cancelled: {escape_controls(message)}"
+    if isinstance(message, Interruption):
+        return message
+    reason = "the caller was cancelled"
+    if isinstance(message, str) and message and not message.startswith(_ANYIO_MESSAGES):
+        reason += f": {escape_controls(message)}"
+    return Interruption("caller", reason)

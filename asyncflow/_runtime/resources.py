@@ -25,6 +25,7 @@ import anyio
 
 from asyncflow._core.arguments import is_async, python_signature
 from asyncflow._core.errors import describe_error
+from asyncflow._core.results import Interruption
 from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, cancel_scope, outlast
 from asyncflow._runtime.options import OpenResource
@@ -41,11 +42,11 @@ class ResourceHost(Protocol):
     def opened(self, values: Mapping[str, Any]) -> None:
         """All resources are open."""
 
-    def stop_for_resource(self, reason: str) -> None:
+    def stop_for_resource(self, why: Interruption) -> None:
         """Stop the run, because a resource has failed."""
 
-    def interrupt(self, cause: BaseException, reason: str) -> None:
-        """Stop the run and raise the cause, unless it has another one."""
+    def interrupt(self, error: BaseException, why: Interruption) -> None:
+        """Stop the run and raise the error, unless it has another one."""
 
 
 class ResourceFailure(NamedTuple):
@@ -102,7 +103,8 @@ class RunResources:
         """Stop the run, whose deadline has passed before all of them were open."""
         problem = f"was not open before the run exceeded its deadline of {deadline_ms:g} ms"
         self._fail(self._latest, problem, None)
-        self._host.stop_for_resource(f"resource {self._latest!r} {problem}")
+        reason = f"resource {self._latest!r} {problem}"
+        self._host.stop_for_resource(Interruption("deadline", reason))
 
     async def close(
         self,
@@ -180,7 +182,7 @@ class RunResources:
             if not (self._is_stopped and isinstance(error, asyncio.CancelledError)):
                 self._fail(name, f"could not be opened: {describe_error(error)}", error)
                 reason = f"resource {name!r} could not be opened: {type(error).__name__}"
-                self._host.stop_for_resource(reason)
+                self._host.stop_for_resource(Interruption("resource", reason))
             if scope is not None:
                 scope.__exit__(None, None, None)
             return error
@@ -237,14 +239,15 @@ class RunResources:
 
     def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
         """Stop the run: a resource, or a third party, has cancelled this task."""
-        self._host.stop_for_resource("a resource has cancelled it")
+        self._host.stop_for_resource(Interruption("resource", "a resource has cancelled it"))
 
     def _check_begun(self, task: asyncio.Task[None]) -> None:
         """Stop the run if a third party has cancelled the task before its first line."""
         if task.cancelled() and not self._is_stopped:
             self.is_opening = False
             self._fail("", "was cancelled by a third party", None)
-            self._host.stop_for_resource("the task of its resources was cancelled")
+            reason = "the task of its resources was cancelled"
+            self._host.stop_for_resource(Interruption("resource", reason))
 
     def _warn_later(self, name: str, doing: str, manager: Any) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(GRACE_S, self._warn, name, doing, manager)
@@ -262,7 +265,8 @@ class RunResources:
         if cause is None or isinstance(cause, FAILURES):
             self._failures.append(ResourceFailure(name, problem, cause))
         else:
-            self._host.interrupt(cause, f"resource {name!r} raised {type(cause).__name__}")
+            reason = f"resource {name!r} raised {type(cause).__name__}"
+            self._host.interrupt(cause, Interruption("resource", reason))
 
 
 def _not_a_manager(value: object) -> TypeError:

@@ -33,7 +33,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.graph import Plan, outputs_to_keep
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED_OUTPUT, RunStatus
+from asyncflow._core.results import REDACTED_OUTPUT, Interruption, RunStatus
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -48,7 +48,7 @@ from asyncflow._runtime.dispatcher import EventDispatcher, Observer
 from asyncflow._runtime.durable import RunPersistence, RunStart
 from asyncflow._runtime.loop_monitor import watch
 from asyncflow._runtime.mapping import MapRunner
-from asyncflow._runtime.outcome import as_failure, caller_reason, step_cancelled
+from asyncflow._runtime.outcome import as_failure, by_caller, step_cancelled
 from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.step_runner import StepRunner
 from asyncflow._runtime.stop_control import StopControl
@@ -273,7 +273,7 @@ class Run:
                     cancellation = early
         self._stop_is_due = False
         if cancellation is not None:
-            self._report_interruption(caller_reason(cancellation))
+            self._report_interruption(by_caller(cancellation))
             self._stop()
         elif state.stop_reason is not None:
             self._stop_soon()
@@ -293,7 +293,8 @@ class Run:
             self._notes.finish()
         if not self._is_broken:
             state = self._state
-            self._dispatcher.emit(RunFinished(self._run.now_ms(), state.status, state.stop_reason))
+            now_ms = self._run.now_ms()
+            self._dispatcher.emit(RunFinished(now_ms, state.status, state.stop_reason, state.cause))
         if self._notes is not None:
             self._notes.close()
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
@@ -329,9 +330,9 @@ class Run:
         self._may_start = True
         self._advance_soon()
 
-    def stop_for_resource(self, reason: str) -> None:
+    def stop_for_resource(self, why: Interruption) -> None:
         """Stop the run, because a resource has failed."""
-        self._report_interruption(reason)
+        self._report_interruption(why)
         self._stop_soon()
 
     def _report_resources(
@@ -481,7 +482,7 @@ class Run:
             reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
             self._dispatcher.emit(StepSkipped(step.name, self._run.now_ms(), reason))
             strip_internal_frames(error)
-            self.interrupt(error, reason)
+            self.interrupt(error, Interruption("step", reason))
         else:
             reason = f"its condition{name_suffix(condition)} was not met"
             self._dispatcher.emit(
@@ -529,12 +530,12 @@ class Run:
 
     # Stopping them.
 
-    def interrupt(self, cause: BaseException, reason: str) -> None:
-        """Stop the run; it raises the cause in the end, unless it has been interrupted before."""
+    def interrupt(self, error: BaseException, why: Interruption) -> None:
+        """Stop the run; it raises the error in the end, unless it has been interrupted before."""
         if self._interruption is None:
-            self._interruption = cause
+            self._interruption = error
             if not self._state.has_finished:
-                self._report_interruption(reason)
+                self._report_interruption(why)
                 self._stop_soon()
 
     def _drain_soon(self, reason: str) -> None:
@@ -557,7 +558,7 @@ class Run:
     def _interrupt_drained(self) -> None:
         if self._state.stop_reason is None:
             self._cancelled = RunCancelledError(self._run.run_id, self._drain_reason)
-            self._report_interruption(self._drain_reason)
+            self._report_interruption(Interruption("drained", self._drain_reason))
         # Otherwise the run has not begun, or stops everything.
         if self._state.status is RunStatus.INTERRUPTED and not self._stop_is_due:
             self._stop(spare_running=True)
@@ -566,7 +567,7 @@ class Run:
         """Interrupt the run for a bug of asyncflow. Its state may be wrong, so it has no end."""
         self._is_broken = True
         self._maps.give_up()
-        self.interrupt(bug, reason)
+        self.interrupt(bug, Interruption("bug", reason))
         self._stop_soon()  # also what has started since an earlier interruption
 
     def _skip_unreachable(self) -> None:
@@ -581,34 +582,35 @@ class Run:
     def _on_journal_stop(self, why: JournalError | RunCancelledError) -> None:
         """Stop the run because its journal has failed, or was asked to cancel the run."""
         if isinstance(why, JournalError):
-            self.interrupt(why, "its journal has failed")
+            self.interrupt(why, Interruption("journal", "its journal has failed"))
         else:
-            self._cancel(why, "the run was cancelled through its journal")
+            self._cancel(
+                why, Interruption("cancelled", "the run was cancelled through its journal")
+            )
 
-    def _cancel_soon(self, why: RunCancelledError, reason: str) -> None:
-        self._loop.call_soon(self._cancel, why, reason, context=self._context)
+    def _cancel_soon(self, error: RunCancelledError, why: Interruption) -> None:
+        self._loop.call_soon(self._cancel, error, why, context=self._context)
 
-    def _cancel(self, why: RunCancelledError, reason: str) -> None:
+    def _cancel(self, error: RunCancelledError, why: Interruption) -> None:
         """Stop the run, which raises this error in the end, unless all of its steps have ended."""
         if self._is_closed or self._is_over():
             return
-        was, drained = self._cancelled, self._drain_reason
-        if drained and was is not None and was.reason == drained != why.reason:
-            # Whoever looks for drained runs to resume must leave this one.
-            self._cancelled = why
-            self._dispatcher.emit(RunInterrupted(self._run.now_ms(), reason))
-        elif was is None:
-            self._cancelled = why
-        self._report_interruption(reason)
+        if self._cancelled is None or self._overrides(why):
+            self._cancelled = error
+        self._report_interruption(why)
         self._stop_soon()
 
     def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
-        self._report_interruption(caller_reason(cancellation))
+        self._report_interruption(by_caller(cancellation))
         self._stop()
 
-    def _report_interruption(self, reason: str) -> None:
-        if self._state.status is not RunStatus.INTERRUPTED:
-            self._dispatcher.emit(RunInterrupted(self._run.now_ms(), reason))
+    def _report_interruption(self, why: Interruption) -> None:
+        if self._state.status is not RunStatus.INTERRUPTED or self._overrides(why):
+            self._dispatcher.emit(RunInterrupted(self._run.now_ms(), why.reason, why.cause))
+
+    def _overrides(self, why: Interruption) -> bool:
+        """Whether a run that was drained is cancelled now, so that no other process resumes it."""
+        return self._state.cause == "drained" and why.cause == "cancelled"
 
     def _time_out(self) -> None:
         """Stop the run because of its deadline."""

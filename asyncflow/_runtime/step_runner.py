@@ -35,7 +35,7 @@ from asyncflow._core.errors import (
     ResultRefusedError,
 )
 from asyncflow._core.graph import ITEM, Binding
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Interruption, Payload, StepResult
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -77,7 +77,7 @@ class Host(Protocol):
     def settled(self, node: int) -> None:
         """A node has ended, and that is reported."""
 
-    def interrupt(self, cause: BaseException, reason: str) -> None:
+    def interrupt(self, error: BaseException, why: Interruption) -> None:
         """Stop the run and raise the cause, unless it has another one."""
 
     def broken(self, bug: BaseException, reason: str) -> None:
@@ -597,7 +597,7 @@ class StepRunner:
         if not isinstance(error, FAILURES):
             reason = f"step {name!r} raised {type(error).__name__}"
             emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
-            self._host.interrupt(error, reason)
+            self._host.interrupt(error, Interruption("step", reason))
         elif is_stopped:
             emit(step_cancelled(self._state, node, ended_ms, error))
         elif delay_ms is not None:

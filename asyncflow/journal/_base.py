@@ -23,7 +23,7 @@ from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean, safe_text
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Payload, RunStatus
+from asyncflow._core.results import InterruptionCause, Payload, RunStatus
 from asyncflow.events import NoteEvent
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process
@@ -133,6 +133,7 @@ class SQLJournal:
         before: datetime | float | tuple[float, str] | None = None,
         text: str | None = None,
         parent: str | None = None,
+        cause: InterruptionCause | None = None,
     ) -> list[RunRecord]:
         """Return the stored runs, the latest start first.
 
@@ -147,10 +148,11 @@ class SQLJournal:
             text: Only those with this text, up to 1,000 characters in any case, in their id or the
                 name of their pipeline.
             parent: Only those that a step of the run with this id has started.
+            cause: Only those that were interrupted by this, as in `RunInterrupted`.
 
         Raises:
             TypeError: A condition is of the wrong type.
-            ValueError: There is no such status, time or number.
+            ValueError: There is no such status, time, number or cause.
             JournalError: The journal can't be read.
         """
         where = RunFilter(
@@ -161,6 +163,7 @@ class SQLJournal:
             before=before,
             text=text,
             parent=parent,
+            cause=cause,
         )
         return await self._read(self._reader.runs, where)
 

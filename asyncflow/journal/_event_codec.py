@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from zlib import crc32
 
 from asyncflow._core.errors import (
@@ -227,7 +227,8 @@ def event_without_output(row: Sequence[Any]) -> Event:
 
 def _details(event: Event) -> Details:
     if isinstance(event, RunFinished):  # with the name and the word that journals have always had
-        return {"outcome": status_column(event.status), "stop_reason": event.stop_reason}
+        details = {"outcome": status_column(event.status), "stop_reason": event.stop_reason}
+        return details if event.cause is None else {**details, "cause": event.cause}
     details = {name: getattr(event, name) for name in _DETAILS[type(event)]}
     for name, (write, _) in _CONVERSIONS.items():
         if name in details:
@@ -441,6 +442,8 @@ def _check_of(hint: Any) -> _Check:
     if origin in (Union, UnionType):
         any_of = [_check_of(each) for each in arguments]
         return lambda value: any(fits(value) for fits in any_of)
+    if origin is Literal:
+        return lambda value: value in arguments
     if origin is tuple:
         element, length = _check_of(arguments[0]), len(arguments)
         is_any_length = arguments[-1] is ...

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, escape_controls
 from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
-from asyncflow.journal._sql import Cursor, UnsettledError, either_case
+from asyncflow.journal._sql import WAS_DRAINED, Cursor, UnsettledError, either_case
 
 try:
     import psycopg
@@ -118,6 +118,13 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id, status)",
         "CREATE INDEX events_of_steps ON asyncflow.events (run_id, kind, position) "
         "WHERE item IS NULL",
+    ],
+    [
+        "ALTER TABLE asyncflow.runs ADD COLUMN cause TEXT",
+        "UPDATE asyncflow.runs SET cause = 'drained' WHERE "
+        f"{WAS_DRAINED.format(schema='asyncflow.')}",
+        "CREATE INDEX runs_by_cause ON asyncflow.runs (cause, started_at, run_id) "
+        "WHERE cause IS NOT NULL",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was

@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.errors import describe_error, safe_text
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import InterruptionCause, RunStatus
 from asyncflow._core.statistics import StepStatistics, median, nearest_rank
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
@@ -95,6 +95,8 @@ class RunRecord:
     forked_from: str = ""
     """The id of the run whose results it takes over, if it is a fork. The journal may not have that
     run any more."""
+    cause: InterruptionCause | None = None
+    """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
 
     @property
     def duration_s(self) -> float | None:
@@ -269,8 +271,12 @@ class RunFilter:
     before: datetime | float | Place | None = None
     text: str | None = None
     parent: str | None = None
+    cause: InterruptionCause | None = None
 
     def __post_init__(self) -> None:
+        if self.cause is not None and self.cause not in get_args(InterruptionCause):
+            causes = ", ".join(map(repr, get_args(InterruptionCause)))
+            raise ValueError(f"cause must be one of {causes}, not {safe_text(repr, self.cause)}")
         if self.pipeline is not None:
             check_text("pipeline", self.pipeline)
         if self.parent is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, starmap
-from typing import Any
+from typing import Any, get_args
 
 from asyncflow._core.comparison import RunComparison, compare
 from asyncflow._core.errors import (
@@ -31,6 +31,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
+    InterruptionCause,
     Payload,
     RestoredOutput,
     RunStatus,
@@ -492,6 +493,7 @@ def _record_of(row: RunRow) -> RunRecord:
         parent="" if is_damaged else from_column(row.parent or ""),
         parent_step="" if is_damaged else from_column(row.parent_step or ""),
         forked_from="" if is_damaged else from_column(row.forked_from or ""),
+        cause=row.cause if row.cause in get_args(InterruptionCause) else None,
     )
 
 

@@ -45,6 +45,7 @@ class RunRow(NamedTuple):
     """The time of its latest event, whose checksum was not compared."""
     paused_s: Any
     """By how much its start and the times of its events have drifted apart by the wall clock."""
+    cause: Any
 
 
 _RUNS = (
@@ -52,7 +53,7 @@ _RUNS = (
     "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
-    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s "
+    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _LONGEST_OUTPUT = 4_096
@@ -142,6 +143,7 @@ class RunLists:
         pattern = None if where.text is None else self._database.pattern(where.text)
         return {
             "r.status = ?": _some(status and status_column(status)),
+            "r.cause = ?": _some(where.cause),
             "r.pipeline = ?": _some(pipeline),
             "r.parent = ?": _some(parent),
             "r.started_at >= ?": _some(where.since),

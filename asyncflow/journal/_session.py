@@ -235,9 +235,10 @@ def _merged(
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)
     if isinstance(event, RunFinished):
-        return change._replace(status=status_column(event.status))
+        return change._replace(status=status_column(event.status), cause=event.cause)
     # When it would have started if it had never paused.
-    return change._replace(status=_RUNNING, unpaused_at=event.wall_time - event.at_ms / 1000)
+    unpaused_at = event.wall_time - event.at_ms / 1000
+    return change._replace(status=_RUNNING, cause=None, unpaused_at=unpaused_at)
 
 
 def _column_or_null(text: str) -> str | None:

@@ -19,6 +19,7 @@ __all__ = [
     "EVENT_COLUMNS",
     "FREE",
     "OWNER",
+    "WAS_DRAINED",
     "Cursor",
     "Database",
     "DatabaseChangedError",
@@ -104,6 +105,18 @@ EVENT_COLUMNS = (*EventRow._fields, "checksum")
 FREE = "(l.owner IS NULL OR NOT {valid})"
 
 OWNER = f"CASE WHEN {FREE} THEN NULL ELSE l.owner END"
+
+WAS_DRAINED = (
+    "status = 'interrupted' AND EXISTS (SELECT 1 FROM {schema}events WHERE "
+    "events.run_id = runs.run_id AND events.position = runs.last_event "
+    "AND events.payload IN ("
+    + ", ".join(
+        f"""'{{{{"outcome": "interrupted", "stop_reason": "{start}the service was shut down"}}}}'"""
+        for start in ("", "the run was cancelled: ", "the caller was cancelled: ")
+    )
+    + "))"
+)
+"""For migrations: which runs a service has interrupted, when only the reason told that."""
 
 _CHUNK = 64
 """How many rows or ids one statement takes at most; a power of two."""

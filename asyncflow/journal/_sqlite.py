@@ -31,7 +31,7 @@ from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._queries import check_lease
-from asyncflow.journal._sql import DatabaseChangedError, either_case
+from asyncflow.journal._sql import WAS_DRAINED, DatabaseChangedError, either_case
 from asyncflow.journal._store import Store
 from asyncflow.journal._worker import WorkerThread
 
@@ -140,6 +140,11 @@ _MIGRATIONS = [
         "DROP INDEX runs_by_pipeline",
         "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id, status)",
         "CREATE INDEX events_of_steps ON events (run_id, kind, position) WHERE item IS NULL",
+    ],
+    [
+        "ALTER TABLE runs ADD COLUMN cause TEXT",
+        f"UPDATE runs SET cause = 'drained' WHERE {WAS_DRAINED.format(schema='')}",
+        "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was

@@ -69,6 +69,8 @@ class Change(NamedTuple):
     """Set by the first event, as the next two are; ``None`` for an empty text."""
     parent_step: str | None = None
     forked_from: str | None = None
+    cause: str | None = None
+    """What has interrupted the run, if something has."""
 
 
 class CommitBatch(NamedTuple):
@@ -128,10 +130,10 @@ _CANCELLED = (
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
-    "parent_step, forked_from, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
+    "parent_step, forked_from, cause, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
-    "UPDATE runs SET status = ?, last_event = ?, updated_at = {now}, "
+    "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
     "paused_s = COALESCE(? - started_at, paused_s) WHERE run_id = ?"
 )
 _EVENTS = (
@@ -301,10 +303,10 @@ class Store:
             others = change.parent, change.parent_step, change.forked_from
             checksum = run_checksum(run_id, pipeline, started_at, *others)
             run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
-            self._execute(cursor, _BEGIN_RUN, run)
+            self._execute(cursor, _BEGIN_RUN, (*run, change.cause))
         elif change:
-            changed = change.status, change.position, change.unpaused_at, batch.run_id
-            self._execute(cursor, _CHANGE_RUN, changed)
+            changed = change.status, change.cause, change.position, change.unpaused_at
+            self._execute(cursor, _CHANGE_RUN, (*changed, batch.run_id))
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from asyncflow._core.errors import (
-    SHUTDOWN,
     JournalError,
     RunAlreadyActiveError,
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import InterruptionCause, RunStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -35,28 +34,10 @@ from asyncflow.service._places import Places
 
 __all__ = ["Recovery", "ServiceJournal"]
 
-_SHUTDOWNS = (
-    SHUTDOWN,
-    f"the run was cancelled: {SHUTDOWN}",
-    f"the caller was cancelled: {SHUTDOWN}",
-)
-"""How journals tell of a shutdown: of a run that was drained, of one that was cut short, and of one
-that was resumed from a page and cut short."""
-_LATEST_INTERRUPTED = 1_000
-"""How many interrupted runs, the latest, are looked at after the first time."""
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
 
 _log = logging.getLogger("asyncflow")
-
-
-class StopSummary(Protocol):
-    """What a journal tells of a run that was interrupted."""
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why it was."""
-        ...
 
 
 class PositionedEvent(Protocol):
@@ -76,8 +57,14 @@ class PositionedEvent(Protocol):
 class ServiceJournal(RecoverableJournal, Protocol):
     """The journal of a service, such as those of `asyncflow.journal`."""
 
-    async def summaries(self, records: Iterable[Any]) -> Mapping[str, StopSummary]:
-        """Return why runs that `runs` returned were interrupted, by their ids."""
+    async def runs(
+        self,
+        status: Literal[RunStatus.INTERRUPTED],
+        *,
+        limit: int | None,
+        cause: InterruptionCause | None = None,
+    ) -> Sequence[RecoverableRun]:
+        """Return the runs that were interrupted, by this cause if one is given."""
         ...
 
     async def events(self, run_id: str, after: int = 0) -> list[Any]:
@@ -123,21 +110,17 @@ class Recovery:
         Args:
             every_s: How often to look for others, in seconds.
         """
-        limit = None
         while True:
             try:
-                await self._resume(limit)
-                limit = _LATEST_INTERRUPTED
+                await self._resume()
             except JournalError as error:
                 _log.warning("the service can't look for runs to resume: %s", error)
             await asyncio.sleep(every_s)
 
-    async def _resume(self, limit: int | None) -> None:
+    async def _resume(self) -> None:
         journal = self._journal
-        interrupted = await journal.runs(RunStatus.INTERRUPTED, limit=limit)
-        summaries = await journal.summaries(interrupted)
         found: list[RecoverableRun] = [*await journal.orphans()]
-        found += [run for run in interrupted if summaries[run.run_id].stop_reason in _SHUTDOWNS]
+        found += await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="drained")
         for run in found:
             # A nested run is resumed by the step that has started it.
             if run.parent or run.run_id in self._unresumable or run.run_id in self._active:

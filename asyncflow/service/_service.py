@@ -410,7 +410,7 @@ class Service:
 
     def _cancel_all(self) -> None:
         for run in self.runs:
-            run.cancel(SHUTDOWN)
+            run.drain(SHUTDOWN, spare_running=False)
 
     def _share(self, resource: str) -> AbstractAsyncContextManager[Any]:
         """Return what a run opens, and closes without effect, for a resource that is open."""

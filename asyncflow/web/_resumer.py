@@ -22,7 +22,7 @@ from asyncflow._core.errors import (
     did_you_mean,
 )
 from asyncflow._core.replay import latest_steps
-from asyncflow._core.results import Payload, RunStatus
+from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.step import inputs_of
 from asyncflow.journal._queries import PipelineStatistics, RunRecord, RunSummary, StoredEvent
 
@@ -360,7 +360,7 @@ class Resumer:
         self._is_closed = True
         tasks = dict(self._running)
         for task in tasks.values():
-            task.cancel(SHUTDOWN)
+            task.cancel(Interruption("drained", SHUTDOWN))
         if not tasks:
             return
         _, late = await asyncio.wait(tasks.values(), timeout=grace_s)

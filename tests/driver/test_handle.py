@@ -347,7 +347,8 @@ class TestCancellation:
         ]
         assert reasons(report) == {reason}
         events = await read(run)
-        assert [e.reason for e in events if isinstance(e, RunInterrupted)] == [reason]
+        interrupted = [e for e in events if isinstance(e, RunInterrupted)]
+        assert [(e.cause, e.reason) for e in interrupted] == [("cancelled", reason)]
         with pytest.raises(RunCancelledError) as again:
             await run.report()
         assert again.value is caught.value

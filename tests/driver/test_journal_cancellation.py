@@ -116,6 +116,7 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
     finished = run.journal.stored["r"][-1]
     assert isinstance(finished, RunFinished)
     assert (finished.status, finished.stop_reason) == ("INTERRUPTED", REASON)
+    assert finished.cause == "cancelled"
     assert not run.journal.open_sessions
 
     report = await run.start()
@@ -296,8 +297,8 @@ async def test_a_cancel_request_after_the_callers_cancellation_adds_no_interrupt
 
     with pytest.raises(asyncio.CancelledError):
         await task
-    reasons = [event.reason for event in run.received if isinstance(event, RunInterrupted)]
-    assert reasons == ["the caller was cancelled"]
+    found = [event for event in run.received if isinstance(event, RunInterrupted)]
+    assert [(each.cause, each.reason) for each in found] == [("caller", "the caller was cancelled")]
 
 
 class Exit(BaseException):

@@ -356,8 +356,10 @@ async def test_a_resource_that_cannot_be_opened_fails_the_run_before_its_first_s
     reason = "resource 'http' could not be opened: OSError"  # its message may have an address
     assert {result.reason for result in failure.report.skipped} == {reason}
     assert failure.report.status == "INTERRUPTED"
-    assert [e.reason for e in events if isinstance(e, RunInterrupted)] == [reason]
+    interrupted = [e for e in events if isinstance(e, RunInterrupted)]
+    assert [(e.cause, e.reason) for e in interrupted] == [("resource", reason)]
     assert isinstance(events[-1], RunFinished)
+    assert events[-1].cause == "resource"
 
 
 @pytest.mark.parametrize("again_s", [None, 0.0, 0.5])
@@ -443,14 +445,15 @@ async def test_what_fails_when_its_opening_is_cancelled_is_logged(
 
 async def test_the_deadline_of_the_run_cuts_an_opening_short(log: Log) -> None:
     resources = {"db": log.resource("db", open_s=60)}
-    steps = [log.step("a"), log.step("undo", run_if="always")]
+    steps, events = [log.step("a"), log.step("undo", run_if="always")], list[Event]()
     start_s = asyncio.get_running_loop().time()
 
     with pytest.raises(ResourceError, match="not open before the run exceeded") as e:
-        await run_pipeline(steps, resources=resources, deadline_ms=500)
+        await run_pipeline(steps, resources=resources, deadline_ms=500, observers=[events.append])
 
     assert asyncio.get_running_loop().time() - start_s == pytest.approx(0.5)
     assert [result.status for result in e.value.report.results] == ["SKIPPED", "SKIPPED"]
+    assert [e.cause for e in events if isinstance(e, RunInterrupted)] == ["deadline"]
     assert log == ["open db"]
 
 

@@ -1175,7 +1175,7 @@ async def test_a_base_exception_stops_the_run_and_propagates_unchanged(schedule,
     assert raised.value is stop
     assert len(calls) == 1
     assert cleaning.cleaned == 1
-    assert events[-1].status == "INTERRUPTED"
+    assert (events[-1].status, events[-1].cause) == ("INTERRUPTED", "step")
 
 
 async def test_of_two_interruptions_in_one_turn_the_first_propagates(schedule):

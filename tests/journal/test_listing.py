@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import RunNotFoundError, RunStatus
-from asyncflow.events import AttemptStarted, RunFinished, RunResumed, RunStarted
+from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, RunResumed, RunStarted
 from asyncflow.journal import RunRecord
 from asyncflow.journal._sqlite import SQLite
 
@@ -62,6 +62,29 @@ async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, p
     assert await ids(journal.runs(parent="other")) == []
     assert (await journal.record("x")).parent == ""
     assert (await journal.report("one")).parent == parent
+
+
+# --- by what interrupted them ---------------------------------------------------------------------
+
+
+async def test_runs_are_found_by_what_interrupted_them(journal: Any) -> None:
+    for run_id, cause in (("one", "drained"), ("two", "drained"), ("x", "cancelled"), ("y", None)):
+        session, _ = await journal.open(run_id, wait=False, read=bool)
+        session.append(RunStarted(run_id, 1.0, {}))
+        session.append(RunInterrupted(1.0, "why", cause))
+        session.append(RunFinished(2.0, RunStatus.INTERRUPTED, "why", cause))
+        await session.close()
+    session, _ = await journal.open("one", wait=False, read=bool)
+    session.append(RunResumed("one", 2.0, 3.0, {}, {}))
+    await session.close()
+
+    found = await journal.runs(cause="drained")
+
+    assert [(run.run_id, run.cause) for run in found] == [("two", "drained")]
+    assert (await journal.record("one")).cause is (await journal.record("y")).cause is None
+    assert [each.event.cause for each in await journal.events("x", 1)] == ["cancelled"] * 2
+    with pytest.raises(ValueError, match="cause must be one of 'caller', 'cancelled', 'drained'"):
+        await journal.runs(cause="shut down")
 
 
 # --- page by page --------------------------------------------------------------------------------

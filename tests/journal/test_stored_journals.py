@@ -71,7 +71,7 @@ def test_a_stored_journal_is_migrated(path: Path) -> None:
     with_journal(path, lambda journal: journal.runs())
 
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
         counts = connection.execute("SELECT count(cancel_token), count(clock) FROM leases")
         assert counts.fetchone() == (0, 0)
 
@@ -141,6 +141,22 @@ def test_a_stored_unfinished_run_resumes(path: Path, run_id: str) -> None:
     assert report["quick"].reused
     numbers = [(each.segment, each.number) for each in report["slow"].history]
     assert numbers == [(1, 1), (2, 2 if run_id == "cut short" else 1)]
+
+
+@pytest.mark.parametrize("start", ["", "the run was cancelled: ", "the caller was cancelled: "])
+def test_a_run_that_a_service_of_before_interrupted_is_known_as_drained(
+    path: Path, start: str
+) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "UPDATE events SET payload = replace(payload, 'the caller was cancelled', ?) "
+            "WHERE run_id = 'interrupted' AND kind = 'RunFinished'",
+            [f"{start}the service was shut down"],
+        )
+
+    runs = with_journal(path, lambda journal: journal.runs(cause="drained"))
+
+    assert [(run.run_id, run.cause) for run in runs] == [("interrupted", "drained")]
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from asyncflow import (
     WorkflowStep,
     web,
 )
+from asyncflow._core.errors import SHUTDOWN
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import (
     ClientDisconnectedError,
@@ -585,6 +587,44 @@ async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Pat
 
 
 @in_virtual_time
+async def test_a_run_that_was_cancelled_in_the_words_of_a_shutdown_is_not_resumed(
+    work: Work, tmp_path: Path
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service([work.pipeline], journal=journal) as service:
+            await service.start("work", "r", pause_s=60)
+            await service.cancel("r", SHUTDOWN)
+
+        async with Service([work.pipeline], journal=journal, resume_every_s=1):
+            await asyncio.sleep(5)
+        record = await journal.record("r")
+        assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+
+
+@in_virtual_time
+async def test_a_run_that_a_replica_drained_is_resumed_whatever_was_interrupted_since(
+    work: Work, tmp_path: Path
+) -> None:
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([work.pipeline], journal=journal, resume_every_s=10),
+    ):
+        await asyncio.sleep(1)  # it has looked for runs
+        async with Service([work.pipeline], journal=journal, grace_ms=0) as replica:
+            await replica.start("work", "r", pause_s=5)
+        with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
+            connection.execute(
+                "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1001) "
+                "INSERT INTO runs SELECT 'later ' || n, pipeline, status, started_at + n, "
+                "updated_at, paused_s, last_event, checksum, parent, parent_step, forked_from, "
+                "'cancelled' FROM runs, n"
+            )
+        await asyncio.sleep(30)
+
+        assert (await journal.record("r")).status == "PASSED"
+
+
+@in_virtual_time
 async def test_a_nested_run_is_left_to_its_parent(tmp_path: Path) -> None:
     steps = [WorkflowStep("sleep", partial(asyncio.sleep, 60), timeout_ms=None)]
     inner = Orchestrator(steps, name="inner")
@@ -831,9 +871,6 @@ async def test_a_service_that_drains_refuses_what_it_was_about_to_resume(
 
         async def runs(self, *args: Any, **kwargs: Any) -> Any:
             return []
-
-        async def summaries(self, records: Any) -> Any:
-            return {}
 
         async def record(self, run_id: str) -> Any:
             return self.listed[0]

@@ -379,7 +379,8 @@ async def test_resumed_runs_are_cancelled_at_shutdown_and_can_be_resumed_again(
         await gate.has_started.wait()
 
     assert gate.clean_ups == 2
-    assert (await any_journal.record("r")).status == "INTERRUPTED"
+    record = await any_journal.record("r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "drained")
     refused = await make_client(pages).post("/resume/r")
     assert "this server is stopping" in refused.text
     gate.is_open.set()
