@@ -4,63 +4,50 @@
 
     python -m asyncflow.examples.etl [SOURCE] [--database PATH]
 
-Without a source it loads the measurements of 344 penguins that ship with the package. They were
-collected by Dr. Kristen Gorman and the Palmer Station LTER program (Gorman, Williams and Fraser,
-2014, https://doi.org/10.1371/journal.pone.0090081) and published under CC0 1.0 in the data
-package *palmerpenguins* (Horst, Hill and Gorman, 2020). The database is ``etl.db`` in the current
-folder unless another one is named.
+Without a source it loads the measurements of 344 penguins that ship with the package (see the
+README beside them). The database is ``etl.db`` in the current folder unless another one is named.
 
-What it does with a file:
+- The file is UTF-8, and its first record the header. The standard library guesses the delimiter.
+  A column has the type that at least 95 % of its values have (`asyncflow.examples._csv`).
+- A row that can't be read, or does not fit the header or the types, goes into the table
+  ``etl_quarantine``, with its line number, the reason and its text. With more than 10 % of them,
+  the run fails. The others go into a table named after the file, in the same transaction.
+- Memory does not grow with the number of rows: between steps, they are in scratch files.
+- Errors while the source is read, and a locked database, are tried three times, with a random
+  backoff of at most 100 and 200 ms. Other errors, such as a missing file, fail at once.
 
-- The first line that is not blank is the header. Encoding, delimiter and the type of each column
-  are detected as `asyncflow.examples._csv_reader` says: at least 95 % of a column's values have its
-  type, else it is text.
-- A row goes to the quarantine if it has another number of cells than the header, cannot be read, or
-  has a value that is not of its column's type. The quarantine stores its line number, the reason
-  and its text. No row is lost: each one is either loaded or quarantined.
-- The rows go into a table named after the file, the quarantine into the table ``etl_quarantine``,
-  both in one transaction. Loading a file again gives the same database.
-- Memory is bounded, however large the file is: between the steps the rows are in scratch files. An
-  empty file fails; a file with a header only gives a table without rows.
-
-A source that cannot be opened or read, and a database that is locked, are tried three times, with a
-random backoff of at most 100 and 200 ms. Other errors fail at once, since a retry would not help.
-
-Progress goes to standard error. The result, one line with the counts and the report of the run,
-goes to standard output. The exit code is 0 if all steps succeeded, 1 if one failed, 2 after a usage
-error and 130 after Ctrl-C.
+One line with the counts, and the report of the run, go to standard output; progress goes to stderr.
+The exit code is 0 if all steps succeeded, 1 if one failed, 2 after a usage error, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import islice
 from pathlib import Path, PurePath
 
 from asyncflow import Pipeline, Retry, RunReport, after, run_pipeline
 from asyncflow.events import AttemptFailed, AttemptStarted, Event
-from asyncflow.examples._csv_reader import (
-    Column,
-    Dialect,
-    Record,
-    Survey,
-    copy_source,
-    find_delimiter,
-    open_records,
-    snake_case,
-    unique_names,
-)
-from asyncflow.examples._load import Loaded, Table, Workspace, replace_table
+from asyncflow.examples import _csv
+from asyncflow.examples._csv import Column, Record
+from asyncflow.examples._load import Table, Workspace, replace_table
 
 __all__ = ["extract", "load", "main", "notify", "pipeline", "run_etl", "transform", "validate"]
 
 PENGUINS = resources.files("asyncflow.examples") / "data" / "penguins_raw.csv"
+
+MOST_INVALID = 0.1
+"""The share of rows that may be invalid; above it, the file is wrong, or has a new format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +57,6 @@ class Validated:
     columns: tuple[Column, ...]
     accepted: int
     quarantined: int
-    notes: tuple[str, ...]
-    """What the owner of the data should know."""
 
 
 pipeline = Pipeline("etl")
@@ -81,42 +66,50 @@ pipeline = Pipeline("etl")
 
 
 @pipeline.step(runs_in="thread", max_retries=3, retry=Retry(on=OSError), timeout_ms=600_000)
-def extract(source: Traversable, workspace: Workspace) -> Dialect:
-    """Take a snapshot of the source, and detect its encoding and its delimiter."""
-    encoding = copy_source(source, workspace.snapshot)
-    return Dialect(encoding, find_delimiter(workspace.snapshot, encoding))
+def extract(source: Traversable, workspace: Workspace) -> str:
+    """Take a snapshot of the source, and return its delimiter."""
+    if not source.is_file():  # nor a pipe, which a second attempt could not read
+        raise ValueError(f"{source} does not exist, or is not a regular file")
+    workspace.snapshot.seek(0)
+    workspace.snapshot.truncate()
+    with source.open("rb") as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        for chunk in _csv.until_cancelled(iter(partial(text.read, 1 << 18), "")):
+            workspace.snapshot.write(chunk)
+    return _csv.find_delimiter(workspace.snapshot)
 
 
 @pipeline.step(runs_in="thread", timeout_ms=None)
-def validate(workspace: Workspace, dialect: Dialect = after(extract)) -> Validated:
-    """Detect the types of the columns, and separate the valid rows from the others."""
-    decided = [survey.decide() for survey in _survey_columns(dialect, workspace)]
-    columns = tuple(column for column, _ in decided)
+def validate(workspace: Workspace, delimiter: str = after(extract)) -> Validated:
+    """Find the types of the columns, and separate the valid rows from the others."""
+    columns = _find_columns(workspace, delimiter)
     accepted, quarantine = workspace.accepted, workspace.quarantine
-    with open_records(workspace.snapshot, dialect) as records:
-        next(records)  # the header
-        for record in records:
-            if reason := _rejection(record, columns):
-                quarantine.append([record.line, reason, record.text])
-            else:
-                accepted.append([record.line, *record.cells])
-    notes = tuple(note for _, note in decided if note)
-    return Validated(columns, accepted.count, quarantine.count, notes)
+    first = ""
+    for record in islice(_csv.read_records(workspace.snapshot, delimiter), 1, None):
+        if reason := _rejection(record, columns):
+            quarantine.append(record.line, reason, record.text)
+            first = first or f"line {record.line}: {reason}"
+        else:
+            accepted.append(record.line, *record.cells)
+    total = accepted.count + quarantine.count
+    if quarantine.count > MOST_INVALID * total:
+        raise ValueError(f"{quarantine.count} of {total} rows are invalid, the first in {first}")
+    return Validated(columns, accepted.count, quarantine.count)
 
 
-def _survey_columns(dialect: Dialect, workspace: Workspace) -> list[Survey]:
-    with open_records(workspace.snapshot, dialect) as records:
-        header = next(records, None)
-        if header is None:
-            raise ValueError("the source is empty: it has not even a header")
-        if header.problem:
-            raise ValueError(f"the header in line {header.line} cannot be read: {header.problem}")
-        surveys = [Survey(cell, dialect.delimiter == ";") for cell in header.cells]
-        for record in records:
-            if len(record.cells) == len(surveys):
-                for survey, cell in zip(surveys, record.cells, strict=True):
-                    survey.add(cell)
-    return surveys
+def _find_columns(workspace: Workspace, delimiter: str) -> tuple[Column, ...]:
+    records = _csv.read_records(workspace.snapshot, delimiter)
+    header = next(records, None)
+    if header is None:
+        raise ValueError("the source is empty: it has not even a header")
+    if header.problem:
+        raise ValueError(f"the header in line {header.line} cannot be read: {header.problem}")
+    counters = [Counter[str]() for _ in header.cells]
+    for record in records:
+        if len(record.cells) == len(counters):
+            for counts, cell in zip(counters, record.cells, strict=True):
+                if kind := _csv.kind_of(cell):
+                    counts[kind] += 1
+    return tuple(map(_csv.column_of, header.cells, counters))
 
 
 def _rejection(record: Record, columns: tuple[Column, ...]) -> str:
@@ -125,65 +118,52 @@ def _rejection(record: Record, columns: tuple[Column, ...]) -> str:
         return record.problem
     if len(record.cells) != len(columns):
         return f"{len(record.cells)} cell(s) where the header has {len(columns)}"
-    reasons = []
-    for column, cell in zip(columns, record.cells, strict=True):
-        try:
+    try:
+        for column, cell in zip(columns, record.cells, strict=True):
             column.convert(cell)
-        except ValueError as error:
-            reasons.append(str(error))
-    return "; ".join(reasons)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 @pipeline.step(runs_in="thread", timeout_ms=None)
 def transform(
-    source: Traversable,
-    workspace: Workspace,
-    dialect: Dialect = after(extract),
-    validated: Validated = after(validate),
+    source: Traversable, workspace: Workspace, validated: Validated = after(validate)
 ) -> Table:
     """Convert the valid rows to values, and name the table and its columns."""
     for line, *cells in workspace.accepted.read():
-        workspace.table.append([line, *map(Column.convert, validated.columns, cells)])
-    headers = [column.header for column in validated.columns]
-    names = unique_names(headers, taken=["source_line"])
-    kinds = [column.kind for column in validated.columns]
-    return Table(
-        name=_table_name(source),
-        columns=tuple(zip(names, kinds, strict=True)),
-        source=source.name,
-        encoding=dialect.encoding,
-        delimiter=dialect.delimiter,
-    )
-
-
-def _table_name(source: Traversable) -> str:
-    name = snake_case(PurePath(source.name).stem, "table")
+        workspace.table.append(line, *map(Column.convert, validated.columns, cells))
+    columns = {_csv.snake_case(each.header, "column"): each.kind for each in validated.columns}
+    if len(columns) < len(validated.columns) or "source_line" in columns:
+        raise ValueError("two columns have the same name, or one is named source_line")
+    name = _csv.snake_case(PurePath(source.name).stem, "table")
     # SQLite and this module reserve these prefixes for their own tables.
-    return f"table_{name}" if name.startswith(("sqlite_", "etl_")) else name
+    name = f"table_{name}" if name.startswith(("sqlite_", "etl_")) else name
+    return Table(name, tuple(columns.items()))
 
 
 # A retry helps when another connection has locked the database, not when the file is damaged.
 @pipeline.step(
     runs_in="thread", max_retries=3, retry=Retry(on=sqlite3.OperationalError), timeout_ms=600_000
 )
-def load(database: Path, workspace: Workspace, table: Table = after(transform)) -> Loaded:
-    """Write the rows and the quarantine into the database, all or nothing."""
-    return replace_table(database, table, workspace.table.read(), workspace.quarantine.read())
+def load(database: Path, workspace: Workspace, table: Table = after(transform)) -> int:
+    """Write the rows and the quarantine into the database, all or nothing; count the rows."""
+    replace_table(database, table, workspace.table.read(), workspace.quarantine.read())
+    return workspace.table.count
 
 
 @pipeline.step
 async def notify(
+    source: Traversable,
     database: Path,
     validated: Validated = after(validate),
     table: Table = after(transform),
-    loaded: Loaded = after(load),
+    loaded: int = after(load),
 ) -> None:
-    """Print one line with the counts, and the notes to standard error."""
-    for note in validated.notes:
-        print(f"note: {note}", file=sys.stderr)
+    """Print one line with the counts."""
     print(
-        f"{table.source}: {loaded.rows} row(s) loaded into table {table.name!r} of "
-        f"{database}, {loaded.quarantined} quarantined",
+        f"{source.name}: {loaded} row(s) loaded into table {table.name!r} of "
+        f"{database}, {validated.quarantined} quarantined",
         flush=True,
     )
 
@@ -206,19 +186,10 @@ def show_progress(event: Event) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline for a command line, print its report and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asyncflow.examples.etl",
-        description="Load a CSV file into an SQLite database.",
-    )
-    parser.add_argument(
-        "source", nargs="?", type=Path, default=PENGUINS, help="a CSV file (default: penguins)"
-    )
-    parser.add_argument(
-        "--database", metavar="PATH", type=Path, default=Path("etl.db"), help="(default: etl.db)"
-    )
+    parser = argparse.ArgumentParser("python -m asyncflow.examples.etl")
+    parser.add_argument("source", nargs="?", type=Path, default=PENGUINS, help="a CSV file")
+    parser.add_argument("--database", metavar="PATH", type=Path, default=Path("etl.db"))
     options = parser.parse_args(argv)
-    if isinstance(options.source, Path) and options.source.resolve() == options.database.resolve():
-        parser.error("the source and the database are the same file")
     try:
         report = asyncio.run(run_etl(options.source, options.database))
     except KeyboardInterrupt:

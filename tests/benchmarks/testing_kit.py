@@ -53,7 +53,7 @@ def _three_days_ms() -> float:
 
 
 def _exploration_s() -> float:
-    fakes = fake(etl, extract="utf-8", validate=(2, 0), transform="table", load=2, notify=None)
+    fakes = fake(etl, extract=",", validate=(2, 0), transform="table", load=2, notify=None)
     began = time.process_time()
     with fakes:
         done = explore(etl, INPUTS, seeds=RUNS, faults=Faults(hang=0))  # two steps have no limit

@@ -21,10 +21,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncflow import StepStatus, WorkflowStep, current_step, parallel_groups, run_pipeline
-from asyncflow.examples import _csv_reader
+from asyncflow import StepStatus, current_step, parallel_groups
 from asyncflow.examples import etl as etl_module
-from asyncflow.examples._csv_reader import Dialect, open_records
 from asyncflow.examples._load import replace_table
 from asyncflow.examples.etl import main, run_etl
 
@@ -131,68 +129,22 @@ def test_the_penguins_columns_get_their_names_and_types(database: Path):
     }
 
 
-# Encodings and dialects.
-
-PLACES = "place;price\nMünchen;1\nČeské Budějovice;2\n"
+# The file.
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_unicode_file_is_read_with_or_without_a_byte_order_mark(etl, database, encoding: str):
-    status, *_ = etl(PLACES.encode(encoding))
+def test_a_byte_order_mark_is_no_part_of_the_header(etl, database):
+    etl("größe,b\n1,2\n".encode("utf-8-sig"))
 
-    assert status == 0
-    assert columns(database) == {"place": "TEXT", "price": "INTEGER"}
-    assert table(database) == [(2, "München", 1), (3, "České Budějovice", 2)]
+    assert list(columns(database)) == ["größe", "b"]
 
 
-def test_a_utf_8_character_may_span_two_chunks(etl, database, monkeypatch):
-    monkeypatch.setattr(_csv_reader, "_CHUNK_BYTES", 1)
-
-    etl(PLACES)
-
-    assert table(database)[0] == (2, "München", 1)
-
-
-def test_a_file_that_ends_inside_a_character_is_not_utf_8(etl, database):
-    etl("a,b\n1,é".encode()[:-1])
-
-    assert table(database) == [(2, 1, "Ã")]
-
-
-def test_a_windows_1252_file_keeps_its_euro_sign(etl, database):
-    etl("name,price\nCafé,5 €\n".encode("cp1252"))
-
-    assert table(database) == [(2, "Café", "5 €")]
-    assert query(database, "SELECT encoding FROM etl_loads") == [("cp1252",)]
-
-
-def test_a_latin_1_file_may_have_bytes_that_windows_1252_lacks(etl, database):
-    etl("name,code\nCafé,x\x81\n".encode("latin-1"))
-
-    assert table(database) == [(2, "Café", "x\x81")]
-
-
-def test_with_a_byte_order_mark_an_invalid_byte_quarantines_only_its_row(etl, database):
-    status, *_ = etl(b"\xef\xbb\xbfa,b\n1,x\n2,\xff\n3,\xc3\xa9\n")
-
-    assert status == 0
-    assert table(database) == [(2, 1, "x"), (4, 3, "é")]
-    assert quarantine(database) == [(3, "holds bytes that are not UTF-8", "2,\\xff")]
-
-
-def test_a_binary_file_is_refused(etl, database):
-    status, out, _ = etl(b"PK\x03\x04\0\0")
+def test_a_file_that_is_not_utf_8_fails_at_once(etl, database):
+    status, out, _ = etl("name,price\nCafé,5\n".encode("cp1252"))
 
     assert status == 1
-    assert "ValueError: the source has NUL bytes" in out
-    assert not database.exists()
-
-
-def test_a_damaged_utf_16_file_is_refused(etl):
-    status, out, _ = etl("a,b\n1,2\n".encode("utf-16") + b"\0")
-
-    assert status == 1
+    assert "[FAILED ] extract (1 attempt(s)" in out
     assert "UnicodeDecodeError" in out
+    assert not database.exists()
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
@@ -205,13 +157,6 @@ def test_any_usual_delimiter_and_line_ending_is_found(etl, database, delimiter: 
 
     assert status == 0
     assert table(database) == [(2, "a,b;c\td|e", 1), (3, "f", 2)]
-
-
-def test_a_decimal_comma_is_not_mistaken_for_a_delimiter(etl, database):
-    etl("what;price;weight\nx;1,5;2,5\ny;2;3,25\n")
-
-    assert columns(database) == {"what": "TEXT", "price": "REAL", "weight": "REAL"}
-    assert table(database) == [(2, "x", 1.5, 2.5), (3, "y", 2.0, 3.25)]
 
 
 def test_a_file_of_one_column_needs_no_delimiter(etl, database):
@@ -255,6 +200,13 @@ def test_an_empty_file_fails_and_leaves_the_database_unchanged(etl, database):
     assert dump(database) == before
 
 
+def test_columns_of_the_same_name_fail(etl):
+    status, out, _ = etl("Total,total\n1,2\n")
+
+    assert status == 1
+    assert "two columns have the same name" in out
+
+
 def test_a_header_alone_makes_a_table_without_rows(etl, database):
     status, out, _ = etl("a,b\n")
 
@@ -264,29 +216,16 @@ def test_a_header_alone_makes_a_table_without_rows(etl, database):
     assert "0 row(s) loaded" in out
 
 
-def test_duplicate_and_blank_headers_get_unique_names(etl, database):
-    etl("Total,total,,total_2, ,TOTAL,source_line\n1,2,3,4,5,6,7\n")
-
-    assert list(columns(database)) == [
-        *("total", "total_2", "column_3", "total_2_2", "column_5", "total_3", "source_line_2"),
-    ]
-    assert table(database) == [(2, 1, 2, 3, 4, 5, 6, 7)]
-
-
 @pytest.mark.parametrize(
     ("header", "name"),
     [
         ("studyName", "study_name"),
         ("HTTPServer ID", "http_server_id"),
         ("Delta 15 N (o/oo)", "delta_15_n_o_oo"),
-        ("Größe", "grosse"),
-        ("Prénom", "prenom"),
         ("名前", "名前"),
-        ("が", "が"),
         ("2020", "column_2020"),
         ("%", "column"),
-        ('he said "x"; DROP', "he_said_x_drop"),
-        ("select", "select"),
+        ('a "b" DROP', "a_b_drop"),
     ],
 )
 def test_a_header_becomes_a_snake_case_name(etl, database, header: str, name: str):
@@ -302,7 +241,7 @@ def test_a_header_that_cannot_be_read_fails_with_its_line(etl):
     status, out, _ = etl('\n"a,b\n1,2\n')
 
     assert status == 1
-    assert "the header in line 2 cannot be read: a quote opens a cell and is never closed" in out
+    assert "the header in line 2 cannot be read: unexpected end of data" in out
 
 
 # The steps.
@@ -317,23 +256,43 @@ def test_each_step_has_its_own_tier():
 # The quarantine.
 
 
-def test_ragged_rows_are_quarantined_with_their_lines(etl, database):
-    status, out, _ = etl("a,b\n1,2\n3\n4,5,6\n7,8\n")
+def test_invalid_rows_are_quarantined_with_their_lines(etl, database):
+    good = '"1\n2",x\n' * 30
+
+    status, out, _ = etl(f'a,b\n{good}3\n4,"5"6\n7,8,9\n{good}')
 
     assert status == 0
-    assert table(database) == [(2, 1, 2), (5, 7, 8)]
+    assert "60 row(s) loaded into table 'data'" in out
+    assert "3 quarantined" in out
     assert quarantine(database) == [
-        (3, "1 cell(s) where the header has 2", "3"),
-        (4, "3 cell(s) where the header has 2", "4,5,6"),
+        (62, "1 cell(s) where the header has 2", "3"),
+        (63, "',' expected after '\"'", '4,"5"6'),
+        (64, "3 cell(s) where the header has 2", "7,8,9"),
     ]
-    assert "2 row(s) loaded into table 'data'" in out
-    assert "2 quarantined" in out
 
 
-def test_line_numbers_count_lines_inside_quotes(etl, database):
-    etl('a,b\n"1\n2\n3",x\nragged\n')
+def test_an_unclosed_quote_quarantines_what_it_takes_with_it(etl, database):
+    rows = "".join(f"{n},x\n" for n in range(100))
 
-    assert quarantine(database) == [(5, "1 cell(s) where the header has 2", "ragged")]
+    status, *_ = etl(f'a,b\n{rows}100,"oops\n{rows}')
+
+    assert (status, len(table(database))) == (0, 100)
+    assert quarantine(database) == [(102, "unexpected end of data", f'100,"oops\n{rows}'.rstrip())]
+
+
+@pytest.mark.parametrize(("invalid", "fails"), [(10, False), (11, True)])
+def test_more_than_a_tenth_of_invalid_rows_fails_and_leaves_the_database_unchanged(
+    etl, database, invalid: int, fails: bool
+):
+    etl("a,b\n1,2\n")
+    before = dump(database)
+
+    status, out, _ = etl("a,b\n" + "3,4\n" * (100 - invalid) + "oops\n" * invalid)
+
+    first = f"line {102 - invalid}: 1 cell(s) where the header has 2"
+    assert (status == 1) is fails
+    assert (dump(database) == before) is fails
+    assert (f"ValueError: 11 of 100 rows are invalid, the first in {first}" in out) is fails
 
 
 def test_a_few_values_that_do_not_parse_are_quarantined_and_do_not_change_the_type(etl, database):
@@ -346,74 +305,6 @@ def test_a_few_values_that_do_not_parse_are_quarantined_and_do_not_change_the_ty
     assert quarantine(database) == [(41, "column 'x': 'many' is not of type integer", '39,"many"')]
 
 
-def test_a_type_needs_19_of_20_values(etl, database):
-    etl(column(*["1"] * 19, "x"))
-    assert (columns(database)["x"], len(quarantine(database))) == ("INTEGER", 1)
-
-    _, _, err = etl(column(*["1"] * 18, "x"))
-    assert (columns(database)["x"], len(quarantine(database))) == ("TEXT", 0)
-    assert "note: column 'x' is text: only 18 of 19 values are numbers" in err
-
-
-def test_a_row_with_two_bad_values_has_two_reasons(etl, database):
-    etl("a,b\n" + "1,2.5\n" * 30 + f"x,{'y' * 100}\n")
-
-    [(line, reason, _)] = quarantine(database)
-    assert line == 32
-    assert (
-        reason
-        == f"column 'a': 'x' is not of type integer; column 'b': '{'y' * 64}…' is not of type real"
-    )
-
-
-def test_an_unclosed_quote_quarantines_one_row(etl, database):
-    rows = "".join(f"{n},x\n" for n in range(100))
-
-    etl(f'a,b\n{rows}100,"oops\n{rows}')
-
-    assert len(table(database)) == 200
-    assert quarantine(database) == [
-        (102, "a quote opens a cell and is never closed", '100,"oops'),
-    ]
-
-
-def test_a_stray_quote_before_another_one_quarantines_one_row(etl, database):
-    etl('a;b\n1;"oops\n2;x\n3;"fine"\n4;y\n')
-
-    assert table(database) == [(3, 2, "x"), (4, 3, "fine"), (5, 4, "y")]
-    assert [line for line, *_ in quarantine(database)] == [2]
-
-
-def test_a_record_is_no_longer_than_the_limit(etl, database, monkeypatch):
-    monkeypatch.setattr(_csv_reader, "MAX_RECORD", 50)
-
-    etl('a,b\n1,"oops\n' + "2,x\n" * 50)
-
-    assert len(table(database)) == 50
-    assert [line for line, *_ in quarantine(database)] == [2]
-
-
-def test_a_line_longer_than_the_limit_fails(etl, monkeypatch):
-    monkeypatch.setattr(_csv_reader, "MAX_RECORD", 50)
-
-    status, out, _ = etl("a,b\n1,2\n" + "x" * 51)
-
-    assert status == 1
-    assert "line 3 has more than 50 characters: is this a CSV?" in out
-
-
-def test_a_cell_that_is_too_long_for_csv_is_quarantined(etl, database):
-    long = "x" * (csv.field_size_limit() + 1)
-
-    status, *_ = etl(f"a;b\n1;2\n3;{long}\n")
-
-    assert status == 0
-    assert table(database) == [(2, 1, 2)]
-    [(line, reason, raw)] = quarantine(database)
-    assert (line, raw) == (3, f"3;{long}")
-    assert "field limit" in reason
-
-
 # Types.
 
 
@@ -421,20 +312,13 @@ def test_a_cell_that_is_too_long_for_csv_is_quarantined(etl, database):
     ("kind", "cells", "expected"),
     [
         ("INTEGER", ["1", "-2", " 3 "], [1, -2, 3]),
-        ("INTEGER", [str(2**63 - 1), str(-(2**63))], [2**63 - 1, -(2**63)]),
-        ("REAL", ["1", "2.5", "-.5", "1e3", "4."], [1.0, 2.5, -0.5, 1000.0, 4.0]),
-        ("BOOLEAN", ["true", "FALSE", "Yes", "no"], [1, 0, 1, 0]),
-        ("DATE", ["2024-02-29", "2024/3/1"], ["2024-02-29", "2024-03-01"]),
-        ("DATE", ["29.2.2024", "01.03.2024"], ["2024-02-29", "2024-03-01"]),
-        ("DATE", ["1.2.2024", "3.4.2024"], ["2024-02-01", "2024-04-03"]),
-        ("DATE", ["1 Feb 2024", "02-March-2024"], ["2024-02-01", "2024-03-02"]),
-        ("DATE", ["Feb 1, 2024", "March 2 2024"], ["2024-02-01", "2024-03-02"]),
-        ("DATE", ["05/05/2024", "06-06-2024"], ["2024-05-05", "2024-06-06"]),
-        ("TEXT", ["a", "1"], ["a", "1"]),
-        ("TEXT", [" a ", "x" * 100], [" a ", "x" * 100]),
-        ("TEXT", ["30 Feb 2024", "1 Foo 2024"], ["30 Feb 2024", "1 Foo 2024"]),
-        ("TEXT", ["1e999", "2e999"], ["1e999", "2e999"]),
-        ("TEXT", ["1,5", "2,5"], ["1,5", "2,5"]),
+        ("REAL", ["1", "2.5", "-0.5", "1e3"], [1.0, 2.5, -0.5, 1000.0]),
+        ("BOOLEAN", ["true", "FALSE", " Yes", "no"], [1, 0, 1, 0]),
+        ("DATE", ["2024-02-29", "2024-03-01 "], ["2024-02-29", "2024-03-01"]),
+        ("TEXT", [" a ", "1"], [" a ", "1"]),
+        ("TEXT", ["01234", "05678"], ["01234", "05678"]),
+        ("TEXT", ["9" * 19, "1e999"], ["9" * 19, "1e999"]),
+        ("TEXT", ["29.2.2024", "2/29/2024"], ["29.2.2024", "2/29/2024"]),
     ],
 )
 def test_the_type_of_a_column_is_found_and_its_values_converted(
@@ -447,12 +331,19 @@ def test_the_type_of_a_column_is_found_and_its_values_converted(
     assert quarantine(database) == []
 
 
-@pytest.mark.parametrize("code", ["01234", "+4930123456", str(2**63)])
-def test_one_code_makes_a_column_of_numbers_text(etl, database, code: str):
-    etl(column(*["12345"] * 99, code))
+def test_a_type_needs_19_of_20_values(etl, database):
+    etl(column(*["1"] * 19, "x"))
+    assert (columns(database)["x"], len(quarantine(database))) == ("INTEGER", 1)
 
-    assert columns(database)["x"] == "TEXT"
-    assert values(database)[-1] == code
+    etl(column(*["1"] * 18, "x"))
+    assert (columns(database)["x"], len(quarantine(database))) == ("TEXT", 0)
+
+
+def test_a_date_that_does_not_exist_is_quarantined(etl, database):
+    etl(column(*["2024-02-28"] * 39, "2024-02-30"))
+
+    assert columns(database)["x"] == "DATE"
+    assert [line for line, *_ in quarantine(database)] == [41]
 
 
 def test_a_few_reals_make_a_column_real_instead_of_being_errors(etl, database):
@@ -463,7 +354,7 @@ def test_a_few_reals_make_a_column_real_instead_of_being_errors(etl, database):
 
 
 def test_missing_values_are_null_in_every_column(etl, database):
-    etl("a,b,c\n1,x,2024-01-31\nNA,,n/a\nNaN,NULL,#N/A\n")
+    etl("a,b,c\n1,x,2024-01-31\nNA,,n/a\nNaN,NULL, na \n")
 
     assert columns(database) == {"a": "INTEGER", "b": "TEXT", "c": "DATE"}
     assert [row[1:] for row in table(database)][1:] == [(None, None, None)] * 2
@@ -473,68 +364,6 @@ def test_a_column_without_any_value_is_text(etl, database):
     etl("a,b\n1,\n2,NA\n")
 
     assert columns(database)["b"] == "TEXT"
-
-
-@pytest.mark.parametrize(
-    ("cells", "expected"),
-    [
-        (["03/04/2024", "31/01/2024"], "2024-04-03"),
-        (["03/04/2024", "01/31/2024"], "2024-03-04"),
-        (["03-04-2024", "31-01-2024"], "2024-04-03"),
-    ],
-)
-def test_one_date_decides_whether_the_day_comes_first_in_its_column(
-    etl, database, cells: list[str], expected: str
-):
-    etl(column(*cells))
-
-    assert columns(database)["x"] == "DATE"
-    assert values(database) == [expected, "2024-01-31"]
-
-
-def test_each_column_has_its_own_date_order(etl, database):
-    etl("a,b\n03/04/2024,03/04/2024\n31/01/2024,01/31/2024\n")
-
-    assert table(database)[0] == (2, "2024-04-03", "2024-03-04")
-
-
-def test_dates_of_the_other_order_are_quarantined_if_they_are_few(etl, database):
-    etl(column(*["31/01/2024"] * 30, "01/31/2024"))
-
-    assert len(table(database)) == 30
-    assert quarantine(database)[0][1] == "column 'x': '01/31/2024' is not of type date"
-
-
-@pytest.mark.parametrize(
-    "cells",
-    [
-        ["03/04/2024", "05/06/2024"],
-        [*["03/04/2024"] * 96, *["31/01/2024"] * 2, *["01/31/2024"] * 2],
-    ],
-)
-def test_ambiguous_dates_stay_text_with_a_note(etl, database, cells: list[str]):
-    _, _, err = etl(column(*cells))
-
-    assert columns(database)["x"] == "TEXT"
-    assert values(database) == cells
-    assert "note: column 'x' is text: the day and the month are ambiguous in" in err
-
-
-@pytest.mark.parametrize(
-    ("cells", "kind", "expected"),
-    [
-        (["1,5", "2"], "REAL", [1.5, 2.0]),
-        (["1.5", "2"], "REAL", [1.5, 2.0]),
-        (["1,5", "1.500"], "TEXT", ["1,5", "1.500"]),
-    ],
-)
-def test_a_semicolon_file_may_have_decimal_commas_but_no_points_as_well(
-    etl, database, cells: list[str], kind: str, expected: list
-):
-    etl("n;x\n" + "".join(f"{n};{cell}\n" for n, cell in enumerate(cells)))
-
-    assert columns(database)["x"] == kind
-    assert values(database) == expected
 
 
 # The database.
@@ -553,7 +382,7 @@ def test_a_second_load_gives_the_same_database(etl, database):
 
 
 def test_a_new_version_of_a_file_replaces_the_old_one(etl, database):
-    etl("a,b\n1,2\n3\n")
+    etl("a,b\n" + "1,2\n" * 20 + "3\n")
 
     etl("c\n5\n")
 
@@ -563,11 +392,12 @@ def test_a_new_version_of_a_file_replaces_the_old_one(etl, database):
 
 
 def test_several_files_share_a_database(etl, database):
-    etl("a,b\n1\n", name="one.csv")
-    etl("a,b\n2\n", name="Two Files.2024.csv")
+    rows = "x,y\n" * 10
+    etl(f"a,b\n{rows}1\n", name="one.csv")
+    etl(f"a,b\n2\n{rows}", name="Two Files.2024.csv")
 
     assert query(database, "SELECT table_name, source_line, raw FROM etl_quarantine") == [
-        ("one", 2, "1"),
+        ("one", 12, "1"),
         ("two_files_2024", 2, "2"),
     ]
 
@@ -645,9 +475,7 @@ def test_a_database_in_a_missing_folder_is_a_clear_error_of_load(
     assert status == 1
     [line] = [line for line in capsys.readouterr().out.splitlines() if "] load" in line]
     assert line.startswith("[FAILED ] load (1 attempt(s)")
-    assert "FileNotFoundError" in line
-    assert "the database's folder does not exist" in line
-    assert str(tmp_path / "missing") in line
+    assert f"{tmp_path}/missing/out.db is a folder, or its folder does not exist" in line
 
 
 KILLED_DURING_THE_LOAD = """
@@ -661,7 +489,7 @@ def rows():
         yield line, "new" * 10
 
 columns = (("a", "text"),)
-table = Table("data", columns, "data.csv", "utf-8", ",")
+table = Table("data", columns)
 replace_table(pathlib.Path(sys.argv[1]), table, rows(), [])
 """
 
@@ -719,50 +547,6 @@ def wait_for_the_stop_request() -> None:
 # Sources that cannot be read, and the command line.
 
 
-def failure(capsys: pytest.CaptureFixture[str], attempts: int = 3) -> str:
-    """Return the line of step extract in the report; no later step has run."""
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == "Pipeline FAILED"
-    assert all(line.startswith("[SKIPPED]") for line in out[2:-1])
-    assert out[1].startswith(f"[FAILED ] extract ({attempts} attempt(s)")
-    return out[1]
-
-
-def test_a_missing_file_is_a_clear_error_of_extract(tmp_path, database, capsys):
-    assert main([str(tmp_path / "no.csv"), "--database", str(database)]) == 1
-
-    assert f"FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}" in failure(capsys)
-    assert not database.exists()
-
-
-def test_a_folder_is_a_clear_error_of_extract(tmp_path, database, capsys):
-    assert main([str(tmp_path), "--database", str(database)]) == 1
-
-    assert "IsADirectoryError" in failure(capsys)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_a_pipe_is_refused_because_it_can_be_read_only_once(tmp_path, database, capsys):
-    os.mkfifo(tmp_path / "pipe")
-
-    assert main([str(tmp_path / "pipe"), "--database", str(database)]) == 1
-
-    assert "is not a regular file" in failure(capsys, attempts=1)
-
-
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything"
-)
-def test_an_unreadable_file_is_a_clear_error_of_extract(tmp_path, database, capsys):
-    source = tmp_path / "secret.csv"
-    source.write_text("a,b\n")
-    source.chmod(0)
-
-    assert main([str(source), "--database", str(database)]) == 1
-
-    assert "PermissionError" in failure(capsys)
-
-
 class Flaky(type(Path())):  # Path itself cannot be subclassed before 3.12
     """A source whose first attempts to open it fail."""
 
@@ -773,6 +557,16 @@ class Flaky(type(Path())):  # Path itself cannot be subclassed before 3.12
             Flaky.refusals -= 1
             raise PermissionError(errno.EACCES, "Permission denied", str(self))
         return super().open(*args, **kwargs)
+
+
+def test_a_missing_file_and_a_folder_are_not_tried_again(tmp_path, database, capsys):
+    for source in (tmp_path / "no.csv", tmp_path):
+        assert main([str(source), "--database", str(database)]) == 1
+
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].startswith("[FAILED ] extract (1 attempt(s)")
+        assert f"{source} does not exist, or is not a regular file" in lines[1]
+    assert not database.exists()
 
 
 @pytest.mark.parametrize(("refusals", "status"), [(2, "SUCCESS"), (3, "FAILED")])
@@ -797,15 +591,16 @@ class FailsOnFirstRead(type(Path())):
 
 
 class BrokenFile(io.BytesIO):
-    def read(self, size: int | None = -1) -> bytes:
-        chunk = super().read(size)
+    def read1(self, size: int | None = -1) -> bytes:
+        chunk = super().read1(size)
         if not chunk and b"junk" in self.getvalue():
             raise OSError(errno.EIO, "Input/output error")
         return chunk
 
 
 async def test_a_second_attempt_discards_the_data_of_the_first(tmp_path, database, monkeypatch):
-    monkeypatch.setattr(FailsOnFirstRead, "content", [b"a,b\n1,2\n", b"junk\xff,junk\n" * 10])
+    (tmp_path / "data.csv").touch()
+    monkeypatch.setattr(FailsOnFirstRead, "content", [b"a,b\n1,2\n", b"junk,junk\n" * 100_000])
 
     report = await run_etl(FailsOnFirstRead(tmp_path / "data.csv"), database)
 
@@ -813,17 +608,6 @@ async def test_a_second_attempt_discards_the_data_of_the_first(tmp_path, databas
     assert columns(database) == {"a": "INTEGER", "b": "INTEGER"}
     assert table(database) == [(2, 1, 2)]
     assert quarantine(database) == []
-
-
-def test_a_source_that_is_the_database_is_a_usage_error(tmp_path, capsys):
-    source = tmp_path / "data.csv"
-    source.touch()
-
-    with pytest.raises(SystemExit) as stopped:
-        main([str(source), "--database", str(source)])
-
-    assert stopped.value.code == 2
-    assert "the source and the database are the same file" in capsys.readouterr().err
 
 
 class InterruptedAt(io.StringIO):
@@ -863,25 +647,20 @@ class Endless(type(Path())):
     """An endless source, which cancels its run while it is read."""
 
     run: ClassVar[asyncio.Task]
-    chunks: ClassVar[list[bytes]] = []
-    saw_stop_request: ClassVar[list[bool]] = []
 
     def open(self, *args, **kwargs):
-        return self
+        return EndlessFile()
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *_):
-        pass
+class EndlessFile(io.BytesIO):
+    chunks = 0
 
-    def read(self, size: int) -> bytes:
-        self.chunks.append(b"1,2\n" if len(self.chunks) < 1_000 else b"")
-        if len(self.chunks) == 3:
-            self.run.get_loop().call_soon_threadsafe(self.run.cancel)
+    def read1(self, size: int | None = -1) -> bytes:
+        EndlessFile.chunks += 1
+        if self.chunks == 3:
+            Endless.run.get_loop().call_soon_threadsafe(Endless.run.cancel)
             wait_for_the_stop_request()
-            self.saw_stop_request.append(True)
-        return self.chunks[-1]
+        return b"1,2\n" * (1 << 16) if self.chunks < 1_000 else b""
 
 
 async def test_an_extract_that_is_cancelled_stops_at_the_next_chunk(tmp_path, database):
@@ -891,45 +670,7 @@ async def test_an_extract_that_is_cancelled_stops_at_the_next_chunk(tmp_path, da
     with pytest.raises(asyncio.CancelledError):
         await Endless.run
 
-    assert (len(Endless.chunks), Endless.saw_stop_request) == (3, [True])
-
-
-class BlankLines(io.RawIOBase):
-    """A very long file of blank lines."""
-
-    reads = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, *_) -> int:
-        return 0
-
-    def readinto(self, buffer) -> int:
-        self.reads += 1
-        if self.reads > 1_000:
-            return 0
-        buffer[:] = b"\n" * len(buffer)
-        return len(buffer)
-
-
-async def test_a_cancelled_step_stops_even_if_it_finds_no_record():
-    loop, begun, stopped = asyncio.get_running_loop(), asyncio.Event(), []
-
-    def read():
-        loop.call_soon_threadsafe(begun.set)
-        with open_records(BlankLines(), Dialect("utf-8", ",")) as records:
-            try:
-                next(records)
-            except asyncio.CancelledError:
-                stopped.append(True)
-
-    run = asyncio.ensure_future(run_pipeline([WorkflowStep("read", read, runs_in="thread")]))
-    await begun.wait()
-    run.cancel()
-    await asyncio.wait([run])
-
-    assert stopped == [True]
+    assert EndlessFile.chunks == 3
 
 
 # In a process.
@@ -973,19 +714,12 @@ def test_the_module_can_be_run_as_a_script(database, monkeypatch):
     assert len(table(database, "penguins_raw")) == 344
 
 
-def test_a_semicolon_inside_quotes_is_not_mistaken_for_a_delimiter(etl, database):
-    etl('"a";","\n"1";"x"\n')
-
-    assert list(columns(database)) == ["a", "column"]
-    assert table(database) == [(2, 1, "x")]
-
-
 @pytest.mark.process
 def test_a_process_exits_with_1_after_the_report_of_a_failure(tmp_path: Path):
     ended = start("no.csv", cwd=tmp_path)
 
     assert ended.returncode == 1
-    assert ended.stdout.startswith("Pipeline FAILED\n[FAILED ] extract (3 attempt(s), ")
+    assert ended.stdout.startswith("Pipeline FAILED\n[FAILED ] extract (1 attempt(s), ")
     assert "Traceback" not in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -1053,21 +787,22 @@ CELLS = st.one_of(
 ROWS = st.lists(st.lists(CELLS, min_size=1, max_size=4), min_size=2, max_size=12)
 
 
-@example(rows=[[""], ["", "two\nlines"]], delimiter=";", end="\n")
-@given(rows=ROWS, delimiter=st.sampled_from(",;\t|"), end=st.sampled_from(["\n", "\r\n"]))
-def test_every_row_is_either_loaded_or_quarantined(rows: list[list[str]], delimiter: str, end: str):
+@example(rows=[[""], ["", "two\nlines"]], end="\n")
+@given(rows=ROWS, end=st.sampled_from(["\n", "\r\n"]))
+def test_every_row_is_either_loaded_or_quarantined(rows: list[list[str]], end: str):
+    rows = [["name", "size"], *rows]
     text = io.StringIO(newline="")
-    csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL).writerows(rows)
+    csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL).writerows(rows)
     with tempfile.TemporaryDirectory() as folder:
         source, database = Path(folder, "data.csv"), Path(folder, "out.db")
         source.write_bytes(text.getvalue().encode())
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(etl_module, "MOST_INVALID", 1)
 
-        assert main([str(source), "--database", str(database)]) == 0
+            assert main([str(source), "--database", str(database)]) == 0
 
         loaded, refused = table(database), quarantine(database)
-    assert len(loaded) + len(refused) == len(rows) - 1
     lines = sorted(row[0] for row in [*loaded, *refused])
-    assert len(set(lines)) == len(lines)
     assert lines == starts_of_rows(text.getvalue(), rows, end)
 
 
