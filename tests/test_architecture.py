@@ -137,11 +137,11 @@ def test_the_first_line_of_every_module_is_a_sentence() -> None:
     assert not [name for name, tree in MODULES.items() if not first_line(tree).endswith((".", ":"))]
 
 
-def test_every_module_lists_its_public_names() -> None:
+def test_every_public_module_lists_its_public_names() -> None:
     wrong = []
     for module, tree in MODULES.items():
-        if len(tree.body) == 1:
-            continue  # a package without code
+        if len(tree.body) == 1 or any(part.startswith("_") for part in module.split(".")):
+            continue  # a package without code, or private by its name
         exported = [
             [ast.literal_eval(item) for item in node.value.elts]
             for node in tree.body
