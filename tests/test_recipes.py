@@ -137,15 +137,16 @@ class Provider:
     """Fails, hangs or answers, behind a circuit breaker in virtual time."""
 
     def __init__(self, **options: Any) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.breaker = CircuitBreaker(clock=self.loop.time, **options)
+        self.clock = asyncio.get_running_loop().time
+        self.started_s = self.clock()
+        self.breaker = CircuitBreaker(clock=self.clock, **options)
         self.answer: BaseException | None = None
         self.takes_s = 0.0
         self.asked_at: list[float] = []
 
     async def call(self) -> None:
         with self.breaker.call():
-            self.asked_at.append(self.loop.time())
+            self.asked_at.append(self.clock() - self.started_s)
             await asyncio.sleep(self.takes_s)
             if self.answer is not None:
                 raise self.answer

@@ -275,6 +275,7 @@ class _Simulator:
         self._seed = 0
         self._log: list[Event | tuple[float, str]] = []
         self._loop: _SimulationLoop | None = None
+        self._started_s = 0.0
         steps = self._orchestrator._plans.whole.steps
         self._replace = replacement([(step, self._attempt) for step in steps], lambda: True)
 
@@ -352,6 +353,7 @@ class _Simulator:
     async def _caller(self, loop: _SimulationLoop, inputs: dict[str, Any]) -> RunReport:
         """Await the run as the code of a user does, in a task that may be cancelled."""
         me = asyncio.current_task()
+        self._started_s = loop.time()
         pipeline = self._orchestrator.with_options(run_id=f"seed-{self._seed}")
         loop.victim = run = asyncio.Task(pipeline.run(**inputs), name="the run")
         await asyncio.wait([run])
@@ -402,7 +404,8 @@ class _Simulator:
         if fault.kind != "none":
             item = "" if attempt.item is None else f"[{attempt.item}]"
             text = f"{step.name}{item}: attempt {attempt.attempt} {_WORDS[fault.kind]}"
-            self._log.append((asyncio.get_running_loop().time() * 1000, text))
+            at_ms = (asyncio.get_running_loop().time() - self._started_s) * 1000
+            self._log.append((at_ms, text))
         match fault.kind:
             case "fail":
                 raise SimulatedError("simulated: the attempt fails before its action")

@@ -29,6 +29,9 @@ __all__ = ["VirtualTimeLoop", "checked_seed", "run_in_virtual_time", "shuffle"]
 
 T = TypeVar("T")
 
+_STARTS_AT_S = 1_000.0
+"""Not 0, where code that takes a moment for a duration, or adds where it must subtract, is right by
+chance."""
 _WAKE_TIMEOUT_S = 5.0
 """How long, in real time, a loop without timers waits for other threads to wake it."""
 
@@ -45,7 +48,7 @@ def checked_seed(seed: object) -> int:
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop with a virtual clock that starts at 0.
+    """An asyncio event loop with a virtual clock, which starts at 1,000 seconds.
 
     When nothing is ready to run, the clock jumps to the next timer. If there is no timer either,
     nothing can ever happen again: the loop raises `HangError`, which names where each task waits.
@@ -64,7 +67,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._now = 0.0
+        self._now = _STARTS_AT_S
         self._random: Random | None = None
         self._jobs = 0
         self._default: Any = None
@@ -77,7 +80,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
                 raise
 
     def time(self) -> float:
-        """Return the virtual time, in seconds since the loop was created."""
+        """Return the virtual time in seconds, which is 1,000 when the loop is made."""
         return self._now
 
     @contextmanager

@@ -243,8 +243,11 @@ class LiveJournal:
         self._orphaned = orphaned
         self.reads: list[float] = []
 
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time() - 1_000  # where virtual time starts
+
     async def notes(self, _: str, *, after: int, **__: object) -> list[StoredEvent]:
-        now = asyncio.get_running_loop().time()
+        now = self._now_s()
         self.reads.append(now)
         return [
             StoredEvent(position, StepLogged("s", 1, at * 1_000, 20, "app", text))
@@ -253,7 +256,7 @@ class LiveJournal:
         ]
 
     async def record(self, _: str) -> RunRecord:
-        is_over = asyncio.get_running_loop().time() >= self._ends_at
+        is_over = self._now_s() >= self._ends_at
         return RunRecord(
             "r",
             "",

@@ -437,6 +437,7 @@ async def test_an_action_that_is_none_fails_as_it_does_at_home() -> None:
 
 
 async def test_a_cancelled_body_cleans_up_before_it_answers() -> None:
+    clock = asyncio.get_running_loop().time
     cleaned = []
 
     async def act() -> None:
@@ -444,7 +445,7 @@ async def test_a_cancelled_body_cleans_up_before_it_answers() -> None:
             await asyncio.sleep(1000)
         finally:
             await asyncio.sleep(5)
-            cleaned.append(asyncio.get_running_loop().time())
+            cleaned.append(clock())
 
     host = RecordedHost()
     step = WorkflowStep("act", return_it)
@@ -454,13 +455,14 @@ async def test_a_cancelled_body_cleans_up_before_it_answers() -> None:
 
     # Not through bytes, or the list would be a copy.
     call = RecordedCall(WorkflowStep("act", call_it)).call
+    started_s = clock()
     task = asyncio.create_task(run_packed(pack_call(call, None), {"function": act}, host))
     await asyncio.sleep(1)
     task.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         unpack_answer(await task, call)
-    assert cleaned == [6]
+    assert cleaned == [started_s + 6]
 
 
 async def call_it(function: Any) -> Any:
@@ -693,8 +695,8 @@ async def test_a_heartbeat_that_comes_soon_after_another_is_passed_on_late(
 ) -> None:
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(_remote_notes, "monotonic", loop.time)
-    beats: list[float] = []
-    pulse = Pulse(loop, 4.0, lambda: beats.append(loop.time()))
+    started_s, beats = loop.time(), list[float]()
+    pulse = Pulse(loop, 4.0, lambda: beats.append(loop.time() - started_s))
 
     for _ in range(10):  # at 0.3, 0.6 ... 3.0
         await asyncio.sleep(0.3)
@@ -714,10 +716,11 @@ async def test_a_heartbeat_that_comes_soon_after_another_is_passed_on_late(
 async def test_the_heartbeats_of_a_child_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(_remote_notes, "monotonic", loop.time)
-    beats: list[float] = []
-    pulse = Pulse(loop, 4.0, lambda: beats.append(loop.time()))
+    started_s, beats = loop.time(), list[float]()
+    pulse = Pulse(loop, 4.0, lambda: beats.append(loop.time() - started_s))
 
-    pulse.follow(lambda: 1.5 if loop.time() >= 1.5 else 0.0)
+    beaten_s = started_s + 1.5
+    pulse.follow(lambda: beaten_s if loop.time() >= beaten_s else 0.0)
     await asyncio.sleep(5)
     assert len(beats) == 1
     assert 1.5 <= beats[0] <= 1.8

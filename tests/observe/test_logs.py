@@ -232,16 +232,16 @@ def test_a_failure_is_logged_with_the_traceback_of_the_step(log, text):
 
 def test_a_record_of_an_event_carries_the_fields_of_the_event(log, records):
     run(
-        WorkflowStep("a", Flaky(), max_retries=2, retry=100),
+        WorkflowStep("a", Flaky(), max_retries=2, retry=250),
         observers=[LoggingObserver(log)],
         max_concurrency=1,
     )
 
     by_kind = {record.kind: record for record in records}
     failed, finished = by_kind["AttemptFailed"], by_kind["RunFinished"]
-    assert (failed.retry_in_ms, failed.at_ms, failed.exc_info) == (100.0, 0.0, None)
+    assert (failed.retry_in_ms, failed.at_ms, failed.exc_info) == (250.0, 0.0, None)
     assert by_kind["AttemptStarted"].queued_ms == 0.0
-    assert (finished.status, finished.stop_reason, finished.at_ms) == ("PASSED", None, 100.0)
+    assert (finished.status, finished.stop_reason, finished.at_ms) == ("PASSED", None, 250.0)
 
 
 def test_an_output_is_never_logged(log, records):
