@@ -21,6 +21,7 @@ from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writ
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError, escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
+from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._queries import is_searchable
 
 __all__ = [
@@ -65,13 +66,9 @@ _COMPLETIONS = 50
 # Journals.
 
 
-def _is_dsn(journal: str) -> bool:
-    return journal.startswith(("postgresql://", "postgres://"))
-
-
 def journal_exists(journal: str) -> bool:
     """Whether the file of a journal exists, or it is in a database, which may be asked."""
-    return _is_dsn(journal) or Path(journal).is_file()
+    return is_postgres_address(journal) or Path(journal).is_file()
 
 
 def require_journal(journal: str) -> None:
@@ -107,7 +104,7 @@ def check_files(html: Path | None, trace: Path | None, journal: str) -> None:
 
 def _check_is_not_of_journal(option: str, path: Path, journal: str) -> None:
     base = Path(journal).resolve()  # the other files are beside the target of a link
-    for suffix in () if _is_dsn(journal) else _SUFFIXES:
+    for suffix in () if is_postgres_address(journal) else _SUFFIXES:
         file = Path(f"{base}{suffix}")
         if path.resolve() == file or (path.exists() and file.exists() and path.samefile(file)):
             raise click.BadParameter(
@@ -130,7 +127,7 @@ def open_journal(journal: str, *, logs: str | None = None, prints: bool = False)
         ImportError: An extra is missing.
     """
     try:
-        kind = PostgresJournal if _is_dsn(journal) else SQLiteJournal
+        kind = PostgresJournal if is_postgres_address(journal) else SQLiteJournal
         return kind(journal, logs=logs, prints=prints)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
@@ -171,7 +168,7 @@ def journal_flag(journal: str) -> str:
     """
     if journal == os.environ.get(_VARIABLE, _DEFAULT):
         return ""
-    return " --journal " + ("DSN" if _is_dsn(journal) else shlex.quote(journal))
+    return " --journal " + ("DSN" if is_postgres_address(journal) else shlex.quote(journal))
 
 
 # Completion in a shell.
@@ -230,11 +227,9 @@ async def _runs_that_start_with(journal: str, incomplete: str) -> list[Completio
 
 def _check_address(journal: str) -> str:
     """Refuse other addresses, which would become the name of a file, with a password in it."""
-    scheme, is_address, _ = journal.partition("://")
-    if is_address and not _is_dsn(journal):
+    if is_other_address(journal):
         raise click.BadParameter(
-            f"{scheme}:// is not the address of a journal; give a file, or "
-            "postgresql://user@host/database"
+            "this is not the address of a journal; give a file, or postgresql://user@host/database"
         )
     return journal
 

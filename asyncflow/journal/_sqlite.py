@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from asyncflow._core.errors import JournalError, escape_controls, safe_text
+from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._event_codec import event_checksum, run_checksum
@@ -585,10 +586,11 @@ def _checked_path(path: object) -> str:
     if not isinstance(name, str):
         shown = safe_text(repr, path)
         raise TypeError(f"path must be a str or a path such as a pathlib.Path, not {shown}")
-    scheme, has_scheme, _ = name.partition("://")
-    if has_scheme and scheme.replace("+", "").isalnum():
-        # The rest may hold a password.
-        is_postgres = scheme.startswith("postgres")
-        way_out = "give it to PostgresJournal" if is_postgres else "give a path, such as 'runs.db'"
-        raise ValueError(f"path must be that of a file, not a {scheme}:// address; {way_out}")
+    # An address may hold a password, and would be the name of the file.
+    if is_postgres_address(name):
+        raise ValueError(
+            "path must be that of a file, not the address of a database; give it to PostgresJournal"
+        )
+    if is_other_address(name):
+        raise ValueError("path must be that of a file, not an address; give one such as 'runs.db'")
     return name

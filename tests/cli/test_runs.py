@@ -205,18 +205,24 @@ def test_control_characters_of_a_run_id_are_escaped(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("command", [["run", "etl:pipeline"], ["runs"], ["show", "r"], ["ui"]])
-def test_an_address_of_another_kind_is_refused_and_not_shown(
-    shell: Shell, command: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("mysql://me:hunter2@host/db", "this is not the address of a journal; give a file, or "),
+        ("me:hunter2@host", "this is not the address of a journal; give a file, or postgresql://"),
+        ("host=h password=my hunter2", "can't be read; it is written as postgresql://user@host"),
+    ],
+)
+def test_an_address_that_is_none_of_a_journal_is_refused_and_not_shown(
+    shell: Shell, command: list[str], address: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "mysql://me:hunter2@host/db")
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", address)
 
     result = shell(*command, exits=2)
 
-    assert "Invalid value for '--journal'" in result.stderr
-    assert (
-        "mysql:// is not the address of a journal; give a file, or postgresql://" in result.stderr
-    )
+    assert says in result.stderr
     assert "hunter2" not in result.output
+    assert not list(shell.directory.glob("*hunter2*"))
 
 
 # show

@@ -526,10 +526,12 @@ def test_an_invalid_option_is_refused(
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ("postgresql://me:pass@host/x", ValueError, "not a postgresql:// address; give it to Post"),
-        ("postgres://host/x", ValueError, "not a postgres:// address; give it to PostgresJournal"),
+        ("postgresql://me:pass@host/x", ValueError, "of a database; give it to PostgresJournal"),
         ("postgresql+psycopg://me:pass@host/x", ValueError, "give it to PostgresJournal"),
-        ("sqlite:///x.db", ValueError, "of a file, not a sqlite:// address; give a path, such as"),
+        ("host=h password=pass@h dbname=x", ValueError, "give it to PostgresJournal"),
+        ("connect_timeout=1 service = x\nuser=pass@", ValueError, "give it to PostgresJournal"),
+        ("sqlite:///x.db", ValueError, "of a file, not an address; give one such as 'runs.db'"),
+        ("me:pass@host", ValueError, "of a file, not an address; give one such as 'runs.db'"),
         (3, TypeError, "path must be a str or a path such as a pathlib.Path, not 3"),
         (b"x.db", TypeError, "path must be a str or a path such as a pathlib.Path, not b'x.db'"),
         (None, TypeError, "path must be a str or a path such as a pathlib.Path, not None"),
@@ -542,6 +544,11 @@ def test_an_argument_that_is_not_a_path_is_refused(
         SQLiteJournal(given)
 
     assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["host.db", "a=b.db", "ghost=1", "me@host", "C:/me@host", "12:00"])
+def test_the_name_of_a_file_may_look_a_little_like_an_address(name: str) -> None:
+    assert SQLiteJournal(name).path == name
 
 
 def test_the_repr_of_a_journal_shows_its_path(path: Path) -> None:
