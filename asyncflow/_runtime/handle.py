@@ -49,6 +49,7 @@ __all__ = ["EventReader", "RunHandle", "RunLink", "RunOwner", "RunProgress"]
 
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
+_NO_REASON = "no reason given"
 _IN_A_ROW = 100
 """After how many events that are there already a reader lets other tasks run."""
 
@@ -529,7 +530,7 @@ class RunHandle:
         assert self._report is not None
         return self._report
 
-    def cancel(self, reason: str = "no reason given") -> None:
+    def cancel(self, reason: str = _NO_REASON) -> None:
         """Cancel the run: its running steps are cancelled, and no other starts.
 
         It returns at once; `report` waits until the steps have ended, and then raises a
@@ -543,8 +544,7 @@ class RunHandle:
         Raises:
             TypeError: The reason is not a string.
         """
-        _check_reason(reason)
-        self._stop(reason)
+        self._stop(_checked_reason(reason))
 
     def drain(self, reason: str, *, spare_running: bool = True) -> None:
         """Let the running attempts end, and start nothing more, since this process shuts down.
@@ -564,7 +564,7 @@ class RunHandle:
         Raises:
             TypeError: The reason is not a string.
         """
-        _check_reason(reason)
+        reason = _checked_reason(reason)
         if self._link.is_begun and spare_running:
             self._link.drain(escape_controls(reason))
         else:
@@ -611,9 +611,10 @@ class RunHandle:
             )
 
 
-def _check_reason(reason: object) -> None:
+def _checked_reason(reason: object) -> str:
     if not isinstance(reason, str):
         raise TypeError(f"reason must be a str, not {type(reason).__name__}")
+    return reason or _NO_REASON  # an error without one is that of a cancellation through a journal
 
 
 def _ends_the_program(error: BaseException) -> bool:

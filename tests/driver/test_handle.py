@@ -354,11 +354,12 @@ class TestCancellation:
         assert again.value is caught.value
         assert gate.ended == ["cancelled"]
 
-    async def test_it_needs_no_reason_and_it_must_be_text(self) -> None:
+    @pytest.mark.parametrize("reason", [(), ("",)])
+    async def test_it_needs_no_reason_and_it_must_be_text(self, reason: tuple[str, ...]) -> None:
         async with gated(Gate()).start() as run:
             with pytest.raises(TypeError, match="reason must be a str, not int"):
                 run.cancel(3)  # type: ignore[arg-type]
-            run.cancel()
+            run.cancel(*reason)
             with pytest.raises(RunCancelledError, match="was cancelled: no reason given"):
                 await run.report()
 
