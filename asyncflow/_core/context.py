@@ -17,6 +17,7 @@ from asyncflow._core.arguments import check_number
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
 from asyncflow._core.results import StepResult
+from asyncflow._core.secret_texts import SecretTexts
 from asyncflow.events import AttemptStarted
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
@@ -75,6 +76,7 @@ __all__ = [
     "enter_run",
     "enter_thread",
     "is_inside_run",
+    "known_secrets",
 ]
 
 
@@ -401,6 +403,8 @@ class RunContext:
     """Whether the running task was asked to cancel. False where no task is running."""
     notes: Notes | None = None
     """Takes what attempts say; ``None`` if nothing would receive it."""
+    secrets: SecretTexts | None = None
+    """The secrets that it and the runs around it know; ``None`` if there are none."""
     outer: tuple[Notes, StartedAttempt] | None = None
     """What takes the log records of attempts, if the run does not: the attempt of another run
     within which it runs, and the notes of that run."""
@@ -477,6 +481,11 @@ def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
         return None
     run = _run.get()
     return run.outer if run.notes is None or not run.notes.takes_logs else (run.notes, running)
+
+
+def known_secrets() -> SecretTexts | None:
+    """Return the secrets of the run one of whose actions is running, if it has any."""
+    return None if _attempt.get(None) is None else _run.get().secrets
 
 
 def current_run() -> str | None:

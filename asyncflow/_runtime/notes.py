@@ -17,13 +17,13 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import cut
+from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._runtime.log_capture import text_of
 from asyncflow.events import (
     AttemptFailed,
@@ -38,9 +38,6 @@ from asyncflow.events import (
 )
 
 __all__ = ["OWN_LOGGER", "STREAMS", "NoteQueue", "log_level_of", "wants_prints"]
-
-SECRET = "<secret>"
-"""What stands for a secret text."""
 
 OWN_LOGGER = "asyncflow"
 """The logger of records that say what is missing. What it logs itself is about runs, not steps."""
@@ -62,11 +59,6 @@ _REPORT_S, _STORE_S = 0.1, 1.0
 
 _HIGHEST_LEVEL = 2**31 - 1
 """Databases have no larger ones."""
-
-_SHORTEST_SECRET = 4
-"""A shorter text would be found in many others."""
-_SECRET_PARTS = 1_000
-"""How many parts of a secret value are looked at."""
 
 _Key: TypeAlias = tuple[str, int | None, int]
 """A step, an item and the number of an attempt."""
@@ -124,6 +116,7 @@ class NoteQueue:
         loop: The event loop of the run.
         clock: Its clock.
         started_s: The time of that clock when the run started.
+        secrets: What it replaces in texts.
         secret: The names of the secret steps.
         level: From which level on log records are kept; ``None`` for none.
         prints: Whether printed lines are kept.
@@ -135,6 +128,7 @@ class NoteQueue:
         clock: Callable[[], float],
         started_s: float,
         *,
+        secrets: SecretTexts,
         secret: Collection[str] = (),
         level: int | None = None,
         prints: bool = False,
@@ -142,8 +136,8 @@ class NoteQueue:
         self.level = level
         self.prints = prints
         self.takes_logs = level is not None or prints
-        self.has_any = bool(secret)
-        """Whether an attempt has said something, or a secret may become known."""
+        self.has_any = False
+        """Whether an attempt has said something."""
         self._loop = loop
         self._thread = threading.get_ident()
         self._process = os.getpid()
@@ -152,9 +146,7 @@ class NoteQueue:
         self._clock = clock
         self._started_s = started_s
         self._secret = frozenset(secret)
-        self._secrets: set[str] = set()
-        self._longest_first: Sequence[str] = ()
-        """The secrets as of the last time that a text was searched for them."""
+        self._secrets = secrets
         self._receiver: Receiver | None = None
         self._is_notifying = False
         self._lock = threading.RLock()  # the collector may run what logs within any call
@@ -191,8 +183,7 @@ class NoteQueue:
         from asyncflow._runtime.attachments import attachment_of, without_secrets  # few need it
 
         media_type, content = attachment_of(name, data, media_type)
-        if self._secrets:
-            media_type, content = without_secrets(media_type, content, self._public)
+        media_type, content = without_secrets(media_type, content, self._secrets.replaced)
         if not self._is_open():
             return
         step, number, _, _, item = running
@@ -210,7 +201,7 @@ class NoteQueue:
                 attempt.records += 1
                 self._records += 1
                 self._attached += len(content)
-                shown = cut(self._public(name), _LONGEST_TEXT)
+                shown = cut(self._secrets.replaced(name), _LONGEST_TEXT)
                 self._put(
                     StepAttached(step, number, self._now_ms(), shown, media_type, content, item)
                 )
@@ -237,8 +228,8 @@ class NoteQueue:
                 return
             text = self._short(message, _LONGEST_TEXT)
             trace = traceback and self._short(traceback, _LONGEST_TEXT - len(text))
-            level = min(int(level), _HIGHEST_LEVEL)
-            event = StepLogged(step, number, self._now_ms(), level, logger, text, item, trace)
+            level, name = min(int(level), _HIGHEST_LEVEL), self._secrets.replaced(logger)
+            event = StepLogged(step, number, self._now_ms(), level, name, text, item, trace)
             size = len(text) + len(trace)
             if self._records >= _RUN_RECORDS or self._characters + size > _RUN_CHARACTERS:
                 attempt.left_out += 1
@@ -328,35 +319,15 @@ class NoteQueue:
 
     # Secrets.
 
-    def hide(self, value: object) -> None:
-        """Replace the texts of a secret value, from now on."""
-        self._secrets.update(_texts_of(value))
-
-    def _public(self, text: str) -> str:
-        for secret in self._in_order():
-            if secret in text:
-                text = text.replace(secret, SECRET)
-        return text
-
-    def _in_order(self) -> Sequence[str]:
-        """Return the secrets, the longest first, so that none hides a part of another one."""
-        secrets = self._longest_first
-        if len(secrets) != len(self._secrets):  # they only get more
-            secrets = self._longest_first = sorted(self._secrets, key=len, reverse=True)
-        return secrets
-
     def _short(self, text: str, limit: int) -> str:
-        limit = max(limit, 0)
-        secrets = self._in_order()
-        if not secrets:
-            return cut(text, limit)
+        limit, public = max(limit, 0), self._secrets.replaced
         # Before it is cut: what is left of a secret could not be found.
         if len(text) <= 4 * _LONGEST_TEXT:
-            return cut(self._public(text), limit)
+            return cut(public(text), limit)
         # A large text is not searched as a whole, so what is searched may end within a secret.
         more = len(text) - 4 * _LONGEST_TEXT
-        text = self._public(text[: 4 * _LONGEST_TEXT])
-        kept = text[: min(limit, max(len(text) - len(secrets[0]), 0))]
+        text = public(text[: 4 * _LONGEST_TEXT])
+        kept = text[: min(limit, max(len(text) - self._secrets.longest, 0))]
         return f"{kept}… ({more + len(text) - len(kept):,} more characters)"
 
     # Passing them on, in the loop.
@@ -377,8 +348,6 @@ class NoteQueue:
                 self._end(attempt)
         if self._queue:
             self._pass_on()
-        if type(event) is StepSucceeded and event.secret:
-            self.hide(event.output)
 
     def notifying(self, is_notifying: bool) -> bool:
         """Set whether observers are being notified, whose log records belong to no step."""
@@ -399,8 +368,6 @@ class NoteQueue:
             self._receiver = self._timer = self._context = None
             for each in (self._queue, self._attempts, self._waiting, self._unstored):
                 each.clear()
-            self._secrets.clear()
-            self._longest_first = ()
 
     def _drain(self) -> None:
         with self._lock:
@@ -454,7 +421,7 @@ class NoteQueue:
             attempt.reported = latest
         at_ms, done, total, unit = latest
         step, item, number = attempt.key
-        unit = cut(self._public(unit), 100)
+        unit = cut(self._secrets.replaced(unit), 100)
         progress = StepProgressed(step, number, at_ms, done, total, unit, item)
         receiver.note(progress, store=store, notify=notify)
 
@@ -491,80 +458,3 @@ _TOO_MUCH = (
 )
 
 _ENDS = frozenset({AttemptFailed, StepSucceeded, StepFailed, StepCancelled})
-
-
-def _texts_of(value: object) -> Iterator[str]:
-    """Yield the texts and numbers in a secret value, and each line of a text."""
-    values: list[Any] = [value]
-    for _ in range(_SECRET_PARTS):
-        if not values:
-            return
-        each = values.pop()
-        if isinstance(each, bytes):
-            if len(each) >= _SHORTEST_SECRET:
-                yield from _in_base64(each)
-            each = each.decode(errors="ignore")
-        if isinstance(each, str):
-            for text in {each, each.strip(), *each.splitlines()}:
-                if len(text) >= _SHORTEST_SECRET:
-                    yield from _forms_of(text)
-        elif isinstance(each, int | float):
-            if len(str(each)) >= _SHORTEST_SECRET and not isinstance(each, bool):
-                yield str(each)
-        elif isinstance(each, os.PathLike) or type(each).__module__ in _SHOWN_WHOLE:
-            values.append(str(each))
-        else:
-            with suppress(Exception):  # it is the user's object
-                values += islice(_parts_of(each), _SECRET_PARTS)
-
-
-_SHOWN_WHOLE = frozenset({"datetime", "decimal", "fractions", "ipaddress", "uuid"})
-"""The modules of values that are shown as one text."""
-
-
-def _forms_of(text: str) -> Iterator[str]:
-    """Yield a text as it is, and as it is within values, JSON, CSV, XML, addresses and Base64."""
-    yield text
-    yield from _in_base64(text.encode(errors="replace"))
-    if text.isascii() and text.isalnum():
-        return
-    import html
-    import json
-    from urllib.parse import quote, quote_plus
-
-    yield repr(text)[1:-1]
-    yield json.dumps(text)[1:-1]
-    yield json.dumps(text, ensure_ascii=False)[1:-1]
-    yield text.replace('"', '""')
-    yield html.escape(text)
-    yield html.escape(text, quote=False)
-    for escape in (quote, quote_plus):
-        yield escape(text, safe="", errors="replace")
-
-
-def _in_base64(data: bytes) -> Iterator[str]:
-    """Yield how data is encoded in Base64, alone and within longer data.
-
-    Within longer data, such as ``user:password``, these are the characters that depend on nothing
-    before or after it. They differ by the place where it begins, since three bytes become four
-    characters.
-    """
-    from base64 import b64encode
-
-    parts = [b64encode(data).decode().rstrip("=")]
-    for before in range(3):
-        encoded = b64encode(bytes(before) + data).decode()
-        parts.append(encoded[-(-before * 4 // 3) : (before + len(data)) * 4 // 3])
-    for part in parts:
-        yield part
-        yield part.replace("+", "-").replace("/", "_")
-
-
-def _parts_of(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return value
-    slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
-    own = getattr(value, "__dict__", {})
-    return [*own.values(), *(getattr(value, name, None) for name in slots)]

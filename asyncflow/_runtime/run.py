@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.context import RunContext, capturing_notes, enter_run
+from asyncflow._core.context import RunContext, capturing_notes, enter_run, known_secrets
 from asyncflow._core.errors import (
     JournalError,
     ResourceError,
@@ -34,6 +34,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.graph import Plan, outputs_to_keep
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption, RunStatus
+from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -121,12 +122,15 @@ class Run:
         deadline_s = math.inf if deadline_ms is None else loop.time() + deadline_ms / 1000
         clock, notes = clock_of(loop), None
         takes_notes = persistence is not None and persistence.takes_notes
+        secrets = _secrets_of(start, known_secrets())
         if observers or takes_notes:
-            notes = _notes_of(loop, clock, started_s, start, observers, persistence)
+            secrets = secrets or SecretTexts()
+            notes = _notes_of(loop, clock, started_s, start, observers, persistence, secrets)
         self._notes = notes
         outer = None if notes is not None and notes.takes_logs else capturing_notes()
         run = self._run = RunContext(
-            *(run_id, plan, clock, started_s, deadline_s, {}, cancel_requested, notes, outer)
+            *(run_id, plan, clock, started_s, deadline_s, {}, cancel_requested),
+            *(notes, secrets, outer),
         )
         context = self._context = contextvars.copy_context()
         context.run(enter_run, run)
@@ -297,6 +301,8 @@ class Run:
             self._dispatcher.emit(RunFinished(now_ms, state.status, state.stop_reason, state.cause))
         if self._notes is not None:
             self._notes.close()
+        if self._run.secrets is not None:
+            self._run.secrets.clear()
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._permits, self._runner, self._maps, self._monitor, self._group
         del self._resources
@@ -699,6 +705,7 @@ def _notes_of(
     start: RunStart,
     observers: Sequence[Observer],
     persistence: RunPersistence | None,
+    secrets: SecretTexts,
 ) -> NoteQueue:
     """Return what takes the notes of a run that has a journal or observers."""
     from asyncflow._runtime.notes import NoteQueue, log_level_of, wants_prints  # others need none
@@ -708,16 +715,24 @@ def _notes_of(
     if persistence is not None:
         levels.append(persistence.logs)
         prints = prints or persistence.prints
-    notes = NoteQueue(
+    return NoteQueue(
         loop,
         clock,
         started_s,
+        secrets=secrets,
         secret=start.event.secret,
         level=min((level for level in levels if level is not None), default=None),
         prints=prints,
     )
+
+
+def _secrets_of(start: RunStart, outer: SecretTexts | None) -> SecretTexts | None:
+    """Return the secrets that a run knows when it starts, or may get to know, if there are any."""
     shown = start.event.inputs if start.checkpoint is None else start.checkpoint.inputs
-    for name, value in shown.items():
-        if value is REDACTED_OUTPUT and name in start.inputs:
-            notes.hide(start.inputs[name])
-    return notes
+    hidden = [name for name in start.inputs if shown.get(name) is REDACTED_OUTPUT]
+    if not hidden and not start.event.secret and outer is None:
+        return None
+    secrets = SecretTexts(outer)
+    for name in hidden:
+        secrets.add(start.inputs[name])
+    return secrets

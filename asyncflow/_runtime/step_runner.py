@@ -557,6 +557,8 @@ class StepRunner:
                     error, delay_ms = self._retry_or_fail(node, name, attempt, error, ended_ms)
             if error is None:
                 secret = self._steps[node].secret
+                if secret and self._run.secrets is not None:
+                    self._run.secrets.add(output)
                 step, item = running.step, running.item
                 success = StepSucceeded(step, attempt, ended_ms, output, item, secret)
                 self._dispatcher.emit(success, self.as_stored(node, success, payload))

@@ -896,6 +896,49 @@ async def test_what_is_found_in_a_secret_value_is_replaced(
     assert (attached.name, attached.data.decode()) == (shown, shown)
 
 
+async def test_a_nested_run_hides_the_secrets_of_the_runs_around_it() -> None:
+    listener = Listener()
+
+    async def log_in() -> str:
+        return "the token"
+
+    async def innermost(outer: str, own: str) -> None:
+        log.info("%s, %s", outer, own)
+
+    async def middle(key: str, log_in: str) -> None:
+        async def nest(own: str) -> None:
+            log.info("%s and %s, %s", key, log_in, own)
+            inputs = {"outer": log_in, "own": own}
+            await run_pipeline(
+                [WorkflowStep("say", innermost)], observers=[listener], inputs=inputs
+            )
+
+        await run_pipeline(
+            [WorkflowStep("nest", nest)],
+            observers=[listener],
+            inputs={"own": "own key"},
+            secret_inputs=["own"],
+        )
+
+    steps = [
+        WorkflowStep("log_in", log_in, secret=True),
+        WorkflowStep("middle", middle, ["log_in"]),
+    ]
+    await run_pipeline(steps, inputs={"key": "hunter2"}, secret_inputs=["key"])
+
+    assert listener.messages == ["<secret> and <secret>, <secret>", "<secret>, <secret>"]
+
+
+async def test_the_name_of_a_logger_hides_secrets() -> None:
+    async def work(key: str) -> None:
+        logging.getLogger(f"client.{key}").warning("hello")
+
+    step = WorkflowStep("work", work)
+    listener = await heard(step, inputs={"key": "hunter2"}, secret_inputs=["key"])
+
+    assert [note.logger for note in listener.of(StepLogged)] == ["client.<secret>"]
+
+
 async def test_a_secret_that_is_known_later_is_replaced_from_then_on() -> None:
     class Slotted:
         __slots__ = ("missing", "token")
