@@ -132,11 +132,14 @@ async def _wanted(request: Request) -> dict[str, Any]:
     if not isinstance(given, dict) or given.keys() - {"from", "all", "inputs"}:
         raise ValueError('the request must be an object with "from", "all" and "inputs"')
     from_steps, inputs = given.get("from", []), given.get("inputs", {})
+    everything = given.get("all", False)
     if not isinstance(from_steps, list) or not all(isinstance(name, str) for name in from_steps):
         raise ValueError('"from" must be a list of steps')
     if not isinstance(inputs, dict):
         raise ValueError('"inputs" must be an object')
-    return {"from_steps": from_steps, "everything": given.get("all") is True, "inputs": inputs}
+    if not isinstance(everything, bool):
+        raise ValueError('"all" must be true or false')
+    return {"from_steps": from_steps, "everything": everything, "inputs": inputs}
 
 
 def _done(request: Request, run_id: str, what: str) -> Response:

@@ -121,6 +121,7 @@ async def test_steps_and_typed_inputs_are_chosen(
         (b'{"from": "load"}', 400, '"from" must be a list of steps'),
         (b'{"from": [1]}', 400, '"from" must be a list of steps'),
         (b'{"inputs": []}', 400, '"inputs" must be an object'),
+        (b'{"all": 1}', 400, '"all" must be true or false'),
         (b" " * 1_048_577, 400, "more than 1,048,576 bytes"),
         (b'{"from": ["laod"]}', 409, "did you mean 'load'?"),
         (b'{"inputs": {"tabel": 1}}', 409, "takes an input 'tabel' (did you mean 'table'?)"),
