@@ -203,7 +203,10 @@ class _NoteWriter:
         if directory is not None and isinstance(note, StepAttached):
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                (directory / _file_name(stored.position, note)).write_bytes(note.data)
+                path = directory / _file_name(stored.position, note)
+                path.unlink(missing_ok=True)
+                with path.open("xb") as file:  # never through a link that lies there
+                    file.write(note.data)
             except OSError as error:
                 problem = f"attachments can't be saved in {directory}: {error}"
                 raise CommandError(problem, RUN_FAILED) from error

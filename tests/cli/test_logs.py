@@ -172,6 +172,21 @@ def test_attachments_are_saved_below_the_directory(stored: Shell) -> None:
     assert "ATTACHED" in result.stdout
 
 
+def test_an_attachment_is_not_saved_through_a_link(stored: Shell) -> None:
+    saved, victim = stored.directory / "saved", stored.directory / "victim"
+    saved.mkdir()
+    victim.write_text("precious")
+    path = saved / "3-extract-.._rows.csv"
+    path.symlink_to(victim)
+
+    for _ in range(2):
+        stored("logs", "monday", "--attachments", "saved")
+
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert path.read_text() == "a,b\n1,2\n"
+
+
 def test_the_file_of_an_items_attachment_has_its_number(shell: Shell) -> None:
     async def numbers() -> list[int]:
         return [1, 2]
