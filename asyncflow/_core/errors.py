@@ -35,6 +35,7 @@ __all__ = [
     "ResultRefusedError",
     "RunAlreadyActiveError",
     "RunCancelledError",
+    "RunIdInUseError",
     "RunNotFoundError",
     "RunUnreadableError",
     "StepCancelledError",
@@ -419,6 +420,24 @@ class RunAlreadyActiveError(_AttributedError):
         self.run_id = run_id
         self.owner = owner
         self.advice = advice
+
+
+class RunIdInUseError(_AttributedError, ValueError):
+    """A stored run has the id, and it is another one: it has other inputs, or another pipeline.
+
+    The message has no values: it may reach a client that has chosen the id of another one's run.
+
+    Attributes:
+        run_id: The id.
+        problem: How the stored run differs, and what to do.
+    """
+
+    _message = "run {run_id!r} {problem}"
+
+    def __init__(self, run_id: str, problem: str) -> None:
+        super().__init__(run_id, problem)
+        self.run_id = run_id
+        self.problem = problem
 
 
 class RunCancelledError(_AttributedError):

@@ -294,8 +294,10 @@ class Orchestrator:
 
         Raises:
             ValueError: Nothing provides a required parameter of an action, or both a dependency
-                and an input do; no step takes an input, not even one that targets leave out; or
-                the run was started with other inputs. Nothing has run.
+                and an input do; or no step takes an input, not even one that targets leave out.
+                Nothing has run.
+            RunIdInUseError: A ``ValueError``: the run was started with other inputs, or by another
+                pipeline. Nothing has run.
             RuntimeError, TypeError, ValueError: An engine is not open, or can't run a step. Nothing
                 has run.
             PayloadError: The journal can't store an input. Nothing has run.

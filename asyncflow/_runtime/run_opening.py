@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from asyncflow._core.annotations import input_types
-from asyncflow._core.errors import PayloadError, escape_controls
+from asyncflow._core.errors import PayloadError, RunIdInUseError
 from asyncflow._core.graph import bind, bind_conditions
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
@@ -19,7 +19,6 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
 from asyncflow._core.resume import Fingerprints, fork, resume
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import (
     Journal,
     Request,
@@ -40,7 +39,8 @@ async def open_run(
 
     Raises:
         PayloadError: An input can't be stored, or a stored one can't be read.
-        ValueError: The run was started with other inputs, or as `begin` raises it.
+        RunIdInUseError: The run was started with other inputs, or by another pipeline.
+        ValueError: As `begin` raises it.
         RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
         JournalError: The journal fails.
     """
@@ -57,8 +57,8 @@ async def open_fork(
 
     Raises:
         PayloadError: An input can't be stored, or a stored value can't be read.
-        ValueError: The id is taken, the other run belongs to another pipeline, a secret input is
-            missing, or as `begin` raises it.
+        RunIdInUseError: The id is taken, or the other run belongs to another pipeline.
+        ValueError: A secret input is missing, or as `begin` raises it.
         RunNotFoundError: There is no other run of that id.
         RunUnreadableError: It is damaged.
         RunAlreadyActiveError: Another process has just claimed the new id.
@@ -131,9 +131,8 @@ class _RunOpening:
     def _check_pipeline(self, stored: StoredRun, way_out: str = "use another run id") -> None:
         pipeline, theirs = self._request.pipeline, stored.started.pipeline
         if theirs and pipeline and theirs != pipeline:
-            raise ValueError(
-                f"run {stored.run_id!r} belongs to pipeline {theirs!r}, not to {pipeline!r}; "
-                f"{way_out}"
+            raise RunIdInUseError(
+                stored.run_id, f"belongs to pipeline {theirs!r}, not to {pipeline!r}; {way_out}"
             )
 
     # Forks.
@@ -142,12 +141,12 @@ class _RunOpening:
         """Check that a run is new.
 
         Raises:
-            ValueError: It is not.
+            RunIdInUseError: It is not.
         """
         if stored.segments:
-            raise ValueError(
-                f"run {stored.run_id!r} exists already; fork to another id, or leave it out for a "
-                "generated one"
+            raise RunIdInUseError(
+                stored.run_id,
+                "exists already; fork to another id, or leave it out for a generated one",
             )
 
     def fork(self, origin: StoredRun, from_steps: Collection[str]) -> RunStart:
@@ -199,16 +198,13 @@ class _RunOpening:
     # Inputs.
 
     def _check_inputs(self, stored: StoredRun) -> None:
-        request = self._request
-        secret = stored.secret_inputs.union(request.secret_inputs)
         for name, before, hint in self._changed(stored):
-            was, value = self._decode_input(name, before, hint), request.inputs[name]
-            if not _is_equal(was, value):
-                values = f": {_short(was)}, and not {_short(value)}"
-                raise ValueError(
-                    f"run {request.run_id!r} was started with another input {name!r}"
-                    f"{'' if name in secret else values}; leave the inputs out to resume with "
-                    "those it has, or use another run id"
+            was = self._decode_input(name, before, hint)
+            if not _is_equal(was, self._request.inputs[name]):
+                raise RunIdInUseError(
+                    stored.run_id,
+                    f"was started with another input {name!r}; leave the inputs out to resume "
+                    "with those it has, or use another run id",
                 )
 
     def _changed(self, stored: StoredRun) -> Iterator[tuple[str, Payload, Any]]:
@@ -281,8 +277,3 @@ def _is_equal(one: Any, other: Any) -> bool:
         return is_same_value(one, other)
     except Exception:  # arrays, for example, have no single truth value
         return False
-
-
-def _short(value: Any) -> str:
-    text = escape_controls(safe_repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -26,6 +26,7 @@ from asyncflow import (
     ResultRefusedError,
     RunAlreadyActiveError,
     RunCancelledError,
+    RunIdInUseError,
     RunNotFoundError,
     RunUnreadableError,
     StepCancelledError,
@@ -113,6 +114,12 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         {"run_id": "order-17", "owner": "web-1:42"},
         "run 'order-17' is active in web-1:42; to wait until it has ended there, say "
         'on_active="wait"',
+    ),
+    (
+        lambda: RunIdInUseError("order-17", "belongs to pipeline 'a', not to 'b'"),
+        ValueError,
+        {"run_id": "order-17", "problem": "belongs to pipeline 'a', not to 'b'"},
+        "run 'order-17' belongs to pipeline 'a', not to 'b'",
     ),
     (
         lambda: RunCancelledError("order-17"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from asyncflow import (
     Pipeline,
     RestoredOutput,
     RunAlreadyActiveError,
+    RunIdInUseError,
     RunNotFoundError,
     RunReport,
     RunStatus,
@@ -811,9 +811,10 @@ class TestInputs:
         steps, seen = self.steps()
         await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
 
-        with pytest.raises(ValueError, match="started with another input 'x': 1, and not 2"):
+        with pytest.raises(RunIdInUseError, match="with another input 'x'; leave") as refused:
             await run_pipeline(steps, inputs={"x": 2}, journal=journal, run_id="r")
 
+        assert "1" not in str(refused.value)  # the client of the other request may be another one
         assert len(seen) == 1
         assert not journal.open_sessions
 
@@ -840,7 +841,7 @@ class TestInputs:
         steps, _ = self.steps()
         await run_pipeline(steps, inputs={"x": before}, journal=journal, run_id="r")
 
-        with pytest.raises(ValueError, match=f"another input 'x': {re.escape(repr(before))}, and"):
+        with pytest.raises(ValueError, match="another input 'x'"):
             await run_pipeline(steps, inputs={"x": x}, journal=journal, run_id="r")
 
     async def test_an_input_that_cannot_be_compared_is_refused(self, journal):
@@ -957,7 +958,7 @@ class TestInputs:
 
         with pytest.raises(ValueError, match="was started with another input 'x'; leave") as caught:
             await run_pipeline(steps, inputs={"x": "hunter3"}, **options)
-        with pytest.raises(ValueError, match="another input 'y': 1, and not 2; leave"):
+        with pytest.raises(ValueError, match="another input 'y'; leave"):
             await run_pipeline(steps, inputs={"y": 2}, **options)
 
         assert "hunter" not in str(caught.value)
@@ -1000,7 +1001,7 @@ class TestInputs:
         assert report["use"].output == again["use"].output == 9
         assert report["use"].rerun_reason == "the run did not have the input 'x' before"
         assert work.calls == {"other": 1}
-        with pytest.raises(ValueError, match="was started with another input 'x': 9, and not 7"):
+        with pytest.raises(ValueError, match="was started with another input 'x'"):
             await run_pipeline(steps, inputs={"x": 7}, journal=journal, run_id="r")
 
     async def test_an_input_of_a_passed_run_is_shown_after_a_change_of_its_type(
