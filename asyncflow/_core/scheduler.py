@@ -438,22 +438,23 @@ class Readiness:
         """Whether a step whose turn has come is ready; otherwise it is parked or unreachable."""
         if self._phases[step] != Phase.PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
-        needed = self._plan.dependencies[step]
+        needed, subject = self._plan.dependencies[step], "it depends"
         if step in self._cleanups:
             if self.stop_reason is not None and self.ordinary_unsettled:
                 self._parked.append(step)
                 return False
-            if self._plan.steps[step].run_if == "always" or any(
-                n in self.failed_by for n in needed
-            ):
-                return True
-            self._skip(step, 'run_if="failure", and no dependency failed', on_purpose=True)
-            return False
+            run_if, source = self._plan.steps[step].run_if, self._plan.steps[step].map_over
+            if run_if == "failure" and not any(n in self.failed_by for n in needed):
+                self._skip(step, 'run_if="failure", and no dependency failed', on_purpose=True)
+                return False
+            # It can do without the outputs of its dependencies, but not without its items.
+            needed = () if source is None else (self._plan.index[source],)
+            subject = "its items depend"
         for grounds, what in (self.failed_by, "failed"), (self.skipped_by, "was skipped"):
             cause = next((grounds[other] for other in needed if other in grounds), None)
             if cause is not None:
                 grounds[step] = cause
-                reason = f"it depends on step {cause!r}, which {what}"
+                reason = f"{subject} on step {cause!r}, which {what}"
                 self._skip(step, reason, on_purpose=grounds is self.skipped_by)
                 return False
         return True

@@ -134,9 +134,10 @@ class WorkflowStep:
             The latter two are for clean-up and notification. They also run when the run stops
             because a step failed or its deadline passed, once everything else has ended. Without
             ``depends_on``, they depend on all steps but the clean-up steps that name none either.
-            They receive ``None`` for an output that does not exist. A step that depends on all has
-            an edge from each: thousands of those among thousands of steps make millions of edges
-            and take seconds to plan, so let each name what it cleans up after.
+            They receive ``None`` for an output that does not exist; one that is mapped over it is
+            skipped. A step that depends on all has an edge from each: thousands of those among
+            thousands of steps make millions of edges and take seconds to plan, so let each name
+            what it cleans up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
         engine: On whose machine the action runs: an engine of `asyncflow.engines`, or ``"local"``

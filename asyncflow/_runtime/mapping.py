@@ -80,7 +80,7 @@ class MapRunner:
         error: BaseException | None = None
         failure: Exception | None = None
         try:
-            emit(MapStarted(step.name, now_ms(), count_of(self._source_of(step).output)))
+            emit(MapStarted(step.name, now_ms(), count_of(self._source_of(step))))
             try:
                 is_complete = await self._add_items(node, step)
             except GeneratorExit:  # pragma: no cover - the loop was closed over it
@@ -142,12 +142,10 @@ class MapRunner:
         """Make each item a node; return whether none was left out, as when the run stops."""
         state, number = self._state, 0
         source = self._source_of(step)
-        if source.status is not StepStatus.SUCCESS:
-            return True  # it is a clean-up step, and there are no items
         try:
             if self._is_durable:
-                check_order(source.output, step.name)
-            async with aclosing(each_item(source.output, step.name)) as values:
+                check_order(source, step.name)
+            async with aclosing(each_item(source, step.name)) as values:
                 async for value in values:
                     if state.stop_reason is not None and not state.is_exempt_from_stop(node):
                         return False
@@ -182,12 +180,12 @@ class MapRunner:
                 raise
             forget_cancels()
 
-    def _source_of(self, step: WorkflowStep) -> StepResult:
-        """Return the result of the step over whose output a step is mapped."""
+    def _source_of(self, step: WorkflowStep) -> Any:
+        """Return the output over which a step is mapped."""
         assert step.map_over is not None
         source = self._state.result(self._run.plan.index[step.map_over])
         assert source is not None
-        return source
+        return source.output
 
     def _have_all_succeeded(self, node: int, items: list[StepResult]) -> bool:
         # An item that was dropped before it started has no result.

@@ -19,6 +19,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow._core.record import replace
 from asyncflow.events import AttemptStarted, MapStarted, RunFinished, StepSucceeded
 from asyncflow.testing import VirtualTimeLoop
 
@@ -668,18 +669,51 @@ async def test_a_stream_that_cannot_be_closed_is_read_to_its_end():
     assert report["double"].output == [4, 2, 0]
 
 
-async def test_a_mapped_clean_up_step_has_no_items_if_its_source_failed():
+@pytest.mark.parametrize("run_if", ["always", "failure"])
+async def test_a_mapped_clean_up_step_is_skipped_if_its_source_has_no_output(run_if):
+    loaded = []
+
     async def fail():
         raise OSError
+
+    async def load(doubled):
+        loaded.append(doubled)
 
     report = await run_pipeline(
         [
             WorkflowStep("rows", fail),
-            WorkflowStep("drop", double, {"item": "rows"}, map_over="rows", run_if="always"),
-        ]
+            WorkflowStep("doubled", double, {"item": "rows"}, map_over="rows", run_if=run_if),
+            WorkflowStep("load", load, ["doubled"]),
+        ],
+        fail_fast=False,
     )
 
-    assert (report["drop"].output, report["drop"].items) == ([], ())
+    assert [result.status for result in report.values()] == [FAILED, SKIPPED, SKIPPED]
+    assert (report["doubled"].output, report["doubled"].items) == (None, None)
+    assert report["doubled"].reason == "its items depend on step 'rows', which failed"
+    assert report["load"].reason == "it depends on step 'rows', which failed"
+    assert loaded == []
+
+
+async def test_a_mapped_clean_up_step_is_skipped_on_purpose_with_its_source():
+    source, mapped = over([1, 2], double, run_if="always")
+
+    report = await run_pipeline([replace(source, when=lambda: False), mapped])
+
+    assert report["m"].on_purpose
+    assert report.all_passed
+
+
+async def test_a_mapped_clean_up_step_runs_after_the_failure_of_another_dependency():
+    async def fail():
+        raise OSError
+
+    source, mapped = over([1, 2], double, run_if="failure")
+    mapped = replace(mapped, depends_on=["source", "fails"])
+
+    report = await run_pipeline([source, WorkflowStep("fails", fail), mapped])
+
+    assert report["m"].output == [2, 4]
 
 
 async def test_an_internal_error_in_a_mapped_step_is_raised(monkeypatch):

@@ -599,18 +599,16 @@ class _Run:
         assert spec.maps is not None
         _require(not node.attempts, "a mapped step has attempts of its own:", node.attempts)
         items = self.items[node.step]
-        has_gaps = sorted(items) != [*range(len(items))]
-        # An item that a third party has cancelled while it waited may wait until the run stops.
-        _require(not has_gaps or self.world.strangers, "the items are", sorted(items))
+        self.check_gaps(node, items)
         source = self.steps[spec.maps].end
-        given = source.output if type(source) is StepSucceeded else []
+        _require(type(source) is StepSucceeded, "there are no items:", node.map)
+        given = source.output
         stop = self.stop_for(spec)
         count, breaks = self.count_of(given)
         ends = [items[number].end for number in sorted(items)]
         failed = [item.error for item in ends if type(item) is StepFailed]
         known = len(given) if isinstance(given, list | tuple) else None
-        if type(source) is StepSucceeded:
-            _require(node.map.count == known, f"{known} items are known:", node.map)
+        _require(node.map.count == known, f"{known} items are known:", node.map)
         is_whole = len(items) == count and all(
             type(item.end) is StepSucceeded for item in items.values()
         )
@@ -638,6 +636,17 @@ class _Run:
         if stop is None and not was_broken:
             _require(len(items) == count, f"{len(items)} of {count} items ran")
 
+    def check_gaps(self, node: _Node, items: dict[int, _Node]) -> None:
+        """Check that each item has begun before the next one."""
+        # An item that a third party has cancelled while it waited may wait until the run stops.
+        if not self.world.strangers:
+            stop = self.stop_for(self.specs[node.step])
+            gap = next(number for number in range(len(items) + 1) if number not in items)
+            later = [item.attempts[0] for number, item in items.items() if number > gap]
+            # What is scheduled at the same time begins in any order, until the run stops.
+            are_even = stop is not None and all(each.turn >= stop.turn - 1 for each in later)
+            _require(not later or are_even, "the items are", sorted(items))
+
     def count_of(self, given: Any) -> tuple[int, str]:
         if isinstance(given, list | tuple):
             return len(given), ""
@@ -657,6 +666,7 @@ class _Run:
         place = node.attempts[0].place if node.attempts else node.map_place
         is_blocked = any(_blocks(each.end) for each in ends)
         is_unwanted = any(type(each.end) is StepSkipped and each.end.on_purpose for each in ends)
+        source = None if spec.maps is None else self.steps[spec.maps].end
         if started_ms is not None:
             _require(spec.when in ("", "yes"), f"{spec.name} starts in spite of its condition")
             late = [each for each in ends if each.end_place > place]
@@ -665,6 +675,8 @@ class _Run:
                 _require(not is_blocked and not is_unwanted, f"{spec.name} starts for nothing")
             elif spec.run_if == "failure":
                 _require(is_blocked, f"{spec.name} starts although nothing has failed")
+            has_items = source is None or type(source) is StepSucceeded
+            _require(has_items, f"{spec.name} starts without items")
             _require(type(end) is not StepSkipped, f"{spec.name} has started:", end)
             if stop is not None and place > stop.place and node.map is not None:
                 is_late = started_ms > stop.at_ms + EPSILON and not self.world.blocks
@@ -683,12 +695,14 @@ class _Run:
                 _require(is_unwanted or spec.when == "no", "nobody asked for that:", end)
             else:
                 never = spec.run_if == "failure" and not is_blocked
+                never |= type(source) is StepSkipped and source.on_purpose
                 _require(never or spec.when == "no", "nobody asked for that:", end)
         elif spec.run_if == "success":
             is_right = is_blocked or was_stopped or spec.when == "exit"
             _require(is_right, "nothing has failed:", end)
         else:
-            _require(was_stopped or spec.when == "exit", "a clean-up step is left out:", end)
+            is_right = was_stopped or spec.when == "exit" or _blocks(source)
+            _require(is_right, "a clean-up step is left out:", end)
         _require(end.reason, "no reason:", end)
 
     def check_start(self, node: _Node, started_ms: float, place: int) -> None:
