@@ -545,7 +545,7 @@ class StepRunner:
         assert running is not None
         ended_ms, attempt, delay_ms = self._run.now_ms(), running.attempt, None
         if cancel_count() or node in stop.missed_heartbeat:
-            limit = stop.cause_of(node, running, ended_ms)
+            limit = stop.cause_of(node, running, ended_ms, returned=error is None)
             if limit is not None and (error is None or isinstance(error, FAILURES)):
                 error = timeout_error(*limit, name, attempt, error)
         is_stopped = stop.has_reached(node)

@@ -85,11 +85,12 @@ class StopControl:
             task.cancel()
 
     def cause_of(
-        self, node: int, running: AttemptStarted, ended_ms: float
+        self, node: int, running: AttemptStarted, ended_ms: float, *, returned: bool
     ) -> tuple[TimeoutKind, float] | None:
-        """Return the kind and the milliseconds of the limit that has cancelled an attempt.
+        """Return the kind and the milliseconds of the limit that an attempt has exceeded.
 
-        It has, if it had passed before the run asked the node to stop, and by the attempt's end.
+        It has, if the limit had passed by the attempt's end. If the run asked the node to stop
+        before, what the attempt raises is the end of its clean-up; only a value is too late.
         The clock alone can't tell: a step that blocks the loop passes its limit too. So this is
         for attempts whose task was asked to cancel.
         """
@@ -99,7 +100,7 @@ class StopControl:
             assert heartbeat_ms is not None
             return "heartbeat", heartbeat_ms
         before_ms = ended_ms + TIMER_SLACK_S * 1000
-        if node in self.requested:
+        if node in self.requested and not returned:
             before_ms = self.requested[node] + ROUNDING_MS  # in a tie, the limit came first
         limit = self._state.deadlines.passed(node, running.at_ms, before_ms)
         return None if limit is None else (limit.kind, limit.ms)

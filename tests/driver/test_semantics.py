@@ -754,7 +754,8 @@ async def test_a_step_between_two_attempts_is_cancelled_with_its_last_error(sche
     assert str(report["b"].error) == f"call {flaky.calls}"
 
 
-async def test_a_late_value_counts_if_the_stop_was_requested_before_the_timeout(schedule):
+@pytest.mark.parametrize("options", [{}, {"heartbeat_ms": 60_000}], ids=["plain", "full"])
+async def test_a_value_that_a_stopped_step_returns_after_its_limit_is_no_success(schedule, options):
     cleaning = Cleaning(takes=0.04, then="saved")
 
     async def fail_later():
@@ -768,11 +769,13 @@ async def test_a_late_value_counts_if_the_stop_was_requested_before_the_timeout(
             return "saved in spite of the limit"
 
     report = await run_pipeline(
-        [WorkflowStep("a", fail_later), WorkflowStep("b", catch_twice, timeout_ms=30)],
+        [WorkflowStep("a", fail_later), WorkflowStep("b", catch_twice, timeout_ms=30, **options)],
         schedule=schedule,
     )
 
-    assert report["b"].status is SUCCESS
+    assert (report["b"].status, report["b"].output) == (CANCELLED, None)
+    assert isinstance(report["b"].error, StepTimeoutError)
+    assert report["b"].error.kind == "attempt"
 
 
 @pytest.mark.parametrize("options", [{}, {"heartbeat_ms": 60_000}], ids=["plain", "full"])

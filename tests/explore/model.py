@@ -475,6 +475,14 @@ class _Run:
             outcomes += [("limit", is_asked) for is_asked in asked]
         if not must_limit or (stop is not None and stop.at_ms < limit_ms):
             outcomes += [("own", is_asked) for is_asked in asked]
+        if call.error is None and call.attempt > spec.refused and True in asked:
+            # A value must come in time, but heartbeats no longer count.
+            limit_ms = min(ms for ms, what in ends_ms if what != "heartbeat")
+            if ended_ms > limit_ms - early_ms - EPSILON:
+                kinds |= {what for ms, what in ends_ms if ms <= limit_ms + early_ms + EPSILON}
+                outcomes.append(("limit", True))
+            if ended_ms > limit_ms + EPSILON and ("own", True) in outcomes:
+                outcomes.remove(("own", True))
         reasons = [
             self.mismatch(node, attempt, spec, cause, is_asked, kinds, counts_from)
             for cause, is_asked in outcomes
