@@ -438,7 +438,7 @@ class Readiness:
         """Whether a step whose turn has come is ready; otherwise it is parked or unreachable."""
         if self._phases[step] != Phase.PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
-        needed, subject = self._plan.dependencies[step], "it depends"
+        needed, why = self._plan.dependencies[step], "it depends on step"
         if step in self._cleanups:
             if self.stop_reason is not None and self.ordinary_unsettled:
                 self._parked.append(step)
@@ -449,12 +449,12 @@ class Readiness:
                 return False
             # It can do without the outputs of its dependencies, but not without its items.
             needed = () if source is None else (self._plan.index[source],)
-            subject = "its items depend"
+            why = "its items depend on step"
         for grounds, what in (self.failed_by, "failed"), (self.skipped_by, "was skipped"):
             cause = next((grounds[other] for other in needed if other in grounds), None)
             if cause is not None:
                 grounds[step] = cause
-                reason = f"{subject} on step {cause!r}, which {what}"
+                reason = f"{why} {cause!r}, which {what}"
                 self._skip(step, reason, on_purpose=grounds is self.skipped_by)
                 return False
         return True

@@ -21,6 +21,7 @@ __all__ = [
     "clock_of",
     "forget_cancels",
     "has_virtual_time",
+    "is_closed_over",
     "outlast",
     "running_task",
 ]
@@ -59,6 +60,19 @@ def cancel_requested() -> bool:
     except RuntimeError:  # no event loop runs in this thread
         return False
     return task is not None and task.cancelling() > 0
+
+
+def is_closed_over(task: asyncio.Task[Any], error: BaseException) -> bool:
+    """Whether an error closes the coroutine of a task whose loop is gone, as nothing it awaits can.
+
+    It must propagate at once: nothing can be awaited any more.
+    """
+    if not isinstance(error, GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is not task
+    except RuntimeError:  # no event loop runs in this thread
+        return True
 
 
 def forget_cancels() -> None:

@@ -27,7 +27,13 @@ from asyncflow._core.arguments import is_async, python_signature
 from asyncflow._core.errors import describe_error
 from asyncflow._core.results import Interruption
 from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
-from asyncflow._runtime.asyncio_compat import FAILURES, cancel_scope, outlast
+from asyncflow._runtime.asyncio_compat import (
+    FAILURES,
+    cancel_scope,
+    is_closed_over,
+    outlast,
+    running_task,
+)
 from asyncflow._runtime.options import OpenResource
 from asyncflow._runtime.watchdog import GRACE_S
 
@@ -136,6 +142,7 @@ class RunResources:
 
     async def _hold(self) -> None:
         """Open the resources, hold them until they may close, and close them."""
+        self._task = running_task()  # an eager one begins before `open` has it
         cancelled: asyncio.CancelledError | None = None
         raised = await self._open_all()
         self.is_opening = False
@@ -175,9 +182,9 @@ class RunResources:
             warning = self._warn_later(name, "opening", manager)
             self._values[name] = await kind.__aenter__(manager)
             self._open.append((name, manager, scope))
-        except GeneratorExit:  # pragma: no cover - the loop was closed over it
-            raise
         except BaseException as error:
+            if is_closed_over(self._task, error):
+                raise
             strip_internal_frames(error)
             if not (self._is_stopped and isinstance(error, asyncio.CancelledError)):
                 self._fail(name, f"could not be opened: {describe_error(error)}", error)
@@ -219,9 +226,9 @@ class RunResources:
             if is_its_own and cancelled is not None and raised is cancelled:
                 self._fail(name, verb, cancelled)  # a cancel scope, for one
             return raised
-        except GeneratorExit:  # pragma: no cover - as above
-            raise
         except BaseException as error:
+            if is_closed_over(self._task, error):
+                raise
             if error is not raised:
                 strip_internal_frames(error)
                 if error.__context__ is None:

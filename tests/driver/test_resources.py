@@ -31,6 +31,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
+from asyncflow._runtime.asyncio_compat import is_closed_over, running_task
 from asyncflow.events import Event, RunFinished, RunInterrupted, RunStarted
 
 pytestmark = pytest.mark.exact_time
@@ -466,17 +467,22 @@ async def test_a_deadline_while_steps_run_leaves_resources_to_clean_up_steps(log
     assert log == ["open db", "a has db", "a ends", "undo has db", "undo ends", "close db"]
 
 
-async def test_a_keyboard_interrupt_while_a_resource_opens_leaves_the_run_as_it_is(
-    log: Log,
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
+async def test_what_ends_the_program_while_a_resource_opens_leaves_the_run_as_it_is(
+    log: Log, kind: type[BaseException]
 ) -> None:
-    interrupt = KeyboardInterrupt()
-    resources = {"db": log.resource("db", open_error=interrupt)}
+    interrupt = kind()
 
-    with pytest.raises(KeyboardInterrupt) as caught:
-        await run_pipeline([log.step("a")], resources=resources)
+    @asynccontextmanager
+    async def at_once() -> AsyncIterator[str]:
+        raise interrupt
+        yield
+
+    with pytest.raises(kind) as caught:
+        await run_pipeline([log.step("a")], resources={"db": at_once})
 
     assert caught.value is interrupt
-    assert log == ["open db"]
+    assert log == []
 
 
 # Closing, whatever happens.
@@ -600,14 +606,29 @@ async def test_a_cancellation_precedes_an_error_while_closing(
     assert caplog.messages == ["run 'r': resource 'db' failed while it closed: OSError: lost"]
 
 
-async def test_a_keyboard_interrupt_while_closing_is_raised_as_it_is(log: Log) -> None:
-    interrupt = KeyboardInterrupt()
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
+async def test_what_ends_the_program_while_a_resource_closes_is_raised_as_it_is(
+    log: Log, kind: type[BaseException]
+) -> None:
+    interrupt = kind()
     resources = {"db": log.resource("db", close_error=interrupt)}
 
-    with pytest.raises(KeyboardInterrupt) as caught:
+    with pytest.raises(kind) as caught:
         await run_pipeline([log.step("a")], resources=resources)
 
     assert caught.value is interrupt
+
+
+def test_what_a_resource_raises_differs_from_the_end_of_its_coroutine_without_a_loop() -> None:
+    async def is_closed() -> tuple[asyncio.Task[Any], bool]:
+        task = running_task()
+        return task, is_closed_over(task, GeneratorExit())
+
+    task, is_closed_while_it_runs = asyncio.run(is_closed())
+
+    assert not is_closed_while_it_runs
+    assert is_closed_over(task, GeneratorExit())
+    assert not is_closed_over(task, KeyboardInterrupt())
 
 
 async def test_a_resource_cannot_suppress_what_the_run_raises(log: Log) -> None:
