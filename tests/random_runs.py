@@ -170,7 +170,8 @@ class RandomPipeline:
         if self.sure:
             fails = min(fails, most - 1)
         style = chance.choice(["at once", "suspend", "sleep", "sleep"])
-        options = {"max_retries": most, "retry": chance.choice([0, 0, 4])}
+        backoff = chance.choice([0, 0, 4])
+        options = {"max_retries": most, "retry": backoff if most > 1 else 0}
         if fails and chance.random() < 0.2:
             style, options["timeout_ms"] = "hang", 5
         if chance.random() < 0.15:

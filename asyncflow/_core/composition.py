@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MethodType
 from typing import Any, TypeAlias
 
+from asyncflow._core.argument_names import arguments_of, check_arguments
 from asyncflow._core.arguments import Signature, Upstream, function_of, upstream_defaults
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
@@ -101,6 +102,7 @@ def checked_dependencies(name: str, depends_on: object) -> Dependencies:
 
 def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
     """Report a mistake where the decorator is, and not when the steps are built."""
+    check_arguments(f"step {name!r}", policies, arguments_of("WorkflowStep"))
     checked = policies.copy()
     if policies.get("runs_in") == "process":
         # The function can't be pickled before its module has it.

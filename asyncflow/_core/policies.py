@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 from weakref import ref
 
+from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_count, check_number, is_async, reject_awaitable
 from asyncflow._core.errors import ResultRefusedError, safe_text
 from asyncflow._core.record import record
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 
+@suggests_arguments
 class Pool:
     """A limit that steps share: at most ``size`` of their attempts run at the same time.
 
@@ -188,6 +190,7 @@ RetryOn: TypeAlias = (
 )
 
 
+@suggests_arguments
 @record(frozen=True, kw_only=True)
 class Retry:
     """After which failures a step has another attempt, and the backoff before it.

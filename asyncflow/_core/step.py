@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
+from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import (
     NO_PARAMETERS,
     Signature,
@@ -91,6 +92,7 @@ class StepPolicies(CommonPolicies, total=False):
     engine: EngineChoice
 
 
+@suggests_arguments
 @record(frozen=True)
 class WorkflowStep:
     """One step of a pipeline: a name, an action, what it depends on and how it is run.
@@ -115,7 +117,7 @@ class WorkflowStep:
             not count.
         retry: A `Retry` policy, or the milliseconds between the end of a failed attempt and the
             start of the next. With 0 (the default), the next one starts in the next turn of the
-            event loop.
+            event loop. It needs ``max_retries`` above 1.
         deadline_ms: How many milliseconds all attempts and the backoff between them may take;
             ``None`` (the default) means no limit. Waiting for a pool does not count. A backoff that
             would exceed the deadline does not begin: the step fails at once.
@@ -158,7 +160,8 @@ class WorkflowStep:
         TypeError: An argument has the wrong type; in particular the action is a coroutine
             object, an async generator function or not callable, or ``depends_on`` is a single
             string.
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or ``retry`` is given without ``max_retries``
+            above 1.
     """
 
     __match_args__ = ("name", "action", "depends_on")
@@ -252,6 +255,8 @@ class WorkflowStep:
         _check_max_retries(name, max_retries)
         _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
         _check_pool(name, pool)
+        retry = retry if isinstance(retry, Retry) else _checked_retry(name, retry)
+        _check_can_retry(name, retry, max_retries)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _RUN_IF)
         check_engine(f"step {name!r}: engine", engine, local=True)
@@ -267,7 +272,7 @@ class WorkflowStep:
         fill(self, "max_retries", max_retries)
         fill(self, "timeout_ms", timeout_ms)
         fill(self, "timeout_s", None if timeout_ms is None else timeout_ms / 1000)
-        fill(self, "retry", retry if isinstance(retry, Retry) else _checked_retry(name, retry))
+        fill(self, "retry", retry)
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)
         fill(self, "pool", pool)
@@ -290,7 +295,7 @@ class WorkflowStep:
         policies = pool, map_over, when, deadline_ms, heartbeat_ms, secret or None
         is_plain = policies == _NO_POLICIES and not self.is_cleanup and runs_in == "loop"
         is_plain = is_plain and remote is None
-        fill(self, "is_plain", is_plain and self.retry.until is None)
+        fill(self, "is_plain", is_plain and retry.until is None)
         _check_parameters(self)
         _check_map_over(self)
 
@@ -459,6 +464,14 @@ def _checked_retry(name: str, retry: Any) -> Retry:
     kind = "a number of milliseconds or a Retry"
     check_number(f"step {name!r}: retry", retry, 0, kind=kind, unit=" ms")
     return Retry(base_ms=retry, factor=1, max_ms=retry, jitter=False) if retry else NO_BACKOFF
+
+
+def _check_can_retry(name: str, retry: Retry, max_retries: int) -> None:
+    if max_retries == 1 and retry is not NO_BACKOFF and retry != NO_BACKOFF:
+        raise ValueError(
+            f"step {name!r}: retry has no effect, since max_retries is 1 and counts all attempts; "
+            "give it 2 or more, or leave retry out"
+        )
 
 
 def _check_pool(name: str, pool: object) -> None:

@@ -8,11 +8,12 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
+from asyncflow._core.argument_names import suggestion
 from asyncflow._core.arguments import check_count, check_limit, check_names
-from asyncflow._core.errors import did_you_mean, safe_text
+from asyncflow._core.errors import safe_text
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
-from asyncflow._core.step import WorkflowStep, check_engine
+from asyncflow._core.step import check_engine
 from asyncflow._runtime.dispatcher import AnyObserver, check_observers
 from asyncflow._runtime.durable import Journal
 
@@ -137,9 +138,7 @@ def _unknown(name: str) -> str:
         return "steps, but it keeps them; to run others, make another one: Orchestrator(steps, ...)"
     if name == "inputs":
         return "inputs, which are no option: give each by its name, as in run(url=...)"
-    if name in WorkflowStep.__annotations__:
-        return f"{name!r}, which is no option of a run but of a step"
-    return f"an unknown option {name!r}{did_you_mean(name, OPTIONS)}"
+    return f"an unknown option {name!r}{suggestion(name, OPTIONS)}"
 
 
 def _copied(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_names
 from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.errors import did_you_mean
@@ -101,6 +102,7 @@ class Plans:
         return planned
 
 
+@suggests_arguments
 class Orchestrator:
     """A pipeline that was checked and planned once and can be run many times, also concurrently.
 
@@ -543,6 +545,7 @@ class Orchestrator:
         return report
 
 
+@suggests_arguments
 async def run_pipeline(
     steps: Iterable[WorkflowStep],
     fail_fast: bool = True,

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, overload
 
+from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import Upstream
 from asyncflow._core.composition import (
     DeclaredStep,
@@ -192,6 +193,7 @@ class _Declaration:
             )
 
 
+@suggests_arguments
 class Pipeline:
     """Steps that are declared where their functions are: ``@pipeline.step``.
 

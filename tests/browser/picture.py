@@ -61,7 +61,8 @@ def step(
         sample = [{"id": each, "name": f"{name}-{each}"} for each in range(min(rows, 8))]
         return {"rows": rows, "columns": ["id", "created_at", "updated_at"], "sample": sample}
 
-    return WorkflowStep(name, act, depends_on, retry=900, **policies)
+    retry = 900 if "max_retries" in policies else 0
+    return WorkflowStep(name, act, depends_on, retry=retry, **policies)
 
 
 def pipeline() -> list[WorkflowStep]:

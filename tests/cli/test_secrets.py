@@ -23,11 +23,11 @@ PIPELINE = """
     async def polled():
         return SECRET
 
-    more = []
+    more, again = [], Retry(until=lambda _: False)
     steps = [
         WorkflowStep("log_in", log_in, secret=True),
         WorkflowStep("use", use, ["log_in"]),
-        WorkflowStep("polled", polled, secret=True, retry=Retry(until=lambda _: False)),
+        WorkflowStep("polled", polled, secret=True, max_retries=2, retry=again),
         WorkflowStep("sent", functools.partial(send, SECRET, more), runs_in="process"),
     ]
     more.append(threading.Lock())

@@ -77,7 +77,7 @@ class Scenario:
                 takes_any,
                 needs,
                 max_retries=self.max_retries[name],
-                retry=3,
+                retry=3 if self.max_retries[name] > 1 else 0,
                 run_if=self.run_if.get(name, "success"),  # type: ignore[arg-type]
                 map_over=needs[0] if self.is_mapped(name) else None,
                 when=(lambda: None) if name in self.conditions else None,

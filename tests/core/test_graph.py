@@ -806,7 +806,7 @@ class TestOutputsToKeep:
     def test_what_the_run_looks_at_comes_home(self) -> None:
         one = self.Engine()
         b = WorkflowStep("b", self.take, ["a"], engine=one)
-        options: list[Any] = [{"retry": Retry(until=bool)}, {}, {}]
+        options: list[Any] = [{"max_retries": 2, "retry": Retry(until=bool)}, {}, {}]
         others = [
             [],
             [WorkflowStep("c", self.order, ["a"], engine=one, when=lambda a: a)],

@@ -253,14 +253,25 @@ class TestRetry:
 
     @pytest.mark.parametrize("value", [0, 0.0, 1e-300, 1, 60_000, sys.float_info.max])
     def test_a_number_is_a_policy_of_constant_delays(self, value: float) -> None:
-        policy = WorkflowStep("load", nothing, retry=value).retry
+        policy = WorkflowStep("load", nothing, max_retries=2, retry=value).retry
 
         assert [policy.delay_ms(attempt, OSError(), float) for attempt in (1, 2, 99)] == [value] * 3
 
     def test_may_be_a_policy(self) -> None:
         policy = Retry(factor=3)
 
-        assert WorkflowStep("load", nothing, retry=policy).retry is policy
+        assert WorkflowStep("load", nothing, max_retries=2, retry=policy).retry is policy
+
+    @pytest.mark.parametrize("value", [100, Retry(), Retry(until=bool)])
+    def test_needs_a_second_attempt(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="retry") as refused:
+            WorkflowStep("load", nothing, retry=value)
+
+        assert str(refused.value) == (
+            "step 'load': retry has no effect, since max_retries is 1 and counts all attempts; "
+            "give it 2 or more, or leave retry out"
+        )
+        assert WorkflowStep("load", nothing, retry=0).max_retries == 1
 
     def test_has_no_delay_by_default(self) -> None:
         assert WorkflowStep("load", nothing).retry.delay_ms(1, OSError(), float) == 0
@@ -483,7 +494,7 @@ class TestPlain:
         for options in (
             {},
             {"max_retries": 3, "timeout_ms": 5, "retry": 7},
-            {"timeout_ms": None, "retry": Retry(on=OSError)},
+            {"timeout_ms": None, "max_retries": 2, "retry": Retry(on=OSError)},
         ):
             assert WorkflowStep("load", nothing, **options).is_plain  # type: ignore[arg-type]
 
@@ -499,7 +510,7 @@ class TestPlain:
             {"run_if": "failure"},
             {"runs_in": "thread", "action": plain, "depends_on": []},
             {"runs_in": "process", "action": plain, "depends_on": []},
-            {"retry": Retry(until=bool)},
+            {"max_retries": 2, "retry": Retry(until=bool)},
         ],
     )
     def test_a_step_with_any_other_policy_is_not_plain(self, options: Any) -> None:
@@ -686,7 +697,7 @@ class TestData:
             {"parameters": ()},
             {"max_retries": 2},
             {"timeout_ms": 1},
-            {"retry": 1},
+            {"max_retries": 2, "retry": 1},
             {"deadline_ms": 1},
             {"heartbeat_ms": 1},
             {"pool": Pool(1)},

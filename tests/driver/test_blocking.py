@@ -210,7 +210,9 @@ def test_an_until_that_blocks_is_not_blamed_on_a_step_in_a_thread() -> None:
         block()
         return True
 
-    step = WorkflowStep("thread", time.monotonic, runs_in="thread", retry=Retry(until=until))
+    step = WorkflowStep(
+        "thread", time.monotonic, runs_in="thread", max_retries=2, retry=Retry(until=until)
+    )
     report, events = run(step)
 
     assert report.all_passed

@@ -79,7 +79,7 @@ TABLE = [
     ([10], F, 1, None, 0, None, None, "start@0 fail@10"),
     ([10], S, 1, 20, 0, None, None, "start@0 success@10"),
     ([30], S, 1, 20, 0, None, None, "start@0 fail@20"),
-    ([10], F, 1, 20, 99, None, None, "start@0 fail@10"),
+    ([10], F, 1, 20, 0, None, None, "start@0 fail@10"),
     # A retry.
     ([10, 10], S, 2, None, 0, None, None, "start@0 retry@10 start@10 success@20"),
     ([10, 10], F, 2, None, 0, None, None, "start@0 retry@10 start@10 fail@20"),

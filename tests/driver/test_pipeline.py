@@ -434,7 +434,7 @@ class TestOptions:
             etl.with_options(run_di="monday")  # type: ignore[call-arg]
         with refused("inputs, which are no option: give each by its name", TypeError):
             etl.with_options(inputs={})  # type: ignore[call-arg]
-        with refused("got 'timeout_ms', which is no option of a run but of a step", TypeError):
+        with refused("option 'timeout_ms' (did you mean 'timeout_ms' of WorkflowStep?)", TypeError):
             etl.with_options(timeout_ms=1)  # type: ignore[call-arg]
         with refused("run_id must be a str, not int", TypeError):
             etl.with_options(run_id=1)  # type: ignore[arg-type]

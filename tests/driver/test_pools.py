@@ -285,14 +285,15 @@ def storm_steps(chance, pools, gauges):
                 await asyncio.Event().wait()
 
         needs = [f"s{chance.randrange(n)}"] if n and chance.random() < 0.3 else []
+        attempts, backoff = chance.randint(1, 3), chance.choice([0, 1, 5])
         steps.append(
             WorkflowStep(
                 f"s{n}",
                 action,
                 needs,
                 pool=pool,
-                max_retries=chance.randint(1, 3),
-                retry=chance.choice([0, 1, 5]),
+                max_retries=attempts,
+                retry=backoff if attempts > 1 else 0,
                 timeout_ms=chance.choice([2, 10, 50]),
             )
         )

@@ -205,7 +205,7 @@ async def test_an_until_that_returns_an_awaitable_fails_the_attempt():
 
     retry = Retry(base_ms=0, until=lambda value: is_done(value))
 
-    report = await run_pipeline([WorkflowStep("a", Failing(), retry=retry)])
+    report = await run_pipeline([WorkflowStep("a", Failing(), max_retries=2, retry=retry)])
 
     assert report["a"].status is StepStatus.FAILED
     assert str(report["a"].error).startswith("Retry: until returned coroutine, which would have")

@@ -189,7 +189,7 @@ def _simpler_steps(step: Step) -> Iterator[Step]:
                     if need != step.maps:
                         rest = tuple(other for other in value if other != need)
                         yield step._replace(needs=rest)
-            else:
+            elif name != "retries" or not (step.backoff or step.doubling or step.refused):
                 yield step._replace(**{name: default})
     if step.items is not None and step.items.kind != "list":
         yield step._replace(items=step.items._replace(kind="list", breaks=""))

@@ -180,7 +180,7 @@ accepted_dependencies = [
 
 accepted_options = [
     WorkflowStep("all", extract, max_retries=3, timeout_ms=1_000, retry=250),
-    WorkflowStep("floats", extract, timeout_ms=0.5, retry=0.5),
+    WorkflowStep("floats", extract, max_retries=2, timeout_ms=0.5, retry=0.5),
     WorkflowStep("no limit", extract, timeout_ms=None),
 ]
 

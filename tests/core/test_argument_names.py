@@ -1,0 +1,74 @@
+"""An unknown argument is refused with the right one, whatever other libraries call it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asyncflow import Orchestrator, Pipeline, Pool, Retry, WorkflowStep, run_pipeline
+
+
+async def load() -> None: ...
+
+
+def declared(**policies: Any) -> None:
+    Pipeline("etl").step(**policies)(load)
+
+
+@pytest.mark.parametrize(
+    ("make", "unknown", "says"),
+    [
+        (WorkflowStep, "max_retires", "WorkflowStep() got an unknown argument 'max_retires' (did "),
+        (WorkflowStep, "retries", "(did you mean 'max_retries'?)"),
+        (WorkflowStep, "max_attempts", "(did you mean 'max_retries'?)"),
+        (WorkflowStep, "timeout", "(did you mean 'timeout_ms'?)"),
+        (WorkflowStep, "per_second", "(did you mean 'per_second' of Pool?)"),
+        (WorkflowStep, "rate", "(did you mean 'per_second' of Pool?)"),
+        (WorkflowStep, "colour", "WorkflowStep() got an unknown argument 'colour'"),
+        (declared, "retries", "step 'load' got an unknown argument 'retries' (did you mean 'max_r"),
+        (declared, "depend_on", "(did you mean 'depends_on'?)"),
+        (
+            Retry,
+            "max_attempts",
+            "Retry() got an unknown argument 'max_attempts' (did you mean 'max_",
+        ),
+        (Retry, "max_attempts", "(did you mean 'max_retries' of WorkflowStep?)"),
+        (Retry, "delay", "(did you mean 'base_ms'?)"),
+        (Retry, "base", "(did you mean 'base_ms'?)"),
+        (Pool, "rate", "Pool() got an unknown argument 'rate' (did you mean 'per_second'?)"),
+        (Pool, "max_workers", "(did you mean 'size'?)"),
+        (
+            Pipeline,
+            "timeout",
+            "Pipeline() got an unknown argument 'timeout' (did ",
+        ),
+        (Pipeline, "max_retries", "(did you mean 'max_retries' of WorkflowStep?)"),
+        (Orchestrator, "concurrency", "Orchestrator() got an unknown argument 'concurrency' (did "),
+        (Pipeline("etl").with_options, "timeout", "unknown option 'timeout' (did you mean 'deadli"),
+    ],
+)
+def test_an_unknown_argument_is_refused_with_the_right_one(
+    make: Callable[..., Any], unknown: str, says: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        make(**{unknown: 1})
+
+    assert says in str(refused.value)
+
+
+async def test_a_run_refuses_an_unknown_argument_with_the_right_one() -> None:
+    with pytest.raises(TypeError) as refused:
+        await run_pipeline([], timeout=5)  # type: ignore[call-arg]
+
+    assert str(refused.value) == (
+        "run_pipeline() got an unknown argument 'timeout' (did you mean 'deadline_ms'?)"
+    )
+    assert inspect.iscoroutinefunction(run_pipeline)
+
+
+def test_a_missing_argument_is_reported_as_python_does() -> None:
+    with pytest.raises(TypeError, match=r"Pool\.__init__\(\) missing 1 required .* 'size'"):
+        Pool()  # type: ignore[call-arg]
