@@ -540,7 +540,7 @@ def test_commands_of_all_pages_have_options_that_asyncflow_has() -> None:
         for name, rest in re.findall(
             r"\basyncflow (\w+)\b([^`\n]*)", page.read_text(encoding="utf-8")
         ):
-            command = commands.commands.get(name)
+            command = commands.get_command(click.Context(commands), name)
             given = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
             if command is not None:
                 known += len(given)
@@ -587,7 +587,7 @@ def test_only_the_join_of_two_branches_outlives_a_deadline() -> None:
 def options_of_run(command: list[str]) -> dict[str, Any]:
     """Return the options of ``asyncflow run``, which refuses unknown ones."""
     assert command[:2] == ["asyncflow", "run"]
-    run = commands.commands["run"]
+    run = commands.get_command(click.Context(commands), "run")
     options, _, _ = run.make_parser(click.Context(run)).parse_args(command[2:])
     return dict(options)
 

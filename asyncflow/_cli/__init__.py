@@ -5,33 +5,90 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import CompletionItem, get_completion_class
 
 from asyncflow import __version__
-from asyncflow._cli.diff import diff
-from asyncflow._cli.logs import logs
-from asyncflow._cli.output import explained_errors
-from asyncflow._cli.rerun import rerun
-from asyncflow._cli.run import resume, run
-from asyncflow._cli.runs import cancel, forget, prune, runs
-from asyncflow._cli.show import plan, show
-from asyncflow._cli.stats import stats
-from asyncflow._cli.ui import ui
 
-__all__ = ["commands", "completion"]
+__all__ = ["commands"]
+
+_COMMANDS = {
+    "run": "Run a pipeline, or resume the run with that id.",
+    "plan": "Show the steps of a pipeline in their tiers, and run nothing.",
+    "runs": "List the runs of a journal, the latest start first.",
+    "show": "Show a run: its report and its tracebacks.",
+    "diff": "Compare a run with another one.",
+    "logs": "Show what the steps of a run logged.",
+    "stats": "Show the latest runs of a pipeline, step by step.",
+    "resume": "Resume a run that has not passed.",
+    "rerun": "Run again from a step, under a new id.",
+    "cancel": "Ask the process that runs a run to stop it.",
+    "prune": "Remove runs that ended long ago.",
+    "forget": "Remove a run that no process runs.",
+    "ui": "Show the runs of a journal in a browser, live.",
+    "completion": "Print a completion script for a shell.",
+}
+"""What each command does, in the order of their use."""
 
 
 class _Commands(click.Group):
-    """Explains errors, and lists the commands in the order of their use."""
+    """Imports a command when it runs, and explains errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        from asyncflow._cli.output import explained_errors
+
         with explained_errors():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
-        return list(self.commands)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command, with the modules that only it needs."""
+        match cmd_name:
+            case "run":
+                from asyncflow._cli.run import run as command
+            case "plan":
+                from asyncflow._cli.show import plan as command
+            case "runs":
+                from asyncflow._cli.runs import runs as command
+            case "show":
+                from asyncflow._cli.show import show as command
+            case "diff":
+                from asyncflow._cli.diff import diff as command
+            case "logs":
+                from asyncflow._cli.logs import logs as command
+            case "stats":
+                from asyncflow._cli.stats import stats as command
+            case "resume":
+                from asyncflow._cli.run import resume as command
+            case "rerun":
+                from asyncflow._cli.rerun import rerun as command
+            case "cancel":
+                from asyncflow._cli.runs import cancel as command
+            case "prune":
+                from asyncflow._cli.runs import prune as command
+            case "forget":
+                from asyncflow._cli.runs import forget as command
+            case "ui":
+                from asyncflow._cli.ui import ui as command
+            case "completion":
+                command = _completion
+            case _:
+                return None
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what each command does, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([*_COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options that begin so, without importing any."""
+        found = [name for name in _COMMANDS if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=_COMMANDS[name]) for name in found]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.group(
@@ -49,10 +106,10 @@ def commands() -> None:
     """
 
 
-@click.command(short_help="Print a completion script for a shell.")
+@click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-def completion(ctx: click.Context, shell: str) -> None:
+def _completion(ctx: click.Context, shell: str) -> None:
     """Print a script that completes commands, options and run ids in a shell.
 
     bash: eval "$(asyncflow completion bash)" in ~/.bashrc;
@@ -62,10 +119,3 @@ def completion(ctx: click.Context, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(ctx.find_root().command, {}, "asyncflow", "_ASYNCFLOW_COMPLETE").source())
-
-
-for _command in (
-    *(run, plan, runs, show, diff, logs, stats, resume, rerun, cancel, prune, forget),
-    *(ui, completion),
-):
-    commands.add_command(_command)

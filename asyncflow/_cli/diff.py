@@ -46,7 +46,7 @@ _LABEL = 10
 _GAP = "  "
 
 
-@click.command(short_help="Compare a run with another one.")
+@click.command()
 @run_argument
 @baseline_argument
 @journal_option

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -106,6 +104,9 @@ def _ray(address: str) -> Any:
 
 
 def _processes(count: int | None) -> Any:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     from asyncflow.engines.executor import ExecutorEngine
 
     # A fork would have copies of what the threads of this process hold.

@@ -76,7 +76,7 @@ class _Wanted:
         }
 
 
-@click.command(short_help="Show what the steps of a run logged.")
+@click.command()
 @run_argument
 @click.argument("step", metavar="[STEP]", required=False)
 @journal_option

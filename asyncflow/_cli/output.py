@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import click
 from rich.console import Console
@@ -44,10 +44,12 @@ from asyncflow._core.results import (
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.log_capture import not_printed
 from asyncflow._views.event_text import place_text, plural
-from asyncflow._views.run_view import RunView
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
+
+if TYPE_CHECKING:
+    from asyncflow._views.run_view import RunView
 
 __all__ = [
     "BUG",

@@ -19,7 +19,7 @@ from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
 __all__ = ["rerun"]
 
 
-@click.command(short_help="Run again from a step, under a new id.")
+@click.command()
 @run_argument
 @pipelines_argument
 @click.option(

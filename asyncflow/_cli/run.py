@@ -66,7 +66,7 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
     execute_run(target, None if no_journal else flags.journal, run_id, flags)
 
 
-@click.command(short_help="Resume a run that has not passed.")
+@click.command()
 @run_argument
 @pipelines_argument
 @run_options

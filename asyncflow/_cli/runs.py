@@ -220,7 +220,7 @@ def _cut(text: str, width: int, ellipsis: str) -> str:
 # cancel, prune, forget
 
 
-@click.command(short_help="Ask the process that runs a run to stop it.")
+@click.command()
 @run_argument
 @journal_option
 def cancel(run: str, journal: str) -> None:
@@ -242,7 +242,7 @@ def cancel(run: str, journal: str) -> None:
     write_note(escape_controls(f"asked {record.owner} to stop run {record.run_id}"))
 
 
-@click.command(short_help="Remove runs that ended long ago.")
+@click.command()
 @click.option(
     "--older-than",
     "time_s",
@@ -272,7 +272,7 @@ def prune(time_s: float, journal: str, as_json: bool) -> None:
         write_result(f"removed {number} that ended before {local_moment_text(time_s)}")
 
 
-@click.command(short_help="Remove a run that no process runs.")
+@click.command()
 @run_argument
 @journal_option
 @json_option

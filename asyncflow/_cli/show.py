@@ -175,7 +175,7 @@ class _ShownRun:
     """How long they usually take, if that is shown."""
 
 
-@click.command(short_help="Show a run: its report and its tracebacks.")
+@click.command()
 @run_argument
 @journal_option
 @click.option("--timeline", is_flag=True, help="Show when each attempt of each step ran.")

@@ -48,7 +48,7 @@ _NO_RUN = " "
 """A run without the step, or without a duration."""
 
 
-@click.command(short_help="Show the latest runs of a pipeline, step by step.")
+@click.command()
 @click.argument("pipeline", metavar="[PIPELINE]", required=False, shell_complete=complete_pipeline)
 @journal_option
 @click.option(

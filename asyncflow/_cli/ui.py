@@ -34,7 +34,7 @@ __all__ = ["ui"]
 _TOKEN = "ASYNCFLOW_TOKEN"
 
 
-@click.command(short_help="Show the runs of a journal in a browser, live.")
+@click.command()
 @journal_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from asyncflow._cli import commands
 
 ROOT = Path(__file__).parents[2]
+
+_context = click.Context(commands)
+COMMANDS = {name: commands.get_command(_context, name) for name in commands.list_commands(_context)}
 
 PIPELINES = """
     import asyncio, datetime, enum, pathlib

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from asyncflow._cli import commands
 
-from .conftest import Shell
+from .conftest import COMMANDS, Shell
 
 SERVES = {"ui"}
 """Runs until it is stopped."""
@@ -57,7 +57,7 @@ def names_of(command: click.Command) -> list[str]:
 def command_lines(draw: st.DrawFn, name: str) -> list[str]:
     """Draw the arguments of a command: some of its options with words, and other words."""
     words = st.sampled_from(WORDS) | st.text(st.characters(exclude_characters="\0"), max_size=5)
-    command = commands.commands[name]
+    command = COMMANDS[name]
     line = draw(st.lists(words, max_size=3))
     for option in draw(st.lists(st.sampled_from([*names_of(command), "--nothing"]), max_size=3)):
         line.append(option)
@@ -65,7 +65,7 @@ def command_lines(draw: st.DrawFn, name: str) -> list[str]:
     return line
 
 
-@pytest.mark.parametrize("name", [name for name in commands.commands if name not in SERVES])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in SERVES])
 @settings(
     max_examples=settings().max_examples // 4,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

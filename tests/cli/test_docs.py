@@ -8,9 +8,7 @@ import shlex
 import click
 import pytest
 
-from asyncflow._cli import commands
-
-from .conftest import ROOT, Shell
+from .conftest import COMMANDS, ROOT, Shell
 
 PAGE = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -23,13 +21,13 @@ EXAMPLES = re.findall(r"(?ms)^\$ asyncflow ([^\n]+)\n(.*?)^```", PAGE)
 
 
 def test_the_page_has_one_section_per_command() -> None:
-    assert list(SECTIONS) == list(commands.commands)
-    assert re.findall(r"(?m)^\| \[`asyncflow (\w+)`\]", PAGE) == list(commands.commands)
+    assert list(SECTIONS) == list(COMMANDS)
+    assert re.findall(r"(?m)^\| \[`asyncflow (\w+)`\]", PAGE) == list(COMMANDS)
 
 
-@pytest.mark.parametrize("name", list(commands.commands))
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_page_lists_exactly_the_options_of_each_command(name: str) -> None:
-    command = commands.commands[name]
+    command = COMMANDS[name]
     options = {
         text
         for parameter in command.params
@@ -44,7 +42,8 @@ def test_the_page_lists_exactly_the_options_of_each_command(name: str) -> None:
 
 
 def test_each_command_and_option_has_a_help_text() -> None:
-    for name, command in commands.commands.items():
+    for name, command in COMMANDS.items():
+        assert command.name == name
         assert command.get_short_help_str(60), name
         for parameter in command.params:
             if isinstance(parameter, click.Option):

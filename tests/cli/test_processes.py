@@ -244,6 +244,31 @@ def test_a_process_without_the_extra_says_so_in_one_line(
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "without"),
+    [
+        (["--help"], {"rich", "asyncflow._cli.output", "asyncflow.journal"}),
+        (
+            ["runs"],
+            {"asyncflow._cli.execution", "asyncflow._cli.logs", "concurrent.futures.process"},
+        ),
+    ],
+)
+def test_a_command_imports_what_it_needs(
+    shell: Shell, environment: dict[str, str], line: list[str], without: set[str]
+) -> None:
+    shell("run", "etl:pipeline")
+    command = [sys.executable, "-X", "importtime", "-m", "asyncflow", *line]
+
+    done = subprocess.run(
+        command, env=environment, cwd=shell.directory, capture_output=True, text=True, check=True
+    )
+
+    imported = {part.rpartition("|")[2].strip() for part in done.stderr.splitlines()}
+    assert "asyncflow._cli" in imported
+    assert not imported & without
+
+
 def test_the_command_line_works_in_an_encoding_without_its_symbols(
     shell: Shell, environment: dict[str, str]
 ) -> None:
