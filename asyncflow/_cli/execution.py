@@ -44,6 +44,7 @@ from asyncflow._cli.output import (
     write_trace,
 )
 from asyncflow._core.errors import (
+    MissingInputError,
     PayloadError,
     ResourceError,
     RunCancelledError,
@@ -217,7 +218,8 @@ async def _run(
         # It is not a step's, which is in the report. An engine that is not open is no bug of ours.
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
-        hint = "; give it with --input NAME=VALUE" if "nor a run input" in str(error) else ""
+        is_missing = isinstance(error, MissingInputError)
+        hint = "; give it with --input NAME=VALUE" if is_missing else ""
         raise CommandError(
             f"{execution.loaded.target!r} can't run: {error}{hint}", INVALID
         ) from error

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from asyncflow._core.errors import (
     JournalError,
+    MissingExtraError,
     RunAlreadyActiveError,
     RunNotFoundError,
     describe_error,
@@ -354,7 +355,7 @@ def _explain(error: BaseException) -> CommandError:
             )
         case JournalError():
             return CommandError(str(error), RUN_FAILED)
-        case ImportError() if "asyncflow-tiers[" in str(error):
+        case MissingExtraError():
             return CommandError(str(error), USAGE)
         case KeyboardInterrupt():
             return CommandError("interrupted", INTERRUPTED)

@@ -26,6 +26,8 @@ __all__ = [
     "IllegalEventError",
     "JournalError",
     "LeaseLostError",
+    "MissingExtraError",
+    "MissingInputError",
     "NotSendableError",
     "OutputLostError",
     "OutputNotAwaitedError",
@@ -466,6 +468,28 @@ class RunCancelledError(_AttributedError):
             f"run {self.run_id!r} was cancelled through its journal; start it again under its id "
             "to resume it"
         )
+
+
+class MissingInputError(_AttributedError, ValueError):
+    """An action, or the condition of a step, requires a parameter that nothing provides.
+
+    Attributes:
+        parameter: Its name.
+        taker: What requires it.
+        hint: What it is not, and which name may have been meant.
+    """
+
+    _message = "nothing provides parameter {parameter!r} of {taker}: {hint}"
+
+    def __init__(self, parameter: str, taker: str, hint: str) -> None:
+        super().__init__(parameter, taker, hint)
+        self.parameter = parameter
+        self.taker = taker
+        self.hint = hint
+
+
+class MissingExtraError(ModuleNotFoundError):
+    """What an extra of asyncflow brings is not installed; its message says how to install that."""
 
 
 class RunNotFoundError(_AttributedError, LookupError):

@@ -22,7 +22,7 @@ from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names
-from asyncflow._core.errors import CyclicDependencyError, did_you_mean
+from asyncflow._core.errors import CyclicDependencyError, MissingInputError, did_you_mean
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import WorkflowStep
 
@@ -338,11 +338,7 @@ def _binding(
         elif parameter in inputs:
             sources.append((parameter, parameter))
         elif parameter in accepts.required:
-            raise ValueError(
-                f"nothing provides parameter {parameter!r} of "
-                f"{'the condition of ' if accepts is step.condition else ''}step {step.name!r}: "
-                f"{_why_nothing_provides(step, parameter, plan, [*offered, *inputs])}"
-            )
+            raise _nothing_provides(step, accepts, parameter, plan, [*offered, *inputs])
     if accepts.takes_kwargs:
         for parameter, source in offered.items():
             if parameter not in accepts.bound:
@@ -351,14 +347,22 @@ def _binding(
     return tuple(sources)
 
 
-def _why_nothing_provides(step: WorkflowStep, parameter: str, plan: Plan, known: list[str]) -> str:
+def _nothing_provides(
+    step: WorkflowStep, accepts: Signature, parameter: str, plan: Plan, known: list[str]
+) -> ValueError:
+    of_what = "the condition of " if accepts is step.condition else ""
+    taker = f"{of_what}step {step.name!r}"
     for received, name in step.parameters:
         if name == parameter:
-            return f"the output of step {name!r} is received as {received!r} there"
+            return ValueError(
+                f"nothing provides parameter {parameter!r} of {taker}: the output of step {name!r} "
+                f"is received as {received!r} there"
+            )
     what = "a dependency of the step nor a run input"
     if plan.resources:
         what = "a dependency of the step, nor a run input, nor a resource"
-    return f"it is neither {what}{did_you_mean(parameter, [*known, *plan.resources])}"
+    hint = f"it is neither {what}{did_you_mean(parameter, [*known, *plan.resources])}"
+    return MissingInputError(parameter, taker, hint)
 
 
 def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:

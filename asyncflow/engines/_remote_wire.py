@@ -11,7 +11,7 @@ from types import CodeType
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
-from asyncflow._core.errors import NotSendableError, describe_fully
+from asyncflow._core.errors import MissingExtraError, NotSendableError, describe_fully
 from asyncflow._core.record import record, values_by_name
 from asyncflow._core.step import RunIf, RunsIn
 from asyncflow._core.tracebacks import format_error
@@ -19,7 +19,7 @@ from asyncflow._core.tracebacks import format_error
 try:
     import cloudpickle  # type: ignore[import-untyped]
 except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
-    raise ModuleNotFoundError(
+    raise MissingExtraError(
         "engines send actions with cloudpickle, which comes with an extra: "
         "pip install 'asyncflow-tiers[cloudpickle]'",
         name=missing.name,

@@ -15,17 +15,23 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from asyncflow._core.errors import (
+    MissingExtraError,
+    NotSendableError,
+    OutputLostError,
+    WorkerLostError,
+)
+
 try:
     from distributed import Client, Future
 except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(
+    raise MissingExtraError(
         "asyncflow.engines.dask needs Dask's distributed, which comes with an extra: "
         "pip install 'asyncflow-tiers[dask]'",
         name=missing.name,
     ) from missing
 
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.errors import NotSendableError, OutputLostError, WorkerLostError
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import outlast

@@ -9,10 +9,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from asyncflow._core.errors import MissingExtraError, OutputLostError, WorkerLostError
+
 try:
     import ray as _ray
 except ImportError as _error:
-    raise ImportError(
+    raise MissingExtraError(
         "asyncflow.engines.ray needs Ray, which comes with an extra: "
         "pip install 'asyncflow-tiers[ray]'",
         name="ray",
@@ -26,7 +28,6 @@ from ray.exceptions import (  # pyright: ignore[reportMissingImports]
 )
 
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.errors import OutputLostError, WorkerLostError
 from asyncflow._core.record import record
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep

@@ -10,6 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.results import RunStatus
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import draw_graph
@@ -30,7 +31,7 @@ try:
     import jinja2
     from markupsafe import Markup
 except ImportError as _error:
-    raise ImportError(
+    raise MissingExtraError(
         "a page of a run needs jinja2, which comes with an extra: "
         "pip install 'asyncflow-tiers[report]'"
     ) from _error

@@ -17,10 +17,12 @@ Anyone who can write to the database decides what a resumed run starts from. Wit
 
 from __future__ import annotations
 
+from asyncflow._core.errors import MissingExtraError
+
 try:
     import msgspec as _msgspec  # noqa: F401  # before the modules that need it
 except ImportError as _error:
-    raise ImportError(
+    raise MissingExtraError(
         "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
     ) from _error
 

@@ -48,6 +48,9 @@ _STOPPED = "nothing more is written"
 class DatabaseFile:
     """The files of the database at one path, as the connections of this process have opened them.
 
+    Attributes:
+        is_cut: Whether a part of the files is missing, so that no checkpoint may copy the rest.
+
     Args:
         path: The absolute path, which may lead through symbolic links.
     """
@@ -60,7 +63,7 @@ class DatabaseFile:
         self._wal = self._shm = ""
         self._ids: list[_FileId] = []
         self._quick_ids = (0, 0, 0, 0)
-        self._problem = ""
+        self._problem, self.is_cut = "", False
         self._attached: list[Callable[[], object]] = []
 
     @staticmethod
@@ -71,11 +74,6 @@ class DatabaseFile:
             if file is None:
                 file = _files[path] = DatabaseFile(path)
             return file
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether a part of the files is missing, so that no checkpoint may copy the rest."""
-        return self._problem.endswith(_RESTORE)
 
     def before_connecting(self, name: str, *, must_exist: bool) -> None:
         """Check that a connection may be opened.
@@ -91,7 +89,7 @@ class DatabaseFile:
             if self._attached:
                 self._compare(name)
                 return
-            self._problem = ""
+            self._problem, self.is_cut = "", False
             self.target = os.path.realpath(self.path)
             # In this order: while others create it, the WAL comes last; while they close it, the
             # database remains.
@@ -169,6 +167,7 @@ class DatabaseFile:
                     name,
                     f"{self.target}-wal was cut from {least_bytes} to {wal_bytes} bytes while it "
                     f"was open: some of the latest commits are lost; {_RESTORE}",
+                    is_cut=True,
                 )
             return wal_bytes
 
@@ -186,28 +185,30 @@ class DatabaseFile:
                 return wal.st_size
         except OSError:
             pass
-        raise self._failure(name, self._difference())
+        problem, is_cut = self._difference()
+        raise self._failure(name, problem, is_cut=is_cut)
 
-    def _failure(self, name: str, problem: str) -> DatabaseChangedError:
-        self._problem = problem
+    def _failure(self, name: str, problem: str, *, is_cut: bool) -> DatabaseChangedError:
+        self._problem, self.is_cut = problem, is_cut
         for let_go in self._attached:
             let_go()
         return DatabaseChangedError(name, problem)
 
-    def _difference(self) -> str:
+    def _difference(self) -> tuple[str, bool]:
+        """Return what has changed, and whether a part of the files is missing."""
         for suffix, opened in zip(_SUFFIXES, self._ids, strict=True):
             path = f"{self.target}{suffix}" if suffix else self.path
             try:
                 stat = os.stat(path)
             except FileNotFoundError:
-                return self._changed(suffix, "moved or deleted")
+                return self._changed(suffix, "moved or deleted"), False
             except OSError as error:
-                return f"{path} can't be looked at any more ({error.strerror}); {_STOPPED}"
+                return f"{path} can't be looked at any more ({error.strerror}); {_STOPPED}", False
             if _id(stat) != opened:
-                return self._changed(suffix, "replaced by another file")
+                return self._changed(suffix, "replaced by another file"), False
             if not (suffix or stat.st_size):
-                return f"{path} was emptied while it was open; {_RESTORE}"
-        return f"{self.path} was moved away for a moment while it was open; {_STOPPED}"
+                return f"{path} was emptied while it was open; {_RESTORE}", True
+        return f"{self.path} was moved away for a moment while it was open; {_STOPPED}", False
 
     def _changed(self, suffix: str, how: str) -> str:
         path = f"{self.target}{suffix}" if suffix else self.path

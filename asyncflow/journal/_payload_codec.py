@@ -34,7 +34,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-from asyncflow._core.errors import PayloadError, describe_fully, escape_controls
+from asyncflow._core.errors import MissingExtraError, PayloadError, describe_fully, escape_controls
 from asyncflow._core.results import Payload
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
 from asyncflow.journal._models import (
@@ -315,7 +315,7 @@ def _cloudpickle() -> Any:
     try:
         import cloudpickle  # type: ignore[import-untyped]  # an extra
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtraError(
             'codec="cloudpickle" needs cloudpickle, which comes with an extra: '
             "pip install 'asyncflow-tiers[cloudpickle]'"
         ) from error

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from asyncflow._core.errors import JournalError, escape_controls
+from asyncflow._core.errors import JournalError, MissingExtraError, escape_controls
 from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
 from asyncflow.journal._sql import WAS_DRAINED, Cursor, UnsettledError, either_case
 
@@ -27,7 +27,7 @@ try:
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
 except ImportError as _error:  # also if it finds no libpq
-    raise ImportError(
+    raise MissingExtraError(
         "a journal in PostgreSQL needs psycopg 3 and libpq, which come with an extra: "
         "pip install 'asyncflow-tiers[postgres]'"
     ) from _error

@@ -18,12 +18,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO
 
+from asyncflow._core.errors import MissingExtraError
 from asyncflow.events import Event
 
 try:
     from rich.console import Console
 except ImportError as error:
-    raise ImportError(
+    raise MissingExtraError(
         "asyncflow.live needs rich, which comes with an extra: pip install 'asyncflow-tiers[cli]'",
         name="rich",
     ) from error

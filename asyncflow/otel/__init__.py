@@ -6,11 +6,13 @@ go.
 
 from __future__ import annotations
 
+from asyncflow._core.errors import MissingExtraError
+
 try:
     from opentelemetry.metrics import MeterProvider, get_meter
     from opentelemetry.trace import Tracer, TracerProvider, get_tracer
 except ImportError as _error:
-    raise ImportError(
+    raise MissingExtraError(
         "asyncflow.otel needs opentelemetry-api, which comes with an extra: "
         "pip install 'asyncflow-tiers[otel]'"
     ) from _error

@@ -19,13 +19,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 
+from asyncflow._core.errors import MissingExtraError
+
 try:
     import jinja2  # noqa: F401
     import sse_starlette  # noqa: F401
     import uvicorn  # noqa: F401
     from starlette.applications import Starlette
 except ImportError as _error:
-    raise ImportError(
+    raise MissingExtraError(
         "the pages of runs need starlette, uvicorn, sse-starlette and jinja2, which come with an "
         "extra: pip install 'asyncflow-tiers[web]'"
     ) from _error

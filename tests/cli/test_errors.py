@@ -16,6 +16,7 @@ import asyncflow
 from asyncflow import __main__
 from asyncflow._cli.execution import new_run_name
 from asyncflow._cli.output import explained_errors
+from asyncflow._core.errors import MissingExtraError
 
 from .conftest import Shell
 
@@ -98,7 +99,7 @@ def test_a_bug_in_asyncflow_is_reported_as_such_with_its_traceback(
 
 
 def test_a_missing_extra_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    error = ImportError("pages need jinja2: pip install 'asyncflow-tiers[report]'")
+    error = MissingExtraError("pages need jinja2: pip install 'asyncflow-tiers[report]'")
 
     assert exit_of(error) == (2, error)
     assert capsys.readouterr().err == f"Error: {error}\n"

@@ -35,7 +35,7 @@ from asyncflow import (
     WorkerLostError,
 )
 from asyncflow._core import errors as _errors
-from asyncflow._core.errors import HangError, did_you_mean
+from asyncflow._core.errors import HangError, MissingExtraError, MissingInputError, did_you_mean
 from asyncflow.events import StepSkipped
 
 TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]] = [
@@ -139,6 +139,18 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         LookupError,
         {"run_id": "order-17", "journal": "runs.db"},
         "journal runs.db has no run 'order-17' (did you mean 'order-18'?)",
+    ),
+    (
+        lambda: MissingInputError("url", "step 'load'", "it is neither a dependency"),
+        ValueError,
+        {"parameter": "url", "taker": "step 'load'", "hint": "it is neither a dependency"},
+        "nothing provides parameter 'url' of step 'load': it is neither a dependency",
+    ),
+    (
+        lambda: MissingExtraError("a page needs jinja2"),
+        ImportError,
+        {},
+        "a page needs jinja2",
     ),
     (
         lambda: WorkerLostError("load", 2, "w1", "it was killed"),
