@@ -19,6 +19,9 @@ __all__ = ["assert_order", "assert_overlap"]
 def assert_order(report: RunReport, *steps: str) -> None:
     """Check that steps ran one after the other, each from its first attempt to its end.
 
+    Of two steps that took no time in the same moment, as fakes do in virtual time, one ran before
+    the other only if the other depends on it, directly or through others.
+
     Args:
         report: The report of the run.
         *steps: The names of the steps, in the order in which they must have run.
@@ -26,11 +29,15 @@ def assert_order(report: RunReport, *steps: str) -> None:
     Raises:
         AssertionError: One started before the one before had ended, or did not run.
         KeyError: There is no such step.
+        TypeError: ``report`` is no `RunReport`, or fewer than two steps are named.
     """
     __tracebackhide__ = True
     for before, after in pairwise(_ran(report, steps)):
         if _end_of(before) > (after.started_ms or 0.0):
             _fail(report, f"{after.step_name!r} started before {before.step_name!r} had ended")
+        is_tie = _end_of(after) == before.started_ms
+        if is_tie and before.step_name not in _needed_by(after, report):
+            _fail(report, _tied(before, after, report))
 
 
 def assert_overlap(report: RunReport, *steps: str) -> None:
@@ -45,6 +52,7 @@ def assert_overlap(report: RunReport, *steps: str) -> None:
     Raises:
         AssertionError: They did not, or one did not run.
         KeyError: There is no such step.
+        TypeError: ``report`` is no `RunReport`, or fewer than two steps are named.
     """
     __tracebackhide__ = True
     ran = _ran(report, steps)
@@ -58,6 +66,8 @@ def assert_overlap(report: RunReport, *steps: str) -> None:
 
 def _ran(report: RunReport, steps: tuple[str, ...]) -> list[StepResult]:
     __tracebackhide__ = True
+    if not isinstance(report, RunReport):
+        raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
     if len(steps) < 2:
         raise TypeError("name at least two steps")
     results = [report[step] for step in steps]
@@ -65,6 +75,26 @@ def _ran(report: RunReport, steps: tuple[str, ...]) -> list[StepResult]:
         if result.started_ms is None:
             _fail(report, f"{result.step_name!r} did not run")
     return results
+
+
+def _needed_by(result: StepResult, report: RunReport) -> set[str]:
+    """Return the names of the steps that a step depends on, directly or through others."""
+    needed: set[str] = set()
+    waiting = [result]
+    while waiting:
+        new = [name for name in waiting.pop().depends_on if name in report and name not in needed]
+        needed.update(new)
+        waiting += [report[name] for name in new]
+    return needed
+
+
+def _tied(before: StepResult, after: StepResult, report: RunReport) -> str:
+    if after.step_name in _needed_by(before, report):
+        return f"{before.step_name!r} depends on {after.step_name!r}, so it ran after it"
+    return (
+        f"{before.step_name!r} and {after.step_name!r} took no time in the same moment, so which "
+        "came first is unknown; let one of them sleep"
+    )
 
 
 def _end_of(result: StepResult) -> float:

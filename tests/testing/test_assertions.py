@@ -41,6 +41,26 @@ def test_a_step_that_started_too_early_is_named_with_its_times(report):
     assert "PASSED in 3.0 s, run r" in lines
 
 
+def test_of_steps_that_take_no_time_the_one_that_another_depends_on_came_first():
+    async def instant(): ...
+
+    chain = [
+        WorkflowStep("charge", instant),
+        WorkflowStep("pack", instant, ["charge"]),
+        WorkflowStep("ship", instant, ["pack"]),
+        WorkflowStep("log", instant),
+    ]
+    report = run_in_virtual_time(run_pipeline(chain))
+
+    assert_order(report, "charge", "pack", "ship")
+    assert_order(report, "charge", "ship")
+    with pytest.raises(AssertionError, match="'ship' depends on 'charge', so it ran after it"):
+        assert_order(report, "ship", "charge")
+    for independent in (("charge", "log"), ("log", "charge"), ("log", "log")):
+        with pytest.raises(AssertionError, match="came first is unknown; let one of them sleep"):
+            assert_order(report, *independent)
+
+
 def test_steps_that_ran_at_the_same_time_pass(report):
     assert_overlap(report, "first", "beside")
 
@@ -61,5 +81,7 @@ def test_steps_that_did_not_run_at_the_same_time_are_named(report, steps, proble
 def test_wrong_names_are_reported(report):
     with pytest.raises(KeyError, match="did you mean 'first'"):
         assert_order(report, "frist", "then")
+    with pytest.raises(TypeError, match="report must be a RunReport, not str"):
+        assert_order("first", "then", "never")
     with pytest.raises(TypeError, match="name at least two steps"):
         assert_overlap(report, "first")
