@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.arguments import is_async
 from asyncflow._core.report import RunReport
+from asyncflow._core.value_size import safe_repr
 
 __all__ = ["Check", "FailedCheck", "check_is_plain", "failed_check"]
 
@@ -39,7 +40,8 @@ def failed_check(check: Check | None, report: RunReport) -> FailedCheck | None:
     """Call a check with a report; return what it found, or ``None`` if the run may be.
 
     Raises:
-        TypeError: It returns a coroutine, which would check nothing.
+        TypeError: It returns neither ``None`` nor whether the run may be: a coroutine or a
+            generator, which has checked nothing, or a function that it forgot to call.
         BaseException: What it raised that is no failure, such as `KeyboardInterrupt`.
     """
     if check is None:
@@ -53,7 +55,21 @@ def failed_check(check: Check | None, report: RunReport) -> FailedCheck | None:
     if inspect.iscoroutine(answer):
         answer.close()
         raise TypeError("check must be a plain function, not an async one")
-    return FailedCheck("the check returned False", None) if answer is False else None
+    if answer is None or answer is True:
+        return None
+    if _is_falsy(answer):  # such as a comparison of NumPy
+        return FailedCheck(f"the check returned {safe_repr(answer)}", None)
+    raise TypeError(
+        f"check must return None, True or False, not {type(answer).__name__}; wrap a condition in "
+        "bool(...)"
+    )
+
+
+def _is_falsy(answer: object) -> bool:
+    try:
+        return not answer
+    except Exception:  # an array has no truth value
+        return False
 
 
 def _failures_of_pytest() -> type[BaseException]:

@@ -100,8 +100,7 @@ def crash_everywhere(
         journal: Makes a journal, always of the same database. Each run and each resumption has one
             of its own.
         inputs: The inputs of the runs.
-        check: Is called with the report of each resumed run, and raises, or returns ``False``, if
-            the run must not be.
+        check: Is called with the report of each resumed run, as that of `explore` is.
         kill: Whether a child process makes each run and is killed by SIGKILL. By default the run is
             made here, and its journal fails. A child needs `os.fork`, hence POSIX; what an action
             changes in its process is lost with it.
@@ -112,7 +111,8 @@ def crash_everywhere(
     Raises:
         CrashError: A resumed run has not ended as one that never crashed, or ``check`` failed.
         RuntimeError: An event loop is running this code, or a child process did not die as it must.
-        TypeError: ``check`` is async, or an argument has the wrong type.
+        TypeError: ``check`` is async or returns something else, or an argument has the wrong
+            type.
         ValueError: The inputs are wrong, as `Orchestrator.run` says.
         BaseException: What else `Orchestrator.run` raises.
     """

@@ -209,8 +209,8 @@ def explore(
             change should be made anew: the report has it in its ``inputs``.
         seeds: How many seeds, counted from 0, at least 1; or which ones.
         faults: How likely which faults are; by default those of `Faults`.
-        check: Is called with the report of each run, and raises, or returns ``False``, if the run
-            must not be.
+        check: Is called with the report of each run, and raises, or returns something falsy, if
+            the run must not be. If it may be, it returns ``None`` or ``True``.
         cancel_everywhere: Whether each seed is simulated once for each turn of the event loop in
             which its caller may be cancelled, and once without a cancellation. By default, random
             runs are cancelled once each, as ``faults`` say.
@@ -222,7 +222,8 @@ def explore(
         ExplorationError: A run must not be. It has the smallest such seed, if the seeds ascend, the
             log of the run, and the line that simulates it again.
         RuntimeError: An event loop is running this code.
-        TypeError: ``check`` is async, or an argument has the wrong type.
+        TypeError: ``check`` is async or returns something else, or an argument has the wrong
+            type.
         ValueError: There is no seed, or the inputs are wrong, as `Orchestrator.run` says.
     """
     __tracebackhide__ = True  # the error says all

@@ -138,7 +138,7 @@ def fails_check(report):
 
 @pytest.mark.parametrize(
     ("check", "problem"),
-    [(fails_check, "the check failed: Failed: too late"), (lambda _: False, "the check returned")],
+    [(fails_check, "the check failed: Failed: too late"), (lambda _: 0, "the check returned 0")],
 )
 def test_a_check_that_fails_is_reported_with_the_event_after_which_the_run_crashed(check, problem):
     with pytest.raises(CrashError, match=f"in a run that crashed at its start, {problem}"):

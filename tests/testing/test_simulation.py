@@ -322,8 +322,31 @@ def test_a_check_needs_no_pytest(monkeypatch):
         explore(one_step(works), check=lambda _: 1 / 0)
 
 
+class Ambiguous:
+    def __bool__(self):
+        raise ValueError("ambiguous, as an array")
+
+
+class NumpyFalse:
+    def __bool__(self):
+        return False
+
+
+@pytest.mark.parametrize("answer", [0, "", [], NumpyFalse()])
+def test_a_falsy_answer_of_a_check_fails(answer):
+    with pytest.raises(ExplorationError) as raised:
+        explore(one_step(works), faults=only(), check=lambda _: answer)
+
+    assert raised.value.problem == f"the check returned {answer!r}"
+
+
 async def check_nothing(report):
     raise AssertionError
+
+
+def check_later(report):
+    raise AssertionError
+    yield
 
 
 def test_what_would_check_nothing_is_refused():
@@ -331,6 +354,9 @@ def test_what_would_check_nothing_is_refused():
         explore(pipeline, INPUTS, check=check_nothing)
     with pytest.raises(TypeError, match="check must be a plain function, not an async one"):
         explore(pipeline, INPUTS, check=lambda report: check_nothing(report))
+    for answer in (check_later, lambda report: check_later, lambda _: 1, lambda _: Ambiguous()):
+        with pytest.raises(TypeError, match="check must return None, True or False, not"):
+            explore(one_step(works), faults=only(), check=answer)
     with pytest.raises(ValueError, match="seeds must be at least 1, not 0"):
         explore(pipeline, INPUTS, seeds=0)
     with pytest.raises(ValueError, match="seeds must have at least one seed"):
