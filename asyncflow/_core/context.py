@@ -76,8 +76,14 @@ __all__ = [
     "enter_run",
     "enter_thread",
     "is_inside_run",
+    "key_watchers",
     "known_secrets",
 ]
+
+
+key_watchers: list[Callable[[str, str], object]] = []
+"""Each is called with the id of the run and the name of the step, when an action of this process
+asks for its idempotency key. A test watches; there are none outside of tests."""
 
 
 class StepContext:
@@ -89,8 +95,6 @@ class StepContext:
         item: The item of a mapped step, counted from 0; ``None`` for other steps.
         attempt: The number of this attempt, counted from 1.
         max_retries: How many attempts there are in all.
-        idempotency_key: A string that is the same in every attempt of this step, or item, in
-            this run, and different in any other.
     """
 
     __slots__ = (
@@ -102,7 +106,6 @@ class StepContext:
         "_results",
         "_running",
         "attempt",
-        "idempotency_key",
         "item",
         "max_retries",
         "run_id",
@@ -129,13 +132,22 @@ class StepContext:
         self.item: int | None = item
         self.run_id: str = run_id
         self.max_retries: int = max_retries
-        self.idempotency_key: str = _idempotency_key(run_id, step_name, item)
         self._deadline_s = deadline_s
         self._clock = clock
         self._heartbeat = heartbeat
         self._cancel_requested = cancel_requested
         self._results = results
         self._notes = notes
+
+    @property
+    def idempotency_key(self) -> str:
+        """A string that is the same in every attempt of this step, or item, in this run.
+
+        It is different in any other.
+        """
+        for watch in key_watchers:
+            watch(self.run_id, self.step_name)
+        return _idempotency_key(self.run_id, self.step_name, self.item)
 
     @property
     def results(self) -> Mapping[str, StepResult]:

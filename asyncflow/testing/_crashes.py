@@ -14,16 +14,17 @@ import os
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from asyncflow._core.arguments import reject_awaitable
+from asyncflow._core.context import key_watchers
 from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedError, cut
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RestoredOutput, StepResult
+from asyncflow._core.results import RestoredOutput, RunStatus, StepResult
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -49,8 +50,11 @@ class Crashes:
     points: int
     """How many crashes there were: one for each event of the run."""
     repeated: dict[str, int]
-    """The steps whose effect can happen twice, since a crash made them run again: after how many of
-    the crashes each did."""
+    """The steps whose effect can happen twice, since a crash made them run again and they did not
+    ask for their `StepContext.idempotency_key`: after how many of the crashes each did. A step is
+    here although it asks, if it asks in another process."""
+    status: RunStatus
+    """How the run ended that never crashed: the others had to end as it did."""
 
 
 class CrashError(AssertionError):
@@ -85,7 +89,8 @@ def crash_everywhere(
     ::
 
         crashes = crash_everywhere(pipeline, lambda: SQLiteJournal(tmp_path / "runs.db"))
-        assert crashes.repeated.keys() <= {"fetch"}  # the only step that may run twice
+        assert crashes.status == "PASSED"
+        assert crashes.repeated.keys() <= {"fetch"}  # which changes nothing
 
     What must be the same is the status of each step, the type of its error, and its output: it is
     equal, or has the same ``repr`` but for the id of the run. With ``fail_fast`` it depends on
@@ -97,8 +102,8 @@ def crash_everywhere(
 
     Args:
         pipeline: A `Pipeline`, an `Orchestrator` or `WorkflowStep` objects.
-        journal: Makes a journal, always of the same database. Each run and each resumption has one
-            of its own.
+        journal: Makes a journal, always of the same database: a file, not ``":memory:"``. Each run
+            and each resumption has one of its own.
         inputs: The inputs of the runs.
         check: Is called with the report of each resumed run, as that of `explore` is.
         kill: Whether a child process makes each run and is killed by SIGKILL. By default the run is
@@ -106,14 +111,16 @@ def crash_everywhere(
             changes in its process is lost with it.
 
     Returns:
-        The number of crashes, and the steps that they made run again.
+        The number of crashes, the steps whose effect they can repeat, and how the run that they
+        are compared with ended.
 
     Raises:
         CrashError: A resumed run has not ended as one that never crashed, or ``check`` failed.
         RuntimeError: An event loop is running this code, or a child process did not die as it must.
         TypeError: ``check`` is async or returns something else, or an argument has the wrong
             type.
-        ValueError: The inputs are wrong, as `Orchestrator.run` says.
+        ValueError: The inputs are wrong, as `Orchestrator.run` says, or ``journal`` makes another
+            database each time, so that nothing is resumed.
         BaseException: What else `Orchestrator.run` raises.
     """
     if asyncio._get_running_loop() is not None:
@@ -135,14 +142,40 @@ def crash_everywhere(
         expected = lives.run("uncrashed", lambda real: _DyingJournal(real, events))
         for point in range(len(events)):
             lives.crash(point, kill=kill)
-            report = lives.run(f"after-{point}")
+            with _asking_for_keys() as asked:
+                report = lives.run(f"after-{point}")
+            if point and len(report.segments) == 1:  # its start was stored, and was not found
+                raise ValueError(
+                    "journal must make journals of one database, and the run that crashed "
+                    f"after {describe_event(events[point - 1])!r} was not in it; use a file that "
+                    "stays the same"
+                )
             failed = _difference(report, expected) or failed_check(check, report)
             if failed is not None:
                 after = f"after {describe_event(events[point - 1])!r}" if point else "at its start"
                 problem = f"in a run that crashed {after}, {failed.problem}"
                 raise CrashError(point, report, problem) from failed.error
-            repeated.update(name for name, result in report.items() if _ran_again(result))
-    return Crashes(len(events), dict(repeated))
+            repeated.update(
+                name
+                for name, result in report.items()
+                if _ran_again(result) and (report.run_id, name) not in asked
+            )
+    return Crashes(len(events), dict(repeated), expected.status)
+
+
+@contextmanager
+def _asking_for_keys() -> Iterator[set[tuple[str, str]]]:
+    """Yield the ids of runs and the names of their steps that ask for their idempotency key."""
+    asked: set[tuple[str, str]] = set()
+
+    def watch(run_id: str, step: str) -> None:
+        asked.add((run_id, step))
+
+    key_watchers.append(watch)
+    try:
+        yield asked
+    finally:
+        key_watchers.remove(watch)
 
 
 def _difference(report: RunReport, expected: RunReport) -> FailedCheck | None:
@@ -183,10 +216,19 @@ def _words(result: StepResult) -> str:
 
 
 def _ran_again(result: StepResult) -> bool:
-    if result.rerun_reason is not None:
-        return True
-    attempts = [each for one in (result, *(result.items or ())) for each in one.history]
-    return any(isinstance(each.error, StepCrashedError) for each in attempts)
+    """Whether the crash made a step, or an item of it, run again.
+
+    An attempt that had failed before the crash didn't: another one would have followed it anyway.
+    """
+    for one in (result, *(result.items or ())):
+        before = [
+            each
+            for each in one.history
+            if each.segment == 1 and isinstance(each.error, StepCrashedError | None)
+        ]
+        if before and one.history[-1].segment > 1:
+            return True
+    return False
 
 
 class _Lives:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import Pipeline, WorkflowStep, after, collect, current_step, each
+from asyncflow import Pipeline, RunStatus, WorkflowStep, after, collect, current_step, each
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
 from asyncflow.testing._crashes import _kill
@@ -42,7 +42,7 @@ def share(journal):
 
 
 INPUTS = {"url": "u"}
-FOUND = Crashes(13, {"extract": 1, "double": 5, "password": 1})
+FOUND = Crashes(13, {"extract": 1, "double": 3, "password": 1}, RunStatus.PASSED)
 
 
 def test_a_run_crashes_after_each_event_and_its_repeated_steps_are_named():
@@ -91,6 +91,38 @@ def test_a_failing_run_fails_after_each_crash_too():
         found = crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
 
     assert found.repeated["alarm"] >= 1
+    assert found.status == "FAILED"
+
+
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.process)])
+def test_a_step_that_asks_for_its_idempotency_key_has_its_effect_once(tmp_path, kill):
+    shop = Pipeline("shop")
+
+    @shop.step
+    async def fetch() -> list[int]:
+        return [1, 2]
+
+    @shop.step
+    async def pay(row: int = each(fetch)) -> str:
+        return current_step().idempotency_key
+
+    @shop.step(runs_in="thread")
+    def ship(keys: list[str] = collect(pay)) -> str:
+        return current_step().idempotency_key
+
+    @shop.step
+    async def mail(shipped: str = after(ship)) -> None: ...
+
+    found = crash_everywhere(shop, lambda: SQLiteJournal(tmp_path / "runs.db"), kill=kill)
+
+    assert found.repeated == {"fetch": 1, "mail": 1}
+
+
+def test_a_journal_of_another_database_each_time_is_refused():
+    with pytest.raises(ValueError, match=r"after 'run crashes-.+ started.+' was not in it"):
+        crash_everywhere(pipeline, MemoryJournal, INPUTS)
+    with pytest.raises(ValueError, match="journals of one database"):
+        crash_everywhere(pipeline, lambda: SQLiteJournal(":memory:"), INPUTS)
 
 
 def test_a_run_that_ends_otherwise_after_a_crash_is_reported():
@@ -153,7 +185,7 @@ def test_an_output_may_have_the_id_of_its_run():
     async def path() -> str:
         return f"out/{current_step().run_id}.csv"
 
-    assert crash_everywhere(only(path), share(MemoryJournal())).repeated == {"only": 1}
+    assert crash_everywhere(only(path), share(MemoryJournal())).points == 4
 
 
 class Array:
@@ -202,7 +234,7 @@ def test_secret_outputs_that_no_journal_stores_are_the_same():
     async def key(number: int = each(numbers)) -> str:
         return f"key {number}"
 
-    assert crash_everywhere(mapped, share(MemoryJournal())).repeated == {"numbers": 1, "key": 5}
+    assert crash_everywhere(mapped, share(MemoryJournal())).repeated == {"numbers": 1, "key": 3}
 
 
 def test_a_step_that_fails_after_a_crash_only_is_reported_with_the_type_of_its_error():
