@@ -40,7 +40,7 @@ from asyncflow._core.results import (
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.dispatcher import Observer, ObserverFactory
 from asyncflow._runtime.durable import Journal
-from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
+from asyncflow._runtime.handle import EventReader, RunHandle, RunOwner, RunProgress
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 from asyncflow._runtime.pipeline import Pipeline, after, collect, each
 from asyncflow._runtime.recovery import resume_all
@@ -49,6 +49,7 @@ __all__ = [
     "ActionNotAwaitableError",
     "Attempt",
     "CyclicDependencyError",
+    "EventReader",
     "IllegalEventError",
     "Journal",
     "JournalError",

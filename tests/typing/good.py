@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 from asyncflow import (
     Attempt,
     CyclicDependencyError,
+    EventReader,
     Observer,
     ObserverFactory,
     Orchestrator,
@@ -535,10 +536,11 @@ async def handled() -> None:
     assert_type(run, RunHandle)
     async with run as entered:
         assert_type(entered, RunHandle)
-        async for event in run.events():
+        reader: EventReader = run.events()
+        async for event in reader:
             assert_type(event, Event | EventsMissed)
         assert_type(run.run_id, str)
-        assert_type(run.status, Literal["RUNNING", "PASSED", "FAILED", "INTERRUPTED"])
+        assert_type(run.status, RunStatus)
         assert_type(run.progress, RunProgress)
         assert_type(run.progress.running, tuple[str, ...])
         run.cancel("enough")
