@@ -76,7 +76,7 @@ def members_of(public: type) -> dict[str, type]:
     found: dict[str, type] = {}
     for owner in reversed(public.__mro__):
         if owner.__module__.startswith("asyncflow"):
-            names = [*vars(owner), *vars(owner).get("__annotations__", ())]
+            names = [*vars(owner), *inspect.get_annotations(owner)]
             found |= dict.fromkeys((name for name in names if is_shown(name)), owner)
     return found
 
@@ -95,7 +95,7 @@ def member_text(name: str, owner: type) -> str:
     getter = getattr(member, "fget", None) or getattr(member, "func", None)  # or cached
     if getter is not None:
         return f"{name}: {text_of(inspect.signature(getter).return_annotation)}"
-    annotation = vars(owner).get("__annotations__", {}).get(name)
+    annotation = inspect.get_annotations(owner).get(name)
     return name if annotation is None else f"{name}: {text_of(annotation)}"
 
 

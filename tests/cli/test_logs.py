@@ -318,7 +318,7 @@ def test_ctrl_c_ends_following(stored: Shell, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_terminal_has_colours(stored: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
     monkeypatch.setattr(module, "stdout_console", lambda: terminal)
 
     stored("logs", "monday", "--level", "ERROR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copyreg
 import gc
 import io
 import logging
@@ -424,10 +425,18 @@ async def test_a_function_or_argument_that_cannot_be_pickled_is_named():
     class Unspeakable:
         __reduce__ = None
 
+    class TextlessError(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    class Unsendable:
+        def __reduce__(self):
+            raise TextlessError
+
     with pytest.raises(pickle.PicklingError, match="Unspeakable or one of its arguments"):
         await run_in_process(Unspeakable(), None)
     with pytest.raises(pickle.PicklingError, match="whose str raised ValueError"):
-        await run_in_process(work.add, {"left": work.Unprintable()})
+        await run_in_process(work.add, {"left": Unsendable()})
     with pytest.raises(pickle.PicklingError, match="or one of its arguments can't be pickled"):
         await run_in_process(lambda: None, None)
     with pytest.raises(pickle.PicklingError, match=r"process_work.add or .*can't be pickled.*lock"):
@@ -734,7 +743,11 @@ def request_of(main, call):
     return io.BytesIO(b"?".ljust(_child._HEAD) + request)
 
 
-def test_the_worker_program_writes_its_response_to_the_file_of_the_request():
+def test_the_worker_program_writes_its_response_to_the_file_of_the_request(monkeypatch):
+    # An import of distributed teaches pickle each exception that there is.
+    for error in work.TwoArgumentError, work.UnpicklesAsText, work.Unprintable:
+        monkeypatch.delitem(copyreg.dispatch_table, error, raising=False)
+
     assert respond_to(work.add, {"left": 2, "right": 3}) == 5
     with pytest.raises(KeyError, match="x"):
         respond_to(work.fail, {"text": "x"})
