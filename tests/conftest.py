@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from listed_skips import refuse_an_unlisted_skip
 from postgres_server import PostgresServer, running_server
 
 SLOW = frozenset(
@@ -88,6 +89,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     result = yield
     _fast.clear()
     return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    refuse_an_unlisted_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    refuse_an_unlisted_skip(report)  # of a whole module
+    return report
 
 
 @pytest.hookimpl(tryfirst=True)
