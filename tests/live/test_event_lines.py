@@ -183,7 +183,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, variable: s
     with terminal.open() as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         with LiveView() as view:
-            asyncio.run(
+            run_in_virtual_time(
                 run_pipeline(
                     [WorkflowStep("s", asyncio.Event().wait)], observers=[view], deadline_ms=20
                 )
