@@ -205,7 +205,10 @@ def _plain(words: str, *types: type) -> _Kind:
             raise _refusal(place, f"must be finite, not {reprlib.repr(value)}")
         return value
 
-    return _Kind(lambda value: value, read, {"type": [_SCHEMA_TYPES[each] for each in types]})
+    # Not a list as the "type": FastAPI before 0.118 and OpenAPI 3.0 refuse it.
+    either = [{"type": _SCHEMA_TYPES[each]} for each in types]
+    schema = either[0] if len(either) == 1 else {"anyOf": either}
+    return _Kind(lambda value: value, read, schema)
 
 
 _SCHEMA_TYPES = {
