@@ -74,9 +74,8 @@ def requested_url(request: Request) -> str:
     """
     path: str = request.scope["path"]
     sent = _sent_path(request)
-    return (sent if unquote(sent) == path else quote(path)) + (
-        f"?{request.url.query}" if request.url.query else ""
-    )
+    query = request.scope["query_string"].decode("latin-1")
+    return (sent if unquote(sent) == path else quote(path)) + (f"?{query}" if query else "")
 
 
 def named_run(request: Request) -> str:
