@@ -484,7 +484,10 @@ class StoredRun:
         outdated |= with_dependents(event.unfinished, edges) - event.unfinished.keys()
         for key, step in list(self._settled.items()):
             begins_anew = event.afresh or (key[1] is None and key[0] in event.unfinished)
-            if key[0] in outdated or (begins_anew and not _has_succeeded(step)):
+            # What a condition skipped asks it again, and tells until then what dependents lacked.
+            if key[0] in outdated or (
+                begins_anew and blocks_dependents(step.status, step.on_purpose)
+            ):
                 del self._settled[key]
         for key in list(self._pending):
             if event.afresh or key[0] in outdated:

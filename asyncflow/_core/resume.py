@@ -8,6 +8,7 @@ Rules:
 2. A valid success is restored. So is a failure for good or a skip, if the run continues where it
    was.
 3. A run that had ended, or was stopping, starts afresh: everything that has not succeeded runs.
+   The condition of a skipped step is asked again, but what succeeded without the step stays valid.
 4. A journal stores no secret output. If a step that runs needs one, the step with that output runs
    again too. Results that came of it before are valid all the same.
 5. A fork takes over the valid successes of another run, as if that had ended. A result is not valid
@@ -32,7 +33,14 @@ from asyncflow._core.graph import (
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import is_remote
 from asyncflow._core.replay import StoredRun, as_secret, with_outputs
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, StepResult, StepStatus
+from asyncflow._core.results import (
+    REDACTED,
+    REDACTED_OUTPUT,
+    Payload,
+    StepResult,
+    StepStatus,
+    blocks_dependents,
+)
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
@@ -254,7 +262,7 @@ class _Judgement(NamedTuple):
     """Which results of a run are valid for a plan."""
 
     valid: dict[str, None]
-    """The steps with a valid result."""
+    """The steps with a valid result, but for those whose condition is asked again."""
     outdated: dict[str, str]
     """The steps with a result that is not valid, each with why."""
     unfinished: dict[str, str]
@@ -293,12 +301,15 @@ def _judge(
     """
     unfinished = run.unfinished()
     valid, outdated = _valid_and_outdated(run, plan, known, reasons, afresh=afresh)
+    not_stored = _not_stored(known, outdated, secret)
     begun = unfinished.keys() | _with_results(known, afresh=afresh)
+    asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
+    restored = {name: None for name in valid if name not in asked_again}
     return _Judgement(
-        valid,
+        restored,
         {name: why for name, why in outdated.items() if name in begun},
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | valid},
-        _recalled(plan, valid, _not_stored(known, outdated, secret), bindings, conditions),
+        _recalled(plan, restored, not_stored, bindings, conditions),
     )
 
 
@@ -325,9 +336,13 @@ def _of_takers(
 
 
 def _with_results(known: Mapping[Key, StepView], *, afresh: bool) -> set[str]:
-    """Return the steps with a result that can be outdated. In a fresh run a skip can't."""
+    """Return the steps with a result that can be outdated, as no skip for a failure is afresh."""
     skipped = StepStatus.SKIPPED
-    return {name for (name, _), one in known.items() if not (afresh and one.status is skipped)}
+    return {
+        name
+        for (name, _), one in known.items()
+        if not (afresh and one.status is skipped and not one.on_purpose)
+    }
 
 
 def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
@@ -379,7 +394,7 @@ def _valid_and_outdated(
             why = None if again is None else f"step {again!r}, which it depends on, runs again"
         if why is not None:
             outdated[name] = why
-        elif step is not None and (step.status is StepStatus.SUCCESS or not afresh):
+        elif step is not None and not (afresh and blocks_dependents(step.status, step.on_purpose)):
             valid[name] = None
     return valid, outdated
 
@@ -403,7 +418,7 @@ def _not_stored(
 
 def _recalled(
     plan: Plan,
-    valid: Mapping[str, None],
+    restored: Mapping[str, None],
     not_stored: Collection[str],
     bindings: Sequence[Binding],
     conditions: Mapping[int, Binding],
@@ -414,7 +429,7 @@ def _recalled(
         step = plan.steps[index]
         if index in needed and step.name in not_stored:
             recalled.append(step.name)
-        elif step.name in valid:
+        elif step.name in restored:
             continue
         for _, source in (*bindings[index], *conditions.get(index, ())):
             if source == ITEM:

@@ -220,6 +220,32 @@ def test_a_step_that_ran_after_a_failure_is_outdated_although_the_fixed_run_lack
     assert restored(checkpoint) == ["z"]
 
 
+def test_a_condition_is_asked_again_but_its_skip_outdates_nothing():
+    steps = (
+        step("a", secret=True),
+        step("b", "a", when=lambda a: False),
+        step("told", "b", run_if="always"),
+    )
+    run = StoredRun(
+        [
+            started(*steps),
+            *done("a", output=REDACTED),
+            StepSkipped("b", 2.0, "no", on_purpose=True),
+            *done("told"),
+            RunInterrupted(3.0, "why"),
+        ]
+    )
+
+    for _ in range(2):
+        event, checkpoint = resume_with(run, *steps)
+
+        assert (event.outdated, event.unfinished) == ({}, {})
+        assert event.recalled == ("a",)
+        assert restored(checkpoint) == ["told"]
+
+        run.apply(RunInterrupted(4.0, "why"))
+
+
 def test_new_steps_have_no_rerun_reason_and_removed_steps_are_dropped():
     event, checkpoint = resume_with(
         [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], CHAIN[0], step("n", "a")

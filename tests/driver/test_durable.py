@@ -494,6 +494,26 @@ class TestResume:
         assert all(report[name].on_purpose for name in ("alarm", "never", "after"))
         assert set(work.calls) == {"a", "b"}
 
+    async def test_a_finished_step_is_not_called_again_because_a_condition_skipped_another(
+        self, work, journal, schedule
+    ):
+        steps = [
+            work.step("a"),
+            WorkflowStep("never", work.action("never"), ["a"], when=lambda: False),
+            work.step("told", "a", "never", run_if="always"),
+            work.step("b", "told"),
+        ]
+        work.broken.add("b")
+        for _ in range(3):
+            await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
+        work.broken.clear()
+
+        report = await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
+
+        assert report.all_passed
+        assert work.calls == {"a": 1, "told": 1, "b": 4}
+        assert report["never"].rerun_reason is None
+
     async def test_a_run_stopped_at_its_first_event_still_restores_completed_steps(
         self, work, journal
     ):
