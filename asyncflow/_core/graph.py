@@ -149,7 +149,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
-    special = tuple(at for at, step in enumerate(steps) if not step.is_plain)
+    special = tuple(at for at, step in enumerate(steps) if _is_special(step))
     cleanups = frozenset(at for at in special if steps[at].is_cleanup)
     dependents = Dependents(dependencies)
     after_all = [at for at in cleanups if not dependencies[at]]
@@ -164,6 +164,15 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         return replace(left, targets=frozenset(steps[at].name for at in chosen))
     order = [step for tier in tiers for step in tier]
     return Plan(steps, index, dependencies, dependents, tiers, order, special, cleanups)
+
+
+def _is_special(step: WorkflowStep) -> bool:
+    return (
+        not step.is_plain
+        or step.pool is not None
+        or step.map_over is not None
+        or step.when is not None
+    )
 
 
 def _depend_on_all_others(

@@ -99,6 +99,16 @@ class Pool:
         """How many attempts wait in its queue: at most ``size`` of each run."""
         return len(self._queue)
 
+    def _take_slot(self) -> PoolTicket | None:
+        """Take a slot if one is free and the pool has no rate, so that nothing has to wait."""
+        with self._lock:
+            if self._interval_s or self._in_use >= self.size:
+                return None
+            self._in_use += 1
+        ticket = PoolTicket(self)
+        ticket.has_slot = True
+        return ticket
+
     def _request_slot(self, call: Callable[[], object]) -> PoolTicket:
         """Take a slot if one is free, or else join the queue.
 

@@ -58,9 +58,7 @@ class AdmissionQueue:
         self, limit: int | None, steps: Sequence[WorkflowStep], special: Iterable[int]
     ) -> None:
         self._is_of_all = limit is not None
-        self.is_limited = self._is_of_all or not all(
-            _waits_for_nothing(steps[step]) for step in special
-        )
+        self.is_limited = self._is_of_all or any(steps[step].needs_permit for step in special)
         self.is_dirty = False
         self._room = math.inf if limit is None else limit
         self._steps = steps
@@ -78,7 +76,7 @@ class AdmissionQueue:
         self.is_dirty = True
         if self.is_limited:
             for node in nodes:
-                if self._is_of_all or not _waits_for_nothing(self._steps[node]):
+                if self._is_of_all or self._steps[node].needs_permit:
                     self._since[node] = at_ms
 
     def queued_ms(self, node: int, at_ms: float) -> float:
@@ -114,7 +112,7 @@ class AdmissionQueue:
     def leave(self, node: int) -> None:
         """Count a node as no longer in flight."""
         self._count(node, -1)
-        self.is_dirty = True
+        self.is_dirty = self.is_dirty or bool(self._line) or any(self._held.values())
 
     def moved(self, node: int, before: Phase, now: Phase) -> None:
         """Count a node whose phase has changed."""
@@ -124,20 +122,15 @@ class AdmissionQueue:
         elif is_in and not was_in:
             self.enter(node)  # it was not queued: a stored run is replayed
 
-    def begin(self, node: int) -> None:
-        """Note that a node waits no longer."""
-        self._since.pop(node, None)
+    def begin(self, node: int, at_ms: float) -> float:
+        """Note that a node waits no longer, and return how long it has."""
+        return at_ms - self._since.pop(node, at_ms)
 
     def _count(self, node: int, change: int) -> None:
         self._room -= change
         pool = self._steps[node].pool
         if pool is not None:
             self._taken[pool] = self._taken.get(pool, 0) + change
-
-
-def _waits_for_nothing(step: WorkflowStep) -> bool:
-    """Whether a step needs no slot of a pool, and no thread or process of this machine."""
-    return step.pool is None and not step.needs_worker
 
 
 ROUNDING_MS = 0.01
@@ -322,7 +315,7 @@ class Readiness:
         failed_by: The settled steps that failed, or did not run because of a failure, each with
             the name of the step that failed first. A step asks this of each of its dependencies.
         skipped_by: The same for steps that were skipped on purpose.
-        unreachable: The steps that will never start, until `RunState.unreachable` returns them.
+        unreachable: The steps that will never start, until they are taken.
         stop_reason: Why nothing becomes ready any more, clean-up steps aside.
 
     Args:

@@ -81,7 +81,8 @@ class RunState:
     Attributes:
         step_runs: The steps of the run and the items of its mapped steps.
         attempt_log: The attempts that each of them has had.
-        queue: Where nodes wait for their start. It is dirty if `ready` or `unreachable` has news.
+        queue: Where nodes wait for their start. It is dirty if `take_ready` or
+            `take_unreachable` has news.
         deadlines: How long attempts may take, and what follows those that fail.
         stop_reason: Why the run is stopping; ``None`` while it is not.
         cause: What has interrupted the run, if something has.
@@ -116,7 +117,7 @@ class RunState:
         self._phases = step_runs.phases
         self._latest = step_runs.latest
         self._results = step_runs.results
-        count = self._step_count = len(plan.steps)
+        self._step_count = len(plan.steps)
         self._started: RunStarted | None = None
         self._finished: RunFinished | None = None
         self._interrupted = False
@@ -132,34 +133,39 @@ class RunState:
         )
         began_ms = 0.0 if checkpoint is None else checkpoint.at_ms
         self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
-        # What `begin` and `succeed` note, until more than that is needed: see `_expand`.
-        self._compact_starts: list[StartedAttempt | None] = [None] * count
-        self._compact_ends: list[tuple[float, Any] | None] = [None] * count
+        self._starts, self._ends = step_runs.starts, step_runs.ends
 
     # What happens.
 
     def begin(self, node: int, attempt: int, at_ms: float) -> StartedAttempt:
-        """Apply the start of an attempt of a plain step, in a run that limits nothing.
+        """Apply the start of an attempt of a plain step or item that was scheduled.
 
-        `begin` and `succeed` are `apply` for most steps. Each allocates a tuple, and neither event
+        `begin` and `succeed` are `apply` for most nodes. Each allocates a tuple, and neither event
         nor result, which few runs need before their end.
         """
-        started = self._steps[node].name, attempt, at_ms, 0.0, None
-        self._compact_starts[node] = started
+        queued_ms = self.queue.begin(node, at_ms) if self.is_limited else 0.0
+        item = None if node < self._step_count else self.step_runs.item_of(node)
+        started = self._steps[node].name, attempt, at_ms, queued_ms, item
+        self._starts[node] = started
         self._phases[node] = _ATTEMPTING
         return started
 
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
         """Apply the success of an attempt that `begin` has started."""
-        started = self._compact_starts[node]
+        started = self._starts[node]
         if started is None or started[1] > 1 or node in self.attempt_log.remarks:
-            latest = self.latest_attempt(node)
+            latest = self.step_runs.latest_attempt(node)
             assert latest is not None
-            self.apply(StepSucceeded(latest.step, latest.attempt, at_ms, output))
+            self.apply(StepSucceeded(latest.step, latest.attempt, at_ms, output, latest.item))
             return
-        self._compact_ends[node] = at_ms, output
+        self._ends[node] = at_ms, output
         self._phases[node] = _SETTLED
-        self._readiness.settled(node, at_ms)
+        if self.is_limited:
+            self.queue.leave(node)
+        if node < self._step_count:
+            self._readiness.settled(node, at_ms)
+        else:
+            self.step_runs.end_item(node)
 
     def apply(self, event: Event) -> None:
         """Apply an event.
@@ -184,8 +190,8 @@ class RunState:
             raise IllegalEventError(event, "the pipeline has no such step") from None
         if event.item is not None:  # type: ignore[union-attr]
             node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
-        elif self._compact_starts[node] is not None:
-            self._expand(node)
+        if self._starts[node] is not None:
+            self.step_runs.latest_attempt(node)  # which makes it an event
         before = phases[node]
         if before not in allowed:
             raise IllegalEventError(event, before.text)
@@ -205,31 +211,6 @@ class RunState:
             self._readiness.settled(node, event.at_ms)  # type: ignore[union-attr]
         else:
             self.step_runs.end_item(node)
-
-    def _expand(self, node: int) -> None:
-        """Make of what `begin` and `succeed` have noted what `apply` would have made of it."""
-        self.result(node)
-        started = self._compact_starts[node]
-        if started is not None:
-            self._latest[node] = AttemptStarted(*started)
-            self._compact_starts[node] = None
-
-    def _compact_result(self, node: int, ended_ms: float, output: Any) -> StepResult:
-        started = self._compact_starts[node]
-        assert started is not None
-        name, _, started_ms, _, _ = started
-        return StepResult(
-            name,
-            StepStatus.SUCCESS,
-            1,
-            ended_ms - started_ms,
-            output,
-            None,
-            None,
-            started_ms,
-            None,
-            self._steps[node].depends_on,
-        )
 
     def _on_run_started(self, event: RunStarted) -> None:
         if self._started is not None:
@@ -290,7 +271,7 @@ class RunState:
         self._latest[node] = event
         self._phases[node] = Phase.ATTEMPTING
         if self.is_limited:
-            self.queue.begin(node)
+            self.queue.begin(node, event.at_ms)
         if self._plan.special:
             self.deadlines.start(node, event)
         if event.engine:
@@ -373,8 +354,8 @@ class RunState:
 
     # What follows.
 
-    def ready(self) -> list[int]:
-        """Return the nodes that may start their next attempt now. Each is returned once."""
+    def take_ready(self) -> list[int]:
+        """Return the nodes that may start their next attempt now, each once."""
         phases, queue = self._phases, self.queue
         queue.is_dirty = bool(self._readiness.unreachable)
         # What was queued may have become unreachable, or have been cancelled, in the meantime.
@@ -391,8 +372,8 @@ class RunState:
                 batch.append(node)
         return batch
 
-    def unreachable(self) -> list[SkippedStep]:
-        """Return the steps that will never start. Each is returned once."""
+    def take_unreachable(self) -> list[SkippedStep]:
+        """Return the steps that will never start, each once."""
         skipped, self._readiness.unreachable = self._readiness.unreachable, []
         # The events of a stored run that is replayed have settled some of them.
         final = (Phase.UNREACHABLE, Phase.DROPPED)
@@ -446,7 +427,7 @@ class RunState:
         return self._phases[node] is _READY
 
     def is_scheduled(self, node: int) -> bool:
-        """Whether a node was returned by `ready` and its first attempt has not started."""
+        """Whether a node was returned by `take_ready` and its first attempt has not started."""
         return self._phases[node] is _SCHEDULED
 
     def is_attempting(self, node: int) -> bool:
@@ -460,9 +441,7 @@ class RunState:
 
     def latest_attempt(self, node: int) -> AttemptStarted | None:
         """The latest attempt that the node has started, if any; also before a resumption."""
-        if node < self._step_count:
-            self._expand(node)
-        return self._latest[node]
+        return self.step_runs.latest_attempt(node)
 
     def running_attempt(self, node: int) -> AttemptStarted | None:
         """The attempt of the node that is running, if one is."""
@@ -470,14 +449,11 @@ class RunState:
 
     def result(self, node: int) -> StepResult | None:
         """The result of a node, if it has settled."""
-        if node < self._step_count and (end := self._compact_ends[node]) is not None:
-            self._results[node] = self._compact_result(node, *end)
-            self._compact_ends[node] = None
-        return self._results[node]
+        return self.step_runs.result(node)
 
     def output(self, step: int) -> Any:
         """The output of a step that has settled; ``None`` unless it has succeeded."""
-        end = self._compact_ends[step]
+        end = self._ends[step]
         if end is not None:
             return end[1]
         result = self._results[step]

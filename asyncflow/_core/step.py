@@ -64,7 +64,7 @@ RunIf: TypeAlias = Literal["success", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 EngineChoice: TypeAlias = "AnyEngine | Literal['local'] | None"
 
-_NO_POLICIES = (None,) * 6
+_NO_LIMITS = (None,) * 3
 _RUN_IF = get_args(RunIf)
 _RUNS_IN = get_args(RunsIn)
 
@@ -194,10 +194,12 @@ class WorkflowStep:
     """``engine``, unless it is this process."""
     needs_worker: bool = derived()
     """Whether it runs in a thread or a process here."""
+    needs_permit: bool = derived()
+    """Whether an attempt waits for a slot of a pool, or for a thread or process here."""
     is_cleanup: bool = derived()
     """Whether a failure or the run's deadline does not keep it from running; see ``run_if``."""
     is_plain: bool = derived()
-    """Whether it has no policy beside attempts, their time limit and the backoff between them."""
+    """Whether its attempts, or those of its items, have a time limit and no other policy."""
 
     @overload
     def __init__(
@@ -285,6 +287,7 @@ class WorkflowStep:
         fill(self, "engine", engine)
         fill(self, "remote", remote)
         fill(self, "needs_worker", runs_in != "loop" and remote is None)
+        fill(self, "needs_permit", pool is not None or self.needs_worker)
         fill(self, "version", version)
         fill(self, "secret", secret)
         fill(self, "max_crashes", max_crashes)
@@ -292,8 +295,8 @@ class WorkflowStep:
         fill(self, "signature", signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
         fill(self, "condition", condition)
-        policies = pool, map_over, when, deadline_ms, heartbeat_ms, secret or None
-        is_plain = policies == _NO_POLICIES and not self.is_cleanup and runs_in == "loop"
+        limits = deadline_ms, heartbeat_ms, secret or None
+        is_plain = limits == _NO_LIMITS and not self.is_cleanup and runs_in == "loop"
         is_plain = is_plain and remote is None
         fill(self, "is_plain", is_plain and retry.until is None)
         _check_parameters(self)

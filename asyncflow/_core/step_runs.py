@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import DependencyView, Plan
 from asyncflow._core.record import made_by, record, replace
@@ -134,6 +135,9 @@ class StepRuns:
         phases: The phase of each node.
         latest: The latest attempt of each node, if it has started any; also before a resumption.
         results: The result of each node that has settled.
+        starts: The running or only attempt of each node in the plain lane. It becomes an event in
+            `latest` when that is asked for: most runs need none before their end.
+        ends: When each of these has succeeded, and its output. It becomes a result in `results`.
     """
 
     def __init__(
@@ -149,6 +153,8 @@ class StepRuns:
             if item is None:
                 self.latest[plan.index[name]] = each.latest
         self.results: list[StepResult | None] = [None] * count
+        self.starts: list[StartedAttempt | None] = [None] * count
+        self.ends: list[tuple[float, Any] | None] = [None] * count
         self._item_of: dict[int, tuple[int, int]] = {}
         self._maps: dict[int, _Map] = {}
 
@@ -171,8 +177,38 @@ class StepRuns:
 
     def next_attempt(self, node: int) -> int:
         """The number of the attempt that a node starts next."""
-        latest = self.latest[node]
+        latest = self.latest_attempt(node)
         return 1 if latest is None else latest.attempt + 1
+
+    def latest_attempt(self, node: int) -> AttemptStarted | None:
+        """The latest attempt that a node has started, if any; also before a resumption."""
+        started = self.starts[node]
+        if started is not None:
+            self.result(node)  # which needs it
+            self.latest[node] = AttemptStarted(*started)
+            self.starts[node] = None
+        return self.latest[node]
+
+    def result(self, node: int) -> StepResult | None:
+        """The result of a node, if it has settled."""
+        end = self.ends[node]
+        if end is not None:
+            started = self.starts[node]
+            assert started is not None
+            _, attempt, started_ms, queued_ms, item = started
+            ended_ms, output = end
+            self.results[node] = StepResult(
+                started[0] if item is None else self.name_of(node),
+                StepStatus.SUCCESS,
+                attempt,
+                ended_ms - started_ms,
+                output,
+                started_ms=started_ms,
+                depends_on=self.steps[node].depends_on,
+                queued_ms=queued_ms,
+            )
+            self.ends[node] = None
+        return self.results[node]
 
     def pending_attempts(self, node: int) -> PendingAttempts | None:
         """The attempts that a node had before a resumption, if it continues with them."""
@@ -204,6 +240,8 @@ class StepRuns:
         self.steps.append(self.steps[step])
         self.phases.append(Phase.PENDING)
         self.results.append(None)
+        self.starts.append(None)
+        self.ends.append(None)
         mapped = self._maps[step]
         if item is None:
             item = len(mapped.nodes)
@@ -258,8 +296,7 @@ class StepRuns:
         """Return the results of a mapped step's items, in order; ``None`` while one is missing."""
         if self._maps[step].unsettled:
             return None
-        results = map(self.results.__getitem__, self.items(step))
-        return [result for result in results if result is not None]
+        return [result for node in self.items(step) if (result := self.result(node)) is not None]
 
 
 class _Map:
@@ -340,7 +377,7 @@ class AttemptLog:
 
     def block(self, node: int, event: LoopBlocked) -> None:
         """Note that a node has blocked the loop. It may have ended before the loop could tell."""
-        latest, results = self._step_runs.latest[node], self._step_runs.results
+        latest, results = self._step_runs.latest_attempt(node), self._step_runs.results
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
         blocked_ms = self.remarks.get(node, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms

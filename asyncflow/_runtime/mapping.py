@@ -150,7 +150,6 @@ class MapRunner:
                     if state.stop_reason is not None and not state.is_exempt_from_stop(node):
                         return False
                     number = state.step_runs.count_of_items(node)
-                    self._runner.bindings.append(self._runner.bindings[node])
                     stored = state.stored_end(node, self._run.now_ms(), number)
                     if stored is None:
                         await self._add_item(node, value)

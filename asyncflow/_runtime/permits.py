@@ -122,6 +122,9 @@ def _resolve(called: asyncio.Future[None]) -> None:
 class Permits:
     """Lets the attempts of a run wait for what they must hold.
 
+    Attributes:
+        turns: What each node waits for that is queued for its next attempt.
+
     Args:
         state: The state of the run.
         run: What the run's attempts have in common.
@@ -144,10 +147,13 @@ class Permits:
         self._stop_control = stop
         self._advance_soon = advance_soon
         self._loop = asyncio.get_running_loop()
-        self._turns: dict[int, asyncio.Future[None]] = {}
-        """What each node waits for that is queued for its next attempt."""
+        self.turns: dict[int, asyncio.Future[None]] = {}
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
+
+    def take(self, step: WorkflowStep) -> PoolTicket | None:
+        """Return what a plain attempt must hold, if it need not wait for that; else `acquire`."""
+        return step.pool._take_slot() if step.is_plain and step.pool is not None else None
 
     async def acquire(self, node: int, step: WorkflowStep) -> Permit:
         """Wait for a slot of the step's pool, and for a thread or process if it needs one."""
@@ -155,12 +161,13 @@ class Permits:
         await self._stop_control.undisturbed(node, permit.acquire)
         return permit
 
-    def release(self, node: int, permit: Permit, *, unused: bool = False) -> None:
+    def release(self, node: int, permit: Permit | PoolTicket, *, unused: bool = False) -> None:
         """Release a permit; if its attempt has abandoned a thread, when that has ended."""
         thread = self._threads.get(node)
         if thread is None or thread.done():
             permit.release(unused=unused)
         else:
+            assert isinstance(permit, Permit)  # a plain attempt runs in the loop
             thread.call_at_once(permit.release_slot)
             thread.add_done_callback(lambda _: permit.release())
 
@@ -174,7 +181,7 @@ class Permits:
 
     def readmit(self, node: int) -> bool:
         """Let a node start its next attempt, if it is one that waits for that."""
-        turn = self._turns.get(node)
+        turn = self.turns.get(node)
         if turn is not None:
             turn.set_result(None)
         return turn is not None
@@ -189,7 +196,7 @@ class Permits:
             asyncio.CancelledError: The run has asked the node to stop.
         """
         self._stop_control.check_before_backoff(node)
-        if self._state.is_limited:
+        if self._state.queue.is_dirty:
             self._advance_soon()  # there is room for another node
         clock = self._loop.time
         ends_s = clock() + delay_ms / 1000
@@ -221,10 +228,10 @@ class Permits:
         return False
 
     async def _next_turn(self, node: int) -> None:
-        turn = self._turns[node] = self._loop.create_future()
+        turn = self.turns[node] = self._loop.create_future()
         self._state.enqueue_retry(node, self._run.now_ms())
         self._advance_soon()
         try:
             await self._stop_control.undisturbed(node, partial(asyncio.wait, [turn]))
         finally:
-            del self._turns[node]
+            del self.turns[node]

@@ -185,6 +185,8 @@ class Run:
         )
         self._all_resources = resources
         self._resources: RunResources | None = None
+        self._unchecked: list[int] | None = None
+        """What the planned look for unstarted nodes will look at; ``None`` if none is planned."""
         self._may_start = True
         self._advancing = False
         self._is_broken = self._is_closed = False
@@ -419,8 +421,9 @@ class Run:
             if again:
                 self._start(again, is_again=True)
             while self._queue.is_dirty:
-                self._start(self._state.ready())
-                self._skip_unreachable()
+                self._start(self._state.take_ready())
+                if self._queue.is_dirty:
+                    self._skip_unreachable()
         except BaseException as bug:
             self.broken(bug, "a step could not be started")
         finally:
@@ -434,35 +437,38 @@ class Run:
         group, live, launch = self._group, self._live, self._runner.launch
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
         task = coroutine = None
-        shortest_s, is_simple = math.inf, not (self._is_resumed or self._state.is_limited)
+        shortest_s, steps, turns = math.inf, len(self._plan.steps), self._permits.turns
         for node in batch:
             step, coroutine = self._steps[node], None
-            if not (is_simple and step.is_plain):
-                if not (is_again or (self._admit(node) and self._ask_condition(node))):
+            if not is_again:
+                if turns and self._permits.readmit(node):
+                    continue  # it makes another attempt
+                if (step.when or self._is_resumed) and not self._ask_condition(node):
                     continue
-                if step.map_over is not None and self._state.step_runs.item_of(node) is None:
+            if step.map_over is not None:
+                if node < steps:
                     coroutine = self._maps.run(node, step)
+                else:
+                    self._maps.note_change(node)
             if step.timeout_s is not None and step.timeout_s < shortest_s:
                 shortest_s = step.timeout_s
             # Before 3.12, each attempt has a task of its own, which has that name.
-            own_name = f"{prefix}{step.name}#1" if step.is_plain else task_name(node, 1)
+            own_name = f"{prefix}{step.name}#1" if node < steps else task_name(node, 1)
             name = None if WAIT_FOR_MAKES_A_TASK else own_name
             task = group.create_task(coroutine or launch(node), name=name)
             if not task.done():  # an eager one may be
                 live[node] = task
         self._watchdog.expect(self._loop.time() + shortest_s)
-        self._loop.call_soon(self._restart_unstarted, batch, context=self._context)
+        if self._unchecked is None:
+            self._unchecked = list(batch)
+            look, started = self._restart_unstarted, len(batch)
+            self._loop.call_soon(look, self._unchecked, started, context=self._context)
+            del look
+        else:
+            self._unchecked += batch
         # As in _advance; and what the last condition raised keeps this frame, so not a task of
         # another step, whose end leads to the run.
         del self, group, live, launch, task, task_name, coroutine
-
-    def _admit(self, node: int) -> bool:
-        """Let a node continue that makes another attempt; return whether it makes its first."""
-        if self._permits.readmit(node):
-            return False
-        if self._state.step_runs.item_of(node) is not None:
-            self._maps.note_change(node)
-        return True
 
     def _ask_condition(self, node: int) -> bool:
         """Return whether a node shall run; if not, report its end."""
@@ -521,14 +527,24 @@ class Run:
         if self._state.stop_reason is not None:
             self._stop_soon()
 
-    def _restart_unstarted(self, batch: Sequence[int]) -> None:
-        """Restart those nodes whose tasks a third party has cancelled before their first line.
+    def _restart_unstarted(self, nodes: list[int], ended: int) -> None:
+        """Restart nodes whose tasks a third party has cancelled before their first line.
 
-        Such a task never runs, so it reports nothing. A turn after its start, it has ended.
+        Such a task never runs, so it reports nothing. This look is planned once a turn, and not
+        once a batch: in a map, that is an item.
+
+        Args:
+            nodes: What was started since the last look was planned.
+            ended: How many of them were started before this one was: if their tasks were cancelled
+                so early, these have ended. The others end later in this turn.
         """
+        if nodes is self._unchecked:
+            self._unchecked = None
+        if late := nodes[ended:]:
+            self._loop.call_soon(self._restart_unstarted, late, len(late), context=self._context)
         live = self._live
-        ended = [node for node in batch if node in live and live[node].done()]
-        again = list(filter(self._state.is_scheduled, ended))
+        unstarted = [node for node in nodes[:ended] if node in live and live[node].done()]
+        again = list(filter(self._state.is_scheduled, unstarted))
         for node in again:
             del live[node]
         if again:
@@ -577,7 +593,7 @@ class Run:
         self._stop_soon()  # also what has started since an earlier interruption
 
     def _skip_unreachable(self) -> None:
-        for index, reason, on_purpose in self._state.unreachable():
+        for index, reason, on_purpose in self._state.take_unreachable():
             now_ms = self._run.now_ms()
             if self._state.step_runs.pending_attempts(index) is not None:
                 self._report_cancelled(index, now_ms)

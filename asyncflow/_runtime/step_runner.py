@@ -6,9 +6,10 @@ Rules:
    from a `TimeoutError` of the action, and it hands on the late value of an action that swallowed
    the cancellation. So what it awaits returns whatever happens, and has looked before how often
    its task was asked to cancel.
-2. There are two lanes, and `StepRunner.launch` chooses one. The plain lane is for steps without
-   policies in a run without a journal or other limits, as most are; the other one can do
-   everything.
+2. There are two lanes, and `StepRunner.launch` chooses one, by the step. In the plain lane an
+   attempt has a limit and no other policy, as most have; the other one can do everything. What a
+   node waits for before and between its attempts is the same in both. A run with a journal has the
+   full lane alone: it stores each start and end as an event, and the plain lane makes none.
 3. An attempt starts in a fresh copy of the context in which the run was started.
 4. An error's traceback keeps the frames that it went through, and through them their callers, also
    those that were stripped from it. None of them may lead back to the error: that would be a
@@ -89,13 +90,12 @@ class StepRunner:
 
     Attributes:
         items: The items of mapped steps that are under way, by node.
-        bindings: Where each parameter of a node's action comes from, by node.
 
     Args:
         host: The run.
         run: What the run's attempts have in common.
         context: In which attempts start.
-        bindings: As above. Items add theirs.
+        bindings: Where each parameter of a step's action comes from, by step.
         inputs: The inputs of the run.
         state: The state of the run.
         dispatcher: Where events go.
@@ -136,9 +136,8 @@ class StepRunner:
         self._loop = asyncio.get_running_loop()
         self._steps = state.step_runs.steps
         self._notes = notes
-        self._has_plain_lane = persistence is None and not state.is_limited
         self._engines = engines
-        self.bindings = bindings
+        self._bindings = bindings
         self.items: dict[int, Any] = {}
 
     def provide(self, resources: Mapping[str, Any]) -> None:
@@ -148,10 +147,9 @@ class StepRunner:
     def launch(self, node: int) -> Coroutine[Any, Any, object]:
         """Return the coroutine of a node's task. It raises nothing but a cancellation."""
         step = self._steps[node]
-        if not (self._has_plain_lane and step.is_plain):
-            return self.run(node, step)
-        if step.max_retries > 1:
-            return self.run_plain_retries(node, step)
+        is_plain = step.is_plain and self._persistence is None
+        if step.max_retries > 1 or step.needs_permit or not is_plain:
+            return self.run(node, step, is_plain=is_plain)
         if WAIT_FOR_MAKES_A_TASK:  # pragma: no cover - before 3.12
             return self._bounded(node, 1, partial(self.run_plain, node, step, 1))
         return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
@@ -164,10 +162,10 @@ class StepRunner:
     def run_plain(
         self, node: int, step: WorkflowStep, attempt: int
     ) -> Generator[Any, Any, float | None]:
-        """Make one attempt of a plain step. It raises nothing.
+        """Make one attempt of a plain step or item. It raises nothing.
 
         Returns:
-            How many milliseconds to wait before the next attempt; ``None`` if the step has ended.
+            How many milliseconds to wait before the next attempt; ``None`` if the node has ended.
         """
         try:
             running = self._state.begin(node, attempt, self._run.now_ms())
@@ -176,7 +174,8 @@ class StepRunner:
             enter_attempt(running)
             if self._dispatcher.has_entries:
                 self._dispatcher.enter(AttemptStarted(*running))
-            binding = self.bindings[node]
+            bindings = self._bindings
+            binding = bindings[node] if node < len(bindings) else self.binding_of(node)
             try:
                 awaitable = (
                     step.action(**self.arguments(node, binding)) if binding else step.action()
@@ -189,83 +188,68 @@ class StepRunner:
                     refuse_unawaited(step.name, output)
             except BaseException as error:
                 strip_internal_frames(error)
-                delay_ms = self._conclude(node, error, None)
-            else:
-                delay_ms = self._conclude_plain(node, step, attempt, output)
-            if delay_ms is None:
-                self._host.settled(node)
-            return delay_ms
+                return self._conclude(node, error, None)
+            if cancel_count():
+                return self._conclude(node, None, output)
+            ended_ms = self._run.now_ms()
+            self._state.succeed(node, ended_ms, output)
+            if self._dispatcher.observers:
+                name, item = step.name, running[4]
+                success = StepSucceeded(name, attempt, ended_ms, output, item)
+                self._dispatcher.notify(success)
+            self._host.settled(node)
+            return None
         except BaseException as bug:
             self._break(node, bug)
             return None
         finally:
             del self
 
-    def _conclude_plain(
-        self, node: int, step: WorkflowStep, attempt: int, output: Any
-    ) -> float | None:
-        """Report an attempt of a plain step that has returned; see `_conclude`."""
-        if cancel_count():
-            return self._conclude(node, None, output)
-        ended_ms = self._run.now_ms()
-        self._state.succeed(node, ended_ms, output)
-        if self._dispatcher.observers:
-            self._dispatcher.notify(StepSucceeded(step.name, attempt, ended_ms, output))
-        return None
+    # The attempts of a node.
 
-    async def run_plain_retries(self, node: int, step: WorkflowStep) -> None:
-        """Make attempts of a plain step until it has ended."""
-        attempt, make_attempt = 1, None
+    async def run(self, node: int, step: WorkflowStep, *, is_plain: bool) -> None:
+        """Make attempts of a node, in either lane, until it has ended."""
+        permit = make_attempt = None
+        attempt = 0
         try:
             while True:
-                make_attempt = partial(self.run_plain, node, step, attempt)
-                delay_ms = await self._bounded(node, attempt, make_attempt)
+                if step.needs_permit:
+                    permit = self._permits.take(step) or await self._permits.acquire(node, step)
+                attempt = self._state.step_runs.next_attempt(node)
+                if self._persistence is not None:
+                    await self._store_start(node, self._persistence)
+                if step.remote is not None:
+                    delay_ms = await self._attempt_on_engine(node, step, attempt)
+                elif is_plain and attempt == 1 and not WAIT_FOR_MAKES_A_TASK:
+                    if step.timeout_s is not None:
+                        self._watchdog.expect(self._loop.time() + step.timeout_s)
+                    delay_ms = await asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
+                else:
+                    lane = self.run_plain if is_plain else self._attempt
+                    make_attempt = partial(lane, node, step, attempt)
+                    delay_ms = await self._bounded(node, attempt, make_attempt)
+                    del lane
+                if permit is not None:
+                    self._permits.release(node, permit)
+                    permit = None
                 if delay_ms is None:
                     return
-                await self._permits.back_off(node, delay_ms)
-                attempt += 1
+                if not await self._permits.back_off(node, delay_ms):
+                    self._host.settled(node)
+                    return
         except asyncio.CancelledError:
             self._report_cancelled(node)
             self._host.settled(node)
         except BaseException as bug:
             self._break(node, bug)
         finally:
-            del self, make_attempt
-
-    # The lane that can do everything.
-
-    async def run(self, node: int, step: WorkflowStep) -> None:
-        """Make attempts of any node until it has ended."""
-        permit = make_attempt = None
-        attempt = 0
-        try:
-            while True:
-                if step.pool is not None or step.needs_worker:
-                    permit = await self._permits.acquire(node, step)
-                attempt = self._state.step_runs.next_attempt(node)
-                if self._persistence is not None:
-                    await self._store_start(node, self._persistence)
-                if step.remote is None:
-                    make_attempt = partial(self._attempt, node, step, attempt)
-                    delay_ms = await self._bounded(node, attempt, make_attempt)
-                else:
-                    delay_ms = await self._attempt_on_engine(node, step, attempt)
-                if permit is not None:
-                    self._permits.release(node, permit)
-                    permit = None
-                if delay_ms is None or not await self._permits.back_off(node, delay_ms):
-                    return
-        except asyncio.CancelledError:
-            self._report_cancelled(node)
-        except BaseException as bug:
-            self._host.broken(bug, f"step {step.name!r} could not be run")
-        finally:
             if permit is not None:
                 latest = self._state.latest_attempt(node)
                 has_begun = latest is not None and latest.attempt == attempt
                 self._permits.release(node, permit, unused=not has_begun)
-            self._host.settled(node)
             del self, make_attempt
+
+    # The lane that can do everything.
 
     async def _store_start(self, node: int, persistence: RunPersistence) -> None:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
@@ -301,7 +285,7 @@ class StepRunner:
                 return self._conclude(node, error, None)
             return self._conclude(node, None, output, payload)
         except BaseException as bug:
-            self._host.broken(bug, f"step {step.name!r} could not be run")
+            self._break(node, bug)
             return None
         finally:
             del self
@@ -327,7 +311,7 @@ class StepRunner:
         self, node: int, step: WorkflowStep, running: AttemptStarted, ends_s: float
     ) -> Any:
         """Await the action, in the event loop or in a worker."""
-        binding, extras = self.bindings[node], self._run.extras
+        binding, extras = self.binding_of(node), self._run.extras
         arguments = self.arguments(node, binding) if binding else {}
         key = step.name, running.item
         heartbeat = on_missed = None
@@ -391,7 +375,7 @@ class StepRunner:
         try:
             if self._persistence is None:
                 self._dispatcher.emit(self._start_of(node))
-            binding = self.bindings[node]
+            binding = self.binding_of(node)
             remote = self._engines.submit(node, self.arguments(node, binding) if binding else {})
             follow = partial(self._follow, node, step, attempt, remote)
             try:
@@ -425,7 +409,7 @@ class StepRunner:
                 return self._conclude(node, error, None)
             return self._conclude(node, None, output, payload)
         except BaseException as bug:
-            self._host.broken(bug, f"step {step.name!r} could not be run")
+            self._break(node, bug)
             return None
         finally:
             if heartbeat is not None:
@@ -433,6 +417,11 @@ class StepRunner:
             del self, remote, heartbeat
 
     # Both lanes.
+
+    def binding_of(self, node: int) -> Binding:
+        """Return where each parameter of a node's action comes from."""
+        is_item = node >= len(self._bindings)
+        return self._bindings[self._state.step_runs.owner_of(node) if is_item else node]
 
     def arguments(self, node: int, binding: Binding) -> dict[str, Any]:
         """Return what an action or a condition is called with."""
@@ -564,6 +553,8 @@ class StepRunner:
                 self._dispatcher.emit(success, self.as_stored(node, success, payload))
             else:
                 self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
+            if delay_ms is None:
+                self._host.settled(node)
             return delay_ms
         finally:
             # What a retry policy raised keeps this frame.

@@ -121,20 +121,27 @@ class TestPools:
 
 
 class TestDirty:
-    @pytest.mark.parametrize("limit", [None, 1])
-    def test_the_queue_is_dirty_after_a_put_and_after_a_leave(self, limit: int | None) -> None:
-        steps = [WorkflowStep("a", nothing)]
-        queue = AdmissionQueue(limit, steps, ())
+    def test_the_queue_is_dirty_after_a_put(self) -> None:
+        queue = AdmissionQueue(None, [WorkflowStep("a", nothing)], ())
         assert queue.is_dirty is False
 
         queue.put([0], 1.0)
+
         assert queue.is_dirty is True
-        list(queue.take())
-        queue.is_dirty = False  # as `RunState.ready` does
-        queue.enter(0)
-        assert queue.is_dirty is False
-        queue.leave(0)
-        assert queue.is_dirty is True
+
+    @pytest.mark.parametrize(
+        ("pools", "limit", "is_dirty"), [("-", 1, False), ("--", 1, True), ("aa", None, True)]
+    )
+    def test_the_queue_is_dirty_after_a_leave_if_a_node_waits(
+        self, pools: str, limit: int | None, is_dirty: bool
+    ) -> None:
+        harness = Harness(limit, pools, {"a": 1})
+        assert harness.take() == [0]
+        harness.queue.is_dirty = False  # as `RunState.take_ready` does
+
+        harness.queue.leave(0)
+
+        assert harness.queue.is_dirty is is_dirty
 
     @pytest.mark.parametrize(
         ("limit", "steps", "special", "expected"),
@@ -162,7 +169,7 @@ class TestTime:
         harness.take()
         assert harness.queue.queued_ms(0, 5.0) == 5.0
 
-        harness.queue.begin(0)
+        harness.queue.begin(0, 5.0)
 
         assert harness.queue.queued_ms(0, 7.0) == 0.0
         harness.queue.put([0], 8.0)
@@ -172,4 +179,4 @@ class TestTime:
         harness = Harness(None, "-", {})
 
         assert harness.queue.queued_ms(0, 7.0) == 0.0
-        harness.queue.begin(0)
+        harness.queue.begin(0, 5.0)

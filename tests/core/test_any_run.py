@@ -198,8 +198,8 @@ class Simulation:
         if self.state.queue.is_dirty:
             actions.append(self.take_ready)
         else:
-            assert self.state.ready() == []
-            assert self.state.unreachable() == []
+            assert self.state.take_ready() == []
+            assert self.state.take_unreachable() == []
             self.check_that_no_queued_node_fits()
         for nodes, action in (
             (self.scheduled, self.start),
@@ -219,7 +219,7 @@ class Simulation:
         return nodes.pop(self.scenario.chance.randrange(len(nodes)))
 
     def take_ready(self) -> None:
-        batch = self.state.ready()
+        batch = self.state.take_ready()
         assert len(set(batch)) == len(batch)
         for node in batch:
             assert node not in self.status
@@ -231,7 +231,7 @@ class Simulation:
                 assert node not in self.ever_scheduled
                 self.ever_scheduled.add(node)
                 self.scheduled.append(node)
-        self.unreachable += self.state.unreachable()
+        self.unreachable += self.state.take_unreachable()
         self.check()
 
     def start(self) -> None:
@@ -445,15 +445,17 @@ class Simulation:
     def apply(self, event: Event) -> None:
         """Apply an event, in the short form where the driver uses it."""
         state, step = self.state, self.plan.index.get(getattr(event, "step", ""))
-        has_short_form = (
-            step is not None and not state.is_limited and self.plan.steps[step].is_plain
-        )
+        has_short_form = step is not None and self.plan.steps[step].is_plain
         if has_short_form and isinstance(event, AttemptStarted):
-            state.begin(step, event.attempt, event.at_ms)
-        elif has_short_form and isinstance(event, StepSucceeded):
-            state.succeed(step, event.at_ms, event.output)
+            state.begin(self.node_of(event), event.attempt, event.at_ms)
+        elif has_short_form and isinstance(event, StepSucceeded) and event.attempt:
+            state.succeed(self.node_of(event), event.at_ms, event.output)
         else:
             state.apply(event)
+
+    def node_of(self, event: AttemptStarted | StepSucceeded) -> int:
+        step = self.plan.index[event.step]
+        return step if event.item is None else self.state.step_runs.node_of_item(step, event)
 
     def room(self, node: int) -> int:
         """Return how many more nodes like this one the limits admit."""
@@ -621,7 +623,7 @@ class TestAnyRun:
         assert facts(again.report()) == facts(report)
         assert again.status == simulation.state.status
         assert again.stop_reason == simulation.state.stop_reason
-        assert (again.ready(), again.unreachable()) == ([], [])
+        assert (again.take_ready(), again.take_unreachable()) == ([], [])
 
     @given(scenarios(), st.floats(0, 1))
     def test_a_replay_of_any_part_of_a_run_schedules_only_unstarted_steps(
@@ -640,7 +642,7 @@ class TestAnyRun:
                 has_started.add(event.step)
 
         state = replayed(scenario, events)
-        batch = state.ready()
+        batch = state.take_ready()
 
         assert has_started.isdisjoint(map(simulation.name, batch))
         if scenario.max_concurrency is not None and batch:
@@ -648,5 +650,5 @@ class TestAnyRun:
         if state.stop_reason is not None:
             assert all(state.is_exempt_from_stop(node) for node in batch)
         assert has_started.isdisjoint(
-            simulation.name(skipped.step) for skipped in state.unreachable()
+            simulation.name(skipped.step) for skipped in state.take_unreachable()
         )

@@ -28,7 +28,7 @@ async def nothing() -> None: ...
 def state_of(step: WorkflowStep, deadline_ms: float | None = None, **options: Any) -> RunState:
     state = RunState(plan([step]), deadline_ms=deadline_ms, **options)
     state.apply(RunStarted("r1", 1_000.0, DependencyView(state._plan)))
-    state.ready()
+    state.take_ready()
     return state
 
 
@@ -158,7 +158,7 @@ class TestDeadline:
         assert state.deadlines.of(0, 114.0) == Limit("step", 50, 150.0)
         state.enqueue_retry(0, 115.0)
         assert state.deadlines.of(0, 125.0) == Limit("step", 50, 160.0)
-        state.ready()
+        state.take_ready()
         assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)
         state.apply(AttemptStarted("x", 2, 135.0, state.queue.queued_ms(0, 135.0)))
         assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)

@@ -44,13 +44,13 @@ class Run:
         for event in events:
             self.state.apply(event)
 
-    def ready(self) -> list[str]:
-        return [self.plan.steps[node].name for node in self.state.ready()]
+    def take_ready(self) -> list[str]:
+        return [self.plan.steps[node].name for node in self.state.take_ready()]
 
-    def unreachable(self) -> dict[str, tuple[str, bool]]:
+    def take_unreachable(self) -> dict[str, tuple[str, bool]]:
         return {
             self.plan.steps[skipped.step].name: (skipped.reason, skipped.on_purpose)
-            for skipped in self.state.unreachable()
+            for skipped in self.state.take_unreachable()
         }
 
     def start(self, *names: str) -> None:
@@ -62,7 +62,7 @@ class Run:
     def skip_unreachable(self) -> dict[str, tuple[str, bool]]:
         """Skip unreachable steps until none is left; return them with their reasons."""
         skipped: dict[str, tuple[str, bool]] = {}
-        while unreachable := self.unreachable():
+        while unreachable := self.take_unreachable():
             skipped |= unreachable
             self.apply(*(StepSkipped(name, 3.0, *why) for name, why in unreachable.items()))
         return skipped
@@ -98,11 +98,11 @@ class TestRunIf:
         occasions = ("success", "failure", "always")
         followers = [step(run_if, ["a"], run_if=run_if) for run_if in occasions]
         run = Run(step("a"), *followers, schedule=schedule, fail_fast=False)
-        assert run.ready() == ["a"]
+        assert run.take_ready() == ["a"]
 
         run.apply(*ends)
 
-        assert sorted(run.ready()) == runs.split()
+        assert sorted(run.take_ready()) == runs.split()
         is_lost = "failure" in runs
         expected = {
             "success": ("it depends on step 'a', which failed", False)
@@ -110,7 +110,7 @@ class TestRunIf:
             else ("it depends on step 'a', which was skipped", True),
             "failure": ('run_if="failure", and no dependency failed', True),
         }
-        assert run.unreachable() == {
+        assert run.take_unreachable() == {
             name: why for name, why in expected.items() if name not in runs.split()
         }
 
@@ -121,14 +121,14 @@ class TestRunIf:
             schedule=schedule,
             fail_fast=False,
         )
-        run.ready()
+        run.take_ready()
 
         run.start("a", "c")
         run.succeed("a", "c")
-        assert run.ready() == []
+        assert run.take_ready() == []
         run.apply(*failure_of("b"))
 
-        assert run.ready() == ["alarm"]
+        assert run.take_ready() == ["alarm"]
 
     def test_dependents_of_a_clean_up_step_follow_its_end(self, schedule: Schedule) -> None:
         run = Run(
@@ -138,10 +138,10 @@ class TestRunIf:
             step("last", ["after"]),
             schedule=schedule,
         )
-        run.ready()
+        run.take_ready()
         run.start("a")
         run.succeed("a")
-        run.ready()
+        run.take_ready()
 
         skipped = run.skip_unreachable()
 
@@ -154,11 +154,11 @@ class TestRunIf:
 
     def test_a_failure_takes_precedence_over_a_skip_on_purpose(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), step("c", ["a", "b"]), schedule=schedule, fail_fast=False)
-        run.ready()
+        run.take_ready()
 
         run.apply(StepSkipped("a", 1.0, "why", on_purpose=True), *failure_of("b"))
 
-        assert run.unreachable() == {"c": ("it depends on step 'b', which failed", False)}
+        assert run.take_unreachable() == {"c": ("it depends on step 'b', which failed", False)}
 
     def test_a_clean_up_step_without_dependencies_comes_after_all_others(
         self, schedule: Schedule
@@ -166,7 +166,7 @@ class TestRunIf:
         run = Run(step("tidy", run_if="always"), step("a"), step("b", ["a"]), schedule=schedule)
         order = []
 
-        while batch := run.ready():
+        while batch := run.take_ready():
             order.append(batch)
             run.start(*batch)
             run.succeed(*batch)
@@ -186,24 +186,24 @@ class TestStop:
             step("tidy", run_if="always"),
             schedule=schedule,
         )
-        run.ready()
+        run.take_ready()
         run.start("a", "b")
 
         run.apply(stop)
         if stop is TIMED_OUT:
             run.apply(StepCancelled("a", 1, 51.0, "why", None))
-        assert run.ready() == []
+        assert run.take_ready() == []
         assert list(run.skip_unreachable()) == ["c"]
-        assert run.ready() == []
+        assert run.take_ready() == []
         assert run.state.ordinary_unsettled == 1
         run.apply(StepCancelled("b", 1, 60.0, "why", None))
 
         assert run.state.ordinary_unsettled == 0
-        seen = run.ready()
+        seen = run.take_ready()
         while len(seen) < 2:
             run.start(*seen)
             run.succeed(*seen)
-            seen += run.ready()
+            seen += run.take_ready()
         assert seen == ["tidy_a", "tidy"] if schedule == "ready" else sorted(seen)
 
     def test_a_clean_up_step_waits_for_the_clean_up_step_that_it_names(
@@ -217,26 +217,26 @@ class TestStop:
             *(step(name, ["d"]) for name in "efgh"),
             schedule=schedule,
         )
-        run.ready()
+        run.take_ready()
         run.start("a", "b")
         run.apply(StepFailed("a", 1, 2.0, BOOM))
         run.skip_unreachable()
 
         run.apply(StepCancelled("b", 1, 3.0, "why", None))
 
-        assert run.ready() == ["one"]
+        assert run.take_ready() == ["one"]
         run.start("one")
-        assert run.ready() == []
+        assert run.take_ready() == []
         run.succeed("one")
-        assert run.ready() == ["two"]
+        assert run.take_ready() == ["two"]
 
     def test_no_step_is_exempt_from_an_interruption(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("tidy", run_if="always"), schedule=schedule)
-        run.ready()
+        run.take_ready()
 
         run.apply(INTERRUPTED)
 
-        assert run.unreachable() == {"tidy": (INTERRUPTED.reason, False)}
+        assert run.take_unreachable() == {"tidy": (INTERRUPTED.reason, False)}
         assert not run.state.is_exempt_from_stop(1)
 
     def test_an_interruption_skips_clean_up_steps_that_were_exempt_from_a_failure(
@@ -248,21 +248,23 @@ class TestStop:
             step("later", ["parked"], run_if="failure"),
             schedule=schedule,
         )
-        run.ready()
+        run.take_ready()
         run.start("a", "b")
         run.apply(StepFailed("a", 1, 2.0, BOOM))
         assert run.state.is_exempt_from_stop(3)
-        assert run.unreachable() == {"c": (FAILED_FAST, False)}
+        assert run.take_unreachable() == {"c": (FAILED_FAST, False)}
 
         run.apply(INTERRUPTED)
 
         assert run.state.stop_reason == FAILED_FAST
-        assert run.unreachable() == dict.fromkeys(["parked", "later"], (INTERRUPTED.reason, False))
+        assert run.take_unreachable() == dict.fromkeys(
+            ["parked", "later"], (INTERRUPTED.reason, False)
+        )
         run.apply(
             *(StepSkipped(name, 70.0, "why") for name in ("c", "parked", "later")),
             StepCancelled("b", 1, 70.0, "why", None),
         )
-        assert (run.ready(), run.unreachable(), run.state.unsettled) == ([], {}, 0)
+        assert (run.take_ready(), run.take_unreachable(), run.state.unsettled) == ([], {}, 0)
 
     def test_running_clean_up_steps_are_not_stopped_by_a_second_reason(
         self, schedule: Schedule
@@ -273,14 +275,14 @@ class TestStop:
             step("two", ["one"], run_if="always"),
             schedule=schedule,
         )
-        run.ready()
+        run.take_ready()
         run.apply(*failure_of("a"))
-        assert run.ready() == ["one"]
+        assert run.take_ready() == ["one"]
 
         run.apply(TIMED_OUT, *failure_of("one"))
 
         assert run.state.stop_reason == FAILED_FAST
-        assert run.ready() == ["two"]
+        assert run.take_ready() == ["two"]
 
     def test_a_clean_up_step_that_was_ready_before_the_stop_still_starts(
         self, schedule: Schedule
@@ -290,32 +292,32 @@ class TestStop:
             schedule=schedule,
             max_concurrency=1,
         )
-        run.ready()
+        run.take_ready()
         run.start("a")
         run.succeed("a")
-        assert run.ready() == ["b"]
+        assert run.take_ready() == ["b"]
 
         run.apply(*failure_of("b"))
 
-        assert run.ready() == ["tidy"]
+        assert run.take_ready() == ["tidy"]
 
     def test_dependents_of_a_clean_up_step_are_unreachable_and_do_not_delay_it(
         self, schedule: Schedule
     ) -> None:
         run = Run(step("a"), step("tidy", run_if="always"), step("b", ["tidy"]), schedule=schedule)
-        run.ready()
+        run.take_ready()
 
         run.apply(*failure_of("a"))
 
         assert run.skip_unreachable() == {"b": (FAILED_FAST, False)}
-        assert run.ready() == ["tidy"]
+        assert run.take_ready() == ["tidy"]
         run.start("tidy")
         run.succeed("tidy")
         assert run.state.unsettled == 0
 
     def test_a_deadline_is_the_stop_reason_only_if_it_comes_first(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), schedule=schedule)
-        run.ready()
+        run.take_ready()
         assert not run.state.has_timed_out
 
         run.apply(TIMED_OUT)
@@ -325,7 +327,7 @@ class TestStop:
         assert run.state.has_timed_out
 
         other = Run(step("a"), step("b"), schedule=schedule)
-        other.ready()
+        other.take_ready()
         other.apply(*failure_of("a"), TIMED_OUT)
         assert not other.state.has_timed_out
         assert other.state.stop_reason == FAILED_FAST

@@ -117,13 +117,13 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
     state = started(planned, **options)
     if phase == "pending":
         return state
-    assert state.ready() == [0]
+    assert state.take_ready() == [0]
     state.apply(AttemptStarted("a", 1, 1.0))
     state.apply(
         StepFailed("a", 1, 2.0, BOOM) if phase == "unreachable" else StepSucceeded("a", 1, 2.0, "A")
     )
     if phase not in ("ready", "unreachable", "dropped"):
-        assert state.ready() == [1]
+        assert state.take_ready() == [1]
     events: list[Event] = [INTERRUPTED] if phase == "dropped" else []
     if phase in ("attempting", "waiting", "queued", "rescheduled", "settled", "after the run"):
         events.append(AttemptStarted("x", 1, 3.0))
@@ -140,7 +140,7 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
     if phase in ("queued", "rescheduled"):
         state.enqueue_retry(1, 5.0)
     if phase == "rescheduled":
-        assert state.ready() == [1]
+        assert state.take_ready() == [1]
     return state
 
 
@@ -286,7 +286,7 @@ class TestTable:
         state = state_in("mapping", schedule)
         item = state.add_item(1, 3.0)
         if phase != "ready":
-            assert state.ready() == [item]
+            assert state.take_ready() == [item]
         if phase in HAS_ATTEMPTED:
             state.apply(AttemptStarted("x", 1, 3.0, item=0))
         if phase in ("waiting", "queued", "rescheduled"):
@@ -294,7 +294,7 @@ class TestTable:
         if phase in ("queued", "rescheduled"):
             state.enqueue_retry(item, 5.0)
         if phase == "rescheduled":
-            assert state.ready() == [item]
+            assert state.take_ready() == [item]
         if phase == "settled":
             state.apply(StepSucceeded("x", 1, 5.0, "X", item=0))
         event: Any = event_of(kind, attempt_due(kind, phase))
@@ -371,7 +371,7 @@ class TestTable:
     def test_an_empty_run_has_nothing_to_do(self, schedule: Schedule) -> None:
         state = started(plan_of({}), schedule=schedule)
 
-        assert (state.ready(), state.unreachable(), state.unsettled) == ([], [], 0)
+        assert (state.take_ready(), state.take_unreachable(), state.unsettled) == ([], [], 0)
         state.apply(RunFinished(1.0, state.status))
         assert state.report().all_passed
         assert len(state.report()) == 0
@@ -494,7 +494,7 @@ class TestResumed:
     ) -> None:
         planned = plan_of({"a": [], "b": ["a"]})
         state = resumed(planned, checkpoint_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
-        assert state.ready() == []
+        assert state.take_ready() == []
         assert state.stored_end(0, 5.0) == StepReused("a", 5.0)
         assert state.stored_end(1, 5.0) is None
         assert refused(state, StepReused("b", 5.0)) == "no result of it was stored"
@@ -502,7 +502,7 @@ class TestResumed:
         state.apply(StepReused("a", 5.0))
 
         assert refused(state, StepReused("a", 5.0)) == "the step has ended"
-        assert state.ready() == [1]
+        assert state.take_ready() == [1]
         state.apply(AttemptStarted("b", 1, 6.0))
         state.apply(StepSucceeded("b", 1, 7.0, None))
         state.apply(RunFinished(8.0, RunStatus.PASSED))
@@ -521,7 +521,7 @@ class TestResumed:
         )
         state.apply(StepReused("b", 5.0))
 
-        assert state.ready() == [0, 2]
+        assert state.take_ready() == [0, 2]
 
     @pytest.mark.parametrize(
         ("result", "reason", "on_purpose"),
@@ -543,10 +543,10 @@ class TestResumed:
 
         state.apply(StepReused("a", 5.0))
 
-        assert state.ready() == [2]
+        assert state.take_ready() == [2]
         state.apply(AttemptStarted("c", 1, 6.0))
         state.apply(StepSucceeded("c", 1, 7.0, None))
-        assert state.unreachable() == [(1, reason, on_purpose)]
+        assert state.take_unreachable() == [(1, reason, on_purpose)]
         assert state.status == ("PASSED" if on_purpose else "FAILED")
 
     def test_results_can_be_reused_after_a_stop(self, schedule: Schedule) -> None:
@@ -556,7 +556,7 @@ class TestResumed:
         state.apply(INTERRUPTED)
         state.apply(StepReused("a", 50.0))
 
-        assert [skipped.step for skipped in state.unreachable()] == [1]
+        assert [skipped.step for skipped in state.take_unreachable()] == [1]
 
     def test_a_clean_up_step_that_was_skipped_is_not_ready_again(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
@@ -566,14 +566,14 @@ class TestResumed:
         for name in "ab":
             state.apply(StepReused(name, 5.0))
 
-        assert (state.ready(), state.unreachable(), state.unsettled) == ([], [], 0)
+        assert (state.take_ready(), state.take_unreachable(), state.unsettled) == ([], [], 0)
 
     def test_a_step_with_a_pending_attempt_continues_with_the_next_one(
         self, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": []})
         state = resumed(planned, checkpoint_of(pending_attempts=["a"]), schedule=schedule)
-        assert state.ready() == [0]
+        assert state.take_ready() == [0]
         assert "the latest attempt was" in refused(state, AttemptStarted("a", 1, 6.0))
 
         state.apply(AttemptStarted("a", 2, 6.0))
@@ -593,7 +593,7 @@ class TestResumed:
         checkpoint = checkpoint_of(pending_attempts=["a"])
         state = resumed(planned, checkpoint, schedule=schedule, max_concurrency=1)
         if is_scheduled:
-            assert state.ready() == [0]
+            assert state.take_ready() == [0]
         state.apply(INTERRUPTED)
 
         state.apply(StepCancelled("a", 1, 50.0, "why", None))
@@ -766,7 +766,7 @@ class TestResults:
         state = started(planned)
 
         while state.unsettled:
-            for step in reversed(state.ready()):
+            for step in reversed(state.take_ready()):
                 state.apply(AttemptStarted(planned.steps[step].name, 1, 1.0))
                 state.apply(StepSucceeded(planned.steps[step].name, 1, 2.0, step))
         state.apply(FINISHED)
@@ -931,11 +931,11 @@ class TestReadiness:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
         state = started(planned)
 
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
 
-        assert state.ready() == []
+        assert state.take_ready() == []
 
     @each_schedule
     def test_dependents_of_a_cancelled_or_skipped_step_are_unreachable(
@@ -947,38 +947,38 @@ class TestReadiness:
         ):
             planned = plan_of({"a": [], "b": ["a"]})
             state = started(planned, schedule=schedule, fail_fast=False)
-            assert state.ready() == [0]
+            assert state.take_ready() == [0]
 
             for event in ends:
                 state.apply(event)
 
-            assert state.ready() == []
-            assert state.unreachable() == [(1, "it depends on step 'a', which failed", False)]
+            assert state.take_ready() == []
+            assert state.take_unreachable() == [(1, "it depends on step 'a', which failed", False)]
 
     def test_tiers_wait_for_the_tier_before(self) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
         state = started(planned, schedule="tiers")
 
-        assert names(planned, state.ready()) == ["a", "b"]
+        assert names(planned, state.take_ready()) == ["a", "b"]
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
-        assert state.ready() == []
+        assert state.take_ready() == []
         assert not state.queue.is_dirty
         state.apply(AttemptStarted("b", 1, 1.0))
         state.apply(StepSucceeded("b", 1, 2.0, None))
         assert state.queue.is_dirty
-        assert names(planned, state.ready()) == ["c"]
+        assert names(planned, state.take_ready()) == ["c"]
 
     def test_the_ready_schedule_does_not_wait_for_other_steps(self) -> None:
         planned = plan_of({"a": [], "b": [], "c": ["a"]})
         state = started(planned, schedule="ready")
 
-        assert names(planned, state.ready()) == ["a", "b"]
+        assert names(planned, state.take_ready()) == ["a", "b"]
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepSucceeded("a", 1, 2.0, None))
 
         assert state.queue.is_dirty
-        assert names(planned, state.ready()) == ["c"]
+        assert names(planned, state.take_ready()) == ["c"]
 
     @each_schedule
     def test_dependents_of_a_failed_step_are_unreachable_and_name_it(
@@ -988,21 +988,21 @@ class TestReadiness:
         state = started(planned, schedule=schedule, fail_fast=False)
         skipped: dict[str, str] = {}
 
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepFailed("a", 1, 2.0, BOOM))
         state.apply(AttemptStarted("b", 1, 1.0))
         state.apply(StepSucceeded("b", 1, 2.0, None))
         assert state.stop_reason is None
-        assert names(planned, state.ready()) == ["e"]
+        assert names(planned, state.take_ready()) == ["e"]
         state.apply(AttemptStarted("e", 1, 1.0))
         state.apply(StepSucceeded("e", 1, 2.0, None))
         while state.queue.is_dirty:
-            assert state.ready() == []
-            for step, reason, _ in state.unreachable():
+            assert state.take_ready() == []
+            for step, reason, _ in state.take_unreachable():
                 skipped[planned.steps[step].name] = reason
                 state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
-            state.ready()
+            state.take_ready()
 
         reason = "it depends on step 'a', which failed"
         assert skipped == {"c": reason, "d": reason}
@@ -1015,18 +1015,18 @@ class TestReadiness:
         planned = plan_of({"a": [], "b": [], "c": [], "d": ["b"]})
         state = started(planned, schedule=schedule, fail_fast=True, max_concurrency=2)
 
-        assert names(planned, state.ready()) == ["a", "b"]
+        assert names(planned, state.take_ready()) == ["a", "b"]
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepFailed("a", 1, 2.0, BOOM))
 
         reason = "step 'a' failed and fail_fast is on"
         assert state.stop_reason == reason
         assert state.queue.is_dirty
-        assert state.ready() == []
+        assert state.take_ready() == []
         assert state.queue.is_dirty
-        assert state.unreachable() == [(2, reason, False), (3, reason, False)]
-        assert state.unreachable() == []
-        state.ready()
+        assert state.take_unreachable() == [(2, reason, False), (3, reason, False)]
+        assert state.take_unreachable() == []
+        state.take_ready()
         assert not state.queue.is_dirty
         assert state.unsettled == 3
 
@@ -1036,7 +1036,7 @@ class TestReadiness:
     ) -> None:
         state = started(plan_of({"a": [], "b": []}), schedule=schedule, max_concurrency=1)
 
-        state.ready()
+        state.take_ready()
         state.apply(INTERRUPTED)
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(StepFailed("a", 1, 2.0, BOOM))
@@ -1045,7 +1045,7 @@ class TestReadiness:
 
         assert state.stop_reason == "again"
         # What the first one has kept from starting keeps its reason.
-        assert state.unreachable() == [(1, INTERRUPTED.reason, False)]
+        assert state.take_unreachable() == [(1, INTERRUPTED.reason, False)]
 
     @each_schedule
     def test_a_step_in_backoff_frees_its_slot_and_is_queued_again(self, schedule: Schedule) -> None:
@@ -1053,20 +1053,20 @@ class TestReadiness:
         state = started(planned, schedule=schedule, max_concurrency=1)
         assert state.is_limited
 
-        assert names(planned, state.ready()) == ["a"]
+        assert names(planned, state.take_ready()) == ["a"]
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 3.0))
-        assert names(planned, state.ready()) == ["b"]
+        assert names(planned, state.take_ready()) == ["b"]
         state.apply(AttemptStarted("b", 1, 3.0))
         state.enqueue_retry(0, 5.0)
         assert state.queue.is_dirty
-        assert state.ready() == []
+        assert state.take_ready() == []
         state.apply(StepSucceeded("b", 1, 7.0, None))
-        assert names(planned, state.ready()) == ["c"]
+        assert names(planned, state.take_ready()) == ["c"]
         state.apply(AttemptStarted("c", 1, 8.0))
         state.apply(StepSucceeded("c", 1, 9.0, None))
 
-        assert names(planned, state.ready()) == ["a"]
+        assert names(planned, state.take_ready()) == ["a"]
         assert state.queue.queued_ms(0, 9.5) == 4.5
         state.apply(AttemptStarted("a", 2, 9.5, 4.5))
         state.apply(StepSucceeded("a", 2, 10.0, None))
@@ -1079,17 +1079,17 @@ class TestReadiness:
     ) -> None:
         planned = plan_of({"a": [], "b": []}, max_retries=2)
         state = started(planned, schedule=schedule, max_concurrency=1)
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 0.0))
         state.apply(StepSkipped("b", 2.0, "why", on_purpose=True))
         state.enqueue_retry(0, 3.0)
         if phase == "rescheduled":
-            assert state.ready() == [0]
+            assert state.take_ready() == [0]
 
         state.apply(StepCancelled("a", 1, 4.0, "why", BOOM))
 
-        assert state.ready() == []
+        assert state.take_ready() == []
         assert state.queue._room == 1
 
     @each_schedule
@@ -1097,26 +1097,26 @@ class TestReadiness:
         planned = plan_of({"a": [], "b": [], "c": []})
         state = started(planned, schedule=schedule, max_concurrency=1)
 
-        assert names(planned, state.ready()) == ["a"]
+        assert names(planned, state.take_ready()) == ["a"]
         state.apply(StepSkipped("a", 1.0, "why"))
 
-        assert names(planned, state.ready()) == ["b"]
-        assert state.ready() == []
+        assert names(planned, state.take_ready()) == ["b"]
+        assert state.take_ready() == []
 
     @each_schedule
     def test_an_unreachable_step_frees_no_slot(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "x": ["a"], "b": [], "c": ["b"], "d": ["b"]})
         state = started(planned, schedule=schedule, max_concurrency=1, fail_fast=False)
         for name, end in (("a", StepFailed), ("b", StepSucceeded)):
-            state.ready()
+            state.take_ready()
             state.apply(AttemptStarted(name, 1, 1.0))
             state.apply(end(name, 1, 2.0, BOOM))
 
-        assert len(state.ready()) == 1
-        ((step, reason, _),) = state.unreachable()
+        assert len(state.take_ready()) == 1
+        ((step, reason, _),) = state.take_unreachable()
         state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
 
-        assert state.ready() == []
+        assert state.take_ready() == []
 
     @each_schedule
     def test_a_replayed_step_is_not_scheduled_again_and_takes_a_slot(
@@ -1128,9 +1128,9 @@ class TestReadiness:
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(AttemptStarted("b", 1, 1.0))
 
-        assert names(planned, state.ready()) == ["c"]
+        assert names(planned, state.take_ready()) == ["c"]
         state.apply(StepSucceeded("a", 1, 2.0, None))
-        assert names(planned, state.ready()) == ["d"]
+        assert names(planned, state.take_ready()) == ["d"]
 
     @each_schedule
     def test_a_replayed_step_may_start_after_the_stop_if_it_was_ready_before(
@@ -1149,8 +1149,8 @@ class TestReadiness:
             state.apply(event)
 
         assert refused(state, AttemptStarted("d", 1, 4.0)) == "the step has ended"
-        assert state.ready() == []
-        assert state.unreachable() == [(planned.index["c"], reason, False)]
+        assert state.take_ready() == []
+        assert state.take_unreachable() == [(planned.index["c"], reason, False)]
         state.apply(StepCancelled("b", 1, 4.0, reason, None))
         state.apply(StepSkipped("c", 4.0, reason))
         assert state.unsettled == 0
@@ -1192,11 +1192,11 @@ class TestReadiness:
             *(StepFailed("a", 1, 2.0, BOOM), StepCancelled("b", 1, 5.0, "why", None)),
         ):
             state.apply(event)
-        assert state.ready() == []
+        assert state.take_ready() == []
 
         state.apply(StepSkipped("c", 6.0, "why"))
 
-        assert state.ready() == [3]
+        assert state.take_ready() == [3]
         assert state.queue.queued_ms(3, 8.0) == 2.0
 
     @each_schedule
@@ -1204,13 +1204,13 @@ class TestReadiness:
         planned = plan_of({"b": [], "a": [], "c": ["a"]})
         state = RunState(planned, schedule=schedule)
         assert state.queue.is_dirty is False
-        assert state.ready() == []
+        assert state.take_ready() == []
 
         state.apply(STARTED)
 
         assert state.queue.is_dirty
-        assert state.ready() == [0, 1]
-        assert state.ready() == []
+        assert state.take_ready() == [0, 1]
+        assert state.take_ready() == []
 
 
 @functools.cache
@@ -1230,7 +1230,7 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
     state.apply(STARTED)
     events = 1
     while state.unsettled:
-        for step in state.ready():
+        for step in state.take_ready():
             name = plan.steps[step].name
             state.apply(AttemptStarted(name, 1, 1.0))
             if fail:
@@ -1238,7 +1238,7 @@ def fold(plan: Plan, schedule: Schedule, *, fail: bool, fail_fast: bool, limit: 
             else:
                 state.apply(StepSucceeded(name, 1, 2.0, None))
             events += 2
-        for step, reason, _ in state.unreachable():
+        for step, reason, _ in state.take_unreachable():
             state.apply(StepSkipped(plan.steps[step].name, 3.0, reason))
             events += 1
     return events

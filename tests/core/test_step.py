@@ -495,15 +495,18 @@ class TestPlain:
             {},
             {"max_retries": 3, "timeout_ms": 5, "retry": 7},
             {"timeout_ms": None, "max_retries": 2, "retry": Retry(on=OSError)},
+            # What a step, or an item, waits for before an attempt makes no attempt special.
+            {"pool": Pool(1)},
+            {"when": bool},
+            {"depends_on": ["x"], "map_over": "x", "action": takes_x},
         ):
-            assert WorkflowStep("load", nothing, **options).is_plain  # type: ignore[arg-type]
+            step = WorkflowStep(**{"name": "load", "action": nothing, **options})  # type: ignore[arg-type]
+
+            assert step.is_plain
 
     @pytest.mark.parametrize(
         "options",
         [
-            {"pool": Pool(1)},
-            {"map_over": "x"},
-            {"when": bool},
             {"deadline_ms": 5},
             {"heartbeat_ms": 5},
             {"run_if": "always"},

@@ -49,10 +49,10 @@ def mapped(*, run_if: Any = "success", pool: Pool | None = None, **options: Any)
         **options,
     )
     state.apply(RunStarted("r1", 1_000.0, DependencyView(state._plan)))
-    assert state.ready() == [0]
+    assert state.take_ready() == [0]
     state.apply(AttemptStarted("a", 1, 1.0))
     state.apply(StepSucceeded("a", 1, 2.0, "abc"))
-    assert state.ready() == [1]
+    assert state.take_ready() == [1]
     state.apply(MapStarted("m", 3.0))
     return state
 
@@ -73,7 +73,7 @@ class TestItems:
 
         assert (one, two) == (2, 3)
         assert state.queue.is_dirty
-        assert state.ready() == [2, 3]
+        assert state.take_ready() == [2, 3]
         assert [state.step_runs.item_of(node) for node in range(4)] == [None, None, 0, 1]
         assert [state.step_runs.is_item(node) for node in range(4)] == [False, False, True, True]
         assert [state.step_runs.name_of(node) for node in range(4)] == ["a", "m", "m[0]", "m[1]"]
@@ -84,20 +84,20 @@ class TestItems:
         state = mapped(max_concurrency=2)
         nodes = [state.add_item(1, 4.0) for _ in range(4)]
 
-        assert state.ready() == nodes[:2]
+        assert state.take_ready() == nodes[:2]
         assert [state.is_queued(node) for node in nodes] == [False, False, True, True]
         assert list(filter(state.is_scheduled, nodes)) == nodes[:2]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
-        assert state.ready() == []
+        assert state.take_ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
 
-        assert state.ready() == nodes[2:3]
+        assert state.take_ready() == nodes[2:3]
         assert state.queue.queued_ms(nodes[3], 9.0) == 5.0
 
     def test_each_item_has_its_own_attempts(self) -> None:
         state = mapped(random=float)
         one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
-        state.ready()
+        state.take_ready()
 
         for event in (
             AttemptStarted("m", 1, 5.0, item=1),
@@ -119,7 +119,7 @@ class TestItems:
         state = mapped(max_concurrency=5)
         for _ in range(2):
             state.add_item(1, 4.0)
-        state.ready()
+        state.take_ready()
         for event in (
             AttemptStarted("m", 1, 5.0, 1.0, item=1),
             StepSucceeded("m", 1, 7.0, "B", item=1),
@@ -168,7 +168,7 @@ class TestItems:
     def test_a_failed_item_does_not_end_its_step(self) -> None:
         state = mapped(fail_fast=False)
         state.add_item(1, 4.0)
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
         state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
@@ -183,7 +183,7 @@ class TestItems:
     def test_a_cancelled_item_does_not_end_its_step(self) -> None:
         state = mapped()
         state.add_item(1, 4.0)
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         state.apply(INTERRUPTED)
 
@@ -241,7 +241,7 @@ class TestRefusal:
         state = mapped()
         state.add_item(1, 4.0)
         if is_scheduled:
-            state.ready()
+            state.take_ready()
 
         for attempt in (0, 1):
             refused(state, StepFailed("m", attempt, 5.0, BOOM, item=0))
@@ -258,7 +258,7 @@ class TestReplay:
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
         assert state.step_runs.items(1) == [3, 2]
-        assert state.ready() == []
+        assert state.take_ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
         assert state.step_runs.results_of_items(1) is None
         state.apply(StepSucceeded("m", 1, 7.0, "A", item=0))
@@ -290,7 +290,7 @@ class TestStop:
     ) -> None:
         state = mapped(run_if=run_if, max_concurrency=1)
         running, waiting = state.add_item(1, 4.0), state.add_item(1, 4.0)
-        assert state.ready() == [running]
+        assert state.take_ready() == [running]
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
         state.apply(stop)
@@ -298,18 +298,18 @@ class TestStop:
         assert state.is_exempt_from_stop(running) is is_exempt_from_stop
         assert state.is_queued(waiting) is is_exempt_from_stop
         state.apply(StepSucceeded("m", 1, 61.0, "A", item=0))
-        assert state.ready() == ([waiting] if is_exempt_from_stop else [])
+        assert state.take_ready() == ([waiting] if is_exempt_from_stop else [])
         assert (state.step_runs.results_of_items(1) is None) is is_exempt_from_stop
 
     @pytest.mark.parametrize("limit", [None, 1])
     def test_a_scheduled_item_that_is_dropped_frees_its_slot(self, limit: int | None) -> None:
         state = mapped(run_if="always", max_concurrency=limit)
         one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
-        assert state.ready()[0] == one
+        assert state.take_ready()[0] == one
 
         state.drop_item(one)
 
-        assert state.ready() == ([two] if limit else [])
+        assert state.take_ready() == ([two] if limit else [])
         state.apply(AttemptStarted("m", 1, 5.0, item=1))
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
         results = state.step_runs.results_of_items(1)
@@ -319,14 +319,14 @@ class TestStop:
     def test_a_queued_item_that_is_dropped_frees_no_slot(self) -> None:
         state = mapped(run_if="always", max_concurrency=1)
         one, two, three = (state.add_item(1, 4.0) for _ in range(3))
-        assert state.ready() == [one]
+        assert state.take_ready() == [one]
 
         state.drop_item(two)
 
-        assert state.ready() == []
+        assert state.take_ready() == []
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
-        assert state.ready() == [three]
+        assert state.take_ready() == [three]
 
     @pytest.mark.parametrize("run_if", ["success", "always"])
     def test_an_item_expanded_during_a_stop_starts_only_if_its_step_is_exempt(
@@ -338,7 +338,7 @@ class TestStop:
         node = state.add_item(1, 51.0)
 
         is_exempt_from_stop = run_if == "always"
-        assert state.ready() == ([node] if is_exempt_from_stop else [])
+        assert state.take_ready() == ([node] if is_exempt_from_stop else [])
         assert not state.is_queued(node)
         assert (state.step_runs.results_of_items(1) == []) is not is_exempt_from_stop
 
@@ -346,14 +346,14 @@ class TestStop:
         state = mapped(max_concurrency=1)
         state.add_item(1, 4.0)
         waiting = state.add_item(1, 4.0)
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
 
         state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
 
         assert state.stop_reason == "step 'm' failed and fail_fast is on"
         assert not state.is_queued(waiting)
-        assert state.ready() == []
+        assert state.take_ready() == []
         items = state.step_runs.results_of_items(1)
         assert items is not None
         assert [item.status for item in items] == [StepStatus.FAILED]
@@ -364,7 +364,7 @@ class TestBlocked:
     def test_a_late_loop_block_counts_for_the_item_and_its_step(self) -> None:
         state = mapped()
         state.add_item(1, 4.0)
-        state.ready()
+        state.take_ready()
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         state.apply(LoopBlocked("m", 1, 6.0, 110.0, "", item=0))
         state.apply(StepSucceeded("m", 1, 400.0, "A", item=0))

@@ -199,7 +199,7 @@ class Execution:
         for event in self.received:
             state.apply(event)
         assert_equal(state.report(), self.report, secret=True)
-        assert (state.ready(), state.unreachable()) == ([], [])
+        assert (state.take_ready(), state.take_unreachable()) == ([], [])
         assert state.status == self.received[-1].status
 
 
