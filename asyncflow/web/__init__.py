@@ -116,8 +116,8 @@ async def serve(
     It handles no signals: the caller decides which of them cancel it. On cancellation it cuts open
     connections within a second, and cancels and awaits the runs that were resumed from a page.
 
-    It cuts the connection of a client whose request has not arrived within 20 s, or who reads
-    nothing for as long, and accepts at most ``2 * max_viewers + 200`` connections.
+    A viewer that reads nothing costs no page, but only a reverse proxy cuts its connection, and
+    those of requests that never arrive.
 
     Args:
         journal: The journal. It is not closed.
@@ -155,7 +155,6 @@ async def serve(
             pages,
             host,
             port,
-            most_connections=2 * max_viewers + 200,
             on_ready=on_ready,
             on_end=site.end_streams,
         )

@@ -7,12 +7,9 @@ import errno
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
-
-from asyncflow.web._connection import GuardedConnection
 
 __all__ = ["serve_app"]
 
@@ -40,7 +37,6 @@ async def serve_app(
     host: str,
     port: int,
     *,
-    most_connections: int,
     on_ready: Callable[[str], object],
     on_end: Callable[[], object],
 ) -> None:
@@ -50,7 +46,6 @@ async def serve_app(
         app: What to serve.
         host: The address to listen at.
         port: The port; 0 for a free one.
-        most_connections: How many connections there may be.
         on_ready: Called with the URL once requests are accepted.
         on_end: Called when none are accepted any more, to end open streams.
 
@@ -60,7 +55,6 @@ async def serve_app(
     listening = _listen(host, port)
     config = uvicorn.Config(
         app,
-        http=partial(GuardedConnection, most=most_connections),  # type: ignore[arg-type]
         ws="none",
         # Logging is the caller's to configure, and a token in a URL must not be logged.
         log_config=None,

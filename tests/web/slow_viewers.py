@@ -23,7 +23,7 @@ import uvicorn
 
 from asyncflow import Orchestrator, Retry, WorkflowStep
 from asyncflow.journal import SQLiteJournal
-from asyncflow.web import _connection, _stream, app, serve
+from asyncflow.web import _stream, app, serve
 
 __all__ = ["PATIENCE_S", "Server", "serving", "slow_viewers"]
 
@@ -33,7 +33,7 @@ PATIENCE_S = 5.0
 
 
 async def _serve(kind: str, max_viewers: int) -> None:
-    _stream._PATIENCE_S = _connection._REQUEST_S = _connection._READ_S = PATIENCE_S
+    _stream._PATIENCE_S = PATIENCE_S
 
     async def nothing() -> None: ...
 

@@ -351,6 +351,23 @@ async def test_an_asset_can_be_cached_until_it_changes(
     assert (await client.get("/assets/..%2Fweb.py")).status_code == 404
 
 
+async def test_a_login_whose_client_leaves_ends_without_an_error(journal_with_run: Any) -> None:
+    pages: Any = app(journal_with_run, token=TOKEN)
+    sent: list[Any] = []
+    headers = [(b"host", b"localhost"), (b"content-length", b"9")]
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/login", "query_string": b""}
+    await pages({**scope, "scheme": "http", "headers": headers}, receive, send)
+
+    assert sent[0]["status"] == 400
+
+
 # Below another app.
 
 
