@@ -167,9 +167,9 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         code = RUN_FAILED if stop.signal is None else 128 + stop.signal
         raise CommandError("stopped before the run started; nothing has run", code)
     if journal is None:
-        report = report or _report_of(events)
+        report = _report_of(events) if report is None else report
     else:
-        report = report or await journal.report(run_id)
+        report = await journal.report(run_id) if report is None else report
         if execution.flags.html is not None or execution.flags.trace is not None:
             stored = [*await journal.events(run_id), *await journal.notes(run_id)]
             events = [each.event for each in stored]

@@ -46,7 +46,8 @@ class RunReport(Mapping[str, StepResult]):
     A report holds no task and no event loop, so it can be kept, pickled and sent. Errors keep
     their tracebacks; pickle leaves these out, and JSON has their text. `RestoredOutput` and
     `RestoredError` stand for what could not be pickled. Two reports are equal only if they are the
-    same object: outputs are never compared.
+    same object: outputs are never compared. A report is true if all its steps passed, even an empty
+    one: ``if await pipeline.run(): ...``.
 
     Attributes:
         run_id: Identifies the run.
@@ -140,6 +141,9 @@ class RunReport(Mapping[str, StepResult]):
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    def __bool__(self) -> bool:
+        return self.all_passed  # a mapping is true if it is not empty, and this one says more
 
     def __eq__(self, other: object) -> bool:
         return self is other  # the inherited one compares outputs, and those may raise

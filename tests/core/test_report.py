@@ -211,6 +211,12 @@ class TestMapping:
         assert report["a"] is results[1]
         assert report.get("c") is None
 
+    def test_it_is_true_if_all_passed_as_a_response_is_if_it_is_ok(self) -> None:
+        assert report_of()
+        assert report_of(succeeded("a"), skipped_on_purpose("b"))
+        assert not report_of(succeeded("a"), skipped("b"))
+        assert not report_of(succeeded("a"), failed("b", OSError()))
+
     def test_get_does_not_search_for_a_similar_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def compare(*_: object) -> str:
             raise AssertionError("a miss is no mistake")

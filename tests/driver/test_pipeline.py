@@ -303,7 +303,7 @@ class TestSteps:
         report = await Pipeline("etl").run()
 
         assert report.all_passed
-        assert not report
+        assert len(report) == 0
 
     def test_the_repr_of_a_pipeline_shows_its_name(self) -> None:
         assert repr(Pipeline("etl")) == "Pipeline('etl')"
