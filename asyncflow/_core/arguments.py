@@ -14,8 +14,8 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import FunctionType, MethodType
-from typing import Any, TypeVar
+from types import CoroutineType, FunctionType, MethodType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from asyncflow._core.errors import safe_text
 from asyncflow._core.record import record
@@ -38,6 +38,7 @@ __all__ = [
     "python_signature",
     "reject_awaitable",
     "signature_of",
+    "unawaitable_result",
     "upstream_defaults",
 ]
 
@@ -186,6 +187,47 @@ def is_async(function: object) -> bool:
 
 def _is_written_async(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def unawaitable_result(action: Callable[..., Any]) -> str:
+    """Return what a plain action returns that can't be awaited, in words; empty if none can tell.
+
+    What has no annotation can't be told, nor a wrapper, whose annotation is that of the function
+    in it: it may hand on the coroutine.
+    """
+    function: Any = function_of(action)
+    if not isinstance(function, FunctionType):
+        function = type(function).__call__
+    if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
+        return ""
+    flags = function.__code__.co_flags
+    if flags & inspect.CO_GENERATOR and not flags & inspect.CO_ITERABLE_COROUTINE:
+        return "a generator"
+    if flags & _ASYNC or "return" not in getattr(function, "__annotations__", ()):
+        return ""
+    try:
+        annotation = get_type_hints(function)["return"]
+    except Exception:  # a name that exists for type checkers only, or anything else
+        return ""
+    if not _is_never_awaitable(annotation):
+        return ""
+    return "None" if annotation is type(None) else inspect.formatannotation(annotation)
+
+
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_never_awaitable(annotation: Any) -> bool:
+    kind = get_origin(annotation) or annotation
+    if kind is Any:
+        return False
+    if kind in (Union, UnionType):
+        return all(map(_is_never_awaitable, get_args(annotation)))
+    try:
+        # A coroutine is an object, and hashable: who promises no more may return one.
+        return not hasattr(kind, "__await__") and not issubclass(CoroutineType, kind)
+    except TypeError:  # it is no class, or a protocol
+        return False
 
 
 def reject_awaitable(what: str, answer: T) -> T:

@@ -17,6 +17,7 @@ from asyncflow._core.arguments import (
     function_of,
     is_async,
     signature_of,
+    unawaitable_result,
 )
 from asyncflow._core.errors import did_you_mean, safe_text
 from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
@@ -158,8 +159,8 @@ class WorkflowStep:
 
     Raises:
         TypeError: An argument has the wrong type; in particular the action is a coroutine
-            object, an async generator function or not callable, or ``depends_on`` is a single
-            string.
+            object, an async generator function, a plain function whose annotation says that it
+            returns nothing to await, or not callable, or ``depends_on`` is a single string.
         ValueError: An argument is out of its range, or ``retry`` is given without ``max_retries``
             above 1.
     """
@@ -394,7 +395,7 @@ def _check_one_of(name: str, argument: str, value: object, choices: tuple[str, .
         )
 
 
-def _check_action(name: str, action: object, runs_in: str) -> None:
+def _check_action(name: str, action: Action, runs_in: str) -> None:
     if inspect.iscoroutine(action):
         action.close()  # it will never be awaited, and the TypeError says so better
         raise TypeError(
@@ -408,10 +409,16 @@ def _check_action(name: str, action: object, runs_in: str) -> None:
     if inspect.isasyncgenfunction(action):
         raise TypeError(
             f"step {name!r}: action is an async generator function, which cannot be awaited; "
-            "pass an async function that consumes it and returns the result"
+            "pass an async function that returns the async iterator: its items stream into a step "
+            "that maps over it"
         )
     if runs_in != "loop":
         check_worker_action(name, action, runs_in)
+    elif returned := unawaitable_result(action):
+        raise TypeError(
+            f"step {name!r}: action is a plain function that returns {returned}, which cannot be "
+            "awaited; make it 'async def', or say runs_in=\"thread\""
+        )
 
 
 def check_engine(what: str, engine: Any, *, local: bool = False) -> None:

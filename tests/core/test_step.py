@@ -9,7 +9,8 @@ import inspect
 import math
 import pickle
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from decimal import Decimal
 from typing import Any
 
@@ -144,8 +145,85 @@ class TestAction:
 
             assert str(refused.value) == (
                 "step 'load': action is an async generator function, which cannot be awaited; "
-                "pass an async function that consumes it and returns the result"
+                "pass an async function that returns the async iterator: its items stream into a "
+                "step that maps over it"
             )
+
+    def test_must_not_be_a_plain_function_that_returns_nothing_to_await(self) -> None:
+        def count(rows: list[int]) -> int:
+            return len(rows)
+
+        def save() -> None: ...
+
+        def maybe() -> int | None: ...
+
+        def listed() -> list[int]:
+            return []
+
+        def iterated() -> AsyncIterator[int]:
+            return rows()
+
+        def generated():  # type: ignore[no-untyped-def]
+            yield 1
+
+        class Saver:
+            def __call__(self) -> None: ...
+
+            def method(self) -> bytes:
+                return b""
+
+        for action, returned in (
+            (count, "int"),
+            (save, "None"),
+            (maybe, "int | None"),
+            (listed, "list[int]"),
+            (iterated, "collections.abc.AsyncIterator[int]"),
+            (generated, "a generator"),
+            (functools.partial(count, rows=[]), "int"),
+            (Saver(), "None"),
+            (Saver().method, "bytes"),
+        ):
+            with pytest.raises(TypeError) as refused:
+                WorkflowStep("load", action)
+
+            assert str(refused.value) == (
+                f"step 'load': action is a plain function that returns {returned}, which cannot be "
+                "awaited; make it 'async def', or say runs_in=\"thread\""
+            )
+            WorkflowStep("load", action, runs_in="thread")
+
+    def test_may_be_a_plain_function_that_may_return_an_awaitable(self) -> None:
+        def wrapped(function: Any) -> Any:
+            @functools.wraps(function)
+            def call(*args: Any) -> Any:
+                return function(*args)
+
+            return call
+
+        @wrapped
+        async def count() -> int:
+            return 1
+
+        def awaitable() -> Awaitable[int]:
+            return count()  # type: ignore[no-any-return]
+
+        def future() -> asyncio.Future[None]: ...
+
+        def anything() -> object: ...
+
+        def hashable() -> Hashable: ...
+
+        def unknown() -> "Missing":  # type: ignore[name-defined]  # noqa: F821, UP037
+            ...
+
+        def either() -> Awaitable[int] | int: ...
+
+        @types.coroutine
+        def old() -> Any:
+            yield
+
+        for action in (count, awaitable, future, anything, hashable, unknown, either, old):
+            WorkflowStep("load", action)
 
     def test_must_not_be_an_async_generator(self) -> None:
         async def rows() -> AsyncIterator[int]:
