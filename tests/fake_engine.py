@@ -73,7 +73,7 @@ class FakeEngine:
     async def _run_body(self, call: EngineCall) -> Any:
         name = _name_of(call)
         self.overlaps[name] += name in self.running
-        arguments = {key: self._here(value) for key, value in call.arguments.items()}
+        arguments = {key: self._here(value, key) for key, value in call.arguments.items()}
         call.began(f"w{len(self.calls)}")
         body = self.running[name] = asyncio.create_task(_awaited(call.step.action, arguments))
         try:
@@ -95,7 +95,7 @@ class FakeEngine:
             del body
         if may_keep:
             self.kept[name] = output
-            return RemoteOutput(self.name, "w1", 100, name, lambda: self._fetch(name))
+            return RemoteOutput(self.name, "w1", 100, name, lambda: self._fetch(name), name)
         return output
 
     def lose(self, name: str) -> None:
@@ -103,18 +103,19 @@ class FakeEngine:
         self._lost[name] = "it was killed"
         self.running[name].cancel()
 
-    def _here(self, value: Any) -> Any:
+    def _here(self, value: Any, parameter: str) -> Any:
         if not isinstance(value, RemoteOutput):
             return value
         assert value.engine == self.name
         if value.reference not in self.kept:
-            raise OutputLostError(self.name, "w1", "its worker was lost")
+            reason = "its worker was lost"
+            raise OutputLostError(self.name, "w1", reason, value.step_name, parameter)
         return self.kept[value.reference]
 
     async def _fetch(self, name: str) -> Any:
         await asyncio.sleep(0)
         if name not in self.kept:
-            raise OutputLostError(self.name, "w1", "its worker was lost")
+            raise OutputLostError(self.name, "w1", "its worker was lost", name)
         return self.kept[name]
 
 

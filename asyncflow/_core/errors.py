@@ -295,15 +295,28 @@ class OutputLostError(_AttributedError, LookupError):
         engine: The engine.
         worker: Where the output was.
         reason: What the engine knows about it.
+        step_name: The step that made it; empty if the engine does not know.
+        parameter: The parameter that would have received it; empty if `RemoteOutput.fetch` was
+            called.
     """
 
-    _message = "an output that stayed on engine {engine!r} at {worker} is lost: {reason}"
-
-    def __init__(self, engine: str, worker: str, reason: str) -> None:
-        super().__init__(engine, worker, reason)
+    def __init__(
+        self, engine: str, worker: str, reason: str, step_name: str = "", parameter: str = ""
+    ) -> None:
+        super().__init__(engine, worker, reason, step_name, parameter)
         self.engine = engine
         self.worker = worker
         self.reason = reason
+        self.step_name = step_name
+        self.parameter = parameter
+
+    def __str__(self) -> str:
+        output = f"the output of step {self.step_name!r}" if self.step_name else "an output"
+        taker = f" for parameter {self.parameter!r}" if self.parameter else ""
+        return (
+            f"{output}{taker}, which stayed on engine {self.engine!r} at {self.worker}, is lost: "
+            f"{self.reason}"
+        )
 
 
 class ResourceError(_AttributedError):

@@ -22,13 +22,14 @@ class RemoteOutput:
         worker: Where the output was made.
         size: Its size in bytes, as far as the engine can tell.
         reference: What the engine knows it by; ``None`` in a copy.
+        step_name: The step that made it; empty in a copy.
 
     Args:
-        engine, worker, size, reference: As above.
+        engine, worker, size, reference, step_name: As above.
         fetch: Brings the output home.
     """
 
-    __slots__ = ("__weakref__", "_fetch", "engine", "reference", "size", "worker")
+    __slots__ = ("__weakref__", "_fetch", "engine", "reference", "size", "step_name", "worker")
 
     def __init__(
         self,
@@ -37,11 +38,13 @@ class RemoteOutput:
         size: int,
         reference: Any = None,
         fetch: Callable[[], Awaitable[Any]] | None = None,
+        step_name: str = "",
     ) -> None:
         self.engine: str = engine
         self.worker: str = worker
         self.size: int = size
         self.reference: Any = reference
+        self.step_name: str = step_name
         self._fetch = fetch
 
     async def fetch(self) -> Any:

@@ -152,7 +152,7 @@ class DaskEngine:
         if len(packed) > _dask_wire.MAX_BYTES:
             raise NotSendableError(call.step.name, "the call", _dask_wire.TOO_LARGE)
         kept = {
-            name: self._future_of(value)
+            name: self._future_of(value, name)
             for name, value in call.arguments.items()
             if isinstance(value, RemoteOutput)
         }
@@ -180,24 +180,23 @@ class DaskEngine:
 
     def _unpack(self, answer: Answer, call: EngineCall, task: BodyTask) -> Any:
         def keep(size: int) -> RemoteOutput:
-            future, worker = task.future, task.body.worker
+            future, worker, step_name = task.future, task.body.worker, call.step.name
             assert future is not None
             self._kept.add(future)
-            return RemoteOutput(
-                self.name, worker, size, future, partial(self._fetch, future, worker)
-            )
+            fetch = partial(self._fetch, future, worker, step_name)
+            return RemoteOutput(self.name, worker, size, future, fetch, step_name)
 
         return unpack_answer(answer, call, keep)
 
     # Outputs that stay.
 
-    def _future_of(self, output: RemoteOutput) -> Future:
+    def _future_of(self, output: RemoteOutput, parameter: str) -> Future:
         future = output.reference
         if future not in self._kept or future.status in _BROKEN:
-            raise _output_lost(output.worker)
+            raise _output_lost(output.worker, output.step_name, parameter)
         return future
 
-    async def _fetch(self, future: Future, worker: str) -> Any:
+    async def _fetch(self, future: Future, worker: str, step_name: str) -> Any:
         """Return an output that has stayed in a worker.
 
         Raises:
@@ -210,9 +209,9 @@ class DaskEngine:
         except (Exception, asyncio.CancelledError) as error:
             if future.status not in _BROKEN:
                 raise  # this was cancelled
-            raise _output_lost(worker) from error
+            raise _output_lost(worker, step_name) from error
         if output is None:
-            raise _output_lost(worker)
+            raise _output_lost(worker, step_name)
         return output.value
 
     # The connection.
@@ -314,16 +313,17 @@ _BROKEN = frozenset({"cancelled", "error"})
 def _loss(call: EngineCall, body: RemoteBody, word: str, content: Any) -> Exception:
     """Return the error of a call whose body was lost, or that the engine itself has stopped."""
     if word == "missing":
-        return _output_lost(call.arguments[content].worker)
+        missing: RemoteOutput = call.arguments[content]
+        return _output_lost(missing.worker, missing.step_name, content)
     if word == "refused":
-        for value in call.arguments.values():
+        for name, value in call.arguments.items():
             if isinstance(value, RemoteOutput) and value.reference.status in _BROKEN:
-                return _output_lost(value.worker)
+                return _output_lost(value.worker, value.step_name, name)
     _, attempt, *_ = call.running
     reason = content if word == "lost" else body.problem
     return WorkerLostError(call.step.name, attempt, body.worker, reason)
 
 
-def _output_lost(worker: str) -> OutputLostError:
+def _output_lost(worker: str, step_name: str, parameter: str = "") -> OutputLostError:
     reason = "its worker has gone with it, or the scheduler was restarted"
-    return OutputLostError(DaskEngine.name, worker, reason)
+    return OutputLostError(DaskEngine.name, worker, reason, step_name, parameter)

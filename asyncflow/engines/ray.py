@@ -257,7 +257,8 @@ class _RayAttempt:
         if result.answer is None:
             assert result.lost is not None
             name, reason = result.lost
-            raise OutputLostError("ray", stayed[name].worker, reason)
+            lost = stayed[name]
+            raise OutputLostError("ray", lost.worker, reason, lost.step_name, name)
         if result.answer.is_abandoned:
             self._abandon(token)
         return unpack_answer(result.answer, call, partial(self._remote_output, output))
@@ -295,20 +296,20 @@ class _RayAttempt:
         self._call.abandon(thread)
 
     def _remote_output(self, output: Any, size: int) -> RemoteOutput:
-        worker = self._host.name
+        worker, step_name = self._host.name, self._call.step.name
         reference = _Reference(output, self._host.node)
-        fetch = partial(_fetch, output, worker, self._connection)
-        return RemoteOutput("ray", worker, size, reference, fetch)
+        fetch = partial(_fetch, output, worker, step_name, self._connection)
+        return RemoteOutput("ray", worker, size, reference, fetch, step_name)
 
 
-async def _fetch(reference: Any, worker: str, connection: _Connection) -> Any:
+async def _fetch(reference: Any, worker: str, step_name: str, connection: _Connection) -> Any:
     # Ray would wait forever for an output of an earlier connection.
     if not ray.is_initialized() or _current_connection() != connection:
         raise RuntimeError("this output stayed on a Ray cluster, and its engine is closed")
     try:
         stored: StoredOutput = await reference
     except ObjectLostError as error:
-        raise OutputLostError("ray", worker, ray_reason(error)) from None
+        raise OutputLostError("ray", worker, ray_reason(error), step_name) from None
     return stored.load()
 
 

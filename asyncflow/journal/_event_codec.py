@@ -368,7 +368,7 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     StepCrashedError: ("step_name", "attempt", "crashes"),
     RunCancelledError: ("run_id", "reason"),
     WorkerLostError: ("step_name", "attempt", "worker", "reason"),
-    OutputLostError: ("engine", "worker", "reason"),
+    OutputLostError: ("engine", "worker", "reason", "step_name", "parameter"),
     NotSendableError: ("step_name", "subject", "problem"),
 }
 """The errors that come back as themselves, and the arguments of each."""

@@ -167,8 +167,15 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
     (
         lambda: OutputLostError("dask", "w1", "its worker was lost"),
         LookupError,
-        {"engine": "dask", "worker": "w1", "reason": "its worker was lost"},
-        "an output that stayed on engine 'dask' at w1 is lost: its worker was lost",
+        {"engine": "dask", "worker": "w1", "reason": "its worker was lost", "parameter": ""},
+        "an output, which stayed on engine 'dask' at w1, is lost: its worker was lost",
+    ),
+    (
+        lambda: OutputLostError("dask", "w1", "its worker was lost", "load", "rows"),
+        LookupError,
+        {"step_name": "load", "parameter": "rows"},
+        "the output of step 'load' for parameter 'rows', which stayed on engine 'dask' at w1, is "
+        "lost: its worker was lost",
     ),
     (
         lambda: ResourceError("db", "failed while it closed: OSError: lost", None),  # type: ignore[arg-type]

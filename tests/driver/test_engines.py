@@ -981,6 +981,7 @@ async def test_a_lost_output_fails_its_consumer_for_good_and_its_producer_runs_o
     report = await run_pipeline(steps, engine=engine, observers=[lose], fail_fast=False)
 
     assert isinstance(report["b"].error, OutputLostError)
+    assert (report["b"].error.step_name, report["b"].error.parameter) == ("a", "value")
     assert report["b"].attempts == report["a"].attempts == 1
     assert [call.step.name for call in engine.calls] == ["a", "b", "c"]
     with pytest.raises(LookupError):

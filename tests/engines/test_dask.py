@@ -494,9 +494,9 @@ async def test_a_lost_output_fails_its_consumer_and_is_not_made_again(
     (worker,) = [each for each in cluster.workers.values() if each.address == output.worker]
 
     await worker.close()
-    with pytest.raises(OutputLostError):
+    with pytest.raises(OutputLostError, match=r"of step 'make' for parameter 'data', which"):
         await engine.run(recorded(measure, data=output).call)
-    with pytest.raises(OutputLostError):
+    with pytest.raises(OutputLostError, match=r"of step 'make', which"):
         await output.fetch()
 
     assert len(words(diary)) == 1
@@ -521,7 +521,7 @@ async def test_an_output_that_dask_forgets_fails_the_consumer_that_waits_for_a_w
             await asyncio.sleep(0.005)
 
     await client.cancel([output.reference])
-    with pytest.raises(OutputLostError):
+    with pytest.raises(OutputLostError, match=r"of step 'make' for parameter 'data', which"):
         await consumer
 
     for other in others:

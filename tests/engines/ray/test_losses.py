@@ -95,6 +95,7 @@ async def test_an_output_of_a_lost_node_fails_its_consumer_for_good(
         cluster.remove_node(nodes[0])
 
         assert isinstance(report["take"].error, OutputLostError)
+        assert (report["take"].error.step_name, report["take"].error.parameter) == ("make", "make")
         assert report["take"].attempts == 1
         assert (tmp_path / "makes").read_text() == "made\n"
         with pytest.raises(OutputLostError):
