@@ -14,6 +14,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RestoredError
+from asyncflow._core.record import replace
 from asyncflow._core.results import (
     Attempt,
     RestoredOutput,
@@ -298,6 +299,10 @@ _ATTEMPT: _Table = {
 
 def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     status, attempts = StepStatus(fields.pop("status")), fields.pop("history")
+    error = fields["error"]
+    if error and attempts and attempts[-1].error and attempts[-1].error.args == error.args:
+        # They are one error, which views show once.
+        attempts = (*attempts[:-1], replace(attempts[-1], error=error))
     result = StepResult(status=status, recorded=attempts, **fields)
     if status is StepStatus.FAILED and result.error is None:
         raise _refusal(where + "error", "must not be null, because the step has failed")

@@ -34,6 +34,8 @@ from asyncflow import (
     RunReport,
     StepStatus,
     StepTimeoutError,
+    WorkflowStep,
+    run_pipeline,
 )
 
 SUCCESS = StepStatus.SUCCESS
@@ -205,6 +207,18 @@ class TestJson:
 
         assert isinstance(once, RestoredOutput)
         assert through_json(once) == once
+
+    @pytest.mark.parametrize("attempts", [1, 3])
+    async def test_the_last_attempt_and_its_step_have_one_error_again(self, attempts: int) -> None:
+        async def fail() -> None:
+            raise ValueError("boom")
+
+        report = await run_pipeline([WorkflowStep("a", fail, max_retries=attempts)])
+
+        back = RunReport.from_json(report.to_json())
+
+        errors = [attempt.error for attempt in back["a"].history]
+        assert [error is back["a"].error for error in errors] == [False] * (attempts - 1) + [True]
 
     def test_a_restored_report_has_the_same_json_and_text(self) -> None:
         report = report_of(

@@ -951,6 +951,18 @@ def test_a_report_read_from_json_can_be_rendered_as_a_page() -> None:
     assert "k redacted: it is secret" in text
 
 
+async def test_the_page_of_a_report_read_from_json_shows_no_traceback_twice() -> None:
+    async def fail() -> None:
+        raise ValueError("boom")
+
+    report = await run_pipeline([WorkflowStep("a", fail, max_retries=2)])
+    back = RunReport.from_json(report.to_json())
+
+    tracebacks = [each.to_html().count("Traceback (most recent") for each in (report, back)]
+
+    assert tracebacks[0] == tracebacks[1] > 0
+
+
 def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None:
     late = StepTimeoutError("fetch[1]", 1, 5.0, "attempt")
     items = (
