@@ -276,7 +276,7 @@ class RunHandle:
 
         Raises:
             RuntimeError: The run was started already.
-            TypeError: The owner has no ``create_task``.
+            TypeError: The owner has no ``create_task``, or that returns no task.
             Exception: What keeps the run from beginning, as `Pipeline.run` raises it. Nothing has
                 run.
         """
@@ -386,10 +386,14 @@ class RunHandle:
             raise self._request
         running = self._run()
         try:
-            self._task = create_task(running, name=f"asyncflow:{self.run_id}")
+            task = create_task(running, name=f"asyncflow:{self.run_id}")
+            if not isinstance(task, asyncio.Task):
+                kind = type(task).__name__
+                raise TypeError(f"the owner's create_task must return an asyncio.Task, not {kind}")
         except BaseException:
-            running.close()  # the owner has ended
+            running.close()  # the owner has ended, or it is none
             raise
+        self._task = task
         self._task.add_done_callback(self._on_done)
         link = self._link
         try:
@@ -400,6 +404,7 @@ class RunHandle:
             await self._outlast()
             raise
         if not link.is_begun and self._error is not None:
+            running.close()  # if the owner has not run it
             self._is_told = True
             try:
                 raise self._error
@@ -435,6 +440,12 @@ class RunHandle:
     def _on_done(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():  # before its first line
             self._fail(asyncio.CancelledError())
+        elif self._report is None and self._error is None:
+            error = RuntimeError(
+                f"the owner of run {self.run_id!r} ended its task without running it"
+            )
+            error.__cause__ = task.exception()
+            self._fail(error)
         self._is_over, link = True, self._link
         if self._error is not None:
             self._tell(self._error)

@@ -105,6 +105,15 @@ def step_context(
         TypeError: An argument has the wrong type.
         ValueError: An argument is out of its range.
     """
+    if not isinstance(run_id, str):
+        raise TypeError(f"step_context: run_id must be a str, not {type(run_id).__name__}")
+    if item is not None:
+        check_count("step_context: item", item, 0, kind="an int or None")
+    results = {} if results is None else results
+    if not isinstance(results, Mapping) or not all(
+        isinstance(each, StepResult) for each in results.values()
+    ):
+        raise TypeError("step_context: results must be a mapping of step name to StepResult")
     check_count("step_context: attempt", attempt, 1)
     check_limit("step_context: remaining_ms", remaining_ms)
     max_retries = attempt if max_retries is None else max_retries
@@ -119,7 +128,7 @@ def step_context(
         _clock,
         began_s,
         math.inf,
-        {(step_name, item): AttemptExtras(ends_s, recorder, results or {})},
+        {(step_name, item): AttemptExtras(ends_s, recorder, results)},
         lambda: said.cancel_requested or cancel_requested(),
         recorder,
     )

@@ -9,7 +9,7 @@ import gc
 import logging
 import warnings
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import anyio
@@ -907,6 +907,35 @@ class TestAnOwner:
             await Orchestrator([]).start().begin(None)  # type: ignore[arg-type]
         with pytest.raises(LookupError):
             await Orchestrator([]).start().begin(Refusing())
+
+    @pytest.mark.parametrize("make", [object, asyncio.Future, lambda: None])
+    async def test_an_owner_that_returns_no_task_starts_nothing(
+        self, make: Callable[[], Any]
+    ) -> None:
+        class Owner:
+            def create_task(self, coro: Any, *, name: str | None = None) -> Any:
+                return make()
+
+        kind = type(make()).__name__
+
+        with pytest.raises(TypeError, match=f"create_task must return an asyncio.Task, not {kind}"):
+            await gated(Gate()).start().begin(Owner())
+
+    async def test_an_owner_that_ends_the_task_without_the_run_is_an_error(self) -> None:
+        async def refuse(_: object) -> None:
+            raise LookupError
+
+        class Wrapping:
+            def create_task(self, coro: Any, *, name: str | None = None) -> asyncio.Task[None]:
+                return asyncio.create_task(refuse(coro))
+
+        run = gated(Gate()).with_options(run_id="r").start()
+
+        with pytest.raises(RuntimeError, match="owner of run 'r' ended its task without") as caught:
+            await run.begin(Wrapping())
+        assert isinstance(caught.value.__cause__, LookupError)
+        with pytest.raises(RuntimeError, match="ended its task"):
+            await run.report()
 
     async def test_the_end_of_its_owner_interrupts_it(self) -> None:
         gate = Gate()

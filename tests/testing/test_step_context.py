@@ -83,8 +83,19 @@ def test_a_run_within_the_block_has_steps_of_its_own():
     assert run_in_virtual_time(main()) == ("outside", "outside")
 
 
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="attempt must be at least 1"), step_context(attempt=0):
-        pass
-    with pytest.raises(ValueError, match="remaining_ms must be"), step_context(remaining_ms=0):
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"attempt": 0}, ValueError, "attempt must be at least 1, not 0"),
+        ({"remaining_ms": 0}, ValueError, "remaining_ms must be "),
+        ({"run_id": 5}, TypeError, "run_id must be a str, not int"),
+        ({"item": "x"}, TypeError, "item must be an int or None, not str"),
+        ({"item": -1}, ValueError, "item must be at least 0, not -1"),
+        ({"results": [1]}, TypeError, "results must be a mapping of step name to StepResult$"),
+        ({"results": StepResult("a", StepStatus.SUCCESS)}, TypeError, "results must be a mapping"),
+        ({"results": {"a": 1}}, TypeError, "results must be a mapping of step name to StepResult$"),
+    ],
+)
+def test_arguments_are_checked(wrong, error, message):
+    with pytest.raises(error, match=f"^step_context: {message}"), step_context(**wrong):
         pass
