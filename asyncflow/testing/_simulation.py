@@ -49,6 +49,12 @@ AnyInputs: TypeAlias = "Mapping[str, Any] | Callable[[], Mapping[str, Any]] | No
 
 _MOST_TURNS = 1_000_000
 """More turns of the event loop than a simulated run takes: it does not end."""
+_LOOK_EVERY = 1_000
+"""After how many turns a simulation looks whether attempts go on although they were cancelled."""
+_LONGEST_CLEANUP_S = 3_600.0
+"""An attempt that goes on for longer after it was cancelled, in seconds, ignores that."""
+_LAST_TURNS = 10_000
+"""How many turns tasks have to end when a simulation has given up."""
 _MOST_LINES = 200
 """How many lines of its event log an error shows at most."""
 _SWALLOWED_S = 60.0
@@ -173,8 +179,9 @@ def simulate(
 
     Raises:
         HangError: The run never ends; the error names where its steps wait.
-        RuntimeError: The run does not end although it keeps busy, its steps leave tasks running, or
-            an event loop is running this code.
+        RuntimeError: The run does not end although it keeps busy, an attempt ignores its
+            cancellation for more than an hour or swallows it and returns, steps leave tasks
+            running, or an event loop is running this code.
         ValueError: The inputs are wrong, as `Orchestrator.run` says.
         BaseException: What else `Orchestrator.run` raises.
     """
@@ -194,8 +201,9 @@ def explore(
 ) -> Exploration:
     """Simulate many runs of a pipeline; stop at the first one that must not be.
 
-    A run must not hang, not leave tasks behind, and not raise anything but its cancellation.
-    What else must hold is for ``check`` to say::
+    A run must not hang, not leave tasks behind, and not raise anything but its cancellation. Its
+    steps must not ignore a cancellation, nor swallow it and return. What else must hold is for
+    ``check`` to say::
 
         def check(report):
             if report.all_passed:
@@ -244,6 +252,9 @@ def explore(
         raise ValueError("explore: seeds must have at least one seed")
     return Exploration(ends.total(), ends["PASSED"], ends["FAILED"], ends["INTERRUPTED"])
 
+
+_Running: TypeAlias = "tuple[asyncio.Task[Any], str]"
+"""The task of an attempt that runs, and what the attempt is called."""
 
 _FaultKind: TypeAlias = Literal["none", "fail", "fail late", "hang", "slow", "swallow"]
 
@@ -363,6 +374,8 @@ class _Simulator:
         if left:
             where = sorted(f"{t.get_name()} at {awaiting_location(t.get_coro())}" for t in left)
             raise RuntimeError("\n  ".join(["after the run, these tasks are left:", *where]))
+        if loop.problem is not None:
+            raise RuntimeError(loop.problem)
         report = None if run.cancelled() else run.result()
         assert run.cancelled() is loop.was_cancelled, "a cancellation was lost, or made up"
         if report is not None:
@@ -400,25 +413,28 @@ class _Simulator:
 
     async def _attempt(self, step: WorkflowStep, arguments: dict[str, Any]) -> Any:
         """Make an attempt of a step, with its fault."""
-        attempt = current_step()
+        attempt, task, loop = current_step(), asyncio.current_task(), self._loop
+        assert task is not None
+        assert loop is not None
         fault = self._fault_of(step, attempt.item, attempt.attempt)
+        name = step.name if attempt.item is None else f"{step.name}[{attempt.item}]"
         if fault.kind != "none":
-            item = "" if attempt.item is None else f"[{attempt.item}]"
-            text = f"{step.name}{item}: attempt {attempt.attempt} {_WORDS[fault.kind]}"
-            at_ms = (asyncio.get_running_loop().time() - self._started_s) * 1000
-            self._log.append((at_ms, text))
-        match fault.kind:
-            case "fail":
-                raise SimulatedError("simulated: the attempt fails before its action")
-            case "hang":
-                await asyncio.Event().wait()
-            case "slow":
-                await asyncio.sleep(fault.wait_s)
-            case "swallow":
-                return await _although_cancelled(_call(step, arguments))
-        output = await _call(step, arguments)
-        if fault.kind == "fail late":
-            raise SimulatedError("simulated: the attempt fails after its action")
+            text = f"{name}: attempt {attempt.attempt} {_WORDS[fault.kind]}"
+            self._log.append(((loop.time() - self._started_s) * 1000, text))
+        running = (task, f"attempt {attempt.attempt} of step {name!r}")
+        loop.running.add(running)
+        cancelled = task.cancelling()
+        try:
+            output = await _act(step, arguments, fault)
+        finally:
+            loop.running.discard(running)
+        # A cancellation that has not reached the action is still to come.
+        reached: bool = task.cancelling() > cancelled and not task._must_cancel  # type: ignore[attr-defined]
+        if reached and fault.kind != "swallow" and loop.problem is None:
+            loop.problem = (
+                f"{running[1]} swallowed its cancellation and returned; let it raise the "
+                "CancelledError again"
+            )
         return output
 
     def _fault_of(self, step: WorkflowStep, item: int | None, attempt: int) -> _Fault:
@@ -441,6 +457,22 @@ _WORDS = {
     "slow": "is made to wait",
     "swallow": "is made to ignore its cancellation",
 }
+
+
+async def _act(step: WorkflowStep, arguments: dict[str, Any], fault: _Fault) -> Any:
+    match fault.kind:
+        case "fail":
+            raise SimulatedError("simulated: the attempt fails before its action")
+        case "hang":
+            await asyncio.Event().wait()
+        case "slow":
+            await asyncio.sleep(fault.wait_s)
+        case "swallow":
+            return await _although_cancelled(_call(step, arguments))
+    output = await _call(step, arguments)
+    if fault.kind == "fail late":
+        raise SimulatedError("simulated: the attempt fails after its action")
+    return output
 
 
 async def _call(step: WorkflowStep, arguments: dict[str, Any]) -> Any:
@@ -482,12 +514,19 @@ class _SimulationLoop(VirtualTimeLoop):
         victim: The task that is cancelled; turns are counted while there is one. When the loop
             gives up, there is none, and the tasks are cancelled in some more turns.
         was_cancelled: Whether the cancellation was accepted.
+        running: The attempts that run.
+        problem: What an attempt did that none may do, the first one that did.
     """
 
     def __init__(self, seed: int, cancel_at: int | None) -> None:
         super().__init__(seed)
         self.victim: asyncio.Task[Any] | None = None
         self.was_cancelled = False
+        self.running: set[_Running] = set()
+        self.problem: str | None = None
+        self._cancelled_s: dict[_Running, float] = {}
+        """When it was first seen that an attempt was cancelled and goes on."""
+        self._gave_up: RuntimeError | None = None
         self._turn = 0
         self._cancel_at = cancel_at
         self._place = Random(seed)
@@ -498,16 +537,51 @@ class _SimulationLoop(VirtualTimeLoop):
         except HangError:
             self.victim = None
             raise
-        if self.victim is not None:
+        if self._gave_up is not None:
+            self._turn += 1
+            if self._turn > _LAST_TURNS:  # some task ignores its cancellation
+                raise self._gave_up
+        elif self.victim is not None:
             if self._turn == self._cancel_at:
                 ready: Any = self._ready  # type: ignore[attr-defined]
                 handle = asyncio.Handle(self._cancel, (self.victim,), self)
                 ready.insert(self._place.randint(0, len(ready)), handle)
             self._turn += 1
+            if self._turn % _LOOK_EVERY == 0:
+                self._break_off_endless_cleanups()
             if self._turn > _MOST_TURNS:
-                self.victim = None
-                raise RuntimeError(f"the run has not ended after {_MOST_TURNS:,} turns of the loop")
+                self._gave_up = RuntimeError(self.problem or self._is_busy())
+                self.victim, self._turn = None, 0
+                raise self._gave_up
         return events
+
+    def _is_busy(self) -> str:
+        running = ", ".join(sorted(words for _, words in self.running)) or "none"
+        turns = f"the run has not ended after {_MOST_TURNS:,} turns of the loop"
+        return f"{turns}; attempts that run: {running}"
+
+    def _break_off_endless_cleanups(self) -> None:
+        now_s = self.time()
+        self._cancelled_s = {
+            each: self._cancelled_s.get(each, now_s)
+            for each in self.running
+            if each[0].cancelling()
+        }
+        for (task, words), since_s in self._cancelled_s.items():
+            if now_s - since_s > _LONGEST_CLEANUP_S:
+                at = awaiting_location(task.get_coro())
+                problem = f"{words} goes on an hour after it was cancelled; it is at {at}"
+                self.problem = self.problem or problem
+                _break_off(task, SimulatedError(problem))
 
     def _cancel(self, victim: asyncio.Task[Any]) -> None:
         self.was_cancelled = victim.cancel("simulated")
+
+
+def _break_off(task: Any, error: SimulatedError) -> None:
+    """Let what a task waits for fail, which ends code that ignores every cancellation."""
+    waits_for = task._fut_waiter
+    while isinstance(waits_for, asyncio.Task):
+        waits_for = waits_for._fut_waiter  # type: ignore[attr-defined]
+    if waits_for is not None and not waits_for.done():
+        waits_for.set_exception(error)

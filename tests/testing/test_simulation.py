@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 import sys
 import threading
@@ -382,6 +384,56 @@ def test_tasks_that_are_left_behind_are_found():
     assert raised.value.seed == 0
 
 
+def test_a_step_that_ignores_every_cancellation_is_found():
+    async def ignores():
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    with pytest.raises(ExplorationError) as raised:
+        explore(one_step(ignores, timeout_ms=2_000), faults=only())
+
+    problem = raised.value.problem
+    assert "attempt 1 of step 'one' goes on an hour after it was cancelled; it is at " in problem
+    assert problem.endswith(
+        "in test_a_step_that_ignores_every_cancellation_is_found.<locals>.ignores"
+    )
+
+
+@pytest.mark.parametrize("faults", [only(cancel=1), only(slow=1), only(fail=0.5)])
+def test_a_step_that_swallows_its_cancellation_and_returns_is_found(faults):
+    async def swallows():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(25)
+
+    with pytest.raises(ExplorationError, match="attempt 1 of step 'one' swallowed its cancell"):
+        explore([*one_step(swallows), WorkflowStep("other", works)], faults=faults)
+
+
+def test_steps_that_end_their_own_waits_swallow_nothing():
+    async def has_a_timeout():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await asyncio.sleep(1)
+
+    async def cancels_a_task():
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(asyncio.sleep(1))
+            await asyncio.sleep(0.5)
+            task.cancel()
+
+    async def cleans_up():
+        try:
+            await asyncio.sleep(1)
+        finally:
+            await asyncio.sleep(10)
+
+    actions = {"a": has_a_timeout, "b": cancels_a_task, "c": cleans_up}
+    steps = [WorkflowStep(name, action) for name, action in actions.items()]
+
+    assert explore(steps, seeds=200, faults=Faults(fail=0.2, cancel=0.5)).interrupted > 20
+
+
 def test_a_run_that_keeps_busy_without_an_end_is_found(monkeypatch):
     monkeypatch.setattr("asyncflow.testing._simulation._MOST_TURNS", 500)
 
@@ -389,8 +441,25 @@ def test_a_run_that_keeps_busy_without_an_end_is_found(monkeypatch):
         while True:
             await asyncio.sleep(0)
 
+    with pytest.raises(
+        RuntimeError, match=r"has not ended after 500 turns .+: attempt 1 of step 'one'"
+    ):
+        simulate(one_step(spins))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its task is lost
+def test_a_run_that_keeps_busy_although_it_is_cancelled_is_given_up(monkeypatch):
+    monkeypatch.setattr("asyncflow.testing._simulation._MOST_TURNS", 500)
+    monkeypatch.setattr("asyncflow.testing._simulation._LAST_TURNS", 50)
+
+    async def spins():
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
     with pytest.raises(RuntimeError, match="has not ended after 500 turns"):
         simulate(one_step(spins))
+    gc.collect()
 
 
 def test_a_long_log_is_cut(monkeypatch):
