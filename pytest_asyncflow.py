@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.unittest import TestCaseFunction
 
 if TYPE_CHECKING:
     from asyncflow.journal import SQLiteJournal
@@ -115,10 +116,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
     marker = metafunc.definition.get_closest_marker("virtual_time")
     if marker is None:
         return (yield)
-    seed = _seed_of(marker)
-    if "anyio_backend" in metafunc.fixturenames:
+    seed = _seed_of(marker, metafunc.definition)
+    if "anyio_backend" in metafunc.fixturenames:  # pytest-asyncio may run the test all the same
         _use_with_anyio(metafunc, _anyio_backend(seed))
-        return (yield)
     if not hasattr(metafunc.config.hook, "pytest_asyncio_loop_factories"):
         return (yield)
     # For this test only: where this hook has an implementation, it must answer for every test.
@@ -130,12 +130,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
         metafunc.config.pluginmanager.unregister(factories)
 
 
-def _seed_of(marker: pytest.Mark) -> int | None:
+def _seed_of(marker: pytest.Mark, test: pytest.Item) -> int | None:
+    problem = f"{test.nodeid}: the marker virtual_time"
     if marker.args or marker.kwargs.keys() - {"seed"}:
-        raise pytest.UsageError("the marker virtual_time takes seed=... and nothing else")
+        raise pytest.UsageError(f"{problem} takes seed=... and nothing else")
     seed: int | None = marker.kwargs.get("seed")
     if seed is not None and type(seed) is not int:
-        raise pytest.UsageError(f"the seed of the marker virtual_time must be an int, not {seed!r}")
+        raise pytest.UsageError(f"{problem} takes an int as its seed, not {seed!r}")
     return seed
 
 
@@ -180,19 +181,28 @@ def _use_with_anyio(metafunc: pytest.Metafunc, backend: tuple[str, dict[str, Any
     )
 
 
-def _refuse_late_marker(item: pytest.Item) -> None:
-    """Fail a test that got its marker when its event loop had been chosen already.
+def _refuse_real_time(item: pytest.Item) -> None:
+    """Fail a marked test that would run in real time, as if it had no marker.
 
-    It would run in real time, as if it had no marker.
+    The test case of unittest makes a loop of its own. Other tests may have got the marker when
+    their event loop had been chosen already.
     """
     marker = item.get_closest_marker("virtual_time")
     if marker is None or not isinstance(item, pytest.Function):
         return
-    by_anyio = "anyio_backend" in item.fixturenames
-    if not by_anyio and not type(item).__module__.startswith("pytest_asyncio"):
+    if isinstance(item, TestCaseFunction):
+        if inspect.iscoroutinefunction(item.obj):
+            pytest.fail(
+                "the marker virtual_time has no effect on the async tests of a unittest test "
+                "case; call asyncflow.testing.run_in_virtual_time in a plain one",
+                pytrace=False,
+            )
         return
-    seed = _seed_of(marker)
-    wanted = _anyio_backend(seed) if by_anyio else _loop_factory(seed)
+    by_asyncio = type(item).__module__.startswith("pytest_asyncio")
+    if not by_asyncio and "anyio_backend" not in item.fixturenames:
+        return
+    seed = _seed_of(marker, item)
+    wanted = _loop_factory(seed) if by_asyncio else _anyio_backend(seed)
     callspec = getattr(item, "callspec", None)
     if callspec is None or not any(value is wanted for value in callspec.params.values()):
         pytest.fail(
@@ -210,7 +220,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     names = pyfuncitem._fixtureinfo.argnames
     test = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
-    run_in_virtual_time(test, seed=_seed_of(marker))
+    run_in_virtual_time(test, seed=_seed_of(marker, pyfuncitem))
     return True
 
 
@@ -247,7 +257,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_setup(item: pytest.Item) -> None:
     _stop_recording(item.config)  # some plugins repeat a test that failed
     _record(item.config)
-    _refuse_late_marker(item)
+    _refuse_real_time(item)
 
 
 @pytest.hookimpl(tryfirst=True)

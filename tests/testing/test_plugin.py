@@ -83,6 +83,7 @@ HOSTS = {
     "auto": (["-o", "asyncio_mode=auto", "--import-mode=append"], "pytest.fixture", "", ""),
     "anyio": (["-p", "no:asyncio", "--import-mode=importlib"], "pytest.fixture", "anyio", "anyio"),
     "anyio beside asyncio": ([], "pytest.fixture", "anyio", "anyio"),
+    "anyio beside asyncio auto": (["-o", "asyncio_mode=auto"], "pytest.fixture", "anyio", "anyio"),
     "anyio auto": (["-p", "no:asyncio", "-o", "anyio_mode=auto"], "pytest.fixture", "", ""),
     "none": (["-p", "no:asyncio", "-p", "no:anyio"], "", "", "skip"),
     "xdist": (["-n", "2", "-o", "asyncio_mode=auto"], "pytest.fixture", "", ""),
@@ -280,7 +281,7 @@ def test_a_failed_test_shows_no_runs_of_its_first_attempt_or_of_another_session(
 
 WRONG = {
     "(7)": "the marker virtual_time takes seed=... and nothing else",
-    "(seed=[7])": "the seed of the marker virtual_time must be an int, not [7]",
+    "(seed=[7])": "test_marked_1.py::test_marked: the marker virtual_time takes an int as its seed",
     "": "remove anyio_backend from the test's parametrize",
 }
 
@@ -336,6 +337,52 @@ def test_plain_is_late(): ...
     assert "1 passed" in done.stdout, done.stdout
     assert "2 errors" in done.stdout
     assert done.stdout.count("after pytest had collected this test") == 2
+
+
+@pytest.mark.parametrize("mode", ["auto", "strict"])
+def test_the_marker_works_where_anyio_only_chooses_the_backend(tmp_path, mode):
+    (tmp_path / "test_marked.py").write_text("""
+import asyncio
+import pytest
+from asyncflow.testing import VirtualTimeLoop
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.mark.virtual_time
+async def test_marked(anyio_backend):
+    assert isinstance(asyncio.get_running_loop(), VirtualTimeLoop)
+""")
+
+    done = run_pytest(
+        tmp_path,
+        *("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function"),
+    )
+
+    assert "1 passed" in done.stdout, done.stdout
+
+
+def test_a_marked_async_test_of_unittest_is_refused(tmp_path):
+    (tmp_path / "test_case.py").write_text("""
+import unittest
+import pytest
+
+
+@pytest.mark.virtual_time
+class TestCase(unittest.IsolatedAsyncioTestCase):
+    async def test_marked(self): ...
+
+    def test_plain(self): ...
+""")
+
+    done = run_pytest(tmp_path)
+
+    assert "1 passed" in done.stdout
+    assert "1 error" in done.stdout
+    assert "call asyncflow.testing.run_in_virtual_time in a plain one" in done.stdout
 
 
 def test_a_suite_that_does_not_use_asyncflow_does_not_import_it(tmp_path):
