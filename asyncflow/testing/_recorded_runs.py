@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ __all__ = ["RecordedRuns", "explain", "is_equal", "timeline", "unrecorded"]
 
 _MOST_RUNS = 10
 _MOST_STEPS = 50
+_MOST_FAILURES = 10
 _BAR = 32
 """How many cells a timeline is wide."""
 
@@ -47,6 +49,8 @@ class _RecordedStep(NamedTuple):
     status: StepStatus
     words: str
     spans: list[_Span]
+    failures: list[str]
+    """What its attempts failed with, unless ``words`` say it."""
 
 
 class _RecordedRun(NamedTuple):
@@ -175,7 +179,21 @@ def _row_of(result: StepResult) -> _RecordedStep:
         if not (each is result and result.items is not None)
         for attempt in each.history
     ]
-    return _RecordedStep(escape_controls(result.step_name), result.status, ", ".join(parts), spans)
+    name = escape_controls(result.step_name)
+    failures = [*islice(_failures(result), _MOST_FAILURES + 1)]
+    if len(failures) > _MOST_FAILURES:
+        failures[-1] = "and more failed attempts"
+    return _RecordedStep(name, result.status, ", ".join(parts), spans, failures)
+
+
+def _failures(result: StepResult) -> Iterator[str]:
+    for attempt in result.history:
+        if attempt.error is not None and attempt.error is not result.error:
+            yield f"attempt {attempt.number}: {describe_error(attempt.error)}"
+    for index, item in enumerate(result.items or ()):
+        for attempt in item.history:
+            if attempt.error is not None:
+                yield f"item {index}, attempt {attempt.number}: {describe_error(attempt.error)}"
 
 
 def _timeline(run: _RecordedRun) -> Iterator[str]:
@@ -184,6 +202,7 @@ def _timeline(run: _RecordedRun) -> Iterator[str]:
     for step in run.steps:
         symbol, bar = STATUS_SYMBOLS[step.status], _bar(step.spans, run.duration_ms)
         yield f"  {symbol} {step.status:<9} {step.name:<{width}} |{bar}| {step.words}"
+        yield from (f"      {failure}" for failure in step.failures)
     if run.left_out:
         yield f"  and {plural(run.left_out, 'more step')}"
 

@@ -223,6 +223,7 @@ def test_a_failed_test_shows_its_runs_and_keeps_their_pages(tmp_path, workers):
     assert done.stdout.count("- asyncflow runs -") == 2
     assert "Steps that are FAILED:" in done.stdout
     assert "load: 3 attempts, 2.0 s, OSError: disk full" in done.stdout
+    assert "      attempt 2: OSError: disk full\n" in done.stdout
     assert "| 1 attempt, 1.0 s" in done.stdout
     assert "etl FAILED in 3.0 s, run " in done.stdout
     assert "  ⊘ SKIPPED   notify |" in done.stdout

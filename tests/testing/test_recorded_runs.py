@@ -66,10 +66,30 @@ def test_a_timeline_shows_when_each_attempt_ran_and_how_each_step_ended(runs):
         "  ✓ SUCCESS   fetch  |##########                      | 1 attempt, 1.0 s",
         "  ✗ FAILED    load   |          x          x         x| "
         f"2 items, 6 attempts, 2.0 s, {LOST}",
+        *(
+            f"      item {item}, attempt {attempt}: OSError: disk full at {item + 1}"
+            for item in range(2)
+            for attempt in range(1, 4)
+        ),
         "  ⊘ SKIPPED   notify |                                | "
         "step 'load' failed and fail_fast is on",
     ]  # fmt: skip
     assert [*runs.lines()] == timeline(report).splitlines()
+
+
+def test_a_timeline_says_why_a_step_that_succeeded_was_retried():
+    errors = [OSError("gone"), ValueError("bad"), *[KeyError()] * 20]
+
+    async def flaky():
+        if errors:
+            raise errors.pop(0)
+
+    first, *lines = timeline(run([WorkflowStep("flaky", flaky, max_retries=30)])).splitlines()[1:]
+
+    assert first.endswith("| 23 attempts, 0 ms")
+    assert lines[:2] == ["      attempt 1: OSError: gone", "      attempt 2: ValueError: bad"]
+    assert lines[-1] == "      and more failed attempts"
+    assert len(lines) == 11
 
 
 def test_an_empty_run_has_a_title():
