@@ -78,6 +78,7 @@ __all__ = [
     "is_inside_run",
     "key_watchers",
     "known_secrets",
+    "leave_attempt",
 ]
 
 
@@ -450,6 +451,11 @@ def enter_run(run: RunContext) -> None:
     _run.set(run)
     _attempt.set(None)  # the run may run within a step of another run
     _cancel_requested.set(run.cancel_requested)
+
+
+def leave_attempt() -> None:
+    """Be outside of all actions, from here on, in this context."""
+    _attempt.set(None)
 
 
 def enter_direct_call(run: RunContext, running: StartedAttempt) -> Callable[[], None]:

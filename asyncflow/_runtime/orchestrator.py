@@ -436,7 +436,7 @@ class Orchestrator:
         if checked:
             self._check_takes(checked)
         prepare_workers(self._plan)
-        _check_engines(self._plan)
+        check_engines(self._plan.steps[index] for index in self._plan.special)
         within = current_attempt()
         return Request(
             _random_id() if run_id is None else run_id,
@@ -608,14 +608,13 @@ async def run_pipeline(
     return await Orchestrator._of(Plans(steps), options)._run(inputs)
 
 
-def _check_engines(plan: Plan) -> None:
+def check_engines(steps: Iterable[WorkflowStep]) -> None:
     """Let each engine check its steps.
 
     Raises:
         RuntimeError, TypeError, ValueError: What an engine raises, with the names of both.
     """
-    for index in plan.special:
-        step = plan.steps[index]
+    for step in steps:
         if step.remote is None:
             continue
         try:

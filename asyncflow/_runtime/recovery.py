@@ -58,6 +58,11 @@ class RecoverableRun(Protocol):
         """The run one of whose steps has started it; empty if none has."""
         ...
 
+    @property
+    def crashes(self) -> int:
+        """How many processes have died while they ran it, since it last ended."""
+        ...
+
 
 class RecoverableJournal(Journal, Protocol):
     """A journal that knows which of its runs have lost their process."""

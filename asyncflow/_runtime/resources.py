@@ -37,7 +37,7 @@ from asyncflow._runtime.asyncio_compat import (
 from asyncflow._runtime.options import OpenResource
 from asyncflow._runtime.watchdog import GRACE_S
 
-__all__ = ["ResourceFailure", "RunResources", "checked_resources"]
+__all__ = ["ResourceFailure", "RunResources", "check_manager", "checked_resources"]
 
 _log = logging.getLogger("asyncflow")
 
@@ -177,8 +177,7 @@ class RunResources:
                 scope.__enter__()
             manager = resource()
             kind: Any = type(manager)
-            if not hasattr(kind, "__aenter__") or not hasattr(kind, "__aexit__"):
-                raise _not_a_manager(manager)
+            check_manager(manager)
             warning = self._warn_later(name, "opening", manager)
             self._values[name] = await kind.__aenter__(manager)
             self._open.append((name, manager, scope))
@@ -276,15 +275,21 @@ class RunResources:
             self._host.interrupt(cause, Interruption("resource", reason))
 
 
-def _not_a_manager(value: object) -> TypeError:
-    """Return the error for what opens a resource and returned no async context manager."""
+def check_manager(value: object) -> None:
+    """Check what a function returned that opens a resource.
+
+    Raises:
+        TypeError: It is no async context manager.
+    """
+    if hasattr(type(value), "__aenter__") and hasattr(type(value), "__aexit__"):
+        return
     if inspect.iscoroutine(value):
         value.close()  # it will never be awaited, and the TypeError says so better
     hint = "decorate an async generator function with contextlib.asynccontextmanager"
     if hasattr(type(value), "__enter__"):
         hint = "open it within an async generator function that is decorated with "
         hint += "contextlib.asynccontextmanager"
-    return TypeError(
+    raise TypeError(
         f"what opens it returned {type(value).__name__}, which is no async context manager; {hint}"
     )
 

@@ -97,6 +97,8 @@ class RunRecord:
     run any more."""
     cause: InterruptionCause | None = None
     """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
+    crashes: int = 0
+    """How many processes have died, or lost the journal, while they ran it, since it last ended."""
 
     @property
     def duration_s(self) -> float | None:

@@ -494,6 +494,7 @@ def _record_of(row: RunRow) -> RunRecord:
         parent_step="" if is_damaged else from_column(row.parent_step or ""),
         forked_from="" if is_damaged else from_column(row.forked_from or ""),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
+        crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
     )
 
 

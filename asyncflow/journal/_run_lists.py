@@ -46,14 +46,23 @@ class RunRow(NamedTuple):
     paused_s: Any
     """By how much its start and the times of its events have drifted apart by the wall clock."""
     cause: Any
+    starts: Any
+    """In how many segments it ran since it last ended; 0 if it has ended."""
 
 
+_STARTS_SINCE_END = (
+    "(SELECT COUNT(*) FROM events s {of_steps} WHERE s.run_id = r.run_id AND s.item IS NULL "
+    "AND s.kind IN ('RunStarted', 'RunResumed') AND s.position > COALESCE((SELECT MAX(f.position) "
+    "FROM events f {of_steps} WHERE f.run_id = r.run_id AND f.item IS NULL "
+    "AND f.kind = 'RunFinished'), 0))"
+)
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
     "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
-    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause "
+    "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
+    f"CASE WHEN r.status = 'running' THEN {_STARTS_SINCE_END} ELSE 0 END "
     "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
 )
 _LONGEST_OUTPUT = 4_096

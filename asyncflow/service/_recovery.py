@@ -1,15 +1,21 @@
 """Resumes the runs that have lost their process, for as long as a service lives.
 
-These are orphans, and runs that a service has interrupted because it was shut down. A run that was
-cancelled stays as it is.
+Rules:
+
+1. These are orphans, and runs that a service has interrupted because it was shut down, or that have
+   lost a resource. A run that was cancelled stays as it is.
+2. A nested run is left to the step that runs it for as long as its outer run runs or will resume.
+3. A run may have killed its process, and all runs beside it. The more processes it has seen dying,
+   the fewer runs of that kind have this one at a time, so that a killer ends up alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from asyncflow._core.errors import (
@@ -26,6 +32,7 @@ from asyncflow._runtime.recovery import (
     RecoverableJournal,
     RecoverableRun,
     find_pipeline,
+    is_left_alone,
     log_unresumed,
 )
 from asyncflow.events import Event
@@ -36,6 +43,16 @@ __all__ = ["Recovery", "ServiceJournal"]
 
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
+
+_LONGEST_DELAY_S = 3600.0
+"""How long a run that loses its resource again and again waits at most."""
+_SUSPICIOUS = 2
+"""A run with which so many processes have died resumes with few of its kind; with more, alone."""
+_FEW = 3
+_PROBATION_S = 600.0
+"""After how many seconds a run that is still alive lets others of its kind follow."""
+_SOON_S = 0.25
+"""How often to look again while such runs wait for each other."""
 
 _log = logging.getLogger("asyncflow")
 
@@ -92,7 +109,7 @@ class Recovery:
         journal: ServiceJournal,
         pipelines: Mapping[str, Pipeline | Orchestrator],
         places: Places,
-        active: Collection[str],
+        active: Mapping[str, RunHandle],
         begin: Callable[[Pipeline | Orchestrator, str], Awaitable[RunHandle]],
     ) -> None:
         self._journal = journal
@@ -103,6 +120,11 @@ class Recovery:
         self._unresumable: set[str] = set()
         """The runs that can't be resumed here, which was logged."""
         self._beginning: set[asyncio.Task[None]] = set()
+        self._retries: dict[str, tuple[float, float]] = {}
+        """Of runs that have lost a resource: the next delay, and when it ends, both in seconds."""
+        self._suspects: dict[str, tuple[int, float]] = {}
+        """Of the runs that may kill this process: how many they may have killed, and since when
+        they run here."""
 
     async def run(self, every_s: float) -> None:
         """Resume runs as there is room for them, before any new ones, until this is cancelled.
@@ -112,18 +134,27 @@ class Recovery:
         """
         while True:
             try:
-                await self._resume()
+                has_resumed_all = await self._resume(every_s)
             except JournalError as error:
                 _log.warning("the service can't look for runs to resume: %s", error)
-            await asyncio.sleep(every_s)
+                has_resumed_all = True
+            await asyncio.sleep(every_s if has_resumed_all else min(every_s, _SOON_S))
 
-    async def _resume(self) -> None:
-        journal = self._journal
-        found: list[RecoverableRun] = [*await journal.orphans()]
-        found += await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="drained")
-        for run in found:
-            # A nested run is resumed by the step that has started it.
-            if run.parent or run.run_id in self._unresumable or run.run_id in self._active:
+    async def _resume(self, every_s: float) -> bool:
+        """Resume what may be resumed now; return whether nothing waits for others of its kind."""
+        now_s, has_resumed_all = asyncio.get_running_loop().time(), True
+        found = await self._find(every_s, now_s)
+        lost = {run.run_id for run in found} - self._unresumable
+        for suspect, (_, since_s) in list(self._suspects.items()):
+            if suspect not in self._active or now_s - since_s >= _PROBATION_S:
+                del self._suspects[suspect]
+        for run in sorted(found, key=lambda run: run.crashes):
+            if run.run_id in self._unresumable or run.run_id in self._active:
+                continue
+            if run.parent and (run.parent in lost or not await is_left_alone(self._journal, run)):
+                continue
+            if not self._may_join(run, now_s):
+                has_resumed_all = False
                 continue
             pipeline = find_pipeline(run, self._pipelines)
             if pipeline is None:
@@ -137,6 +168,32 @@ class Recovery:
         # start would be stored as a run that was cancelled for good.
         if self._beginning:
             await asyncio.wait(self._beginning)
+        return has_resumed_all
+
+    async def _find(self, every_s: float, now_s: float) -> list[RecoverableRun]:
+        """Return the runs to resume."""
+        interrupted = partial(self._journal.runs, RunStatus.INTERRUPTED, limit=None)
+        found = [*await self._journal.orphans(), *await interrupted(cause="drained")]
+        # The outer run of a nested one has dealt with that.
+        stopped = [run for run in await interrupted(cause="resource") if not run.parent]
+        known = self._active.keys() | {run.run_id for run in stopped}
+        self._retries = {run_id: each for run_id, each in self._retries.items() if run_id in known}
+        for run in stopped:
+            delay_s, due_s = self._retries.get(run.run_id, (every_s, now_s))
+            if now_s >= due_s:
+                self._retries[run.run_id] = min(2 * delay_s, _LONGEST_DELAY_S), now_s + delay_s
+                found.append(run)
+        return found
+
+    def _may_join(self, run: RecoverableRun, now_s: float) -> bool:
+        """Return whether a run may run now beside those of its kind that this process has."""
+        if run.crashes < _SUSPICIOUS:
+            return True
+        most = max([run.crashes, *(crashes for crashes, _ in self._suspects.values())])
+        if len(self._suspects) >= (_FEW if most == _SUSPICIOUS else 1):
+            return False
+        self._suspects[run.run_id] = run.crashes, now_s
+        return True
 
     async def _resume_one(self, pipeline: Pipeline | Orchestrator, run: RecoverableRun) -> None:
         """Resume a run for which a place was taken."""

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import sys
 from collections.abc import (
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.context import leave_attempt
 from asyncflow._core.errors import (
     SHUTDOWN,
     RunAlreadyActiveError,
@@ -40,11 +42,12 @@ from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.engine import Engine
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.options import check_run_id
-from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.orchestrator import Orchestrator, check_engines
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
 from asyncflow.events import RunFinished
 from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
+from asyncflow.service._patient import PatientResource
 from asyncflow.service._places import Places
 from asyncflow.service._recovery import PositionedEvent, Recovery, ServiceJournal
 
@@ -82,7 +85,8 @@ class Service:
             keeps its own, if it has one, and the service resumes nothing.
         max_runs: How many runs it may have at a time, at least 1; 100 by default, ``None`` for no
             limit. Runs that it resumes count too, but nested runs don't.
-        engine: Where the steps run; by default each pipeline keeps its own.
+        engine: Where the steps run; by default each pipeline keeps its own. Open it around the
+            service: ``async with engine, journal, service``.
         resources: What steps of all runs share, such as a pool of connections, by the name of the
             parameter that receives it: functions that return an async context manager. They are
             opened in their order when the service is entered, and closed after the last run. The
@@ -133,11 +137,15 @@ class Service:
         unused = set(self._resources)
         self._given = pipelines_by_name(pipelines)
         for name, pipeline in self._given.items():
+            opening: dict[str, Any] = {
+                own: partial(PatientResource, own, open_resource)
+                for own, open_resource in pipeline.resources.items()
+            }
             if self._resources:
                 taken = self._resources.keys() & inputs_of(pipeline.steps)
-                shared = {resource: partial(self._share, resource) for resource in taken}
-                options["resources"] = {**pipeline.resources, **shared}
+                opening |= {shared: partial(self._share, shared) for shared in taken}
                 unused -= taken
+            options["resources"] = opening
             self._pipelines[name] = pipeline.with_options(**options, name=name)
         for resource in unused:
             raise ValueError(f"no step of the service's pipelines takes a resource {resource!r}")
@@ -345,6 +353,8 @@ class Service:
     async def __aenter__(self: Self) -> Self:
         if self._is_open or self._draining is not None:
             raise RuntimeError("the service was entered before; make another one")
+        for pipeline in self._pipelines.values():
+            check_engines(getattr(pipeline, "orchestrator", pipeline).steps)
         await self._open_resources.__aenter__()
         try:
             for name, resource in self._resources.items():
@@ -486,7 +496,10 @@ class _Owner:
     def create_task(
         self, coro: Coroutine[Any, Any, None], /, *, name: str | None = None
     ) -> asyncio.Task[None]:
-        task = asyncio.create_task(_contained(coro, name), name=name)
+        # A run of the service is not nested in the run whose step happens to start it.
+        context = contextvars.copy_context()
+        context.run(leave_attempt)
+        task = asyncio.create_task(_contained(coro, name), name=name, context=context)
         task.add_done_callback(lambda _: coro.close())  # it may be cancelled before its first line
         self._register(task)
         return task

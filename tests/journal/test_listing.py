@@ -43,6 +43,28 @@ async def ids(runs: Any) -> list[str]:
 # --- by their parent ------------------------------------------------------------------------------
 
 
+async def test_a_record_counts_the_processes_that_have_died_since_the_run_last_ended(
+    journal: Any,
+) -> None:
+    crashes = []
+    events = [
+        RunStarted("r", 1.0, {}),
+        RunResumed("r", 2.0, 3.0, {}, {}),
+        RunResumed("r", 2.0, 3.0, {}, {}),
+        RunFinished(3.0, RunStatus.INTERRUPTED),
+        RunResumed("r", 3.0, 4.0, {}, {}),
+    ]
+    for event in events:
+        session, _ = await journal.open("r", wait=False, read=bool)
+        session.append(event)
+        await session.flush()
+        while_it_runs = (await journal.record("r")).crashes
+        await session.close()
+        crashes.append((while_it_runs, (await journal.record("r")).crashes))
+
+    assert crashes == [(0, 1), (1, 2), (2, 3), (0, 0), (0, 1)]
+
+
 @pytest.mark.parametrize("parent", ["r", "a/b", '"quoted"', "a\0\ud800"])
 async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, parent: str) -> None:
     for run_id, within, wall_time in (("one", parent, 1.0), ("two", parent, 2.0), ("x", "", 3.0)):

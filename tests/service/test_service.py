@@ -20,6 +20,7 @@ from asyncflow import (
     JournalError,
     Orchestrator,
     Pipeline,
+    ResourceError,
     RunAlreadyActiveError,
     RunCancelledError,
     WorkflowStep,
@@ -177,6 +178,15 @@ async def test_the_steps_of_a_service_run_on_its_engine(work: Work) -> None:
         report = await (await service.start("work")).report()
 
     assert {result.engine for result in report.results} == {"fake"}
+
+
+@in_virtual_time
+async def test_a_service_whose_engine_is_not_open_cannot_be_entered(work: Work) -> None:
+    engine = FakeEngine()
+    engine.open = False
+
+    with pytest.raises(RuntimeError, match=r"step 'first' can't run on engine 'fake': .*not open"):
+        await Service([work.pipeline], engine=engine).__aenter__()
 
 
 @in_virtual_time
@@ -646,6 +656,223 @@ async def test_a_nested_run_is_left_to_its_parent(tmp_path: Path) -> None:
         assert [run.run_id for run in service.runs] == ["outer"]
         await asyncio.sleep(60)
         assert await statuses(journal) == {"outer": "PASSED", "inner": "PASSED"}
+
+
+@in_virtual_time
+async def test_what_a_step_starts_in_a_service_is_not_nested_and_outlives_a_shutdown(
+    work: Work, tmp_path: Path
+) -> None:
+    async def start_orders() -> None:
+        for number in range(3):
+            await services[-1].start("work", f"order {number}", pause_s=60)
+
+    daily = Orchestrator([WorkflowStep("start_orders", start_orders)], name="daily")
+    services: list[Service] = []
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        for _ in range(2):
+            services.append(Service([work.pipeline, daily], journal=journal, grace_ms=0))
+            async with services[-1] as service:
+                if len(services) == 1:
+                    await (await service.start("daily", "day")).report()
+                await asyncio.sleep(1 if len(services) == 1 else 130)
+
+        orders = [await journal.record(f"order {number}") for number in range(3)]
+        assert [(order.parent, order.status) for order in orders] == [("", "PASSED")] * 3
+
+
+@in_virtual_time
+async def test_a_nested_run_whose_outer_run_is_over_resumes_by_itself(
+    work: Work, tmp_path: Path
+) -> None:
+    background: list[asyncio.Task[Any]] = []
+
+    async def start() -> None:
+        inner = work.pipeline.with_options(run_id="inner", journal=journal)
+        background.append(asyncio.create_task(inner.run(pause_s=60)))
+        await asyncio.sleep(1)
+
+    journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
+    outer = Orchestrator([WorkflowStep("start", start)], name="outer")
+    assert (await outer.with_options(run_id="outer", journal=journal).run()).all_passed
+    await journal.aclose()
+    with pytest.raises(JournalError):
+        await background[0]
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as later,
+        Service([work.pipeline, outer], journal=later),
+    ):
+        assert (await later.record("inner")).parent == "outer"
+        await asyncio.sleep(130)
+        assert await statuses(later) == {"outer": "PASSED", "inner": "PASSED"}
+
+
+# --- resources that are down ---------------------------------------------------------------------
+
+
+class Database:
+    """A resource that is up at some times only, and what became of it."""
+
+    def __init__(self, *up_s: tuple[float, float]) -> None:
+        self.up_s = up_s
+        self.opened: list[float] = []
+        self.closed = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Database]:
+        if not any(start_s <= now_s() < end_s for start_s, end_s in self.up_s):
+            raise ConnectionError("refused")
+        self.opened.append(now_s())
+        try:
+            yield self
+        finally:
+            self.closed += 1
+
+    @asynccontextmanager
+    async def open_watched(self) -> AsyncIterator[Database]:
+        """Open it, and cancel the run when it goes down, as a task group around it does."""
+        async with self.open(), asyncio.TaskGroup() as group:
+            end_s = next(end_s for start_s, end_s in self.up_s if start_s <= now_s() < end_s)
+            watch = group.create_task(self.fail_after(end_s - now_s()))
+            yield self
+            watch.cancel()
+
+    async def fail_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        raise ConnectionError("lost")
+
+
+def paying(work: Work, database: Any) -> Pipeline:
+    pipeline = Pipeline("pay", resources={"db": database})
+
+    @pipeline.step(timeout_ms=None)
+    async def pay(db: Database, pause_s: float) -> None:
+        await work.act("pay", pause_s)
+
+    return pipeline
+
+
+@in_virtual_time
+async def test_runs_wait_for_a_resource_that_is_down(
+    work: Work, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Database((20, 1000))
+    pipeline = paying(work, database.open)
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([pipeline], journal=journal, max_runs=2, grace_ms=0) as service,
+    ):
+        run = await service.start("pay", "r", pause_s=1)
+        cancelled = await service.start("pay", "cancelled", pause_s=1)
+        await asyncio.sleep(1)
+        cancelled.cancel()
+        with pytest.raises(RunCancelledError):
+            await cancelled.report()
+
+        assert (await run.report()).all_passed
+        assert 20 <= database.opened[0] < 32
+        assert database.closed == 1
+        assert "resource 'db' could not be opened, and is tried again in 8 s" in caplog.text
+
+
+@in_virtual_time
+async def test_a_run_that_waits_for_its_resource_at_a_shutdown_is_resumed(
+    work: Work, tmp_path: Path
+) -> None:
+    pipeline = paying(work, Database((20, 1000)).open)
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service([pipeline], journal=journal) as service:
+            await service.start("pay", "r", pause_s=1)
+            await asyncio.sleep(1)
+        assert now_s() < 2
+        assert (await journal.record("r")).cause == "drained"
+
+        async with Service([pipeline], journal=journal):
+            await asyncio.sleep(40)
+        assert await statuses(journal) == {"r": "PASSED"}
+
+
+@in_virtual_time
+async def test_a_run_that_loses_its_resource_is_tried_again_later_each_time(
+    work: Work, tmp_path: Path
+) -> None:
+    database = Database(*((start_s, start_s + 2) for start_s in range(0, 1000, 2)))
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service(
+            [paying(work, database.open_watched)], journal=journal, resume_every_s=10
+        ) as service,
+    ):
+        run = await service.start("pay", "r", pause_s=5)
+        with pytest.raises(ResourceError):
+            await run.report()
+        await asyncio.sleep(150)
+
+        assert [round(opened_s, -1) for opened_s in database.opened] == [0, 10, 20, 40, 80]
+        database.up_s = ((0, 1000),)
+        await asyncio.sleep(100)
+        assert await statuses(journal) == {"r": "PASSED"}
+
+
+@in_virtual_time
+async def test_what_opens_no_resource_is_not_tried_again(work: Work) -> None:
+    async with Service([paying(work, lambda: None)]) as service:
+        run = await service.start("pay", pause_s=1)
+        with pytest.raises(ResourceError, match="NoneType, which is no async context manager"):
+            await run.report()
+
+
+# --- runs that kill their process ----------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_the_more_processes_have_died_with_runs_the_fewer_of_them_run_at_a_time(
+    work: Work, tmp_path: Path
+) -> None:
+    most: list[int] = []
+    for died in range(4):
+        # Closing the journal first leaves the runs as a dying process would.
+        journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
+        async with Service([work.pipeline], journal=journal, resume_every_s=1) as service:
+            if not died:
+                for number in range(7):
+                    await service.start("work", f"r{number}", pause_s=30)
+            await asyncio.sleep(2)
+            most.append(len(service.runs))
+            crashes = sorted(run.crashes for run in await journal.runs())
+            await journal.aclose()
+    assert most == [7, 7, 3, 3]
+    assert crashes == [2] * 4 + [3] * 3  # the three that have killed one more wait
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as last,
+        Service([work.pipeline], journal=last, resume_every_s=1) as service,
+    ):
+        alone = 0
+        for _ in range(600):
+            await asyncio.sleep(1)
+            active = [await last.record(run.run_id) for run in service.runs]
+            alone = max(alone, sum(run.crashes > 2 for run in active))
+        assert set((await statuses(last)).values()) == {"PASSED"}
+        assert alone == 1
+
+
+@in_virtual_time
+async def test_a_run_that_has_lived_long_lets_others_of_its_kind_follow(
+    work: Work, tmp_path: Path
+) -> None:
+    for died in range(3):
+        journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
+        async with Service([work.pipeline], journal=journal, resume_every_s=1) as service:
+            if not died:
+                for number in range(7):
+                    await service.start("work", f"r{number}", pause_s=3600)
+            await asyncio.sleep(2)
+            if died == 2:
+                assert len(service.runs) == 3
+                await asyncio.sleep(600)
+                assert len(service.runs) == 6
+            await journal.aclose()
 
 
 @in_virtual_time

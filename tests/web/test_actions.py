@@ -213,7 +213,8 @@ async def test_an_incompatible_pipeline_is_reported_at_once(
     )
 
     assert answer.status_code == 409
-    assert "ValueError: nothing provides parameter 'url' of step 'gate'" in answer.json()["detail"]
+    problem = "MissingInputError: nothing provides parameter 'url' of step 'gate'"
+    assert problem in answer.json()["detail"]
     assert "run 'r' can't be started" in caplog.text
 
 

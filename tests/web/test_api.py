@@ -42,6 +42,7 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "parent_step": "",
         "forked_from": "",
         "cause": None,
+        "crashes": 0,
         "duration_s": record.duration_s,
         "span_s": record.span_s,
     }
