@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import cut
@@ -36,6 +36,9 @@ from asyncflow.events import (
     StepProgressed,
     StepSucceeded,
 )
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.dispatcher import EventDispatcher
 
 __all__ = ["OWN_LOGGER", "STREAMS", "NoteQueue", "log_level_of", "wants_prints"]
 
@@ -79,13 +82,6 @@ def log_level_of(wanting: object) -> int | None:
 def wants_prints(wanting: object) -> bool:
     """Whether a journal or an observer wants printed lines."""
     return hasattr(type(wanting), "prints") and getattr(wanting, "prints", False) is True
-
-
-class Receiver(Protocol):
-    """The event dispatcher of the run."""
-
-    def note(self, note: NoteEvent, *, store: bool = True, notify: bool = True) -> None:
-        """Store a note and notify the observers of it."""
 
 
 class _AttemptNotes:
@@ -147,7 +143,7 @@ class NoteQueue:
         self._started_s = started_s
         self._secret = frozenset(secret)
         self._secrets = secrets
-        self._receiver: Receiver | None = None
+        self._receiver: EventDispatcher | None = None
         self._is_notifying = False
         self._lock = threading.RLock()  # the collector may run what logs within any call
         self._queue: deque[NoteEvent] = deque()
@@ -332,7 +328,7 @@ class NoteQueue:
 
     # Passing them on, in the loop.
 
-    def open(self, receiver: Receiver) -> None:
+    def open(self, receiver: EventDispatcher) -> None:
         """Begin to pass notes on."""
         self._receiver = receiver
 

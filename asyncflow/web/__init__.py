@@ -33,8 +33,9 @@ except ImportError as _error:
     ) from _error
 
 from asyncflow._core.arguments import check_count, check_number
+from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.web._auth import is_loopback
-from asyncflow.web._resumer import Resumable, RunsJournal
+from asyncflow.web._resumer import Resumable
 from asyncflow.web._routes import Site
 from asyncflow.web._server import serve_app
 
@@ -42,7 +43,7 @@ __all__ = ["app", "serve"]
 
 
 def app(
-    journal: RunsJournal,
+    journal: SQLiteJournal | PostgresJournal,
     *,
     pipelines: Mapping[str, Resumable] | None = None,
     token: str | None = None,
@@ -100,7 +101,7 @@ def _app(site: Site, grace_s: float) -> Starlette:
 
 
 async def serve(
-    journal: RunsJournal,
+    journal: SQLiteJournal | PostgresJournal,
     *,
     host: str = "127.0.0.1",
     port: int = 8765,

@@ -23,9 +23,9 @@ from asyncflow._views.comparison_text import (
 from asyncflow._views.event_text import duration, plural, took
 from asyncflow._views.preview import error_trace, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, StatusBadge, name_text, step_url
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import RunRecord
 from asyncflow.web._responses import link_to, path_in, problem, render, wants_json
-from asyncflow.web._resumer import RunsJournal
 
 __all__ = ["compare_page", "compare_url"]
 
@@ -81,7 +81,7 @@ def compare_url(request: Request, run_id: str, baseline: str = "") -> str:
     return f"{path_in(request, '/compare')}?{urlencode(query, errors='replace')}"
 
 
-async def compare_page(request: Request, journal: RunsJournal) -> Response:
+async def compare_page(request: Request, journal: SQLJournal) -> Response:
     """Answer with the comparison of the runs ``a`` and ``b``; as JSON for a program.
 
     Without ``b``, run ``a`` is compared with the last run of its pipeline that passed before it.

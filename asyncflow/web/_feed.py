@@ -28,8 +28,8 @@ from asyncflow._core.results import RunStatus
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent
-from asyncflow.web._resumer import RunsJournal
 
 __all__ = ["ACTIONS", "Render", "RunFeed", "RunFeeds", "Update", "now_of"]
 
@@ -85,7 +85,7 @@ class RunFeed:
     """
 
     def __init__(
-        self, journal: RunsJournal, run_id: str, render: Render, prepare: Prepare | None = None
+        self, journal: SQLJournal, run_id: str, render: Render, prepare: Prepare | None = None
     ) -> None:
         self._journal = journal
         self._run_id = run_id
@@ -277,7 +277,7 @@ def now_of(view: RunView, record: RunRecord) -> float:
 class RunFeeds:
     """The feeds of all runs that have viewers."""
 
-    def __init__(self, journal: RunsJournal) -> None:
+    def __init__(self, journal: SQLJournal) -> None:
         self._journal = journal
         self._feeds: dict[str, RunFeed] = {}
         self._is_closed = False

@@ -16,9 +16,9 @@ from starlette.responses import Response
 
 from asyncflow._views.notes import is_picture
 from asyncflow.events import StepAttached, StepLogged, StepProgressed
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import StoredEvent
 from asyncflow.web._responses import json_answer, link_to, problem
-from asyncflow.web._resumer import RunsJournal
 
 __all__ = ["attachment", "attachments_url", "list_notes"]
 
@@ -37,7 +37,7 @@ def attachments_url(request: Request, run_id: str) -> str:
 
 
 async def list_notes(
-    request: Request, journal: RunsJournal, run_id: str, as_json: _AsJson
+    request: Request, journal: SQLJournal, run_id: str, as_json: _AsJson
 ) -> Response:
     """Answer with the notes of a run that the query selects.
 
@@ -110,7 +110,7 @@ def _level(text: str) -> int:
     raise ValueError(f"level must be a number, or a name such as WARNING, not {text!r}")
 
 
-async def attachment(journal: RunsJournal, run_id: str, position: int) -> Response:
+async def attachment(journal: SQLJournal, run_id: str, position: int) -> Response:
     """Answer with the data of an attachment, which no browser may run.
 
     Raises:

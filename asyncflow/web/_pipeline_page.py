@@ -24,6 +24,7 @@ from asyncflow._views.event_text import duration, plural
 from asyncflow._views.outcomes import OUTCOMES
 from asyncflow._views.preview import ago, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,
     RunRecord,
@@ -38,7 +39,6 @@ from asyncflow.web._responses import (
     problem,
     render,
 )
-from asyncflow.web._resumer import RunsJournal
 
 __all__ = ["RunBar", "bars", "pipeline_api", "pipeline_page"]
 
@@ -48,7 +48,7 @@ _MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
 _MOST_NEAREST = 5
 
 
-async def pipeline_page(request: Request, journal: RunsJournal) -> Response:
+async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
     """Answer with the page of a pipeline."""
     name = named_pipeline(request)
     found = await journal.statistics(name, runs=_RUNS)
@@ -79,7 +79,7 @@ async def pipeline_page(request: Request, journal: RunsJournal) -> Response:
     )
 
 
-async def pipeline_api(request: Request, journal: RunsJournal) -> Response:
+async def pipeline_api(request: Request, journal: SQLJournal) -> Response:
     """Answer with the statistics of a pipeline as JSON."""
     name, count = named_pipeline(request), request.query_params.get("runs", str(_RUNS))
     if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= _MOST_RUNS:
@@ -91,7 +91,7 @@ async def pipeline_api(request: Request, journal: RunsJournal) -> Response:
     return json_answer(statistics_document(found))
 
 
-async def _unknown(request: Request, journal: RunsJournal, name: str) -> Response:
+async def _unknown(request: Request, journal: SQLJournal, name: str) -> Response:
     names = await journal.pipelines()
     near = difflib.get_close_matches(name, names, n=_MOST_NEAREST, cutoff=0.4)
     text = f"The journal has no runs of pipeline {name!r}. They may have been pruned."

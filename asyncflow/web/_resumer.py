@@ -6,13 +6,12 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
 
 from asyncflow._core.annotations import input_types
-from asyncflow._core.comparison import RunComparison
 from asyncflow._core.errors import (
     SHUTDOWN,
     PayloadError,
@@ -24,80 +23,14 @@ from asyncflow._core.errors import (
 from asyncflow._core.replay import latest_steps
 from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.step import inputs_of
-from asyncflow.journal._queries import PipelineStatistics, RunRecord, RunSummary, StoredEvent
+from asyncflow.journal._base import SQLJournal
+from asyncflow.journal._queries import RunRecord
 
 __all__ = [
     "Resumable",
     "ResumeRefusedError",
     "Resumer",
-    "RunsJournal",
 ]
-
-
-class RunsJournal(Protocol):
-    """What the pages need of a journal."""
-
-    async def runs(self, *args: Any, **conditions: Any) -> list[RunRecord]:
-        """Return the runs that meet the conditions of a `RunFilter`, the latest start first."""
-        ...
-
-    async def counts(self, *args: Any, **conditions: Any) -> dict[RunStatus, int]:
-        """Return how many runs have which status."""
-        ...
-
-    async def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
-        """Return what a list says of runs beside their records, by id."""
-        ...
-
-    async def statistics(self, pipeline: str, *, runs: int = 50) -> PipelineStatistics:
-        """Return the latest runs of a pipeline and their statistics."""
-        ...
-
-    async def pipelines(self) -> list[str]:
-        """Return the names of the pipelines that have runs."""
-        ...
-
-    async def record(self, run_id: str) -> RunRecord:
-        """Return the record of a run."""
-        ...
-
-    async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
-        """Return the events of a run after a position."""
-        ...
-
-    async def compare(self, run_id: str, baseline: str) -> RunComparison:
-        """Return how a run differs from another one."""
-        ...
-
-    async def last_passed(self, run_id: str) -> RunRecord | None:
-        """Return the last run of the same pipeline that passed before a run, if there is one."""
-        ...
-
-    async def notes(
-        self,
-        run_id: str,
-        *,
-        after: int = 0,
-        kinds: Any = None,
-        step: str | None = None,
-        item: int | None = None,
-        attempt: int | None = None,
-        level: int | str | None = None,
-        text: str | None = None,
-        limit: int | None = None,
-        newest: bool = False,
-        data: bool = True,
-    ) -> list[StoredEvent]:
-        """Return what the steps of a run have said."""
-        ...
-
-    async def cancel(self, run_id: str) -> bool:
-        """Request the cancellation of a run; return whether a process runs it."""
-        ...
-
-    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
-        """Decode a value."""
-        ...
 
 
 class Resumable(Protocol):
@@ -136,7 +69,7 @@ class Resumer:
         TypeError: One of them is no pipeline.
     """
 
-    def __init__(self, journal: RunsJournal, pipelines: Mapping[str, Any]) -> None:
+    def __init__(self, journal: SQLJournal, pipelines: Mapping[str, Any]) -> None:
         if not isinstance(pipelines, Mapping):
             raise TypeError(
                 f"pipelines must be a mapping of name to pipeline, not {type(pipelines).__name__}"

@@ -22,6 +22,7 @@ from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadable
 from asyncflow._core.results import RestoredOutput, RunStatus, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow._views.event_text import ended_as
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._compare_page import compare_page
@@ -38,7 +39,7 @@ from asyncflow.web._responses import (
     requested_url,
     wants_json,
 )
-from asyncflow.web._resumer import Resumer, ResumeRefusedError, RunsJournal
+from asyncflow.web._resumer import Resumer, ResumeRefusedError
 from asyncflow.web._run_page import follow, run_page, show_details, unknown_run
 from asyncflow.web._runs_page import query_in, runs_page, selected
 from asyncflow.web._stream import Viewers
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 
-async def cancel(request: Request, journal: RunsJournal) -> Response:
+async def cancel(request: Request, journal: SQLJournal) -> Response:
     """Request the cancellation of a run.
 
     Raises:
@@ -74,7 +75,7 @@ def _why_not(record: RunRecord) -> str:
     return f"It has ended already: it {has}{ended_as(record.status)}."
 
 
-async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Response:
+async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Resume a run in this process.
 
     Raises:
@@ -90,7 +91,7 @@ async def resume(request: Request, journal: RunsJournal, resumer: Resumer) -> Re
     return _done(request, run_id, "resumed")
 
 
-async def rerun(request: Request, journal: RunsJournal, resumer: Resumer) -> Response:
+async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Run a run again under a new id, in this process.
 
     Raises:
@@ -160,7 +161,7 @@ _DEEPEST = 50
 _LONGEST = 2_000
 
 
-async def list_runs(request: Request, journal: RunsJournal) -> Response:
+async def list_runs(request: Request, journal: SQLJournal) -> Response:
     """Answer with the runs that the query selects, and the URL of the next ones."""
     try:
         query = query_in(request.query_params)
@@ -171,7 +172,7 @@ async def list_runs(request: Request, journal: RunsJournal) -> Response:
     return json_answer({"runs": [record_document(record) for record in runs], "next": url})
 
 
-async def show_run(request: Request, journal: RunsJournal) -> Response:
+async def show_run(request: Request, journal: SQLJournal) -> Response:
     """Answer with one run, or with what the end of the path asks for.
 
     That is its events, its notes, or one of its attachments.
@@ -198,7 +199,7 @@ def _ends_in(request: Request, name: str) -> bool:
     return _path_as_sent(request).endswith(name)
 
 
-async def _events(request: Request, journal: RunsJournal, run_id: str) -> Response:
+async def _events(request: Request, journal: SQLJournal, run_id: str) -> Response:
     after = request.query_params.get("after", "0")
     if not after.isascii() or not after.isdigit() or len(after) > 15:
         detail = f"after must be the position of an event, not {after!r}"
@@ -273,7 +274,7 @@ class Site:
 
     def __init__(
         self,
-        journal: RunsJournal,
+        journal: SQLJournal,
         pipelines: Mapping[str, Any] | None,
         secret: str | None,
         hosts: Iterable[str] | None,

@@ -22,6 +22,7 @@ from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.html_report._page_model import NestedRun, PageContext, RelatedRuns
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, USUAL_RUNS, RunRecord, StoredEvent, listed_status
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
@@ -36,7 +37,7 @@ from asyncflow.web._responses import (
     problem,
     wants_json,
 )
-from asyncflow.web._resumer import Resumer, RunsJournal
+from asyncflow.web._resumer import Resumer
 from asyncflow.web._stream import UpdateStream, Viewers
 
 __all__ = [
@@ -61,7 +62,7 @@ _MOST_NEAREST, _MOST_SOUGHT, _LONGEST_SOUGHT = 5, 1_000, 60
 """Ids are compared in a time that grows with the square of their length, or faster."""
 
 
-async def run_page(request: Request, journal: RunsJournal) -> Response:
+async def run_page(request: Request, journal: SQLJournal) -> Response:
     """Answer with the page of a run.
 
     Raises:
@@ -106,7 +107,7 @@ def _made(
     return page(view, event_log(events), context, now_ms=now_of(view, record), live=live)
 
 
-async def _context(request: Request, journal: RunsJournal, record: RunRecord) -> PageContext:
+async def _context(request: Request, journal: SQLJournal, record: RunRecord) -> PageContext:
     """Return what the page of a run says beside its events and notes."""
     return PageContext(
         is_orphaned=record.status is RunStatus.ORPHANED,
@@ -117,7 +118,7 @@ async def _context(request: Request, journal: RunsJournal, record: RunRecord) ->
     )
 
 
-async def _related(request: Request, journal: RunsJournal, record: RunRecord) -> RelatedRuns:
+async def _related(request: Request, journal: SQLJournal, record: RunRecord) -> RelatedRuns:
     """Return the runs that the page of a run links to: those that the journal has."""
     urls: dict[str, str] = {}
     for run_id in filter(None, (record.parent, record.forked_from)):
@@ -130,7 +131,7 @@ async def _related(request: Request, journal: RunsJournal, record: RunRecord) ->
     return RelatedRuns(urls, nested)
 
 
-async def _usual_ms(journal: RunsJournal, record: RunRecord) -> Mapping[str, float]:
+async def _usual_ms(journal: SQLJournal, record: RunRecord) -> Mapping[str, float]:
     """Return how long the steps of a run usually take; nothing if its pipeline has no name."""
     if not record.pipeline:
         return {}
@@ -145,14 +146,14 @@ def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
     return notes
 
 
-def _resume_command(journal: RunsJournal, run_id: str) -> str:
+def _resume_command(journal: SQLJournal, run_id: str) -> str:
     """Return the command that resumes a run, as far as this server knows it."""
     path = getattr(journal, "path", None)
     where = "JOURNAL" if path in (None, ":memory:") else shlex.quote(str(path))
     return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE --journal {where}"
 
 
-async def show_details(request: Request, journal: RunsJournal) -> Response:
+async def show_details(request: Request, journal: SQLJournal) -> Response:
     """Answer with the details of one step, whole, as a part of the page.
 
     Raises:
@@ -185,7 +186,7 @@ def _made_details(
 
 
 async def follow(
-    request: Request, journal: RunsJournal, feeds: RunFeeds, viewers: Viewers, resumer: Resumer
+    request: Request, journal: SQLJournal, feeds: RunFeeds, viewers: Viewers, resumer: Resumer
 ) -> Response:
     """Answer with the stream of what changes in a run after what the browser has seen."""
     run_id = named_run(request)
@@ -211,7 +212,7 @@ async def follow(
     return UpdateStream(updates, viewers)
 
 
-async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
+async def _is_over(journal: SQLJournal, run_id: str, after: int) -> bool:
     """Return whether a run has ended, without an event after a position."""
     record = await journal.record(run_id)
     return record.status not in UNENDED and not await journal.events(run_id, after)
@@ -220,7 +221,7 @@ async def _is_over(journal: RunsJournal, run_id: str, after: int) -> bool:
 async def _updates(
     run_id: str,
     after: int,
-    journal: RunsJournal,
+    journal: SQLJournal,
     feeds: RunFeeds,
     resumer: Resumer,
     context: PageContext,
@@ -267,7 +268,7 @@ def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes
     return json.dumps(actions).encode()
 
 
-async def unknown_run(request: Request, journal: RunsJournal, error: RunNotFoundError) -> Response:
+async def unknown_run(request: Request, journal: SQLJournal, error: RunNotFoundError) -> Response:
     """Answer a request for an unknown run with those that it may mean."""
     ids = [record.run_id for record in await journal.runs(limit=_MOST_SOUGHT)]
     near = await asyncio.to_thread(_nearest, error.run_id, ids)

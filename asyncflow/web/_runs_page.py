@@ -28,6 +28,7 @@ from asyncflow._views.axis import tick_step_ms
 from asyncflow._views.event_text import duration
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
+from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     DAMAGED,
     RunFilter,
@@ -38,7 +39,6 @@ from asyncflow.journal._queries import (
     parse_time,
 )
 from asyncflow.web._responses import link_to, path_in, problem, render
-from asyncflow.web._resumer import RunsJournal
 
 __all__ = ["AxisMark", "Dot", "RunQuery", "Scatter", "query_in", "runs_page", "scatter", "selected"]
 
@@ -94,7 +94,7 @@ def query_in(query: Mapping[str, str]) -> RunQuery:
 
 
 async def selected(
-    journal: RunsJournal, query: RunQuery, now_s: float
+    journal: SQLJournal, query: RunQuery, now_s: float
 ) -> tuple[list[RunRecord], str]:
     """Return the runs that a query selects, and the ``before`` of the next ones, if there are any.
 
@@ -262,7 +262,7 @@ class _Chip(NamedTuple):
     is_chosen: bool
 
 
-async def runs_page(request: Request, journal: RunsJournal, pipelines: list[str]) -> Response:
+async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str]) -> Response:
     """Answer with the list of runs that a request selects.
 
     Args:
@@ -335,7 +335,7 @@ def _inputs_line(inputs: Mapping[str, Any]) -> str:
     return shortened(", ".join([*shown, *["…"][: len(inputs) > _MOST_INPUTS]]), _LONGEST_LINE)
 
 
-async def _chips(journal: RunsJournal, query: RunQuery, now_s: float) -> list[_Chip]:
+async def _chips(journal: SQLJournal, query: RunQuery, now_s: float) -> list[_Chip]:
     counts: Mapping[RunStatus, int] = {}
     if not query.text:  # only a look at each run tells which have it
         counts = await journal.counts(

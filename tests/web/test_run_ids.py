@@ -11,16 +11,18 @@ from starlette.routing import Mount, Route
 from web.runs import Gate, passing, slow
 
 from asyncflow import RunNotFoundError
+from asyncflow.journal import SQLiteJournal
 from asyncflow.web import app
 
 AS_SCRIPT = {"accept": "application/json"}
 SIMILAR_IDS = ["nightly%0A", "%0Anightly", "nightly%0D%0A", "nightly%0Ax", "nightly%20", "nightly/"]
 
 
-class RecordingJournal:
+class RecordingJournal(SQLiteJournal):
     """A journal without runs, which records the requested ids."""
 
     def __init__(self) -> None:
+        super().__init__(":memory:")
         self.requested: list[str] = []
 
     async def record(self, run_id: str) -> Any:

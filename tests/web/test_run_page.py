@@ -170,10 +170,8 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
     await failing("etl").with_options(run_id="r", journal=journal).run()
     events = await journal.events("r")
 
-    class Orphaned:
+    class Orphaned(SQLiteJournal):
         """The journal of a run whose process died."""
-
-        cancel = None
 
         async def runs(self, **conditions: Any) -> list[RunRecord]:
             return []
@@ -191,7 +189,7 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
             return PipelineStatistics(pipeline, (), {})
 
     async def first_actions(**options: Any) -> Any:
-        pages: Any = app(Orphaned(), **options)
+        pages: Any = app(Orphaned(":memory:"), **options)
         messages: list[bytes] = []
         seen = asyncio.Event()
 

@@ -13,6 +13,7 @@ from web.runs import Gate, failing, passing, slow
 
 from asyncflow import JournalError, Orchestrator, RunStatus, WorkflowStep
 from asyncflow._views.preview import moment_text
+from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._queries import RunRecord, RunSummary
 from asyncflow.web import app
 
@@ -30,10 +31,11 @@ def orphan(run_id: str = "lost") -> RunRecord:
     )
 
 
-class RecordJournal:
-    """A journal that only lists records."""
+class RecordJournal(SQLiteJournal):
+    """A journal that lists records."""
 
     def __init__(self, *records: RunRecord) -> None:
+        super().__init__(":memory:")
         self.records = list(records)
         self.filters: dict[str, Any] = {}
 
@@ -46,12 +48,6 @@ class RecordJournal:
 
     async def summaries(self, records: Any) -> dict[str, RunSummary]:
         return {}
-
-    statistics: Any = None
-    pipelines: Any = None
-    events: Any = None
-    record: Any = None
-    cancel: Any = None
 
 
 @pytest.fixture
