@@ -367,6 +367,12 @@ def _nothing_provides(
                 f"nothing provides parameter {parameter!r} of {taker}: the output of step {name!r} "
                 f"is received as {received!r} there"
             )
+    if parameter in plan.index and parameter != step.name:
+        marker = "" if of_what else f"write {parameter}=after({parameter}), or "
+        return ValueError(
+            f"nothing provides parameter {parameter!r} of {taker}: there is a step {parameter!r}, "
+            f"but it is not a dependency; {marker}name it in depends_on"
+        )
     what = "a dependency of the step nor a run input"
     if plan.resources:
         what = "a dependency of the step, nor a run input, nor a resource"

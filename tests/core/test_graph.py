@@ -488,6 +488,9 @@ def test_the_tiers_of_a_real_workflow_are_its_topological_generations(file: Path
     assert [set(tier) for tier in tiers] == expected
 
 
+async def takes_q(q: int) -> None: ...
+
+
 async def takes_a(a: int) -> None: ...
 async def takes_a_and_b(a: int, b: int) -> None: ...
 async def takes_optional_a(a: int = 0) -> None: ...
@@ -521,6 +524,10 @@ def binding_of(
 
 
 UNKNOWN = "it is neither a dependency of the step nor a run input"
+A_STEP = (
+    "there is a step '{0}', but it is not a dependency; write {0}=after({0}), or name it in "
+    "depends_on"
+)
 
 
 class TestBinding:
@@ -581,10 +588,11 @@ class TestBinding:
     @pytest.mark.parametrize(
         ("action", "depends_on", "inputs", "parameter", "why"),
         [
-            (takes_a, [], [], "a", UNKNOWN),
-            (takes_a, ["b"], ["c"], "a", UNKNOWN),
-            (takes_a_and_all, ["b"], [], "a", UNKNOWN),
-            (takes_a_and_b, {"a": "c"}, [], "b", UNKNOWN),
+            (takes_q, ["b"], ["c"], "q", UNKNOWN),
+            (takes_a, [], [], "a", A_STEP.format("a")),
+            (takes_a, ["b"], ["c"], "a", A_STEP.format("a")),
+            (takes_a_and_all, ["b"], [], "a", A_STEP.format("a")),
+            (takes_a_and_b, {"a": "c"}, [], "b", A_STEP.format("b")),
             (takes_a_and_b, {"a": "b"}, [], "b", "the output of step 'b' is received as 'a' there"),
             (
                 takes_a_and_all,
@@ -623,6 +631,11 @@ class TestBinding:
         assert str(refused.value) == (
             "nothing provides parameter 'use' of the condition of step 'load': the output of step "
             "'use' is received as 'q' there"
+        )
+        with pytest.raises(ValueError, match="nothing provides") as refused:
+            bind_conditions(plan([steps[0], WorkflowStep("load", nothing, when=lambda use: use)]))
+        assert str(refused.value).endswith(
+            "there is a step 'use', but it is not a dependency; name it in depends_on"
         )
 
     def test_the_nearest_dependency_or_input_is_suggested(self) -> None:
