@@ -420,7 +420,7 @@ async def test_the_shutdown_does_not_wait_forever(
     assert "run 'r' is still cleaning up after 2.5 s" in caplog.text
 
 
-@pytest.mark.parametrize("value", [[WorkflowStep("a", passing)], "etl", None])
+@pytest.mark.parametrize("value", [[WorkflowStep("a", asyncio.Event().wait)], "etl", None])
 def test_an_argument_that_is_not_a_pipeline_is_refused(journal: Any, value: Any) -> None:
     with pytest.raises(TypeError, match=r"pipelines\['etl'\] must be a Pipeline or"):
         app(journal, pipelines={"etl": value})
