@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING
 
 from asyncflow._core.errors import (
     JournalError,
@@ -24,22 +24,23 @@ from asyncflow._core.errors import (
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.results import InterruptionCause, RunStatus
+from asyncflow._core.results import RunStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import (
-    RecoverableJournal,
     RecoverableRun,
     find_pipeline,
     is_left_alone,
     log_unresumed,
 )
-from asyncflow.events import Event
 from asyncflow.service._errors import ServiceStoppingError
 from asyncflow.service._places import Places
 
-__all__ = ["Recovery", "ServiceJournal"]
+if TYPE_CHECKING:
+    from asyncflow.journal._base import SQLJournal
+
+__all__ = ["Recovery"]
 
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
@@ -57,42 +58,6 @@ _SOON_S = 0.25
 _log = logging.getLogger("asyncflow")
 
 
-class PositionedEvent(Protocol):
-    """An event as a journal stores it."""
-
-    @property
-    def position(self) -> int:
-        """Its place among the events of its run, counted from 1."""
-        ...
-
-    @property
-    def event(self) -> Event:
-        """The event."""
-        ...
-
-
-class ServiceJournal(RecoverableJournal, Protocol):
-    """The journal of a service, such as those of `asyncflow.journal`."""
-
-    async def runs(
-        self,
-        status: Literal[RunStatus.INTERRUPTED],
-        *,
-        limit: int | None,
-        cause: InterruptionCause | None = None,
-    ) -> Sequence[RecoverableRun]:
-        """Return the runs that were interrupted, by this cause if one is given."""
-        ...
-
-    async def events(self, run_id: str, after: int = 0) -> list[Any]:
-        """Return the events of a run after a position, each a `PositionedEvent`."""
-        ...
-
-    async def cancel(self, run_id: str) -> bool:
-        """Ask the process that runs a run to stop it; return whether there is one."""
-        ...
-
-
 class Recovery:
     """Looks for runs to resume, again and again.
 
@@ -106,7 +71,7 @@ class Recovery:
 
     def __init__(
         self,
-        journal: ServiceJournal,
+        journal: SQLJournal,
         pipelines: Mapping[str, Pipeline | Orchestrator],
         places: Places,
         active: Mapping[str, RunHandle],
@@ -170,7 +135,7 @@ class Recovery:
             await asyncio.wait(self._beginning)
         return has_resumed_all
 
-    async def _find(self, every_s: float, now_s: float) -> list[RecoverableRun]:
+    async def _find(self, every_s: float, now_s: float) -> Sequence[RecoverableRun]:
         """Return the runs to resume."""
         interrupted = partial(self._journal.runs, RunStatus.INTERRUPTED, limit=None)
         found = [*await self._journal.orphans(), *await interrupted(cause="drained")]

@@ -25,7 +25,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.context import leave_attempt
@@ -49,7 +49,10 @@ from asyncflow.events import RunFinished
 from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
 from asyncflow.service._patient import PatientResource
 from asyncflow.service._places import Places
-from asyncflow.service._recovery import PositionedEvent, Recovery, ServiceJournal
+from asyncflow.service._recovery import Recovery
+
+if TYPE_CHECKING:  # a service without a journal needs no msgspec
+    from asyncflow.journal import PostgresJournal, SQLiteJournal, StoredEvent
 
 __all__ = ["OnDisconnect", "Service"]
 
@@ -107,7 +110,7 @@ class Service:
         self,
         pipelines: Pipelines,
         *,
-        journal: ServiceJournal | None = None,
+        journal: SQLiteJournal | PostgresJournal | None = None,
         max_runs: int | None = 100,
         engine: Engine | None = None,
         resources: Mapping[str, Any] | None = None,
@@ -309,7 +312,7 @@ class Service:
             return True
         return self._journal is not None and await self._journal.cancel(run_id)
 
-    async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[PositionedEvent, None]:
+    async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[StoredEvent, None]:
         """Yield the events of a run from the journal, as they are stored, until the run has ended.
 
         They are those of any run, from its first event on, whichever process runs it. For a run of
@@ -321,7 +324,7 @@ class Service:
                 ``Last-Event-ID`` of Server-Sent Events.
 
         Yields:
-            The events with their positions, as `asyncflow.journal.StoredEvent`.
+            The events with their positions.
 
         Raises:
             TypeError, ValueError: ``run_id`` is no string, or ``after`` no position.
