@@ -351,6 +351,13 @@ def without_repetition(result: StepResult) -> StepResult:
     return bare if bare.history == result.recorded else result
 
 
+def with_record(result: StepResult, recorded: tuple[Attempt, ...]) -> StepResult:
+    """Return a result without a record, with one, unless it says all of that itself."""
+    if result.attempts == 1 and result.history == recorded:
+        return result
+    return replace(result, recorded=recorded)
+
+
 def latest_number(result: StepResult) -> int:
     """Return the number of the latest attempt of a step that has ended; 0 if there is none."""
     history = result.history

@@ -208,9 +208,11 @@ def fork(
         and (key[0] in found.valid or _is_restored(key, found, plan))
     ]
     run = StoredRun([event, *stored])
+    settled = run.settled()
     decoded = {
         key: _decoded(step.to_result(0.0), key[0], decode, event.secret)
-        for key, step in run.settled().items()
+        for key, step in settled.items()
+        if key[1] is None or (key[0], None) not in settled  # a step's result has those of its items
     }
     taken = [replace(each, output=_value_of(each, decoded)) for each in stored]
     results = {key: each for key, each in decoded.items() if _is_restored(key, found, plan)}

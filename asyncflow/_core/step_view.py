@@ -7,7 +7,7 @@ them. Times are milliseconds since the run started; between two segments they st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from asyncflow._core.record import made_by, record, replace
@@ -18,7 +18,7 @@ from asyncflow._core.results import (
     StepStatus,
     attempt_end,
     visible_output,
-    without_repetition,
+    with_record,
 )
 
 __all__ = ["ActiveTime", "AttemptView", "Block", "StepView"]
@@ -316,7 +316,7 @@ class StepView:
             self.error,
             self.reason,
             self.started_ms,
-            self._recorded(),
+            None,
             self.depends_on,
             self.queued_ms,
             self.blocked_ms,
@@ -330,11 +330,13 @@ class StepView:
             self.engine,
             self.worker,
         )
-        return without_repetition(result)
+        return with_record(result, self._recorded())
 
     def _recorded(self) -> tuple[Attempt, ...]:
         """Return its attempts that have ended, and those of items that it does not have now."""
         history = [each.to_attempt() for each in self.attempts if each.ended_ms is not None]
+        if not self.former_items and len(history) < 2:
+            return tuple(history)
         for number, item in self.former_items.items():
             history += [each.to_attempt(number) for each in item.attempts]
         history.sort(key=lambda attempt: (attempt.segment, attempt.started_ms))
@@ -365,27 +367,27 @@ class StepView:
             return None
         return latest.ended_ms + latest.retry_in_ms
 
-    def all_attempts(self) -> Iterator[AttemptView]:
+    def all_attempts(self) -> Iterable[AttemptView]:
         """Return its attempts in all segments, and those of its items, also of former ones."""
-        for each in self._runs():
-            yield from each.attempts
+        if not self.items and not self.former_items:
+            return self.attempts
+        return [attempt for each in self._runs() for attempt in each.attempts]
 
     @property
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
-        return sum(len(each.attempts) + each.origin_attempts for each in self._runs())
+        return sum([len(each.attempts) + each.origin_attempts for each in self._runs()])
 
     @property
     def queued_ms(self) -> float:
         """How long its attempts were queued in all, those of its items included."""
-        queued = (sum(one.queued_ms for one in each.attempts) for each in self._runs())
-        return sum(queued, start=0.0)
+        return sum([sum([one.queued_ms for one in each.attempts]) for each in self._runs()], 0.0)
 
     @property
     def blocked_ms(self) -> float:
         """How long it blocked the event loop in all, as far as that was noticed."""
-        blocks = (block for attempt in self.all_attempts() for block in attempt.blocks)
-        return sum((block.blocked_ms for block in blocks), start=0.0)
+        attempts = self.all_attempts()
+        return sum([block.blocked_ms for one in attempts for block in one.blocks], 0.0)
 
     @property
     def abandoned(self) -> bool:

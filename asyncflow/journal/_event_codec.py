@@ -282,8 +282,11 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder a call
+
+
 def _json(details: Details) -> str:
-    text = json.dumps(details, ensure_ascii=False)
+    text = _encode(details)
     return text if _is_unicode(text) else json.dumps(details)
 
 

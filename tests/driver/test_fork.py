@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from cProfile import Profile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED
+from asyncflow._core.results import REDACTED, Payload
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
@@ -871,3 +872,59 @@ class TestParents:
         report = await work.pipeline(journal).with_options(run_id="child").run()
 
         assert (report.parent, report.parent_step) == ("r", "outer")
+
+
+class TestWhatAForkCosts:
+    async def test_each_output_is_decoded_once(self):
+        journal = CountingJournal()
+        await mapped(journal, 10).with_options(run_id="r").run()
+
+        report = await mapped(journal).fork("r", "f")
+
+        assert report["double"].output == [2 * number for number in range(10)]
+        assert journal.decoded == Counter(
+            {"the stored output of step 'numbers'": 1, "the stored output of step 'double'": 10}
+        )
+
+    async def test_each_further_item_costs_the_same(self):
+        calls = [await calls_of_a_fork(items) for items in (100, 300, 500)]
+
+        first, second = calls[1] - calls[0], calls[2] - calls[1]
+        assert second < 1.1 * first
+        assert first < 200 * 300  # some 210 calls an item; a comprehension is one on 3.11
+
+
+class CountingJournal(MemoryJournal):
+    """Counts what it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded: Counter[str] = Counter()
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        self.decoded[subject] += 1
+        return super().decode(subject, payload, hint)
+
+
+def mapped(journal: MemoryJournal, items: int = 0) -> Orchestrator:
+    async def numbers() -> list[int]:
+        return list(range(items))
+
+    async def double(number: int) -> int:
+        return 2 * number
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("double", double, {"number": "numbers"}, map_over="numbers"),
+    ]
+    return Orchestrator(steps, journal=journal)
+
+
+async def calls_of_a_fork(items: int) -> int:
+    """Return how many functions the fork of a run with so many items calls."""
+    journal = MemoryJournal()
+    await mapped(journal, items).with_options(run_id="r").run()
+    profile = Profile()
+    with profile:
+        await mapped(journal).fork("r", "f")
+    return sum(entry.callcount for entry in profile.getstats())
