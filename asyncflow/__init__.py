@@ -38,9 +38,9 @@ from asyncflow._core.results import (
     StepStatus,
 )
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.dispatcher import Observer, ObserverFactory
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import EventReader, RunHandle, RunOwner, RunProgress
+from asyncflow._runtime.observers import Observer, ObserverFactory
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 from asyncflow._runtime.pipeline import Pipeline, after, collect, each
 from asyncflow._runtime.recovery import resume_all

@@ -56,7 +56,7 @@ from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES
-from asyncflow._runtime.dispatcher import AnyObserver
+from asyncflow._runtime.observers import AnyObserver
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
 

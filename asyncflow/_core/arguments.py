@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from types import CoroutineType, FunctionType, MethodType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from asyncflow._core.errors import safe_text
+from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError, safe_text
 from asyncflow._core.record import record
 
 __all__ = [
@@ -404,3 +404,25 @@ def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
 def _bound(action: partial[Any]) -> frozenset[str]:
     positional = list(python_signature(action.func).parameters)[: len(action.args)]
     return frozenset(positional).union(action.keywords)
+
+
+def checked_awaitable(name: str, returned: object) -> Awaitable[Any]:
+    """Return what an action has returned, if it can be awaited.
+
+    Raises:
+        ActionNotAwaitableError: It can't.
+    """
+    if not inspect.isawaitable(returned):
+        raise ActionNotAwaitableError(name, type(returned).__name__)
+    return returned
+
+
+def refuse_unawaited(name: str, output: CoroutineType[Any, Any, Any]) -> None:
+    """Refuse an output that is a coroutine which nothing has begun to await.
+
+    Raises:
+        OutputNotAwaitedError: It is one.
+    """
+    if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
+        output.close()  # or Python would warn that it was never awaited
+        raise OutputNotAwaitedError(name, output.__qualname__)

@@ -286,9 +286,7 @@ class Deadlines:
         ends_ms, whose = self.step_ends_ms(node) + queued_ms, "step"
         if self.deadline_ms is not None and not step.is_cleanup:
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
-        random = self._random
-        del self  # what the policy raises keeps this frame, which leads to the results
-        delay_ms = step.retry.delay_ms(attempts, error, random)
+        delay_ms = step.retry.delay_ms(attempts, error, self._random)
         if delay_ms is None or at_ms + delay_ms < ends_ms - ROUNDING_MS:
             return delay_ms
         with suppress(Exception):  # some refuse a note: frozen dataclasses, for one

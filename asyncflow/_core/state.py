@@ -27,7 +27,7 @@ numbers too, above those of all steps: a *node* is either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
@@ -459,6 +459,13 @@ class RunState:
         result = self._results[step]
         assert result is not None
         return result.output
+
+    def errors(self) -> Iterator[BaseException]:
+        """Yield the errors of all attempts and results."""
+        for result in self._results:
+            if result is not None and result.error is not None:
+                yield result.error
+        yield from self.attempt_log.errors()
 
     @property
     def unsettled(self) -> int:

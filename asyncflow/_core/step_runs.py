@@ -6,7 +6,7 @@ and a `Checkpoint` is what a resumed run restores of both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -337,6 +337,11 @@ class AttemptLog:
         """The error of the latest failed attempt of a node, if one has failed."""
         failed = self.attempts(node)
         return failed[-1].error if failed else None
+
+    def errors(self) -> Iterator[BaseException]:
+        """Yield the errors of all failed attempts."""
+        for attempts in self._failed.values():
+            yield from (each.error for each in attempts if each.error is not None)
 
     def attempts(self, node: int) -> tuple[Attempt, ...]:
         """Return the failed attempts of a node, also those before a resumption."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -67,6 +68,46 @@ def strip_internal_frames(error: BaseException) -> None:
     while trace is not None and is_internal_frame(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     BaseException.with_traceback(error, trace)  # its class may refuse to be assigned to
+
+
+def let_go(errors: Iterable[BaseException]) -> None:
+    """Clear what the internal frames behind a run's errors hold, when its nodes have ended.
+
+    The traceback of an error keeps the frames that it went through, and through ``f_back`` their
+    callers, also those that were stripped from it. Internal ones lead to the run, hence back to the
+    error: that would be a reference cycle. A frame can be cleared only when it has ended, so this
+    is for the end of the run.
+    """
+    pending, seen = list(errors), set[int]()
+    while pending:
+        error = pending.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        trace = error.__traceback__
+        while trace is not None:
+            _clear_internal(trace.tb_frame)
+            trace = trace.tb_next
+        pending += [each for each in (error.__cause__, error.__context__) if each is not None]
+        if isinstance(error, BaseExceptionGroup):
+            pending += error.exceptions
+
+
+def _clear_internal(frame: FrameType | None) -> None:
+    """Clear the internal frames that have called a frame, as far as they are of this run."""
+    is_called_by_run = False
+    while frame is not None:
+        if is_internal_frame(frame.f_code.co_filename):
+            is_called_by_run = True
+            with suppress(RuntimeError):  # it still runs
+                frame.clear()
+        elif (
+            is_called_by_run and frame.f_globals.get("__name__", "").partition(".")[0] != "asyncio"
+        ):
+            # Beyond are those who started the run, with eager tasks. It may be a step of another
+            # run, which is suspended: before 3.13, to clear its frame would end it.
+            return
+        frame = frame.f_back
 
 
 def format_error(error: BaseException) -> str:

@@ -10,175 +10,34 @@ Rules:
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from collections.abc import Callable
+from typing import Any
 
-from asyncflow._core.arguments import is_async
 from asyncflow._core.results import Interruption
-from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import FAILURES
-from asyncflow._runtime.durable import JournalSession
+from asyncflow._runtime.observers import Observer, entry_of, log_failure
+from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow.events import AttemptStarted, Event, NoteEvent
-
-if TYPE_CHECKING:
-    from asyncflow._runtime.notes import NoteQueue
-
-__all__ = [
-    "OBSERVER_CALLS",
-    "AnyObserver",
-    "EventDispatcher",
-    "Observer",
-    "ObserverFactory",
-    "check_observers",
-    "entry_of",
-    "for_run",
-    "log_failure",
-]
-
-_log = logging.getLogger("asyncflow")
-
-
-class Observer(Protocol):
-    """Called with every event of a run, in order, as it happens.
-
-    What steps say is among the events: progress and attachments, and log records if the observer's
-    class has an attribute ``logs`` with the level from which on it wants them, or the journal wants
-    them. With an attribute ``prints`` that is ``True``, it receives printed lines too.
-
-    It must return at once: the event loop waits for it. One that raises an `Exception`, or a
-    cancellation, is logged and not called again in that run; the run continues.
-
-    It may also have a method ``enter_attempt``, which is called with the `AttemptStarted` of each
-    attempt, after the observer itself. It runs in the context in which the action is called next.
-    So the context variables that it sets are visible to this attempt's action, to what that calls,
-    and to the threads and tasks that inherit its context, and nowhere else.
-    """
-
-    def __call__(self, event: Event, /) -> object: ...
-
-
-class ObserverFactory(Protocol):
-    """Gives each run an observer of its own, so that one object can watch many runs at once."""
-
-    def for_run(self) -> Observer:
-        """Return the observer of one run.
-
-        It is called once at the start of each run, in the task that runs it. If it raises an
-        `Exception`, or a cancellation, that is logged, and the run continues without the observer.
-        """
-        ...
-
-
-AnyObserver: TypeAlias = Observer | ObserverFactory
-
-
-class _Entering(Protocol):
-    def enter_attempt(self, running: AttemptStarted, /) -> object:
-        """Act in the context of an attempt."""
-        ...
-
-
-def entry_of(observer: Observer) -> Callable[[AttemptStarted], object] | None:
-    """Return what an observer does in the context of each attempt, if it does anything there."""
-    if not _has_method(observer, "enter_attempt"):
-        return None
-    return cast("_Entering", observer).enter_attempt
-
-
-def for_run(observers: Iterable[AnyObserver]) -> tuple[Observer, ...]:
-    """Return the observers of a run that is about to start."""
-    return tuple(own for each in observers if (own := _of_one_run(each)) is not None)
-
-
-def log_failure(event: Event) -> None:
-    """Log the exception of an observer, which is being handled."""
-    kind, subject = type(event).__name__, getattr(event, "step", "the run")
-    _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
-
-
-def check_observers(observers: object) -> tuple[AnyObserver, ...]:
-    """Return the observers that a user gives.
-
-    Raises:
-        TypeError: They are not observers, or not in a list.
-    """
-    if callable(observers) or _is_factory(observers) or not isinstance(observers, Iterable):
-        raise TypeError("observers must be a list of callables; put a single one in a list")
-    checked = tuple(observers)
-    for observer in checked:
-        if not _is_factory(observer):
-            _check(observer)
-        elif isinstance(observer, type):
-            name = observer.__name__
-            raise TypeError(f"an observer must be an object, not a class: write {name}()")
-        elif is_async(observer.for_run):
-            raise TypeError("for_run of an observer must be a plain method, not an async one")
-    return checked
-
-
-def _of_one_run(observer: AnyObserver) -> Observer | None:
-    if not _is_factory(observer):
-        return cast("Observer", observer)
-    try:
-        own: Observer = cast("ObserverFactory", observer).for_run()
-        _check(own)
-    except FAILURES:
-        _log.exception("for_run of an observer failed; the run continues without it")
-        return None
-    return own
-
-
-def _is_factory(observer: object) -> bool:
-    return _has_method(observer, "for_run")
-
-
-def _has_method(observer: object, name: str) -> bool:
-    # In its class, or is one: a mock, which is a good observer too, has whatever it is asked for.
-    kind = observer if isinstance(observer, type) else type(observer)
-    return callable(getattr(kind, name, None))
-
-
-def _check(observer: object) -> None:
-    if not callable(observer):
-        raise TypeError(
-            f"an observer must be callable or have a method for_run, not {type(observer).__name__}"
-        )
-    if is_async(observer):
-        raise TypeError(
-            "an observer must be a plain function, not an async one; let it put events into "
-            "a queue that something async reads"
-        )
 
 
 class EventDispatcher:
     """The only writer of a run's history: applies an event, stores it, notifies the observers.
 
     Args:
-        state: What the events are applied to.
-        session: Where they are stored, if the run has a journal.
+        scope: The scope of the run.
+        host: The run, which ends for what an observer raised that is not the observer's to raise.
         observers: Who is notified.
-        interrupt: Ends the run for what an observer raised that is not the observer's to raise.
-        notes: What the run's attempts say, if anything receives it.
-        store_note: Stores it, if the journal does.
     """
 
-    def __init__(
-        self,
-        state: RunState,
-        session: JournalSession | None,
-        observers: tuple[Observer, ...],
-        interrupt: Callable[[BaseException, Interruption], None],
-        notes: NoteQueue | None = None,
-        store_note: Callable[[NoteEvent], object] | None = None,
-    ) -> None:
+    def __init__(self, scope: RunScope, host: Host, observers: tuple[Observer, ...]) -> None:
+        notes, persistence = scope.notes, scope.persistence
         self._notes = notes
         self._takes_logs = notes is not None and notes.takes_logs
-        self._store_note = store_note
-        self._state = state
-        self._session = session
+        self._persistence = persistence
+        self._state = scope.state
+        self._session = None if persistence is None else persistence.session
         self.observers = observers
-        self._interrupt = interrupt
+        self._run = host
         self.has_entries = any(entry_of(observer) is not None for observer in observers)
         """Whether an observer does something in the context of each attempt."""
 
@@ -205,8 +64,8 @@ class EventDispatcher:
 
     def note(self, note: NoteEvent, *, store: bool = True, notify: bool = True) -> None:
         """Store what an attempt said, and notify the observers."""
-        if store and self._store_note is not None:
-            self._store_note(note)
+        if store and self._persistence is not None and self._persistence.takes_notes:
+            self._persistence.store_note(note)
         if notify and self.observers:
             self._call_observers(note, lambda observer: observer)
 
@@ -235,7 +94,7 @@ class EventDispatcher:
             notes.notifying(is_nested)
         while interruptions:  # after all were notified, so that they see the events in order
             reason = f"an observer raised {type(interruptions[0]).__name__}"
-            self._interrupt(interruptions[0], Interruption("observer", reason))
+            self._run.interrupt(interruptions[0], Interruption("observer", reason))
             del interruptions[0]  # an error keeps this frame
 
 

@@ -41,6 +41,7 @@ from asyncflow.events import (
     RunResumed,
     RunStarted,
     StepLogged,
+    StepSucceeded,
     StepTakenOver,
 )
 
@@ -244,6 +245,13 @@ class RunPersistence:
         if isinstance(value, self._remote):
             return value.to_payload()
         return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
+
+    def stored(self, success: StepSucceeded, payload: Payload | None) -> StepSucceeded:
+        """Return a success as the journal stores it; with no payload, that of a mapped step."""
+        if success.secret:
+            payload = REDACTED  # also of a mapped step, which may have no items
+        step, item = success.step, success.item
+        return StepSucceeded(step, success.attempt, success.at_ms, payload, item, success.secret)
 
     async def close(
         self, run_id: str

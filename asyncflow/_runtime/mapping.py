@@ -10,21 +10,20 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Set, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set, Sized
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-from asyncflow._core.context import RunContext
 from asyncflow._core.errors import describe_error
 from asyncflow._core.results import Interruption, StepResult, StepStatus, with_note
-from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.outcome import as_failure, step_cancelled
-from asyncflow._runtime.step_runner import Host, StepRunner
+from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import MapStarted, StepFailed, StepSucceeded
 
@@ -38,44 +37,37 @@ class MapRunner:
     """Runs the items of mapped steps, each mapped step in one task.
 
     Args:
+        scope: The scope of the run.
         host: The run.
-        run: What the run's attempts have in common.
-        state: The state of the run.
         dispatcher: Where events go.
         stop: Who was asked to stop.
-        runner: Runs the items.
-        is_durable: Whether the run has a journal.
-        advance: Starts what is ready now.
+        data: Gets the items.
     """
 
     def __init__(
         self,
+        scope: RunScope,
         host: Host,
-        run: RunContext,
-        state: RunState,
         dispatcher: EventDispatcher,
         stop: StopControl,
-        runner: StepRunner,
-        *,
-        is_durable: bool,
-        advance: Callable[[], None],
+        data: ActionData,
     ) -> None:
-        self._host = host
-        self._run = run
-        self._state = state
+        self._run = host
         self._dispatcher = dispatcher
         self._stop_control = stop
-        self._runner = runner
-        self._is_durable = is_durable
-        self._advance = advance
-        self._loop = asyncio.get_running_loop()
+        self._items = data.items
+        self._state = scope.state
+        self._plan = scope.plan
+        self._now_ms = scope.run_context.now_ms
+        self._persistence = scope.persistence
+        self._loop = scope.loop
         self._changes: dict[int, asyncio.Future[None]] = {}
         """What each mapped step waits for: that one of its items is scheduled or ends."""
         self._is_broken = False
 
     async def run(self, node: int, step: WorkflowStep) -> None:
         """Run a mapped step to its end. It raises nothing."""
-        state, emit, now_ms = self._state, self._dispatcher.emit, self._run.now_ms
+        state, emit, now_ms = self._state, self._dispatcher.emit, self._now_ms
         is_complete = False
         error: BaseException | None = None
         failure: Exception | None = None
@@ -90,7 +82,7 @@ class MapRunner:
                 error = raised
                 if not isinstance(raised, FAILURES):
                     reason = f"step {step.name!r} raised {type(raised).__name__}"
-                    self._host.interrupt(raised, Interruption("step", reason))
+                    self._run.interrupt(raised, Interruption("step", reason))
                 elif node not in self._stop_control.requested:
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
@@ -106,16 +98,14 @@ class MapRunner:
                 success = StepSucceeded(
                     step.name, 0, now_ms(), [item.output for item in items], secret=step.secret
                 )
-                emit(success, self._runner.as_stored(node, success))
+                persistence = self._persistence
+                emit(success, None if persistence is None else persistence.stored(success, None))
             else:
                 emit(step_cancelled(state, node, now_ms(), error))
         except BaseException as bug:
-            self._host.broken(bug, f"step {step.name!r} could not be run")
+            self._run.broken(bug, f"step {step.name!r} could not be run")
         finally:
-            self._host.settled(node)
-            # The traceback of an error may keep this frame, which must not lead back to it.
-            del self, emit, state, now_ms
-            error = failure = items = None
+            self._run.settled(node)
 
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""
@@ -125,8 +115,8 @@ class MapRunner:
 
     def forget(self, item: int) -> None:
         """Forget an item that has ended or will never start."""
-        if item in self._runner.items:
-            del self._runner.items[item]
+        if item in self._items:
+            del self._items[item]
             self.note_change(item)
 
     def note_change(self, item: int) -> None:
@@ -142,30 +132,27 @@ class MapRunner:
         """Make each item a node; return whether none was left out, as when the run stops."""
         state, number = self._state, 0
         source = self._source_of(step)
-        try:
-            if self._is_durable:
-                check_order(source, step.name)
-            async with aclosing(each_item(source, step.name)) as values:
-                async for value in values:
-                    if state.stop_reason is not None and not state.is_exempt_from_stop(node):
-                        return False
-                    number = state.step_runs.count_of_items(node)
-                    stored = state.stored_end(node, self._run.now_ms(), number)
-                    if stored is None:
-                        await self._add_item(node, value)
-                    else:
-                        self._dispatcher.emit(stored)
-                    if number % _ITEMS_A_TURN == 0:
-                        await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
-            return True
-        finally:
-            del self, state  # what the iteration raised keeps this frame
+        if self._persistence is not None:
+            check_order(source, step.name)
+        async with aclosing(each_item(source, step.name)) as values:
+            async for value in values:
+                if state.stop_reason is not None and not state.is_exempt_from_stop(node):
+                    return False
+                number = state.step_runs.count_of_items(node)
+                stored = state.stored_end(node, self._now_ms(), number)
+                if stored is None:
+                    await self._add_item(node, value)
+                else:
+                    self._dispatcher.emit(stored)
+                if number % _ITEMS_A_TURN == 0:
+                    await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
+        return True
 
     async def _add_item(self, node: int, value: Any) -> None:
         """Make an item a node, and wait until it is scheduled."""
-        item = self._state.add_item(node, self._run.now_ms())
-        self._runner.items[item] = value
-        self._advance()
+        item = self._state.add_item(node, self._now_ms())
+        self._items[item] = value
+        self._run.advance()
         while self._state.is_queued(item):
             await self._change(node)
 
@@ -182,7 +169,7 @@ class MapRunner:
     def _source_of(self, step: WorkflowStep) -> Any:
         """Return the output over which a step is mapped."""
         assert step.map_over is not None
-        source = self._state.result(self._run.plan.index[step.map_over])
+        source = self._state.result(self._plan.index[step.map_over])
         assert source is not None
         return source.output
 

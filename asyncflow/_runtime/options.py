@@ -14,8 +14,8 @@ from asyncflow._core.errors import safe_text
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import check_engine
-from asyncflow._runtime.dispatcher import AnyObserver, check_observers
 from asyncflow._runtime.durable import Journal
+from asyncflow._runtime.observers import AnyObserver, check_observers
 
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine

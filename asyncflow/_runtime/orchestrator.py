@@ -23,7 +23,6 @@ from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
-from asyncflow._runtime.dispatcher import AnyObserver, for_run
 from asyncflow._runtime.durable import (
     Journal,
     OutputTypes,
@@ -34,6 +33,7 @@ from asyncflow._runtime.durable import (
 )
 from asyncflow._runtime.handle import RunHandle, RunLink
 from asyncflow._runtime.interception import replacements, report_watchers
+from asyncflow._runtime.observers import AnyObserver, for_run
 from asyncflow._runtime.options import (
     NO_RESOURCES,
     OPTIONS,
@@ -45,6 +45,7 @@ from asyncflow._runtime.options import (
 )
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
+from asyncflow._runtime.run_scope import open_scope
 
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
@@ -521,28 +522,31 @@ class Orchestrator:
     ) -> RunReport:
         options = self._options
         observers = options.observers if link is None else (*options.observers, link)
+        watching = for_run(observers)
         # No variable may hold the run: what it raises holds this frame, and would hold itself.
         report = await Run(
-            request.run_id,
-            self._plan,
-            start,
-            RunState(
-                self._plan,
-                fail_fast=options.fail_fast,
-                schedule=options.schedule,
-                max_concurrency=options.max_concurrency,
-                deadline_ms=options.deadline_ms,
-                random=_random,
-                checkpoint=start.checkpoint,
+            open_scope(
+                request.run_id, self._plan, start, self._state(start), watching, persistence
             ),
-            for_run(observers),
-            persistence,
+            watching,
             options.resources,
             link,
         ).execute()
         for watch in list(report_watchers):
             watch(report)
         return report
+
+    def _state(self, start: RunStart) -> RunState:
+        options = self._options
+        return RunState(
+            self._plan,
+            fail_fast=options.fail_fast,
+            schedule=options.schedule,
+            max_concurrency=options.max_concurrency,
+            deadline_ms=options.deadline_ms,
+            random=_random,
+            checkpoint=start.checkpoint,
+        )
 
 
 @suggests_arguments

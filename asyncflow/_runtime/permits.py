@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
-from asyncflow._core.context import RunContext
 from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.graph import Plan
 from asyncflow._core.policies import Pool, PoolTicket
-from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import StepFailed, ThreadAbandoned
 
@@ -126,27 +124,21 @@ class Permits:
         turns: What each node waits for that is queued for its next attempt.
 
     Args:
-        state: The state of the run.
-        run: What the run's attempts have in common.
+        scope: The scope of the run.
+        host: The run.
         dispatcher: Where events go.
         stop: Who was asked to stop.
-        advance_soon: Called when there may be room for another node.
     """
 
     def __init__(
-        self,
-        state: RunState,
-        run: RunContext,
-        dispatcher: EventDispatcher,
-        stop: StopControl,
-        advance_soon: Callable[[], None],
+        self, scope: RunScope, host: Host, dispatcher: EventDispatcher, stop: StopControl
     ) -> None:
-        self._state = state
-        self._run = run
+        self._run = host
         self._dispatcher = dispatcher
         self._stop_control = stop
-        self._advance_soon = advance_soon
-        self._loop = asyncio.get_running_loop()
+        self._state = scope.state
+        self._now_ms = scope.run_context.now_ms
+        self._loop = scope.loop
         self.turns: dict[int, asyncio.Future[None]] = {}
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
@@ -176,7 +168,7 @@ class Permits:
         running = self._state.running_attempt(node)
         assert running is not None
         self._threads[node] = thread
-        now_ms = self._run.now_ms()
+        now_ms = self._now_ms()
         self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 
     def readmit(self, node: int) -> bool:
@@ -197,7 +189,7 @@ class Permits:
         """
         self._stop_control.check_before_backoff(node)
         if self._state.queue.is_dirty:
-            self._advance_soon()  # there is room for another node
+            self._run.advance()  # there is room for another node
         clock = self._loop.time
         ends_s = clock() + delay_ms / 1000
         await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
@@ -217,20 +209,20 @@ class Permits:
         left_s = None
         if deadline_ms is not None:
             ends_ms = self._state.deadlines.step_ends_ms(node)
-            left_s = max(0.0, (ends_ms - self._run.now_ms()) / 1000)
+            left_s = max(0.0, (ends_ms - self._now_ms()) / 1000)
         await self._stop_control.undisturbed(node, partial(asyncio.wait, [thread], timeout=left_s))
         if thread.done() or deadline_ms is None:
             return True
         name = self._state.step_runs.name_of(node)
         error = StepTimeoutError(name, latest.attempt, deadline_ms, "step")
-        now_ms = self._run.now_ms()
+        now_ms = self._now_ms()
         self._dispatcher.emit(StepFailed(latest.step, latest.attempt, now_ms, error, latest.item))
         return False
 
     async def _next_turn(self, node: int) -> None:
         turn = self.turns[node] = self._loop.create_future()
-        self._state.enqueue_retry(node, self._run.now_ms())
-        self._advance_soon()
+        self._state.enqueue_retry(node, self._now_ms())
+        self._run.advance()
         try:
             await self._stop_control.undisturbed(node, partial(asyncio.wait, [turn]))
         finally:

@@ -27,9 +27,9 @@ from asyncflow._core.composition import (
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import StepPolicies, WorkflowStep
-from asyncflow._runtime.dispatcher import AnyObserver
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle
+from asyncflow._runtime.observers import AnyObserver
 from asyncflow._runtime.options import NO_RESOURCES, OpenResource, Options, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
 

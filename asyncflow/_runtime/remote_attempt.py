@@ -21,21 +21,18 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from asyncflow._core.context import RunContext, StartedAttempt, enter_attempt
+from asyncflow._core.context import StartedAttempt, enter_attempt
 from asyncflow._core.errors import NotSendableError
 from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.engine import Engine, EngineCall
 from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.run_scope import RunScope
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import AttemptBegan
-
-if TYPE_CHECKING:
-    from asyncflow._runtime.notes import NoteQueue
 
 __all__ = ["RemoteAttempt", "RemoteAttempts"]
 
@@ -48,34 +45,28 @@ class RemoteAttempts:
     """Submits the attempts of a run to engines, and passes on what those report.
 
     Args:
-        run: What the run's attempts have in common.
-        context: In which attempts start.
-        state: The state of the run.
+        scope: The scope of the run.
         dispatcher: Where events go.
         permits: Learns which threads are abandoned.
         watchdog: Names the tasks.
-        notes: Takes what attempts say; ``None`` if nothing receives it.
         to_keep: The nodes whose outputs may stay on the engines that make them.
     """
 
     def __init__(
         self,
-        run: RunContext,
-        context: Context,
-        state: RunState,
+        scope: RunScope,
         dispatcher: EventDispatcher,
         permits: Permits,
         watchdog: Watchdog,
-        notes: NoteQueue | None,
         to_keep: frozenset[int],
     ) -> None:
-        self._run = run
-        self._context = context
-        self._state = state
+        self._run_context = scope.run_context
+        self._context = scope.context
+        self._state = scope.state
+        self._notes = scope.notes
         self._dispatcher = dispatcher
         self._permits = permits
         self._watchdog = watchdog
-        self._notes = notes
         self._to_keep = to_keep
 
     def submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:
@@ -108,16 +99,16 @@ class RemoteAttempts:
         arguments: Mapping[str, Any],
     ) -> EngineCall:
         step = self._state.step_runs.steps[node]
-        now_ms, deadline_s = self._run.now_ms(), self._run.deadline_s
+        now_ms, deadline_s = self._run_context.now_ms(), self._run_context.deadline_s
         limit = self._state.deadlines.of(node, now_ms)
         has_deadline = deadline_s < math.inf and not step.is_cleanup
         return EngineCall(
-            self._run.run_id,
+            self._run_context.run_id,
             step,
             started,
             arguments,
             None if limit is None else (limit.ends_ms - now_ms) / 1000,
-            max(0.0, deadline_s - self._run.clock()) if has_deadline else None,
+            max(0.0, deadline_s - self._run_context.clock()) if has_deadline else None,
             node in self._to_keep,
             attempt.begin,
             None if step.heartbeat_ms is None else attempt.beat,
@@ -132,7 +123,7 @@ class RemoteAttempts:
         assert running is not None
         name, attempt, engine = running.step, running.attempt, running.engine
         self._dispatcher.emit(
-            AttemptBegan(name, attempt, self._run.now_ms(), engine, worker, running.item)
+            AttemptBegan(name, attempt, self._run_context.now_ms(), engine, worker, running.item)
         )
 
     def _on_unconfirmed(self, node: int, reason: str) -> None:
@@ -208,12 +199,9 @@ class RemoteAttempt:
         await outlast(task.done, partial(asyncio.wait, [task]), self.stop)
         # A task that is cancelled before its first line never runs.
         output, error = self._ends.pop() if self._ends else (None, asyncio.CancelledError())
-        try:
-            if error is not None:
-                raise error
-            return output
-        finally:
-            del self, task, error  # the traceback of the error keeps this frame
+        if error is not None:
+            raise error
+        return output
 
     async def _run(self, engine: Engine, call: EngineCall) -> None:
         """Note what the engine returns or raises: a task must not raise what ends a loop."""
@@ -225,8 +213,6 @@ class RemoteAttempt:
             self._ends.append((output, None))
         except BaseException as error:
             self._ends.append((None, error))
-        finally:
-            del self, engine, call  # as above
 
 
 def _check_arguments(engine: Engine, call: EngineCall) -> None:

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import anyio
 
@@ -35,24 +35,12 @@ from asyncflow._runtime.asyncio_compat import (
     running_task,
 )
 from asyncflow._runtime.options import OpenResource
+from asyncflow._runtime.run_scope import Host
 from asyncflow._runtime.watchdog import GRACE_S
 
 __all__ = ["ResourceFailure", "RunResources", "check_manager", "checked_resources"]
 
 _log = logging.getLogger("asyncflow")
-
-
-class ResourceHost(Protocol):
-    """The run, as its resources call it back."""
-
-    def opened(self, values: Mapping[str, Any]) -> None:
-        """All resources are open."""
-
-    def stop_for_resource(self, why: Interruption) -> None:
-        """Stop the run, because a resource has failed."""
-
-    def interrupt(self, error: BaseException, why: Interruption) -> None:
-        """Stop the run and raise the error, unless it has another one."""
 
 
 class ResourceFailure(NamedTuple):
@@ -73,11 +61,18 @@ class RunResources:
     Args:
         host: The run.
         resources: What opens them, in this order; at least one.
+        on_open: Called with all of them when they are open.
     """
 
-    def __init__(self, host: ResourceHost, resources: Mapping[str, OpenResource]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        resources: Mapping[str, OpenResource],
+        on_open: Callable[[Mapping[str, Any]], object],
+    ) -> None:
         self.is_opening = True
-        self._host = host
+        self._run = host
+        self._on_open = on_open
         self._resources = resources
         self._latest = next(iter(resources))
         self._open: list[tuple[str, Any, anyio.CancelScope | None]] = []
@@ -110,7 +105,7 @@ class RunResources:
         problem = f"was not open before the run exceeded its deadline of {deadline_ms:g} ms"
         self._fail(self._latest, problem, None)
         reason = f"resource {self._latest!r} {problem}"
-        self._host.stop_for_resource(Interruption("deadline", reason))
+        self._run.interrupt(None, Interruption("deadline", reason))
 
     async def close(
         self,
@@ -148,7 +143,7 @@ class RunResources:
         self.is_opening = False
         try:
             if raised is None and not self._is_stopped:
-                self._host.opened(self._values)
+                self._on_open(self._values)
             cancelled = await outlast(self._may_close.done, self._until_close, self._on_cancel)
             if raised is None:
                 raised = self._raised if cancelled is None else cancelled
@@ -188,7 +183,7 @@ class RunResources:
             if not (self._is_stopped and isinstance(error, asyncio.CancelledError)):
                 self._fail(name, f"could not be opened: {describe_error(error)}", error)
                 reason = f"resource {name!r} could not be opened: {type(error).__name__}"
-                self._host.stop_for_resource(Interruption("resource", reason))
+                self._run.interrupt(None, Interruption("resource", reason))
             if scope is not None:
                 scope.__exit__(None, None, None)
             return error
@@ -245,7 +240,7 @@ class RunResources:
 
     def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
         """Stop the run: a resource, or a third party, has cancelled this task."""
-        self._host.stop_for_resource(Interruption("resource", "a resource has cancelled it"))
+        self._run.interrupt(None, Interruption("resource", "a resource has cancelled it"))
 
     def _check_begun(self, task: asyncio.Task[None]) -> None:
         """Stop the run if a third party has cancelled the task before its first line."""
@@ -253,7 +248,7 @@ class RunResources:
             self.is_opening = False
             self._fail("", "was cancelled by a third party", None)
             reason = "the task of its resources was cancelled"
-            self._host.stop_for_resource(Interruption("resource", reason))
+            self._run.interrupt(None, Interruption("resource", reason))
 
     def _warn_later(self, name: str, doing: str, manager: Any) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(GRACE_S, self._warn, name, doing, manager)
@@ -272,7 +267,7 @@ class RunResources:
             self._failures.append(ResourceFailure(name, problem, cause))
         else:
             reason = f"resource {name!r} raised {type(cause).__name__}"
-            self._host.interrupt(cause, Interruption("resource", reason))
+            self._run.interrupt(cause, Interruption("resource", reason))
 
 
 def check_manager(value: object) -> None:

@@ -12,16 +12,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import Context
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asyncflow._core.context import RunContext
 from asyncflow._core.errors import TimeoutKind
 from asyncflow._core.scheduler import ROUNDING_MS
-from asyncflow._core.state import RunState
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels, running_task
-from asyncflow._runtime.watchdog import GRACE_S
+from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow._runtime.watchdog import GRACE_S, Watchdog
 from asyncflow.events import AttemptStarted
 
 __all__ = ["StopControl"]
@@ -33,30 +31,25 @@ class StopControl:
     Attributes:
         requested: When the run has asked a node to stop, in milliseconds, by node.
         missed_heartbeat: The nodes whose running attempt was cancelled for that.
-        on_backoff: Called when a node would wait for its next attempt, while the run drains.
+        watchdog: Warns of attempts that do not end.
+        is_draining: Whether the run drains, so that no node may wait for its next attempt.
 
     Args:
-        state: The state of the run.
-        run: What the run's attempts have in common.
-        context: The run's, for timers.
-        live: The task of each node that runs.
+        scope: The scope of the run.
+        host: The run.
     """
 
-    def __init__(
-        self,
-        state: RunState,
-        run: RunContext,
-        context: Context,
-        live: Mapping[int, asyncio.Task[Any]],
-    ) -> None:
-        self._state = state
-        self._run = run
-        self._context = context
-        self._live = live
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, scope: RunScope, host: Host) -> None:
+        self._run = host
+        self._state = scope.state
+        self._now_ms = scope.run_context.now_ms
+        self._context = scope.context
+        self._live = scope.live
+        self._loop = scope.loop
         self.requested: dict[int, float] = {}
         self.missed_heartbeat: set[int] = set()
-        self.on_backoff: Callable[[], object] | None = None
+        self.watchdog = Watchdog(scope, self.requested)
+        self.is_draining = False
         self._timers: list[asyncio.TimerHandle] = []
         """Those that cancel the nodes which were to stop when a third party had cancelled them."""
 
@@ -113,7 +106,7 @@ class StopControl:
         running = self._state.running_attempt(node)
         if running is None or node in self.missed_heartbeat:
             return running is not None
-        before_ms = self._run.now_ms() + TIMER_SLACK_S * 1000
+        before_ms = self._now_ms() + TIMER_SLACK_S * 1000
         return self._state.deadlines.passed(node, running.at_ms, before_ms) is not None
 
     def has_reached(self, node: int) -> bool:
@@ -133,8 +126,8 @@ class StopControl:
         Raises:
             asyncio.CancelledError: The run has asked the node to stop, or does so now.
         """
-        if self.on_backoff is not None:
-            self.on_backoff()
+        if self.is_draining:
+            self._run.backs_off()
         if node in self.requested:
             # The cancellation came as the attempt ended, so nothing has raised it.
             raise asyncio.CancelledError
@@ -159,4 +152,4 @@ class StopControl:
         """Cancel nothing again."""
         for timer in self._timers:
             timer.cancel()
-        self.on_backoff = None  # it leads to the run
+        self.watchdog.stop()

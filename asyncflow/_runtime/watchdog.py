@@ -8,13 +8,12 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import Context
 from typing import Any
 
-from asyncflow._core.context import RunContext, attempt_in
-from asyncflow._core.state import RunState
+from asyncflow._core.context import attempt_in
 from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
+from asyncflow._runtime.run_scope import RunScope
 from asyncflow.events import AttemptStarted
 
 __all__ = [
@@ -86,28 +85,18 @@ class Watchdog:
     run in which everything ends in time pays for one timer.
 
     Args:
-        state: The state of the run.
-        run: What the run's attempts have in common.
-        context: The run's, so that no step seems to log the warning.
-        live: The task of each node that runs.
+        scope: The scope of the run.
         stop_requested: When the run has asked a node to stop, in milliseconds, by node.
     """
 
-    def __init__(
-        self,
-        state: RunState,
-        run: RunContext,
-        context: Context,
-        live: Mapping[int, asyncio.Task[Any]],
-        stop_requested: Mapping[int, float],
-    ) -> None:
-        self._state = state
-        self._run = run
-        self._loop = asyncio.get_running_loop()
-        self._context = context
-        self._live = live
+    def __init__(self, scope: RunScope, stop_requested: Mapping[int, float]) -> None:
+        self._state = scope.state
+        self._run_context = scope.run_context
+        self._loop = scope.loop
+        self._context = scope.context  # no step must seem to log the warning
+        self._live = scope.live
         self._stop_requested = stop_requested
-        self.prefix = f"asyncflow:{run.run_id}:"
+        self.prefix = f"asyncflow:{scope.run_id}:"
         """How the names of the tasks begin."""
         self._timer: asyncio.TimerHandle | None = None
         self._warned: set[tuple[int, int]] = set()
@@ -131,6 +120,10 @@ class Watchdog:
             look_at = cancelled_s + GRACE_S
             self._timer = self._loop.call_at(look_at, self._look, context=self._context)
 
+    def expect_in(self, seconds: float) -> None:
+        """Do the same for an attempt that is cancelled so many seconds from now."""
+        self.expect(self._loop.time() + seconds)
+
     def stop(self) -> None:
         """Plan no look."""
         if self._timer is not None:
@@ -145,7 +138,7 @@ class Watchdog:
         if task is None:
             return None
         if sys.version_info >= (3, 12):
-            return attempt_in(task.get_context(), self._run)
+            return attempt_in(task.get_context(), self._run_context)
         return self._attempt_named(task.get_name())  # pragma: no cover
 
     def _attempt_named(self, name: str) -> AttemptStarted | None:
@@ -203,4 +196,4 @@ class Watchdog:
             by_limit_ms = math.inf if limit is None else limit.ends_ms
             cancelled_ms = self._stop_requested.get(node, by_limit_ms)
             if cancelled_ms < math.inf:
-                yield node, running, self._run.at_s(cancelled_ms)
+                yield node, running, self._run_context.at_s(cancelled_ms)

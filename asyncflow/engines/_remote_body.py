@@ -14,6 +14,7 @@ from functools import lru_cache
 from types import CoroutineType
 from typing import Any, Protocol
 
+from asyncflow._core.arguments import checked_awaitable, refuse_unawaited
 from asyncflow._core.context import (
     AttemptExtras,
     RunContext,
@@ -29,7 +30,6 @@ from asyncflow._core.tracebacks import format_error, strip_internal_frames
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of, running_task
 from asyncflow._runtime.log_capture import capture
-from asyncflow._runtime.step_runner import checked_awaitable, refuse_unawaited
 from asyncflow._runtime.workers import ThreadEnd, run_in_process, run_in_thread
 from asyncflow.engines._remote_notes import Pulse, RemoteNotes
 from asyncflow.engines._remote_wire import (

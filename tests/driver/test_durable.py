@@ -1353,7 +1353,7 @@ class TestMappedSteps:
         def broken(*_):
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", broken)
+        monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", broken)
 
         with pytest.raises(RuntimeError, match="a bug"):
             await run_pipeline(self.steps(Counter(), {2}), journal=journal, run_id="r")

@@ -579,7 +579,7 @@ async def test_a_bug_at_the_end_of_an_attempt_breaks_the_run_and_leaves_no_body(
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", defective)
+    monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", defective)
 
     with pytest.raises(ZeroDivisionError):
         await run_pipeline(

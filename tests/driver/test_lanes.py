@@ -233,7 +233,7 @@ async def test_a_bug_in_one_item_ends_the_wait_for_all_items(monkeypatch):
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", defective)
+    monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", defective)
 
     with pytest.raises(ZeroDivisionError):
         await run_pipeline(over(act))

@@ -1225,7 +1225,7 @@ async def test_an_internal_error_stops_the_run_and_is_raised_instead_of_hanging(
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.step_runner.StepRunner._conclude", defective)
+    monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", defective)
     cleaning = Cleaning()
 
     with pytest.raises(ZeroDivisionError):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from contextvars import Context
 
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._core.context import RunContext
 from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.state import RunState
+from asyncflow._runtime.durable import OutputTypes, Request, begin
+from asyncflow._runtime.run_scope import open_scope
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 
@@ -55,9 +54,10 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
         AttemptStarted("m", 1, 3.0, item=0),
     ]:
         state.apply(event)
-    run = RunContext("r1", planned, asyncio.get_running_loop(), 0.0, math.inf, {}, bool)
+    start = begin(Request("r1", "", planned, OutputTypes(planned), {}, (), fail_fast=True))
+    scope = open_scope("r1", planned, start, state, (), None)
 
-    attempt = Watchdog(state, run, Context(), {}, {})._attempt_named(name)
+    attempt = Watchdog(scope, {})._attempt_named(name)
 
     assert found == (attempt and (attempt.step, attempt.attempt, attempt.item))
 

@@ -1,0 +1,55 @@
+"""What the actions and conditions of a run are called with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from asyncflow._core.graph import ITEM, Binding
+from asyncflow._core.state import RunState
+from asyncflow._runtime.durable import RunStart
+
+
+class ActionData:
+    """Finds the arguments of actions and conditions: outputs, items, inputs and resources.
+
+    Attributes:
+        bindings: Where each parameter of a step's action comes from, by step.
+        items: The items of mapped steps that are under way, by node.
+
+    Args:
+        start: How the run begins.
+        state: The state of the run, which has the outputs.
+    """
+
+    def __init__(self, start: RunStart, state: RunState) -> None:
+        self.bindings = start.bindings
+        self.items: dict[int, Any] = {}
+        self._conditions = start.conditions
+        self._inputs = start.inputs
+        self._state = state
+
+    def provide(self, resources: Mapping[str, Any]) -> None:
+        """Take the resources of the run, which parameters receive as they do inputs."""
+        self._inputs = {**self._inputs, **resources}
+
+    def of_action(self, node: int) -> dict[str, Any]:
+        """Return what the action of a step, or of an item, is called with."""
+        is_item = node >= len(self.bindings)
+        step = self._state.step_runs.owner_of(node) if is_item else node
+        return self._collect(node, self.bindings[step])
+
+    def of_condition(self, step: int) -> dict[str, Any]:
+        """Return what the condition of a step is called with."""
+        return self._collect(step, self._conditions[step])
+
+    def _collect(self, node: int, binding: Binding) -> dict[str, Any]:
+        arguments = {}
+        for parameter, source in binding:
+            if isinstance(source, str):
+                arguments[parameter] = self._inputs[source]
+            elif source == ITEM:
+                arguments[parameter] = self.items[node]
+            else:
+                arguments[parameter] = self._state.output(source)
+        return arguments

@@ -1,0 +1,407 @@
+"""How an attempt is made, from its limit to its end: the lane that can do everything.
+
+Rules:
+
+1. `asyncio.wait_for` enforces an attempt's limit, and nothing else does. It can't tell its own end
+   from a `TimeoutError` of the action, and it hands on the late value of an action that swallowed
+   the cancellation. So what it awaits returns whatever happens, and has looked before how often
+   its task was asked to cancel.
+2. An attempt starts in a fresh copy of the context in which the run was started.
+3. `Attempts.conclude` alone says how an attempt has ended, in both lanes, and in this order: a
+   limit has cancelled it; there is a value; the error ends the run; the run asked it to stop; it
+   has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from operator import is_
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
+from asyncflow._core.context import AttemptExtras, enter_attempt
+from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.graph import outputs_to_keep
+from asyncflow._core.results import REDACTED_OUTPUT, Interruption, Payload, StepResult
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._runtime.action_data import ActionData
+from asyncflow._runtime.asyncio_compat import (
+    FAILURES,
+    WAIT_FOR_MAKES_A_TASK,
+    cancel_count,
+    forget_cancels,
+    outlast,
+    running_task,
+)
+from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.outcome import as_failure, step_cancelled, timeout_error
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow._runtime.stop_control import StopControl
+from asyncflow._runtime.watchdog import HeartbeatTimer
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    StepCancelled,
+    StepFailed,
+    StepSucceeded,
+)
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.remote_attempt import RemoteAttempt, RemoteAttempts
+
+_ALMOST_NOTHING_S = 1e-9
+"""A limit that has passed already. With 0, `asyncio.wait_for` would not even begin."""
+
+
+class Attempts:
+    """Makes single attempts, and reports how they end.
+
+    Args:
+        scope: The scope of the run.
+        host: The run.
+        dispatcher: Where events go.
+        permits: Learns which threads are abandoned.
+        stop: Who was asked to stop.
+        data: What actions are called with.
+    """
+
+    def __init__(
+        self,
+        scope: RunScope,
+        host: Host,
+        dispatcher: EventDispatcher,
+        permits: Permits,
+        stop: StopControl,
+        data: ActionData,
+    ) -> None:
+        self._scope = scope
+        self._run = host
+        self._dispatcher = dispatcher
+        self._permits = permits
+        self._stop_control = stop
+        self._data = data
+        self._state = scope.state
+        self._context = scope.run_context
+        self._engines: RemoteAttempts | None = None
+        plan = scope.plan
+        if any(plan.steps[index].remote for index in plan.special):
+            from asyncflow._runtime.remote_attempt import RemoteAttempts  # few need it
+
+            to_keep = outputs_to_keep(plan, scope.start.bindings, scope.start.conditions)
+            watchdog = stop.watchdog
+            self._engines = RemoteAttempts(scope, dispatcher, permits, watchdog, to_keep)
+
+    async def bounded(
+        self, node: int, attempt: int, make_attempt: Callable[[], Awaitable[float | None]]
+    ) -> float | None:
+        """Await an attempt within its limit, and return what it does.
+
+        Raises:
+            asyncio.CancelledError: The run stops the node, and the attempt has not begun.
+        """
+        while True:
+            limit_s, now_ms = None, self._context.now_ms()
+            limit = self._state.deadlines.begin_limit(node, now_ms)
+            if limit is not None:
+                self._stop_control.watchdog.expect(self._context.at_s(limit.ends_ms))
+                limit_s = max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
+            if not WAIT_FOR_MAKES_A_TASK:
+                if attempt == 1:
+                    return await asyncio.wait_for(make_attempt(), limit_s)
+                if self._context_is_clean():
+                    running_task().set_name(self._stop_control.watchdog.task_name(node, attempt))
+                    return await asyncio.wait_for(make_attempt(), limit_s)
+            ended = await self._in_own_task(node, attempt, limit_s, make_attempt)
+            if ended:
+                return ended[0]
+
+    async def _in_own_task(
+        self,
+        node: int,
+        attempt: int,
+        limit_s: float | None,
+        make_attempt: Callable[[], Awaitable[float | None]],
+    ) -> list[float | None]:
+        """Await an attempt in a context in which none has run before; return what it does.
+
+        A task that is cancelled with its last line loses what it returns: so that is kept here.
+        One that a third party cancels before its first line keeps nothing: it must be made again.
+        """
+        ended: list[float | None] = []
+
+        async def noted() -> None:
+            if node in self._stop_control.requested:
+                # Before 3.12 this task begins although the one that waits for it was cancelled.
+                raise asyncio.CancelledError  # pragma: no cover
+            ended.append(await make_attempt())
+
+        # Not an eager task: if it failed at once, its error's traceback would keep the frame that
+        # makes it, which holds the task, which holds the error.
+        context = None if attempt == 1 else self._scope.context.copy()
+        name = self._stop_control.watchdog.task_name(node, attempt)
+        task = asyncio.Task(noted(), loop=self._scope.loop, name=name, context=context)
+        try:
+            await asyncio.wait_for(task, limit_s)
+        except (TimeoutError, asyncio.CancelledError):
+            # The task was cancelled, or before 3.12 this one was.
+            await outlast(task.done, partial(asyncio.wait, [task]))
+            if not ended and node in self._stop_control.requested:
+                raise
+        if node not in self._stop_control.requested:
+            forget_cancels()  # a third party's
+        return ended
+
+    def _context_is_clean(self) -> bool:
+        """Whether an attempt has left nothing in the context but which attempt it was."""
+        enter_attempt(None)
+        now, then = contextvars.copy_context(), self._scope.context
+        return len(now) == len(then) and all(map(is_, map(now.get, then), then.values()))
+
+    async def make(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
+        """Make one attempt of any node. It raises nothing, and returns what `conclude` does."""
+        payload = None
+        try:
+            if self._scope.persistence is None:
+                self._dispatcher.emit(self.start_of(node))
+            running = self._state.running_attempt(node)
+            assert running is not None
+            item = running.item
+            enter_attempt((step.name, attempt, running.at_ms, running.queued_ms, item))
+            if self._dispatcher.has_entries:
+                self._dispatcher.enter(running)
+            try:
+                output = await self._call(node, step, running)
+                payload = self._accepted(node, step, attempt, output)
+            except BaseException as error:
+                strip_internal_frames(error)
+                return self.conclude(node, error, None)
+            return self.conclude(node, None, output, payload)
+        except BaseException as bug:
+            self.break_down(node, bug)
+            return None
+
+    def start_of(self, node: int) -> AttemptStarted:
+        """Return the event of an attempt that starts now."""
+        runs, now_ms = self._state.step_runs, self._context.now_ms()
+        queued_ms = self._state.queue.queued_ms(node, now_ms)
+        step, attempt = runs.steps[node], runs.next_attempt(node)
+        engine = "" if step.remote is None else step.remote.name
+        return AttemptStarted(step.name, attempt, now_ms, queued_ms, runs.item_of(node), engine)
+
+    async def _call(self, node: int, step: WorkflowStep, running: AttemptStarted) -> Any:
+        """Await the action, in the event loop or in a worker."""
+        arguments = self._data.of_action(node)
+        limit = self._state.deadlines.latest_limit(node)
+        ends_s = math.inf if limit is None else self._context.at_s(limit.ends_ms)
+        heartbeat = self._heartbeat_of(node, step)
+        extras, key = self._context.extras, (step.name, running.item)
+        extras[key] = AttemptExtras(ends_s, heartbeat, self._results_for(step))
+        try:
+            if step.runs_in == "loop":
+                output = await checked_awaitable(step.name, step.action(**arguments))
+            else:
+                output = await self._call_in_worker(node, step, arguments, ends_s, heartbeat)
+        finally:
+            del extras[key]
+            if heartbeat is not None:
+                heartbeat.stop()
+        if type(output) is CoroutineType:
+            refuse_unawaited(step.name, output)
+        return output
+
+    def _call_in_worker(
+        self,
+        node: int,
+        step: WorkflowStep,
+        arguments: dict[str, Any],
+        ends_s: float,
+        heartbeat: HeartbeatTimer | None,
+    ) -> Awaitable[Any]:
+        from asyncflow._runtime.workers import run_in_process, run_in_thread  # few need them
+
+        if step.runs_in == "process":
+            return run_in_process(step.action, arguments, heartbeat, self._scope.notes)
+        if not step.is_cleanup:
+            ends_s = min(ends_s, self._context.deadline_s)
+        return run_in_thread(
+            step.action,
+            arguments,
+            ends=ends_s,
+            on_abandon=partial(self._permits.abandon, node),
+            has_missed_heartbeat=partial(self._stop_control.missed_heartbeat.__contains__, node),
+        )
+
+    def _heartbeat_of(self, node: int, step: WorkflowStep) -> HeartbeatTimer | None:
+        if step.heartbeat_ms is None:
+            return None
+        on_missed = partial(self._stop_control.miss_heartbeat, node, running_task())
+        return HeartbeatTimer(self._scope.loop, step.heartbeat_ms / 1000, on_missed)
+
+    def _results_for(self, step: WorkflowStep) -> dict[str, StepResult]:
+        """The results of a clean-up step's dependencies."""
+        if not step.is_cleanup:
+            return {}
+        plan = self._scope.plan
+        found = map(self._state.result, plan.dependencies[plan.index[step.name]])
+        return {result.step_name: result for result in found if result is not None}
+
+    def _accepted(self, node: int, step: WorkflowStep, attempt: int, output: Any) -> Payload | None:
+        """Return how an output is stored, if the run has a journal.
+
+        Raises:
+            ResultRefusedError: The step's retry policy does not accept it.
+            PayloadError: It can't be stored.
+        """
+        name, until = self._state.step_runs.name_of(node), step.retry.until
+        if until is not None and not reject_awaitable("Retry: until", until(output)):
+            raise ResultRefusedError(name, attempt, REDACTED_OUTPUT if step.secret else output)
+        persistence = self._scope.persistence
+        return None if persistence is None else persistence.output(name, step, output)
+
+    # On an engine.
+
+    async def make_on_engine(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
+        """Make one attempt on an engine, and return what `conclude` does."""
+        assert self._engines is not None
+        if self._scope.persistence is None:
+            self._dispatcher.emit(self.start_of(node))
+        remote = self._engines.submit(node, self._data.of_action(node))
+        follow = partial(self._follow, node, step, attempt, remote)
+        try:
+            await self._stop_control.undisturbed(node, remote.until_begun)
+            return await self.bounded(node, attempt, follow)
+        except asyncio.CancelledError:
+            remote.stop()  # the run stops the node before the body has begun
+        return await follow()
+
+    async def _follow(
+        self, node: int, step: WorkflowStep, attempt: int, remote: RemoteAttempt
+    ) -> float | None:
+        """Await an attempt on an engine. If this is cancelled, the engine stops the body first."""
+        try:
+            if not remote.is_stopping:
+                remote.heartbeat = self._heartbeat_of(node, step)
+            try:
+                output = await remote.outcome()
+                payload = self._accepted(node, step, attempt, output)
+            except BaseException as error:
+                strip_internal_frames(error)
+                return self.conclude(node, error, None)
+            return self.conclude(node, None, output, payload)
+        except BaseException as bug:
+            self.break_down(node, bug)
+            return None
+        finally:
+            if remote.heartbeat is not None:
+                remote.heartbeat.stop()
+
+    # How it ended.
+
+    def conclude(
+        self, node: int, error: BaseException | None, output: Any, payload: Payload | None = None
+    ) -> float | None:
+        """Report how an attempt has ended, in whose task this is called.
+
+        Returns:
+            How many milliseconds to wait before the next attempt; ``None`` if the node has ended.
+        """
+        state, stop = self._state, self._stop_control
+        running, name = state.running_attempt(node), state.step_runs.name_of(node)
+        assert running is not None
+        ended_ms, attempt, delay_ms = self._context.now_ms(), running.attempt, None
+        if cancel_count() or node in stop.missed_heartbeat:
+            limit = stop.cause_of(node, running, ended_ms, returned=error is None)
+            if limit is not None and (error is None or isinstance(error, FAILURES)):
+                error = timeout_error(*limit, name, attempt, error)
+        is_stopped = stop.has_reached(node)
+        if not is_stopped:
+            forget_cancels()  # those of its limit, the step's own, or a third party's
+            if isinstance(error, FAILURES):
+                failure = as_failure(error, name, attempt)
+                error, delay_ms = self._what_follows(node, failure, ended_ms)
+        if error is None:
+            self._report_success(node, running, ended_ms, output, payload)
+        else:
+            self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
+        if delay_ms is None:
+            self._run.settled(node)
+        return delay_ms
+
+    def _what_follows(
+        self, node: int, failure: Exception, ended_ms: float
+    ) -> tuple[BaseException, float | None]:
+        """Return what an attempt has failed with, and the backoff if another one follows."""
+        try:
+            return failure, self._state.deadlines.retry_delay_ms(node, failure, ended_ms)
+        except BaseException as raised:  # by the step's retry policy
+            strip_internal_frames(raised)
+            if raised is not failure:
+                raised.__context__ = failure
+            if not isinstance(raised, FAILURES):
+                return raised, None
+            running = self._state.running_attempt(node)
+            assert running is not None
+            return as_failure(raised, self._state.step_runs.name_of(node), running.attempt), None
+
+    def _report_success(
+        self,
+        node: int,
+        running: AttemptStarted,
+        ended_ms: float,
+        output: Any,
+        payload: Payload | None,
+    ) -> None:
+        secret = self._state.step_runs.steps[node].secret
+        if secret and self._context.secrets is not None:
+            self._context.secrets.add(output)
+        step, attempt, item = running.step, running.attempt, running.item
+        success, persistence = (
+            StepSucceeded(step, attempt, ended_ms, output, item, secret),
+            self._scope.persistence,
+        )
+        stored = None if persistence is None else persistence.stored(success, payload)
+        self._dispatcher.emit(success, stored)
+
+    def _report_failure(
+        self,
+        node: int,
+        running: AttemptStarted,
+        ended_ms: float,
+        error: BaseException,
+        delay_ms: float | None,
+        is_stopped: bool,
+    ) -> None:
+        emit = self._dispatcher.emit
+        name, attempt, item = running.step, running.attempt, running.item
+        if not isinstance(error, FAILURES):
+            reason = f"step {name!r} raised {type(error).__name__}"
+            emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
+            self._run.interrupt(error, Interruption("step", reason))
+        elif is_stopped:
+            emit(step_cancelled(self._state, node, ended_ms, error))
+        elif delay_ms is not None:
+            emit(AttemptFailed(name, attempt, ended_ms, error, delay_ms, item))
+        else:
+            emit(StepFailed(name, attempt, ended_ms, error, item))
+
+    def report_cancelled(self, node: int) -> None:
+        """Report a node that the run has stopped while no attempt of it was running."""
+        # If it had not started, the run has reported already that it was skipped.
+        if self._state.result(node) is None and self._state.latest_attempt(node) is not None:
+            error = self._state.attempt_log.last_error(node)
+            now_ms = self._context.now_ms()
+            self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))
+        self._run.settled(node)
+
+    def break_down(self, node: int, bug: BaseException) -> None:
+        """End a node because of a bug of asyncflow."""
+        name = self._state.step_runs.steps[node].name
+        self._run.broken(bug, f"step {name!r} could not be run")
+        self._run.settled(node)

@@ -1,0 +1,154 @@
+"""What every part of a run needs of it, made once; and how the parts call the run back.
+
+Nothing in a `RunScope` leads back to the run or to one of its parts. An error keeps the frames that
+it went through, and these hold parts of the run: so a scope that held one would close a cycle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asyncflow._core.context import RunContext, capturing_notes, enter_run, known_secrets
+from asyncflow._core.graph import Plan
+from asyncflow._core.results import REDACTED_OUTPUT, Interruption
+from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.state import RunState
+from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of
+from asyncflow._runtime.durable import RunPersistence, RunStart
+from asyncflow._runtime.observers import Observer
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.notes import NoteQueue
+
+
+class Host(Protocol):
+    """The run, as its parts call it back."""
+
+    def settled(self, node: int | None) -> None:
+        """A node has ended, and that is reported; ``None`` for one that had no task."""
+
+    def advance(self) -> None:
+        """Start what may start now: there is a new node, or room for one."""
+
+    def interrupt(self, error: BaseException | None, why: Interruption) -> None:
+        """Stop the run, and raise the error, if there is one and the run has no other."""
+
+    def broken(self, bug: BaseException, reason: str) -> None:
+        """Do the same for a bug of asyncflow. The state may be wrong from here on."""
+
+    def backs_off(self) -> None:
+        """A node is about to wait for its next attempt, in a run that drains."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunScope:
+    """What the parts of a run share."""
+
+    run_id: str
+    plan: Plan
+    start: RunStart
+    """How the run begins."""
+    state: RunState
+    run_context: RunContext
+    """What attempts can ask about the run."""
+    context: contextvars.Context
+    """In which attempts, timers and conditions start."""
+    loop: asyncio.AbstractEventLoop
+    live: dict[int, asyncio.Task[Any]]
+    """The task of each node that was started and has not ended."""
+    persistence: RunPersistence | None
+    """The run's part of a journal, if it has one."""
+    notes: NoteQueue | None
+    """Takes what attempts say; ``None`` if nothing receives it."""
+
+
+def open_scope(
+    run_id: str,
+    plan: Plan,
+    start: RunStart,
+    state: RunState,
+    observers: Sequence[Observer],
+    persistence: RunPersistence | None,
+) -> RunScope:
+    """Return the scope of a run that is about to begin, in the task that runs it."""
+    loop = asyncio.get_running_loop()
+    # The clock of a run stands still while no process runs it.
+    started_s = loop.time() - state.deadlines.began_ms / 1000
+    deadline_ms = state.deadlines.deadline_ms
+    deadline_s = math.inf if deadline_ms is None else loop.time() + deadline_ms / 1000
+    clock, notes = clock_of(loop), None
+    secrets = _secrets_of(start, known_secrets())
+    if observers or (persistence is not None and persistence.takes_notes):
+        secrets = secrets or SecretTexts()
+        notes = _notes_of(loop, clock, started_s, start, observers, persistence, secrets)
+    run_context = RunContext(
+        run_id,
+        plan,
+        clock,
+        started_s,
+        deadline_s,
+        extras={},
+        cancel_requested=cancel_requested,
+        notes=notes,
+        secrets=secrets,
+        outer=None if notes is not None and notes.takes_logs else capturing_notes(),
+    )
+    context = contextvars.copy_context()
+    context.run(enter_run, run_context)
+    return RunScope(
+        run_id=run_id,
+        plan=plan,
+        start=start,
+        state=state,
+        run_context=run_context,
+        context=context,
+        loop=loop,
+        live={},
+        persistence=persistence,
+        notes=notes,
+    )
+
+
+def _notes_of(
+    loop: asyncio.AbstractEventLoop,
+    clock: Callable[[], float],
+    started_s: float,
+    start: RunStart,
+    observers: Sequence[Observer],
+    persistence: RunPersistence | None,
+    secrets: SecretTexts,
+) -> NoteQueue:
+    """Return what takes the notes of a run that has a journal or observers."""
+    from asyncflow._runtime.notes import NoteQueue, log_level_of, wants_prints  # others need none
+
+    levels = [log_level_of(each) for each in observers]
+    prints = any(map(wants_prints, observers))
+    if persistence is not None:
+        levels.append(persistence.logs)
+        prints = prints or persistence.prints
+    return NoteQueue(
+        loop,
+        clock,
+        started_s,
+        secrets=secrets,
+        secret=start.event.secret,
+        level=min((level for level in levels if level is not None), default=None),
+        prints=prints,
+    )
+
+
+def _secrets_of(start: RunStart, outer: SecretTexts | None) -> SecretTexts | None:
+    """Return the secrets that a run knows when it starts, or may get to know, if there are any."""
+    shown = start.event.inputs if start.checkpoint is None else start.checkpoint.inputs
+    hidden = [name for name in start.inputs if shown.get(name) is REDACTED_OUTPUT]
+    if not hidden and not start.event.secret and outer is None:
+        return None
+    secrets = SecretTexts(outer)
+    for name in hidden:
+        secrets.add(start.inputs[name])
+    return secrets

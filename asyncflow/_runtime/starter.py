@@ -1,0 +1,256 @@
+"""Starts the nodes of a run: one task a node, in the run's task group.
+
+Rules:
+
+1. Nodes start in the run's context, never in that of a step. So a condition belongs to no step,
+   and each task gets a fresh copy.
+2. Nothing starts while resources are being opened, or after the run has closed.
+3. A task that a third party cancels before its first line never runs, so it reports nothing. Its
+   node is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from asyncflow._core.arguments import reject_awaitable
+from asyncflow._core.errors import StepCrashedError, name_suffix
+from asyncflow._core.results import Interruption
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.tracebacks import strip_internal_frames
+from asyncflow._runtime.action_data import ActionData
+from asyncflow._runtime.asyncio_compat import FAILURES, WAIT_FOR_MAKES_A_TASK
+from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.mapping import MapRunner
+from asyncflow._runtime.outcome import as_failure, step_cancelled
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow._runtime.step_runner import StepRunner
+from asyncflow._runtime.stop_control import StopControl
+from asyncflow.events import StepFailed, StepSkipped
+
+
+class Starter:
+    """Starts what is ready, and skips what is unreachable.
+
+    Attributes:
+        group: The task group of the run.
+        maps: Runs the mapped steps.
+        is_held: Whether nothing may start yet, or any more.
+        is_advancing: Whether it is starting nodes right now: an eager task may end meanwhile.
+
+    Args:
+        scope: The scope of the run.
+        host: The run.
+        dispatcher: Where events go.
+        stop: Who was asked to stop.
+    """
+
+    group: asyncio.TaskGroup
+
+    def __init__(
+        self, scope: RunScope, host: Host, dispatcher: EventDispatcher, stop: StopControl
+    ) -> None:
+        self._scope = scope
+        self._run = host
+        self._dispatcher = dispatcher
+        self._watchdog = stop.watchdog
+        self._state = scope.state
+        self._now_ms = scope.run_context.now_ms
+        self._is_resumed = scope.start.checkpoint is not None
+        self._data = ActionData(scope.start, scope.state)
+        self._permits = Permits(scope, host, dispatcher, stop)
+        self._runner = StepRunner(scope, host, dispatcher, self._permits, stop, self._data)
+        self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
+        self.is_held = self.is_advancing = False
+        self._unchecked: list[int] | None = None
+        """What the planned look for unstarted nodes will look at; ``None`` if none is planned."""
+
+    def provide(self, resources: Mapping[str, Any]) -> None:
+        """Start the first steps, with the resources of the run."""
+        self._data.provide(resources)
+        self.is_held = False
+        self.advance_soon()
+
+    def forget(self, node: int) -> None:
+        """Forget the item that a node is, if it is one, since it has ended or will never start."""
+        if self._data.items:
+            self.maps.forget(node)
+
+    def advance_soon(self) -> None:
+        """Start what is ready, from the next turn of the loop on."""
+        self._scope.loop.call_soon(self._advance, context=self._scope.context)
+
+    def advance(self) -> None:
+        """Start what is ready, now if that is possible."""
+        # Not in the task of a step, to which a condition does not belong; and not while an eager
+        # task is running within its start.
+        if self.is_advancing or self._scope.start.conditions:
+            self.advance_soon()
+        else:
+            self._scope.context.run(self._advance)
+
+    def _advance(self, again: Sequence[int] = ()) -> None:
+        """Start what is ready and skip what is unreachable, until there is neither.
+
+        Args:
+            again: Nodes to start before that, whose tasks never began.
+        """
+        if self.is_held:
+            return
+        queue, self.is_advancing = self._state.queue, True
+        try:
+            if again:
+                self._start(again, is_again=True)
+            while queue.is_dirty:
+                self._start(self._state.take_ready())
+                if queue.is_dirty:
+                    self.skip_unreachable()
+        except BaseException as bug:
+            self._run.broken(bug, "a step could not be started")
+        finally:
+            self.is_advancing = False
+        if not self._scope.live:
+            self._run.settled(None)
+
+    def _start(self, batch: Sequence[int], *, is_again: bool = False) -> None:
+        if not batch:
+            return
+        live, launch, permits = self._scope.live, self._runner.launch, self._permits
+        prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
+        all_steps, steps = self._state.step_runs.steps, len(self._scope.plan.steps)
+        shortest_s = math.inf
+        for node in batch:
+            step, coroutine = all_steps[node], None
+            if not is_again:
+                if permits.turns and permits.readmit(node):
+                    continue  # it makes another attempt
+                if (step.when or self._is_resumed) and not self._ask_condition(node):
+                    continue
+            if step.map_over is not None:
+                if node < steps:
+                    coroutine = self.maps.run(node, step)
+                else:
+                    self.maps.note_change(node)
+            if step.timeout_s is not None and step.timeout_s < shortest_s:
+                shortest_s = step.timeout_s
+            # Before 3.12, each attempt has a task of its own, which has that name.
+            own_name = f"{prefix}{step.name}#1" if node < steps else task_name(node, 1)
+            name = None if WAIT_FOR_MAKES_A_TASK else own_name
+            task = self.group.create_task(coroutine or launch(node), name=name)
+            if not task.done():  # an eager one may be
+                live[node] = task
+        self._watchdog.expect_in(shortest_s)
+        if self._unchecked is None:
+            self._unchecked = list(batch)
+            self._look_soon(self._unchecked, len(batch))
+        else:
+            self._unchecked += batch
+
+    def _look_soon(self, nodes: list[int], ended: int) -> None:
+        look, context = self._restart_unstarted, self._scope.context
+        self._scope.loop.call_soon(look, nodes, ended, context=context)
+
+    def _restart_unstarted(self, nodes: list[int], ended: int) -> None:
+        """Restart the nodes whose tasks never began.
+
+        This look is planned once a turn, and not once a batch: in a map, that is an item.
+
+        Args:
+            nodes: What was started since the last look was planned.
+            ended: How many of them were started before this one was: if their tasks were cancelled
+                so early, these have ended. The others end later in this turn.
+        """
+        if nodes is self._unchecked:
+            self._unchecked = None
+        if late := nodes[ended:]:
+            self._look_soon(late, len(late))
+        live = self._scope.live
+        unstarted = [node for node in nodes[:ended] if node in live and live[node].done()]
+        again = list(filter(self._state.is_scheduled, unstarted))
+        for node in again:
+            del live[node]
+        if again:
+            self._advance(again)
+
+    # What does not start.
+
+    def _ask_condition(self, node: int) -> bool:
+        """Return whether a node shall run; if not, report its end."""
+        step, state = self._state.step_runs.steps[node], self._state
+        condition = step.when
+        if self._is_resumed and self._fail_if_crashed(node, step):
+            self.maps.forget(node)
+            return False
+        if condition is None or state.step_runs.item_of(node) is not None:
+            return True
+        if self._is_resumed and state.had_begun(node):
+            return True  # it was asked then
+        try:
+            met = self._scope.context.copy().run(condition, **self._data.of_condition(node))
+            if reject_awaitable(f"the condition of step {step.name!r}", met):
+                return True
+        except FAILURES as error:
+            strip_internal_frames(error)
+            self._fail(StepFailed(step.name, 0, self._now_ms(), as_failure(error, step.name, 0)))
+        except BaseException as error:
+            strip_internal_frames(error)
+            reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
+            self._dispatcher.emit(StepSkipped(step.name, self._now_ms(), reason))
+            self._run.interrupt(error, Interruption("step", reason))
+        else:
+            reason = f"its condition{name_suffix(condition)} was not met"
+            now_ms = self._now_ms()
+            self._dispatcher.emit(StepSkipped(step.name, now_ms, reason, on_purpose=True))
+        return False
+
+    def _fail_if_crashed(self, node: int, step: WorkflowStep) -> bool:
+        """Fail a node whose process has died too often while it ran; return whether it has."""
+        pending = self._state.step_runs.pending_attempts(node)
+        if pending is None or not pending.is_interrupted:
+            return False
+        latest, _, unfinished, crashes = pending
+        if step.remote is not None and not step.remote.tells_began:
+            crashes = unfinished  # a body that kills this process at once leaves no word of it
+        if crashes <= step.max_crashes:
+            return False
+        name = self._state.step_runs.name_of(node)
+        error = StepCrashedError(name, latest.attempt, crashes)
+        now_ms = self._now_ms()
+        self._fail(StepFailed(step.name, latest.attempt, now_ms, error, latest.item))
+        return True
+
+    def _fail(self, failure: StepFailed) -> None:
+        """Report a node that has failed without a task."""
+        self._dispatcher.emit(failure)
+        self._run.settled(None)
+
+    def skip_unreachable(self) -> None:
+        """Report the steps that will never start."""
+        for index, reason, on_purpose in self._state.take_unreachable():
+            now_ms = self._now_ms()
+            if self._state.step_runs.pending_attempts(index) is not None:
+                self.report_cancelled(index, now_ms)
+            else:
+                name = self._state.step_runs.steps[index].name
+                self._dispatcher.emit(StepSkipped(name, now_ms, reason, on_purpose))
+
+    def report_unstarted(self, node: int, now_ms: float) -> None:
+        """Report a node that was scheduled and will not start, since the run stops."""
+        state = self._state
+        if state.step_runs.pending_attempts(node) is not None:
+            self.report_cancelled(node, now_ms)  # it started before the run was resumed
+        elif state.step_runs.item_of(node) is None:
+            name, reason = state.step_runs.steps[node].name, state.stop_reason or ""
+            self._dispatcher.emit(StepSkipped(name, now_ms, reason))
+        else:
+            state.drop_item(node)
+        self.maps.forget(node)
+
+    def report_cancelled(self, node: int, now_ms: float) -> None:
+        """Report the end of a node that has started and of which no attempt is running."""
+        error = self._state.attempt_log.last_error(node)
+        self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))
