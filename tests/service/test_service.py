@@ -377,6 +377,15 @@ async def test_above_the_limit_a_run_is_refused_until_another_one_has_ended(work
         # A run took 10 s, and there are two at a time.
         assert refused.value.retry_after_s == 5
 
+        for run in runs:
+            await run.report()
+        for _ in runs:
+            await service.start("work", pause_s=5)
+        with pytest.raises(ServiceFullError) as refused:
+            await service.start("work")
+        # They took 10, 20 and 10 s.
+        assert refused.value.retry_after_s == 7
+
 
 @in_virtual_time
 async def test_without_a_limit_there_may_be_any_number_of_runs(work: Work) -> None:

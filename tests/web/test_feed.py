@@ -372,6 +372,39 @@ async def test_a_viewer_ahead_of_the_reader_receives_what_follows() -> None:
     assert update.sections["events"] == b"4"
 
 
+async def test_a_viewer_ahead_of_a_read_that_is_under_way_waits_for_the_next_one() -> None:
+    class Slow(OneRun):
+        """Returns what it had when it was asked."""
+
+        gate = asyncio.Event()
+        was_asked = asyncio.Event()
+
+        async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
+            found = await super().events(run_id, after)
+            self.was_asked.set()
+            await self.gate.wait()
+            return found
+
+    source = Slow()
+    source.gate.set()
+    feeds = RunFeeds(source)
+    async with aclosing(feeds.updates("r", 0, render)) as first_viewer:
+        await anext(first_viewer)
+        source.gate.clear()
+        source.was_asked.clear()
+        await source.was_asked.wait()
+        source.add(AttemptStarted("a", 1, 1.0), AttemptStarted("a", 2, 2.0))
+
+        async with aclosing(feeds.updates("r", 3, render)) as viewer:
+            update = asyncio.ensure_future(anext(viewer))
+            await asyncio.sleep(0)
+            source.gate.set()
+            source.add(AttemptStarted("a", 3, 3.0))
+
+            assert (await update).end is None
+            assert (await update).position == 4
+
+
 async def test_a_failed_rendering_does_not_count_events_twice() -> None:
     source, failures = OneRun(), [ZeroDivisionError("by zero")]
 
