@@ -5,6 +5,7 @@
 2. Cost: requests a second, their latency and the processor time of a request, beside the same
    handler written by hand. The processor time may be 1.5 times as much.
 3. Runs: 1,000 concurrent runs of ten steps, without and with a journal.
+4. Kills: two replicas that are killed in a loop, see `tests.load.kills`.
 
 The exit code is 1 if something grows, is lost, or costs too much.
 """
@@ -27,6 +28,7 @@ from typing import Any
 from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
+from tests.load.kills import kills
 from tests.service.client import Connection, Site, running_site, until
 
 MOST_GROWTH_KB = 8_192
@@ -39,7 +41,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=4_000, help="for each handler compared")
-    parser.add_argument("--only", choices=["load", "cost", "runs"])
+    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--only", choices=["load", "cost", "runs", "kills"])
     options = parser.parse_args()
     problems: list[str] = []
     if options.only in (None, "load"):
@@ -48,6 +51,8 @@ def main() -> int:
         problems += asyncio.run(cost(options.requests))
     if options.only in (None, "runs"):
         asyncio.run(many_runs())
+    if options.only in (None, "kills"):
+        problems += asyncio.run(kills(options.minutes * 60, options.seed))
     for problem in problems:
         print(f"PROBLEM: {problem}")
     return 1 if problems else 0

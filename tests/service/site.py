@@ -1,7 +1,8 @@
 """A web service for the tests, in a process of its own: ``python -m tests.service.site``.
 
 It listens at a free port and prints it. Its pipeline ``work`` has three steps in a row. Each takes
-``pause_s``, and then appends a line to a file: its effect, which must happen once.
+``pause_s``, and then appends a line to a file: its effect, which must happen once. The pipeline
+``orders`` is for `tests.load.kills`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import asyncio
 import gc
 import os
 import resource
+import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from asyncflow import Pipeline, after, current_step
+from asyncflow import Pipeline, RunAlreadyActiveError, after, current_step
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import ClientDisconnectedError, Service, ServiceUnavailableError
 
@@ -62,6 +64,44 @@ async def second(pause_s: float, before: int = after(first)) -> int:
 @work.step
 async def third(pause_s: float, before: int = after(second)) -> int:
     return before + await act(pause_s)
+
+
+# Orders that start orders, or kill their process, with a resource that may be down.
+
+services: list[Service] = []
+folders: list[Path] = []
+"""Where each effect of an order is a file, so that it happens once however often it is tried."""
+
+
+@asynccontextmanager
+async def open_stock() -> AsyncIterator[Path]:
+    if Path(folders[0], "down").exists():
+        raise ConnectionError("the stock is down")
+    yield folders[0]
+
+
+orders = Pipeline("orders", resources={"stock": open_stock})
+
+
+@orders.step
+async def pack(stock: Path, pause_s: float) -> None:
+    await asyncio.sleep(pause_s)
+
+
+@orders.step(max_retries=20, retry=200, timeout_ms=None)
+async def start_others(others: int, pause_s: float, packed: None = after(pack)) -> None:
+    for number in range(others):
+        run_id = f"{current_step().run_id}.{number}"
+        with suppress(RunAlreadyActiveError):  # by an earlier attempt
+            await services[0].start(orders, run_id, others=0, pause_s=pause_s, poison=False)
+
+
+@orders.step
+async def ship(stock: Path, pause_s: float, poison: bool, _: None = after(start_others)) -> None:
+    await asyncio.sleep(pause_s)
+    if poison:
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path(stock, current_step().run_id).touch()
 
 
 # What a service often does: it asks two others at once, and answers with what they say.
@@ -141,12 +181,13 @@ def make_app(options: argparse.Namespace) -> Starlette:
     elif options.journal:
         journal = SQLiteJournal(options.journal, lease_s=options.lease_s)
     service = Service(
-        [work, offers],
+        [work, offers, orders],
         journal=journal,
         max_runs=options.max_runs,
         grace_ms=options.grace_ms,
         resume_every_s=0.5,
     )
+    services[:] = [service]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -169,6 +210,22 @@ def make_app(options: argparse.Namespace) -> Starlette:
         mode: Any = query.get("on_disconnect", "cancel")
         report = await service.answer(run, request, on_disconnect=mode)
         return PlainTextResponse(str(report["third"].output))
+
+    async def order(request: Request) -> Response:
+        """Start an order, and don't wait for it."""
+        query = request.query_params
+        run = await service.start(
+            orders,
+            request.path_params["run_id"],
+            others=int(query["others"]),
+            pause_s=float(query["pause_s"]),
+            poison=query["poison"] == "True",
+        )
+        return PlainTextResponse(run.run_id, 202)
+
+    async def cancel(request: Request) -> Response:
+        was_asked = await service.cancel(request.path_params["run_id"], "the customer asked for it")
+        return PlainTextResponse(str(was_asked))
 
     async def pauses(request: Request) -> Response:
         pause_s = float(request.query_params["pause_s"])
@@ -214,6 +271,8 @@ def make_app(options: argparse.Namespace) -> Starlette:
         routes=[
             Route("/start/{run_id}", start, methods=["POST"]),
             Route("/wait/{run_id}", wait, methods=["POST"]),
+            Route("/orders/{run_id}", order, methods=["POST"]),
+            Route("/cancel/{run_id}", cancel, methods=["POST"]),
             Route("/pauses/{how}", pauses, methods=["POST"]),
             Route("/offers/{how}", offers_of, methods=["POST"]),
             Route("/figures", figures),
@@ -236,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--journal", default="", help="a path or a DSN; by default there is none")
     parser.add_argument("--effects", default="", help="the file of the effects")
+    parser.add_argument("--folder", default="", help="that of the effects of orders")
     parser.add_argument("--grace-ms", type=float, default=10_000)
     parser.add_argument("--max-runs", type=int, default=1_000)
     parser.add_argument("--lease-s", type=float, default=2.0)
@@ -244,6 +304,7 @@ def main() -> None:
     if options.effects:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         effects.append(os.open(options.effects, flags, 0o600))
+    folders[:] = [Path(options.folder)]
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(2_048)
