@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # it imports this module
     from asyncflow._core.report import RunReport
 
 __all__ = [
+    "DEFAULT_TIMEOUT_MS",
     "LONGEST_LINE",
     "LONGEST_TEXT",
     "SHUTDOWN",
@@ -86,6 +87,10 @@ class CyclicDependencyError(_AttributedError, ValueError):
         return f"steps depend on each other in a circle: {' -> '.join(self.cycle)}"
 
 
+DEFAULT_TIMEOUT_MS = 30_000
+"""The ``timeout_ms`` of a step that says nothing, as the error of its attempts does."""
+
+
 class StepTimeoutError(TimeoutError):
     """An attempt exceeded a time limit.
 
@@ -107,8 +112,12 @@ class StepTimeoutError(TimeoutError):
     ) -> None:
         who = f"attempt {attempt} of step {step_name!r}" if attempt else f"step {step_name!r}"
         what = _EXCEEDED[kind].format(who=who, step=repr(step_name), attempt=attempt)
+        way_out = ""
+        if kind == "attempt" and timeout_ms == DEFAULT_TIMEOUT_MS:
+            what = f"{who} exceeded the default timeout_ms of"
+            way_out = "; give the step another one, or None for no limit"
         # One argument only: OSError, the base of TimeoutError, reads two as errno and text.
-        super().__init__(f"{what} {timeout_ms:g} ms")
+        super().__init__(f"{what} {timeout_ms:g} ms{way_out}")
         self.step_name = step_name
         self.attempt = attempt
         self.timeout_ms = timeout_ms
@@ -120,7 +129,7 @@ class StepTimeoutError(TimeoutError):
 
 
 _EXCEEDED: dict[TimeoutKind, str] = {
-    "attempt": "{who} exceeded",
+    "attempt": "{who} exceeded its timeout_ms of",
     "step": "step {step} exceeded, in attempt {attempt}, its deadline of",
     "heartbeat": "{who} gave no heartbeat for",
     "run": "{who} was running when the run exceeded its deadline of",

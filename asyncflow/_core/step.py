@@ -19,7 +19,7 @@ from asyncflow._core.arguments import (
     signature_of,
     unawaitable_result,
 )
-from asyncflow._core.errors import did_you_mean, safe_text
+from asyncflow._core.errors import DEFAULT_TIMEOUT_MS, did_you_mean, safe_text
 from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
 from asyncflow._core.record import derived, record, replace, show, values_by_name
 
@@ -237,7 +237,7 @@ class WorkflowStep:
         depends_on: Iterable[str] | Mapping[str, str] = (),
         *,
         max_retries: int = 1,
-        timeout_ms: float | None = 30_000,
+        timeout_ms: float | None = DEFAULT_TIMEOUT_MS,
         retry: float | Retry = NO_BACKOFF,
         deadline_ms: float | None = None,
         heartbeat_ms: float | None = None,

@@ -97,7 +97,7 @@ async def test_the_error_of_a_timeout_has_no_frames() -> None:
     error = await error_of(sleep, timeout_ms=1)
 
     assert format_error(error) == (
-        "asyncflow.StepTimeoutError: attempt 1 of step 'one' exceeded 1 ms"
+        "asyncflow.StepTimeoutError: attempt 1 of step 'one' exceeded its timeout_ms of 1 ms"
     )
 
 
@@ -111,7 +111,9 @@ async def test_the_cause_of_a_timeout_is_shown() -> None:
     text = format_error(await error_of(sleep, timeout_ms=1))
 
     assert "OSError: the disk is full" in text
-    assert text.endswith("StepTimeoutError: attempt 1 of step 'one' exceeded 1 ms")
+    assert text.endswith(
+        "StepTimeoutError: attempt 1 of step 'one' exceeded its timeout_ms of 1 ms"
+    )
 
 
 async def test_an_unprintable_error_is_shown_by_its_type() -> None:

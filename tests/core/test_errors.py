@@ -49,7 +49,14 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         lambda: StepTimeoutError("load", 2, 1500.0),
         TimeoutError,
         {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "errno": None, "strerror": None},
-        "attempt 2 of step 'load' exceeded 1500 ms",
+        "attempt 2 of step 'load' exceeded its timeout_ms of 1500 ms",
+    ),
+    (
+        lambda: StepTimeoutError("load", 1, 30_000),
+        TimeoutError,
+        {"step_name": "load", "attempt": 1, "timeout_ms": 30_000, "kind": "attempt"},
+        "attempt 1 of step 'load' exceeded the default timeout_ms of 30000 ms; give the step "
+        "another one, or None for no limit",
     ),
     (
         lambda: StepTimeoutError("load", 2, 1500.0, "step"),
@@ -314,12 +321,12 @@ def test_a_step_cancelled_error_is_not_a_cancellation() -> None:
 
 
 def test_a_step_timeout_formats_short_and_long_limits_readably() -> None:
-    messages = [str(StepTimeoutError("a", 1, limit)) for limit in (0.25, 50, 30_000.0)]
+    messages = [str(StepTimeoutError("a", 1, limit)) for limit in (0.25, 50, 60_000.0)]
 
-    assert [message.partition("exceeded ")[2] for message in messages] == [
+    assert [message.partition("timeout_ms of ")[2] for message in messages] == [
         "0.25 ms",
         "50 ms",
-        "30000 ms",
+        "60000 ms",
     ]
 
 

@@ -94,7 +94,7 @@ class TestText:
             "[CANCELLED] c (1 attempt(s), 2ms): step 'a' failed: OSError: while closing\n"
             "[SKIPPED] d (0 attempt(s), 0ms): it depends on step 'a', which failed\n"
             "[FAILED ] e (1 attempt(s), 3ms): StepTimeoutError: attempt 1 of step 'e' "
-            "exceeded 50 ms\n"
+            "exceeded its timeout_ms of 50 ms\n"
             "Total: 14ms"
         )
 

@@ -198,7 +198,7 @@ class TestJson:
 
         assert isinstance(error, RestoredError)
         assert error.type_name == "asyncflow.StepTimeoutError"
-        assert error.message == "attempt 1 of step 'a' exceeded 50 ms"
+        assert error.message == "attempt 1 of step 'a' exceeded its timeout_ms of 50 ms"
         assert error.traceback == "".join(traceback.format_exception(original))
 
     @pytest.mark.parametrize("output", [(1, 2), RestoredOutput("{1}"), Hostile()])

@@ -632,10 +632,10 @@ async def test_the_error_of_an_item_names_the_item():
 
     (error,) = report["m"].error.exceptions
     assert error.step_name == "m[1]"
-    assert str(error) == "attempt 1 of step 'm[1]' exceeded 20 ms"
+    assert str(error) == "attempt 1 of step 'm[1]' exceeded its timeout_ms of 20 ms"
     assert report["m"].error.message == (
         "1 of 3 items of step 'm' failed; the first is m[1]: StepTimeoutError: attempt 1 of step "
-        "'m[1]' exceeded 20 ms"
+        "'m[1]' exceeded its timeout_ms of 20 ms"
     )
     with pytest.raises(ExceptionGroup) as raised:
         report.raise_for_failures()

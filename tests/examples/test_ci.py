@@ -257,7 +257,10 @@ def test_the_output_of_a_command_before_its_timeout_is_shown(
 
     out = capsys.readouterr().out
     assert exit_code == 1
-    assert "StepTimeoutError: attempt 1 of step 'hangs' exceeded 500 ms\nso far so good\n" in out
+    assert (
+        "StepTimeoutError: attempt 1 of step 'hangs' exceeded its timeout_ms of 500 ms\n"
+        "so far so good\n" in out
+    )
 
 
 # Child processes.

@@ -273,7 +273,7 @@ def test_a_subclass_of_an_asyncflow_error_comes_back_as_a_restored_error() -> No
     again = restored_from_row(Mine("a", 1, 5.0))
 
     assert isinstance(again, RestoredError)
-    assert again.message == "attempt 1 of step 'a' exceeded 5 ms"
+    assert again.message == "attempt 1 of step 'a' exceeded its timeout_ms of 5 ms"
 
 
 def test_a_refused_result_is_not_stored() -> None:
