@@ -45,7 +45,7 @@ class Act(NamedTuple):
     end: str = "return"
     """Then it does one of `ENDS`."""
     on_cancel: str = "obey"
-    """What it does when it is cancelled: one of `ANSWERS`."""
+    """What it does when it is cancelled: one of `ANSWERS`. It may return after two."""
     clean: tuple[int, ...] = ()
     """It sleeps so long between the cancellation and its answer."""
     block: int = 0

@@ -585,7 +585,8 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, bea
                 await asyncio.sleep(wait * TICK_S)
         except asyncio.CancelledError:
             call.cancels.append((loop.now, loop.turns))
-            raise
+            if act.on_cancel not in ("return", "go on"):
+                raise
         match act.on_cancel:
             case "return":
                 return True
