@@ -226,8 +226,8 @@ def _cut(text: str, width: int, ellipsis: str) -> str:
 def cancel(run: str, journal: str) -> None:
     """Ask the process that runs a run to stop it, and do not wait for the end.
 
-    Its running steps may clean up, and the run can be resumed. RUN is its id, the start of its id,
-    or "latest".
+    Its running steps may clean up, and the run can be resumed. The next process that takes up a run
+    which has none now ends it at once. RUN is its id, the start of its id, or "latest".
     """
     require_journal(journal)
 
@@ -238,8 +238,12 @@ def cancel(run: str, journal: str) -> None:
 
     record, is_requested = asyncio.run(request())
     if not is_requested:
-        raise CommandError(f"no process runs {record.run_id!r}", RUN_FAILED)
-    write_note(escape_controls(f"asked {record.owner} to stop run {record.run_id}"))
+        raise CommandError(f"run {record.run_id!r} has ended", RUN_FAILED)
+    if record.status is RunStatus.RUNNING:
+        done = f"asked {record.owner} to stop run {record.run_id}"
+    else:
+        done = f"run {record.run_id} has no process; the next to take it up ends it as cancelled"
+    write_note(escape_controls(done))
 
 
 @click.command()

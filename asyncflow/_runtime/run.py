@@ -150,7 +150,8 @@ class Run:
             stored = state.stored_end(index, self._now_ms())
             if stored is not None:
                 self._dispatcher.emit(stored)
-            if count % _REUSED_A_TURN == _REUSED_A_TURN - 1 and cancellation is None:
+            # The first turn is for the journal, which may have been asked to cancel the run.
+            if count % _REUSED_A_TURN == 0 and cancellation is None:
                 try:
                     await asyncio.sleep(0)
                 except asyncio.CancelledError as early:
@@ -200,6 +201,8 @@ class Run:
 
     def _open_resources(self) -> None:
         """Begin to open the resources of the steps that may still run, if there are any."""
+        if self._state.status is RunStatus.INTERRUPTED:
+            return
         needed = self._needed_resources() if self._openers else {}
         if needed:
             from asyncflow._runtime.resources import RunResources  # few need it

@@ -358,20 +358,22 @@ class SQLJournal:
     # --- changes --------------------------------------------------------------------------------
 
     async def cancel(self, run_id: str) -> bool:
-        """Ask the process that runs a run to stop it gracefully.
+        """Cancel a run gracefully, whichever process runs it.
 
         The run stops as if its caller had been cancelled: running steps are cancelled and awaited,
         clean-up completes, the end is stored with the status ``INTERRUPTED``, and the task that
-        awaits the run gets a `RunCancelledError`. Started again under its id, the run resumes, and
-        the request is void.
+        awaits the run gets a `RunCancelledError`. Started again under its id, the run resumes.
+
+        A run that has no process, since its process has died or a service was shut down, is
+        cancelled by the next one that takes it up, before it starts a step.
 
         This does not wait for the end. A run of this journal object receives the request at once;
         a run of another one, or of another process, within a second, or a third of its lease if
-        that is less. A run that ends by itself before that, or whose process dies, is not
-        interrupted. A caller that waits for the run with ``on_active="wait"`` resumes it then.
+        that is less. A run that ends by itself before that is not interrupted. A caller that waits
+        for the run with ``on_active="wait"`` resumes it then.
 
         Returns:
-            Whether a process runs it and was asked: False if the run has ended or is orphaned.
+            Whether the request was stored: False if the run has ended.
 
         Raises:
             RunNotFoundError: There is no such run.

@@ -6,8 +6,9 @@ They are the same for every database, and so are those that read many runs (`Run
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
   writes events checks the token, so an owner that stood still writes nothing after another one has
   claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
-  is the token of the claim that was asked to stop, so the request is void for the next claim. Times
-  are by the database's clock.
+  equals the token while the run is asked to stop. A claim takes the request over, since the owner
+  that was asked may have died; a release drops it, unless the run may continue. Times are by the
+  database's clock.
 - `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
   their checksum.
 - `notes` has one row per note: what steps say, which no replay reads. Its columns are those of
@@ -32,6 +33,7 @@ from asyncflow._core.errors import (
 from asyncflow.events import Event, NoteEvent
 from asyncflow.journal._event_codec import (
     EventRow,
+    column_of,
     event_checksum,
     event_of,
     run_checksum,
@@ -113,17 +115,28 @@ _MAKE_LEASE = (
     "INSERT INTO leases (run_id, token, expires_at) VALUES (?, CAST({now} * 1000 AS BIGINT), 0) "
     "ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
 )
-_LEASE = "SELECT l.owner, l.process, {valid}, l.token FROM leases l WHERE l.run_id = ?{lock}"
+_LEASE = (
+    "SELECT l.owner, l.process, {valid}, l.cancel_token, l.token FROM leases l "
+    "WHERE l.run_id = ?{lock}"
+)
+_CONTINUES = "(r.status = 'running' OR r.cause = 'drained')"
+"""Whether a run without an owner is one that a service resumes."""
 _CLAIM = (
-    "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, cancel_token = NULL "
-    "WHERE run_id = ?"
+    "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, "
+    "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
 )
 _RENEW = "UPDATE leases SET {expiry} WHERE run_id = ? AND token = ?"
 _RELEASE = (
-    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, cancel_token = NULL "
-    "WHERE run_id = ? AND token = ?"
+    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, "
+    "cancel_token = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.run_id = leases.run_id "
+    f"AND {_CONTINUES}) THEN cancel_token END WHERE run_id = ? AND token = ?"
 )
 _CANCEL = "UPDATE leases SET cancel_token = token WHERE run_id = ?"
+_CANCEL_NESTED = (
+    "UPDATE leases SET cancel_token = token WHERE run_id IN "
+    f"(SELECT r.run_id FROM runs r WHERE r.parent = ? AND {_CONTINUES})"
+)
+_MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {_CONTINUES}"
 # The first condition is that of an index, which has little in it.
 _CANCELLED = (
     "SELECT run_id, token FROM leases WHERE cancel_token IS NOT NULL AND cancel_token = token"
@@ -143,6 +156,7 @@ _EVENTS = (
 _LAST = (
     "SELECT COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?), "
+    "(SELECT COUNT(*) FROM leases WHERE run_id = ? AND cancel_token = token), "
     # A damaged position must not prevent the next ones.
     f"COALESCE((SELECT MAX(position) FROM notes WHERE run_id = ? AND position < {1 << 53}), 0)"
 )
@@ -183,7 +197,7 @@ class Store:
         cursor.execute(self.database.translate(sql), parameters)
 
     def claim(self, run_id: str, claim: Claim) -> int:
-        """Claim a run and return the token of the claim.
+        """Claim a run and return the token of the claim. It takes a request to cancel over.
 
         Raises:
             RunAlreadyActiveError: It has another owner, whose claim is not void.
@@ -196,6 +210,8 @@ class Store:
             _check_free(run_id, lease, claim)
             token = self._token_of(run_id, lease) + 1
             self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
+            if lease[-2] == token - 1:
+                self._cancel_nested(cursor, run_id)
         return token
 
     def _token_of(self, run_id: str, lease: Sequence[Any]) -> int:
@@ -220,18 +236,28 @@ class Store:
             self._execute(cursor, _RELEASE, (run_id, token))
 
     def cancel(self, run_id: str, claim: Claim) -> int | None:
-        """Request cancellation from the lease holder; return its token, or None if there is none.
+        """Request the cancellation of a run from its owner, or from the next one if it has none.
 
-        A holder whose claim is void counts as none.
+        Returns:
+            The latest token; ``None`` if the run has ended.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _LEASE, (run_id,))
             lease = cursor.fetchone()
-            if lease is None or not _is_owned(lease, claim):
+            if lease is None:
                 return None
+            if not _is_owned(lease, claim):
+                self._execute(cursor, _MAY_CONTINUE, (run_id,))
+                if cursor.fetchone() is None:
+                    return None
+                self._cancel_nested(cursor, run_id)
             token = self._token_of(run_id, lease)
             self._execute(cursor, _CANCEL, (run_id,))
         return token
+
+    def _cancel_nested(self, cursor: Cursor, run_id: str) -> None:
+        """Do the same for the nested runs of a run whose steps can't stop them any more."""
+        self._execute(cursor, _CANCEL_NESTED, (column_of(run_id),))
 
     def cancelled(self) -> list[tuple[str, int]]:
         """Return the claims that were asked to stop, each a run id and a token."""
@@ -338,21 +364,23 @@ class Store:
                 self.database.name, run_id, describe_fully(error), position
             ) from error
 
-    def last_positions(self, run_id: str) -> tuple[int, int]:
-        """Return the positions of the last event and the last note of a run, 0 if it has none.
+    def last_positions(self, run_id: str) -> tuple[int, int, bool]:
+        """Return the positions of the last event and note of a run, and whether it must stop.
+
+        A position is 0 if there is none.
 
         Raises:
             RunUnreadableError: The run has no events, or a row is damaged.
         """
         with self.database.reading() as cursor:
-            self._execute(cursor, _LAST, (run_id, run_id, run_id))
-            ((position, runs, note),) = cursor.fetchall()
+            self._execute(cursor, _LAST, (run_id,) * 4)
+            ((position, runs, requests, note),) = cursor.fetchall()
         if not isinstance(position, int):
             problem = f"the position of an event is {position!r}"
             raise RunUnreadableError(self.database.name, run_id, problem)
         if runs and not position:
             raise RunUnreadableError(self.database.name, run_id, "its events are missing")
-        return position, note
+        return position, note, bool(requests)
 
     def notes(self, run_id: str, where: NoteFilter, page: int) -> list[Sequence[Any]]:
         """Return rows of notes that a filter selects, ``text`` aside, at most a page of them.
@@ -427,7 +455,7 @@ def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
 
 
 def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:
-    owner, process, unexpired, _ = lease
+    owner, process, unexpired, *_ = lease
     return owner is not None and bool(unexpired) and not claim.is_void(process)
 
 

@@ -161,7 +161,8 @@ class JournalWorker:
             self._poll_at = requested_at + self._poll_s
         self._leases[run_id, lease.token] = self._claimed[run_id] = lease
         try:
-            lease.committed, lease.noted = self.call(self.store.last_positions, run_id)
+            positions = self.call(self.store.last_positions, run_id)
+            lease.committed, lease.noted, lease.cancel_requested = positions
         except BaseException:
             self.release(lease)
             raise
@@ -307,7 +308,7 @@ class JournalWorker:
     # --- requests -------------------------------------------------------------------------------
 
     def cancel(self, run_id: str) -> bool:
-        """Request cancellation from the lease holder of a run; return whether there is one.
+        """Request the cancellation of a run; return whether it will end as cancelled.
 
         Raises:
             JournalError: The database fails.

@@ -299,7 +299,8 @@ class Service:
             reason: Why; shown by reports and displays if the run is one of this service.
 
         Returns:
-            Whether it was running.
+            Whether it will end as cancelled, unless its steps end first: False if it had ended. One
+            that has no process at the moment ends when a service, or another process, takes it up.
 
         Raises:
             TypeError, ValueError: ``run_id`` or ``reason`` is no string, or ``run_id`` is empty.

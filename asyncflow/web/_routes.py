@@ -23,7 +23,7 @@ from asyncflow._core.results import RestoredOutput, RunStatus, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow._views.event_text import ended_as
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import RunRecord, StoredEvent, record_document
+from asyncflow.journal._queries import StoredEvent, record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._compare_page import compare_page
 from asyncflow.web._feed import RunFeeds
@@ -62,17 +62,14 @@ async def cancel(request: Request, journal: SQLJournal) -> Response:
         RunNotFoundError: There is no such run.
     """
     run_id = named_run(request)
-    if await journal.cancel(run_id):
-        return _done(request, run_id, "cancelling")
     record = await journal.record(run_id)
-    return _refused(request, run_id, "There is nothing to cancel", _why_not(record))
-
-
-def _why_not(record: RunRecord) -> str:
-    if record.status is RunStatus.ORPHANED:
-        return "It is orphaned: its process is gone. It stays as it is until it is resumed."
+    if await journal.cancel(run_id):
+        is_running = record.status is RunStatus.RUNNING
+        return _done(request, run_id, "cancelling" if is_running else "cancelled-later")
+    record = await journal.record(run_id)  # it may have ended meanwhile
     has = "" if record.status is RunStatus.INTERRUPTED else "has "
-    return f"It has ended already: it {has}{ended_as(record.status)}."
+    why = f"It has ended already: it {has}{ended_as(record.status)}."
+    return _refused(request, run_id, "There is nothing to cancel", why)
 
 
 async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:

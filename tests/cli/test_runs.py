@@ -623,12 +623,36 @@ def test_cancel_stops_a_run_of_another_journal_object(active_run: Any, shell: Sh
     assert re.fullmatch(r"asked process \d+ on \S+ to stop run r1\n", message)
 
 
-def test_a_run_without_a_process_cannot_be_cancelled(shell: Shell) -> None:
+def test_a_run_that_has_ended_cannot_be_cancelled(shell: Shell) -> None:
     store_run("first")
 
     result = shell("cancel", "first", exits=1)
 
-    assert "no process runs 'first'" in result.stderr
+    assert result.stderr == "Error: run 'first' has ended\n"
+
+
+def test_a_run_without_a_process_is_cancelled_once_one_takes_it(shell: Shell, orphan: str) -> None:
+    shell.write(
+        "etl.py",
+        """
+        from asyncflow import Pipeline
+
+        pipeline = Pipeline("etl")
+
+        @pipeline.step
+        async def one():
+            print("runs")
+        """,
+    )
+
+    asked = shell("cancel", orphan)
+    ended = shell("resume", orphan, "etl:pipeline", exits=1)
+    resumed = shell("resume", orphan, "etl:pipeline")
+
+    expected = "run orphan has no process; the next to take it up ends it as cancelled\n"
+    assert asked.stderr == expected
+    assert "runs" not in ended.stdout
+    assert "runs" in resumed.stdout
 
 
 def test_a_resume_of_an_active_run_can_wait_for_it(active_run: Any, shell: Shell) -> None:

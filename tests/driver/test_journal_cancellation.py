@@ -353,7 +353,8 @@ class Orphans(MemoryJournal):
     """A journal in which each run is an orphan."""
 
     async def orphans(self) -> Any:
-        return [type("Orphan", (), {"run_id": run_id, "pipeline": "p"}) for run_id in self.stored]
+        found = {"pipeline": "p", "parent": ""}
+        return [type("Orphan", (), {"run_id": run_id, **found}) for run_id in self.stored]
 
     async def runs(self, status: Any, *, limit: int | None) -> Any:
         return []

@@ -16,6 +16,7 @@ import pytest
 from asyncflow import (
     JournalError,
     LeaseLostError,
+    Orchestrator,
     RunCancelledError,
     RunNotFoundError,
     RunStatus,
@@ -24,7 +25,18 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow.events import AttemptStarted, Event, RunFinished, RunInterrupted, RunStarted
+from asyncflow._core.graph import DependencyView, plan
+from asyncflow._core.results import Payload
+from asyncflow._core.resume import Fingerprints
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepSkipped,
+    StepSucceeded,
+)
 from asyncflow.testing import run_in_virtual_time
 
 Make = Callable[..., Any]
@@ -96,7 +108,7 @@ async def test_a_cancellation_through_the_runs_own_journal_arrives_at_once(
     assert (record.status, record.owner) == ("INTERRUPTED", None)
     events = [stored.event for stored in await journal.events("r")]
     assert [event.reason for event in events if isinstance(event, RunInterrupted)] == [REASON]
-    assert events[-1] == RunFinished(events[-1].at_ms, RunStatus.INTERRUPTED, REASON)  # type: ignore[union-attr]
+    assert events[-1] == RunFinished(events[-1].at_ms, RunStatus.INTERRUPTED, REASON, "cancelled")  # type: ignore[union-attr]
     assert (await journal.report("r"))["slow"].status is StepStatus.CANCELLED
 
 
@@ -256,10 +268,10 @@ async def test_a_run_cancelled_before_it_starts_calls_no_action(
 
     last_positions = journal._store.last_positions
 
-    def cancel_first(run_id: str) -> tuple[int, int]:
+    def cancel_first(run_id: str) -> Any:
         database.query("UPDATE leases SET cancel_token = token")
         journal._worker._poll_at = 0.0
-        return tuple(last_positions(run_id))
+        return last_positions(run_id)
 
     journal._store.last_positions = cancel_first
 
@@ -308,33 +320,142 @@ async def test_a_run_either_passes_or_is_interrupted_whenever_it_is_cancelled(
 # --- lease holders -------------------------------------------------------------------------------
 
 
-async def test_a_run_without_a_lease_holder_is_not_cancelled(journal: Any, database: Any) -> None:
-    await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="ended")
-    session, _ = await journal.open("orphan", wait=False, read=bool)
-    session.append(RunStarted("orphan", 1.0, {"a": ()}))
-    await session.close()
+async def test_a_run_that_has_ended_is_not_cancelled(journal: Any, database: Any) -> None:
+    await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="passed")
+    async with running(journal, run_id="cancelled"):
+        await journal.cancel("cancelled")
 
-    assert await journal.cancel("ended") is False
-    assert await journal.cancel("orphan") is False
+    assert await journal.cancel("passed") is False
+    assert await journal.cancel("cancelled") is False
 
     assert await cancel_tokens(database) == [None, None]
-    with pytest.raises(RunNotFoundError, match=r"no run 'orphen' \(did you mean 'orphan'\?\)"):
-        await journal.cancel("orphen")
+    with pytest.raises(RunNotFoundError, match=r"no run 'past' \(did you mean 'passed'\?\)"):
+        await journal.cancel("past")
     with pytest.raises(TypeError, match="run_id must be a str, not int"):
         await journal.cancel(7)
 
 
-async def test_a_run_whose_lease_has_expired_is_not_cancelled(
+@pytest.mark.realtime
+async def test_a_process_whose_lease_has_expired_learns_of_a_request_when_it_continues(
     make_journal: Make, database: Any
 ) -> None:
-    journal = make_journal()
-    async with running(journal) as task:
+    async with running(make_journal(lease_s=0.9)) as task:
         database.expire_leases()
 
-        assert await make_journal().cancel("r") is False
+        assert await make_journal().cancel("r")
 
-        assert not task.done()
-        task.cancel()
+        with pytest.raises(RunCancelledError):
+            await task
+
+
+# --- runs without a process ----------------------------------------------------------------------
+
+
+async def leave(journal: Any, status: str, run_id: str = "r", parent: str = "") -> None:
+    """Store a run that has no process, and whose next one would run its step slow."""
+    session, _ = await journal.open(run_id, wait=False, read=bool)
+    planned = plan(quick_and_slow())
+    started = RunStarted(
+        run_id,
+        1.0,
+        DependencyView(planned),
+        fingerprints=Fingerprints(planned),
+        parent=parent,
+        parent_step=parent and "s",
+    )
+    session.append(started)
+    session.append(AttemptStarted("quick", 1, 0.0))
+    session.append(StepSucceeded("quick", 1, 1.0, Payload("json", b"1")))
+    if status != "ORPHANED":
+        cause: Any = status.lower()
+        session.append(RunInterrupted(2.0, "the reason", cause))
+        session.append(StepSkipped("slow", 2.0, "the reason"))
+        session.append(RunFinished(2.0, RunStatus.INTERRUPTED, "the reason", cause))
+    await session.close()
+
+
+@pytest.mark.parametrize("status", ["ORPHANED", "DRAINED"])
+async def test_a_cancelled_run_without_a_process_ends_when_one_takes_it(
+    make_journal: Make, database: Any, status: str
+) -> None:
+    calls: list[str] = []
+
+    @asynccontextmanager
+    async def resource() -> AsyncIterator[str]:
+        calls.append("opened")
+        yield "db"
+
+    async def slow(db: str) -> None:
+        calls.append("slow")
+
+    steps = [WorkflowStep("quick", quick), WorkflowStep("slow", slow, ["quick"])]
+    pipeline = Orchestrator(steps, resources={"db": resource}).with_options(run_id="r")
+    journal = make_journal()
+    await leave(journal, status)
+
+    assert await make_journal().cancel("r")
+    assert await make_journal().cancel("r")
+    session, _ = await journal.open("r", wait=False, read=bool)  # that process has died as well
+    await session.close()
+    with pytest.raises(ValueError, match="belongs to pipeline"):
+        await (await journal.open("r", wait=False, read=refuse))[0].close()
+    with pytest.raises(RunCancelledError) as cancelled:
+        await pipeline.with_options(journal=journal).run()
+
+    assert calls == []
+    record = await journal.record("r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    report = cancelled.value.report
+    assert report is not None
+    assert report["quick"].reused
+    assert report["slow"].status is StepStatus.SKIPPED
+    assert await journal.cancel("r") is False
+    assert await cancel_tokens(database) == [None]
+    assert (await pipeline.with_options(journal=journal).run()).all_passed
+    assert calls == ["opened", "slow"]
+
+
+def refuse(stored: object) -> None:
+    raise ValueError("it belongs to pipeline 'other'")
+
+
+async def test_a_run_that_was_interrupted_for_another_reason_has_ended(journal: Any) -> None:
+    await leave(journal, "CALLER")
+
+    assert await journal.cancel("r") is False
+
+    report = await run_pipeline(quick_and_slow(quick), journal=journal, run_id="r")
+    assert report.all_passed
+
+
+async def test_a_run_all_of_whose_steps_have_ended_passes_although_it_was_cancelled(
+    journal: Any, database: Any
+) -> None:
+    await leave(journal, "ORPHANED")
+
+    assert await journal.cancel("r")
+
+    report = await run_pipeline([WorkflowStep("quick", quick)], journal=journal, run_id="r")
+    assert report.all_passed
+    assert await cancel_tokens(database) == [None]
+
+
+async def test_nested_runs_are_cancelled_with_an_outer_run_that_has_lost_its_process(
+    make_journal: Make,
+) -> None:
+    journal = make_journal()
+    await leave(journal, "ORPHANED")
+    for run_id, parent in ("inner", "r"), ("innermost", "inner"), ("other", ""):
+        await leave(journal, "ORPHANED", run_id, parent)
+    await leave(journal, "DRAINED", "drained", "r")
+
+    assert await make_journal().cancel("r")
+
+    for run_id in "inner", "innermost", "drained":
+        with pytest.raises(RunCancelledError):
+            await run_pipeline(quick_and_slow(quick), journal=journal, run_id=run_id)
+    other = await run_pipeline(quick_and_slow(quick), journal=journal, run_id="other")
+    assert other.all_passed
 
 
 @pytest.mark.realtime
@@ -355,20 +476,22 @@ async def test_a_request_addresses_the_lease_holder_not_its_predecessor(
     assert (await journal.record("r")).status == "INTERRUPTED"
 
 
-@pytest.mark.realtime
-async def test_a_new_lease_holder_ignores_requests_to_its_predecessor(
+async def test_a_process_that_dies_before_it_has_read_a_request_leaves_it_to_the_next(
     make_journal: Make, database: Any
 ) -> None:
-    journal = make_journal(lease_s=0.6)
+    journal = make_journal()
+    await leave(journal, "ORPHANED", "inner", "r")
     session, _ = await make_journal(lease_s=600).open("r", wait=False, read=bool)
     session.append(RunStarted("r", 1.0, {"quick": (), "slow": ("quick",)}))
     await session.flush()
-    database.query("UPDATE leases SET cancel_token = token")
+    assert await journal.cancel("r")
     database.expire_leases()  # its process died
 
-    async with running(journal, quick_and_slow(lambda: asyncio.sleep(0.6))) as task:
-        assert (await task).all_passed
-    assert await cancel_tokens(database) == [None]
+    for run_id in "r", "inner":
+        with pytest.raises(RunCancelledError):
+            await run_pipeline(quick_and_slow(), journal=journal, run_id=run_id)
+
+    assert await cancel_tokens(database) == [None, None]
     session.append(AttemptStarted("slow", 1, 1.0))
     with pytest.raises(LeaseLostError):
         await session.close()
@@ -453,7 +576,7 @@ async def test_a_run_in_another_process_is_cancelled(journal: Any, database: Any
 
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to detect dead processes")
-async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, database: Any) -> None:
+async def test_a_run_of_a_dead_process_is_cancelled(journal: Any, database: Any) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", database.source + RUNNER],
         cwd=ROOT,
@@ -467,8 +590,11 @@ async def test_a_run_of_a_dead_process_is_not_cancelled(journal: Any, database: 
         process.kill()
         process.wait()
 
-        assert await journal.cancel("r") is False
+    assert await journal.cancel("r")
 
     record = await journal.record("r")
     assert record.status == "ORPHANED"
     assert record.owner.startswith(f"process {process.pid} on ")
+    with pytest.raises(RunCancelledError):
+        await run_pipeline([WorkflowStep("slow", sleep_forever)], journal=journal, run_id="r")
+    assert (await journal.record("r")).cause == "cancelled"

@@ -612,7 +612,7 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_claim(
 async def test_a_claim_is_released_if_the_last_position_cannot_be_read(
     journal: Any, database: Any
 ) -> None:
-    def last_positions(run_id: str) -> tuple[int, int]:
+    def last_positions(run_id: str) -> tuple[int, int, bool]:
         raise JournalError("x", "the line is dead")
 
     journal._store.last_positions = last_positions
@@ -1050,7 +1050,6 @@ async def test_a_run_that_this_process_gave_up_is_free_to_it_at_once(
         with pytest.raises(JournalError, match="the disk is full"):
             await opened(journal)
     assert [orphan.run_id for orphan in await other.orphans()] == ["r"]
-    assert await other.cancel("r") is False
 
     again = await opened(journal if own else other)
 

@@ -644,6 +644,30 @@ async def test_a_run_that_a_replica_drained_is_resumed_whatever_was_interrupted_
 
 
 @in_virtual_time
+async def test_a_run_that_is_cancelled_while_it_waits_for_a_place_starts_no_step(
+    work: Work, tmp_path: Path
+) -> None:
+    for run_id in "first", "second":
+        await leave_orphan(tmp_path / "runs.db", work, run_id)
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([work.pipeline], journal=journal, max_runs=1) as service,
+    ):
+        await asyncio.sleep(1)
+        (running,) = service.runs
+        (waiting,) = {"first", "second"} - {running.run_id}
+        assert await service.cancel(waiting, "the customer has cancelled the order")
+
+        await asyncio.sleep(60)
+
+        assert await statuses(journal) == {running.run_id: "PASSED", waiting: "INTERRUPTED"}
+        assert (await journal.record(waiting)).cause == "cancelled"
+        assert await service.cancel(waiting) is False
+    assert work.done == ["second"]
+
+
+@in_virtual_time
 async def test_a_nested_run_is_left_to_its_parent(tmp_path: Path) -> None:
     steps = [WorkflowStep("sleep", partial(asyncio.sleep, 60), timeout_ms=None)]
     inner = Orchestrator(steps, name="inner")

@@ -14,11 +14,10 @@ from asyncflow import (
     Pipeline,
     RunAlreadyActiveError,
     RunCancelledError,
-    RunStatus,
     WorkflowStep,
     after,
 )
-from asyncflow.journal._queries import RunRecord
+from asyncflow.events import RunStarted
 from asyncflow.web import app
 
 AS_SCRIPT = {"accept": "application/json"}
@@ -92,21 +91,21 @@ async def test_an_ended_run_cannot_be_cancelled(make_client: Any, journal: Any) 
     assert (await client.post("/cancel/unknown")).status_code == 404
 
 
-async def test_an_orphaned_run_cannot_be_cancelled(make_client: Any) -> None:
-    class Orphaned:
-        runs = events = None
+async def test_a_run_without_a_process_is_cancelled_once_one_takes_it(
+    make_client: Any, any_journal: Any
+) -> None:
+    session, _ = await any_journal.open("r", wait=False, read=bool)
+    session.append(RunStarted("r", 1.0, {"extract": (), "load": ("extract",)}, "etl"))
+    await session.close()
+    client = make_client(app(any_journal, pipelines={"etl": passing()}))
 
-        async def cancel(self, run_id: str) -> bool:
-            return False
+    answer = await client.post("/cancel/r", headers=AS_SCRIPT)
 
-        async def record(self, run_id: str) -> RunRecord:
-            return RunRecord("r", "etl", RunStatus.ORPHANED, 0.0, 0.0, None)
-
-    pages: Any = app(Orphaned())  # type: ignore[arg-type]
-    answer = await make_client(pages).post("/cancel/r")
-
-    assert answer.status_code == 409
-    assert "It is orphaned: its process is gone." in answer.text
+    assert answer.json() == {"done": "cancelled-later"}
+    assert (await any_journal.record("r")).status == "ORPHANED"
+    assert (await client.post("/resume/r", headers=AS_SCRIPT)).json() == {"done": "resumed"}
+    record = await ended(any_journal, "r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
 
 
 # Resuming.

@@ -35,6 +35,7 @@
   const AGAIN_MS = 1000, LONGEST_MS = 5000, ASK_MS = 3000, ANSWER_MS = 10000, HIDDEN_MS = 10000;
   const DONE = {
     cancelling: "Stopping: its running steps are cancelled, and clean up first.",
+    "cancelled-later": "Cancelled: no process runs it now, and the next to take it up ends it.",
     resumed: "Resumed: completed steps are not run again.",
   };
   const seen = {}; // the parts that the page has
