@@ -119,6 +119,8 @@ class State:
     """What has happened to it beside that."""
     stops: int = 0
     """How many of its processes have stopped because of a game with their files."""
+    is_cancelled: bool = False
+    """Whether it was cancelled: a later start begins all steps afresh that have not succeeded."""
 
     @property
     def interruptions(self) -> int:
@@ -148,8 +150,9 @@ class Cycles:
         self._engine, self._folder, self._shape, self._schedule = engine, folder, shape, schedule
         self._database = database or Files()
         self._numbers = count()
-        self.games = self.jumps = 0
-        """How many games there were with files, and how often a clock has jumped."""
+        self.games = self.jumps = self.cancelled = 0
+        """How many games there were with files, how often a clock has jumped, and how many runs
+        were cancelled that had no process."""
         self.killed = 0
         """How many processes were killed."""
         self._restarted = RESTARTED.get(shape, set())
@@ -326,6 +329,37 @@ class Cycles:
         self._resume(state)
         shutil.rmtree(state.folder)
 
+    def cancel_without_a_process(self, random: Random) -> None:
+        """Cancel a run whose process was killed; kill who cancels it, and who takes it up."""
+        before = self.kill(self.start, random.randint(1, len(self.points)))
+        if before is None:
+            return
+        state = self._copy(before)
+        state.is_cancelled, state.note = True, "cancelled after that"
+        self._run(state, random.choice([0, 0, random.randint(1, 9)]), cancel=True)
+        was_asked = self._take_outcome(state).get("asked")  # unknown if that process was killed
+        effects = _effects_in(state.folder)
+        for kill in [*random.choices(range(1, len(self.points) + 1), k=random.randint(0, 2)), 0]:
+            state.kills = (*state.kills, kill) if kill else state.kills
+            self._run(state, kill)
+            self._check(state)
+            outcome = self._take_outcome(state)
+            status, owner = self._database.status(state.folder, state.run_id)
+            if was_asked or status == "interrupted":
+                holds = _effects_in(state.folder) == effects
+                self._require(state, holds, "a step had an effect although the run was cancelled")
+            if status == "interrupted":
+                self.cancelled += 1
+                holds = owner is None or not outcome
+                self._require(state, holds, f"the run still has the owner {owner}")
+                break
+            if outcome:
+                break  # it had not been asked, or all of its steps had ended
+        self._run(state, 0)
+        self._check_end(state)
+        for each in (before, state):
+            shutil.rmtree(each.folder)
+
     # Their parts.
 
     def kill(self, before: State, kill: Kill) -> State | None:
@@ -363,8 +397,10 @@ class Cycles:
         jump: tuple[str, int] | None = None,
         meanwhile: Callable[[], object] | None = None,
         may_fail: bool = False,
+        cancel: bool = False,
     ) -> list[int]:
         task = {
+            "cancel": cancel,
             "may_fail": may_fail,
             "folder": str(state.folder),
             "run_id": state.run_id,
@@ -378,6 +414,7 @@ class Cycles:
             "rival": rival,
         }
         codes = self._engine.do(task, meanwhile)
+        self.killed += codes.count(-signal.SIGKILL) if state.is_cancelled else 0
         for code in codes:
             if code != 0 and not (kill and code == -signal.SIGKILL):
                 error = state.folder / "error"
@@ -424,7 +461,7 @@ class Cycles:
                 state, call in began, f"{call} had its effect before its start was stored"
             )
         for call, times in Counter(calls).items():
-            rounds = 1 + (restarts if call[0] in self._restarted else 0)
+            rounds = 1 + (restarts if call[0] in self._restarted or state.is_cancelled else 0)
             self._require(state, times <= rounds, f"the attempt {call} ran {times} times")
         for effect in effects:
             key = f"{state.run_id}/{effect.step}" + (
@@ -435,7 +472,8 @@ class Cycles:
             holds = ran[step_run] == times or (restarts and step_run[0] in self._restarted)
             self._require(state, holds, f"{step_run} ran again, although its success was stored")
         for step_run, times in ran.items():
-            rounds = 1 + (restarts if step_run[0] in self._restarted else 0)
+            may_restart = step_run[0] in self._restarted or state.is_cancelled
+            rounds = 1 + (restarts if may_restart else 0)
             most = self._effects[step_run] * rounds + state.interruptions
             self._require(state, times <= most, f"{step_run} ran {times} times, not {most} at most")
         state.rows = stored
@@ -490,6 +528,15 @@ class Cycles:
             f"{kills or 'none'}{last}, and beside that: {state.note or 'nothing'}; to repeat it:\n"
             f"{sys.executable} -m tests.crash replay {self._shape} {self._schedule} {kills}"
         )
+
+    @classmethod
+    def _take_outcome(cls, state: State) -> dict[str, Any]:
+        """Return the outcome of the latest process, and remove it; empty if that was killed."""
+        if not (state.folder / "outcome").exists():
+            return {}
+        outcome = cls._outcome_of(state)
+        (state.folder / "outcome").unlink()
+        return outcome
 
     @staticmethod
     def _outcome_of(state: State) -> dict[str, Any]:

@@ -117,6 +117,18 @@ def test_a_process_may_be_killed_at_any_time(forks: Forks, folder: Path) -> None
         cycles.kill_at_random_times(random)
 
 
+@pytest.mark.parametrize("shape", ["layers", "mapped", "failing"])
+def test_a_run_that_is_cancelled_without_a_process_has_no_more_effects(
+    forks: Forks, folder: Path, shape: str
+) -> None:
+    cycles, random = Cycles(forks, folder, shape, "ready"), Random(7)
+
+    while cycles.cancelled < 10:
+        cycles.cancel_without_a_process(random)
+
+    assert cycles.killed > 10
+
+
 @pytest.mark.timeout(300)
 def test_the_promises_hold_on_a_server_whose_connections_are_cut(
     forks: Forks, folder: Path, postgres_server: Any, dsn: str
@@ -128,6 +140,7 @@ def test_the_promises_hold_on_a_server_whose_connections_are_cut(
         while cycles.killed < 12:
             cycles.kill_at_random_points(random)
             cycles.kill_one_of_two(random)
+            cycles.cancel_without_a_process(random)
         while server.cuts < 8:
             cycles.cut_connections(random)
     finally:

@@ -24,6 +24,7 @@ from typing import Any
 
 from asyncflow import (
     JournalError,
+    RunCancelledError,
     RunNotFoundError,
     RunReport,
     StepCrashedError,
@@ -52,7 +53,8 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     time after which the zygote kills the process, or 0; ``rival``: whether another process runs
     the same run concurrently; ``run_id``; ``dsn``: the address of the database, if it is not a file
     in the folder; ``game``: what is done to that file, and ``jump``: how far the clock jumps, each
-    with the number of the point; ``may_fail``: whether the journal may fail for another reason.
+    with the number of the point; ``may_fail``: whether the journal may fail for another reason;
+    ``cancel``: whether to cancel the run instead.
     """
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
@@ -76,15 +78,23 @@ async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[s
     else:
         journal = SQLiteJournal(Path(task["folder"]) / "runs.db")
     async with journal:
-        report = await run_pipeline(
-            steps,
-            task["shape"] != "failing",
-            schedule=task["schedule"],
-            inputs=INPUTS,
-            journal=journal,
-            run_id=task["run_id"],
-            on_active="wait",
-        )
+        if task.get("cancel"):
+            with suppress(RunNotFoundError):
+                outcome["asked"] = await journal.cancel(task["run_id"])
+            return
+        try:
+            report = await run_pipeline(
+                steps,
+                task["shape"] != "failing",
+                schedule=task["schedule"],
+                inputs=INPUTS,
+                journal=journal,
+                run_id=task["run_id"],
+                on_active="wait",
+            )
+        except RunCancelledError:
+            outcome["cancelled"] = True
+            return
         outcome["struck"] = reaper.struck  # what comes now can't be noticed any more
         outcome["returned"], outcome["histories"] = summary(report), _histories(report)
         with suppress(RunNotFoundError):
