@@ -119,7 +119,7 @@ _LEASE = (
     "SELECT l.owner, l.process, {valid}, l.cancel_token, l.token FROM leases l "
     "WHERE l.run_id = ?{lock}"
 )
-_CONTINUES = "(r.status = 'running' OR r.cause = 'drained')"
+_CONTINUES = "(r.status = 'running' OR r.cause IN ('drained', 'resource'))"
 """Whether a run without an owner is one that a service resumes."""
 _CLAIM = (
     "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, "

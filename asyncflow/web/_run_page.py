@@ -255,7 +255,7 @@ async def _updates(
 def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes:
     """Return the actions on a run, and a note about them, as JSON."""
     is_running = record.status is RunStatus.RUNNING
-    is_left = record.status is RunStatus.ORPHANED or record.cause == "drained"
+    is_left = record.status is RunStatus.ORPHANED or record.cause in ("drained", "resource")
     stops = is_running and view is not None and view.stop_reason is not None
     can_resume = resumer.can_resume(record)
     needs_pipeline = not is_running and record.status is not RunStatus.PASSED and not can_resume

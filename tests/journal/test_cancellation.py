@@ -374,7 +374,7 @@ async def leave(journal: Any, status: str, run_id: str = "r", parent: str = "") 
     await session.close()
 
 
-@pytest.mark.parametrize("status", ["ORPHANED", "DRAINED"])
+@pytest.mark.parametrize("status", ["ORPHANED", "DRAINED", "RESOURCE"])
 async def test_a_cancelled_run_without_a_process_ends_when_one_takes_it(
     make_journal: Make, database: Any, status: str
 ) -> None:
