@@ -17,6 +17,8 @@ KILLS ?=
 STEPS ?=
 # How many tests run at the same time: as many as there are processors, or a number.
 WORKERS ?= auto
+# Which versions are installed: those that constraints.txt pins, or what else uv or pip is told here.
+VERSIONS ?= --constraint constraints.txt
 # With COVERAGE=1, the tests must reach 95 of 100 lines and branches, and all tests every one.
 COVERAGE ?=
 
@@ -25,11 +27,13 @@ py := $(VENV)/bin/python
 uv := $(shell command -v uv)
 ifdef uv
 make_venv := $(uv) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
-install := $(uv) pip install --quiet --python $(py)
+install = $(uv) pip install --quiet --python $(py) $(VERSIONS)
 else
 make_venv := $(PYTHON) -m venv $(VENV) && $(py) -m pip --quiet install --upgrade 'pip>=25.1'
-install := $(py) -m pip --quiet --disable-pip-version-check --no-input install
+install = $(py) -m pip --quiet --disable-pip-version-check --no-input install $(VERSIONS)
 endif
+# All but Ray's, which has an environment of its own.
+extras := cli,cloudpickle,dask,journal,otel,postgres,report,web
 groups := $(strip test $(filter-out test,$(WITH)))
 empty :=
 tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
@@ -37,7 +41,9 @@ tested := $(VENV)/.has-$(subst $(empty) ,-,$(groups))
 # Bytecode is kept beside what is installed, where it harms nobody: each test process needs it.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/.pycache
-pytest = $(py) -m $(if $(COVERAGE),coverage run -m )pytest -o cache_dir=$(abspath $(VENV))/.pytest_cache
+arguments = -o cache_dir=$(abspath $(VENV))/.pytest_cache
+unmeasured = $(py) -m pytest $(arguments)
+pytest = $(if $(COVERAGE),$(py) -m coverage run -m pytest $(arguments),$(unmeasured))
 # A worker that has nothing left to do takes over tests of another one.
 parallel := --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal
 # $(call require,percentage): hold what has been reached so far against that.
@@ -46,7 +52,8 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-ray check bench bench-ray explore fuzz crash soak dist test-peers test-pages docs
+.PHONY: help etl test test-all test-realtime test-slow covered test-lowest test-ray lint check constraints bench bench-ray
+.PHONY: explore fuzz crash soak dist test-peers test-pages docs
 
 help:
 	@echo "make etl        run the example pipeline"
@@ -54,12 +61,15 @@ help:
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
 	@echo "make test-peers run the code of the docs for Airflow, Celery, LangGraph, Prefect, OpenAI and Anthropic too"
-	@echo "make check      lint, check the format, the types and who imports whom"
+	@echo "make test-lowest run the fast tests with the lowest versions that pyproject.toml allows"
+	@echo "make lint       lint, check the format and the types"
+	@echo "make check      this, pyright, and who imports whom"
 	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
 	@echo "make bench      measure the cost of a step"
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
 	@echo "make fuzz       give the property tests new random examples"
 	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
+	@echo "make constraints raise the versions that constraints.txt pins"
 	@echo "make dist       build the distributions, their SBOM, and check them where nothing else is"
 	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
 
@@ -71,12 +81,28 @@ test: $(tested)
 	@$(pytest) $(parallel) $(ARGS)
 	$(call require,95)
 
-# What is about real time runs alone, when all else has ended.
-test-all: test
-	@$(pytest) $(parallel) -m "(slow or hypothesis) and not (ray or realtime or uvloop)" \
-		--hypothesis-profile=thorough --timeout=300
+# In this order: `test` forgets the coverage of earlier runs.
+test-all: test test-realtime test-slow covered
+
+# One at a time: they are about real time. They need one processor, and stand others that use the rest.
+test-realtime: $(tested)
 	@$(pytest) -m "realtime or uvloop" --timeout=300
+
+# What repeats fast tests with more cases, in debug mode or with kills reaches no other line, so its coverage is not
+# measured, which takes two thirds more time.
+repeats := crash or debug or exhaustive or hypothesis
+test-slow: $(tested)
+	@$(pytest) $(parallel) -m "slow and not ($(repeats) or ray or realtime or uvloop)" --timeout=300
+	@$(unmeasured) $(parallel) -m "($(repeats)) and not (ray or realtime or uvloop)" \
+		--hypothesis-profile=thorough --timeout=300
+
+covered: $(tested)
 	$(call require,100)
+
+# The lower bounds of pyproject.toml: pip can't look for the lowest versions.
+test-lowest:
+	@$(if $(uv),,echo "make test-lowest needs uv" >&2; exit 1)
+	@$(MAKE) --no-print-directory test VENV=$(VENV)-lowest VERSIONS="--resolution lowest-direct"
 
 # Ray replaces 127.0.0.1 by an address that others can reach, unless there is none.
 isolated := unshare --user --map-root-user --net --
@@ -84,11 +110,11 @@ isolated := unshare --user --map-root-user --net --
 test-ray: $(VENV)/.has-ray
 	@$(isolated) $(pytest) -m ray tests/engines/ray $(ARGS)
 
-# Airflow and Prefect can't have one environment with the latest version of each.
+# Airflow and Prefect can't have one environment with the latest version of each, or with what is pinned.
 test-peers:
-	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-peers WITH=peers \
+	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-peers WITH=peers VERSIONS= \
 		ARGS="-k '(coming-from and not airflow) or guides/llm' $(ARGS)"
-	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-airflow WITH=peers-airflow \
+	@$(MAKE) --no-print-directory test-pages VENV=$(VENV)-airflow WITH=peers-airflow VERSIONS= \
 		ARGS="-k coming-from/airflow $(ARGS)"
 
 # Everything that they store is in a temporary folder, and they report to no one.
@@ -101,10 +127,12 @@ test-pages: $(tested)
 	if [ -x $(VENV)/bin/airflow ]; then $(VENV)/bin/airflow db migrate >/dev/null 2>&1; fi && \
 	$(pytest) -m "" -W default --timeout=600 tests/test_docs_pages.py $(ARGS)
 
-check: $(VENV)/.has-dev
+lint: $(VENV)/.has-dev
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
 	@$(py) -m mypy --strict
+
+check: lint
 	@$(py) -m pyright --pythonpath $(py)
 	@$(VENV)/bin/lint-imports --no-logo
 
@@ -131,9 +159,7 @@ crash: $(tested)
 soak: $(tested)
 	@$(py) -m tests.soak $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
-# The SBOM lists what the extras bring, but for Ray's: an environment of their own tells.
-extras := cli,cloudpickle,dask,journal,otel,postgres,report,web
-
+# The SBOM lists what the extras bring: an environment of their own tells.
 dist: $(VENV)/.has-release
 	@rm -rf dist
 	@$(py) -m build --outdir dist .
@@ -146,6 +172,12 @@ dist: $(VENV)/.has-release
 		--output-reproducible --output-file dist/asyncflow-tiers.cdx.json
 	@rm -rf dist/extras
 
+# Its header repeats this command, which the bot of renovate.json runs too.
+constraints:
+	@$(if $(uv),,echo "make constraints needs uv" >&2; exit 1)
+	@$(uv) pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev --group docs \
+		--group release --group bench --output-file constraints.txt pyproject.toml >/dev/null
+
 # The stamp files tell what is installed, so that the second time is fast.
 
 $(VENV)/.is-made:
@@ -157,14 +189,14 @@ $(VENV)/.is-made:
 	@echo '*' >$(VENV)/.gitignore
 	@touch $@
 
-$(VENV)/.has-core: pyproject.toml | $(VENV)/.is-made
+$(VENV)/.has-core: pyproject.toml constraints.txt | $(VENV)/.is-made
 	@echo "installing asyncflow ..." >&2
 	@$(install) --editable .
 	@touch $@
 
-$(tested): pyproject.toml | $(VENV)/.is-made
+$(tested): pyproject.toml constraints.txt | $(VENV)/.is-made
 	@echo "installing asyncflow, and for tests: $(groups) ..." >&2
-	@$(install) --editable . $(addprefix --group ,$(groups))
+	@$(install) --editable ".[$(extras)]" $(addprefix --group ,$(groups))
 	@touch $@
 
 $(VENV)/.has-ray: $(tested)
@@ -172,17 +204,17 @@ $(VENV)/.has-ray: $(tested)
 	@$(install) --group ray
 	@touch $@
 
-$(VENV)/.has-release: pyproject.toml | $(VENV)/.is-made
+$(VENV)/.has-release: pyproject.toml constraints.txt | $(VENV)/.is-made
 	@echo "installing what builds and checks distributions ..." >&2
 	@$(install) --group release
 	@touch $@
 
-$(VENV)/.has-docs: pyproject.toml | $(VENV)/.is-made
+$(VENV)/.has-docs: pyproject.toml constraints.txt | $(VENV)/.is-made
 	@echo "installing what builds the documentation ..." >&2
 	@$(install) --group docs
 	@touch $@
 
-$(VENV)/.has-dev: pyproject.toml | $(VENV)/.is-made
+$(VENV)/.has-dev: pyproject.toml constraints.txt | $(VENV)/.is-made
 	@echo "installing asyncflow, and for development: dev ..." >&2
-	@$(install) --editable . --group dev
+	@$(install) --editable ".[$(extras)]" --group dev
 	@touch $@

@@ -52,6 +52,7 @@ MODULES = (
 NOT_FOR_CALLERS = {
     "StepContext": "a run makes it",
     "RunHandle": "start() makes it",
+    "EventReader": "RunHandle.events() makes it",
     "EngineCall": "a run makes it for an engine",
     "RemoteOutput": "an engine makes it",
     "Fakes": "fake() makes it",
