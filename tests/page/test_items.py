@@ -95,6 +95,7 @@ def test_cells_beside_each_other_are_one_shape() -> None:
     assert dict(cells.by_outcome)["success"] == "M8 0h311v7h-311zM0 8h319v7h-319z"
 
 
+@pytest.mark.exhaustive
 def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> None:
     cells = cells_of(mapped_run(3, retried=False, items=100_000))
 
