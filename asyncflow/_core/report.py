@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -382,14 +381,16 @@ class RunReport(Mapping[str, StepResult]):
         Raises:
             ImportError: The extra ``report`` is not installed. The message says how to install it.
         """
-        # By name: the page is in a package above the core, and needs the extra.
-        page: str = importlib.import_module("asyncflow.html_report").to_html(self)
-        return page
+        # The one import that points up: a report is asked for its page, and a user has no other.
+        from asyncflow.html_report import to_html
+
+        return to_html(self)
 
     def _repr_html_(self) -> str:
         """Return the table of its steps that a notebook shows."""
-        html: str = importlib.import_module("asyncflow._views.notebook").of_report(self)
-        return html
+        from asyncflow._views.notebook import of_report  # as above: IPython asks for this name
+
+        return of_report(self)
 
 
 def _has_failed(result: StepResult) -> bool:
