@@ -394,21 +394,54 @@ class Orchestrator:
         from_steps = self._checked_from_steps(from_step)
         self = self._intercepted()
         request = self._request(new_run_id, inputs)
-        journal = options.journal
-        if journal is None:
-            raise ValueError(
-                "fork() needs the journal that has the run: give it to the pipeline or the "
-                "Orchestrator, or by with_options(journal=...)"
-            )
-        if not callable(getattr(journal, "replay", None)):
-            raise TypeError(
-                f"fork() reads the run by the journal's replay(), and {type(journal).__name__} has "
-                "no replay(); asyncflow.Journal says what it does"
-            )
+        journal = self._journal_of("fork()")
         from asyncflow._runtime.run_opening import open_fork  # as below
 
         persistence, start = await open_fork(journal, request, run_id, from_steps)
         return await self._execute_durably(request, start, persistence)
+
+    async def report(self, run_id: str) -> RunReport:
+        """Return the stored report of a run; of one that has not ended, what is known so far.
+
+        Outputs and inputs have the types that the annotations of the pipeline say, as in the report
+        that `run` returns. A value that no longer fits its annotation is plain data, as all values
+        are in the report of the journal itself, which needs no pipeline.
+
+        Args:
+            run_id: The run.
+
+        Raises:
+            TypeError: The id is not a string.
+            ValueError: There is no journal, or the run belongs to another pipeline.
+            RunNotFoundError: The journal does not have the run.
+            RunUnreadableError: It is damaged.
+            PayloadError: A stored value can't be read: it is a pickle, and the journal reads none.
+            JournalError: The journal fails.
+        """
+        if not isinstance(run_id, str):
+            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        journal, options, plans = self._journal_of("report()"), self._options, self._plans
+        from asyncflow._runtime.run_opening import read_report  # as below
+
+        request = Request(
+            run_id, options.name, plans.whole, plans.types, {}, options.secret_inputs, True
+        )
+        return await read_report(journal, request)
+
+    def _journal_of(self, method: str) -> Journal:
+        """Return the journal that a method reads a run from."""
+        journal = self._options.journal
+        if journal is None:
+            raise ValueError(
+                f"{method} needs the journal that has the run: give it to the pipeline or the "
+                "Orchestrator, or by with_options(journal=...)"
+            )
+        if not callable(getattr(journal, "replay", None)):
+            raise TypeError(
+                f"{method} reads the run by the journal's replay(), and {type(journal).__name__} "
+                "has no replay(); asyncflow.Journal says what it does"
+            )
+        return journal
 
     def _checked_from_steps(self, from_step: object) -> tuple[str, ...]:
         if from_step is not None and not isinstance(from_step, Iterable):

@@ -473,6 +473,18 @@ class Pipeline:
         """
         return await self.orchestrator.fork(run_id, new_run_id, from_step=from_step, inputs=inputs)
 
+    async def report(self, run_id: str) -> RunReport:
+        """Return the stored report of a run, with outputs and inputs as the annotations say.
+
+        Args:
+            run_id: The run. If it has not ended, the report has what is known so far.
+
+        Raises:
+            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.
+            BaseException: As `Orchestrator.report` raises it.
+        """
+        return await self.orchestrator.report(run_id)
+
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str):

@@ -70,6 +70,19 @@ async def open_fork(
     return RunPersistence(journal, session, request.types), start
 
 
+async def read_report(journal: Journal, request: Request) -> RunReport:
+    """Return the stored report of a run, with values of the types that annotations say.
+
+    Raises:
+        PayloadError: A stored value can't be read.
+        RunIdInUseError: The run belongs to another pipeline.
+        RunNotFoundError: There is no such run.
+        RunUnreadableError: It is damaged.
+        JournalError: The journal fails.
+    """
+    return await journal.replay(request.run_id, _RunOpening(journal, request).report)
+
+
 class _RunOpening:
     """Decides from the replay of a run how it starts, resumes or is forked."""
 
@@ -96,8 +109,15 @@ class _RunOpening:
         has_new_inputs = not given.keys() <= stored.inputs.keys()
         has_passed = stored.status is RunStatus.PASSED
         if has_passed and stored.has_all(request.plan.index) and not has_new_inputs:
-            return stored.report(self._decode_passed_output, self._decode_passed_input)
+            return self._report_of(stored)
         return self._resume(stored)
+
+    def report(self, stored: StoredRun) -> RunReport:
+        self._check_pipeline(stored, "ask that one, or the journal, for its report")
+        return self._report_of(stored)
+
+    def _report_of(self, stored: StoredRun) -> RunReport:
+        return stored.report(self._decode_any_output, self._decode_any_input)
 
     def _resume(self, stored: StoredRun) -> RunStart:
         request, plan = self._request, self._request.plan
@@ -251,9 +271,9 @@ class _RunOpening:
             inputs[name] = self._decode_input(name, payload, types[name])
         return inputs
 
-    # Stored values. Those of a run that has passed are valid whatever annotations say now.
+    # Stored values. A report has them whatever annotations say now.
 
-    def _decode_passed_input(self, name: str, payload: Payload) -> Any:
+    def _decode_any_input(self, name: str, payload: Payload) -> Any:
         types = input_types(self._request.plan.steps, {name: payload})
         try:
             return self._decode_input(name, payload, types[name])
@@ -265,7 +285,7 @@ class _RunOpening:
         hint = request.types[step] if step in request.plan.index else Any
         return self._journal.decode(f"the stored output of step {step!r}", payload, hint)
 
-    def _decode_passed_output(self, step: str, payload: Payload) -> Any:
+    def _decode_any_output(self, step: str, payload: Payload) -> Any:
         try:
             return self._decode_output(step, payload)
         except PayloadError:

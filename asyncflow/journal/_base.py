@@ -257,7 +257,8 @@ class SQLJournal:
     async def report(self, run_id: str) -> RunReport:
         """Return the report of a run; of one that has not ended, what is known so far.
 
-        Outputs and inputs are as those of `events`.
+        Outputs and inputs are plain data, as those of `events`: the journal does not know their
+        types. `asyncflow.Pipeline.report` gives them as the annotations of its steps say.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -512,7 +513,7 @@ class SQLJournal:
         return read(self._reader.history(lease.run_id, committed) if committed else StoredRun())
 
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
-        """Replay a run without owning it. A fork calls this; see `asyncflow.Journal`.
+        """Replay a run without owning it. A fork or a pipeline calls this; see `asyncflow.Journal`.
 
         Raises:
             RunNotFoundError: There is no such run.

@@ -49,6 +49,7 @@ def create_app() -> FastAPI:
         grace_ms=float(os.environ.get("GRACE_MS", "10000")),
         resources={"db": open_db, "http": open_http},
     )
+    stored_orders = orders.with_options(journal=journal)  # reads reports with their types
     pages = pages_of(journal, pipelines=service.pipelines, token=os.environ.get("UI_TOKEN") or None)
 
     @asynccontextmanager
@@ -119,24 +120,23 @@ def create_app() -> FastAPI:
     async def check_same(order_id: str, order: Order) -> None:
         """Check that a repeated request is for the order that is under way."""
         try:
-            report = await journal.report(order_id)
+            report = await stored_orders.report(order_id)
         except RunNotFoundError as error:  # the first request has not been answered either
             detail = "a request with this key is being accepted"
             raise HTTPException(409, detail, {"Retry-After": "1"}) from error
-        if Order.model_validate(report.inputs["order"]) != order:
+        if report.inputs["order"] != order:
             raise HTTPException(422, "the key belongs to another order")
 
     async def state_of(order_id: str) -> OrderState:
         """Return the state of an order, whichever replica it runs in."""
-        record, report = await journal.record(order_id), await journal.report(order_id)
-        output, failed = None, report.failed
-        if record.status == "PASSED":
-            output = report["book"].output
+        record = await journal.record(order_id)
+        report = await stored_orders.report(order_id)
+        failed = report.failed
         return OrderState(
             order_id=order_id,
             status=record.status,
             steps={name: result.status for name, result in report.items()},
-            receipt=None if output is None else Receipt.model_validate(output),
+            receipt=report["book"].output if record.status == "PASSED" else None,
             error=f"{failed[0].step_name}: {failed[0].error}" if failed else report.stop_reason,
         )
 

@@ -19,7 +19,15 @@ import pydantic
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field
 
-from asyncflow import WorkflowStep, run_pipeline
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    RunNotFoundError,
+    WorkflowStep,
+    collect,
+    each,
+    run_pipeline,
+)
 from asyncflow._core.errors import PayloadError
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._payload_codec import Codec
@@ -176,10 +184,10 @@ def test_a_time_of_a_model_comes_back_by_itself() -> None:
     "value", [Line(sku="a"), Order(note=None), Open(more=1), Node(children=[Node()])]
 )
 def test_the_fields_that_were_not_given_stay_so(value: Any) -> None:
-    for each, hint in ((value, type(value)), ((value, LINE), tuple[type(value), Line])):
-        payload = CODEC.encode(SUBJECT, each, hint)
+    for whole, hint in ((value, type(value)), ((value, LINE), tuple[type(value), Line])):
+        payload = CODEC.encode(SUBJECT, whole, hint)
         again = CODEC.decode(SUBJECT, payload, hint)
-        again = again[0] if isinstance(each, tuple) else again
+        again = again[0] if isinstance(whole, tuple) else again
 
         assert again.model_fields_set == value.model_fields_set
         assert again.model_dump(exclude_unset=True) == value.model_dump(exclude_unset=True)
@@ -301,6 +309,71 @@ async def ship(place: Order, line: Line) -> list[Line]:
 
 async def fail(ship: list[Line]) -> None:
     raise ValueError("not yet")
+
+
+class Batch(BaseModel):
+    line: Line
+    cost: float = 0
+
+
+async def test_a_pipeline_reads_a_stored_report_with_its_types(journal: SQLiteJournal) -> None:
+    shop = Pipeline("shop", journal=journal, secret_inputs=["key"], fail_fast=False)
+
+    @shop.step
+    async def lines(order: Order, key: str) -> list[Line]:
+        return [*order.lines]
+
+    @shop.step(max_retries=2)
+    async def pack(line: Line = each(lines)) -> Batch:
+        return Batch(line=line)
+
+    @shop.step
+    async def send(batches: list[Batch] = collect(pack)) -> tuple[int, ...]:
+        raise ValueError("not yet")
+
+    order = Order(lines=(LINE,))
+    ran = await shop.with_options(run_id="r").run(order=order, key="hunter2")
+
+    stored = await shop.with_options(targets=["lines"]).report("r")
+
+    assert stored["lines"].output == [LINE]
+    assert stored["pack"].output == ran["pack"].output == [Batch(line=LINE)]
+    assert stored["pack"].items[0].output == Batch(line=LINE)  # type: ignore[index]
+    assert stored.inputs["order"] == order
+    assert "hunter2" not in repr(stored.inputs)
+    assert (stored.status, str(stored["send"].error)) == ("FAILED", "builtins.ValueError: not yet")
+    plain = await journal.report("r")
+    assert plain["pack"].output == [{"line": {"article": "a", "count": 2}, "cost": 0.0}]
+
+
+async def test_a_stored_value_that_no_longer_fits_is_plain_data_in_a_report(
+    journal: SQLiteJournal,
+) -> None:
+    async def other() -> Ordered: ...
+
+    await run_pipeline([WorkflowStep("place", place)], journal=journal, run_id="r")
+
+    report = await Orchestrator([WorkflowStep("place", other)], journal=journal).report("r")
+
+    assert report["place"].output["lines"] == [{"article": "a", "count": 1}]
+
+
+async def test_a_pipeline_reports_its_own_stored_runs_only(journal: SQLiteJournal) -> None:
+    await (
+        Orchestrator([WorkflowStep("place", place)], name="a", journal=journal)
+        .with_options(run_id="r")
+        .run()
+    )
+    other = Orchestrator([WorkflowStep("place", place)], name="b", journal=journal)
+
+    with pytest.raises(ValueError, match="run 'r' belongs to pipeline 'a', not to 'b'; ask that"):
+        await other.report("r")
+    with pytest.raises(RunNotFoundError):
+        await other.report("s")
+    with pytest.raises(TypeError, match="run_id must be a str, not int"):
+        await other.report(7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"report\(\) needs the journal that has the run"):
+        await other.with_options(journal=None).report("r")
 
 
 async def test_a_resumed_run_has_real_models(journal: SQLiteJournal) -> None:
