@@ -58,10 +58,11 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 help:
 	@echo "make etl        run the example pipeline"
 	@echo "make test       run the fast tests, which is enough for most changes"
-	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium"
+	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium; these are test-slow"
+	@echo "                and test-realtime, which needs one processor"
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
 	@echo "make test-peers run the code of the docs for Airflow, Celery, LangGraph, Prefect, OpenAI and Anthropic too"
-	@echo "make test-lowest run the fast tests with the lowest versions that pyproject.toml allows"
+	@echo "make test-lowest  run the fast tests with the lowest versions that pyproject.toml allows"
 	@echo "make lint       lint, check the format and the types"
 	@echo "make check      this, pyright, and who imports whom"
 	@echo "make docs       build the documentation into site/; ARGS=--serve shows it while you write"
@@ -69,7 +70,7 @@ help:
 	@echo "make explore    simulate 100,000 random runs, or new ones for so many SECONDS"
 	@echo "make fuzz       give the property tests new random examples"
 	@echo "make crash      kill 1,000 processes of durable runs, or as many as KILLS says"
-	@echo "make constraints raise the versions that constraints.txt pins"
+	@echo "make constraints  raise the versions that constraints.txt pins"
 	@echo "make dist       build the distributions, their SBOM, and check them where nothing else is"
 	@echo "make soak       run 1,000,000 steps, or as many as STEPS says: nothing may grow"
 
