@@ -95,17 +95,16 @@ def test_cells_beside_each_other_are_one_shape() -> None:
     assert dict(cells.by_outcome)["success"] == "M8 0h311v7h-311zM0 8h319v7h-319z"
 
 
-@pytest.mark.exhaustive
 def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> None:
-    cells = cells_of(mapped_run(3, retried=False, items=100_000))
+    cells = cells_of(mapped_run(3, retried=False, items=10_000))
 
-    assert cells.each == 50
-    assert cells.counts == {"failed": 3, "success": 99_997}
+    assert cells.each == 5
+    assert cells.counts == {"failed": 3, "success": 9_997}
     assert {outcome: area(path) for outcome, path in cells.in_order} == {
         "failed": 3,
         "success": 1_997,
     }
-    assert re.match(r"failed 0:1f0\+20 33333:\S+ 66666:\S+\|success 50:", cells.data)
+    assert re.match(r"failed 0:1f0\+20 3333:\S+ 6666:\S+\|success 5:", cells.data)
     assert len(cells.data) < 50_000
     assert sum(len(path) for order in (cells.by_outcome, cells.in_order) for _, path in order) < (
         5_000
