@@ -26,6 +26,7 @@ from memory_journal import MemoryJournal, MemorySession
 from pydantic import SecretStr
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow._core.context import known_secrets
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -927,6 +928,27 @@ async def test_a_nested_run_hides_the_secrets_of_the_runs_around_it() -> None:
     await run_pipeline(steps, inputs={"key": "hunter2"}, secret_inputs=["key"])
 
     assert listener.messages == ["<secret> and <secret>, <secret>", "<secret>, <secret>"]
+
+
+async def test_what_outlives_a_run_holds_none_of_its_secrets() -> None:
+    kept: list[contextvars.Context] = []
+
+    async def say(key: str) -> None:
+        kept.append(contextvars.copy_context())
+        await run_pipeline([WorkflowStep("inner", inner)])
+
+    async def inner() -> None:
+        kept.append(contextvars.copy_context())
+        texts = [context.run(known_secrets) for context in kept]
+        assert [known and known.replaced("hunter2") for known in texts] == ["<secret>"] * 2
+
+    report = await run_pipeline(
+        [WorkflowStep("say", say)], inputs={"key": "hunter2"}, secret_inputs=["key"]
+    )
+
+    report.raise_for_failures()
+    texts = [context.run(known_secrets) for context in kept]
+    assert [known and known.replaced("hunter2") for known in texts] == ["hunter2"] * 2
 
 
 async def test_the_name_of_a_logger_hides_secrets() -> None:

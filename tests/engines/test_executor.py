@@ -32,6 +32,7 @@ class HandExecutor(Executor):
         self.given: list[tuple[Future[Any], Callable[[], Any]]] = []
         self.refuses: Exception | None = None
         self.is_shut_down = False
+        self.was_waited_for = False
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self.refuses is not None:
@@ -48,6 +49,7 @@ class HandExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self.is_shut_down = True
+        self.was_waited_for = wait
 
 
 def in_a_thread(call: Callable[[], Any]) -> Any:
@@ -329,6 +331,7 @@ async def test_a_broken_pool_loses_its_attempts_and_is_replaced_once(
     assert (raised.value.attempt, raised.value.worker) == (2, "HandExecutor")
     assert len(executors) == 2
     assert executors[0].is_shut_down
+    assert not executors[0].was_waited_for  # the event loop would wait for its workers
     again = asyncio.create_task(engine.run(adding().call))
     await turns()
     executors[1].begin()()

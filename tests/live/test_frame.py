@@ -341,6 +341,19 @@ class TestTenThousandSteps:
             "tiers 4002–5000  ○ 1,998 pending",
         ]
 
+    def test_in_a_frame_of_few_lines_all_running_tiers_share_a_line(self) -> None:
+        run = run_of([RunStarted("r", 0.0, layers(10_000, 2))])
+        for number in range(4):
+            run.apply(AttemptStarted(f"s{number}", 1, 0.0))
+
+        lines = lines_of(run, height=6)
+
+        assert lines[1:-2] == [
+            "tiers 1–2        ▷ 4 running",
+            "tier 1           ▷ RUNNING    s0                                           0 ms",
+            "tiers 3–5000     ○ 9,996 pending",
+        ]
+
     def test_a_failure_in_a_hidden_tier_is_counted(self) -> None:
         run = run_of([RunStarted("r", 0.0, layers(10_000, 10))])
         for number in range(105):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import gc
+import io
 import logging
 import os
 import re
@@ -18,8 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
+import pyte
 import pytest
 from rich.console import Console
+from rich.text import Text
 from terminals import Terminal
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
@@ -468,6 +471,25 @@ async def test_a_terminal_of_unknown_size_gets_frames(screen: ProgramScreen) -> 
     assert lines[0] == "hello"
     assert lines[1].startswith("✓ PASSED in ")
     assert lines[-1] == "after that"
+
+
+def test_a_frame_of_another_width_leaves_nothing_of_the_one_before_below_it() -> None:
+    terminal, size = pyte.Screen(20, 6), [20]
+    file = io.StringIO()
+    screen = Screen(Console(file=file), file, lambda: (size[0], 6))
+
+    def draw(line: str) -> list[str]:
+        screen.draw("", [Text(line)])
+        pyte.Stream(terminal).feed(file.getvalue().replace("\n", "\r\n"))
+        file.seek(0)
+        file.truncate()
+        return [row.rstrip() for row in terminal.display if row.strip()]
+
+    assert draw("a frame") == ["a frame"]
+    pyte.Stream(terminal).feed("what it wrapped\r")
+    size[0] = 15
+
+    assert draw("another frame") == ["another frame"]
 
 
 @pytest.mark.realtime
