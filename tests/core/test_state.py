@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import pytest
 from cpu_time import cpu_seconds
@@ -38,10 +38,12 @@ from asyncflow.events import (
     RunStarted,
     RunTimedOut,
     StepCancelled,
+    StepEvent,
     StepFailed,
     StepReused,
     StepSkipped,
     StepSucceeded,
+    StepTakenOver,
     ThreadAbandoned,
 )
 
@@ -219,6 +221,8 @@ ACCEPTED: dict[type, tuple[Phase, ...]] = {
     ThreadAbandoned: ("attempting",),
     LoopBlocked: ("attempting", "waiting", "queued", "rescheduled", "settled"),
 }
+OF_RESUMPTIONS = {StepReused, StepTakenOver}
+"""The events of a step that happen only in a resumed run, or in a rerun."""
 WITHOUT_ATTEMPT = {MapStarted, StepSkipped}
 HAS_ATTEMPTED: set[Phase] = {"attempting", "waiting", "queued", "rescheduled", "settled"}
 each_schedule = pytest.mark.parametrize("schedule", ["tiers", "ready"])
@@ -233,6 +237,10 @@ def attempt_due(kind: type, phase: Phase, latest: int = 1) -> int:
     if phase not in HAS_ATTEMPTED:
         return 1 if kind is AttemptStarted else 0
     return latest + 1 if kind is AttemptStarted else latest
+
+
+def test_the_table_has_every_event_that_can_happen_to_a_step() -> None:
+    assert ACCEPTED.keys() | OF_RESUMPTIONS == {*get_args(StepEvent)}
 
 
 @by_one_schedule

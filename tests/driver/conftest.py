@@ -61,6 +61,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker("uvloop" if loop is uvloop.Loop else "debug")
 
 
+_UNANNOUNCED_S = 20.0
+"""The default ``timeout_ms`` is 30 s: a test that comes near it may see that limit instead of what
+it is about."""
+
+
+@pytest.fixture(autouse=True)
+async def passes_in_time(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Fail a test that takes long in virtual time, unless it is marked ``long_time``."""
+    clock = asyncio.get_running_loop().time
+    started_s = clock()
+
+    yield
+
+    if request.node.get_closest_marker("long_time") is None:
+        took_s = clock() - started_s
+        assert took_s <= _UNANNOUNCED_S, f"mark the test as long_time, or let it end: {took_s:g} s"
+
+
 @pytest.fixture(autouse=True)
 async def nothing_leaks() -> AsyncIterator[None]:
     """Check that no task outlives the test and the loop reported no error."""

@@ -1274,6 +1274,7 @@ async def test_a_step_that_ignores_its_cancellation_is_named_after_the_grace_per
     assert "stubborn" in caplog.records[1].getMessage()
 
 
+@pytest.mark.long_time
 async def test_each_attempt_that_does_not_end_is_named_once(schedule, caplog):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
