@@ -18,6 +18,7 @@ from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
 from asyncflow._core.results import StepResult
 from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.step import WorkflowStep
 from asyncflow.events import AttemptStarted
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
@@ -78,6 +79,7 @@ __all__ = [
     "is_inside_run",
     "key_watchers",
     "known_secrets",
+    "remaining_s",
     "leave_attempt",
 ]
 
@@ -182,7 +184,8 @@ class StepContext:
     def remaining_ms(self) -> float | None:
         """Return how many milliseconds this attempt has left, at least 0; ``None`` for no limit.
 
-        The earliest of the deadlines of the attempt, the step and the run counts.
+        The earliest of the deadlines of the attempt, the step and the run counts, and in a nested
+        run what is left to the attempt that runs it.
         """
         if self._deadline_s == math.inf:
             return None
@@ -307,14 +310,11 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
     if extras is None:
         limit_ms = math.inf if step.timeout_ms is None else step.timeout_ms
         extras = AttemptExtras(run.at_s(started_ms + limit_ms), None, {})
-    deadline_s = extras.deadline_s
-    if not step.is_cleanup:
-        deadline_s = min(deadline_s, run.deadline_s)
     return StepContext(
         run.run_id,
         running,
         step.max_retries,
-        deadline_s=deadline_s,
+        deadline_s=min(extras.deadline_s, run.ends_s(step)),
         clock=run.clock,
         heartbeat=None if extras.heartbeat is None else extras.heartbeat.beat,
         cancel_requested=_cancel_requested.get(),
@@ -418,9 +418,16 @@ class RunContext:
     """Takes what attempts say; ``None`` if nothing would receive it."""
     secrets: SecretTexts | None = None
     """The secrets that it and the runs around it know; ``None`` if there are none."""
+    outer_ends_s: float = math.inf
+    """The loop's time at which the attempt must have ended within which the run runs."""
     outer: tuple[Notes, StartedAttempt] | None = None
     """What takes the log records of attempts, if the run does not: the attempt of another run
     within which it runs, and the notes of that run."""
+
+    def ends_s(self, step: WorkflowStep) -> float:
+        """Return the loop's time at which the attempts of a step end that have no limit."""
+        # The deadline of a run leaves its clean-up steps alone; what stops the run does not.
+        return self.outer_ends_s if step.is_cleanup else min(self.outer_ends_s, self.deadline_s)
 
     def now_ms(self) -> float:
         """Return the milliseconds since the start of the run."""
@@ -499,6 +506,14 @@ def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
         return None
     run = _run.get()
     return run.outer if run.notes is None or not run.notes.takes_logs else (run.notes, running)
+
+
+def remaining_s() -> float:
+    """Return how many seconds the running attempt has left; infinite outside of one."""
+    if _attempt.get(None) is None and _sent_attempt() is None:
+        return math.inf
+    left_ms = current_step().remaining_ms()
+    return math.inf if left_ms is None else left_ms / 1000
 
 
 def known_secrets() -> SecretTexts | None:

@@ -99,16 +99,15 @@ class RemoteAttempts:
         arguments: Mapping[str, Any],
     ) -> EngineCall:
         step = self._state.step_runs.steps[node]
-        now_ms, deadline_s = self._run_context.now_ms(), self._run_context.deadline_s
+        now_ms, ends_s = self._run_context.now_ms(), self._run_context.ends_s(step)
         limit = self._state.deadlines.of(node, now_ms)
-        has_deadline = deadline_s < math.inf and not step.is_cleanup
         return EngineCall(
             self._run_context.run_id,
             step,
             started,
             arguments,
             None if limit is None else (limit.ends_ms - now_ms) / 1000,
-            max(0.0, deadline_s - self._run_context.clock()) if has_deadline else None,
+            None if ends_s == math.inf else max(0.0, ends_s - self._run_context.clock()),
             node in self._to_keep,
             attempt.begin,
             None if step.heartbeat_ms is None else attempt.beat,

@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asyncflow._core.context import RunContext, capturing_notes, enter_run, known_secrets
+from asyncflow._core.context import (
+    RunContext,
+    capturing_notes,
+    enter_run,
+    known_secrets,
+    remaining_s,
+)
 from asyncflow._core.graph import Plan
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption
 from asyncflow._core.secret_texts import SecretTexts
@@ -96,6 +102,7 @@ def open_scope(
         cancel_requested=cancel_requested,
         notes=notes,
         secrets=secrets,
+        outer_ends_s=loop.time() + remaining_s(),
         outer=None if notes is not None and notes.takes_logs else capturing_notes(),
     )
     context = contextvars.copy_context()

@@ -7,6 +7,7 @@ import itertools
 import threading
 
 import pytest
+from fake_engine import FakeEngine
 
 from asyncflow import (
     Retry,
@@ -272,6 +273,59 @@ async def test_the_tightest_limit_decides_the_remaining_time(limits, of_run, rem
         assert report["a"].output is None
     else:
         assert remaining - 5 < report["a"].output <= remaining + 0.001
+
+
+@pytest.mark.parametrize(
+    ("limits", "of_run", "inner", "remaining"),
+    [
+        ({"timeout_ms": None}, None, {"timeout_ms": None}, None),
+        ({"timeout_ms": 1_000}, None, {}, 900),
+        ({"timeout_ms": None}, 1_000, {}, 900),
+        ({"timeout_ms": 1_000}, None, {"timeout_ms": None, "run_if": "always"}, 900),
+        ({"timeout_ms": 1_000, "run_if": "always"}, 50, {}, 900),
+        ({"timeout_ms": 1_000}, None, {"timeout_ms": 500}, 500),
+    ],
+)
+def test_a_nested_run_sees_the_limits_of_the_attempt_around_it(limits, of_run, inner, remaining):
+    def read():
+        return current_step().remaining_ms()
+
+    async def act():
+        return read()
+
+    async def middle():
+        steps = [
+            WorkflowStep("loop", act, **inner),
+            WorkflowStep("thread", read, runs_in="thread", **inner),
+        ]
+        report = await run_pipeline(steps)
+        return [result.output for result in report.results]
+
+    async def outermost():
+        await asyncio.sleep(0.1)
+        report = await run_pipeline([WorkflowStep("middle", middle, timeout_ms=None)])
+        return report["middle"].output
+
+    async def main():
+        steps = [WorkflowStep("outermost", outermost, **limits)]
+        return await run_pipeline(steps, deadline_ms=of_run)
+
+    left = run_in_virtual_time(main())["outermost"].output
+
+    assert left == (2 * [None] if remaining is None else pytest.approx(2 * [remaining]))
+
+
+def test_an_engine_learns_of_the_limits_around_a_nested_run():
+    engine = FakeEngine()
+
+    async def nest():
+        step = WorkflowStep("inner", asyncio.sleep, timeout_ms=None, run_if="always")
+        await run_pipeline([step], inputs={"delay": 0}, engine=engine)
+
+    run_in_virtual_time(run_pipeline([WorkflowStep("nest", nest, timeout_ms=1_000)]))
+
+    (call,) = engine.calls
+    assert (call.limit_s, call.deadline_s) == (None, pytest.approx(1))
 
 
 async def test_each_attempt_has_less_of_the_steps_deadline_left():
