@@ -79,8 +79,8 @@ __all__ = [
     "is_inside_run",
     "key_watchers",
     "known_secrets",
-    "remaining_s",
     "leave_attempt",
+    "remaining_s",
 ]
 
 

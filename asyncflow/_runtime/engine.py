@@ -41,8 +41,8 @@ class EngineCall:
     """How many seconds the body may take from when it begins: the tighter one of the attempt's
     limit and what is left until the step's deadline. The run enforces it. ``None`` for no limit."""
     deadline_s: float | None
-    """How many seconds are left from now until the deadline of the run, or of the attempt around it,
-    for which the wait for a worker counts too; ``None`` for none. The run enforces it."""
+    """How many seconds are left from now until the deadline of the run, or of the attempt around
+    it, for which the wait for a worker counts too; ``None`` for none. The run enforces it."""
     may_keep: bool
     """Whether the output may stay on the engine, because only this engine's steps take it."""
     began: Callable[[str], None]

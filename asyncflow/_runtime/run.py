@@ -30,6 +30,7 @@ from asyncflow._core.tracebacks import let_go
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.loop_monitor import watch
+from asyncflow._runtime.nested_runs import AttemptKey, NestedLink, NestedRuns, enter_outer_run
 from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
 from asyncflow._runtime.run_scope import RunScope
@@ -74,6 +75,9 @@ class Run:
         self._dispatcher = EventDispatcher(scope, self, observers)
         self._stop_control = StopControl(scope, self)
         self._starter = Starter(scope, self, self._dispatcher, self._stop_control)
+        self._nested = NestedRuns(scope.context, self._stop_attempt)
+        self._outer: NestedLink | None = None
+        """Its link to the run around it, if there is one."""
         self._at_end = ExitStack()
         self._is_broken = self._is_closed = self._has_stopped = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
@@ -121,6 +125,10 @@ class Run:
         raised = _first((self._interruption, cancellation, self._cancelled))
         if failed:
             raised = self._report_resources(failed, raised)
+        if self._outer is not None:
+            if raised is self._cancelled and self._state.cause == "drained":
+                raised = await self._outer.stand_still() or raised
+            self._outer.leave()
         try:
             if raised is not None:
                 if isinstance(raised, RunCancelledError):
@@ -139,6 +147,7 @@ class Run:
         if persistence is not None:
             persistence.session.watch(self._on_journal_stop)
             flush = persistence.session.flush
+        self._outer = enter_outer_run(self._drain_soon)
         if self._link is not None:
             self._link.begin(state, self._cancel_soon, self._drain_soon, flush)
         self._dispatcher.emit(start.event, start.stored_event)
@@ -193,6 +202,7 @@ class Run:
             scope.notes.close()
         if scope.run_context.secrets is not None:
             scope.run_context.secrets.clear()
+        self._nested.close()
         let_go(state.errors())
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._stop_control, self._starter, self._resources
@@ -318,6 +328,7 @@ class Run:
             return
         self._drain_reason = reason
         self._stop_control.is_draining = True
+        self._nested.drain(reason)
         steps = len(self._scope.plan.steps)
         running = [node for node in self._scope.live if node < steps and state.has_begun(node)]
         if len(running) < state.unsettled:
@@ -331,6 +342,17 @@ class Run:
         # Otherwise the run has not begun, or stops everything.
         if self._state.status is RunStatus.INTERRUPTED and not self._stop_is_due:
             self._stop(spare_running=True)
+
+    def _stop_attempt(self, key: AttemptKey) -> None:
+        """Stop an attempt whose nested runs start nothing more, since this run drains."""
+        if self._is_closed:
+            return
+        self.backs_off()
+        for node, task in list(self._scope.live.items()):
+            running, requested = self._state.running_attempt(node), self._stop_control.requested
+            is_it = running is not None and (running.step, running.item) == key
+            if is_it and node not in requested:
+                self._stop_control.request(node, task, self._now_ms())
 
     def _on_journal_stop(self, why: JournalError | RunCancelledError) -> None:
         """Stop the run because its journal has failed, or was asked to cancel the run."""

@@ -11,7 +11,14 @@ import pytest
 from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
-from asyncflow import JournalError, Orchestrator, Pool, RunCancelledError, WorkflowStep
+from asyncflow import (
+    JournalError,
+    Orchestrator,
+    Pool,
+    RunCancelledError,
+    WorkflowStep,
+    run_pipeline,
+)
 from asyncflow.events import Event, RunInterrupted
 from asyncflow.testing import run_in_virtual_time
 
@@ -173,6 +180,118 @@ async def test_items_that_run_end_and_the_others_never_start() -> None:
     assert stopped.value.report is not None
     items = stopped.value.report["each"].items
     assert [item.output for item in items] == [1, 2]
+
+
+def nesting(journal: Any, *inner: WorkflowStep, after_s: float = 0) -> Orchestrator:
+    """A pipeline whose first step runs a nested run of these steps, after some time."""
+
+    async def nests() -> None:
+        await asyncio.sleep(after_s)
+        report = await run_pipeline(inner, journal=journal, run_id="nested")
+        report.raise_for_failures()
+
+    steps = [
+        WorkflowStep("nests", nests, timeout_ms=None),
+        step("beside", 6),
+        step("last", 1, "nests"),
+    ]
+    return Orchestrator(steps, journal=journal).with_options(run_id="outer")
+
+
+@pytest.mark.parametrize("after_s", [0, 3])
+@in_virtual_time
+async def test_a_nested_run_drains_with_its_outer_run(after_s: float) -> None:
+    journal, begun = MemoryJournal(), list[str]()
+
+    def inner(name: str, *depends_on: str) -> WorkflowStep:
+        async def act() -> str:
+            begun.append(name)
+            await asyncio.sleep(5)
+            return name
+
+        return WorkflowStep(name, act, depends_on)
+
+    pipeline = nesting(journal, inner("first"), inner("second", "first"), after_s=after_s)
+    async with pipeline.start() as run:
+        await asyncio.sleep(2)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    # What runs has ended: the first step of the nested run, and the one beside it. A nested run
+    # that comes later starts nothing at all.
+    assert now_s() == 6
+    assert begun == ([] if after_s else ["first"])
+    assert statuses(stopped) == {"nests": "CANCELLED", "beside": "SUCCESS", "last": "SKIPPED"}
+    causes = [e.cause for e in journal.stored["nested"] if isinstance(e, RunInterrupted)]
+    assert causes == ["drained"]
+    assert not journal.open_sessions
+    report = await pipeline.run()
+    assert report.all_passed
+    assert begun == ["first", "second"]
+
+
+@in_virtual_time
+async def test_a_step_continues_whose_nested_run_is_complete() -> None:
+    async with nesting(MemoryJournal(), step("only", 3)).start() as run:
+        await asyncio.sleep(2)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    assert statuses(stopped) == {"nests": "SUCCESS", "beside": "SUCCESS", "last": "SKIPPED"}
+
+
+@in_virtual_time
+async def test_a_nested_run_that_stands_still_leaves_others_of_its_step_their_time() -> None:
+    journal = MemoryJournal()
+
+    async def nests() -> None:
+        async with asyncio.TaskGroup() as group:
+            for run_id, steps in {
+                "short": [step("a", 2), step("b", 1, "a")],
+                "long": [step("a", 5)],
+            }.items():
+                group.create_task(run_pipeline(steps, journal=journal, run_id=run_id))
+
+    pipeline = Orchestrator([WorkflowStep("nests", nests)], journal=journal)
+    async with pipeline.with_options(run_id="outer").start() as run:
+        await asyncio.sleep(1)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError) as stopped:
+            await run.report()
+
+    assert now_s() == 5
+    assert statuses(stopped) == {"nests": "CANCELLED"}
+    ends = {run_id: events[-1] for run_id, events in journal.stored.items()}
+    assert {run_id: (end.status, end.cause) for run_id, end in ends.items()} == {
+        "outer": ("INTERRUPTED", "drained"),
+        "short": ("INTERRUPTED", "drained"),
+        "long": ("PASSED", None),
+    }
+
+
+@in_virtual_time
+async def test_a_cancellation_reaches_a_nested_run_that_stands_still() -> None:
+    journal = MemoryJournal()
+
+    async def nests() -> None:
+        steps = [step("a", 2), step("b", 1, "a")]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(run_pipeline(steps, journal=journal, run_id="nested"))
+            group.create_task(run_pipeline([step("long", 60)], journal=journal, run_id="other"))
+
+    pipeline = Orchestrator([WorkflowStep("nests", nests, timeout_ms=None)])
+    async with pipeline.start() as run:
+        await asyncio.sleep(1)
+        run.drain("of a deployment")
+        await asyncio.sleep(3)
+        run.drain("out of time", spare_running=False)
+        with pytest.raises(RunCancelledError):
+            await run.report()
+
+    assert now_s() == 4
+    assert not journal.open_sessions
 
 
 @in_virtual_time
