@@ -22,6 +22,7 @@ async def make_only_attempt(
     state: RunState,
     stop: StopControl,
     make_attempt: Callable[[], Coroutine[Any, Any, object]],
+    now_ms: Callable[[], float],
 ) -> None:
     """Make the only attempt of a plain node, which reports its end by itself.
 
@@ -30,6 +31,8 @@ async def make_only_attempt(
     """
     timeout_s, name = state.step_runs.steps[node].timeout_s, stop.watchdog.task_name(node, 1)
     while True:
+        # The attempt begins a turn after its timer, and that turn may last.
+        state.deadlines.begin_limit(node, now_ms())
         task = asyncio.Task(make_attempt(), name=name)
         try:
             await asyncio.wait_for(task, timeout_s)

@@ -74,7 +74,9 @@ class StepRunner:
             return self.run(node, step, is_plain=is_plain)
         if WAIT_FOR_MAKES_A_TASK:  # pragma: no cover - before 3.12
             make_attempt = partial(self.run_plain, node, step, 1)
-            return make_only_attempt(node, self._state, self._stop_control, make_attempt)
+            return make_only_attempt(
+                node, self._state, self._stop_control, make_attempt, self._now_ms
+            )
         return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
 
     # A generator-based coroutine: if a cancellation comes before its first line, an async function

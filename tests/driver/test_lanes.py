@@ -141,6 +141,24 @@ async def test_a_task_that_a_third_party_cancels_before_its_first_line_is_starte
     assert calls == [1]
 
 
+@LANES
+async def test_a_limit_is_known_although_the_loop_was_blocked_before_the_attempt_began(options):
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        pytest.skip("only a virtual clock advances while nothing runs")
+
+    async def blocks():
+        loop._now += 0.005
+
+    async def hangs():
+        await asyncio.Event().wait()
+
+    hanging = WorkflowStep("b", hangs, timeout_ms=20, **in_lane(options))
+    report = await run_pipeline([WorkflowStep("a", blocks), hanging])
+
+    assert isinstance(report["b"].error, StepTimeoutError)
+
+
 async def test_a_clock_that_was_patched_is_the_clock_of_the_run(monkeypatch):
     loop = asyncio.new_event_loop()
     try:
