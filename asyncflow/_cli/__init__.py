@@ -9,8 +9,6 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from asyncflow import __version__
 
-__all__ = ["commands"]
-
 _COMMANDS = {
     "run": "Run a pipeline, or resume the run with that id.",
     "plan": "Show the steps of a pipeline in their tiers, and run nothing.",

@@ -36,8 +36,6 @@ from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import RunRecord
 from asyncflow.live._theme import COLOURS, Theme, elide_middle, status_for_run, theme_for, widest
 
-__all__ = ["diff"]
-
 _SYMBOLS = "▲▼→×"
 _PLAIN = str.maketrans({"▲": "+", "▼": "-", "→": ">", "×": "x"})
 _LEAST_WIDTH = 8

@@ -13,8 +13,6 @@ from asyncflow._cli.output import RUN_FAILED, CommandError
 from asyncflow._core.errors import did_you_mean
 from asyncflow._runtime.orchestrator import Orchestrator
 
-__all__ = ["check_engine_name", "open_engines"]
-
 _FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes or processes:NUMBER"
 
 

@@ -63,17 +63,6 @@ from asyncflow.events import Event, RunStarted, StepSucceeded
 if TYPE_CHECKING:
     from asyncflow.live import LiveView
 
-__all__ = [
-    "Execution",
-    "Fork",
-    "RunEnd",
-    "StopSignal",
-    "execute",
-    "new_run_name",
-    "report_end",
-    "stopped_by_signals",
-]
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _TRACEBACKS = 3

@@ -22,8 +22,6 @@ from asyncflow._core.errors import did_you_mean
 from asyncflow._core.step import WorkflowStep, parameters_of
 from asyncflow.journal._models import ModelError, is_model, model_from_json
 
-__all__ = ["read_inputs"]
-
 _HOW_TO_WRITE: Mapping[Any, str] = {
     bool: "true or false",
     int: "such as 3",

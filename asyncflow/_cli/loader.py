@@ -22,8 +22,6 @@ from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 
-__all__ = ["LoadedPipeline", "load_pipeline", "select_targets"]
-
 
 class LoadedPipeline(NamedTuple):
     """A pipeline and how the user names it."""

@@ -35,8 +35,6 @@ from asyncflow._views.workflow_commands import without_commands
 from asyncflow.events import NoteEvent, RunResumed, RunStarted, StepAttached, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 
-__all__ = ["logs"]
-
 _Note: TypeAlias = StepLogged | StepAttached
 _COLOURS = {"DEBUG": "dim", "WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red"}
 _ATTACHED = "ATTACHED"

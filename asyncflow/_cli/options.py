@@ -24,32 +24,6 @@ from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._queries import is_searchable
 
-__all__ = [
-    "LATEST",
-    "PIPELINES",
-    "AnyJournal",
-    "RunFlags",
-    "baseline_argument",
-    "check_files",
-    "complete_pipeline",
-    "complete_target",
-    "find_run",
-    "html_option",
-    "journal_exists",
-    "journal_flag",
-    "journal_option",
-    "json_option",
-    "log_options",
-    "new_run_options",
-    "open_journal",
-    "pipelines_argument",
-    "require_journal",
-    "run_argument",
-    "run_options",
-    "targets_option",
-    "trace_option",
-]
-
 AnyJournal = SQLiteJournal | PostgresJournal
 
 LATEST = "latest"

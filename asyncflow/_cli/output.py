@@ -52,30 +52,6 @@ from asyncflow.live._theme import COLOURS, status_for_run
 if TYPE_CHECKING:
     from asyncflow._views.run_view import RunView
 
-__all__ = [
-    "BUG",
-    "INTERRUPTED",
-    "INVALID",
-    "NOT_FOUND",
-    "PASSED",
-    "RUN_FAILED",
-    "USAGE",
-    "CommandError",
-    "explained_errors",
-    "format_earlier_attempts",
-    "format_report",
-    "format_tracebacks",
-    "load_html_writer",
-    "logs_on_stderr",
-    "some_of",
-    "stdout_console",
-    "stdout_for_results_only",
-    "write_html",
-    "write_note",
-    "write_result",
-    "write_trace",
-]
-
 PASSED = 0
 RUN_FAILED = 1
 USAGE = 2

@@ -16,8 +16,6 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
 
-__all__ = ["rerun"]
-
 
 @click.command()
 @run_argument

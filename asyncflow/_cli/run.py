@@ -39,8 +39,6 @@ from asyncflow._core.replay import latest_steps
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
 
-__all__ = ["RunToResume", "check_run_id", "execute_run", "pipeline_of", "read_run", "resume", "run"]
-
 
 @click.command()
 @click.argument("target", metavar="MODULE:PIPELINE", shell_complete=complete_target)

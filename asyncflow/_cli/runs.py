@@ -44,8 +44,6 @@ from asyncflow.journal._queries import (
 )
 from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
 
-__all__ = ["cancel", "forget", "prune", "runs"]
-
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _GAP = "  "
 _LEAST_WIDTH = 8

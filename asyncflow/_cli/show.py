@@ -50,9 +50,6 @@ from asyncflow.events import RunStarted
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS
 
-__all__ = ["plan", "show"]
-
-
 # A pipeline.
 
 _POLICIES = ["max_retries", "timeout_ms", "deadline_ms", "map_over", "run_if", "runs_in", "secret"]

@@ -34,8 +34,6 @@ from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import DAMAGED, listed_status, statistics_document
 from asyncflow.live._theme import COLOURS, Theme, fit, status_for_run, theme_for, widest
 
-__all__ = ["stats"]
-
 _MOST_RUNS, _DEFAULT_RUNS = 1_000, 50
 _GAP = "  "
 _HEADER = ("MEDIAN", "P95", "LAST", "FLAKY")

@@ -29,8 +29,6 @@ from asyncflow._cli.output import (
 )
 from asyncflow._runtime.orchestrator import Orchestrator
 
-__all__ = ["ui"]
-
 _TOKEN = "ASYNCFLOW_TOKEN"
 
 

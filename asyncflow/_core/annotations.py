@@ -16,8 +16,6 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 from asyncflow._core.composition import ForwardOutputs
 from asyncflow._core.step import WorkflowStep
 
-__all__ = ["input_types", "output_type"]
-
 
 def output_type(step: WorkflowStep) -> Any:
     """Return the type of a step's output; for a mapped step, that of one item."""

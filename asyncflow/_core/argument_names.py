@@ -9,8 +9,6 @@ from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import did_you_mean
 
-__all__ = ["arguments_of", "check_arguments", "suggestion", "suggests_arguments"]
-
 T = TypeVar("T")
 
 _ARGUMENTS: dict[str, frozenset[str]] = {}

@@ -20,28 +20,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError, safe_text
 from asyncflow._core.record import record
 
-__all__ = [
-    "LEVELS",
-    "NO_PARAMETERS",
-    "Signature",
-    "Upstream",
-    "callable_name",
-    "check_count",
-    "check_limit",
-    "check_names",
-    "check_number",
-    "check_worker_action",
-    "function_of",
-    "is_async",
-    "is_importable_main",
-    "parse_level",
-    "python_signature",
-    "reject_awaitable",
-    "signature_of",
-    "unawaitable_result",
-    "upstream_defaults",
-]
-
 
 def check_limit(what: str, limit_ms: object) -> None:
     """Check a limit in milliseconds: ``None``, or finite and above 0.

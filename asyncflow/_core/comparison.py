@@ -21,17 +21,6 @@ from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepResult,
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.value_size import safe_repr
 
-__all__ = [
-    "NOTABLE_MS",
-    "NOTABLE_SHARE",
-    "InputChange",
-    "RunComparison",
-    "StepComparison",
-    "compare",
-    "first_failure",
-    "is_notable",
-]
-
 NOTABLE_SHARE = 0.2
 """From which part of the baseline's duration on a difference is notable."""
 NOTABLE_MS = 10.0

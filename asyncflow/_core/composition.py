@@ -31,19 +31,6 @@ from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import Action, StepPolicies, WorkflowStep, parameters_of
 
-__all__ = [
-    "DeclaredStep",
-    "Dependencies",
-    "ForwardOutputs",
-    "IncludedPipeline",
-    "check_policies",
-    "checked_dependencies",
-    "identity_of",
-    "include_steps",
-    "steps_of",
-]
-
-
 Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
 """Names, functions and pipelines; in a dictionary, by the parameter that receives the output."""
 

@@ -61,29 +61,6 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
             """Count records of an attempt that are missing."""
 
 
-__all__ = [
-    "AttemptExtras",
-    "RunContext",
-    "StartedAttempt",
-    "StepContext",
-    "attempt_for_process",
-    "attempt_in",
-    "capturing_notes",
-    "current_attempt",
-    "current_run",
-    "current_step",
-    "enter_attempt",
-    "enter_direct_call",
-    "enter_run",
-    "enter_thread",
-    "is_inside_run",
-    "key_watchers",
-    "known_secrets",
-    "leave_attempt",
-    "remaining_s",
-]
-
-
 key_watchers: list[Callable[[str, str], object]] = []
 """Each is called with the id of the run and the name of the step, when an action of this process
 asks for its idempotency key. A test watches; there are none outside of tests."""

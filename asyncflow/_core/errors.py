@@ -16,46 +16,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:  # it imports this module
     from asyncflow._core.report import RunReport
 
-__all__ = [
-    "DEFAULT_TIMEOUT_MS",
-    "LONGEST_LINE",
-    "LONGEST_TEXT",
-    "SHUTDOWN",
-    "ActionNotAwaitableError",
-    "CyclicDependencyError",
-    "HangError",
-    "IllegalEventError",
-    "JournalError",
-    "LeaseLostError",
-    "MissingExtraError",
-    "MissingInputError",
-    "NotSendableError",
-    "OutputLostError",
-    "OutputNotAwaitedError",
-    "PayloadError",
-    "ResourceError",
-    "RestoredError",
-    "ResultRefusedError",
-    "RunAlreadyActiveError",
-    "RunCancelledError",
-    "RunIdInUseError",
-    "RunNotFoundError",
-    "RunUnreadableError",
-    "StepCancelledError",
-    "StepCrashedError",
-    "StepTimeoutError",
-    "TimeoutKind",
-    "WorkerLostError",
-    "cut",
-    "describe_error",
-    "describe_fully",
-    "did_you_mean",
-    "error_lines",
-    "escape_controls",
-    "name_suffix",
-    "safe_text",
-]
-
 TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
 
 

@@ -26,23 +26,6 @@ from asyncflow._core.errors import CyclicDependencyError, MissingInputError, did
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import WorkflowStep
 
-__all__ = [
-    "ITEM",
-    "Binding",
-    "DependencyView",
-    "MaxRetriesView",
-    "Plan",
-    "PlanView",
-    "bind",
-    "bind_conditions",
-    "outputs_to_keep",
-    "parallel_groups",
-    "plan",
-    "secret_steps",
-    "topological_sort",
-    "with_dependents",
-]
-
 K = TypeVar("K")
 V = TypeVar("V")
 

@@ -25,14 +25,6 @@ from asyncflow._core.arguments import check_count, check_number, is_async, rejec
 from asyncflow._core.errors import ResultRefusedError, safe_text
 from asyncflow._core.record import record
 
-__all__ = [
-    "NO_BACKOFF",
-    "Pool",
-    "PoolTicket",
-    "Retry",
-    "RetryOn",
-]
-
 
 @suggests_arguments
 class Pool:

@@ -19,8 +19,6 @@ from typing import Any, NoReturn, TypeVar, dataclass_transform, overload
 
 from asyncflow._core.value_size import safe_repr
 
-__all__ = ["derived", "made_by", "record", "replace", "show", "values_by_name"]
-
 T = TypeVar("T")
 
 

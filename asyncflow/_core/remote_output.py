@@ -7,8 +7,6 @@ from typing import Any
 
 from asyncflow._core.results import Payload
 
-__all__ = ["RemoteOutput", "is_remote"]
-
 _CODEC = "json-remote"
 
 

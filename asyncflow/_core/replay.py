@@ -66,8 +66,6 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["StoredRun", "as_secret", "latest_steps", "with_outputs"]
-
 _Decode: TypeAlias = Callable[[str, Payload], Any]
 _UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
 

@@ -33,9 +33,6 @@ from asyncflow._core.results import (
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison
 
-__all__ = ["RunReport", "critical_path", "paused_ms", "to_mermaid"]
-
-
 T = TypeVar("T")
 
 

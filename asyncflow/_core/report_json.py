@@ -31,9 +31,6 @@ from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 if TYPE_CHECKING:
     from asyncflow._core.report import RunReport
 
-__all__ = ["dump", "json_schema", "load", "pydantic_schema"]
-
-
 _VERSION = 3
 """1 had no version, no segments, and no attempts of earlier ones. Up to 2, the status was called
 ``outcome`` and in lower case."""

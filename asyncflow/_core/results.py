@@ -27,31 +27,6 @@ from asyncflow._core.record import record, replace, show, values_by_name
 from asyncflow._core.tracebacks import full_traceback
 from asyncflow._core.value_size import safe_repr
 
-__all__ = [
-    "REDACTED",
-    "REDACTED_OUTPUT",
-    "STATUS_SYMBOLS",
-    "Attempt",
-    "AttemptEnd",
-    "Payload",
-    "RestoredOutput",
-    "RunStatus",
-    "Segment",
-    "StepResult",
-    "StepStatus",
-    "attempt_end",
-    "blocks_dependents",
-    "earlier_attempts",
-    "end_of",
-    "hidden_output",
-    "latest_number",
-    "picklable_output",
-    "to_restored_error",
-    "visible_output",
-    "with_note",
-    "without_repetition",
-]
-
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
 """How an attempt ended; it crashed if its process died or its journal failed."""
 

@@ -46,14 +46,6 @@ from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
 from asyncflow.events import RECALLED, RunResumed, RunStarted, StepTakenOver
 
-__all__ = [
-    "Fingerprints",
-    "ForkStart",
-    "difference",
-    "fork",
-    "resume",
-]
-
 
 class Fingerprints(PlanView[tuple[str, str]]):
     """For each step of a plan, the data that its action takes, in words, and its version."""

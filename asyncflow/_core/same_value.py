@@ -11,8 +11,6 @@ from typing import Any
 
 from asyncflow._core.value_size import field_names
 
-__all__ = ["is_same_value"]
-
 
 def is_same_value(one: Any, other: Any) -> bool:
     """Whether two values have the same types and are equal, at any depth.

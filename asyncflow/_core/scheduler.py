@@ -27,15 +27,6 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import IN_FLIGHT, Phase, StepRuns
 from asyncflow.events import AttemptStarted
 
-__all__ = [
-    "ROUNDING_MS",
-    "AdmissionQueue",
-    "Deadlines",
-    "Limit",
-    "Readiness",
-    "SkippedStep",
-]
-
 
 class AdmissionQueue:
     """Admits queued nodes, as far as the run's limit and the pools have room.

@@ -18,8 +18,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-__all__ = ["SecretTexts"]
-
 _SECRET = "<secret>"
 """What stands for a secret text."""
 

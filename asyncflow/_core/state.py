@@ -62,8 +62,6 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["RunState", "Schedule"]
-
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
 # Looked up for every step: a member of an enum takes twice as long.

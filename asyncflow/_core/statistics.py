@@ -22,17 +22,6 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 
-__all__ = [
-    "STEP_OUTCOMES",
-    "StepOutcome",
-    "StepRun",
-    "StepStatistics",
-    "median",
-    "nearest_rank",
-    "step_runs",
-    "step_statistics",
-]
-
 StepOutcome: TypeAlias = Literal[
     "SUCCESS", "RETRIED", "FAILED", "SKIPPED", "CANCELLED", "REUSED", "RUNNING", "PENDING"
 ]

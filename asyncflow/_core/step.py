@@ -43,21 +43,6 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
 else:
     AnyEngine = Any  # who asks for the hints of these functions can resolve it
 
-__all__ = [
-    "Action",
-    "Condition",
-    "EngineChoice",
-    "RunIf",
-    "RunsIn",
-    "StepPolicies",
-    "WorkflowStep",
-    "check_engine",
-    "inputs_of",
-    "on_engine",
-    "parameters_of",
-    "resources_of",
-]
-
 Action: TypeAlias = Callable[..., Any]
 """Returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]

@@ -32,18 +32,6 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
 
-__all__ = [
-    "HERE",
-    "IN_FLIGHT",
-    "AttemptLog",
-    "Checkpoint",
-    "Key",
-    "PendingAttempts",
-    "Phase",
-    "StepEnd",
-    "StepRuns",
-]
-
 Key: TypeAlias = tuple[str, int | None]
 """A step, or an item of a mapped step."""
 

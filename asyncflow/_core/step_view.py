@@ -21,8 +21,6 @@ from asyncflow._core.results import (
     with_record,
 )
 
-__all__ = ["ActiveTime", "AttemptView", "Block", "StepView"]
-
 _NO_TALLY: Counter[StepStatus] = Counter()
 _NO_ITEMS: dict[int, Any] = {}
 """Neither is ever changed, so that a plain step needs none of its own."""

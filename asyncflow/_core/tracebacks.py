@@ -30,18 +30,6 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.record import record
 
-__all__ = [
-    "SourceLine",
-    "awaiting_location",
-    "format_error",
-    "full_traceback",
-    "has_long_message",
-    "is_internal_frame",
-    "strip_internal_frames",
-    "user_frames",
-    "user_location",
-]
-
 _PACKAGE = __file__.rpartition("_core")[0]
 # The line that begins a frame in the text of a traceback; in that of a group it is indented more.
 _FRAME = r'[ |]*File "(?P<path>.*)", line \d+'

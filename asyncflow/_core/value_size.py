@@ -20,8 +20,6 @@ from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.errors import cut, safe_text
 
-__all__ = ["MOST_BYTES", "Extent", "extent", "field_names", "safe_repr"]
-
 MOST_BYTES = 10_000_000
 """How many bytes of one value appear in a text that has no limit of its own."""
 

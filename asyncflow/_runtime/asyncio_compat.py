@@ -11,21 +11,6 @@ from typing import Any
 
 import anyio
 
-__all__ = [
-    "FAILURES",
-    "TIMER_SLACK_S",
-    "WAIT_FOR_MAKES_A_TASK",
-    "cancel_count",
-    "cancel_requested",
-    "cancel_scope",
-    "clock_of",
-    "forget_cancels",
-    "has_virtual_time",
-    "is_closed_over",
-    "outlast",
-    "running_task",
-]
-
 FAILURES = (Exception, asyncio.CancelledError)
 """What fails an attempt, and drops an observer. Everything else ends the run. A cancellation that
 one of them raises was not requested by the run: those are known otherwise."""

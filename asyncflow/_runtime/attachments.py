@@ -13,8 +13,6 @@ from typing import Any
 
 from asyncflow._core.value_size import extent
 
-__all__ = ["MOST_BYTES", "PNG", "attachment_of", "without_secrets"]
-
 MOST_BYTES = 1_000_000
 """How large an attachment may be."""
 

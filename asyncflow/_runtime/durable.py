@@ -48,17 +48,6 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
 
-__all__ = [
-    "Journal",
-    "JournalSession",
-    "OutputTypes",
-    "Request",
-    "RunPersistence",
-    "RunStart",
-    "begin",
-    "redacted",
-]
-
 T = TypeVar("T")
 
 

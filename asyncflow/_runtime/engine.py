@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from asyncflow._core.context import Notes, StartedAttempt
     from asyncflow._runtime.workers import ThreadEnd
 
-__all__ = ["Engine", "EngineCall"]
-
 
 @record
 class EngineCall:

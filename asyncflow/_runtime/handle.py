@@ -45,8 +45,6 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._core.state import RunState
 
-__all__ = ["EventReader", "RunHandle", "RunLink", "RunOwner", "RunProgress"]
-
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
 _NO_REASON = "no reason given"

@@ -11,8 +11,6 @@ from typing import TypeAlias
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import WorkflowStep
 
-__all__ = ["StepReplacement", "replacements", "report_watchers"]
-
 StepReplacement: TypeAlias = "Callable[[tuple[WorkflowStep, ...]], tuple[WorkflowStep, ...] | None]"
 """Receives the steps of a pipeline that is about to run; returns those that run instead of them,
 or ``None`` for the same ones."""

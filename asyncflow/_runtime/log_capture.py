@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
-__all__ = ["Capture", "capture", "not_printed", "text_of"]
-
 _Find: TypeAlias = Callable[[], "tuple[Any, Any] | None"]
 """Returns the notes that keep records of the current attempt, and the attempt."""
 

@@ -35,8 +35,6 @@ from asyncflow._core.tracebacks import user_location
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import OBSERVER_CALLS
 
-__all__ = ["OnBlock", "Watch", "has_gil", "watch"]
-
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
 """Called with the task, the milliseconds for which it blocked, and the line at which it did."""
 

@@ -27,8 +27,6 @@ from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import MapStarted, StepFailed, StepSucceeded
 
-__all__ = ["MapRunner", "check_order", "common_error", "count_of", "each_item"]
-
 _ITEMS_A_TURN = 100
 """After how many items of a mapped step other tasks get a turn."""
 

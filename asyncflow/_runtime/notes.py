@@ -40,8 +40,6 @@ from asyncflow.events import (
 if TYPE_CHECKING:
     from asyncflow._runtime.dispatcher import EventDispatcher
 
-__all__ = ["OWN_LOGGER", "STREAMS", "NoteQueue", "log_level_of", "wants_prints"]
-
 OWN_LOGGER = "asyncflow"
 """The logger of records that say what is missing. What it logs itself is about runs, not steps."""
 

@@ -20,16 +20,6 @@ from asyncflow._runtime.observers import AnyObserver, check_observers
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
 
-__all__ = [
-    "NO_RESOURCES",
-    "OPTIONS",
-    "OnActive",
-    "OpenResource",
-    "Options",
-    "RunOptions",
-    "check_run_id",
-]
-
 OnActive: TypeAlias = Literal["raise", "wait"]
 OpenResource: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 """Opens a resource, such as a pool of connections."""

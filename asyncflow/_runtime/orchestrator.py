@@ -50,8 +50,6 @@ from asyncflow._runtime.run_scope import open_scope
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
 
-__all__ = ["Orchestrator", "Plans", "run_pipeline"]
-
 
 class Plans:
     """The plan of some steps, and the latest plan of some of them; shared by orchestrators.

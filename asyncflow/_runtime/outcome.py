@@ -23,8 +23,6 @@ from asyncflow._core.results import Interruption
 from asyncflow._core.state import RunState
 from asyncflow.events import StepCancelled
 
-__all__ = ["as_failure", "by_caller", "step_cancelled", "timeout_error"]
-
 _ANYIO_MESSAGES = ("Cancelled by cancel scope", "Cancelled via cancel scope")
 """How cancellations of anyio begin, which name its objects and their addresses."""
 

@@ -29,8 +29,6 @@ from asyncflow.events import StepFailed, ThreadAbandoned
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
 
-__all__ = ["Permit", "Permits", "prepare_workers"]
-
 _NO_TIME_S = 1e-8
 """What is left of a wait that is over: a loop takes a timer for due that is nearer than the
 resolution of its clock, and a virtual clock does not advance for it."""

@@ -36,8 +36,6 @@ from asyncflow._runtime.orchestrator import Orchestrator, Plans
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
 
-__all__ = ["Pipeline", "after", "collect", "each"]
-
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -21,17 +21,6 @@ from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 
-__all__ = [
-    "Pipelines",
-    "RecoverableJournal",
-    "RecoverableRun",
-    "find_pipeline",
-    "is_left_alone",
-    "log_unresumed",
-    "pipelines_by_name",
-    "resume_all",
-]
-
 Pipelines: TypeAlias = (
     Iterable[Pipeline | Orchestrator]
     | Mapping[str, Pipeline | Orchestrator | Iterable[WorkflowStep]]

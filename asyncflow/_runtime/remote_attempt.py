@@ -34,8 +34,6 @@ from asyncflow._runtime.run_scope import RunScope
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import AttemptBegan
 
-__all__ = ["RemoteAttempt", "RemoteAttempts"]
-
 _Said = TypeVar("_Said")
 
 _log = logging.getLogger("asyncflow")

@@ -38,8 +38,6 @@ from asyncflow._runtime.options import OpenResource
 from asyncflow._runtime.run_scope import Host
 from asyncflow._runtime.watchdog import GRACE_S
 
-__all__ = ["ResourceFailure", "RunResources", "check_manager", "checked_resources"]
-
 _log = logging.getLogger("asyncflow")
 
 

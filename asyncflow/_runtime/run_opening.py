@@ -29,8 +29,6 @@ from asyncflow._runtime.durable import (
 )
 from asyncflow.events import RunStarted
 
-__all__ = ["open_fork", "open_run"]
-
 
 async def open_run(
     journal: Journal, request: Request, *, wait: bool

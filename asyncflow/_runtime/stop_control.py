@@ -22,8 +22,6 @@ from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.watchdog import GRACE_S, Watchdog
 from asyncflow.events import AttemptStarted
 
-__all__ = ["StopControl"]
-
 
 class StopControl:
     """Asks nodes to stop, and knows who has asked.

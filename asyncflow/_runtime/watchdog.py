@@ -16,12 +16,6 @@ from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 from asyncflow._runtime.run_scope import RunScope
 from asyncflow.events import AttemptStarted
 
-__all__ = [
-    "GRACE_S",
-    "HeartbeatTimer",
-    "Watchdog",
-]
-
 
 class HeartbeatTimer:
     """Calls a function once, when no heartbeat has come in time.

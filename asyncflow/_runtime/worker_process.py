@@ -26,21 +26,6 @@ from collections.abc import Callable, Mapping
 from types import CoroutineType, ModuleType
 from typing import Any, BinaryIO, TypeAlias
 
-__all__ = [
-    "_BEAT_AT",
-    "_HEAD",
-    "_IS_IMPORTING",
-    "_LEFT_OUT_AT",
-    "_NOTES_AT",
-    "_PROGRESS",
-    "_Attempt",
-    "_NotesWanted",
-    "_call",
-    "_clock",
-    "_describe",
-    "_respond",
-]
-
 _HEAD = 16
 _BEAT_AT = 8
 

@@ -52,9 +52,6 @@ if TYPE_CHECKING:
             """
 
 
-__all__ = ["ThreadEnd", "limiter_for", "run_in_process", "run_in_thread"]
-
-
 def limiter_for(runs_in: str) -> CapacityLimiter | None:
     """Return the limiter of such workers in this loop; ``None`` for the event loop itself.
 

@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Tick", "changing_counts", "tick_step_ms", "ticks"]
-
 _STEPS_MS = (
     *(base * 10.0**power for power in (-3, -2, -1, 0, 1, 2) for base in (1, 2, 5)),
     *(seconds * 1_000.0 for seconds in (1, 2, 5, 10, 15, 30)),

@@ -14,14 +14,6 @@ from asyncflow._core.results import RunStatus
 from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import error_words, preview, shortened
 
-__all__ = [
-    "difference_text",
-    "error_text",
-    "input_text",
-    "pair",
-    "step_facts",
-]
-
 _LONGEST_VALUE, _LONGEST_ERROR = 60, 400
 
 

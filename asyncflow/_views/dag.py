@@ -26,18 +26,6 @@ from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.errors import escape_controls
 
-__all__ = [
-    "Box",
-    "Curve",
-    "GraphDrawing",
-    "Layout",
-    "Place",
-    "draw_graph",
-    "layout",
-    "to_svg",
-    "wrapped",
-]
-
 _Edge: TypeAlias = tuple[int, int]
 _Layers: TypeAlias = list[list[int]]
 _Neighbours: TypeAlias = Mapping[int, Sequence[int]]

@@ -39,17 +39,6 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = [
-    "counted",
-    "describe_event",
-    "duration",
-    "number_text",
-    "place_text",
-    "plural",
-    "subject",
-    "took",
-]
-
 _Attempt = Callable[[int], str]
 """Names an attempt by its number: ``attempt 2 of 3``."""
 

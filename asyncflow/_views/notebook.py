@@ -18,8 +18,6 @@ from asyncflow._views.preview import error_words, shortened
 from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView
 
-__all__ = ["MOST_ROWS", "of_report", "to_notebook_html"]
-
 MOST_ROWS = 100
 """Of more steps, those are left out that succeeded, and then the last ones."""
 _NAME, _WORDS = 120, 300

@@ -18,18 +18,6 @@ from typing import NamedTuple, TypeAlias
 from asyncflow._core.record import replace
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
 
-__all__ = [
-    "MOST_LINES",
-    "NOTES",
-    "TAIL",
-    "AttachedData",
-    "LogLine",
-    "RunNotes",
-    "is_picture",
-    "level_name",
-    "log_text",
-]
-
 NOTES = (StepLogged, StepProgressed, StepAttached)
 """The classes of notes."""
 MOST_LINES = 200

@@ -8,8 +8,6 @@ from typing import NamedTuple
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 from asyncflow._core.statistics import StepOutcome
 
-__all__ = ["OUTCOMES", "ShownOutcome"]
-
 
 class ShownOutcome(NamedTuple):
     """What stands for an outcome."""

@@ -11,21 +11,6 @@ from asyncflow._core.errors import RestoredError, describe_error, escape_control
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, to_restored_error
 from asyncflow._core.value_size import safe_repr
 
-__all__ = [
-    "Preview",
-    "ago",
-    "error_trace",
-    "error_words",
-    "local_moment_text",
-    "moment_iso",
-    "moment_text",
-    "preview",
-    "printable",
-    "share",
-    "shortened",
-    "zone_name",
-]
-
 _DEEPEST = 8
 """How deep a preview looks into a value, which may contain itself."""
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 from asyncflow._views.event_text import counted, duration, number_text
 from asyncflow.events import StepProgressed
 
-__all__ = ["ProgressText", "percentage", "progress_text"]
-
 
 class ProgressText(NamedTuple):
     """What a display may show of a progress; empty if unknown."""

@@ -10,8 +10,6 @@ from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import took
 from asyncflow._views.run_view import RunView
 
-__all__ = ["LostSteps", "failed_steps", "lost_steps", "retried_steps", "verdict"]
-
 _COUNTED = (
     *(StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED),
     *(StepStatus.RUNNING, StepStatus.PENDING),

@@ -20,8 +20,6 @@ from asyncflow._core.results import (
 from asyncflow._core.step_view import StepView
 from asyncflow.events import Event
 
-__all__ = ["RunView", "ran_before"]
-
 
 def ran_before(step: StepView) -> bool:
     """Whether a step ran before the run was resumed, and has not run since."""

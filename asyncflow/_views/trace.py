@@ -19,8 +19,6 @@ from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
 from asyncflow._views.run_view import RunView
 
-__all__ = ["to_trace"]
-
 _Event = dict[str, Any]
 
 _BLOCKED = "event loop blocked"

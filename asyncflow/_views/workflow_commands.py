@@ -12,8 +12,6 @@ import os
 import re
 from typing import Any
 
-__all__ = ["GuardedStream", "in_github_actions", "without_commands"]
-
 _COMMAND = re.compile(r"(?:^|(?<=[\r\n]))[^\S\r\n]*(?=::)|##\[")
 
 

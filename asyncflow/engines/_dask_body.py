@@ -12,9 +12,8 @@ from distributed import get_worker
 from asyncflow._core.record import replace
 from asyncflow.engines import _dask_wire
 from asyncflow.engines._dask_wire import WORKERS, Wire, open_wire
-from asyncflow.engines._remote import Answer, run_packed
-
-__all__ = ["Kept", "run_body"]
+from asyncflow.engines._remote import run_packed
+from asyncflow.engines._remote_wire import Answer
 
 
 class Kept:

@@ -29,8 +29,6 @@ from distributed.core import Status
 
 from asyncflow.engines._dask_wire import ENGINES, OPEN, WORKERS, Wire
 
-__all__ = ["Fence"]
-
 _ANSWER_WITHIN_S = 10.0
 """How many seconds a worker that Dask has removed may take to answer until its bodies are lost."""
 

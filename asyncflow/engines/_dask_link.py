@@ -12,8 +12,6 @@ from asyncflow._runtime.engine import EngineCall
 from asyncflow._runtime.workers import ThreadEnd
 from asyncflow.engines._dask_wire import ENGINES, Wire, open_wire
 
-__all__ = ["Link", "RemoteBody", "open_link"]
-
 _ANSWER_WITHIN_S = 10.0
 """How many seconds a worker may take to say that it stops a body, before that is reported."""
 

@@ -13,8 +13,6 @@ from asyncflow._core.errors import describe_fully
 from asyncflow.engines._dask_body import run_body
 from asyncflow.engines._dask_link import RemoteBody
 
-__all__ = ["BodyTask", "Submissions"]
-
 _MAX_NAMES = 100
 """Dask groups tasks by name, and becomes slow with thousands of groups."""
 

@@ -16,8 +16,6 @@ from typing import Any
 
 from distributed.comm.core import connect
 
-__all__ = ["ENGINES", "MAX_BYTES", "OPEN", "TOO_LARGE", "WORKERS", "Wire", "open_wire"]
-
 _VERSION = 1
 """Of the messages. Two versions of asyncflow that differ in it share a scheduler, and ignore each
 other."""

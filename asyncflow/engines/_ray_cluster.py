@@ -30,8 +30,6 @@ from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImp
 
 from asyncflow.engines._ray_host import BODIES, CONTROL, News, RayHost, ray_reason
 
-__all__ = ["HostHandle", "Hosts", "Placement"]
-
 ray: Any = _ray  # type checkers may take it for the module beside this one
 _MAY_LIVE = (ActorUnavailableError, RayTaskError)
 """The errors of a call that do not mean that the process of its actor has ended."""

@@ -26,8 +26,6 @@ from asyncflow._core.record import record, replace
 from asyncflow.engines._remote import run_packed
 from asyncflow.engines._remote_wire import Answer, failed
 
-__all__ = ["BODIES", "CONTROL", "HostAnswer", "News", "RayHost", "StoredOutput", "ray_reason"]
-
 ray: Any = _ray  # type checkers may take it for the module beside this one
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 

@@ -42,17 +42,6 @@ from asyncflow.engines._remote_wire import (
     other_python,
 )
 
-__all__ = [
-    "Answer",
-    "AttemptHost",
-    "PackedCall",
-    "check_sendable",
-    "pack_call",
-    "run_packed",
-    "run_packed_alone",
-    "unpack_answer",
-]
-
 # At home, before the call.
 
 

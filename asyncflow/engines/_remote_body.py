@@ -42,8 +42,6 @@ from asyncflow.engines._remote_wire import (
     other_python,
 )
 
-__all__ = ["AttemptBody", "AttemptHost"]
-
 
 class AttemptHost(Protocol):
     """What an engine does for an attempt in its worker. All of it is called in the worker's loop.

@@ -13,8 +13,6 @@ from asyncflow._core.context import StartedAttempt
 from asyncflow._runtime.attachments import attachment_of
 from asyncflow._runtime.log_capture import text_of
 
-__all__ = ["Pulse", "RemoteNotes"]
-
 
 class Pulse:
     """Passes heartbeats on from any thread or child, at most a few of them for each limit.

@@ -25,18 +25,6 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
         name=missing.name,
     ) from missing
 
-__all__ = [
-    "FORMAT",
-    "Answer",
-    "PackedCall",
-    "Sent",
-    "Version",
-    "cannot_send",
-    "dump",
-    "failed",
-    "other_python",
-]
-
 FORMAT = 1
 """Changes with the head of a call. A worker may have another version of asyncflow."""
 

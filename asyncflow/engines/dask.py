@@ -41,7 +41,8 @@ from asyncflow.engines._dask_body import Kept
 from asyncflow.engines._dask_fence import Fence
 from asyncflow.engines._dask_link import Link, RemoteBody, open_link
 from asyncflow.engines._dask_tasks import BodyTask, Submissions
-from asyncflow.engines._remote import Answer, check_sendable, pack_call, unpack_answer
+from asyncflow.engines._remote import check_sendable, pack_call, unpack_answer
+from asyncflow.engines._remote_wire import Answer
 
 __all__ = ["DaskEngine"]
 

@@ -25,12 +25,12 @@ from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, outlast
 from asyncflow._runtime.engine import EngineCall
 from asyncflow._runtime.workers import ThreadEnd
 from asyncflow.engines._remote import (
-    Answer,
     check_sendable,
     pack_call,
     run_packed_alone,
     unpack_answer,
 )
+from asyncflow.engines._remote_wire import Answer
 
 __all__ = ["ExecutorEngine"]
 

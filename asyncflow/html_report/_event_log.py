@@ -14,8 +14,6 @@ from asyncflow._views.preview import share, shortened
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunResumed, RunStarted, StepReused, StepTakenOver
 
-__all__ = ["MOST_LOGGED", "EventLog", "LoggedEvent", "event_log", "log_of_report"]
-
 MOST_LOGGED = 3_000
 """Of more events, a log has the first and the last ones."""
 _ALL_TEXTS, _TEXT = 16_000, range(80, 300)

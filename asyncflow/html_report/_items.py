@@ -11,8 +11,6 @@ from asyncflow._core.errors import RestoredError
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 
-__all__ = ["OUTCOMES", "CellPath", "ErrorGroup", "ItemCells", "outcome_of"]
-
 OUTCOMES = ("failed", "cancelled", "retried", "running", "skipped", "success", "pending")
 """What becomes of an item, what needs attention first. One is ``retried`` if it succeeded, but not
 in its first attempt."""

@@ -34,15 +34,6 @@ from asyncflow._views.progress import ProgressText, percentage, progress_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepLogged
 
-__all__ = [
-    "Attachment",
-    "FailedLog",
-    "LogRow",
-    "NotesModel",
-    "ShownProgress",
-    "StepLog",
-]
-
 # In bytes of the page.
 _ALL_LINES, _ALL_LIVE_LINES = 120_000, 24_000
 _MESSAGE, _TRACE, _MARKUP = 1_500, 4_000, 150

@@ -36,8 +36,6 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[report]'"
     ) from _error
 
-__all__ = ["Live", "asset", "details", "page", "page_policy", "sections", "security_policy"]
-
 _BUNDLES = {
     "page.css": (
         *("base.css", "timeline.css", "minimap.css", "graph.css", "tables.css", "details.css"),

@@ -33,22 +33,6 @@ from asyncflow.html_report._timeline import (
     running_at,
 )
 
-__all__ = [
-    "NO_CONTEXT",
-    "RUN_BADGES",
-    "ConcurrencyStrip",
-    "NestedRun",
-    "PageContext",
-    "PageModel",
-    "RelatedRuns",
-    "StatusBadge",
-    "TierRows",
-    "line_text",
-    "name_text",
-    "reason_text",
-    "step_url",
-]
-
 MOST_STEPS_DRAWN = 2_000
 MOST_EDGES_DRAWN = 6_000
 MOST_STEPS_DETAILED = 2_000

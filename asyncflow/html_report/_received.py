@@ -13,8 +13,6 @@ from asyncflow._core.step_view import StepView
 from asyncflow._views.preview import Preview, preview
 from asyncflow._views.run_view import RunView
 
-__all__ = ["Received", "received"]
-
 _VALUE = 100
 """How many bytes of a value are shown: the step or the input that it comes from shows more."""
 _PARAMETER = re.compile(r"\*\*|\w+")

@@ -12,22 +12,6 @@ from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
 
-__all__ = [
-    "LAYERS",
-    "MOST_POINTS",
-    "Bar",
-    "Break",
-    "Icon",
-    "OutcomeLayer",
-    "TierBand",
-    "Timeline",
-    "TimelineRow",
-    "bars_of",
-    "icons_of",
-    "outcome_layers",
-    "running_at",
-]
-
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
 MOST_POINTS = 400

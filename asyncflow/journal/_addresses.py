@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_other_address", "is_postgres_address"]
-
 _POSTGRES = re.compile(
     r"postgres[\w+]*://|(?:.*\s)?(?:host|hostaddr|port|user|password|dbname|service)\s*=",
     re.DOTALL,

@@ -51,8 +51,6 @@ from asyncflow.journal._worker import (
     WorkerThread,
 )
 
-__all__ = ["SQLJournal"]
-
 Self = TypeVar("Self", bound="SQLJournal")
 T = TypeVar("T")
 

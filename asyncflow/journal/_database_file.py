@@ -30,8 +30,6 @@ from weakref import WeakValueDictionary
 
 from asyncflow.journal._sql import DatabaseChangedError
 
-__all__ = ["DatabaseFile"]
-
 _FileId = tuple[int, int]
 
 _SUFFIXES = ("", "-wal", "-shm")

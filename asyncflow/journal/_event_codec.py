@@ -46,20 +46,6 @@ from asyncflow.events import (
     StepTakenOver,
 )
 
-__all__ = [
-    "EventRow",
-    "column_of",
-    "event_checksum",
-    "event_of",
-    "event_without_output",
-    "from_column",
-    "is_moment",
-    "is_storable",
-    "row_of",
-    "run_checksum",
-    "status_column",
-]
-
 
 class EventRow(NamedTuple):
     """An event with its run and its position."""

@@ -24,17 +24,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-__all__ = [
-    "LeaseClock",
-    "held_claims",
-    "is_dead",
-    "is_void",
-    "new_claim",
-    "this_machine",
-    "this_owner",
-    "this_process",
-]
-
 _PROC = Path("/proc")
 _MACHINE_ID = Path("/etc/machine-id")
 _EXITED = "exited"

@@ -17,17 +17,6 @@ import msgspec
 
 from asyncflow._core.value_size import field_names
 
-__all__ = [
-    "ModelError",
-    "WithGiven",
-    "given_fields",
-    "is_model",
-    "model_from_json",
-    "set_given_fields",
-    "to_plain",
-    "with_given",
-]
-
 _encoder = msgspec.json.Encoder()
 
 

@@ -20,8 +20,6 @@ from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
 from asyncflow.journal._event_codec import column_of, event_checksum, from_column
 from asyncflow.journal._queries import LARGEST, check_text
 
-__all__ = ["NoteFilter", "NoteRow", "ProgressKey", "latest_only", "note_of", "note_rows"]
-
 ProgressKey: TypeAlias = tuple[str, int, int | None]
 """A step, the number of an attempt, and an item."""
 

@@ -47,8 +47,6 @@ from asyncflow.journal._models import (
     with_given,
 )
 
-__all__ = ["CODECS", "Codec", "roundtrip_difference"]
-
 CODECS = ("json", "cloudpickle")
 
 _PLAIN, _TUPLE = "json-plain", "json-tuple"

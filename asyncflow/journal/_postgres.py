@@ -18,11 +18,6 @@ from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store
 if TYPE_CHECKING:
     from asyncflow.journal._postgres_connection import Postgres
 
-__all__ = [
-    "PostgresJournal",
-    "PostgresStore",
-]
-
 
 class PostgresJournal(SQLJournal):
     """A journal in a PostgreSQL database, for processes on any number of machines.

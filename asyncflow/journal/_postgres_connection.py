@@ -32,8 +32,6 @@ except ImportError as _error:  # also if it finds no libpq
         "pip install 'asyncflow-tiers[postgres]'"
     ) from _error
 
-__all__ = ["Postgres", "ServerState"]
-
 T = TypeVar("T")
 
 _CHECKSUMMED = 500

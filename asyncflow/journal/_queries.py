@@ -16,28 +16,6 @@ from asyncflow._core.statistics import StepStatistics, median, nearest_rank
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 
-__all__ = [
-    "DAMAGED",
-    "LARGEST",
-    "UNENDED",
-    "USUAL_RUNS",
-    "PipelineStatistics",
-    "Place",
-    "RunFilter",
-    "RunRecord",
-    "RunSummary",
-    "StoredEvent",
-    "check_lease",
-    "check_new_id",
-    "check_text",
-    "is_searchable",
-    "listed_status",
-    "parse_status",
-    "parse_time",
-    "record_document",
-    "statistics_document",
-]
-
 UNENDED = (RunStatus.RUNNING, RunStatus.ORPHANED)
 """The statuses of runs that have not ended."""
 

@@ -70,8 +70,6 @@ from asyncflow.journal._queries import (
 from asyncflow.journal._run_lists import RunRow
 from asyncflow.journal._store import Store
 
-__all__ = ["JournalReader"]
-
 _PAGE = 1_000
 """How many runs to read at a time when only orphaned ones are wanted: SQL can't tell which are."""
 

@@ -16,8 +16,6 @@ from asyncflow.journal._event_codec import column_of, status_column
 from asyncflow.journal._queries import RunFilter, parse_status
 from asyncflow.journal._sql import EVENT_COLUMNS, OWNER, Database, Parameters, chunks, marks, padded
 
-__all__ = ["RunLists", "RunRow"]
-
 
 class RunRow(NamedTuple):
     """A row of `runs` with its lease, as it was read: if it is damaged, its values are of any type.

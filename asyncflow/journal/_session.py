@@ -23,8 +23,6 @@ from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_c
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
-__all__ = ["CommitQueue", "FinishedSession", "SQLSession"]
-
 _OnStop = Callable[[JournalError | RunCancelledError], object]
 _Waiter = asyncio.Future[None]
 

@@ -15,22 +15,6 @@ from typing import Any, Protocol
 from asyncflow._core.errors import JournalError
 from asyncflow.journal._event_codec import EventRow
 
-__all__ = [
-    "EVENT_COLUMNS",
-    "FREE",
-    "OWNER",
-    "WAS_DRAINED",
-    "Cursor",
-    "Database",
-    "DatabaseChangedError",
-    "Parameters",
-    "UnsettledError",
-    "chunks",
-    "either_case",
-    "marks",
-    "padded",
-]
-
 Parameters = Sequence[Any]
 
 

@@ -36,13 +36,6 @@ from asyncflow.journal._sql import WAS_DRAINED, DatabaseChangedError, either_cas
 from asyncflow.journal._store import Store
 from asyncflow.journal._worker import WorkerThread
 
-__all__ = [
-    "IN_MEMORY",
-    "SQLite",
-    "SQLiteJournal",
-    "Synchronous",
-]
-
 T = TypeVar("T")
 
 Synchronous = Literal["FULL", "NORMAL"]

@@ -51,8 +51,6 @@ from asyncflow.journal._sql import (
     padded,
 )
 
-__all__ = ["Change", "Claim", "CommitBatch", "Refusals", "Store"]
-
 T = TypeVar("T")
 
 

@@ -35,8 +35,6 @@ from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._sql import DatabaseChangedError
 from asyncflow.journal._store import Claim, CommitBatch, Store
 
-__all__ = ["JournalWorker", "Lease", "PendingClaim", "WorkerThread"]
-
 T = TypeVar("T")
 
 _Wait = tuple[concurrent.futures.Future[None], Collection[str], asyncio.AbstractEventLoop | None]

@@ -19,8 +19,6 @@ from asyncflow.events import (
 )
 from asyncflow.live._renderer import EventBuffer
 
-__all__ = ["CapturedOutput", "CapturedStream", "Output", "Printed", "PrintedBy"]
-
 _LONGEST_LINE = 10_000
 """How many characters may wait for the end of their line."""
 

@@ -26,8 +26,6 @@ from asyncflow._views.run_end import LostSteps, failed_steps, lost_steps, verdic
 from asyncflow._views.run_view import RunView
 from asyncflow.live._theme import COLOURS, Theme, elide, elide_middle, printable, status_for_run
 
-__all__ = ["run_end"]
-
 _INDENT = 13
 """How many cells the status of a step takes."""
 _MOST_GROUPS = 4

@@ -44,14 +44,6 @@ from asyncflow.live._theme import (
     widest,
 )
 
-__all__ = [
-    "LiveRun",
-    "frame",
-    "summary",
-    "title",
-]
-
-
 # The run.
 
 

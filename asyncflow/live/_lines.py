@@ -34,8 +34,6 @@ from asyncflow.events import (
 )
 from asyncflow.live._renderer import EventBuffer
 
-__all__ = ["LineRenderer"]
-
 _PAUSE_MS = 10_000
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepReused)
 _QUIET_ITEM_EVENTS = (AttemptStarted, AttemptBegan, StepSucceeded, StepCancelled, StepReused)

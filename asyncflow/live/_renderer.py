@@ -23,12 +23,6 @@ from typing import Protocol
 
 from asyncflow.events import Event, RunFinished
 
-__all__ = [
-    "EventBuffer",
-    "RenderThread",
-    "Renderer",
-]
-
 _log = logging.getLogger("asyncflow")
 
 _PAUSE_FACTOR = 250

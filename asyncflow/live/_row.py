@@ -19,8 +19,6 @@ from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed
 from asyncflow.live._theme import COLOURS, Theme, bar, elide, fit, printable
 
-__all__ = ["Columns", "columns_for", "row"]
-
 _Reported: TypeAlias = Mapping[int | None, StepProgressed]
 """The latest progress of a step, and of each of its items, by item."""
 

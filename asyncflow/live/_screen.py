@@ -20,8 +20,6 @@ from asyncflow.live._frame import LiveRun, frame, summary, title
 from asyncflow.live._renderer import EventBuffer
 from asyncflow.live._theme import Theme, elide_middle, printable
 
-__all__ = ["FrameRenderer", "Screen"]
-
 _UP, _ERASE_BELOW, _ERASE_LINE_END, _RESET = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x1b[0m"
 
 

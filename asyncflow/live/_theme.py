@@ -14,21 +14,6 @@ from rich.cells import cell_len, set_cell_size
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
 
-__all__ = [
-    "ASCII",
-    "COLOURS",
-    "UNICODE",
-    "Theme",
-    "bar",
-    "elide",
-    "elide_middle",
-    "fit",
-    "printable",
-    "status_for_run",
-    "theme_for",
-    "widest",
-]
-
 
 def printable(text: str, encoding: str) -> str:
     """Return the text in one line, with question marks for what the encoding lacks."""

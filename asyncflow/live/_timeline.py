@@ -20,8 +20,6 @@ from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
 from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
 
-__all__ = ["Scale", "timeline"]
-
 
 class _Glyphs(NamedTuple):
     """What each part of a timeline is drawn with."""

@@ -50,8 +50,6 @@ from asyncflow.events import (
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import encodable, error_type, result_of
 
-__all__ = ["RunSpans"]
-
 _Attributes = dict[str, Any]
 _Ended = StepSucceeded | StepFailed | StepCancelled
 _Key = tuple[str, int | None]

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "ClientDisconnectedError",
-    "ServiceFullError",
-    "ServiceStoppingError",
-    "ServiceUnavailableError",
-]
-
 
 class ServiceUnavailableError(Exception):
     """The service starts no run at present. A web service answers with status 503.

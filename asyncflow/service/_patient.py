@@ -11,8 +11,6 @@ from asyncflow._core.errors import describe_error
 from asyncflow._runtime.options import OpenResource
 from asyncflow._runtime.resources import check_manager
 
-__all__ = ["PatientResource"]
-
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 15.0
 

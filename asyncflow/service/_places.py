@@ -9,8 +9,6 @@ from collections import deque
 from asyncflow._core.arguments import check_count
 from asyncflow.service._errors import ServiceFullError
 
-__all__ = ["Places"]
-
 _LATEST = 100
 """How many durations the estimate of the next free place looks at."""
 _LONGEST_RETRY_S = 60

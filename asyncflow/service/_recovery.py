@@ -40,8 +40,6 @@ from asyncflow.service._places import Places
 if TYPE_CHECKING:
     from asyncflow.journal._base import SQLJournal
 
-__all__ = ["Recovery"]
-
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
 

@@ -54,8 +54,6 @@ from asyncflow.service._recovery import Recovery
 if TYPE_CHECKING:  # a service without a journal needs no msgspec
     from asyncflow.journal import PostgresJournal, SQLiteJournal, StoredEvent
 
-__all__ = ["OnDisconnect", "Service"]
-
 OnDisconnect: TypeAlias = Literal["cancel", "detach"]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Self = TypeVar("Self", bound="Service")

@@ -13,8 +13,6 @@ from asyncflow._core.results import StepResult
 from asyncflow._views.event_text import duration
 from asyncflow.testing._recorded_runs import timeline
 
-__all__ = ["assert_order", "assert_overlap"]
-
 
 def assert_order(report: RunReport, *steps: str) -> None:
     """Check that steps ran one after the other, each from its first attempt to its end.

@@ -11,8 +11,6 @@ from asyncflow._core.arguments import is_async
 from asyncflow._core.report import RunReport
 from asyncflow._core.value_size import safe_repr
 
-__all__ = ["Check", "FailedCheck", "check_is_plain", "failed_check"]
-
 Check: TypeAlias = Callable[[RunReport], object]
 
 

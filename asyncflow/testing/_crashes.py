@@ -35,8 +35,6 @@ from asyncflow.testing._recorded_runs import is_equal, timeline, unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of
 from asyncflow.testing._virtual_time import run_in_virtual_time
 
-__all__ = ["CrashError", "Crashes", "crash_everywhere"]
-
 T = TypeVar("T")
 
 _LONGEST_OUTPUT = 200

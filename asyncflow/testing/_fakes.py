@@ -24,8 +24,6 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.interception import replacements
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 
-__all__ = ["Fails", "FakeCall", "FakeStep", "Fakes", "fails", "fake"]
-
 _ITSELF: Any = object()
 """Stands for the action that is replaced."""
 

@@ -25,8 +25,6 @@ from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.interception import report_watchers
 from asyncflow._views.event_text import duration, plural
 
-__all__ = ["RecordedRuns", "explain", "is_equal", "timeline", "unrecorded"]
-
 _MOST_RUNS = 10
 _MOST_STEPS = 50
 _MOST_FAILURES = 10

@@ -43,8 +43,6 @@ from asyncflow.testing._recorded_runs import unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 from asyncflow.testing._virtual_time import VirtualTimeLoop, checked_seed
 
-__all__ = ["Exploration", "ExplorationError", "Faults", "SimulatedError", "explore", "simulate"]
-
 AnyInputs: TypeAlias = "Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None"
 
 _MOST_TURNS = 1_000_000

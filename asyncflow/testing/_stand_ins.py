@@ -25,8 +25,6 @@ from asyncflow._runtime.interception import StepReplacement
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 
-__all__ = ["AnyPipeline", "StandIn", "orchestrator_of", "replacement", "stand_in_step"]
-
 AnyPipeline: TypeAlias = Pipeline | Orchestrator | Iterable[WorkflowStep]
 
 StandIn: TypeAlias = Callable[[WorkflowStep, dict[str, Any]], Awaitable[Any]]

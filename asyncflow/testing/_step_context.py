@@ -16,8 +16,6 @@ from asyncflow._core.results import StepResult
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import cancel_requested
 
-__all__ = ["DirectCall", "SaidAttachment", "SaidProgress", "step_context"]
-
 
 class SaidProgress(NamedTuple):
     """What an action said with `StepContext.progress`."""

@@ -25,8 +25,6 @@ from typing import Any, TypeVar
 from asyncflow._core.errors import HangError
 from asyncflow._core.tracebacks import awaiting_location
 
-__all__ = ["VirtualTimeLoop", "checked_seed", "run_in_virtual_time", "shuffle"]
-
 T = TypeVar("T")
 
 _STARTS_AT_S = 1_000.0

@@ -16,14 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asyncflow.web._responses import path_in, problem, render, requested_url, route_of
 
-__all__ = [
-    "Guard",
-    "Token",
-    "is_loopback",
-    "log_in",
-    "login_required",
-]
-
 _SHORTEST = 16
 _A_MONTH_S = 30 * 24 * 3600
 

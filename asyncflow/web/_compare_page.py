@@ -27,8 +27,6 @@ from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import RunRecord
 from asyncflow.web._responses import link_to, path_in, problem, render, wants_json
 
-__all__ = ["compare_page", "compare_url"]
-
 _MOST_ROWS = 500
 """Of more steps, only those that differ are shown."""
 _MOST_NAMED = 5

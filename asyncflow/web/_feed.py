@@ -31,8 +31,6 @@ from asyncflow.events import Event
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent
 
-__all__ = ["ACTIONS", "Render", "RunFeed", "RunFeeds", "Update", "now_of"]
-
 ACTIONS = "live"
 """The part that has the actions on the run."""
 

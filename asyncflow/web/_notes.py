@@ -20,8 +20,6 @@ from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import StoredEvent
 from asyncflow.web._responses import json_answer, link_to, problem
 
-__all__ = ["attachment", "attachments_url", "list_notes"]
-
 _MOST, _BY_DEFAULT = 5_000, 1_000
 """How many notes a response has."""
 _LONGEST_TEXT = 1_000

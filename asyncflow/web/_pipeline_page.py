@@ -40,8 +40,6 @@ from asyncflow.web._responses import (
     render,
 )
 
-__all__ = ["RunBar", "bars", "pipeline_api", "pipeline_page"]
-
 _RUNS, _MOST_RUNS = 50, 1_000
 _MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
 """Of a pipeline of many steps, the grid shows fewer runs; and at most so many of its steps."""

@@ -16,22 +16,6 @@ from starlette.responses import HTMLResponse, Response
 
 from asyncflow.html_report._page import asset
 
-__all__ = [
-    "asset_response",
-    "asset_url",
-    "html_answer",
-    "json_answer",
-    "link_to",
-    "named_pipeline",
-    "named_run",
-    "path_in",
-    "problem",
-    "render",
-    "requested_url",
-    "route_of",
-    "wants_json",
-]
-
 _SERVED = {
     "page.css": ("text/css", "asyncflow.html_report"),
     "web.css": ("text/css", "asyncflow.web"),

@@ -26,12 +26,6 @@ from asyncflow._core.step import inputs_of
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import RunRecord
 
-__all__ = [
-    "Resumable",
-    "ResumeRefusedError",
-    "Resumer",
-]
-
 
 class Resumable(Protocol):
     """An `Orchestrator`, or anything else that runs a pipeline.

@@ -44,16 +44,6 @@ from asyncflow.web._run_page import follow, run_page, show_details, unknown_run
 from asyncflow.web._runs_page import query_in, runs_page, selected
 from asyncflow.web._stream import Viewers
 
-__all__ = [
-    "Site",
-    "cancel",
-    "event_json",
-    "list_runs",
-    "rerun",
-    "resume",
-    "show_run",
-]
-
 
 async def cancel(request: Request, journal: SQLJournal) -> Response:
     """Request the cancellation of a run.

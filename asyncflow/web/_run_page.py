@@ -40,14 +40,6 @@ from asyncflow.web._responses import (
 from asyncflow.web._resumer import Resumer
 from asyncflow.web._stream import UpdateStream, Viewers
 
-__all__ = [
-    "follow",
-    "position_of",
-    "run_page",
-    "show_details",
-    "unknown_run",
-]
-
 
 def position_of(text: str | None) -> int:
     """Return the position that a browser has seen; 0 if it has seen none, or does not say."""

@@ -40,8 +40,6 @@ from asyncflow.journal._queries import (
 )
 from asyncflow.web._responses import link_to, path_in, problem, render
 
-__all__ = ["AxisMark", "Dot", "RunQuery", "Scatter", "query_in", "runs_page", "scatter", "selected"]
-
 _TIMES = {"1h": "the last hour", "24h": "the last 24 hours", "7d": "the last 7 days"}
 _MEANINGS = {
     RunStatus.ORPHANED: "orphaned: its process is gone",

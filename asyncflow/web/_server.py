@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
-__all__ = ["serve_app"]
-
 _STREAMS_END_S = 1
 """How long responses may take to end before their connections are cut."""
 _ALL_ENDS_S = 3

@@ -23,8 +23,6 @@ from starlette.types import Receive, Scope, Send
 from asyncflow._core.arguments import check_count
 from asyncflow.web._feed import Update
 
-__all__ = ["UpdateStream", "Viewers"]
-
 _PING_S = 5.0
 """How often the stream says that the server is alive."""
 _PATIENCE_S = 20.0
