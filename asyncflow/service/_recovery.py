@@ -5,14 +5,16 @@ Rules:
 1. These are orphans, and runs that a service has interrupted because it was shut down, or that have
    lost a resource. A run that was cancelled stays as it is.
 2. A nested run is left to the step that runs it for as long as its outer run runs or will resume.
-3. A run may have killed its process, and all runs beside it. The more processes it has seen dying,
-   the fewer runs of that kind have this one at a time, so that a killer ends up alone.
+3. A run may have killed its process, and all runs beside it. The more processes have died with
+   runs, the fewer of them resume at a time, and none beside others with which fewer have died. So a
+   killer ends up alone, and a run beside it has seen few processes die.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -45,11 +47,10 @@ _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 
 _LONGEST_DELAY_S = 3600.0
 """How long a run that loses its resource again and again waits at most."""
-_SUSPICIOUS = 2
-"""A run with which so many processes have died resumes with few of its kind; with more, alone."""
-_FEW = 3
-_PROBATION_S = 600.0
-"""After how many seconds a run that is still alive lets others of its kind follow."""
+_AT_A_TIME = {1: math.inf, 2: 3, 3: 1}
+"""How many runs resume at a time with which so many processes have died, or more."""
+_PROBATION_S = 300.0
+"""After how many seconds a run that is still alive lets others follow."""
 _SOON_S = 0.25
 """How often to look again while such runs wait for each other."""
 
@@ -86,8 +87,8 @@ class Recovery:
         self._retries: dict[str, tuple[float, float]] = {}
         """Of runs that have lost a resource: the next delay, and when it ends, both in seconds."""
         self._suspects: dict[str, tuple[int, float]] = {}
-        """Of the runs that may kill this process: how many they may have killed, and since when
-        they run here."""
+        """Of the runs that may kill this process: their key in `_AT_A_TIME`, and since when they
+        run here."""
 
     async def run(self, every_s: float) -> None:
         """Resume runs as there is room for them, before any new ones, until this is cancelled.
@@ -149,13 +150,14 @@ class Recovery:
         return found
 
     def _may_join(self, run: RecoverableRun, now_s: float) -> bool:
-        """Return whether a run may run now beside those of its kind that this process has."""
-        if run.crashes < _SUSPICIOUS:
+        """Return whether a run may run now beside those that this process has resumed."""
+        if not run.crashes:
             return True
-        most = max([run.crashes, *(crashes for crashes, _ in self._suspects.values())])
-        if len(self._suspects) >= (_FEW if most == _SUSPICIOUS else 1):
+        level = min(run.crashes, max(_AT_A_TIME))
+        levels = [level for level, _ in self._suspects.values()]
+        if set(levels) - {level} or len(levels) >= _AT_A_TIME[level]:
             return False
-        self._suspects[run.run_id] = run.crashes, now_s
+        self._suspects[run.run_id] = level, now_s
         return True
 
     async def _resume_one(self, pipeline: Pipeline | Orchestrator, run: RecoverableRun) -> None:

@@ -33,6 +33,7 @@ from asyncflow._core.errors import (
     SHUTDOWN,
     RunAlreadyActiveError,
     RunCancelledError,
+    RunNotFoundError,
     did_you_mean,
     safe_text,
 )
@@ -306,10 +307,14 @@ class Service:
             JournalError: The journal can't be read or written.
         """
         run = self.get(run_id)
-        if run is not None:
-            run.cancel(reason)
-            return True
-        return self._journal is not None and await self._journal.cancel(run_id)
+        if run is None:
+            return self._journal is not None and await self._journal.cancel(run_id)
+        run.cancel(reason)
+        if self._journal is not None:
+            # This process may die while its steps clean up.
+            with suppress(RunNotFoundError):  # it has not begun
+                await self._journal.cancel(run_id)
+        return True
 
     async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[StoredEvent, None]:
         """Yield the events of a run from the journal, as they are stored, until the run has ended.

@@ -606,6 +606,26 @@ async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Pat
 
 
 @in_virtual_time
+async def test_a_cancelled_run_whose_process_dies_while_it_cleans_up_is_not_continued(
+    work: Work, tmp_path: Path
+) -> None:
+    journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
+    async with Service([work.pipeline], journal=journal) as service:
+        await service.start("work", "r", pause_s=5)
+        await asyncio.sleep(1)
+        assert await service.cancel("r", "no longer wanted")
+        await journal.aclose()
+        assert work.cleaned_up == []
+
+    async with SQLiteJournal(tmp_path / "runs.db") as later:
+        async with Service([work.pipeline], journal=later, resume_every_s=1):
+            await asyncio.sleep(20)
+        record = await later.record("r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert work.done == []
+
+
+@in_virtual_time
 async def test_a_run_that_was_cancelled_in_the_words_of_a_shutdown_is_not_resumed(
     work: Work, tmp_path: Path
 ) -> None:
@@ -891,6 +911,27 @@ async def test_the_more_processes_have_died_with_runs_the_fewer_of_them_run_at_a
 
 
 @in_virtual_time
+async def test_runs_with_which_more_processes_have_died_wait_for_the_others(
+    work: Work, tmp_path: Path
+) -> None:
+    for died in range(2):
+        journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
+        async with Service([work.pipeline], journal=journal, resume_every_s=1) as service:
+            await service.start("work", f"r{died}", pause_s=30)
+            await asyncio.sleep(2)
+            await journal.aclose()
+
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as last,
+        Service([work.pipeline], journal=last, resume_every_s=1) as service,
+    ):
+        await asyncio.sleep(59)
+        assert [run.run_id for run in service.runs] == ["r1"]
+        await asyncio.sleep(59)
+        assert [run.run_id for run in service.runs] == ["r0"]
+
+
+@in_virtual_time
 async def test_a_run_that_has_lived_long_lets_others_of_its_kind_follow(
     work: Work, tmp_path: Path
 ) -> None:
@@ -903,7 +944,7 @@ async def test_a_run_that_has_lived_long_lets_others_of_its_kind_follow(
             await asyncio.sleep(2)
             if died == 2:
                 assert len(service.runs) == 3
-                await asyncio.sleep(600)
+                await asyncio.sleep(300)
                 assert len(service.runs) == 6
             await journal.aclose()
 
