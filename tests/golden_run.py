@@ -6,7 +6,11 @@ while it runs, and five at its end. One step has three attempts with two backoff
 
 from __future__ import annotations
 
-from asyncflow import RestoredOutput, RunStatus, StepStatus, StepTimeoutError
+from dataclasses import replace
+
+from asyncflow import RestoredOutput, RunReport, RunStatus, StepStatus, StepTimeoutError
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.results import REDACTED
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -25,7 +29,15 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 
-__all__ = ["EVENTS_BEFORE_CRASH", "GOLDEN", "HOSTILE", "LONG", "SECRET", "WALL_TIME"]
+__all__ = [
+    "EVENTS_BEFORE_CRASH",
+    "GOLDEN",
+    "HOSTILE",
+    "LONG",
+    "SECRET",
+    "WALL_TIME",
+    "golden_report",
+]
 
 WALL_TIME = 1_767_225_600.0  # 2026-01-01 00:00 UTC
 HOSTILE = "<script>alert('step')</script>"
@@ -134,3 +146,14 @@ GOLDEN: list[Event] = [
 
 EVENTS_BEFORE_CRASH = next(at for at, event in enumerate(GOLDEN) if isinstance(event, RunResumed))
 """How many events the first process emitted before it died."""
+
+
+def golden_report(count: int = len(GOLDEN)) -> RunReport:
+    """Return the report that a journal has of the first events, without the secret output."""
+    stored = [
+        replace(event, output=REDACTED)
+        if isinstance(event, StepSucceeded) and event.output == SECRET
+        else event
+        for event in GOLDEN[:count]
+    ]
+    return StoredRun(stored).report(lambda step, payload: payload)

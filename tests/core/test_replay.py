@@ -74,10 +74,6 @@ def half_mapped():
     ]
 
 
-def statuses(run):
-    return [result.status for result in run.report(decode).results]
-
-
 class TestLatestSteps:
     def test_the_latest_steps_are_the_ones_of_the_last_resume(self):
         fewer = {"a": (), "b": ("a",)}
@@ -88,18 +84,6 @@ class TestLatestSteps:
 
 
 class TestReports:
-    def test_a_run_that_has_just_started_has_pending_steps(self):
-        run = StoredRun([started()])
-
-        report = run.report(decode)
-
-        assert statuses(run) == [PENDING] * 3
-        assert (report.run_id, report.wall_time, report.total_duration_ms) == ("r", 1_000.0, 0.0)
-        assert report["b"].depends_on == ("a",)
-        assert report["b"].history == ()
-        assert not run.has_ended
-        assert run.inputs == {"x": payload_of(1)}
-
     def test_a_running_step_has_its_duration_and_its_failed_attempts(self):
         run = StoredRun(
             [
@@ -121,20 +105,6 @@ class TestReports:
         assert (result.abandoned, result.loop_blocked_ms) == (True, 150.0)
         assert (result.output, result.attempts, result.started_ms) == (7, 2, 1.0)
         assert result.queued_ms == 0.5
-
-    def test_a_running_mapped_step_counts_from_the_start_of_its_map(self):
-        run = StoredRun(half_mapped())
-
-        result = run.report(decode)["b"]
-
-        assert (result.status, result.attempts) == (RUNNING, 2)
-        assert (result.started_ms, result.duration_ms) == (2.0, 3.0)
-        assert [item.step_name for item in result.items] == ["b[0]", "b[1]"]
-        assert [(item.status, item.output) for item in result.items] == [
-            (SUCCESS, 10),
-            (RUNNING, None),
-        ]
-        assert run.unfinished() == {"b": "it had not finished"}
 
     def test_a_resumed_mapped_step_counts_for_how_long_it_ran_in_each_segment(self):
         run = StoredRun(
@@ -164,31 +134,6 @@ class TestReports:
         assert [item.duration_ms for item in ended.items] == [2.0, 2.0]
         assert [item.started_ms for item in ended.items] == [3.0, 4.0]
 
-    def test_the_outputs_of_items_form_the_output_of_their_step(self):
-        run = StoredRun(
-            [
-                started({"a": (), "b": ("a",)}),
-                AttemptStarted("a", 1, 0.0),
-                StepSucceeded("a", 1, 1.0, REDACTED),
-                MapStarted("b", 2.0),
-                AttemptStarted("b", 1, 3.0, item=0),
-                AttemptStarted("b", 1, 3.0, item=1),
-                success("b", 4.0, 20, item=1),
-                success("b", 5.0, 10, item=0),
-                StepSucceeded("b", 0, 5.0, None),
-                RunFinished(6.0, RunStatus.PASSED),
-            ]
-        )
-
-        report = run.report(decode)
-
-        assert report["b"].output == [10, 20]
-        assert [item.output for item in report["b"].items] == [10, 20]
-        assert report["a"].output == RestoredOutput("redacted")
-        assert report["a"].secret
-        assert not report["b"].secret
-        assert report.total_duration_ms == 6.0
-
     def test_a_step_that_became_secret_hides_the_outputs_of_its_items(self):
         run = StoredRun(
             [
@@ -212,25 +157,6 @@ class TestReports:
         assert report.inputs == {"x": RestoredOutput("redacted")}
         assert run.settled()["a", 0].output == payload_of(10)  # for a resumed run
         assert run.inputs == {"x": payload_of(1)}
-
-    def test_a_decoder_receives_the_name_of_the_step_or_input(self):
-        steps, inputs = [], []
-        run = StoredRun(
-            [
-                started(),
-                MapStarted("a", 0.0),
-                AttemptStarted("a", 1, 0.0, item=0),
-                success("a", 1.0, item=0),
-            ]
-        )
-        run.apply(StepSucceeded("a", 0, 1.0, None))
-
-        run.report(
-            lambda step, payload: steps.append(step), lambda name, payload: inputs.append(name)
-        )
-
-        assert steps == ["a"]
-        assert inputs == ["x"]
 
 
 class TestStops:
@@ -270,12 +196,6 @@ class TestStops:
         assert run.was_stopping is was_stopping
         run.apply(resumed(2.0))
         assert not run.was_stopping
-
-    def test_the_outcome_and_the_stop_reason_come_from_the_last_event(self):
-        run = StoredRun([started({}), RunFinished(4.0, RunStatus.FAILED, "so it was")])
-
-        assert (run.status, run.at_ms) == ("FAILED", 4.0)
-        assert run.report(decode).stop_reason == "so it was"
 
 
 class TestRefusals:
@@ -347,18 +267,6 @@ class TestResumes:
         assert run.settled().keys() == {("a", None)}
         assert run.unfinished() == {"b": "it had failed"}
 
-    def test_dependents_of_an_outdated_step_are_outdated_too(self):
-        done = [success(name, 1.0) for name in CHAIN]
-        starts = [AttemptStarted(name, 1, 0.0) for name in CHAIN]
-        run = StoredRun([started(), *starts, *done])
-
-        run.apply(resumed(2.0, {"b": ()}, outdated={"b": "so"}))
-
-        assert run.settled().keys() == {("a", None)}
-        assert run.fingerprints == {"a": ("()", ""), "b": ("()", "2"), "c": ("()", "")}
-        assert run.dependencies == {"a": (), "b": (), "c": ("b",)}
-        assert statuses(run) == [PENDING]
-
     def test_a_stored_success_survives_a_failed_recall(self):
         run = StoredRun(
             [
@@ -389,27 +297,6 @@ class TestResumes:
         result = run.report(decode)["a"]
         assert (result.reused, result.output, result.started_ms) == (True, 5, 0.0)
 
-    def test_resumed_items_are_reused_fail_or_are_cancelled(self):
-        run = StoredRun(
-            [
-                started(),
-                MapStarted("a", 0.0),
-                *(AttemptStarted("a", 1, 0.0, item=item) for item in range(3)),
-                success("a", 1.0, item=0),
-                resumed(2.0, unfinished={"a": "it had not finished"}),
-                MapStarted("a", 2.0),
-                StepReused("a", 2.0, 0),
-                StepFailed("a", 1, 2.0, StepCrashedError("a[1]", 1, 1), 1),
-                StepCancelled("a", 1, 2.0, "why", None, 2),
-                StepFailed("a", 0, 2.0, BOOM),
-            ]
-        )
-
-        result = run.report(decode)["a"]
-        assert [item.status for item in result.items] == [SUCCESS, FAILED, CANCELLED]
-        assert [item.attempts for item in result.items] == [1, 1, 1]
-        assert run.unfinished() == {"a": "it had failed"}
-
     def test_a_reused_mapped_step_keeps_what_its_items_did_in_a_failed_recall(self):
         run = StoredRun(
             [
@@ -438,86 +325,6 @@ class TestResumes:
         assert [item.duration_ms for item in result.items] == [4.0, 3.0]
         # In the second segment it began with its first item, and ended with the step.
         assert (result.started_ms, result.duration_ms) == (0.0, 3.0 + 2.5)
-
-    def test_a_reused_mapped_step_without_items_keeps_its_time(self):
-        run = StoredRun(
-            [
-                started({"a": ()}),
-                MapStarted("a", 1.0),
-                StepSucceeded("a", 0, 1.5, None),
-                resumed(2.0, {"a": ()}),
-                StepReused("a", 2.0),
-            ]
-        )
-
-        result = run.report(decode)["a"]
-
-        assert (result.items, result.output, result.history) == ((), [], ())
-        assert (result.started_ms, result.duration_ms) == (1.0, 0.5)
-
-    def test_a_mapped_step_that_had_no_attempt_has_not_begun_before_it_was_resumed(self):
-        run = StoredRun(
-            [
-                started({"a": ()}),
-                MapStarted("a", 1.0),
-                resumed(2.0, {"a": ()}, unfinished={"a": "it had not finished"}),
-                MapStarted("a", 3.0),
-                AttemptStarted("a", 1, 4.0, item=0),
-                success("a", 5.0, item=0),
-                StepSucceeded("a", 0, 5.0, None),
-            ]
-        )
-
-        result = run.report(decode)["a"]
-
-        assert (result.started_ms, result.duration_ms, result.attempts) == (3.0, 2.0, 1)
-
-    def test_a_block_belongs_to_an_attempt_of_its_own_segment(self):
-        run = StoredRun(
-            [
-                started({"a": ()}),
-                AttemptStarted("a", 1, 0.0),
-                StepFailed("a", 1, 1.0, BOOM),
-                resumed(1.0, {"a": ()}, unfinished={"a": "it had failed"}, afresh=True),
-                AttemptStarted("a", 1, 2.0),
-                LoopBlocked("a", 1, 3.0, 150.0, "x.py:1 in a"),
-            ]
-        )
-
-        assert [len(each.blocks) for each in run.steps["a"].attempts] == [0, 1]
-
-    def test_the_end_of_an_attempt_is_not_taken_for_that_of_an_earlier_segment(self):
-        events = [
-            started({"a": ()}),
-            AttemptStarted("a", 1, 0.0),
-            StepFailed("a", 1, 1.0, BOOM),
-            resumed(1.0, {"a": ()}, unfinished={"a": "it had failed"}, afresh=True),
-        ]
-
-        with pytest.raises(IllegalEventError, match="the latest attempt is 0"):
-            StoredRun([*events, success("a", 2.0)])
-
-    def test_a_removed_step_may_come_back(self):
-        run = StoredRun(
-            [
-                started(),
-                AttemptStarted("a", 1, 0.0),
-                AttemptStarted("b", 1, 0.0),
-                success("a", 1.0),
-                resumed(2.0, {"a": ()}),
-                StepReused("a", 2.0),
-            ]
-        )
-        assert run.unfinished() == {"b": "it had not finished"}
-        assert run.pending_attempts().keys() == {("b", None)}
-
-        run.apply(resumed(3.0, unfinished=run.unfinished()))
-        run.apply(StepReused("a", 3.0))
-        run.apply(AttemptStarted("b", 2, 3.0))
-        run.apply(success("b", 4.0, attempt=2))
-
-        assert run.report(decode)["b"].attempts == 2
-        assert run.pending_attempts() == {}
 
 
 NOTES: list[Event] = [

@@ -14,7 +14,6 @@ from asyncflow import (
     RunReport,
     RunStatus,
     Segment,
-    StepCrashedError,
     StepResult,
     StepStatus,
     WorkflowStep,
@@ -22,7 +21,6 @@ from asyncflow import (
 )
 from asyncflow._core.errors import describe_error
 from asyncflow._core.replay import StoredRun
-from asyncflow._views.run_view import RunView
 from asyncflow.testing import run_in_virtual_time
 
 SUCCESS, SKIPPED, CANCELLED = StepStatus.SUCCESS, StepStatus.SKIPPED, StepStatus.CANCELLED
@@ -155,27 +153,6 @@ def test_the_text_of_a_report_calls_earlier_attempts_earlier():
     ]
 
 
-@pytest.mark.parametrize("form", ["in process", "stored", "pickled", "json"])
-def test_a_view_of_a_report_knows_how_each_attempt_ended(form):
-    journal, report = failed_and_resumed()
-    by_events = RunView(journal.stored["r"])
-
-    view = RunView.from_report(forms_of(journal, report)[form])
-
-    assert view.segments == by_events.segments
-    for name, step in view.steps.items():
-        other = by_events.steps[name]
-        assert [(each.segment, each.number, each.end) for each in step.attempts] == [
-            (each.segment, each.number, each.end) for each in other.attempts
-        ]
-        assert step.latest is None or step.latest.segment == other.latest.segment
-        assert (step.fresh_from, step.ended_ms) == (other.fresh_from, pytest.approx(other.ended_ms))
-        assert step.active == other.active
-    assert [each.end for each in view.steps["load"].attempts] == ["failed", "failed", "succeeded"]
-    assert [each.end for each in view.steps["alert"].attempts] == ["succeeded"]
-    assert view.steps["alert"].latest is None
-
-
 @pytest.mark.parametrize("form", ["in process", "stored", "json"])
 def test_the_items_of_a_mapped_step_keep_their_attempts(form):
     report = forms_of(*failed_and_resumed(is_mapped=True))[form]
@@ -193,49 +170,6 @@ def test_the_items_of_a_mapped_step_keep_their_attempts(form):
         [(1, 1, 10.0, 3.0, None)],
     ]
     assert load.duration_ms == pytest.approx(6.0)
-
-
-def test_a_mapped_step_that_is_skipped_later_keeps_the_attempts_of_its_items():
-    journal, is_mended = MemoryJournal(), False
-
-    async def check(rows):
-        if not is_mended:
-            raise ValueError("no")
-
-    async def rows():
-        return ["a", "b"]
-
-    async def tell(row, check=None):
-        return row.upper()
-
-    def steps():
-        return [
-            WorkflowStep("rows", rows),
-            WorkflowStep("check", check, ["rows"]),
-            WorkflowStep(
-                "tell", tell, {"row": "rows", "check": "check"}, map_over="rows", run_if="failure"
-            ),
-        ]
-
-    async def main():
-        nonlocal is_mended
-        with pytest.raises(ValueError, match="no"):
-            (await run(steps(), journal)).raise_for_failures()
-        is_mended = True
-        return await run(steps(), journal)
-
-    report = run_in_virtual_time(main())
-
-    told_of = report["tell"]
-    assert (told_of.status, told_of.items, told_of.attempts) == (SKIPPED, None, 2)
-    assert [(each.segment, each.item, each.number) for each in told_of.history] == [
-        (1, 0, 1),
-        (1, 1, 1),
-    ]
-    assert repr(stored_report(journal).results) == repr(report.results)
-    view = RunView.from_report(RunReport.from_json(report.to_json())).steps["tell"]
-    assert (list(view.former_items), view.attempt_count, view.attempts) == ([0, 1], 2, [])
-    assert view.former_items[1].attempts[0].end == "succeeded"
 
 
 def test_a_step_keeps_its_attempts_when_the_pipeline_changes_between_segments():
@@ -276,49 +210,6 @@ def test_a_step_keeps_its_attempts_when_the_pipeline_changes_between_segments():
     ]
     assert work.attempts == 5
     assert repr(stored_report(journal).results) == repr(report.results)
-
-
-def test_a_crashed_step_counts_on_and_a_later_failure_begins_anew():
-    work, journal = Work(), MemoryJournal()
-
-    async def main():
-        whole = await run(work.steps(), journal)
-        assert not whole.all_passed
-        started = [type(event).__name__ for event in journal.stored["r"]].index("AttemptFailed") - 1
-        left = journal.died_after(started + 1)
-        await run(work.steps(), left)
-        work.has_space = True
-        return left, await run(work.steps(), left)
-
-    left, report = run_in_virtual_time(main())
-
-    history = report["load"].history
-    assert [(each.segment, each.number) for each in history] == [(1, 1), (2, 2), (2, 3), (3, 1)]
-    assert isinstance(history[0].error, StepCrashedError)
-    assert repr(stored_report(left).results) == repr(report.results)
-    assert report["load"].duration_ms == pytest.approx(6.0)  # nothing of the crashed attempt
-
-
-def test_a_cancelled_attempt_is_still_cancelled_in_the_history_of_its_successor():
-    work, journal = Work(), MemoryJournal()
-    work.has_space = True
-
-    async def main():
-        task = asyncio.create_task(run(work.steps(), journal))
-        await asyncio.sleep(0.011)
-        task.cancel()
-        await asyncio.wait([task])
-        return await run(work.steps(), journal)
-
-    report = run_in_virtual_time(main())
-
-    load = report["load"]
-    assert [(each.segment, each.number, each.cancelled) for each in load.history] == [
-        (1, 1, True),
-        (2, 1, False),
-    ]
-    step = RunView.from_report(report).steps["load"]
-    assert [each.end for each in step.attempts] == ["cancelled", "succeeded"]
 
 
 def test_no_report_tells_that_a_secret_is_none():

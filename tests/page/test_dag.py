@@ -46,14 +46,6 @@ def test_a_wrapped_name_is_complete_or_ends_in_an_ellipsis(name: str) -> None:
     assert displayed.endswith("…") or "\\" in displayed or displayed == name
 
 
-def test_the_height_of_a_box_fits_its_name() -> None:
-    drawing = draw_graph({"a": (), "b" * 40: ("a",)})
-
-    small, large = drawing.boxes
-    assert large.height - small.height == 16
-    assert small.y + small.height / 2 == large.y + large.height / 2
-
-
 def test_a_curve_joins_the_right_of_a_box_to_the_left_of_the_next() -> None:
     drawing = draw_graph({"a": (), "b": ("a",)})
 
@@ -69,10 +61,6 @@ def test_all_boxes_are_inside_the_drawing() -> None:
 
     assert all(box.x + drawing.box_width < drawing.width for box in drawing.boxes)
     assert all(box.y + box.height < drawing.height for box in drawing.boxes)
-
-
-def test_a_graph_without_steps_is_an_empty_drawing() -> None:
-    assert draw_graph({}).boxes == ()
 
 
 # Clean-up steps.
@@ -121,12 +109,6 @@ def test_other_steps_keep_their_edges(steps: dict[str, tuple[str, ...]]) -> None
 
     assert not any(box.badge for box in drawing.boxes)
     assert not any(curve.is_bundled for curve in drawing.curves)
-
-
-def test_the_edges_of_a_clean_up_step_move_no_other_step() -> None:
-    with_clean_up, without = draw_graph(etl()), draw_graph({**etl(), "tidy": ("load0",)})
-
-    assert [box.y for box in with_clean_up.boxes[:12]] == [box.y for box in without.boxes[:12]]
 
 
 def test_the_picture_of_a_plan_has_the_badge_too() -> None:

@@ -17,7 +17,6 @@ from asyncflow.events import (
     Event,
     MapStarted,
     RunFinished,
-    RunResumed,
     RunStarted,
     StepReused,
     StepSucceeded,
@@ -89,18 +88,6 @@ def test_its_figures_are_those_of_the_other_run() -> None:
     assert again.forked_from == "calm-otter"
     assert again.steps["fetch"].attempt_count == 4
     assert again.steps["fetch"].duration_ms(0.0) == 800.0
-
-
-def test_what_is_run_again_later_has_its_own_figures_alone() -> None:
-    later: list[Event] = [
-        RunResumed("f", 40.0, 9.0, STEPS, {}, outdated={"source": "its version is '2'"}),
-        AttemptStarted("source", 1, 50.0),
-        StepSucceeded("source", 1, 60.0, [3]),
-    ]
-
-    step = RunView([*FORK, *later]).steps["source"]
-
-    assert (step.origin, step.attempt_count, step.duration_ms(0.0)) == ("", 1, 10.0)
 
 
 def test_part_of_a_mapped_step_can_be_taken_over() -> None:

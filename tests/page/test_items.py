@@ -7,7 +7,6 @@ import re
 import pytest
 from mapped_run import mapped_run
 
-from asyncflow import StepStatus
 from asyncflow._core.errors import RestoredError
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
@@ -21,7 +20,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.html_report import to_html
-from asyncflow.html_report._items import CellPath, ErrorGroup, ItemCells
+from asyncflow.html_report._items import CellPath, ItemCells
 from asyncflow.html_report._page_model import PageContext, PageModel
 
 
@@ -72,23 +71,6 @@ def test_each_outcome_of_an_item_has_cells_what_went_wrong_first() -> None:
     }
 
 
-def test_the_data_of_the_cells_has_each_attempt() -> None:
-    assert cells_of(EACH_OUTCOME).data == (
-        "failed 2:1f0+7|cancelled 4:1c0+8|retried 1:1f0+2.2,2s3.2+2.8|running 3:1r0+"
-        "|success 0:1s0+5|pending 5:"
-    )
-
-
-def test_414_items_are_rows_of_40_cells_that_no_item_is_missing_from() -> None:
-    cells = cells_of(mapped_run(6, retried=False, items=414))
-
-    assert cells.height == 11 * 8
-    assert cells.counts == {"failed": 6, "success": 408}
-    for order in (cells.by_outcome, cells.in_order):
-        assert {outcome: area(path) for outcome, path in order} == cells.counts
-    assert cells.each == 1
-
-
 def test_cells_beside_each_other_are_one_shape() -> None:
     cells = cells_of(mapped_run(1, retried=True, items=80))
 
@@ -122,15 +104,6 @@ def test_an_item_of_many_attempts_has_the_latest_ones_if_there_are_too_many() ->
     assert re.findall(r"(\d+)f", cells_of(events).data) == ["4095", "4096", "4097", "4098", "4099"]
 
 
-def test_errors_are_grouped_by_type_and_final_ones_come_first() -> None:
-    groups = ErrorGroup.of(sorted((model_of(EACH_OUTCOME).view.steps["fetch"].items or {}).items()))
-
-    assert [(group.name, group.items, group.number, group.is_final) for group in groups] == [
-        ("ValueError", [2], 1, True),
-        ("ConnectionError", [1], 1, False),
-    ]
-
-
 @pytest.mark.parametrize(
     ("retried", "text"), [(False, "×6<br>"), (True, '×6 <span class="dim">then another')]
 )
@@ -141,18 +114,6 @@ def test_the_details_group_the_errors_with_links_to_their_items(retried: bool, t
     assert "<strong>ConnectionError</strong> " + text in html
     assert '<a href="#s0" data-item="33">[33]</a>' in html
     assert "reset by peer" in html
-
-
-def test_an_error_that_was_stored_is_in_the_group_of_its_type() -> None:
-    events = [
-        *EACH_OUTCOME,
-        StepFailed("fetch", 1, 9.0, RestoredError("httpx.ConnectError", "no route"), item=3),
-    ]
-    step = model_of(events).view.steps["fetch"]
-
-    groups = ErrorGroup.of(sorted((step.items or {}).items()))
-
-    assert [group.name for group in groups if group.is_final] == ["ValueError", "ConnectError"]
 
 
 def test_many_types_of_errors_and_many_items_are_capped() -> None:
@@ -206,28 +167,6 @@ def test_a_step_is_slow_if_it_took_twice_as_long_as_it_usually_does() -> None:
     slow = [name for name, step in view.steps.items() if model.traits(step) == "slow"]
 
     assert slow == ["s0", "s2"]  # of s3, the difference is not notable
-
-
-def test_failed_and_retried_steps_are_known_as_such() -> None:
-    events: list[Event] = [
-        RunStarted("r", 0.0, dict.fromkeys(("a", "b", "c"), ())),
-        AttemptStarted("a", 1, 0.0),
-        AttemptFailed("a", 1, 1.0, ValueError("no"), 1.0),
-        AttemptStarted("a", 2, 2.0),
-        StepFailed("a", 2, 3.0, ValueError("no")),
-        AttemptStarted("b", 1, 0.0),
-        StepFailed("b", 1, 3.0, ValueError("no")),
-    ]
-
-    assert traits_of(events) == {"a": "failed retried", "b": "failed", "c": ""}
-    assert traits_of(mapped_run(6, retried=True)) == {"fetch": "retried"}
-    assert traits_of(mapped_run(6, retried=False)) == {"fetch": "failed"}
-
-
-def test_a_tier_counts_the_statuses_of_its_steps() -> None:
-    (tier,) = model_of(EACH_OUTCOME).rows()
-
-    assert [(each.word, each.number) for each in tier.counts] == [(StepStatus.RUNNING.value, 1)]
 
 
 def test_long_tiers_are_laid_out_in_blocks() -> None:

@@ -60,40 +60,12 @@ def test_the_layers_of_connected_steps_are_their_tiers(edges: Edges) -> None:
     assert [place.layer for place in drawn.places] == tiers_of(dependencies)
 
 
-def test_a_chain_is_a_straight_line() -> None:
-    drawn = layout({"a": (), "b": ("a",), "c": ("b",), "d": ("c",)})
-
-    assert {place.down for place in drawn.places} == {0.5}
-    assert drawn.height == 1.0
-
-
 def test_an_edge_that_spans_layers_passes_them_beside_the_steps() -> None:
     drawn = layout({"a": (), "b": ("a",), "c": ("a", "b")})
 
     (bends,) = [bends for _, _, bends in drawn.edges if bends]
     assert len(bends) == 1
     assert abs(bends[0].down - drawn.places[1].down) >= 0.3
-
-
-def test_edges_between_two_matching_layers_do_not_cross() -> None:
-    names = [f"s{number}" for number in range(8)]
-    dependencies = dict.fromkeys(names, ()) | {f"t{name}": (name,) for name in names[::-1]}
-
-    drawn = layout(dependencies)
-
-    left_order = sorted(range(8), key=lambda number: drawn.places[number].down)
-    right_order = sorted(range(8), key=lambda number: drawn.places[15 - number].down)
-    assert left_order == right_order
-
-
-def test_steps_without_edges_are_placed() -> None:
-    dependencies: Edges = dict.fromkeys("abc", ()) | {"d": ("a",)}
-
-    assert_valid(layout(dependencies), dependencies)
-
-
-def test_an_empty_graph_has_an_empty_layout() -> None:
-    assert layout({}) == Layout(0, 0.0, (), ())
 
 
 def test_a_missing_or_later_dependency_has_no_edge() -> None:
@@ -134,14 +106,6 @@ def test_places_are_as_close_to_the_wanted_ones_as_the_gaps_allow(wanted: list[f
     for offset in (-1.0, -0.1, 0.1, 1.0):
         moved = sum(abs(place + offset - each) for place, each in zip(drawn, wanted, strict=True))
         assert moved >= distance - 1e-6
-
-
-def test_a_tree_is_symmetric() -> None:
-    leaves = {f"{branch}{leaf}": (branch,) for branch in "abc" for leaf in range(3)}
-
-    drawn = layout({"root": (), **dict.fromkeys("abc", ("root",)), **leaves})
-
-    assert [place.down for place in drawn.places[:4]] == [4.5, 1.5, 4.5, 7.5]
 
 
 def test_a_level_planar_graph_has_no_crossing_edges() -> None:

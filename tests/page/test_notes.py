@@ -19,7 +19,6 @@ from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     Event,
-    MapStarted,
     NoteEvent,
     RunFinished,
     RunStarted,
@@ -74,14 +73,6 @@ def test_the_tail_of_an_attempt_outlives_the_lines_of_others() -> None:
     assert notes.tail("a", 2, 3) == []
 
 
-def test_the_latest_progress_of_a_step_and_of_each_item_counts() -> None:
-    notes = RunNotes([progressed("a", 1, 9), progressed("a", 5, 9), progressed("a", 7, item=2)])
-
-    assert notes.progress("a") == progressed("a", 5, 9)
-    assert notes.progress("a", 2) == progressed("a", 7, item=2)
-    assert notes.progress("b") is None
-
-
 def test_pictures_and_the_rest_of_long_texts_need_not_be_kept() -> None:
     notes = RunNotes(with_pictures=False)
     notes.apply(attached("a", "x.png", "image/png", b"p" * 100), position=7)
@@ -126,20 +117,6 @@ def test_the_failure_has_the_last_lines_of_the_attempt_that_failed() -> None:
     assert "the first attempt" not in text
 
 
-def test_the_failure_of_a_mapped_step_has_the_last_lines_of_the_item_that_failed_first() -> None:
-    events: list[Event] = [started("a"), MapStarted("a", 0.0, 3)]
-    for item, ended_ms in ((0, 9.0), (1, 5.0), (2, 7.0)):
-        events.append(AttemptStarted("a", 1, 0.0, item=item))
-        events.append(StepFailed("a", 1, ended_ms, ValueError("no"), item=item))
-    events.append(StepFailed("a", 0, 9.0, ValueError("items failed")))
-
-    text = words("failure", events, [logged("a", f"item {n}", item=n) for n in range(3)])
-
-    assert "The last log line before it failed, of item 1 1.000 INFO" not in text
-    assert "The last log line before it failed, of item 1 0.001 INFO [1] app.db item 1" in text
-    assert "item 2" not in text
-
-
 def test_the_failure_of_a_resumed_run_has_no_lines_of_an_earlier_segment() -> None:
     before = logged("load", "in the first segment", at_ms=1.0)
     events = run_of_failures("no", segments=2)
@@ -149,12 +126,6 @@ def test_the_failure_of_a_resumed_run_has_no_lines_of_an_earlier_segment() -> No
 
     assert "0.030 INFO app.db now" in text
     assert "in the first segment" not in text
-
-
-def test_a_failure_before_the_first_attempt_has_no_log_lines() -> None:
-    events: list[Event] = [started("a"), StepFailed("a", 0, 1.0, ValueError("no"))]
-
-    assert "log line" not in words("failure", events, [logged("a", "earlier")])
 
 
 def test_many_lines_make_a_page_of_limited_size_with_those_of_failed_steps() -> None:
@@ -219,20 +190,6 @@ def test_the_progress_of_a_running_step_is_on_its_rows_and_in_its_details() -> N
     assert '<rect class="f-running" width="24%"' in shown("details", events, notes)
 
 
-def test_the_last_progress_of_a_failed_step_stays() -> None:
-    for name in ("steps", "details"):
-        assert "stopped at 1,204 of 5,000 rows" in words(name, GOLDEN, NOTES)
-    assert "24 %" not in words("gantt", GOLDEN, NOTES)
-    assert "left" not in words("details", GOLDEN, [NOTES[-6]])
-
-
-def test_the_progress_of_a_success_has_no_bar() -> None:
-    html = shown("details", GOLDEN, [progressed("extract", 3, 3, at_ms=890.0)])
-
-    assert "3 of 3 rows · 100 % · 3.4/s" in Parsed(html).text
-    assert 'class="meter"' not in html
-
-
 def test_the_progress_of_an_orphaned_step_has_stopped() -> None:
     events: list[Event] = [started("a"), AttemptStarted("a", 1, 0.0)]
 
@@ -253,18 +210,6 @@ def test_an_attempt_does_not_show_the_progress_of_the_one_before() -> None:
     assert "7 of 9" in words("details", events[:-1], [before])
     assert "7 of 9" not in words("details", events, [before])
     assert "1 of 9" in words("details", events, [before, progressed("a", 1, 9, at_ms=70.0)])
-
-
-def test_the_progress_of_running_items_is_in_the_details() -> None:
-    events: list[Event] = [started("a"), MapStarted("a", 0.0, 3)]
-    events += [AttemptStarted("a", 1, 1.0, item=number) for number in range(3)]
-    events.append(StepSucceeded("a", 1, 9.0, None, item=1))
-    notes: list[NoteEvent] = [progressed("a", n, 4, at_ms=8.0, item=n) for n in (1, 2)]
-
-    text = words("details", events, notes)
-
-    assert "[2] 2 of 4 rows (50 %)" in text
-    assert "[1] 1 of 4" not in text
 
 
 # Attachments.
@@ -360,15 +305,6 @@ def test_a_table_that_cannot_be_parsed_says_so() -> None:
     assert "not shown as a table: field larger than field limit (10)" in html
 
 
-def test_many_attachments_are_capped() -> None:
-    notes = [attached("extract", f"{n}.txt", "text/plain", "x" * 9_999) for n in range(130)]
-
-    html = to_html(GOLDEN, notes)
-
-    assert "30 more attachments are not listed." in html
-    assert len(html) < 320_000 + 60_000
-
-
 # Notes of runs.
 
 
@@ -447,23 +383,6 @@ def test_a_parameter_does_not_show_a_secret_output() -> None:
     assert "'rows': [0" not in text
 
 
-def test_a_parameter_of_a_step_that_the_run_no_longer_has_names_it() -> None:
-    events = stored("(x=old)")
-    first = events[0]
-    assert isinstance(first, RunStarted)
-    events[0] = RunStarted("r1", 0.0, {"load": ("old",)}, fingerprints=first.fingerprints)
-    del events[1:3]
-
-    assert "x from old" in words("details", events, [])
-
-
-def test_a_page_says_when_what_parameters_receive_is_not_known() -> None:
-    why = "What the parameters of a step receive is known from the events of a run with a journal."
-
-    assert why in words("details", GOLDEN, [])
-    assert why not in words("details", stored("()"), [])
-
-
 def test_each_attempt_has_its_traceback() -> None:
     events: list[Event] = [started("a"), AttemptStarted("a", 1, 0.0)]
     for number, name in enumerate(("first", "second", "third"), 1):
@@ -479,17 +398,6 @@ def test_each_attempt_has_its_traceback() -> None:
     assert html.count("Traceback (most recent call last)") == 3
     for number in (1, 2):
         assert f'aria-label="Traceback of attempt {number}"' in html
-
-
-def test_attempts_of_items_take_no_room_from_tracebacks_that_are_shown() -> None:
-    events: list[Event] = [started("a", "b"), AttemptStarted("a", 1, 0.0)]
-    events.append(AttemptFailed("a", 1, 1.0, ValueError("shown"), 1.0))
-    events += [AttemptStarted("a", 2, 3.0), MapStarted("b", 4.0, 30)]
-    for item in range(30):
-        events.append(AttemptStarted("b", 1, 5.0, item=item))
-        events.append(AttemptFailed("b", 1, 6.0, ValueError("item"), 1.0, item))
-
-    assert 'aria-label="Traceback of attempt 1"' in shown("details", events, [])
 
 
 def test_a_run_that_can_be_resumed_has_the_command() -> None:
@@ -536,21 +444,6 @@ def test_a_whole_output_is_offered_by_a_server() -> None:
     assert served.text.count("Show all of it") == 1
     assert "Show all of it" not in words("details", events, [])
     assert "y" * 50_000 in whole
-
-
-def test_an_attempt_without_its_traceback_can_be_shown_whole() -> None:
-    def failed(text: str) -> ValueError:
-        return ValueError(text)  # whose traceback is a line
-
-    events: list[Event] = [started("a", "b")]
-    for name, count in (("a", 30), ("b", 3)):
-        for number in range(1, count):
-            events += [AttemptStarted(name, number, 1.0)]
-            events += [AttemptFailed(name, number, 1.0, failed("no"), 1.0)]
-        events += [AttemptStarted(name, count, 2.0), StepFailed(name, count, 3.0, failed("end"))]
-    model = PageModel(RunView(events), 99.0, SERVED)
-
-    assert [model.is_cut(step) for step in model.detailed] == [True, False]
 
 
 def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import html.parser
 import re
@@ -14,23 +13,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
+from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET, golden_report
 from mapped_run import mapped_run
 from resumed_run import RESUMED, crashed_often
 
 from asyncflow import (
-    Attempt,
     RestoredOutput,
     RunReport,
     RunStatus,
-    Segment,
     StepResult,
     StepStatus,
-    StepTimeoutError,
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow._core.record import replace
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
@@ -50,7 +45,6 @@ from asyncflow.events import (
 from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log, log_of_report
 from asyncflow.html_report._page import Live, page, sections, security_policy
-from asyncflow.html_report._page_model import PageContext
 
 VOID = {"meta", "input", "wbr", "br", "link", "img"}
 BLOCKS = {"h1", "h2", "h3", "h4", "p", "div", "dt", "dd", "td", "th", "tr", "li", "text", "title"}
@@ -113,10 +107,6 @@ def golden() -> str:
 
 
 # One self-contained file.
-
-
-def test_the_same_events_give_the_same_page(golden: str) -> None:
-    assert to_html(GOLDEN) == golden
 
 
 @pytest.mark.process
@@ -212,41 +202,6 @@ def test_the_header_shows_the_state_of_the_run() -> None:
     assert text.count("2026-01-01 00:00:00") == 1
 
 
-def test_the_page_of_an_unnamed_pipeline_is_titled_with_the_run_id() -> None:
-    text = section("header", [started("a")])
-
-    assert text.startswith("r1 ▷ RUNNING Started 1970-01-01 00:16:40 UTC Running for 0")
-    assert text.count("r1") == 1
-
-
-def test_the_progress_bar_orders_statuses_from_done_to_pending() -> None:
-    view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
-    header = sections(view, event_log(GOLDEN[:EVENTS_BEFORE_CRASH]), now_ms=view.at_ms)["header"]
-
-    kinds = re.findall(r'<rect class="f-([a-z]+)"', header)
-
-    order = ["success", "failed", "cancelled", "skipped", "running", "pending"]
-    assert len(kinds) > 2
-    assert kinds == [each for each in order if each in kinds]
-
-
-def test_an_orphaned_run_is_shown_as_orphaned() -> None:
-    events = [started("a")]
-    context = PageContext(is_orphaned=True)
-    html = page(RunView(events), event_log(events), context, now_ms=5.0)
-
-    assert "<title>◇ ORPHANED · r1</title>" in html
-    assert "◇ ORPHANED Started" in Parsed(html).text
-    assert "Last event after 5 ms" in Parsed(html).text
-
-
-def test_a_stopping_run_is_shown_as_stopping() -> None:
-    text = section("header", [started("a"), RunInterrupted(5.0, "an operator asked for it")])
-
-    assert "■ STOPPING" in text
-    assert "Stopping because an operator asked for it" in text
-
-
 def test_the_first_failure_is_shown_first_with_its_traceback() -> None:
     text = section("failure", GOLDEN)
 
@@ -263,10 +218,6 @@ def test_skipped_and_cancelled_steps_name_the_failed_step() -> None:
     assert f"⊘notify skipped because of {HOSTILE}" in text
     for name in ("gantt", "steps", "details"):
         assert f"skipped because of {HOSTILE}" in section(name, GOLDEN), name
-
-
-def test_a_run_without_a_failure_has_no_failure_section() -> None:
-    assert section("failure", GOLDEN[:EVENTS_BEFORE_CRASH]) == ""
 
 
 def test_further_failures_are_listed_after_the_first_one() -> None:
@@ -446,10 +397,6 @@ def test_a_run_without_steps_has_a_page() -> None:
     assert text.count("The pipeline has no steps.") == 2
 
 
-def test_a_run_that_has_just_started_has_a_page() -> None:
-    assert "○ 2 pending" in Parsed(to_html([started("a", "b")])).text
-
-
 def test_every_prefix_of_the_events_has_a_page() -> None:
     for count in range(1, len(GOLDEN) + 1):
         view = RunView(GOLDEN[:count])
@@ -500,13 +447,6 @@ def test_attempts_before_a_resumption_are_drawn_as_earlier_ones() -> None:
     assert parsed.text.count("before the run was resumed") == 6  # five bars and the legend
 
 
-def test_the_legend_of_a_run_that_was_not_resumed_has_no_earlier_attempts() -> None:
-    text = section("gantt", RESUMED[:11])
-
-    assert "resumed" not in text
-    assert "ause" not in text.replace("because", "")
-
-
 def test_the_details_list_all_attempts_by_segment_with_their_old_errors() -> None:
     text = section("details", RESUMED)
 
@@ -528,38 +468,6 @@ def test_a_skipped_step_that_ran_before_says_so_everywhere() -> None:
     assert "alert SKIPPED · 200 ms · ran before" in section("dag", RESUMED)
     assert "no dependency failed; ran before the run was resumed" in section("steps", RESUMED)
     assert "no dependency failed It ran before the run was resumed." in section("details", RESUMED)
-
-
-def test_a_skipped_step_does_not_say_that_it_ran_again() -> None:
-    edges = {"load": (), "alert": ("load",)}
-    why = {"load": "it had failed", "alert": "step 'load', which it depends on, runs again"}
-    events: list[Event] = [
-        RunStarted("r", 0.0, edges),
-        AttemptStarted("load", 1, 0.0),
-        StepFailed("load", 1, 1.0, ValueError("no")),
-        AttemptStarted("alert", 1, 1.0),
-        StepSucceeded("alert", 1, 2.0, None),
-        RunFinished(2.0, RunStatus.FAILED),
-        RunResumed("r", 2.0, 9.0, edges, {}, unfinished=why, afresh=True),
-        AttemptStarted("load", 1, 2.0),
-        StepSucceeded("load", 1, 3.0, None),
-        StepSkipped("alert", 3.0, "no dependency failed", on_purpose=True),
-        RunFinished(3.0, RunStatus.PASSED),
-    ]
-
-    text = section("details", events)
-
-    assert "Ran again because it had failed" in text
-    assert "no dependency failed It ran before the run was resumed. Started" in text
-
-
-def test_a_step_skipped_because_of_a_failure_may_have_run_before() -> None:
-    failed = StepFailed("load", 1, 1300.0, ValueError("no"))
-    skipped = StepSkipped("alert", 1300.0, "step 'load' failed")
-
-    text = section("steps", [*RESUMED[:14], failed, skipped])
-
-    assert "skipped because of load; ran before the run was resumed" in text
 
 
 def test_a_reused_success_lists_no_earlier_attempts() -> None:
@@ -603,45 +511,6 @@ def test_items_of_earlier_segments_keep_their_errors() -> None:
         "bar items earlier",
         "bar items e-running",
     ]
-
-
-def test_a_resumed_run_of_60_steps_that_all_failed_before_is_smaller_than_320_kb() -> None:
-    def fail(left: int) -> None:
-        if left:
-            fail(left - 1)
-        raise ValueError("no such row in the table of orders")
-
-    try:
-        fail(100)
-    except ValueError as raised:
-        error = raised
-    names = [f"step_number_{number:05}" for number in range(60)]
-    edges: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
-    events: list[Event] = [started(*names)]
-    for name in names:
-        events += [AttemptStarted(name, 1, 0.0), StepFailed(name, 1, 9.0, error)]
-    why = dict.fromkeys(names, "it had failed")
-    events.append(RunResumed("r1", 9.0, 99.0, edges, {}, unfinished=why, afresh=True))
-    for name in names:
-        output = list(range(10**4))
-        events += [AttemptStarted(name, 1, 9.0), StepSucceeded(name, 1, 20.0, output)]
-
-    assert len(to_html(events).encode()) < 320_000
-
-
-async def test_the_page_of_a_resumed_report_equals_that_of_its_events() -> None:
-    report = RunView(RESUMED)._run.report(lambda _, value: value)
-
-    page_of_report, page_of_events = Parsed(report.to_html()), Parsed(to_html(RESUMED))
-
-    for text in ("With the pause 3 d 0 h", "Before the run was resumed: 2 attempts", "ran before"):
-        assert text in page_of_report.text
-        assert text in page_of_events.text
-    kinds = Counter(line.kind for line in log_of_report(RunView.from_report(report)).events)
-    assert Counter(type(event).__name__ for event in RESUMED) - kinds == {
-        "StepSkipped": 1,  # a report does not have the skips of an earlier segment, nor its end
-        "RunFinished": 1,
-    }
 
 
 # No active content and no secrets.
@@ -754,25 +623,6 @@ def test_a_name_with_an_html_method_is_escaped() -> None:
     assert "<b>a</b>" in parsed.text
 
 
-async def test_the_page_of_a_report_contains_no_secrets() -> None:
-    async def token(password: str) -> str:
-        return SECRET
-
-    async def call(token: str) -> int:
-        return len(token)
-
-    report = await run_pipeline(
-        [WorkflowStep("token", token, secret=True), WorkflowStep("call", call, ["token"])],
-        inputs={"password": SECRET},
-        secret_inputs=["password"],
-    )
-
-    html = report.to_html()
-    assert report["token"].output == SECRET
-    assert SECRET not in html
-    assert html.count("redacted: it is secret") == 2
-
-
 # Large runs.
 
 
@@ -854,10 +704,6 @@ def test_a_page_of_60_failures_is_smaller_than_320_kb_and_each_more_adds_a_littl
     assert len(to_html(events, usual_ms=usual_ms).encode()) < 320_000 + 1_400 * more
 
 
-def test_a_page_of_500_steps_is_smaller_than_two_megabytes() -> None:
-    assert len(to_html(run_of(500, {"rows": 5})).encode()) < 2_000_000
-
-
 @pytest.mark.exhaustive
 def test_a_page_of_thousands_of_steps_says_what_it_omits() -> None:
     text = Parsed(to_html(run_of(2_500, width=50))).text
@@ -906,34 +752,7 @@ def test_a_mapped_step_counts_failures_and_retries(
     assert f"all items: 2.0 s, from 0 ms to 2.0 s; {attempts}" in text
 
 
-def test_many_mapped_steps_with_many_failures_make_a_small_page() -> None:
-    events: list[Event] = [started(*(f"s{number}" for number in range(40)))]
-    for number in range(40):
-        run = mapped_run(100, retried=True)[1:-1]
-        events += [replace(event, step=f"s{number}") for event in run]
-
-    assert len(to_html(events).encode()) < 2_000_000
-
-
 # Pages of reports.
-
-
-async def test_a_report_can_be_rendered_as_a_page() -> None:
-    async def extract() -> list[int]:
-        return [1, 2, 3]
-
-    async def load(extract: list[int]) -> None:
-        raise ValueError("the table is locked")
-
-    report = await run_pipeline(
-        [WorkflowStep("extract", extract), WorkflowStep("load", load, ["extract"])]
-    )
-
-    text = Parsed(report.to_html()).text
-
-    assert "First failure: load" in text
-    assert "[1, 2, 3]" in text
-    assert report.to_html() == to_html(report)
 
 
 def test_a_report_read_from_json_can_be_rendered_as_a_page() -> None:
@@ -965,112 +784,28 @@ async def test_the_page_of_a_report_read_from_json_shows_no_traceback_twice() ->
     assert tracebacks[0] == tracebacks[1] > 0
 
 
-def test_the_page_of_a_report_lists_the_events_that_the_report_implies() -> None:
-    late = StepTimeoutError("fetch[1]", 1, 5.0, "attempt")
-    items = (
-        StepResult("fetch[0]", StepStatus.SUCCESS, 1, 3.0, 1, started_ms=5.0, reused=True),
-        StepResult(
-            "fetch[1]",
-            StepStatus.FAILED,
-            1,
-            2.0,
-            None,
-            late,
-            None,
-            10.0,
-            (Attempt(1, 10.0, 2.0, late, segment=3),),
-            abandoned=True,
-        ),
-    )
-    history = (Attempt(1, 0.0, 2.0, ValueError("no")), Attempt(2, 4.0, 1.0, None, queued_ms=1.5))
-    report = RunReport(
-        "r1",
-        [
-            StepResult(
-                "load",
-                StepStatus.SUCCESS,
-                2,
-                5.0,
-                started_ms=0.0,
-                recorded=history,
-                loop_blocked_ms=150.0,
-                reused=True,
-            ),
-            StepResult(
-                "fetch",
-                StepStatus.FAILED,
-                2,
-                5.0,
-                None,
-                late,
-                None,
-                5.0,
-                recorded=(),
-                items=items,
-                rerun_reason="so",
-            ),
-            StepResult("end", StepStatus.SKIPPED, reason="why", recorded=()),
-            StepResult(
-                "alert",
-                StepStatus.SKIPPED,
-                2,
-                0.4,
-                reason="nothing failed",
-                started_ms=7.0,
-                recorded=(
-                    Attempt(1, 7.0, 0.2, ValueError("no mail")),
-                    Attempt(1, 8.0, 0.2, None, segment=2, cancelled=True),
-                ),
-            ),
-        ],
-        total_duration_ms=12.0,
-        wall_time=1.0,
-        stop_reason="it failed",
-        segments=(
-            Segment(0.0, 1.0, 8.0),
-            Segment(8.0, 61.0, 10.0),
-            Segment(10.0, 99.0, 12.0),
-        ),
-    )
+@pytest.mark.parametrize("count", [len(GOLDEN), EVENTS_BEFORE_CRASH])
+def test_the_page_of_a_report_lists_the_events_that_the_report_implies(count: int) -> None:
+    report = golden_report(count)
 
-    log = log_of_report(RunView.from_report(report))
+    implied = log_of_report(RunView.from_report(report)).events
 
-    assert [(each.kind, each.step, each.attempt, each.item) for each in log.events] == [
-        ("RunStarted", None, None, None),
-        ("AttemptStarted", "load", 1, None),
-        ("AttemptFailed", "load", 1, None),
-        ("AttemptStarted", "load", 2, None),
-        ("LoopBlocked", "load", 2, None),
-        ("StepSucceeded", "load", 2, None),
-        ("MapStarted", "fetch", None, None),
-        ("AttemptStarted", "fetch", 1, 0),
-        ("AttemptStarted", "alert", 1, None),
-        ("StepFailed", "alert", 1, None),
-        ("StepSucceeded", "fetch", 1, 0),
-        ("RunResumed", None, None, None),
-        ("AttemptStarted", "alert", 1, None),
-        ("StepCancelled", "alert", 1, None),
-        ("RunResumed", None, None, None),
-        ("StepReused", "load", None, None),
-        ("MapStarted", "fetch", None, None),
-        ("StepReused", "fetch", None, 0),
-        ("AttemptStarted", "fetch", 1, 1),
-        ("ThreadAbandoned", "fetch", 1, 1),
-        ("StepFailed", "fetch", 1, 1),
-        ("StepFailed", "fetch", None, None),
-        ("StepSkipped", "end", None, None),
-        ("StepSkipped", "alert", None, None),
-        ("RunFinished", None, None, None),
-    ]
-    texts = [each.text for each in log.events]
-    assert texts[2:6] == [
-        "attempt 1 failed: ValueError: no",
-        "attempt 2 started after 2 ms in the queue",
-        "blocked the event loop for 150 ms",
-        "succeeded in attempt 2",
-    ]
-    assert "failed: ValueError: no mail" in texts
-    assert texts[-2:] == ["skipped: nothing failed", "the run failed after 12 ms: it failed"]
+    happened = event_log(GOLDEN[:count]).events
+    assert [each.at_ms for each in implied] == sorted(each.at_ms for each in implied)
+    kinds = Counter((each.kind, each.step, each.attempt, each.item) for each in implied)
+    kinds.subtract((each.kind, each.step, each.attempt, each.item) for each in happened)
+    assert {kind: number for kind, number in kinds.items() if number} == {
+        # A report does not know when an attempt was submitted, and counts a crash as a failure.
+        ("AttemptStarted", "index", 1, None): -1,
+        **({("AttemptFailed", LONG, 1, None): 1} if count == len(GOLDEN) else {}),
+    }
+    # It knows neither how long a backoff was to be, nor where the loop was blocked.
+    told = [re.sub(r" of nightly import|: 12 steps.*", "", each.text) for each in happened]
+    told = [re.sub(r", retrying in [^:]*| at validate.*", "", text) for text in told]
+    told = [re.sub(r"is on \((.*)\)", r"is on: \1", text) for text in told]
+    assert {each.text for each in implied if "its process died" not in each.text} == {
+        text for text in told if text != "submitted to dask"
+    }
 
 
 def test_a_page_says_where_a_step_ran() -> None:
@@ -1095,39 +830,6 @@ def test_a_page_says_where_a_step_ran() -> None:
     assert "Worker w1" in parsed.text
     assert "queued for 80 ms before attempt 1: it waits for <ray>" in parsed.text
     assert "attempt 1 succeeded on dask, worker w1: 30 ms" in parsed.text
-
-
-def test_a_report_lists_where_attempts_began() -> None:
-    begun = StepResult("a", StepStatus.SUCCESS, 1, 3.0, started_ms=5.0, queued_ms=4.0)
-    waited = StepResult("b", StepStatus.CANCELLED, 1, 3.0, started_ms=0.0, engine="ray")
-    results = [dataclasses.replace(begun, engine="dask", worker="w1"), waited]
-    report = RunReport("r1", results, total_duration_ms=8.0, wall_time=1.0)
-
-    log = log_of_report(RunView.from_report(report))
-
-    assert [(each.kind, each.text) for each in log.events[1:4]] == [
-        ("AttemptStarted", "submitted to ray"),
-        ("StepCancelled", "cancelled"),
-        ("AttemptBegan", "began on dask, worker w1 after 4 ms in the queue"),
-    ]
-
-
-def test_the_running_attempt_of_an_unfinished_report_is_listed() -> None:
-    result = StepResult("a", StepStatus.RUNNING, 1, 3.0, started_ms=0.0, recorded=())
-    report = RunReport(
-        "r1", [result], total_duration_ms=3.0, wall_time=1.0, status=RunStatus.RUNNING
-    )
-
-    log = log_of_report(RunView.from_report(report))
-
-    assert [each.kind for each in log.events] == ["RunStarted", "AttemptStarted"]
-
-
-@pytest.mark.parametrize("wall_time", [float("nan"), 1e30, -1e30])
-def test_an_invalid_start_time_is_shown_as_unknown(wall_time: float) -> None:
-    text = Parsed(to_html([RunStarted("r", wall_time, {})])).text
-
-    assert "Started at an unknown time" in text
 
 
 def test_a_missing_jinja2_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1157,17 +859,6 @@ def test_a_live_page_has_the_urls_and_the_token_for_its_script() -> None:
     assert found["data-token"] == 'tok"en'
     assert {"src": "/live.js", "defer": None} in parsed.tags("script")
     assert "All runs" in parsed.text
-
-
-def test_a_live_page_does_not_need_a_resume_url() -> None:
-    view = RunView(GOLDEN[:EVENTS_BEFORE_CRASH])
-
-    parsed = Parsed(page(view, event_log(GOLDEN), now_ms=view.at_ms, live=Live("/e", "/c")))
-
-    ids = {each.get("id") for _, each in parsed.elements}
-    assert "live-cancel" in ids
-    assert "live-resume" not in ids
-    assert len(parsed.tags("script")) == 1
 
 
 def test_the_page_contains_all_sections_of_the_run(golden: str) -> None:

@@ -49,13 +49,6 @@ def test_an_end_beyond_the_axis_is_only_told() -> None:
     assert "<dd>0 ms, usually 3.0 s</dd>" in html
 
 
-def test_a_run_without_known_durations_shows_nothing_of_them() -> None:
-    html = to_html(run())
-
-    assert "usually" not in html
-    assert "usual end" not in html
-
-
 def test_an_item_has_no_mark_and_neither_has_a_step_of_several_segments() -> None:
     events = mapped_run(3, retried=True)
     assert len(ticks(to_html(events, usual_ms={"fetch": 1.0, "fetch[0]": 1.0}))) == 1
