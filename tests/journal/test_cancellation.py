@@ -217,20 +217,6 @@ async def test_a_failed_poll_is_repeated(make_journal: Make) -> None:
 # --- before, during and after a run --------------------------------------------------------------
 
 
-async def test_a_cancelled_run_can_be_resumed(make_journal: Make, database: Any) -> None:
-    journal = make_journal()
-    async with running(journal):
-        await journal.cancel("r")
-    assert await cancel_tokens(database) == [None]
-
-    report = await run_pipeline(quick_and_slow(quick), journal=journal, run_id="r")
-
-    assert report.all_passed
-    assert report["quick"].reused
-    assert await journal.cancel("r") is False
-    assert (await journal.record("r")).status == "PASSED"
-
-
 @pytest.mark.realtime
 async def test_repeated_requests_cancel_a_run_once(make_journal: Make) -> None:
     cleaning, proceed = asyncio.Event(), asyncio.Event()
@@ -512,23 +498,6 @@ async def test_other_runs_continue(make_journal: Make) -> None:
         proceed.set()
 
         assert (await other).all_passed
-
-
-async def test_a_waiting_caller_resumes_the_cancelled_run(make_journal: Make) -> None:
-    journal = make_journal()
-    async with running(journal) as task:
-        waiting = asyncio.ensure_future(
-            run_pipeline(
-                quick_and_slow(quick), journal=make_journal(), run_id="r", on_active="wait"
-            )
-        )
-        await asyncio.sleep(0.05)
-
-        await journal.cancel("r")
-
-        with pytest.raises(RunCancelledError):
-            await task
-        assert (await waiting).all_passed
 
 
 RUNNER = """

@@ -178,21 +178,6 @@ def test_a_close_that_is_cancelled_waits_no_longer(make_journal: Make) -> None:
     assert run_in_virtual_time(main()) == 1
 
 
-def test_two_closes_at_once_both_wait(make_journal: Make) -> None:
-    async def main() -> None:
-        journal = make_journal()
-        run = await run_slowly(journal)
-        run.cancel()
-
-        assert await asyncio.gather(journal.aclose(), journal.aclose()) == [[], []]
-
-        with pytest.raises(asyncio.CancelledError):
-            await run
-        assert await statuses(make_journal()) == {"r": "INTERRUPTED"}
-
-    run_in_virtual_time(main())
-
-
 def test_only_steps_of_active_runs_start_runs_while_a_journal_closes(make_journal: Make) -> None:
     async def main() -> None:
         journal = make_journal()
@@ -312,12 +297,6 @@ def test_a_run_of_a_stopped_loop_is_not_waited_for(make_journal: Make, is_closed
         session, _ = asyncio.run(make_journal().open("r", wait=False, read=bool))
     loop.close()
     del session
-
-
-@pytest.mark.parametrize("timeout_s", [-1, float("nan"), "5"])
-def test_an_invalid_time_limit_is_refused(make_journal: Make, timeout_s: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match="close_timeout_s must be"):
-        make_journal(close_timeout_s=timeout_s)
 
 
 # --- a service -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from asyncflow._core.errors import (
     HangError,
     JournalError,
     LeaseLostError,
-    PayloadError,
     RunAlreadyActiveError,
     RunNotFoundError,
     RunUnreadableError,
@@ -83,13 +82,6 @@ async def wait_until(holds: Callable[[], bool]) -> None:
 # --- writing and reading -------------------------------------------------------------------------
 
 
-async def test_a_new_run_has_no_events(journal: Any) -> None:
-    session, answer = await journal.open("r", wait=False, read=lambda run: run)
-
-    assert answer.segments == []
-    await session.close()
-
-
 async def test_appended_events_are_read_when_the_run_is_opened_again(
     make_journal: Make, journal: Any
 ) -> None:
@@ -138,15 +130,6 @@ async def test_a_flush_without_new_events_returns_at_once(journal: Any) -> None:
     await session.close()
 
 
-async def test_events_are_committed_without_a_flush(journal: Any, database: Any) -> None:
-    session = await opened(journal)
-
-    session.append(started())
-
-    await wait_until(lambda: database.query("SELECT kind FROM events") == [("RunStarted",)])
-    await session.close()
-
-
 async def test_the_events_of_many_runs_share_one_transaction(journal: Any) -> None:
     sessions = [await opened(journal, f"r{number}") for number in range(50)]
     count = count_writes(journal)
@@ -160,41 +143,6 @@ async def test_the_events_of_many_runs_share_one_transaction(journal: Any) -> No
     await asyncio.gather(*(session.close() for session in sessions))
     assert count() == 2
     assert {len(await journal.events(f"r{number}")) for number in range(50)} == {2}
-
-
-async def test_events_appended_within_a_few_loop_iterations_share_a_transaction(
-    journal: Any,
-) -> None:
-    session = await opened(journal)
-    count = count_writes(journal)
-
-    session.append(started())
-    for _ in range(5):
-        await asyncio.sleep(0)
-    session.append(attempt())
-    await session.flush()
-
-    assert count() == 1
-    await session.close()
-
-
-async def test_a_flush_includes_all_events_appended_in_the_same_loop_iteration(
-    journal: Any,
-) -> None:
-    sessions = [await opened(journal, f"r{number}") for number in range(3)]
-    count = count_writes(journal)
-
-    async def begin(session: Any) -> None:
-        session.append(started())
-        await session.flush()
-
-    first = asyncio.create_task(begin(sessions[0]))
-    sessions[1].append(started())
-    last = asyncio.create_task(begin(sessions[2]))
-    await asyncio.gather(first, last)
-
-    assert count() == 1
-    await asyncio.gather(*(session.close() for session in sessions))
 
 
 async def test_events_appended_during_a_commit_go_into_the_next_one(journal: Any) -> None:
@@ -234,14 +182,6 @@ class paused_thread:
 
     def __exit__(self, *_: object) -> None:
         self._resume.set()
-
-
-async def test_a_journal_decodes_the_values_that_it_encoded(journal: Any) -> None:
-    payload = journal.encode("the output of step 'a'", (1, 2), tuple[int, int])
-
-    assert journal.decode("the output of step 'a'", payload, tuple[int, int]) == (1, 2)
-    with pytest.raises(PayloadError, match="the output of step 'a'"):
-        journal.encode("the output of step 'a'", (1, 2), Any)
 
 
 async def test_the_loop_thread_never_accesses_the_database(journal: Any) -> None:
@@ -389,16 +329,6 @@ async def test_readers_do_not_block_writers(journal: Any) -> None:
     assert await stored_events(journal) == [started(), attempt()]
 
 
-async def test_a_claim_reads_everything_committed_before_it(make_journal: Make) -> None:
-    first, second = make_journal(), make_journal()
-    for number in range(20):
-        journal = second if number % 2 else first
-        session, run = await journal.open("r", wait=True, read=lambda run: run)
-        assert len(run.steps["a"].attempts if run.steps else ()) == max(0, number - 1)
-        session.append(attempt(number) if number else started())
-        await session.close()
-
-
 async def test_a_reader_that_misses_events_is_refused(journal: Any) -> None:
     """The reading connection can lead to a standby that lags behind."""
     await store_run(journal, "r", status=RunStatus.PASSED)
@@ -440,19 +370,6 @@ async def test_a_lease_lost_before_its_events_are_read_is_reported_as_lost(
     session.append(attempt(2))  # the other owner continues
     await session.close()
     assert await stored_events(second) == [started(), attempt(), attempt(2)]
-
-
-async def test_opening_a_run_fails_if_the_journal_is_closed_between_claim_and_read(
-    journal: Any,
-) -> None:
-    await store_run(journal, "r")
-    journal._read_thread.end(int)
-
-    with pytest.raises(JournalError, match="closed"):
-        await opened(journal)
-
-    with pytest.raises(JournalError, match="closed"):
-        await journal.runs()
 
 
 # --- ownership -----------------------------------------------------------------------------------
@@ -609,37 +526,6 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_claim(
     await (await opened(journal)).close()
 
 
-async def test_a_claim_is_released_if_the_last_position_cannot_be_read(
-    journal: Any, database: Any
-) -> None:
-    def last_positions(run_id: str) -> tuple[int, int, bool]:
-        raise JournalError("x", "the line is dead")
-
-    journal._store.last_positions = last_positions
-
-    with pytest.raises(JournalError, match="the line is dead"):
-        await opened(journal)
-
-    assert database.query("SELECT owner FROM leases") == [(None,)]
-
-
-async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_read(journal: Any) -> None:
-    reading, proceed = threading.Event(), threading.Event()
-
-    def read(run: StoredRun) -> None:
-        reading.set()
-        proceed.wait(20)
-
-    opening = asyncio.create_task(journal.open("r", wait=False, read=read))
-    await wait_until(reading.is_set)
-    opening.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
-    proceed.set()
-
-    await (await opened(journal)).close()
-
-
 async def test_a_claim_is_released_if_its_caller_is_cancelled_right_after_it(
     journal: Any,
 ) -> None:
@@ -772,26 +658,6 @@ async def test_a_session_without_its_lease_writes_nothing(journal: Any, database
     assert database.query("SELECT owner FROM leases WHERE run_id = 'r'") == [("x",)]
 
 
-async def test_after_a_failure_no_flush_returns(journal: Any, database: Any) -> None:
-    session = await opened(journal)
-    steal_lease(database)
-    failed = asyncio.Event()
-    session.append(started())
-    before = asyncio.create_task(session.flush())
-    session.watch(lambda failure: failed.set())
-    await failed.wait()
-    after = asyncio.create_task(session.flush())
-
-    await journal.runs()
-
-    assert not before.done()
-    assert not after.done()
-    for waiting in (before, after):
-        waiting.cancel()
-    with pytest.raises(LeaseLostError):
-        await session.close()
-
-
 async def test_after_a_failure_no_flush_returns_even_if_its_events_are_stored(journal: Any) -> None:
     session = await opened(journal)
     with paused_thread(journal):
@@ -837,25 +703,6 @@ async def test_no_event_is_written_after_a_failed_write(journal: Any) -> None:
     await session.close()
 
 
-async def test_a_watcher_added_after_a_failure_receives_it_once(
-    journal: Any, database: Any
-) -> None:
-    session = await opened(journal)
-    steal_lease(database)
-    session.append(started())
-    with pytest.raises(LeaseLostError):
-        await session.close()
-    session.append(attempt())
-    failures: list[JournalError] = []
-
-    session.watch(failures.append)
-
-    assert failures == []  # not before the next loop iteration
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert len(failures) == 1
-
-
 @pytest.mark.realtime
 async def test_leases_of_idle_runs_are_renewed(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=0.3)
@@ -872,20 +719,6 @@ async def test_leases_of_idle_runs_are_renewed(make_journal: Make, database: Any
         await opened(make_journal())
     await session.close()
     assert expiry() == 0
-
-
-async def test_a_lease_is_renewed_while_other_runs_keep_the_journal_busy(
-    make_journal: Make, database: Any
-) -> None:
-    journal = make_journal(lease_s=0.3)
-    session = await opened(journal)
-    (first,) = database.query("SELECT expires_at FROM leases WHERE run_id = 'r'")
-
-    async with asyncio.timeout(20):
-        while database.query("SELECT expires_at FROM leases WHERE run_id = 'r'") == [first]:
-            await (await opened(journal, "other")).close()
-
-    await session.close()
 
 
 async def test_a_short_run_renews_nothing(journal: Any) -> None:
@@ -1088,19 +921,6 @@ async def test_a_run_that_still_cleans_up_is_not_free(make_journal: Make) -> Non
         await other.open("r", wait=False, read=lambda _: 1 / 0)
 
 
-async def test_a_journal_that_is_closed_has_given_up_its_runs(make_journal: Make) -> None:
-    journal, other = make_journal(lease_s=600, close_timeout_s=0), make_journal()
-    session = await opened(journal)
-    await journal.aclose()
-    with pytest.raises(RunAlreadyActiveError):
-        await opened(other)  # the run may still clean up
-
-    with pytest.raises(JournalError, match="closed while run 'r' was running"):
-        await session.close()
-
-    await (await opened(other)).close()
-
-
 # --- closing a journal ---------------------------------------------------------------------------
 
 
@@ -1131,40 +951,6 @@ async def test_closing_a_journal_fails_a_run_that_is_being_opened(journal: Any) 
 
     with pytest.raises(JournalError, match="it is closed"):
         await opening
-
-
-async def test_closing_a_journal_fails_a_run_that_is_being_read(make_journal: Make) -> None:
-    journal = make_journal(close_timeout_s=0)
-    await store_run(journal, "r")
-    reading, proceed = threading.Event(), threading.Event()
-
-    def read(run: StoredRun) -> None:
-        reading.set()
-        proceed.wait(20)
-
-    opening = asyncio.create_task(journal.open("r", wait=False, read=read))
-    await wait_until(reading.is_set)
-    closing = asyncio.create_task(asyncio.to_thread(journal.close))
-    await wait_until(lambda: journal._closed)
-    proceed.set()
-
-    session, _ = await opening
-    failed = asyncio.get_running_loop().create_future()
-    session.watch(failed.set_result)
-    assert "closed while run 'r' was running" in str(await failed)
-    with pytest.raises(JournalError, match="closed while run 'r' was running"):
-        await session.close()
-    await closing
-
-
-async def test_events_flushed_after_the_journal_is_closed_are_refused(journal: Any) -> None:
-    session = await opened(journal)
-    session.append(started())
-
-    journal.close()
-
-    with pytest.raises(JournalError, match="closed"):
-        await session.close()
 
 
 # --- loops, threads and processes ----------------------------------------------------------------
@@ -1269,16 +1055,6 @@ async def test_another_process_takes_over_the_run_of_a_killed_process_at_once(
         await session.close()
         (orphan,) = await journal.orphans()  # it has not ended, and no process runs it
         assert orphan.owner is None
-
-
-async def test_an_unknown_process_counts_as_alive(journal: Any, database: Any) -> None:
-    session = await opened(journal)
-    database.query('UPDATE leases SET process = \'{"where": "the moon", "pid": 1}\'')
-
-    with pytest.raises(RunAlreadyActiveError):
-        await opened(journal)
-
-    await session.close()
 
 
 @pytest.mark.process
@@ -1468,26 +1244,6 @@ async def test_runs_are_listed_newest_first(journal: Any) -> None:
         await journal.runs(status="done")
 
 
-@pytest.mark.parametrize(
-    ("filters", "error", "says"),
-    [
-        ({"since": "2020-01-01"}, TypeError, "since must be a datetime or seconds since the epoch"),
-        ({"since": timedelta(1)}, TypeError, "since the epoch, not timedelta"),
-        ({"since": date(2020, 1, 1)}, TypeError, "since the epoch, not date"),
-        ({"since": float("nan")}, ValueError, "since must be finite"),
-        ({"limit": "3"}, TypeError, "limit must be an int, not str"),
-        ({"limit": True}, TypeError, "limit must be an int, not bool"),
-        ({"limit": -1}, ValueError, "limit must be at least 0, not -1"),
-        ({"pipeline": 3}, TypeError, "pipeline must be a str, not int"),
-    ],
-)
-async def test_an_invalid_filter_is_refused(
-    journal: Any, filters: Any, error: type[Exception], says: str
-) -> None:
-    with pytest.raises(error, match=says):
-        await journal.runs(**filters)
-
-
 async def test_a_run_id_that_is_not_a_string_is_refused(journal: Any) -> None:
     for asking in (opened(journal, 7), journal.report(7), journal.events(7), journal.forget(7)):  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="run_id must be a str, not int"):
@@ -1562,13 +1318,6 @@ async def test_a_value_that_cannot_be_decoded_becomes_a_placeholder(make_journal
     assert (await stored_events(pickling))[2] == StepSucceeded("a", 1, 1.0, {1, 2})
 
 
-async def test_an_unknown_run_is_refused_with_the_nearest_name(journal: Any) -> None:
-    await store_run(journal, "nightly-1")
-
-    with pytest.raises(RunNotFoundError, match=r"no run 'nigthly-1' \(did you mean 'nightly-1'"):
-        await journal.events("nigthly-1")
-
-
 async def test_inconsistent_events_make_no_report(journal: Any) -> None:
     session = await opened(journal)
     for event in (started(), attempt(), StepSucceeded("x", 1, 2.0, None)):
@@ -1636,19 +1385,6 @@ async def test_an_age_without_a_unit_prunes_nothing(journal: Any, age: Any) -> N
         await journal.prune(age)
 
     assert await ids(journal.runs()) == ["r"]
-
-
-async def test_many_runs_are_pruned(journal: Any) -> None:
-    sessions = [await opened(journal, f"r{number}") for number in range(150)]
-    for session in sessions:
-        session.append(started())
-        session.append(RunFinished(1.0, RunStatus.PASSED))
-    await asyncio.gather(*(session.close() for session in sessions))
-
-    assert len(await journal.runs()) == 100
-    assert len(await journal.runs(limit=None)) == 150
-    assert await journal.prune(timedelta(0)) == 150
-    assert await journal.runs() == []
 
 
 async def test_pruning_deletes_large_runs_one_by_one(journal: Any) -> None:

@@ -212,23 +212,6 @@ async def test_a_run_resumes_from_the_file_after_its_wal_was_deleted(
         assert [result.step_name for result in report.reused] == ["s0"]
 
 
-async def test_the_other_runs_of_the_journal_fail_too(path: Path) -> None:
-    async with SQLiteJournal(path) as journal:
-        idle, _ = await journal.open("idle", wait=False, read=bool)
-        stopped = asyncio.get_running_loop().create_future()
-        idle.watch(stopped.set_result)
-        replace_by_copy(path)
-
-        with pytest.raises(JournalError, match="replaced by another file"):
-            await journal.open("r", wait=False, read=bool)
-
-        assert "replaced by another file" in str(await stopped)
-        with pytest.raises(JournalError, match="replaced by another file"):
-            await idle.close()
-        again, _ = await journal.open("idle", wait=False, read=bool)  # its copied lease is void
-        await again.close()
-
-
 @pytest.mark.parametrize("call", ["runs", "cancel"])
 async def test_any_call_that_finds_the_change_stops_the_runs(path: Path, call: str) -> None:
     async with SQLiteJournal(path) as journal:
@@ -258,22 +241,6 @@ async def test_an_idle_run_notices_within_a_poll(path: Path) -> None:
         assert "moved or deleted" in str(await asyncio.wait_for(stopped, 20))
         with pytest.raises(JournalError):
             await idle.close()
-
-
-async def test_a_link_that_leads_elsewhere_is_another_file(path: Path) -> None:
-    link, target, other = path, beside(path, ".target"), beside(path, ".other")
-    link.symlink_to(target)
-
-    async def act() -> None:
-        link.unlink()
-        link.symlink_to(other)
-
-    async with SQLiteJournal(link) as journal:
-        with pytest.raises(JournalError, match=r"runs\.db was moved or deleted"):
-            await run_pipeline(pipeline(act), journal=journal, run_id="r")
-        with pytest.raises(JournalError, match=r"runs\.db was moved or deleted"):
-            await run_pipeline(pipeline(act), journal=journal, run_id="r")
-    assert not other.exists()
 
 
 async def test_a_relative_path_is_that_of_the_folder_where_the_journal_was_made(
@@ -475,13 +442,6 @@ async def test_a_wal_without_its_database_is_refused(path: Path, change: str, st
         assert await journal.runs() == []
 
 
-async def test_an_empty_file_becomes_a_journal(path: Path) -> None:
-    path.touch()
-
-    async with SQLiteJournal(path) as journal:
-        assert (await run_pipeline(pipeline(nothing), journal=journal)).all_passed
-
-
 async def test_a_journal_that_was_open_is_not_made_anew_in_an_emptied_file(path: Path) -> None:
     async with SQLiteJournal(path) as journal:
         await journal.runs()
@@ -494,16 +454,6 @@ async def test_a_journal_that_was_open_is_not_made_anew_in_an_emptied_file(path:
             await journal.open("r", wait=False, read=bool)
 
     assert path.stat().st_size == 0
-
-
-async def test_a_deleted_journal_begins_anew_when_it_is_opened_again(path: Path) -> None:
-    first = SQLiteJournal(path)
-    async with first:
-        await run_pipeline(pipeline(nothing), journal=first, run_id="r")
-    path.unlink()
-
-    async with SQLiteJournal(path) as journal:
-        assert await journal.runs() == []
 
 
 # --- older copies --------------------------------------------------------------------------------

@@ -16,12 +16,10 @@ import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow.events import RunStarted
 from asyncflow.journal import SQLiteJournal, _machine, _sqlite
-from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._sqlite import SQLite
-from asyncflow.journal._store import Change, Claim, CommitBatch, Store
+from asyncflow.journal._store import Claim, Store
 
 ROOT = Path(__file__).parents[2]
 HOUR = 3_600.0
@@ -63,41 +61,6 @@ def make_store(tmp_path: Path, clocks: Clocks) -> Iterator[MakeStore]:
     yield make
     for store in made:
         store.database.close()
-
-
-def owner(store: Store) -> str | None:
-    row = store.lists.run("r")
-    assert row
-    return row.owner
-
-
-def started(token: int) -> list[CommitBatch]:
-    rows = [row_of("r", 1, RunStarted("r", 1.0, {}))]
-    return [CommitBatch("r", token, rows, Change("running", 1, "", 1.0), False)]
-
-
-@pytest.mark.parametrize("jump_s", [HOUR, -HOUR])
-def test_a_jump_of_the_wall_clock_changes_no_lease(
-    make_store: MakeStore, clocks: Clocks, jump_s: float
-) -> None:
-    mine, theirs = make_store(), make_store()
-    token = mine.claim("r", MINE)
-    assert mine.write(lambda: started(token)) == {}
-
-    clocks.wall_s += jump_s
-
-    with pytest.raises(RunAlreadyActiveError):
-        theirs.claim("r", THEIRS)
-    assert owner(theirs) == "me"
-    assert theirs.cancel("r", THEIRS) == token
-    clocks.wait(29)
-    assert mine.renew([("r", token)], 30.0) == set()
-    clocks.wait(29)
-    with pytest.raises(RunAlreadyActiveError):
-        theirs.claim("r", THEIRS)
-    clocks.wait(2)  # my process is dead
-    assert owner(theirs) is None
-    assert theirs.claim("r", THEIRS) == token + 1
 
 
 @pytest.mark.parametrize("jump_s", [HOUR, -HOUR])
@@ -196,16 +159,6 @@ print(repr(clock.name), clock.boot_s())
 
     assert name == repr(this_machine().name)
     assert before <= float(theirs) <= this_machine().boot_s()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_clock_of_this_machine_counts_since_its_boot() -> None:
-    clock = this_machine()
-
-    assert clock.boot
-    assert clock.name == f"{clock.machine} {clock.boot} {clock.namespace}"
-    assert clock.boot_s() == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=10)
-    assert clock.wall_s() == pytest.approx(time.time(), abs=10)
 
 
 def test_the_machine_is_identified_by_a_hash(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import pickle
 import string
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from asyncflow import RunNotFoundError, RunStatus
+from asyncflow import RunStatus
 from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, RunResumed, RunStarted
-from asyncflow.journal import RunRecord
-from asyncflow.journal._sqlite import SQLite
 
 Make = Callable[..., Any]
 
@@ -166,19 +161,6 @@ async def test_text_search_covers_ids_and_names_and_ignores_case(journal: Any) -
     assert await ids(journal.runs(text="nightly", pipeline="etl", status="PASSED")) == ["Nightly-1"]
 
 
-@given(st.text(st.sampled_from(string.punctuation + "aÄß 1"), min_size=1, max_size=6))
-def test_no_character_of_a_search_text_is_a_wildcard(text: str) -> None:
-    database = SQLite(":memory:", "FULL", 1.0)
-    try:
-        with database.reading() as cursor:
-            sql = database.translate("SELECT ? {like} ?, ? {like} ?, 'b' {like} ?")
-            pattern = database.pattern(text)
-            cursor.execute(sql, [f"x{text.lower()}y", pattern, text, pattern, pattern])
-            assert cursor.fetchone() == (1, 1, 0)
-    finally:
-        database.close()
-
-
 async def test_every_character_of_a_search_text_matches_itself(journal: Any) -> None:
     characters = string.punctuation + " ÄßİK"
     await a_run(journal, f"-{characters}")
@@ -240,26 +222,6 @@ async def test_orphans_are_found_across_many_pages(
 # --- one run -------------------------------------------------------------------------------------
 
 
-async def test_one_run_has_one_record(journal: Any, database: Any) -> None:
-    await a_run(journal, "nightly-1", 100.0, pipeline='"etl')
-    await a_run(journal, "nightly-2", 200.0, status=None)
-    database.query("UPDATE runs SET updated_at = 107.5")
-
-    ended = await journal.record("nightly-1")
-
-    assert ended == RunRecord(
-        "nightly-1", '"etl', RunStatus.PASSED, 100.0, 107.5, None, latest_ms=9.0
-    )
-    assert (ended.duration_s, ended.span_s) == (0.009, 0.009)
-    assert ended.place == (100.0, "nightly-1")
-    assert (await journal.record("nightly-2")).duration_s == 0.0  # its process gave it up
-    assert pickle.loads(pickle.dumps(ended)) == ended
-    with pytest.raises(RunNotFoundError, match=r"'nigthly-1' \(did you mean 'nightly-1'"):
-        await journal.record("nigthly-1")
-    with pytest.raises(TypeError, match="run_id must be a str, not int"):
-        await journal.record(1)
-
-
 async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not(
     make_journal: Any,
 ) -> None:
@@ -283,18 +245,6 @@ async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not
     assert (running.duration_s, running.span_s, running.paused_s) == (None, None, 28.0)
     assert (ended.duration_s, ended.span_s) == (3.0, 31.0)
     assert (report.total_duration_ms, report.span_ms) == (3_000.0, 31_000.0)
-
-
-async def test_a_wall_clock_that_was_set_back_makes_no_negative_pause(journal: Any) -> None:
-    await a_run(journal, "r", 100.0, status=None)
-    session, _ = await journal.open("r", wait=False, read=bool)
-    session.append(RunResumed("r", 0.0, 40.0, {"a": ()}, {}))
-    session.append(RunFinished(3_000.0, RunStatus.PASSED))
-    await session.close()
-
-    record = await journal.record("r")
-
-    assert (record.duration_s, record.span_s, record.paused_s) == (3.0, 3.0, 0.0)
 
 
 @pytest.mark.parametrize(

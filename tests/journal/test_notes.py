@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asyncflow import RunStatus, WorkflowStep, current_step, run_pipeline
-from asyncflow._core.errors import JournalError, LeaseLostError, RunNotFoundError
+from asyncflow._core.errors import JournalError, LeaseLostError
 from asyncflow.events import (
     AttemptStarted,
     NoteEvent,
@@ -105,38 +105,6 @@ async def test_the_data_of_attachments_are_left_out_on_request(journal: Any) -> 
     (found,) = await journal.notes("r", kinds=[StepAttached], data=False)
 
     assert found.event == StepAttached("a", 1, 3.0, "plot", "image/png", b"")
-
-
-@pytest.mark.parametrize(
-    ("where", "error", "message"),
-    [
-        ({"after": -1}, ValueError, "after must be at least 0"),
-        ({"after": None}, TypeError, "after must be an int"),
-        ({"item": -1}, ValueError, "item must be at least 0"),
-        ({"attempt": 0}, ValueError, "attempt must be at least 1"),
-        ({"limit": "3"}, TypeError, "limit must be an int"),
-        ({"step": 3}, TypeError, "step must be a str"),
-        ({"text": b"x"}, TypeError, "text must be a str"),
-        ({"level": "LOUD"}, ValueError, "level must be a number or one of DEBUG, .*, not 'LOUD'"),
-        ({"level": 2.5}, TypeError, "level must be a number or one of DEBUG"),
-        ({"kinds": [AttemptStarted]}, TypeError, "kinds must be some of StepLogged, StepProg"),
-    ],
-)
-async def test_a_condition_that_is_none_is_refused(
-    journal: Any, where: Any, error: type[Exception], message: str
-) -> None:
-    await store(journal)
-
-    with pytest.raises(error, match=message):
-        await journal.notes("r", **where)
-
-
-async def test_a_run_without_notes_has_none_and_an_unknown_run_is_an_error(journal: Any) -> None:
-    await store(journal)
-
-    assert await journal.notes("r") == []
-    with pytest.raises(RunNotFoundError):
-        await journal.notes("other")
 
 
 def test_more_notes_than_a_page_are_read_one_page_after_the_other() -> None:
@@ -241,35 +209,6 @@ async def test_notes_go_with_their_run(journal: Any, database: Any) -> None:
     assert database.query("SELECT DISTINCT run_id FROM notes") == [("kept",)]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "payload = '{}'",
-        "payload = 'no JSON'",
-        "kind = 'StepSucceeded'",
-        "step = '\"'",
-        "level = 99",
-        "attempt = 12",
-        "at_ms = -1",
-        "position = 9",
-    ],
-)
-@pytest.mark.parametrize("number", [1, 2, 3])
-async def test_a_damaged_note_is_replaced_by_a_record_that_says_so(
-    journal: Any, database: Any, damage: str, number: int
-) -> None:
-    await store(journal, *SAID[:3])
-    database.query(f"UPDATE notes SET {damage} WHERE position = {number}")
-
-    found = await journal.notes("r")
-
-    (shown,) = [each.event for each in found if getattr(each.event, "logger", "") == "asyncflow"]
-    assert (shown.level, shown.item) == (40, None)
-    assert "is damaged and can't be shown: ValueError: its checksum is wrong" in shown.message
-    assert len(found) == 3
-    assert (await journal.report("r")).status == "PASSED"
-
-
 async def test_damaged_data_of_an_attachment_are_noticed_when_they_are_read(
     journal: Any, database: Any
 ) -> None:
@@ -304,25 +243,3 @@ async def test_a_run_stores_what_its_steps_say(make_journal: Make) -> None:
     said = [(type(each.event).__name__, each.event.attempt) for each in await journal.notes("r")]
     kinds = ["StepLogged", "StepLogged", "StepAttached", "StepProgressed"]
     assert said == [(kind, attempt) for attempt in (1, 2) for kind in kinds]
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"logs": "LOUD"}, ValueError, "logs must be a number or one of DEBUG, INFO, .*'LOUD'"),
-        ({"logs": True}, TypeError, "logs must be a number or one of DEBUG"),
-        ({"logs": -1}, ValueError, "logs must be at least 0"),
-        ({"prints": 1}, TypeError, "prints must be True or False, not 1"),
-    ],
-)
-def test_what_a_journal_shall_keep_is_checked(
-    make_journal: Make, options: Any, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        make_journal(**options)
-
-
-def test_levels_are_numbers_or_names(make_journal: Make) -> None:
-    found = [make_journal(logs=level).logs for level in ("info", "ERROR", 5, None)]
-
-    assert found == [20, 40, 5, None]

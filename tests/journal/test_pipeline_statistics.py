@@ -9,7 +9,7 @@ import pytest
 from golden_run import GOLDEN
 from resumed_run import RESUMED
 
-from asyncflow import Orchestrator, RestoredOutput, RunStatus, WorkflowStep, run_pipeline
+from asyncflow import RestoredOutput, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import describe_error
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED, Payload
@@ -165,14 +165,6 @@ async def test_more_runs_than_one_statement_takes_are_read(journal: Any) -> None
     assert found.steps["a"].passed_ms == [float(number) for number in reversed(range(70))]
 
 
-@pytest.mark.parametrize("runs", [0, -1])
-async def test_a_number_of_runs_below_one_is_refused(journal: Any, runs: int) -> None:
-    with pytest.raises(ValueError, match="runs must be at least 1"):
-        await journal.statistics("etl", runs=runs)
-    with pytest.raises(TypeError, match="pipeline must be a str"):
-        await journal.statistics(None)
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -217,33 +209,6 @@ async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
     # Without the output there is no checksum; what does not fit is noticed all the same.
     database.query("UPDATE events SET step = NULL WHERE kind = 'StepSucceeded'")
     assert (await journal.statistics("etl")).runs[0].damaged
-
-
-async def test_what_a_fork_takes_over_is_reused_and_no_duration(journal: Any) -> None:
-    await mapped(journal, "r", 3)
-    steps = [
-        WorkflowStep("numbers", numbers),
-        WorkflowStep("doubled", double, {"number": "numbers"}, map_over="numbers"),
-        WorkflowStep("flaky", numbers, when=lambda count: count > 3),
-    ]
-    pipeline = Orchestrator(steps, name="etl", journal=journal)
-    for number in range(3):
-        await pipeline.fork("r", f"f{number}", from_step="doubled" if number == 2 else None)
-
-    found = await journal.statistics("etl")
-
-    assert not any(run.damaged for run in found.runs)
-    assert found.steps["numbers"].outcomes == ("REUSED", "REUSED", "REUSED", "SUCCESS")
-    assert found.steps["doubled"].outcomes == ("SUCCESS", "REUSED", "REUSED", "SUCCESS")
-    assert found.steps["flaky"].outcomes == ("SKIPPED", "SKIPPED", "SKIPPED", "RETRIED")
-    for step in found.steps.values():
-        assert [ms is None for ms in step.durations_ms] == [
-            outcome in ("REUSED", "SKIPPED") for outcome in step.outcomes
-        ]
-    assert found.usual_ms == {}
-    # A fork takes as long as what it runs, which is no duration of its pipeline.
-    assert found.passed_ms == [found.runs[-1].latest_ms]
-    assert found.success_rate == 1.0
 
 
 async def test_long_outputs_that_a_fork_takes_over_are_not_read(
@@ -348,24 +313,6 @@ async def test_a_damaged_name_is_listed_as_far_as_it_can_be_read(
     assert await journal.pipelines() == ['"{']
 
 
-async def test_runs_are_counted_by_their_listed_status(journal: Any, database: Any) -> None:
-    for number, status in enumerate(["PASSED", "PASSED", "FAILED", "INTERRUPTED", None, None]):
-        events = of_one_step(
-            f"r{number}", 1.0 + number, *passed(1.0), status=status and RunStatus(status)
-        )
-        await store(journal, f"r{number}", events)
-    held, _ = await journal.open("r4", wait=False, read=bool)
-    await store(journal, "x", of_one_step("x", 9.0, *passed(1.0), pipeline="other"))
-
-    counts = await journal.counts(pipeline="etl")
-
-    assert counts == {"RUNNING": 1, "ORPHANED": 1, "PASSED": 2, "FAILED": 1, "INTERRUPTED": 1}
-    assert (await journal.counts())["PASSED"] == 3
-    assert sum((await journal.counts(pipeline="etl", since=4.0)).values()) == 3
-    assert sum((await journal.counts(pipeline="nothing")).values()) == 0
-    await held.close()
-
-
 async def test_no_count_is_negative_if_runs_change_between_two_reads(journal: Any) -> None:
     """A run begins, and its process dies, between the two."""
     lists = journal._reader.store.lists
@@ -433,14 +380,6 @@ async def test_secret_inputs_are_hidden_also_those_that_became_secret(journal: A
     found = await summary(journal, "r", later, *passed(1.0), inputs=inputs)
 
     assert found.inputs == {"key": redacted, "password": redacted, "day": 3}
-
-
-async def test_long_inputs_are_left_out(journal: Any) -> None:
-    large = Payload("json", b'"' + b"x" * 70_000 + b'"')
-
-    found = await summary(journal, "r", *passed(1.0), inputs={"text": large})
-
-    assert found == RunSummary()
 
 
 async def test_a_run_whose_events_are_damaged_has_no_summary(journal: Any, database: Any) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from asyncflow import RunStatus
-from asyncflow.journal import RunRecord
-from asyncflow.journal._queries import RunFilter, listed_status, parse_time
+from asyncflow.journal._queries import RunFilter, parse_time
 
 NOW_S = datetime(2024, 6, 1, 12, tzinfo=UTC).timestamp()
 
@@ -21,29 +19,6 @@ def test_a_status_is_accepted_in_any_case(status: RunStatus) -> None:
 
     assert accepted == [status] * 3
     assert {type(each) for each in accepted} == {RunStatus}
-
-
-def test_a_list_shows_a_damaged_run_as_such() -> None:
-    left = RunRecord("r", "etl", RunStatus.ORPHANED, 0.0, 0.0, None)
-
-    assert (listed_status(left), listed_status(replace(left, damaged=True))) == (
-        "ORPHANED",
-        "DAMAGED",
-    )
-
-
-def test_checking_a_filter_twice_changes_nothing() -> None:
-    where = RunFilter(
-        "ORPHANED",
-        pipeline='"etl',
-        since=datetime.fromtimestamp(5),
-        before=(7.0, "r"),
-        text="night",
-        limit=None,
-    )
-
-    assert RunFilter(**asdict(where)) == where
-    assert (where.since, where.before) == (5.0, (7.0, "r"))
 
 
 @pytest.mark.parametrize("status", ["lost", "PASSED ", "", 3])

@@ -141,15 +141,6 @@ async def test_a_database_of_another_program_is_left_unchanged(
     assert path.read_bytes() == content
 
 
-async def test_a_database_file_carries_the_application_id(path: Path) -> None:
-    async with SQLiteJournal(path):
-        pass
-
-    other = sqlite3.connect(path)
-    assert other.execute("PRAGMA application_id").fetchone() == (0x61737966,)
-    other.close()
-
-
 WHOLE = f"{SAFE}, and nothing of this transaction was stored"
 
 
@@ -549,10 +540,6 @@ def test_an_argument_that_is_not_a_path_is_refused(
 @pytest.mark.parametrize("name", ["host.db", "a=b.db", "ghost=1", "me@host", "C:/me@host", "12:00"])
 def test_the_name_of_a_file_may_look_a_little_like_an_address(name: str) -> None:
     assert SQLiteJournal(name).path == name
-
-
-def test_the_repr_of_a_journal_shows_its_path(path: Path) -> None:
-    assert repr(SQLiteJournal(path)) == f"SQLiteJournal({str(path)!r})"
 
 
 def test_a_message_of_the_database_that_is_no_text_says_that_it_is_damaged(path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from journal import stored_runs
 from journal.stored_runs import NEWER, PIPELINES, STORED
 
 from asyncflow import RestoredError, RestoredOutput, RunReport, StepStatus
@@ -114,14 +113,6 @@ def test_stored_runs_that_did_not_pass_have_reports(path: Path) -> None:
         "quick": SUCCESS,
         "slow": StepStatus.RUNNING,
     }
-
-
-def test_a_stored_passed_run_is_not_run_again(path: Path) -> None:
-    report = resume(path, "passed", password="hunter2")
-
-    assert report["price"].output == [Decimal("3.00")] * 3
-    assert report["load"].output == ["one"]
-    assert report["extract"].output[0] == stored_runs.Row("monday ä", Decimal("1.50"), ("new", "ä"))
 
 
 def test_a_stored_failed_run_resumes(path: Path) -> None:

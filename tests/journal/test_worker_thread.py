@@ -12,30 +12,6 @@ from asyncflow._core.errors import JournalError
 from asyncflow.journal._worker import WorkerThread
 
 
-def test_jobs_run_in_order() -> None:
-    done: list[int] = []
-    thread = WorkerThread("x", "runs.db", lambda: None)
-
-    for number in range(100):
-        thread.submit(done.append, number)
-    thread.end(lambda: done.append(-1))
-    thread.join()
-
-    assert done == [*range(100), -1]
-
-
-def test_the_future_holds_what_a_job_returns_or_raises() -> None:
-    thread = WorkerThread("x", "runs.db", lambda: None)
-
-    assert thread.submit(divmod, 7, 2).result(20) == (3, 1)
-    assert isinstance(thread.submit(divmod, 7, 0).exception(20), ZeroDivisionError)
-    assert isinstance(thread.submit(exec, "raise SystemExit").exception(20), SystemExit)
-    assert thread.submit(threading.current_thread).result(20).name == "x"
-
-    thread.end(int)
-    thread.join()
-
-
 def test_a_cancelled_job_does_not_run() -> None:
     done: list[int] = []
     proceed = threading.Event()
@@ -70,16 +46,6 @@ def test_the_routine_runs_after_jobs_and_when_its_pause_is_over() -> None:
     thread.end(int)
     with pytest.raises(JournalError, match=r"runs\.db: it is closed; open another journal"):
         thread.submit(int)
-
-
-def test_a_thread_that_never_started_can_be_ended() -> None:
-    thread = WorkerThread("x", "runs.db", lambda: None)
-
-    thread.end(int)
-    thread.end(int)
-    thread.join()
-
-    assert not thread.has_started
 
 
 def test_a_forked_process_has_no_worker_thread(monkeypatch: pytest.MonkeyPatch) -> None:
