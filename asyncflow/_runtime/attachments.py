@@ -104,22 +104,14 @@ def without_secrets(
     public = hide(text)
     if public == text:
         return media_type, content
-    content = public.encode()[:MOST_BYTES].decode(errors="ignore").encode()
     if media_type == _SVG:
-        escaped = public.replace("<secret>", "&lt;secret&gt;").encode()
-        if len(escaped) <= MOST_BYTES and _problem_of(media_type, escaped) is None:
-            return media_type, escaped
-    elif _problem_of(media_type, content) is None:
-        return media_type, content
-    return _TEXT, content
-
-
-def _problem_of(media_type: str, content: bytes) -> ValueError | None:
+        public = public.replace("<secret>", "&lt;secret&gt;")
+    content = public.encode()[:MOST_BYTES].decode(errors="ignore").encode()
     try:
         _check("", media_type, content)
-    except ValueError as error:
-        return error
-    return None
+    except ValueError:
+        media_type = _TEXT
+    return media_type, content
 
 
 def _content_of(name: str, path: os.PathLike[str]) -> bytes:

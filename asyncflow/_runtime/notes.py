@@ -321,7 +321,7 @@ class NoteQueue:
         # A large text is not searched as a whole, so what is searched may end within a secret.
         more = len(text) - 4 * _LONGEST_TEXT
         text = public(text[: 4 * _LONGEST_TEXT])
-        kept = text[: min(limit, max(len(text) - self._secrets.longest, 0))]
+        kept = text[: min(limit, max(len(text) - self._secrets.longest(), 0))]
         return f"{kept}… ({more + len(text) - len(kept):,} more characters)"
 
     # Passing them on, in the loop.
