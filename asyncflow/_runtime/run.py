@@ -271,7 +271,7 @@ class Run:
         if self._state.stop_reason is not None and not self._has_stopped:
             self._stop_soon()
         if not starter.is_advancing:  # else an eager task has ended within its start
-            if self._state.queue.is_dirty:
+            if self._state.queue.is_dirty and not self._is_broken:
                 starter.advance()
             elif not live:
                 self._wake_if_settled()

@@ -236,6 +236,17 @@ def over(action, **options: object) -> list[WorkflowStep]:
     ]
 
 
+@pytest.mark.parametrize("when", [None, lambda: True], ids=["at once", "in the next turn"])
+async def test_a_bug_in_what_starts_steps_ends_the_run(monkeypatch, when):
+    def defective(*_):
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("asyncflow._core.state.RunState.take_ready", defective)
+
+    with pytest.raises(ZeroDivisionError):
+        await run_pipeline([WorkflowStep("a", nothing, when=when)])
+
+
 async def test_a_bug_in_one_item_ends_the_wait_for_all_items(monkeypatch):
     gate = asyncio.Event()
 
