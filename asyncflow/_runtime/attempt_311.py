@@ -24,11 +24,7 @@ async def make_only_attempt(
     make_attempt: Callable[[], Coroutine[Any, Any, object]],
     now_ms: Callable[[], float],
 ) -> None:
-    """Make the only attempt of a plain node, which reports its end by itself.
-
-    Raises:
-        asyncio.CancelledError: The run stops the node, and the attempt has not begun.
-    """
+    """Make the only attempt of a plain node, which reports its end by itself."""
     timeout_s, name = state.step_runs.steps[node].timeout_s, stop.watchdog.task_name(node, 1)
     while True:
         # The attempt begins a turn after its timer, and that turn may last.
@@ -38,9 +34,9 @@ async def make_only_attempt(
             await asyncio.wait_for(task, timeout_s)
         except (TimeoutError, asyncio.CancelledError):
             await outlast(task.done, partial(asyncio.wait, [task]))
-            if state.is_scheduled(node):  # the task was cancelled before its first line
-                if node in stop.requested:
-                    raise
+            if state.is_scheduled(node):
+                # A third party has cancelled the task before its first line. If the run had, it
+                # would have reported that the node will not start.
                 forget_cancels()
                 continue
         return

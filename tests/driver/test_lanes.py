@@ -17,7 +17,15 @@ from third_party import step_tasks
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
 from asyncflow._runtime.asyncio_compat import clock_of
 from asyncflow._runtime.permits import Permits
-from asyncflow.events import AttemptFailed, AttemptStarted, Event, RunStarted, StepCancelled
+from asyncflow.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    RunStarted,
+    StepCancelled,
+    StepSkipped,
+    StepSucceeded,
+)
 from asyncflow.testing import VirtualTimeLoop
 
 LANES = pytest.mark.parametrize(
@@ -139,6 +147,33 @@ async def test_a_task_that_a_third_party_cancels_before_its_first_line_is_starte
     assert report.all_passed
     assert [task.cancelled() for task in cancelled] == [True]
     assert calls == [1]
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["goes on", "stops"])
+async def test_an_attempt_that_its_sibling_cancels_before_its_first_line(stops):
+    if asyncio.get_running_loop().get_task_factory() is not None:
+        pytest.skip("an eager task has had its first line when it exists")
+    calls = []
+
+    async def a():
+        for task in asyncio.all_tasks():
+            if task.get_name().endswith(":b#1"):
+                task.cancel()
+        if stops:
+            caller.cancel()
+
+    async def b():
+        calls.append(1)
+
+    steps = [WorkflowStep("a", a), WorkflowStep("b", b)]
+    events: list[Event] = []
+    caller = asyncio.ensure_future(run_pipeline(steps, observers=[events.append]))
+    await asyncio.wait([caller])
+
+    assert caller.cancelled() is stops
+    ends = [event.step for event in events if isinstance(event, StepSucceeded | StepSkipped)]
+    assert ends == ["a", "b"]
+    assert calls == ([] if stops else [1])
 
 
 @LANES
