@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import wraps
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import did_you_mean
@@ -85,9 +85,11 @@ def suggestion(unknown: str, known: frozenset[str]) -> str:
 
 
 def _checked(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    code = function.__code__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    known = _ARGUMENTS[what] = frozenset(names) - {"self"}
+    parameters = signature(function).parameters.values()  # also if something has wrapped it
+    names = {
+        each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
+    known = _ARGUMENTS[what] = frozenset(names - {"self"})
 
     @wraps(function)
     def call(*args: Any, **named: Any) -> Any:
