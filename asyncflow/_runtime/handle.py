@@ -8,7 +8,9 @@ Rules:
    is further behind learns how many it has missed.
 3. The task of a run raises nothing: its end is kept, and told by `report` and by the end of the
    block. The only exception is what must end the program, if only the owner is left to get it.
-4. The run's side, `RunLink`, does not know the handle. The frames of an error hold it, and the
+4. Who awaits the run is one state, which changes as the table says: a use that it lacks is
+   refused. The state decides who receives an error. It does not depend on how far the run is.
+5. The run's side, `RunLink`, does not know the handle. The frames of an error hold it, and the
    handle holds the error: it would be a cycle.
 """
 
@@ -20,7 +22,7 @@ import warnings
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import RunCancelledError, describe_error, escape_controls
 from asyncflow._core.report import RunReport
@@ -50,6 +52,32 @@ _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
 _NO_REASON = "no reason given"
 _IN_A_ROW = 100
 """After how many events that are there already a reader lets other tasks run."""
+
+_Awaited: TypeAlias = Literal[
+    "new", "refused", "by owner", "by block", "by owner and block", "left to owner"
+]
+"""Who awaits a run: ``refused`` if it could not be started; ``left to owner`` by its block."""
+_Use: TypeAlias = Literal["begin", "enter", "refuse", "detach"]
+
+_NEXT: dict[tuple[_Awaited, _Use], _Awaited] = {
+    ("new", "begin"): "by owner",
+    ("new", "enter"): "by block",
+    ("refused", "begin"): "by owner",
+    ("refused", "enter"): "by block",
+    ("by owner", "refuse"): "refused",
+    ("by owner", "enter"): "by owner and block",
+    ("by owner", "detach"): "by owner",
+    ("by block", "refuse"): "refused",
+    ("by owner and block", "detach"): "left to owner",
+    ("left to owner", "detach"): "left to owner",
+}
+_BY_OWNER_ALONE = ("by owner", "left to owner")
+_REFUSALS = {
+    "begin": "run {!r} was started already; start() makes another one",
+    "enter": "the handle of run {!r} was entered already; start() makes another one",
+    "detach": "run {!r} has no owner that would await it without this block; begin it in one, "
+    "before the block: await etl.start(...).begin(task_group), or start it by a Service",
+}
 
 _log = logging.getLogger("asyncflow")
 
@@ -226,6 +254,7 @@ class RunHandle:
     ) -> None:
         self._link = link
         self._launch = launch
+        self._awaited: _Awaited = "new"
         self._task: asyncio.Task[Any] | None = None
         self._ended = _Signal()
         self._is_over = False
@@ -236,20 +265,15 @@ class RunHandle:
         """Whether `report` has raised the error."""
         self._request: RunCancelledError | None = None
         """What was asked of the run: to end."""
-        self._has_owner = False
-        self._is_entered = False
-        self._is_awaited = False
-        """Whether a block awaits the run."""
         self._body: asyncio.Task[Any] | None = None
-        """The task of the block, while it is in there."""
-        self._cancelled_body: asyncio.Task[Any] | None = None
+        """The task of the block, while it is in there and awaits the run."""
 
     def __repr__(self) -> str:
         status = "not started" if self._task is None else self.status
         return f"<RunHandle of run {self.run_id!r}, {status}>"
 
     def __del__(self) -> None:
-        if self._task is None and not (self._is_entered or self._has_owner or self._request):
+        if self._awaited == "new" and self._request is None:
             warnings.warn(
                 f"run {self.run_id!r} was never started: its handle was not entered",
                 RuntimeWarning,
@@ -278,33 +302,20 @@ class RunHandle:
             Exception: What keeps the run from beginning, as `Pipeline.run` raises it. Nothing has
                 run.
         """
-        if self._task is not None:
-            raise RuntimeError(
-                f"run {self.run_id!r} was started already; start() makes another one"
-            )
-        self._has_owner = True  # also if it is refused: that error says enough
-        if not callable(getattr(owner, "create_task", None)):
-            raise TypeError(
-                f"owner must be a TaskGroup, or have such a create_task, not {type(owner).__name__}"
-            )
+        self._awaited = self._next("begin")
         try:
-            await self._begin(owner.create_task)
+            await self._begin(owner)
         except BaseException:
             del self  # what is raised holds this frame
             raise
         return self
 
     async def __aenter__(self) -> RunHandle:
-        if self._is_entered:
-            raise RuntimeError(
-                f"the handle of run {self.run_id!r} was entered already; start() makes another one"
-            )
-        self._is_entered = self._is_awaited = True
+        self._awaited = self._next("enter")
         if self._task is None:
             try:
-                await self._begin(asyncio.create_task)
+                await self._begin(asyncio)
             except BaseException:
-                self._is_awaited = False
                 del self  # as in begin
                 raise
         if not self._is_over:
@@ -317,26 +328,26 @@ class RunHandle:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._body = None
-        if self._cancelled_body is not None:
-            self._cancelled_body.uncancel()
-        if not self._is_awaited:  # it is detached
+        if self._awaited == "left to owner":
             return
+        has_cancelled = self._is_over and _ends_the_program(self._error)  # as `_tell` has done it
+        cancelled_body, self._body = self._body if has_cancelled else None, None
+        if cancelled_body is not None:
+            cancelled_body.uncancel()
         self._stop(_reason_to_leave(error))
         cancellation = await self._outlast()
-        self._is_awaited = False
         raised = self._error_to_raise(error, cancellation)
         before = None if raised is None else raised.__context__
         try:
             if raised is not None:
                 raise raised
         finally:
-            if raised is not None and self._cancelled_body is not None:
+            if raised is not None and cancelled_body is not None:
                 # That it was raised while the cancellation of the body was handled tells nothing,
                 # and the frames of that may hold the handle.
                 raised.__context__ = before
             # What is raised holds this frame.
-            del self, error, traceback, cancellation, raised, before
+            del self, error, traceback, cancelled_body, cancellation, raised, before
 
     async def _outlast(self) -> asyncio.CancelledError | None:
         """Wait until the run is over; return the cancellation that came meanwhile, if any."""
@@ -352,7 +363,7 @@ class RunHandle:
             cancellation: The cancellation that came while it waited for the run.
         """
         own = None if self._error is error else self._error
-        if own is not None and _ends_the_program(own):
+        if _ends_the_program(own):
             return own
         if cancellation is not None and not isinstance(error, asyncio.CancelledError):
             return cancellation
@@ -370,28 +381,29 @@ class RunHandle:
             RuntimeError: It has no owner.
         """
         self._check_started()
-        if not self._has_owner:
-            raise RuntimeError(
-                f"run {self.run_id!r} has no owner that would await it without this block; begin "
-                "it in one, before the block: await etl.start(...).begin(task_group), or start it "
-                "by a Service"
-            )
+        awaited = self._next("detach")
         if not self._is_over:  # else its end is the block's to tell
-            self._is_awaited, self._body = False, None
+            self._awaited, self._body = awaited, None
 
-    async def _begin(self, create_task: Callable[..., asyncio.Task[Any]]) -> None:
-        if self._request is not None:
-            raise self._request
+    def _next(self, use: _Use) -> _Awaited:
+        """Return who awaits the run after this use of the handle."""
+        awaited = _NEXT.get((self._awaited, use))
+        if awaited is None:
+            raise RuntimeError(_REFUSALS[use].format(self.run_id))
+        return awaited
+
+    async def _begin(self, owner: RunOwner) -> None:
+        """Start the run, and wait until it has begun."""
         running = self._run()
         try:
-            task = create_task(running, name=f"asyncflow:{self.run_id}")
-            if not isinstance(task, asyncio.Task):
-                kind = type(task).__name__
-                raise TypeError(f"the owner's create_task must return an asyncio.Task, not {kind}")
+            if self._request is not None:
+                raise self._request
+            self._task = _task_in(owner, running, f"asyncflow:{self.run_id}")
         except BaseException:
-            running.close()  # the owner has ended, or it is none
+            running.close()
+            self._awaited = self._next("refuse")
+            del self, running  # as in begin; since 3.13, the coroutine keeps its arguments
             raise
-        self._task = task
         self._task.add_done_callback(self._on_done)
         link = self._link
         try:
@@ -407,22 +419,19 @@ class RunHandle:
             try:
                 raise self._error
             finally:
-                del self, link  # what is raised holds this frame
+                del self, running, link  # as above
 
     async def _run(self) -> None:
-        launch, failure = self._launch, None
+        launch = self._launch
         del self._launch
         try:
             self._report = await launch(self._link)
         except BaseException as error:
-            failure = error
-        try:
-            if failure is not None:
-                self._fail(failure)
-                if self._has_owner and not self._is_awaited and _ends_the_program(failure):
-                    raise failure
+            self._fail(error)
+            if self._awaited in _BY_OWNER_ALONE and _ends_the_program(error):
+                raise
         finally:
-            del self, launch, failure
+            del self, launch  # what is kept holds this frame
 
     def _fail(self, error: BaseException) -> None:
         """Keep what has ended the run."""
@@ -456,11 +465,10 @@ class RunHandle:
         if _ends_the_program(error):
             if self._body is not None:
                 # As a task group does it. The end of the block takes it back and raises the error.
-                self._cancelled_body = self._body
                 self._body.cancel()
         elif not (
             isinstance(error, RunCancelledError)
-            or self._is_awaited
+            or self._awaited not in _BY_OWNER_ALONE
             or self._ended.has_waiters
             or not self._link.is_begun
         ):
@@ -626,8 +634,22 @@ def _checked_reason(reason: object) -> str:
     return reason or _NO_REASON  # an error without one is that of a cancellation through a journal
 
 
-def _ends_the_program(error: BaseException) -> bool:
-    return not isinstance(error, Exception)
+def _task_in(owner: object, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[Any]:
+    create_task = getattr(owner, "create_task", None)
+    if not callable(create_task):
+        raise TypeError(
+            f"owner must be a TaskGroup, or have such a create_task, not {type(owner).__name__}"
+        )
+    task = create_task(coroutine, name=name)
+    if not isinstance(task, asyncio.Task):
+        raise TypeError(
+            f"the owner's create_task must return an asyncio.Task, not {type(task).__name__}"
+        )
+    return task
+
+
+def _ends_the_program(error: BaseException | None) -> bool:
+    return error is not None and not isinstance(error, Exception)
 
 
 def _reason_to_leave(error: BaseException | None) -> str:

@@ -882,6 +882,15 @@ class TestAnOwner:
             with pytest.raises(RuntimeError, match=r"run 'r' has no owner .*\.begin\(task_group\)"):
                 run.detach()
 
+    async def test_an_owner_that_has_refused_the_run_is_none(self) -> None:
+        run = gated(Gate()).start()
+        with pytest.raises(LookupError):
+            await run.begin(Refusing())
+
+        async with run:
+            with pytest.raises(RuntimeError, match="has no owner"):
+                run.detach()
+
     async def test_it_is_started_once(self) -> None:
         async with asyncio.TaskGroup() as group:
             run = await Orchestrator([]).with_options(run_id="r").start().begin(group)
@@ -1046,7 +1055,9 @@ class Value:
     """An input that a weak reference can tell about."""
 
 
-@pytest.mark.parametrize("end", ["passes", "is cancelled", "exits", "never begins"])
+@pytest.mark.parametrize(
+    "end", ["passes", "is cancelled", "exits", "never begins", "is cancelled before it begins"]
+)
 async def test_dropping_the_handle_frees_what_the_run_held(end: str) -> None:
     kept = list[weakref.ref[Any]]()
 
@@ -1061,14 +1072,17 @@ async def test_dropping_the_handle_frees_what_the_run_held(end: str) -> None:
         kept.append(weakref.ref(value))
         pipeline = Orchestrator([WorkflowStep("use", use)])
         wrong = {"wrong": 1} if end == "never begins" else {}
+        run: RunHandle | None = pipeline.start(value=value, **wrong)
+        kept.append(weakref.ref(run))
+        if end == "is cancelled before it begins":
+            run.cancel("enough")
         try:
-            async with pipeline.start(value=value, **wrong) as run:
-                kept.append(weakref.ref(run))
+            async with run:
                 kept.append(weakref.ref(run._link))
                 if end == "is cancelled":
                     run.cancel("enough")
                 await read(run)
-        except (SystemExit, ValueError):
+        except (SystemExit, ValueError, RunCancelledError):
             run = None  # else it would be a cycle: the error has this frame, and the handle has it
 
     gc.collect()
