@@ -135,18 +135,12 @@ class Attempts:
         One that a third party cancels before its first line keeps nothing: it must be made again.
         """
         ended: list[float | None] = []
-
-        async def noted() -> None:
-            if node in self._stop_control.requested:
-                # Before 3.12 this task begins although the one that waits for it was cancelled.
-                raise asyncio.CancelledError  # pragma: no cover
-            ended.append(await make_attempt())
-
         # Not an eager task: if it failed at once, its error's traceback would keep the frame that
         # makes it, which holds the task, which holds the error.
         context = None if attempt == 1 else self._scope.context.copy()
+        work = self._noted(node, ended, make_attempt)
         name = self._stop_control.watchdog.task_name(node, attempt)
-        task = asyncio.Task(noted(), loop=self._scope.loop, name=name, context=context)
+        task = asyncio.Task(work, loop=self._scope.loop, name=name, context=context)
         try:
             await asyncio.wait_for(task, limit_s)
         except (TimeoutError, asyncio.CancelledError):
@@ -157,6 +151,18 @@ class Attempts:
         if node not in self._stop_control.requested:
             forget_cancels()  # a third party's
         return ended
+
+    # Not a function in the one above: a frame keeps its function, and that what it closes over.
+    async def _noted(
+        self,
+        node: int,
+        ended: list[float | None],
+        make_attempt: Callable[[], Awaitable[float | None]],
+    ) -> None:
+        if node in self._stop_control.requested:
+            # Before 3.12 this task begins although the one that waits for it was cancelled.
+            raise asyncio.CancelledError  # pragma: no cover
+        ended.append(await make_attempt())
 
     def _context_is_clean(self) -> bool:
         """Whether an attempt has left nothing in the context but which attempt it was."""
