@@ -336,8 +336,17 @@ class Orchestrator:
         options = self._options
         request = self._request(options.run_id if link is None else link.run_id, inputs)
         if options.journal is None:
-            return await self._execute(request, begin(request), link=link)
-        return await self._run_durably(options.journal, request, link)
+            return await self._execute(request, begin(request), None, link)
+        wait = options.on_active == "wait"
+        if wait and is_inside_run(request.run_id):
+            raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
+        from asyncflow._runtime.run_opening import open_run  # no run without a journal needs it
+
+        opened = await open_run(options.journal, request, wait=wait)
+        if isinstance(opened, RunReport):
+            return opened
+        persistence, start = opened
+        return await self._execute(request, start, persistence, link)
 
     async def fork(
         self,
@@ -393,10 +402,10 @@ class Orchestrator:
         self = self._intercepted()
         request = self._request(new_run_id, inputs)
         journal = self._journal_of("fork()")
-        from asyncflow._runtime.run_opening import open_fork  # as below
+        from asyncflow._runtime.run_opening import open_fork  # as in _run
 
         persistence, start = await open_fork(journal, request, run_id, from_steps)
-        return await self._execute_durably(request, start, persistence)
+        return await self._execute(request, start, persistence)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the stored report of a run; of one that has not ended, what is known so far.
@@ -419,7 +428,7 @@ class Orchestrator:
         if not isinstance(run_id, str):
             raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
         journal, options, plans = self._journal_of("report()"), self._options, self._plans
-        from asyncflow._runtime.run_opening import read_report  # as below
+        from asyncflow._runtime.run_opening import read_report  # as in _run
 
         request = Request(
             run_id, options.name, plans.whole, plans.types, {}, options.secret_inputs, True
@@ -511,58 +520,30 @@ class Orchestrator:
                 of = f" of pipeline {self.name!r}" if self.name else ""
                 raise ValueError(f"no step{of} takes an input {name!r}{hint}")
 
-    async def _run_durably(
-        self, journal: Journal, request: Request, link: RunLink | None
-    ) -> RunReport:
-        wait = self._options.on_active == "wait"
-        if wait and is_inside_run(request.run_id):
-            raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")
-        # A run without a journal needs none of it.
-        from asyncflow._runtime.run_opening import open_run
-
-        persistence, start = await open_run(journal, request, wait=wait)
-        if isinstance(start, RunReport):
-            failure, cancellation = await persistence.close(request.run_id)
-            try:
-                if failure is not None or cancellation is not None:
-                    raise cancellation or failure  # type: ignore[misc]
-                return start
-            finally:
-                del failure, cancellation  # what is raised holds this frame
-        return await self._execute_durably(request, start, persistence, link)
-
-    async def _execute_durably(
-        self,
-        request: Request,
-        start: RunStart,
-        persistence: RunPersistence,
-        link: RunLink | None = None,
-    ) -> RunReport:
-        try:
-            return await self._execute(request, start, persistence, link)
-        finally:
-            if not persistence.has_closed:  # the run could not even begin
-                await persistence.close(request.run_id)
-
     async def _execute(
         self,
         request: Request,
         start: RunStart,
-        persistence: RunPersistence | None = None,
+        persistence: RunPersistence | None,
         link: RunLink | None = None,
     ) -> RunReport:
+        """Execute a run that can start, and release it in its journal at its end."""
         options = self._options
         observers = options.observers if link is None else (*options.observers, link)
-        watching = for_run(observers)
-        # No variable may hold the run: what it raises holds this frame, and would hold itself.
-        report = await Run(
-            open_scope(
-                request.run_id, self._plan, start, self._state(start), watching, persistence
-            ),
-            watching,
-            options.resources,
-            link,
-        ).execute()
+        try:
+            watching = for_run(observers)
+            # No variable may hold the run: what it raises holds this frame, and would hold itself.
+            report = await Run(
+                open_scope(
+                    request.run_id, self._plan, start, self._state(start), watching, persistence
+                ),
+                watching,
+                options.resources,
+                link,
+            ).execute()
+        finally:
+            if persistence is not None and not persistence.has_closed:  # it could not even begin
+                await persistence.close(request.run_id)
         for watch in list(report_watchers):
             watch(report)
         return report

@@ -32,8 +32,10 @@ from asyncflow.events import RunStarted
 
 async def open_run(
     journal: Journal, request: Request, *, wait: bool
-) -> tuple[RunPersistence, RunStart | RunReport]:
-    """Claim a run in a journal; return how it starts or resumes, or its report if it has passed.
+) -> tuple[RunPersistence, RunStart] | RunReport:
+    """Claim a run in a journal; return how it starts or resumes.
+
+    One that has passed is released again, and its report returned.
 
     Raises:
         PayloadError: An input can't be stored, or a stored one can't be read.
@@ -45,7 +47,16 @@ async def open_run(
     session, start = await journal.open(
         request.run_id, wait=wait, read=_RunOpening(journal, request).read
     )
-    return RunPersistence(journal, session, request.types), start
+    persistence = RunPersistence(journal, session, request.types)
+    if not isinstance(start, RunReport):
+        return persistence, start
+    failure, cancellation = await persistence.close(request.run_id)
+    try:
+        if failure is not None or cancellation is not None:
+            raise cancellation or failure  # type: ignore[misc]
+        return start
+    finally:
+        del failure, cancellation  # what is raised holds this frame
 
 
 async def open_fork(
