@@ -58,13 +58,7 @@ def arguments_of(what: str) -> frozenset[str]:
 def check_arguments(what: str, given: Iterable[str], known: frozenset[str]) -> None:
     """Refuse the arguments that do not exist.
 
-    Args:
-        what: What takes the arguments; the beginning of the message.
-        given: The names that a caller passes.
-        known: The names that exist.
-
-    Raises:
-        TypeError: One of them does not exist.
+    ``what`` takes the arguments, and begins the message.
     """
     if not known.issuperset(given):
         unknown = next(name for name in given if name not in known)

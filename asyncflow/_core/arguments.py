@@ -22,12 +22,7 @@ from asyncflow._core.record import record
 
 
 def check_limit(what: str, limit_ms: object) -> None:
-    """Check a limit in milliseconds: ``None``, or finite and above 0.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is out of this range.
-    """
+    """Check a limit in milliseconds: ``None``, or finite and above 0."""
     if limit_ms is None:
         return
     number = _checked_type(what, limit_ms, "a number or None")
@@ -45,16 +40,8 @@ def check_number(
 ) -> None:
     """Check a number: finite and at least ``at_least``.
 
-    Args:
-        what: What is checked; the beginning of the messages.
-        value: What a user gave.
-        at_least: The smallest number.
-        kind: What it must be, in words.
-        unit: What it counts, with a space before.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is out of this range.
+    ``what`` begins the messages, ``kind`` says what the number must be, and ``unit`` what it
+    counts, with a space before.
     """
     number = _checked_type(what, value, kind)
     if not at_least <= number <= sys.float_info.max:
@@ -74,17 +61,8 @@ def check_count(
 ) -> None:
     """Check a count: an integer, at least ``at_least`` and at most ``at_most``.
 
-    Args:
-        what: What is checked; the beginning of the messages.
-        value: What a user gave.
-        at_least: The smallest count.
-        kind: What it must be, in words.
-        hint: The end of the message if the count is too small.
-        at_most: The largest count, if there is one.
-
-    Raises:
-        TypeError: It is not an integer.
-        ValueError: It is too small, or too large.
+    ``what`` begins the messages, ``kind`` says what the count must be, and ``hint`` ends the
+    message if it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be {kind}, not {type(value).__name__}")
@@ -98,13 +76,7 @@ def check_count(
 def check_names(what: str, names: Any, of: str) -> tuple[str, ...]:
     """Return names that a user gives as an iterable of texts.
 
-    Args:
-        what: The argument, for the error.
-        names: What the user gave.
-        of: Of what they are the names, as in ``"step"``.
-
-    Raises:
-        TypeError: It is a single name, or no iterable of names.
+    ``what`` is the argument, for the error, and ``of`` says what has these names, as in ``"step"``.
     """
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise TypeError(f"{what} must be a list of {of} names; put a single one in a list")
@@ -126,12 +98,7 @@ LEVELS = {
 
 
 def parse_level(what: str, level: object) -> int:
-    """Return a level of log records, given as a number or as one of the names, in any case.
-
-    Raises:
-        TypeError: It is neither a number nor a text.
-        ValueError: There is no such level.
-    """
+    """Return a level of log records, given as a number or as one of the names, in any case."""
     if isinstance(level, str):
         known = LEVELS.get(level.upper())
         if known is None:
@@ -211,8 +178,7 @@ def _is_never_awaitable(annotation: Any) -> bool:
 def reject_awaitable(what: str, answer: T) -> T:
     """Return what a plain callable returned.
 
-    Raises:
-        TypeError: It is an awaitable, whose truth value says nothing.
+    Raise `TypeError` for an awaitable, whose truth value says nothing.
     """
     if not inspect.isawaitable(answer):
         return answer
@@ -227,8 +193,7 @@ def reject_awaitable(what: str, answer: T) -> T:
 def check_worker_action(name: str, action: object, runs_in: str) -> None:
     """Refuse an action that can only fail in a thread or a process, as far as its code shows.
 
-    Raises:
-        TypeError: The action is async, or another process can't import it.
+    That is an async action, and one that another process can't import.
     """
     function = function_of(action)
     if is_async(function):
@@ -385,22 +350,14 @@ def _bound(action: partial[Any]) -> frozenset[str]:
 
 
 def checked_awaitable(name: str, returned: object) -> Awaitable[Any]:
-    """Return what an action has returned, if it can be awaited.
-
-    Raises:
-        ActionNotAwaitableError: It can't.
-    """
+    """Return what an action has returned, if it can be awaited."""
     if not inspect.isawaitable(returned):
         raise ActionNotAwaitableError(name, type(returned).__name__)
     return returned
 
 
 def refuse_unawaited(name: str, output: CoroutineType[Any, Any, Any]) -> None:
-    """Refuse an output that is a coroutine which nothing has begun to await.
-
-    Raises:
-        OutputNotAwaitedError: It is one.
-    """
+    """Refuse an output that is a coroutine which nothing has begun to await."""
     if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
         output.close()  # or Python would warn that it was never awaited
         raise OutputNotAwaitedError(name, output.__qualname__)

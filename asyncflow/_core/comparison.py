@@ -227,10 +227,7 @@ def compare(
 ) -> RunComparison:
     """Compare the reports of two runs.
 
-    Args:
-        run: The run.
-        baseline: What it is compared with.
-        fingerprints: Those of the run's steps and those of the baseline's, if they are known.
+    ``fingerprints`` are those of the run's steps and those of the baseline's, if they are known.
     """
     of_run, of_baseline = fingerprints or ({}, {})
     names = [*run, *(name for name in baseline if name not in run)]

@@ -67,11 +67,7 @@ class IncludedPipeline:
 
 
 def checked_dependencies(name: str, depends_on: object) -> Dependencies:
-    """Return a copy of what a user gave as dependencies.
-
-    Raises:
-        TypeError: It is neither a list nor a mapping of dependencies.
-    """
+    """Return a copy of what a user gave as dependencies."""
     if isinstance(depends_on, str | bytes) or not isinstance(depends_on, Iterable):
         raise TypeError(
             f"step {name!r}: depends_on must be a list of names and functions of steps, or a "
@@ -109,10 +105,8 @@ def steps_of(
 ) -> tuple[WorkflowStep, ...]:
     """Return the plain steps of a pipeline's parts.
 
-    Raises:
-        ValueError: A function or a pipeline stands for no step or for several, or a parameter takes
-            an output in a way that does not fit it.
-        TypeError: A dependency is none of a name, a function and a pipeline.
+    Raise `ValueError` if a function or a pipeline stands for no step or for several, or a parameter
+    takes an output in a way that does not fit it.
     """
     return _Builder(pipeline, tuple(parts)).steps()
 
@@ -278,15 +272,9 @@ def include_steps(
 ) -> list[WorkflowStep]:
     """Return these steps as part of another pipeline, with the one that stands for them all.
 
-    Args:
-        name: The name of the inclusion.
-        steps: The steps; at least one.
-        depends_on: The steps of the other pipeline that these come after.
-        parameters: Pairs of a parameter and the one of these dependencies that it receives, if that
-            has another name.
-
-    Raises:
-        ValueError: No step has a parameter that ``parameters`` names.
+    There is at least one step. They come after ``depends_on``, steps of the other pipeline.
+    ``parameters`` are pairs of a parameter and the one of these dependencies that it receives, if
+    that has another name.
     """
     mapped = dict(parameters)
     outside = {step: step for step in depends_on if step not in mapped.values()} | mapped
@@ -372,8 +360,7 @@ def _closing_step(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
 class ForwardOutputs:
     """The action of the step that stands for an included pipeline.
 
-    Attributes:
-        steps: The steps whose outputs it returns, by the names that they have inside.
+    It returns the outputs of ``steps``, by the names that they have inside.
     """
 
     def __init__(self, steps: dict[str, WorkflowStep]) -> None:

@@ -315,9 +315,8 @@ def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
 
     It has types of Python alone, so that the process need not import asyncflow to read it.
 
-    Args:
-        now_s: The present time by the clock that this process shares with the other one;
-            ``None`` if the time of the attempt stands still meanwhile.
+    ``now_s`` is the present time by the clock that this process shares with the other one; ``None``
+    if the time of the attempt stands still meanwhile.
     """
     running = _attempt.get(None)
     if running is None:

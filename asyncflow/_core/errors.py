@@ -455,10 +455,7 @@ class RunCancelledError(_AttributedError):
 class MissingInputError(_AttributedError, ValueError):
     """An action, or the condition of a step, requires a parameter that nothing provides.
 
-    Attributes:
-        parameter: Its name.
-        taker: What requires it.
-        hint: What it is not, and which name may have been meant.
+    ``hint`` says what it is not, and which name may have been meant.
     """
 
     _message = "nothing provides parameter {parameter!r} of {taker}: {hint}"

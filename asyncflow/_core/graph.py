@@ -113,15 +113,8 @@ class Dependents:
 def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) -> Plan:
     """Check a pipeline and find its tiers.
 
-    Args:
-        steps: The steps, in any order.
-        targets: The names of the steps to run; all others are left out, except the dependencies of
-            these. ``None`` means all. The whole pipeline is checked in either case.
-
-    Raises:
-        TypeError: Something among the steps is not a `WorkflowStep`.
-        ValueError: Two steps have the same name, or a dependency names an unknown step.
-        CyclicDependencyError: The steps depend on each other in a circle.
+    ``targets`` are the steps to run; all others are left out, except the dependencies of these.
+    ``None`` means all. The whole pipeline is checked in either case.
     """
     if isinstance(steps, WorkflowStep) or not isinstance(steps, Iterable):
         raise TypeError("steps must be a list of WorkflowStep objects; put a single one in a list")
@@ -280,13 +273,8 @@ ITEM = -1
 def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
     """Find where each action gets its arguments, for each step by its index.
 
-    Args:
-        plan: The pipeline.
-        inputs: The names of the run's inputs.
-
-    Raises:
-        ValueError: Nothing provides a required parameter, two things do, or an action in another
-            process or on an engine would receive a resource.
+    Raise `ValueError` if nothing provides a required parameter, two things do, or an action in
+    another process or on an engine would receive a resource.
     """
     nothing: Binding = ()
     return [
@@ -300,8 +288,7 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
 def bind_conditions(plan: Plan, inputs: Collection[str] = ()) -> dict[int, Binding]:
     """Find where each ``when`` gets its arguments, for each step that has one, by its index.
 
-    Raises:
-        ValueError: As `bind` does.
+    Raise as `bind` does.
     """
     return {
         index: _binding(step, step.condition, plan, inputs, None)
@@ -393,11 +380,6 @@ def outputs_to_keep(
     Only steps on the same engine take such an output, and at least one does. No condition takes it,
     no step is mapped over it, and it is none that the caller has named as a target. The output of a
     mapped step is a list that the run makes.
-
-    Args:
-        plan: The pipeline.
-        bindings: Where its actions get their arguments.
-        conditions: The same for their ``when``.
     """
     steps = plan.steps
     engines = {at: steps[at].remote for at in plan.special if steps[at].remote is not None}
@@ -439,12 +421,7 @@ def secret_steps(plan: Plan) -> tuple[str, ...]:
 def with_dependents(
     names: Iterable[str], dependencies: Iterable[tuple[str, Iterable[str]]]
 ) -> set[str]:
-    """Return these steps and all that depend on them, directly or not.
-
-    Args:
-        names: Some steps.
-        dependencies: Each step with the names of those that it depends on.
-    """
+    """Return these steps and all that depend on them, directly or not."""
     dependents: dict[str, list[str]] = {}
     for name, needed in dependencies:
         for other in needed:

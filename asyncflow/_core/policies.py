@@ -104,10 +104,9 @@ class Pool:
     def _request_slot(self, call: Callable[[], object]) -> PoolTicket:
         """Take a slot if one is free, or else join the queue.
 
-        Args:
-            call: Called, in any thread, when the ticket gets a slot later; not if it has one when
-                this returns. If it raises `RuntimeError`, as a closed event loop does, the ticket
-                is released.
+        ``call`` is called, in any thread, when the ticket gets a slot later; not if it has one when
+        this returns. If it raises `RuntimeError`, as a closed event loop does, the ticket is
+        released.
         """
         ticket = PoolTicket(self)
         with self._lock:
@@ -139,9 +138,8 @@ class PoolTicket:
     def reserve_start(self, now: float, clock: object) -> float:
         """Reserve the next start that the pool's rate allows, and return the seconds until then.
 
-        Args:
-            now: The time of the clock, in seconds.
-            clock: Identifies the clock. A pool forgets the starts of another one.
+        ``now`` is the time of the clock, in seconds. ``clock`` identifies that: a pool forgets the
+        starts of another one.
         """
         pool, interval = self._pool, self._pool._interval_s
         if not interval:
@@ -161,8 +159,7 @@ class PoolTicket:
     def release(self, *, unused: bool = False) -> None:
         """Leave the queue, or pass the slot on to the next in it. Only the first call counts.
 
-        Args:
-            unused: Whether no attempt started, so that the reserved start is free again too.
+        ``unused`` says that no attempt started, so that the reserved start is free again too.
         """
         pool = self._pool
         with pool._lock:

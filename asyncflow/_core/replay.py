@@ -75,26 +75,11 @@ class StoredRun:
 
     Outputs are as the events have them: values, or in those of a journal `Payload` objects.
 
-    Attributes:
-        started: The first event, if the replay began with it.
-        run_id: Identifies the run.
-        pipeline: The name of the pipeline, as the latest segment has it.
-        parent: The run one of whose steps started it, if one did.
-        parent_step: That step.
-        forked_from: The run whose results it takes over, if it is a fork.
-        segments: One, and one more for each time that the run was resumed.
-        at_ms: The time of the latest event.
-        status: How the run has ended; ``RUNNING`` if it has not.
-        stop_reason: Why the run stops, or stopped, before its end.
-        was_interrupted: Whether the run was interrupted or exceeded its deadline.
-        was_stopping: Whether the run was stopping, so that steps were cancelled or left out.
-        steps: The steps of the latest segment, in topological order.
-        tiers: The names of these steps, in their tiers.
-        counts: How many of them have which status.
-        dependencies: For each step of any segment, its latest dependencies.
-        fingerprints: For each step of any segment, its latest fingerprint.
-        inputs: The inputs of the run.
-        secret_inputs: The names of those that must not be shown.
+    ``started`` is the first event, if the replay began with it, and ``at_ms`` the time of the
+    latest. ``status`` is ``RUNNING`` until the run has ended, and ``stop_reason`` says why it stops
+    before. ``steps``, ``tiers`` and ``counts`` are those of the latest segment, in topological
+    order; ``dependencies`` and ``fingerprints`` are the latest of each step of any segment.
+    ``secret_inputs`` are the names of those that must not be shown.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
@@ -554,9 +539,8 @@ class StoredRun:
     def report(self, decode: _Decode, decode_input: _Decode | None = None) -> RunReport:
         """Return the report of the run, also if it has not ended.
 
-        Args:
-            decode: Makes a value of the payload of an output; it receives the step's name.
-            decode_input: The same for an input; it receives the input's name. By default `decode`.
+        ``decode`` makes a value of the payload of an output, and receives the step's name.
+        ``decode_input`` does the same for an input; by default it is ``decode``.
         """
         decode_input = decode_input or decode
         inputs = {
@@ -581,8 +565,7 @@ class StoredRun:
     def with_history(self, result: StepResult) -> StepResult:
         """Return a result of the latest segment with what the replay knows of its step.
 
-        Args:
-            result: The result, with the outputs as the actions have returned them.
+        ``result`` has the outputs as the actions have returned them.
         """
         return _with_outputs_of(result, self.steps[result.step_name].to_result(self.at_ms))
 
@@ -682,10 +665,8 @@ def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
 def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:
     """Return a result of a `StoredRun` with its outputs in place of their payloads.
 
-    Args:
-        result: The result of a step, or of an item.
-        decode: Makes a value of the payload of an output; it receives the step's name.
-        step: The mapped step, if the result is an item's.
+    ``decode`` makes a value of the payload of an output, and receives the step's name. ``step`` is
+    the mapped step, if the result is an item's.
     """
     items, output, name = result.items, result.output, step or result.step_name
     if items is not None:

@@ -436,9 +436,8 @@ def critical_path(results: Iterable[StepResult]) -> list[str]:
 
     Iterative, in time linear in steps plus dependencies. `RunReport.critical_path` has the rules.
 
-    Args:
-        results: In topological order. A dependency that does not come before its dependent is
-            ignored; no report of a run has one.
+    ``results`` are in topological order. A dependency that does not come before its dependent is
+    ignored; no report of a run has one.
     """
     position: dict[str, int] = {}
     chains: list[tuple[float, StepResult, int | None]] = []
@@ -488,11 +487,8 @@ def to_mermaid(
 ) -> str:
     """Return a Mermaid flowchart, from left to right, of steps and their dependencies.
 
-    Args:
-        dependencies: For each step the names of its dependencies. One that is not a step of the
-            mapping is drawn like a step without a result.
-        results: Results of steps, by name. The label of a step that has one shows its status and,
-            if it started, its duration in milliseconds.
+    A dependency that is not a step of the mapping is drawn like a step without a result. The label
+    of a step with a result shows its status and, if it started, its duration in milliseconds.
     """
     results = results or {}
     needs = {name: list(dict.fromkeys(needed)) for name, needed in dependencies.items()}

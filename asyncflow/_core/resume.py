@@ -92,21 +92,11 @@ def resume(
 ) -> tuple[RunResumed, Checkpoint]:
     """Decide which results of a stored run are valid, and resume its replay.
 
-    Args:
-        run: The replay of the run, to which the event is applied.
-        plan: The pipeline as it is now.
-        bindings: Where its actions get their arguments.
-        conditions: The same for their ``when``.
-        new_inputs: The names of the inputs that the run did not have before.
-        fail_fast: Whether a failure stops the run.
-        wall_time: The present, in seconds since the epoch.
-        decode: Makes a value of the payload of a step's output, or raises `PayloadError`.
-
-    Returns:
-        The event that begins the new segment, and the checkpoint that it starts from.
-
-    Raises:
-        PayloadError: A valid output can't be decoded.
+    The pipeline, the bindings and the conditions are as they are now. ``new_inputs`` are the names
+    of those that the run did not have before, and ``wall_time`` is the present, in seconds since
+    the epoch. ``decode`` makes a value of the payload of a step's output, or raises `PayloadError`,
+    as this does then. Return the event that begins the new segment, and the checkpoint that it
+    starts from.
     """
     known = _of_plan(run.settled(), plan)
     has_failed = any(step.status is StepStatus.FAILED for step in known.values())
@@ -171,19 +161,9 @@ def fork(
 ) -> ForkStart:
     """Decide which results of another run a new run takes over.
 
-    Args:
-        origin: The replay of the other run, which stays as it is.
-        event: The start of the new run, as it is stored.
-        plan: The pipeline as it is now.
-        bindings: Where its actions get their arguments.
-        conditions: The same for their ``when``.
-        from_steps: The steps that must run again.
-        other_inputs: The inputs whose value is another one now, each with why steps that take it
-            run again.
-        decode: Makes a value of the payload of a step's output, or raises `PayloadError`.
-
-    Raises:
-        PayloadError: A valid output can't be decoded.
+    ``origin`` stays as it is. ``event`` is the start of the new run, as it is stored.
+    ``other_inputs`` are those whose value is another one now, each with why steps that take it run
+    again. The rest is as for `resume`.
     """
     known = _of_plan(origin.settled(), plan)
     reasons = _of_takers(plan, bindings, conditions, other_inputs)
@@ -283,15 +263,9 @@ def _judge(
 ) -> _Judgement:
     """Decide which results of a run are valid.
 
-    Args:
-        run: The run.
-        plan: The pipeline as it is now.
-        known: The results that the run has of its steps.
-        reasons: Why steps must run again, whatever their fingerprints say.
-        secret: The steps whose outputs are not there, beside those that were not stored.
-        bindings: Where its actions get their arguments.
-        conditions: The same for their ``when``.
-        afresh: Whether everything that has not succeeded runs.
+    ``reasons`` say why steps must run again, whatever their fingerprints say. ``secret`` are the
+    steps whose outputs are not there, beside those that were not stored. With ``afresh``,
+    everything that has not succeeded runs.
     """
     unfinished = run.unfinished()
     valid, outdated = _valid_and_outdated(run, plan, known, reasons, afresh=afresh)
@@ -315,11 +289,7 @@ def _of_takers(
 ) -> dict[str, str]:
     """Return the steps that take one of these inputs, for their action or their ``when``.
 
-    Args:
-        plan: The pipeline.
-        bindings: Where its actions get their arguments.
-        conditions: The same for their ``when``.
-        reasons: The inputs, each with a reason, which the answer has for each step.
+    The answer has for each step the reason that ``reasons`` has for its input.
     """
     found: dict[str, str] = {}
     for index, step in enumerate(plan.steps if reasons else ()):

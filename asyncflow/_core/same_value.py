@@ -15,8 +15,7 @@ from asyncflow._core.value_size import field_names
 def is_same_value(one: Any, other: Any) -> bool:
     """Whether two values have the same types and are equal, at any depth.
 
-    Raises:
-        Exception: A class of the user can't compare its objects, as arrays can't.
+    Raise what a class of the user raises that can't compare its objects, as arrays can't.
     """
     kind = type(one)
     if kind is not type(other):

@@ -35,14 +35,11 @@ class AdmissionQueue:
     admits at most as many nodes as the pool has slots: otherwise those that wait for a slot would
     fill the run's own limit, and keep out others that need not wait.
 
-    Attributes:
-        is_dirty: Whether there may be a node to admit, or a step that has become unreachable.
-        is_limited: Whether a node may have to wait, here or for a pool, thread or process.
-
-    Args:
-        limit: How many nodes may be in flight at a time; ``None`` means any number.
-        steps: The step of each node. It may become longer.
-        special: The steps that may have a pool, or run elsewhere than in the event loop.
+    At most ``limit`` nodes are in flight at a time; ``None`` means any number. ``steps`` has the
+    step of each node, and may become longer. ``special`` are the steps that may have a pool, or run
+    elsewhere than in the event loop. ``is_dirty`` says whether there may be a node to admit, or a
+    step that has become unreachable; ``is_limited``, whether a node may have to wait, here or for a
+    pool, thread or process.
     """
 
     def __init__(
@@ -163,9 +160,7 @@ class Limit(NamedTuple):
 class Deadlines:
     """The limits of the attempts of one run, and its retry policies.
 
-    Attributes:
-        deadline_ms: The run's deadline, if it has one.
-        began_ms: When this part of the run began: above 0 if it was resumed.
+    ``began_ms`` is when this part of the run began: above 0 if it was resumed.
     """
 
     def __init__(
@@ -258,12 +253,8 @@ class Deadlines:
     def retry_delay_ms(self, node: int, error: Exception, at_ms: float) -> float | None:
         """Decide what follows the failure of the attempt that is running.
 
-        Returns:
-            How many milliseconds to wait before the next attempt, or ``None`` if the node has
-            failed for good.
-
-        Raises:
-            BaseException: What the step's retry policy raises.
+        Return how many milliseconds to wait before the next attempt, or ``None`` if the node has
+        failed for good. Raise what the step's retry policy raises.
         """
         if _is_final(error):
             return None
@@ -298,22 +289,16 @@ class SkippedStep(NamedTuple):
 class Readiness:
     """Which steps of a run become ready, and when. Steps are indexes of its plan.
 
+    With ``by_tiers``, a step waits for the whole tier before it. ``restored`` are the steps of a
+    resumed run that have a result already, and so never start; ``None`` if the run was not resumed.
+
     Attributes:
-        unsettled: How many steps have not settled.
-        ordinary_unsettled: The same, clean-up steps aside.
+        ordinary_unsettled: How many steps have not settled, clean-up steps aside.
         failed_by: The settled steps that failed, or did not run because of a failure, each with
             the name of the step that failed first. A step asks this of each of its dependencies.
         skipped_by: The same for steps that were skipped on purpose.
         unreachable: The steps that will never start, until they are taken.
         stop_reason: Why nothing becomes ready any more, clean-up steps aside.
-
-    Args:
-        plan: The plan of the run.
-        phases: The phase of each node.
-        queue: Where ready steps are queued.
-        by_tiers: Whether a step waits for the whole tier before it.
-        restored: The steps of a resumed run that have a result already, and so never start;
-            ``None`` if the run was not resumed.
     """
 
     def __init__(

@@ -76,16 +76,7 @@ _READY, _SCHEDULED, _ATTEMPTING, _SETTLED = (
 class RunState:
     """The state of one run: the driver applies what happens, and asks what follows.
 
-    Attributes:
-        step_runs: The steps of the run and the items of its mapped steps.
-        attempt_log: The attempts that each of them has had.
-        queue: Where nodes wait for their start. It is dirty if `take_ready` or
-            `take_unreachable` has news.
-        deadlines: How long attempts may take, and what follows those that fail.
-        stop_reason: Why the run is stopping; ``None`` while it is not.
-        cause: What has interrupted the run, if something has.
-        has_timed_out: Whether the run is stopping because of its deadline.
-        is_limited: Whether a node may have to wait in the queue before it starts.
+    ``queue`` is dirty if `take_ready` or `take_unreachable` has news.
     """
 
     def __init__(
@@ -378,13 +369,7 @@ class RunState:
         return [each for each in skipped if self._phases[each.step] in final]
 
     def stored_end(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
-        """Return the event with which a run reuses a stored result, if there is one.
-
-        Args:
-            step: The step.
-            at_ms: When that happens.
-            item: The item of the step, if it is about one.
-        """
+        """Return the event with which a run reuses a stored result, if there is one."""
         if self._checkpoint is None:
             return None
         name = self._steps[step].name

@@ -109,11 +109,8 @@ def _duration_ms(step: StepView) -> float | None:
 def step_statistics(runs: Sequence[Mapping[str, StepRun]]) -> dict[str, StepStatistics]:
     """Return the statistics of each step of some runs.
 
-    Args:
-        runs: The steps of each run, the latest run first; an empty mapping for a damaged one.
-
-    Returns:
-        The steps of the latest run in their order, then those that only earlier runs had.
+    ``runs`` are the steps of each run, the latest run first; an empty mapping for a damaged one.
+    Return the steps of the latest run in their order, then those that only earlier runs had.
     """
     names = dict.fromkeys(name for run in runs for name in run)
     nowhere = None, None
@@ -136,9 +133,7 @@ def median(values: Sequence[float]) -> float | None:
 def nearest_rank(values: Sequence[float], percent: int) -> float | None:
     """Return a percentile by nearest rank: one of the values; ``None`` without values.
 
-    Args:
-        values: In any order.
-        percent: From 1 to 100.
+    ``percent`` is from 1 to 100, and ``values`` are in any order.
     """
     if not values:
         return None

@@ -409,14 +409,7 @@ def _check_action(name: str, action: Action, runs_in: str) -> None:
 def check_engine(what: str, engine: Any, *, local: bool = False) -> None:
     """Check what a user gives as an engine, which may be ``None``.
 
-    Args:
-        what: The argument, for the error.
-        engine: The engine.
-        local: Whether it may be ``"local"``.
-
-    Raises:
-        TypeError: It is no engine.
-        ValueError: It is a text, and not ``"local"``.
+    ``what`` is the argument, for the error, and ``local`` says whether it may be ``"local"``.
     """
     if engine is None or (local and isinstance(engine, str) and engine == "local"):
         return

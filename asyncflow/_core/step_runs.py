@@ -119,10 +119,7 @@ class StepRuns:
     they are added.
 
     Attributes:
-        steps: The step of each node; for an item, the mapped one.
-        phases: The phase of each node.
         latest: The latest attempt of each node, if it has started any; also before a resumption.
-        results: The result of each node that has settled.
         starts: The running or only attempt of each node in the plain lane. It becomes an event in
             `latest` when that is asked for: most runs need none before their end.
         ends: When each of these has succeeded, and its output. It becomes a result in `results`.

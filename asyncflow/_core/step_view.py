@@ -177,11 +177,8 @@ class StepView:
     ) -> StepView:
         """Return what a result says of a step, which is less than its events did.
 
-        Args:
-            result: The result.
-            tier: The tier of the step.
-            segment: The segment of the run that it is about.
-            now_ms: The present, if the step has not ended.
+        ``segment`` is that of the run which the result is about, and ``now_ms`` the present, if the
+        step has not ended.
         """
         items = None
         if result.items is not None:
@@ -299,8 +296,7 @@ class StepView:
     def to_result(self, now_ms: float) -> StepResult:
         """Return the result of the step, or what can be said of it before it has one.
 
-        Args:
-            now_ms: The present, if the step has not ended.
+        ``now_ms`` is the present, if the step has not ended.
         """
         items = None
         if self.items is not None:
@@ -400,12 +396,8 @@ class StepView:
     def duration_ms(self, now_ms: float) -> float | None:
         """Return for how long it has run, waits between attempts included: see `StepResult`.
 
-        Args:
-            now_ms: The present, if it has not ended.
-
-        Returns:
-            Milliseconds, those in the run that its result comes from included; ``None`` if it has
-            not started.
+        ``now_ms`` is the present, if it has not ended. The milliseconds in the run that its result
+        comes from are included; they are ``None`` if it has not started.
         """
         if self.started_ms is None and not self.origin:
             return None

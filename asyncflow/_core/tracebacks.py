@@ -98,11 +98,7 @@ def _clear_internal(frame: FrameType | None) -> None:
 
 
 def format_error(error: BaseException) -> str:
-    """Return the traceback of an error, with its causes and the errors of a group.
-
-    Args:
-        error: What a step raised, or its `RestoredError`.
-    """
+    """Return the traceback of an error, with its causes and the errors of a group."""
     if isinstance(error, RestoredError):
         lines = error.traceback.splitlines() or [describe_error(error)]
     else:
@@ -131,8 +127,7 @@ def _strip_internal_frames(trace: traceback.TracebackException) -> None:
 def full_traceback(error: BaseException) -> str:
     """Return the traceback of an error as Python formats it, with its long messages cut.
 
-    Raises:
-        Exception: Whatever the error raises when it is asked for something.
+    Raise whatever the error raises when it is asked for something.
     """
     return "".join(_captured(error).format())
 
@@ -245,8 +240,7 @@ def user_location(frames: Iterable[FrameType]) -> str:
     A frame is the user's if it belongs to neither the standard library, nor an installed package,
     nor asyncflow.
 
-    Args:
-        frames: The innermost first.
+    ``frames`` begin with the innermost one.
     """
     innermost = None
     for frame in frames:
