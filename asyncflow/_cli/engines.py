@@ -17,11 +17,7 @@ _FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes or processes:NUMBER"
 
 
 def check_engine_name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
-    """Return the name of an engine, checked as far as that goes without it.
-
-    Raises:
-        click.BadParameter: There is no such engine.
-    """
+    """Return the name of an engine, checked as far as that goes without it."""
     if name is not None:
         _maker_of(name)
     return name
@@ -31,14 +27,8 @@ def check_engine_name(ctx: click.Context, param: click.Parameter, name: str | No
 async def open_engines(name: str | None, pipeline: Orchestrator) -> AsyncIterator[Orchestrator]:
     """Open the engines of a pipeline; yield the pipeline as it runs.
 
-    Args:
-        name: The name of the engine that it gets, which was checked; ``None`` for none.
-        pipeline: The pipeline. An engine of its own, or of a step, is opened if it is an async
-            context manager.
-
-    Raises:
-        ImportError: The extra of an engine is missing.
-        CommandError: An engine can't be opened, or closed.
+    ``name`` was checked; ``None`` means no other engine. An engine of the pipeline's own, or of a
+    step, is opened if it is an async context manager.
     """
     async with AsyncExitStack() as stack:
         engine = None if name is None else _maker_of(name)()
@@ -71,11 +61,7 @@ def _problem(what: str, error: Exception) -> CommandError:
 
 
 def _maker_of(name: str) -> Callable[[], Any]:
-    """Return what makes the engine with a name.
-
-    Raises:
-        click.BadParameter: There is no such engine.
-    """
+    """Return what makes the engine with a name."""
     scheme, separator, address = name.partition("://")
     if scheme == "dask" and address:
         return partial(_dask, f"tcp://{address}")

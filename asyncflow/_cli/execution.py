@@ -107,11 +107,8 @@ class RunEnd:
 async def execute(execution: Execution) -> RunEnd:
     """Run a pipeline and return how that ended.
 
-    Raises:
-        CommandError: It can't run with these inputs, an engine can't be opened, or it was stopped
-            before it started.
-        JournalError: The journal failed.
-        RunAlreadyActiveError: Another process runs it.
+    Raise `CommandError` if it can't run with these inputs, an engine can't be opened, or it was
+    stopped before it started.
     """
     flags = execution.flags
     loaded = execution.loaded
@@ -330,8 +327,7 @@ def _explain_threads(report: RunReport) -> None:
 class StopSignal:
     """The signal that stopped a task, if there was one.
 
-    Attributes:
-        signal: The first one.
+    It is the first one, if there are several.
     """
 
     def __init__(self, task: asyncio.Task[Any], notice: str) -> None:
@@ -360,9 +356,7 @@ class StopSignal:
 def stopped_by_signals(task: asyncio.Task[Any], notice: str) -> Iterator[StopSignal]:
     """Let SIGINT and SIGTERM stop a task.
 
-    Args:
-        task: The first signal cancels it.
-        notice: What happens then; it is written to standard error.
+    The first signal cancels the task, and ``notice`` is written to standard error.
     """
     stop, loop = StopSignal(task, notice), asyncio.get_running_loop()
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}

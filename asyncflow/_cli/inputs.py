@@ -49,15 +49,8 @@ def read_inputs(
 ) -> dict[str, Any]:
     """Return the inputs of a run; of the arguments here, a later one takes precedence.
 
-    Args:
-        steps: The steps, whose annotations are the types.
-        file: The content of a JSON file.
-        text: JSON.
-        pairs: ``name=text`` each.
-
-    Raises:
-        click.UsageError: An input can't be read, is of the wrong type, or is of no step. The error
-            shows no value, since it may be secret.
+    ``file`` is the content of a JSON file, ``text`` is JSON, and ``pairs`` are ``name=text`` each.
+    An error shows no value, since it may be secret.
     """
     steps = tuple(steps)
     values = {**_object("--inputs", file), **_object("--input-json", text)}

@@ -33,13 +33,8 @@ class LoadedPipeline(NamedTuple):
 def load_pipeline(target: str) -> LoadedPipeline:
     """Import a module and return a pipeline in it.
 
-    Args:
-        target: ``package.module:name`` or ``path/to/file.py:name``; the name may be dotted. Without
-            a name it is the only pipeline of the module.
-
-    Raises:
-        click.UsageError: The target has another form.
-        CommandError: It can't be imported, or is not a valid pipeline.
+    ``target`` is ``package.module:name`` or ``path/to/file.py:name``; the name may be dotted.
+    Without a name it is the only pipeline of the module.
     """
     place, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
     if not place or (colon and not name):
@@ -56,11 +51,7 @@ def load_pipeline(target: str) -> LoadedPipeline:
 
 
 def select_targets(orchestrator: Orchestrator, targets: Sequence[str]) -> Orchestrator:
-    """Return an orchestrator with only these steps and their dependencies; all if none is given.
-
-    Raises:
-        click.UsageError: There is no such step.
-    """
+    """Return an orchestrator with only these steps and their dependencies; all if none is given."""
     try:
         return orchestrator.with_options(targets=targets) if targets else orchestrator
     except ValueError as error:
@@ -148,11 +139,7 @@ def _is_import_machinery(path: str) -> bool:
 
 
 def _only_pipeline(module: ModuleType, target: str) -> str:
-    """Return the name of the only pipeline of a module.
-
-    Raises:
-        CommandError: It has none, or several.
-    """
+    """Return the name of the only pipeline of a module."""
     names = _pipelines_in(module)
     if len(names) == 1:
         return names[0]

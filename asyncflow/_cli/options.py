@@ -46,11 +46,7 @@ def journal_exists(journal: str) -> bool:
 
 
 def require_journal(journal: str) -> None:
-    """Refuse a file that does not exist, which opening would create.
-
-    Raises:
-        CommandError: It does not exist.
-    """
+    """Refuse a file that does not exist, which opening would create."""
     if not journal_exists(journal):
         raise CommandError(
             f"journal {journal!r} does not exist; name another one with --journal or "
@@ -62,9 +58,7 @@ def require_journal(journal: str) -> None:
 def check_files(html: Path | None, trace: Path | None, journal: str) -> None:
     """Refuse to write a page without its extra, or over a file that the journal has or may create.
 
-    Raises:
-        click.BadParameter: A file would replace one of the journal, or the other one.
-        ImportError: The extra is missing.
+    Nor may one of the two files replace the other.
     """
     for option, path in (("--html", html), ("--trace", trace)):
         if path is not None:
@@ -91,14 +85,8 @@ def _check_is_not_of_journal(option: str, path: Path, journal: str) -> None:
 def open_journal(journal: str, *, logs: str | None = None, prints: bool = False) -> AnyJournal:
     """Return the journal that an option names; ``async with`` opens it.
 
-    Args:
-        journal: The value of the option.
-        logs: From which level on it stores what steps log; ``None`` for nothing.
-        prints: Whether it stores what they print.
-
-    Raises:
-        CommandError: The address is invalid.
-        ImportError: An extra is missing.
+    It stores what steps log from the level ``logs`` on; ``None`` for nothing. ``prints`` says
+    whether it stores what they print.
     """
     try:
         kind = PostgresJournal if is_postgres_address(journal) else SQLiteJournal
@@ -110,9 +98,7 @@ def open_journal(journal: str, *, logs: str | None = None, prints: bool = False)
 async def find_run(journal: AnyJournal, run: str) -> RunRecord:
     """Return the run with that id, or whose id starts with it, or the latest one.
 
-    Raises:
-        click.UsageError: Several ids start with it.
-        RunNotFoundError: There is no such run.
+    Raise `click.UsageError` if several ids start with it.
     """
     try:
         return await journal.record(run)

@@ -96,11 +96,7 @@ def stdout_for_results_only(enabled: bool) -> AbstractContextManager[object]:
 
 
 def load_html_writer() -> Callable[..., str]:
-    """Return the function that renders the page of a run from its events and notes.
-
-    Raises:
-        ImportError: Its extra is missing.
-    """
+    """Return the function that renders the page of a run from its events and notes."""
     from asyncflow.html_report import to_html  # slow to import, and few commands need it
 
     return to_html
@@ -116,16 +112,8 @@ def write_html(
 ) -> None:
     """Write the page of a run.
 
-    Args:
-        path: The file.
-        events: The events of the run. Notes may be among them.
-        notes: More notes of the run.
-        resume: The command that resumes it.
-        usual_ms: How long steps usually take, by name.
-
-    Raises:
-        ImportError: Its extra is missing.
-        CommandError: The file can't be written.
+    ``notes`` are more notes than those among the events. ``resume`` is the command that resumes the
+    run, and ``usual_ms`` says how long steps usually take, by name.
     """
     page = load_html_writer()(events, notes, resume=resume, usual_ms=usual_ms)
     _write_file(path, page, "the HTML report")
@@ -134,13 +122,7 @@ def write_html(
 def write_trace(path: Path, view: RunView, now_ms: float) -> None:
     """Write the trace of a run.
 
-    Args:
-        path: The file.
-        view: The run.
-        now_ms: The present, in milliseconds since the run started.
-
-    Raises:
-        CommandError: The file can't be written.
+    ``now_ms`` is the present, in milliseconds since the run started.
     """
     from asyncflow._views.trace import to_trace  # few commands need it
 
@@ -167,9 +149,7 @@ def format_report(report: RunReport) -> str:
 def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     """Return the tracebacks of the steps with errors, that of the first failure first.
 
-    Args:
-        report: The report of the run.
-        limit: For how many steps; ``None`` for all.
+    ``limit`` is the maximum number of steps; ``None`` for all.
     """
     failed = [result for result in report.values() if result.error is not None]
     failed.sort(key=_failures_by_end)
@@ -184,9 +164,7 @@ def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:
 
     Of a reused step, it leaves out the attempts that succeeded.
 
-    Args:
-        report: The report of the run.
-        limit: How many attempts to list: the latest ones.
+    ``limit`` is the maximum number of attempts, the latest ones.
     """
     latest, lines = len(report.segments), list[tuple[float, str]]()
     for result in report.values():
@@ -258,9 +236,8 @@ class _StderrHandler(logging.Handler):
 def logs_on_stderr(level: int | None = None, stored: str | None = None) -> Iterator[None]:
     """Show what is logged meanwhile, unless the user's code has configured where that goes.
 
-    Args:
-        level: The lowest level of the records; by default warnings, or what the code configured.
-        stored: That of the records which a journal stores. They are made, even if none is shown.
+    ``level`` is the lowest level of the records; by default warnings, or what the code configured.
+    A journal stores records from the level ``stored`` on: they are made, even if none is shown.
     """
     root = logging.getLogger()
     before, handler = root.level, None
@@ -286,10 +263,7 @@ def logs_on_stderr(level: int | None = None, stored: str | None = None) -> Itera
 class CommandError(Exception):
     """A command can't do something; the message says what to do instead.
 
-    Args:
-        message: One paragraph.
-        exit_code: The exit code of the process.
-        trace: The traceback of the user's code, if that raised.
+    ``message`` is one paragraph, and ``trace`` is the traceback of the user's code, if that raised.
     """
 
     def __init__(self, message: str, exit_code: int, trace: str = "") -> None:

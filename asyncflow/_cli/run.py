@@ -96,13 +96,9 @@ def execute_run(
 ) -> None:
     """Run a pipeline, write its report, and exit.
 
-    Args:
-        target: The pipeline, as ``MODULE:PIPELINE``.
-        journal: Where to store the run; ``None`` for nowhere.
-        run_id: The id of the run; ``None`` for a new one.
-        flags: The options.
-        stored: The run to resume, or to fork.
-        from_steps: The steps that a fork runs again; ``None`` to resume the run.
+    ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
+    a new one. ``stored`` is the run to resume, or to fork if ``from_steps`` says what the fork runs
+    again.
     """
     check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
@@ -137,11 +133,7 @@ def _configure(loaded: LoadedPipeline, flags: RunFlags) -> LoadedPipeline:
 
 
 def check_run_id(run_id: str) -> None:
-    """Refuse an id that no run can have, or that commands would read as something else.
-
-    Raises:
-        click.UsageError: It is one.
-    """
+    """Refuse an id that no run can have, or that commands would read as something else."""
     try:
         check_new_id(run_id)
     except ValueError as error:
@@ -164,12 +156,7 @@ class RunToResume(NamedTuple):
 
 
 async def read_run(journal: str, run: str) -> RunToResume:
-    """Return the run that an argument names.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-        RunUnreadableError: It is damaged.
-    """
+    """Return the run that an argument names."""
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
         events = [each.event for each in await opened.events(record.run_id)]

@@ -105,11 +105,7 @@ class _GridRow(NamedTuple):
 
 
 class _Drawing:
-    """The statistics of a pipeline as lines of text.
-
-    Attributes:
-        shown: How many of the runs it shows.
-    """
+    """The statistics of a pipeline as lines of text."""
 
     def __init__(self, found: PipelineStatistics, theme: Theme, width: int) -> None:
         self._found = found
