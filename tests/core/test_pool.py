@@ -68,17 +68,6 @@ class TestArguments:
 
         assert str(refused.value) == (f"a pool's per_second must be finite and above 0, not {rate}")
 
-    @pytest.mark.parametrize("rate", [None, 1, 0.25, 1e-300, 1.5 / sys.float_info.max, 1e300])
-    def test_a_pool_has_its_arguments_as_attributes(self, rate: float | None) -> None:
-        pool = Pool(3, per_second=rate)
-
-        assert (pool.size, pool.per_second) == (3, rate)
-        assert (pool.in_use, pool.waiting) == (0, 0)
-
-    def test_the_rate_is_keyword_only(self) -> None:
-        with pytest.raises(TypeError, match="positional"):
-            Pool(1, 2)  # type: ignore[misc]
-
     def test_the_repr_shows_how_many_slots_are_in_use_and_awaited(self) -> None:
         pool = Pool(2, per_second=0.5)
         for _ in range(5):
@@ -87,37 +76,8 @@ class TestArguments:
         assert repr(pool) == "<Pool(2, per_second=0.5): 2 in use, 3 waiting>"
         assert repr(Pool(1)) == "<Pool(1): 0 in use, 0 waiting>"
 
-    def test_two_pools_of_the_same_size_differ(self) -> None:
-        assert Pool(1) != Pool(1)
-        assert len({Pool(1), Pool(1)}) == 2
-
 
 class TestQueue:
-    def test_a_free_slot_is_granted_at_once_without_a_call(self) -> None:
-        pool = Pool(2)
-
-        tickets = [pool._request_slot(must_not_be_called) for _ in range(2)]
-
-        assert [ticket.has_slot for ticket in tickets] == [True, True]
-        assert (pool.in_use, pool.waiting) == (2, 0)
-
-    def test_a_ticket_without_a_slot_is_queued_and_called_in_order(self) -> None:
-        pool, called = Pool(1), list[str]()
-        first = pool._request_slot(must_not_be_called)
-        waiting = {
-            name: pool._request_slot(lambda name=name: called.append(name)) for name in "abc"
-        }
-        assert [ticket.has_slot for ticket in waiting.values()] == [False] * 3
-        assert (pool.in_use, pool.waiting) == (1, 3)
-
-        for ticket in (first, *waiting.values()):
-            assert ticket.has_slot
-            ticket.release()
-            assert ticket.has_slot is False
-
-        assert called == ["a", "b", "c"]
-        assert (pool.in_use, pool.waiting) == (0, 0)
-
     def test_a_second_release_has_no_effect(self) -> None:
         pool = Pool(1)
         first = pool._request_slot(must_not_be_called)
@@ -146,18 +106,6 @@ class TestQueue:
 
         assert called == ["patient"]
         assert (impatient.has_slot, patient.has_slot) == (False, True)
-
-    def test_an_unused_slot_passes_to_the_next_ticket(self) -> None:
-        pool, called = Pool(1), list[str]()
-        first = pool._request_slot(must_not_be_called)
-        second = pool._request_slot(lambda: called.append("second"))
-        third = pool._request_slot(lambda: called.append("third"))
-        first.release()
-
-        second.release(unused=True)
-
-        assert called == ["second", "third"]
-        assert third.has_slot
 
     def test_a_slot_skips_tickets_whose_event_loop_is_closed(self) -> None:
         def closed() -> None:
@@ -356,15 +304,6 @@ class TestRate:
         assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
         assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 2.0
 
-    def test_a_used_start_is_not_returned(self) -> None:
-        pool = Pool(10, per_second=1)
-        ticket = pool._request_slot(must_not_be_called)
-        ticket.reserve_start(0.0, CLOCK)
-
-        ticket.release()
-
-        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
-
     def test_a_ticket_cancelled_while_others_wait_lets_no_other_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)
         assert starts_of(pool, [0.0]) == [0.0]
@@ -403,25 +342,6 @@ class TestRate:
             ticket.release(unused=True)
 
         assert starts_of(pool, [1.6]) == pytest.approx([1.9])
-
-    def test_a_start_long_in_the_past_can_still_be_returned(self) -> None:
-        pool = Pool(3, per_second=1)
-        never_began = pool._request_slot(must_not_be_called)
-        never_began.reserve_start(0.0, CLOCK)
-        assert starts_of(pool, [5.0]) == [5.0]
-
-        never_began.release(unused=True)
-
-        assert starts_of(pool, [5.5]) == [6.0]
-
-    def test_a_ticket_released_before_it_reserves_a_start_returns_no_start(self) -> None:
-        pool = Pool(10, per_second=1)
-        pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK)
-        other = pool._request_slot(must_not_be_called)
-
-        other.release(unused=True)
-
-        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
 
     def test_many_cancelled_tickets_let_no_other_start_too_early(self) -> None:
         pool = Pool(2, per_second=1)

@@ -71,10 +71,6 @@ class TestName:
         with pytest.raises(ValueError, match=r"^a step's name must not be empty$"):
             WorkflowStep("", nothing)
 
-    @pytest.mark.parametrize("name", ["a", " ", "two words", "größe", "a.b[0]", "a\nb"])
-    def test_may_be_any_other_string(self, name: str) -> None:
-        assert WorkflowStep(name, nothing).name == name
-
 
 class TestAction:
     @pytest.mark.parametrize(
@@ -225,20 +221,6 @@ class TestAction:
         for action in (count, awaitable, future, anything, hashable, unknown, either, old):
             WorkflowStep("load", action)
 
-    def test_must_not_be_an_async_generator(self) -> None:
-        async def rows() -> AsyncIterator[int]:
-            yield 1
-
-        with pytest.raises(TypeError, match="must be an async callable, not async_generator"):
-            WorkflowStep("load", rows())  # type: ignore[arg-type]
-
-    def test_is_not_called_at_construction(self) -> None:
-        calls: list[str] = []
-
-        WorkflowStep("load", lambda: calls.append("called"))  # type: ignore[arg-type, return-value]
-
-        assert not calls
-
 
 class TestMaxRetries:
     @pytest.mark.parametrize("value", [True, False, None, 1.0, 2.5, "3", Decimal(1), math.nan, []])
@@ -259,13 +241,6 @@ class TestMaxRetries:
             f"step 'load': max_retries must be at least 1, not {value}; "
             "it counts all attempts, the first one too"
         )
-
-    @pytest.mark.parametrize("value", [1, 2, 10**6])
-    def test_is_stored(self, value: int) -> None:
-        assert WorkflowStep("load", nothing, max_retries=value).max_retries == value
-
-    def test_is_one_by_default(self) -> None:
-        assert WorkflowStep("load", nothing).max_retries == 1
 
 
 each_limit = pytest.mark.parametrize("limit", ["timeout_ms", "deadline_ms", "heartbeat_ms"])
@@ -295,11 +270,6 @@ class TestLimits:
         assert str(refused.value) == (
             f"step 'load': {limit} must be finite and above 0, not {value}; use None for no limit"
         )
-
-    @each_limit
-    @pytest.mark.parametrize("value", [None, 1, 0.001, 1e-320, 30_000, 1e300, sys.float_info.max])
-    def test_is_stored(self, limit: str, value: Any) -> None:
-        assert getattr(WorkflowStep("load", nothing, **{limit: value}), limit) == value
 
     def test_is_30_s_per_attempt_and_unlimited_otherwise_by_default(self) -> None:
         step = WorkflowStep("load", nothing)
@@ -335,11 +305,6 @@ class TestRetry:
 
         assert [policy.delay_ms(attempt, OSError(), float) for attempt in (1, 2, 99)] == [value] * 3
 
-    def test_may_be_a_policy(self) -> None:
-        policy = Retry(factor=3)
-
-        assert WorkflowStep("load", nothing, max_retries=2, retry=policy).retry is policy
-
     @pytest.mark.parametrize("value", [100, Retry(), Retry(until=bool)])
     def test_needs_a_second_attempt(self, value: Any) -> None:
         with pytest.raises(ValueError, match="retry") as refused:
@@ -351,9 +316,6 @@ class TestRetry:
         )
         assert WorkflowStep("load", nothing, retry=0).max_retries == 1
 
-    def test_has_no_delay_by_default(self) -> None:
-        assert WorkflowStep("load", nothing).retry.delay_ms(1, OSError(), float) == 0
-
 
 def plain() -> None: ...
 
@@ -363,12 +325,6 @@ async def rows() -> AsyncIterator[int]:
 
 
 class TestPool:
-    def test_is_stored(self) -> None:
-        pool = Pool(3)
-
-        assert WorkflowStep("load", nothing, pool=pool).pool is pool
-        assert WorkflowStep("load", nothing).pool is None
-
     @pytest.mark.parametrize(
         ("value", "hint"),
         [
@@ -400,14 +356,6 @@ class TestMapOver:
     )
     def test_is_one_of_the_dependencies(self, action: Any, depends_on: Any) -> None:
         assert WorkflowStep("load", action, depends_on, map_over="x").map_over == "x"
-
-    def test_may_go_to_a_parameter_of_another_name(self) -> None:
-        assert WorkflowStep("load", takes_x, {"x": "rows"}, map_over="rows").map_over == "rows"
-
-    @pytest.mark.parametrize("source", [3, ["x"]])
-    def test_must_be_a_name(self, source: Any) -> None:
-        with pytest.raises(TypeError, match="step 'load': map_over must be the name of a dep"):
-            WorkflowStep("load", takes_x, ["x"], map_over=source)
 
     @pytest.mark.parametrize("source", ["rows", ""])
     def test_must_be_a_dependency(self, source: str) -> None:
@@ -485,10 +433,6 @@ class TestWhen:
 
 
 class TestRunIf:
-    @pytest.mark.parametrize("value", ["success", "failure", "always"])
-    def test_is_stored(self, value: Any) -> None:
-        assert WorkflowStep("load", nothing, run_if=value).run_if == value
-
     @pytest.mark.parametrize("value", [None, True, "", "Failure", "never", 1, []])
     def test_must_be_one_of_three(self, value: Any) -> None:
         with pytest.raises(ValueError, match="run_if") as refused:
@@ -498,9 +442,6 @@ class TestRunIf:
             f"step 'load': run_if must be one of 'success', 'failure', 'always', not {value!r}"
         )
 
-    def test_is_success_by_default(self) -> None:
-        assert WorkflowStep("load", nothing).run_if == "success"
-
     @pytest.mark.parametrize(
         ("run_if", "is_cleanup"), [("success", False), ("failure", True), ("always", True)]
     )
@@ -509,15 +450,6 @@ class TestRunIf:
 
 
 class TestRunsIn:
-    @pytest.mark.parametrize(
-        ("value", "action"), [("loop", nothing), ("thread", plain), ("process", plain)]
-    )
-    def test_is_stored(self, value: Any, action: Any) -> None:
-        assert WorkflowStep("load", action, runs_in=value).runs_in == value
-
-    def test_is_the_loop_by_default(self) -> None:
-        assert WorkflowStep("load", nothing).runs_in == "loop"
-
     @pytest.mark.parametrize("value", [None, True, "", "threads", "Loop", 1, []])
     def test_must_be_one_of_three(self, value: Any) -> None:
         with pytest.raises(ValueError, match="runs_in") as refused:
@@ -629,41 +561,6 @@ class TestDependsOn:
         with pytest.raises(TypeError, match="names of steps, not WorkflowStep"):
             WorkflowStep("load", nothing, [extract])  # type: ignore[list-item]
 
-    def test_may_be_any_iterable_of_names(self) -> None:
-        values: list[Any] = [["a", "b"], ("a", "b"), {"a": 1, "b": 2}.keys(), iter("ab")]
-
-        for value in [*values, (letter for letter in "ab")]:
-            assert WorkflowStep("load", nothing, value).depends_on == ("a", "b")
-
-    def test_counts_a_repeated_name_once(self) -> None:
-        assert WorkflowStep("load", nothing, ["b", "a", "b", "a"]).depends_on == ("b", "a")
-
-    def test_is_a_copy_of_the_given_list(self) -> None:
-        names = ["a"]
-
-        step = WorkflowStep("load", nothing, names)
-        names.append("b")
-
-        assert step.depends_on == ("a",)
-
-    def test_may_name_the_step_itself_until_the_pipeline_is_planned(self) -> None:
-        assert WorkflowStep("load", nothing, ["load"]).depends_on == ("load",)
-
-    def test_maps_parameters_to_steps(self) -> None:
-        step = WorkflowStep("load", takes_x, {"x": "extract"})
-
-        assert step.depends_on == ("extract",)
-        assert step.parameters == (("x", "extract"),)
-
-    def test_may_map_several_parameters_to_one_step(self) -> None:
-        async def compare(a: int, b: int) -> bool:
-            return a == b
-
-        step = WorkflowStep("compare", compare, {"a": "extract", "b": "extract"})
-
-        assert step.depends_on == ("extract",)
-        assert step.parameters == (("a", "extract"), ("b", "extract"))
-
     def test_must_not_map_a_parameter_that_the_action_lacks(self) -> None:
         async def load(table: str) -> None: ...
 
@@ -693,16 +590,6 @@ class TestDependsOn:
             "not (1, 'extract')"
         )
 
-    def test_may_map_any_parameter_if_the_action_accepts_any(self) -> None:
-        step = WorkflowStep("load", takes_anything, {"anything": "extract"})
-
-        assert step.parameters == (("anything", "extract"),)
-
-    def test_a_list_may_be_mapped_partly(self) -> None:
-        step = WorkflowStep("load", takes_x, ["a", "b"], parameters={"x": "b"})
-
-        assert (step.depends_on, step.parameters) == (("a", "b"), (("x", "b"),))
-
     def test_must_include_the_steps_that_parameters_name(self) -> None:
         with pytest.raises(ValueError, match="not one of its dep") as refused:
             WorkflowStep("load", takes_x, ["a"], parameters=[("x", "b")])
@@ -710,11 +597,6 @@ class TestDependsOn:
         assert str(refused.value) == (
             "step 'load' maps parameter 'x' to 'b', which is not one of its dependencies"
         )
-
-
-def test_options_are_keyword_only() -> None:
-    with pytest.raises(TypeError, match="positional"):
-        WorkflowStep("load", nothing, (), 3)  # type: ignore[misc]
 
 
 class TestData:
@@ -742,18 +624,6 @@ class TestData:
         assert step.name == "load"
         with pytest.raises(ValueError, match="max_retries"):
             dataclasses.replace(step, max_retries=0)
-
-    def test_replace_accepts_a_new_mapping_in_place_of_the_old_one(self) -> None:
-        step = WorkflowStep("load", takes_x, {"x": "a"})
-
-        other = dataclasses.replace(step, depends_on={"x": "b"})  # type: ignore[arg-type]
-
-        assert other == WorkflowStep("load", takes_x, {"x": "b"})
-
-    def test_replace_accepts_a_new_action_with_its_own_signature(self) -> None:
-        step = dataclasses.replace(WorkflowStep("load", nothing), action=takes_x)
-
-        assert step.signature.names == ("x",)
 
     def test_a_pickled_step_comes_back_equal(self) -> None:
         for step in (
@@ -862,10 +732,6 @@ class TestSignature:
     ) -> None:
         assert WorkflowStep("load", action).signature == expected
 
-    def test_is_one_object_for_all_actions_without_parameters(self) -> None:
-        for action in (nothing, lambda: nothing(), typed(nothing), only_varargs):
-            assert WorkflowStep("load", action).signature is NO_PARAMETERS  # type: ignore[arg-type]
-
     @pytest.mark.parametrize("with_others", [False, True])
     def test_refuses_a_required_positional_only_parameter(self, with_others: bool) -> None:
         async def only(table: str, /) -> None: ...
@@ -890,11 +756,6 @@ class TestSignature:
             inspect.signature(dict)
 
         assert WorkflowStep("load", dict).signature is NO_PARAMETERS  # type: ignore[arg-type]
-
-    def test_is_the_signature_of_the_wrapped_function(self) -> None:
-        step = WorkflowStep("load", typed(typed(takes_x)), {"x": "extract"})
-
-        assert step.signature == signature("x", required="x")
 
     def test_does_not_evaluate_annotations(self) -> None:
         async def load(table: NotDefinedAnywhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821

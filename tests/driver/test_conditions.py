@@ -196,15 +196,6 @@ async def test_a_condition_that_raises_fails_the_step_with_its_error(when, limit
     assert report["a"].attempts == 0
 
 
-async def test_a_condition_that_raises_fails_fast():
-    report = await run_pipeline(
-        [WorkflowStep("hangs", hang), WorkflowStep("a", succeed, when=raise_key_error)]
-    )
-
-    assert (report["a"].status, report["a"].attempts) == (FAILED, 0)
-    assert report["hangs"].status in (CANCELLED, SKIPPED)
-
-
 async def test_a_condition_that_raises_a_cancellation_fails_only_its_step():
     def when():
         raise asyncio.CancelledError

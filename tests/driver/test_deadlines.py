@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 
 import pytest
@@ -326,22 +325,6 @@ def test_an_engine_learns_of_the_limits_around_a_nested_run():
 
     (call,) = engine.calls
     assert (call.limit_s, call.deadline_s) == (None, pytest.approx(1))
-
-
-async def test_each_attempt_has_less_of_the_steps_deadline_left():
-    left = []
-
-    async def fail():
-        left.append(current_step().remaining_ms())
-        await asyncio.sleep(0.004)
-        raise ValueError
-
-    await run_pipeline(
-        [WorkflowStep("a", fail, max_retries=3, retry=6, deadline_ms=100, timeout_ms=None)]
-    )
-
-    assert len(left) == 3
-    assert all(later <= earlier - 8 for earlier, later in itertools.pairwise(left))
 
 
 async def test_a_heartbeat_keeps_an_attempt_alive_for_any_length_of_time():

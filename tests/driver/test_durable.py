@@ -21,7 +21,6 @@ from asyncflow import (
     RunAlreadyActiveError,
     RunIdInUseError,
     RunNotFoundError,
-    RunReport,
     RunStatus,
     StepCrashedError,
     StepStatus,
@@ -93,10 +92,6 @@ def journal():
     return MemoryJournal()
 
 
-def statuses(report):
-    return {name: result.status for name, result in report.items()}
-
-
 def reused(report):
     return [result.step_name for result in report.results if result.reused]
 
@@ -144,17 +139,6 @@ class TestOneRun:
         assert report.all_passed
         assert remaining[0] > 30
 
-    async def test_a_chain_takes_one_write_per_step(self, work):
-        if "uvloop" in type(asyncio.get_running_loop()).__module__:
-            pytest.skip("in real time it would take long")
-        journal = MemoryJournal(latency_s=1.0)
-        steps = [work.step("0"), *(work.step(str(n), str(n - 1)) for n in range(1, 10))]
-
-        report = await run_pipeline(steps, journal=journal, run_id="r", deadline_ms=100_000)
-
-        # One for the start of each step, one for the end, and a moment for the actions.
-        assert 10_000 <= report.total_duration_ms < 11_500
-
     async def test_an_output_that_the_journal_cannot_encode_fails_the_step_at_once(self, journal):
         async def act():
             return {1, 2}
@@ -195,20 +179,6 @@ class TestOneRun:
             "the output of step 'fetch'": list[int],
             "the output of step 'total'": int,
         }
-
-    async def test_a_run_without_an_id_receives_a_random_one(self, work, journal):
-        report = await run_pipeline(work.diamond(), journal=journal)
-
-        assert list(journal.stored) == [report.run_id]
-
-    @pytest.mark.parametrize("journal", ["runs.db", 5])
-    async def test_an_object_that_is_no_journal_is_refused(self, work, journal):
-        with pytest.raises(TypeError, match="journal must be a journal"):
-            await run_pipeline(work.diamond(), journal=journal)
-
-    async def test_an_unknown_value_of_on_active_is_refused(self, work, journal):
-        with pytest.raises(ValueError, match="on_active must be 'raise' or 'wait'"):
-            await run_pipeline(work.diamond(), journal=journal, on_active="maybe")
 
 
 class TestResume:
@@ -620,6 +590,16 @@ class TestInputs:
         assert len(seen) == 1
         assert not journal.open_sessions
 
+    async def test_an_equal_input_with_keys_in_another_order_is_accepted(self, journal):
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": {"a": 1, "b": 2}}, journal=journal, run_id="r")
+
+        report = await run_pipeline(
+            steps, inputs={"x": {"b": 2, "a": 1}}, journal=journal, run_id="r"
+        )
+
+        assert report.all_passed
+
     @pytest.mark.parametrize(
         ("before", "x"),
         [
@@ -635,6 +615,21 @@ class TestInputs:
 
         with pytest.raises(ValueError, match="another input 'x'"):
             await run_pipeline(steps, inputs={"x": x}, journal=journal, run_id="r")
+
+    async def test_an_input_that_cannot_be_compared_is_refused(self, journal):
+        class Odd:
+            def __eq__(self, other):
+                raise RuntimeError
+
+            __hash__ = None
+
+        steps, _ = self.steps()
+        await run_pipeline(steps, inputs={"x": 1}, journal=journal, run_id="r")
+        journal.encode = lambda *_: Payload("json", b"[]")
+        journal.decode = lambda *_: Odd()
+
+        with pytest.raises(ValueError, match="another input 'x'"):
+            await run_pipeline(steps, inputs={"x": Odd()}, journal=journal, run_id="r")
 
     async def test_a_secret_input_that_no_step_takes_is_refused(self):
         steps, _ = self.steps()
@@ -740,31 +735,6 @@ class TestInputs:
 
         assert "hunter" not in str(caught.value)
 
-    @pytest.mark.parametrize("secret", ["x", 5])
-    async def test_secret_inputs_must_be_a_list(self, secret):
-        with pytest.raises(TypeError, match="secret_inputs must be a list"):
-            await run_pipeline([], secret_inputs=secret)
-
-    async def test_every_report_of_a_run_has_all_its_inputs(self, work, journal):
-        async def use(x: int, key, y=0):
-            await work.step("use").action()
-            return x
-
-        steps = [WorkflowStep("use", use)]
-        inputs = {"x": 1, "key": "hunter2"}
-        options = {"journal": journal, "run_id": "r", "secret_inputs": ["key"]}
-        work.broken = {"use"}
-
-        first = await run_pipeline(steps, inputs=inputs, name="p", **options)
-        work.broken = set()
-        second = await run_pipeline(steps, inputs={"y": 2, "key": "hunter2"}, **options)
-        third = await run_pipeline(steps, **options, inputs={"key": "hunter2"})
-
-        secret = RestoredOutput("redacted")
-        assert first.inputs == {"x": 1, "key": secret}
-        assert second.inputs == third.inputs == {"x": 1, "key": secret, "y": 2}
-        assert {report.pipeline for report in (first, second, third)} == {"p"}
-
     async def test_a_passed_run_resumes_with_an_added_input(self, work, journal):
         async def use(x=1):
             return x
@@ -780,6 +750,21 @@ class TestInputs:
         assert work.calls == {"other": 1}
         with pytest.raises(ValueError, match="was started with another input 'x'"):
             await run_pipeline(steps, inputs={"x": 7}, journal=journal, run_id="r")
+
+    async def test_an_input_of_a_passed_run_is_shown_after_a_change_of_its_type(
+        self, work, journal
+    ):
+        async def use(x):
+            return x
+
+        async def use_as_text(x: str):
+            return x
+
+        await run_pipeline([WorkflowStep("a", use)], inputs={"x": 1}, journal=journal, run_id="r")
+        steps = [WorkflowStep("a", use_as_text)]
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        assert report.inputs == {"x": 1}
 
 
 class TestSecretOutputs:
@@ -892,22 +877,6 @@ class TestSecretOutputs:
         assert decode("login", shown["login"].output) == "s3cret"
         assert decode("tell", shown["tell"].items[1].output) == "s3cret 2"
 
-    async def test_a_step_that_used_a_secret_is_reused_if_the_secret_cannot_be_computed_again(
-        self, work, journal
-    ):
-        steps = self.steps(work, [1, 2])
-        await run_pipeline(steps, journal=journal, run_id="r")
-
-        async def refuse():
-            raise OSError
-
-        broken = [WorkflowStep("login", refuse, secret=True), *steps[1:]]
-        report = await run_pipeline(broken, journal=journal, run_id="r")
-        assert statuses(report) == {"login": FAILED, "use": SUCCESS, "fetch": SKIPPED}
-
-        report = await run_pipeline(steps, journal=journal, run_id="r")
-        assert work.calls["use"] == 1
-
 
 class TestMappedSteps:
     def steps(self, calls, broken=(), **options):
@@ -982,18 +951,6 @@ class TestMappedSteps:
             assert isinstance(report["m"].error, TypeError)
             assert "return a list" in str(report["m"].error)
             assert (await run_pipeline(steps)).all_passed
-
-    async def test_items_of_a_source_that_runs_again_are_not_restored(self, journal):
-        calls = Counter()
-        steps = self.steps(calls, broken := {3})
-        steps[0] = WorkflowStep("source", steps[0].action, secret=True)
-        await run_pipeline(steps, False, journal=journal, run_id="r")
-        broken.clear()
-
-        report = await run_pipeline(steps, False, journal=journal, run_id="r")
-
-        assert report.all_passed
-        assert calls == {"source": 2, 1: 2, 2: 2, 3: 2, 4: 2}
 
     async def test_an_internal_error_in_an_item_does_not_hang_the_run(self, journal, monkeypatch):
         def broken(*_):
@@ -1235,16 +1192,6 @@ class TestResumeAll:
         assert sorted(report.run_id for report in reports) == ["r1", "r2", "r3"]
         assert all(report.all_passed for report in reports)
 
-    async def test_a_run_claimed_by_another_replica_is_left_to_it(self, work):
-        journal = await self.journal_with_orphans(work)
-        journal.open_sessions["r1"] = None
-
-        reports = await resume_all(
-            journal, [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
-        )
-
-        assert sorted(report.run_id for report in reports) == ["r2", "r3"]
-
     async def test_a_run_that_cannot_resume_does_not_block_the_others(self, work, caplog):
         journal = await self.journal_with_orphans(work)
         journal.stored["r1"][0] = replace(journal.stored["r1"][0], inputs={"x": REDACTED})
@@ -1319,13 +1266,3 @@ class TestResumeAll:
     async def test_pipelines_need_distinct_names(self, journal, pipelines, error, message):
         with pytest.raises(error, match=message):
             await resume_all(journal, pipelines)
-
-    async def test_a_pipeline_has_its_own_name_and_journal(self, journal):
-        etl = Pipeline("etl", journal=journal)
-        etl.step(Work().action("a"), name="a")
-
-        report = await etl.run()
-
-        assert journal.stored[report.run_id][0].pipeline == "etl"
-        assert etl.orchestrator.name == "etl"
-        assert isinstance(report, RunReport)

@@ -211,26 +211,6 @@ async def test_nothing_runs_if_an_engine_refuses_a_step(engine, error, message):
     assert ran == engine.calls == []
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        ("dask", ValueError, "'dask'; open the engine first"),
-        (3, TypeError, "not int"),
-        (FakeEngine, TypeError, "not the class FakeEngine"),
-    ],
-)
-async def test_what_is_no_engine_is_refused(wrong, error, message):
-    with pytest.raises(error, match=f"step 'a': engine must be an engine .*{message}"):
-        WorkflowStep("a", sleeps(0), engine=wrong)
-    with pytest.raises(error, match=f"^engine must be an engine or None, .*{message}"):
-        Orchestrator([], engine=wrong)
-
-
-def test_only_a_step_can_be_local():
-    with pytest.raises(ValueError, match="engine must be an engine or None"):
-        Orchestrator([], engine="local")
-
-
 async def test_the_repr_of_a_step_shows_the_name_of_its_engine(engine):
     assert "engine='fake'" in repr(WorkflowStep("a", sleeps(0), engine=engine))
 
@@ -343,15 +323,6 @@ async def test_10_000_attempts_with_a_limit_pass_behind_two_workers():
     report = await run_pipeline(steps, engine=FakeEngine(workers=2))
 
     assert report.all_passed
-
-
-async def test_a_value_that_comes_after_the_limit_is_no_success(engine):
-    report = await run_pipeline(
-        [WorkflowStep("a", cleans_up(0.01, "late"), timeout_ms=20)], engine=engine
-    )
-
-    assert isinstance(report["a"].error, StepTimeoutError)
-    assert report["a"].output is None
 
 
 async def test_what_a_cleanup_raises_is_the_cause_of_the_timeout(engine):
@@ -1004,15 +975,6 @@ async def test_an_output_of_another_engine_is_refused_by_name(is_copy):
     assert "argument 'value' can't be sent" in str(report["b"].error)
     assert "stayed on engine 'fake'" in str(report["b"].error)
     assert report["b"].attempts == 1
-
-
-async def test_an_engine_that_moves_no_data_is_not_asked_to_keep_any():
-    engine = FakeEngine(keeps=True, moves_data=False)
-
-    report = await run_pipeline(chain(), engine=engine)
-
-    assert report["a"].output == "large"
-    assert {call.may_keep for call in engine.calls} == {False}
 
 
 # Journals.

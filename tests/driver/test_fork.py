@@ -31,10 +31,8 @@ from asyncflow import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
-from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
-    Event,
     RunFinished,
     RunStarted,
     StepReused,
@@ -148,35 +146,6 @@ class TestWhatIsTakenOver:
         assert not report["clean"].reused
         assert report["extract"].reused
 
-    async def test_several_steps_run_again(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-
-        report = await work.pipeline(journal).fork("r", from_step=["clean", "count"])
-
-        assert taken(report) == ["extract"]
-
-    async def test_of_a_run_that_passed_everything_may_be_taken_over(self, journal):
-        work = Work()
-        first = await work.pipeline(journal).with_options(run_id="r").run()
-
-        report = await work.pipeline(journal).fork("r")
-
-        assert report.status == "PASSED"
-        assert len(taken(report)) == 4
-        assert work.calls.total() == 4
-        assert report["load"].output == first["load"].output
-        assert report.run_id != "r"
-
-    async def test_another_version_runs_again(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-
-        report = await work.pipeline(journal, count="2").fork("r")
-
-        assert taken(report) == ["extract", "clean"]
-        assert report["count"].rerun_reason == "its version is '2', and was ''"
-
     async def test_what_takes_another_input_runs_again(self, journal):
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run(day=1, table="x")
@@ -187,14 +156,6 @@ class TestWhatIsTakenOver:
         assert report["load"].rerun_reason == "its input 'table' has another value"
         assert report["load"].output == "y: [10, 20, 30], 3"
         assert report.inputs == {"day": 1, "table": "y"}
-
-    async def test_the_same_value_again_changes_nothing(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run(day=1)
-
-        report = await work.pipeline(journal).fork("r", inputs={"day": 1})
-
-        assert len(taken(report)) == 4
 
     async def test_a_nested_value_of_another_type_counts_as_changed(self, journal):
         async def take(options: Any) -> str:
@@ -217,16 +178,6 @@ class TestWhatIsTakenOver:
         report = await orchestrator.fork("r", inputs={"options": {"b": 2, "a": 1}})
 
         assert taken(report) == ["take"]
-
-    async def test_an_input_that_the_other_run_did_not_have_counts_as_changed(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-
-        report = await work.pipeline(journal).fork("r", inputs={"day": 5})
-
-        assert taken(report) == []
-        assert report["extract"].rerun_reason == "the other run does not have its input 'day'"
-        assert report["extract"].output == [5, 6, 7]
 
     async def test_an_input_of_a_condition_counts_too(self, journal):
         calls: list[str] = []
@@ -378,34 +329,6 @@ class TestTheNewRun:
         assert report.critical_path == []
         assert work.calls.total() == 0
 
-    async def test_it_belongs_to_the_pipeline_of_the_other_run(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-
-        nameless = Orchestrator(work.pipeline(journal).steps, journal=journal)
-        report = await nameless.fork("r", "f")
-        again = await nameless.with_options(run_id="f").run()
-
-        assert (report.pipeline, again.pipeline) == ("etl", "etl")
-
-    async def test_the_report_says_the_same_in_json_and_in_the_journal(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-
-        report = await work.pipeline(journal).fork("r", "f", from_step="load")
-        again = RunReport.from_json(report.to_json())
-        stored = StoredRun(journal.stored["f"]).report(lambda _, payload: payload)
-
-        assert again.to_json() == report.to_json()
-        assert taken(again) == taken(report)
-        assert again.forked_from == stored.forked_from == "r"
-        assert [(each.attempts, each.duration_ms, each.origin) for each in stored.results] == [
-            (each.attempts, each.duration_ms, each.origin) for each in report.results
-        ]
-        view = RunView.from_report(again)
-        assert view.steps["clean"].to_result(0.0).attempts == report["clean"].attempts
-        assert view.steps["clean"].duration_ms(0.0) == report["clean"].duration_ms
-
     async def test_what_it_takes_over_is_stored_with_its_start(self, journal):
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run()
@@ -422,25 +345,6 @@ class TestTheNewRun:
             StepSucceeded,
             RunFinished,
         ]
-
-    async def test_observers_see_values_and_where_they_come_from(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-        seen: list[Event] = []
-
-        await work.pipeline(journal).orchestrator.with_options(observers=[seen.append]).fork("r")
-
-        found = [event for event in seen if isinstance(event, StepTakenOver)]
-        assert [event.output for event in found] == [
-            [1, 2, 3],
-            [10, 20, 30],
-            3,
-            "t: [10, 20, 30], 3",
-        ]
-        assert {event.origin for event in seen if isinstance(event, StepReused)} == {"r"}
-        view = RunView(seen)
-        assert view.steps["load"].output == "t: [10, 20, 30], 3"
-        assert view.steps["load"].reused
 
     async def test_it_resumes_like_any_run(self, journal):
         work = Work()
@@ -510,23 +414,6 @@ class TestMappedSteps:
 
         return pipeline
 
-    async def test_a_mapped_step_is_taken_over_with_its_items(self, journal):
-        work = Work()
-        first = await self.pipeline(journal, work).with_options(run_id="r").run()
-
-        report = await self.pipeline(journal, work).fork("r", "f", from_step="index")
-        del journal.stored["r"]
-        stored = StoredRun(journal.stored["f"])
-
-        assert report["fetch"].output == [0, 1, 4]
-        assert [(item.origin, item.attempts) for item in report["fetch"].items or ()] == [
-            ("r", 1)
-        ] * 3
-        assert report["fetch"].attempts == first["fetch"].attempts == 3
-        assert stored.steps["fetch"].attempt_count == 3
-        assert work.calls["index"] == 2
-        assert work.calls["fetch 1"] == 1
-
     async def test_the_items_that_hold_are_taken_over_and_the_others_run(self, journal):
         work = Work()
         work.broken.add("fetch 1")
@@ -540,44 +427,6 @@ class TestMappedSteps:
         assert report["fetch"].origin == ""
         assert (work.calls["fetch 0"], work.calls["fetch 1"]) == (1, 2)
         assert report["fetch"].attempts == 3
-
-    async def test_a_crash_keeps_the_items_that_were_taken_over(self, journal):
-        work = Work()
-        work.broken.add("fetch 1")
-        await self.pipeline(journal, work).with_options(run_id="r").run()
-        work.broken.clear()
-        whole = await self.pipeline(journal, work).fork("r", "f")
-        events = journal.stored["f"]
-        start = 1 + sum(isinstance(event, StepTakenOver) for event in events)
-
-        for count in range(start, len(events) + 1):
-            work.calls.clear()
-            report = (
-                await self.pipeline(journal.died_after(count, "f"), work)
-                .with_options(run_id="f")
-                .run()
-            )
-
-            assert resembles(report, whole), count
-            assert not {"urls", "fetch 0", "fetch 2"} & work.calls.keys()
-
-    async def test_if_the_source_runs_again_so_do_all_items(self, journal):
-        work = Work()
-        await self.pipeline(journal, work).with_options(run_id="r").run()
-
-        report = await self.pipeline(journal, work).fork("r", from_step="urls")
-
-        assert taken(report) == []
-        assert work.calls["fetch 0"] == 2
-
-    async def test_no_items_at_all_are_taken_over_too(self, journal):
-        work = Work()
-        await self.pipeline(journal, work).with_options(run_id="r").run(count=0)
-
-        report = await self.pipeline(journal, work).fork("r", from_step="index")
-
-        assert report["fetch"].items == ()
-        assert report["fetch"].output == []
 
     async def test_a_secret_source_runs_again_only_for_items_that_need_it(self, journal):
         work = Work()
@@ -827,19 +676,6 @@ class TestParents:
         assert report.parent == ""
         assert (stored.parent, stored.parent_step) == ("r", "outer")
 
-    async def test_also_without_a_journal_and_in_a_task(self):
-        async def inner() -> int:
-            return 1
-
-        async def outer() -> tuple[str, str]:
-            task = asyncio.create_task(run_pipeline([WorkflowStep("inner", inner)]))
-            report = await task
-            return report.parent, report.parent_step
-
-        report = await run_pipeline([WorkflowStep("outer", outer)], run_id="r")
-
-        assert report["outer"].output == ("r", "outer")
-
     async def test_a_file_lists_the_runs_of_a_parent(self, tmp_path: Path):
         work = Work()
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
@@ -858,20 +694,6 @@ class TestParents:
         ]
         assert [each.forked_from for each in children] == ["child", ""]
         assert others == []
-
-    async def test_a_resumed_run_keeps_its_parent(self, journal):
-        work = Work()
-        work.broken.add("load")
-
-        async def outer() -> None:
-            await work.pipeline(journal).with_options(run_id="child").run()
-
-        await run_pipeline([WorkflowStep("outer", outer)], run_id="r")
-        work.broken.clear()
-
-        report = await work.pipeline(journal).with_options(run_id="child").run()
-
-        assert (report.parent, report.parent_step) == ("r", "outer")
 
 
 class TestWhatAForkCosts:

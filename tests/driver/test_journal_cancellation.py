@@ -13,16 +13,13 @@ from asyncflow import (
     JournalError,
     Orchestrator,
     RunCancelledError,
-    StepStatus,
     WorkflowStep,
     resume_all,
     run_pipeline,
 )
 from asyncflow.events import (
-    AttemptFailed,
     AttemptStarted,
     Event,
-    MapStarted,
     RunFinished,
     RunInterrupted,
     RunStarted,
@@ -126,57 +123,6 @@ async def test_running_steps_are_cancelled_and_clean_up_and_the_run_can_resume()
     assert report["slow"].output == 7
 
 
-async def test_a_backoff_is_cancelled() -> None:
-    async def broken() -> None:
-        raise ValueError("no")
-
-    run = Watched(WorkflowStep("broken", broken, max_retries=5, retry=3_600_000))
-    task = run.start()
-    await run.until(AttemptFailed)
-    await asyncio.sleep(0.01)
-
-    run.cancel()
-
-    with pytest.raises(RunCancelledError):
-        await task
-    assert run.ends() == [("broken", REASON)]
-    assert sum(isinstance(event, AttemptStarted) for event in run.received) == 1
-
-
-async def test_the_items_of_a_mapped_step_are_cancelled() -> None:
-    running: set[int] = set()
-
-    async def numbers() -> list[int]:
-        return [1, 2, 3]
-
-    async def work(number: int) -> None:
-        running.add(number)
-        try:
-            if number > 1:
-                await forever()
-        finally:
-            await asyncio.sleep(0)
-            running.discard(number)
-
-    run = Watched(
-        WorkflowStep("numbers", numbers),
-        WorkflowStep("work", work, {"number": "numbers"}, map_over="numbers"),
-    )
-    task = run.start()
-    await run.until(MapStarted)
-    while running != {2, 3}:
-        await asyncio.sleep(0.001)
-
-    run.cancel()
-
-    with pytest.raises(RunCancelledError):
-        await task
-    assert running == set()
-    assert run.ends() == [("work", REASON)] * 3  # two items and the step itself
-    stored = [e for e in run.journal.stored["r"] if isinstance(e, StepSucceeded)]
-    assert [(event.step, event.item) for event in stored] == [("numbers", None), ("work", 0)]
-
-
 async def test_a_run_cancelled_at_its_start_calls_no_action() -> None:
     async def never() -> None:
         raise AssertionError
@@ -274,17 +220,6 @@ async def test_a_run_that_has_ended_is_not_interrupted() -> None:
     assert (await task).all_passed
 
 
-async def test_a_cancellation_of_the_caller_still_propagates() -> None:
-    run = Watched(WorkflowStep("slow", cleaning_up))
-    task = await stopping(run)
-
-    task.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert [e.reason for e in run.received if isinstance(e, RunInterrupted)] == [REASON]
-
-
 async def test_a_cancel_request_after_the_callers_cancellation_adds_no_interruption() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = run.start()
@@ -301,21 +236,6 @@ async def test_a_cancel_request_after_the_callers_cancellation_adds_no_interrupt
     assert [(each.cause, each.reason) for each in found] == [("caller", "the caller was cancelled")]
 
 
-class Exit(BaseException):
-    pass
-
-
-async def test_a_base_exception_from_a_clean_up_propagates() -> None:
-    leaving = Exit()
-    run = Watched(WorkflowStep("slow", lambda: cleaning_up(leaving)))
-    task = await stopping(run)
-
-    with pytest.raises(Exit) as caught:
-        await task
-
-    assert caught.value is leaving
-
-
 async def test_a_journal_failure_after_the_request_is_raised() -> None:
     run = Watched(WorkflowStep("slow", cleaning_up))
     task = await stopping(run)
@@ -324,29 +244,6 @@ async def test_a_journal_failure_after_the_request_is_raised() -> None:
 
     with pytest.raises(JournalError, match="the disk is full"):
         await task
-
-
-async def test_a_step_whose_nested_run_is_cancelled_is_not_retried() -> None:
-    inner = Watched(WorkflowStep("slow", forever))
-    starts: list[int] = []
-
-    async def nested() -> None:
-        starts.append(1)
-        await inner.start()
-
-    outer = asyncio.ensure_future(
-        run_pipeline([WorkflowStep("nested", nested, max_retries=5, retry=1)])
-    )
-    await inner.until(AttemptStarted)
-    await asyncio.sleep(0.001)
-
-    inner.cancel()
-
-    report = await outer
-    assert starts == [1]
-    assert report["nested"].status is StepStatus.FAILED
-    assert report["nested"].attempts == 1
-    assert isinstance(report["nested"].error, RunCancelledError)
 
 
 class Orphans(MemoryJournal):

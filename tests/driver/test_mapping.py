@@ -614,16 +614,6 @@ async def test_without_a_collector_a_dropped_report_frees_what_policies_held():
         gc.enable()
 
 
-async def test_the_error_of_a_step_with_a_single_item_has_no_plural():
-    async def fails(item):
-        raise ValueError(item)
-
-    report = await run_pipeline(over([7], fails))
-
-    message = report["m"].error.message
-    assert message == "1 of 1 item of step 'm' failed; the first is m[0]: ValueError: 7"
-
-
 async def test_the_error_of_an_item_names_the_item():
     async def late(item):
         await asyncio.sleep(60 if item == 2 else 0)

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 from contextvars import ContextVar
-from unittest.mock import Mock
 
 import pytest
 from memory_journal import MemoryJournal
@@ -139,15 +138,6 @@ async def test_a_stored_run_that_has_passed_is_not_observed_again():
         )
 
     assert len(recorder.runs) == 1
-
-
-async def test_a_mock_observer_is_only_called_with_events():
-    mock = Mock()
-
-    await run_pipeline([WorkflowStep("a", succeed)], observers=[mock])
-
-    assert len(mock.call_args_list) == 4
-    assert mock.method_calls == []
 
 
 class AsyncFactory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import re
@@ -24,7 +23,6 @@ from asyncflow import (
     after,
     collect,
     each,
-    parallel_groups,
     run_pipeline,
 )
 from asyncflow._core.step import StepPolicies
@@ -45,10 +43,6 @@ async def list_urls() -> list[str]:
 
 async def fetch(url: str = each(list_urls)) -> bytes:
     return url.encode()
-
-
-async def parse(page: bytes = each(collect(fetch))) -> str:
-    return page.decode()
 
 
 async def index(pages: list[bytes] = collect(fetch)) -> int:
@@ -92,12 +86,6 @@ def refused(text: str, kind: type[Exception] = ValueError) -> Any:
 class TestSteps:
     """Decorated functions become plain steps."""
 
-    async def test_it_runs_with_its_inputs_as_keyword_arguments(self) -> None:
-        report = await pipeline_of(extract, load).run(url="https")
-
-        assert report.all_passed
-        assert report["load"].output == 8
-
     def test_a_default_declares_the_edge_and_its_parameter(self) -> None:
         steps = pipeline_of(extract, load).steps
 
@@ -112,11 +100,6 @@ class TestSteps:
         assert etl.step(extract) is extract
         assert etl.step(max_retries=3)(load) is load
         assert etl.step(nothing, name="other", timeout_ms=None) is nothing
-
-    async def test_a_decorated_function_can_be_called_directly(self) -> None:
-        pipeline_of(extract, load)
-
-        assert await load([1, 2]) == 3
 
     @pytest.mark.parametrize(
         ("marker", "spelling"),
@@ -176,14 +159,6 @@ class TestSteps:
         expected = {name: hints[name] for name in parameters if name not in {*step, "parameters"}}
         assert typing.get_type_hints(StepPolicies) == expected
 
-    def test_steps_are_in_the_order_of_decoration(self) -> None:
-        etl = Pipeline("etl")
-        etl.step(nothing, name="b", depends_on=["a"])
-        etl.step(extract, name="a")
-
-        assert [step.name for step in etl] == ["b", "a"]
-        assert parallel_groups(etl) == [["a"], ["b"]]
-
     def test_steps_are_made_once_until_one_is_added(self) -> None:
         etl = pipeline_of(extract)
 
@@ -194,17 +169,6 @@ class TestSteps:
         assert before[0] is again[0]
         assert before is not again
         assert [step.name for step in etl.steps] == ["extract", "load"]
-
-    async def test_a_step_added_after_a_run_is_in_the_next(self) -> None:
-        etl = pipeline_of(extract)
-
-        first = await etl.run(url="")
-        etl.step(load)
-        second = await etl.run(url="")
-        third = await etl.run(url="a")
-
-        assert [list(report) for report in (first, second)] == [["extract"], ["extract", "load"]]
-        assert third["load"].output == 4
 
     async def test_it_is_planned_once_for_all_runs(self) -> None:
         etl = pipeline_of(extract)
@@ -228,13 +192,6 @@ class TestSteps:
 
         assert len(seen) > 2 * first > 0
 
-    async def test_it_can_be_run_concurrently_with_itself(self) -> None:
-        etl = pipeline_of(extract, load)
-
-        reports = await asyncio.gather(*(etl.run(url="x" * size) for size in range(5)))
-
-        assert [report["load"].output for report in reports] == [3, 4, 5, 6, 7]
-
     async def test_inputs_can_have_the_names_of_our_own_parameters(self) -> None:
         etl = Pipeline("etl")
         names = ["self", "run_id", "inputs", "name", "observers"]
@@ -250,16 +207,6 @@ class TestSteps:
         report = await etl.run(**dict.fromkeys(names, 2))
 
         assert report["named"].output == 10
-
-    async def test_other_options_of_a_run_go_through_run_pipeline(self) -> None:
-        events: list[Any] = []
-
-        report = await run_pipeline(
-            pipeline_of(extract), inputs={"url": ""}, run_id="r1", observers=[events.append]
-        )
-
-        assert report.all_passed
-        assert events[0].run_id == "r1"
 
     async def test_it_takes_the_options_of_an_orchestrator(self) -> None:
         events: list[Any] = []
@@ -305,13 +252,6 @@ class TestSteps:
         assert report.all_passed
         assert len(report) == 0
 
-    def test_the_repr_of_a_pipeline_shows_its_name(self) -> None:
-        assert repr(Pipeline("etl")) == "Pipeline('etl')"
-
-    def test_a_pipeline_is_no_action(self) -> None:
-        with refused("action must be an async callable, not Pipeline", TypeError):
-            WorkflowStep("inner", pipeline_of(extract))  # type: ignore[arg-type]
-
 
 class TestRuns:
     async def test_an_input_that_no_step_takes_is_refused(self) -> None:
@@ -325,23 +265,6 @@ class TestRuns:
             await etl.with_options(run_id="monday").run(ulr="")
         with refused("run_id must be a str, not int", TypeError):
             etl.with_options(run_id=1)  # type: ignore[arg-type]
-
-    async def test_a_run_can_have_an_id_under_which_it_resumes(self) -> None:
-        calls: list[str] = []
-        etl = Pipeline("etl", journal=MemoryJournal())
-
-        @etl.step
-        async def fetch(run_id: str) -> None:
-            calls.append(run_id)
-            if len(calls) == 1:
-                raise ValueError
-
-        first = await etl.with_options(run_id="monday").run(run_id="an input of that name")
-        second = await etl.with_options(run_id="monday").run()
-
-        assert (first.run_id, first.status) == ("monday", "FAILED")
-        assert (second.run_id, second.status) == ("monday", "PASSED")
-        assert calls == ["an input of that name"] * 2
 
     async def test_a_parameter_of_a_condition_alone_is_an_input_too(self) -> None:
         etl = Pipeline("etl")
@@ -461,13 +384,6 @@ class TestOptions:
 class TestNames:
     """A step has the name of its function unless it is given another."""
 
-    def test_a_name_can_be_given(self) -> None:
-        etl = Pipeline("etl")
-        etl.step(name="source")(extract)
-        etl.step(load)
-
-        assert edges(etl) == {"source": ((), ()), "load": (("source",), (("rows", "source"),))}
-
     @pytest.mark.parametrize(
         ("function", "kind"),
         [(lambda: nothing(), "<lambda>"), (functools.partial(nothing), "partial")],
@@ -513,11 +429,6 @@ class TestNames:
             "the function of step 'again' is in pipeline 'etl' already, as step 'extract'"
         ):
             etl.step(extract, name="again")
-
-    def test_a_function_can_be_a_step_of_several_pipelines(self) -> None:
-        first, second = pipeline_of(extract, load), pipeline_of(extract, load)
-
-        assert first.steps == second.steps
 
     def test_a_slash_is_for_included_pipelines(self) -> None:
         etl = Pipeline("etl")
@@ -570,22 +481,6 @@ class TestEdges:
         etl.step(depends_on=[extract, "list_urls"])(nothing)
 
         assert edges(etl)["nothing"] == (("extract", "list_urls"), ())
-
-    async def test_a_mapping_can_hold_functions(self) -> None:
-        etl = pipeline_of(extract)
-
-        @etl.step(depends_on={"numbers": extract})
-        async def total(numbers: list[int]) -> int:
-            return sum(numbers)
-
-        assert (await etl.run(url=""))["total"].output == 3
-
-    def test_a_mapping_precedes_a_default(self) -> None:
-        etl = Pipeline("etl")
-        etl.step(nothing, name="source")
-        etl.step(depends_on={"rows": "source"})(load)
-
-        assert edges(etl)["load"] == (("source",), (("rows", "source"),))
 
     def test_defaults_are_seen_through_wrappers_and_partials(self) -> None:
         @functools.wraps(load)
@@ -687,11 +582,6 @@ class TestMapped:
 
         assert steps[2] == WorkflowStep("index", index, {"pages": "fetch"})
 
-    def test_each_of_what_is_collected_takes_its_items(self) -> None:
-        steps = pipeline_of(list_urls, fetch, parse).steps
-
-        assert steps[2] == WorkflowStep("parse", parse, {"page": "fetch"}, map_over="fetch")
-
     @pytest.mark.parametrize("source", [list_urls, "list_urls"])
     def test_a_mapping_can_be_declared_by_function_and_name(self, source: Any) -> None:
         async def get(url: str) -> bytes: ...
@@ -783,15 +673,6 @@ class TestConditions:
 class TestIncluded:
     """A pipeline can include another."""
 
-    async def test_its_steps_are_steps_under_its_name(self) -> None:
-        outer = Pipeline("outer")
-        outer.include(pipeline_of(extract, load, name="ingest"))
-
-        report = await outer.run(url="")
-
-        assert list(report) == ["ingest/extract", "ingest/load", "ingest"]
-        assert report["ingest"].output == 3
-
     async def test_others_depend_on_it_and_receive_its_output(self) -> None:
         ingest = pipeline_of(extract, load, name="ingest")
         outer = Pipeline("outer")
@@ -850,15 +731,6 @@ class TestIncluded:
         assert alone.all_passed
         for name in alone:
             assert nested[f"inner/{name}"].output == alone[name].output
-
-    def test_a_mapped_step_stays_mapped(self) -> None:
-        outer = Pipeline("outer")
-        outer.include(pipeline_of(list_urls, fetch, name="crawl"))
-
-        step = outer.steps[1]
-
-        assert step.map_over == "crawl/list_urls"
-        assert step.parameters == (("url", "crawl/list_urls"),)
 
     def test_an_included_step_keeps_its_policies(self) -> None:
         inner = Pipeline("inner")
@@ -923,44 +795,6 @@ class TestIncluded:
             "parameter (did you mean 'url'?)"
         ):
             outer.steps  # noqa: B018
-
-    async def test_a_cancellation_ends_all_of_its_steps(self) -> None:
-        started, ended = asyncio.Event(), []
-        inner = Pipeline("inner")
-
-        @inner.step
-        async def forever() -> None:
-            started.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                ended.append("forever")
-
-        outer = Pipeline("outer")
-        outer.include(inner)
-        task = asyncio.ensure_future(outer.run())
-        await started.wait()
-        task.cancel()
-
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert ended == ["forever"]
-
-    async def test_a_failure_inside_stops_the_whole_run(self) -> None:
-        inner = Pipeline("inner", fail_fast=False)
-
-        @inner.step
-        async def fail() -> None:
-            raise ValueError("broken")
-
-        outer = Pipeline("outer")
-        outer.include(inner)
-        outer.step(nothing, depends_on=["inner"])
-
-        report = await outer.run()
-
-        assert report["inner/fail"].status is StepStatus.FAILED
-        assert report["nothing"].status is report["inner"].status is StepStatus.SKIPPED
 
     def test_steps_added_after_the_inclusion_are_included(self) -> None:
         inner = pipeline_of(extract, name="inner")
@@ -1056,24 +890,6 @@ class TestIncluded:
             "in/nothing": (("list_urls",), ()),
             "in": (("in/nothing",), ()),
         }
-
-    def test_a_condition_alone_keeps_its_source(self) -> None:
-        inner = pipeline_of(extract, name="in")
-        inner.step(when=lambda rows=after(extract): bool(rows))(nothing)
-        inner.step(lambda: nothing(), name="b", depends_on=["nothing"], when=lambda nothing: True)
-        outer = Pipeline("outer")
-        outer.include(inner)
-
-        assert edges(outer)["in/nothing"][1] == (("rows", "in/extract"),)
-        assert edges(outer)["in/b"][1] == (("nothing", "in/nothing"),)
-
-    def test_a_condition_keeps_its_source(self) -> None:
-        inner = pipeline_of(extract, name="in")
-        inner.step(depends_on=["extract"], when=lambda extract: bool(extract))(nothing_with)
-        outer = Pipeline("outer")
-        outer.include(inner)
-
-        assert edges(outer)["in/nothing_with"][1] == (("extract", "in/extract"),)
 
     def test_a_condition_receives_the_outputs_that_its_pipeline_depends_on(self) -> None:
         inner = pipeline_of(extract, name="in")

@@ -26,13 +26,12 @@ from asyncflow import (
     Orchestrator,
     Pipeline,
     ResourceError,
-    RunCancelledError,
     StepStatus,
     WorkflowStep,
     run_pipeline,
 )
 from asyncflow._runtime.asyncio_compat import is_closed_over, running_task
-from asyncflow.events import Event, RunFinished, RunInterrupted, RunStarted
+from asyncflow.events import Event, RunFinished, RunInterrupted
 
 pytestmark = pytest.mark.exact_time
 
@@ -154,14 +153,6 @@ async def test_a_run_opens_only_what_its_steps_take(log: Log) -> None:
 
     assert report["other"].output == "http"
     assert log == ["open http", "close http"]
-
-
-async def test_concurrent_runs_open_resources_of_their_own(log: Log) -> None:
-    pipeline = Orchestrator([log.step("load", takes_s=1)], resources={"db": log.resource("db")})
-
-    await asyncio.gather(pipeline.run(), pipeline.run())
-
-    assert log.count("open db") == log.count("close db") == 2
 
 
 async def test_a_nested_run_takes_what_its_parent_has_opened(log: Log) -> None:
@@ -384,21 +375,6 @@ async def test_a_cancellation_while_a_resource_opens_closes_what_is_open(
     assert log == ["open db", "open http", "db is told CancelledError", "close db"]
 
 
-async def test_a_cancellation_in_the_turn_of_the_start_opens_nothing(log: Log) -> None:
-    def cancel(event: Event) -> None:
-        if isinstance(event, RunStarted):
-            asyncio.current_task().cancel()  # type: ignore[union-attr]
-
-    resources = {"db": log.resource("db", open_s=1)}
-    task = asyncio.create_task(
-        run_pipeline([log.step("a")], resources=resources, observers=[cancel])
-    )
-
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert log in ([], ["open db"])  # an eager task has begun
-
-
 async def test_what_swallows_the_cancellation_of_its_opening_is_closed(log: Log) -> None:
     @asynccontextmanager
     async def stubborn() -> AsyncIterator[str]:
@@ -456,15 +432,6 @@ async def test_the_deadline_of_the_run_cuts_an_opening_short(log: Log) -> None:
     assert [result.status for result in e.value.report.results] == ["SKIPPED", "SKIPPED"]
     assert [e.cause for e in events if isinstance(e, RunInterrupted)] == ["deadline"]
     assert log == ["open db"]
-
-
-async def test_a_deadline_while_steps_run_leaves_resources_to_clean_up_steps(log: Log) -> None:
-    steps = [log.step("a", takes_s=60), log.step("undo", run_if="always")]
-
-    report = await run_pipeline(steps, resources={"db": log.resource("db")}, deadline_ms=500)
-
-    assert report["undo"].status is StepStatus.SUCCESS
-    assert log == ["open db", "a has db", "a ends", "undo has db", "undo ends", "close db"]
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit])
@@ -528,16 +495,6 @@ async def test_a_cancellation_while_resources_close_gets_through(log: Log) -> No
     with pytest.raises(asyncio.CancelledError):
         await task
     assert log[-1] == "close db"
-
-
-async def test_a_scope_that_expires_around_the_run_lets_resources_close(log: Log) -> None:
-    resources = {"db": log.resource("db", close_s=1)}
-
-    with anyio.move_on_after(1) as scope:
-        await run_pipeline([log.step("a", takes_s=60)], resources=resources)
-
-    assert scope.cancelled_caught
-    assert log[-2:] == ["db is told CancelledError", "close db"]
 
 
 async def test_a_base_exception_of_a_step_is_told_to_resources_and_raised(log: Log) -> None:
@@ -930,42 +887,6 @@ async def test_a_resumed_or_forked_run_opens_resources_anew_if_steps_need_them(l
     assert log == ["open db", "close db"] * 3
 
 
-@pytest.mark.parametrize("open_s", [0.0, 60.0])
-async def test_a_handle_that_cancels_its_run_closes_the_resources(log: Log, open_s: float) -> None:
-    async def action(db: str, http: str) -> None:
-        await asyncio.sleep(60)
-
-    pipeline = Orchestrator(
-        [WorkflowStep("a", action)],
-        resources={"db": log.resource("db"), "http": log.resource("http", open_s=open_s)},
-    )
-
-    async with pipeline.start() as run:
-        await asyncio.sleep(1)
-        run.cancel("enough")
-        with pytest.raises(RunCancelledError):
-            await run.report()
-
-    assert log[-1] == "close db"
-
-
-async def test_a_resumed_clean_up_step_waits_for_its_resource(log: Log) -> None:
-    journal = MemoryJournal()
-    steps = [WorkflowStep("load", fails), log.step("undo", ["load"], run_if="failure")]
-    resources = {"db": log.resource("db", open_s=1)}
-    await run_pipeline(steps, run_id="r", journal=journal, resources=resources)
-    at = next(i for i, e in enumerate(journal.stored["r"]) if type(e).__name__ == "StepFailed")
-    log.clear()
-
-    report = await run_pipeline(
-        steps, run_id="r", journal=journal.died_after(at + 1), resources=resources
-    )
-
-    assert report["undo"].status is StepStatus.SUCCESS
-    assert log[0] == "open db"
-    assert log[-1] == "close db"
-
-
 async def test_a_resource_takes_the_place_of_a_secret_input(log: Log) -> None:
     journal = MemoryJournal()
     await run_pipeline(
@@ -982,27 +903,6 @@ async def test_a_resource_takes_the_place_of_a_secret_input(log: Log) -> None:
 
     assert report["a"].output == "a"
     assert str(report.inputs["db"]) == "<secret>" or "redacted" in repr(report.inputs["db"])
-
-
-@pytest.mark.parametrize("open_s", [0.0, 60.0])
-async def test_resources_close_when_the_run_is_cancelled_through_its_journal(
-    log: Log, open_s: float
-) -> None:
-    journal = MemoryJournal()
-    resources = {"db": log.resource("db"), "http": log.resource("http", open_s=open_s)}
-
-    async def action(db: str, http: str) -> None:
-        await asyncio.sleep(60)
-
-    run = asyncio.create_task(
-        run_pipeline([WorkflowStep("a", action)], run_id="r", journal=journal, resources=resources)
-    )
-    await asyncio.sleep(1)
-    journal.open_sessions["r"].cancel()
-
-    with pytest.raises(RunCancelledError):
-        await run
-    assert log[-1] == "close db"
 
 
 async def test_resources_close_when_the_journal_fails(log: Log) -> None:

@@ -21,6 +21,7 @@ from asyncflow import (
 )
 from asyncflow._core.errors import describe_error
 from asyncflow._core.replay import StoredRun
+from asyncflow._views.run_view import RunView
 from asyncflow.testing import run_in_virtual_time
 
 SUCCESS, SKIPPED, CANCELLED = StepStatus.SUCCESS, StepStatus.SKIPPED, StepStatus.CANCELLED
@@ -170,6 +171,49 @@ def test_the_items_of_a_mapped_step_keep_their_attempts(form):
         [(1, 1, 10.0, 3.0, None)],
     ]
     assert load.duration_ms == pytest.approx(6.0)
+
+
+def test_a_mapped_step_that_is_skipped_later_keeps_the_attempts_of_its_items():
+    journal, is_mended = MemoryJournal(), False
+
+    async def check(rows):
+        if not is_mended:
+            raise ValueError("no")
+
+    async def rows():
+        return ["a", "b"]
+
+    async def tell(row, check=None):
+        return row.upper()
+
+    def steps():
+        return [
+            WorkflowStep("rows", rows),
+            WorkflowStep("check", check, ["rows"]),
+            WorkflowStep(
+                "tell", tell, {"row": "rows", "check": "check"}, map_over="rows", run_if="failure"
+            ),
+        ]
+
+    async def main():
+        nonlocal is_mended
+        with pytest.raises(ValueError, match="no"):
+            (await run(steps(), journal)).raise_for_failures()
+        is_mended = True
+        return await run(steps(), journal)
+
+    report = run_in_virtual_time(main())
+
+    told_of = report["tell"]
+    assert (told_of.status, told_of.items, told_of.attempts) == (SKIPPED, None, 2)
+    assert [(each.segment, each.item, each.number) for each in told_of.history] == [
+        (1, 0, 1),
+        (1, 1, 1),
+    ]
+    assert repr(stored_report(journal).results) == repr(report.results)
+    view = RunView.from_report(RunReport.from_json(report.to_json())).steps["tell"]
+    assert (list(view.former_items), view.attempt_count, view.attempts) == ([0, 1], 2, [])
+    assert view.former_items[1].attempts[0].end == "succeeded"
 
 
 def test_a_step_keeps_its_attempts_when_the_pipeline_changes_between_segments():

@@ -26,7 +26,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow.events import AttemptStarted, StepCancelled, StepSucceeded, ThreadAbandoned
+from asyncflow.events import StepCancelled, StepSucceeded, ThreadAbandoned
 
 FAILED, CANCELLED = StepStatus.FAILED, StepStatus.CANCELLED
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
@@ -344,20 +344,6 @@ async def test_mapped_threads_never_overlap_beyond_their_pool():
     assert (pool.in_use, pool.waiting) == (0, 0)
 
 
-async def test_a_thread_is_retried_and_its_error_is_the_functions_own():
-    def action():
-        raise KeyError(current_step().attempt)
-
-    events = []
-    report = await run_pipeline(
-        [WorkflowStep("a", action, max_retries=2, runs_in="thread")], observers=[events.append]
-    )
-
-    assert report["a"].error.args == (2,)
-    assert sum(isinstance(event, AttemptStarted) for event in events) == 2
-    assert report["a"].error.__traceback__.tb_frame.f_code.co_name != "_attempt"
-
-
 # The stop flag.
 
 
@@ -419,18 +405,6 @@ async def test_a_failed_sibling_stops_a_thread_that_checks_the_flag():
 
     assert report["thread"].status is CANCELLED
     assert not report["thread"].abandoned
-    assert work.ended.is_set()
-
-
-async def test_a_cancelled_caller_stops_a_thread_that_checks_the_flag():
-    work = Cooperative()
-    run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", work, runs_in="thread")]))
-    await until(work.started.is_set)
-
-    run.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-
     assert work.ended.is_set()
 
 

@@ -1,4 +1,4 @@
-"""The public names of `asyncflow.journal`: their module, order and documentation."""
+"""The arguments that both journals check."""
 
 from __future__ import annotations
 

@@ -152,19 +152,6 @@ async def test_lines_are_written_during_the_run() -> None:
     assert len(file.getvalue().splitlines()) == 4
 
 
-def test_the_time_of_an_event_includes_hours() -> None:
-    async def sleep() -> None:
-        await asyncio.sleep(3 * 3600 + 62.5)
-
-    file = io.StringIO()
-    with LiveView(Console(file=file)) as view:
-        run_in_virtual_time(
-            run_pipeline([WorkflowStep("s", sleep, timeout_ms=None)], observers=[view])
-        )
-
-    assert "[3:01:02.500] s succeeded" in file.getvalue().splitlines()
-
-
 def test_with_several_runs_each_line_names_its_run() -> None:
     lines = lines_of(GOLDEN[:5], GOLDEN[:5])
 
@@ -193,20 +180,6 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, variable: s
 
     assert "] s started\n" in terminal.text
     assert b"\x1b" not in terminal.written
-
-
-def test_forced_colours_do_not_turn_a_pipe_into_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    file = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", file)
-
-    with LiveView() as view:
-        asyncio.run(run_pipeline([], observers=[view]))
-
-    assert "\x1b" not in file.getvalue()
-    assert "the run passed" in file.getvalue()
 
 
 def test_a_program_without_streams_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from resumed_run import RESUMED
 from watched_runs import random_events
 
-from asyncflow import RunStatus, StepStatus
+from asyncflow import StepStatus
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
@@ -19,13 +19,9 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
-    RunFinished,
-    RunInterrupted,
     RunResumed,
     RunStarted,
-    StepCancelled,
     StepFailed,
-    StepSkipped,
     StepSucceeded,
 )
 from asyncflow.live._frame import LiveRun, frame
@@ -198,18 +194,6 @@ class TestStepRow:
         run = run_of([started("s", **options), *events])
         return " ".join(lines_of(run, width, now_ms=now_ms)[1].split()[2:])
 
-    def test_a_running_step_shows_its_attempt_and_duration(self) -> None:
-        first_attempt = AttemptStarted("s", 1, 0.0)
-
-        assert self.row(first_attempt, now_ms=1_500) == "▷ RUNNING s 1.5 s"
-        assert self.row(first_attempt, max_retries={"s": 1}, now_ms=50) == "▷ RUNNING s 50 ms"
-        assert self.row(first_attempt, max_retries={"s": 3}) == "▷ RUNNING s attempt 1 of 3 0 ms"
-
-    def test_a_step_that_was_queued_shows_for_how_long(self) -> None:
-        first_attempt = AttemptStarted("s", 1, 250.0, queued_ms=200.0)
-
-        assert self.row(first_attempt, now_ms=250) == "▷ RUNNING s queued 200 ms 0 ms"
-
     def test_a_step_on_an_engine_waits_for_it_and_then_runs_on_it(self) -> None:
         submitted = AttemptStarted("s", 1, 250.0, engine="dask")
         began = AttemptBegan("s", 1, 450.0, "dask", "w1")
@@ -237,11 +221,6 @@ class TestStepRow:
 
         assert row == "✗ FAILED s ValueError: no such row, 2 attempts 20 ms"
 
-    def test_a_skipped_step_shows_its_reason(self) -> None:
-        assert self.row(StepSkipped("s", 0.0, "its condition was false")) == (
-            "⊘ SKIPPED s its condition was false"
-        )
-
     def test_a_duration_of_an_hour_fits_its_column(self) -> None:
         first_attempt = AttemptStarted("s", 1, 0.0)
 
@@ -261,20 +240,6 @@ class TestStepRow:
         done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
 
         assert self.row(MapStarted("s", 0.0), *done, now_ms=5) == "▷ RUNNING s 1 item 5 ms"
-
-    def test_a_finished_mapped_step_shows_its_item_count(self) -> None:
-        done = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0)]
-
-        row = self.row(MapStarted("s", 0.0), *done, StepSucceeded("s", 0, 5.0, [1]))
-
-        assert row == "✓ SUCCESS s 1 item 5 ms"
-
-    def test_a_cancelled_step_shows_its_reason(self) -> None:
-        cancelled = StepCancelled("s", 1, 7.0, "the run was cancelled", None)
-
-        row = self.row(AttemptStarted("s", 1, 0.0), cancelled)
-
-        assert row == "■ CANCELLED s the run was cancelled 7 ms"
 
     def test_the_view_stores_no_output(self) -> None:
         run = run_of(
@@ -380,29 +345,6 @@ class TestFrame:
             "tier 2  ○ PENDING    b",
             "tier 3  ○ PENDING    c",
         ]
-
-    def test_the_last_lines_stay_at_the_bottom(self) -> None:
-        run = run_of([started("s")])
-
-        lines = lines_of(run, min_height=10)
-
-        assert len(lines) == 10
-        assert lines[2:8] == [""] * 6
-        assert lines[-1].startswith("▷ RUNNING")
-
-    def test_a_stopping_run_shows_its_reason(self) -> None:
-        run = run_of([started("s"), AttemptStarted("s", 1, 0.0)])
-        run.apply(RunInterrupted(5.0, "it was cancelled"))
-
-        assert lines_of(run)[2] == "stopped because it was cancelled"
-        assert lines_of(run)[-1].startswith("■ STOPPING  5 ms")
-        run.apply(RunFinished(6.0, RunStatus.INTERRUPTED, "it was cancelled"))
-        assert lines_of(run)[-1].startswith("■ INTERRUPTED  6 ms")
-
-    def test_a_run_without_steps_has_a_frame(self) -> None:
-        run = run_of([RunStarted("r", 0.0, {}), RunFinished(1.0, RunStatus.PASSED)])
-
-        assert lines_of(run) == ["run r", "━" * 65 + "  0 of 0 steps", "✓ PASSED  1 ms"]
 
     def test_a_bar_is_full_only_at_completion(self) -> None:
         assert bar(999, 1_000, 10, ASCII) == ("#" * 9, "-")

@@ -322,21 +322,6 @@ async def test_lines_of_different_steps_are_not_mixed(screen: ProgramScreen) -> 
     ]
 
 
-async def test_what_no_step_prints_has_no_name(screen: ProgramScreen) -> None:
-    proceed = asyncio.Event()
-
-    with LiveView() as view:
-        run = asyncio.ensure_future(
-            run_pipeline([WorkflowStep("s", proceed.wait)], observers=[view])
-        )
-        await screen.until(lambda: "▷ RUNNING" in screen.now)
-        print("from outside")
-        proceed.set()
-        await run
-
-    assert screen.lines()[0] == "from outside"
-
-
 async def test_an_unfinished_line_ends_with_its_attempt(screen: ProgramScreen) -> None:
     proceed, calls = asyncio.Event(), 0
 
@@ -421,24 +406,6 @@ def test_no_color_changes_no_text(screen: ProgramScreen, monkeypatch: pytest.Mon
     assert screen.lines()[1].startswith("✓ PASSED")
     assert b"\x1b[1m" in screen.terminal.written
     assert not re.search(rb"\x1b\[[0-9;]*3[0-7]", screen.terminal.written)
-
-
-def test_a_terminal_in_ascii_gets_ascii_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    with terminal.open("ascii") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-
-        async def print_lines() -> None:
-            print("schön", file=sys.stderr)
-
-        with LiveView() as view:
-            asyncio.run(run_pipeline([WorkflowStep("商", print_lines)], observers=[view]))
-        monkeypatch.undo()
-    terminal.close()
-
-    assert terminal.written.isascii()
-    assert terminal.text.startswith("?  | sch\\xf6n\n")
-    assert "\nv PASSED in " in terminal.text
 
 
 @pytest.mark.parametrize("size", [(20, 5), (1, 1), (200, 3), (10, 50)])
@@ -556,26 +523,6 @@ async def test_many_runs_have_one_line_each(open_terminal: Callable[..., Program
     assert sum("✓ PASSED" in line for line in screen.lines()) == 11
 
 
-async def test_as_many_runs_as_fit_have_one_line_each(
-    open_terminal: Callable[..., ProgramScreen],
-) -> None:
-    screen = open_terminal(80, 8)
-    proceed = asyncio.Event()
-    steps = [WorkflowStep("step", proceed.wait)]
-
-    with LiveView() as view:
-        runs = [
-            asyncio.ensure_future(run_pipeline(steps, run_id=f"run-{n}", observers=[view]))
-            for n in range(7)
-        ]
-        await screen.until(lambda: "run-6  ▷ RUNNING" in screen.now)
-        lines = screen.now.splitlines()
-        proceed.set()
-        await asyncio.gather(*runs)
-
-    assert [line.split()[0] for line in lines] == [f"run-{n}" for n in range(7)]
-
-
 def test_a_view_without_runs_draws_nothing(screen: ProgramScreen) -> None:
     with LiveView():
         pass
@@ -639,34 +586,6 @@ class TestEnds:
         assert not live_threads()
         assert sys.stdout is stdout
         assert screen.lines()[-1].startswith("✓ PASSED")
-
-    async def test_the_view_ends_after_a_failed_step(self, screen: ProgramScreen) -> None:
-        async def fail() -> None:
-            raise ValueError("no such row")
-
-        with LiveView() as view:
-            await run_pipeline([WorkflowStep("s", fail)], observers=[view])
-
-        assert not live_threads()
-        assert screen.lines()[1].startswith("✗ FAILED     s  ")
-        assert screen.lines()[-2] == "  ValueError: no such row"
-        assert re.fullmatch(r"✗ FAILED in [\d.]+ ms: 1 failed", screen.lines()[-1])
-
-    async def test_the_view_ends_after_a_cancellation(self, screen: ProgramScreen) -> None:
-        has_started = asyncio.Event()
-
-        async def wait() -> None:
-            has_started.set()
-            await asyncio.Event().wait()
-
-        run = asyncio.ensure_future(run_pipeline([WorkflowStep("s", wait)], observers=[LiveView()]))
-        await has_started.wait()
-        run.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await run
-
-        assert not live_threads()
-        assert "■ INTERRUPTED" in screen.lines()[-1]
 
     @pytest.mark.parametrize("in_with", [True, False])
     def test_the_view_ends_after_a_keyboard_interrupt(

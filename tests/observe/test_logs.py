@@ -11,7 +11,6 @@ import threading
 
 import pytest
 import structlog
-from memory_journal import MemoryJournal
 from results import HostileError
 
 from asyncflow import WorkflowStep, run_pipeline
@@ -278,15 +277,6 @@ def test_a_logger_and_a_level_can_be_given_by_name(caplog):
     assert {(record.name, record.levelname) for record in caplog.records} == {("feeds", "DEBUG")}
 
 
-def test_a_level_can_have_a_custom_name(log, records):
-    logging.addLevelName(15, "fine")
-    log.setLevel(1)
-
-    run(WorkflowStep("a", items), observers=[LoggingObserver(log, "fine")])
-
-    assert {record.levelno for record in records} == {15}
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "problem"),
     [
@@ -299,31 +289,6 @@ def test_a_level_can_have_a_custom_name(log, records):
 def test_an_invalid_logger_or_level_is_refused_when_the_observer_is_made(arguments, error, problem):
     with pytest.raises(error, match=problem):
         LoggingObserver(*arguments)
-
-
-def test_the_default_logger_is_a_child_of_the_asyncflow_logger(caplog):
-    with caplog.at_level(logging.INFO, "asyncflow"):
-        run(WorkflowStep("a", items), observers=[LoggingObserver()])
-
-    assert {record.name for record in caplog.records} == {"asyncflow.run"}
-    assert len(caplog.records) == 4
-
-
-def test_an_interrupted_run_and_cancelled_steps_are_logged_as_warnings(log, records):
-    async def main():
-        run = asyncio.ensure_future(
-            run_pipeline(
-                [WorkflowStep("a", asyncio.Event().wait)], observers=[LoggingObserver(log)]
-            )
-        )
-        await asyncio.sleep(1)
-        run.cancel()
-        await asyncio.wait([run])
-
-    run_in_virtual_time(main())
-
-    warned = [record.kind for record in records if record.levelno == logging.WARNING]
-    assert warned == ["RunInterrupted", "StepCancelled", "RunFinished"]
 
 
 def test_one_observer_serves_concurrent_runs(log, records):
@@ -339,17 +304,3 @@ def test_one_observer_serves_concurrent_runs(log, records):
     run_in_virtual_time(main())
 
     assert sorted(record.run_id for record in records) == ["r1"] * 4 + ["r2"] * 4
-
-
-def test_a_resumed_run_logs_the_resumption_and_the_reused_steps(log, text):
-    journal = MemoryJournal()
-    steps = [WorkflowStep("a", items), WorkflowStep("b", items, ["a"], max_retries=1)]
-    run(*steps, journal=journal)
-
-    run(*steps, journal=journal.died_after(4, "r1"), observers=[LoggingObserver(log)])
-
-    messages = [line.rpartition("|")[2] for line in text()]
-    assert messages[:2] == [
-        "run r1 resumed: 2 steps, 1 of which runs again",
-        "a reused: the journal has its result",
-    ]

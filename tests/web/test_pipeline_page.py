@@ -6,7 +6,6 @@ import json
 import re
 from html import unescape
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from web.runs import failing, passing
@@ -103,18 +102,6 @@ def test_runs_that_took_no_time_or_did_not_pass_are_drawn() -> None:
     assert bars([]).bars == []
 
 
-async def test_links_to_a_step_with_a_long_name_are_those_that_the_page_of_a_run_knows(
-    make_client: Any, journal: Any
-) -> None:
-    await named("etl", "tab\t" + "x" * 300).with_options(run_id="one", journal=journal).run()
-    await named("etl", "tab\t" + "x" * 300).with_options(run_id="two", journal=journal).run()
-    client = make_client(app(journal))
-
-    for path in ("/pipelines/etl", "/compare?a=one&b=two"):
-        links = re.findall(r'href="/runs/one#step=([^"]*)"', await page_of(client, path))
-        assert {unquote(link) for link in links} == {"tab\\t" + "x" * 154 + "…"}, path
-
-
 @pytest.mark.parametrize("name", ["a/b", "ä ö", "a?b#c", "%2F", "..x", "", HOSTILE])
 async def test_a_pipeline_with_any_name_has_a_page(
     make_client: Any, journal: Any, name: str
@@ -198,11 +185,3 @@ async def test_a_pipeline_of_many_steps_shows_fewer_runs_and_steps(
     assert "The latest 5 runs, because the pipeline has many steps." in page
     assert "2 more steps have no row." in page
     assert page.count('class="bar ') == 7
-
-
-async def test_the_page_of_a_run_links_to_its_pipeline(make_client: Any, journal: Any) -> None:
-    await passing("a b").with_options(run_id="one", journal=journal).run()
-
-    page = await page_of(make_client(app(journal)), "/runs/one")
-
-    assert '<a class="button" href="/pipelines/a%20b">Its pipeline</a>' in page

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from asyncflow import web
-
 
 @pytest.mark.parametrize("name", ["starlette.applications", "uvicorn", "sse_starlette", "jinja2"])
 def test_a_missing_package_is_reported_with_the_extra(
@@ -21,11 +19,6 @@ def test_a_missing_package_is_reported_with_the_extra(
 
     with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[web\]'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-
-
-def test_the_public_names_are_the_app_and_the_server() -> None:
-    assert web.__all__ == ["app", "serve"]
-    assert all(getattr(web, name).__module__ == "asyncflow.web" for name in web.__all__)
 
 
 @pytest.fixture(autouse=True)

@@ -290,25 +290,6 @@ async def test_a_run_whose_id_ends_in_rerun_is_not_taken_for_another_one(
     assert new.forked_from == "r/rerun"
 
 
-async def test_the_list_of_runs_links_a_nested_run_to_its_parent_and_a_fork_to_its_origin(
-    make_client: Any, journal: Any, work: Work
-) -> None:
-    async def nested() -> None:
-        await work.pipeline().orchestrator.with_options(run_id="child", journal=journal).run()
-
-    await run_pipeline([WorkflowStep("a <step>", nested)], run_id="r/1", journal=journal)
-    await work.pipeline().orchestrator.with_options(journal=journal).fork("child", "f")
-
-    page = (await make_client(app(journal)).get("/")).text
-
-    assert (
-        '<div class="brief dim">in <a href="/runs/r%2F1#step=a%20%3Cstep%3E">r/1</a>, '
-        "step a &lt;step&gt;</div>"
-    ) in page
-    assert '<div class="brief dim">fork of <a href="/runs/child">child</a></div>' in page
-    assert page.count("brief dim") == 2
-
-
 async def test_a_parent_without_a_journal_is_named_without_a_link(
     make_client: Any, journal: Any
 ) -> None:

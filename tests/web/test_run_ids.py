@@ -6,8 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from web.runs import Gate, passing, slow
 
 from asyncflow import RunNotFoundError
@@ -112,19 +111,3 @@ def test_a_url_built_from_an_id_contains_the_whole_id() -> None:
     route = Route("/runs/{run_id:asyncflow_run}", app, name="run")
 
     assert str(route.url_path_for("run", run_id="a/b\n")) == "/runs/a/b\n"
-
-
-@pytest.mark.parametrize("sent", ["nightly%0A", "nightly%0Ax"])
-async def test_an_id_with_a_line_break_names_another_run_in_a_mounted_app(
-    make_client: Any, journal: Any, sent: str
-) -> None:
-    gate = Gate()
-    running = asyncio.create_task(slow(gate).with_options(run_id="nightly", journal=journal).run())
-    await gate.has_started.wait()
-    service: Any = Starlette(routes=[Mount("/ui", app(journal))])
-
-    answer = await make_client(service).post(f"/ui/cancel/{sent}")
-    gate.is_open.set()
-
-    assert answer.status_code == 404
-    assert (await running).all_passed
