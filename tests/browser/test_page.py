@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Awaitable, Callable
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
 from asyncflow import RunStatus, StepStatus
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
-    AttemptFailed,
     AttemptStarted,
     Event,
     RunFinished,
@@ -153,18 +152,6 @@ async def test_bars_match_the_events_without_a_script(opened: Open, golden: str)
     for bar, start_ms in zip(bars, starts, strict=True):
         left = place_of(start_ms, 1, {"left": track["x"], "width": track["width"]})
         assert bar["x"] == pytest.approx(left, abs=1)
-
-
-async def test_three_attempts_are_three_bars_with_two_backoffs(opened: Open, golden: str) -> None:
-    page = await opened(golden)
-    line = page.locator(f'.line.step[data-i="{RATES}"]')
-
-    assert await line.locator(".bar.attempt").count() == 3
-    assert await line.locator(".bar.backoff").count() == 2
-    _, shown = await geometry(page, RATES)
-    # Attempts, backoffs and queueing follow each other without a gap.
-    for one, other in pairwise(shown):
-        assert other["left"] == pytest.approx(one["right"], abs=1)
 
 
 async def test_a_millisecond_beside_hours_is_visible_and_can_be_zoomed(opened: Open) -> None:
@@ -1005,18 +992,3 @@ async def test_a_live_page_shows_its_connection_state(opened: Open) -> None:
 
     assert (await page.locator("#live-state").inner_text()).strip() == "connecting"
     assert not await page.locator("#live-cancel").is_visible()
-
-
-async def test_an_unfinished_backoff_is_drawn(opened: Open) -> None:
-    events = [
-        RunStarted("r", 0.0, {"a": ()}),
-        AttemptStarted("a", 1, 0.0),
-        AttemptFailed("a", 1, 500.0, ValueError("no"), 10_000.0),
-    ]
-    view = RunView(events)
-    page = await opened(page_of(view, event_log(events), now_ms=1_000.0))
-
-    track, (_, wait) = await geometry(page, 0)
-
-    assert wait["left"] == pytest.approx(track["left"] + track["width"] / 2, abs=1)
-    assert wait["right"] == pytest.approx(track["right"], abs=1)

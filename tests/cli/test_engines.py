@@ -221,18 +221,6 @@ async def test_processes_are_a_pool_of_fresh_ones(name: str, workers: int | None
         assert workers is None or pool._max_workers == workers  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "dask", "dask://", "ray://", "processes:", "processes:0", "processes://2", "k8s"]
-)
-def test_another_name_is_refused(shell: Shell, name: str) -> None:
-    result = shell("run", "etl:pipeline", "--engine", name, exits=2)
-
-    assert (
-        f"{name!r} is no engine; use dask://HOST:PORT, ray://HOST:PORT, ray, processes"
-        in " ".join(result.stderr.split())
-    )
-
-
 def test_a_misspelled_name_is_refused_with_the_nearest(shell: Shell) -> None:
     result = shell("run", "etl:pipeline", "--engine", "dasc://h:1", exits=2)
 

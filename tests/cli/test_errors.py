@@ -12,17 +12,11 @@ from typing import Any
 import click
 import pytest
 
-import asyncflow
 from asyncflow import __main__
 from asyncflow._cli.execution import new_run_name
 from asyncflow._cli.output import explained_errors
-from asyncflow._core.errors import MissingExtraError
 
 from .conftest import Shell
-
-
-def test_the_command_line_reports_the_version_of_the_package(shell: Shell) -> None:
-    assert shell("--version").stdout == f"asyncflow, version {asyncflow.__version__}\n"
 
 
 def test_the_help_lists_the_commands(shell: Shell) -> None:
@@ -98,13 +92,6 @@ def test_a_bug_in_asyncflow_is_reported_as_such_with_its_traceback(
         )
 
 
-def test_a_missing_extra_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    error = MissingExtraError("pages need jinja2: pip install 'asyncflow-tiers[report]'")
-
-    assert exit_of(error) == (2, error)
-    assert capsys.readouterr().err == f"Error: {error}\n"
-
-
 def test_an_interruption_outside_a_run_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -124,18 +111,6 @@ def test_a_full_disk_is_not_reported_as_a_bug(capsys: pytest.CaptureFixture[str]
 def test_a_broken_pipe_is_left_to_click() -> None:
     with pytest.raises(BrokenPipeError), explained_errors():
         raise BrokenPipeError(32, "Broken pipe")
-
-
-def test_exit_exceptions_pass_through_unchanged() -> None:
-    for exit_exception in (
-        click.exceptions.Exit(3),
-        click.UsageError("no"),
-        click.Abort(),
-        SystemExit(4),
-    ):
-        with pytest.raises(type(exit_exception)) as caught, explained_errors():
-            raise exit_exception
-        assert caught.value is exit_exception
 
 
 def test_a_missing_cli_extra_is_reported_in_one_line(

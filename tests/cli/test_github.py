@@ -29,12 +29,6 @@ def test_a_job_gets_a_summary_and_errors(shell: Shell, monkeypatch: pytest.Monke
     assert text.count("### <code>etl&#58;failing</code> FAILED") == 2
 
 
-def test_elsewhere_neither_is_written(shell: Shell) -> None:
-    result = shell("run", "etl:failing", "--quiet", exits=1)
-
-    assert "::error" not in result.stderr
-
-
 def test_a_summary_that_cannot_be_written_fails_no_run(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,11 +80,3 @@ def test_what_steps_log_and_raise_is_no_command(
     for output in (ran.output, logs.output, shown.output, listed.output):
         commands = re.findall(r"(?:^|[\r\n])\s*::\w.*|.*##\[\w+", output)
         assert [each.strip() for each in commands] in ([], MEANT)
-
-
-def test_elsewhere_text_stays_as_it_is(shell: Shell) -> None:
-    shell.write("hostile.py", HOSTILE)
-
-    ran = shell("run", "hostile:pipeline", exits=1)
-
-    assert "\n ::warning::c\n::add-mask::d\n" in ran.stderr

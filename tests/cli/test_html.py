@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import html
-import os
 import sys
 
 import pytest
 
 from .conftest import Shell
-
-
-def test_a_failed_run_writes_its_page(shell: Shell) -> None:
-    result = shell("run", "etl:failing", "--html", "out.html", "--run-id", "r1", exits=1)
-
-    page = (shell.directory / "out.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>")
-    assert "no disk" in page
-    assert f"HTML report: {shell.directory / 'out.html'}\n" in result.stderr
 
 
 def test_the_page_path_is_resolved_before_a_step_changes_the_directory(shell: Shell) -> None:
@@ -38,12 +28,6 @@ def test_the_page_path_is_resolved_before_a_step_changes_the_directory(shell: Sh
     shell("run", "goer:pipeline", "--html", "out.html")
 
     assert (shell.directory / "out.html").exists()
-
-
-def test_without_a_journal_the_page_is_made_of_the_observed_events(shell: Shell) -> None:
-    shell("run", "etl:failing", "--html", "out.html", "--no-journal", "--quiet", exits=1)
-
-    assert "no disk" in (shell.directory / "out.html").read_text(encoding="utf-8")
 
 
 TALKER = """
@@ -91,33 +75,12 @@ def test_a_page_has_the_command_that_resumes_its_run(shell: Shell) -> None:
         assert f"asyncflow resume 'r 1' {target} --journal 'my runs.db'" in page
 
 
-def test_the_page_of_a_resumed_run_includes_earlier_segments(shell: Shell) -> None:
-    shell("run", "etl:failing", "--run-id", "r1", "--quiet", "--keep-going", exits=1)
-    shell("resume", "r1", "etl:failing", "--quiet", "--html", "resumed.html", exits=1)
-    shell("show", "r1", "--html", "shown.html")
-
-    for name in ("resumed.html", "shown.html"):
-        page = (shell.directory / name).read_text(encoding="utf-8")
-        assert "run r1 of etl:failing started" in page
-        assert "run r1 of etl:failing resumed" in page
-
-
 @pytest.mark.parametrize("path", ["no/where/out.html", "."])
 def test_an_unwritable_file_is_refused_before_the_run(shell: Shell, path: str) -> None:
     result = shell("run", "etl:pipeline", "--html", path, exits=2)
 
     assert "Invalid value for '--html'" in result.stderr
     assert not list(shell.directory.glob("*.db"))
-
-
-def test_an_unwritable_directory_is_refused_before_the_run(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
-
-    result = shell("run", "etl:pipeline", "--html", "out.html", exits=2)
-
-    assert "is not writable" in result.stderr
 
 
 def test_a_page_that_cannot_be_written_after_the_run_is_reported_in_one_line(shell: Shell) -> None:
@@ -169,18 +132,6 @@ def test_the_page_never_overwrites_the_journal(
         assert "is part of the journal" in result.stderr
 
     assert shell("runs").stdout == runs_before
-
-
-def test_a_link_to_the_journal_is_not_overwritten(shell: Shell) -> None:
-    shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
-    for name, target in (("soft.html", "asyncflow.db"), ("soft.db", "asyncflow.db")):
-        (shell.directory / name).symlink_to(target)
-    os.link("asyncflow.db", "hard.html")
-
-    for path in ("soft.html", "hard.html"):
-        shell("show", "r1", "--html", path, exits=2)
-    shell("show", "r1", "--journal", "soft.db", "--html", "asyncflow.db-wal", exits=2)
-    shell("show", "r1", "--journal", "soft.db", "--html", "soft.db", exits=2)
 
 
 def test_a_future_or_unused_journal_is_not_overwritten(

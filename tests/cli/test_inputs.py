@@ -231,17 +231,6 @@ def test_json_inputs_come_from_a_file_or_an_option(shell: Shell) -> None:
     assert output["since"] == "datetime.date(2024, 6, 1)"
 
 
-def test_json_inputs_can_come_from_the_standard_input(shell: Shell) -> None:
-    shell.write("typed.py", TYPED)
-
-    result = shell(
-        "run", "typed:steps", "--quiet", "--no-journal", "--json", "--inputs", "-",
-        input='{"days": 4}',
-    )  # fmt: skip
-
-    assert '"days": "4"' in result.stdout
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -258,14 +247,6 @@ def test_invalid_json_is_wrong_usage(shell: Shell, text: str, says: str) -> None
     assert says in shell("run", "typed:steps", "--input-json", text, exits=2).stderr
 
 
-def test_text_that_is_nested_too_deeply_is_wrong_usage(shell: Shell) -> None:
-    shell.write("typed.py", TYPED)
-
-    result = shell("run", "typed:steps", "--input", "tags=" + "[" * 100_000, exits=2)
-
-    assert "input 'tags' must be " in result.stderr
-
-
 def test_an_input_file_must_be_utf_8(shell: Shell) -> None:
     path = shell.write("inputs.json", "")
     path.write_bytes(b'\xef\xbb\xbf{"days": 2}')
@@ -275,10 +256,6 @@ def test_an_input_file_must_be_utf_8(shell: Shell) -> None:
     result = shell("run", "etl:pipeline", "--inputs", str(path), exits=2)
 
     assert "Invalid value for '--inputs': it is not encoded in UTF-8 (at byte 10)" in result.stderr
-
-
-def test_a_missing_input_file_is_wrong_usage(shell: Shell) -> None:
-    shell("run", "etl:pipeline", "--inputs", "none.json", exits=2)
 
 
 def test_the_error_of_a_missing_input_names_the_option(shell: Shell) -> None:
@@ -296,14 +273,6 @@ def test_the_error_of_a_missing_input_names_the_option(shell: Shell) -> None:
     assert "nothing provides parameter 'url' of step 'fetch'" in result.stderr
     assert "give it with --input NAME=VALUE" in result.stderr
     assert result.stdout == ""
-
-
-def test_resuming_a_run_with_other_inputs_is_refused(shell: Shell) -> None:
-    shell("run", "etl:pipeline", "--quiet", "--run-id", "r1", "--input", "days=1")
-
-    result = shell("run", "etl:pipeline", "--run-id", "r1", "--input", "days=2", exits=3)
-
-    assert "was started with another input 'days'; leave" in result.stderr
 
 
 MODELS = """

@@ -205,13 +205,6 @@ def test_a_file_that_shadows_another_module_is_refused(shell: Shell) -> None:
     assert "which is another module already; give the file another name" in result.stderr
 
 
-def test_a_class_or_builtin_can_be_a_pipeline_factory(shell: Shell) -> None:
-    shell.write("odd.py", "made = list\nodd = dict.fromkeys\n")
-
-    assert shell.json("plan", "odd:made", "--format", "json")["steps"] == []
-    shell("plan", "odd:odd", exits=3)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows can't remove it")
 @pytest.mark.parametrize("target", ["etl:pipeline", "etl.py:pipeline"])
 def test_a_deleted_current_directory_is_reported(shell: Shell, target: str) -> None:
@@ -225,10 +218,3 @@ def test_a_deleted_current_directory_is_reported(shell: Shell, target: str) -> N
     assert result.stderr == (
         "Error: the current directory does not exist any more; change to another one\n"
     )
-
-
-def test_the_current_directory_is_added_to_the_module_path_once(shell: Shell) -> None:
-    shell("plan", "etl:pipeline")
-    shell("plan", "etl:pipeline")
-
-    assert sys.path.count(str(shell.directory)) == 1

@@ -103,22 +103,6 @@ def test_a_step_or_an_item_can_be_chosen(stored: Shell) -> None:
     assert len(texts(stored("logs", "latest", "load[1]"))) == 1
 
 
-def test_a_step_may_have_the_name_of_an_item(shell: Shell) -> None:
-    async def talk() -> None:
-        log.info("hello")
-
-    store("r", [WorkflowStep("a[1]", talk), WorkflowStep("a", talk)])
-
-    assert texts(shell("logs", "r", "a[1]")) == ["INFO     a[1]  hello"]
-
-
-@pytest.mark.parametrize("name", ["laod", "laod[1]", "load[x]"])
-def test_an_unknown_step_is_named_with_the_nearest(stored: Shell, name: str) -> None:
-    result = stored("logs", "monday", name, exits=2)
-
-    assert f"the run has no step '{name}' (did you mean 'load'?)" in result.stderr
-
-
 def test_an_unknown_step_without_a_near_one_is_answered_with_the_steps(stored: Shell) -> None:
     result = stored("logs", "monday", "q", exits=2)
 
@@ -225,28 +209,6 @@ def test_a_filter_that_matches_nothing_says_so(stored: Shell) -> None:
     way_out = "nothing matches; without STEP and --level, the command shows all\n"
     assert stored("logs", "monday", "--level", "CRITICAL").stderr == way_out
     assert stored("logs", "monday", "load[99]").stderr == way_out
-
-
-def test_an_unusual_level_is_a_number(shell: Shell) -> None:
-    async def talk() -> None:
-        log.log(25, "hello")
-
-    store("r", [WorkflowStep("s", talk)])
-
-    assert texts(shell("logs", "r")) == ["25       s  hello"]
-
-
-def test_more_notes_than_a_page_are_all_shown(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def talk() -> None:
-        for number in range(25):
-            log.info("line %s", number)
-
-    store("r", [WorkflowStep("s", talk)])
-    monkeypatch.setattr(module, "_PAGE", 10)
-
-    assert texts(shell("logs", "r")) == [f"INFO     s  line {number}" for number in range(25)]
 
 
 class LiveJournal:

@@ -76,15 +76,6 @@ def test_a_plan_shows_which_steps_take_which_resources(shell: Shell) -> None:
     assert [step["resources"] for step in plan["steps"]] == [["db"], ["db", "http"]]
 
 
-def test_the_plan_of_a_target_shows_only_its_dependencies(shell: Shell) -> None:
-    shell.write("plans.py", PLAN)
-
-    result = shell("plan", "plans:steps", "--target", "pages")
-
-    assert result.stdout.startswith("Pipeline plans:steps: 1 step in 1 tier\n")
-    assert "did you mean" in shell("plan", "plans:steps", "--target", "page", exits=2).stderr
-
-
 def test_the_plan_as_json_has_tiers_and_policies(shell: Shell) -> None:
     shell.write("plans.py", PLAN)
 
@@ -106,12 +97,6 @@ def test_the_mermaid_plan_has_each_step_and_each_dependency(shell: Shell) -> Non
     assert text.startswith("flowchart LR\n")
     assert text.count("-->") == 2
     assert '["bad"]' in text
-
-
-def test_a_plan_creates_no_journal(shell: Shell) -> None:
-    shell("plan", "etl:pipeline")
-
-    assert not list(shell.directory.glob("*.db"))
 
 
 def test_the_svg_plan_is_self_contained_and_has_a_box_for_each_step(shell: Shell) -> None:

@@ -8,7 +8,6 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime, timedelta
 
 import pytest
 from click.shell_completion import ShellComplete
@@ -77,17 +76,6 @@ def test_runs_that_ended_before_an_age_are_removed(shell: Shell) -> None:
     assert ids(shell) == {"young"}
 
 
-def test_runs_that_ended_before_a_date_are_removed(shell: Shell) -> None:
-    store_run(shell, "old", ended_days_ago=91)
-    store_run(shell, "young", ended_days_ago=89)
-    date = datetime.now() - timedelta(days=90)
-
-    result = shell("prune", "--older-than", f"{date:%Y-%m-%dT%H:%M}")
-
-    assert result.stdout.startswith(f"removed 1 run that ended before {date:%Y-%m-%d %H:%M}:00 UTC")
-    assert ids(shell) == {"young"}
-
-
 def test_the_number_of_removed_runs_is_available_as_json(shell: Shell) -> None:
     store_run(shell, "old", ended_days_ago=91)
 
@@ -133,20 +121,6 @@ def test_passed_and_failed_runs_can_be_forgotten(shell: Shell) -> None:
     assert shell("runs").stderr == "no matching runs\n"
 
 
-@pytest.mark.parametrize(
-    ("status", "says"),
-    [("running", "ORPHANED"), ("interrupted", "INTERRUPTED")],
-)
-def test_orphaned_and_interrupted_runs_can_be_forgotten(
-    shell: Shell, status: str, says: str
-) -> None:
-    store_run(shell, "one")
-    with closing(sqlite3.connect("asyncflow.db")) as database, database:
-        database.execute("UPDATE runs SET status = ?", (status,))
-
-    assert shell("forget", "one").stdout == f"removed run one of etl ({says})\n"
-
-
 def test_the_json_of_a_forgotten_run_equals_that_of_the_list(shell: Shell) -> None:
     store_run(shell, "one")
     (listed,) = shell.json("runs", "--json")
@@ -174,16 +148,6 @@ def test_an_active_run_is_not_forgotten(shell: Shell) -> None:
             result.stderr,
         )
         assert ids(shell) == {"r1"}
-
-
-def test_a_forgotten_run_without_a_pipeline_name_is_reported_without_one(shell: Shell) -> None:
-    async def run() -> None:
-        async with SQLiteJournal("asyncflow.db") as journal:
-            await Orchestrator([]).with_options(run_id="one", journal=journal).run()
-
-    asyncio.run(run())
-
-    assert shell("forget", "one").stdout == "removed run one (PASSED)\n"
 
 
 # Both.

@@ -75,23 +75,6 @@ def test_what_holds_is_taken_over_by_a_new_run(failed: Shell) -> None:
     assert failed("show", "first", "--json").stdout == before
 
 
-def test_a_step_runs_again_with_its_descendants(failed: Shell) -> None:
-    document = failed.json("rerun", "fir", "shop:pipeline", "--from", "extract", "--json")
-
-    assert sorted(calls(failed)) == ["extract", "load", "mail"]
-    assert document["forked_from"] == "first"
-    assert document["run_id"] != "first"
-
-
-def test_an_input_replaces_that_of_the_run(failed: Shell) -> None:
-    document = failed.json(
-        "rerun", "latest", "shop:pipeline", "--input", "table=x", "--from", "mail", "--json"
-    )
-
-    assert sorted(calls(failed)) == ["load", "mail"]
-    assert document["results"][1]["output"] == "x 1"
-
-
 def test_the_pipeline_may_be_in_the_variable(
     failed: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,17 +83,6 @@ def test_the_pipeline_may_be_in_the_variable(
     failed("rerun", "first", "--quiet")
 
     assert calls(failed) == ["load"]
-
-
-def test_a_fork_that_fails_can_be_resumed(failed: Shell) -> None:
-    (failed.directory / "repaired").unlink()
-
-    result = failed("rerun", "first", "shop:pipeline", "--run-id", "second", exits=1)
-    failed.write("repaired", "")
-    failed("resume", "second", "shop:pipeline", "--quiet")
-
-    assert "To resume it: asyncflow resume second shop:pipeline" in result.stderr
-    assert calls(failed) == ["load", "load"]
 
 
 @pytest.mark.parametrize(

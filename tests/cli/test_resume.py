@@ -106,34 +106,6 @@ def test_a_passed_run_gets_more_steps_only_on_request(shop: Shell) -> None:
     assert not marker.exists()
 
 
-def test_both_suggested_commands_run_the_excluded_steps(shop: Shell) -> None:
-    marker = repair(shop)
-    for run_id in ("t1", "t2"):
-        shop("run", "shop:pipeline", "--run-id", run_id, "--target", "load", "--quiet")
-
-    shop("resume", "t1", "shop:pipeline", "--target", "load", "--target", "dangerous")
-    assert marker.exists()
-    marker.unlink()
-    shop("run", "shop:pipeline", "--run-id", "t2")
-    assert marker.exists()
-    shop("resume", "t2", "shop:pipeline")  # the run now covers the whole pipeline
-
-
-def test_a_new_dependency_of_the_target_runs_with_it(shop: Shell) -> None:
-    shop("run", "shop:pipeline", "--run-id", "t1", "--target", "load", "--quiet", exits=1)
-    repair(shop)
-    shop.write(
-        "newer.py",
-        SHOP.replace("async def load(", "async def check(rows: int = after(extract)): ...\n\n"
-                     "    @pipeline.step\n    async def load(checked: None = after(check), "),
-    )  # fmt: skip
-
-    result = shop("resume", "t1", "newer:pipeline", "--target", "load", "--quiet")
-
-    assert "[SUCCESS] check" in result.stdout
-    assert "dangerous" not in result.stdout
-
-
 def test_a_pipeline_that_shares_no_step_with_the_run_is_refused(shop: Shell) -> None:
     shop("run", "shop:pipeline", "--run-id", "t1", "--quiet", exits=1)
     names = SHOP.replace("extract", "fetch").replace("load", "store").replace("dangerous", "clean")
@@ -146,21 +118,3 @@ def test_a_pipeline_that_shares_no_step_with_the_run_is_refused(shop: Shell) -> 
         in (refused.stderr)
     )
     assert "--target STEP" in refused.stderr
-
-
-def test_another_pipeline_is_refused_with_advice_for_a_resume(shop: Shell) -> None:
-    shop("run", "shop:pipeline", "--run-id", "t1", "--quiet", exits=1)
-
-    for target in ("etl:pipeline", "etl:failing"):
-        refused = shop("resume", "t1", target, exits=3)
-        assert "run 't1' belongs to pipeline 'shop', not to 'etl" in refused.stderr
-        assert "name the module of 'shop'" in refused.stderr
-        assert "another run id" not in refused.stderr
-
-
-def test_an_unknown_target_is_wrong_usage(shop: Shell) -> None:
-    shop("run", "shop:pipeline", "--run-id", "t1", "--quiet", exits=1)
-
-    refused = shop("resume", "t1", "shop:pipeline", "--target", "laod", exits=2)
-
-    assert "did you mean 'load'?" in refused.stderr

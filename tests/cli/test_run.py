@@ -72,32 +72,6 @@ def test_on_a_terminal_the_end_of_the_live_view_takes_the_place_of_the_report(
     assert ('"status": "FAILED"' in terminal.text) is (options == ["--json"])
 
 
-def test_the_traceback_of_a_mapped_step_states_no_attempt_number(
-    shell: Shell,
-) -> None:
-    shell.write(
-        "mapped.py",
-        """
-        from asyncflow import WorkflowStep
-        async def numbers():
-            return [1, 2, 3]
-        async def halve(number):
-            assert number != 2, "odd"
-        steps = [
-            WorkflowStep("numbers", numbers),
-            WorkflowStep(
-                "halve", halve, {"number": "numbers"}, map_over="numbers", max_retries=2
-            ),
-        ]
-        """,
-    )
-
-    result = shell("run", "mapped:steps", "--quiet", "--run-id", "r1", exits=1)
-
-    assert result.stderr.startswith("Step halve failed:\n  | ExceptionGroup: 1 of 3 items")
-    assert "\nStep halve failed:\n" in shell("show", "r1").stdout
-
-
 def test_with_keep_going_only_dependents_of_a_failed_step_are_skipped(shell: Shell) -> None:
     report = shell.json("run", "etl:failing", "--keep-going", "--quiet", "--json", exits=1)
 
@@ -121,31 +95,6 @@ def test_an_unknown_target_is_wrong_usage_with_a_suggestion(shell: Shell) -> Non
     assert "did you mean 'more'?" in result.stderr
 
 
-def test_the_schedule_can_be_chosen(shell: Shell) -> None:
-    shell.write(
-        "race.py",
-        """
-        import asyncio
-        from asyncflow import WorkflowStep
-
-        def step(name, needs=(), pause=0):
-            async def action():
-                await asyncio.sleep(pause)
-                print(name)
-            return WorkflowStep(name, action, needs)
-
-        steps = [step("slow", pause=0.1), step("quick"), step("next", ["quick"])]
-        """,
-    )
-
-    ready = shell("run", "race:steps", "--quiet", "--schedule", "ready").stdout
-    tiers = shell("run", "race:steps", "--quiet", "--schedule", "tiers").stdout
-
-    assert ready.startswith("quick\nnext\nslow\nPipeline")
-    assert tiers.startswith("quick\nslow\nnext\nPipeline")
-    shell("run", "race:steps", "--schedule", "soon", exits=2)
-
-
 def test_with_json_the_standard_output_holds_only_the_report(shell: Shell) -> None:
     shell.write(
         "talker.py",
@@ -164,16 +113,6 @@ def test_with_json_the_standard_output_holds_only_the_report(shell: Shell) -> No
     assert json.loads(result.stdout)["results"][0]["output"] == 7
     assert result.stderr == "imported\nsaid\n"
     assert "said" in shell("run", "talker:steps", "--quiet").stdout
-
-
-def test_a_run_is_stored_under_a_pronounceable_name(shell: Shell) -> None:
-    result = shell("run", "etl:pipeline")
-
-    (run,) = shell.json("runs", "--json")
-    assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9a-f]{4}", run["run_id"])
-    assert run["pipeline"] == "etl"
-    assert result.stderr.endswith(f"To show it again: asyncflow show {run['run_id']}\n")
-    assert (shell.directory / "asyncflow.db").is_file()
 
 
 def test_a_generated_name_is_never_used_twice(
@@ -204,15 +143,6 @@ def test_an_option_or_a_variable_selects_the_journal(
     assert not (shell.directory / "asyncflow.db").exists()
 
 
-def test_without_a_journal_nothing_is_stored(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "two.db")
-
-    result = shell("run", "etl:failing", "--no-journal", exits=1)
-
-    assert not list(shell.directory.glob("*.db"))
-    assert "resume" not in result.stderr
-
-
 def test_the_journal_of_the_command_line_overrides_that_of_the_pipeline(
     shell: Shell,
 ) -> None:
@@ -232,13 +162,6 @@ def test_the_journal_of_the_command_line_overrides_that_of_the_pipeline(
 
     assert not (shell.directory / "own.db").exists()
     assert len(shell.json("runs", "--json")) == 1
-
-
-def test_running_a_failed_run_id_again_resumes_it(shell: Shell) -> None:
-    shell("run", "etl:failing", "--keep-going", "--quiet", "--run-id", "r1", exits=1)
-    report = shell.json("run", "etl:failing", "--quiet", "--run-id", "r1", "--json", exits=1)
-
-    assert {each["step_name"] for each in report["results"] if each["reused"]} == {"good", "more"}
 
 
 def test_running_a_passed_run_id_again_shows_its_report(shell: Shell) -> None:
@@ -390,19 +313,6 @@ def test_the_log_level_decides_which_records_of_steps_are_shown(
     assert len(ours) == result.stderr.count("\n") or "DEBUG" in options
 
 
-def test_the_log_level_applies_to_handlers_of_the_module(shell: Shell) -> None:
-    shell.write("talker.py", TALKER)
-    seen: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = seen.append  # type: ignore[method-assign]
-
-    with unconfigured_logging(handler):
-        result = shell("run", "talker", "--quiet", "-v")
-
-    assert [record.levelname for record in seen] == ["INFO", "WARNING"]
-    assert result.stderr == ""
-
-
 def test_a_page_is_written_without_log_records_of_its_making(shell: Shell) -> None:
     pytest.importorskip("jinja2")
 
@@ -410,24 +320,6 @@ def test_a_page_is_written_without_log_records_of_its_making(shell: Shell) -> No
         result = shell("run", "etl:pipeline", "--quiet", "--html", "page.html", "-v")
 
     assert result.stderr == ""
-
-
-def test_an_input_of_a_step_that_a_target_excludes_is_accepted(shell: Shell) -> None:
-    shell("run", "etl:failing", "--target", "good", "--quiet")
-    shell.write(
-        "two.py",
-        """
-        from asyncflow import WorkflowStep
-        async def one(day): ...
-        async def two(): ...
-        steps = [WorkflowStep("one", one), WorkflowStep("two", two)]
-        """,
-    )
-
-    shell("run", "two", "--target", "two", "--input", "day=1", "--quiet")
-    refused = shell("run", "two", "--target", "two", "--input", "dya=1", "--quiet", exits=2)
-
-    assert "no step takes an input 'dya' (did you mean 'day'?)" in refused.stderr
 
 
 def test_a_step_that_raises_system_exit_ends_the_run_with_a_report(shell: Shell) -> None:

@@ -131,16 +131,6 @@ def visit_and_stop(url: str) -> None:
         time.sleep(0.005)
 
 
-def test_an_occupied_port_is_reported_in_one_line(shell: Shell) -> None:
-    shell("run", "etl:pipeline", "--quiet")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        result = shell("ui", "--port", str(port), exits=1)
-
-    assert result.stderr.startswith("Error: ")
-    assert str(port) in result.stderr
-
-
 def test_the_error_of_an_invalid_host_does_not_mention_the_token(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--quiet")
 
@@ -213,13 +203,6 @@ def test_runs_are_completed_from_the_journal(shell: Shell, monkeypatch: pytest.M
     shell.write("broken.db", "no database" * 100)
     monkeypatch.setenv("ASYNCFLOW_JOURNAL", "broken.db")
     assert completed("show", "k") == []
-
-
-def test_a_run_id_with_shell_syntax_is_not_completed(shell: Shell) -> None:
-    for name in ("ca;reboot", "ca$(reboot)", "ca lm", "calm:2024-06-01"):
-        shell("run", "etl:pipeline", "--quiet", "--run-id", name)
-
-    assert completed("show", "ca") == ["calm:2024-06-01"]
 
 
 def test_the_shell_completes_files(shell: Shell) -> None:
