@@ -87,14 +87,16 @@ class RunOptions:
         check_count("event_buffer", self.event_buffer, 1)
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> RunOptions:
-        """Return these options, by their names; the others have their defaults.
+    def of(cls, arguments: Mapping[str, Any]) -> RunOptions:
+        """Return the options among the arguments of a call; the others have their defaults.
+
+        A function whose signature names them calls it first of all, with its ``locals()``.
 
         Raises:
             TypeError: One of them has the wrong type.
             ValueError: One of them is out of its range.
         """
-        return cls(**_copied(options))
+        return cls(**_copied({name: arguments[name] for name in arguments.keys() & OPTIONS}))
 
     def with_changes(self, options: Mapping[str, Any]) -> RunOptions:
         """Return these options with other values for some of them.
@@ -133,10 +135,10 @@ def _unknown(name: str) -> str:
 
 def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with tuples and sets for lists, since an iterator can be read only once."""
-    copied = {**options}
-    for name in options.keys() & _COPIES.keys():
-        copied[name] = _COPIES[name](copied[name])
-    return copied
+    return {
+        **options,
+        **{name: _COPIES[name](options[name]) for name in _COPIES if name in options},
+    }
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:

@@ -159,21 +159,7 @@ class Orchestrator:
         engine: AnyEngine | None = None,
         resources: Mapping[str, OpenResource] = NO_RESOURCES,
     ) -> None:
-        options = RunOptions.of(
-            {
-                "fail_fast": fail_fast,
-                "schedule": schedule,
-                "max_concurrency": max_concurrency,
-                "deadline_ms": deadline_ms,
-                "targets": targets,
-                "observers": observers,
-                "name": name,
-                "journal": journal,
-                "secret_inputs": secret_inputs,
-                "engine": engine,
-                "resources": resources,
-            }
-        )
+        options = RunOptions.of(locals())
         self._set(Plans(steps), options)
 
     @classmethod
@@ -604,23 +590,7 @@ async def run_pipeline(
         engine: Runs the actions elsewhere; ``None`` means this process.
         resources: What the run opens for its steps, by the names of parameters.
     """
-    options = RunOptions.of(
-        {
-            "fail_fast": fail_fast,
-            "schedule": schedule,
-            "max_concurrency": max_concurrency,
-            "deadline_ms": deadline_ms,
-            "targets": targets,
-            "observers": observers,
-            "name": name,
-            "journal": journal,
-            "secret_inputs": secret_inputs,
-            "engine": engine,
-            "resources": resources,
-            "run_id": run_id,
-            "on_active": on_active,
-        }
-    )
+    options = RunOptions.of(locals())
     return await Orchestrator._of(Plans(steps), options)._run(inputs)
 
 

@@ -225,20 +225,7 @@ class Pipeline:
         resources: Mapping[str, OpenResource] = NO_RESOURCES,
     ) -> None:
         _check_name(name)
-        options = RunOptions.of(
-            {
-                "name": name,
-                "fail_fast": fail_fast,
-                "schedule": schedule,
-                "max_concurrency": max_concurrency,
-                "deadline_ms": deadline_ms,
-                "observers": observers,
-                "journal": journal,
-                "secret_inputs": secret_inputs,
-                "engine": engine,
-                "resources": resources,
-            }
-        )
+        options = RunOptions.of(locals())
         self._set(_Declaration(name), options)
 
     def _set(self, declaration: _Declaration, options: RunOptions) -> None:

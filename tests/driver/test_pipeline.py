@@ -15,6 +15,7 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import (
+    Orchestrator,
     Pipeline,
     Pool,
     Retry,
@@ -26,6 +27,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.step import StepPolicies
+from asyncflow._runtime.options import OPTIONS, Options, RunOptions
 from asyncflow.events import RunStarted
 
 
@@ -367,6 +369,29 @@ class TestOptions:
             etl.with_options(on_active="skip")  # type: ignore[arg-type]
         with refused("a pipeline's name must not be empty"):
             etl.with_options(name="")
+
+    @pytest.mark.parametrize(
+        ("public", "left_out"),
+        [
+            (Pipeline, {"targets", "run_id", "on_active", "event_buffer"}),
+            (Orchestrator, {"run_id", "on_active", "event_buffer"}),
+            (run_pipeline, {"event_buffer"}),
+        ],
+    )
+    def test_a_signature_takes_the_options_with_their_types_and_defaults(
+        self, public: Any, left_out: set[str]
+    ) -> None:
+        parameters = inspect.signature(public).parameters
+        taken = {name: parameters[name] for name in parameters.keys() & OPTIONS}
+
+        assert OPTIONS - taken.keys() == left_out
+        assert {name: each.annotation for name, each in taken.items()} == {
+            name: Options.__annotations__[name].__forward_arg__ for name in taken
+        }
+        defaults = {
+            name: each.default for name, each in taken.items() if each.default is not each.empty
+        }
+        assert RunOptions.of(defaults) == RunOptions()
 
     async def test_a_fork_has_the_id_and_the_observers_of_the_options(self) -> None:
         seen: list[object] = []
