@@ -1,18 +1,17 @@
 """What an action can ask about itself while it runs: `current_step`.
 
 Context variables name the run and the attempt. Threads and tasks inherit the context of an action;
-another process does not. The worker process of a step has what `attempt_for_process` returned,
-which `asyncflow._runtime.worker_process` holds there without importing this module.
+another process does not. The worker process of a step has a `ProcessAttempt` instead.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
@@ -268,9 +267,9 @@ def current_step() -> StepContext:
     Raises:
         RuntimeError: No step's action is running in this context.
     """
-    sent = _sent_attempt()
-    if sent is not None:
-        return _context_in_process(*sent)
+    own = _process_attempt()
+    if own is not None:
+        return _context_in_process(own, *own.sent)
     running = _attempt.get(None)
     if running is None:
         raise RuntimeError(
@@ -302,9 +301,6 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
 
 # Worker processes.
 
-_WORKER = "asyncflow._runtime.worker_process"
-"""The module that has the attempt of this process, if this is one of a step."""
-
 _SentAttempt: TypeAlias = "tuple[str, StartedAttempt, int, float, float | None]"
 """What a process is sent: the id of the run, the attempt, how many there are in all, its deadline,
 and the present time if the clock stands still. Times are in seconds."""
@@ -329,30 +325,29 @@ def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
     return step.run_id, running, step.max_retries, deadline_s, still_s
 
 
-def _sent_attempt() -> _SentAttempt | None:
+def _process_attempt() -> process_attempt.ProcessAttempt | None:
     """Return the attempt that this process makes, unless a run of this process calls this."""
-    worker = None if _run.get(None) is not None else sys.modules.get(_WORKER)
-    return getattr(worker, "_attempt", None)
+    return None if _run.get(None) is not None else process_attempt.current
 
 
 def _context_in_process(
+    own: process_attempt.ProcessAttempt,
     run_id: str,
     running: StartedAttempt,
     max_retries: int,
     deadline_s: float,
     still_s: float | None,
 ) -> StepContext:
-    worker = sys.modules[_WORKER]
     return StepContext(
         run_id,
         running,
         max_retries,
         deadline_s=deadline_s,
-        clock=worker._clock if still_s is None else lambda: still_s,
-        heartbeat=worker._beat,
+        clock=own.clock if still_s is None else lambda: still_s,
+        heartbeat=own.beat,
         cancel_requested=bool,
         results=None,
-        notes=worker._notes,
+        notes=own.notes,
     )
 
 
@@ -464,19 +459,19 @@ def enter_thread(cancel_requested: Callable[[], bool]) -> None:
 
 def current_attempt() -> tuple[str, AttemptStarted] | None:
     """Return the id of the run and the start of the attempt; ``None`` outside of an action."""
-    sent = _sent_attempt()
-    if sent is not None:
-        return sent[0], AttemptStarted(*sent[1])
+    own = _process_attempt()
+    if own is not None:
+        return own.sent[0], AttemptStarted(*own.sent[1])
     running = _attempt.get(None)
     return None if running is None else (_run.get().run_id, AttemptStarted(*running))
 
 
 def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
     """Return the current attempt and what takes its log records; ``None`` if nothing does."""
-    sent = _sent_attempt()
-    if sent is not None:
-        notes: Notes | None = sys.modules[_WORKER]._notes
-        return None if notes is None or not notes.takes_logs else (notes, sent[1])
+    own = _process_attempt()
+    if own is not None:
+        notes = own.notes
+        return None if notes is None or not notes.takes_logs else (notes, own.sent[1])
     running = _attempt.get(None)
     if running is None:
         return None
@@ -486,7 +481,7 @@ def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
 
 def remaining_s() -> float:
     """Return how many seconds the running attempt has left; infinite outside of one."""
-    if _attempt.get(None) is None and _sent_attempt() is None:
+    if _attempt.get(None) is None and _process_attempt() is None:
         return math.inf
     left_ms = current_step().remaining_ms()
     return math.inf if left_ms is None else left_ms / 1000

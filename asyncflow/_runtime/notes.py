@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import cut
 from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._runtime.attempt_notes import FirstAndLast
 from asyncflow._runtime.log_capture import text_of
 from asyncflow.events import (
     AttemptFailed,
@@ -82,17 +83,14 @@ def wants_prints(wanting: object) -> bool:
     return hasattr(type(wanting), "prints") and getattr(wanting, "prints", False) is True
 
 
-class _AttemptNotes:
+class _NotesOfAttempt:
     """What is known of one attempt that has said something."""
 
     def __init__(self, key: _Key) -> None:
         self.key = key
-        self.records = self.characters = 0
-        self.left_out = 0
-        """How many records and attachments are missing."""
+        self.records = FirstAndLast(_ATTEMPT_RECORDS, _ATTEMPT_CHARACTERS, _LAST_RECORDS)
         self.hidden = 0
-        """How many because the step is secret."""
-        self.last: deque[StepLogged] = deque(maxlen=_LAST_RECORDS)
+        """How many records and attachments are missing because the step is secret."""
         self.latest: _Said | None = None
         """The latest progress, of which observers and the journal may have an earlier one."""
         self.reported: _Said | None = None
@@ -145,12 +143,12 @@ class NoteQueue:
         self._is_notifying = False
         self._lock = threading.RLock()  # the collector may run what logs within any call
         self._queue: deque[NoteEvent] = deque()
-        self._attempts: dict[_Key, _AttemptNotes] = {}
+        self._attempts: dict[_Key, _NotesOfAttempt] = {}
         self._records = self._characters = self._attached = 0
         self._is_scheduled = False
-        self._waiting: deque[_AttemptNotes] = deque()
+        self._waiting: deque[_NotesOfAttempt] = deque()
         """The attempts whose progress must be reported to observers."""
-        self._unstored: dict[_AttemptNotes, None] = {}
+        self._unstored: dict[_NotesOfAttempt, None] = {}
         """Those whose progress must be stored."""
         self._report_at = self._store_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -186,13 +184,13 @@ class NoteQueue:
             if step in self._secret:
                 attempt.hidden += 1
             elif (
-                attempt.records >= _ATTEMPT_RECORDS
+                attempt.records.count >= _ATTEMPT_RECORDS
                 or self._records >= _RUN_RECORDS
                 or self._attached + len(content) > _RUN_ATTACHED
             ):
-                attempt.left_out += 1
+                attempt.records.left_out += 1
             else:
-                attempt.records += 1
+                attempt.records.count += 1
                 self._records += 1
                 self._attached += len(content)
                 shown = cut(self._secrets.replaced(name), _LONGEST_TEXT)
@@ -226,16 +224,10 @@ class NoteQueue:
             event = StepLogged(step, number, self._now_ms(), level, name, text, item, trace)
             size = len(text) + len(trace)
             if self._records >= _RUN_RECORDS or self._characters + size > _RUN_CHARACTERS:
-                attempt.left_out += 1
-            elif (
-                attempt.last
-                or attempt.records >= _ATTEMPT_RECORDS
-                or attempt.characters + size > _ATTEMPT_CHARACTERS
-            ):
-                attempt.left_out += len(attempt.last) == _LAST_RECORDS
-                attempt.last.append(event)
-            else:
-                self._count(attempt, size)
+                attempt.records.left_out += 1
+            elif attempt.records.is_first(event, size):
+                self._records += 1
+                self._characters += size
                 self._put(event)
 
     def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
@@ -249,7 +241,7 @@ class NoteQueue:
             unfinished = attempt.unfinished
             if (end := len(text) - _ATTEMPT_CHARACTERS) > _ATTEMPT_CHARACTERS:
                 # As many lines may take far more memory than their text.
-                attempt.left_out += text.count("\n", _ATTEMPT_CHARACTERS, end)
+                attempt.records.left_out += text.count("\n", _ATTEMPT_CHARACTERS, end)
                 text = text[:_ATTEMPT_CHARACTERS] + text[end:]
             *lines, rest = (unfinished.pop((stream, thread), "") + text).split("\n")
             if rest:
@@ -263,7 +255,7 @@ class NoteQueue:
         """Count records of an attempt that are missing."""
         step, number, _, _, item = running
         with self._lock:
-            self._attempt((step, item, number)).left_out += count
+            self._attempt((step, item, number)).records.left_out += count
 
     def _log_line(self, running: StartedAttempt, stream: str, line: str) -> None:
         line = line.rstrip("\r").rpartition("\r")[2]
@@ -278,10 +270,10 @@ class NoteQueue:
         is_observing = self._is_notifying and threading.get_ident() == self._thread
         return not is_observing and self._is_open()
 
-    def _attempt(self, key: _Key) -> _AttemptNotes:
+    def _attempt(self, key: _Key) -> _NotesOfAttempt:
         attempt = self._attempts.get(key)
         if attempt is None:
-            attempt = _AttemptNotes(key)
+            attempt = _NotesOfAttempt(key)
             self.has_any = True
             if self._receiver is not None:
                 self._attempts[key] = attempt
@@ -289,12 +281,6 @@ class NoteQueue:
 
     def _now_ms(self) -> float:
         return (self._clock() - self._started_s) * 1000
-
-    def _count(self, attempt: _AttemptNotes, size: int) -> None:
-        attempt.records += 1
-        attempt.characters += size
-        self._records += 1
-        self._characters += size
 
     def _put(self, note: NoteEvent) -> None:
         self._queue.append(note)
@@ -396,13 +382,13 @@ class NoteQueue:
         while self._queue and self._receiver is not None:
             self._receiver.note(self._queue.popleft())
 
-    def _report(self, attempt: _AttemptNotes) -> None:
+    def _report(self, attempt: _NotesOfAttempt) -> None:
         with self._lock:  # before it is read: another thread may say more meanwhile
             attempt.is_waiting = False
         self._say(attempt, store=False, notify=True)
         self._unstored[attempt] = None
 
-    def _say(self, attempt: _AttemptNotes, *, store: bool, notify: bool) -> None:
+    def _say(self, attempt: _NotesOfAttempt, *, store: bool, notify: bool) -> None:
         """Pass on the latest progress of an attempt to whom has an earlier one."""
         latest, receiver = attempt.latest, self._receiver
         store = store and attempt.stored is not latest
@@ -419,7 +405,7 @@ class NoteQueue:
         progress = StepProgressed(step, number, at_ms, done, total, unit, item)
         receiver.note(progress, store=store, notify=notify)
 
-    def _end(self, attempt: _AttemptNotes) -> None:
+    def _end(self, attempt: _NotesOfAttempt) -> None:
         """Pass on the last progress of an attempt, its unfinished lines and what is missing."""
         step, item, number = attempt.key
         running = step, number, 0.0, 0.0, item
@@ -428,18 +414,19 @@ class NoteQueue:
                 (stream, _), line = attempt.unfinished.popitem()
                 self._log_line(running, stream, line)
             self._attempts.pop(attempt.key, None)
-            at_ms = attempt.last[0].at_ms if attempt.last else self._now_ms()
+            records = attempt.records
+            at_ms = records.last[0].at_ms if records.last else self._now_ms()
             for count, why in (
-                (attempt.left_out, _TOO_MUCH),
+                (records.left_out, _TOO_MUCH),
                 (attempt.hidden, "the step is secret"),
             ):
                 if count:
-                    records = f"{count:,} {'record was' if count == 1 else 'records were'}"
-                    message = f"{records} left out: {why}"
+                    were = "record was" if count == 1 else "records were"
+                    message = f"{count:,} {were} left out: {why}"
                     missing = StepLogged(step, number, at_ms, 30, OWN_LOGGER, message, item)
                     self._queue.append(missing)
-            self._queue.extend(attempt.last)
-            attempt.last.clear()
+            self._queue.extend(records.last)
+            records.last.clear()
         self._pass_on()
         self._unstored.pop(attempt, None)
         self._say(attempt, store=True, notify=True)

@@ -8,9 +8,9 @@ The file begins with a head of `_HEAD` bytes. Its first byte is ``?`` while a re
 ``!`` once the whole response does. From byte `_BEAT_AT` on, it has the time of the last heartbeat,
 as a double in seconds of `time.monotonic`: the processes of a machine share that clock.
 
-What the attempt says goes to a second file, if anything receives it. That begins with the latest
-progress, in `_PROGRESS`. At byte `_LEFT_OUT_AT`, eight bytes count the records that are missing.
-From byte `_NOTES_AT` on, each record has the four bytes of its length.
+What the attempt says goes to a second file, if anything receives it. That begins with a pickle of
+how many notes are missing, and of the latest progress. From byte `_NOTES_AT` on, each note has the
+four bytes of its length.
 """
 
 from __future__ import annotations
@@ -24,43 +24,30 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import CoroutineType, ModuleType
-from typing import Any, BinaryIO, TypeAlias
+
+TYPE_CHECKING = False  # importing `typing` takes a tenth of the start
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO, TypeAlias
+
+    _Main: TypeAlias = tuple[str, str] | None
+    """How to import the requesting main module: ``"module"`` or ``"path"``, and which."""
+
+    _Attempt: TypeAlias = tuple[Any, ...]
+    """What `asyncflow._core.context` tells a process of the attempt, in types of Python alone."""
+
+    _NotesWanted: TypeAlias = tuple[int, int | None, bool] | None
+    """The descriptor of the file for notes, the lowest level of log records, and whether to keep
+    what is printed; ``None`` if nothing receives notes."""
 
 _HEAD = 16
 _BEAT_AT = 8
 
-_PROGRESS = struct.Struct("<Qdd100s")
-"""How often there was one, what is done, the total or NaN, and the unit."""
-_LEFT_OUT_AT = 128
-_NOTES_AT = 136
-_MOST_NOTES = 16_000_000
-"""How many bytes of records a process writes at once. Of what follows, it writes the last ones when
-the function has ended."""
-_LAST_NOTES = 20
-_LOG_CAPTURE = "asyncflow._runtime.log_capture"
-_LONGEST_NOTE = 40_000
-"""How many characters of a message it writes; the run cuts it further."""
-
-_Main: TypeAlias = "tuple[str, str] | None"
-"""How to import the requesting main module: ``"module"`` or ``"path"``, and its name or path."""
+_NOTES_AT = 1024
 
 _IS_IMPORTING = "_asyncflow_is_importing_main"
 """An attribute of ``__main__`` while it is imported here, where it must not start a run."""
 
 _SIGKILL = 9  # importing `signal` takes as long as all other imports here
-
-_Attempt: TypeAlias = "tuple[Any, ...]"
-"""What `asyncflow._core.context` tells a process of the attempt, in types of Python alone."""
-
-_NotesWanted: TypeAlias = "tuple[int, int | None, bool] | None"
-"""The descriptor of the file for notes, the lowest level of log records, and whether to keep what
-is printed; ``None`` if nothing receives notes."""
-
-_attempt: _Attempt | None = None
-"""The attempt that this process makes. `current_step` finds it here, if the action calls that."""
-
-_notes: Any = None
-"""Takes what the attempt says, if anything receives it."""
 
 _head: Any = None
 """The head of the file, in memory, if the attempt has to give heartbeats."""
@@ -76,19 +63,23 @@ def _beat() -> None:
 
 def _respond(file: BinaryIO) -> None:
     """Read the request in a file, make the call, and write the response in its place."""
-    global _attempt, _head, _notes
+    global _head
     file.seek(_HEAD)
-    (sys.path[:], sys.argv[:]), main, call, _attempt, gives_heartbeats, wanted = pickle.load(file)
-    if wanted is not None:
-        _notes = _NoteFile(*wanted)
+    (sys.path[:], sys.argv[:]), main, call, attempt, gives_heartbeats, wanted = pickle.load(file)
+    notes = None if wanted is None else _NoteFile(*wanted).notes
     if gives_heartbeats:
         import mmap  # few need it
 
         _head = mmap.mmap(file.fileno(), _HEAD)
+    if attempt is not None:
+        own = _module("_core.process_attempt")
+        own.current = own.ProcessAttempt(attempt, notes, _beat, _clock)
     try:
-        text = _outcome(main, call)
+        text = _outcome(main, call, notes)
     finally:
-        _attempt = _head = _notes = None
+        _head = None
+        if attempt is not None:
+            own.current = None
     file.seek(_HEAD)
     file.write(text)  # what is left of the request behind it does no harm
     file.flush()
@@ -97,13 +88,15 @@ def _respond(file: BinaryIO) -> None:
     file.flush()
 
 
-def _outcome(main: _Main, call: bytes) -> bytes:
+def _outcome(main: _Main, call: bytes, notes: Any) -> bytes:
     try:
         function, arguments = _Unpickler(io.BytesIO(call), main).load()
     except BaseException as error:
         return _failed("the process could not load the function and its arguments", error)
     _beat()  # for the time that it took to start
-    capture = None if _notes is None else _notes.capture()
+    capture = None
+    if notes is not None and notes.takes_logs:
+        capture = _module("_runtime.log_capture").capture(notes, lambda: (notes, None))
     try:
         value = _call(function, arguments)
     except BaseException as error:
@@ -111,8 +104,8 @@ def _outcome(main: _Main, call: bytes) -> bytes:
     finally:
         if capture is not None:
             capture.end()
-        if _notes is not None:
-            _notes.finish()
+        if notes is not None:
+            notes.end()
     try:
         return pickle.dumps(("returned", value, ""))
     except Exception as error:
@@ -120,84 +113,41 @@ def _outcome(main: _Main, call: bytes) -> bytes:
 
 
 class _NoteFile:
-    """Writes what the attempt says for the process of its run; the notes of `StepContext`."""
+    """The file in which the process of the run finds what the attempt says."""
 
     def __init__(self, file: int, level: int | None, prints: bool) -> None:
         os.set_inheritable(file, False)
-        self.level = level
-        self.prints = prints
-        self.takes_logs = level is not None or prints
         self._file = file
-        self._count = self._written = self._left_out = 0
-        self._last: list[bytes] = []
-        self._lock = _thread.RLock()  # the collector may run what logs within any call
+        collector = _module("_runtime.attempt_notes").AttemptNotes
+        self.notes = collector(level, prints, self._send, self._update)
 
-    def progress(self, _: object, done: float, total: float | None, unit: str, /) -> None:
-        self._count += 1
-        total = float("nan") if total is None else total
-        text = unit.encode(errors="replace")[:100]
-        self._put(_PROGRESS.pack(self._count, done, total, text), 0)
+    def _send(self, note: tuple[Any, ...]) -> None:
+        text = pickle.dumps(note)
+        self._write(os.write, len(text).to_bytes(4, "little") + text)
 
-    def attach(self, _: object, name: str, data: object, media_type: str | None, /) -> None:
-        from asyncflow._runtime.attachments import attachment_of  # what calls this has the package
+    def _update(self) -> None:
+        self._write(os.pwrite, pickle.dumps((self.notes.missing, self.notes.latest)), 0)
 
-        media_type, content = attachment_of(name, data, media_type)
-        self._write("attach", name, content, media_type)
-
-    def log(self, _: object, level: int, logger: str, message: Any, traceback: str = "", /) -> None:
-        if not isinstance(message, str):  # an event of structlog
-            message = sys.modules[_LOG_CAPTURE].text_of(message)
-        self._write("log", level, logger, message[:_LONGEST_NOTE], traceback[:_LONGEST_NOTE])
-
-    def printed(self, _: object, stream: str, text: str, /) -> None:
-        for at in range(0, len(text), _LONGEST_NOTE):
-            self._write("printed", stream, text[at : at + _LONGEST_NOTE])
-
-    def finish(self) -> None:
-        """Write the last records, if there were too many."""
-        with self._lock:
-            last, self._last = self._last, []
-            self._left_out -= len(last)
-            self._put(self._left_out.to_bytes(8, "little"), _LEFT_OUT_AT)
-            for text in last:
-                self._put(text)
-
-    def _write(self, *record: object) -> None:
-        text = pickle.dumps(record)
-        text = len(text).to_bytes(4, "little") + text
-        with self._lock:
-            self._written += len(text)
-            if self._written <= _MOST_NOTES:
-                self._put(text)
-                return
-            self._left_out += 1
-            self._put(self._left_out.to_bytes(8, "little"), _LEFT_OUT_AT)
-            self._last = [*self._last, text][-_LAST_NOTES:]
-
-    def _put(self, text: bytes, at: int | None = None) -> None:
-        try:
-            if at is None:
-                os.write(self._file, text)
-            else:
-                os.pwrite(self._file, text, at)
+    def _write(self, write: Callable[..., int], *what: Any) -> None:
+        try:  # noqa: SIM105  # importing `contextlib` takes long
+            write(self._file, *what)
         except OSError:  # the disk is full: the step does without notes
             pass
 
-    def capture(self) -> Any:
-        """Begin to take log records and printed lines, if they are wanted."""
-        if not self.takes_logs:
-            return None
-        name = _LOG_CAPTURE
-        module: Any = sys.modules.get(name)
-        if module is None:
-            from importlib.machinery import SourceFileLoader
 
-            path = __file__.replace("worker_process", "log_capture")
-            # A run within the function must find this one.
-            module = sys.modules[name] = ModuleType(name)
-            code: Any = SourceFileLoader(name, path).get_code(name)
-            exec(code, module.__dict__)
-        return module.capture(self, lambda: (self, None))
+def _module(name: str) -> Any:
+    """Return a module of asyncflow that imports nothing else of it, without importing asyncflow."""
+    folder, name = os.path.dirname(os.path.dirname(__file__)), f"asyncflow.{name}"
+    module: Any = sys.modules.get(name)
+    if module is None:
+        from importlib.machinery import SourceFileLoader
+
+        # Under its own name: if the action imports asyncflow, that must find this one.
+        module = sys.modules[name] = ModuleType(name)
+        path = os.path.join(folder, *name.split(".")[1:]) + ".py"
+        code: Any = SourceFileLoader(name, path).get_code(name)
+        exec(code, module.__dict__)
+    return module
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -318,9 +268,6 @@ def _wait_for_end_of(lifeline: int) -> None:
 
 
 if __name__ == "__main__":  # pragma: no cover - not in the process that counts
-    # Where `asyncflow._core.context` looks for the attempt; importing all of asyncflow takes longer
-    # than all else here, and few functions need it.
-    sys.modules["asyncflow._runtime.worker_process"] = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")  # an empty one, which has none of our names
     if len(sys.argv) > 1:
         _end_with(int(sys.argv[1]))

@@ -265,11 +265,6 @@ _READ_S = 0.1
 """How long what a process says waits until it is read."""
 
 
-def _whole(number: float) -> float:
-    """Return a number that came as a float as the integer that it was, if it was one."""
-    return int(number) if number.is_integer() else number
-
-
 class _NoteReader:
     """Reads what a process says, a few times a second, from the file that the process writes."""
 
@@ -279,7 +274,9 @@ class _NoteReader:
         self._loop = asyncio.get_running_loop()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         self._file.seek(_child._NOTES_AT)
-        self._at, self._count = _child._NOTES_AT, 0
+        self._at = _child._NOTES_AT
+        self._state: tuple[int, tuple[Any, ...] | None] = 0, None
+        """How many notes are missing, and the latest progress."""
         self.wanted = self._file.fileno(), notes.level, notes.prints
         """What the process receives to write it."""
         self._timer = self._loop.call_later(_READ_S, self._poll)
@@ -292,19 +289,17 @@ class _NoteReader:
         """Read the rest, after the process has ended."""
         self._timer.cancel()
         self._read()
-        if left_out := int.from_bytes(os.pread(self.wanted[0], 8, _child._LEFT_OUT_AT), "little"):
-            self._notes.leave_out(self._running, left_out)
+        if missing := self._state[0]:
+            self._notes.leave_out(self._running, missing)
         self._file.close()
 
     def _read(self) -> None:
-        head = os.pread(self.wanted[0], _child._PROGRESS.size, 0)
-        if len(head) == _child._PROGRESS.size:
-            count, done, total, unit = _child._PROGRESS.unpack(head)
-            if count != self._count:
-                self._count = count
-                unit = unit.rstrip(b"\0").decode(errors="ignore")
-                amount = None if math.isnan(total) else _whole(total)
-                self._notes.progress(self._running, _whole(done), amount, unit)
+        before = self._state[1]
+        with suppress(Exception):  # nothing is written yet, or by a function what it likes
+            self._state = pickle.loads(os.pread(self.wanted[0], _child._NOTES_AT, 0))
+            _, progress = self._state
+            if progress is not None and progress != before:
+                self._notes.progress(self._running, *progress)
         size = os.fstat(self.wanted[0]).st_size
         while self._at + 4 <= size:
             length = int.from_bytes(os.pread(self.wanted[0], 4, self._at), "little")

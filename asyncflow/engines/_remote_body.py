@@ -29,9 +29,10 @@ from asyncflow._core.step import RunIf, WorkflowStep
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of, running_task
+from asyncflow._runtime.attempt_notes import AttemptNotes
 from asyncflow._runtime.log_capture import capture
 from asyncflow._runtime.workers import ThreadEnd, run_in_process, run_in_thread
-from asyncflow.engines._remote_notes import Pulse, RemoteNotes
+from asyncflow.engines._pulse import Pulse
 from asyncflow.engines._remote_wire import (
     Answer,
     Sent,
@@ -87,7 +88,8 @@ class AttemptBody:
         self._worker = worker
         self._clock: Callable[[], float] = time.monotonic
         self._ends_s = math.inf
-        self._notes = None if sent.notes is None else RemoteNotes(*sent.notes)
+        self._said: list[tuple[Any, ...]] = []
+        self._notes = None if sent.notes is None else AttemptNotes(*sent.notes, self._said.append)
         self._pulse: Pulse | None = None
         self._is_abandoned = False
         self.is_plain = sent.runs_in == "thread"
@@ -171,8 +173,17 @@ class AttemptBody:
             answer,
             worker=self._worker,
             is_abandoned=self._is_abandoned,
-            notes=None if self._notes is None else self._notes.take(),
+            notes=None if self._notes is None else self._all_said(self._notes),
         )
+
+    def _all_said(self, notes: AttemptNotes) -> list[tuple[Any, ...]]:
+        notes.end()
+        said = self._said.copy()  # an abandoned thread may say more
+        if notes.missing:
+            said.append(("leave_out", notes.missing))
+        if notes.latest is not None:
+            said.append(("progress", *notes.latest))
+        return said
 
     async def _call(self, host: AttemptHost | None) -> Any:
         sent, arguments = self._sent, self._arguments

@@ -404,3 +404,31 @@ def test_what_a_process_said_before_it_was_killed_stays(tmp_path):
             return [each.event.message for each in await journal.notes("r")]
 
     assert asyncio.run(main()) == ["the last word"]
+
+
+def test_a_process_loads_no_more_of_asyncflow_than_it_needs(tmp_path, monkeypatch):
+    class Listener:
+        logs = 20
+
+        def __call__(self, event):
+            events.append(event)
+
+    events = []
+    (tmp_path / "alone.py").write_text(
+        "import logging, sys\n"
+        "def loaded_here():\n"
+        "    logging.warning('hello')\n"
+        "    return sorted(name for name in sys.modules if name.startswith('asyncflow'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from alone import loaded_here
+
+    step = WorkflowStep("a", loaded_here, runs_in="process")
+    report = asyncio.run(run_pipeline([step], observers=[Listener()]))
+
+    assert report["a"].output == [
+        "asyncflow._core.process_attempt",
+        "asyncflow._runtime.attempt_notes",
+        "asyncflow._runtime.log_capture",
+    ]
+    assert [each.message for each in events if isinstance(each, StepLogged)] == ["hello"]

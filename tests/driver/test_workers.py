@@ -32,6 +32,7 @@ import process_work as work
 import pytest
 
 from asyncflow import current_step
+from asyncflow._runtime import attempt_notes
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime import workers as _workers
 from asyncflow._runtime.permits import Permit
@@ -799,11 +800,9 @@ def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
 
 @pytest.mark.parametrize("is_loaded", [True, False])
 def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, is_loaded):
-    from asyncflow._runtime import log_capture
-
-    assert log_capture.capture
     if not is_loaded:
-        monkeypatch.delitem(sys.modules, "asyncflow._runtime.log_capture", raising=False)
+        for name in "log_capture", "attempt_notes":
+            monkeypatch.delitem(sys.modules, f"asyncflow._runtime.{name}", raising=False)
     attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
     path, said = tmp_path / "request", tmp_path / "said"
     with said.open("w+b") as notes:
@@ -817,13 +816,12 @@ def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, 
             assert _workers._outcome(file, 0) is None
 
     content = said.read_bytes()
-    count, done, total, unit = _child._PROGRESS.unpack(content[: _child._PROGRESS.size])
     records, at = [], _child._NOTES_AT
     while at < len(content):
         length = int.from_bytes(content[at : at + 4], "little")
         records.append(pickle.loads(content[at + 4 : at + 4 + length]))
         at += 4 + length
-    assert (count, done, total, unit.rstrip(b"\0")) == (2, 2.0, 3.0, b"rows")
+    assert pickle.loads(content) == (0, (2, 3, "rows"))
     assert [each for each in records if each[0] != "printed"] == [
         ("log", 20, "speaking", "a record", ""),
         ("log", 20, "structlog", "loaded rows=3 of=<Silent>", ""),
@@ -833,85 +831,75 @@ def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, 
     assert "".join(printed) == "a line\nhalf a line"
 
 
+class Said:
+    """Takes what a process says, in order."""
+
+    level, prints = None, True
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, kind):
+        return lambda running, *values: self.calls.append((kind, *values))
+
+
 async def test_a_process_that_says_too_much_writes_the_first_and_the_last_records(monkeypatch):
-    monkeypatch.setattr(_child, "_MOST_NOTES", 100)
-    said, left_out = [], []
+    monkeypatch.setattr(attempt_notes, "_MOST_CHARACTERS", 60)
+    said = Said()
+    reader = _workers._NoteReader(said, "running")
+    notes = _child._NoteFile(reader.wanted[0], None, False).notes
 
-    class Queue:
-        level, prints = None, False
-
-        def log(self, running, level, logger, message, traceback):
-            said.append(message)
-
-        def leave_out(self, running, count):
-            left_out.append((running, count))
-
-    reader = _workers._NoteReader(Queue(), "running")
-    notes = _child._NoteFile(reader.wanted[0], None, False)
-    for number in range(50):
+    for number in range(90):
         notes.log(None, 20, "a", f"record {number}")
     size = os.fstat(reader.wanted[0]).st_size
-    notes.finish()
+    await asyncio.sleep(0.15)
+    missing_if_it_is_killed = reader._state
+    notes.end()
     reader.close()
 
-    assert notes.capture() is None
-    assert size < _child._NOTES_AT + 150
-    assert said == ["record 0", "record 1", *(f"record {number}" for number in range(30, 50))]
-    assert left_out == [("running", 28)]
+    assert size < _child._NOTES_AT + 300
+    assert missing_if_it_is_killed == (85, None)
+    kept = [*range(5), *range(50, 90)]
+    assert said.calls[:-1] == [("log", 20, "a", f"record {number}", "") for number in kept]
+    assert said.calls[-1] == ("leave_out", 45)
 
 
 async def test_of_a_large_text_that_a_process_prints_nothing_is_missing():
-    printed = []
+    said, text = Said(), "".join(map(str, range(30_000)))
+    reader = _workers._NoteReader(said, "running")
+    notes = _child._NoteFile(reader.wanted[0], None, True).notes
 
-    class Queue:
-        level, prints = None, True
-
-        def printed(self, running, stream, text):
-            printed.append(text)
-
-    text = "".join(map(str, range(30_000)))
-    reader = _workers._NoteReader(Queue(), "running")
-    notes = _child._NoteFile(reader.wanted[0], None, True)
     notes.printed(None, "stdout", text)
-    notes.finish()
+    notes.end()
     reader.close()
 
-    assert "".join(printed) == text
+    assert "".join(part for _, _, part in said.calls) == text
 
 
 def test_a_process_goes_on_if_the_disk_is_full():
     with open("/dev/full", "wb", buffering=0) as full:
-        notes = _child._NoteFile(full.fileno(), 20, True)
+        notes = _child._NoteFile(full.fileno(), 20, True).notes
         notes.progress(None, 1, None, "rows")
         notes.log(None, 20, "a", "a record")
-        notes.finish()
+        notes.end()
 
 
 async def test_what_is_half_written_is_read_later():
-    said = []
-
-    class Queue:
-        level, prints = None, False
-
-        def log(self, *values):
-            said.append(values)
-
-        def progress(self, *values):
-            said.append(values)
-
-    running = "a", 1, 0.0, 0.0, None
-    reader = _workers._NoteReader(Queue(), running)
+    said = Said()
+    reader = _workers._NoteReader(said, "running")
     file, record = reader.wanted[0], pickle.dumps(("log", 20, "a", "text", ""))
     os.write(file, len(record).to_bytes(4, "little") + record[:5])
-    os.pwrite(file, _child._PROGRESS.pack(1, 2.0, math.nan, b"rows"), 0)
+    os.pwrite(file, pickle.dumps((0, (2.0, None, "rows"))), 0)
+
     await asyncio.sleep(0.15)
-    before = said.copy()
-    garbage = pickle.dumps(("nothing",))
+    before = said.calls.copy()
+    os.pwrite(file, b"what a function likes", 0)
+    garbage = pickle.dumps((1,))
     os.write(file, record[5:] + len(garbage).to_bytes(4, "little") + garbage)
     reader.close()
 
-    assert before == [(running, 2.0, None, "rows")]
-    assert said == [*before, (running, 20, "a", "text", "")]
+    assert before == [("progress", 2.0, None, "rows")]
+    assert said.calls == [*before, ("log", 20, "a", "text", "")]
 
 
 def test_a_process_that_has_not_started_has_given_no_heartbeat():

@@ -27,7 +27,9 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow.engines import RemoteOutput, _remote, _remote_body, _remote_notes
+from asyncflow._core.context import capturing_notes
+from asyncflow.engines import RemoteOutput, _pulse, _remote, _remote_body
+from asyncflow.engines._pulse import Pulse
 from asyncflow.engines._remote import (
     Answer,
     PackedCall,
@@ -36,7 +38,6 @@ from asyncflow.engines._remote import (
     run_packed,
     unpack_answer,
 )
-from asyncflow.engines._remote_notes import Pulse, RemoteNotes
 
 
 async def answer_of(
@@ -624,8 +625,8 @@ async def test_what_an_attempt_says_comes_home_in_order(
 
 async def test_of_too_many_notes_the_first_and_the_last_come_home() -> None:
     async def talk() -> None:
-        for number in range(1000):
-            logging.getLogger("job").warning("%d %s", number, "x" * 5000)
+        for number in range(2_000):
+            logging.getLogger("job").warning("%d %s", number, "x" * 40_000)
 
     notes = RecordedNotes()
     await outcome_of(RecordedCall(WorkflowStep("talk", talk), notes=notes))
@@ -633,9 +634,9 @@ async def test_of_too_many_notes_the_first_and_the_last_come_home() -> None:
     *records, (last_kind, count) = notes.said
     numbers = [int(message.split()[0]) for _, _, _, message, _ in records]
     first = len(numbers) - 40
-    assert numbers == [*range(first), *range(960, 1000)]
+    assert numbers == [*range(first), *range(1_960, 2_000)]
     assert 300 < first < 500
-    assert (last_kind, count) == ("leave_out", 1000 - len(numbers))
+    assert (last_kind, count) == ("leave_out", 2_000 - len(numbers))
 
 
 async def test_a_note_that_the_run_refuses_does_not_fail_the_attempt() -> None:
@@ -650,18 +651,20 @@ async def test_a_note_that_the_run_refuses_does_not_fail_the_attempt() -> None:
     assert await outcome_of(RecordedCall(WorkflowStep("talk", talk), notes=Refusing())) == 1
 
 
-def test_a_run_learns_how_many_records_a_child_has_left_out() -> None:
-    notes = RemoteNotes(10, prints=False)
-    running = "load", 1, 0.0, 0.0, None
-    notes.leave_out(running, 3)
-    notes.leave_out(running, 4)
-    notes.log(running, 30, "job", {"event": "an event of structlog", "rows": 3})
+async def test_a_run_learns_how_many_records_a_child_has_left_out() -> None:
+    async def act() -> None:
+        notes, running = capturing_notes() or pytest.fail("nothing takes records")
+        notes.leave_out(running, 3)
+        notes.leave_out(running, 4)
+        notes.log(running, 30, "job", {"event": "an event of structlog", "rows": 3})
 
-    assert notes.take() == [
+    notes = RecordedNotes()
+    await outcome_of(RecordedCall(WorkflowStep("act", act), notes=notes))
+
+    assert notes.said == [
         ("log", 30, "job", "an event of structlog rows=3", ""),
         ("leave_out", 7),
     ]
-    assert notes.take() == []
 
 
 async def test_nothing_is_collected_if_nothing_takes_it() -> None:
@@ -694,7 +697,7 @@ async def test_a_heartbeat_that_comes_soon_after_another_is_passed_on_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(_remote_notes, "monotonic", loop.time)
+    monkeypatch.setattr(_pulse, "monotonic", loop.time)
     started_s, beats = loop.time(), list[float]()
     pulse = Pulse(loop, 4.0, lambda: beats.append(loop.time() - started_s))
 
@@ -715,7 +718,7 @@ async def test_a_heartbeat_that_comes_soon_after_another_is_passed_on_late(
 
 async def test_the_heartbeats_of_a_child_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(_remote_notes, "monotonic", loop.time)
+    monkeypatch.setattr(_pulse, "monotonic", loop.time)
     started_s, beats = loop.time(), list[float]()
     pulse = Pulse(loop, 4.0, lambda: beats.append(loop.time() - started_s))
 
