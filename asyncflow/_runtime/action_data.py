@@ -13,13 +13,7 @@ from asyncflow._runtime.durable import RunStart
 class ActionData:
     """Finds the arguments of actions and conditions: outputs, items, inputs and resources.
 
-    Attributes:
-        bindings: Where each parameter of a step's action comes from, by step.
-        items: The items of mapped steps that are under way, by node.
-
-    Args:
-        start: How the run begins.
-        state: The state of the run, which has the outputs.
+    ``items`` are those of mapped steps that are under way, by node.
     """
 
     def __init__(self, start: RunStart, state: RunState) -> None:

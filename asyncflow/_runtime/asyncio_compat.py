@@ -74,13 +74,9 @@ async def outlast(
 ) -> asyncio.CancelledError | None:
     """Wait until something is over, although the waiting task is cancelled.
 
-    Args:
-        is_over: Whether it is.
-        wait: Makes what to await, again and again until it is over.
-        on_cancel: Called at the first cancellation.
-
-    Returns:
-        The first cancellation that came meanwhile, which the caller must raise or take back.
+    ``wait`` makes what to await, again and again until it is over; ``on_cancel`` is called at the
+    first cancellation. Return the first cancellation that came meanwhile, which the caller must
+    raise or take back.
     """
     try:
         while not is_over():

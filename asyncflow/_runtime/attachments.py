@@ -39,8 +39,7 @@ _SCALARS = str | int | float | bool | None
 def attachment_of(name: str, data: object, media_type: str | None) -> tuple[str, bytes]:
     """Return the media type and the bytes of an attachment.
 
-    Raises:
-        TypeError, ValueError, OSError: As `asyncflow.StepContext.attach` raises them.
+    Raise as `asyncflow.StepContext.attach` does.
     """
     if media_type is not None and media_type not in _MEDIA_TYPES:
         known = ", ".join(map(repr, _MEDIA_TYPES))
@@ -170,11 +169,7 @@ def _as_json(name: str, data: object) -> bytes:
 
 
 def _check(name: str, media_type: str, content: bytes) -> None:
-    """Check that data are of their media type.
-
-    Raises:
-        ValueError: They are not.
-    """
+    """Check that data are of their media type."""
     if media_type == PNG:
         if not content.startswith(_PNG_BEGINS):
             raise ValueError(f"attachment {name!r} is no PNG image")
@@ -190,11 +185,7 @@ def _check(name: str, media_type: str, content: bytes) -> None:
 
 
 def _parse_svg(text: str) -> None:
-    """Check that a text is an SVG image, whatever it does: displays keep it from doing anything.
-
-    Raises:
-        ValueError: It is not, or is not well-formed.
-    """
+    """Check that a text is an SVG image, whatever it does: displays keep it from doing anything."""
     from xml.parsers import expat  # few need it
 
     if not _is_svg(text):

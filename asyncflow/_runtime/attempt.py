@@ -61,16 +61,7 @@ _ALMOST_NOTHING_S = 1e-9
 
 
 class Attempts:
-    """Makes single attempts, and reports how they end.
-
-    Args:
-        scope: The scope of the run.
-        host: The run.
-        dispatcher: Where events go.
-        permits: Learns which threads are abandoned.
-        stop: Who was asked to stop.
-        data: What actions are called with.
-    """
+    """Makes single attempts, and reports how they end."""
 
     def __init__(
         self,
@@ -315,8 +306,8 @@ class Attempts:
     ) -> float | None:
         """Report how an attempt has ended, in whose task this is called.
 
-        Returns:
-            How many milliseconds to wait before the next attempt; ``None`` if the node has ended.
+        Return how many milliseconds to wait before the next attempt; ``None`` if the node has
+        ended.
         """
         state, stop = self._state, self._stop_control
         running, name = state.running_attempt(node), state.step_runs.name_of(node)

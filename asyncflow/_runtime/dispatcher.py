@@ -23,10 +23,7 @@ from asyncflow.events import AttemptStarted, Event, NoteEvent
 class EventDispatcher:
     """The only writer of a run's history: applies an event, stores it, notifies the observers.
 
-    Args:
-        scope: The scope of the run.
-        host: The run, which ends for what an observer raised that is not the observer's to raise.
-        observers: Who is notified.
+    The ``host`` ends for what an observer raised that is not the observer's to raise.
     """
 
     def __init__(self, scope: RunScope, host: Host, observers: tuple[Observer, ...]) -> None:
@@ -44,9 +41,7 @@ class EventDispatcher:
     def emit(self, event: Event, stored: Event | None = None) -> None:
         """Apply an event, store it, and notify the observers.
 
-        Args:
-            event: The event.
-            stored: The event to store, if that is another one.
+        ``stored`` is the event to store, if that is another one.
         """
         if self._notes is not None and self._notes.has_any:
             self._notes.before(event)

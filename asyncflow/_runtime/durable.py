@@ -185,12 +185,7 @@ class OutputTypes:
 class RunPersistence:
     """Stores what one run produces.
 
-    Attributes:
-        session: Takes the events of the run.
-        has_closed: Whether the run has been released.
-        takes_notes: Whether the session stores what steps say.
-        logs: From which level on it stores log records; ``None`` for none.
-        prints: Whether it stores printed lines.
+    The session stores log records from the level ``logs`` on; ``None`` for none.
     """
 
     def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
@@ -222,13 +217,7 @@ class RunPersistence:
     def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
         """Encode an output; a secret one, or one that stayed on an engine, is replaced.
 
-        Args:
-            name: The name of the step, or of the item.
-            step: The step.
-            value: What its action returned.
-
-        Raises:
-            PayloadError: It can't be stored.
+        ``name`` is that of the step, or of the item.
         """
         if step.secret:
             return REDACTED
@@ -248,8 +237,7 @@ class RunPersistence:
     ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
         """Wait until all events are stored, and release the run, even if cancelled meanwhile.
 
-        Returns:
-            The journal's failure, and the cancellation that came meanwhile, if any.
+        Return the journal's failure, and the cancellation that came meanwhile, if any.
         """
         self.has_closed, cancellation = True, None
         while True:
@@ -301,8 +289,7 @@ class RunStart(NamedTuple):
 def begin(request: Request) -> RunStart:
     """Return how a new run starts.
 
-    Raises:
-        ValueError: Nothing provides a parameter of an action, or two things do.
+    Raise `ValueError` if nothing provides a parameter of an action, or two things do.
     """
     plan, inputs = request.plan, request.inputs
     bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)

@@ -130,20 +130,9 @@ class _Signal:
 class RunLink:
     """The run's side of a handle: an observer of the run, and the way to stop it.
 
-    Attributes:
-        run_id: Identifies the run.
-        is_begun: Whether the run has begun.
-        state: The state of the run, from then on and until its end.
-        events: The latest events.
-        count: How many events there were.
-        done, total, running: As in `RunProgress`.
-        has_news: Notified at each event.
-        has_begun: Notified when the run has begun.
-        flush: Waits until all events are stored; ``None`` without a journal, and after the end.
-
-    Args:
-        run_id: Identifies the run.
-        limit: How many events to keep.
+    ``state`` is the run's, from its start until its end. ``events`` are the latest ones, at most
+    ``limit``, and ``count`` says how many there were. ``flush`` waits until all events are stored;
+    it is ``None`` without a journal, and after the end.
     """
 
     def __init__(self, run_id: str, limit: int) -> None:
@@ -358,9 +347,8 @@ class RunHandle:
     ) -> BaseException | None:
         """Return what the end of the block raises by itself.
 
-        Args:
-            error: What the block raises.
-            cancellation: The cancellation that came while it waited for the run.
+        ``error`` is what the block raises, and ``cancellation`` the one that came while it waited
+        for the run.
         """
         own = None if self._error is error else self._error
         if _ends_the_program(own):

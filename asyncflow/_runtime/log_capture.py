@@ -50,9 +50,8 @@ class _Level(int):
 class Capture:
     """The part of one run in this.
 
-    Args:
-        notes: A `asyncflow._runtime.notes.NoteQueue`, or what stands for it in a worker process.
-        find: Returns the current attempt, and the notes to which it belongs.
+    ``notes`` is a `asyncflow._runtime.notes.NoteQueue`, or what stands for it in a worker process.
+    ``find`` returns the current attempt, and the notes to which it belongs.
     """
 
     def __init__(self, notes: Any, find: _Find) -> None:

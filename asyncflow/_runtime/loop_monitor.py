@@ -86,15 +86,10 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     It reports any task, also one that the caller has not made. It reports nothing if the loop's
     clock is virtual: its pauses mean nothing. It reports nothing without a GIL either.
 
-    Args:
-        loop: The loop of the current thread.
-        on_block: Called in the loop's thread with the task, the milliseconds, and the line, as
-            ``file:line in function``. The task is ``None`` for an observer that a run calls in
-            it, and for a plain callback, which is reported only if it follows a task in the same
-            turn of the loop.
-
-    Returns:
-        The watch, to be stopped. Dropping it has the same effect later.
+    ``on_block`` is called in the loop's thread with the task, the milliseconds, and the line, as
+    ``file:line in function``. The task is ``None`` for an observer that a run calls in it, and for
+    a plain callback, which is reported only if it follows a task in the same turn of the loop. The
+    caller stops the watch; dropping it has the same effect later.
     """
     if has_virtual_time(loop) or not has_gil():
         return _NoWatch(loop, on_block)

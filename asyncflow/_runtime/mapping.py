@@ -32,15 +32,7 @@ _ITEMS_A_TURN = 100
 
 
 class MapRunner:
-    """Runs the items of mapped steps, each mapped step in one task.
-
-    Args:
-        scope: The scope of the run.
-        host: The run.
-        dispatcher: Where events go.
-        stop: Who was asked to stop.
-        data: Gets the items.
-    """
+    """Runs the items of mapped steps, each mapped step in one task."""
 
     def __init__(
         self,
@@ -182,9 +174,7 @@ async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
 
     An asynchronous generator is closed at the end, however that comes.
 
-    Raises:
-        TypeError: It is neither an iterable nor an async iterable; or it is text, whose letters
-            are hardly meant.
+    Raise `TypeError` for what is not iterable, and for text, whose letters are hardly meant.
     """
     if isinstance(source, AsyncIterable):
         iterator = aiter(source)
@@ -216,8 +206,7 @@ def count_of(source: Any) -> int | None:
 def check_order(source: Any, name: str) -> None:
     """Check that items have the same order in every process, since a journal numbers them.
 
-    Raises:
-        TypeError: They have not: they are those of a set.
+    Raise `TypeError` for those of a set.
     """
     if isinstance(source, Set):
         raise TypeError(
@@ -229,10 +218,7 @@ def check_order(source: Any, name: str) -> None:
 def common_error(name: str, items: list[StepResult], error: Exception | None) -> Exception | None:
     """Return what a mapped step fails with, if it fails.
 
-    Args:
-        name: The step.
-        items: The results of its items.
-        error: What ended the iteration over the items early, if anything did.
+    ``error`` ended the iteration over the items early, if anything did.
     """
     failed = [item for item in items if item.status is StepStatus.FAILED]
     errors = [with_note(item, f"in {item.step_name}") for item in failed]

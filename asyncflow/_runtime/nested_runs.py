@@ -27,9 +27,7 @@ _nested: ContextVar[NestedRuns] = ContextVar("asyncflow.nested_runs")
 class NestedRuns:
     """The nested runs of one run, in its event loop.
 
-    Args:
-        context: The context in which the attempts of the run start.
-        stop: Stops an attempt, although it runs.
+    The attempts of the run start in ``context``, and ``stop`` stops one, although it runs.
     """
 
     def __init__(self, context: Context, stop: Callable[[AttemptKey], object]) -> None:
@@ -42,9 +40,7 @@ class NestedRuns:
     def enter(self, key: AttemptKey, drain: Callable[[str], object]) -> NestedLink | None:
         """Note that an attempt runs a run; return its link, or ``None`` in another loop.
 
-        Args:
-            key: The attempt.
-            drain: Drains the run, from the next turn of the loop on.
+        ``drain`` drains the run, from the next turn of the loop on.
         """
         if asyncio.get_running_loop() is not self._loop:
             return None
@@ -89,10 +85,7 @@ class NestedRuns:
 class NestedLink:
     """Connects a nested run with the run around it.
 
-    Args:
-        runs: All nested runs of the other run.
-        key: The attempt.
-        drain: As `NestedRuns.enter` takes it.
+    ``runs`` are all nested runs of the other run, and ``drain`` is as `NestedRuns.enter` takes it.
     """
 
     def __init__(self, runs: NestedRuns, key: AttemptKey, drain: Callable[[str], object]) -> None:

@@ -104,14 +104,9 @@ class _NotesOfAttempt:
 class NoteQueue:
     """The notes of one run.
 
-    Args:
-        loop: The event loop of the run.
-        clock: Its clock.
-        started_s: The time of that clock when the run started.
-        secrets: What it replaces in texts.
-        secret: The names of the secret steps.
-        level: From which level on log records are kept; ``None`` for none.
-        prints: Whether printed lines are kept.
+    ``started_s`` is the time of ``clock`` when the run started. ``secrets`` are replaced in texts,
+    and ``secret`` are the names of the secret steps. Log records are kept from ``level`` on;
+    ``None`` for none.
     """
 
     def __init__(

@@ -72,11 +72,7 @@ def log_failure(event: Event) -> None:
 
 
 def check_observers(observers: object) -> tuple[AnyObserver, ...]:
-    """Return the observers that a user gives.
-
-    Raises:
-        TypeError: They are not observers, or not in a list.
-    """
+    """Return the observers that a user gives."""
     if callable(observers) or _is_factory(observers) or not isinstance(observers, Iterable):
         raise TypeError("observers must be a list of callables; put a single one in a list")
     checked = tuple(observers)

@@ -91,32 +91,18 @@ class RunOptions:
         """Return the options among the arguments of a call; the others have their defaults.
 
         A function whose signature names them calls it first of all, with its ``locals()``.
-
-        Raises:
-            TypeError: One of them has the wrong type.
-            ValueError: One of them is out of its range.
         """
         return cls(**_copied({name: arguments[name] for name in arguments.keys() & OPTIONS}))
 
     def with_changes(self, options: Mapping[str, Any]) -> RunOptions:
-        """Return these options with other values for some of them.
-
-        Raises:
-            TypeError: One of them is no option, or has the wrong type.
-            ValueError: One of them is out of its range.
-        """
+        """Return these options with other values for some of them."""
         for name in options.keys() - OPTIONS:
             raise TypeError(f"with_options() got {_unknown(name)}")
         return replace(self, **_copied(options))
 
 
 def check_run_id(what: str, run_id: object) -> None:
-    """Check the id of a run; ``None`` stands for a random one.
-
-    Raises:
-        TypeError: It is not a string.
-        ValueError: It is empty.
-    """
+    """Check the id of a run; ``None`` stands for a random one."""
     if run_id is None:
         return
     if not isinstance(run_id, str):

@@ -54,15 +54,7 @@ if TYPE_CHECKING:
 class Plans:
     """The plan of some steps, and the latest plan of some of them; shared by orchestrators.
 
-    Attributes:
-        whole: The plan of all steps.
-        types: The output types of the steps.
-
-    Args:
-        steps: The steps, in any order.
-
-    Raises:
-        TypeError, ValueError, CyclicDependencyError: As `Orchestrator` raises them.
+    ``whole`` is the plan of all steps. Raises as `Orchestrator` does.
     """
 
     def __init__(self, steps: Iterable[WorkflowStep]) -> None:
@@ -78,14 +70,7 @@ class Plans:
     ) -> Plan:
         """Return the plan of these steps and all that they depend on, for a run.
 
-        Args:
-            targets: The names of the steps; ``None`` means all.
-            engine: The engine of the run, if it has one.
-            resources: The names of the resources of the run.
-
-        Raises:
-            TypeError: They are not names.
-            ValueError: One of them is no step.
+        ``targets`` are the names of these steps; ``None`` means all.
         """
         if targets is None and engine is None and not resources:
             return self.whole
@@ -597,8 +582,7 @@ async def run_pipeline(
 def check_engines(steps: Iterable[WorkflowStep]) -> None:
     """Let each engine check its steps.
 
-    Raises:
-        RuntimeError, TypeError, ValueError: What an engine raises, with the names of both.
+    Raise what an engine raises, with the names of both.
     """
     for step in steps:
         if step.remote is None:

@@ -32,12 +32,7 @@ def timeout_error(
 ) -> StepTimeoutError:
     """Return what an attempt fails with that a limit has cancelled.
 
-    Args:
-        kind: Which limit it was.
-        limit_ms: Its length.
-        name: The name of the node.
-        attempt: The number of the attempt.
-        error: What the action made of the cancellation; ``None`` if it returned a value.
+    ``error`` is what the action made of the cancellation; ``None`` if it returned a value.
     """
     timeout = StepTimeoutError(name, attempt, limit_ms, kind)
     if isinstance(error, asyncio.CancelledError):
@@ -61,11 +56,8 @@ def step_cancelled(
 ) -> StepCancelled:
     """Return the event of a node that ends because the run stops.
 
-    Args:
-        state: The state of the run.
-        node: The node, which has started.
-        at_ms: When it ends.
-        error: What its clean-up raised, or what its latest attempt failed with.
+    The node has started. ``error`` is what its clean-up raised, or what its latest attempt failed
+    with.
     """
     latest, runs = state.latest_attempt(node), state.step_runs
     attempt = 0 if latest is None else latest.attempt  # a mapped step has none

@@ -50,12 +50,7 @@ def _limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
 
 
 class Permit:
-    """A slot of a pool and a token of a limiter, acquired together and released together.
-
-    Args:
-        pool: The pool, if any.
-        limiter: The limiter, if any.
-    """
+    """A slot of a pool and a token of a limiter, acquired together and released together."""
 
     def __init__(self, pool: Pool | None, limiter: anyio.CapacityLimiter | None) -> None:
         self._pool = pool
@@ -118,14 +113,7 @@ def _resolve(called: asyncio.Future[None]) -> None:
 class Permits:
     """Lets the attempts of a run wait for what they must hold.
 
-    Attributes:
-        turns: What each node waits for that is queued for its next attempt.
-
-    Args:
-        scope: The scope of the run.
-        host: The run.
-        dispatcher: Where events go.
-        stop: Who was asked to stop.
+    ``turns`` has what each node waits for that is queued for its next attempt.
     """
 
     def __init__(
@@ -179,8 +167,7 @@ class Permits:
     async def back_off(self, node: int, delay_ms: float) -> bool:
         """Wait between two attempts, at least one turn of the loop.
 
-        Returns:
-            Whether another attempt follows. Otherwise the node has failed, and that is reported.
+        Return whether another attempt follows. Otherwise the node has failed, and that is reported.
 
         Raises:
             asyncio.CancelledError: The run has asked the node to stop.

@@ -129,11 +129,9 @@ Dependency: TypeAlias = "str | Callable[..., Any] | Pipeline"
 class _Declaration:
     """The steps of a pipeline; shared with the same pipeline with other options.
 
-    Attributes:
-        name: What the pipeline was called when it was made.
-        parts: Its steps and the pipelines that it includes, by name.
-        functions: The name of the step of each function.
-        included: The declarations of the pipelines that it includes.
+    ``name`` is what the pipeline was called when it was made. ``parts`` are its steps and the
+    pipelines that it includes, by name, and ``functions`` has the name of the step of each
+    function.
     """
 
     def __init__(self, name: str) -> None:

@@ -178,12 +178,7 @@ def log_unresumed(run_id: str, error: Exception) -> None:
 
 
 def pipelines_by_name(pipelines: Pipelines) -> dict[str, Pipeline | Orchestrator]:
-    """Return pipelines by their names; of steps, an `Orchestrator`.
-
-    Raises:
-        TypeError: One of the pipelines is not a pipeline.
-        ValueError: Two of them have the same name, or one has none.
-    """
+    """Return pipelines by their names; of steps, an `Orchestrator`."""
     known: dict[str, Pipeline | Orchestrator] = {}
     if isinstance(pipelines, Mapping):
         named = cast("Mapping[str, Any]", pipelines)

@@ -42,12 +42,7 @@ _log = logging.getLogger("asyncflow")
 class RemoteAttempts:
     """Submits the attempts of a run to engines, and passes on what those report.
 
-    Args:
-        scope: The scope of the run.
-        dispatcher: Where events go.
-        permits: Learns which threads are abandoned.
-        watchdog: Names the tasks.
-        to_keep: The nodes whose outputs may stay on the engines that make them.
+    The outputs of the nodes ``to_keep`` may stay on the engines that make them.
     """
 
     def __init__(
@@ -68,12 +63,7 @@ class RemoteAttempts:
         self._to_keep = to_keep
 
     def submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:
-        """Submit the running attempt of a node, whose start was reported.
-
-        Args:
-            node: The node.
-            arguments: What its action is called with.
-        """
+        """Submit the running attempt of a node, whose start was reported."""
         running = self._state.running_attempt(node)
         assert running is not None
         step, number = running.step, running.attempt
@@ -136,12 +126,9 @@ class RemoteAttempts:
 class RemoteAttempt:
     """One attempt on an engine.
 
-    Attributes:
-        heartbeat: Receives the heartbeats of the body, once that has begun and if it must give any.
-        is_stopping: Whether the engine was asked to stop the body.
-
-    Args:
-        on_began: Called when the body begins, with the name of its worker.
+    ``on_began`` is called when the body begins, with the name of its worker. ``heartbeat`` receives
+    the heartbeats of the body, once that has begun and if it must give any. ``is_stopping`` says
+    whether the engine was asked to stop the body.
     """
 
     def __init__(self, on_began: Callable[[str], object]) -> None:
@@ -213,11 +200,7 @@ class RemoteAttempt:
 
 
 def _check_arguments(engine: Engine, call: EngineCall) -> None:
-    """Check that what stayed on an engine goes to no other one.
-
-    Raises:
-        NotSendableError: An argument does.
-    """
+    """Check that what stayed on an engine goes to no other one."""
     for name, value in call.arguments.items():
         if isinstance(value, RemoteOutput) and (
             value.engine != engine.name or value.reference is None

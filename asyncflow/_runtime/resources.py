@@ -53,13 +53,8 @@ class ResourceFailure(NamedTuple):
 class RunResources:
     """Opens, holds and closes the resources of one run.
 
-    Attributes:
-        is_opening: Whether some of them have yet to be opened.
-
-    Args:
-        host: The run.
-        resources: What opens them, in this order; at least one.
-        on_open: Called with all of them when they are open.
+    It opens ``resources``, at least one, in this order. ``on_open`` is called with all of them when
+    they are open.
     """
 
     def __init__(
@@ -84,9 +79,7 @@ class RunResources:
     def open(self, name: str, context: Context) -> None:
         """Begin to open them.
 
-        Args:
-            name: The name of their task.
-            context: In which they are opened and closed.
+        ``name`` is that of their task, and ``context`` that in which they are opened and closed.
         """
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._hold(), name=name, context=context)
@@ -112,12 +105,8 @@ class RunResources:
     ) -> asyncio.CancelledError | None:
         """Close them, the latest first, although the caller is cancelled.
 
-        Args:
-            raised: What the run raises.
-            on_cancel: Called at the first cancellation.
-
-        Returns:
-            The first cancellation that came meanwhile, if any.
+        ``raised`` is what the run raises, and ``on_cancel`` is called at the first cancellation.
+        Return that, if any came meanwhile.
         """
         task = self._task
         self._raised = raised
@@ -201,12 +190,9 @@ class RunResources:
     ) -> BaseException | None:
         """Close a resource; return what the next one is told.
 
-        Args:
-            name: Its name.
-            manager: Its context manager.
-            scope: The scope around it, so that one of another resource does not cancel its closing.
-            raised: What it is told.
-            cancelled: What has stopped the run while the resources were open.
+        ``scope`` is around it, so that one of another resource does not cancel its closing.
+        ``raised`` is what it is told, and ``cancelled`` what has stopped the run while the
+        resources were open.
         """
         kind, trace = (None, None) if raised is None else (type(raised), raised.__traceback__)
         verb = "failed while it closed" if cancelled is None else "stopped the run"
@@ -269,11 +255,7 @@ class RunResources:
 
 
 def check_manager(value: object) -> None:
-    """Check what a function returned that opens a resource.
-
-    Raises:
-        TypeError: It is no async context manager.
-    """
+    """Check what a function returned that opens a resource."""
     if hasattr(type(value), "__aenter__") and hasattr(type(value), "__aexit__"):
         return
     if inspect.iscoroutine(value):
@@ -288,11 +270,7 @@ def check_manager(value: object) -> None:
 
 
 def checked_resources(resources: object) -> dict[str, OpenResource]:
-    """Return a copy of what a user gave as resources.
-
-    Raises:
-        TypeError: It is not a mapping of name to what opens a resource.
-    """
+    """Return a copy of what a user gave as resources."""
     if not isinstance(resources, Mapping):
         raise TypeError(
             "resources must be a mapping of parameter name to what opens the resource, not "

@@ -50,14 +50,7 @@ _REUSED_A_TURN = 100
 
 
 class Run:
-    """One run of a pipeline; `execute` it once. It is the `Host` of its parts.
-
-    Args:
-        scope: Its scope.
-        observers: Who is notified of its events.
-        resources: What opens each resource that its steps may take.
-        link: What connects it with its handle, if it has one.
-    """
+    """One run of a pipeline; `execute` it once. It is the `Host` of its parts."""
 
     def __init__(
         self,

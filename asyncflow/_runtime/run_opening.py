@@ -38,11 +38,8 @@ async def open_run(
     One that has passed is released again, and its report returned.
 
     Raises:
-        PayloadError: An input can't be stored, or a stored one can't be read.
         RunIdInUseError: The run was started with other inputs, or by another pipeline.
-        ValueError: As `begin` raises it.
         RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
-        JournalError: The journal fails.
     """
     session, start = await journal.open(
         request.run_id, wait=wait, read=_RunOpening(journal, request).read
@@ -65,13 +62,8 @@ async def open_fork(
     """Claim a new run in a journal, and return how it starts with the results of another one.
 
     Raises:
-        PayloadError: An input can't be stored, or a stored value can't be read.
         RunIdInUseError: The id is taken, or the other run belongs to another pipeline.
-        ValueError: A secret input is missing, or as `begin` raises it.
-        RunNotFoundError: There is no other run of that id.
-        RunUnreadableError: It is damaged.
         RunAlreadyActiveError: Another process has just claimed the new id.
-        JournalError: The journal fails.
     """
     opening = _RunOpening(journal, request)
     start = await journal.replay(origin, partial(opening.fork, from_steps=from_steps))
@@ -80,15 +72,7 @@ async def open_fork(
 
 
 async def read_report(journal: Journal, request: Request) -> RunReport:
-    """Return the stored report of a run, with values of the types that annotations say.
-
-    Raises:
-        PayloadError: A stored value can't be read.
-        RunIdInUseError: The run belongs to another pipeline.
-        RunNotFoundError: There is no such run.
-        RunUnreadableError: It is damaged.
-        JournalError: The journal fails.
-    """
+    """Return the stored report of a run, with values of the types that annotations say."""
     return await journal.replay(request.run_id, _RunOpening(journal, request).report)
 
 
@@ -167,11 +151,7 @@ class _RunOpening:
     # Forks.
 
     def check_new(self, stored: StoredRun) -> None:
-        """Check that a run is new.
-
-        Raises:
-            RunIdInUseError: It is not.
-        """
+        """Check that a run is new."""
         if stored.segments:
             raise RunIdInUseError(
                 stored.run_id,

@@ -37,16 +37,8 @@ class Starter:
     """Starts what is ready, and skips what is unreachable.
 
     Attributes:
-        group: The task group of the run.
-        maps: Runs the mapped steps.
         is_held: Whether nothing may start yet, or any more.
         is_advancing: Whether it is starting nodes right now: an eager task may end meanwhile.
-
-    Args:
-        scope: The scope of the run.
-        host: The run.
-        dispatcher: Where events go.
-        stop: Who was asked to stop.
     """
 
     group: asyncio.TaskGroup
@@ -96,8 +88,7 @@ class Starter:
     def _advance(self, again: Sequence[int] = ()) -> None:
         """Start what is ready and skip what is unreachable, until there is neither.
 
-        Args:
-            again: Nodes to start before that, whose tasks never began.
+        ``again`` are nodes to start before that, whose tasks never began.
         """
         if self.is_held:
             return
@@ -159,10 +150,9 @@ class Starter:
 
         This look is planned once a turn, and not once a batch: in a map, that is an item.
 
-        Args:
-            nodes: What was started since the last look was planned.
-            ended: How many of them were started before this one was: if their tasks were cancelled
-                so early, these have ended. The others end later in this turn.
+        ``nodes`` is what was started since the last look was planned, and ``ended`` says how many
+        of them were started before this one was: if their tasks were cancelled so early, these have
+        ended. The others end later in this turn.
         """
         if nodes is self._unchecked:
             self._unchecked = None

@@ -34,16 +34,7 @@ from asyncflow.events import AttemptStarted, StepSucceeded
 
 
 class StepRunner:
-    """Runs the attempts of nodes, each node in one task.
-
-    Args:
-        scope: The scope of the run.
-        host: The run.
-        dispatcher: Where events go.
-        permits: What attempts wait for.
-        stop: Who was asked to stop.
-        data: What actions are called with.
-    """
+    """Runs the attempts of nodes, each node in one task."""
 
     def __init__(
         self,
@@ -87,8 +78,8 @@ class StepRunner:
     ) -> Generator[Any, Any, float | None]:
         """Make one attempt of a plain step or item. It raises nothing.
 
-        Returns:
-            How many milliseconds to wait before the next attempt; ``None`` if the node has ended.
+        Return how many milliseconds to wait before the next attempt; ``None`` if the node has
+        ended.
         """
         if WAIT_FOR_MAKES_A_TASK and node in self._stop_control.requested:
             # This task begins although the one that waits for it was cancelled.

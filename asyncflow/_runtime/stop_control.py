@@ -26,15 +26,8 @@ from asyncflow.events import AttemptStarted
 class StopControl:
     """Asks nodes to stop, and knows who has asked.
 
-    Attributes:
-        requested: When the run has asked a node to stop, in milliseconds, by node.
-        missed_heartbeat: The nodes whose running attempt was cancelled for that.
-        watchdog: Warns of attempts that do not end.
-        is_draining: Whether the run drains, so that no node may wait for its next attempt.
-
-    Args:
-        scope: The scope of the run.
-        host: The run.
+    ``requested`` says when the run has asked a node to stop, in milliseconds. ``is_draining`` says
+    whether the run drains, so that no node may wait for its next attempt.
     """
 
     def __init__(self, scope: RunScope, host: Host) -> None:

@@ -20,10 +20,8 @@ from asyncflow.events import AttemptStarted
 class HeartbeatTimer:
     """Calls a function once, when no heartbeat has come in time.
 
-    Args:
-        loop: The loop, whose clock counts.
-        limit_s: How many seconds may pass between two heartbeats.
-        on_missed: The function, which is called without arguments.
+    It counts ``limit_s`` seconds from one heartbeat to the next on the loop's clock, and calls
+    ``on_missed`` without arguments.
     """
 
     def __init__(
@@ -44,9 +42,8 @@ class HeartbeatTimer:
     def follow(self, last_beat_s: Callable[[], float]) -> None:
         """Count the heartbeats of another process too.
 
-        Args:
-            last_beat_s: Returns the time of its last one, in seconds of `time.monotonic`, which
-                the processes of a machine share; 0 for none.
+        ``last_beat_s`` returns the time of its last one, in seconds of `time.monotonic`, which the
+        processes of a machine share; 0 for none.
         """
         self._last_elsewhere_s = last_beat_s
 
@@ -78,9 +75,7 @@ class Watchdog:
     It has one timer, set for the earliest moment at which there may be something to warn of. So a
     run in which everything ends in time pays for one timer.
 
-    Args:
-        scope: The scope of the run.
-        stop_requested: When the run has asked a node to stop, in milliseconds, by node.
+    ``stop_requested`` says when the run has asked a node to stop, in milliseconds.
     """
 
     def __init__(self, scope: RunScope, stop_requested: Mapping[int, float]) -> None:

@@ -151,11 +151,7 @@ def _module(name: str) -> Any:
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call a plain function.
-
-    Raises:
-        TypeError: It returned an awaitable.
-    """
+    """Call a plain function."""
     value = function(**arguments)
     if hasattr(type(value), "__await__"):
         if isinstance(value, CoroutineType):

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
         def follow(self, last_beat_s: Callable[[], float], /) -> None:
             """Count them.
 
-            Args:
-                last_beat_s: Returns the time of the last one, in seconds of `time.monotonic`.
+            ``last_beat_s`` returns the time of the last one, in seconds of `time.monotonic`.
             """
 
 
@@ -57,8 +56,7 @@ def limiter_for(runs_in: str) -> CapacityLimiter | None:
 
     A caller holds a token of it as long as the worker works, even after the attempt has ended.
 
-    Raises:
-        RuntimeError: Processes can't be started here.
+    Raise `RuntimeError` if processes can't be started here.
     """
     if runs_in == "thread":
         return to_thread.current_default_thread_limiter()
@@ -81,18 +79,14 @@ async def run_in_thread(
     A cancellation sets the flag that `StepContext.cancel_requested` reads in the thread. Until the
     time is up, it does no more: the thread is awaited.
 
-    Args:
-        function: The function.
-        arguments: Its keyword arguments.
-        ends: When the time is up, in seconds of the loop's clock; `math.inf` for never.
-        on_abandon: Called when the time is up while the thread runs, with a future that is done
-            when the thread has ended. The outcome of the function is dropped then.
-        has_missed_heartbeat: Called at a cancellation before ``ends``: whether the time is up,
-            because a heartbeat was missed.
+    ``ends`` is when the time is up, in seconds of the loop's clock; `math.inf` for never.
+    ``on_abandon`` is called when it is up while the thread runs, with a future that is done when
+    the thread has ended. The outcome of the function is dropped then. ``has_missed_heartbeat`` is
+    called at a cancellation before ``ends``, and says whether the time is up because a heartbeat
+    was missed.
 
     Raises:
         asyncio.CancelledError: The function was not called, or its thread was abandoned.
-        TypeError: The function returned an awaitable.
     """
     stop = threading.Event()
     job = _Job(partial(_call_in_thread, stop, function, arguments or {}))
@@ -130,11 +124,9 @@ async def run_in_process(
     this process dies. It lasts until its threads have ended, daemons aside; children that it leaves
     behind keep running.
 
-    Args:
-        function: The function. It can ask for the attempt that calls this, with `current_step`.
-        arguments: Its keyword arguments.
-        heartbeat: Receives the heartbeats of the process. The start of the function is the first.
-        notes: Receives what the attempt says.
+    The function can ask for the attempt that calls this, with `current_step`. ``heartbeat``
+    receives the heartbeats of the process, and the start of the function is the first; ``notes``
+    receives what the attempt says.
 
     Raises:
         asyncio.CancelledError: It was cancelled, and the process was killed.
@@ -408,8 +400,7 @@ def _lifeline() -> Iterator[tuple[int, ...]]:
 def _executable() -> str:
     """Return the path of the interpreter for worker processes.
 
-    Raises:
-        RuntimeError: There is none, or it can't run the worker's program.
+    Raise `RuntimeError` if there is none, or it can't run the worker's program.
     """
     from multiprocessing import spawn  # slow to import, and few need it
 
