@@ -28,9 +28,7 @@ class Tick(NamedTuple):
 def ticks(span_ms: float, least_ms: float) -> list[Tick]:
     """Return ticks at round times from 0 to the end of an axis.
 
-    Args:
-        span_ms: Where the axis ends, in milliseconds; above 0.
-        least_ms: The shortest time from one tick to the next.
+    ``span_ms`` is above 0, and ``least_ms`` is the shortest time from one tick to the next.
     """
     step_ms = tick_step_ms(least_ms)
     count = int(span_ms / step_ms * (1 + 1e-9))

@@ -407,10 +407,7 @@ def to_svg(
 ) -> str:
     """Return the picture: a box for each step with its name and tier, a curve for each dependency.
 
-    Args:
-        name: What the pipeline is called.
-        tiers: The names of the steps in their tiers.
-        dependencies: For each step, in topological order, the steps it depends on.
+    ``dependencies`` are in topological order.
     """
     graph = draw_graph(dependencies)
     tier_of = {step: number for number, tier in enumerate(tiers, 1) for step in tier}

@@ -46,9 +46,7 @@ _Attempt = Callable[[int], str]
 def describe_event(event: Event, attempts: int | None = None) -> str:
     """Return what happened: ``extract: attempt 2 of 3 started``, ``load skipped: …``.
 
-    Args:
-        event: The event.
-        attempts: How many attempts its step has in all; ``None`` leaves that out.
+    ``attempts`` says how many its step has in all; ``None`` leaves that out.
     """
     total = "" if attempts is None or attempts == 1 else f" of {attempts}"
     line = _LINES[type(event)](event, lambda number: f"attempt {number}{total}")
@@ -82,9 +80,8 @@ def duration(ms: float) -> str:
 def took(active_ms: float, span_ms: float) -> str:
     """Return how long a run took: ``3.0 s``, or ``3.0 s of 1 min 4 s`` if it was paused.
 
-    Args:
-        active_ms: For how long its segments were running.
-        span_ms: The same with the pauses between them.
+    ``active_ms`` says for how long its segments were running, and ``span_ms`` is the same with the
+    pauses between them.
     """
     active, span = duration(active_ms), duration(span_ms)
     return active if span_ms <= active_ms or active == span else f"{active} of {span}"

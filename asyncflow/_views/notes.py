@@ -60,9 +60,7 @@ class AttachedData(NamedTuple):
 class RunNotes:
     """The notes of a run.
 
-    Args:
-        notes: The notes so far, in their order.
-        with_pictures: Whether to keep the data of pictures, which are large.
+    ``with_pictures`` says whether to keep the data of pictures, which are large.
     """
 
     def __init__(self, notes: Iterable[NoteEvent] = (), *, with_pictures: bool = True) -> None:
@@ -83,9 +81,7 @@ class RunNotes:
     def apply(self, note: NoteEvent, position: int = 0) -> None:
         """Add one more note.
 
-        Args:
-            note: The note.
-            position: Its place in the journal, if it has one.
+        ``position`` is its place in the journal, if it has one.
         """
         if isinstance(note, StepLogged):
             line = LogLine(position, note)
@@ -120,11 +116,8 @@ class RunNotes:
     ) -> list[LogLine]:
         """Return the last `TAIL` log lines of an attempt, in order.
 
-        Args:
-            step: The name of its step.
-            attempt: Its number.
-            item: The number of its item, if it is one of an item.
-            since_ms: When it started: a resumed run may have had an attempt of that number before.
+        ``since_ms`` is when it started: a resumed run may have had an attempt of that number
+        before.
         """
         lines = self._tails.get((step, item, attempt), ())
         return [line for line in lines if line.note.at_ms >= since_ms]

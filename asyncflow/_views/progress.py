@@ -33,10 +33,8 @@ class ProgressText(NamedTuple):
 def progress_text(progress: StepProgressed, started_ms: float, now_ms: float) -> ProgressText:
     """Return a progress in words.
 
-    Args:
-        progress: The latest one of an attempt.
-        started_ms: When the attempt started, in milliseconds since the run started.
-        now_ms: The present, in the same.
+    ``started_ms``, when the attempt started, and ``now_ms``, the present, are in milliseconds since
+    the run started.
     """
     share = percentage(progress)
     done, took_ms = progress.done, progress.at_ms - started_ms

@@ -27,22 +27,14 @@ def ran_before(step: StepView) -> bool:
 
 
 class RunView:
-    """Where a run stands, for a display. It shows no secret.
-
-    Args:
-        events: The events of the run so far.
-    """
+    """Where a run stands, for a display. It shows no secret."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self._run = StoredRun(events)
 
     @classmethod
     def from_report(cls, report: RunReport) -> RunView:
-        """Return what the report of a run says of it.
-
-        Raises:
-            TypeError: It is no report.
-        """
+        """Return what the report of a run says of it."""
         if not isinstance(report, RunReport):
             raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
         view = cls()

@@ -27,10 +27,8 @@ _BLOCKED = "event loop blocked"
 def to_trace(view: RunView, now_ms: float) -> dict[str, Any]:
     """Return the trace of a run, for `json.dumps`. It has neither inputs nor outputs.
 
-    Args:
-        view: The run.
-        now_ms: The present, at which the slices of what runs end, in milliseconds since the run
-            started.
+    ``now_ms`` is the present, at which the slices of what runs end, in milliseconds since the run
+    started.
     """
     return {
         "traceEvents": [*_Trace(view, now_ms).events()],

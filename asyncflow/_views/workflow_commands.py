@@ -29,11 +29,7 @@ def without_commands(text: str) -> str:
 
 
 class GuardedStream:
-    """A stream that writes whole lines `without_commands`.
-
-    Args:
-        stream: The stream below.
-    """
+    """A stream that writes whole lines `without_commands`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream

@@ -19,9 +19,7 @@ from asyncflow.engines._remote_wire import Answer
 class Kept:
     """An output that stays in its worker, as the result of its task. Dask moves it if it must.
 
-    Args:
-        value: The output.
-        size: About how many bytes it has.
+    ``size`` is about how many bytes it has.
     """
 
     def __init__(self, value: Any, size: int) -> None:
@@ -35,17 +33,10 @@ class Kept:
 async def run_body(engine: str, number: int, kept: Sequence[Kept | None]) -> Kept | None:
     """Run the body of a call, if it may begin. This is the one function that Dask runs for us.
 
-    Args:
-        engine: The engine's own name.
-        number: The number of the call.
-        kept: The arguments that stayed in workers. ``None`` stands for one that is lost: Dask has
-            run its task again, which was not allowed to begin.
-
-    Returns:
-        The output, if it stays here; otherwise the engine has received it, if there is any.
-
-    Raises:
-        OSError: The fence can't be reached.
+    ``engine`` is the engine's own name. In ``kept``, the arguments that stayed in workers, ``None``
+    stands for one that is lost: Dask has run its task again, which was not allowed to begin. Return
+    the output, if it stays here; otherwise the engine has received it, if there is any. Raise
+    `OSError` if the fence can't be reached.
     """
     return await _fence_of(get_worker()).run(engine, number, kept)
 

@@ -19,8 +19,7 @@ _ANSWER_WITHIN_S = 10.0
 async def open_link(address: str, connection_args: Mapping[str, Any]) -> Link:
     """Connect to the fence of a scheduler, as an engine.
 
-    Raises:
-        OSError: The scheduler can't be reached, or has no fence.
+    Raise `OSError` if the scheduler can't be reached, or has no fence.
     """
     name = uuid.uuid4().hex
     return Link(name, await open_wire(address, ENGINES, name, connection_args))
@@ -29,9 +28,7 @@ async def open_link(address: str, connection_args: Mapping[str, Any]) -> Link:
 class Link:
     """A connection of an engine to the fence.
 
-    Args:
-        name: What the fence knows the engine by.
-        wire: The connection, which belongs to this object from now on.
+    ``name`` is what the fence knows the engine by, and ``wire`` belongs to this object from now on.
     """
 
     def __init__(self, name: str, wire: Wire) -> None:
@@ -51,10 +48,8 @@ class Link:
     def announce(self, call: EngineCall, packed: bytes, kept: Sequence[str]) -> RemoteBody:
         """Let the body of a call begin, as soon as a task asks for it.
 
-        Args:
-            call: The call.
-            packed: The same, as a worker receives it.
-            kept: The names of the arguments that the task brings along.
+        ``packed`` is the call as a worker receives it, and ``kept`` are the names of the arguments
+        that the task brings along.
         """
         number = next(self._numbers)
         body = self._bodies[number] = RemoteBody(self._wire, number, call)
@@ -95,16 +90,9 @@ class Link:
 class RemoteBody:
     """The body of a call.
 
-    Attributes:
-        number: Identifies it.
-        worker: The address of its worker; empty until it begins.
-        ended: Resolved when it has ended, or will never begin: with what the fence says of it.
-        problem: Why the engine itself has stopped it; empty if it has not.
-
-    Args:
-        wire: The connection to the fence.
-        number: As above.
-        call: The call.
+    ``worker`` is the address of its worker; empty until it begins. ``ended`` is resolved when it
+    has ended, or will never begin: with what the fence says of it. ``problem`` says why the engine
+    itself has stopped it; empty if it has not.
     """
 
     def __init__(self, wire: Wire, number: int, call: EngineCall) -> None:
@@ -122,8 +110,7 @@ class RemoteBody:
     def stop(self, problem: str = "") -> None:
         """Ask the body to end, or never to begin.
 
-        Args:
-            problem: Why, if its caller has not asked for that.
+        ``problem`` says why, if its caller has not asked for that.
         """
         if not self._is_stopped:
             self._is_stopped = True

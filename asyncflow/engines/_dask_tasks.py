@@ -20,13 +20,8 @@ _MAX_NAMES = 100
 class BodyTask:
     """A task that asks for a body.
 
-    Attributes:
-        future: Dask's future of the task; ``None`` until it is submitted.
-
-    Args:
-        body: The body.
-        key: What Dask calls the task.
-        kept: The outputs that it takes along, each the future of another such task.
+    ``future`` is Dask's; ``None`` until the task is submitted. ``kept`` are the outputs that it
+    takes along, each the future of another such task.
     """
 
     def __init__(self, body: RemoteBody, key: str, kept: Sequence[Future]) -> None:
@@ -65,10 +60,8 @@ class BodyTask:
 class Submissions:
     """Submits the tasks of one turn of the loop as one graph, which costs Dask a third of many.
 
-    Args:
-        client: The client.
-        engine: What the fence knows the engine by.
-        resources: What each task needs of its worker.
+    ``engine`` is what the fence knows the engine by, and ``resources`` is what each task needs of
+    its worker.
     """
 
     def __init__(self, client: Client, engine: str, resources: Mapping[str, float]) -> None:
@@ -81,11 +74,8 @@ class Submissions:
     def add(self, name: str, body: RemoteBody, kept: Sequence[Future]) -> BodyTask:
         """Submit a task at the end of this turn.
 
-        Args:
-            name: What Dask's displays call it, and all tasks of the same step: its name, unless
-                there are very many.
-            body: The body that it asks for.
-            kept: The outputs that it takes along.
+        ``name`` is what Dask's displays call it, and all tasks of the same step: its name, unless
+        there are very many. ``kept`` are the outputs that it takes along.
         """
         if name not in self._names:
             name = name if len(self._names) < _MAX_NAMES else "step"

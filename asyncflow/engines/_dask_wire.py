@@ -39,8 +39,7 @@ TOO_LARGE = "it has more than 4 GiB; pass it by a file or a store"
 class Wire:
     """One end of a connection. What is sent in the same turn of the loop is written at once.
 
-    Args:
-        comm: The connection, which belongs to this object from now on.
+    ``comm`` belongs to this object from now on.
     """
 
     def __init__(self, comm: Any) -> None:
@@ -106,14 +105,9 @@ async def open_wire(
 ) -> Wire:
     """Connect to the fence of a scheduler.
 
-    Args:
-        address: The scheduler's.
-        operation: `ENGINES` or `WORKERS`.
-        name: Who connects: an engine's own name, or a worker's address.
-        connection_args: How Dask connects, for TLS.
-
-    Raises:
-        OSError: The scheduler can't be reached.
+    ``operation`` is `ENGINES` or `WORKERS`, and ``name`` says who connects: an engine's own name,
+    or a worker's address. ``connection_args`` are for TLS. Raise `OSError` if the scheduler can't
+    be reached.
     """
     comm = await connect(address, **connection_args)
     try:

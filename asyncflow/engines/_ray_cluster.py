@@ -123,12 +123,9 @@ class HostHandle:
 class Placement:
     """How many hosts a node gets, and what each of them reserves.
 
-    Args:
-        hosts_per_node: How many; ``None`` for as many as its processors allow.
-        cpus: How many processors a host reserves.
-        resources: What else a host reserves, by Ray's names.
-        bodies: How many bodies a host runs at the same time.
-        runtime_env: Ray's description of the environment of a host.
+    ``hosts_per_node`` is ``None`` for as many as a node's processors allow. Each host reserves
+    ``cpus`` processors and ``resources``, by Ray's names, and runs ``bodies`` at the same time.
+    ``runtime_env`` is Ray's description of its environment.
     """
 
     def __init__(
@@ -193,8 +190,7 @@ class Hosts:
     async def open(self) -> None:
         """Start the hosts, and wait until one of them is ready.
 
-        Raises:
-            RuntimeError: No node has room for a host, or a host could not start.
+        Raise `RuntimeError` if no node has room for a host, or a host could not start.
         """
         await self._start_missing()
         if not self._hosts:
@@ -226,8 +222,7 @@ class Hosts:
     async def take(self, node: str | None) -> HostHandle:
         """Return a host that has room for a body, and occupy that. Waiting callers come first.
 
-        Args:
-            node: Where the host should be, if others have no less to do.
+        ``node`` is where the host should be, if others have no less to do.
         """
         if not self._waiting and (host := self._pick(node)) is not None:
             host.load += 1

@@ -114,10 +114,8 @@ class RayHost:
     async def run(self, token: int, packed: bytes, stayed: Mapping[str, Any]) -> HostAnswer:
         """Run a body, and return its answer. Only `stop` stops it.
 
-        Args:
-            token: Its number.
-            packed: What `pack_call` has made.
-            stayed: References of the arguments that stayed in the cluster.
+        ``token`` is its number, ``packed`` what `pack_call` has made, and ``stayed`` are references
+        of the arguments that stayed in the cluster.
         """
         attempt = _HostedAttempt(self, token)
         body = asyncio.get_running_loop().create_task(attempt.run(packed, stayed))
@@ -158,9 +156,7 @@ class RayHost:
     async def stop(self, tokens: list[int], oldest: int) -> None:
         """Cancel bodies, once each, and refuse those that have not arrived yet.
 
-        Args:
-            tokens: Their numbers.
-            oldest: No call with a lower number is under way.
+        ``tokens`` are their numbers. No call with a lower number than ``oldest`` is under way.
         """
         bodies = []
         with self._lock:

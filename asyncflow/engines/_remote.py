@@ -46,11 +46,7 @@ from asyncflow.engines._remote_wire import (
 
 
 def check_sendable(step: WorkflowStep) -> None:
-    """Check that the action of a step can be sent to a worker.
-
-    Raises:
-        NotSendableError: It can't.
-    """
+    """Check that the action of a step can be sent to a worker."""
     try:
         dump(step.action)
     except Exception as error:  # whatever its objects raise
@@ -60,13 +56,9 @@ def check_sendable(step: WorkflowStep) -> None:
 def pack_call(call: EngineCall, keep_bytes: int | None) -> PackedCall:
     """Return a call as a worker receives it, without the arguments that stayed on the engine.
 
-    Args:
-        call: The call.
-        keep_bytes: The size in bytes above which an output stays where it was made, if the call
-            says that it may; ``None`` if it never stays.
-
-    Raises:
-        NotSendableError: The action or an argument can't be sent.
+    ``keep_bytes`` is the size in bytes above which an output stays where it was made, if the call
+    says that it may; ``None`` if it never stays. Raise `NotSendableError` if the action or an
+    argument can't be sent.
     """
     step, notes = call.step, call.notes
     sent = Sent(
@@ -110,10 +102,8 @@ async def run_packed(packed: bytes, arguments: Mapping[str, Any], host: AttemptH
     Cancelling the task stops the body and awaits its clean-up; a thread is told, and abandoned when
     the time of the attempt is up.
 
-    Args:
-        packed: The call.
-        arguments: Those that stayed on the engine, by parameter.
-        host: The engine, in this worker.
+    ``arguments`` are those that stayed on the engine, by parameter, and ``host`` is the engine, in
+    this worker.
     """
     body = _load(packed, arguments, host.worker)
     if isinstance(body, Answer):
@@ -132,10 +122,6 @@ def run_packed_alone(packed: bytes, worker: str) -> Answer:
 
     A body that is not a plain function gets a loop of its own, and is cancelled there when its time
     is up. A plain function is told by `StepContext.cancel_requested`.
-
-    Args:
-        packed: The call.
-        worker: The name of the worker.
     """
     body = _load(packed, {}, worker)
     if isinstance(body, Answer):
@@ -177,10 +163,7 @@ def unpack_answer(
 
     If the answer says that its thread is abandoned, the engine has called `EngineCall.abandon`.
 
-    Args:
-        answer: The answer.
-        call: The call.
-        kept: Returns what stands for an output that stayed, from its size in bytes.
+    ``kept`` returns what stands for an output that stayed, from its size in bytes.
 
     Raises:
         asyncio.CancelledError: The body has not begun.

@@ -45,11 +45,7 @@ from asyncflow.engines._remote_wire import (
 
 
 class AttemptHost(Protocol):
-    """What an engine does for an attempt in its worker. All of it is called in the worker's loop.
-
-    Attributes:
-        worker: The name of the worker.
-    """
+    """What an engine does for an attempt in its worker. All of it is called in the worker's loop."""
 
     worker: str
 
@@ -98,8 +94,7 @@ class AttemptBody:
     async def run(self, host: AttemptHost | None = None) -> Answer:
         """Make the attempt in the event loop, or beside it. It raises nothing.
 
-        Args:
-            host: The engine; ``None`` if that can't stop it, so that it must stop by itself.
+        ``host`` is ``None`` if the engine can't stop it, so that it must stop by itself.
         """
         loop, beat_ms = asyncio.get_running_loop(), self._sent.heartbeat_ms
         self._begin(clock_of(loop))

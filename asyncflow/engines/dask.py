@@ -200,9 +200,7 @@ class DaskEngine:
     async def _fetch(self, future: Future, worker: str, step_name: str) -> Any:
         """Return an output that has stayed in a worker.
 
-        Raises:
-            RuntimeError: The engine is not open in this event loop.
-            OutputLostError: The output is lost.
+        Raise `OutputLostError` if it is lost.
         """
         self._check_open()
         try:
@@ -246,9 +244,8 @@ class DaskEngine:
     async def _connect(self) -> None:
         """Connect to the scheduler.
 
-        Raises:
-            OSError: It can't be reached.
-            RuntimeError: It can't import asyncflow, or its client is in another event loop.
+        Raise `OSError` if it can't be reached, and `RuntimeError` if it can't import asyncflow, or
+        its client is in another event loop.
         """
         await self._close_link()
         client = await self._running_client()

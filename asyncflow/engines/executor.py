@@ -235,11 +235,7 @@ def _lost(call: EngineCall, error: BaseException, worker: str) -> WorkerLostErro
 
 
 def _checked_executor(executor: object) -> Executor:
-    """Return what a factory has made, if it is an executor that tells the truth.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Return what a factory has made, if it is an executor that tells the truth."""
     module = type(executor).__module__
     if module.partition(".")[0] == "distributed":
         # Its futures can be cancelled while their bodies run, which continue.
