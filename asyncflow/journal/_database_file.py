@@ -46,11 +46,8 @@ _STOPPED = "nothing more is written"
 class DatabaseFile:
     """The files of the database at one path, as the connections of this process have opened them.
 
-    Attributes:
-        is_cut: Whether a part of the files is missing, so that no checkpoint may copy the rest.
-
-    Args:
-        path: The absolute path, which may lead through symbolic links.
+    ``path`` is absolute, and may lead through symbolic links. ``is_cut`` says whether a part of the
+    files is missing, so that no checkpoint may copy the rest.
     """
 
     def __init__(self, path: str) -> None:
@@ -76,12 +73,8 @@ class DatabaseFile:
     def before_connecting(self, name: str, *, must_exist: bool) -> None:
         """Check that a connection may be opened.
 
-        Args:
-            name: The journal's name in errors.
-            must_exist: Whether the caller has had it open before.
-
-        Raises:
-            DatabaseChangedError: It is not what it was, or part of it is missing.
+        ``must_exist`` says whether the caller has had it open before. Raise `DatabaseChangedError`
+        if it is not what it was, or part of it is missing.
         """
         with self._lock:
             if self._attached:
@@ -114,14 +107,10 @@ class DatabaseFile:
     def attach(self, name: str, opened: _FileId | None, let_go: Callable[[], object]) -> int:
         """Remember what a connection has opened, and return the size of its WAL in bytes.
 
-        Args:
-            name: The journal's name in errors.
-            opened: The `database_id` when it was opened. Its migration may have taken long.
-            let_go: Called in any thread when the files have changed. It must not raise. It must
-                have the connection closed soon, even if nothing uses it.
-
-        Raises:
-            DatabaseChangedError: It is not what the others have opened, or is gone already.
+        ``opened`` is the `database_id` when it was opened: its migration may have taken long.
+        ``let_go`` is called in any thread when the files have changed. It must not raise. It must
+        have the connection closed soon, even if nothing uses it. Raise `DatabaseChangedError` if it
+        is not what the others have opened, or is gone already.
         """
         with self._lock:
             if not self._attached:
@@ -150,8 +139,7 @@ class DatabaseFile:
     def check(self, name: str) -> None:
         """Check that the database is what the attached connections have opened.
 
-        Raises:
-            DatabaseChangedError: It was moved, deleted, replaced or emptied.
+        Raise `DatabaseChangedError` if it was moved, deleted, replaced or emptied.
         """
         with self._lock:
             self._compare(name)

@@ -115,9 +115,8 @@ def event_checksum(
     It differs for certain after a change within 32 neighbouring bits of that, and after any other
     change with a probability of 1 - 2**-32.
 
-    Raises:
-        ValueError: A text has surrogates, which no row has.
-        TypeError, struct.error: A number is of another type, or too large.
+    Raise `ValueError` for a text with surrogates, which no row has, and `TypeError` or
+    `struct.error` for a number of another type, or one that is too large.
     """
     # Not by marshal or `repr`, which depend on the version of Python. SQLite makes -0.0 a 0.0.
     numbers = _NUMBERS.pack(
@@ -140,8 +139,7 @@ def run_checksum(
 
     Rows of earlier versions have no parent and no origin, and keep their checksums.
 
-    Raises:
-        ValueError: A text has surrogates, which no row has.
+    Raise `ValueError` for a text with surrogates, which no row has.
     """
     text = f"{run_id}\0{pipeline}\0{started_at!r}"
     others = parent, parent_step, forked_from
@@ -203,8 +201,7 @@ def event_without_output(row: Sequence[Any]) -> Event:
 
     A `StepTakenOver` is without its figures too, which are stored in the same column.
 
-    Raises:
-        Exception: As `event_of` raises it, for what is noticed without the checksum.
+    Raise as `event_of` does, for what is noticed without the checksum.
     """
     details = _NOTHING_TAKEN if row[2] == StepTakenOver.__name__ else None
     columns = [*row[:7], None, details, None]

@@ -121,12 +121,10 @@ def _started(pid: int) -> str:
 class LeaseClock:
     """The clocks of a machine, and which boot of which machine they belong to.
 
-    Args:
-        machine: Identifies the machine across its boots; empty if it can't be identified.
-        boot: Identifies the boot; empty if it can't be identified.
-        namespace: Identifies the time namespace of this process.
-        wall_s: Returns the seconds since the epoch.
-        boot_s: Returns the seconds on a clock that all processes of the boot and namespace share.
+    ``machine`` identifies the machine across its boots, and ``boot`` the boot; they are empty if
+    that can't be identified. ``namespace`` identifies the time namespace of this process.
+    ``wall_s`` returns the seconds since the epoch, and ``boot_s`` those on a clock that all
+    processes of the boot and namespace share.
     """
 
     machine: str
@@ -143,11 +141,9 @@ class LeaseClock:
     def is_valid(self, until_s: float, name: str | None, boot_until_s: float | None) -> bool:
         """Whether a lease has not expired.
 
-        Args:
-            until_s: When it expires by the `wall_s` of its process. Only a process on another
-                machine, or in another time namespace, goes by it.
-            name: The `name` of the clock of its process.
-            boot_until_s: When it expires by the `boot_s` of its process.
+        ``name`` is that of the clock of its process. It expires at ``until_s`` by the `wall_s` of
+        that process, and at ``boot_until_s`` by its `boot_s`. Only a process on another machine, or
+        in another time namespace, goes by ``until_s``.
         """
         if name is not None and boot_until_s is not None:
             if name == self.name:

@@ -40,11 +40,7 @@ def is_model(cls: object) -> bool:
 
 
 def to_plain(value: Any) -> msgspec.Raw:
-    """Return the JSON of a model, for msgspec.
-
-    Raises:
-        TypeError: The value is no model.
-    """
+    """Return the JSON of a model, for msgspec."""
     cls = type(value)
     if not is_model(cls):
         raise TypeError(f"Encoding objects of type {cls.__name__} is unsupported")
@@ -58,10 +54,8 @@ def to_plain(value: Any) -> msgspec.Raw:
 def model_from_json(cls: type, data: Any, **names: bool) -> Any:
     """Return the model of decoded JSON, validated as JSON, where dates and the like are text.
 
-    Args:
-        cls: Its class, which may be a dataclass of pydantic.
-        data: The decoded JSON.
-        names: ``by_alias`` and ``by_name``; without them, as the model is configured.
+    ``cls`` may be a dataclass of pydantic. ``names`` are ``by_alias`` and ``by_name``; without
+    them, the model is validated as it is configured.
 
     Raises:
         ModelError: It is not valid.

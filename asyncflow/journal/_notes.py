@@ -141,13 +141,9 @@ def latest_only(
 ) -> tuple[Sequence[NoteEvent], list[int]]:
     """Leave out each progress that a later one replaces.
 
-    Args:
-        notes: What is about to be stored.
-        position: That of the first one.
-        known: The position of the stored progress of each attempt, which is updated.
-
-    Returns:
-        The notes that are left, and the positions of stored ones to delete.
+    ``position`` is that of the first note. ``known`` has the position of the stored progress of
+    each attempt, and is updated. Return the notes that are left, and the positions of stored ones
+    to delete.
     """
     latest: dict[ProgressKey, StepProgressed] = {}
     for note in notes:
@@ -170,12 +166,7 @@ def latest_only(
 
 @dataclass(frozen=True, slots=True)
 class NoteFilter:
-    """Selects notes. Its fields are parameters of a journal's ``notes()``, which documents them.
-
-    Raises:
-        TypeError: A condition is of the wrong type.
-        ValueError: A number is out of range, or there is no such level.
-    """
+    """Selects notes. Its fields are parameters of a journal's ``notes()``, which documents them."""
 
     after: int = 0
     kinds: Collection[type[NoteEvent]] | None = None

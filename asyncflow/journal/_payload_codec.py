@@ -70,10 +70,8 @@ _hooked_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
 class Codec:
     """How one journal encodes values.
 
-    Args:
-        name: ``"json"``, or ``"cloudpickle"`` to pickle what JSON doesn't bring back equal, and to
-            read pickles.
-        max_bytes: The maximum size of an encoded value.
+    ``name`` is ``"json"``, or ``"cloudpickle"`` to pickle what JSON doesn't bring back equal, and
+    to read pickles. ``max_bytes`` is the maximum size of an encoded value.
     """
 
     def __init__(self, name: str, max_bytes: int) -> None:
@@ -86,8 +84,7 @@ class Codec:
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value.
 
-        Raises:
-            PayloadError: It would not come back equal, or it is too large.
+        Raise `PayloadError` if it would not come back equal, or is too large.
         """
         try:
             return self._as_json(subject, value, hint)
@@ -99,8 +96,8 @@ class Codec:
     def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
         """Decode a value.
 
-        Raises:
-            PayloadError: The hint has changed since, or this codec can't or must not decode it.
+        Raise `PayloadError` if the hint has changed since, or this codec can't or must not decode
+        it.
         """
         codec, data = payload
         try:
@@ -149,8 +146,7 @@ class Codec:
     def _extent(self, subject: str, value: Any) -> Extent:
         """Return whether a value is plain.
 
-        Raises:
-            PayloadError: It is too large, or too deep.
+        Raise `PayloadError` if it is too large, or too deep.
         """
         found = extent(value, self._max_bytes)
         if found == "large":
@@ -242,8 +238,7 @@ def _is_identical(value: Any, data: bytes, decoder: msgspec.json.Decoder[Any]) -
 def _bytes_of(value: Any) -> bytes:
     """Return bytes that only the same value of JSON's types and tuples has: faster than a walk.
 
-    Raises:
-        ValueError: It is, or contains, an object of another class. Buffers raise nothing.
+    Raise `ValueError` if it is, or contains, an object of another class. Buffers raise nothing.
     """
     return marshal.dumps(value, 2)  # this version does not depend on what is interned or shared
 
@@ -381,10 +376,7 @@ _BY_BOTH = ("ipaddress", "pathlib", "pydantic", "pydantic_core")
 def roundtrip_difference(value: Any, back: Any, *, simple: bool = False) -> str:
     """Return what of a value came back different and where; empty if it is the same.
 
-    Args:
-        value: The value.
-        back: What came back.
-        simple: Whether ``back`` consists of JSON's types and tuples only.
+    ``simple`` says whether ``back`` consists of JSON's types and tuples only.
     """
     if simple:
         try:

@@ -215,8 +215,7 @@ class PostgresStore(Store):
     def retry(self, attempt: Callable[[], T]) -> T:
         """Return what a call returns, repeated while its outcome is unsettled.
 
-        Raises:
-            JournalError: The call fails, or the server is gone for too long.
+        Raise `JournalError` if the call fails, or the server is gone for too long.
         """
         database, pause_s, give_up_at = self.database, 0.05, 0.0
         server = database.server

@@ -156,9 +156,7 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # Wind
 class ServerState:
     """What the connections of a journal know of its server.
 
-    Attributes:
-        is_up: Whether it answered when it was last needed.
-        was_up: Whether it ever did.
+    ``is_up`` says whether it answered when it was last needed, and ``was_up`` whether it ever did.
     """
 
     is_up = was_up = False
@@ -167,13 +165,9 @@ class ServerState:
 class Postgres:
     """A `asyncflow.journal._sql.Database`.
 
-    Args:
-        dsn: Its address, as a URI or as libpq's keywords and values.
-        lease_s: How long a lease lasts. A server that does not answer for as long counts as lost.
-        server: What other connections to it know; by default there are none.
-
-    Raises:
-        ValueError: The address can't be read.
+    ``dsn`` is a URI, or libpq's keywords and values. A server that does not answer for ``lease_s``
+    seconds, which is how long a lease lasts, counts as lost. ``server`` is what other connections
+    to it know.
     """
 
     def __init__(self, dsn: str, lease_s: float, server: ServerState | None = None) -> None:

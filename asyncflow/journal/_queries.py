@@ -238,10 +238,6 @@ class RunFilter:
     Its fields are the parameters of a journal's ``runs()``, which documents them; so
     ``journal.runs(**asdict(RunFilter(...)))`` lists the runs. It checks them when it is made, and
     turns times into seconds since the epoch and a status into a `RunStatus`.
-
-    Raises:
-        TypeError: A condition is of the wrong type.
-        ValueError: There is no such status, time, text or limit.
     """
 
     status: RunStatus | str | None = None
@@ -280,11 +276,7 @@ class RunFilter:
 
 
 def parse_status(status: object) -> RunStatus | None:
-    """Return a status that was given in any case; ``None`` for ``None``.
-
-    Raises:
-        ValueError: There is no such status.
-    """
+    """Return a status that was given in any case; ``None`` for ``None``."""
     if status is None:
         return None
     try:
@@ -298,14 +290,9 @@ def parse_status(status: object) -> RunStatus | None:
 def parse_time(text: str, now_s: float) -> float:
     """Return a time that a person typed, in seconds since the epoch.
 
-    Args:
-        text: An age (``30s``, ``15m``, ``2h``, ``3d``, ``1w``), counted back from now and at most
-            to the epoch; a date or a time in ISO 8601, local unless it has an offset; or seconds
-            since the epoch.
-        now_s: The present time, in seconds since the epoch.
-
-    Raises:
-        ValueError: It is none of these, or before the epoch.
+    ``text`` is an age (``30s``, ``15m``, ``2h``, ``3d``, ``1w``), counted back from now and at most
+    to the epoch; a date or a time in ISO 8601, local unless it has an offset; or seconds since the
+    epoch, as ``now_s`` is.
     """
     try:
         if age := _AGE.fullmatch(text):
@@ -331,9 +318,7 @@ def _seconds_of_date(text: str) -> float:
 def check_lease(lease_s: float) -> None:
     """Check the duration of a lease, in seconds.
 
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not between a tenth of a second and a day.
+    It must be between a tenth of a second and a day.
     """
     check_number("lease_s", lease_s, 0.1, unit=" s")
     if lease_s > _LONGEST_LEASE_S:
@@ -348,11 +333,7 @@ LARGEST = 2**63 - 1
 
 
 def check_text(what: str, value: object) -> None:
-    """Check that a value is a text.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Check that a value is a text."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {type(value).__name__}")
 
@@ -360,9 +341,7 @@ def check_text(what: str, value: object) -> None:
 def check_new_id(run_id: str) -> None:
     """Check the id of a run to store.
 
-    Raises:
-        TypeError: It is not a text.
-        ValueError: A database, a line of text or a URL could not hold it.
+    Raise `ValueError` if a database, a line of text or a URL could not hold it.
     """
     check_text("run_id", run_id)
     if not run_id:

@@ -84,9 +84,8 @@ _PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 class JournalReader:
     """Answers queries about stored runs.
 
-    Args:
-        store: The database.
-        codec: Decodes outputs and inputs.
+    Its methods raise `RunNotFoundError` if there is no such run, and `RunUnreadableError` if it is
+    damaged, or a newer asyncflow wrote it.
     """
 
     def __init__(self, store: Store, codec: Codec) -> None:
@@ -98,18 +97,13 @@ class JournalReader:
         """Return the replay of a claimed run, whose last position is known.
 
         Raises:
-            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             LeaseLostError: There are more: another process has claimed the run meanwhile.
             JournalError: There are fewer: the database that is read lags behind.
         """
         return self._replay(run_id, last)[0]
 
     def passed(self, run_id: str) -> StoredRun | None:
-        """Return the replay of a run that has passed, which is final; ``None`` for any other.
-
-        Raises:
-            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-        """
+        """Return the replay of a run that has passed, which is final; ``None`` for any other."""
         row = self.store.lists.run(run_id)
         if row is None or _STATUSES.get(row.status) is not RunStatus.PASSED:
             return None
@@ -121,9 +115,7 @@ class JournalReader:
     ) -> tuple[StoredRun, list[tuple[int, Event]]]:
         """Return the replay of a run and its events, each with its position; none if there is none.
 
-        Raises:
-            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-            JournalError: Its last position is known and another one, as `history` says.
+        Raise `JournalError` if its last position is known and another one, as `history` says.
         """
         row = self.store.lists.run(run_id)
         while True:
@@ -262,11 +254,7 @@ class JournalReader:
         return sorted(set(map(_name_of, self.store.lists.pipelines())))
 
     def record(self, run_id: str) -> RunRecord:
-        """Return the record of a run; a damaged one if the run has events and no row.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-        """
+        """Return the record of a run; a damaged one if the run has events and no row."""
         row = self.store.lists.run(run_id)
         if row is None:
             self.check_exists(run_id)
@@ -274,12 +262,7 @@ class JournalReader:
         return _record_of(row)
 
     def events(self, run_id: str, after: int) -> list[StoredEvent]:
-        """Return the events of a run after a position.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-        """
+        """Return the events of a run after a position."""
         # A part can't be replayed. Its rows are checked, and a follower of the run replays them.
         stored = self.store.events(run_id, after) if after else self._replay(run_id)[1]
         if not stored:
@@ -287,11 +270,7 @@ class JournalReader:
         return [StoredEvent(at, self._decoded(run_id, at, event)) for at, event in stored]
 
     def notes(self, run_id: str, where: NoteFilter) -> list[StoredEvent]:
-        """Return the notes of a run that a filter selects. What is damaged is replaced.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-        """
+        """Return the notes of a run that a filter selects. What is damaged is replaced."""
         found: list[StoredEvent] = []
         limit = math.inf if where.limit is None else where.limit
         page = _NOTES if where.text else int(min(limit, _NOTES))
@@ -310,21 +289,11 @@ class JournalReader:
         return found[::-1] if where.newest else found
 
     def report(self, run_id: str) -> RunReport:
-        """Return the report of a run as far as it has come.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-        """
+        """Return the report of a run as far as it has come."""
         return self._report_of(run_id, self.run(run_id))
 
     def run(self, run_id: str) -> StoredRun:
-        """Return the replay of a run as far as it has come.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
-        """
+        """Return the replay of a run as far as it has come."""
         run, stored = self._replay(run_id)
         if not stored:
             raise self.unknown(run_id)
@@ -334,22 +303,13 @@ class JournalReader:
         return run.report(partial(self._shown, run_id, None))
 
     def comparison(self, run_id: str, baseline: str) -> RunComparison:
-        """Return how a run differs from a baseline.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            RunUnreadableError: One of them is damaged, or a newer asyncflow wrote it.
-        """
+        """Return how a run differs from a baseline."""
         run, other = self.run(run_id), self.run(baseline)
         reports = self._report_of(run_id, run), self._report_of(baseline, other)
         return compare(*reports, fingerprints=(run.fingerprints, other.fingerprints))
 
     def last_passed(self, run_id: str) -> RunRecord | None:
-        """Return the last run of the same pipeline that passed and started before a run.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-        """
+        """Return the last run of the same pipeline that passed and started before a run."""
         record = self.record(run_id)
         if not record.pipeline:
             return None
@@ -358,11 +318,7 @@ class JournalReader:
         return next(iter(self.runs(where)), None)
 
     def check_exists(self, run_id: str) -> None:
-        """Check that there is a run, even a damaged one.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-        """
+        """Check that there is a run, even a damaged one."""
         try:
             if not self.store.last_positions(run_id)[0]:
                 raise self.unknown(run_id)
@@ -387,8 +343,7 @@ class JournalReader:
     def _shown(self, run_id: str, position: int | None, name: str, payload: Payload) -> Any:
         """Return the value of a payload, or a `RestoredOutput` if it must not be decoded.
 
-        Raises:
-            RunUnreadableError: It can't be decoded, although it needs no code of the user.
+        Raise `RunUnreadableError` if it can't be decoded, although it needs no code of the user.
         """
         if payload == REDACTED:
             return REDACTED_OUTPUT
@@ -405,11 +360,7 @@ class JournalReader:
 def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], count: int) -> str:
     """Return in what the row of a run and its events contradict each other; empty if in nothing.
 
-    Args:
-        run_id: The run.
-        row: Its row, if there is one.
-        events: Its events, or those of steps alone.
-        count: How many it has in all.
+    ``events`` are its events, or those of steps alone, and ``count`` says how many it has in all.
     """
     if row is None:
         return "its row is missing" if events else ""

@@ -113,9 +113,7 @@ _PARTS = 8
 class RunLists:
     """Executes these statements on one database.
 
-    Args:
-        database: The database.
-        retry: Returns what a call returns, which it may repeat.
+    ``retry`` returns what a call returns, which it may repeat.
     """
 
     def __init__(
@@ -181,12 +179,10 @@ class RunLists:
     ) -> dict[Any, list[Sequence[Any]]]:
         """Return rows of events that say briefly how runs stand, as `step_events` returns them.
 
-        Args:
-            running: Runs of which all events are wanted, those of items aside.
-            ended: Runs whose starts are wanted: the first event, unless it is long, and those
-                with which they were resumed.
-            failed: Runs of which the first failure of a step is wanted, after the last resumption.
-            interrupted: Runs of which the last event is wanted.
+        Of the runs ``running``, all events are wanted, those of items aside. Of those ``ended``,
+        the starts are: the first event, unless it is long, and those with which they were resumed.
+        Of those ``failed``, the first failure of a step is, after the last resumption. Of those
+        ``interrupted``, the last event is.
         """
         return self._brief(
             [

@@ -167,13 +167,10 @@ _SAFE = "what was committed before is safe, and nothing of this transaction was 
 class SQLite:
     """A `asyncflow.journal._sql.Database`.
 
-    Args:
-        path: The file.
-        synchronous: Whether a commit reaches the disk, or only the operating system.
-        patience_s: How many seconds to wait for other processes that write.
-        clock: The clocks of this machine, by which leases expire.
-        opened: Set when the file has been opened, and shared by the connections of a journal: none
-            of them makes a new file after that.
+    ``synchronous`` says whether a commit reaches the disk, or only the operating system.
+    ``patience_s`` is how many seconds to wait for other processes that write. Leases expire by
+    ``clock``. ``opened`` is set when the file has been opened, and shared by the connections of a
+    journal: none of them makes a new file after that.
     """
 
     def __init__(

@@ -177,11 +177,7 @@ _DELETABLE = (
 
 
 class Store:
-    """Executes the statements on one database.
-
-    Attributes:
-        lists: What reads many runs of it.
-    """
+    """Executes the statements on one database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -197,9 +193,8 @@ class Store:
     def claim(self, run_id: str, claim: Claim) -> int:
         """Claim a run and return the token of the claim. It takes a request to cancel over.
 
-        Raises:
-            RunAlreadyActiveError: It has another owner, whose claim is not void.
-            RunUnreadableError: The row of its lease is damaged.
+        Raise `RunAlreadyActiveError` if it has another owner, whose claim is not void, and
+        `RunUnreadableError` if the row of its lease is damaged.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _MAKE_LEASE, (run_id,))
@@ -236,8 +231,7 @@ class Store:
     def cancel(self, run_id: str, claim: Claim) -> int | None:
         """Request the cancellation of a run from its owner, or from the next one if it has none.
 
-        Returns:
-            The latest token; ``None`` if the run has ended.
+        Return the latest token; ``None`` if the run has ended.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _LEASE, (run_id,))
@@ -266,8 +260,8 @@ class Store:
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
         """Write batches in one transaction; return the claims for which nothing was written.
 
-        Args:
-            take: Returns the batches. Called when the transaction has begun, which may take long.
+        ``take`` returns the batches. It is called when the transaction has begun, which may take
+        long.
         """
         refused: Refusals = {}
         with self.database.transaction() as cursor:
@@ -337,8 +331,7 @@ class Store:
     def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
         """Return the events of a run after a position, each with its position, in order.
 
-        Raises:
-            RunUnreadableError: A row is damaged or missing, or a newer asyncflow wrote it.
+        Raise `RunUnreadableError` if a row is damaged or missing, or a newer asyncflow wrote it.
         """
         with self.database.reading() as cursor:
             self._execute(cursor, _EVENTS, (run_id, after))
@@ -367,8 +360,7 @@ class Store:
 
         A position is 0 if there is none.
 
-        Raises:
-            RunUnreadableError: The run has no events, or a row is damaged.
+        Raise `RunUnreadableError` if the run has no events, or a row is damaged.
         """
         with self.database.reading() as cursor:
             self._execute(cursor, _LAST, (run_id,) * 4)
@@ -428,8 +420,7 @@ class Store:
     def forget(self, run_id: str, claim: Claim) -> None:
         """Delete a run if it exists.
 
-        Raises:
-            RunAlreadyActiveError: It has an owner, whose claim is not void.
+        Raise `RunAlreadyActiveError` if it has an owner, whose claim is not void.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _LEASE, (run_id,))

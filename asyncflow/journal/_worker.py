@@ -51,12 +51,9 @@ class Lease:
     The worker thread changes it. The run's event loop reads it after a job of the thread has ended,
     or when `on_change` is called.
 
-    Args:
-        run_id: The run.
-        token: The fencing token.
-        loop: The event loop of the run.
-        claim: The claim among the `held_claims` of this process.
-        within: The run whose action has claimed this one, if one has.
+    ``token`` is the fencing token, ``loop`` the event loop of the run, ``claim`` its claim among
+    the `held_claims` of this process, and ``within`` the run whose action has claimed this one, if
+    one has.
     """
 
     def __init__(
@@ -105,12 +102,7 @@ class Lease:
 
 
 class JournalWorker:
-    """Holds the leases of a journal and writes its events.
-
-    Args:
-        store: The database.
-        claim: What to claim runs with.
-    """
+    """Holds the leases of a journal and writes its events."""
 
     def __init__(self, store: Store, claim: Claim) -> None:
         self.store = store
@@ -132,14 +124,8 @@ class JournalWorker:
     def claim(self, run_id: str, loop: asyncio.AbstractEventLoop, within: str | None) -> Lease:
         """Claim a run, and read the position of its last event.
 
-        Args:
-            run_id: The run.
-            loop: The event loop that runs it.
-            within: The run whose action asks for it, if one does.
-
-        Raises:
-            RunAlreadyActiveError: Another process, or another run of this one, owns it.
-            JournalError: The database fails.
+        ``loop`` runs it, and ``within`` is the run whose action asks for it, if one does. Raise
+        `RunAlreadyActiveError` if another process, or another run of this one, owns it.
         """
         before = self._claimed.get(run_id)
         if before and not (before.released or before.loop.is_closed()):
@@ -306,11 +292,7 @@ class JournalWorker:
     # --- requests -------------------------------------------------------------------------------
 
     def cancel(self, run_id: str) -> bool:
-        """Request the cancellation of a run; return whether it will end as cancelled.
-
-        Raises:
-            JournalError: The database fails.
-        """
+        """Request the cancellation of a run; return whether it will end as cancelled."""
         token = self.call(self.store.cancel, run_id, self._claim)
         if token is not None:
             self._request_cancel([(run_id, token)])
@@ -338,11 +320,9 @@ class JournalWorker:
     ) -> None:
         """Report when all runs have ended, except for those that can't end before the caller.
 
-        Args:
-            ended: Gets its result then.
-            within: The run whose action waits, if one does. It can't end, nor can the runs whose
-                actions it runs within.
-            blocked: The event loop that can't run while the caller waits, if there is one.
+        ``ended`` gets its result then. ``within`` is the run whose action waits, if one does: it
+        can't end, nor can the runs whose actions it runs within. ``blocked`` is the event loop that
+        can't run while the caller waits, if there is one.
         """
         around = {lease.run_id: lease.within for lease in self._leases.values()}
         waiting: set[str] = set()
@@ -440,11 +420,8 @@ class WorkerThread(concurrent.futures.Executor):
     Unlike `concurrent.futures.ThreadPoolExecutor` it also calls a routine at set times, even if no
     event loop is running; it never keeps the interpreter alive; and it starts with its first job.
 
-    Args:
-        name: The thread's name.
-        journal: The journal's name in errors.
-        routine: Called between jobs. It returns in how many seconds to call it again, or ``None``
-            for after the next job. It must not raise.
+    ``journal`` is its name in errors. ``routine`` is called between jobs. It returns in how many
+    seconds to call it again, or ``None`` for after the next job. It must not raise.
     """
 
     def __init__(self, name: str, journal: str, routine: Callable[[], float | None]) -> None:
@@ -467,8 +444,8 @@ class WorkerThread(concurrent.futures.Executor):
     ) -> concurrent.futures.Future[T]:
         """Queue a call behind all earlier ones.
 
-        Raises:
-            JournalError: The thread is to end, or can't start, or this is a fork of its process.
+        Raise `JournalError` if the thread is to end, or can't start, or this is a fork of its
+        process.
         """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         with self._lock:
