@@ -53,10 +53,8 @@ class ItemCells(NamedTuple):
     def of(cls, step: StepView, count: int, most: int) -> ItemCells:
         """Return the cells of a mapped step.
 
-        Args:
-            step: The step.
-            count: How many items it has, as far as that is known.
-            most: How many cells there are at most.
+        ``count`` is the number of its items, as far as that is known, and ``most`` the maximum
+        number of cells.
         """
         items = step.items or {}
         outcomes = [outcome_of(items.get(number)) for number in range(count)]

@@ -123,13 +123,9 @@ class Attachment(NamedTuple):
 class NotesModel:
     """The notes of a run as a page shows them.
 
-    Args:
-        view: The run.
-        notes: What its steps have said.
-        steps: The steps that have details.
-        now_ms: The moment that is shown.
-        is_orphaned: Whether the run has not ended and its process is gone.
-        attachments_url: Where a server has the attachments, by position; empty if there is none.
+    ``steps`` are those that have details. ``is_orphaned`` says whether the run has not ended and
+    its process is gone. ``attachments_url`` is where a server has the attachments, by position;
+    empty if there is none.
     """
 
     def __init__(
@@ -208,12 +204,7 @@ class NotesModel:
     # Progress.
 
     def progress(self, step: StepView, item: int | None = None) -> ShownProgress | None:
-        """Return the progress of a step; ``None`` if it has reported none.
-
-        Args:
-            step: The step, or the view of an item.
-            item: The number of the item.
-        """
+        """Return the progress of a step; ``None`` if it has reported none."""
         name = step.name if item is None else step.name.removesuffix(f"[{item}]")
         latest = self._notes.progress(name, item)
         if latest is None:

@@ -92,12 +92,8 @@ def page(
     It loads nothing, and its security policy allows only its own script and style. So an output
     stays text, whatever it contains.
 
-    Args:
-        view: The run.
-        log: What happened in it.
-        context: What else the page says of it.
-        now_ms: The moment that it shows, in milliseconds since the run started.
-        live: What it needs to follow the run; ``None`` for a page of its own.
+    ``now_ms`` is the moment that it shows, in milliseconds since the run started. ``live`` is what
+    it needs to follow the run; ``None`` for a page of its own.
     """
     style, script = asset("page.css"), asset("page.js")
     found = sections(view, log, context, now_ms=now_ms)
@@ -121,10 +117,9 @@ def sections(
 ) -> dict[str, str]:
     """Return the sections of a page, which change while its run does. See `page`.
 
-    Returns:
-        The inner HTML of each section, by the ``id`` of its element. The script's
-        ``window.asyncflow.update`` replaces the sections with it, and keeps what the reader has
-        selected, opened, filtered, zoomed and scrolled.
+    Return the inner HTML of each section, by the ``id`` of its element. The script's
+    ``window.asyncflow.update`` replaces the sections with it, and keeps what the reader has
+    selected, opened, filtered, zoomed and scrolled.
     """
     if not view.segments:
         raise ValueError("a page needs the events of a run, from its first one on")
@@ -135,14 +130,7 @@ def sections(
 def details(view: RunView, step: str, context: PageContext = NO_CONTEXT, *, now_ms: float) -> str:
     """Return the details of one step as HTML: as in the page, but whole.
 
-    Args:
-        view: The run.
-        step: The name of the step.
-        context: What else the page says of it.
-        now_ms: As for `page`.
-
-    Raises:
-        KeyError: The run has no such step.
+    Raise `KeyError` if the run has no such step.
     """
     model = PageModel(view, now_ms, context, only=step)
     given = {"model": model, "view": view, "now_ms": now_ms, "names": [step], "is_alone": True}
@@ -157,11 +145,9 @@ def _can_resume(model: PageModel) -> bool:
 def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: bool = False) -> str:
     """Return the Content-Security-Policy that allows these texts, and nothing else.
 
-    Args:
-        styles: The texts of a page's ``style`` elements.
-        scripts: The texts of its ``script`` elements.
-        is_live: Whether it may also load scripts and pictures from its own origin, and connect to
-            that. Otherwise the page has its pictures in it.
+    ``styles`` and ``scripts`` are the texts of a page's ``style`` and ``script`` elements. A page
+    that ``is_live`` may also load scripts and pictures from its own origin, and connect to that.
+    Any other has its pictures in it.
     """
     own = ["'self'"] if is_live else []
     return "; ".join(

@@ -183,17 +183,9 @@ class TierRows(NamedTuple):
 class PageModel:
     """A run as a page shows it.
 
-    Attributes:
-        view: The run.
-        now_ms: The moment that is shown, in milliseconds since the run started.
-        context: What the page says beside the events of the run.
-        is_served: Whether a server has what the page leaves out.
-        notes: What its steps have said.
-        numbers: The number of each step, which identifies it in the page.
-        causes: For each step that a failure skipped or cancelled, the step that failed.
-        path: The critical path.
-        needed_by: For each step, the steps that depend on it.
-        timeline: The scale of the timeline.
+    ``now_ms`` is the moment that is shown, in milliseconds since the run started. ``is_served``
+    says whether a server has what the page leaves out. ``numbers`` identify the steps in the page.
+    ``causes`` has, for each step that a failure skipped or cancelled, the step that failed.
     """
 
     def __init__(

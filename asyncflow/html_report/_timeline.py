@@ -132,9 +132,7 @@ class Timeline(NamedTuple):
     def at(self, ms: float, segment: int | None = None) -> float:
         """Return the place of a time, in percent.
 
-        Args:
-            ms: The time.
-            segment: Its segment; by default as `segment_at` says.
+        ``segment`` is by default as `segment_at` says.
         """
         gaps = ((segment or self.segment_at(ms)) - 1) * self.gap
         width = 100 - (len(self.begins) - 1) * self.gap
@@ -250,11 +248,8 @@ def outcome_layers(
 
     Each failed attempt is visible, however short it was and however many others ran.
 
-    Args:
-        step: The step.
-        bar: The bar of all its items in a segment.
-        span_ms: How long the timeline is.
-        now_ms: The present, if attempts run.
+    ``bar`` is that of all its items in a segment, ``span_ms`` is how long the timeline is, and
+    ``now_ms`` is the present, if attempts run.
     """
     start_ms, width_ms = bar.start_ms, max(bar.end_ms - bar.start_ms, 0.001)
     spans: dict[str, list[tuple[float, float]]] = {end: [] for end in LAYERS}

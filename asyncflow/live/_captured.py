@@ -73,9 +73,8 @@ class CapturedOutput:
     2. A line stays whole, even if several attempts or threads print at once.
     3. A forked process, and any process after `end`, prints as usual.
 
-    Args:
-        screen: The stream that frames are drawn on. Only streams to the same terminal are replaced:
-            redirected output must reach its file.
+    Frames are drawn on ``screen``. Only streams to the same terminal are replaced: redirected
+    output must reach its file.
     """
 
     def __init__(self, screen: IO[str]) -> None:
@@ -146,9 +145,7 @@ class CapturedOutput:
     def mark(self, run: EventBuffer, *, ends_lines: bool) -> None:
         """Record that a run ended after what was printed so far.
 
-        Args:
-            run: The run.
-            ends_lines: Whether to end the unfinished lines, because no step is left to do so.
+        ``ends_lines`` says whether to end the unfinished lines, because no step is left to do so.
         """
         with self._lock:
             if ends_lines:

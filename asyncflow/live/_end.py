@@ -36,12 +36,8 @@ _DETAIL = ((3, 8), (3, 3), (2, 2), (1, 2), (1, 1), (0, 1))
 def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text) -> list[Text]:
     """Return the lines that show how a run ended.
 
-    Args:
-        view: The run, which has ended.
-        width: How many cells a line may take.
-        height: How many lines there may be, at least 1.
-        theme: What to draw with.
-        title: The line that names the run.
+    ``width`` is how many cells a line may take, and ``height`` how many lines there may be, at
+    least 1.
     """
     foot = _verdict(view, width, theme)[:height]
     if view.status is RunStatus.PASSED:

@@ -50,15 +50,10 @@ from asyncflow.live._theme import (
 class LiveRun:
     """A run that is watched, and what a frame needs of it without asking every step.
 
-    Attributes:
-        view: What is known of the run.
-        running: The names of the running steps, in the order of their starts.
-        failed: The names of the failed steps, in the order of their failures.
-        progress: The latest progress of each step or item that reported any.
-        settled_tiers: The number of tiers, from the first on, that have nothing left to do.
-        begun_tiers: The number of tiers up to the last one in which a step has started.
-        name_width: How many cells the widest name takes.
-        height: How many lines its latest frame has.
+    ``running`` is in the order of the starts, and ``failed`` in that of the failures.
+    ``settled_tiers`` counts the tiers, from the first on, that have nothing left to do, and
+    ``begun_tiers`` those up to the last one in which a step has started. ``name_width`` is in
+    cells, and ``height`` is that of its latest frame, in lines.
     """
 
     def __init__(self) -> None:
@@ -188,13 +183,9 @@ def frame(
 ) -> list[Text]:
     """Return the lines of a frame.
 
-    Args:
-        run: The run.
-        width: How many cells a line may take.
-        height: How many lines there may be, at least 1.
-        now_ms: The time, in milliseconds since the run started.
-        theme: What to draw with.
-        min_height: How many lines there are at least, so that the last ones keep their place.
+    ``width`` is how many cells a line may take, and ``height`` how many lines there may be, at
+    least 1. There are at least ``min_height``, so that the last ones keep their place. ``now_ms``
+    is the time, in milliseconds since the run started.
     """
     head = [title(run, width, now_ms, theme)] if height >= 5 else []
     foot = [summary(run, width, now_ms, theme)]

@@ -43,8 +43,7 @@ _QUIET_ITEM_EVENTS = (AttemptStarted, AttemptBegan, StepSucceeded, StepCancelled
 class LineRenderer:
     """Writes runs as lines.
 
-    Args:
-        write: Writes text and flushes it.
+    ``write`` writes text and flushes it.
     """
 
     pause_s = 0.05
@@ -91,11 +90,8 @@ class _Pace:
     def is_due(self, at_ms: float, done: float, total: float | None, pause_ms: float) -> bool:
         """Whether it is worth a line now; then it counts as shown.
 
-        Args:
-            at_ms: The present, in milliseconds since the run started.
-            done: How much is done.
-            total: How much that is in the end; ``None`` if unknown.
-            pause_ms: How long after the line before.
+        ``at_ms`` is the present, in milliseconds since the run started, and ``pause_ms`` is how
+        long after the line before. ``total`` is ``None`` if unknown.
         """
         tenth = int(10 * done / total) if total else self._tenth + 1
         if tenth <= self._tenth or at_ms - self._shown_ms < pause_ms:

@@ -74,8 +74,7 @@ class Renderer(Protocol):
 class RenderThread:
     """Makes the observer of each run, and keeps a thread while there are runs.
 
-    Args:
-        make_renderer: Called whenever a thread starts.
+    ``make_renderer`` is called whenever a thread starts.
     """
 
     def __init__(self, make_renderer: Callable[[], Renderer]) -> None:
@@ -91,8 +90,7 @@ class RenderThread:
     def observer(self, *, waits: bool) -> Callable[[Event], None]:
         """Return the observer of a run that starts.
 
-        Args:
-            waits: Whether the end of the last run waits for the thread to end.
+        ``waits`` says whether the end of the last run waits for the thread to end.
         """
         buffer = EventBuffer()
         while not self._add(buffer):

@@ -26,10 +26,7 @@ _UP, _ERASE_BELOW, _ERASE_LINE_END, _RESET = "\x1b[{}A", "\x1b[J", "\x1b[K", "\x
 class Screen:
     """Draws frames on a terminal, each in place of the one before.
 
-    Args:
-        console: Knows the terminal's colours.
-        file: The stream to write to.
-        size: Returns the terminal's columns and lines, at any moment.
+    ``size`` returns the terminal's columns and lines, at any moment.
     """
 
     def __init__(
@@ -45,10 +42,8 @@ class Screen:
     def draw(self, above: str, lines: Sequence[Text], *, is_last: bool = False) -> None:
         """Draw a frame in place of the current one, in a single write.
 
-        Args:
-            above: Text to leave above the frame.
-            lines: The lines of the frame, no more than the terminal has.
-            is_last: Whether the frame stays: the next one is drawn below it.
+        ``above`` is text to leave above the frame, and the terminal has room for all ``lines``. A
+        frame that ``is_last`` stays: the next one is drawn below it.
         """
         width, height = self.size()
         # A terminal that has become narrower has wrapped the lines.
@@ -69,8 +64,7 @@ class Screen:
     def write(self, text: str) -> None:
         """Write text, with escapes for what the stream's encoding lacks.
 
-        Raises:
-            OSError: The stream is closed, or its reader is gone.
+        Raise `OSError` if the stream is closed, or its reader is gone.
         """
         if not text:
             return
@@ -103,10 +97,7 @@ _LINES_BELOW = 2
 class FrameRenderer:
     """Draws runs as frames, one below the other.
 
-    Args:
-        screen: Where to draw.
-        file: The stream that the screen writes to.
-        theme: What to draw with.
+    ``file`` is the stream that the screen writes to.
     """
 
     pause_s = 0.12

@@ -87,9 +87,7 @@ COLOURS: Mapping[StepStatus, str] = {
 def theme_for(encoding: str, also: str = "") -> Theme:
     """Return the Unicode theme if the encoding has all its characters, else the ASCII theme.
 
-    Args:
-        encoding: The name of the encoding.
-        also: More characters that the encoding must have.
+    ``also`` are more characters that the encoding must have.
     """
     try:
         "".join([*UNICODE.symbols.values(), *UNICODE[2:], also]).encode(encoding)

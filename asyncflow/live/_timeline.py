@@ -140,12 +140,9 @@ def timeline(
     Each attempt, each backoff and each wait in a queue is a bar of its own. Steps on the critical
     path are marked. If a step has several attempts, each bar begins with its number.
 
-    Args:
-        view: The run.
-        width: How many cells a line may take; fewer than 40 are hard to read.
-        now_ms: The current time of a run that has not ended, in milliseconds since the run
-            started; by default the time of its latest event.
-        encoding: The encoding of the output. One that lacks the symbols gets an ASCII timeline.
+    ``width`` is how many cells a line may take; fewer than 40 are hard to read. ``now_ms`` is the
+    current time of a run that has not ended, in milliseconds since the run started; by default the
+    time of its latest event. An ``encoding`` that lacks the symbols gets an ASCII timeline.
     """
     grid = _grid(view, width, view.at_ms if now_ms is None else now_ms, encoding)
     used: set[str] = set()

@@ -87,12 +87,7 @@ REUSED_RESULTS: Mapping[StepStatus, str] = {
 
 
 def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str:
-    """Return the conventions' word for how a run, a step or an attempt ended.
-
-    Args:
-        event: The event that ended it.
-        has_timed_out: Whether the run exceeded its deadline.
-    """
+    """Return the conventions' word for how a run, a step or an attempt ended."""
     if isinstance(event, RunFinished):
         is_late = has_timed_out and event.status is RunStatus.FAILED
         return "timeout" if is_late else _RUN_RESULTS[event.status]

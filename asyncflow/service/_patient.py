@@ -22,9 +22,8 @@ class PatientResource:
 
     Meanwhile the run has begun, keeps its place, and can be cancelled and drained.
 
-    Args:
-        name: What the steps call it.
-        open_resource: Returns the context manager that opens it.
+    ``name`` is what the steps call it, and ``open_resource`` returns the context manager that opens
+    it.
     """
 
     def __init__(self, name: str, open_resource: OpenResource) -> None:

@@ -17,12 +17,7 @@ _LONGEST_RETRY_S = 60
 class Places:
     """The places for runs. Each is taken when a run is accepted, and freed when it has ended.
 
-    Args:
-        most: How many there are; ``None`` for no limit.
-
-    Raises:
-        TypeError: It is no ``int``.
-        ValueError: It is below 1.
+    ``most`` says how many there are, at least 1; ``None`` for no limit.
     """
 
     def __init__(self, most: int | None) -> None:
@@ -36,8 +31,7 @@ class Places:
     async def take(self) -> None:
         """Take a place, without waiting.
 
-        Raises:
-            ServiceFullError: There is none, or the next one is for whom `wait` has.
+        Raise `ServiceFullError` if there is none, or the next one is for whom `wait` has.
         """
         if self._free is not None and self._free.locked():
             assert self._most is not None

@@ -60,12 +60,8 @@ _log = logging.getLogger("asyncflow")
 class Recovery:
     """Looks for runs to resume, again and again.
 
-    Args:
-        journal: The journal.
-        pipelines: The pipelines whose runs it resumes, by name.
-        places: One is taken for each run.
-        active: The runs that the service has.
-        begin: Starts a run for which a place was taken, and frees it in the end.
+    One of ``places`` is taken for each run. ``begin`` starts a run for which a place was taken, and
+    frees it in the end.
     """
 
     def __init__(
@@ -93,8 +89,7 @@ class Recovery:
     async def run(self, every_s: float) -> None:
         """Resume runs as there is room for them, before any new ones, until this is cancelled.
 
-        Args:
-            every_s: How often to look for others, in seconds.
+        ``every_s`` says how often to look for others, in seconds.
         """
         while True:
             try:

@@ -493,8 +493,7 @@ class Service:
 class _Owner:
     """Owns one run: `RunHandle.begin` starts it in a task of this.
 
-    Args:
-        register: Called with the task.
+    ``register`` is called with the task.
     """
 
     def __init__(self, register: Callable[[asyncio.Task[None]], object]) -> None:

@@ -25,8 +25,7 @@ class FailedCheck(NamedTuple):
 def check_is_plain(check: object) -> None:
     """Check what a user gives as a check, which may be ``None``.
 
-    Raises:
-        TypeError: It can't be called, or it is an async function, which would check nothing.
+    An async function would check nothing.
     """
     if check is not None and not callable(check):
         raise TypeError(f"check must be a function of a report, not {type(check).__name__}")
@@ -37,10 +36,9 @@ def check_is_plain(check: object) -> None:
 def failed_check(check: Check | None, report: RunReport) -> FailedCheck | None:
     """Call a check with a report; return what it found, or ``None`` if the run may be.
 
-    Raises:
-        TypeError: It returns neither ``None`` nor whether the run may be: a coroutine or a
-            generator, which has checked nothing, or a function that it forgot to call.
-        BaseException: What it raised that is no failure, such as `KeyboardInterrupt`.
+    Raise `TypeError` if it returns neither ``None`` nor whether the run may be: a coroutine or a
+    generator, which has checked nothing, or a function that it forgot to call. Raise what it raised
+    that is no failure, such as `KeyboardInterrupt`.
     """
     if check is None:
         return None

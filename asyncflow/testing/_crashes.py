@@ -274,8 +274,7 @@ class _Lives:
 def _kill(life: Callable[[Callable[[], object]], object]) -> None:
     """Lead a life in a child process, which must kill itself.
 
-    Raises:
-        RuntimeError: It has ended in another way.
+    Raise `RuntimeError` if it has ended in another way.
     """
     with warnings.catch_warnings():
         # Other threads of this process don't exist in the child, which uses none of their locks.
@@ -295,11 +294,8 @@ def _kill(life: Callable[[Callable[[], object]], object]) -> None:
 class _DyingJournal:
     """Stores the first events of a run in another journal, and none after that.
 
-    Args:
-        real: The other journal.
-        events: Receives the events that are stored.
-        dies_at: How many they are; ``None`` for all.
-        die: What is called then, instead of letting the journal fail.
+    ``events`` receives those that are stored, and ``dies_at`` says how many they are; ``None`` for
+    all. Then ``die`` is called, instead of letting the journal fail.
     """
 
     def __init__(

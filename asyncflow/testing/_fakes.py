@@ -194,11 +194,7 @@ def fake(pipeline: AnyPipeline, /, **steps: Any) -> Fakes:
 
 
 def _checked(step: WorkflowStep, stand_in: Any) -> Any:
-    """Return what replaces an action, which `_answer` understands, checked.
-
-    Raises:
-        TypeError: It can't replace it.
-    """
+    """Return what replaces an action, which `_answer` understands, checked."""
     if isinstance(stand_in, Fails):
         return Fails(stand_in.times, stand_in.error, _checked(step, stand_in.then))
     if inspect.iscoroutine(stand_in):

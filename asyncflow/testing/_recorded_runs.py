@@ -60,11 +60,7 @@ class _RecordedRun(NamedTuple):
 
 
 class RecordedRuns:
-    """The runs of one test.
-
-    Args:
-        keeps_reports: Whether it keeps the reports, for `write_pages`.
-    """
+    """The runs of one test."""
 
     def __init__(self, *, keeps_reports: bool = False) -> None:
         self._keeps_reports = keeps_reports
@@ -223,11 +219,7 @@ def _bar(spans: list[_Span], whole_ms: float) -> str:
 def explain(op: str, left: object, right: object, runs: RecordedRuns) -> list[str] | None:
     """Return the lines that say what a failed comparison of a status or a result was about.
 
-    Args:
-        op: The operator.
-        left: What was compared.
-        right: With what.
-        runs: The runs of the test.
+    ``op`` is the operator, and ``runs`` are those of the test.
     """
     title = f"{safe_repr(left)} {op} {safe_repr(right)}"
     if isinstance(left, StepStatus) and op == "==":

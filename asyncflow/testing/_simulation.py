@@ -263,11 +263,7 @@ class _Fault(NamedTuple):
 
 
 class _Simulator:
-    """Simulates runs of one pipeline.
-
-    Attributes:
-        was_cancelled: Whether the caller of the latest run was cancelled.
-    """
+    """Simulates runs of one pipeline."""
 
     def __init__(self, pipeline: AnyPipeline, inputs: AnyInputs, faults: Faults) -> None:
         if not isinstance(faults, Faults):
@@ -318,8 +314,7 @@ class _Simulator:
     def checked_run(self, seed: int, cancel_at: int | None, check: Check | None) -> RunReport:
         """Simulate one run, and check it.
 
-        Raises:
-            ExplorationError: It must not be.
+        Raise `ExplorationError` if it must not be.
         """
         __tracebackhide__ = True
         try:
@@ -508,12 +503,9 @@ def _random_numbers(seed: int) -> Iterator[None]:
 class _SimulationLoop(VirtualTimeLoop):
     """Cancels a task in a turn.
 
-    Attributes:
-        victim: The task that is cancelled; turns are counted while there is one. When the loop
-            gives up, there is none, and the tasks are cancelled in some more turns.
-        was_cancelled: Whether the cancellation was accepted.
-        running: The attempts that run.
-        problem: What an attempt did that none may do, the first one that did.
+    Turns are counted while there is a ``victim``. When the loop gives up, there is none, and the
+    tasks are cancelled in some more turns. ``problem`` is the first thing that an attempt did and
+    that none may do.
     """
 
     def __init__(self, seed: int, cancel_at: int | None) -> None:

@@ -43,9 +43,7 @@ def replacement(
 ) -> StepReplacement:
     """Return what puts stand-ins in the place of steps, in all that runs them.
 
-    Args:
-        stand_ins: The steps, and what is called instead of their actions.
-        is_on: Whether they are replaced in a run that starts now.
+    ``is_on`` says whether they are replaced in a run that starts now.
     """
     # With its step: the id of an action tells which it is, as long as no other object has that id.
     wanted = {(step.name, _origin(step.action)): (step, stand_in) for step, stand_in in stand_ins}

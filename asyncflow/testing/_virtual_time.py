@@ -35,11 +35,7 @@ _WAKE_TIMEOUT_S = 5.0
 
 
 def checked_seed(seed: object) -> int:
-    """Return what a user gives as a seed.
-
-    Raises:
-        TypeError: It is no integer.
-    """
+    """Return what a user gives as a seed."""
     if not isinstance(seed, int):
         raise TypeError(f"seed must be an int, not {type(seed).__name__}")
     return seed
@@ -186,9 +182,7 @@ def shuffle(loop: Any, chance: Random) -> None:
     A selector calls it when the loop's clock shows the time of this turn. The timers that are due
     then become ready, after what was ready before.
 
-    Args:
-        loop: A `asyncio.BaseEventLoop`.
-        chance: Decides about the order.
+    ``chance`` decides about the order.
     """
     ready, timers = loop._ready, loop._scheduled
     for neighbours in _ready_tasks(ready) if len(ready) > 1 else ():

@@ -21,12 +21,7 @@ _A_MONTH_S = 30 * 24 * 3600
 
 
 class Token:
-    """The secret that requests must have. A browser logs in with it, and then has a cookie.
-
-    Raises:
-        TypeError: The secret is no ``str``.
-        ValueError: It is too short.
-    """
+    """The secret that requests must have. A browser logs in with it, and then has a cookie."""
 
     def __init__(self, secret: str) -> None:
         if not isinstance(secret, str):
@@ -59,9 +54,7 @@ class Token:
     def admitted(self, request: Request, url: str) -> Response:
         """Return the response that sets the cookie and redirects the browser.
 
-        Args:
-            request: The request that had the token.
-            url: Where to; its host is ignored.
+        ``request`` had the token. Of ``url``, where it redirects to, the host is ignored.
         """
         try:
             parts = urlsplit(url)
@@ -92,11 +85,8 @@ _Handler = Callable[[Request], Awaitable[Response]]
 class Guard:
     """Middleware that refuses requests, and adds security headers to responses.
 
-    Args:
-        app: Answers the requests that pass.
-        token: The token that requests must have, if any.
-        hosts: The host names that requests may use, without ports; ``None`` for any.
-        login: _Handlers requests without the token.
+    ``hosts`` are the host names that requests may use, without ports; ``None`` for any. ``login``
+    handles requests without the token.
     """
 
     def __init__(

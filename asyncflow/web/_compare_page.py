@@ -84,9 +84,6 @@ async def compare_page(request: Request, journal: SQLJournal) -> Response:
 
     Without ``b``, run ``a`` is compared with the last run of its pipeline that passed before it.
     Without ``a``, the page asks for both.
-
-    Raises:
-        RunNotFoundError: There is no such run.
     """
     run_id, baseline = (request.query_params.get(name, "") for name in "ab")
     note = ""

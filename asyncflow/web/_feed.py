@@ -75,11 +75,8 @@ class _Part(NamedTuple):
 class RunFeed:
     """The updates of one run. It reads the run as long as there are viewers.
 
-    Args:
-        journal: The journal of the run.
-        run_id: The run.
-        render: Renders the parts of its page.
-        prepare: Awaited before that, to read what they need of other runs.
+    ``render`` renders the parts of its page. ``prepare`` is awaited before that, to read what they
+    need of other runs.
     """
 
     def __init__(
@@ -141,8 +138,7 @@ class RunFeed:
     async def updates(self, after: int) -> AsyncGenerator[Update, None]:
         """Yield what changes, until the run has ended.
 
-        Args:
-            after: The position of the latest event that the viewer has seen.
+        ``after`` is the position of the latest event that the viewer has seen.
         """
         with self._watched():
             seen, trouble, reads_before = 0, None, self._reads_begun

@@ -37,11 +37,7 @@ def attachments_url(request: Request, run_id: str) -> str:
 async def list_notes(
     request: Request, journal: SQLJournal, run_id: str, as_json: _AsJson
 ) -> Response:
-    """Answer with the notes of a run that the query selects.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-    """
+    """Answer with the notes of a run that the query selects."""
     try:
         selection = _selection(request.query_params)
         stored = await journal.notes(run_id, **selection, data=False)
@@ -62,8 +58,7 @@ def _answer(stored: Sequence[StoredEvent], after: object, base: str, as_json: _A
 def _selection(query: QueryParams) -> dict[str, Any]:
     """Return the arguments of the journal for a query.
 
-    Raises:
-        ValueError: The query is invalid; the message says why.
+    Raise `ValueError` if the query is invalid; the message says why.
     """
     unknown = query.keys() - _PARAMETERS
     if unknown:
@@ -109,12 +104,7 @@ def _level(text: str) -> int:
 
 
 async def attachment(journal: SQLJournal, run_id: str, position: int) -> Response:
-    """Answer with the data of an attachment, which no browser may run.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-        HTTPException: It has no such attachment.
-    """
+    """Answer with the data of an attachment, which no browser may run."""
     before = max(position - 1, 0)
     found = await journal.notes(run_id, after=before, kinds=[StepAttached], limit=1)
     note = found[0].event if found and found[0].position == position else None

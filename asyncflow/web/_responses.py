@@ -65,8 +65,7 @@ def requested_url(request: Request) -> str:
 def named_run(request: Request) -> str:
     """Return the id of the run that a path names.
 
-    Raises:
-        HTTPException: It names none, because the path is no UTF-8.
+    Raise `HTTPException` if it names none, because the path is no UTF-8.
     """
     return _named(request, "run_id")
 
@@ -74,8 +73,7 @@ def named_run(request: Request) -> str:
 def named_pipeline(request: Request) -> str:
     """Return the name of the pipeline that a path names, which may be empty.
 
-    Raises:
-        HTTPException: It names none, because the path is no UTF-8.
+    Raise `HTTPException` if it names none, because the path is no UTF-8.
     """
     return _named(request, "pipeline")
 
@@ -147,12 +145,8 @@ def problem(
 ) -> Response:
     """Return a page that says what is wrong and what to do; or for a program, the same as JSON.
 
-    Args:
-        request: The request that failed.
-        status: The HTTP status.
-        title: What is wrong, in a few words.
-        text: What that means, and what to do.
-        links: Where to go from here: texts and URLs.
+    ``title`` says what is wrong, in a few words, and ``text`` what that means, and what to do.
+    ``links`` say where to go from here: texts and URLs.
     """
     if wants_json(request):
         return json_answer({"error": title, "detail": text}, status)

@@ -53,15 +53,7 @@ class ResumeRefusedError(Exception):
 
 
 class Resumer:
-    """Resumes runs, runs them again, and ends them with the server.
-
-    Args:
-        journal: The journal of the runs.
-        pipelines: The pipelines whose runs it can resume, by name.
-
-    Raises:
-        TypeError: One of them is no pipeline.
-    """
+    """Resumes runs, runs them again, and ends them with the server."""
 
     def __init__(self, journal: SQLJournal, pipelines: Mapping[str, Any]) -> None:
         if not isinstance(pipelines, Mapping):
@@ -86,8 +78,7 @@ class Resumer:
     async def resume(self, record: RunRecord) -> None:
         """Resume a run, and return when it has begun.
 
-        Raises:
-            ResumeRefusedError: The run can't be resumed, or failed at once.
+        Raise `ResumeRefusedError` if the run can't be resumed, or failed at once.
         """
         self._check(record)
         await self._check_steps(record, "resume")
@@ -127,14 +118,9 @@ class Resumer:
     ) -> str:
         """Run a run again under a new id, and return the id when the new run has begun.
 
-        Args:
-            record: The run.
-            from_steps: The steps that run again.
-            everything: Whether all steps run again.
-            inputs: The inputs that have another value, as of JSON.
-
-        Raises:
-            ResumeRefusedError: The run can't be run again, or failed at once.
+        ``from_steps`` run again, or all with ``everything``. ``inputs`` are those that have another
+        value, as of JSON. Raise `ResumeRefusedError` if the run can't be run again, or failed at
+        once.
         """
         self._check_pipeline(record, "run it again")
         pipeline: Any = self._pipelines[record.pipeline]
@@ -198,8 +184,7 @@ class Resumer:
     ) -> None:
         """Wait until a run has begun, but not too long.
 
-        Raises:
-            ResumeRefusedError: It failed at once.
+        Raise `ResumeRefusedError` if it failed at once.
         """
         give_up_at = asyncio.get_running_loop().time() + _LONGEST_WAIT_S
         while not task.done() and asyncio.get_running_loop().time() < give_up_at:
@@ -281,8 +266,7 @@ class Resumer:
     async def close(self, grace_s: float) -> None:
         """Cancel the runs, and wait until their steps have cleaned up.
 
-        Args:
-            grace_s: How many seconds to wait. After that, runs continue as long as the loop.
+        It waits for ``grace_s`` seconds. After that, runs continue as long as the loop.
         """
         self._is_closed = True
         tasks = dict(self._running)

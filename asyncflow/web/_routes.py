@@ -46,11 +46,7 @@ from asyncflow.web._stream import Viewers
 
 
 async def cancel(request: Request, journal: SQLJournal) -> Response:
-    """Request the cancellation of a run.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-    """
+    """Request the cancellation of a run."""
     run_id = named_run(request)
     record = await journal.record(run_id)
     if await journal.cancel(run_id):
@@ -63,11 +59,7 @@ async def cancel(request: Request, journal: SQLJournal) -> Response:
 
 
 async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
-    """Resume a run in this process.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-    """
+    """Resume a run in this process."""
     run_id = named_run(request)
     record = await journal.record(run_id)
     try:
@@ -81,9 +73,7 @@ async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
 async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Run a run again under a new id, in this process.
 
-    Raises:
-        RunNotFoundError: There is no such run.
-        HTTPException: The path is that of a run whose id ends like it.
+    Raise `HTTPException` if the path is that of a run whose id ends like it.
     """
     if not _ends_in(request, _RERUN):
         raise HTTPException(405, headers={"Allow": "GET"})
@@ -105,8 +95,7 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
 async def _wanted(request: Request) -> dict[str, Any]:
     """Return what the body of a request to run a run again asks for.
 
-    Raises:
-        ValueError: It is something else.
+    Raise `ValueError` if it is something else.
     """
     body = b""
     async for part in request.stream():
@@ -163,9 +152,6 @@ async def show_run(request: Request, journal: SQLJournal) -> Response:
     """Answer with one run, or with what the end of the path asks for.
 
     That is its events, its notes, or one of its attachments.
-
-    Raises:
-        RunNotFoundError: There is no such run.
     """
     run_id = named_run(request)
     if _ends_in(request, _EVENTS):
@@ -251,12 +237,8 @@ register_url_convertor("asyncflow_run", _RunConvertor())
 class Site:
     """The pages of one journal.
 
-    Args:
-        journal: The journal.
-        pipelines: The pipelines whose runs can be resumed.
-        secret: The token that requests must have, if any.
-        hosts: The host names that requests may use, beside those of this machine.
-        max_viewers: How many pages may follow runs at a time.
+    ``hosts`` are the host names that requests may use, beside those of this machine.
+    ``max_viewers`` says how many pages may follow runs at a time.
     """
 
     def __init__(

@@ -55,11 +55,7 @@ _MOST_NEAREST, _MOST_SOUGHT, _LONGEST_SOUGHT = 5, 1_000, 60
 
 
 async def run_page(request: Request, journal: SQLJournal) -> Response:
-    """Answer with the page of a run.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-    """
+    """Answer with the page of a run."""
     run_id = named_run(request)
     stored = await journal.events(run_id)
     record = await journal.record(run_id)
@@ -146,12 +142,7 @@ def _resume_command(journal: SQLJournal, run_id: str) -> str:
 
 
 async def show_details(request: Request, journal: SQLJournal) -> Response:
-    """Answer with the details of one step, whole, as a part of the page.
-
-    Raises:
-        RunNotFoundError: There is no such run.
-        HTTPException: It has no such step.
-    """
+    """Answer with the details of one step, whole, as a part of the page."""
     run_id, step = named_run(request), request.query_params.get("step", "")
     stored = await journal.events(run_id)
     noted = await journal.notes(run_id, step=step)

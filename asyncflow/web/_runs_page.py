@@ -80,8 +80,7 @@ class RunQuery(NamedTuple):
 def query_in(query: Mapping[str, str]) -> RunQuery:
     """Return the query of a URL.
 
-    Raises:
-        ValueError: The limit is invalid.
+    Raise `ValueError` if the limit is invalid.
     """
     names = ("text", "pipeline", "status", "since")
     texts = {name: query.get(name, "").strip() for name in names}
@@ -96,13 +95,8 @@ async def selected(
 ) -> tuple[list[RunRecord], str]:
     """Return the runs that a query selects, and the ``before`` of the next ones, if there are any.
 
-    Args:
-        journal: The journal of the runs.
-        query: The query.
-        now_s: The present time, in seconds since the epoch.
-
-    Raises:
-        ValueError: A condition is invalid. The message says which.
+    ``now_s`` is the present time, in seconds since the epoch. Raise `ValueError` if a condition is
+    invalid; the message says which.
     """
     conditions = RunFilter(
         query.status or None,
@@ -263,10 +257,7 @@ class _Chip(NamedTuple):
 async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str]) -> Response:
     """Answer with the list of runs that a request selects.
 
-    Args:
-        request: The request.
-        journal: The journal of the runs.
-        pipelines: Names of pipelines to choose from, beside those of the runs.
+    ``pipelines`` are names to choose from, beside those of the runs.
     """
     now_s = time.time()
     try:

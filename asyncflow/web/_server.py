@@ -40,15 +40,9 @@ async def serve_app(
 ) -> None:
     """Serve an application until the calling task is cancelled.
 
-    Args:
-        app: What to serve.
-        host: The address to listen at.
-        port: The port; 0 for a free one.
-        on_ready: Called with the URL once requests are accepted.
-        on_end: Called when none are accepted any more, to end open streams.
-
-    Raises:
-        OSError: The server can't listen there. The message says why, and what to do.
+    ``port`` is 0 for a free one. ``on_ready`` is called with the URL once requests are accepted,
+    and ``on_end`` when none are accepted any more, to end open streams. Raise `OSError` if the
+    server can't listen there; the message says why, and what to do.
     """
     listening = _listen(host, port)
     config = uvicorn.Config(

@@ -38,12 +38,7 @@ _RETRY_MS = 1_000
 class Viewers:
     """Counts the viewers of all runs.
 
-    Args:
-        most: How many there may be.
-
-    Raises:
-        TypeError: It is no ``int``.
-        ValueError: It is below 1.
+    There may be at most ``most``, which is at least 1.
     """
 
     def __init__(self, most: int) -> None:
