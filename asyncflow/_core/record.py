@@ -54,11 +54,9 @@ def record(cls: Any = None, /, *, frozen: bool = False, kw_only: bool = False) -
 
     Methods that the class has by itself stay. Type checkers refuse assignments to any record.
 
-    Args:
-        cls: A class without base classes, whose annotations are strings.
-        frozen: Whether assignments fail at run time too, and records can be hashed. Then one takes
-            three times as long to make, and a run makes three records a step.
-        kw_only: Whether all arguments must be given by keyword.
+    ``cls`` has no base classes, and its annotations are strings. With ``frozen``, assignments fail
+    at run time too, and records can be hashed. Then one takes three times as long to make, and a
+    run makes three records a step. With ``kw_only``, all arguments must be given by keyword.
     """
     if cls is None:
         return lambda cls: _record(cls, frozen, kw_only)

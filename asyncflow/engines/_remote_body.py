@@ -45,7 +45,10 @@ from asyncflow.engines._remote_wire import (
 
 
 class AttemptHost(Protocol):
-    """What an engine does for an attempt in its worker. All of it is called in the worker's loop."""
+    """What an engine does for an attempt in its worker. All of it is called in the worker's loop.
+
+    ``worker`` is the name of the worker.
+    """
 
     worker: str
 

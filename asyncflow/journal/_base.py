@@ -67,10 +67,8 @@ _EVENTS_PER_DELETE = 2_000
 class SQLJournal:
     """The journal of one database.
 
-    Args:
-        store: The database.
-        second: The same database by another connection, for reading; ``None`` if there can't be
-            one.
+    ``second`` is the same database by another connection, for reading; ``None`` if there can't be
+    one.
     """
 
     logs: int | None = None
