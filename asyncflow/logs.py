@@ -12,33 +12,20 @@ from collections.abc import Mapping, MutableMapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
+from asyncflow import events
 from asyncflow._core.context import capturing_notes, current_attempt
 from asyncflow._core.results import RunStatus, to_restored_error
 from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
-from asyncflow.events import (
-    AttemptFailed,
-    Event,
-    LoopBlocked,
-    NoteEvent,
-    RunFinished,
-    RunInterrupted,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepCancelled,
-    StepFailed,
-    StepSkipped,
-    ThreadAbandoned,
-)
+from asyncflow.events import Event
 
 __all__ = ["LoggingObserver", "StepFilter", "add_step", "keep_record"]
 
 _NO_STEP: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item": None}
 _LEVELS = {RunStatus.FAILED: logging.ERROR, RunStatus.INTERRUPTED: logging.WARNING}
 _WARNINGS = (
-    *(AttemptFailed, StepCancelled, StepSkipped, ThreadAbandoned),
-    *(LoopBlocked, RunTimedOut, RunInterrupted),
+    *(events.AttemptFailed, events.StepCancelled, events.StepSkipped, events.ThreadAbandoned),
+    *(events.LoopBlocked, events.RunTimedOut, events.RunInterrupted),
 )
 _EVENT_FIELDS = (
     *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
@@ -171,9 +158,9 @@ class _RunLog:
         self._attempts: Mapping[str, int] = {}
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, NoteEvent):
+        if isinstance(event, events.NoteEvent):
             return  # a log record would be logged twice
-        if isinstance(event, RunStarted | RunResumed):
+        if isinstance(event, events.RunStarted | events.RunResumed):
             self._run_id, self._attempts = event.run_id, event.max_retries
         level = self._level_of(event)
         if not self._logger.isEnabledFor(level):
@@ -195,9 +182,9 @@ class _RunLog:
         self._logger.log(level, "%s", line, extra=extra, exc_info=exc_info)
 
     def _level_of(self, event: Event) -> int:
-        if isinstance(event, StepFailed):
+        if isinstance(event, events.StepFailed):
             return logging.ERROR
-        if isinstance(event, RunFinished):
+        if isinstance(event, events.RunFinished):
             return _LEVELS.get(event.status, self._level)
         if isinstance(event, _WARNINGS) and not getattr(event, "on_purpose", False):
             return logging.WARNING
@@ -206,7 +193,7 @@ class _RunLog:
 
 def _exc_info(event: Event) -> _ExcInfo:
     """Return the final error of a step; for one that is retried the line is enough."""
-    if not isinstance(event, StepFailed | StepCancelled) or event.error is None:
+    if not isinstance(event, events.StepFailed | events.StepCancelled) or event.error is None:
         return None
     # Not the error itself: logging would ask for its truth value, which may raise.
     return type(event.error), event.error, event.error.__traceback__

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from asyncflow import events
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import replace
@@ -42,29 +43,6 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.step_runs import Key, PendingAttempts
 from asyncflow._core.step_view import AttemptView, Block, StepView
-from asyncflow.events import (
-    AttemptBegan,
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    LoopBlocked,
-    MapStarted,
-    RunFinished,
-    RunInterrupted,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepAttached,
-    StepCancelled,
-    StepFailed,
-    StepLogged,
-    StepProgressed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-    StepTakenOver,
-    ThreadAbandoned,
-)
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
 _UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
@@ -82,8 +60,8 @@ class StoredRun:
     ``secret_inputs`` are the names of those that must not be shown.
     """
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
-        self.started: RunStarted
+    def __init__(self, history: Iterable[events.Event] = ()) -> None:
+        self.started: events.RunStarted
         self.run_id = self.pipeline = ""
         self.parent = self.parent_step = self.forked_from = ""
         self.segments: list[Segment] = []
@@ -107,7 +85,7 @@ class StoredRun:
         """What earlier segments settled, as far as it holds."""
         self._pending: dict[Key, StepView] = {}
         """What earlier segments began, as far as it continues."""
-        for event in events:
+        for event in history:
             self.apply(event)
 
     @property
@@ -138,25 +116,25 @@ class StoredRun:
         run.counts = Counter(step.status for step in run.steps.values())
         return run
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Apply one more event. A note changes nothing."""
         rule = _RULES[type(event)]
         if rule is None:
             return
-        if not isinstance(event, RunStarted) and event.at_ms > self.at_ms:
+        if not isinstance(event, events.RunStarted) and event.at_ms > self.at_ms:
             self.at_ms = event.at_ms
         rule(self, event)
 
     # The run.
 
-    def _on_run_started(self, event: RunStarted) -> None:
+    def _on_run_started(self, event: events.RunStarted) -> None:
         self.started, self._is_whole = event, True
         self.parent, self.parent_step = event.parent, event.parent_step
         self.forked_from = event.forked_from
         self._begin(event, 0.0)
         self._explain(event.rerun_reasons)
 
-    def _on_run_resumed(self, event: RunResumed) -> None:
+    def _on_run_resumed(self, event: events.RunResumed) -> None:
         self._settled, self._pending = self.settled(), self._all_pending()
         for key, step in self._pending.items():
             self._crash(key, step)
@@ -169,7 +147,7 @@ class StoredRun:
                 self._continue((name, None), self.steps[name])
                 self._move(self.steps[name], StepStatus.RUNNING)
 
-    def _begin(self, event: RunStarted | RunResumed, at_ms: float) -> None:
+    def _begin(self, event: events.RunStarted | events.RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time))
         self.status, self.stop_reason = RunStatus.RUNNING, None
@@ -219,19 +197,19 @@ class StoredRun:
         self.steps, self.tiers = steps, tiers
         self.counts = Counter({StepStatus.PENDING: len(steps)})
 
-    def _on_run_stops(self, event: RunInterrupted | RunTimedOut) -> None:
-        if self.stop_reason is None or isinstance(event, RunInterrupted):
+    def _on_run_stops(self, event: events.RunInterrupted | events.RunTimedOut) -> None:
+        if self.stop_reason is None or isinstance(event, events.RunInterrupted):
             self.stop_reason = event.reason
         self.was_interrupted = self.was_stopping = True
 
-    def _on_run_finished(self, event: RunFinished) -> None:
+    def _on_run_finished(self, event: events.RunFinished) -> None:
         self.status, self.at_ms = event.status, event.at_ms
         self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
 
     # A step or an item.
 
-    def _on_attempt_started(self, event: AttemptStarted) -> None:
+    def _on_attempt_started(self, event: events.AttemptStarted) -> None:
         step = self._step(event)
         for each in self._with_owner((event.step, event.item), step):
             each.begin_active(event.at_ms)
@@ -242,7 +220,7 @@ class StoredRun:
         step.attempts.append(attempt)
         self._move(step, StepStatus.RUNNING, event)
 
-    def _on_attempt_began(self, event: AttemptBegan) -> None:
+    def _on_attempt_began(self, event: events.AttemptBegan) -> None:
         step = self._step(event)
         attempt = step.latest
         if attempt is None or (attempt.number, attempt.ended_ms) != (event.attempt, None):
@@ -252,12 +230,12 @@ class StoredRun:
         attempt.began = True
         attempt.engine, attempt.worker = event.engine, event.worker
 
-    def _on_attempt_failed(self, event: AttemptFailed) -> None:
+    def _on_attempt_failed(self, event: events.AttemptFailed) -> None:
         attempt = self._close(self._step(event), event, end_of(event.error), event.error)
         if attempt is not None:
             attempt.retry_in_ms = event.retry_in_ms
 
-    def _on_map_started(self, event: MapStarted) -> None:
+    def _on_map_started(self, event: events.MapStarted) -> None:
         step = self.steps[event.step]
         if step.started_ms is None:
             step.started_ms = event.at_ms
@@ -265,7 +243,7 @@ class StoredRun:
         step.items, step.tally, step.item_count = {}, Counter(), event.count
         self._move(step, StepStatus.RUNNING)
 
-    def _on_step_succeeded(self, event: StepSucceeded) -> None:
+    def _on_step_succeeded(self, event: events.StepSucceeded) -> None:
         step = self._step(event)
         self._close(step, event, "succeeded")
         step.secret = step.secret or _is_redacted(event.output)
@@ -277,24 +255,24 @@ class StoredRun:
             step.output = event.output
         self._settle(step, StepStatus.SUCCESS, event)
 
-    def _on_step_failed(self, event: StepFailed) -> None:
+    def _on_step_failed(self, event: events.StepFailed) -> None:
         step = self._step(event)
         self._close(step, event, end_of(event.error), event.error)
         step.error = event.error
         self._settle(step, StepStatus.FAILED, event)
 
-    def _on_step_cancelled(self, event: StepCancelled) -> None:
+    def _on_step_cancelled(self, event: events.StepCancelled) -> None:
         step, end = self._step(event), end_of(event.error)
         self._close(step, event, end if end == "timed out" else "cancelled", event.error)
         step.error, step.reason = event.error, event.reason
         self._settle(step, StepStatus.CANCELLED, event)
 
-    def _on_step_skipped(self, event: StepSkipped) -> None:
+    def _on_step_skipped(self, event: events.StepSkipped) -> None:
         step = self.steps[event.step]
         step.reason, step.on_purpose = event.reason, event.on_purpose
         self._settle(step, StepStatus.SKIPPED, event)
 
-    def _on_step_reused(self, event: StepReused) -> None:
+    def _on_step_reused(self, event: events.StepReused) -> None:
         step = self._step(event)
         before = self._settled.get((event.step, event.item))
         if before is not None:
@@ -303,7 +281,7 @@ class StoredRun:
         self._note_stop(step, event.status)
         self._move(step, event.status, event)
 
-    def _on_step_taken_over(self, event: StepTakenOver) -> None:
+    def _on_step_taken_over(self, event: events.StepTakenOver) -> None:
         step, item = self.steps[event.step], event.item
         taken = self._settled[event.step, item] = StepView(
             step.name if item is None else f"{step.name}[{item}]",
@@ -325,12 +303,12 @@ class StoredRun:
         if taken.secret:
             taken.output = REDACTED_OUTPUT
 
-    def _on_thread_abandoned(self, event: ThreadAbandoned) -> None:
+    def _on_thread_abandoned(self, event: events.ThreadAbandoned) -> None:
         attempt = self._step(event).latest
         if attempt is not None:
             attempt.abandoned = True
 
-    def _on_loop_blocked(self, event: LoopBlocked) -> None:
+    def _on_loop_blocked(self, event: events.LoopBlocked) -> None:
         step = self._step(event)
         for attempt in reversed(step.attempts):
             if attempt.number == event.attempt and attempt.segment == step.segment:
@@ -365,7 +343,10 @@ class StoredRun:
     def _close(
         self,
         step: StepView,
-        event: AttemptFailed | StepSucceeded | StepFailed | StepCancelled,
+        event: events.AttemptFailed
+        | events.StepSucceeded
+        | events.StepFailed
+        | events.StepCancelled,
         end: AttemptEnd,
         error: BaseException | None = None,
     ) -> AttemptView | None:
@@ -459,7 +440,7 @@ class StoredRun:
             step.end_active(self.at_ms)
         self._earlier.update(self.steps)
 
-    def _forget(self, event: RunResumed) -> None:
+    def _forget(self, event: events.RunResumed) -> None:
         """Forget what does not hold any more now that the run resumes."""
         edges = self.dependencies.items()
         outdated = with_dependents(event.outdated, edges)
@@ -516,7 +497,7 @@ class StoredRun:
             unfinished.append(crashed)
             history.append(crashed.to_attempt())
             latest = crashed
-        start = AttemptStarted(
+        start = events.AttemptStarted(
             *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
         )
         crashes = sum(each.began for each in unfinished)
@@ -571,26 +552,26 @@ class StoredRun:
 
 
 _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
-    RunStarted: StoredRun._on_run_started,
-    RunResumed: StoredRun._on_run_resumed,
-    RunInterrupted: StoredRun._on_run_stops,
-    RunTimedOut: StoredRun._on_run_stops,
-    RunFinished: StoredRun._on_run_finished,
-    AttemptStarted: StoredRun._on_attempt_started,
-    AttemptBegan: StoredRun._on_attempt_began,
-    AttemptFailed: StoredRun._on_attempt_failed,
-    MapStarted: StoredRun._on_map_started,
-    StepSucceeded: StoredRun._on_step_succeeded,
-    StepFailed: StoredRun._on_step_failed,
-    StepCancelled: StoredRun._on_step_cancelled,
-    StepSkipped: StoredRun._on_step_skipped,
-    StepReused: StoredRun._on_step_reused,
-    StepTakenOver: StoredRun._on_step_taken_over,
-    ThreadAbandoned: StoredRun._on_thread_abandoned,
-    LoopBlocked: StoredRun._on_loop_blocked,
-    StepLogged: None,
-    StepProgressed: None,
-    StepAttached: None,
+    events.RunStarted: StoredRun._on_run_started,
+    events.RunResumed: StoredRun._on_run_resumed,
+    events.RunInterrupted: StoredRun._on_run_stops,
+    events.RunTimedOut: StoredRun._on_run_stops,
+    events.RunFinished: StoredRun._on_run_finished,
+    events.AttemptStarted: StoredRun._on_attempt_started,
+    events.AttemptBegan: StoredRun._on_attempt_began,
+    events.AttemptFailed: StoredRun._on_attempt_failed,
+    events.MapStarted: StoredRun._on_map_started,
+    events.StepSucceeded: StoredRun._on_step_succeeded,
+    events.StepFailed: StoredRun._on_step_failed,
+    events.StepCancelled: StoredRun._on_step_cancelled,
+    events.StepSkipped: StoredRun._on_step_skipped,
+    events.StepReused: StoredRun._on_step_reused,
+    events.StepTakenOver: StoredRun._on_step_taken_over,
+    events.ThreadAbandoned: StoredRun._on_thread_abandoned,
+    events.LoopBlocked: StoredRun._on_loop_blocked,
+    events.StepLogged: None,
+    events.StepProgressed: None,
+    events.StepAttached: None,
 }
 _ENDS_OF_UNFINISHED = {
     StepStatus.FAILED: "it had failed",
@@ -654,10 +635,10 @@ def _with_outputs_of(result: StepResult, known: StepResult) -> StepResult:
     return replace(known, output=result.output, items=items)
 
 
-def latest_steps(events: Sequence[Event]) -> Mapping[str, tuple[str, ...]]:
+def latest_steps(history: Sequence[events.Event]) -> Mapping[str, tuple[str, ...]]:
     """Return the steps of the latest segment, with their dependencies; none without events."""
-    for event in reversed(events):
-        if isinstance(event, RunStarted | RunResumed):
+    for event in reversed(history):
+        if isinstance(event, events.RunStarted | events.RunResumed):
             return event.dependencies
     return {}
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
+from asyncflow import events
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
@@ -38,29 +39,6 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import HERE, AttemptLog, Checkpoint, Phase, StepRuns
-from asyncflow.events import (
-    AttemptBegan,
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    LoopBlocked,
-    MapStarted,
-    RunFinished,
-    RunInterrupted,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepAttached,
-    StepCancelled,
-    StepFailed,
-    StepLogged,
-    StepProgressed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-    StepTakenOver,
-    ThreadAbandoned,
-)
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
@@ -107,8 +85,8 @@ class RunState:
         self._latest = step_runs.latest
         self._results = step_runs.results
         self._step_count = len(plan.steps)
-        self._started: RunStarted | None = None
-        self._finished: RunFinished | None = None
+        self._started: events.RunStarted | None = None
+        self._finished: events.RunFinished | None = None
         self._interrupted = False
         self.attempt_log = AttemptLog(step_runs)
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
@@ -145,7 +123,9 @@ class RunState:
         if started is None or started[1] > 1 or node in self.attempt_log.remarks:
             latest = self.step_runs.latest_attempt(node)
             assert latest is not None
-            self.apply(StepSucceeded(latest.step, latest.attempt, at_ms, output, latest.item))
+            self.apply(
+                events.StepSucceeded(latest.step, latest.attempt, at_ms, output, latest.item)
+            )
             return
         self._ends[node] = at_ms, output
         self._phases[node] = _SETTLED
@@ -156,7 +136,7 @@ class RunState:
         else:
             self.step_runs.end_item(node)
 
-    def apply(self, event: Event) -> None:
+    def apply(self, event: events.Event) -> None:
         """Apply an event.
 
         Raises:
@@ -201,20 +181,20 @@ class RunState:
         else:
             self.step_runs.end_item(node)
 
-    def _on_run_started(self, event: RunStarted) -> None:
+    def _on_run_started(self, event: events.RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
         self._remark(event.rerun_reasons)
         self._readiness.begin(0.0)
 
-    def _on_run_resumed(self, event: RunResumed) -> None:
+    def _on_run_resumed(self, event: events.RunResumed) -> None:
         checkpoint = self._checkpoint
         if self._started is not None or checkpoint is None:
             raise IllegalEventError(
                 event, "the run has started" if checkpoint else "the run has no checkpoint"
             )
-        self._started = RunStarted(
+        self._started = events.RunStarted(
             checkpoint.run_id,
             checkpoint.wall_time,
             event.dependencies,
@@ -228,32 +208,32 @@ class RunState:
         for name, reason in reasons.items():
             self.attempt_log.remark(self._index[name], rerun_reason=reason)
 
-    def _on_run_interrupted(self, event: RunInterrupted) -> None:
+    def _on_run_interrupted(self, event: events.RunInterrupted) -> None:
         self._check_runs(event)
         if self._interrupted:  # it was drained, and is cancelled now
             self._readiness.stop_reason = event.reason
         self._interrupted, self.cause = True, event.cause
         self._stop(event.reason, exempt_cleanups=False)
 
-    def _on_run_timed_out(self, event: RunTimedOut) -> None:
+    def _on_run_timed_out(self, event: events.RunTimedOut) -> None:
         self._check_runs(event)
         self.has_timed_out |= self.stop_reason is None
         self._stop(event.reason, exempt_cleanups=True)
 
-    def _on_run_finished(self, event: RunFinished) -> None:
+    def _on_run_finished(self, event: events.RunFinished) -> None:
         self._check_runs(event)
         if self._readiness.unsettled:
             raise IllegalEventError(event, f"{self._readiness.unsettled} step(s) have not ended")
         self._finished = event
 
-    def _on_step_taken_over(self, event: StepTakenOver) -> None:
+    def _on_step_taken_over(self, event: events.StepTakenOver) -> None:
         self._check_runs(event)  # the checkpoint has the result
 
-    def _check_runs(self, event: Event) -> None:
+    def _check_runs(self, event: events.Event) -> None:
         if self._started is None or self._finished is not None:
             raise IllegalEventError(event, "the run is not running")
 
-    def _on_attempt_started(self, node: int, event: AttemptStarted) -> None:
+    def _on_attempt_started(self, node: int, event: events.AttemptStarted) -> None:
         latest = self._latest[node]
         if event.attempt != (1 if latest is None else latest.attempt + 1):
             raise IllegalEventError(event, f"the latest attempt was {latest!r}")
@@ -267,25 +247,25 @@ class RunState:
             self.attempt_log.places[node] = event.engine, ""
             self.attempt_log.submitted.add(node)
 
-    def _on_attempt_began(self, node: int, event: AttemptBegan) -> None:
+    def _on_attempt_began(self, node: int, event: events.AttemptBegan) -> None:
         submitted = self.attempt_log.latest(node, event)
         self.attempt_log.began(node, event)
         self.deadlines.begin(node, event.at_ms - submitted.at_ms)
 
-    def _on_attempt_failed(self, node: int, event: AttemptFailed) -> None:
+    def _on_attempt_failed(self, node: int, event: events.AttemptFailed) -> None:
         submitted = self.attempt_log.latest(node, event)
         self.attempt_log.fail(node, event)
         if submitted.engine:
             self.deadlines.begin(node, self.attempt_log.latest(node, event).at_ms - submitted.at_ms)
         self._phases[node] = Phase.WAITING
 
-    def _on_map_started(self, node: int, event: MapStarted) -> None:
+    def _on_map_started(self, node: int, event: events.MapStarted) -> None:
         self.step_runs.begin_map(node, event.at_ms)
 
-    def _on_step_succeeded(self, node: int, event: StepSucceeded) -> StepResult:
+    def _on_step_succeeded(self, node: int, event: events.StepSucceeded) -> StepResult:
         return self.attempt_log.result(node, event, StepStatus.SUCCESS, None)
 
-    def _on_step_failed(self, node: int, event: StepFailed) -> StepResult:
+    def _on_step_failed(self, node: int, event: events.StepFailed) -> StepResult:
         result = self.attempt_log.result(node, event, StepStatus.FAILED, event.error)
         self._phases[node] = Phase.SETTLED  # before the run stops, which drops what is ready
         if event.item is None:
@@ -295,7 +275,7 @@ class RunState:
             self._stop(reason, exempt_cleanups=True)
         return result
 
-    def _on_step_cancelled(self, node: int, event: StepCancelled) -> StepResult:
+    def _on_step_cancelled(self, node: int, event: events.StepCancelled) -> StepResult:
         if self._phases[node] < Phase.ATTEMPTING and self._latest[node] is None:
             raise IllegalEventError(event, self._phases[node].text)
         result = self.attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
@@ -303,12 +283,12 @@ class RunState:
             self._readiness.failed_by[node] = event.step
         return result
 
-    def _on_step_skipped(self, node: int, event: StepSkipped) -> StepResult:
+    def _on_step_skipped(self, node: int, event: events.StepSkipped) -> StepResult:
         grounds = self._readiness.skipped_by if event.on_purpose else self._readiness.failed_by
         grounds.setdefault(node, event.step)
         return self.attempt_log.skipped(node, event)
 
-    def _on_step_reused(self, node: int, event: StepReused) -> StepResult:
+    def _on_step_reused(self, node: int, event: events.StepReused) -> StepResult:
         key = event.step, event.item
         if self._checkpoint is None or key not in self._checkpoint.results:
             raise IllegalEventError(event, "no result of it was stored")
@@ -318,11 +298,11 @@ class RunState:
             grounds[node] = event.step
         return replace(result, reused=True, rerun_reason=None)
 
-    def _on_thread_abandoned(self, node: int, event: ThreadAbandoned) -> None:
+    def _on_thread_abandoned(self, node: int, event: events.ThreadAbandoned) -> None:
         self.attempt_log.latest(node, event)
         self.attempt_log.remark(node, abandoned=True)
 
-    def _on_loop_blocked(self, node: int, event: LoopBlocked) -> None:
+    def _on_loop_blocked(self, node: int, event: events.LoopBlocked) -> None:
         self._check_runs(event)
         self.attempt_log.block(node, event)
 
@@ -368,7 +348,9 @@ class RunState:
         final = (Phase.UNREACHABLE, Phase.DROPPED)
         return [each for each in skipped if self._phases[each.step] in final]
 
-    def stored_end(self, step: int, at_ms: float, item: int | None = None) -> StepReused | None:
+    def stored_end(
+        self, step: int, at_ms: float, item: int | None = None
+    ) -> events.StepReused | None:
         """Return the event with which a run reuses a stored result, if there is one."""
         if self._checkpoint is None:
             return None
@@ -376,7 +358,7 @@ class RunState:
         result = self._checkpoint.results.get((name, item))
         if result is None:
             return None
-        return StepReused(name, at_ms, item, result.status, result.origin)
+        return events.StepReused(name, at_ms, item, result.status, result.origin)
 
     def had_begun(self, step: int) -> bool:
         """Whether a step, or an item of it, continues what it had begun before a resumption."""
@@ -422,11 +404,11 @@ class RunState:
         engine, worker = self.attempt_log.places.get(node, HERE)
         return self.is_attempting(node) and bool(worker or not engine)
 
-    def latest_attempt(self, node: int) -> AttemptStarted | None:
+    def latest_attempt(self, node: int) -> events.AttemptStarted | None:
         """The latest attempt that the node has started, if any; also before a resumption."""
         return self.step_runs.latest_attempt(node)
 
-    def running_attempt(self, node: int) -> AttemptStarted | None:
+    def running_attempt(self, node: int) -> events.AttemptStarted | None:
         """The attempt of the node that is running, if one is."""
         return self.latest_attempt(node) if self.is_attempting(node) else None
 
@@ -507,16 +489,16 @@ _STEP_RULES: dict[
     type, tuple[tuple[Phase, ...], Callable[[RunState, int, Any], StepResult | None]]
 ] = {
     # event: the phases in which it can happen, and what it does; a result settles the node
-    AttemptStarted: ((*_UNSTARTED, *_BETWEEN_ATTEMPTS), RunState._on_attempt_started),
-    AttemptBegan: ((Phase.ATTEMPTING,), RunState._on_attempt_began),
-    AttemptFailed: ((Phase.ATTEMPTING,), RunState._on_attempt_failed),
-    MapStarted: (_UNSTARTED, RunState._on_map_started),
-    StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), RunState._on_step_succeeded),
-    StepFailed: (
+    events.AttemptStarted: ((*_UNSTARTED, *_BETWEEN_ATTEMPTS), RunState._on_attempt_started),
+    events.AttemptBegan: ((Phase.ATTEMPTING,), RunState._on_attempt_began),
+    events.AttemptFailed: ((Phase.ATTEMPTING,), RunState._on_attempt_failed),
+    events.MapStarted: (_UNSTARTED, RunState._on_map_started),
+    events.StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), RunState._on_step_succeeded),
+    events.StepFailed: (
         (Phase.ATTEMPTING, Phase.WAITING, Phase.MAPPING, *_UNSTARTED),
         RunState._on_step_failed,
     ),
-    StepCancelled: (
+    events.StepCancelled: (
         # What has not started in this run may have started before a resumption.
         (
             Phase.ATTEMPTING,
@@ -527,24 +509,27 @@ _STEP_RULES: dict[
         ),
         RunState._on_step_cancelled,
     ),
-    StepReused: ((Phase.PENDING, Phase.READY), RunState._on_step_reused),  # ready are items only
-    StepSkipped: ((Phase.UNREACHABLE, *_UNSTARTED), RunState._on_step_skipped),
-    ThreadAbandoned: ((Phase.ATTEMPTING,), RunState._on_thread_abandoned),
-    LoopBlocked: (
+    events.StepReused: (
+        (Phase.PENDING, Phase.READY),  # ready are items only
+        RunState._on_step_reused,
+    ),
+    events.StepSkipped: ((Phase.UNREACHABLE, *_UNSTARTED), RunState._on_step_skipped),
+    events.ThreadAbandoned: ((Phase.ATTEMPTING,), RunState._on_thread_abandoned),
+    events.LoopBlocked: (
         (Phase.ATTEMPTING, Phase.SETTLED, *_BETWEEN_ATTEMPTS),
         RunState._on_loop_blocked,
     ),
 }
 _RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
-    RunStarted: RunState._on_run_started,
-    RunResumed: RunState._on_run_resumed,
-    RunInterrupted: RunState._on_run_interrupted,
-    RunTimedOut: RunState._on_run_timed_out,
-    RunFinished: RunState._on_run_finished,
-    StepLogged: None,
-    StepProgressed: None,
-    StepAttached: None,
-    StepTakenOver: RunState._on_step_taken_over,
+    events.RunStarted: RunState._on_run_started,
+    events.RunResumed: RunState._on_run_resumed,
+    events.RunInterrupted: RunState._on_run_interrupted,
+    events.RunTimedOut: RunState._on_run_timed_out,
+    events.RunFinished: RunState._on_run_finished,
+    events.StepLogged: None,
+    events.StepProgressed: None,
+    events.StepAttached: None,
+    events.StepTakenOver: RunState._on_step_taken_over,
 }
-_IN_CHECKPOINT = (RunStarted, RunResumed, StepTakenOver)
+_IN_CHECKPOINT = (events.RunStarted, events.RunResumed, events.StepTakenOver)
 """The events that the replay of a checkpoint has already."""

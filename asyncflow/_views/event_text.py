@@ -12,38 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from asyncflow import events
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import LONGEST_LINE, cut, describe_error, escape_controls
 from asyncflow._core.results import RunStatus, StepStatus
-from asyncflow.events import (
-    AttemptBegan,
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    LoopBlocked,
-    MapStarted,
-    RunFinished,
-    RunInterrupted,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepAttached,
-    StepCancelled,
-    StepFailed,
-    StepLogged,
-    StepProgressed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-    StepTakenOver,
-    ThreadAbandoned,
-)
 
 _Attempt = Callable[[int], str]
 """Names an attempt by its number: ``attempt 2 of 3``."""
 
 
-def describe_event(event: Event, attempts: int | None = None) -> str:
+def describe_event(event: events.Event, attempts: int | None = None) -> str:
     """Return what happened: ``extract: attempt 2 of 3 started``, ``load skipped: …``.
 
     ``attempts`` says how many its step has in all; ``None`` leaves that out.
@@ -53,7 +31,7 @@ def describe_event(event: Event, attempts: int | None = None) -> str:
     return escape_controls(line)
 
 
-def subject(event: Event) -> str:
+def subject(event: events.Event) -> str:
     """Return the subject of an event: ``fetch``, ``fetch[3]`` for an item, or ``the run``."""
     step = getattr(event, "step", None)
     if step is None:
@@ -87,7 +65,7 @@ def took(active_ms: float, span_ms: float) -> str:
     return active if span_ms <= active_ms or active == span else f"{active} of {span}"
 
 
-def counted(progress: StepProgressed) -> str:
+def counted(progress: events.StepProgressed) -> str:
     """Return how much is done: ``1,204 of 5,000 rows``, or ``1,204 rows`` without a total."""
     of = "" if progress.total is None else f" of {number_text(progress.total)}"
     unit = f" {escape_controls(progress.unit)}" if progress.unit else ""
@@ -99,22 +77,22 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
-def _run_started(event: RunStarted, _: _Attempt) -> str:
+def _run_started(event: events.RunStarted, _: _Attempt) -> str:
     fork = f" as a fork of run {event.forked_from}" if event.forked_from else ""
     return f"run {_name(event)} started{fork}: {plural(len(event.dependencies), 'step')}"
 
 
-def _run_resumed(event: RunResumed, _: _Attempt) -> str:
+def _run_resumed(event: events.RunResumed, _: _Attempt) -> str:
     again = len(event.outdated) + len(event.unfinished) + len(event.recalled)
     rest = f", {again} of which {'runs' if again == 1 else 'run'} again" if again else ""
     return f"run {_name(event)} resumed: {plural(len(event.dependencies), 'step')}{rest}"
 
 
-def _run_interrupted(event: RunInterrupted, _: _Attempt) -> str:
+def _run_interrupted(event: events.RunInterrupted, _: _Attempt) -> str:
     return f"the run stops because {event.reason}"
 
 
-def _run_timed_out(event: RunTimedOut, _: _Attempt) -> str:
+def _run_timed_out(event: events.RunTimedOut, _: _Attempt) -> str:
     return f"the run stops because it exceeded its deadline of {duration(event.deadline_ms)}"
 
 
@@ -123,12 +101,12 @@ def ended_as(status: RunStatus) -> str:
     return "was interrupted" if status is RunStatus.INTERRUPTED else status.lower()
 
 
-def _run_finished(event: RunFinished, _: _Attempt) -> str:
+def _run_finished(event: events.RunFinished, _: _Attempt) -> str:
     why = "" if event.stop_reason is None else f": {event.stop_reason}"
     return f"the run {ended_as(event.status)} after {duration(event.at_ms)}{why}"
 
 
-def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
+def _attempt_started(event: events.AttemptStarted, attempt: _Attempt) -> str:
     which, plainly = attempt(event.attempt), "attempt 1"
     how = f"submitted to {event.engine}" if event.engine else "started"
     start = f" {how}" if which == plainly else f": {which} {how}"
@@ -136,41 +114,41 @@ def _attempt_started(event: AttemptStarted, attempt: _Attempt) -> str:
     return f"{subject(event)}{start}{queued}"
 
 
-def _attempt_began(event: AttemptBegan, attempt: _Attempt) -> str:
+def _attempt_began(event: events.AttemptBegan, attempt: _Attempt) -> str:
     which, plainly = attempt(event.attempt), "attempt 1"
     began = " began" if which == plainly else f": {which} began"
     return f"{subject(event)}{began} on {place_text(event.engine, event.worker)}"
 
 
-def _attempt_failed(event: AttemptFailed, attempt: _Attempt) -> str:
+def _attempt_failed(event: events.AttemptFailed, attempt: _Attempt) -> str:
     again = "at once" if event.retry_in_ms <= 0 else f"in {duration(event.retry_in_ms)}"
     which, why = attempt(event.attempt), describe_error(event.error)
     return f"{subject(event)}: {which} failed, retrying {again}: {why}"
 
 
-def _map_started(event: MapStarted, _: _Attempt) -> str:
+def _map_started(event: events.MapStarted, _: _Attempt) -> str:
     items = "its items" if event.count is None else plural(event.count, "item")
     return f"{subject(event)} started mapping {items}"
 
 
-def _step_succeeded(event: StepSucceeded, attempt: _Attempt) -> str:
+def _step_succeeded(event: events.StepSucceeded, attempt: _Attempt) -> str:
     return f"{subject(event)} succeeded{_in_which(event, attempt)}"
 
 
-def _step_failed(event: StepFailed, attempt: _Attempt) -> str:
+def _step_failed(event: events.StepFailed, attempt: _Attempt) -> str:
     return f"{subject(event)} failed{_in_which(event, attempt)}: {describe_error(event.error)}"
 
 
-def _step_cancelled(event: StepCancelled, attempt: _Attempt) -> str:
+def _step_cancelled(event: events.StepCancelled, attempt: _Attempt) -> str:
     error = "" if event.error is None else f" ({describe_error(event.error)})"
     return f"{subject(event)} cancelled{_in_which(event, attempt)}: {event.reason}{error}"
 
 
-def _step_skipped(event: StepSkipped, _: _Attempt) -> str:
+def _step_skipped(event: events.StepSkipped, _: _Attempt) -> str:
     return f"{subject(event)} skipped: {event.reason}"
 
 
-def _step_reused(event: StepReused, _: _Attempt) -> str:
+def _step_reused(event: events.StepReused, _: _Attempt) -> str:
     if event.origin:
         return f"{subject(event)} not run: it has the result of run {event.origin}"
     if event.status == StepStatus.SUCCESS:
@@ -178,7 +156,7 @@ def _step_reused(event: StepReused, _: _Attempt) -> str:
     return f"{subject(event)} not run again: it {_WAS[event.status]} before"
 
 
-def _step_taken_over(event: StepTakenOver, _: _Attempt) -> str:
+def _step_taken_over(event: events.StepTakenOver, _: _Attempt) -> str:
     made = plural(event.attempts, "attempt")
     if event.items is not None:
         made = plural(event.items, "item")
@@ -186,34 +164,34 @@ def _step_taken_over(event: StepTakenOver, _: _Attempt) -> str:
     return f"{subject(event)}: result taken over from run {event.origin}: {figures}"
 
 
-def _thread_abandoned(event: ThreadAbandoned, attempt: _Attempt) -> str:
+def _thread_abandoned(event: events.ThreadAbandoned, attempt: _Attempt) -> str:
     which = attempt(event.attempt)
     return f"{subject(event)}: the thread of {which} can't be stopped and keeps running"
 
 
-def _loop_blocked(event: LoopBlocked, _: _Attempt) -> str:
+def _loop_blocked(event: events.LoopBlocked, _: _Attempt) -> str:
     blocked = duration(event.blocked_ms)
     return f"{subject(event)} blocked the event loop for {blocked} at {event.where}"
 
 
-def _step_logged(event: StepLogged, _: _Attempt) -> str:
+def _step_logged(event: events.StepLogged, _: _Attempt) -> str:
     level = _LEVELS.get(event.level) or f"level {event.level}"
     first, *rest = event.message.split("\n", 1)
     return f"{subject(event)}: {level} {cut(first, LONGEST_LINE)}{' …' if rest else ''}"
 
 
-def _step_progressed(event: StepProgressed, _: _Attempt) -> str:
+def _step_progressed(event: events.StepProgressed, _: _Attempt) -> str:
     return f"{subject(event)}: {counted(event)}"
 
 
-def _step_attached(event: StepAttached, _: _Attempt) -> str:
+def _step_attached(event: events.StepAttached, _: _Attempt) -> str:
     return f"{subject(event)} attached {event.name} ({event.media_type})"
 
 
 _LEVELS = {number: name for name, number in LEVELS.items()}
 
 
-def _name(event: RunStarted | RunResumed) -> str:
+def _name(event: events.RunStarted | events.RunResumed) -> str:
     return f"{event.run_id} of {event.pipeline}" if event.pipeline else event.run_id
 
 
@@ -227,7 +205,9 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _in_which(event: StepSucceeded | StepFailed | StepCancelled, attempt: _Attempt) -> str:
+def _in_which(
+    event: events.StepSucceeded | events.StepFailed | events.StepCancelled, attempt: _Attempt
+) -> str:
     """Return in which attempt a step ended, if not in the first one."""
     return f" in {attempt(event.attempt)}" if event.attempt > 1 else ""
 
@@ -238,25 +218,25 @@ _WAS: Mapping[StepStatus, str] = {
     StepStatus.CANCELLED: "was cancelled",
 }
 
-_LINES: Mapping[type[Event], Callable[[Any, _Attempt], str]] = {
-    RunStarted: _run_started,
-    RunResumed: _run_resumed,
-    RunInterrupted: _run_interrupted,
-    RunTimedOut: _run_timed_out,
-    RunFinished: _run_finished,
-    AttemptStarted: _attempt_started,
-    AttemptBegan: _attempt_began,
-    AttemptFailed: _attempt_failed,
-    MapStarted: _map_started,
-    StepSucceeded: _step_succeeded,
-    StepFailed: _step_failed,
-    StepCancelled: _step_cancelled,
-    StepSkipped: _step_skipped,
-    StepReused: _step_reused,
-    StepTakenOver: _step_taken_over,
-    ThreadAbandoned: _thread_abandoned,
-    LoopBlocked: _loop_blocked,
-    StepLogged: _step_logged,
-    StepProgressed: _step_progressed,
-    StepAttached: _step_attached,
+_LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
+    events.RunStarted: _run_started,
+    events.RunResumed: _run_resumed,
+    events.RunInterrupted: _run_interrupted,
+    events.RunTimedOut: _run_timed_out,
+    events.RunFinished: _run_finished,
+    events.AttemptStarted: _attempt_started,
+    events.AttemptBegan: _attempt_began,
+    events.AttemptFailed: _attempt_failed,
+    events.MapStarted: _map_started,
+    events.StepSucceeded: _step_succeeded,
+    events.StepFailed: _step_failed,
+    events.StepCancelled: _step_cancelled,
+    events.StepSkipped: _step_skipped,
+    events.StepReused: _step_reused,
+    events.StepTakenOver: _step_taken_over,
+    events.ThreadAbandoned: _thread_abandoned,
+    events.LoopBlocked: _loop_blocked,
+    events.StepLogged: _step_logged,
+    events.StepProgressed: _step_progressed,
+    events.StepAttached: _step_attached,
 }

@@ -7,25 +7,12 @@ from typing import Any
 
 from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
 
-from asyncflow.events import (
-    AttemptBegan,
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    MapStarted,
-    RunFinished,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepCancelled,
-    StepFailed,
-    StepSucceeded,
-)
+from asyncflow import events
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import encodable, error_type, result_of
 
 _Attributes = dict[str, Any]
-_Ended = StepSucceeded | StepFailed | StepCancelled
+_Ended = events.StepSucceeded | events.StepFailed | events.StepCancelled
 
 # The usual boundaries are milliseconds. These reach from a short step to a run of an hour.
 _SECONDS = [
@@ -85,7 +72,7 @@ class RunMetrics:
         self._submitted_ms: dict[tuple[str, int | None], float] = {}
         """When each attempt that waits for a worker of an engine was first queued."""
 
-    def record(self, event: Event) -> None:
+    def record(self, event: events.Event) -> None:
         """Record an event."""
         handler = _HANDLERS.get(type(event))
         if handler is not None:
@@ -99,7 +86,7 @@ class RunMetrics:
         if run is not None:
             self._instruments.runs_active.add(-1, run)
 
-    def _begin(self, event: RunStarted | RunResumed) -> None:
+    def _begin(self, event: events.RunStarted | events.RunResumed) -> None:
         self.close()  # the segment before, if these are the events of a stored run
         self._name = {semconv.PIPELINE_NAME: encodable(event.pipeline)} if event.pipeline else {}
         self._has_timed_out = False
@@ -109,10 +96,10 @@ class RunMetrics:
         self._run = {**self._name, semconv.RUN_STATE: semconv.RUN_STATE_EXECUTING}
         self._instruments.runs_active.add(1, self._run)
 
-    def _time_out(self, _: RunTimedOut) -> None:
+    def _time_out(self, _: events.RunTimedOut) -> None:
         self._has_timed_out = True
 
-    def _finish(self, event: RunFinished) -> None:
+    def _finish(self, event: events.RunFinished) -> None:
         result = result_of(event, has_timed_out=self._has_timed_out)
         attributes = {
             **self._name,
@@ -122,7 +109,7 @@ class RunMetrics:
         self._instruments.run_duration.record(event.at_ms / 1000, self._name | attributes)
         self.close()
 
-    def _start_attempt(self, event: AttemptStarted) -> None:
+    def _start_attempt(self, event: events.AttemptStarted) -> None:
         attributes = self._attributes(event.step)
         if event.item is None:
             self._started_ms.setdefault(event.step, event.at_ms)
@@ -133,21 +120,21 @@ class RunMetrics:
         else:
             self._instruments.queued.record(event.queued_ms / 1000, attributes)
 
-    def _begin_attempt(self, event: AttemptBegan) -> None:
+    def _begin_attempt(self, event: events.AttemptBegan) -> None:
         queued_ms = event.at_ms - self._submitted_ms.pop((event.step, event.item))
         self._instruments.queued.record(queued_ms / 1000, self._attributes(event.step))
 
-    def _start_map(self, event: MapStarted) -> None:
+    def _start_map(self, event: events.MapStarted) -> None:
         self._started_ms[event.step] = event.at_ms
 
-    def _end_attempt(self, event: AttemptFailed | _Ended) -> None:
+    def _end_attempt(self, event: events.AttemptFailed | _Ended) -> None:
         self._submitted_ms.pop((event.step, event.item), None)
         attributes = self._running.pop((event.step, event.item), None)
         if attributes is None:
             return  # it was cancelled between two attempts, or is mapped and has none of its own
         self._instruments.attempts_active.add(-1, attributes)
         self._instruments.attempts.add(1, {**attributes, semconv.ATTEMPT_RESULT: result_of(event)})
-        if isinstance(event, AttemptFailed | StepFailed):
+        if isinstance(event, events.AttemptFailed | events.StepFailed):
             self._instruments.errors.add(
                 1, {**self._name, semconv.ERROR_TYPE: error_type(event.error)}
             )
@@ -165,16 +152,16 @@ class RunMetrics:
         return self._steps[step]
 
 
-_HANDLERS: Mapping[type[Event], Callable[[RunMetrics, Any], None]] = {
-    RunStarted: RunMetrics._begin,
-    RunResumed: RunMetrics._begin,
-    RunTimedOut: RunMetrics._time_out,
-    RunFinished: RunMetrics._finish,
-    AttemptStarted: RunMetrics._start_attempt,
-    AttemptBegan: RunMetrics._begin_attempt,
-    MapStarted: RunMetrics._start_map,
-    AttemptFailed: RunMetrics._end_attempt,
-    StepSucceeded: RunMetrics._end,
-    StepFailed: RunMetrics._end,
-    StepCancelled: RunMetrics._end,
+_HANDLERS: Mapping[type[events.Event], Callable[[RunMetrics, Any], None]] = {
+    events.RunStarted: RunMetrics._begin,
+    events.RunResumed: RunMetrics._begin,
+    events.RunTimedOut: RunMetrics._time_out,
+    events.RunFinished: RunMetrics._finish,
+    events.AttemptStarted: RunMetrics._start_attempt,
+    events.AttemptBegan: RunMetrics._begin_attempt,
+    events.MapStarted: RunMetrics._start_map,
+    events.AttemptFailed: RunMetrics._end_attempt,
+    events.StepSucceeded: RunMetrics._end,
+    events.StepFailed: RunMetrics._end,
+    events.StepCancelled: RunMetrics._end,
 }

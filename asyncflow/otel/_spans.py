@@ -26,32 +26,15 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from asyncflow import events
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import RunStatus, StepStatus, to_restored_error
 from asyncflow._views.event_text import describe_event
-from asyncflow.events import (
-    AttemptBegan,
-    AttemptFailed,
-    AttemptStarted,
-    Event,
-    LoopBlocked,
-    MapStarted,
-    RunFinished,
-    RunResumed,
-    RunStarted,
-    RunTimedOut,
-    StepCancelled,
-    StepFailed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-    ThreadAbandoned,
-)
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import encodable, error_type, result_of
 
 _Attributes = dict[str, Any]
-_Ended = StepSucceeded | StepFailed | StepCancelled
+_Ended = events.StepSucceeded | events.StepFailed | events.StepCancelled
 _Key = tuple[str, int | None]
 """A step and, if it is mapped, the index of an item."""
 
@@ -89,13 +72,13 @@ class RunSpans:
         self._first_failure: tuple[str, str] | None = None
         """The type of the first failed step's error, and the text of the event."""
 
-    def record(self, event: Event) -> None:
+    def record(self, event: events.Event) -> None:
         """Begin or end the spans that an event concerns."""
         handler = _HANDLERS.get(type(event))
         if handler is not None:
             handler(self, event)
 
-    def enter(self, running: AttemptStarted) -> None:
+    def enter(self, running: events.AttemptStarted) -> None:
         """Make the span of an attempt current in the context of the caller."""
         attach(set_span_in_context(self._attempts[running.step, running.item]))
 
@@ -113,7 +96,7 @@ class RunSpans:
 
     # The run.
 
-    def _begin(self, event: RunStarted | RunResumed) -> None:
+    def _begin(self, event: events.RunStarted | events.RunResumed) -> None:
         self.close()  # the segment before, if these are the events of a stored run
         self._step_contexts.clear()
         self._has_timed_out, self._first_failure = False, None
@@ -128,7 +111,7 @@ class RunSpans:
         }
         if pipeline:
             attributes[semconv.PIPELINE_NAME] = encodable(pipeline)
-        if isinstance(event, RunResumed):
+        if isinstance(event, events.RunResumed):
             attributes[semconv.RESUMED] = True
             self._zero_ns -= round(event.at_ms * 1e6)
         # The conventions ask for SERVER, as of a request; a run within a request is a part of it.
@@ -141,10 +124,10 @@ class RunSpans:
         )
         self._context = set_span_in_context(self._run)
 
-    def _time_out(self, event: RunTimedOut) -> None:
+    def _time_out(self, event: events.RunTimedOut) -> None:
         self._has_timed_out = True
 
-    def _finish(self, event: RunFinished) -> None:
+    def _finish(self, event: events.RunFinished) -> None:
         run, failure, why = self._run, self._first_failure, event.stop_reason
         assert run is not None  # it has started
         run.set_attribute(semconv.RESULT, result_of(event, has_timed_out=self._has_timed_out))
@@ -194,12 +177,12 @@ class RunSpans:
         span.end(self._at_ns(event.at_ms))
         del self._steps[event.step, event.item]
 
-    def _skip(self, event: StepSkipped) -> None:
+    def _skip(self, event: events.StepSkipped) -> None:
         reason = escape_controls(event.reason)
         status = _OK if event.on_purpose else Status(StatusCode.ERROR, reason)
         self._end_step(event, result_of(event), status, {semconv.REASON: reason})
 
-    def _reuse(self, event: StepReused) -> None:
+    def _reuse(self, event: events.StepReused) -> None:
         result, status = semconv.REUSED_RESULTS[event.status], _OK
         if event.status in (StepStatus.FAILED, StepStatus.CANCELLED):
             status = Status(StatusCode.ERROR, describe_event(event))
@@ -207,8 +190,8 @@ class RunSpans:
 
     def _end(self, event: _Ended) -> None:
         result, status, more = result_of(event), _OK, {}
-        if not isinstance(event, StepSucceeded):
-            if isinstance(event, StepCancelled):
+        if not isinstance(event, events.StepSucceeded):
+            if isinstance(event, events.StepCancelled):
                 more[semconv.REASON] = escape_controls(event.reason)
                 status = Status(StatusCode.ERROR, more[semconv.REASON])
             else:
@@ -218,13 +201,13 @@ class RunSpans:
             if event.error is not None:
                 more[semconv.ERROR_TYPE] = error_type(event.error)
         has_attempt = self._end_attempt(event, result, status, more)
-        if isinstance(event, StepFailed) and not has_attempt:
+        if isinstance(event, events.StepFailed) and not has_attempt:
             self._add_exception(self._step(event).span, event.error, event.at_ms)
         self._end_step(event, result, status, more)
 
     # Attempts.
 
-    def _start_attempt(self, event: AttemptStarted) -> None:
+    def _start_attempt(self, event: events.AttemptStarted) -> None:
         step = self._step(event)
         self._attempts[event.step, event.item] = self._tracer.start_span(
             f"{escape_controls(event.step)} attempt {event.attempt}",
@@ -235,13 +218,13 @@ class RunSpans:
             start_time=self._at_ns(event.at_ms),
         )
 
-    def _begin_attempt(self, event: AttemptBegan) -> None:
+    def _begin_attempt(self, event: events.AttemptBegan) -> None:
         """Note when and where a body begins whose span began with its submission."""
         span, worker = self._attempts[event.step, event.item], encodable(event.worker)
         span.set_attribute(semconv.WORKER, worker)
         span.add_event(semconv.BEGAN, {semconv.WORKER: worker}, self._at_ns(event.at_ms))
 
-    def _fail_attempt(self, event: AttemptFailed) -> None:
+    def _fail_attempt(self, event: events.AttemptFailed) -> None:
         status, kind = (
             Status(StatusCode.ERROR, describe_error(event.error)),
             error_type(event.error),
@@ -250,13 +233,13 @@ class RunSpans:
         self._end_attempt(event, result_of(event), status, more)
 
     def _end_attempt(
-        self, event: AttemptFailed | _Ended, result: str, status: Status, more: _Attributes
+        self, event: events.AttemptFailed | _Ended, result: str, status: Status, more: _Attributes
     ) -> bool:
         """End the span of the running attempt; return whether there was one."""
         span = self._attempts.pop((event.step, event.item), None)
         if span is None:
             return False
-        if not isinstance(event, StepSucceeded) and event.error is not None:
+        if not isinstance(event, events.StepSucceeded) and event.error is not None:
             self._add_exception(span, event.error, event.at_ms)
         span.set_attributes({semconv.ATTEMPT_RESULT: result, **more})
         span.set_status(status)
@@ -275,13 +258,13 @@ class RunSpans:
         }
         span.add_event(semconv.EXCEPTION, attributes, self._at_ns(at_ms))
 
-    def _add_event(self, event: ThreadAbandoned | LoopBlocked) -> None:
+    def _add_event(self, event: events.ThreadAbandoned | events.LoopBlocked) -> None:
         """Add an event to the span of an attempt, unless that has ended."""
         span = self._attempts.get((event.step, event.item))
         if span is None:
             return
         name, more = semconv.THREAD_ABANDONED, _Attributes()
-        if isinstance(event, LoopBlocked):
+        if isinstance(event, events.LoopBlocked):
             name, where = semconv.LOOP_BLOCKED, escape_controls(event.where)
             more = {semconv.BLOCKED_MS: event.blocked_ms, semconv.WHERE: where}
         span.add_event(name, more, self._at_ns(event.at_ms))
@@ -291,20 +274,20 @@ class RunSpans:
         return self._latest_ns
 
 
-_HANDLERS: Mapping[type[Event], Callable[[RunSpans, Any], object]] = {
-    RunStarted: RunSpans._begin,
-    RunResumed: RunSpans._begin,
-    RunTimedOut: RunSpans._time_out,
-    RunFinished: RunSpans._finish,
-    MapStarted: RunSpans._step,
-    StepSkipped: RunSpans._skip,
-    StepReused: RunSpans._reuse,
-    StepSucceeded: RunSpans._end,
-    StepFailed: RunSpans._end,
-    StepCancelled: RunSpans._end,
-    AttemptStarted: RunSpans._start_attempt,
-    AttemptBegan: RunSpans._begin_attempt,
-    AttemptFailed: RunSpans._fail_attempt,
-    ThreadAbandoned: RunSpans._add_event,
-    LoopBlocked: RunSpans._add_event,
+_HANDLERS: Mapping[type[events.Event], Callable[[RunSpans, Any], object]] = {
+    events.RunStarted: RunSpans._begin,
+    events.RunResumed: RunSpans._begin,
+    events.RunTimedOut: RunSpans._time_out,
+    events.RunFinished: RunSpans._finish,
+    events.MapStarted: RunSpans._step,
+    events.StepSkipped: RunSpans._skip,
+    events.StepReused: RunSpans._reuse,
+    events.StepSucceeded: RunSpans._end,
+    events.StepFailed: RunSpans._end,
+    events.StepCancelled: RunSpans._end,
+    events.AttemptStarted: RunSpans._start_attempt,
+    events.AttemptBegan: RunSpans._begin_attempt,
+    events.AttemptFailed: RunSpans._fail_attempt,
+    events.ThreadAbandoned: RunSpans._add_event,
+    events.LoopBlocked: RunSpans._add_event,
 }
