@@ -23,10 +23,8 @@ _LONGEST_TEXT, _LONGEST_UNIT = 40_000, 200
 class FirstAndLast:
     """Decides which notes are the first ones, and keeps the last ones.
 
-    Args:
-        most: How many the first ones are at most.
-        size: How large they are together at most.
-        last: How many the last ones are.
+    ``most`` is the maximum number of the first ones, ``size`` how large they are together at most,
+    and ``last`` the number of the last ones.
     """
 
     def __init__(self, most: float, size: float, last: int) -> None:
@@ -48,11 +46,9 @@ class FirstAndLast:
 class AttemptNotes:
     """Collects what an attempt says outside the process of its run. Any thread may call it.
 
-    Args:
-        level: From which level on it takes log records; ``None`` for none.
-        prints: Whether it takes printed lines.
-        send: Takes what goes to the run: a method of the run's notes, and its arguments.
-        changed: Called when `missing` or `latest` has changed.
+    It takes log records from ``level`` on; ``None`` for none. ``send`` takes what goes to the run:
+    a method of the run's notes, and its arguments. ``changed`` is called when `missing` or `latest`
+    has changed.
     """
 
     def __init__(

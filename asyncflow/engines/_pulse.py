@@ -14,10 +14,8 @@ class Pulse:
     One that comes soon after another waits, and is passed on late. None is ever reported early: the
     run would take the silence that follows for a longer one.
 
-    Args:
-        loop: The worker's event loop.
-        limit_s: How many seconds may pass between two heartbeats.
-        beat: Called in the loop.
+    ``limit_s`` says how many seconds may pass between two heartbeats, and ``beat`` is called in
+    ``loop``, the worker's.
     """
 
     def __init__(
