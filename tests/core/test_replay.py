@@ -158,6 +158,25 @@ class TestReports:
         assert run.settled()["a", 0].output == payload_of(10)  # for a resumed run
         assert run.inputs == {"x": payload_of(1)}
 
+    def test_a_decoder_receives_the_name_of_the_step_or_input(self):
+        steps, inputs = [], []
+        run = StoredRun(
+            [
+                started(),
+                MapStarted("a", 0.0),
+                AttemptStarted("a", 1, 0.0, item=0),
+                success("a", 1.0, item=0),
+            ]
+        )
+        run.apply(StepSucceeded("a", 0, 1.0, None))
+
+        run.report(
+            lambda step, payload: steps.append(step), lambda name, payload: inputs.append(name)
+        )
+
+        assert steps == ["a"]
+        assert inputs == ["x"]
+
 
 class TestStops:
     @pytest.mark.parametrize(

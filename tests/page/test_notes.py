@@ -446,6 +446,21 @@ def test_a_whole_output_is_offered_by_a_server() -> None:
     assert "y" * 50_000 in whole
 
 
+def test_an_attempt_without_its_traceback_can_be_shown_whole() -> None:
+    def failed(text: str) -> ValueError:
+        return ValueError(text)  # whose traceback is a line
+
+    events: list[Event] = [started("a", "b")]
+    for name, count in (("a", 30), ("b", 3)):
+        for number in range(1, count):
+            events += [AttemptStarted(name, number, 1.0)]
+            events += [AttemptFailed(name, number, 1.0, failed("no"), 1.0)]
+        events += [AttemptStarted(name, count, 2.0), StepFailed(name, count, 3.0, failed("end"))]
+    model = PageModel(RunView(events), 99.0, SERVED)
+
+    assert [model.is_cut(step) for step in model.detailed] == [True, False]
+
+
 def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
     events = run_of(2_001)
     live = Live("/e", "/c", details_url="/d", notes_url="/n")

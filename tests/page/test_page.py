@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import html.parser
 import re
@@ -513,6 +514,21 @@ def test_items_of_earlier_segments_keep_their_errors() -> None:
     ]
 
 
+async def test_the_page_of_a_resumed_report_equals_that_of_its_events() -> None:
+    report = RunView(RESUMED)._run.report(lambda _, value: value)
+
+    page_of_report, page_of_events = Parsed(report.to_html()), Parsed(to_html(RESUMED))
+
+    for text in ("With the pause 3 d 0 h", "Before the run was resumed: 2 attempts", "ran before"):
+        assert text in page_of_report.text
+        assert text in page_of_events.text
+    kinds = Counter(line.kind for line in log_of_report(RunView.from_report(report)).events)
+    assert Counter(type(event).__name__ for event in RESUMED) - kinds == {
+        "StepSkipped": 1,  # a report does not have the skips of an earlier segment, nor its end
+        "RunFinished": 1,
+    }
+
+
 # No active content and no secrets.
 
 
@@ -830,6 +846,21 @@ def test_a_page_says_where_a_step_ran() -> None:
     assert "Worker w1" in parsed.text
     assert "queued for 80 ms before attempt 1: it waits for <ray>" in parsed.text
     assert "attempt 1 succeeded on dask, worker w1: 30 ms" in parsed.text
+
+
+def test_a_report_lists_where_attempts_began() -> None:
+    begun = StepResult("a", StepStatus.SUCCESS, 1, 3.0, started_ms=5.0, queued_ms=4.0)
+    waited = StepResult("b", StepStatus.CANCELLED, 1, 3.0, started_ms=0.0, engine="ray")
+    results = [dataclasses.replace(begun, engine="dask", worker="w1"), waited]
+    report = RunReport("r1", results, total_duration_ms=8.0, wall_time=1.0)
+
+    log = log_of_report(RunView.from_report(report))
+
+    assert [(each.kind, each.text) for each in log.events[1:4]] == [
+        ("AttemptStarted", "submitted to ray"),
+        ("StepCancelled", "cancelled"),
+        ("AttemptBegan", "began on dask, worker w1 after 4 ms in the queue"),
+    ]
 
 
 def test_a_missing_jinja2_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
