@@ -804,6 +804,24 @@ class TestAnOwner:
             with pytest.raises(RuntimeError, match="has no owner"):
                 run.detach()
 
+    async def test_it_awaits_the_run_alone_before_the_block_and_once_that_is_left(self) -> None:
+        gate = Gate()
+        run = gated(gate).start()
+        with pytest.raises(LookupError):
+            await run.begin(Refusing())
+
+        async with asyncio.TaskGroup() as group:
+            await run.begin(group)
+            run.detach()
+            async with run:
+                await gate.started.wait()
+                run.detach()
+                run.detach()
+            assert run.status == "RUNNING"
+            gate.opened.set()
+
+        assert (await run.report()).all_passed
+
     async def test_it_is_started_once(self) -> None:
         async with asyncio.TaskGroup() as group:
             run = await Orchestrator([]).with_options(run_id="r").start().begin(group)
