@@ -237,6 +237,14 @@ def test_an_unprintable_error_is_stored_with_a_placeholder() -> None:
     assert again.__notes__ == ["<UnprintableNote, whose str raised ValueError>", "fine"]
 
 
+@pytest.mark.parametrize("notes", [None, 7, "text"])
+def test_malformed_notes_are_ignored(notes: Any) -> None:
+    error = ValueError("x")
+    error.__notes__ = notes
+
+    assert restored_from_row(error).message == "x"
+
+
 def test_a_long_message_is_truncated() -> None:
     again = restored_from_row(ValueError("x" * 200_000))
 
