@@ -1,7 +1,7 @@
 """What an action can ask about itself while it runs: `current_step`.
 
 Context variables name the run and the attempt. Threads and tasks inherit the context of an action;
-another process does not. The worker process of a step has a `ProcessAttempt` instead.
+another process does not. The worker process of a step has `process_attempt` instead.
 """
 
 from __future__ import annotations
@@ -267,9 +267,9 @@ def current_step() -> StepContext:
     Raises:
         RuntimeError: No step's action is running in this context.
     """
-    own = _process_attempt()
-    if own is not None:
-        return _context_in_process(own, *own.sent)
+    sent = _sent_attempt()
+    if sent is not None:
+        return _context_in_process(*sent)
     running = _attempt.get(None)
     if running is None:
         raise RuntimeError(
@@ -325,13 +325,12 @@ def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
     return step.run_id, running, step.max_retries, deadline_s, still_s
 
 
-def _process_attempt() -> process_attempt.ProcessAttempt | None:
+def _sent_attempt() -> tuple[Any, ...] | None:
     """Return the attempt that this process makes, unless a run of this process calls this."""
-    return None if _run.get(None) is not None else process_attempt.current
+    return process_attempt.sent if _run.get(None) is None else None
 
 
 def _context_in_process(
-    own: process_attempt.ProcessAttempt,
     run_id: str,
     running: StartedAttempt,
     max_retries: int,
@@ -343,11 +342,11 @@ def _context_in_process(
         running,
         max_retries,
         deadline_s=deadline_s,
-        clock=own.clock if still_s is None else lambda: still_s,
-        heartbeat=own.beat,
+        clock=process_attempt.clock if still_s is None else lambda: still_s,
+        heartbeat=process_attempt.beat,
         cancel_requested=bool,
         results=None,
-        notes=own.notes,
+        notes=process_attempt.notes,
     )
 
 
@@ -459,19 +458,19 @@ def enter_thread(cancel_requested: Callable[[], bool]) -> None:
 
 def current_attempt() -> tuple[str, AttemptStarted] | None:
     """Return the id of the run and the start of the attempt; ``None`` outside of an action."""
-    own = _process_attempt()
-    if own is not None:
-        return own.sent[0], AttemptStarted(*own.sent[1])
+    sent = _sent_attempt()
+    if sent is not None:
+        return sent[0], AttemptStarted(*sent[1])
     running = _attempt.get(None)
     return None if running is None else (_run.get().run_id, AttemptStarted(*running))
 
 
 def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
     """Return the current attempt and what takes its log records; ``None`` if nothing does."""
-    own = _process_attempt()
-    if own is not None:
-        notes = own.notes
-        return None if notes is None or not notes.takes_logs else (notes, own.sent[1])
+    sent = _sent_attempt()
+    if sent is not None:
+        notes = process_attempt.notes
+        return None if notes is None or not notes.takes_logs else (notes, sent[1])
     running = _attempt.get(None)
     if running is None:
         return None
@@ -481,7 +480,7 @@ def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
 
 def remaining_s() -> float:
     """Return how many seconds the running attempt has left; infinite outside of one."""
-    if _attempt.get(None) is None and _process_attempt() is None:
+    if _attempt.get(None) is None and _sent_attempt() is None:
         return math.inf
     left_ms = current_step().remaining_ms()
     return math.inf if left_ms is None else left_ms / 1000

@@ -11,25 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-
-class ProcessAttempt:
-    """What `asyncflow.current_step` needs in a worker process."""
-
-    __slots__ = ("beat", "clock", "notes", "sent")
-
-    def __init__(
-        self,
-        sent: tuple[Any, ...],
-        notes: Any,
-        beat: Callable[[], object],
-        clock: Callable[[], float],
-    ) -> None:
-        self.sent = sent
-        """What `asyncflow._core.context.attempt_for_process` returned."""
-        self.notes = notes
-        """Takes what the attempt says, if anything receives it."""
-        self.beat = beat
-        self.clock = clock
-
-
-current: ProcessAttempt | None = None
+sent: tuple[Any, ...] | None = None
+"""What `asyncflow._core.context.attempt_for_process` returned; ``None`` if there is no attempt."""
+notes: Any = None
+"""Takes what the attempt says, if anything receives it."""
+beat: Callable[[], object] = bool
+clock: Callable[[], float] = float

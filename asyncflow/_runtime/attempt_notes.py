@@ -10,7 +10,7 @@ from collections import deque
 
 TYPE_CHECKING = False  # importing `typing` takes long
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import Any
 
 _MOST_CHARACTERS, _LAST_NOTES = 16_000_000, 40
@@ -83,16 +83,8 @@ class AttemptNotes:
         media_type, content = attachment_of(name, data, media_type)
         self._add("attach", name, content, media_type)
 
-    def log(
-        self,
-        _: object,
-        level: int,
-        logger: str,
-        message: str | Mapping[Any, Any],
-        traceback: str = "",
-        /,
-    ) -> None:
-        if not isinstance(message, str):
+    def log(self, _: object, level: int, logger: str, message: Any, traceback: str = "", /) -> None:
+        if not isinstance(message, str):  # an event of structlog
             from asyncflow._runtime.log_capture import text_of  # what calls this has the package
 
             message = text_of(message)

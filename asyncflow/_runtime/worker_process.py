@@ -71,15 +71,12 @@ def _respond(file: BinaryIO) -> None:
         import mmap  # few need it
 
         _head = mmap.mmap(file.fileno(), _HEAD)
-    if attempt is not None:
-        own = _module("_core.process_attempt")
-        own.current = own.ProcessAttempt(attempt, notes, _beat, _clock)
+    own = _module("_core.process_attempt")
+    own.sent, own.notes, own.beat, own.clock = attempt, notes, _beat, _clock
     try:
         text = _outcome(main, call, notes)
     finally:
-        _head = None
-        if attempt is not None:
-            own.current = None
+        own.sent = own.notes = _head = None
     file.seek(_HEAD)
     file.write(text)  # what is left of the request behind it does no harm
     file.flush()
