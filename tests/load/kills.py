@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 from asyncflow import RunStatus
+from asyncflow.events import AttemptStarted, RunResumed
 from asyncflow.journal import RunRecord, SQLiteJournal
 from tests.service.client import Site, running_site, until
 
@@ -24,8 +25,9 @@ _CLIENTS = 12
 _POISON = 0.02
 """The share of orders that kill their process."""
 _CANCELLED = 0.25
-_LATEST_S = 3.0
-"""How long after the answer to its cancellation an order may have shipped at the latest."""
+_LATEST_S = 10.0
+"""How long after the answer to its cancellation an order may have shipped at the latest, if it was
+running then."""
 
 
 class Shop:
@@ -126,7 +128,7 @@ async def kills(seconds: float, seed: int) -> list[str]:
             started = time.monotonic()
             await _finish(shop, journal)
             print(f"idle after {time.monotonic() - started:.1f} s", flush=True)
-            return _judge(shop, await journal.runs(limit=None))
+            return await _judge(shop, journal)
 
 
 async def _finish(shop: Shop, journal: SQLiteJournal) -> None:
@@ -154,37 +156,52 @@ async def _finish(shop: Shop, journal: SQLiteJournal) -> None:
         await asyncio.wait([serving])
 
 
-def _judge(shop: Shop, runs: list[RunRecord]) -> list[str]:
+async def _judge(shop: Shop, journal: SQLiteJournal) -> list[str]:
     """Print what became of the orders, and return what is wrong."""
-    statuses = {run.run_id: run for run in runs}
+    runs = {run.run_id: run for run in await journal.runs(limit=None)}
     problems = []
     expected = set(shop.accepted)
     for run_id, others in shop.accepted.items():
-        if run_id in statuses and statuses[run_id].status is RunStatus.PASSED:
+        if run_id in runs and runs[run_id].status is RunStatus.PASSED:
             expected.update(f"{run_id}.{number}" for number in range(others))
     for run_id in sorted(expected):
-        run = statuses.get(run_id)
-        shipped = Path(shop.folder, run_id)
-        cancelled_at = shop.cancelled.get(run_id)
-        if run is None:
-            problems.append(f"{run_id} is forgotten")
-        elif run_id in shop.poison:
-            if run.status is not RunStatus.FAILED:
-                problems.append(f"{run_id} kills its process, and is {run.status}")
-        elif run.status is RunStatus.PASSED:
-            if not shipped.exists():
-                problems.append(f"{run_id} has passed, and was not shipped")
-            elif cancelled_at and shipped.stat().st_mtime > cancelled_at + _LATEST_S:
-                late_s = shipped.stat().st_mtime - cancelled_at
-                problems.append(f"{run_id} was shipped {late_s:.1f} s after its cancellation")
-        elif cancelled_at is None:
-            problems.append(f"{run_id} was not cancelled, and is {run.status} ({run.cause})")
-        elif (run.status, run.cause) != (RunStatus.INTERRUPTED, "cancelled"):
-            problems.append(f"{run_id} was cancelled, and is {run.status} ({run.cause})")
-    counts = Counter(str(run.status) for run in runs)
+        run = runs.get(run_id)
+        problem = "is forgotten" if run is None else await _problem(shop, journal, run)
+        if problem:
+            problems.append(f"{run_id} {problem}")
+    counts = Counter(str(run.status) for run in runs.values())
     print(
-        f"{len(shop.accepted)} orders were accepted, and started {len(runs) - len(shop.accepted)} "
-        f"others; {len(shop.cancelled)} cancelled, {len(shop.poison)} of them killers; "
-        f"{dict(shop.ended)}; {dict(counts)}"
+        f"{len(shop.accepted):,} orders were accepted, and started "
+        f"{len(runs) - len(shop.accepted):,} others; {len(shop.cancelled)} were cancelled, and "
+        f"{len(shop.poison)} kill their process; processes ended: {dict(shop.ended)}; "
+        f"runs: {dict(counts)}"
     )
     return problems
+
+
+async def _problem(shop: Shop, journal: SQLiteJournal, run: RunRecord) -> str:
+    """Return what is wrong with a run that was accepted; empty if nothing is."""
+    shipped = Path(shop.folder, run.run_id)
+    cancelled_at = shop.cancelled.get(run.run_id)
+    if run.run_id in shop.poison:
+        is_right = run.status is RunStatus.FAILED and not shipped.exists()
+        return "" if is_right else f"kills its process, and is {run.status}"
+    if run.status is RunStatus.PASSED:
+        if not shipped.exists():
+            return "has passed, and was not shipped"
+        if cancelled_at is None:
+            return ""
+        late_s = shipped.stat().st_mtime - cancelled_at
+        if late_s > _LATEST_S:
+            return f"was shipped {late_s:.1f} s after it was cancelled"
+        is_late = False
+        for stored in await journal.events(run.run_id):
+            if isinstance(stored.event, RunResumed):
+                is_late = stored.event.wall_time > cancelled_at
+            if is_late and isinstance(stored.event, AttemptStarted):
+                return "was continued after it was cancelled"
+        return ""
+    if cancelled_at and (run.status, run.cause) == (RunStatus.INTERRUPTED, "cancelled"):
+        return ""
+    why = (await journal.summaries([run]))[run.run_id].line
+    return f"is {run.status}, and was {'' if cancelled_at else 'not '}cancelled: {why}"

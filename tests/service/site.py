@@ -88,7 +88,7 @@ async def pack(stock: Path, pause_s: float) -> None:
     await asyncio.sleep(pause_s)
 
 
-@orders.step(max_retries=20, retry=200, timeout_ms=None)
+@orders.step(max_retries=10_000, retry=200, timeout_ms=None)
 async def start_others(others: int, pause_s: float, packed: None = after(pack)) -> None:
     for number in range(others):
         run_id = f"{current_step().run_id}.{number}"
