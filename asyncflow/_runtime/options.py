@@ -73,7 +73,7 @@ class RunOptions:
         if not isinstance(self.fail_fast, bool):
             shown = safe_text(repr, self.fail_fast)
             raise TypeError(f"fail_fast must be True or False, not {shown}")
-        _check_choice("schedule", self.schedule, get_args(Schedule))
+        _check_choice("schedule", self.schedule, _SCHEDULES)
         if self.max_concurrency is not None:
             kind, hint = "an int or None", "; use None for no limit"
             check_count("max_concurrency", self.max_concurrency, 1, kind=kind, hint=hint)
@@ -83,7 +83,7 @@ class RunOptions:
         _check_journal(self.journal)
         check_engine("engine", self.engine)
         check_run_id("run_id", self.run_id)
-        _check_choice("on_active", self.on_active, get_args(OnActive))
+        _check_choice("on_active", self.on_active, _ON_ACTIVE)
         check_count("event_buffer", self.event_buffer, 1)
 
     @classmethod
@@ -99,6 +99,9 @@ class RunOptions:
         for name in options.keys() - OPTIONS:
             raise TypeError(f"with_options() got {_unknown(name)}")
         return replace(self, **_copied(options))
+
+
+_SCHEDULES, _ON_ACTIVE = get_args(Schedule), get_args(OnActive)
 
 
 def check_run_id(what: str, run_id: object) -> None:
