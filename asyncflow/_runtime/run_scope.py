@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow._core.context import (
@@ -21,6 +20,7 @@ from asyncflow._core.context import (
     remaining_s,
 )
 from asyncflow._core.graph import Plan
+from asyncflow._core.record import record
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption
 from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.state import RunState
@@ -51,7 +51,7 @@ class Host(Protocol):
         """A node is about to wait for its next attempt, in a run that drains."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunScope:
     """What the parts of a run share."""
 
