@@ -46,9 +46,8 @@ def explore(
     """
     end = number = first
     end += runs
-    logging.getLogger("asyncflow").addHandler(logging.NullHandler())
-    logging.getLogger("asyncflow").propagate = False
-    was_enabled = gc.isenabled()
+    log, was_enabled = logging.getLogger("asyncflow"), gc.isenabled()
+    log.propagate = False  # to its NullHandler alone
     gc.disable()  # it is called between runs, in which it finds less
     try:
         while number < end:
@@ -61,6 +60,7 @@ def explore(
                 if on_progress is not None:
                     on_progress(min(number, end) - first)
     finally:
+        log.propagate = True
         if was_enabled:
             gc.enable()
     return None
