@@ -12,9 +12,9 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Coroutine
 from functools import partial
-from types import CoroutineType, coroutine
+from types import CoroutineType
 from typing import Any
 
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited
@@ -68,15 +68,21 @@ class StepRunner:
             return make_only_attempt(
                 node, self._state, self._stop_control, make_attempt, self._now_ms
             )
-        return asyncio.wait_for(self.run_plain(node, step, 1), step.timeout_s)
+        return self._make_first(node, step)
 
-    # A generator-based coroutine: if a cancellation comes before its first line, an async function
-    # would warn that it was never awaited.
-    @coroutine
-    def run_plain(
-        self, node: int, step: WorkflowStep, attempt: int
-    ) -> Generator[Any, Any, float | None]:
+    async def _make_first(self, node: int, step: WorkflowStep) -> float | None:
+        """Make the first attempt of a plain node within its limit; not before 3.12."""
+        # Read before the timer starts: a collection or another process may come between the two,
+        # and an attempt that started later than its timer would seem to end before its limit.
+        started_ms = self._now_ms()
+        return await asyncio.wait_for(self.run_plain(node, step, 1, started_ms), step.timeout_s)
+
+    async def run_plain(
+        self, node: int, step: WorkflowStep, attempt: int, started_ms: float | None = None
+    ) -> float | None:
         """Make one attempt of a plain step or item. It raises nothing.
+
+        ``started_ms`` is when it started; now, if `Deadlines.begin_limit` has noted its limit.
 
         Return how many milliseconds to wait before the next attempt; ``None`` if the node has
         ended.
@@ -85,7 +91,8 @@ class StepRunner:
             # This task begins although the one that waits for it was cancelled.
             raise asyncio.CancelledError  # pragma: no cover - before 3.12
         try:
-            running = self._state.begin(node, attempt, self._now_ms())
+            at_ms = self._now_ms() if started_ms is None else started_ms
+            running = self._state.begin(node, attempt, at_ms)
             if self._dispatcher.observers:
                 self._dispatcher.notify(AttemptStarted(*running))
             enter_attempt(running)
@@ -97,10 +104,9 @@ class StepRunner:
                     awaitable = step.action(**self._data.of_action(node))
                 else:
                     awaitable = step.action()
-                if type(awaitable) is CoroutineType:
-                    output = yield from awaitable  # type: ignore[misc]  # as generators may
-                else:
-                    output = yield from _awaited(checked_awaitable(step.name, awaitable))
+                if type(awaitable) is not CoroutineType:
+                    awaitable = checked_awaitable(step.name, awaitable)
+                output = await awaitable
                 if type(output) is CoroutineType:
                     refuse_unawaited(step.name, output)
             except BaseException as error:
@@ -135,7 +141,7 @@ class StepRunner:
                 elif is_plain and attempt == 1 and not WAIT_FOR_MAKES_A_TASK:
                     if step.timeout_s is not None:
                         self._stop_control.watchdog.expect_in(step.timeout_s)
-                    delay_ms = await asyncio.wait_for(lane(node, step, 1), step.timeout_s)
+                    delay_ms = await self._make_first(node, step)
                 else:
                     make_attempt = partial(lane, node, step, attempt)
                     delay_ms = await attempts.bounded(node, attempt, make_attempt)
@@ -161,7 +167,3 @@ class StepRunner:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
         self._dispatcher.emit(self._attempts.start_of(node))
         await self._stop_control.undisturbed(node, persistence.session.flush)
-
-
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable

@@ -499,3 +499,37 @@ async def test_a_missed_heartbeat_of_one_step_says_nothing_about_another():
 
     assert isinstance(report["silent"].error, StepTimeoutError)
     assert report["just_in_time"].output == "in time"
+
+
+class PausingLoop(VirtualTimeLoop):
+    """Pauses after it has set a timer, as for a collection of the whole heap."""
+
+    def call_at(self, *args, **options):
+        handle = super().call_at(*args, **options)
+        self._now += 0.05
+        return handle
+
+
+@pytest.mark.parametrize("late_value", [False, True])
+@pytest.mark.parametrize("attempts", [1, 2])
+@LANES
+def test_a_limit_whose_timer_started_well_before_the_attempt_is_known_as_the_cause(
+    options, attempts, late_value
+):
+    async def hang():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if not late_value:
+                raise
+        return "late"
+
+    step = WorkflowStep("a", hang, timeout_ms=200, max_retries=attempts, **in_lane(options))
+    loop = PausingLoop()
+    try:
+        report = loop.run_until_complete(run_pipeline([step]))
+    finally:
+        loop.close()
+
+    assert report["a"].status is StepStatus.FAILED
+    assert [type(each.error) for each in report["a"].history] == [StepTimeoutError] * attempts
