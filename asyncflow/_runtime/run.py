@@ -122,6 +122,7 @@ class Run:
             if raised is self._cancelled and self._state.cause == "drained":
                 raised = await self._outer.stand_still() or raised
             self._outer.leave()
+            self._outer = None  # it refers back to us
         try:
             if raised is not None:
                 if isinstance(raised, RunCancelledError):

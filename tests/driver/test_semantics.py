@@ -9,6 +9,7 @@ import gc
 import logging
 import sys
 import weakref
+from functools import partial
 
 import anyio
 import pytest
@@ -1619,6 +1620,15 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
         with pytest.raises(asyncio.CancelledError):
             await run
 
+    async def run_with_runs_inside():
+        async def inner(action):
+            await run_pipeline([WorkflowStep("inner", action)], schedule=schedule)
+
+        actions = {"a": returns, "b": fails, "c": fails_at_once}
+        steps = [WorkflowStep(name, partial(inner, action)) for name, action in actions.items()]
+        report = await run_pipeline(steps, schedule=schedule)
+        assert report.all_passed
+
     async def run_interrupted():
         async def interrupts():
             thing = hold()
@@ -1637,6 +1647,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
             run_cancelled_and_not_awaited,
             run_with_a_condition_that_raises,
             run_cancelled_far_below,
+            run_with_runs_inside,
             run_interrupted,
         ):
             await scenario()
