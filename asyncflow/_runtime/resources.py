@@ -143,12 +143,16 @@ class RunResources:
 
     async def _open_all(self) -> BaseException | None:
         """Open the resources; return what has ended that early."""
-        for name, resource in self._resources.items():
-            self._latest = name
-            raised = await self._enter(name, resource)
-            if raised is not None or self._is_stopped:
-                return raised
-        return None
+        raised = None
+        try:
+            for name, resource in self._resources.items():
+                self._latest = name
+                raised = await self._enter(name, resource)
+                if raised is not None or self._is_stopped:
+                    break
+            return raised
+        finally:
+            del self, raised
 
     async def _enter(self, name: str, resource: OpenResource) -> BaseException | None:
         """Open a resource; return what it raises."""

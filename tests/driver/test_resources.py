@@ -1027,3 +1027,30 @@ async def test_nothing_keeps_what_a_run_with_resources_held(
         assert [pool() for pool in pools] == [None] * len(pools)
     finally:
         gc.enable()
+
+
+async def test_without_a_collector_the_error_of_an_opening_frees_what_that_held() -> None:
+    class Pool:
+        pass
+
+    pools: list[weakref.ref[Pool]] = []
+
+    @asynccontextmanager
+    async def unreachable() -> AsyncIterator[Pool]:
+        pool = Pool()
+        pools.append(weakref.ref(pool))
+        raise OSError
+        yield pool
+
+    async def action(db: Pool) -> None:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ResourceError):
+            await run_pipeline([WorkflowStep("a", action)], resources={"db": unreachable})
+
+        assert [pool() for pool in pools] == [None]
+    finally:
+        gc.enable()
