@@ -309,6 +309,8 @@ class Attempts:
         Return how many milliseconds to wait before the next attempt; ``None`` if the node has
         ended.
         """
+        if isinstance(error, GeneratorExit) and self._scope.loop.is_closed():
+            raise error  # in no task, or in one of another loop, whose cancellations are not ours
         state, stop = self._state, self._stop_control
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None

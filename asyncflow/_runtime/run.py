@@ -305,6 +305,8 @@ class Run:
     def broken(self, bug: BaseException, reason: str) -> None:
         """Interrupt the run for a bug of asyncflow. Its state may be wrong, so it has no end."""
         self._is_broken = True
+        if self._scope.loop.is_closed():
+            return  # no bug: our coroutines are closed, and nothing can follow
         self._starter.maps.give_up()
         self.interrupt(bug, Interruption("bug", reason))
         self._stop_soon()  # also what has started since an earlier interruption

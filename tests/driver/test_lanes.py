@@ -533,3 +533,36 @@ def test_a_limit_whose_timer_started_well_before_the_attempt_is_known_as_the_cau
 
     assert report["a"].status is StepStatus.FAILED
     assert [type(each.error) for each in report["a"].history] == [StepTimeoutError] * attempts
+
+
+@LANES
+def test_a_loop_that_is_closed_over_a_run_is_no_bug_and_disturbs_no_other_loop(
+    options, monkeypatch
+):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # the task group can't abort
+    events: list[Event] = []
+
+    async def hang():
+        await asyncio.sleep(60)
+
+    def abandon():
+        loop = VirtualTimeLoop()
+        loop.set_exception_handler(lambda *_: None)
+        step = WorkflowStep("a", hang, **in_lane(options))
+        loop.create_task(run_pipeline([step], observers=[events.append]))
+        loop.run_until_complete(asyncio.sleep(1))
+        loop.close()
+
+    async def be_cancelled_meanwhile():
+        asyncio.current_task().cancel()
+        gc.collect()
+        return asyncio.current_task().cancelling()
+
+    abandon()
+
+    with asyncio.Runner() as runner:
+        other = runner.get_loop().create_task(be_cancelled_meanwhile())
+        runner.get_loop().run_until_complete(asyncio.wait([other]))
+
+    assert other.cancelled()
+    assert [type(event) for event in events] == [RunStarted, AttemptStarted]
