@@ -270,7 +270,9 @@ class Cycles:
         if game not in ("cut wal", "empty wal"):
             return False
         changes = [at for at, point in enumerate(before) if point in _MIGRATING]
-        since = before[changes[-1] + 1 if changes else 0 :]
+        since = before[changes[-1] :] if changes else before
+        if changes:  # a migration may update rows too, before it commits
+            since = since[since.index("after COMMIT") :] if "after COMMIT" in since else []
         is_open = bool({"before INSERT", "before UPDATE"}.intersection(since))
         return not is_open or before[-1].endswith("COMMIT")
 
