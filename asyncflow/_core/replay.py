@@ -33,6 +33,7 @@ from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
     AttemptEnd,
+    InterruptionCause,
     Payload,
     RunStatus,
     Segment,
@@ -54,9 +55,10 @@ class StoredRun:
     Outputs are as the events have them: values, or in those of a journal `Payload` objects.
 
     ``started`` is the first event, if the replay began with it, and ``at_ms`` the time of the
-    latest. ``status`` is ``RUNNING`` until the run has ended, and ``stop_reason`` says why it stops
-    before. ``steps``, ``tiers`` and ``counts`` are those of the latest segment, in topological
-    order; ``dependencies`` and ``fingerprints`` are the latest of each step of any segment.
+    latest. ``status`` is ``RUNNING`` until the run has ended, ``stop_reason`` says why it stops
+    before, and ``cause`` what interrupted it. ``steps``, ``tiers`` and ``counts`` are those of the
+    latest segment, in topological order; ``dependencies`` and ``fingerprints`` are the latest of
+    each step of any segment.
     ``secret_inputs`` are the names of those that must not be shown.
     """
 
@@ -68,6 +70,7 @@ class StoredRun:
         self.at_ms = 0.0
         self.status = RunStatus.RUNNING
         self.stop_reason: str | None = None
+        self.cause: InterruptionCause | None = None
         self.was_interrupted = self.was_stopping = False
         self.steps: dict[str, StepView] = {}
         self.tiers: list[list[str]] = []
@@ -150,7 +153,7 @@ class StoredRun:
     def _begin(self, event: events.RunStarted | events.RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time))
-        self.status, self.stop_reason = RunStatus.RUNNING, None
+        self.status, self.stop_reason, self.cause = RunStatus.RUNNING, None, None
         self.was_interrupted = self.was_stopping = False
         self._reasons = {}
         self.dependencies.update(event.dependencies)
@@ -200,6 +203,8 @@ class StoredRun:
     def _on_run_stops(self, event: events.RunInterrupted | events.RunTimedOut) -> None:
         if self.stop_reason is None or isinstance(event, events.RunInterrupted):
             self.stop_reason = event.reason
+        if isinstance(event, events.RunInterrupted):
+            self.cause = event.cause
         self.was_interrupted = self.was_stopping = True
 
     def _on_run_finished(self, event: events.RunFinished) -> None:

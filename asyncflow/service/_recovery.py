@@ -16,16 +16,15 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.errors import (
     JournalError,
     RunAlreadyActiveError,
     RunCancelledError,
-    RunNotFoundError,
 )
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import RunStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -45,6 +44,8 @@ if TYPE_CHECKING:
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
 
+_CONTINUED = ("drained", "resource", None)
+"""What interrupted a run that is to be continued."""
 _LONGEST_DELAY_S = 3600.0
 """How long a run that loses its resource again and again waits at most."""
 _AT_A_TIME = {1: math.inf, 2: 3, 3: 1}
@@ -77,6 +78,7 @@ class Recovery:
         self._places = places
         self._active = active
         self._begin = begin
+        self._lost_only: Any = _LostRuns(journal)
         self._unresumable: set[str] = set()
         """The runs that can't be resumed here, which was logged."""
         self._beginning: set[asyncio.Task[None]] = set()
@@ -159,25 +161,35 @@ class Recovery:
         """Resume a run for which a place was taken."""
         run_id = run.run_id
         try:
-            if await self._is_as_found(run):
-                await self._begin(pipeline, run_id)
-        except ServiceStoppingError:
+            await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
+        except (ServiceStoppingError, _NotLostError):
             pass
         except Exception as error:
             log_unresumed(run_id, error)
             if not isinstance(error, _PASSING):
                 self._unresumable.add(run_id)
 
-    async def _is_as_found(self, run: RecoverableRun) -> bool:
-        """Return whether a run is as it was found; if not, free its place.
 
-        While it waited for the place, another process may have ended, cancelled or deleted it.
-        """
-        is_as_found = False
-        try:
-            with suppress(RunNotFoundError):
-                is_as_found = await self._journal.record(run.run_id) == run
-        finally:
-            if not is_as_found:
-                self._places.free()
-        return is_as_found
+class _NotLostError(Exception):
+    """Another process has ended or deleted a run since this one found it."""
+
+
+class _LostRuns:
+    """A journal that opens no run but those that have lost their process."""
+
+    def __init__(self, journal: SQLJournal) -> None:
+        self._journal = journal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
+        def read_lost(stored: StoredRun) -> Any:
+            # Only now, no other process can end it. Of one that was interrupted, earlier versions
+            # have not stored the cause in its events.
+            is_stopped = stored.status is RunStatus.INTERRUPTED and stored.cause in _CONTINUED
+            if not stored.segments or (stored.has_ended and not is_stopped):
+                raise _NotLostError
+            return read(stored)
+
+        return await self._journal.open(run_id, wait=wait, read=read_lost)

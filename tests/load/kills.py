@@ -22,7 +22,7 @@ from asyncflow.journal import RunRecord, SQLiteJournal
 from tests.service.client import Site, running_site, until
 
 _CLIENTS = 12
-_POISON = 0.02
+_POISON = 0.01
 """The share of orders that kill their process."""
 _CANCELLED = 0.25
 _LATEST_S = 10.0

@@ -591,6 +591,28 @@ async def test_a_run_that_has_changed_while_it_waited_for_room_is_left_alone(
 
 
 @in_virtual_time
+async def test_a_run_that_another_process_cancels_just_before_it_is_claimed_is_left_alone(
+    work: Work, tmp_path: Path
+) -> None:
+    await leave_orphan(tmp_path / "runs.db", work, "r")
+    async with (
+        SlowJournal(tmp_path / "runs.db") as journal,
+        SQLiteJournal(tmp_path / "runs.db") as other,
+        Service([work.pipeline], journal=journal) as service,
+    ):
+        await asyncio.sleep(0.5)  # it is about to claim the run
+        resumed = asyncio.create_task(work.pipeline.with_options(run_id="r", journal=other).run())
+        await asyncio.sleep(0.1)
+        assert await other.cancel("r")
+        await asyncio.wait([resumed])
+        await asyncio.sleep(20)
+
+        assert service.runs == []
+        assert (await journal.record("r")).cause == "cancelled"
+    assert work.done == []
+
+
+@in_virtual_time
 async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
