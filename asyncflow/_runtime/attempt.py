@@ -103,7 +103,7 @@ class Attempts:
             if limit is not None:
                 self._stop_control.watchdog.expect(self._context.at_s(limit.ends_ms))
                 limit_s = max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
-            if not WAIT_FOR_MAKES_A_TASK:
+            if not WAIT_FOR_MAKES_A_TASK:  # pragma: no branch - before 3.12
                 if attempt == 1:
                     return await asyncio.wait_for(make_attempt(), limit_s)
                 if self._context_is_clean():
