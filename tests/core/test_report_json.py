@@ -336,6 +336,16 @@ class TestJson:
             with pytest.raises(ValueError, match=rf"[^\w]{name} is missing$"):
                 RunReport.from_json(json.dumps(document))
 
+    @pytest.mark.parametrize("segment", [0, 3])
+    def test_an_attempt_of_a_segment_that_there_is_not_is_refused(self, segment: int) -> None:
+        document = json.loads(report_of(succeeded("a")).to_json())
+        document["results"][0]["history"][0]["segment"] = segment
+
+        with pytest.raises(
+            ValueError, match=rf"has an attempt of segment {segment}, and there are 1"
+        ):
+            RunReport.from_json(json.dumps(document))
+
     def test_two_results_with_the_same_name_are_refused(self) -> None:
         document = json.loads(report_of(succeeded("a"), succeeded("b")).to_json())
         document["results"][1]["step_name"] = "a"

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -214,11 +214,16 @@ class TestAction:
 
         def either() -> Awaitable[int] | int: ...
 
+        class Sized(Protocol):
+            size: int
+
+        def sized() -> Sized: ...
+
         @types.coroutine
         def old() -> Any:
             yield
 
-        for action in (count, awaitable, future, anything, hashable, unknown, either, old):
+        for action in (count, awaitable, future, anything, hashable, unknown, either, sized, old):
             WorkflowStep("load", action)
 
 
