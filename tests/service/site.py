@@ -213,15 +213,16 @@ def make_app(options: argparse.Namespace) -> Starlette:
 
     async def order(request: Request) -> Response:
         """Start an order, and don't wait for it."""
-        query = request.query_params
-        run = await service.start(
-            orders,
-            request.path_params["run_id"],
-            others=int(query["others"]),
-            pause_s=float(query["pause_s"]),
-            poison=query["poison"] == "True",
-        )
-        return PlainTextResponse(run.run_id, 202)
+        query, run_id = request.query_params, request.path_params["run_id"]
+        with suppress(RunAlreadyActiveError):  # the response to an earlier request was lost
+            await service.start(
+                orders,
+                run_id,
+                others=int(query["others"]),
+                pause_s=float(query["pause_s"]),
+                poison=query["poison"] == "True",
+            )
+        return PlainTextResponse(run_id, 202)
 
     async def cancel(request: Request) -> Response:
         was_asked = await service.cancel(request.path_params["run_id"], "the customer asked for it")
