@@ -20,7 +20,7 @@ def test_runs_are_stored_shown_and_resumed_in_postgresql(
     assert again.stderr.endswith("asyncflow resume r1 etl:failing\n")
     assert [run["status"] for run in shell.json("runs", "--json")] == ["FAILED"]
     assert "resumed 1 time" in shell("show", "latest").stdout
-    assert "no process runs 'r1'" in shell("cancel", "r1", exits=1).stderr
+    assert "run 'r1' has ended" in shell("cancel", "r1", exits=1).stderr
     assert "has no run 'r2'" in shell("show", "r2", exits=4).stderr
     assert not list(shell.directory.glob("*.db"))
     assert not list(shell.directory.glob("*=*"))
