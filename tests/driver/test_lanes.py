@@ -180,7 +180,7 @@ async def test_an_attempt_that_its_sibling_cancels_before_its_first_line(stops):
 async def test_a_limit_is_known_although_the_loop_was_blocked_before_the_attempt_began(options):
     loop = asyncio.get_running_loop()
     if not isinstance(loop, VirtualTimeLoop):
-        pytest.skip("only a virtual clock advances while nothing runs")
+        pytest.skip("a loop is blocked for an exact time only if that is virtual")
 
     async def blocks():
         loop._now += 0.005
