@@ -20,7 +20,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MethodType
 from typing import Any, TypeAlias
 
@@ -81,6 +81,36 @@ def checked_dependencies(name: str, depends_on: object) -> Dependencies:
                 )
         return dict(depends_on)
     return tuple(depends_on)
+
+
+def checked_step_options(pipeline: str, options: StepPolicies | None) -> StepPolicies:
+    """Return a copy of the defaults that a user gave for the steps of a pipeline."""
+    what = f"pipeline {pipeline!r}: step_options"
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise TypeError(
+            f"{what} must be a mapping of arguments of @pipeline.step to their defaults, not "
+            f"{type(options).__name__}"
+        )
+    check_arguments(what, options, StepPolicies.__optional_keys__)
+    return options.copy()
+
+
+_WITHOUT_EFFECT: dict[str, Callable[[StepPolicies], bool]] = {
+    "retry": lambda policies: policies.get("max_retries", 1) == 1,
+}
+"""The arguments that `WorkflowStep` refuses beside certain others. As defaults, they don't apply to
+such a step: what it says itself wins."""
+
+
+def with_defaults(policies: StepPolicies, defaults: StepPolicies) -> StepPolicies:
+    """Return the policies of a step of a pipeline that has these defaults."""
+    merged: StepPolicies = {**defaults, **policies}
+    for name, has_no_effect in _WITHOUT_EFFECT.items():
+        if name in defaults and name not in policies and has_no_effect(merged):
+            del merged[name]  # type: ignore[misc]  # the key is one of the literals above
+    return merged
 
 
 def check_policies(name: str, function: Action, policies: StepPolicies) -> None:

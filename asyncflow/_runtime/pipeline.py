@@ -21,8 +21,10 @@ from asyncflow._core.composition import (
     IncludedPipeline,
     check_policies,
     checked_dependencies,
+    checked_step_options,
     identity_of,
     steps_of,
+    with_defaults,
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
@@ -131,11 +133,12 @@ class _Declaration:
 
     ``name`` is what the pipeline was called when it was made. ``parts`` are its steps and the
     pipelines that it includes, by name, and ``functions`` has the name of the step of each
-    function.
+    function. ``step_options`` are the defaults of its own steps.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, step_options: StepPolicies) -> None:
         self.name = name
+        self.step_options = step_options
         self.parts: dict[str, DeclaredStep | IncludedPipeline] = {}
         self.functions: dict[object, str] = {}
         self.included: list[_Declaration] = []
@@ -200,6 +203,10 @@ class Pipeline:
     Args:
         name: What it is called in a journal, and when another pipeline includes it; a non-empty
             string.
+        step_options: Defaults for the arguments of `step`, such as
+            ``{"max_retries": 3, "timeout_ms": 10_000}``. What a step says itself wins. The steps of
+            an included pipeline have those of their own. A ``retry`` policy applies to the steps
+            that have more than one attempt.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
             engine, resources: Each as `Orchestrator` takes it.
 
@@ -212,6 +219,7 @@ class Pipeline:
         self,
         name: str,
         *,
+        step_options: StepPolicies | None = None,
         fail_fast: bool = True,
         schedule: Schedule = "tiers",
         max_concurrency: int | None = None,
@@ -224,7 +232,7 @@ class Pipeline:
     ) -> None:
         _check_name(name)
         options = RunOptions.of(locals())
-        self._set(_Declaration(name), options)
+        self._set(_Declaration(name, checked_step_options(name, step_options)), options)
 
     def _set(self, declaration: _Declaration, options: RunOptions) -> None:
         self._declaration = declaration
@@ -311,7 +319,8 @@ class Pipeline:
             depends_on: More dependencies, as names, functions or included pipelines, or as a
                 mapping of parameter to these. A mapping precedes a parameter's default.
             map_over: One of the dependencies, if it is not named by `each`.
-            **policies: Whatever else `WorkflowStep` takes.
+            **policies: Whatever else `WorkflowStep` takes; by default what the pipeline's
+                ``step_options`` say.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -323,8 +332,17 @@ class Pipeline:
                 function, name=name, depends_on=depends_on, map_over=map_over, **policies
             )
         name = _name_of(self.name, function) if name is None else name
-        check_policies(name, function, policies)
         declaration = self._declaration
+        given, policies = policies, with_defaults(policies, declaration.step_options)
+        try:
+            check_policies(name, function, policies)
+        except (TypeError, ValueError) as error:
+            inherited = [argument for argument in policies if argument not in given]
+            if inherited:
+                error.add_note(
+                    f"step_options of pipeline {self.name!r} give the step: {', '.join(inherited)}"
+                )
+            raise
         declaration.check_new(name)
         if identity_of(function) in declaration.functions:
             raise ValueError(

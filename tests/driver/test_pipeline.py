@@ -406,6 +406,87 @@ class TestOptions:
             await other.fork("f")
 
 
+class TestStepOptions:
+    """Defaults that a pipeline has for its steps."""
+
+    def test_they_are_the_defaults_of_its_steps_and_what_a_step_says_itself_wins(self) -> None:
+        etl = Pipeline("etl", step_options={"max_retries": 3, "timeout_ms": 500})
+        etl.step(extract)
+        etl.step(timeout_ms=None)(load)
+
+        assert etl.steps == [
+            WorkflowStep("extract", extract, max_retries=3, timeout_ms=500),
+            WorkflowStep("load", load, {"rows": "extract"}, max_retries=3, timeout_ms=None),
+        ]
+
+    def test_an_included_pipeline_keeps_its_own(self) -> None:
+        inner = pipeline_of(extract, name="inner", step_options={"max_retries": 2})
+        outer = Pipeline("outer", step_options={"max_retries": 5, "secret": True})
+        outer.include(inner)
+        outer.step(nothing)
+
+        shown = {step.name: (step.max_retries, step.secret) for step in outer.steps}
+        assert shown == {
+            "inner/extract": (2, False),
+            "inner": (1, False),
+            "nothing": (5, True),
+        }
+
+    def test_the_pipeline_with_other_options_has_the_same(self) -> None:
+        etl = Pipeline("etl", step_options={"max_retries": 3})
+        etl.with_options(fail_fast=False).step(extract)
+
+        assert etl.steps[0].max_retries == 3
+
+    def test_a_retry_policy_applies_to_the_steps_that_have_several_attempts(self) -> None:
+        policy = Retry(base_ms=10)
+        etl = Pipeline("etl", step_options={"retry": policy, "max_retries": 2})
+        etl.step(extract)
+        etl.step(max_retries=1)(load)
+
+        assert [step.retry == policy for step in etl.steps] == [True, False]
+        with refused("step 'nothing': retry has no effect, since max_retries is 1"):
+            etl.step(max_retries=1, retry=100)(nothing)
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "text"),
+        [
+            (
+                {"max_retires": 3},
+                TypeError,
+                "pipeline 'etl': step_options got an unknown argument 'max_retires' (did you mean "
+                "'max_retries'?)",
+            ),
+            (
+                {"timeout": 3},
+                TypeError,
+                "pipeline 'etl': step_options got an unknown argument 'timeout' (did you mean "
+                "'timeout_ms'?)",
+            ),
+            (
+                [("max_retries", 3)],
+                TypeError,
+                "pipeline 'etl': step_options must be a mapping of arguments of @pipeline.step to "
+                "their defaults, not list",
+            ),
+        ],
+    )
+    def test_misspelt_ones_are_refused_with_the_nearest_name(
+        self, options: Any, kind: type[Exception], text: str
+    ) -> None:
+        with refused(text, kind):
+            Pipeline("etl", step_options=options)
+
+    def test_an_error_of_a_step_says_what_the_pipeline_gave_it(self) -> None:
+        etl = Pipeline("etl", step_options={"timeout_ms": 0, "max_retries": 2})
+
+        with refused("step 'extract': timeout_ms must be finite and above 0") as caught:
+            etl.step(max_retries=3)(extract)
+
+        note = "step_options of pipeline 'etl' give the step: timeout_ms"
+        assert caught.value.__notes__ == [note]
+
+
 class TestNames:
     """A step has the name of its function unless it is given another."""
 

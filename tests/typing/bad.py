@@ -206,6 +206,9 @@ collect(etl)  # E: call-overload
 Pipeline()  # E: call-arg
 Pipeline("etl", schedule="fast")  # E: arg-type
 Pipeline("etl", deadline_ms="1s")  # E: arg-type
+Pipeline("etl", step_options={"max_retries": "3"})  # E: arg-type
+Pipeline("etl", step_options={"retries": 3})  # E: arg-type
+Pipeline("etl", step_options=[])  # E: arg-type
 etl.step("name")  # E: call-overload
 etl.step(max_retries="3")  # E: call-overload
 etl.step(retries=3)  # E: call-overload

@@ -441,6 +441,7 @@ class Client:
 
 
 Pipeline("p", resources={"db": opened, "http": Client, "shared": lambda: nullcontext(Client())})
+Pipeline("d", step_options={"max_retries": 3, "retry": Retry(jitter=False), "runs_in": "thread"})
 deep = Pipeline("deep", fail_fast=False, schedule="ready", max_concurrency=3, observers=[watch])
 
 
