@@ -41,6 +41,21 @@ def look_at_itself():
     }
 
 
+class LocalError(Exception):
+    def __reduce__(self):
+        raise TypeError("not this one")
+
+
+def last_errors():
+    """Fail twice; then return what the attempts have seen of each other's errors."""
+    step = current_step()
+    if step.attempt == 1:
+        raise ValueError("first", step.last_error)
+    if step.attempt == 2:
+        raise LocalError(f"second, after {step.last_error!r}")
+    return type(step.last_error).__name__, str(step.last_error)
+
+
 def item_and_limit(numbers):
     step = current_step()
     return numbers, step.item, step.idempotency_key, step.remaining_ms()

@@ -169,6 +169,18 @@ async def build(diary: Path, size: int) -> bytes:
     return build_plainly(diary, size)
 
 
+def second_try_plainly() -> str:
+    """Fail at first; then return what that attempt failed with."""
+    error = current_step().last_error
+    if error is None:
+        raise ValueError("at first")
+    return f"{type(error).__name__}: {error}"
+
+
+async def second_try() -> str:
+    return second_try_plainly()
+
+
 def measure_plainly(built: bytes) -> int:
     return len(built)
 

@@ -7,15 +7,17 @@ another process does not. The worker process of a step has `process_attempt` ins
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
+from asyncflow._core.errors import RestoredError
 from asyncflow._core.graph import Plan
-from asyncflow._core.record import record
-from asyncflow._core.results import StepResult
+from asyncflow._core.record import made_by, record
+from asyncflow._core.results import StepResult, picklable_error, to_restored_error
 from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.step import WorkflowStep
 from asyncflow.events import AttemptStarted
@@ -74,6 +76,8 @@ class StepContext:
         item: The item of a mapped step, counted from 0; ``None`` for other steps.
         attempt: The number of this attempt, counted from 1.
         max_retries: How many attempts there are in all.
+        last_error: What the attempt before failed with; ``None`` in the first one. In another
+            process it is a copy; a `RestoredError` stands for an error that can't be copied.
     """
 
     __slots__ = (
@@ -86,6 +90,7 @@ class StepContext:
         "_running",
         "attempt",
         "item",
+        "last_error",
         "max_retries",
         "run_id",
         "step_name",
@@ -103,6 +108,7 @@ class StepContext:
         cancel_requested: Callable[[], bool],
         results: Mapping[str, StepResult] | None,
         notes: Notes | None,
+        last_error: BaseException | None,
     ) -> None:
         self._running = running
         step_name, attempt, _, _, item = running
@@ -111,6 +117,7 @@ class StepContext:
         self.item: int | None = item
         self.run_id: str = run_id
         self.max_retries: int = max_retries
+        self.last_error: BaseException | None = last_error
         self._deadline_s = deadline_s
         self._clock = clock
         self._heartbeat = heartbeat
@@ -296,14 +303,19 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
         cancel_requested=_cancel_requested.get(),
         results=extras.results,
         notes=run.notes,
+        last_error=run.last_errors.get((name, item)),
     )
 
 
 # Worker processes.
 
-_SentAttempt: TypeAlias = "tuple[str, StartedAttempt, int, float, float | None]"
+SentError: TypeAlias = tuple[bytes, str, str, str]
+"""An error, pickled, and the fields of the `RestoredError` that replaces it where the bytes can't
+be read."""
+
+_SentAttempt: TypeAlias = "tuple[str, StartedAttempt, int, float, float | None, SentError | None]"
 """What a process is sent: the id of the run, the attempt, how many there are in all, its deadline,
-and the present time if the clock stands still. Times are in seconds."""
+the present time if the clock stands still, and its last error. Times are in seconds."""
 
 
 def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
@@ -322,7 +334,30 @@ def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
     left_s = math.inf if left_ms is None else left_ms / 1000
     deadline_s = left_s + (now_s or 0.0)
     still_s = 0.0 if now_s is None else None
-    return step.run_id, running, step.max_retries, deadline_s, still_s
+    return step.run_id, running, step.max_retries, deadline_s, still_s, last_error_to_send()
+
+
+def last_error_to_send() -> SentError | None:
+    """Return the last error of the current attempt as another process receives it, if any."""
+    running = _attempt.get(None)
+    error = None if running is None else current_step().last_error
+    if error is None:
+        return None
+    restored = to_restored_error(error)
+    content = pickle.dumps(picklable_error(error))
+    return content, restored.type_name, restored.message, restored.traceback
+
+
+def received_error(sent: SentError | None) -> BaseException | None:
+    """Return the error that another process has sent, if it has sent one."""
+    if sent is None:
+        return None
+    content, *fields = sent
+    try:
+        error = pickle.loads(content)
+    except Exception:  # its class is not importable here, for one
+        return RestoredError(*fields)
+    return error if isinstance(error, BaseException) else RestoredError(*fields)
 
 
 def _sent_attempt() -> tuple[Any, ...] | None:
@@ -336,6 +371,7 @@ def _context_in_process(
     max_retries: int,
     deadline_s: float,
     still_s: float | None,
+    last_error: SentError | None,
 ) -> StepContext:
     return StepContext(
         run_id,
@@ -347,6 +383,7 @@ def _context_in_process(
         cancel_requested=bool,
         results=None,
         notes=process_attempt.notes,
+        last_error=received_error(last_error),
     )
 
 
@@ -393,6 +430,8 @@ class RunContext:
     outer: tuple[Notes, StartedAttempt] | None = None
     """What takes the log records of attempts, if the run does not: the attempt of another run
     within which it runs, and the notes of that run."""
+    last_errors: dict[tuple[str, int | None], BaseException] = made_by(default_factory=dict)
+    """What the attempt before failed with, of each node that makes another one."""
 
     def ends_s(self, step: WorkflowStep) -> float:
         """Return the loop's time at which the attempts of a step end that have no limit."""

@@ -169,7 +169,7 @@ class Attempt:
     """The worker of that engine; empty also if the attempt had not begun there."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        values = values_by_name(self) | {"error": _picklable_error(self.error)}
+        values = values_by_name(self) | {"error": picklable_error(self.error)}
         return Attempt, tuple(values.values())
 
 
@@ -291,7 +291,7 @@ class StepResult:
     def __reduce__(self) -> tuple[object, ...]:
         values = values_by_name(self)
         values["output"] = picklable_output(self.output)
-        values["error"] = _picklable_error(self.error)
+        values["error"] = picklable_error(self.error)
         return StepResult, tuple(values.values())
 
 
@@ -387,7 +387,7 @@ def picklable_output(value: object) -> object:
     return value if _is_picklable(value) else RestoredOutput(safe_repr(value))
 
 
-def _picklable_error(error: BaseException | None) -> BaseException | None:
+def picklable_error(error: BaseException | None) -> BaseException | None:
     """Return the error, or its stand-in if it would not survive pickling."""
     return error if error is None or _is_picklable(error) else to_restored_error(error)
 

@@ -55,6 +55,7 @@ class StepRunner:
         self._steps = scope.state.step_runs.steps
         self._persistence = scope.persistence
         self._now_ms = scope.run_context.now_ms
+        self._last_errors = scope.run_context.last_errors
         self._attempts = Attempts(scope, host, dispatcher, permits, stop, data)
 
     def launch(self, node: int) -> Coroutine[Any, Any, object]:
@@ -134,6 +135,8 @@ class StepRunner:
                 if step.needs_permit:
                     permit = self._permits.take(step) or await self._permits.acquire(node, step)
                 attempt = self._state.step_runs.next_attempt(node)
+                if attempt > 1:
+                    self._remember_error(node)
                 if self._persistence is not None:
                     await self._store_start(node, self._persistence)
                 if step.remote is not None:
@@ -158,10 +161,18 @@ class StepRunner:
         except BaseException as bug:
             attempts.break_down(node, bug)
         finally:
+            if attempt > 1:
+                self._last_errors.pop(self._state.step_runs.key_of(node), None)
             if permit is not None:
                 latest = self._state.latest_attempt(node)
                 has_begun = latest is not None and latest.attempt == attempt
                 self._permits.release(node, permit, unused=not has_begun)
+
+    def _remember_error(self, node: int) -> None:
+        """Let the action ask what the attempt before failed with."""
+        error = self._state.attempt_log.last_error(node)
+        if error is not None:
+            self._last_errors[self._state.step_runs.key_of(node)] = error
 
     async def _store_start(self, node: int, persistence: RunPersistence) -> None:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""

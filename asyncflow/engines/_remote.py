@@ -24,6 +24,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
+from asyncflow._core.context import last_error_to_send
 from asyncflow._core.errors import NotSendableError, RestoredError
 from asyncflow._core.record import values_by_name
 from asyncflow._core.remote_output import RemoteOutput
@@ -73,6 +74,7 @@ def pack_call(call: EngineCall, keep_bytes: int | None) -> PackedCall:
         None if call.beat is None else step.heartbeat_ms,
         None if notes is None else (notes.level, notes.prints),
         keep_bytes if call.may_keep else None,
+        last_error_to_send(),
     )
     own = {n: v for n, v in call.arguments.items() if not isinstance(v, RemoteOutput)}
     try:

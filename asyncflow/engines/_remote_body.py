@@ -21,6 +21,7 @@ from asyncflow._core.context import (
     capturing_notes,
     enter_attempt,
     enter_run,
+    received_error,
 )
 from asyncflow._core.errors import safe_text
 from asyncflow._core.graph import Dependents, Plan
@@ -144,6 +145,7 @@ class AttemptBody:
         step = _step_like(sent.max_retries, sent.run_if)
         results: Any = None if step.is_cleanup else {}
         extras = AttemptExtras(self._ends_s, self._pulse, results)
+        key, last_error = (sent.name, sent.running[4]), received_error(sent.last_error)
         enter_run(
             RunContext(
                 sent.run_id,
@@ -151,9 +153,10 @@ class AttemptBody:
                 self._clock,
                 self._clock(),
                 math.inf,
-                {(sent.name, sent.running[4]): extras},
+                {key: extras},
                 must_stop,
                 self._notes,
+                last_errors={} if last_error is None else {key: last_error},
             )
         )
         enter_attempt(sent.running)

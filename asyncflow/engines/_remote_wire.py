@@ -10,7 +10,7 @@ import pickle
 from types import CodeType
 from typing import Any, Literal, TypeAlias
 
-from asyncflow._core.context import StartedAttempt
+from asyncflow._core.context import SentError, StartedAttempt
 from asyncflow._core.errors import MissingExtraError, NotSendableError, describe_fully
 from asyncflow._core.record import record, values_by_name
 from asyncflow._core.step import RunIf, RunsIn
@@ -25,7 +25,7 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
         name=missing.name,
     ) from missing
 
-FORMAT = 1
+FORMAT = 2
 """Changes with the head of a call. A worker may have another version of asyncflow."""
 
 Version: TypeAlias = tuple[int, int]
@@ -65,6 +65,8 @@ class Sent:
     takes notes."""
     keep_bytes: int | None
     """An output that is larger may stay where it was made; ``None`` if none may."""
+    last_error: SentError | None = None
+    """What the attempt before failed with."""
 
     @property
     def name(self) -> str:

@@ -80,6 +80,7 @@ def step_context(
     item: int | None = None,
     remaining_ms: float | None = None,
     results: Mapping[str, StepResult] | None = None,
+    last_error: BaseException | None = None,
 ) -> Iterator[DirectCall]:
     """Let `current_step` work in a ``with`` block, for an action that is called without a run::
 
@@ -95,6 +96,7 @@ def step_context(
         max_retries: How many attempts there are in all; by default, this one is the last.
         remaining_ms: How many milliseconds are left when the block begins; ``None`` for no limit.
         results: For the action of a clean-up step, the results of its dependencies.
+        last_error: What the attempt before failed with.
 
     Yields:
         What the action says.
@@ -129,6 +131,7 @@ def step_context(
         {(step_name, item): AttemptExtras(ends_s, recorder, results)},
         lambda: said.cancel_requested or cancel_requested(),
         recorder,
+        last_errors={} if last_error is None else {(step_name, item): last_error},
     )
     leave = enter_direct_call(run, (step_name, attempt, 0.0, 0.0, item))
     try:

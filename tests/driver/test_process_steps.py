@@ -207,6 +207,18 @@ async def test_a_process_can_ask_what_it_runs_for():
     }
 
 
+async def test_a_process_sees_a_copy_of_the_last_error_or_its_stand_in():
+    report = await run_pipeline(
+        [WorkflowStep("a", asking.last_errors, max_retries=3, runs_in="process")]
+    )
+
+    assert [str(attempt.error) for attempt in report["a"].history[:1]] == ["('first', None)"]
+    second = report["a"].history[1].error
+    kind, text = report["a"].output
+    assert kind in ("LocalError", "RestoredError", "PicklingError")
+    assert text == str(second)
+
+
 async def test_an_item_in_a_process_knows_its_item_and_that_it_has_no_limit():
     async def numbers():
         return [7]

@@ -213,3 +213,49 @@ async def test_a_third_party_that_cancels_a_step_between_its_attempts_changes_no
     assert len(attacked) == 1
     assert report["a"].output == "recovered"
     assert report["a"].history[1].started_ms > 8
+
+
+@pytest.mark.parametrize("options", [{}, {"heartbeat_ms": 60_000}, {"pool": Pool(1)}])
+async def test_an_action_sees_what_the_attempt_before_failed_with(options):
+    first, second, seen = ValueError(1), ValueError(2), []
+
+    async def ask():
+        step = current_step()
+        seen.append(step.last_error)
+        if step.attempt < 3:
+            raise (first, second)[step.attempt - 1]
+
+    await run_pipeline([WorkflowStep("ask", ask, max_retries=3, **options)])
+
+    assert len(seen) == 3
+    assert seen[0] is None
+    assert (seen[1], seen[2]) == (first, second)
+
+
+async def test_each_item_sees_its_own_last_error():
+    async def ask(numbers):
+        step = current_step()
+        if step.attempt == 1:
+            await asyncio.sleep(0.001 * numbers)
+            raise ValueError(numbers)
+        return str(step.last_error)
+
+    steps = [
+        WorkflowStep("numbers", lambda: asyncio.sleep(0, [3, 1, 2])),
+        WorkflowStep("ask", ask, ["numbers"], map_over="numbers", max_retries=2, retry=5),
+    ]
+
+    report = await run_pipeline(steps)
+
+    assert report["ask"].output == ["3", "1", "2"]
+
+
+async def test_the_last_error_is_a_timeout_if_the_attempt_before_exceeded_its_limit():
+    async def slow_at_first():
+        if current_step().attempt == 1:
+            await asyncio.sleep(1)
+        return current_step().last_error
+
+    report = await run_pipeline([WorkflowStep("a", slow_at_first, timeout_ms=5, max_retries=2)])
+
+    assert isinstance(report["a"].output, StepTimeoutError)

@@ -110,6 +110,14 @@ async def reach(condition: Callable[[], object]) -> None:
 # Values, errors, and what an action may ask.
 
 
+async def test_an_action_sees_the_error_of_the_attempt_before(place: Place) -> None:
+    step = place.step("a", do.second_try, do.second_try_plainly, max_retries=2)
+
+    report = await run(place, [step])
+
+    assert report["a"].output == "ValueError: at first"
+
+
 async def test_outputs_reach_the_steps_that_take_them(place: Place, tmp_path: Path) -> None:
     build = (
         partial(do.build, tmp_path / "diary", 1000),

@@ -24,6 +24,15 @@ def test_current_step_works_in_the_block_alone():
         current_step()
 
 
+def test_an_action_sees_the_last_error_that_the_test_gives():
+    error = ValueError("no JSON")
+
+    with step_context(attempt=2, last_error=error):
+        seen = current_step().last_error
+
+    assert seen is error
+
+
 def test_blocks_nest():
     with step_context(attempt=1, max_retries=5), step_context(attempt=2):
         assert current_step().attempt == 2
