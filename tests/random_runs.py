@@ -174,8 +174,10 @@ class RandomPipeline:
         options = {"max_retries": most, "retry": backoff if most > 1 else 0}
         if fails and chance.random() < 0.2:
             style, options["timeout_ms"] = "hang", 5
-        if chance.random() < 0.15:
-            options["run_if"] = chance.choice(["failure", "always"])
+        if chance.random() < 0.25:
+            options["run_if"] = chance.choice(
+                ["failure", "always", "unless_failed", "unless_failed"]
+            )
         if chance.random() < 0.12:
             options["secret"] = True
         if chance.random() < 0.1:

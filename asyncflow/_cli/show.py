@@ -110,6 +110,8 @@ def _policies(step: WorkflowStep) -> list[str]:
         texts.append("if its condition is met")
     if step.run_if == "failure":
         texts.append("if something has failed")
+    elif step.run_if == "unless_failed":
+        texts.append("unless something has failed")
     elif step.run_if == "always":
         texts.append("in any case")
     if step.max_retries > 1:

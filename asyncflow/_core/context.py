@@ -139,7 +139,7 @@ class StepContext:
     def results(self) -> Mapping[str, StepResult]:
         """For a clean-up step, the results of its dependencies, by name; empty for others.
 
-        A clean-up step has a ``run_if`` other than ``"success"``.
+        A clean-up step has ``run_if="failure"`` or ``"always"``.
 
         Raises:
             RuntimeError: The step runs in another process, which has no results.

@@ -6,7 +6,7 @@ Rules:
 2. A tier holds the steps whose dependencies are all in earlier tiers, at least one of them in the
    tier just before.
 3. The order is the tiers one after the other, each in the order of declaration.
-4. A clean-up step (``run_if`` other than ``"success"``) that names no dependencies comes after
+4. A clean-up step (``run_if`` ``"failure"`` or ``"always"``) that names no dependencies comes after
    all steps but those that come after such a step.
 5. A graph that Kahn's algorithm (A. B. Kahn, "Topological sorting of large networks", 1962)
    cannot empty has a cycle.
@@ -73,7 +73,7 @@ class Plan:
     special: tuple[int, ...]
     """The steps with any policy beside attempts, their time limit and the backoff between them."""
     cleanups: frozenset[int]
-    """The steps whose ``run_if`` is not ``"success"``."""
+    """The clean-up steps: ``run_if`` is ``"failure"`` or ``"always"``."""
     targets: frozenset[str] = frozenset()
     """The steps that the caller has named, if not all steps run."""
     resources: frozenset[str] = frozenset()

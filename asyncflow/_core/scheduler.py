@@ -406,17 +406,23 @@ class Readiness:
         if self._phases[step] != Phase.PENDING or step in self._restored:
             return False  # the run is stopping, or has its result already
         needed, why = self._plan.dependencies[step], "it depends on step"
-        if step in self._cleanups:
-            if self.stop_reason is not None and self.ordinary_unsettled:
-                self._parked.append(step)
-                return False
-            run_if, source = self._plan.steps[step].run_if, self._plan.steps[step].map_over
-            if run_if == "failure" and not any(n in self.failed_by for n in needed):
+        if step in self._cleanups and self.stop_reason is not None and self.ordinary_unsettled:
+            self._parked.append(step)
+            return False
+        run_if, source = self._plan.steps[step].run_if, self._plan.steps[step].map_over
+        if run_if != "success":
+            has_failed = any(other in self.failed_by for other in needed)
+            if run_if == "failure" and not has_failed:
                 self._skip(step, 'run_if="failure", and no dependency failed', on_purpose=True)
                 return False
-            # It can do without the outputs of its dependencies, but not without its items.
-            needed = () if source is None else (self._plan.index[source],)
-            why = "its items depend on step"
+            if run_if != "unless_failed" or not has_failed:
+                if run_if == "unless_failed" and needed and self.skipped_by.keys() >= {*needed}:
+                    reason = 'run_if="unless_failed", and no dependency succeeded'
+                    self._skip(step, reason, on_purpose=True)
+                    return False
+                # It can do without the outputs of its dependencies, but not without its items.
+                needed = () if source is None else (self._plan.index[source],)
+                why = "its items depend on step"
         for grounds, what in (self.failed_by, "failed"), (self.skipped_by, "was skipped"):
             cause = next((grounds[other] for other in needed if other in grounds), None)
             if cause is not None:

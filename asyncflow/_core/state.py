@@ -8,7 +8,7 @@ Rules:
    dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
    has settled.
 3. When its turn comes, a step is ready if all its dependencies succeeded, and unreachable if not.
-   A clean-up step (``run_if``) has another condition.
+   Another ``run_if`` sets another condition.
 4. Once the run is stopping (a step failed under ``fail_fast``, its deadline passed, or it was
    interrupted) nothing becomes ready any more, and what was not scheduled is unreachable. Clean-up
    steps are exempt, unless the run was interrupted: their turn comes when all others have settled.
@@ -424,6 +424,10 @@ class RunState:
         result = self._results[step]
         assert result is not None
         return result.output
+
+    def lacks_output(self, step: int) -> bool:
+        """Whether a step that has settled did not succeed."""
+        return step in self._readiness.skipped_by or step in self._readiness.failed_by
 
     def errors(self) -> Iterator[BaseException]:
         """Yield the errors of all attempts and results."""

@@ -46,7 +46,7 @@ else:
 Action: TypeAlias = Callable[..., Any]
 """Returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]
-RunIf: TypeAlias = Literal["success", "failure", "always"]
+RunIf: TypeAlias = Literal["success", "unless_failed", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 EngineChoice: TypeAlias = "AnyEngine | Literal['local'] | None"
 
@@ -118,12 +118,16 @@ class WorkflowStep:
         when: A plain function that gets its data by parameter name, as the action does. If it
             returns a false value, the step and all that depends on it are skipped on purpose.
         run_if: Whether the step runs if all its dependencies succeeded (``"success"``, the
-            default), if one of them did not (``"failure"``), or in either case (``"always"``).
-            The latter two are for clean-up and notification. They also run when the run stops
+            default), if none of them failed and at least one succeeded (``"unless_failed"``), if
+            one of them did not succeed because of a failure (``"failure"``), or in any case
+            (``"always"``). For an output that does not exist, a parameter receives its default,
+            or else ``None``; a step that is mapped over it is skipped. ``"unless_failed"`` joins
+            branches that a condition may skip, and is an ordinary step otherwise. If a condition
+            has skipped all its dependencies, it is skipped on purpose too. ``"failure"`` and
+            ``"always"`` are for clean-up and notification. They also run when the run stops
             because a step failed or its deadline passed, once everything else has ended. Without
             ``depends_on``, they depend on all steps but the clean-up steps that name none either.
-            They receive ``None`` for an output that does not exist; one that is mapped over it is
-            skipped. A step that depends on all has an edge from each: thousands of those among
+            A step that depends on all has an edge from each: thousands of those among
             thousands of steps make millions of edges and take seconds to plan, so let each name
             what it cleans up after.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
@@ -267,7 +271,7 @@ class WorkflowStep:
         fill(self, "map_over", map_over)
         fill(self, "when", when)
         fill(self, "run_if", run_if)
-        fill(self, "is_cleanup", run_if != "success")
+        fill(self, "is_cleanup", run_if in ("failure", "always"))
         fill(self, "runs_in", runs_in)
         remote = None if isinstance(engine, str) else engine
         fill(self, "engine", engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from asyncflow._core.arguments import Signature
 from asyncflow._core.graph import ITEM, Binding
 from asyncflow._core.state import RunState
 from asyncflow._runtime.durable import RunStart
@@ -31,19 +32,29 @@ class ActionData:
         """Return what the action of a step, or of an item, is called with."""
         is_item = node >= len(self.bindings)
         step = self._state.step_runs.owner_of(node) if is_item else node
-        return self._collect(node, self.bindings[step])
+        signature = self._state.step_runs.steps[step].signature
+        return self._collect(node, self.bindings[step], signature)
 
     def of_condition(self, step: int) -> dict[str, Any]:
         """Return what the condition of a step is called with."""
-        return self._collect(step, self._conditions[step])
+        condition = self._state.step_runs.steps[step].condition
+        return self._collect(step, self._conditions[step], condition)
 
-    def _collect(self, node: int, binding: Binding) -> dict[str, Any]:
+    def _collect(self, node: int, binding: Binding, signature: Signature) -> dict[str, Any]:
         arguments = {}
         for parameter, source in binding:
             if isinstance(source, str):
                 arguments[parameter] = self._inputs[source]
             elif source == ITEM:
                 arguments[parameter] = self.items[node]
-            else:
+            elif not self._has_only_default(parameter, source, signature):
                 arguments[parameter] = self._state.output(source)
         return arguments
+
+    def _has_only_default(self, parameter: str, source: int, signature: Signature) -> bool:
+        """Whether a parameter would receive an output that does not exist, and has a default."""
+        return (
+            self._state.lacks_output(source)
+            and parameter in signature.names
+            and parameter not in signature.required
+        )

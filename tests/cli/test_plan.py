@@ -24,6 +24,7 @@ PLAN = """
         WorkflowStep("save", act, ["fetch", "pages"], when=lambda: 1 / 0, secret=True),
         WorkflowStep("alert", act, run_if="failure"),
         WorkflowStep("tidy", act, ["save"], run_if="always"),
+        WorkflowStep("join", act, ["pages", "save"], run_if="unless_failed"),
     ]
 """
 
@@ -34,7 +35,7 @@ def test_a_plan_shows_the_tiers_as_text(shell: Shell) -> None:
     result = shell("plan", "plans:steps")
 
     assert result.stdout == (
-        "Pipeline plans:steps: 5 steps in 5 tiers\n"
+        "Pipeline plans:steps: 6 steps in 5 tiers\n"
         "Tier 1\n"
         "  pages  (up to 3 attempts)\n"
         "Tier 2\n"
@@ -43,6 +44,7 @@ def test_a_plan_shows_the_tiers_as_text(shell: Shell) -> None:
         "  save  after fetch, pages  (if its condition is met)\n"
         "Tier 4\n"
         "  tidy  after save  (in any case)\n"
+        "  join  after pages, save  (unless something has failed)\n"
         "Tier 5\n"
         "  alert  after all others  (if something has failed)\n"
     )
@@ -82,7 +84,7 @@ def test_the_plan_as_json_has_tiers_and_policies(shell: Shell) -> None:
     plan = shell.json("plan", "plans:steps", "--format", "json")
 
     assert plan["pipeline"] == "plans:steps"
-    assert plan["tiers"] == [["pages"], ["fetch"], ["save"], ["tidy"], ["alert"]]
+    assert plan["tiers"] == [["pages"], ["fetch"], ["save"], ["tidy", "join"], ["alert"]]
     save = plan["steps"][2]
     assert save["name"] == "save"
     assert save["tier"] == 3

@@ -124,7 +124,7 @@ def scenarios(draw: st.DrawFn, *, stops: bool = True) -> Scenario:
         {name: draw(few) for name in edges},
         {name: draw(failures) for name in edges},
         set(some(st.none())),
-        some(st.sampled_from(["failure", "always"])),
+        some(st.sampled_from(["failure", "always", "unless_failed"])),
         some(st.integers(0, 4)),
         some(st.sampled_from(["no", "raises"])),
         some(st.integers(1, 2)),
@@ -268,8 +268,12 @@ class Simulation:
 
     def check_start(self, node: int) -> None:
         needed = self.plan.dependencies[node]
-        if node not in self.plan.cleanups:
+        if self.plan.steps[node].run_if == "success":
             assert all(self.status.get(other) is SUCCESS for other in needed)
+        if self.plan.steps[node].run_if == "unless_failed":
+            assert all(
+                self.status[other] is SUCCESS or other in self.on_purpose for other in needed
+            )
         assert all(other in self.status for other in needed)
         if self.plan.steps[node].run_if == "failure":
             assert any(
@@ -556,10 +560,11 @@ class TestAnyRun:
         for name in nx.topological_sort(oracle):
             ends = [expected[needed] for needed in oracle.predecessors(name)]
             is_lost = any(status is not SUCCESS and not purpose for status, purpose in ends)
-            is_unneeded = any(purpose for _, purpose in ends)
             run_if, condition = scenario.run_if.get(name), scenario.conditions.get(name)
+            enough = all if run_if == "unless_failed" else any
+            is_unneeded = bool(ends) and enough(purpose for _, purpose in ends)
             source = scenario.edges[name][0] if scenario.is_mapped(name) else None
-            if run_if is None and (is_lost or is_unneeded):
+            if run_if in (None, "unless_failed") and (is_lost or is_unneeded):
                 expected[name] = SKIPPED, not is_lost
             elif run_if == "failure" and not is_lost:
                 expected[name] = SKIPPED, True

@@ -85,7 +85,10 @@ class TestRunIf:
     @pytest.mark.parametrize(
         ("ends", "runs"),
         [
-            ([AttemptStarted("a", 1, 1.0), StepSucceeded("a", 1, 2.0, None)], "always success"),
+            (
+                [AttemptStarted("a", 1, 1.0), StepSucceeded("a", 1, 2.0, None)],
+                "always success unless_failed",
+            ),
             (failure_of("a"), "always failure"),
             (cancellation_of("a"), "always failure"),
             ([StepSkipped("a", 2.0, "why")], "always failure"),
@@ -95,7 +98,7 @@ class TestRunIf:
     def test_decides_after_which_ends_of_its_dependencies_a_step_runs(
         self, schedule: Schedule, ends: list[Event], runs: str
     ) -> None:
-        occasions = ("success", "failure", "always")
+        occasions = ("success", "unless_failed", "failure", "always")
         followers = [step(run_if, ["a"], run_if=run_if) for run_if in occasions]
         run = Run(step("a"), *followers, schedule=schedule, fail_fast=False)
         assert run.take_ready() == ["a"]
@@ -109,9 +112,36 @@ class TestRunIf:
             if is_lost
             else ("it depends on step 'a', which was skipped", True),
             "failure": ('run_if="failure", and no dependency failed', True),
+            "unless_failed": ("it depends on step 'a', which failed", False)
+            if is_lost
+            else ('run_if="unless_failed", and no dependency succeeded', True),
         }
         assert run.take_unreachable() == {
             name: why for name, why in expected.items() if name not in runs.split()
+        }
+
+    def test_a_join_needs_one_success_and_no_failure(self, schedule: Schedule) -> None:
+        sources = [step(name) for name in "abcd"]
+        run = Run(
+            *sources,
+            step("join", ["a", "b"], run_if="unless_failed"),
+            step("fails", ["a", "b", "d"], run_if="unless_failed"),
+            step("empty", ["b", "c"], run_if="unless_failed"),
+            step("after", ["empty"]),
+            schedule=schedule,
+            fail_fast=False,
+        )
+        run.take_ready()
+
+        run.start("a")
+        run.succeed("a")
+        run.apply(*(StepSkipped(name, 2.0, "why", on_purpose=True) for name in "bc"))
+        run.apply(*failure_of("d"))
+
+        assert run.take_ready() == ["join"]
+        assert run.take_unreachable() == {
+            "fails": ("it depends on step 'd', which failed", False),
+            "empty": ('run_if="unless_failed", and no dependency succeeded', True),
         }
 
     def test_one_failed_dependency_is_enough(self, schedule: Schedule) -> None:

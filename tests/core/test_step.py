@@ -439,12 +439,13 @@ class TestWhen:
 
 class TestRunIf:
     @pytest.mark.parametrize("value", [None, True, "", "Failure", "never", 1, []])
-    def test_must_be_one_of_three(self, value: Any) -> None:
+    def test_must_be_a_known_one(self, value: Any) -> None:
         with pytest.raises(ValueError, match="run_if") as refused:
             WorkflowStep("load", nothing, run_if=value)
 
         assert str(refused.value) == (
-            f"step 'load': run_if must be one of 'success', 'failure', 'always', not {value!r}"
+            f"step 'load': run_if must be one of 'success', 'unless_failed', 'failure', 'always', "
+            f"not {value!r}"
         )
 
     @pytest.mark.parametrize(

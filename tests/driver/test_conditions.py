@@ -333,6 +333,115 @@ async def test_a_missing_output_is_passed_as_none():
     assert report["clean up"].output == ("done", None, {"a": None, "b": report["b"].error})
 
 
+async def test_a_missing_output_is_the_default_of_its_parameter_if_that_has_one():
+    async def clean_up(b="nothing", c="nothing", **others):
+        return b, c, others
+
+    async def nothing():
+        return None
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed),
+            WorkflowStep("b", fail),
+            WorkflowStep("c", nothing),
+            WorkflowStep("d", succeed, ["b"]),
+            WorkflowStep("clean up", clean_up, ["a", "b", "c", "d"], run_if="always"),
+        ],
+        fail_fast=False,
+    )
+
+    # What succeeded with None has an output, and **others has no defaults.
+    assert report["clean up"].output == ("nothing", None, {"a": "done", "d": None})
+
+
+# Joins.
+
+
+@schedules
+async def test_a_join_runs_after_a_skipped_branch_with_defaults_for_missing_outputs(schedule):
+    asked = []
+
+    async def join(a, b, c="skipped", *, d="skipped"):
+        return a, b, c, d, dict(current_step().results)
+
+    def when(a, b, c="skipped"):
+        asked.append((a, b, c))
+        return True
+
+    join_step = WorkflowStep("join", join, ["a", "b", "c", "d"], run_if="unless_failed", when=when)
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed),
+            WorkflowStep("b", fail, ["a"], when=lambda a: False),
+            WorkflowStep("c", fail, ["b"]),
+            WorkflowStep("d", succeed, ["a"]),
+            join_step,
+            WorkflowStep("next", succeed, ["join"]),
+        ],
+        schedule=schedule,
+    )
+
+    assert report.all_passed
+    assert report["join"].output == ("done", None, "skipped", "done", {})
+    assert asked == [("done", None, "skipped")]
+    assert report["next"].status is SUCCESS
+    assert not join_step.is_cleanup
+
+
+async def test_a_join_in_a_thread_has_its_defaults():
+    def join(a, b="nothing"):
+        return f"{a} and {b}"
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed),
+            WorkflowStep("b", fail, when=lambda: False),
+            WorkflowStep("join", join, ["a", "b"], run_if="unless_failed", runs_in="thread"),
+        ]
+    )
+
+    assert report["join"].output == "done and nothing"
+
+
+@schedules
+async def test_a_join_is_an_ordinary_step_when_the_run_stops(schedule):
+    join = {"run_if": "unless_failed", "timeout_ms": None}
+    steps = [
+        WorkflowStep("a", succeed),
+        WorkflowStep("b", fail, when=lambda: False),
+        WorkflowStep("running", hang, ["a", "b"], **join),
+        WorkflowStep("late", hang, ["a", "running"], **join),
+    ]
+
+    timed_out = await run_pipeline(steps, schedule=schedule, deadline_ms=100)
+    failed = await run_pipeline(
+        [*steps, WorkflowStep("bad", fail, ["a"])], schedule=schedule, fail_fast=True
+    )
+
+    for report in timed_out, failed:
+        assert [report[name].status for name in ("running", "late")] == [CANCELLED, SKIPPED]
+        assert report["late"].reason == report["running"].reason == report.stop_reason
+    assert timed_out.stop_reason == "the run exceeded its deadline of 100 ms"
+
+
+@schedules
+async def test_a_join_whose_items_a_condition_skipped_is_skipped_on_purpose(schedule):
+    items = {"map_over": "b", "parameters": {"number": "b"}}
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed),
+            WorkflowStep("b", numbers, when=lambda: False),
+            WorkflowStep("join", double, ["a", "b"], run_if="unless_failed", **items),
+        ],
+        schedule=schedule,
+    )
+
+    assert report.all_passed
+    assert (report["join"].status, report["join"].on_purpose) == (SKIPPED, True)
+    assert report["join"].reason == "its items depend on step 'b', which was skipped"
+
+
 @schedules
 @pytest.mark.parametrize("fail_fast", [True, False])
 async def test_clean_up_waits_for_the_clean_up_it_depends_on_whatever_was_skipped(

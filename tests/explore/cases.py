@@ -106,6 +106,11 @@ class Step(NamedTuple):
 
     __repr__ = _shown
 
+    @property
+    def is_cleanup(self) -> bool:
+        """Whether it runs although the run stops for a failure."""
+        return self.run_if in ("failure", "always")
+
 
 class Flow(NamedTuple):
     """A pipeline and the options of its runs."""
@@ -158,14 +163,12 @@ def dependencies_of(steps: tuple[Step, ...]) -> list[tuple[int, ...]]:
 
     A clean-up step without any depends on all but those, and what follows them.
     """
-    last = {
-        index for index, step in enumerate(steps) if step.run_if != "success" and not step.needs
-    }
+    last = {index for index, step in enumerate(steps) if step.is_cleanup and not step.needs}
     for index, step in enumerate(steps):  # a step needs only earlier ones
         if last.intersection(step.needs):
             last.add(index)
     others = tuple(index for index in range(len(steps)) if index not in last)
-    return [step.needs or (() if step.run_if == "success" else others) for step in steps]
+    return [step.needs or (others if step.is_cleanup else ()) for step in steps]
 
 
 def tiers_of(dependencies: list[tuple[int, ...]]) -> list[int]:
@@ -262,6 +265,7 @@ _CLEAN = _table({(): 40, (0,): 20, (1,): 16, (2,): 10, (0, 1): 5, (3, 0): 4, (4,
 _ENDS = _table(ENDS)
 _ANSWERS = _table(ANSWERS)
 _OBSERVERS = _table({"raise": 3, "cancelled": 1, "exit": 2, "cancel caller": 2, "cancel task": 2})
+_RUN_IF = _table({"always": 7, "failure": 4, "unless_failed": 5})
 _BREAKS = _table({"": 20, "raise": 2, "cancelled": 1, "exit": 0.5})
 
 
@@ -311,8 +315,8 @@ def _random_step(
             earlier[source] = earlier[source]._replace(items=items)
     if random() < 0.08:
         options["when"] = ("yes", "yes", "no", "no", "raise", "exit")[int(random() * 6)]
-    if random() < 0.12:
-        options["run_if"] = "always" if random() < 0.6 else "failure"
+    if random() < 0.16:
+        options["run_if"] = _pick(chance, _RUN_IF)
         if not earlier and random() < 0.5:
             del options["run_if"]
     return Step(name, needs, tuple(acts), **options)

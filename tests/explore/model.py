@@ -293,7 +293,7 @@ class _Run:
 
     def stop_for(self, spec: Step) -> _Stop | None:
         """Return since when the steps of a kind are asked to stop."""
-        if spec.run_if != "success":
+        if spec.is_cleanup:
             return self.interrupted
         if self.fail_stop is None or self.interrupted is None:
             return self.fail_stop or self.interrupted
@@ -361,7 +361,7 @@ class _Run:
         return self.world.blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
 
     def check_remaining(self, spec: Step, call: Call, ends_ms: float) -> None:
-        if spec.run_if == "success" and self.flow.deadline is not None:
+        if not spec.is_cleanup and self.flow.deadline is not None:
             ends_ms = min(ends_ms, self.flow.deadline * TICK_MS)
         left_ms = max(0.0, ends_ms - (call.began_at - self.started_s) * 1000)
         given_ms = call.remaining_ms
@@ -387,7 +387,7 @@ class _Run:
                     _require(given == node.item, "another item:", call.key, given)
             else:
                 _require(given is output, "another output:", call.key, given)
-        if spec.run_if != "success":
+        if spec.is_cleanup:
             known = {name: result.status for name, result in call.results.items()}
             statuses = {
                 self.specs[need].name: _status_of(self.steps[need].end)
@@ -587,7 +587,7 @@ class _Run:
         last_ms = float("inf")
         if spec.deadline is not None:
             last_ms = counts_from + spec.deadline * TICK_MS
-        if self.flow.deadline is not None and spec.run_if == "success":
+        if self.flow.deadline is not None and not spec.is_cleanup:
             last_ms = min(last_ms, self.flow.deadline * TICK_MS)
         next_ms = end.at_ms + delay_ms
         may_fail, may_retry = next_ms > last_ms - 0.1, next_ms < last_ms + 0.1
@@ -674,6 +674,9 @@ class _Run:
         place = node.attempts[0].place if node.attempts else node.map_place
         is_blocked = any(_blocks(each.end) for each in ends)
         is_unwanted = any(type(each.end) is StepSkipped and each.end.on_purpose for each in ends)
+        is_pointless = bool(ends) and all(
+            type(each.end) is StepSkipped and each.end.on_purpose for each in ends
+        )
         source = None if spec.maps is None else self.steps[spec.maps].end
         if started_ms is not None:
             _require(spec.when in ("", "yes"), f"{spec.name} starts in spite of its condition")
@@ -681,6 +684,8 @@ class _Run:
             _require(not late, f"{spec.name} starts before the end of a dependency")
             if spec.run_if == "success":
                 _require(not is_blocked and not is_unwanted, f"{spec.name} starts for nothing")
+            elif spec.run_if == "unless_failed":
+                _require(not is_blocked and not is_pointless, f"{spec.name} starts for nothing")
             elif spec.run_if == "failure":
                 _require(is_blocked, f"{spec.name} starts although nothing has failed")
             has_items = source is None or type(source) is StepSucceeded
@@ -702,10 +707,14 @@ class _Run:
                 _require(not is_blocked, "a dependency has failed:", end)
                 _require(is_unwanted or spec.when == "no", "nobody asked for that:", end)
             else:
-                never = spec.run_if == "failure" and not is_blocked
+                if spec.run_if == "unless_failed":
+                    _require(not is_blocked, "a dependency has failed:", end)
+                    never = is_pointless
+                else:
+                    never = spec.run_if == "failure" and not is_blocked
                 never |= type(source) is StepSkipped and source.on_purpose
                 _require(never or spec.when == "no", "nobody asked for that:", end)
-        elif spec.run_if == "success":
+        elif not spec.is_cleanup:
             is_right = is_blocked or was_stopped or spec.when == "exit"
             _require(is_right, "nothing has failed:", end)
         else:
@@ -727,8 +736,8 @@ class _Run:
         late = [each for each in before if each.end_place > place]
         _require(not late, f"{spec.name} starts before its tier")
         due_ms = due_after_stop_ms = max((each.end.at_ms for each in before), default=0.0)
-        if spec.run_if != "success" and self.fail_stop is not None:
-            ordinary = [each for each in self.steps if self.specs[each.step].run_if == "success"]
+        if spec.is_cleanup and self.fail_stop is not None:
+            ordinary = [each for each in self.steps if not self.specs[each.step].is_cleanup]
             all_ms = max((each.end.at_ms for each in ordinary), default=0.0)
             if self.fail_stop.place < place:
                 late = [each for each in ordinary if each.end_place > place]
@@ -750,7 +759,7 @@ class _Run:
             _require(self.timed_out is None, "there is no deadline:", self.timed_out)
             return
         deadline_ms = self.flow.deadline * TICK_MS
-        ordinary = [node for node in self.steps if self.specs[node.step].run_if == "success"]
+        ordinary = [node for node in self.steps if not self.specs[node.step].is_cleanup]
         last_ms = max((node.end.at_ms for node in ordinary), default=0.0)
         if self.timed_out is not None:
             _require(
