@@ -39,11 +39,12 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import Journal
-from asyncflow._runtime.handle import EventReader, RunHandle, RunOwner, RunProgress
+from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
 from asyncflow._runtime.observers import Observer, ObserverFactory
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 from asyncflow._runtime.pipeline import Pipeline, after, collect, each
 from asyncflow._runtime.recovery import resume_all
+from asyncflow._runtime.run_link import EventReader, ResultReader
 
 __all__ = [
     "ActionNotAwaitableError",
@@ -66,6 +67,7 @@ __all__ = [
     "ResourceError",
     "RestoredError",
     "RestoredOutput",
+    "ResultReader",
     "ResultRefusedError",
     "Retry",
     "RunAlreadyActiveError",

@@ -416,6 +416,14 @@ class RunState:
         """The result of a node, if it has settled."""
         return self.step_runs.result(node)
 
+    def result_of(self, name: str, item: int | None = None) -> StepResult | None:
+        """The result of a step or an item, if it has settled, as the report of the run has it."""
+        step = self._index[name]
+        if item is not None:
+            return self.result(self.step_runs.node_of(step, item))
+        result, replay = self.result(step), self._replay
+        return result if result is None or replay is None else replay.with_history(result)
+
     def output(self, step: int) -> Any:
         """The output of a step that has settled; ``None`` unless it has succeeded."""
         end = self._ends[step]

@@ -241,6 +241,10 @@ class StepRuns:
         """How many items of a mapped step are nodes."""
         return len(self._maps[step].nodes)
 
+    def node_of(self, step: int, item: int) -> int:
+        """Return the node of an item that has been added to a mapped step."""
+        return self._maps[step].nodes[item]
+
     def node_of_item(self, step: int, event: StepEvent) -> int:
         """Return the node of the item that an event is about."""
         mapped = self._maps.get(step)

@@ -4,8 +4,8 @@ Rules:
 
 1. Nothing runs until the handle is entered, or begun in an owner. So every run has who awaits it:
    the block, or the owner.
-2. No reader of events ever slows the run: the handle keeps the latest events, and a reader that
-   is further behind learns how many it has missed.
+2. No reader ever slows the run. The handle keeps the latest events, and a reader that is further
+   behind learns how many it has missed. A reader of results misses none.
 3. The task of a run raises nothing: its end is kept, and told by `report` and by the end of the
    block. The only exception is what must end the program, if only the owner is left to get it.
 4. Who awaits the run is one state, which changes as the table says: a use that it lacks is
@@ -19,39 +19,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.errors import RunCancelledError, describe_error, escape_controls
+from asyncflow._core.errors import (
+    RunCancelledError,
+    describe_error,
+    did_you_mean,
+    escape_controls,
+)
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Interruption, InterruptionCause, RunStatus
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
 from asyncflow._runtime.outcome import by_caller
-from asyncflow.events import (
-    AttemptStarted,
-    Event,
-    EventsMissed,
-    MapStarted,
-    RunResumed,
-    RunStarted,
-    StepCancelled,
-    StepFailed,
-    StepReused,
-    StepSkipped,
-    StepSucceeded,
-)
+from asyncflow._runtime.run_link import EventReader, ResultReader, RunLink, Signal
 
-if TYPE_CHECKING:
-    from asyncflow._core.state import RunState
-
-_STARTS = (AttemptStarted, MapStarted)
-_ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
 _NO_REASON = "no reason given"
-_IN_A_ROW = 100
-"""After how many events that are there already a reader lets other tasks run."""
 
 _Awaited: TypeAlias = Literal[
     "new", "refused", "by owner", "by block", "by owner and block", "left to owner"
@@ -103,126 +88,6 @@ class RunOwner(Protocol):
         ...
 
 
-class _Signal:
-    """Wakes all who wait for it. A wait may be cancelled at any time, without effect."""
-
-    def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[None]] = set()
-
-    @property
-    def has_waiters(self) -> bool:
-        return bool(self._waiters)
-
-    def notify(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
-
-
-class RunLink:
-    """The run's side of a handle: an observer of the run, and the way to stop it.
-
-    ``state`` is the run's, from its start until its end. ``events`` are the latest ones, at most
-    ``limit``, and ``count`` says how many there were. ``flush`` waits until all events are stored;
-    it is ``None`` without a journal, and after the end.
-    """
-
-    def __init__(self, run_id: str, limit: int) -> None:
-        self.run_id = run_id
-        self.is_begun = False
-        self.state: RunState | None = None
-        self.events: deque[Event] = deque(maxlen=limit)
-        self.count = self.done = self.total = 0
-        self.running: dict[str, None] = {}
-        self.has_news, self.has_begun = _Signal(), _Signal()
-        self._stop: Callable[[RunCancelledError, Interruption], object] | None = None
-        self._drain: Callable[[str], object] | None = None
-        self.flush: Callable[[], Awaitable[None]] | None = None
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-        self.count += 1
-        if isinstance(event, _STARTS):
-            if event.item is None:
-                self.running[event.step] = None
-        elif isinstance(event, _ENDS):
-            if event.item is None:
-                self.running.pop(event.step, None)
-                self.done += 1
-        elif isinstance(event, RunStarted | RunResumed):
-            self.total = len(event.dependencies)
-        self.has_news.notify()
-
-    def begin(
-        self,
-        state: RunState,
-        stop: Callable[[RunCancelledError, Interruption], object],
-        drain: Callable[[str], object],
-        flush: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        """Note that the run has begun, and how to stop it."""
-        self.is_begun, self.state = True, state
-        self._stop, self._drain, self.flush = stop, drain, flush
-        self.has_begun.notify()
-
-    def stop(self, error: RunCancelledError, why: Interruption) -> None:
-        """Stop the run, from the next turn of the loop on, if it has not ended."""
-        if self._stop is not None:
-            self._stop(error, why)
-
-    def drain(self, reason: str) -> None:
-        """Drain the run, from the next turn of the loop on, if it has not ended."""
-        if self._drain is not None:
-            self._drain(reason)
-
-    def end(self) -> None:
-        """Let go of the run."""
-        self._stop = self._drain = self.flush = None
-
-
-class EventReader:
-    """An asynchronous iterator over the events of a run, from the first one that is kept.
-
-    It ends when the run is over. Several tasks may have readers of their own.
-    """
-
-    def __init__(self, link: RunLink, is_over: Callable[[], bool]) -> None:
-        self._link = link
-        self._is_over = is_over
-        self._next = 0
-        self._in_a_row = 0
-
-    def __aiter__(self) -> EventReader:
-        return self
-
-    async def __anext__(self) -> Event | EventsMissed:
-        """Return the next event, or how many were missed, which are no longer kept."""
-        link = self._link
-        self._in_a_row += 1
-        if self._in_a_row > _IN_A_ROW:
-            self._in_a_row = 0
-            await asyncio.sleep(0)
-        while self._next == link.count:
-            if self._is_over():
-                raise StopAsyncIteration
-            self._in_a_row = 0
-            await link.has_news.wait()
-        first = link.count - len(link.events)
-        if self._next < first:
-            missed, self._next = first - self._next, first
-            return EventsMissed(missed)
-        self._next += 1
-        return link.events[self._next - 1 - first]
-
-
 class RunHandle:
     """A run that is watched, awaited and cancelled while it runs: what ``start(...)`` returns.
 
@@ -245,8 +110,7 @@ class RunHandle:
         self._launch = launch
         self._awaited: _Awaited = "new"
         self._task: asyncio.Task[Any] | None = None
-        self._ended = _Signal()
-        self._is_over = False
+        self._ended = Signal()
         self._report: RunReport | None = None
         self._error: BaseException | None = None
         self._traceback: TracebackType | None = None
@@ -307,7 +171,7 @@ class RunHandle:
             except BaseException:
                 del self  # as in begin
                 raise
-        if not self._is_over:
+        if not self._link.is_over:
             self._body = running_task()
         return self
 
@@ -319,7 +183,9 @@ class RunHandle:
     ) -> None:
         if self._awaited == "left to owner":
             return
-        has_cancelled = self._is_over and _ends_the_program(self._error)  # as `_tell` has done it
+        has_cancelled = self._link.is_over and _ends_the_program(
+            self._error
+        )  # as `_tell` has done it
         cancelled_body, self._body = self._body if has_cancelled else None, None
         if cancelled_body is not None:
             cancelled_body.uncancel()
@@ -340,7 +206,7 @@ class RunHandle:
 
     async def _outlast(self) -> asyncio.CancelledError | None:
         """Wait until the run is over; return the cancellation that came meanwhile, if any."""
-        return await outlast(lambda: self._is_over, self._ended.wait)
+        return await outlast(lambda: self._link.is_over, self._ended.wait)
 
     def _error_to_raise(
         self, error: BaseException | None, cancellation: asyncio.CancelledError | None
@@ -370,7 +236,7 @@ class RunHandle:
         """
         self._check_started()
         awaited = self._next("detach")
-        if not self._is_over:  # else its end is the block's to tell
+        if not self._link.is_over:  # else its end is the block's to tell
             self._awaited, self._body = awaited, None
 
     def _next(self, use: _Use) -> _Awaited:
@@ -395,7 +261,7 @@ class RunHandle:
         self._task.add_done_callback(self._on_done)
         link = self._link
         try:
-            while not (link.is_begun or self._is_over):
+            while not (link.is_begun or self._link.is_over):
                 await link.has_begun.wait()
         except asyncio.CancelledError as cancellation:
             self._stop(by_caller(cancellation).reason)
@@ -441,12 +307,12 @@ class RunHandle:
             )
             error.__cause__ = task.exception()
             self._fail(error)
-        self._is_over, link = True, self._link
+        link = self._link
+        link.is_over = True
         if self._error is not None:
             self._tell(self._error)
-        link.state = None
-        for signal in (self._ended, link.has_begun, link.has_news):
-            signal.notify()
+        link.close(getattr(self._error, "report", None) if self._report is None else self._report)
+        self._ended.notify()
 
     def _tell(self, error: BaseException) -> None:
         """See to it that what has ended the run does not pass unnoticed."""
@@ -458,6 +324,7 @@ class RunHandle:
             isinstance(error, RunCancelledError)
             or self._awaited not in _BY_OWNER_ALONE
             or self._ended.has_waiters
+            or self._link.has_ended.has_waiters
             or not self._link.is_begun
         ):
             _log.error("run %r has failed, and nothing awaits it", self.run_id, exc_info=error)
@@ -479,7 +346,7 @@ class RunHandle:
             RuntimeError: The run was not started.
         """
         self._check_started()
-        if not self._is_over:
+        if not self._link.is_over:
             return RunStatus.RUNNING
         return RunStatus.INTERRUPTED if self._report is None else self._report.status
 
@@ -492,9 +359,7 @@ class RunHandle:
         """
         self._check_started()
         link = self._link
-        if self._report is not None and not link.count:  # it had passed earlier
-            return RunProgress(len(self._report), len(self._report), ())
-        return RunProgress(link.done, link.total, tuple(link.running))
+        return RunProgress(len(link.ended), link.total, tuple(link.running))
 
     def events(self) -> EventReader:
         """Return an asynchronous iterator over the events of the run, until it is over.
@@ -509,7 +374,48 @@ class RunHandle:
             RuntimeError: The run was not started.
         """
         self._check_started()
-        return EventReader(self._link, lambda: self._is_over)
+        return EventReader(self._link)
+
+    def results(self, step: str | None = None) -> ResultReader:
+        """Return an asynchronous iterator over the results of the steps, each when it has ended.
+
+        It begins with what has ended already, in that order: reused results come first. Each call
+        returns a reader of its own, which misses nothing and slows nothing, however slowly it is
+        read. The results are those that the report has at the end, so a failed step is among them,
+        and raises nothing.
+
+        Args:
+            step: The name of a mapped step, to iterate over the results of its items instead. They
+                come as the items end, and not in their order; ``item.output`` is what the call
+                returned. The iteration ends as soon as the step has succeeded or failed.
+
+        The iteration ends with the run. If something other than its steps has ended that, such as
+        `cancel` or the journal, the iteration raises it then, as `report` does: what it has given
+        is not all.
+
+        Raises:
+            RuntimeError: The run was not started.
+            TypeError: The step is not a name.
+            ValueError: The pipeline has no such step, or the step is not mapped.
+        """
+        self._check_started()
+        return ResultReader(self._link, self.report, self._checked_step(step))
+
+    def _checked_step(self, name: str | None) -> str | None:
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            raise TypeError(f"step must be the name of a step, not {type(name).__name__}")
+        plan = self._link.plan
+        if name not in plan.index:
+            hint = did_you_mean(name, plan.index)
+            raise ValueError(f"run {self.run_id!r} has no step {name!r}{hint}")
+        if plan.steps[plan.index[name]].map_over is None:
+            raise ValueError(
+                f"step {name!r} is not mapped, so it has no items; results() without a name has "
+                "the result of each step"
+            )
+        return name
 
     async def report(self) -> RunReport:
         """Wait until the run is over, and return its report, also when steps failed.
@@ -524,7 +430,7 @@ class RunHandle:
             BaseException: What else has ended the run, as `Pipeline.run` raises it.
         """
         self._check_started()
-        while not self._is_over:
+        while not self._link.is_over:
             await self._ended.wait()
         if self._error is not None:
             self._is_told = True
@@ -597,7 +503,7 @@ class RunHandle:
             ended.cancel()
 
     def _stop(self, reason: str, cause: InterruptionCause = "cancelled") -> None:
-        if self._is_over or self._request is not None:
+        if self._link.is_over or self._request is not None:
             return
         self._request = RunCancelledError(self.run_id, reason)
         if self._task is None:

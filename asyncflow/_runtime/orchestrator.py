@@ -31,7 +31,7 @@ from asyncflow._runtime.durable import (
     RunStart,
     begin,
 )
-from asyncflow._runtime.handle import RunHandle, RunLink
+from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.interception import replacements, report_watchers
 from asyncflow._runtime.observers import AnyObserver, for_run
 from asyncflow._runtime.options import (
@@ -45,6 +45,7 @@ from asyncflow._runtime.options import (
 )
 from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
+from asyncflow._runtime.run_link import RunLink
 from asyncflow._runtime.run_scope import open_scope
 
 if TYPE_CHECKING:
@@ -297,7 +298,8 @@ class Orchestrator:
         """
         options = self._options
         run_id = _random_id() if options.run_id is None else options.run_id
-        return RunHandle(RunLink(run_id, options.event_buffer), partial(self._run, inputs))
+        link = RunLink(run_id, self._plan, options.event_buffer)
+        return RunHandle(link, partial(self._run, inputs))
 
     async def _run(
         self, inputs: Mapping[str, Any] | None, link: RunLink | None = None

@@ -39,9 +39,9 @@ from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import LoopBlocked, RunFinished, RunInterrupted, RunTimedOut
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.handle import RunLink
     from asyncflow._runtime.options import OpenResource
     from asyncflow._runtime.resources import ResourceFailure, RunResources
+    from asyncflow._runtime.run_link import RunLink
 
 _log = logging.getLogger("asyncflow")
 

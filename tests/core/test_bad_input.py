@@ -53,6 +53,7 @@ NOT_FOR_CALLERS = {
     "StepContext": "a run makes it",
     "RunHandle": "start() makes it",
     "EventReader": "RunHandle.events() makes it",
+    "ResultReader": "RunHandle.results() makes it",
     "EngineCall": "a run makes it for an engine",
     "RemoteOutput": "an engine makes it",
     "Fakes": "fake() makes it",

@@ -1013,6 +1013,7 @@ async def test_dropping_the_handle_frees_what_the_run_held(end: str) -> None:
                 if end == "is cancelled":
                     run.cancel("enough")
                 await read(run)
+                assert [result.step_name async for result in run.results()] == ["use"]
         except (SystemExit, ValueError, RunCancelledError):
             run = None  # else it would be a cycle: the error has this frame, and the handle has it
 

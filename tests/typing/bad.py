@@ -153,6 +153,7 @@ async def main() -> None:
     Pipeline("etl").with_options(run_di="r1")  # E: call-arg
     Pipeline("etl").with_options(run_id=1)  # E: arg-type
     await Orchestrator([step]).start()  # E: misc
+    Orchestrator([step]).start().results(step)  # E: arg-type
     await Orchestrator([step]).start().begin(1)  # E: arg-type
     Orchestrator([step]).with_options(schedule="soon")  # E: arg-type
     report: RunReport = run_pipeline([step])  # E: assignment

@@ -34,6 +34,7 @@ from asyncflow import (
     Pool,
     RestoredError,
     RestoredOutput,
+    ResultReader,
     Retry,
     RunCancelledError,
     RunHandle,
@@ -241,7 +242,7 @@ assert_type(step.retry, Retry)
 assert_type(step.pool, Pool | None)
 assert_type(step.map_over, str | None)
 assert_type(step.deadline_ms, float | None)
-assert_type(step.run_if, Literal["success", "failure", "always"])
+assert_type(step.run_if, Literal["success", "unless_failed", "failure", "always"])
 assert_type(step.runs_in, Literal["loop", "thread", "process"])
 assert_type(step.name, str)
 assert_type(step.depends_on, tuple[str, ...])
@@ -540,6 +541,9 @@ async def handled() -> None:
         reader: EventReader = run.events()
         async for event in reader:
             assert_type(event, Event | EventsMissed)
+        results: ResultReader = run.results("fetch")
+        async for result in results:
+            assert_type(result, StepResult)
         assert_type(run.run_id, str)
         assert_type(run.status, RunStatus)
         assert_type(run.progress, RunProgress)
