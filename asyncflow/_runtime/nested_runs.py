@@ -33,7 +33,7 @@ class NestedRuns:
     def __init__(self, context: Context, stop: Callable[[AttemptKey], object]) -> None:
         context.run(_nested.set, self)
         self._loop = asyncio.get_running_loop()
-        self._stop = stop
+        self._stop: Callable[[AttemptKey], object] | None = stop
         self._runs: dict[AttemptKey, set[NestedLink]] = {}
         self._drain_reason = ""
 
@@ -70,16 +70,15 @@ class NestedRuns:
         """Stop an attempt if its run drains and all of its nested runs stand still."""
         runs = self._runs.get(key, set())
         if all(nested.may_raise for nested in runs):
-            if self._drain_reason:
+            if self._drain_reason and self._stop is not None:
                 self._stop(key)
             for nested in runs:
                 if nested.may_raise and not nested.may_raise.done():
                     nested.may_raise.set_result(None)
 
     def close(self) -> None:
-        """Let go of the run and its nested ones."""
-        del self._stop
-        self._runs.clear()
+        """Let go of the run. Nested runs that an action has left behind may outlive it."""
+        self._stop = None
 
 
 class NestedLink:

@@ -341,8 +341,6 @@ class Run:
 
     def _stop_attempt(self, key: AttemptKey) -> None:
         """Stop an attempt whose nested runs start nothing more, since this run drains."""
-        if self._is_closed:
-            return
         self.backs_off()
         for node, task in list(self._scope.live.items()):
             running, requested = self._state.running_attempt(node), self._stop_control.requested

@@ -250,6 +250,7 @@ async def test_a_nested_run_that_stands_still_leaves_others_of_its_step_their_ti
         async with asyncio.TaskGroup() as group:
             for run_id, steps in {
                 "short": [step("a", 2), step("b", 1, "a")],
+                "middling": [step("a", 3), step("b", 1, "a")],
                 "long": [step("a", 5)],
             }.items():
                 group.create_task(run_pipeline(steps, journal=journal, run_id=run_id))
@@ -267,6 +268,7 @@ async def test_a_nested_run_that_stands_still_leaves_others_of_its_step_their_ti
     assert {run_id: (end.status, end.cause) for run_id, end in ends.items()} == {
         "outer": ("INTERRUPTED", "drained"),
         "short": ("INTERRUPTED", "drained"),
+        "middling": ("INTERRUPTED", "drained"),
         "long": ("PASSED", None),
     }
 
@@ -292,6 +294,48 @@ async def test_a_cancellation_reaches_a_nested_run_that_stands_still() -> None:
 
     assert now_s() == 4
     assert not journal.open_sessions
+
+
+@in_virtual_time
+async def test_a_nested_run_that_outlives_its_outer_run_ends_as_drained() -> None:
+    nested = list[asyncio.Task[Any]]()
+
+    async def leaves_it_behind() -> None:
+        steps = [step("a", 5), step("b", 1, "a")]
+        nested.append(asyncio.create_task(run_pipeline(steps)))
+        await asyncio.sleep(2)
+
+    steps = [WorkflowStep("nests", leaves_it_behind), step("last", 1, "nests")]
+    async with Orchestrator(steps).start() as run:
+        await asyncio.sleep(1)
+        run.drain("of a deployment")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+    assert now_s() == 2
+
+    with pytest.raises(RunCancelledError) as stopped:
+        await nested[0]
+
+    assert now_s() == 5
+    assert statuses(stopped) == {"a": "SUCCESS", "b": "SKIPPED"}
+
+
+@in_virtual_time
+async def test_a_nested_run_drains_without_its_outer_run() -> None:
+    statuses_of_nested = list[dict[str, str]]()
+
+    async def nests() -> None:
+        async with Orchestrator([step("a", 2), step("b", 1, "a")]).start() as run:
+            await asyncio.sleep(1)
+            run.drain("of a deployment")
+            with pytest.raises(RunCancelledError) as stopped:
+                await run.report()
+        statuses_of_nested.append(statuses(stopped))
+
+    report = await run_pipeline([WorkflowStep("nests", nests), step("last", 1, "nests")])
+
+    assert statuses_of_nested == [{"a": "SUCCESS", "b": "SKIPPED"}]
+    assert report.all_passed
 
 
 @in_virtual_time
