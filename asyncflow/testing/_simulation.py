@@ -47,8 +47,9 @@ AnyInputs: TypeAlias = "Mapping[str, Any] | Callable[[], Mapping[str, Any]] | No
 
 _MOST_TURNS = 1_000_000
 """More turns of the event loop than a simulated run takes: it does not end."""
-_LOOK_EVERY = 1_000
-"""After how many turns a simulation looks whether attempts go on although they were cancelled."""
+_LOOK_EVERY = 997
+"""After how many turns a simulation looks whether attempts go on although they were cancelled. This
+is a prime, so that not every look meets the same turn of what they repeat."""
 _LONGEST_CLEANUP_S = 3_600.0
 """An attempt that goes on for longer after it was cancelled, in seconds, ignores that."""
 _LAST_TURNS = 10_000

@@ -386,11 +386,12 @@ def test_tasks_that_are_left_behind_are_found():
     assert raised.value.seed == 0
 
 
-def test_a_step_that_ignores_every_cancellation_is_found():
+@pytest.mark.parametrize("wait", [asyncio.sleep, lambda s: asyncio.create_task(asyncio.sleep(s))])
+def test_a_step_that_ignores_every_cancellation_is_found(wait):
     async def ignores():
         while True:
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(1)
+                await wait(1)
 
     with pytest.raises(ExplorationError) as raised:
         explore(one_step(ignores, timeout_ms=2_000), faults=only())
