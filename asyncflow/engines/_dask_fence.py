@@ -48,10 +48,9 @@ class _Worker:
 
     def ask_if_alive(self) -> None:
         """Close the connection unless the worker answers in time."""
-        if self.unanswered is None:
-            self.wire.send("alive?", 0, "")
-            loop = asyncio.get_running_loop()
-            self.unanswered = loop.call_later(_ANSWER_WITHIN_S, self.wire.abort)
+        self.wire.send("alive?", 0, "")
+        loop = asyncio.get_running_loop()
+        self.unanswered = loop.call_later(_ANSWER_WITHIN_S, self.wire.abort)
 
     def hear_answer(self) -> None:
         """Note that the worker is alive, or that its connection has closed."""
