@@ -330,6 +330,19 @@ class TestResume:
         assert (await run_pipeline(steps, journal=left, run_id="r")).all_passed
         assert calls == [1]
 
+    async def test_what_ran_beside_a_step_that_crashed_too_often_is_cancelled(self, journal):
+        async def act():
+            pass
+
+        steps = [WorkflowStep("crashes", act, max_crashes=0), WorkflowStep("beside", act)]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        left = journal.died_after(3)  # both were running
+
+        report = await run_pipeline(steps, journal=left, run_id="r")
+
+        assert [result.status for result in report.results] == [FAILED, CANCELLED]
+        assert isinstance(report["beside"].error, StepCrashedError)
+
     @pytest.mark.parametrize("turns", [0, 1, 2, 3, 10])
     async def test_a_caller_can_be_cancelled_while_many_steps_are_restored(
         self, work, journal, turns

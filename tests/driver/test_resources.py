@@ -32,6 +32,7 @@ from asyncflow import (
 )
 from asyncflow._runtime.asyncio_compat import is_closed_over, running_task
 from asyncflow.events import Event, RunFinished, RunInterrupted
+from asyncflow.testing import VirtualTimeLoop
 
 pytestmark = pytest.mark.exact_time
 
@@ -586,6 +587,35 @@ def test_what_a_resource_raises_differs_from_the_end_of_its_coroutine_without_a_
     assert not is_closed_while_it_runs
     assert is_closed_over(task, GeneratorExit())
     assert not is_closed_over(task, KeyboardInterrupt())
+
+
+@pytest.mark.parametrize("slow", [{"open_s": 60}, {"close_s": 60}])
+def test_a_loop_that_is_closed_over_a_resource_is_no_failure_of_it(
+    log: Log,
+    slow: dict[str, float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # the task group can't abort
+    # Its scopes would keep the tasks.
+    monkeypatch.delitem(sys.modules, "anyio._backends._asyncio", raising=False)
+    events: list[Event] = []
+
+    def abandon() -> None:
+        loop = VirtualTimeLoop()
+        loop.set_exception_handler(lambda *_: None)
+        pipeline = Orchestrator(
+            [log.step("a")], resources={"db": log.resource("db", **slow)}, observers=[events.append]
+        )
+        loop.create_task(pipeline.run())
+        loop.run_until_complete(asyncio.sleep(1))
+        loop.close()
+
+    abandon()
+    gc.collect()
+
+    assert not any(isinstance(event, RunInterrupted | RunFinished) for event in events)
+    assert caplog.messages == []
 
 
 async def test_a_resource_cannot_suppress_what_the_run_raises(log: Log) -> None:

@@ -19,6 +19,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow.events import AttemptFailed, RunFinished
+from asyncflow.testing import VirtualTimeLoop
 
 AT_ONCE = {"base_ms": 0}
 
@@ -259,3 +260,27 @@ async def test_the_last_error_is_a_timeout_if_the_attempt_before_exceeded_its_li
     report = await run_pipeline([WorkflowStep("a", slow_at_first, timeout_ms=5, max_retries=2)])
 
     assert isinstance(report["a"].output, StepTimeoutError)
+
+
+class EarlyLoop(VirtualTimeLoop):
+    """Has timers that are early by a tenth, as a loop's are that counts whole milliseconds."""
+
+    def call_later(self, delay, *args, **options):
+        return super().call_later(0.9 * delay, *args, **options)
+
+
+def test_a_pause_between_attempts_does_not_end_with_an_early_timer():
+    begun_s = []
+    loop = EarlyLoop()
+
+    async def fails():
+        begun_s.append(loop.time())
+        raise ValueError
+
+    step = WorkflowStep("a", fails, max_retries=2, retry=1_000)
+    try:
+        loop.run_until_complete(run_pipeline([step]))
+    finally:
+        loop.close()
+
+    assert begun_s[1] - begun_s[0] == pytest.approx(1)

@@ -299,6 +299,18 @@ def test_a_run_of_a_stopped_loop_is_not_waited_for(make_journal: Make, is_closed
     del session
 
 
+def test_a_journal_renews_no_lease_of_a_closed_loop(make_journal: Make) -> None:
+    journal = make_journal()
+    with asyncio.Runner() as runner:
+        session, _ = runner.run(journal.open("r", wait=False, read=bool))
+    journal._worker._renew_at = 0.0
+
+    journal._write_thread.submit(journal._worker.tick).result(20)
+
+    asyncio.run(make_journal().open("r", wait=False, read=bool))
+    del session
+
+
 # --- a service -----------------------------------------------------------------------------------
 
 STEPS = """

@@ -7,6 +7,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -172,13 +174,16 @@ async def test_opening_a_new_file_locked_by_another_program_fails(path: Path) ->
     assert problem.startswith("another process has kept the database locked for 0.1 s")
 
 
-async def test_a_journal_waits_for_a_lock_to_be_released(path: Path) -> None:
+async def test_a_journal_waits_for_a_lock_to_be_released(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_waiting = threading.Event()
+    monkeypatch.setattr(time, "sleep", lambda _: is_waiting.set())
     with locked(path) as other:
         async with asyncio.timeout(20):
             journal = SQLiteJournal(path)
             opening = asyncio.create_task(opened(journal))
-            while not journal._write_thread.has_started:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(is_waiting.wait, 20)
             other.execute("ROLLBACK")
             session = await opening
 

@@ -1269,6 +1269,19 @@ async def test_without_a_journal_there_are_no_stored_events(work: Work) -> None:
         assert not await service.cancel("no such run")
 
 
+@in_virtual_time
+async def test_without_a_journal_a_run_is_cancelled_by_its_id(work: Work) -> None:
+    async with Service([work.pipeline]) as service:
+        run = await service.start("work")
+        await asyncio.sleep(0.5)
+
+        assert await service.cancel(run.run_id, "not wanted")
+        with pytest.raises(RunCancelledError, match="not wanted"):
+            await run.report()
+
+    assert work.cleaned_up == ["first"]
+
+
 # --- resources -----------------------------------------------------------------------------------
 
 
