@@ -27,7 +27,7 @@ from asyncflow._core.errors import (
     WorkerLostError,
 )
 from asyncflow._core.graph import parallel_groups, topological_sort
-from asyncflow._core.policies import Pool, Retry
+from asyncflow._core.pool import Pool, PoolStats
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
@@ -37,6 +37,7 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
 )
+from asyncflow._core.retry import Retry
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
@@ -64,6 +65,7 @@ __all__ = [
     "PayloadError",
     "Pipeline",
     "Pool",
+    "PoolStats",
     "ResourceError",
     "RestoredError",
     "RestoredOutput",

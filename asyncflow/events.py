@@ -154,11 +154,14 @@ class RunTimedOut:
 
     at_ms: float
     deadline_ms: float
+    while_paused: str = ""
+    """If steps waited for a paused pool: which, and why, as in "while pool 'api' was paused"."""
 
     @property
     def reason(self) -> str:
         """Why, in words that complete the sentence "the run stopped because …"."""
-        return f"the run exceeded its deadline of {self.deadline_ms:g} ms"
+        meanwhile = f" {self.while_paused}" if self.while_paused else ""
+        return f"the run exceeded its deadline of {self.deadline_ms:g} ms{meanwhile}"
 
 
 @record

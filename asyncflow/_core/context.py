@@ -525,6 +525,11 @@ def remaining_s() -> float:
     return math.inf if left_ms is None else left_ms / 1000
 
 
+def current_clock() -> Callable[[], float] | None:
+    """Return the clock of the run one of whose actions is running; ``None`` outside of one."""
+    return None if _attempt.get(None) is None else _run.get().clock
+
+
 def known_secrets() -> SecretTexts | None:
     """Return the secrets of the run one of whose actions is running, if it has any."""
     return None if _attempt.get(None) is None else _run.get().secrets

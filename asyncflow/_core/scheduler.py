@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
@@ -22,7 +22,7 @@ from asyncflow._core.errors import (
     TimeoutKind,
 )
 from asyncflow._core.graph import Plan
-from asyncflow._core.policies import Pool
+from asyncflow._core.pool import Pool
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import IN_FLIGHT, Phase, StepRuns
 from asyncflow.events import AttemptStarted
@@ -32,10 +32,11 @@ class AdmissionQueue:
     """Admits queued nodes, as far as the run's limit and the pools have room.
 
     Other runs share a pool, so an admitted node does not have a slot of it yet. But the queue
-    admits at most as many nodes as the pool has slots: otherwise those that wait for a slot would
-    fill the run's own limit, and keep out others that need not wait.
+    admits at most as many nodes as the pool has slots, so that runs take turns at the pool.
 
-    At most ``limit`` nodes are in flight at a time; ``None`` means any number. ``steps`` has the
+    At most ``limit`` nodes have a place at a time; ``None`` means any number. A node gets its place
+    when it is admitted. If it must wait for its pool, it lends the place to others, and claims one
+    when it has its slot. ``steps`` has the
     step of each node, and may become longer. ``special`` are the steps that may have a pool, or run
     elsewhere than in the event loop. ``is_dirty`` says whether there may be a node to admit, or a
     step that has become unreachable; ``is_limited``, whether a node may have to wait, here or for a
@@ -51,9 +52,12 @@ class AdmissionQueue:
         self._room = math.inf if limit is None else limit
         self._steps = steps
         self._line: deque[int] = deque()
-        self._held: dict[Pool, deque[int]] = {}
+        self._held: dict[_Line, deque[int]] = {}
         """The nodes that came first when their pool had no room."""
-        self._taken: dict[Pool, int] = {}
+        self._taken: dict[_Line, int] = {}
+        self._placed: set[int] = set()
+        self._placeless: dict[int, None] = {}
+        """The nodes that have claimed a place when there was none, in order."""
         self._since: dict[int, float] = {}
 
     def put(self, nodes: Sequence[int], at_ms: float) -> None:
@@ -67,9 +71,15 @@ class AdmissionQueue:
                 if self._is_of_all or self._steps[node].needs_permit:
                     self._since[node] = at_ms
 
+    def put_first(self, node: int, since_ms: float) -> None:
+        """Queue a node with a pool before all others of it; it waits only from then on."""
+        self._held.setdefault(_line_of(self._steps[node]), deque()).appendleft(node)
+        self._since[node] = since_ms
+        self.is_dirty = True
+
     def queued_ms(self, node: int, at_ms: float) -> float:
         """How long a node has been queued, or has waited since it was admitted."""
-        return at_ms - self._since.get(node, at_ms)
+        return max(0.0, at_ms - self._since.get(node, at_ms))
 
     def take_all(self) -> list[int]:
         """Return all queued nodes, if none of them has to wait."""
@@ -79,28 +89,65 @@ class AdmissionQueue:
 
     def take(self) -> Iterator[int]:
         """Yield the nodes to admit now. The caller calls `enter` before it asks for the next."""
-        for pool, held in self._held.items():
-            while held and self._has_room(pool):
+        for line, held in self._held.items():
+            while held and self._has_room(line, self._steps[held[0]]):
                 yield held.popleft()
         while self._line and self._room > 0:
             node = self._line.popleft()
-            own_pool = self._steps[node].pool
-            if own_pool is None or self._has_room(own_pool):
+            step = self._steps[node]
+            if step.pool is None or self._has_room(_line_of(step), step):
                 yield node
             else:
-                self._held.setdefault(own_pool, deque()).append(node)
+                self._held.setdefault(_line_of(step), deque()).append(node)
 
-    def _has_room(self, pool: Pool) -> bool:
-        return self._room > 0 and self._taken.get(pool, 0) < pool.size
+    def _has_room(self, line: _Line, step: WorkflowStep) -> bool:
+        assert step.pool is not None
+        return self._room > 0 and self._taken.get(line, 0) < step.pool.size
 
     def enter(self, node: int) -> None:
         """Count a node as in flight. It need not have been queued."""
         self._count(node, 1)
+        if self._is_of_all:
+            self._place(node)
+
+    def lend(self, node: int) -> None:
+        """Let other nodes have the place of one that waits for its pool."""
+        if node in self._placed:
+            self._placed.discard(node)
+            self._room += 1
+            self.is_dirty = True
+
+    def claim(self, node: int) -> bool:
+        """Return whether a node has a place; if not, `take_placed` will return it with one."""
+        if not self._is_of_all or node in self._placed:
+            return True
+        if self._room > 0:
+            self._place(node)
+            return True
+        self._placeless[node] = None
+        return False
+
+    def take_placed(self) -> list[int]:
+        """Return the nodes that get now the places which they have claimed."""
+        placed = list(self._placeless)[: max(0, int(min(self._room, len(self._placeless))))]
+        for node in placed:
+            del self._placeless[node]
+            self._place(node)
+        return placed
+
+    def _place(self, node: int) -> None:
+        self._placed.add(node)
+        self._room -= 1
 
     def leave(self, node: int) -> None:
         """Count a node as no longer in flight."""
         self._count(node, -1)
-        self.is_dirty = self.is_dirty or bool(self._line) or any(self._held.values())
+        if node in self._placed:
+            self._placed.discard(node)
+            self._room += 1
+        self._placeless.pop(node, None)
+        waits = self._line or self._placeless or any(self._held.values())
+        self.is_dirty = self.is_dirty or bool(waits)
 
     def moved(self, node: int, before: Phase, now: Phase) -> None:
         """Count a node whose phase has changed."""
@@ -112,13 +159,22 @@ class AdmissionQueue:
 
     def begin(self, node: int, at_ms: float) -> float:
         """Note that a node waits no longer, and return how long it has."""
-        return at_ms - self._since.pop(node, at_ms)
+        return max(0.0, at_ms - self._since.pop(node, at_ms))
 
     def _count(self, node: int, change: int) -> None:
-        self._room -= change
-        pool = self._steps[node].pool
-        if pool is not None:
-            self._taken[pool] = self._taken.get(pool, 0) + change
+        step = self._steps[node]
+        if step.pool is not None:
+            line = _line_of(step)
+            self._taken[line] = self._taken.get(line, 0) + change
+
+
+_Line: TypeAlias = Pool | tuple[Pool, int]
+
+
+def _line_of(step: WorkflowStep) -> _Line:
+    """Return where the nodes of a step stand in line: in a pool, and there with a priority."""
+    assert step.pool is not None
+    return (step.pool, step.priority) if step.priority else step.pool
 
 
 ROUNDING_MS = 0.01
@@ -250,32 +306,47 @@ class Deadlines:
         deadline_ms = self._step_runs.steps[node].deadline_ms
         return math.inf if deadline_ms is None else self._counts_from[node] + deadline_ms
 
-    def retry_delay_ms(self, node: int, error: Exception, at_ms: float) -> float | None:
+    def after_failure(self, node: int, error: Exception, at_ms: float) -> AfterFailure:
         """Decide what follows the failure of the attempt that is running.
 
-        Return how many milliseconds to wait before the next attempt, or ``None`` if the node has
-        failed for good. Raise what the step's retry policy raises.
+        Raise what the step's retry policy raises.
         """
         if _is_final(error):
-            return None
+            return AfterFailure(None)
         latest, step = self._step_runs.latest[node], self._step_runs.steps[node]
         assert latest is not None
         pending_attempts = self._step_runs.pending_attempts(node)
         attempts = latest.attempt - (0 if pending_attempts is None else pending_attempts.unfinished)
-        if attempts >= step.max_retries:
-            return None
+        is_last = attempts >= step.max_retries
+        if is_last and not step.may_pause:
+            return AfterFailure(None)
+        answer = step.retry.answer(error)
+        named_ms = None if isinstance(answer, bool) else answer
+        if is_last or answer is False:
+            return AfterFailure(None, named_ms)
+        delay_ms = step.retry.backoff_ms(attempts, self._random) if named_ms is None else named_ms
         queued_ms = at_ms - self._submitted_ms.get(node, at_ms)
         ends_ms, whose = self.step_ends_ms(node) + queued_ms, "step"
         if self.deadline_ms is not None and not step.is_cleanup:
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
-        delay_ms = step.retry.delay_ms(attempts, error, self._random)
-        if delay_ms is None or at_ms + delay_ms < ends_ms - ROUNDING_MS:
-            return delay_ms
+        if at_ms + delay_ms >= ends_ms - ROUNDING_MS:
+            why = f"the {delay_ms:g} ms backoff would exceed the {whose}'s deadline"
+        elif step.pool is not None and named_ms is None and not step.pool._spend_retry():
+            why = f"the retry budget of {step.pool.title} is spent"
+        else:
+            return AfterFailure(delay_ms, named_ms)
         with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
-            error.add_note(
-                f"not retried: the {delay_ms:g} ms backoff would exceed the {whose}'s deadline"
-            )
-        return None
+            error.add_note(f"not retried: {why}")
+        return AfterFailure(None, named_ms)
+
+
+class AfterFailure(NamedTuple):
+    """What follows a failed attempt."""
+
+    delay_ms: float | None
+    """How long to wait before the next attempt; ``None`` if the node has failed for good."""
+    named_ms: float | None = None
+    """In how many milliseconds the service wants to be asked again, if it has named a time."""
 
 
 class SkippedStep(NamedTuple):

@@ -368,11 +368,17 @@ class RunState:
         """Whether a node continues although the run stops: it belongs to a clean-up step."""
         return self._steps[node].is_cleanup and not self._interrupted
 
-    def enqueue_retry(self, node: int, at_ms: float) -> None:
-        """Queue a node, whose backoff is over, for its next attempt."""
+    def enqueue_retry(self, node: int, since_ms: float, *, first: bool = False) -> None:
+        """Queue a node for its next attempt, for which it may start from the given time on.
+
+        ``first`` says whether it comes before all others that wait for the same pool.
+        """
         assert self._phases[node] == Phase.WAITING
         self._phases[node] = Phase.QUEUED
-        self.queue.put([node], at_ms)
+        if first:
+            self.queue.put_first(node, since_ms)
+        else:
+            self.queue.put([node], since_ms)
 
     def add_item(self, step: int, at_ms: float) -> int:
         """Make the next item of a mapped step a node, and return that.
@@ -423,6 +429,13 @@ class RunState:
             return self.result(self.step_runs.node_of(step, item))
         result, replay = self.result(step), self._replay
         return result if result is None or replay is None else replay.with_history(result)
+
+    def has_succeeded(self, node: int) -> bool:
+        """Whether a node has settled, and well."""
+        result = self._results[node]
+        return self._ends[node] is not None or (
+            result is not None and result.status is StepStatus.SUCCESS
+        )
 
     def output(self, step: int) -> Any:
         """The output of a step that has settled; ``None`` unless it has succeeded."""

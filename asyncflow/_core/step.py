@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
@@ -20,8 +21,9 @@ from asyncflow._core.arguments import (
     unawaitable_result,
 )
 from asyncflow._core.errors import DEFAULT_TIMEOUT_MS, did_you_mean, safe_text
-from asyncflow._core.policies import NO_BACKOFF, Pool, Retry
+from asyncflow._core.pool import Pool
 from asyncflow._core.record import derived, record, replace, show, values_by_name
+from asyncflow._core.retry import NO_BACKOFF, Retry
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
     from typing import Protocol
@@ -64,6 +66,7 @@ class CommonPolicies(TypedDict, total=False):
     deadline_ms: float | None
     heartbeat_ms: float | None
     pool: Pool | None
+    priority: int
     when: Condition | None
     run_if: RunIf
     version: str
@@ -111,6 +114,8 @@ class WorkflowStep:
             ``current_step().heartbeat()``; ``None`` (the default) means no limit. With
             ``runs_in="process"`` the start of the process counts, until it calls the function.
         pool: A `Pool`, of which each attempt takes a slot while it runs.
+        priority: Which attempts of the pool start first when several wait: those with the highest
+            number. 0 by default. It needs a ``pool``.
         map_over: One of the dependencies. The action is called once for each item of its output
             (any iterable or async iterable), all of them concurrently, and receives the item
             instead of the output. Each item has its own attempts, limits and place in the pool; the
@@ -165,6 +170,7 @@ class WorkflowStep:
     deadline_ms: float | None
     heartbeat_ms: float | None
     pool: Pool | None
+    priority: int
     map_over: str | None
     when: Condition | None
     run_if: RunIf
@@ -186,6 +192,8 @@ class WorkflowStep:
     """Whether it runs in a thread or a process here."""
     needs_permit: bool = derived()
     """Whether an attempt waits for a slot of a pool, or for a thread or process here."""
+    may_pause: bool = derived()
+    """Whether its retry policy may name a time until which its pool is paused."""
     is_cleanup: bool = derived()
     """Whether a failure or the run's deadline does not keep it from running; see ``run_if``."""
     is_plain: bool = derived()
@@ -231,6 +239,7 @@ class WorkflowStep:
         deadline_ms: float | None = None,
         heartbeat_ms: float | None = None,
         pool: Pool | None = None,
+        priority: int = 0,
         map_over: str | None = None,
         when: Condition | None = None,
         run_if: RunIf = "success",
@@ -246,9 +255,11 @@ class WorkflowStep:
         _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
         _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
-        _check_pool(name, pool)
+        _check_pool(name, pool, priority)
         retry = retry if isinstance(retry, Retry) else _checked_retry(name, retry)
-        _check_can_retry(name, retry, max_retries)
+        may_pause = pool is not None and pool.pauses and retry.names_times
+        if not may_pause:
+            _check_can_retry(name, retry, max_retries)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _RUN_IF)
         check_engine(f"step {name!r}: engine", engine, local=True)
@@ -268,6 +279,8 @@ class WorkflowStep:
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)
         fill(self, "pool", pool)
+        fill(self, "priority", priority)
+        fill(self, "may_pause", may_pause)
         fill(self, "map_over", map_over)
         fill(self, "when", when)
         fill(self, "run_if", run_if)
@@ -466,7 +479,7 @@ def _check_can_retry(name: str, retry: Retry, max_retries: int) -> None:
         )
 
 
-def _check_pool(name: str, pool: object) -> None:
+def _check_pool(name: str, pool: object, priority: object) -> None:
     if pool is not None and not isinstance(pool, Pool):
         hint = (
             f"; make one, Pool({safe_text(str, pool)}), and share it" if type(pool) is int else ""
@@ -474,6 +487,10 @@ def _check_pool(name: str, pool: object) -> None:
         raise TypeError(
             f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
         )
+    if type(priority) is not int:
+        check_count(f"step {name!r}: priority", priority, -sys.maxsize)
+    if priority and pool is None:
+        raise ValueError(f"step {name!r}: priority has no effect without a pool; give it one")
 
 
 def _check_when(name: str, when: object) -> None:

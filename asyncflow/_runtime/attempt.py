@@ -28,6 +28,7 @@ from asyncflow._core.context import AttemptExtras, enter_attempt
 from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.graph import outputs_to_keep
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption, Payload, StepResult
+from asyncflow._core.scheduler import AfterFailure
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.action_data import ActionData
@@ -55,6 +56,8 @@ from asyncflow.events import (
 
 if TYPE_CHECKING:
     from asyncflow._runtime.remote_attempt import RemoteAttempt, RemoteAttempts
+
+_NOTHING_FOLLOWS = AfterFailure(None)
 
 _ALMOST_NOTHING_S = 1e-9
 """A limit that has passed already. With 0, `asyncio.wait_for` would not even begin."""
@@ -314,7 +317,7 @@ class Attempts:
         state, stop = self._state, self._stop_control
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None
-        ended_ms, attempt, delay_ms = self._context.now_ms(), running.attempt, None
+        ended_ms, attempt, follows = self._context.now_ms(), running.attempt, _NOTHING_FOLLOWS
         if cancel_count() or node in stop.missed_heartbeat:
             limit = stop.cause_of(node, running, ended_ms, returned=error is None)
             if limit is not None and (error is None or isinstance(error, FAILURES)):
@@ -324,7 +327,10 @@ class Attempts:
             forget_cancels()  # those of its limit, the step's own, or a third party's
             if isinstance(error, FAILURES):
                 failure = as_failure(error, name, attempt)
-                error, delay_ms = self._what_follows(node, failure, ended_ms)
+                error, follows = self._what_follows(node, failure, ended_ms)
+        delay_ms, named_ms = follows
+        if named_ms is not None:
+            self._permits.pause(node, ended_ms, named_ms, is_retried=delay_ms is not None)
         if error is None:
             self._report_success(node, running, ended_ms, output, payload)
         else:
@@ -335,19 +341,20 @@ class Attempts:
 
     def _what_follows(
         self, node: int, failure: Exception, ended_ms: float
-    ) -> tuple[BaseException, float | None]:
-        """Return what an attempt has failed with, and the backoff if another one follows."""
+    ) -> tuple[BaseException, AfterFailure]:
+        """Return what an attempt has failed with, and what follows."""
         try:
-            return failure, self._state.deadlines.retry_delay_ms(node, failure, ended_ms)
+            return failure, self._state.deadlines.after_failure(node, failure, ended_ms)
         except BaseException as raised:  # by the step's retry policy
             strip_internal_frames(raised)
             if raised is not failure:
                 raised.__context__ = failure
             if not isinstance(raised, FAILURES):
-                return raised, None
+                return raised, _NOTHING_FOLLOWS
             running = self._state.running_attempt(node)
             assert running is not None
-            return as_failure(raised, self._state.step_runs.name_of(node), running.attempt), None
+            name = self._state.step_runs.name_of(node)
+            return as_failure(raised, name, running.attempt), _NOTHING_FOLLOWS
 
     def _report_success(
         self,

@@ -10,15 +10,18 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
+from asyncflow._core import pool as pools
+from asyncflow._core.context import current_clock
 from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.graph import Plan
-from asyncflow._core.policies import Pool, PoolTicket
+from asyncflow._core.pool import Clock, Pool, PoolTicket
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
@@ -28,6 +31,8 @@ from asyncflow.events import StepFailed, ThreadAbandoned
 
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
+
+_log = logging.getLogger("asyncflow")
 
 _NO_TIME_S = 1e-8
 """What is left of a wait that is over: a loop takes a timer for due that is nearer than the
@@ -49,27 +54,97 @@ def _limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
     return limiter_for(step.runs_in)
 
 
-class Permit:
-    """A slot of a pool and a token of a limiter, acquired together and released together."""
+def pool_clock(loop: asyncio.AbstractEventLoop) -> Clock:
+    """Return the clock of a loop, as pools know it: real loops share one."""
+    return Clock(loop if has_virtual_time(loop) else time.monotonic, loop.time)
 
-    def __init__(self, pool: Pool | None, limiter: anyio.CapacityLimiter | None) -> None:
+
+def _present_clock() -> Clock:
+    """Return the clock of the run in whose action this is called, or of the loop that runs."""
+    clock = current_clock()
+    loop = getattr(clock, "__self__", None)  # that of a virtual loop is a method of it
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return pool_clock(loop)
+    try:
+        return pool_clock(asyncio.get_running_loop())
+    except RuntimeError:  # no event loop runs in this thread
+        return Clock(time.monotonic, time.monotonic)
+
+
+pools.present_clock = _present_clock
+
+
+class _Turn:
+    """Waits in the line of a pool for one node. The pool calls it, in any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, clock: Clock) -> None:
+        self._loop = loop
         self._pool = pool
+        self._clock = clock
+        self._called: asyncio.Future[None] = loop.create_future()
+        self._at_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_over = False
+
+    def call(self, at_s: float | None) -> None:
+        """Take note of a call of the pool."""
+        if at_s is None or at_s != self._at_s or self._loop.is_closed():
+            self._at_s = at_s
+            self._loop.call_soon_threadsafe(self._answer, at_s)
+
+    def _answer(self, at_s: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._is_over or self._called.done():
+            return
+        if at_s is None:
+            self._called.set_result(None)
+        else:
+            self._timer = self._loop.call_at(at_s, self._look, at_s)
+
+    def _look(self, at_s: float) -> None:
+        if at_s - self._loop.time() > _NO_TIME_S:  # a timer may be early
+            self._answer(at_s)
+        else:
+            self._pool._look(self._clock, at_s)
+
+    async def called(self) -> None:
+        """Wait until the pool has called. Wait once only: cancelled, it is over."""
+        await self._called
+
+    def end(self) -> None:
+        """Set no timer any more."""
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Permit:
+    """What one attempt must hold: slots of a pool, and a token of a limiter."""
+
+    def __init__(
+        self,
+        limiter: anyio.CapacityLimiter | None,
+        ticket: PoolTicket | None = None,
+        turn: _Turn | None = None,
+    ) -> None:
+        self.ticket = ticket
+        self._turn = turn
         self._limiter = limiter
-        self._ticket: PoolTicket | None = None
         self._has_token = False
 
-    async def acquire(self) -> None:
-        """Wait for both. If that is cancelled, neither is held."""
-        try:
-            if self._pool is not None:
-                await self._take_ticket(self._pool)
-            if self._limiter is not None:
-                await self._take_token(self._limiter)
-        except BaseException:
-            self.release(unused=True)
-            raise
+    async def slots(self) -> None:
+        """Wait for the slots."""
+        if self._turn is not None and self.ticket is not None:
+            if not self.ticket.has_slots:
+                await self._turn.called()
+            self._end_turn()
 
-    async def _take_token(self, limiter: anyio.CapacityLimiter) -> None:
+    async def token(self) -> None:
+        """Wait for the token."""
+        limiter = self._limiter
+        if limiter is None or self._has_token:
+            return
         try:
             # A token that is free is never waited for: before 4.16 anyio, if cancelled in the
             # turn that it then lets pass, gives back a token of the task, and not this one.
@@ -78,42 +153,27 @@ class Permit:
             await limiter.acquire_on_behalf_of(self)
         self._has_token = True
 
-    async def _take_ticket(self, pool: Pool) -> None:
-        loop = asyncio.get_running_loop()
-        called: asyncio.Future[None] = loop.create_future()
-        self._ticket = pool._request_slot(lambda: loop.call_soon_threadsafe(_resolve, called))
-        if not self._ticket.has_slot:
-            await called
-        delay_s = self._ticket.reserve_start(
-            loop.time(), loop if has_virtual_time(loop) else time.monotonic
-        )
-        if delay_s > 0:
-            await asyncio.sleep(delay_s)
-
     def release(self, *, unused: bool = False) -> None:
         """Release what was acquired; ``unused`` if no attempt has started."""
+        self._end_turn()
         if self._has_token:
             assert self._limiter is not None
             self._limiter.release_on_behalf_of(self)
             self._has_token = False
-        if self._ticket is not None:
-            self._ticket.release(unused=unused)
+        if self.ticket is not None:
+            self.ticket.release(unused=unused)
 
-    def release_slot(self) -> None:
-        """Release the slot of the pool only; from any thread, also if the loop is closed."""
-        if self._ticket is not None:
-            self._ticket.release()
-
-
-def _resolve(called: asyncio.Future[None]) -> None:
-    if not called.done():  # it is, if the waiting was cancelled
-        called.set_result(None)
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
+            self._turn = None
 
 
 class Permits:
     """Lets the attempts of a run wait for what they must hold.
 
-    ``turns`` has what each node waits for that is queued for its next attempt.
+    ``turns`` has what each node waits for that is queued for its next attempt, or that has claimed
+    a place of the run.
     """
 
     def __init__(
@@ -123,31 +183,139 @@ class Permits:
         self._dispatcher = dispatcher
         self._stop_control = stop
         self._state = scope.state
+        self._queue = scope.state.queue
+        self._context = scope.run_context
         self._now_ms = scope.run_context.now_ms
         self._loop = scope.loop
+        self._clock = pool_clock(scope.loop)
         self.turns: dict[int, asyncio.Future[None]] = {}
+        self._held: dict[int, PoolTicket | Permit] = {}
+        """What each node holds or waits for: a mere ticket if it never had to wait."""
+        self._ages: dict[int, int] = {}
+        """The place in line that a node keeps for its next attempt, or for its next request."""
+        self._late: list[PoolTicket | Permit] = []
+        """What is released when the nodes that its attempts have made ready are in line."""
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
 
-    def take(self, step: WorkflowStep) -> PoolTicket | None:
-        """Return what a plain attempt must hold, if it need not wait for that; else `acquire`."""
-        return step.pool._take_slot() if step.is_plain and step.pool is not None else None
+    def request(self, node: int, step: WorkflowStep) -> None:
+        """Let a node that starts join the line of its pool, so that it has its place at once."""
+        pool = step.pool
+        if pool is None or node in self._held:
+            return
+        age = self._ages.pop(node, None) if self._ages else None
+        ticket = None if step.needs_worker else pool._take()
+        if ticket is not None:
+            self._held[node] = ticket
+            return
+        turn = _Turn(self._loop, pool, self._clock)
+        ticket = pool._join(self._clock, turn.call, priority=step.priority, age=age)
+        self._held[node] = Permit(_limiter_for(step), ticket, turn)
+        if not ticket.has_slots:
+            self._queue.lend(node)
 
-    async def acquire(self, node: int, step: WorkflowStep) -> Permit:
-        """Wait for a slot of the step's pool, and for a thread or process if it needs one."""
-        permit = Permit(step.pool, _limiter_for(step))
-        await self._stop_control.undisturbed(node, permit.acquire)
-        return permit
+    async def acquire(self, node: int, step: WorkflowStep) -> None:
+        """Wait until a node holds all that its attempt needs."""
+        held = self._held.get(node)
+        if type(held) is PoolTicket and not held.is_paused:
+            return
+        await self._stop_control.undisturbed(node, partial(self._acquire, node, step))
 
-    def release(self, node: int, permit: Permit | PoolTicket, *, unused: bool = False) -> None:
-        """Release a permit; if its attempt has abandoned a thread, when that has ended."""
+    async def _acquire(self, node: int, step: WorkflowStep) -> None:
+        while True:
+            if node not in self._held and step.pool is None:
+                self._held[node] = Permit(_limiter_for(step))
+            else:
+                self.request(node, step)
+            held = self._held[node]
+            try:
+                if isinstance(held, Permit):
+                    await held.slots()
+                    has_place = self._queue.claim(node)
+                    if has_place:
+                        await held.token()
+                else:
+                    has_place = True
+            except BaseException:
+                self._give_back(node)
+                raise
+            ticket = held.ticket if isinstance(held, Permit) else held
+            if has_place and (ticket is None or not ticket.is_paused):
+                return
+            # The run has become full meanwhile, or the pool was paused.
+            self._give_back(node)
+            if not has_place:
+                await self._wait_for_turn(node)
+
+    def _give_back(self, node: int) -> None:
+        """Release what a node holds, which keeps its place in line."""
+        held = self._held.pop(node, None)
+        ticket = held.ticket if isinstance(held, Permit) else held
+        if held is not None:
+            if ticket is not None:
+                self._ages[node] = ticket.age
+            held.release(unused=True)
+
+    def release(self, node: int, *, unused: bool = False) -> None:
+        """Release what a node holds; if its attempt has abandoned a thread, when that has ended."""
+        held = self._held.pop(node, None)
+        if held is None:
+            return
+        pool = self._state.step_runs.steps[node].pool
+        if pool is not None and pool.retry_budget is not None and self._state.has_succeeded(node):
+            pool._earn_retry()
         thread = self._threads.get(node)
-        if thread is None or thread.done():
-            permit.release(unused=unused)
+        if thread is not None and not thread.done():
+            slots = held.ticket if isinstance(held, Permit) else held
+            if slots is not None:
+                thread.call_at_once(slots.release)  # from any thread, also if the loop is closed
+            thread.add_done_callback(lambda _: held.release())
+        elif self._queue.is_dirty and not unused:
+            self._late.append(held)
         else:
-            assert isinstance(permit, Permit)  # a plain attempt runs in the loop
-            thread.call_at_once(permit.release_slot)
-            thread.add_done_callback(lambda _: permit.release())
+            held.release(unused=unused)
+
+    def release_late(self) -> None:
+        """Offer the slots of attempts whose successors are in line now."""
+        while self._late:
+            self._late.pop().release()
+
+    def forget(self, node: int, *, unused: bool = True) -> None:
+        """Release what a node still holds that has ended."""
+        self._ages.pop(node, None)
+        self.release(node, unused=unused)
+
+    def paused_pool(self) -> str:
+        """Return which paused pool nodes wait for, and why, as an end of a sentence."""
+        for node, held in self._held.items():
+            pool = self._state.step_runs.steps[node].pool
+            ticket = held.ticket if isinstance(held, Permit) else held
+            if pool is not None and ticket is not None and not ticket.has_slots:
+                pause = pool._pause_of(self._clock)
+                if pause is not None:
+                    by = f" by step {pause.by!r}" if pause.by else ""
+                    return f"while {pool.title} was paused{by} for another {pause.left_ms:,.0f} ms"
+        return ""
+
+    def pause(self, node: int, ended_ms: float, named_ms: float, *, is_retried: bool) -> None:
+        """Pause the pool of a node, whose service has named a time."""
+        step = self._state.step_runs.steps[node]
+        pool = step.pool
+        if pool is None or not pool.pauses:
+            return
+        until_s = self._context.at_s(ended_ms + min(named_ms, pool.max_pause_ms))
+        name = self._state.step_runs.name_of(node)
+        if named_ms > pool.max_pause_ms:
+            _log.warning(
+                "step %r: its service named a time in %.0f ms, and %s is paused for no more than "
+                "its max_pause_ms of %g",
+                *(name, named_ms, pool.title, pool.max_pause_ms),
+            )
+        pool._pause(self._clock, until_s, name)
+        held = self._held.get(node)
+        ticket = held.ticket if isinstance(held, Permit) else held
+        if is_retried and ticket is not None:
+            self._ages[node] = ticket.age
 
     def abandon(self, node: int, thread: ThreadEnd) -> None:
         """Report that the running attempt of a node ends before its thread does."""
@@ -158,11 +326,16 @@ class Permits:
         self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 
     def readmit(self, node: int) -> bool:
-        """Let a node start its next attempt, if it is one that waits for that."""
+        """Let a node continue, if it is one that waits for its turn."""
         turn = self.turns.get(node)
-        if turn is not None:
+        if turn is None:
+            return False
+        step = self._state.step_runs.steps[node]
+        if step.needs_permit:
+            self.request(node, step)
+        if not turn.done():
             turn.set_result(None)
-        return turn is not None
+        return True
 
     async def back_off(self, node: int, delay_ms: float) -> bool:
         """Wait between two attempts, at least one turn of the loop.
@@ -173,17 +346,24 @@ class Permits:
             asyncio.CancelledError: The run has asked the node to stop.
         """
         self._stop_control.check_before_backoff(node)
-        if self._state.queue.is_dirty:
-            self._run.advance()  # there is room for another node
         clock = self._loop.time
         ends_s = clock() + delay_ms / 1000
-        await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
-        while ends_s - clock() > _NO_TIME_S:  # a timer may be early
+        pool = self._state.step_runs.steps[node].pool
+        keeps_place = node in self._ages
+        waits_in_line = keeps_place and pool is not None and delay_ms <= pool.max_pause_ms
+        if not waits_in_line:
+            if self._queue.is_dirty:
+                self._run.advance()  # there is room for another node
             await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
+            while ends_s - clock() > _NO_TIME_S:  # a timer may be early
+                await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
         if node in self._threads and not await self._thread_has_ended(node):
             return False
         if self._state.is_limited:
-            await self._next_turn(node)
+            since_ms = (ends_s - self._context.started_s) * 1000
+            since_ms = since_ms if waits_in_line else self._now_ms()
+            self._state.enqueue_retry(node, since_ms, first=keeps_place)
+            await self._wait_for_turn(node)
         return True
 
     async def _thread_has_ended(self, node: int) -> bool:
@@ -204,9 +384,9 @@ class Permits:
         self._dispatcher.emit(StepFailed(latest.step, latest.attempt, now_ms, error, latest.item))
         return False
 
-    async def _next_turn(self, node: int) -> None:
+    async def _wait_for_turn(self, node: int) -> None:
+        """Wait until the run admits a node, or gives it the place that it has claimed."""
         turn = self.turns[node] = self._loop.create_future()
-        self._state.enqueue_retry(node, self._now_ms())
         self._run.advance()
         try:
             await self._stop_control.undisturbed(node, partial(asyncio.wait, [turn]))

@@ -183,7 +183,8 @@ class Run:
 
     def _close(self) -> None:
         """Report the end of the run, and let go of what could outlive it or refers back to it."""
-        self._is_closed = self._starter.is_held = True
+        self._is_closed = True
+        self._starter.close()
         scope, state = self._scope, self._state
         if self._link is not None:
             self._link.end()
@@ -375,7 +376,9 @@ class Run:
 
     def _report_interruption(self, why: Interruption) -> None:
         if self._state.status is not RunStatus.INTERRUPTED or self._overrides(why):
-            self._dispatcher.emit(RunInterrupted(self._now_ms(), why.reason, why.cause))
+            paused = self._starter.paused_pool()
+            reason = f"{why.reason} {paused}" if paused else why.reason
+            self._dispatcher.emit(RunInterrupted(self._now_ms(), reason, why.cause))
 
     def _overrides(self, why: Interruption) -> bool:
         """Whether a run that was drained is cancelled now, so that no other process resumes it."""
@@ -388,7 +391,8 @@ class Run:
         if self._resources is not None and self._resources.is_opening:
             self._resources.time_out(deadline_ms)
         elif self._state.stop_reason is None and self._state.ordinary_unsettled:
-            self._dispatcher.emit(RunTimedOut(self._now_ms(), deadline_ms))
+            paused = self._starter.paused_pool()
+            self._dispatcher.emit(RunTimedOut(self._now_ms(), deadline_ms, paused))
             self._stop_soon()
 
     def _stop_soon(self) -> None:

@@ -67,6 +67,15 @@ class Starter:
         self.is_held = False
         self.advance_soon()
 
+    def close(self) -> None:
+        """Start nothing more, and keep nothing."""
+        self.is_held = True
+        self._permits.release_late()
+
+    def paused_pool(self) -> str:
+        """Return which paused pool nodes wait for, and why, as an end of a sentence."""
+        return self._permits.paused_pool()
+
     def forget(self, node: int) -> None:
         """Forget the item that a node is, if it is one, since it has ended or will never start."""
         if self._data.items:
@@ -97,6 +106,8 @@ class Starter:
             if again:
                 self._start(again, is_again=True)
             while queue.is_dirty:
+                for node in queue.take_placed():
+                    self._permits.readmit(node)
                 self._start(self._state.take_ready())
                 if queue.is_dirty:
                     self.skip_unreachable()
@@ -104,6 +115,7 @@ class Starter:
             self._run.broken(bug, "a step could not be started")
         finally:
             self.is_advancing = False
+        self._permits.release_late()
         if not self._scope.live:
             self._run.settled(None)
 
@@ -126,6 +138,8 @@ class Starter:
                     coroutine = self.maps.run(node, step)
                 else:
                     self.maps.note_change(node)
+            if step.needs_permit and coroutine is None:
+                permits.request(node, step)
             if step.timeout_s is not None and step.timeout_s < shortest_s:
                 shortest_s = step.timeout_s
             # Before 3.12, each attempt has a task of its own, which has that name.
@@ -238,6 +252,7 @@ class Starter:
             self._dispatcher.emit(StepSkipped(name, now_ms, reason))
         else:
             state.drop_item(node)
+        self._permits.forget(node)
         self.maps.forget(node)
 
     def report_cancelled(self, node: int, now_ms: float) -> None:

@@ -128,12 +128,12 @@ class StepRunner:
 
     async def run(self, node: int, step: WorkflowStep, *, is_plain: bool) -> None:
         """Make attempts of a node, in either lane, until it has ended."""
-        permit, attempt = None, 0
+        attempt = 0
         attempts, lane = self._attempts, self.run_plain if is_plain else self._attempts.make
         try:
             while True:
                 if step.needs_permit:
-                    permit = self._permits.take(step) or await self._permits.acquire(node, step)
+                    await self._permits.acquire(node, step)
                 attempt = self._state.step_runs.next_attempt(node)
                 if attempt > 1:
                     self._remember_error(node)
@@ -148,9 +148,8 @@ class StepRunner:
                 else:
                     make_attempt = partial(lane, node, step, attempt)
                     delay_ms = await attempts.bounded(node, attempt, make_attempt)
-                if permit is not None:
-                    self._permits.release(node, permit)
-                    permit = None
+                if step.needs_permit:
+                    self._permits.release(node)
                 if delay_ms is None:
                     return
                 if not await self._permits.back_off(node, delay_ms):
@@ -163,10 +162,10 @@ class StepRunner:
         finally:
             if attempt > 1:
                 self._last_errors.pop(self._state.step_runs.key_of(node), None)
-            if permit is not None:
+            if step.needs_permit:
                 latest = self._state.latest_attempt(node)
                 has_begun = latest is not None and latest.attempt == attempt
-                self._permits.release(node, permit, unused=not has_begun)
+                self._permits.forget(node, unused=not has_begun)
 
     def _remember_error(self, node: int) -> None:
         """Let the action ask what the attempt before failed with."""

@@ -335,7 +335,7 @@ class Simulation:
         name = self.name(node)
         unretryable = name in self.scenario.unretryable
         error = ActionNotAwaitableError(name, "int") if unretryable else ValueError(name, attempt)
-        delay_ms = self.state.deadlines.retry_delay_ms(node, error, self.now)
+        delay_ms = self.state.deadlines.after_failure(node, error, self.now).delay_ms
         if delay_ms is None:
             self.note_stop(self.scenario.fail_fast)
             self.emit(StepFailed(name, attempt, self.now, error, item))

@@ -180,6 +180,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callab
             "records": list,
             "older_than": lambda: timedelta(days=1),
             "SQLiteJournal": lambda: journal,
+            "Pool": lambda: Pool(2),
             "Pipeline": lambda: made_pipeline().with_options(journal=journal),
             "Orchestrator": lambda: Orchestrator(made_steps(), journal=journal),
             "RunReport": made_report,

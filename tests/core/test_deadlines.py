@@ -138,7 +138,7 @@ class TestTable:
 
         now = run_until(attempt, state, 10, wait)
 
-        assert state.deadlines.retry_delay_ms(0, BOOM, now + 10) == follows
+        assert state.deadlines.after_failure(0, BOOM, now + 10).delay_ms == follows
 
 
 class TestDeadline:
@@ -162,8 +162,8 @@ class TestDeadline:
         assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)
         state.apply(AttemptStarted("x", 2, 135.0, state.queue.queued_ms(0, 135.0)))
         assert state.deadlines.of(0, 135.0) == Limit("step", 50, 170.0)
-        assert state.deadlines.retry_delay_ms(0, BOOM, 169.9) == 0.0
-        assert state.deadlines.retry_delay_ms(0, BOOM, 170.0) is None
+        assert state.deadlines.after_failure(0, BOOM, 169.9).delay_ms == 0.0
+        assert state.deadlines.after_failure(0, BOOM, 170.0).delay_ms is None
 
     def test_a_deadline_that_ends_an_attempt_slightly_early_has_passed(self) -> None:
         """A timer may be early by the resolution of the clock, and sums of times are rounded."""
@@ -175,8 +175,8 @@ class TestDeadline:
             state.apply(AttemptStarted("x", 1, 100.0))
             error = StepTimeoutError("x", 1, 50, "step")
 
-            assert state.deadlines.retry_delay_ms(0, error, 149.9999) is None
-            assert state.deadlines.retry_delay_ms(0, BOOM, 149.9) == 0.0
+            assert state.deadlines.after_failure(0, error, 149.9999).delay_ms is None
+            assert state.deadlines.after_failure(0, BOOM, 149.9).delay_ms == 0.0
 
     def test_the_deadline_of_a_step_excludes_the_queued_time_of_all_attempts(self) -> None:
         step = WorkflowStep("x", nothing, timeout_ms=None, deadline_ms=50, max_retries=9)
@@ -195,7 +195,7 @@ class TestDeadline:
 
         state.apply(AttemptStarted("x", 1, 100.0))
 
-        assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) == 5.0
+        assert state.deadlines.after_failure(0, BOOM, 110.0).delay_ms == 5.0
 
 
 class TestPolicy:
@@ -207,8 +207,8 @@ class TestPolicy:
 
         run_until(3, state, 10, 0)
 
-        assert state.deadlines.retry_delay_ms(0, BOOM, 200.0) == 20.0
-        assert state.deadlines.retry_delay_ms(0, OSError("boom"), 200.0) is None
+        assert state.deadlines.after_failure(0, BOOM, 200.0).delay_ms == 20.0
+        assert state.deadlines.after_failure(0, OSError("boom"), 200.0).delay_ms is None
 
     def test_the_policy_is_not_called_after_the_last_attempt(self) -> None:
         def on(error: Exception) -> bool:
@@ -218,7 +218,7 @@ class TestPolicy:
 
         run_until(2, state, 10, 0)
 
-        assert state.deadlines.retry_delay_ms(0, BOOM, 200.0) is None
+        assert state.deadlines.after_failure(0, BOOM, 200.0).delay_ms is None
 
     def test_an_error_of_the_policy_propagates(self) -> None:
         def on(error: Exception) -> bool:
@@ -228,7 +228,7 @@ class TestPolicy:
         run_until(1, state, 10, 0)
 
         with pytest.raises(KeyError):
-            state.deadlines.retry_delay_ms(0, BOOM, 200.0)
+            state.deadlines.after_failure(0, BOOM, 200.0)
 
     def test_a_requested_delay_that_ends_too_late_prevents_the_retry(self) -> None:
         retry = Retry(on=lambda error: 60)
@@ -237,7 +237,7 @@ class TestPolicy:
             state = state_of(step)
             run_until(1, state, 10, 0)
 
-            assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) == expected
+            assert state.deadlines.after_failure(0, BOOM, 110.0).delay_ms == expected
 
     def test_a_refused_value_is_retried_within_the_limits(self) -> None:
         retry = Retry(base_ms=5, jitter=False, on=KeyError, until=bool)
@@ -247,9 +247,9 @@ class TestPolicy:
 
         run_until(1, state, 10, 0)
 
-        assert state.deadlines.retry_delay_ms(0, refusal, 110.0) == 5.0
-        assert state.deadlines.retry_delay_ms(0, BOOM, 110.0) is None
-        assert state.deadlines.retry_delay_ms(0, refusal, 145.0) is None
+        assert state.deadlines.after_failure(0, refusal, 110.0).delay_ms == 5.0
+        assert state.deadlines.after_failure(0, BOOM, 110.0).delay_ms is None
+        assert state.deadlines.after_failure(0, refusal, 145.0).delay_ms is None
 
     def test_an_action_that_returned_no_awaitable_is_never_retried_whatever_the_policy(
         self,
@@ -260,8 +260,8 @@ class TestPolicy:
 
         error = ActionNotAwaitableError("x", "int")
 
-        assert state.deadlines.retry_delay_ms(0, error, 110.0) is None
+        assert state.deadlines.after_failure(0, error, 110.0).delay_ms is None
 
 
-# Of the mutants that mutmut makes of `Deadlines`, one survives: its `retry_delay_ms` allows a
+# Of the mutants that mutmut makes of `Deadlines`, one survives: its `after_failure` allows a
 # backoff that ends exactly one slack before the limit. No rule decides that case.

@@ -103,4 +103,4 @@ def test_a_retry_condition_that_returns_a_coroutine_is_named_in_the_error() -> N
     policy = Retry(on=lambda error: ask())  # type: ignore[arg-type,return-value]
 
     with pytest.raises(TypeError, match="Retry: on returned coroutine"):
-        policy.delay_ms(1, OSError(), lambda: 0.5)
+        policy.answer(OSError())

@@ -1,13 +1,15 @@
-"""A pool never grants more slots than it has, and serves its queue in order."""
+"""A pool never grants more slots than it has, and serves its line in order and at its times."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import itertools
 import math
+import pickle
 import random
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -17,20 +19,65 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow._core.policies import Pool, PoolTicket
+from asyncflow._core.pool import Clock, Pool, PoolTicket
 
 EXACT = 1e-9
 
 
-class Clock:
+class Key:
     """Stands for an event loop: compared by identity, and possibly garbage-collected."""
 
 
-CLOCK = Clock()
+class Hand:
+    """A clock that a test moves, with all that wait by it."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+        self.clock = Clock(Key(), lambda: self.now)
+        self.pool: Pool
+        self.timers: list[tuple[float, int]] = []
+        self.order: list[str] = []
+        self.starts: list[float] = []
+        self.tickets: list[PoolTicket] = []
+        """One that is lost gives back its slots."""
+        self._numbers = itertools.count()
+
+    def join(self, pool: Pool, name: str = "", **needs: Any) -> PoolTicket:
+        """Join the line of a pool, as a node of a run does."""
+        self.pool = pool
+
+        def call(at_s: float | None) -> None:
+            if at_s is None:
+                self.order.append(name)
+                self.starts.append(self.now)
+            else:
+                self.timers.append((at_s, next(self._numbers)))
+
+        self.tickets.append(pool._join(self.clock, call, **needs))
+        return self.tickets[-1]
+
+    def run(self, until: float = math.inf) -> None:
+        """Let time pass: fire the timers up to then, in order."""
+        while self.timers and min(self.timers)[0] <= until:
+            timer = min(self.timers)
+            self.timers.remove(timer)
+            # The clock of a loop that fires a timer may be a little short of its time.
+            self.now = max(self.now, timer[0] - EXACT)
+            self.pool._look(self.clock, timer[0])
+        self.now = max(self.now, until) if until < math.inf else self.now
 
 
-def must_not_be_called() -> None:
-    raise AssertionError("a ticket that has its slot or was released was called")
+def ignore(at_s: float | None) -> None: ...
+
+
+def closed(at_s: float | None) -> None:
+    raise RuntimeError("Event loop is closed")
+
+
+def take(pool: Pool, slots: int = 1) -> PoolTicket:
+    ticket = pool._take(slots)
+    assert ticket is not None
+    return ticket
 
 
 class TestArguments:
@@ -48,140 +95,235 @@ class TestArguments:
 
         assert str(refused.value) == f"a pool's size must be at least 1, not {size}"
 
+    @pytest.mark.parametrize("name", ["per_second", "per_minute", "tokens_per_minute"])
     @pytest.mark.parametrize("rate", [True, False, "5", Decimal(1), Fraction(1, 2), 1j, []])
-    def test_the_rate_must_be_a_number_or_none(self, rate: Any) -> None:
+    def test_a_rate_must_be_a_number_or_none(self, rate: Any, name: str) -> None:
         with pytest.raises(TypeError) as refused:
-            Pool(1, per_second=rate)
+            Pool(1, **{name: rate})
 
         assert str(refused.value) == (
-            f"a pool's per_second must be a number or None, not {type(rate).__name__}"
+            f"a pool's {name} must be a number or None, not {type(rate).__name__}"
         )
 
+    @pytest.mark.parametrize("name", ["per_second", "per_minute", "tokens_per_minute"])
     @pytest.mark.parametrize(
         "rate",
         # The positive ones are so small, or so great, that no interval belongs to them.
         [0, 0.0, -1, -0.1, math.nan, math.inf, -math.inf, 10**400, 5e-324, 1 / sys.float_info.max],
     )
-    def test_the_rate_must_be_finite_and_above_zero(self, rate: float) -> None:
-        with pytest.raises(ValueError, match="per_second") as refused:
-            Pool(1, per_second=rate)
+    def test_a_rate_must_be_finite_and_above_zero(self, rate: float, name: str) -> None:
+        with pytest.raises(ValueError, match=name) as refused:
+            Pool(1, **{name: rate})  # type: ignore[arg-type]
 
-        assert str(refused.value) == (f"a pool's per_second must be finite and above 0, not {rate}")
+        assert str(refused.value) == (f"a pool's {name} must be finite and above 0, not {rate}")
+
+    def test_a_pool_has_one_rate_of_starts(self) -> None:
+        with pytest.raises(ValueError, match="per_second or per_minute"):
+            Pool(1, per_second=1, per_minute=60)
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({"pauses": 1}, "a pool's pauses must be True or False, not 1"),
+            ({"max_pause_ms": "1s"}, "a pool's max_pause_ms must be a number, not str"),
+            ({"retry_budget": "10%"}, "a pool's retry_budget must be a number or None, not str"),
+            ({"name": 3}, "a pool's name must be a str or None, not int"),
+        ],
+    )
+    def test_an_option_of_another_type_is_refused(
+        self, options: dict[str, Any], expected: str
+    ) -> None:
+        with pytest.raises(TypeError) as refused:
+            Pool(1, **options)
+
+        assert str(refused.value) == expected
+
+    @pytest.mark.parametrize(
+        "options", [{"max_pause_ms": 0}, {"max_pause_ms": math.inf}, {"retry_budget": -0.1}]
+    )
+    def test_an_option_out_of_its_range_is_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="must be finite and at least"):
+            Pool(1, **options)
+
+    @pytest.mark.parametrize("ms", [-1, math.nan, math.inf])
+    def test_a_pause_must_be_finite_and_not_negative(self, ms: float) -> None:
+        with pytest.raises(ValueError, match="pause: ms"):
+            Pool(1).pause(ms)
 
     def test_the_repr_shows_how_many_slots_are_in_use_and_awaited(self) -> None:
-        pool = Pool(2, per_second=0.5)
-        for _ in range(5):
-            pool._request_slot(must_not_be_called)
+        pool = Pool(2, per_second=1e9, name="x")
+        hands = [Hand() for _ in range(5)]
+        for hand in hands:
+            hand.join(pool)
 
-        assert repr(pool) == "<Pool(2, per_second=0.5): 2 in use, 3 waiting>"
-        assert repr(Pool(1)) == "<Pool(1): 0 in use, 0 waiting>"
+        assert repr(pool) == "<Pool(2, per_second=1e+09, name='x'): 2 in use, 3 waiting>"
+        assert repr(Pool(1, pauses=False)) == "<Pool(1, pauses=False): 0 in use, 0 waiting>"
+
+    @pytest.mark.parametrize("make_copy", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_a_pool_belongs_to_its_process(self, make_copy: Callable[[Pool], object]) -> None:
+        with pytest.raises(TypeError, match="a Pool belongs to its process"):
+            make_copy(Pool(1))
 
 
-class TestQueue:
+class TestLine:
     def test_a_second_release_has_no_effect(self) -> None:
-        pool = Pool(1)
-        first = pool._request_slot(must_not_be_called)
+        pool, hand = Pool(1), Hand()
+        first = take(pool)
         first.release()
-        second = pool._request_slot(must_not_be_called)
-        third = pool._request_slot(lambda: None)
+        second = take(pool)
+        third = hand.join(pool)
 
         first.release()
         first.release(unused=True)
 
         assert (pool.in_use, pool.waiting) == (1, 1)
-        assert (second.has_slot, third.has_slot) == (True, False)
+        assert (second.has_slots, third.has_slots) == (True, False)
 
-    def test_a_ticket_that_leaves_the_queue_is_not_called_and_takes_no_slot(self) -> None:
-        pool, called = Pool(1), list[str]()
-        first = pool._request_slot(must_not_be_called)
-        impatient, patient = (
-            pool._request_slot(must_not_be_called),
-            pool._request_slot(lambda: called.append("patient")),
-        )
+    def test_a_ticket_that_leaves_the_line_is_not_called_and_takes_no_slot(self) -> None:
+        pool, hand = Pool(1), Hand()
+        first = take(pool)
+        impatient, patient = hand.join(pool, "impatient"), hand.join(pool, "patient")
 
         impatient.release()
         impatient.release()
         assert (pool.in_use, pool.waiting) == (1, 1)
         first.release()
 
-        assert called == ["patient"]
-        assert (impatient.has_slot, patient.has_slot) == (False, True)
+        assert hand.order == ["patient"]
+        assert (impatient.has_slots, patient.has_slots) == (False, True)
 
     def test_a_slot_skips_tickets_whose_event_loop_is_closed(self) -> None:
-        def closed() -> None:
-            raise RuntimeError("Event loop is closed")
-
-        pool, called = Pool(1), list[str]()
-        first = pool._request_slot(must_not_be_called)
-        gone = [pool._request_slot(closed) for _ in range(3)]
-        alive = pool._request_slot(lambda: called.append("alive"))
+        pool, hand = Pool(1), Hand()
+        first = take(pool)
+        gone = [pool._join(hand.clock, closed) for _ in range(3)]
+        alive = hand.join(pool, "alive")
 
         first.release()
 
-        assert called == ["alive"]
-        assert alive.has_slot
-        assert not any(ticket.has_slot for ticket in gone)
+        assert hand.order == ["alive"]
+        assert alive.has_slots
+        assert not any(ticket.has_slots for ticket in gone)
         for ticket in gone:
             ticket.release()  # its owner may still do so
         assert (pool.in_use, pool.waiting) == (1, 0)
 
     def test_a_slot_that_no_ticket_can_take_is_free(self) -> None:
-        def closed() -> None:
-            raise RuntimeError("Event loop is closed")
-
         pool = Pool(1)
-        first = pool._request_slot(must_not_be_called)
-        pool._request_slot(closed)
+        first = take(pool)
+        pool._join(Hand().clock, closed)
 
         first.release()
 
         assert (pool.in_use, pool.waiting) == (0, 0)
-        assert pool._request_slot(must_not_be_called).has_slot
+        assert pool._take() is not None
+
+    def test_a_head_whose_loop_is_closed_does_not_hold_the_line_through_a_pause(self) -> None:
+        pool, hand = Pool(1), Hand()
+        pool._pause(hand.clock, 5.0, "")
+        pool._join(hand.clock, closed)
+        alive = hand.join(pool)
+
+        hand.run()
+
+        assert alive.has_slots
+        assert (pool.in_use, pool.waiting) == (1, 0)
 
     def test_a_callback_may_release_its_slot_at_once(self) -> None:
         """This happens if the garbage collector closes a coroutine during the call."""
-        pool, called = Pool(1), list[str]()
-        first = pool._request_slot(must_not_be_called)
+        pool, hand = Pool(1), Hand()
+        first = take(pool)
         tickets: list[PoolTicket] = []
-        tickets.append(pool._request_slot(lambda: tickets[0].release()))
-        last = pool._request_slot(lambda: called.append("last"))
+        tickets.append(pool._join(hand.clock, lambda _: tickets[0].release()))
+        last = hand.join(pool, "last")
 
         first.release()
 
-        assert called == ["last"]
-        assert last.has_slot
+        assert hand.order == ["last"]
+        assert last.has_slots
         assert (pool.in_use, pool.waiting) == (1, 0)
 
+    def test_the_collector_may_release_others_at_any_line(self) -> None:
+        """Here in each call that the pool makes while its line moves."""
+        pool, hand = Pool(2), Hand()
+        waiting: list[PoolTicket] = []
+
+        def call(_: float | None) -> None:
+            for ticket in waiting[1::2]:
+                ticket.release(unused=True)
+
+        held = [take(pool), take(pool)]
+        waiting += [pool._join(hand.clock, call) for _ in range(9)]
+        for ticket in held:
+            ticket.release()
+        for ticket in waiting:
+            ticket.release()
+
+        assert (pool.in_use, pool.waiting) == (0, 0)
+
+    def test_slots_that_a_lost_ticket_holds_are_free(self) -> None:
+        pool = Pool(1)
+        lost = take(pool)
+
+        del lost
+        gc.collect()
+
+        assert pool.in_use == 0
+
     @given(st.integers(1, 4), st.randoms(use_true_random=False))
-    def test_no_ticket_overtakes_another_and_no_slot_is_lost(
+    def test_the_line_moves_by_priority_and_age_and_no_slot_is_lost(
         self, size: int, chance: random.Random
     ) -> None:
-        pool, queue, inside = Pool(size), deque[int](), set[int]()
-        tickets: dict[int, PoolTicket] = {}
+        pool, hand = Pool(size), Hand()
+        waiting: list[tuple[int, int, str]] = []
+        inside: dict[str, PoolTicket] = {}
+        tickets: dict[str, PoolTicket] = {}
+        needs: dict[str, int] = {}
 
-        def call(number: int) -> Callable[[], None]:
-            def is_next() -> None:
-                assert queue.popleft() == number
-                inside.add(number)
-
-            return is_next
+        def free() -> int:
+            return size - sum(needs[name] for name in inside)
 
         for number in range(60):
             if not tickets or chance.random() < 0.6:
-                queue.append(number)
-                tickets[number] = pool._request_slot(call(number))
-                if tickets[number].has_slot:
-                    call(number)()
+                name, slots = str(number), chance.randint(1, size)
+                priority = chance.choice([0, 0, 1, -1])
+                needs[name] = slots
+                waiting.append((-priority, number, name))
+                waiting.sort()
+                tickets[name] = hand.join(pool, name, slots=slots, priority=priority)
             else:
-                leaver = chance.choice(list(tickets))
-                if leaver in inside:
-                    inside.remove(leaver)
-                else:
-                    queue.remove(leaver)
-                tickets.pop(leaver).release(unused=chance.random() < 0.5)
-            assert (pool.in_use, pool.waiting) == (len(inside), len(queue))
-            assert len(inside) == min(size, len(tickets))
-            assert all(ticket.has_slot == (n in inside) for n, ticket in tickets.items())
+                name = chance.choice(list(tickets))
+                waiting = [entry for entry in waiting if entry[-1] != name]
+                inside.pop(name, None)
+                tickets.pop(name).release(unused=chance.random() < 0.5)
+            while waiting and needs[waiting[0][-1]] <= free():
+                name = waiting.pop(0)[-1]
+                inside[name] = tickets[name]
+                assert hand.order.pop(0) == name
+            assert hand.order == []
+            assert pool.in_use == size - free()
+            assert pool.waiting == len(waiting)
+            assert all(ticket.has_slots == (n in inside) for n, ticket in tickets.items())
+
+    def test_a_ticket_that_needs_much_is_not_overtaken(self) -> None:
+        pool, hand = Pool(3), Hand()
+        held = [take(pool), take(pool)]
+        hand.join(pool, "large", slots=3)
+        hand.join(pool, "small")
+
+        assert hand.order == []  # there is a slot for the small one, and it waits
+        for ticket in held:
+            ticket.release()
+        assert hand.order == ["large"]
+
+    def test_a_ticket_with_an_earlier_age_has_the_place_of_that(self) -> None:
+        pool, hand = Pool(1), Hand()
+        first = take(pool)
+        hand.join(pool, "next")
+        hand.join(pool, "again", age=first.age)
+
+        first.release()
+
+        assert hand.order == ["again"]
 
 
 class TestThreads:
@@ -191,16 +333,25 @@ class TestThreads:
 
         def work(seed: int) -> None:
             nonlocal inside, highest
-            chance = random.Random(seed)
+            chance, hand = random.Random(seed), Hand()
             try:
                 for number in range(300):
+                    hand.now = number * 1e-6
                     called = threading.Event()
-                    ticket = pool._request_slot(called.set)
+
+                    def call(at_s: float | None, called: threading.Event = called) -> None:
+                        if at_s is None:
+                            called.set()
+                        else:
+                            threading.Timer(0, pool._look, (hand.clock, at_s)).start()
+
+                    if chance.random() < 0.1:
+                        pool._pause(hand.clock, hand.now + 1e-9, "")
+                    ticket = pool._join(hand.clock, call, priority=chance.randint(0, 1))
                     if chance.random() < 0.2:
                         ticket.release(unused=True)  # whether it had its slot or not
                         continue
-                    assert ticket.has_slot or called.wait(20)
-                    ticket.reserve_start(number * 1e-6, CLOCK)
+                    assert called.wait(20)
                     with counting:
                         inside += 1
                         highest = max(highest, inside)
@@ -227,37 +378,45 @@ class TestThreads:
         assert (pool.in_use, pool.waiting) == (0, 0)
 
 
-def starts_of(pool: Pool, requested: list[float], clock: object = CLOCK) -> list[float]:
-    """Return the start times of requests at these times, each released at once."""
-    starts = []
+def starts_of(pool: Pool, requested: list[float], hand: Hand | None = None) -> list[float]:
+    """Return the start times of requests at these times."""
+    hand, tickets = hand or Hand(), []
+    hand.starts.clear()
     for now in requested:
-        ticket = pool._request_slot(must_not_be_called)
-        starts.append(now + ticket.reserve_start(now, clock))
+        hand.run(now)
+        tickets.append(hand.join(pool))
+    hand.run()
+    for ticket in tickets:
         ticket.release()
-    return starts
+    return hand.starts
 
 
 class TestRate:
     def test_without_a_rate_all_may_start_at_once(self) -> None:
-        pool = Pool(1)
-
-        assert starts_of(pool, [5.0] * 10) == [5.0] * 10
+        assert starts_of(Pool(10), [5.0] * 10) == [5.0] * 10
 
     @pytest.mark.parametrize("rate", [5, 3, 0.3, 7.7, 1000, 1e-6])
     def test_starts_are_spread_evenly(self, rate: float) -> None:
-        pool = Pool(100, per_second=rate)
-
-        starts = [
-            100.0 + pool._request_slot(must_not_be_called).reserve_start(100.0, CLOCK)
-            for _ in range(100)
-        ]
+        starts = starts_of(Pool(100, per_second=rate), [100.0] * 100)
 
         assert starts == pytest.approx([100.0 + n / rate for n in range(100)])
 
-    def test_a_request_after_the_next_free_start_starts_at_once(self) -> None:
-        pool = Pool(10, per_second=2)
+    def test_a_rate_may_be_that_of_a_minute(self) -> None:
+        assert starts_of(Pool(9, per_minute=30), [0.0] * 4) == pytest.approx([0, 2, 4, 6])
 
-        assert starts_of(pool, [0.0, 0.5, 3.0, 3.1, 9.0]) == pytest.approx([0.0, 0.5, 3, 3.5, 9])
+    def test_a_request_after_the_next_free_start_starts_at_once(self) -> None:
+        starts = starts_of(Pool(10, per_second=2), [0.0, 0.5, 3.0, 3.1, 9.0])
+
+        assert starts == pytest.approx([0.0, 0.5, 3, 3.5, 9])
+
+    def test_tokens_are_spread_evenly_and_those_without_any_need_not_wait(self) -> None:
+        pool, hand = Pool(9, tokens_per_minute=600), Hand()
+        for name, tokens in [("a", 100), ("b", 200), ("free", 0), ("c", 50), ("d", 10)]:
+            hand.join(pool, name, tokens=tokens)
+        hand.run()
+
+        assert hand.order == ["a", "b", "free", "c", "d"]
+        assert hand.starts == pytest.approx([0, 10, 10, 30, 35])
 
     @given(
         st.integers(1, 6),
@@ -267,122 +426,178 @@ class TestRate:
     def test_no_second_has_more_starts_than_the_rate_plus_one(
         self, size: int, rate: float, requests: list[tuple[float, bool, int]]
     ) -> None:
-        """Some tickets start when they may; others are cancelled before, in any order."""
-        pool, now, starts = Pool(size, per_second=rate), 0.0, list[float]()
-        held: list[tuple[float, PoolTicket]] = []
+        """Some tickets are cancelled before they start, in any order."""
+        pool, hand = Pool(size, per_second=rate), Hand()
+        tickets: list[PoolTicket] = []
 
-        for pause, is_cancelled, which in requests:
-            now += pause
-            for start, ticket in [entry for entry in held if entry[0] <= now]:
-                starts.append(start)
-                held.remove((start, ticket))
+        for passes, is_cancelled, which in requests:
+            hand.run(hand.now + passes)
+            waiting = [ticket for ticket in tickets if not ticket.has_slots]
+            if is_cancelled and waiting:
+                waiting[which % len(waiting)].release(unused=True)
+                tickets = [ticket for ticket in tickets if not ticket._is_done]
+            else:
+                tickets.append(hand.join(pool))
+            for ticket in [ticket for ticket in tickets if ticket.has_slots][:3]:
+                tickets.remove(ticket)
                 ticket.release()
-            if is_cancelled and held:
-                held.pop(which % len(held))[1].release(unused=True)
-            elif len(held) < size:
-                ticket = pool._request_slot(must_not_be_called)
-                held.append((now + ticket.reserve_start(now, CLOCK), ticket))
 
-        starts.extend(start for start, _ in held)
-        starts.sort()
+        starts = hand.starts
+        assert starts == sorted(starts)
         for begin, first in enumerate(starts):
-            within = [start for start in starts[begin:] if start < first + 1 - EXACT]
+            within = [start for start in starts[begin:] if start < first + 1 - 1e-6]
             assert len(within) <= rate + 1
         for before, after in itertools.pairwise(starts):
-            assert after - before >= 1 / rate - EXACT
+            assert after - before >= 1 / rate - 1e-6
 
-    def test_an_unused_start_is_returned(self) -> None:
-        pool = Pool(10, per_second=1)
-        first, second = (
-            pool._request_slot(must_not_be_called),
-            pool._request_slot(must_not_be_called),
-        )
-        assert (first.reserve_start(0.0, CLOCK), second.reserve_start(0.0, CLOCK)) == (0.0, 1.0)
+    def test_the_start_and_the_tokens_of_an_attempt_that_never_began_are_returned(self) -> None:
+        pool, hand = Pool(10, tokens_per_minute=600, per_minute=6), Hand()
+        hand.join(pool, "used").release()
+        hand.run(10.0)
+        unused = hand.join(pool, "unused", tokens=600)
+        hand.join(pool, "next", tokens=10)
+        assert hand.order == ["used", "unused"]
 
-        second.release(unused=True)
+        unused.release(unused=True)
 
-        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 1.0
-        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 2.0
+        assert hand.order == ["used", "unused", "next"]  # at 10 s, and not at 70 s
 
-    def test_a_ticket_cancelled_while_others_wait_lets_no_other_start_too_early(self) -> None:
-        pool = Pool(2, per_second=1)
-        assert starts_of(pool, [0.0]) == [0.0]
-        cancelled, waits = (
-            pool._request_slot(must_not_be_called),
-            pool._request_slot(must_not_be_called),
-        )
-        assert (cancelled.reserve_start(0.0, CLOCK), waits.reserve_start(0.0, CLOCK)) == (1.0, 2.0)
-
-        cancelled.release(unused=True)
-
-        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 3.0
-
-    def test_requests_move_up_if_all_waiting_tickets_are_cancelled(self) -> None:
-        pool = Pool(100, per_second=1)
-        starts_of(pool, [0.0])
-        waiting = [pool._request_slot(must_not_be_called) for _ in range(50)]
-        assert [ticket.reserve_start(0.0, CLOCK) for ticket in waiting] == list(range(1, 51))
+    def test_all_move_up_if_those_before_them_leave_the_line(self) -> None:
+        pool, hand = Pool(100, per_second=1), Hand()
+        hand.join(pool)
+        waiting = [hand.join(pool) for _ in range(50)]
+        hand.join(pool, "last")
 
         for ticket in waiting:
             ticket.release(unused=True)
+        hand.run()
 
-        assert starts_of(pool, [0.25, 0.25, 0.25]) == [1.0, 2.0, 3.0]
-
-    def test_a_start_counts_until_its_interval_is_over_although_a_later_one_is_returned(
-        self,
-    ) -> None:
-        pool = Pool(3, per_second=1)
-        assert starts_of(pool, [0.9]) == [0.9]
-        cancelled = [pool._request_slot(must_not_be_called), pool._request_slot(must_not_be_called)]
-        assert [ticket.reserve_start(1.5, CLOCK) for ticket in cancelled] == pytest.approx(
-            [0.4, 1.4]
-        )
-
-        for ticket in cancelled:
-            ticket.release(unused=True)
-
-        assert starts_of(pool, [1.6]) == pytest.approx([1.9])
-
-    def test_many_cancelled_tickets_let_no_other_start_too_early(self) -> None:
-        pool = Pool(2, per_second=1)
-        starts_of(pool, [0.0])
-        waits, is_next = pool._request_slot(must_not_be_called), 1.0
-        assert waits.reserve_start(0.0, CLOCK) == is_next
-
-        for _ in range(10):
-            also_waits, is_next = pool._request_slot(must_not_be_called), is_next + 1
-            assert also_waits.reserve_start(0.0, CLOCK) == is_next
-            waits.release(unused=True)
-            waits = also_waits
-
-        assert pool._request_slot(must_not_be_called).reserve_start(0.0, CLOCK) == 12.0
+        assert hand.starts == pytest.approx([0.0, 1.0])
 
     @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
-    def test_the_clock_of_another_event_loop_does_not_block_a_pool(self, now: float) -> None:
-        pool, other = Pool(2, per_second=1), Clock()
-        starts_of(pool, [1_000.0, 1_000.0])
+    def test_each_clock_has_starts_of_its_own(self, now: float) -> None:
+        pool, hand, other = Pool(4, per_second=1), Hand(1_000.0), Hand(now)
 
-        assert starts_of(pool, [now, now], other) == [now, now + 1]
+        assert starts_of(pool, [1_000.0, 1_000.0], hand) == pytest.approx([1_000, 1_001])
+        assert starts_of(pool, [now, now], other) == pytest.approx([now, now + 1])
+        hand.now = 1_001.0
+        assert starts_of(pool, [1_001.0], hand) == pytest.approx([1_002])
 
     def test_a_new_loop_does_not_inherit_the_clock_of_a_collected_one(self) -> None:
-        pool, gone = Pool(2, per_second=1), Clock()
-        starts_of(pool, [0.0], gone)
+        pool = Pool(2, per_second=1)
+        starts_of(pool, [0.0])
+        gc.collect()
 
-        del gone
-
-        assert starts_of(pool, [0.0], Clock()) == [0.0]
-
-    def test_a_start_on_another_clock_is_not_returned_to_this_one(self) -> None:
-        pool, other = Pool(2, per_second=1), Clock()
-        cancelled = pool._request_slot(must_not_be_called)
-        cancelled.reserve_start(0.0, other)
         assert starts_of(pool, [0.0]) == [0.0]
 
-        cancelled.release(unused=True)
 
-        assert starts_of(pool, [0.0]) == [1.0]
+class TestPause:
+    def test_those_who_wait_when_it_begins_start_at_its_end(self) -> None:
+        pool, hand = Pool(1), Hand()
+        first = take(pool)
+        for name in "abc":
+            hand.join(pool, name)
+        pool._pause(hand.clock, 60.0, "ask")
+
+        hand.now = 1.0
+        first.release()
+        hand.run()
+
+        assert (hand.order, hand.starts) == (["a"], pytest.approx([60]))
+
+    def test_at_its_end_as_many_start_as_there_are_slots(self) -> None:
+        pool, hand = Pool(3), Hand()
+        pool._pause(hand.clock, 2.0, "ask")
+        for name in "abcd":
+            hand.join(pool, name)
+
+        hand.run()
+
+        assert (hand.order, hand.starts) == (["a", "b", "c"], pytest.approx([2] * 3))
+
+    def test_the_longer_pause_wins(self) -> None:
+        pool, hand = Pool(1), Hand()
+        for until in (5.0, 9.0, 2.0):
+            pool._pause(hand.clock, until, "")
+        hand.join(pool)
+
+        hand.run()
+
+        assert hand.starts == pytest.approx([9])
+
+    def test_starts_that_a_rate_allows_are_spread_from_its_end_on(self) -> None:
+        pool, hand = Pool(9, per_second=2), Hand()
+        for _ in range(4):
+            hand.join(pool)
+        pool._pause(hand.clock, 10.0, "")
+
+        hand.run()
+
+        assert hand.starts == pytest.approx([0, 10, 10.5, 11])
+
+    def test_when_it_is_over_nothing_is_left_of_it(self) -> None:
+        pool, hand = Pool(2), Hand()
+        pool._pause(hand.clock, 1.0, "")
+        assert pool._take() is None
+        hand.join(pool)
+        hand.run()
+
+        assert pool._take() is not None
+
+    def test_a_clock_that_never_quite_reaches_the_end_does_not_go_on_for_ever(self) -> None:
+        # At this time, the clock can't show the difference that the timer has waited for.
+        pool, hand = Pool(1), Hand(1e9)
+        pool._pause(hand.clock, 1e9 + 0.1, "")
+        hand.join(pool, "a")
+        hand.join(pool, "b")
+
+        hand.run()
+
+        assert hand.order == ["a"]
+
+    def test_stats_say_how_long_and_why(self) -> None:
+        pool = Pool(3, name="api")
+        ticket = take(pool)
+        hand = Hand()
+        hand.join(pool, slots=3)
+
+        pool.pause(60_000)
+        stats = pool.stats()
+
+        assert (stats.in_use, stats.waiting, stats.paused_by) == (1, 1, "")
+        assert 50_000 < stats.paused_ms <= 60_000
+        assert stats.retries_left == math.inf
+        ticket.release()
+
+    def test_it_is_capped(self) -> None:
+        pool = Pool(1, max_pause_ms=500)
+
+        pool.pause(86_400_000)
+
+        assert 0 < pool.stats().paused_ms <= 500
 
 
-# Of the mutants that mutmut makes of `Pool` and `PoolTicket`, these survive, since they differ in
-# nothing: `None` for `PoolTicket._is_done` and for `popitem(last=...)`, which are only tested for
-# truth.
+class TestBudget:
+    def test_it_has_a_burst_and_each_success_earns_its_part(self) -> None:
+        pool = Pool(1, retry_budget=0.1)
+
+        burst = [pool._spend_retry() for _ in range(11)]
+        for _ in range(10):
+            pool._earn_retry()
+        after = [pool._spend_retry() for _ in range(2)]
+
+        assert burst == [True] * 10 + [False]
+        assert after == [True, False]
+
+    def test_no_more_than_the_burst_is_saved_up(self) -> None:
+        pool = Pool(1, retry_budget=5)
+        for _ in range(100):
+            pool._earn_retry()
+
+        assert pool.stats().retries_left == 10
+        assert [pool._spend_retry() for _ in range(11)].count(True) == 10
+
+    def test_without_one_there_are_any_number(self) -> None:
+        pool = Pool(1)
+
+        assert all(pool._spend_retry() for _ in range(1_000))

@@ -874,7 +874,7 @@ class TestAttempts:
 
         for attempt in (1, 2, 3):
             state.apply(AttemptStarted("x", attempt, 1.0))
-            decisions.append(state.deadlines.retry_delay_ms(0, BOOM, 1.0))
+            decisions.append(state.deadlines.after_failure(0, BOOM, 1.0).delay_ms)
             state.apply(AttemptFailed("x", attempt, 2.0, BOOM, 0.0))
 
         assert decisions == [0.0, 0.0, None]
@@ -883,7 +883,7 @@ class TestAttempts:
         state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
 
         state.apply(AttemptStarted("x", 1, 1.0))
-        delay_ms = state.deadlines.retry_delay_ms(0, BOOM, 1.0)
+        delay_ms = state.deadlines.after_failure(0, BOOM, 1.0).delay_ms
 
         assert delay_ms == 250.0
         assert type(delay_ms) is float
@@ -893,7 +893,8 @@ class TestAttempts:
 
         state.apply(AttemptStarted("x", 1, 1.0))
 
-        assert state.deadlines.retry_delay_ms(0, ActionNotAwaitableError("x", "int"), 1.0) is None
+        error = ActionNotAwaitableError("x", "int")
+        assert state.deadlines.after_failure(0, error, 1.0).delay_ms is None
 
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))

@@ -308,7 +308,7 @@ class TestRetry:
     def test_a_number_is_a_policy_of_constant_delays(self, value: float) -> None:
         policy = WorkflowStep("load", nothing, max_retries=2, retry=value).retry
 
-        assert [policy.delay_ms(attempt, OSError(), float) for attempt in (1, 2, 99)] == [value] * 3
+        assert [policy.backoff_ms(attempt, float) for attempt in (1, 2, 99)] == [value] * 3
 
     @pytest.mark.parametrize("value", [100, Retry(), Retry(until=bool)])
     def test_needs_a_second_attempt(self, value: Any) -> None:

@@ -113,7 +113,7 @@ class TestItems:
             None,
             BOOM,
         )
-        assert state.deadlines.retry_delay_ms(two, BOOM, 8.0) == 0.0
+        assert state.deadlines.after_failure(two, BOOM, 8.0).delay_ms == 0.0
 
     def test_a_mapped_step_ends_after_its_items_and_has_their_results(self) -> None:
         state = mapped(max_concurrency=5)

@@ -139,6 +139,7 @@ class TestSteps:
             "deadline_ms": 100,
             "heartbeat_ms": 9,
             "pool": Pool(2),
+            "priority": 1,
             "when": lambda: True,
             "run_if": "always",
             "runs_in": "thread",

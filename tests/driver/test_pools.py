@@ -180,7 +180,7 @@ async def test_a_step_that_waits_for_a_pool_when_the_run_stops_is_skipped_and_le
 
 async def test_a_run_deadline_that_passes_while_a_step_waits_for_a_pool_skips_it():
     pool = Pool(1)
-    ticket = pool._request_slot(lambda: None)
+    ticket = pool._take()
 
     report = await run_pipeline([WorkflowStep("a", Gauge(), pool=pool)], deadline_ms=10)
 
@@ -192,7 +192,7 @@ async def test_a_run_deadline_that_passes_while_a_step_waits_for_a_pool_skips_it
 
 async def test_a_third_party_that_cancels_a_task_queued_for_a_pool_only_requeues_it():
     pool = Pool(1)
-    ticket = pool._request_slot(lambda: None)
+    ticket = pool._take()
     gauge = Gauge()
     run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", gauge, pool=pool)]))
     await asyncio.sleep(0.005)

@@ -327,18 +327,18 @@ TURNS = range(12)
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_permit_cancelled_in_any_turn_holds_no_token(turns, others):
     limiter = anyio.CapacityLimiter(1)
-    first, second, third = (Permit(None, limiter) for _ in range(3))
+    first, second, third = (Permit(limiter) for _ in range(3))
     if others:
-        await first.acquire()
+        await first.token()
 
     async def work():
-        await second.acquire()
         try:
+            await second.token()
             await asyncio.sleep(0)
         finally:
             second.release()
 
-    task, after = asyncio.ensure_future(work()), asyncio.ensure_future(third.acquire())
+    task, after = asyncio.ensure_future(work()), asyncio.ensure_future(third.token())
     for _ in range(turns):
         await asyncio.sleep(0)
     is_late = task.done()
@@ -358,7 +358,7 @@ async def test_a_permit_with_a_free_token_is_acquired_in_the_same_turn():
     limiter, passed = anyio.CapacityLimiter(1), []
     asyncio.get_running_loop().call_soon(passed.append, "a turn")
 
-    await Permit(None, limiter).acquire()
+    await Permit(limiter).token()
 
     assert passed == []
 
@@ -779,7 +779,7 @@ def test_an_error_whose_traceback_cannot_be_printed_has_none():
 
 
 def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
-    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
+    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None
     path = tmp_path / "request"
     path.write_bytes(_workers._request(asking.know_the_attempt, {}, attempt, True))
     began_s = time.monotonic()
@@ -803,7 +803,7 @@ def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, 
     if not is_loaded:
         for name in "log_capture", "attempt_notes":
             monkeypatch.delitem(sys.modules, f"asyncflow._runtime.{name}", raising=False)
-    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0
+    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None
     path, said = tmp_path / "request", tmp_path / "said"
     with said.open("w+b") as notes:
         notes.seek(_child._NOTES_AT)

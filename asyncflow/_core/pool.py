@@ -1,0 +1,514 @@
+"""A `Pool`: what steps share that call the same service, and the line of those who wait for it.
+
+Rules:
+
+1. A pool neither waits nor makes timers. Whoever waits brings a clock to read, and a callable that
+   the pool calls: with ``None`` when the slots are there, or with a time at which to `look` again.
+   So one pool serves any number of runs, event loops and threads at once.
+2. There is one line, by priority and then by age. Its head holds it for all behind it, so that
+   those who need much are not starved.
+3. Nothing is reserved for those who wait: the head is judged when something changes, or when its
+   time has come. So whoever leaves takes nothing along, and a pause that begins holds everybody.
+4. Times are compared as they are stored, never as they could be computed again: sums of floats
+   differ by less than a timer can wait.
+5. One lock. Other threads release slots, and so does the garbage collector when it ends a
+   coroutine: at any line of this code, also in the thread that holds the lock. So each change is
+   queued first, and the thread that holds the lock applies what is queued.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+from weakref import WeakKeyDictionary
+
+from asyncflow._core.argument_names import suggests_arguments
+from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.errors import safe_text
+from asyncflow._core.record import record
+
+
+class Clock(NamedTuple):
+    """A clock that those who wait go by."""
+
+    key: Any
+    """What identifies it: real event loops share one, each virtual one has its own. A pool holds it
+    weakly."""
+    now_s: Callable[[], float]
+
+
+Call: TypeAlias = Callable[[float | None], object]
+"""Called in any thread: with ``None`` when the slots are there, with a time to look again then; the
+latest such time counts. If it raises `RuntimeError`, as a closed event loop does, the ticket is
+released."""
+
+
+def _no_clock() -> Clock:
+    raise RuntimeError("asyncflow's driver has not been imported")
+
+
+present_clock: Callable[[], Clock] = _no_clock
+"""Returns the clock of the caller. The driver sets it: the core neither knows loops nor time."""
+
+_BURST = 10.0
+"""How many retries a budget saves up."""
+
+
+@record
+class PoolStats:
+    """How a `Pool` stands at the moment."""
+
+    in_use: int
+    """How many of its slots are taken."""
+    waiting: int
+    """How many attempts wait in its line."""
+    paused_ms: float
+    """How many milliseconds are left of its pause; 0 if it is not paused."""
+    paused_by: str
+    """The step whose failure has paused it; empty if it is not paused, or by `Pool.pause`."""
+    retries_left: float
+    """How many retries its ``retry_budget`` allows now; infinite without one."""
+
+
+@suggests_arguments
+class Pool:
+    """What steps share that call the same service: at most ``size`` of their attempts run at once.
+
+    Share the object: ``WorkflowStep(..., pool=openai)``, in one pipeline or in many. It limits all
+    concurrent runs of the process together, in any event loop or thread. Within a run it is first
+    come, first served. Runs take turns: at most ``size`` attempts of each hold a slot or wait in
+    the pool's line, so that one with many waiting steps doesn't starve another. An attempt holds
+    its slot while it runs; between two attempts, a step holds none. Waiting for a slot is no part
+    of the step's time; see `StepResult.queued_ms`.
+
+    If a step's `Retry.on` returns milliseconds, the service has named a time: the pool is paused
+    until then. No attempt starts in it meanwhile, in any run.
+
+    A step that runs another pipeline must not share a pool with it: it would wait for itself.
+
+    Args:
+        size: How many slots there are, at least 1.
+        per_second: How many attempts may start in a second, above 0; a fraction is fine, and
+            ``None`` (the default) means no such limit. Starts are spread evenly: with ``5`` there
+            is one every 200 ms, so that no second, wherever it begins, sees a burst. An event loop
+            with a virtual clock has starts of its own.
+        per_minute: The same for a minute. A pool has one of the two.
+        tokens_per_minute: How many tokens the attempts that start in a minute may take, above 0;
+            see ``tokens`` of a step. They are spread evenly too: after an attempt that takes a
+            tenth of them, the next one that takes any starts 6 seconds later. ``None`` (the
+            default) means no such limit.
+        pauses: Whether milliseconds from `Retry.on` pause the pool (the default), or just delay
+            the step.
+        max_pause_ms: The longest pause in milliseconds, above 0; 600,000 (10 minutes) by default.
+        retry_budget: How many retries there may be for each attempt that succeeds, such as 0.1, at
+            least 0. The pool starts with 10 of them and saves up no more. When none is left, a
+            failure is final; a retry at a time that the service has named needs none. ``None`` (the
+            default) means any number.
+        name: What displays call it.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of its range, or both rates are given.
+    """
+
+    __slots__ = (
+        *("_ages", "_budget", "_changes", "_in_use", "_interval_s", "_is_gated", "_is_moving"),
+        *("_line", "_lock", "_gates", "_token_s", "__weakref__"),
+        *("max_pause_ms", "name", "pauses", "per_minute", "per_second", "retry_budget", "size"),
+        "tokens_per_minute",
+    )
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        per_second: float | None = None,
+        per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        pauses: bool = True,
+        max_pause_ms: float = 600_000,
+        retry_budget: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        check_count("a pool's size", size, 1)
+        _check_rate("per_second", per_second)
+        _check_rate("per_minute", per_minute)
+        _check_rate("tokens_per_minute", tokens_per_minute)
+        if per_second is not None and per_minute is not None:
+            raise ValueError("a pool has one rate of starts: give it per_second or per_minute")
+        if not isinstance(pauses, bool):
+            raise TypeError(f"a pool's pauses must be True or False, not {safe_text(repr, pauses)}")
+        check_number("a pool's max_pause_ms", max_pause_ms, 1, unit=" ms")
+        if retry_budget is not None:
+            check_number("a pool's retry_budget", retry_budget, 0, kind="a number or None")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"a pool's name must be a str or None, not {type(name).__name__}")
+        self.size = size
+        self.per_second: float | None = per_second
+        self.per_minute: float | None = per_minute
+        self.tokens_per_minute: float | None = tokens_per_minute
+        self.pauses = pauses
+        self.max_pause_ms = max_pause_ms
+        self.retry_budget: float | None = retry_budget
+        self.name: str | None = name
+        self._interval_s = 1 / per_second if per_second else 60 / per_minute if per_minute else 0.0
+        self._token_s = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._budget = _BURST
+        self._in_use = 0
+        self._line: list[tuple[int, int, PoolTicket]] = []
+        self._ages = count()
+        self._gates: WeakKeyDictionary[Any, _Gate] = WeakKeyDictionary()
+        self._is_gated = self._is_rated
+        """Whether an attempt may have to wait although there are slots."""
+        self._changes: deque[Callable[[], object]] = deque()
+        self._is_moving = False
+        self._lock = threading.RLock()
+
+    @property
+    def in_use(self) -> int:
+        """How many slots are taken."""
+        return self._in_use
+
+    @property
+    def waiting(self) -> int:
+        """How many attempts wait in its line: at most ``size`` of each run and priority."""
+        return len(self._line)
+
+    @property
+    def title(self) -> str:
+        """What texts call it."""
+        return "its pool" if self.name is None else f"pool {self.name!r}"
+
+    def pause(self, ms: float) -> None:
+        """Let no attempt start before so many milliseconds have passed; any thread may call it.
+
+        A longer pause that has begun already continues, and none is longer than ``max_pause_ms``.
+
+        Raises:
+            TypeError: ``ms`` is not a number.
+            ValueError: It is negative, infinite or NaN.
+        """
+        check_number("pause: ms", ms, 0, unit=" ms")
+        clock = present_clock()
+        self._pause(clock, clock.now_s() + min(ms, self.max_pause_ms) / 1000, "")
+
+    def stats(self) -> PoolStats:
+        """Return how it stands at the moment; any thread may ask."""
+        pause = self._pause_of(present_clock())
+        retries_left = math.inf if self.retry_budget is None else self._budget
+        return PoolStats(
+            in_use=self._in_use,
+            waiting=len(self._line),
+            paused_ms=0.0 if pause is None else pause.left_ms,
+            paused_by="" if pause is None else pause.by,
+            retries_left=retries_left,
+        )
+
+    @property
+    def _is_rated(self) -> bool:
+        return bool(self._interval_s or self._token_s)
+
+    # The line.
+
+    def _take(self, slots: int = 1) -> PoolTicket | None:
+        """Take slots at once, unless something has to be waited for or counted."""
+        with self._lock:
+            if self._is_gated or self._line or self._in_use + slots > self.size:
+                return None
+            self._in_use += slots
+        return PoolTicket(self, slots, age=next(self._ages))
+
+    def _join(
+        self,
+        clock: Clock,
+        call: Call,
+        *,
+        slots: int = 1,
+        tokens: float = 0.0,
+        priority: int = 0,
+        age: int | None = None,
+    ) -> PoolTicket:
+        """Join the line; the ticket may have its slots when this returns.
+
+        With the ``age`` of an earlier ticket, it has the place of that.
+        """
+        age = next(self._ages) if age is None else age
+        ticket = PoolTicket(
+            self, slots, age=age, tokens=tokens, priority=priority, clock=clock, call=call
+        )
+        self._apply(partial(self._insert, ticket))
+        return ticket
+
+    def _look(self, clock: Clock, at_s: float) -> None:
+        """Judge the head again, since the time has come at which it asked for that."""
+        self._apply(partial(self._vouch, clock, at_s))
+
+    def _apply(self, change: Callable[[], object]) -> None:
+        """Apply a change, and let the line move up."""
+        self._changes.append(change)
+        with self._lock:
+            # What the collector releases meanwhile, in this thread, is applied here too.
+            while self._changes and not self._is_moving:
+                self._is_moving = True
+                try:
+                    while self._changes:
+                        self._changes.popleft()()
+                    self._move_up()
+                finally:
+                    self._is_moving = False
+
+    def _insert(self, ticket: PoolTicket) -> None:
+        insort(self._line, (-ticket.priority, ticket.age, ticket))
+
+    def _take_back(self, ticket: PoolTicket, *, unused: bool) -> None:
+        """Take back what a ticket holds: its place in line, or its slots."""
+        if ticket._is_done:
+            return
+        ticket._is_done, ticket._call = True, None
+        if not ticket.has_slots:
+            del self._line[bisect_left(self._line, (-ticket.priority, ticket.age))]
+            return
+        ticket.has_slots = False
+        self._in_use -= ticket.slots
+        gate = None if ticket.clock is None else self._gates.get(ticket.clock.key)
+        if unused and gate is not None:
+            gate.give_back(ticket)
+
+    def _move_up(self) -> None:
+        """Let those at the head of the line have their slots, as far as that is possible."""
+        while self._line:
+            ticket = self._line[0][-1]
+            if self._in_use + ticket.slots > self.size:
+                return
+            opens_s = self._opens_s(ticket) if self._is_gated else None
+            if opens_s is None:
+                del self._line[0]
+                self._grant(ticket)
+            if not ticket._tell(opens_s):
+                self._take_back(ticket, unused=True)  # its event loop is closed
+            elif opens_s is not None:
+                return
+
+    def _grant(self, ticket: PoolTicket) -> None:
+        self._in_use += ticket.slots
+        ticket.has_slots = True
+        if self._is_rated:
+            assert ticket.clock is not None
+            self._gate_of(ticket.clock).take(ticket)
+
+    # When the head may start.
+
+    def _opens_s(self, ticket: PoolTicket) -> float | None:
+        """Return when a ticket may have its slots; ``None`` for now."""
+        assert ticket.clock is not None
+        gate = self._gates.get(ticket.clock.key)
+        if gate is None:
+            return None
+        opens_s = gate.opens_s(ticket)
+        if opens_s > gate.now_s(ticket.clock):
+            return opens_s
+        if not self._is_rated:  # its pause is over, so that nothing is left to be judged
+            del self._gates[ticket.clock.key]
+            self._is_gated = bool(self._gates)
+        return None
+
+    def _gate_of(self, clock: Clock) -> _Gate:
+        gate = self._gates.get(clock.key)
+        if gate is None:
+            gate = self._gates[clock.key] = _Gate(self._interval_s, self._token_s)
+        return gate
+
+    def _vouch(self, clock: Clock, at_s: float) -> None:
+        gate = self._gates.get(clock.key)
+        if gate is not None:
+            gate.vouched_s = max(gate.vouched_s, at_s)
+
+    def _pause(self, clock: Clock, until_s: float, by: str) -> None:
+        """Let no attempt of a clock start before this time; the longer pause wins."""
+        self._apply(partial(self._begin_pause, clock, until_s, by))
+
+    def _begin_pause(self, clock: Clock, until_s: float, by: str) -> None:
+        gate = self._gate_of(clock)
+        if until_s > gate.paused_until_s:
+            gate.paused_until_s, gate.paused_by = until_s, by
+            self._is_gated = True
+
+    def _pause_of(self, clock: Clock) -> PoolPause | None:
+        """Return the pause of a clock, if the pool is paused."""
+        with self._lock:
+            gate = self._gates.get(clock.key) if self._is_gated else None
+            if gate is None or gate.paused_until_s <= gate.now_s(clock):
+                return None
+            until_s, by = gate.paused_until_s, gate.paused_by
+        return PoolPause((until_s - clock.now_s()) * 1000, by)
+
+    # Retries.
+
+    def _earn_retry(self) -> None:
+        """Note that an attempt has succeeded."""
+        with self._lock:
+            self._budget = min(_BURST, self._budget + (self.retry_budget or 0.0))
+
+    def _spend_retry(self) -> bool:
+        """Return whether there may be another retry, which is counted then."""
+        if self.retry_budget is None:
+            return True
+        with self._lock:
+            if self._budget < 1 - 1e-9:  # ten times 0.1 is below 1
+                return False
+            self._budget = max(0.0, self._budget - 1)
+        return True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Pool belongs to its process and can't be pickled or copied: make one where it is "
+            "used, such as at the top of a module, and share the object"
+        )
+
+    def __repr__(self) -> str:
+        options = [str(self.size)]
+        for name in ("per_second", "per_minute", "tokens_per_minute", "retry_budget"):
+            value = getattr(self, name)
+            options += [] if value is None else [f"{name}={value:g}"]
+        options += [] if self.pauses else ["pauses=False"]
+        options += [] if self.name is None else [f"name={self.name!r}"]
+        state = f"{self._in_use} in use, {len(self._line)} waiting"
+        return f"<Pool({', '.join(options)}): {state}>"
+
+
+def _check_rate(name: str, rate: object) -> None:
+    if rate is None:
+        return
+    if isinstance(rate, bool) or not isinstance(rate, int | float):
+        raise TypeError(f"a pool's {name} must be a number or None, not {type(rate).__name__}")
+    if not 1 / sys.float_info.max < rate <= sys.float_info.max:
+        raise ValueError(f"a pool's {name} must be finite and above 0, not {safe_text(str, rate)}")
+
+
+class PoolPause(NamedTuple):
+    """The rest of a pause."""
+
+    left_ms: float
+    by: str
+    """The step that has caused it, if one has."""
+
+
+class PoolTicket:
+    """A place in the line of a pool, and then slots of it, until it is released."""
+
+    __slots__ = (
+        *("_call", "_is_done", "_pool", "age", "clock", "has_slots", "priority", "slots"),
+        *("started_s", "tokens"),
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        slots: int,
+        *,
+        age: int,
+        tokens: float = 0.0,
+        priority: int = 0,
+        clock: Clock | None = None,
+        call: Call | None = None,
+    ) -> None:
+        self._pool = pool
+        self._call = call
+        self._is_done = False
+        self.slots = slots
+        self.tokens = tokens
+        self.priority = priority
+        self.age = age
+        self.clock = clock
+        """The clock of whoever waits; ``None`` if it never had to."""
+        self.has_slots = call is None
+        self.started_s = -math.inf
+        """When it got its slots, by its clock."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the pool is paused, although it has its slots."""
+        pool, clock = self._pool, self.clock
+        return pool._is_gated and pool._pause_of(clock or present_clock()) is not None
+
+    def _tell(self, at_s: float | None) -> bool:
+        """Call back; return whether that was possible."""
+        call = self._call
+        assert call is not None
+        if at_s is None:
+            self._call = None
+        try:
+            call(at_s)
+        except RuntimeError:
+            return False
+        return True
+
+    def release(self, *, unused: bool = False) -> None:
+        """Leave the line, or give the slots to the next in it. Only the first call counts.
+
+        ``unused`` says that no attempt has started, so that its start and its tokens are free too.
+        """
+        if not self._is_done:
+            self._pool._apply(partial(self._pool._take_back, self, unused=unused))
+
+    def __del__(self) -> None:
+        # A task that never begins, because its loop was given up, can't release what it was given.
+        if self.has_slots:
+            self.release(unused=True)
+
+
+class _Gate:
+    """When the attempts of one clock may start: after the pause, and spread evenly."""
+
+    __slots__ = ("paused_by", "paused_until_s", "starts", "tokens", "vouched_s")
+
+    def __init__(self, interval_s: float, token_s: float) -> None:
+        self.paused_until_s = self.vouched_s = -math.inf
+        self.paused_by = ""
+        self.starts, self.tokens = _Rate(interval_s), _Rate(token_s)
+
+    def now_s(self, clock: Clock) -> float:
+        """The present time, which is not before one whose timer has fired."""
+        return max(clock.now_s(), self.vouched_s)
+
+    def opens_s(self, ticket: PoolTicket) -> float:
+        opens_s = max(self.paused_until_s, self.starts.opens_s)
+        return max(opens_s, self.tokens.opens_s) if ticket.tokens else opens_s
+
+    def take(self, ticket: PoolTicket) -> None:
+        assert ticket.clock is not None
+        ticket.started_s = self.now_s(ticket.clock)
+        self.starts.take(ticket, 1)
+        self.tokens.take(ticket, ticket.tokens)
+
+    def give_back(self, ticket: PoolTicket) -> None:
+        self.starts.give_back(ticket)
+        self.tokens.give_back(ticket)
+
+
+class _Rate:
+    """Spreads evenly what starts: the next may start when what the latest took has passed."""
+
+    __slots__ = ("_latest_age", "_unit_s", "opens_s")
+
+    def __init__(self, unit_s: float) -> None:
+        self._unit_s = unit_s
+        self._latest_age = -1
+        self.opens_s = -math.inf
+
+    def take(self, ticket: PoolTicket, units: float) -> None:
+        if self._unit_s and units:
+            self.opens_s = ticket.started_s + units * self._unit_s
+            self._latest_age = ticket.age
+
+    def give_back(self, ticket: PoolTicket) -> None:
+        # One that started later has waited for these units already.
+        if self._latest_age == ticket.age:
+            self.opens_s = ticket.started_s
