@@ -330,13 +330,13 @@ class Deadlines:
         if self.deadline_ms is not None and not step.is_cleanup:
             ends_ms, whose = min((ends_ms, whose), (self.began_ms + self.deadline_ms, "run"))
         if at_ms + delay_ms >= ends_ms - ROUNDING_MS:
-            why = f"the {delay_ms:g} ms backoff would exceed the {whose}'s deadline"
+            note = f"not retried: the {delay_ms:g} ms backoff would exceed the {whose}'s deadline"
         elif step.pool is not None and named_ms is None and not step.pool._spend_retry():
-            why = f"the retry budget of {step.pool.title} is spent"
+            note = f"not retried: the retry budget of {step.pool.title} is spent"
         else:
             return AfterFailure(delay_ms, named_ms)
         with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
-            error.add_note(f"not retried: {why}")
+            error.add_note(note)
         return AfterFailure(None, named_ms)
 
 
