@@ -243,7 +243,7 @@ class MapStarted:
 
 @record
 class StepSucceeded:
-    """The action returned a value in time; for a mapped step, it did so for each item."""
+    """The action returned a value in time; for a mapped step, for all but the tolerated items."""
 
     step: str
     attempt: int
@@ -276,7 +276,7 @@ class StepFailed:
 
 @record
 class StepCancelled:
-    """A step that had started was cancelled because the run stopped."""
+    """A step that had started was cancelled because the run stopped, or for its ``cause``."""
 
     step: str
     attempt: int
@@ -286,18 +286,22 @@ class StepCancelled:
     error: BaseException | None
     """What the step's clean-up raised, or what its last attempt failed with, if anything."""
     item: int | None = None
+    cause: str = ""
+    """For a mapped step as a whole that lacks items because the mapped step over which it is mapped
+    did not succeed, that step; then the run does not stop. Empty if the run stopped."""
 
 
 @record
 class StepSkipped:
-    """A step will never start."""
+    """A step, or an item of a mapped step, will never start."""
 
     step: str
     at_ms: float
     reason: str
     on_purpose: bool = False
     """Whether its ``when`` or its ``run_if`` is the cause, and not a failure."""
-    item: ClassVar[None] = None
+    item: int | None = None
+    """The item, if the same item of the step over which it is mapped did not succeed."""
 
 
 @record

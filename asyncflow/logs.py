@@ -186,7 +186,9 @@ class _RunLog:
             return logging.ERROR
         if isinstance(event, events.RunFinished):
             return _LEVELS.get(event.status, self._level)
-        if isinstance(event, _WARNINGS) and not getattr(event, "on_purpose", False):
+        if isinstance(event, events.StepSkipped) and (event.on_purpose or event.item is not None):
+            return self._level  # what stopped the item before it in its lane was logged
+        if isinstance(event, _WARNINGS):
             return logging.WARNING
         return self._level
 

@@ -160,10 +160,10 @@ class RandomPipeline:
         for number in range(count):
             others = [spec.name for spec in specs]
             needs = sorted(self.chance.sample(others, min(len(others), self.chance.randint(0, 2))))
-            specs.append(self._spec(f"{prefix}{number}", needs))
+            specs.append(self._spec(f"{prefix}{number}", needs, specs))
         return specs
 
-    def _spec(self, name, needs):
+    def _spec(self, name, needs, others):
         chance = self.chance
         most = chance.randint(1, 3)
         fails = chance.choice([0, 0, 0, 0, 1, 2, 3])
@@ -182,8 +182,14 @@ class RandomPipeline:
             options["secret"] = True
         if chance.random() < 0.1:
             options["deadline_ms"] = 10_000
+        mapped = [spec.name for spec in others if "map_over" in spec.options]
         if needs and chance.random() < 0.35:
             options["map_over"] = chance.choice(needs)
+        elif mapped and chance.random() < 0.5:
+            options["map_over"] = chance.choice(mapped)
+            needs = sorted({*needs, options["map_over"]})
+        if "map_over" in options and chance.random() < 0.4:
+            options["tolerated_failures"] = chance.choice([1, 2, 0.4, 1.0])
         when = None
         if chance.random() < 0.12:
             when = chance.choice(["yes", "no"] if self.sure else ["yes", "no", "raises"])
@@ -219,6 +225,7 @@ class RandomPipeline:
                         each.needs = [name for name in each.needs if name != spec.name]
                         if each.options.get("map_over") == spec.name:
                             del each.options["map_over"]
+                            each.options.pop("tolerated_failures", None)
                 case "secret":
                     spec.options["secret"] = not spec.options.get("secret", False)
                 case _:

@@ -29,7 +29,13 @@ from asyncflow._core.arguments import Signature, Upstream, function_of, upstream
 from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import record, replace
-from asyncflow._core.step import Action, StepPolicies, WorkflowStep, parameters_of
+from asyncflow._core.step import (
+    Action,
+    StepPolicies,
+    WorkflowStep,
+    check_tolerated_failures,
+    parameters_of,
+)
 
 Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
 """Names, functions and pipelines; in a dictionary, by the parameter that receives the output."""
@@ -120,6 +126,8 @@ def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
     if policies.get("runs_in") == "process":
         # The function can't be pickled before its module has it.
         checked["runs_in"] = "thread"
+    # Whether the step is mapped, the defaults of its parameters tell when it is built.
+    check_tolerated_failures(name, checked.pop("tolerated_failures", 0))
     WorkflowStep(name, function, **checked)
 
 

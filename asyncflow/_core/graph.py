@@ -23,7 +23,7 @@ from typing import TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names
 from asyncflow._core.errors import CyclicDependencyError, MissingInputError, did_you_mean
-from asyncflow._core.record import record, replace
+from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.step import WorkflowStep
 
 K = TypeVar("K")
@@ -78,6 +78,11 @@ class Plan:
     """The steps that the caller has named, if not all steps run."""
     resources: frozenset[str] = frozenset()
     """The names of the parameters that receive a resource of the run."""
+    chained: Mapping[int, tuple[int, ...]] = made_by(default_factory=dict)
+    """For each mapped step, the steps that are mapped over it. Their items have its numbers."""
+    flows: Mapping[int, int] = made_by(default_factory=dict)
+    """For each step that can run an item before the step over which it is mapped has ended, that
+    step."""
 
 
 class Dependents:
@@ -139,7 +144,12 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         left = plan([step for at, step in enumerate(steps) if at in needed])
         return replace(left, targets=frozenset(steps[at].name for at in chosen))
     order = [step for tier in tiers for step in tier]
-    return Plan(steps, index, dependencies, dependents, tiers, order, special, cleanups)
+    chained, flows = _chains(steps, index, special)
+    return Plan(
+        *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
+        chained=chained,
+        flows=flows,
+    )
 
 
 def _is_special(step: WorkflowStep) -> bool:
@@ -149,6 +159,24 @@ def _is_special(step: WorkflowStep) -> bool:
         or step.map_over is not None
         or step.when is not None
     )
+
+
+def _chains(
+    steps: Sequence[WorkflowStep], index: Mapping[str, int], special: Iterable[int]
+) -> tuple[dict[int, tuple[int, ...]], dict[int, int]]:
+    """Return `Plan.chained` and `Plan.flows`."""
+    chained: dict[int, tuple[int, ...]] = {}
+    flows: dict[int, int] = {}
+    for at in special:
+        step = steps[at]
+        source = None if step.map_over is None else index[step.map_over]
+        if source is None or steps[source].map_over is None:
+            continue
+        chained[source] = (*chained.get(source, ()), at)
+        # A condition is asked with the whole output, and other steps look at how it ended.
+        if step.when is None and step.run_if == "success" and not steps[source].is_cleanup:
+            flows[at] = source
+    return chained, flows
 
 
 def _depend_on_all_others(

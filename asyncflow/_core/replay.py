@@ -41,6 +41,7 @@ from asyncflow._core.results import (
     StepStatus,
     blocks_dependents,
     end_of,
+    outputs_of,
 )
 from asyncflow._core.step_runs import Key, PendingAttempts
 from asyncflow._core.step_view import AttemptView, Block, StepView
@@ -255,7 +256,7 @@ class StoredRun:
         if step.secret:
             step.output = REDACTED_OUTPUT
         elif step.items is not None and event.output is None:  # a journal stores only the items'
-            step.output = [step.items[number].output for number in sorted(step.items)]
+            step.output = outputs_of(step.items[number] for number in sorted(step.items))
         else:
             step.output = event.output
         self._settle(step, StepStatus.SUCCESS, event)
@@ -273,7 +274,7 @@ class StoredRun:
         self._settle(step, StepStatus.CANCELLED, event)
 
     def _on_step_skipped(self, event: events.StepSkipped) -> None:
-        step = self.steps[event.step]
+        step = self._step(event)
         step.reason, step.on_purpose = event.reason, event.on_purpose
         self._settle(step, StepStatus.SKIPPED, event)
 
@@ -394,7 +395,8 @@ class StoredRun:
             step.ended_ms = step.active[-1].ended_ms if step.active else None
         elif step.started_ms is not None:
             step.ended_ms = event.at_ms
-        self._note_stop(step, status)
+        if event.item is None and not (status is StepStatus.CANCELLED and event.cause):
+            self._note_stop(step, status)
         self._move(step, status, event)
 
     def _note_stop(self, step: StepView, status: StepStatus) -> None:
@@ -657,7 +659,7 @@ def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -
     items, output, name = result.items, result.output, step or result.step_name
     if items is not None:
         items = tuple([with_outputs(item, decode, name) for item in items])
-        output = output and [item.output for item in items]
+        output = output and outputs_of(items)
     elif output == REDACTED or result.secret:
         output = REDACTED_OUTPUT
     elif isinstance(output, Payload):

@@ -413,6 +413,10 @@ def _line(result: StepResult, segment: int) -> str:
         parts.append(escape_controls(result.reason))
     if result.error is not None:
         parts.append(describe_error(result.error))
+    if result.items and result.status is StepStatus.SUCCESS:
+        failed = sum(item.status is StepStatus.FAILED for item in result.items)
+        if failed:
+            parts.append(tolerated_text(failed, len(result.items)))
     if result.reused:
         origin = escape_controls(result.origin)
         parts.append(f"taken over from run {origin}" if origin else "reused")
@@ -423,6 +427,11 @@ def _line(result: StepResult, segment: int) -> str:
         return line
     attempts = "1 attempt" if earlier == 1 else f"{earlier} attempts"
     return f"{line}{';' if parts[1:] else ':'} {attempts} before the run was resumed"
+
+
+def tolerated_text(failed: int, count: int) -> str:
+    """Return how many items of a mapped step failed that has succeeded all the same."""
+    return f"{failed} of {count} item{'' if count == 1 else 's'} failed, tolerated"
 
 
 def paused_ms(segments: Sequence[Segment]) -> float:

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -132,6 +132,11 @@ class _WithOutput(Protocol):
     def output(self) -> Any: ...
     @property
     def secret(self) -> bool: ...
+
+
+class _WithOutcome(_WithOutput, Protocol):
+    @property
+    def status(self) -> StepStatus: ...
 
 
 @record
@@ -300,6 +305,11 @@ def blocks_dependents(status: StepStatus, on_purpose: bool) -> bool:
     if status is StepStatus.SKIPPED:
         return not on_purpose
     return status in (StepStatus.FAILED, StepStatus.CANCELLED)
+
+
+def outputs_of(items: Iterable[_WithOutcome]) -> list[Any]:
+    """Return the output of a mapped step: those of its items that have succeeded."""
+    return [item.output for item in items if item.status is StepStatus.SUCCESS]
 
 
 def end_of(error: BaseException | None) -> AttemptEnd:

@@ -9,14 +9,20 @@ Rules:
    was.
 3. A run that had ended, or was stopping, starts afresh: everything that has not succeeded runs.
    The condition of a skipped step is asked again, but what succeeded without the step stays valid.
+   An item that failed and is tolerated does not make a run stop, so it stays failed.
 4. A journal stores no secret output. If a step that runs needs one, the step with that output runs
    again too. Results that came of it before are valid all the same.
 5. A fork takes over the valid successes of another run, as if that had ended. A result is not valid
    if the step is asked to run again, or if it takes an input that has another value now.
+6. A mapped step that has not finished is valid by item: the items that have ended stay, the others
+   run. So is a step that is mapped over such a step, item by item, if nothing else that it depends
+   on runs again; and in a fork, a step of which items failed, so that only these run again. Which
+   items a step skips follows from those of its source, so it is decided anew.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,7 +47,7 @@ from asyncflow._core.results import (
     StepStatus,
     blocks_dependents,
 )
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
 from asyncflow.events import RECALLED, RunResumed, RunStarted, StepTakenOver
@@ -99,7 +105,7 @@ def resume(
     starts from.
     """
     known = _of_plan(run.settled(), plan)
-    has_failed = any(step.status is StepStatus.FAILED for step in known.values())
+    has_failed = _has_failed(run, plan, known)
     afresh = run.has_ended or run.was_stopping or (fail_fast and has_failed)
     why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
     reasons = _of_takers(plan, bindings, conditions, why_new)
@@ -122,6 +128,7 @@ def resume(
         key: _decoded(step.to_result(run.at_ms), key[0], decode, event.secret)
         for key, step in _of_plan(run.settled(), plan).items()
         if _is_restored(key, found, plan)
+        and not (key[1] is not None and step.status is StepStatus.SKIPPED)
     }
     started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
     checkpoint = Checkpoint(
@@ -170,7 +177,11 @@ def fork(
     reasons |= dict.fromkeys(from_steps, "the fork starts from it")
     # Unlike a resumption, a fork does not have what was stored before its step became secret.
     secret = secret_steps(plan)
-    found = _judge(origin, plan, known, reasons, secret, bindings, conditions, afresh=True)
+    found = _judge(
+        *(origin, plan, known, reasons, secret, bindings, conditions),
+        afresh=True,
+        runs_failed_items=True,
+    )
     event = replace(event, rerun_reasons=found.reasons)
     stored = [
         _taken_over(key, step, origin, plan)
@@ -240,7 +251,8 @@ class _Judgement(NamedTuple):
     outdated: dict[str, str]
     """The steps with a result that is not valid, each with why."""
     unfinished: dict[str, str]
-    """The other steps that have begun and not succeeded, each with what became of it."""
+    """The other steps that have begun and not succeeded, or not with all of their items, each with
+    what became of it."""
     recalled: tuple[str, ...]
     """The steps with valid results whose outputs were not stored, which steps that run need."""
 
@@ -260,15 +272,20 @@ def _judge(
     conditions: Mapping[int, Binding],
     *,
     afresh: bool,
+    runs_failed_items: bool = False,
 ) -> _Judgement:
     """Decide which results of a run are valid.
 
     ``reasons`` say why steps must run again, whatever their fingerprints say. ``secret`` are the
     steps whose outputs are not there, beside those that were not stored. With ``afresh``,
-    everything that has not succeeded runs.
+    everything that has not succeeded runs; with ``runs_failed_items``, also the failed items of
+    steps that have succeeded.
     """
-    unfinished = run.unfinished()
-    valid, outdated = _valid_and_outdated(run, plan, known, reasons, afresh=afresh)
+    valid, by_item, outdated = _verdicts(
+        run, plan, known, reasons, afresh=afresh, runs_failed_items=runs_failed_items
+    )
+    with_items = {name for name, item in known if item is not None}
+    unfinished = {n: why for n, why in by_item.items() if n in with_items} | run.unfinished()
     not_stored = _not_stored(known, outdated, secret)
     begun = unfinished.keys() | _with_results(known, afresh=afresh)
     asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
@@ -332,35 +349,75 @@ def _decoded(
     return as_secret(decoded) if step in secret else decoded
 
 
-def _valid_and_outdated(
+def _verdicts(
     run: StoredRun,
     plan: Plan,
     known: Mapping[Key, StepView],
     reasons: Mapping[str, str],
     *,
     afresh: bool,
-) -> tuple[dict[str, None], dict[str, str]]:
-    """Return the steps with a valid result, and the outdated ones, each with why."""
+    runs_failed_items: bool,
+) -> tuple[dict[str, None], dict[str, str], dict[str, str]]:
+    """Return the steps with a valid result, those that are valid by item, and the outdated ones.
+
+    The latter two come each with why it runs.
+    """
     valid: dict[str, None] = {}
+    by_item: dict[str, str] = {}
     outdated: dict[str, str] = {}
     shape, fingerprints = DependencyView(plan), Fingerprints(plan)
     for name, needed in shape.items():
         if name not in run.fingerprints:
             continue  # a new step
         why = reasons.get(name) or difference(run.fingerprints[name], fingerprints[name])
-        step = known.get((name, None))
+        step, index = known.get((name, None)), plan.index[name]
         if why is None and set(needed) != set(run.dependencies[name]):
             why = f"it depends on {_listed(needed)}, and depended on " + _listed(
                 run.dependencies[name]
             )
-        if why is None:
-            again = next((other for other in needed if other not in valid), None)
-            why = None if again is None else f"step {again!r}, which it depends on, runs again"
+        again = [other for other in needed if other not in valid]
+        flows = index in plan.flows and again == [plan.steps[plan.flows[index]].name]
+        if why is None and again and not (flows and again[0] in by_item):
+            why = f"step {again[0]!r}, which it depends on, runs again"
+        failed = _unsuccessful(step) if runs_failed_items else 0
         if why is not None:
             outdated[name] = why
+        elif again:
+            by_item[name] = f"items of step {again[0]!r}, over which it is mapped, run again"
+        elif failed:
+            by_item[name] = "1 item had failed" if failed == 1 else f"{failed} items had failed"
         elif step is not None and not (afresh and blocks_dependents(step.status, step.on_purpose)):
             valid[name] = None
-    return valid, outdated
+        elif plan.steps[index].map_over is not None:
+            by_item[name] = "it had not finished"
+    return valid, by_item, outdated
+
+
+def _unsuccessful(step: StepView | None) -> int:
+    """Return how many items of a step have ended and not succeeded."""
+    if step is None or step.items is None:
+        return 0
+    return sum(item.status is not StepStatus.SUCCESS for item in step.items.values())
+
+
+def _has_failed(run: StoredRun, plan: Plan, known: Mapping[Key, StepView]) -> bool:
+    """Whether a step has failed for good, or more items of one than it tolerates."""
+    failed: Counter[str] = Counter()
+    for (name, item), one in known.items():
+        if one.status is not StepStatus.FAILED:
+            continue
+        if item is None:
+            return True
+        whole = known.get((name, None))
+        failed[name] += whole is None or whole.status is not StepStatus.SUCCESS
+    return any(
+        not tolerates(
+            plan.steps[plan.index[name]],
+            count,
+            run.steps[name].item_count if name in run.steps else None,
+        )
+        for name, count in failed.items()
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -410,5 +467,10 @@ def _is_restored(key: Key, found: _Judgement, plan: Plan) -> bool:
         return False
     if item is None or name in found.valid:
         return item is None and name in found.valid
-    # Its items came from an output that may differ now.
-    return plan.steps[plan.index[name]].map_over not in found.recalled
+    # Its items came from an output that may differ now, as that of a step before it in a chain.
+    source: str | None = name
+    while source is not None:
+        source = plan.steps[plan.index[source]].map_over
+        if source in found.recalled:
+            return False
+    return True

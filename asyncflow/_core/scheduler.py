@@ -368,6 +368,8 @@ class Readiness:
         failed_by: The settled steps that failed, or did not run because of a failure, each with
             the name of the step that failed first. A step asks this of each of its dependencies.
         skipped_by: The same for steps that were skipped on purpose.
+        flowing: The mapped steps of which an item has succeeded, so that steps which are mapped
+            over them have something to do, whatever becomes of the others.
         unreachable: The steps that will never start, until they are taken.
         stop_reason: Why nothing becomes ready any more, clean-up steps aside.
     """
@@ -394,6 +396,7 @@ class Readiness:
         self.ordinary_unsettled = len(plan.steps) - len(plan.cleanups)
         self.failed_by: dict[int, str] = {}
         self.skipped_by: dict[int, str] = {}
+        self.flowing: set[int] = set()
         self.unreachable: list[SkippedStep] = []
         self.stop_reason: str | None = None
         self._parked: list[int] = []
@@ -430,6 +433,16 @@ class Readiness:
         else:
             self._release_dependents(step, at_ms)
 
+    def flow(self, source: int, at_ms: float) -> None:
+        """Note that an item of a mapped step has succeeded, so that later steps may take it."""
+        if source in self.flowing:
+            return
+        self.flowing.add(source)
+        if not self._by_tiers:
+            flows = self._plan.flows
+            later = [each for each in self._plan.chained[source] if flows.get(each) == source]
+            self._release(later, at_ms)
+
     def stop(self, reason: str, *, exempt_cleanups: bool) -> None:
         """Let nothing become ready any more, clean-up steps aside if they are exempt."""
         if self.stop_reason is None:
@@ -447,8 +460,16 @@ class Readiness:
                 self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)
 
     def _release_dependents(self, step: int, at_ms: float) -> None:
+        dependents = self._plan.dependents[step]
+        if step in self.flowing:  # some were released with its first item
+            flows = self._plan.flows
+            dependents = [each for each in dependents if flows.get(each) != step]
+        self._release(dependents, at_ms)
+
+    def _release(self, dependents: Iterable[int], at_ms: float) -> None:
+        """Let steps take their turn that have waited for nothing else."""
         missing, turns = self._dependencies_unsettled, []
-        for dependent in self._plan.dependents[step]:
+        for dependent in dependents:
             missing[dependent] -= 1
             if not missing[dependent]:
                 turns.append(dependent)
@@ -494,6 +515,9 @@ class Readiness:
                 # It can do without the outputs of its dependencies, but not without its items.
                 needed = () if source is None else (self._plan.index[source],)
                 why = "its items depend on step"
+        elif (flow := self._plan.flows.get(step)) in self.flowing:
+            # The items that have succeeded go through, even if others have failed it.
+            needed = tuple(other for other in needed if other != flow)
         for grounds, what in (self.failed_by, "failed"), (self.skipped_by, "was skipped"):
             cause = next((grounds[other] for other in needed if other in grounds), None)
             if cause is not None:

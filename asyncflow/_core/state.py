@@ -17,6 +17,10 @@ Rules:
    attempt; for the next attempt it is queued again.
 6. An item of a mapped step is like a step whose turn has come. The mapped step itself is then no
    longer in flight, and settles after its items.
+7. A step that is mapped over a mapped step gets each item as that one ends (`Chains`). With
+   ``schedule="ready"`` its turn comes when the first of them succeeds.
+8. A mapped step fails for certain when more of its items have failed than it tolerates. Until then
+   the failure of an item stops nothing but the same item of later steps.
 
 Nothing here reads a clock or waits, and the only code of a user that it calls is a retry policy.
 So the same events lead to the same state whenever and wherever they are applied.
@@ -31,6 +35,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from asyncflow import events
+from asyncflow._core.chains import ChainedItem, Chains, ItemQueue
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
@@ -91,6 +96,7 @@ class RunState:
         self.attempt_log = AttemptLog(step_runs)
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
         self.is_limited = self.queue.is_limited
+        self._chains = Chains(plan, step_runs.phases, max_concurrency)
         self._readiness = Readiness(
             plan,
             step_runs.phases,
@@ -135,6 +141,8 @@ class RunState:
             self._readiness.settled(node, at_ms)
         else:
             self.step_runs.end_item(node)
+            if self._plan.chained:
+                self._flow(node, at_ms, output)
 
     def apply(self, event: events.Event) -> None:
         """Apply an event.
@@ -176,10 +184,34 @@ class RunState:
             return
         if node in self.attempt_log.remarks:
             self._results[node] = self.attempt_log.with_remarks(node, result)
+        at_ms: float = event.at_ms  # type: ignore[union-attr]
         if node < self._step_count:
-            self._readiness.settled(node, event.at_ms)  # type: ignore[union-attr]
+            if self._plan.chained:
+                self._end_in_chain(node, result, at_ms)
+            self._readiness.settled(node, at_ms)
         else:
             self.step_runs.end_item(node)
+            if self._plan.chained:
+                self._flow(node, at_ms, result.output, _problem_of(result, event))
+
+    def _flow(self, node: int, at_ms: float, output: Any, problem: str = "") -> None:
+        """Queue an item that has ended for the steps that are mapped over its step."""
+        source, number = self.step_runs.owner_of(node), self.step_runs.item_of(node)
+        if source in self._plan.chained:
+            assert number is not None
+            self._chains.end_item(source, ChainedItem(number, output, problem))
+            if not problem:
+                self._readiness.flow(source, at_ms)
+
+    def _end_in_chain(self, step: int, result: StepResult, at_ms: float) -> None:
+        """Note the end of a step that may be in a chain; one that is reused has all its items."""
+        if result.reused and step in self._plan.chained:
+            for number, item in enumerate(result.items or ()):
+                problem = _problem_of(item, events.StepReused(result.step_name, at_ms, number))
+                self._chains.end_item(step, ChainedItem(number, item.output, problem))
+                if not problem:
+                    self._readiness.flow(step, at_ms)
+        self._chains.end(step)
 
     def _on_run_started(self, event: events.RunStarted) -> None:
         if self._started is not None:
@@ -260,7 +292,8 @@ class RunState:
         self._phases[node] = Phase.WAITING
 
     def _on_map_started(self, node: int, event: events.MapStarted) -> None:
-        self.step_runs.begin_map(node, event.at_ms)
+        self.step_runs.begin_map(node, event.at_ms, event.count)
+        self._chains.begin(node, event.count)
 
     def _on_step_succeeded(self, node: int, event: events.StepSucceeded) -> StepResult:
         return self.attempt_log.result(node, event, StepStatus.SUCCESS, None)
@@ -270,7 +303,10 @@ class RunState:
         self._phases[node] = Phase.SETTLED  # before the run stops, which drops what is ready
         if event.item is None:
             self._readiness.failed_by[node] = event.step
-        if self._fail_fast:
+            is_tolerated = False
+        else:
+            is_tolerated = self.step_runs.tolerates_failure(node)
+        if self._fail_fast and not is_tolerated:
             reason = f"step {event.step!r} failed and fail_fast is on"
             self._stop(reason, exempt_cleanups=True)
         return result
@@ -280,10 +316,14 @@ class RunState:
             raise IllegalEventError(event, self._phases[node].text)
         result = self.attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
         if event.item is None:
-            self._readiness.failed_by[node] = event.step
+            failed_by = self._readiness.failed_by
+            cause = self._index.get(event.cause, node)
+            failed_by[node] = failed_by.get(cause, event.step)
         return result
 
     def _on_step_skipped(self, node: int, event: events.StepSkipped) -> StepResult:
+        if event.item is not None:
+            return self.attempt_log.skipped(node, event)
         grounds = self._readiness.skipped_by if event.on_purpose else self._readiness.failed_by
         grounds.setdefault(node, event.step)
         return self.attempt_log.skipped(node, event)
@@ -296,6 +336,8 @@ class RunState:
         if event.item is None and result.status is not StepStatus.SUCCESS:
             grounds = self._readiness.skipped_by if result.on_purpose else self._readiness.failed_by
             grounds[node] = event.step
+        elif result.status is StepStatus.FAILED:
+            self.step_runs.tolerates_failure(node)
         return replace(result, reused=True, rerun_reason=None)
 
     def _on_thread_abandoned(self, node: int, event: events.ThreadAbandoned) -> None:
@@ -380,12 +422,20 @@ class RunState:
         else:
             self.queue.put([node], since_ms)
 
-    def add_item(self, step: int, at_ms: float) -> int:
-        """Make the next item of a mapped step a node, and return that.
+    def items_for(self, step: int) -> ItemQueue | None:
+        """The queue of a step that is mapped over a mapped step; ``None`` for any other step."""
+        return self._chains.queues.get(step)
+
+    def holds_back(self, step: int) -> bool:
+        """Whether a mapped step must not start another item: too many wait for a later step."""
+        return self._chains.holds_back(step)
+
+    def add_item(self, step: int, at_ms: float, item: int | None = None) -> int:
+        """Make an item of a mapped step, by default the next one, a node, and return that.
 
         It is queued or, if the run is stopping, will never start.
         """
-        node = self.step_runs.add_item(step)
+        node = self.step_runs.add_item(step, item)
         if self.stop_reason is None or self.is_exempt_from_stop(step):
             self._phases[node] = Phase.READY
             self.queue.put([node], at_ms)
@@ -505,6 +555,16 @@ class RunState:
             parent_step=known.parent_step,
             forked_from=known.forked_from,
         )
+
+
+def _problem_of(item: StepResult, event: Any) -> str:
+    """Return why later steps skip an item that has ended; empty if it has succeeded."""
+    if item.status is StepStatus.SUCCESS:
+        return ""
+    if item.status is StepStatus.SKIPPED:
+        return item.reason or ""
+    word = "failed" if item.status is StepStatus.FAILED else "was cancelled"
+    return f"item {event.item} of step {event.step!r} {word}"
 
 
 _UNSTARTED = (Phase.READY, Phase.SCHEDULED, Phase.DROPPED)

@@ -72,6 +72,7 @@ class CommonPolicies(TypedDict, total=False):
     version: str
     secret: bool
     max_crashes: int
+    tolerated_failures: float
 
 
 class StepPolicies(CommonPolicies, total=False):
@@ -122,6 +123,10 @@ class WorkflowStep:
             step's output is the list of what the calls returned, in the order of the items.
         when: A plain function that gets its data by parameter name, as the action does. If it
             returns a false value, the step and all that depends on it are skipped on purpose.
+        tolerated_failures: How many items of a mapped step may fail for good without the step
+            failing: an ``int`` is a count, a ``float`` from 0.0 to 1.0 a share of all items. 0 by
+            default. Within it the step succeeds and its output leaves the failed items out. A step
+            without ``map_over`` can't have it.
         run_if: Whether the step runs if all its dependencies succeeded (``"success"``, the
             default), if none of them failed and at least one succeeded (``"unless_failed"``), if
             one of them did not succeed because of a failure (``"failure"``), or in any case
@@ -179,6 +184,7 @@ class WorkflowStep:
     version: str
     secret: bool
     max_crashes: int
+    tolerated_failures: float
     parameters: tuple[tuple[str, str], ...]
     signature: Signature = derived()
     """The parameters that the action can be given."""
@@ -248,6 +254,7 @@ class WorkflowStep:
         version: str = "",
         secret: bool = False,
         max_crashes: int = 3,
+        tolerated_failures: float = 0,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> None:
         _check_name(name)
@@ -264,6 +271,7 @@ class WorkflowStep:
         _check_one_of(name, "run_if", run_if, _RUN_IF)
         check_engine(f"step {name!r}: engine", engine, local=True)
         _check_durability(name, version, secret, max_crashes)
+        check_tolerated_failures(name, tolerated_failures)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
@@ -294,6 +302,7 @@ class WorkflowStep:
         fill(self, "version", version)
         fill(self, "secret", secret)
         fill(self, "max_crashes", max_crashes)
+        fill(self, "tolerated_failures", tolerated_failures)
         fill(self, "parameters", _checked_parameters(name, parameters))
         fill(self, "signature", signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
@@ -312,6 +321,19 @@ class WorkflowStep:
         if self.remote is not None:
             values["engine"] = self.remote.name  # its address may have a password
         return show(self, values)
+
+
+def tolerates(step: WorkflowStep, failed: int, count: int | None) -> bool:
+    """Whether a mapped step may succeed although so many of its items have failed.
+
+    ``count`` is how many there are in all; ``None`` if only the end will tell.
+    """
+    tolerated = step.tolerated_failures
+    if isinstance(tolerated, int):
+        return failed <= tolerated
+    if not failed or count is None:
+        return not failed or tolerated > 0
+    return failed / count <= tolerated  # not `failed <= tolerated * count`: 0.29 * 100 < 29
 
 
 def on_engine(steps: Iterable[WorkflowStep], engine: AnyEngine) -> Iterator[WorkflowStep]:
@@ -360,6 +382,11 @@ def _check_parameters(step: WorkflowStep) -> None:
 def _check_map_over(step: WorkflowStep) -> None:
     source, accepts = step.map_over, step.signature
     if source is None:
+        if step.tolerated_failures:
+            raise ValueError(
+                f"step {step.name!r}: tolerated_failures counts the items of a mapped step, and "
+                "this one is not mapped; give it map_over, or leave tolerated_failures out"
+            )
         return
     if not isinstance(source, str):
         raise TypeError(
@@ -457,6 +484,24 @@ def _check_durability(name: str, version: object, secret: object, max_crashes: o
         )
     if type(max_crashes) is not int or max_crashes < 0:  # as above
         check_count(f"step {name!r}: max_crashes", max_crashes, 0)
+
+
+def check_tolerated_failures(name: str, tolerated: object) -> None:
+    """Check what a user gives as ``tolerated_failures``."""
+    if type(tolerated) is int:
+        if tolerated >= 0:
+            return
+    elif type(tolerated) is not float:
+        raise TypeError(
+            f"step {name!r}: tolerated_failures must be an int (a count of items) or a float (a "
+            f"share of them), not {type(tolerated).__name__}"
+        )
+    elif 0 <= tolerated <= 1:
+        return
+    raise ValueError(
+        f"step {name!r}: tolerated_failures must be a count of at least 0, or a share from 0.0 to "
+        f"1.0, not {tolerated!r}"
+    )
 
 
 def _check_limits(name: str, *limits_ms: object) -> None:

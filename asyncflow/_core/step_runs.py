@@ -15,6 +15,7 @@ from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import DependencyView, Plan
 from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of, without_repetition
+from asyncflow._core.step import tolerates
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -210,9 +211,9 @@ class StepRuns:
 
     # Mapped steps.
 
-    def begin_map(self, step: int, at_ms: float) -> None:
-        """Begin with the items of a mapped step."""
-        self._maps[step] = _Map(at_ms)
+    def begin_map(self, step: int, at_ms: float, count: int | None) -> None:
+        """Begin with the items of a mapped step, of which there are so many, if that is known."""
+        self._maps[step] = _Map(at_ms, count)
         self.phases[step] = Phase.MAPPING
 
     def map_started_ms(self, step: int) -> float:
@@ -261,7 +262,7 @@ class StepRuns:
 
     def _is_first(self, event: StepEvent) -> bool:
         """Whether an event can be the first of an item."""
-        if isinstance(event, StepReused):
+        if isinstance(event, StepReused | StepSkipped):
             return True
         if (event.step, event.item) in self._pending_attempts:
             return isinstance(event, AttemptStarted | StepFailed | StepCancelled)
@@ -271,6 +272,13 @@ class StepRuns:
         """An item has settled, or will never start."""
         self.phases[node] = Phase.SETTLED
         self._maps[self._item_of[node][0]].unsettled -= 1
+
+    def tolerates_failure(self, node: int) -> bool:
+        """Count an item that has failed; return whether its step may succeed all the same."""
+        step = self._item_of[node][0]
+        mapped = self._maps[step]
+        mapped.failed += 1
+        return tolerates(self.steps[step], mapped.failed, mapped.count)
 
     def maps(self) -> list[int]:
         """Return the mapped steps that have begun with their items."""
@@ -291,10 +299,12 @@ class StepRuns:
 class _Map:
     """The items of a mapped step."""
 
-    __slots__ = ("nodes", "started_ms", "unsettled")
+    __slots__ = ("count", "failed", "nodes", "started_ms", "unsettled")
 
-    def __init__(self, started_ms: float) -> None:
+    def __init__(self, started_ms: float, count: int | None) -> None:
         self.started_ms = started_ms
+        self.count = count
+        self.failed = 0
         self.nodes: dict[int, int] = {}
         self.unsettled = 0
 
@@ -431,7 +441,7 @@ class AttemptLog:
     def skipped(self, node: int, event: StepSkipped) -> StepResult:
         """Return the result of a step that will never start."""
         return StepResult(
-            event.step,
+            self._step_runs.name_of(node),
             StepStatus.SKIPPED,
             reason=event.reason,
             recorded=(),

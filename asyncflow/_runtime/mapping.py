@@ -3,8 +3,12 @@
 Rules:
 
 1. An item is taken from its source only when the one before has been scheduled, so that neither
-   items nor tasks pile up in front of a pool or of ``max_concurrency``.
-2. A mapped step ends after its items, whatever became of them. Their failures are raised together.
+   items nor tasks pile up in front of a pool or of ``max_concurrency``; and none is taken while too
+   many finished ones wait for a later step (`asyncflow._core.chains`).
+2. A mapped step ends after its items, whatever became of them. Their failures are raised together,
+   if they are more than it tolerates.
+3. A step that is mapped over a mapped step takes the items of that as they end, and skips those
+   that did not succeed. It succeeds only if that one did.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
+from asyncflow._core.chains import ItemQueue
 from asyncflow._core.errors import describe_error
-from asyncflow._core.results import Interruption, StepResult, StepStatus, with_note
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.results import Interruption, StepResult, StepStatus, outputs_of, with_note
+from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
@@ -25,7 +30,7 @@ from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.outcome import as_failure, step_cancelled
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
-from asyncflow.events import MapStarted, StepFailed, StepSucceeded
+from asyncflow.events import MapStarted, StepCancelled, StepFailed, StepSkipped, StepSucceeded
 
 _ITEMS_A_TURN = 100
 """After how many items of a mapped step other tasks get a turn."""
@@ -62,9 +67,14 @@ class MapRunner:
         error: BaseException | None = None
         failure: Exception | None = None
         try:
-            emit(MapStarted(step.name, now_ms(), count_of(self._source_of(step))))
+            queue = state.items_for(node)
+            count = count_of(self._source_of(step)) if queue is None else queue.count
+            emit(MapStarted(step.name, now_ms(), count))
             try:
-                is_complete = await self._add_items(node, step)
+                if queue is None:
+                    is_complete = await self._add_items(node, step)
+                else:
+                    is_complete = await self._add_items_of(queue, node, step)
             except GeneratorExit:  # pragma: no cover - the loop was closed over it
                 raise
             except BaseException as raised:
@@ -81,20 +91,25 @@ class MapRunner:
                     return
                 with suppress(asyncio.CancelledError):
                     await self._change(node)
-            failure = common_error(step.name, items, failure)
+            failure = common_error(step, items, failure)
             if failure is not None:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
-            elif is_complete and self._have_all_succeeded(node, items):
+            elif not is_complete or not self._have_all_ended(node, items):
+                emit(step_cancelled(state, node, now_ms(), error))
+            elif queue is not None and not self._has_succeeded(queue.source):
+                cause = step.map_over or ""
+                reason = f"its items depend on step {cause!r}, which did not succeed"
+                emit(StepCancelled(step.name, 0, now_ms(), reason, None, cause=cause))
+            else:
                 success = StepSucceeded(
-                    step.name, 0, now_ms(), [item.output for item in items], secret=step.secret
+                    step.name, 0, now_ms(), outputs_of(items), secret=step.secret
                 )
                 persistence = self._persistence
                 emit(success, None if persistence is None else persistence.stored(success, None))
-            else:
-                emit(step_cancelled(state, node, now_ms(), error))
         except BaseException as bug:
             self._run.broken(bug, f"step {step.name!r} could not be run")
         finally:
+            self._wake_up_chain(node)
             self._run.settled(node)
 
     def give_up(self) -> None:
@@ -108,10 +123,20 @@ class MapRunner:
         if item in self._items:
             del self._items[item]
             self.note_change(item)
+            if self._plan.chained:
+                self._wake_up_chain(self._state.step_runs.owner_of(item))
 
     def note_change(self, item: int) -> None:
         """Wake up the mapped step of an item that was scheduled or has ended."""
         self._wake_up(self._state.step_runs.owner_of(item))
+
+    def _wake_up_chain(self, node: int) -> None:
+        """Wake up the steps before and after a mapped step, which may go on."""
+        for later in self._plan.chained.get(node, ()):
+            self._wake_up(later)
+        queue = self._state.items_for(node)
+        if queue is not None:
+            self._wake_up(queue.source)
 
     def _wake_up(self, node: int) -> None:
         change = self._changes.pop(node, None)
@@ -120,31 +145,60 @@ class MapRunner:
 
     async def _add_items(self, node: int, step: WorkflowStep) -> bool:
         """Make each item a node; return whether none was left out, as when the run stops."""
-        state, number = self._state, 0
-        source = self._source_of(step)
+        number, source = 0, self._source_of(step)
         if self._persistence is not None:
             check_order(source, step.name)
         async with aclosing(each_item(source, step.name)) as values:
             async for value in values:
-                if state.stop_reason is not None and not state.is_exempt_from_stop(node):
+                if self._stops(node):
                     return False
-                number = state.step_runs.count_of_items(node)
-                stored = state.stored_end(node, self._now_ms(), number)
-                if stored is None:
-                    await self._add_item(node, value)
-                else:
-                    self._dispatcher.emit(stored)
-                if number % _ITEMS_A_TURN == 0:
-                    await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
+                await self._add_item(node, number, value)
+                number += 1
         return True
 
-    async def _add_item(self, node: int, value: Any) -> None:
-        """Make an item a node, and wait until it is scheduled."""
-        item = self._state.add_item(node, self._now_ms())
-        self._items[item] = value
-        self._run.advance()
-        while self._state.is_queued(item):
+    async def _add_items_of(self, queue: ItemQueue, node: int, step: WorkflowStep) -> bool:
+        """Do the same with the items of a mapped step, as they end."""
+        while True:
+            item = queue.take()
+            if item is None and queue.is_complete:
+                return True
+            if item is None:
+                await self._change(node)
+                continue
+            if self._stops(node):
+                return False
+            self._wake_up(queue.source)
+            if item.problem:
+                self._dispatcher.emit(
+                    StepSkipped(step.name, self._now_ms(), item.problem, item=item.number)
+                )
+                self._wake_up_chain(node)
+            else:
+                await self._add_item(node, item.number, item.output)
+
+    async def _add_item(self, node: int, number: int, value: Any) -> None:
+        """Make an item a node, and wait until it is scheduled and there is room for another."""
+        state = self._state
+        stored = state.stored_end(node, self._now_ms(), number)
+        if stored is None:
+            item = state.add_item(node, self._now_ms(), number)
+            self._items[item] = value
+            self._run.advance()
+            while state.is_queued(item):
+                await self._change(node)
+        else:
+            self._dispatcher.emit(stored)
+            if self._plan.chained:
+                self._run.advance()  # it may be the first one for a later step
+                self._wake_up_chain(node)
+        while self._plan.chained and state.holds_back(node):
             await self._change(node)
+        if number % _ITEMS_A_TURN == 0:
+            await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
+
+    def _stops(self, node: int) -> bool:
+        """Whether a mapped step starts no more items, since the run stops."""
+        return self._state.stop_reason is not None and not self._state.is_exempt_from_stop(node)
 
     async def _change(self, node: int) -> None:
         """Wait until an item of the mapped step is scheduled or has ended; it may be neither."""
@@ -163,10 +217,15 @@ class MapRunner:
         assert source is not None
         return source.output
 
-    def _have_all_succeeded(self, node: int, items: list[StepResult]) -> bool:
+    def _have_all_ended(self, node: int, items: list[StepResult]) -> bool:
+        """Whether the run has stopped no item of a mapped step."""
         # An item that was dropped before it started has no result.
         is_whole = len(items) == self._state.step_runs.count_of_items(node)
-        return is_whole and all(item.status is StepStatus.SUCCESS for item in items)
+        return is_whole and all(item.status is not StepStatus.CANCELLED for item in items)
+
+    def _has_succeeded(self, step: int) -> bool:
+        result = self._state.result(step)
+        return result is not None and result.status is StepStatus.SUCCESS
 
 
 async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
@@ -215,12 +274,16 @@ def check_order(source: Any, name: str) -> None:
         )
 
 
-def common_error(name: str, items: list[StepResult], error: Exception | None) -> Exception | None:
+def common_error(
+    step: WorkflowStep, items: list[StepResult], error: Exception | None
+) -> Exception | None:
     """Return what a mapped step fails with, if it fails.
 
     ``error`` ended the iteration over the items early, if anything did.
     """
-    failed = [item for item in items if item.status is StepStatus.FAILED]
+    name, failed = step.name, [item for item in items if item.status is StepStatus.FAILED]
+    if error is None and tolerates(step, len(failed), len(items)):
+        return None
     errors = [with_note(item, f"in {item.step_name}") for item in failed]
     if not errors:
         return error

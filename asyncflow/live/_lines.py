@@ -29,14 +29,18 @@ from asyncflow.events import (
     StepFailed,
     StepProgressed,
     StepReused,
+    StepSkipped,
     StepSucceeded,
     StepTakenOver,
 )
 from asyncflow.live._renderer import EventBuffer
 
 _PAUSE_MS = 10_000
-_ENDS = (StepSucceeded, StepFailed, StepCancelled, StepReused)
-_QUIET_ITEM_EVENTS = (AttemptStarted, AttemptBegan, StepSucceeded, StepCancelled, StepReused)
+_ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
+_QUIET_ITEM_EVENTS = (
+    *(AttemptStarted, AttemptBegan),
+    *(StepSucceeded, StepCancelled, StepSkipped, StepReused),
+)
 """What is no line of its own if it is about an item."""
 
 
@@ -108,7 +112,9 @@ class _Items:
         self._settled = self._failed = 0
         self._pace = _Pace(started.at_ms)
 
-    def settle(self, event: StepSucceeded | StepFailed | StepCancelled | StepReused) -> list[str]:
+    def settle(
+        self, event: StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepReused
+    ) -> list[str]:
         """Count one that has ended; return a line if one is due."""
         self._settled += 1
         self._failed += isinstance(event, StepFailed)

@@ -198,6 +198,7 @@ def event_of(kind: type, attempt: int) -> Event:
         "queued_ms": 0.0,
         "item": None,
         "count": None,
+        "cause": "",
         "on_purpose": False,
         "secret": False,
         "blocked_ms": 150.0,

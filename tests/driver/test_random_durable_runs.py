@@ -26,6 +26,7 @@ from asyncflow import (
     StepResult,
     StepStatus,
     run_pipeline,
+    topological_sort,
 )
 from asyncflow._core.composition import ForwardOutputs
 from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
@@ -145,7 +146,7 @@ class Execution:
         assert again <= late or self.kind == "changing"
         secret = {step.name for step in self.steps if step.secret}
         assert recalled <= secret or self.kind == "changing"
-        again |= {step.name for step in self.steps if {step.name, step.map_over} & recalled}
+        again |= with_chains(self.steps, recalled)
         for key in self.world.calls:
             assert key not in completed or key[0] in again, f"{key} was called again"
         ours = {step.name for step in self.steps if not isinstance(step.action, ForwardOutputs)}
@@ -160,7 +161,9 @@ class Execution:
         by_name = {step.name: step for step in self.steps}
         for item in result.items or ():
             self.check_attempts(item)
-        if result.items is None and not result.origin:
+        # A mapped step that was skipped this time has the attempts of its former items.
+        is_mapped = any(each.item is not None for each in result.history)
+        if result.items is None and not result.origin and not is_mapped:
             assert len(result.history) == result.attempts
             series = latest_series(result.history)
             assert [each.number for each in series] == list(range(1, len(series) + 1))
@@ -220,7 +223,7 @@ class ForkExecution(Execution):
         reasons = self.received[0].rerun_reasons
         recalled = {name for name, why in reasons.items() if why == RECALLED}
         assert recalled <= {step.name for step in self.steps if step.secret}
-        again = {step.name for step in self.steps if {step.name, step.map_over} & recalled}
+        again = with_chains(self.steps, recalled)
         taken = {key_of(event) for event in self.taken}
         assert {key for key in self.world.calls if key[0] not in again}.isdisjoint(taken)
 
@@ -581,10 +584,30 @@ def check_nothing_is_missing(fork, events):
     for name, needed in DependencyView(plan(fork.steps)).items():
         if late.intersection(needed):
             late.add(name)
-    secret = {step.name for step in fork.steps if step.secret}
-    again = {step.name for step in fork.steps if {step.name, step.map_over} & secret}
-    for name, item in successes(events) - {key_of(event) for event in fork.taken}:
-        assert name in late or (item is not None and name in again), (name, item)
+    again = with_chains(fork.steps, {step.name for step in fork.steps if step.secret})
+    done = successes(events)
+    failed = {e.step for e in events if isinstance(e, StepFailed) and key_of(e) not in done}
+    shape, by_item = plan(fork.steps), set()
+    for name, needed in DependencyView(shape).items():
+        step = shape.steps[shape.index[name]]
+        flows, runs = shape.index[name] in shape.flows, (late | by_item).intersection(needed)
+        if runs and not (flows and runs == by_item.intersection([step.map_over])):
+            late.add(name)
+        elif runs or (name in failed and step.map_over is not None):
+            by_item.add(name)
+    for name, item in done - {key_of(event) for event in fork.taken}:
+        is_item_again = item is not None and name in again
+        assert name in late or is_item_again or (item is None and name in by_item), (name, item)
+
+
+def with_chains(steps, names):
+    """Return these steps, and those that are mapped over them, directly or along a chain."""
+    found = {*names}
+    for name in topological_sort(steps):
+        step = next(step for step in steps if step.name == name)
+        if step.map_over in found:
+            found.add(name)
+    return found
 
 
 PROPERTIES = {

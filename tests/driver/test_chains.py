@@ -1,0 +1,565 @@
+"""Steps that are mapped over mapped steps: items flow from one to the next, and fail by themselves.
+
+Under ``schedule="tiers"`` a step still waits for the tier before; all else is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from memory_journal import MemoryJournal
+from turn_counting import TurnCountingLoop
+
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    Pool,
+    RunCancelledError,
+    StepStatus,
+    WorkflowStep,
+    collect,
+    each,
+    run_pipeline,
+)
+from asyncflow._core.replay import StoredRun
+from asyncflow.events import (
+    AttemptStarted,
+    MapStarted,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+)
+
+SUCCESS, FAILED, SKIPPED, CANCELLED = (
+    StepStatus.SUCCESS,
+    StepStatus.FAILED,
+    StepStatus.SKIPPED,
+    StepStatus.CANCELLED,
+)
+SCHEDULES = pytest.mark.parametrize("schedule", ["tiers", "ready"])
+DONE = {StepSucceeded, StepFailed, StepSkipped, StepCancelled, StepReused}
+
+
+class Chain:
+    """``fetch`` over numbers, ``parse`` over that, ``store`` over that, and ``total`` of it all.
+
+    The numbers in ``bad`` fail in ``fetch``. Those that come first take longest there.
+    """
+
+    def __init__(self, count=6, bad=(), **fetch):
+        self.count, self.bad, self.options = count, bad, fetch
+        self.calls = []
+
+    def steps(self):
+        return [
+            WorkflowStep("numbers", self.numbers),
+            WorkflowStep("fetch", self.fetch, {"n": "numbers"}, map_over="numbers", **self.options),
+            WorkflowStep("parse", self.parse, {"n": "fetch"}, map_over="fetch"),
+            WorkflowStep("store", self.store, {"n": "parse"}, map_over="parse"),
+            WorkflowStep("total", self.total, {"ns": "store"}),
+        ]
+
+    async def numbers(self) -> list[int]:
+        self.calls.append("numbers")
+        return list(range(self.count))
+
+    async def fetch(self, n: int) -> int:
+        self.calls.append(f"fetch {n}")
+        await asyncio.sleep((self.count - n) / 1000)
+        if n in self.bad:
+            raise ValueError(n)
+        return n * 10
+
+    async def parse(self, n: int) -> int:
+        self.calls.append(f"parse {n // 10}")
+        await asyncio.sleep(0.001)
+        return n + 1
+
+    async def store(self, n: int) -> int:
+        self.calls.append(f"store {n // 10}")
+        await asyncio.sleep(0)
+        return n + 1
+
+    async def total(self, ns: list[int]) -> list[int]:
+        self.calls.append("total")
+        return ns
+
+
+def statuses(result):
+    return {int(item.step_name.split("[")[1][:-1]): item.status for item in result.items}
+
+
+# Flowing.
+
+
+async def test_an_item_starts_as_soon_as_the_same_item_of_the_step_before_has_succeeded():
+    chain = Chain(3)
+
+    report = await run_pipeline(chain.steps(), schedule="ready")
+
+    assert chain.calls.index("store 2") < chain.calls.index("parse 0")
+    assert report["total"].output == [2, 12, 22]
+    assert [item.output for item in report["parse"].items] == report["parse"].output == [1, 11, 21]
+
+
+async def test_under_tiers_a_step_of_a_chain_waits_for_the_whole_step_before():
+    chain = Chain(3)
+
+    await run_pipeline(chain.steps())
+
+    assert [call.split()[0] for call in chain.calls] == [
+        *("numbers", "fetch", "fetch", "fetch", "parse", "parse", "parse"),
+        *("store", "store", "store", "total"),
+    ]
+    assert chain.calls[4:7] == ["parse 0", "parse 1", "parse 2"]
+
+
+async def test_a_step_of_a_chain_begins_with_its_first_item():
+    events = []
+
+    report = await run_pipeline(Chain(3).steps(), schedule="ready", observers=[events.append])
+
+    begins = {e.step: e for e in events if isinstance(e, MapStarted)}
+    first = next(e for e in events if isinstance(e, AttemptStarted) and e.step == "parse")
+    assert begins["parse"].at_ms == first.at_ms == report["parse"].started_ms > 0
+    assert begins["parse"].count == 3
+    ends = [e.item for e in events if type(e) in DONE and e.step == "fetch"]
+    assert ends == [2, 1, 0, None]
+
+
+async def test_whoever_collects_the_middle_of_a_chain_gets_the_whole_list():
+    async def middle(ns):
+        return ns
+
+    chain = Chain(4)
+    steps = [*chain.steps(), WorkflowStep("middle", middle, {"ns": "parse"})]
+
+    report = await run_pipeline(steps, schedule="ready")
+
+    assert report["middle"].output == [1, 11, 21, 31]
+    assert report["total"].output == [2, 12, 22, 32]
+
+
+async def test_a_condition_is_asked_with_the_whole_output_and_so_keeps_the_barrier():
+    asked = []
+
+    def when(n):
+        asked.append(n)
+        return True
+
+    chain = Chain(3)
+    steps = chain.steps()
+    steps[2] = WorkflowStep("parse", chain.parse, {"n": "fetch"}, map_over="fetch", when=when)
+
+    report = await run_pipeline(steps, schedule="ready")
+
+    assert asked == [[0, 10, 20]]
+    assert chain.calls.index("parse 0") > chain.calls.index("fetch 2")
+    assert report["total"].output == [2, 12, 22]
+
+
+async def test_a_stream_flows_on_through_the_chain_while_it_still_produces():
+    chain, stored = Chain(), asyncio.Event()
+
+    async def stream():
+        yield 5
+        await stored.wait()  # for ever, unless the first item has gone all the way
+        yield 4
+
+    async def numbers():
+        return stream()
+
+    async def store(n):
+        stored.set()
+        return n
+
+    steps = chain.steps()
+    steps[0] = WorkflowStep("numbers", numbers)
+    steps[3] = WorkflowStep("store", store, {"n": "parse"}, map_over="parse")
+
+    report = await run_pipeline(steps, schedule="ready")
+
+    assert report["total"].output == [51, 41]
+
+
+async def test_a_chain_of_decorated_functions_flows():
+    pipeline = Pipeline("chain", schedule="ready")
+    order = []
+
+    @pipeline.step
+    async def numbers() -> list[int]:
+        return [0, 1]
+
+    @pipeline.step(tolerated_failures=1)
+    async def fetch(n: int = each(numbers)) -> int:
+        await asyncio.sleep((2 - n) / 1000)
+        order.append(f"fetch {n}")
+        return n
+
+    @pipeline.step
+    async def parse(n: int = each(collect(fetch))) -> int:
+        order.append(f"parse {n}")
+        return n
+
+    report = await pipeline.run()
+
+    assert order == ["fetch 1", "parse 1", "fetch 0", "parse 0"]
+    assert report["parse"].output == [0, 1]
+
+
+# Backpressure.
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 100), (80, 160)])
+async def test_a_fast_step_waits_for_a_slow_one_with_a_bounded_number_of_items(slots, most):
+    made = taken = largest = 0
+
+    async def numbers():
+        return range(400)
+
+    async def fast(numbers):
+        nonlocal made, largest
+        await asyncio.sleep(0)
+        made += 1
+        largest = max(largest, made - taken)
+
+    async def slow(fast):
+        nonlocal taken
+        taken += 1
+        await asyncio.sleep(0.001)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("fast", fast, ["numbers"], map_over="numbers", pool=Pool(4)),
+            WorkflowStep("slow", slow, ["fast"], map_over="fast", pool=Pool(slots)),
+        ],
+        schedule="ready",
+    )
+
+    assert report.all_passed
+    assert taken == 400
+    assert largest <= most + 4 + 2  # those under way end, and the later step has one in hand
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3])
+async def test_a_later_step_that_also_waits_for_the_whole_source_stalls_nothing(limit):
+    async def numbers():
+        return range(300)
+
+    async def copy(n):
+        return n
+
+    async def join(n, whole, side):
+        return n + len(whole) + len(side)
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("fetch", copy, {"n": "numbers"}, map_over="numbers"),
+        WorkflowStep("parse", copy, {"n": "fetch"}, map_over="fetch"),
+        WorkflowStep("side", copy, {"n": "fetch"}, map_over="fetch", pool=Pool(1)),
+        WorkflowStep(
+            "join", join, {"n": "parse", "whole": "fetch", "side": "side"}, map_over="parse"
+        ),
+    ]
+
+    report = await run_pipeline(steps, schedule="ready", max_concurrency=limit)
+
+    assert report["join"].output == [n + 600 for n in range(300)]
+
+
+# Failing.
+
+
+@SCHEDULES
+async def test_a_failed_item_stops_its_own_lane_and_the_others_go_through(schedule):
+    chain, events = Chain(6, bad=[1, 4]), []
+
+    report = await run_pipeline(
+        chain.steps(), fail_fast=False, schedule=schedule, observers=[events.append]
+    )
+
+    for name in "parse", "store":
+        result = report[name]
+        assert statuses(result) == {n: SKIPPED if n in (1, 4) else SUCCESS for n in range(6)}
+        assert {item.reason for item in result.items if item.status is SKIPPED} == {
+            "item 1 of step 'fetch' failed",
+            "item 4 of step 'fetch' failed",
+        }
+        assert (result.status, result.reason) == (
+            CANCELLED,
+            f"its items depend on step {'fetch' if name == 'parse' else 'parse'!r}, "
+            "which did not succeed",
+        )
+    assert (report["fetch"].status, report["total"].status) == (FAILED, SKIPPED)
+    assert report["total"].reason == "it depends on step 'fetch', which failed"
+    assert report.stop_reason is None
+    causes = {e.step: e.cause for e in events if isinstance(e, StepCancelled)}
+    assert causes == {"parse": "fetch", "store": "parse"}
+    assert not StoredRun(events).was_stopping
+
+
+@SCHEDULES
+async def test_a_later_step_is_skipped_if_no_item_of_its_source_succeeded(schedule):
+    report = await run_pipeline(Chain(2, bad=[0, 1]).steps(), fail_fast=False, schedule=schedule)
+
+    assert [report[name].status for name in ("fetch", "parse", "store")] == [
+        *(FAILED, SKIPPED, SKIPPED)
+    ]
+    assert report["parse"].reason == "it depends on step 'fetch', which failed"
+
+
+@SCHEDULES
+async def test_a_later_step_fails_by_failures_of_its_own(schedule):
+    chain = Chain(3, bad=[0])
+
+    async def parse(n):
+        if n == 10:
+            raise KeyError(n)
+        return n
+
+    steps = chain.steps()
+    steps[2] = WorkflowStep("parse", parse, {"n": "fetch"}, map_over="fetch")
+
+    report = await run_pipeline(steps, fail_fast=False, schedule=schedule)
+
+    assert (report["parse"].status, report["store"].status) == (FAILED, CANCELLED)
+    assert statuses(report["store"]) == {0: SKIPPED, 1: SKIPPED, 2: SUCCESS}
+    assert [item.reason for item in report["store"].items[:2]] == [
+        "item 0 of step 'fetch' failed",
+        "item 1 of step 'parse' failed",
+    ]
+
+
+async def test_with_fail_fast_a_failed_item_stops_the_whole_chain():
+    report = await run_pipeline(Chain(4, bad=[2]).steps(), schedule="ready")
+
+    assert (report["fetch"].status, report["parse"].status) == (FAILED, CANCELLED)
+    assert report.stop_reason == "step 'fetch' failed and fail_fast is on"
+
+
+# Tolerated failures.
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+@SCHEDULES
+async def test_within_the_tolerance_a_step_succeeds_without_the_failed_items(schedule, fail_fast):
+    chain = Chain(6, bad=[1, 4], tolerated_failures=2)
+
+    report = await run_pipeline(chain.steps(), fail_fast, schedule=schedule)
+
+    assert report.all_passed
+    assert report["fetch"].output == [0, 20, 30, 50]
+    assert report["total"].output == [2, 22, 32, 52]
+    assert statuses(report["fetch"]) == {n: FAILED if n in (1, 4) else SUCCESS for n in range(6)}
+    assert statuses(report["store"]) == {n: SKIPPED if n in (1, 4) else SUCCESS for n in range(6)}
+    line = str(report).splitlines()[2]
+    assert line.startswith("[SUCCESS] fetch (6 attempt(s), ")
+    assert line.endswith("ms): 2 of 6 items failed, tolerated")
+    report.raise_for_failures()
+
+
+async def fail_on(n):
+    if n < 0:
+        raise ValueError(n)
+    return n
+
+
+def over(values, tolerated):
+    async def source():
+        return values
+
+    return [
+        WorkflowStep("source", source),
+        WorkflowStep(
+            "m", fail_on, {"n": "source"}, map_over="source", tolerated_failures=tolerated
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("failed", "count", "tolerated", "status"),
+    [
+        (29, 100, 0.29, SUCCESS),  # 0.29 * 100 is less than 29
+        (30, 100, 0.29, FAILED),
+        (1, 100, 0.01, SUCCESS),
+        (1, 99, 0.01, FAILED),
+        (3, 3, 1.0, SUCCESS),
+        (1, 3, 1, SUCCESS),
+        (2, 3, 1, FAILED),
+        (1, 3, 0.0, FAILED),
+        (0, 0, 0.5, SUCCESS),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_int_is_a_count_and_a_float_a_share(failed, count, tolerated, status, is_stream):
+    values = [-1] * failed + [1] * (count - failed)
+
+    report = await run_pipeline(over(iter(values) if is_stream else values, tolerated), False)
+
+    assert report["m"].status is status
+    assert len(report["m"].items) == count
+
+
+async def test_beyond_the_tolerance_fail_fast_stops_as_soon_as_that_is_certain():
+    calls = []
+
+    async def act(source):
+        calls.append(source)
+        await asyncio.sleep(0.001 * source)
+        raise ValueError(source)
+
+    async def source():
+        return [1, 2, 3, 4, 5]
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("source", source),
+            WorkflowStep("m", act, ["source"], map_over="source", tolerated_failures=0.2),
+        ]
+    )
+
+    assert statuses(report["m"]) == {0: FAILED, 1: FAILED, **dict.fromkeys((2, 3, 4), CANCELLED)}
+    assert "2 of 5 items of step 'm' failed" in str(report["m"].error)
+
+
+@pytest.mark.parametrize("tolerated", [-1, -0.1, 1.1, float("nan"), float("inf")])
+def test_a_tolerance_out_of_its_range_is_refused(tolerated):
+    with pytest.raises(ValueError, match="tolerated_failures must be a count of at least 0, or a"):
+        over([], tolerated)
+
+
+@pytest.mark.parametrize("tolerated", [True, "1", None])
+def test_a_tolerance_of_another_type_is_refused(tolerated):
+    with pytest.raises(TypeError, match="tolerated_failures must be an int"):
+        over([], tolerated)
+
+
+def test_only_a_mapped_step_tolerates_failures():
+    with pytest.raises(ValueError, match="'a': tolerated_failures counts the items of a mapped"):
+        WorkflowStep("a", fail_on, tolerated_failures=1)
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_chain_that_is_cancelled_in_any_turn_leaves_nothing_behind(eager):
+    turn, turns = 0, 1
+    while turn <= turns:
+        loop = TurnCountingLoop(turn, eager)
+
+        async def main():
+            chain = Chain(4, bad=[1], tolerated_failures=0.5)
+            run = asyncio.Task(run_pipeline(chain.steps(), schedule="ready", max_concurrency=3))
+            loop.victim = run  # noqa: B023
+            await asyncio.wait([run])
+            loop.victim = None  # noqa: B023
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            if not run.cancelled():
+                assert run.result()["total"].output == [2, 22, 32]
+            return run.cancelled()
+
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # noqa: B023
+            assert runner.run(main()) == loop.cancel_accepted
+        assert loop.complaints == []
+        turn, turns = turn + 1, loop.turns
+    assert turns > 10
+
+
+async def test_a_drained_chain_ends_what_runs_and_resumes_with_the_rest():
+    chain, journal = Chain(8), MemoryJournal()
+    orchestrator = Orchestrator(chain.steps(), schedule="ready", journal=journal)
+    orchestrator = orchestrator.with_options(run_id="r")
+
+    async with orchestrator.start() as run:
+        async for event in run.events():
+            if isinstance(event, StepSucceeded) and (event.step, event.item) == ("store", 6):
+                run.drain("of a deployment")
+        with pytest.raises(RunCancelledError, match="of a deployment"):
+            await run.report()
+    report = await orchestrator.run()
+
+    assert report["total"].output == [n * 10 + 2 for n in range(8)]
+    assert len(chain.calls) == len({*chain.calls})
+
+
+# Durable.
+
+
+def died_everywhere(journal):
+    for stored in range(1, len(journal.stored["r"]) + 1):
+        yield journal.died_after(stored), journal.stored["r"][:stored]
+
+
+@pytest.mark.parametrize("first", ["tiers", "ready"])
+@pytest.mark.parametrize("then", ["tiers", "ready"])
+async def test_a_run_that_dies_anywhere_resumes_item_by_item_under_either_schedule(first, then):
+    chain = Chain(4, bad=[1], tolerated_failures=1)
+    journal = MemoryJournal()
+    await run_pipeline(chain.steps(), schedule=first, journal=journal, run_id="r")
+
+    for left, before in died_everywhere(journal):
+        chain.calls.clear()
+
+        report = await run_pipeline(chain.steps(), schedule=then, journal=left, run_id="r")
+
+        assert report["total"].output == [2, 22, 32]
+        assert statuses(report["store"]) == {0: SUCCESS, 1: SKIPPED, 2: SUCCESS, 3: SUCCESS}
+        ended = {
+            f"{e.step} {e.item}" if e.item is not None else e.step
+            for e in before
+            if isinstance(e, StepSucceeded | StepFailed)
+        }
+        assert ended.isdisjoint(chain.calls)
+
+
+@SCHEDULES
+async def test_after_a_crash_no_tolerated_failure_runs_again_and_in_a_fork_only_those_do(schedule):
+    chain, journal = Chain(4, bad=[1], tolerated_failures=1), MemoryJournal()
+    orchestrator = Orchestrator(chain.steps(), schedule=schedule, journal=journal)
+    await orchestrator.with_options(run_id="r").run()
+    chain.bad = ()
+    chain.calls.clear()
+
+    again = await orchestrator.with_options(run_id="r").run()
+
+    assert (again["total"].output, chain.calls) == ([2, 22, 32], [])
+
+    fork = await orchestrator.fork("r")
+
+    assert fork["total"].output == [2, 12, 22, 32]
+    assert chain.calls == ["fetch 1", "parse 1", "store 1", "total"]
+    assert fork["fetch"].rerun_reason == "1 item had failed"
+
+
+@SCHEDULES
+async def test_a_failed_run_resumes_with_the_lanes_that_failed(schedule):
+    chain, journal = Chain(4, bad=[1]), MemoryJournal()
+    options = {"fail_fast": False, "schedule": schedule, "journal": journal, "run_id": "r"}
+    await run_pipeline(chain.steps(), **options)
+    chain.bad = ()
+    chain.calls.clear()
+
+    report = await run_pipeline(chain.steps(), **options)
+
+    assert report["total"].output == [2, 12, 22, 32]
+    assert chain.calls == ["fetch 1", "parse 1", "store 1", "total"]
+
+
+@SCHEDULES
+async def test_a_secret_step_of_a_chain_runs_all_later_items_again(schedule):
+    chain, journal = Chain(3, secret=True), MemoryJournal()
+    await run_pipeline(chain.steps(), schedule=schedule, journal=journal, run_id="r")
+    events = journal.stored["r"]
+    at = max(n for n, e in enumerate(events) if isinstance(e, StepSucceeded) and e.step == "store")
+    left = journal.died_after(at)  # store as a whole has not ended
+    chain.calls.clear()
+
+    report = await run_pipeline(chain.steps(), schedule=schedule, journal=left, run_id="r")
+
+    assert report["total"].output == [2, 12, 22]
+    assert {call.split()[0] for call in chain.calls} <= {"fetch", "parse", "store", "total"}
