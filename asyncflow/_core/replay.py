@@ -11,8 +11,8 @@ Rules:
    continues with the attempts that it has left.
 5. No attempt is forgotten: a step keeps those of all segments, whatever the latest one does with
    it. An item that the latest segment does not have leaves its attempts to its step.
-6. A secret output is replaced as it arrives. A result that was stored openly, and is secret now,
-   is restored as it was and shown redacted.
+6. A secret output is marked, and what shows it asks `visible_output`. So is a result that was
+   stored openly and is secret now.
 7. What a fork takes over is like what an earlier segment settled, with the figures that it has in
    the other run.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from asyncflow import events
@@ -252,9 +253,8 @@ class StoredRun:
     def _on_step_succeeded(self, event: events.StepSucceeded) -> None:
         step = self._step(event)
         self._close(step, event, "succeeded")
-        step.secret = step.secret or _is_redacted(event.output)
-        if step.secret:
-            step.output = REDACTED_OUTPUT
+        if _is_redacted(event.output):
+            step.secret, step.output = True, REDACTED_OUTPUT
         elif step.items is not None and event.output is None:  # a journal stores only the items'
             step.output = outputs_of(step.items[number] for number in sorted(step.items))
         else:
@@ -300,6 +300,7 @@ class StoredRun:
             origin=event.origin,
             origin_attempts=event.attempts,
             origin_ms=event.duration_ms,
+            item=item,
         )
         if event.items is not None:
             items = {number: self._settled[step.name, number] for number in range(event.items)}
@@ -338,6 +339,7 @@ class StoredRun:
                 step.max_retries,
                 step.secret,
                 segment=step.segment,
+                item=event.item,
             )
             step.tally[StepStatus.PENDING] += 1
             before = step.former_items.pop(event.item, None)
@@ -495,20 +497,17 @@ class StoredRun:
     def _attempts_left(self, key: Key, step: StepView) -> PendingAttempts:
         series = step.attempts[step.fresh_from :]
         latest = series[-1]
-        history = [each.to_attempt() for each in series if each.ended_ms is not None]
         unfinished = [each for each in series if each.end == "crashed"]
         if latest.ended_ms is None:
-            crashed = replace(latest, ended_ms=self.at_ms, end="crashed", error=_crash_of(step))
-            if not crashed.began:
-                crashed.begin(self.at_ms)
-            unfinished.append(crashed)
-            history.append(crashed.to_attempt())
-            latest = crashed
+            latest = replace(latest, ended_ms=self.at_ms, end="crashed", error=_crash_of(step))
+            if not latest.began:
+                latest.begin(self.at_ms)
+            unfinished.append(latest)
         start = events.AttemptStarted(
             *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
         )
         crashes = sum(each.began for each in unfinished)
-        return PendingAttempts(start, tuple(history), len(unfinished), crashes)
+        return PendingAttempts(start, latest.error, len(unfinished), crashes)
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
@@ -537,7 +536,10 @@ class StoredRun:
         }
         return RunReport(
             self.run_id,
-            [with_outputs(step.to_result(self.at_ms), decode) for step in self.steps.values()],
+            [
+                _with_outputs(step.to_result(self.at_ms), partial(decode, name))
+                for name, step in self.steps.items()
+            ],
             total_duration_ms=self.at_ms,
             wall_time=self.started.wall_time,
             stop_reason=self.stop_reason if self.has_ended else None,
@@ -549,13 +551,6 @@ class StoredRun:
             parent_step=self.parent_step,
             forked_from=self.forked_from,
         )
-
-    def with_history(self, result: StepResult) -> StepResult:
-        """Return a result of the latest segment with what the replay knows of its step.
-
-        ``result`` has the outputs as the actions have returned them.
-        """
-        return _with_outputs_of(result, self.steps[result.step_name].to_result(self.at_ms))
 
 
 _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
@@ -598,8 +593,6 @@ def _restore(step: StepView, before: StepView) -> None:
     step.origin_attempts = before.origin_attempts
     if before.items is not None:
         step.items = {n: _restored_item(step, n, item) for n, item in before.items.items()}
-    if step.secret:
-        step.output = _redacted(before)
     step.secret = step.secret or before.secret
 
 
@@ -611,13 +604,7 @@ def _restored_item(step: StepView, number: int, before: StepView) -> StepView:
     item = replace(before, secret=before.secret or step.secret)
     item.carry(latest)
     item.fresh_from = before.fresh_from
-    if step.secret:
-        item.output = _redacted(before)
     return item
-
-
-def _redacted(step: StepView) -> Any:
-    return REDACTED_OUTPUT if _has_succeeded(step) else step.output
 
 
 def _is_redacted(value: object) -> bool:
@@ -634,14 +621,6 @@ def _crash_of(step: StepView) -> StepCrashedError:
     return StepCrashedError(step.name, step.attempts[-1].number, crashes)
 
 
-def _with_outputs_of(result: StepResult, known: StepResult) -> StepResult:
-    items = known.items
-    if items is not None:
-        pairs = zip(result.items or (), items, strict=True)
-        items = tuple([_with_outputs_of(*pair) for pair in pairs])
-    return replace(known, output=result.output, items=items)
-
-
 def latest_steps(history: Sequence[events.Event]) -> Mapping[str, tuple[str, ...]]:
     """Return the steps of the latest segment, with their dependencies; none without events."""
     for event in reversed(history):
@@ -650,25 +629,31 @@ def latest_steps(history: Sequence[events.Event]) -> Mapping[str, tuple[str, ...
     return {}
 
 
-def with_outputs(result: StepResult, decode: _Decode, step: str | None = None) -> StepResult:
-    """Return a result of a `StoredRun` with its outputs in place of their payloads.
+def decode_outputs(step: StepView, decode: Callable[[Payload], Any]) -> None:
+    """Replace the payloads of the outputs of a step, or of an item, by what they stand for."""
+    if step.items is None:
+        step.output = _decoded(step.output, decode)
+        return
+    for item in step.items.values():
+        decode_outputs(item, decode)
+    if isinstance(step.output, list):
+        step.output = [step.items[number].output for number in sorted(step.items)]
 
-    ``decode`` makes a value of the payload of an output, and receives the step's name. ``step`` is
-    the mapped step, if the result is an item's.
-    """
-    items, output, name = result.items, result.output, step or result.step_name
+
+def _with_outputs(result: StepResult, decode: Callable[[Payload], Any]) -> StepResult:
+    """Return a result with its outputs in place of their payloads; secret ones stay hidden."""
+    items, output = result.items, result.output
     if items is not None:
-        items = tuple([with_outputs(item, decode, name) for item in items])
+        items = tuple([_with_outputs(item, decode) for item in items])
         output = output and outputs_of(items)
-    elif output == REDACTED or result.secret:
+    elif result.secret:
         output = REDACTED_OUTPUT
-    elif isinstance(output, Payload):
-        is_elsewhere = is_remote(output)
-        output = RemoteOutput.from_payload(output) if is_elsewhere else decode(name, output)
+    else:
+        output = _decoded(output, decode)
     return replace(result, items=items, output=output)
 
 
-def as_secret(result: StepResult) -> StepResult:
-    """Return the result of a step that is secret now, and may not have been when it was stored."""
-    items = result.items and tuple(map(as_secret, result.items))
-    return replace(result, items=items, secret=result.status is StepStatus.SUCCESS)
+def _decoded(output: Any, decode: Callable[[Payload], Any]) -> Any:
+    if not isinstance(output, Payload):
+        return output
+    return RemoteOutput.from_payload(output) if is_remote(output) else decode(output)

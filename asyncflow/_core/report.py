@@ -32,6 +32,7 @@ from asyncflow._core.results import (
 
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison
+    from asyncflow._core.history import History
 
 T = TypeVar("T")
 
@@ -63,7 +64,8 @@ class RunReport(Mapping[str, StepResult]):
     """
 
     __slots__ = (
-        "_by_name",
+        "_history",
+        "_known",
         "_segments",
         "forked_from",
         "inputs",
@@ -103,8 +105,10 @@ class RunReport(Mapping[str, StepResult]):
         self.parent_step: str = parent_step
         self.forked_from: str = forked_from
         self._segments = segments
+        self._history: History | None = None
+        self._known: dict[str, StepResult] | None
         try:
-            self._by_name = {result.step_name: result for result in results}
+            self._known = {result.step_name: result for result in results}
         except (AttributeError, TypeError):
             kind = type(results).__name__
             raise TypeError(f"results must be a list of StepResult objects, not {kind}") from None
@@ -113,6 +117,13 @@ class RunReport(Mapping[str, StepResult]):
         self.status: RunStatus = status or (
             RunStatus.PASSED if self.all_passed else RunStatus.FAILED
         )
+
+    @property
+    def _by_name(self) -> dict[str, StepResult]:
+        if self._known is None:
+            assert self._history is not None
+            self._known = self._history.results()
+        return self._known
 
     def __getitem__(self, step_name: str) -> StepResult:
         try:
@@ -401,7 +412,17 @@ def _error_with_note(result: StepResult, run_id: str) -> Exception:
     # The attempts of a mapped step are those of its items.
     attempt = "" if result.items is not None else f", attempt {latest_number(result)},"
     note = f"in step {result.step_name!r}{attempt} of run {run_id}"
-    return with_note(result, note)
+    return with_note(result.error, note)
+
+
+def report_of(history: History, run_id: str, **facts: Any) -> RunReport:
+    """Return the report of a run, whose results are made when they are first read.
+
+    ``facts`` are the other arguments of `RunReport`, with ``status`` among them.
+    """
+    report = RunReport(run_id, (), **facts)
+    report._history, report._known = history, None
+    return report
 
 
 def _line(result: StepResult, segment: int) -> str:

@@ -244,6 +244,8 @@ class StepResult:
     step, whose ``items`` have their own."""
     worker: str = ""
     """The worker of that engine; empty also if the attempt had not begun there."""
+    item: int | None = None
+    """Which item of a mapped step this is of, counted from 0; ``None`` for a step."""
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -336,13 +338,6 @@ def without_repetition(result: StepResult) -> StepResult:
     return bare if bare.history == result.recorded else result
 
 
-def with_record(result: StepResult, recorded: tuple[Attempt, ...]) -> StepResult:
-    """Return a result without a record, with one, unless it says all of that itself."""
-    if result.attempts == 1 and result.history == recorded:
-        return result
-    return replace(result, recorded=recorded)
-
-
 def latest_number(result: StepResult) -> int:
     """Return the number of the latest attempt of a step that has ended; 0 if there is none."""
     history = result.history
@@ -367,9 +362,8 @@ def hidden_output(result: _WithOutput) -> tuple[str, ...]:
     return ("output",) if result.secret and result.output is not REDACTED_OUTPUT else ()
 
 
-def with_note(result: StepResult, note: str) -> Exception:
+def with_note(error: BaseException | None, note: str) -> Exception:
     """Return the error of a failed step or item, with a note."""
-    error = result.error
     assert isinstance(error, Exception)  # nothing else makes it FAILED
     with suppress(Exception):  # some refuse a note: frozen dataclasses, for one
         if note not in getattr(error, "__notes__", ()):

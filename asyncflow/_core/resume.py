@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
@@ -38,12 +39,11 @@ from asyncflow._core.graph import (
 )
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import is_remote
-from asyncflow._core.replay import StoredRun, as_secret, with_outputs
+from asyncflow._core.replay import StoredRun, decode_outputs
 from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
     Payload,
-    StepResult,
     StepStatus,
     blocks_dependents,
 )
@@ -124,18 +124,19 @@ def resume(
         secret=secret_steps(plan),
     )
     run.apply(event)
-    results = {
-        key: _decoded(step.to_result(run.at_ms), key[0], decode, event.secret)
+    restored = {
+        key: step
         for key, step in _of_plan(run.settled(), plan).items()
         if _is_restored(key, found, plan)
         and not (key[1] is not None and step.status is StepStatus.SKIPPED)
     }
+    _decode(restored, decode)
     started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
     checkpoint = Checkpoint(
         started.run_id,
         started.wall_time,
         event.at_ms,
-        results,
+        restored,
         pending_attempts,
         event.rerun_reasons,
         replay=run,
@@ -192,28 +193,19 @@ def fork(
     ]
     run = StoredRun([event, *stored])
     settled = run.settled()
-    decoded = {
-        key: _decoded(step.to_result(0.0), key[0], decode, event.secret)
-        for key, step in settled.items()
-        if key[1] is None or (key[0], None) not in settled  # a step's result has those of its items
-    }
-    taken = [replace(each, output=_value_of(each, decoded)) for each in stored]
-    results = {key: each for key, each in decoded.items() if _is_restored(key, found, plan)}
+    _decode(settled, decode)
+    taken = [replace(each, output=_value_of(each, settled)) for each in stored]
+    restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
     checkpoint = Checkpoint(
-        event.run_id, event.wall_time, 0.0, results, {}, event.rerun_reasons, replay=run
+        event.run_id, event.wall_time, 0.0, restored, {}, event.rerun_reasons, replay=run
     )
     return ForkStart(event, taken, stored, checkpoint)
 
 
-def _value_of(taken: StepTakenOver, results: Mapping[Key, StepResult]) -> object:
+def _value_of(taken: StepTakenOver, settled: Mapping[Key, StepView]) -> object:
     if taken.secret:
         return REDACTED_OUTPUT
-    if taken.items is not None:
-        return None
-    step, item = taken.step, taken.item
-    if item is not None and (step, None) in results:  # which has those of its items
-        return (results[step, None].items or ())[item].output
-    return results[step, item].output
+    return None if taken.items is not None else settled[taken.step, taken.item].output
 
 
 def _place(key: Key, plan: Plan) -> tuple[int, bool, int]:
@@ -331,22 +323,17 @@ def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
     return {key: each for key, each in known.items() if key[0] in plan.index}
 
 
-def _decoded(
-    result: StepResult,
-    step: str,
-    decode: Callable[[str, Payload], Any],
-    secret: Collection[str],
-) -> StepResult:
-    """Return a result with its outputs decoded."""
-    try:
-        decoded = with_outputs(result, decode, step)
-    except PayloadError as error:
-        raise PayloadError(
-            error.subject,
-            f"{error.problem}; nothing has run: make its type or the journal fit, or give step "
-            f"{step!r} another version so that it runs again",
-        ) from error
-    return as_secret(decoded) if step in secret else decoded
+def _decode(restored: Mapping[Key, StepView], decode: Callable[[str, Payload], Any]) -> None:
+    """Decode the outputs of what is restored before anything runs, so that no error comes late."""
+    for (name, _), step in restored.items():
+        try:
+            decode_outputs(step, partial(decode, name))
+        except PayloadError as error:
+            raise PayloadError(
+                error.subject,
+                f"{error.problem}; nothing has run: make its type or the journal fit, or give step "
+                f"{name!r} another version so that it runs again",
+            ) from error
 
 
 def _verdicts(

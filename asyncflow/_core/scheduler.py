@@ -313,10 +313,10 @@ class Deadlines:
         """
         if _is_final(error):
             return AfterFailure(None)
-        latest, step = self._step_runs.latest[node], self._step_runs.steps[node]
-        assert latest is not None
+        attempts, step = self._step_runs.next_attempt(node) - 1, self._step_runs.steps[node]
         pending_attempts = self._step_runs.pending_attempts(node)
-        attempts = latest.attempt - (0 if pending_attempts is None else pending_attempts.unfinished)
+        if pending_attempts is not None:
+            attempts -= pending_attempts.unfinished
         is_last = attempts >= step.max_retries
         if is_last and not step.may_pause:
             return AfterFailure(None)

@@ -31,7 +31,7 @@ numbers too, above those of all steps: a *node* is either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from asyncflow import events
@@ -39,11 +39,20 @@ from asyncflow._core.chains import ChainedItem, Chains, ItemQueue
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
+from asyncflow._core.history import History
 from asyncflow._core.record import replace
-from asyncflow._core.report import RunReport
+from asyncflow._core.report import RunReport, report_of
 from asyncflow._core.results import InterruptionCause, RunStatus, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
-from asyncflow._core.step_runs import HERE, AttemptLog, Checkpoint, Phase, StepRuns
+from asyncflow._core.step_runs import (
+    Checkpoint,
+    NodeEnd,
+    Phase,
+    StepRuns,
+    output_of,
+    status_of,
+)
+from asyncflow._core.step_view import StepView
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
@@ -59,7 +68,8 @@ _READY, _SCHEDULED, _ATTEMPTING, _SETTLED = (
 class RunState:
     """The state of one run: the driver applies what happens, and asks what follows.
 
-    ``queue`` is dirty if `take_ready` or `take_unreachable` has news.
+    ``queue`` is dirty if `take_ready` or `take_unreachable` has news. ``history`` remembers
+    what has happened, and ``errors`` has those of all attempts and steps.
     """
 
     def __init__(
@@ -75,7 +85,6 @@ class RunState:
     ) -> None:
         self._plan = plan
         self._checkpoint = checkpoint
-        self._replay = None if checkpoint is None else checkpoint.replay
         self._begun = frozenset() if checkpoint is None else checkpoint.steps_begun()
         self._index = plan.index
         self._fail_fast = fail_fast
@@ -87,13 +96,16 @@ class RunState:
         )
         self._steps = step_runs.steps
         self._phases = step_runs.phases
-        self._latest = step_runs.latest
-        self._results = step_runs.results
+        self._latest, self._ends = step_runs.latest, step_runs.ends
         self._step_count = len(plan.steps)
         self._started: events.RunStarted | None = None
         self._finished: events.RunFinished | None = None
         self._interrupted = False
-        self.attempt_log = AttemptLog(step_runs)
+        self.history = History(None if checkpoint is None else checkpoint.replay)
+        self.errors: list[BaseException] = []
+        self._last_errors: dict[int, BaseException] = {}
+        self._submitted: set[int] = set()
+        """The nodes whose running attempt waits for a worker of an engine."""
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
         self.is_limited = self.queue.is_limited
         self._chains = Chains(plan, step_runs.phases, max_concurrency)
@@ -106,34 +118,28 @@ class RunState:
         )
         began_ms = 0.0 if checkpoint is None else checkpoint.at_ms
         self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
-        self._starts, self._ends = step_runs.starts, step_runs.ends
 
     # What happens.
 
     def begin(self, node: int, attempt: int, at_ms: float) -> StartedAttempt:
         """Apply the start of an attempt of a plain step or item that was scheduled.
 
-        `begin` and `succeed` are `apply` for most nodes. Each allocates a tuple, and neither event
-        nor result, which few runs need before their end.
+        `begin` and `succeed` are `apply` for most nodes. Each makes a tuple, and no event.
         """
         queued_ms = self.queue.begin(node, at_ms) if self.is_limited else 0.0
         item = None if node < self._step_count else self.step_runs.item_of(node)
         started = self._steps[node].name, attempt, at_ms, queued_ms, item
-        self._starts[node] = started
+        self._latest[node] = started
         self._phases[node] = _ATTEMPTING
+        self.history.log.append(started)
         return started
 
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
         """Apply the success of an attempt that `begin` has started."""
-        started = self._starts[node]
-        if started is None or started[1] > 1 or node in self.attempt_log.remarks:
-            latest = self.step_runs.latest_attempt(node)
-            assert latest is not None
-            self.apply(
-                events.StepSucceeded(latest.step, latest.attempt, at_ms, output, latest.item)
-            )
-            return
-        self._ends[node] = at_ms, output
+        started = self._latest[node]
+        assert isinstance(started, tuple)
+        ended = self._ends[node] = started, at_ms, output
+        self.history.log.append(ended)
         self._phases[node] = _SETTLED
         if self.is_limited:
             self.queue.leave(node)
@@ -142,7 +148,7 @@ class RunState:
         else:
             self.step_runs.end_item(node)
             if self._plan.chained:
-                self._flow(node, at_ms, output)
+                self._flow(node, at_ms)
 
     def apply(self, event: events.Event) -> None:
         """Apply an event.
@@ -156,10 +162,10 @@ class RunState:
             if run_rule is None:
                 return  # a note, which changes nothing
             run_rule(self, event)
-            if self._replay is not None and type(event) not in _IN_CHECKPOINT:
-                self._replay.apply(event)
+            if self._checkpoint is None or type(event) not in _IN_CHECKPOINT:
+                self.history.log.append(event)
             return
-        allowed, fold = rule
+        allowed, settles, fold = rule
         phases = self._phases
         try:
             node = self._index[event.step]  # type: ignore[union-attr]
@@ -167,57 +173,57 @@ class RunState:
             raise IllegalEventError(event, "the pipeline has no such step") from None
         if event.item is not None:  # type: ignore[union-attr]
             node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
-        if self._starts[node] is not None:
-            self.step_runs.latest_attempt(node)  # which makes it an event
         before = phases[node]
         if before not in allowed:
             raise IllegalEventError(event, before.text)
-        result = fold(self, node, event)
-        if result is not None:
+        fold(self, node, event)
+        self.history.log.append(event)
+        if settles:
             phases[node] = _SETTLED
-            self._results[node] = result
         if self.is_limited:
             self.queue.moved(node, before, phases[node])
-        if self._replay is not None:
-            self._replay.apply(event)
-        if result is None:
+        if not settles:
             return
-        if node in self.attempt_log.remarks:
-            self._results[node] = self.attempt_log.with_remarks(node, result)
         at_ms: float = event.at_ms  # type: ignore[union-attr]
         if node < self._step_count:
             if self._plan.chained:
-                self._end_in_chain(node, result, at_ms)
+                self._end_in_chain(node, at_ms)
             self._readiness.settled(node, at_ms)
         else:
             self.step_runs.end_item(node)
             if self._plan.chained:
-                self._flow(node, at_ms, result.output, _problem_of(result, event))
+                self._flow(node, at_ms)
 
-    def _flow(self, node: int, at_ms: float, output: Any, problem: str = "") -> None:
+    def _flow(self, node: int, at_ms: float) -> None:
         """Queue an item that has ended for the steps that are mapped over its step."""
         source, number = self.step_runs.owner_of(node), self.step_runs.item_of(node)
         if source in self._plan.chained:
             assert number is not None
-            self._chains.end_item(source, ChainedItem(number, output, problem))
-            if not problem:
-                self._readiness.flow(source, at_ms)
+            self._queue_in_chain(source, number, self._ends[node], at_ms)
 
-    def _end_in_chain(self, step: int, result: StepResult, at_ms: float) -> None:
+    def _end_in_chain(self, step: int, at_ms: float) -> None:
         """Note the end of a step that may be in a chain; one that is reused has all its items."""
-        if result.reused and step in self._plan.chained:
-            for number, item in enumerate(result.items or ()):
-                problem = _problem_of(item, events.StepReused(result.step_name, at_ms, number))
-                self._chains.end_item(step, ChainedItem(number, item.output, problem))
-                if not problem:
-                    self._readiness.flow(step, at_ms)
+        end = self._ends[step]
+        if isinstance(end, StepView) and step in self._plan.chained:
+            for number, item in sorted((end.items or {}).items()):
+                self._queue_in_chain(step, number, item, at_ms)
         self._chains.end(step)
+
+    def _queue_in_chain(self, source: int, number: int, end: NodeEnd | None, at_ms: float) -> None:
+        status, problem = status_of(end), ""
+        if isinstance(end, events.StepSkipped | StepView) and status is StepStatus.SKIPPED:
+            problem = end.reason or ""
+        elif status is not StepStatus.SUCCESS:
+            word = "failed" if status is StepStatus.FAILED else "was cancelled"
+            problem = f"item {number} of step {self._steps[source].name!r} {word}"
+        self._chains.end_item(source, ChainedItem(number, output_of(end), problem))
+        if not problem:
+            self._readiness.flow(source, at_ms)
 
     def _on_run_started(self, event: events.RunStarted) -> None:
         if self._started is not None:
             raise IllegalEventError(event, "the run has started")
         self._started = event
-        self._remark(event.rerun_reasons)
         self._readiness.begin(0.0)
 
     def _on_run_resumed(self, event: events.RunResumed) -> None:
@@ -233,12 +239,7 @@ class RunState:
             event.pipeline,
             inputs=checkpoint.inputs,
         )
-        self._remark(checkpoint.reasons)
         self._readiness.begin(event.at_ms)
-
-    def _remark(self, reasons: Mapping[str, str]) -> None:
-        for name, reason in reasons.items():
-            self.attempt_log.remark(self._index[name], rerun_reason=reason)
 
     def _on_run_interrupted(self, event: events.RunInterrupted) -> None:
         self._check_runs(event)
@@ -266,9 +267,8 @@ class RunState:
             raise IllegalEventError(event, "the run is not running")
 
     def _on_attempt_started(self, node: int, event: events.AttemptStarted) -> None:
-        latest = self._latest[node]
-        if event.attempt != (1 if latest is None else latest.attempt + 1):
-            raise IllegalEventError(event, f"the latest attempt was {latest!r}")
+        if event.attempt != self.step_runs.next_attempt(node):
+            raise IllegalEventError(event, f"the latest attempt was {self.latest_attempt(node)!r}")
         self._latest[node] = event
         self._phases[node] = Phase.ATTEMPTING
         if self.is_limited:
@@ -276,30 +276,68 @@ class RunState:
         if self._plan.special:
             self.deadlines.start(node, event)
         if event.engine:
-            self.attempt_log.places[node] = event.engine, ""
-            self.attempt_log.submitted.add(node)
+            self._submitted.add(node)
 
     def _on_attempt_began(self, node: int, event: events.AttemptBegan) -> None:
-        submitted = self.attempt_log.latest(node, event)
-        self.attempt_log.began(node, event)
-        self.deadlines.begin(node, event.at_ms - submitted.at_ms)
+        self._begin_submitted(node, self._check_latest(node, event), event.at_ms)
+
+    def _begin_submitted(self, node: int, submitted: events.AttemptStarted, at_ms: float) -> None:
+        """Let an attempt that was submitted to an engine start only now: until then it waited."""
+        waited_ms = at_ms - submitted.at_ms
+        queued_ms = submitted.queued_ms + waited_ms
+        self._latest[node] = replace(submitted, at_ms=at_ms, queued_ms=queued_ms)
+        self._submitted.discard(node)
+        self.deadlines.begin(node, waited_ms)
 
     def _on_attempt_failed(self, node: int, event: events.AttemptFailed) -> None:
-        submitted = self.attempt_log.latest(node, event)
-        self.attempt_log.fail(node, event)
-        if submitted.engine:
-            self.deadlines.begin(node, self.attempt_log.latest(node, event).at_ms - submitted.at_ms)
+        latest = self._check_latest(node, event)
+        if node in self._submitted:
+            self._begin_submitted(node, latest, event.at_ms)
+        self._fail(node, event.error)
         self._phases[node] = Phase.WAITING
 
+    def _check_latest(
+        self,
+        node: int,
+        event: events.AttemptBegan
+        | events.AttemptFailed
+        | events.StepSucceeded
+        | events.StepFailed
+        | events.StepCancelled
+        | events.ThreadAbandoned,
+    ) -> events.AttemptStarted:
+        """Return a node's latest attempt, which must be the one that the event is about."""
+        latest = self.latest_attempt(node)
+        if latest is None or latest.attempt != event.attempt:
+            raise IllegalEventError(event, f"the latest attempt is {latest!r}")
+        return latest
+
+    def _fail(self, node: int, error: BaseException) -> None:
+        self._last_errors[node] = error
+        self.errors.append(error)
+
     def _on_map_started(self, node: int, event: events.MapStarted) -> None:
-        self.step_runs.begin_map(node, event.at_ms, event.count)
+        self.step_runs.begin_map(node, event.count)
         self._chains.begin(node, event.count)
 
-    def _on_step_succeeded(self, node: int, event: events.StepSucceeded) -> StepResult:
-        return self.attempt_log.result(node, event, StepStatus.SUCCESS, None)
+    def _end(
+        self, node: int, event: events.StepSucceeded | events.StepFailed | events.StepCancelled
+    ) -> None:
+        phase = self._phases[node]
+        if phase is Phase.MAPPING:
+            if self.step_runs.has_unsettled_items(node) or event.attempt:
+                raise IllegalEventError(event, phase.text)
+        elif phase < Phase.ATTEMPTING and self._latest[node] is None:
+            if event.attempt or self.step_runs.is_item(node):
+                raise IllegalEventError(event, phase.text)
+        else:
+            self._check_latest(node, event)
+        self._ends[node] = event
+        if not isinstance(event, events.StepSucceeded) and event.error is not None:
+            self._fail(node, event.error)
 
-    def _on_step_failed(self, node: int, event: events.StepFailed) -> StepResult:
-        result = self.attempt_log.result(node, event, StepStatus.FAILED, event.error)
+    def _on_step_failed(self, node: int, event: events.StepFailed) -> None:
+        self._end(node, event)
         self._phases[node] = Phase.SETTLED  # before the run stops, which drops what is ready
         if event.item is None:
             self._readiness.failed_by[node] = event.step
@@ -309,44 +347,43 @@ class RunState:
         if self._fail_fast and not is_tolerated:
             reason = f"step {event.step!r} failed and fail_fast is on"
             self._stop(reason, exempt_cleanups=True)
-        return result
 
-    def _on_step_cancelled(self, node: int, event: events.StepCancelled) -> StepResult:
+    def _on_step_cancelled(self, node: int, event: events.StepCancelled) -> None:
         if self._phases[node] < Phase.ATTEMPTING and self._latest[node] is None:
             raise IllegalEventError(event, self._phases[node].text)
-        result = self.attempt_log.result(node, event, StepStatus.CANCELLED, event.error)
+        self._end(node, event)
         if event.item is None:
             failed_by = self._readiness.failed_by
             cause = self._index.get(event.cause, node)
             failed_by[node] = failed_by.get(cause, event.step)
-        return result
 
-    def _on_step_skipped(self, node: int, event: events.StepSkipped) -> StepResult:
+    def _on_step_skipped(self, node: int, event: events.StepSkipped) -> None:
+        self._ends[node] = event
         if event.item is not None:
-            return self.attempt_log.skipped(node, event)
+            return
         grounds = self._readiness.skipped_by if event.on_purpose else self._readiness.failed_by
         grounds.setdefault(node, event.step)
-        return self.attempt_log.skipped(node, event)
 
-    def _on_step_reused(self, node: int, event: events.StepReused) -> StepResult:
+    def _on_step_reused(self, node: int, event: events.StepReused) -> None:
         key = event.step, event.item
-        if self._checkpoint is None or key not in self._checkpoint.results:
+        if self._checkpoint is None or key not in self._checkpoint.restored:
             raise IllegalEventError(event, "no result of it was stored")
-        result = self._checkpoint.results[key]
-        if event.item is None and result.status is not StepStatus.SUCCESS:
-            grounds = self._readiness.skipped_by if result.on_purpose else self._readiness.failed_by
+        restored = self._ends[node] = self._checkpoint.restored[key]
+        if event.item is None and restored.status is not StepStatus.SUCCESS:
+            is_skipped = restored.on_purpose
+            grounds = self._readiness.skipped_by if is_skipped else self._readiness.failed_by
             grounds[node] = event.step
-        elif result.status is StepStatus.FAILED:
+        elif restored.status is StepStatus.FAILED:
             self.step_runs.tolerates_failure(node)
-        return replace(result, reused=True, rerun_reason=None)
 
     def _on_thread_abandoned(self, node: int, event: events.ThreadAbandoned) -> None:
-        self.attempt_log.latest(node, event)
-        self.attempt_log.remark(node, abandoned=True)
+        self._check_latest(node, event)
 
     def _on_loop_blocked(self, node: int, event: events.LoopBlocked) -> None:
         self._check_runs(event)
-        self.attempt_log.block(node, event)
+        latest = self.latest_attempt(node)
+        if latest is None or not 1 <= event.attempt <= latest.attempt:
+            raise IllegalEventError(event, f"the latest attempt is {latest!r}")
 
     def drop_item(self, node: int) -> None:
         """Forget an item that was added and will never start, since the run stops."""
@@ -397,10 +434,10 @@ class RunState:
         if self._checkpoint is None:
             return None
         name = self._steps[step].name
-        result = self._checkpoint.results.get((name, item))
-        if result is None:
+        restored = self._checkpoint.restored.get((name, item))
+        if restored is None:
             return None
-        return events.StepReused(name, at_ms, item, result.status, result.origin)
+        return events.StepReused(name, at_ms, item, restored.status, restored.origin)
 
     def had_begun(self, step: int) -> bool:
         """Whether a step, or an item of it, continues what it had begun before a resumption."""
@@ -457,8 +494,7 @@ class RunState:
 
     def has_begun(self, node: int) -> bool:
         """Whether an attempt of the node is running, and not in the queue of an engine."""
-        engine, worker = self.attempt_log.places.get(node, HERE)
-        return self.is_attempting(node) and bool(worker or not engine)
+        return self.is_attempting(node) and node not in self._submitted
 
     def latest_attempt(self, node: int) -> events.AttemptStarted | None:
         """The latest attempt that the node has started, if any; also before a resumption."""
@@ -468,17 +504,27 @@ class RunState:
         """The attempt of the node that is running, if one is."""
         return self.latest_attempt(node) if self.is_attempting(node) else None
 
+    def last_error(self, node: int) -> BaseException | None:
+        """The error of the latest attempt of a node that has failed; also before a resumption."""
+        pending = self.step_runs.pending_attempts(node)
+        return self._last_errors.get(node, None if pending is None else pending.error)
+
     def result(self, node: int) -> StepResult | None:
-        """The result of a node, if it has settled."""
-        return self.step_runs.result(node)
+        """The result of a node, if it has ended."""
+        if self._ends[node] is None:
+            return None
+        run, (name, item) = self.history.folded(), self.step_runs.key_of(node)
+        step = run.steps[name]
+        return (step if item is None else (step.items or {})[item]).to_result(run.at_ms)
+
+    def has_ended(self, node: int) -> bool:
+        """Whether a node has ended."""
+        return self._ends[node] is not None
 
     def result_of(self, name: str, item: int | None = None) -> StepResult | None:
-        """The result of a step or an item, if it has settled, as the report of the run has it."""
+        """The result of a step or an item, if it has ended, as the report of the run has it."""
         step = self._index[name]
-        if item is not None:
-            return self.result(self.step_runs.node_of(step, item))
-        result, replay = self.result(step), self._replay
-        return result if result is None or replay is None else replay.with_history(result)
+        return self.result(step if item is None else self.step_runs.node_of(step, item))
 
     def has_succeeded(self, node: int) -> bool:
         """Whether a node has settled, and well."""
@@ -489,23 +535,11 @@ class RunState:
 
     def output(self, step: int) -> Any:
         """The output of a step that has settled; ``None`` unless it has succeeded."""
-        end = self._ends[step]
-        if end is not None:
-            return end[1]
-        result = self._results[step]
-        assert result is not None
-        return result.output
+        return self.step_runs.output(step)
 
     def lacks_output(self, step: int) -> bool:
         """Whether a step that has settled did not succeed."""
         return step in self._readiness.skipped_by or step in self._readiness.failed_by
-
-    def errors(self) -> Iterator[BaseException]:
-        """Yield the errors of all attempts and results."""
-        for result in self._results:
-            if result is not None and result.error is not None:
-                yield result.error
-        yield from self.attempt_log.errors()
 
     @property
     def unsettled(self) -> int:
@@ -532,55 +566,46 @@ class RunState:
         return RunStatus.FAILED if self._readiness.failed_by else RunStatus.PASSED
 
     def report(self) -> RunReport:
-        """Return the report of the run, which must have finished.
-
-        For a resumed run it has the history that the replay knows, so it equals what the journal
-        tells afterwards.
-        """
-        assert self._started is not None
-        assert self._finished is not None
-        results, replay = filter(None, map(self.result, self._plan.order)), self._replay
-        known = self._started if replay is None else replay
-        return RunReport(
-            self._started.run_id,
-            results if replay is None else map(replay.with_history, results),
-            total_duration_ms=self._finished.at_ms,
-            wall_time=self._started.wall_time,
+        """Return the report of the run, which must have finished."""
+        started, finished, is_resumed = self._started, self._finished, self._checkpoint is not None
+        assert started is not None
+        assert finished is not None
+        run = self.history.folded() if is_resumed else None
+        known = started if run is None else run
+        self.history.detach()
+        return report_of(
+            self.history,
+            started.run_id,
+            total_duration_ms=finished.at_ms,
+            wall_time=started.wall_time,
             stop_reason=self.stop_reason,
-            pipeline=self._started.pipeline,
-            inputs=self._started.inputs,
-            status=self._finished.status,
-            segments=() if replay is None else replay.segments,
+            pipeline=started.pipeline,
+            inputs=started.inputs,
+            status=finished.status,
+            segments=() if run is None else run.segments,
             parent=known.parent,
             parent_step=known.parent_step,
             forked_from=known.forked_from,
         )
 
 
-def _problem_of(item: StepResult, event: Any) -> str:
-    """Return why later steps skip an item that has ended; empty if it has succeeded."""
-    if item.status is StepStatus.SUCCESS:
-        return ""
-    if item.status is StepStatus.SKIPPED:
-        return item.reason or ""
-    word = "failed" if item.status is StepStatus.FAILED else "was cancelled"
-    return f"item {event.item} of step {event.step!r} {word}"
-
-
 _UNSTARTED = (Phase.READY, Phase.SCHEDULED, Phase.DROPPED)
 _BETWEEN_ATTEMPTS = (Phase.WAITING, Phase.QUEUED, Phase.RESCHEDULED)
 
-_STEP_RULES: dict[
-    type, tuple[tuple[Phase, ...], Callable[[RunState, int, Any], StepResult | None]]
-] = {
-    # event: the phases in which it can happen, and what it does; a result settles the node
-    events.AttemptStarted: ((*_UNSTARTED, *_BETWEEN_ATTEMPTS), RunState._on_attempt_started),
-    events.AttemptBegan: ((Phase.ATTEMPTING,), RunState._on_attempt_began),
-    events.AttemptFailed: ((Phase.ATTEMPTING,), RunState._on_attempt_failed),
-    events.MapStarted: (_UNSTARTED, RunState._on_map_started),
-    events.StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), RunState._on_step_succeeded),
+_STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, Any], None]]] = {
+    # event: the phases in which it can happen, whether it settles the node, and what else it does
+    events.AttemptStarted: (
+        (*_UNSTARTED, *_BETWEEN_ATTEMPTS),
+        False,
+        RunState._on_attempt_started,
+    ),
+    events.AttemptBegan: ((Phase.ATTEMPTING,), False, RunState._on_attempt_began),
+    events.AttemptFailed: ((Phase.ATTEMPTING,), False, RunState._on_attempt_failed),
+    events.MapStarted: (_UNSTARTED, False, RunState._on_map_started),
+    events.StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), True, RunState._end),
     events.StepFailed: (
         (Phase.ATTEMPTING, Phase.WAITING, Phase.MAPPING, *_UNSTARTED),
+        True,
         RunState._on_step_failed,
     ),
     events.StepCancelled: (
@@ -592,16 +617,19 @@ _STEP_RULES: dict[
             *_UNSTARTED,
             *_BETWEEN_ATTEMPTS,
         ),
+        True,
         RunState._on_step_cancelled,
     ),
     events.StepReused: (
         (Phase.PENDING, Phase.READY),  # ready are items only
+        True,
         RunState._on_step_reused,
     ),
-    events.StepSkipped: ((Phase.UNREACHABLE, *_UNSTARTED), RunState._on_step_skipped),
-    events.ThreadAbandoned: ((Phase.ATTEMPTING,), RunState._on_thread_abandoned),
+    events.StepSkipped: ((Phase.UNREACHABLE, *_UNSTARTED), True, RunState._on_step_skipped),
+    events.ThreadAbandoned: ((Phase.ATTEMPTING,), False, RunState._on_thread_abandoned),
     events.LoopBlocked: (
         (Phase.ATTEMPTING, Phase.SETTLED, *_BETWEEN_ATTEMPTS),
+        False,
         RunState._on_loop_blocked,
     ),
 }

@@ -1,37 +1,36 @@
-"""The nodes of a run (its steps, and the items of its mapped steps): phases, attempts, results.
+"""The nodes of a run (its steps, and the items of its mapped steps): phases, attempts, ends.
 
-`StepRuns` is the table of nodes, `AttemptLog` keeps their failed attempts and makes their results,
-and a `Checkpoint` is what a resumed run restores of both.
+`StepRuns` is the table of nodes, and a `Checkpoint` is what a resumed run restores of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
-from asyncflow._core.graph import DependencyView, Plan
-from asyncflow._core.record import made_by, record, replace
-from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of, without_repetition
+from asyncflow._core.graph import Plan
+from asyncflow._core.record import made_by, record
+from asyncflow._core.results import StepStatus
 from asyncflow._core.step import tolerates
+from asyncflow._core.step_view import StepView
 from asyncflow.events import (
-    AttemptBegan,
-    AttemptFailed,
     AttemptStarted,
-    LoopBlocked,
     StepCancelled,
     StepEvent,
     StepFailed,
     StepReused,
     StepSkipped,
     StepSucceeded,
-    ThreadAbandoned,
 )
 
 if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
+
+EndedAttempt: TypeAlias = tuple[StartedAttempt, float, Any]
+"""An attempt of the plain lane that has succeeded: how it started, when it ended, its output."""
 
 Key: TypeAlias = tuple[str, int | None]
 """A step, or an item of a mapped step."""
@@ -41,17 +40,17 @@ class PendingAttempts(NamedTuple):
     """The attempts of a step, or of an item, that has started and not ended."""
 
     latest: AttemptStarted
-    failed: tuple[Attempt, ...]
-    """All of them. An interrupted one has failed with a `StepCrashedError`."""
+    error: BaseException | None
+    """What it failed with: a `StepCrashedError` if it was interrupted."""
     unfinished: int
-    """How many of them were interrupted."""
+    """How many were interrupted."""
     crashes: int
     """How many of these had begun: one that was queued at an engine did not."""
 
     @property
     def is_interrupted(self) -> bool:
         """Whether the latest attempt did not finish: its process died, or its journal failed."""
-        return bool(self.failed) and isinstance(self.failed[-1].error, StepCrashedError)
+        return isinstance(self.error, StepCrashedError)
 
 
 @record
@@ -63,27 +62,27 @@ class Checkpoint:
     """When it began, in seconds since the epoch (UTC)."""
     at_ms: float
     """The time at which it stood still."""
-    results: Mapping[Key, StepResult]
-    """The results that are restored."""
+    restored: Mapping[Key, StepView]
+    """What has ended and stays so, with outputs as values."""
     pending_attempts: Mapping[Key, PendingAttempts]
     """What continues with the attempts that it has left."""
     reasons: Mapping[str, str]
     """Why steps of which something was known run again, by step."""
+    replay: StoredRun
+    """The replay of the run, up to the `RunResumed` with which it continues."""
     pipeline: str = ""
     """What the pipeline is called."""
     inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """All inputs of the run, with a stand-in for each secret one."""
-    replay: StoredRun | None = None
-    """The replay of the run, up to the `RunResumed` with which it continues."""
 
     def steps_begun(self) -> frozenset[str]:
         """The steps that continue: they, or items of theirs, had started."""
-        items = {name for name, item in self.results if item is not None}
+        items = {name for name, item in self.restored if item is not None}
         return frozenset(items.union(name for name, _ in self.pending_attempts))
 
     def restored_steps(self, plan: Plan) -> frozenset[int]:
         """Return the steps of a plan (not the items) that have a result already."""
-        return frozenset(plan.index[name] for name, item in self.results if item is None)
+        return frozenset(plan.index[name] for name, item in self.restored if item is None)
 
 
 class Phase(IntEnum):
@@ -113,6 +112,44 @@ IN_FLIGHT = (Phase.SCHEDULED, Phase.RESCHEDULED, Phase.ATTEMPTING)
 """The phases that count against ``max_concurrency`` and the pools."""
 
 
+NodeEnd: TypeAlias = (
+    EndedAttempt | StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepView
+)
+"""How a node has ended: in the plain lane, with an event, or as it was restored."""
+_STATUSES = {
+    tuple: StepStatus.SUCCESS,
+    StepSucceeded: StepStatus.SUCCESS,
+    StepFailed: StepStatus.FAILED,
+    StepCancelled: StepStatus.CANCELLED,
+    StepSkipped: StepStatus.SKIPPED,
+}
+
+
+def status_of(end: NodeEnd | None) -> StepStatus | None:
+    """Return how a node has ended, if it has."""
+    if isinstance(end, StepView):
+        return end.status
+    return None if end is None else _STATUSES[type(end)]
+
+
+def output_of(end: NodeEnd | None) -> Any:
+    """Return the output of a node; ``None`` unless it has succeeded."""
+    if type(end) is tuple:
+        return end[2]
+    return end.output if isinstance(end, StepSucceeded | StepView) else None
+
+
+class ItemEnd(NamedTuple):
+    """How an item of a mapped step has ended."""
+
+    name: str
+    """Such as ``fetch[3]``."""
+    status: StepStatus
+    output: Any
+    """``None`` unless it has succeeded."""
+    error: BaseException | None
+
+
 class StepRuns:
     """The table of the nodes of a run.
 
@@ -121,9 +158,8 @@ class StepRuns:
 
     Attributes:
         latest: The latest attempt of each node, if it has started any; also before a resumption.
-        starts: The running or only attempt of each node in the plain lane. It becomes an event in
-            `latest` when that is asked for: most runs need none before their end.
-        ends: When each of these has succeeded, and its output. It becomes a result in `results`.
+            Those of the plain lane are tuples.
+        ends: How each node has ended, if it has.
     """
 
     def __init__(
@@ -134,13 +170,11 @@ class StepRuns:
         self.steps = list(plan.steps)
         count = len(self.steps)
         self.phases = [Phase.PENDING] * count
-        self.latest: list[AttemptStarted | None] = [None] * count
+        self.latest: list[AttemptStarted | StartedAttempt | None] = [None] * count
         for (name, item), each in self._pending_attempts.items():
             if item is None:
                 self.latest[plan.index[name]] = each.latest
-        self.results: list[StepResult | None] = [None] * count
-        self.starts: list[StartedAttempt | None] = [None] * count
-        self.ends: list[tuple[float, Any] | None] = [None] * count
+        self.ends: list[NodeEnd | None] = [None] * count
         self._item_of: dict[int, tuple[int, int]] = {}
         self._maps: dict[int, _Map] = {}
 
@@ -163,38 +197,28 @@ class StepRuns:
 
     def next_attempt(self, node: int) -> int:
         """The number of the attempt that a node starts next."""
-        latest = self.latest_attempt(node)
-        return 1 if latest is None else latest.attempt + 1
+        latest = self.latest[node]
+        if latest is None:
+            return 1
+        return 1 + (latest[1] if isinstance(latest, tuple) else latest.attempt)
 
     def latest_attempt(self, node: int) -> AttemptStarted | None:
         """The latest attempt that a node has started, if any; also before a resumption."""
-        started = self.starts[node]
-        if started is not None:
-            self.result(node)  # which needs it
-            self.latest[node] = AttemptStarted(*started)
-            self.starts[node] = None
-        return self.latest[node]
+        latest = self.latest[node]
+        return AttemptStarted(*latest) if isinstance(latest, tuple) else latest
 
-    def result(self, node: int) -> StepResult | None:
-        """The result of a node, if it has settled."""
+    def status(self, node: int) -> StepStatus | None:
+        """How a node has ended, if it has."""
+        return status_of(self.ends[node])
+
+    def output(self, node: int) -> Any:
+        """The output of a node; ``None`` unless it has succeeded."""
+        return output_of(self.ends[node])
+
+    def error(self, node: int) -> BaseException | None:
+        """The error of a node that has ended, if it has one."""
         end = self.ends[node]
-        if end is not None:
-            started = self.starts[node]
-            assert started is not None
-            _, attempt, started_ms, queued_ms, item = started
-            ended_ms, output = end
-            self.results[node] = StepResult(
-                started[0] if item is None else self.name_of(node),
-                StepStatus.SUCCESS,
-                attempt,
-                ended_ms - started_ms,
-                output,
-                started_ms=started_ms,
-                depends_on=self.steps[node].depends_on,
-                queued_ms=queued_ms,
-            )
-            self.ends[node] = None
-        return self.results[node]
+        return end.error if isinstance(end, StepFailed | StepCancelled | StepView) else None
 
     def pending_attempts(self, node: int) -> PendingAttempts | None:
         """The attempts that a node had before a resumption, if it continues with them."""
@@ -204,29 +228,18 @@ class StepRuns:
         """Which step, or which item of which step, a node is."""
         return self.steps[node].name, self.item_of(node)
 
-    def depends_on(self, node: int) -> tuple[str, ...]:
-        """The names of the steps that a node depends on. A clean-up step may not name them all."""
-        step = self.steps[node]
-        return DependencyView(self._plan)[step.name] if step.is_cleanup else step.depends_on
-
     # Mapped steps.
 
-    def begin_map(self, step: int, at_ms: float, count: int | None) -> None:
+    def begin_map(self, step: int, count: int | None) -> None:
         """Begin with the items of a mapped step, of which there are so many, if that is known."""
-        self._maps[step] = _Map(at_ms, count)
+        self._maps[step] = _Map(count)
         self.phases[step] = Phase.MAPPING
-
-    def map_started_ms(self, step: int) -> float:
-        """When that was last."""
-        return self._maps[step].started_ms
 
     def add_item(self, step: int, item: int | None = None) -> int:
         """Make an item of a mapped step a node: by default the next one."""
         node = len(self.steps)
         self.steps.append(self.steps[step])
         self.phases.append(Phase.PENDING)
-        self.results.append(None)
-        self.starts.append(None)
         self.ends.append(None)
         mapped = self._maps[step]
         if item is None:
@@ -289,224 +302,31 @@ class StepRuns:
         nodes = self._maps[step].nodes
         return [nodes[item] for item in sorted(nodes)]
 
-    def results_of_items(self, step: int) -> list[StepResult] | None:
-        """Return the results of a mapped step's items, in order; ``None`` while one is missing."""
-        if self._maps[step].unsettled:
+    def has_unsettled_items(self, step: int) -> bool:
+        """Whether an item of a mapped step has not ended."""
+        return self._maps[step].unsettled > 0
+
+    def ends_of_items(self, step: int) -> list[ItemEnd] | None:
+        """Return how a mapped step's items have ended, in order; ``None`` while one has not.
+
+        An item that was dropped before it started is left out.
+        """
+        if self.has_unsettled_items(step):
             return None
-        return [result for node in self.items(step) if (result := self.result(node)) is not None]
+        return [
+            ItemEnd(self.name_of(node), status, self.output(node), self.error(node))
+            for node in self.items(step)
+            if (status := self.status(node)) is not None
+        ]
 
 
 class _Map:
     """The items of a mapped step."""
 
-    __slots__ = ("count", "failed", "nodes", "started_ms", "unsettled")
+    __slots__ = ("count", "failed", "nodes", "unsettled")
 
-    def __init__(self, started_ms: float, count: int | None) -> None:
-        self.started_ms = started_ms
+    def __init__(self, count: int | None) -> None:
         self.count = count
         self.failed = 0
         self.nodes: dict[int, int] = {}
         self.unsettled = 0
-
-
-HERE = "", ""
-"""The engine and the worker of an attempt in the process of the run."""
-
-StepEnd: TypeAlias = StepSucceeded | StepFailed | StepCancelled
-
-
-class AttemptLog:
-    """The failed attempts of each node of a run, and its result when it has ended.
-
-    Attributes:
-        remarks: Facts that go into the result of a node as they are, by node.
-        submitted: The nodes whose running attempt no worker of its engine has begun with.
-        places: The engine and the worker of the latest attempt of each node that was submitted to
-            an engine.
-    """
-
-    def __init__(self, step_runs: StepRuns) -> None:
-        self._step_runs = step_runs
-        self._failed: dict[int, tuple[Attempt, ...]] = {}
-        self.remarks: dict[int, dict[str, Any]] = {}
-        self.submitted: set[int] = set()
-        self.places: dict[int, tuple[str, str]] = {}
-
-    def last_error(self, node: int) -> BaseException | None:
-        """The error of the latest failed attempt of a node, if one has failed."""
-        failed = self.attempts(node)
-        return failed[-1].error if failed else None
-
-    def errors(self) -> Iterator[BaseException]:
-        """Yield the errors of all failed attempts."""
-        for attempts in self._failed.values():
-            yield from (each.error for each in attempts if each.error is not None)
-
-    def attempts(self, node: int) -> tuple[Attempt, ...]:
-        """Return the failed attempts of a node, also those before a resumption."""
-        failed = self._failed.get(node)
-        if failed is None:
-            pending_attempts = self._step_runs.pending_attempts(node)
-            failed = () if pending_attempts is None else pending_attempts.failed
-        return failed
-
-    def fail(self, node: int, event: AttemptFailed) -> None:
-        """Note that the running attempt has failed, and that another one follows."""
-        started = self._ended(node, event)
-        self._failed[node] = (*self.attempts(node), self._attempt(node, started, event))
-
-    def began(self, node: int, event: AttemptBegan) -> None:
-        """Note that a worker has begun with the running attempt, which starts only now."""
-        self._start_at(node, self.latest(node, event), event.at_ms)
-        self.places[node] = event.engine, event.worker
-
-    def _ended(self, node: int, event: StepEnd | AttemptFailed) -> AttemptStarted:
-        """Return the latest attempt, which has ended. If it was submitted, it has only waited."""
-        started = self.latest(node, event)
-        if node in self.submitted and not isinstance(event, StepSucceeded):
-            return self._start_at(node, started, event.at_ms)
-        return started
-
-    def _start_at(self, node: int, submitted: AttemptStarted, at_ms: float) -> AttemptStarted:
-        """Let a submitted attempt start only now: until then it was queued."""
-        self.submitted.discard(node)
-        queued_ms = submitted.queued_ms + (at_ms - submitted.at_ms)
-        started = replace(submitted, at_ms=at_ms, queued_ms=queued_ms)
-        self._step_runs.latest[node] = started
-        return started
-
-    def remark(self, node: int, **facts: Any) -> None:
-        """Note facts that go into the result as they are."""
-        self.remarks.setdefault(node, {}).update(facts)
-
-    def block(self, node: int, event: LoopBlocked) -> None:
-        """Note that a node has blocked the loop. It may have ended before the loop could tell."""
-        latest, results = self._step_runs.latest_attempt(node), self._step_runs.results
-        if latest is None or not 1 <= event.attempt <= latest.attempt:
-            raise IllegalEventError(event, f"the latest attempt is {latest!r}")
-        blocked_ms = self.remarks.get(node, {}).get("loop_blocked_ms", 0.0) + event.blocked_ms
-        self.remark(node, loop_blocked_ms=blocked_ms)
-        result = results[node]
-        if result is None:
-            return
-        results[node] = self.with_remarks(node, result)
-        owner = self._step_runs.owner_of(node) if self._step_runs.is_item(node) else node
-        whole = results[owner]
-        if owner != node and whole is not None:
-            results[owner] = replace(
-                whole,
-                loop_blocked_ms=whole.loop_blocked_ms + event.blocked_ms,
-                items=tuple(self._step_runs.results_of_items(owner) or ()),
-            )
-
-    def with_remarks(self, node: int, result: StepResult) -> StepResult:
-        """Return a result with the facts that were noted of its node."""
-        return replace(result, **self.remarks[node]) if node in self.remarks else result
-
-    def result(
-        self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None
-    ) -> StepResult:
-        """Return the result of a node that has ended."""
-        phase = self._step_runs.phases[node]
-        if phase == Phase.MAPPING:
-            return self._result_of_items(node, event, status, error)
-        if phase < Phase.ATTEMPTING and self._step_runs.latest[node] is None:
-            return self._result_without_attempts(node, event, status, error)
-        started, history = self._ended(node, event), self.attempts(node) or None
-        started_ms, queued_ms = started.at_ms, started.queued_ms
-        if history is not None:
-            if phase == Phase.ATTEMPTING:
-                history = (*history, self._attempt(node, started, event))
-            started_ms = history[0].started_ms
-            queued_ms = sum(attempt.queued_ms for attempt in history)
-        engine, worker = self.places.get(node, HERE)
-        result = StepResult(
-            self._step_runs.name_of(node),
-            status,
-            event.attempt,
-            event.at_ms - started_ms,
-            event.output if isinstance(event, StepSucceeded) else None,
-            error,
-            event.reason if isinstance(event, StepCancelled) else None,
-            started_ms,
-            history,
-            self._step_runs.depends_on(node),
-            queued_ms,
-            secret=status is StepStatus.SUCCESS and self._step_runs.steps[node].secret,
-            engine=engine,
-            worker=worker,
-        )
-        return result if history is None else without_repetition(result)
-
-    def skipped(self, node: int, event: StepSkipped) -> StepResult:
-        """Return the result of a step that will never start."""
-        return StepResult(
-            self._step_runs.name_of(node),
-            StepStatus.SKIPPED,
-            reason=event.reason,
-            recorded=(),
-            depends_on=self._step_runs.depends_on(node),
-            on_purpose=event.on_purpose,
-        )
-
-    def _result_without_attempts(
-        self, node: int, event: StepEnd, status: StepStatus, error: BaseException | None
-    ) -> StepResult:
-        if event.attempt or self._step_runs.is_item(node):
-            raise IllegalEventError(event, self._step_runs.phases[node].text)
-        depends_on = self._step_runs.depends_on(node)
-        return StepResult(event.step, status, error=error, recorded=(), depends_on=depends_on)
-
-    def _result_of_items(
-        self, step: int, event: StepEnd, status: StepStatus, error: BaseException | None
-    ) -> StepResult:
-        items = self._step_runs.results_of_items(step)
-        if items is None or event.attempt:
-            raise IllegalEventError(event, Phase.MAPPING.text)
-        started_ms = self.began_ms(step, items)
-        return StepResult(
-            event.step,
-            status,
-            sum(result.attempts for result in items),
-            event.at_ms - started_ms,
-            event.output if isinstance(event, StepSucceeded) else None,
-            error,
-            event.reason if isinstance(event, StepCancelled) else None,
-            started_ms,
-            (),
-            self._step_runs.depends_on(step),
-            queued_ms=sum((result.queued_ms for result in items), start=0.0),
-            loop_blocked_ms=sum((result.loop_blocked_ms for result in items), start=0.0),
-            abandoned=any(result.abandoned for result in items),
-            items=tuple(items),
-            secret=status is StepStatus.SUCCESS and self._step_runs.steps[step].secret,
-        )
-
-    def began_ms(self, step: int, items: Iterable[StepResult]) -> float:
-        """Return when a mapped step began, which may have been before a resumption."""
-        begun = [item.started_ms for item in items if item.started_ms is not None]
-        return min([self._step_runs.map_started_ms(step), *begun])
-
-    def _attempt(self, node: int, started: AttemptStarted, end: StepEnd | AttemptFailed) -> Attempt:
-        """Return an attempt that has ended."""
-        error = None if isinstance(end, StepSucceeded) else end.error
-        return Attempt(
-            end.attempt,
-            started.at_ms,
-            end.at_ms - started.at_ms,
-            error,
-            started.queued_ms,
-            1,
-            isinstance(end, StepCancelled) and end_of(error) != "timed out",
-            None,
-            *self.places.get(node, HERE),
-        )
-
-    def latest(
-        self, node: int, event: StepEnd | AttemptFailed | AttemptBegan | ThreadAbandoned
-    ) -> AttemptStarted:
-        """Return a node's latest attempt, which must be the one that the event is about."""
-        started = self._step_runs.latest[node]
-        if started is None or started.attempt != event.attempt:
-            raise IllegalEventError(event, f"the latest attempt is {started!r}")
-        return started

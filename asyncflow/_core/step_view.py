@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from asyncflow._core.record import made_by, record, replace
+from asyncflow._core.record import made_by, record, replace, show, values_by_name
 from asyncflow._core.results import (
     Attempt,
     AttemptEnd,
     StepResult,
     StepStatus,
     attempt_end,
+    end_of,
     visible_output,
-    with_record,
 )
 
 _NO_TALLY: Counter[StepStatus] = Counter()
@@ -170,6 +170,11 @@ class StepView:
     """How many attempts it had there, those of its items left out."""
     origin_ms: float = 0.0
     """How long it took there."""
+    item: int | None = None
+    """Which item of its step it is; ``None`` for a step."""
+
+    def __repr__(self) -> str:
+        return show(self, values_by_name(self) | {"output": visible_output(self)})
 
     @classmethod
     def from_result(
@@ -202,6 +207,7 @@ class StepView:
             items=items,
             segment=segment,
             origin=result.origin,
+            item=result.item,
         )
         if items is not None:
             view.item_count = len(items)
@@ -301,16 +307,17 @@ class StepView:
         items = None
         if self.items is not None:
             items = tuple([self.items[number].to_result(now_ms) for number in sorted(self.items)])
-        result = StepResult(
+        attempts, duration_ms = self.attempt_count, self.duration_ms(now_ms) or 0.0
+        return StepResult(
             self.name,
             self.status,
-            self.attempt_count,
-            self.duration_ms(now_ms) or 0.0,
+            attempts,
+            duration_ms,
             self.output,
             self.error,
             self.reason,
             self.started_ms,
-            None,
+            None if attempts == 1 and self._says_its_attempt(duration_ms) else self._recorded(),
             self.depends_on,
             self.queued_ms,
             self.blocked_ms,
@@ -323,8 +330,23 @@ class StepView:
             self.origin,
             self.engine,
             self.worker,
+            self.item,
         )
-        return with_record(result, self._recorded())
+
+    def _says_its_attempt(self, duration_ms: float) -> bool:
+        """Whether its result says all of its only attempt: see `StepResult.recorded`."""
+        if not self.attempts:
+            return False
+        only = self.attempts[0]
+        is_cancelled = self.status is StepStatus.CANCELLED and end_of(self.error) != "timed out"
+        return (
+            only.ended_ms is not None
+            and only.started_ms == self.started_ms
+            and only.ended_ms - only.started_ms == duration_ms
+            and only.error is self.error
+            and only.number == only.segment == 1
+            and (only.end == "cancelled") is is_cancelled
+        )
 
     def _recorded(self) -> tuple[Attempt, ...]:
         """Return its attempts that have ended, and those of items that it does not have now."""

@@ -400,8 +400,8 @@ class Attempts:
     def report_cancelled(self, node: int) -> None:
         """Report a node that the run has stopped while no attempt of it was running."""
         # If it had not started, the run has reported already that it was skipped.
-        if self._state.result(node) is None and self._state.latest_attempt(node) is not None:
-            error = self._state.attempt_log.last_error(node)
+        if not self._state.has_ended(node) and self._state.latest_attempt(node) is not None:
+            error = self._state.last_error(node)
             now_ms = self._context.now_ms()
             self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))
         self._run.settled(node)

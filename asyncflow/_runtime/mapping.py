@@ -21,8 +21,9 @@ from typing import Any
 
 from asyncflow._core.chains import ItemQueue
 from asyncflow._core.errors import describe_error
-from asyncflow._core.results import Interruption, StepResult, StepStatus, outputs_of, with_note
+from asyncflow._core.results import Interruption, StepStatus, outputs_of, with_note
 from asyncflow._core.step import WorkflowStep, tolerates
+from asyncflow._core.step_runs import ItemEnd
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
@@ -86,7 +87,7 @@ class MapRunner:
                 elif node not in self._stop_control.requested:
                     forget_cancels()
                     failure = as_failure(error, step.name, 0)
-            while (items := state.step_runs.results_of_items(node)) is None:
+            while (items := state.step_runs.ends_of_items(node)) is None:
                 if self._is_broken:
                     return
                 with suppress(asyncio.CancelledError):
@@ -96,7 +97,7 @@ class MapRunner:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
             elif not is_complete or not self._have_all_ended(node, items):
                 emit(step_cancelled(state, node, now_ms(), error))
-            elif queue is not None and not self._has_succeeded(queue.source):
+            elif queue is not None and not state.has_succeeded(queue.source):
                 cause = step.map_over or ""
                 reason = f"its items depend on step {cause!r}, which did not succeed"
                 emit(StepCancelled(step.name, 0, now_ms(), reason, None, cause=cause))
@@ -213,19 +214,13 @@ class MapRunner:
     def _source_of(self, step: WorkflowStep) -> Any:
         """Return the output over which a step is mapped."""
         assert step.map_over is not None
-        source = self._state.result(self._plan.index[step.map_over])
-        assert source is not None
-        return source.output
+        return self._state.output(self._plan.index[step.map_over])
 
-    def _have_all_ended(self, node: int, items: list[StepResult]) -> bool:
+    def _have_all_ended(self, node: int, items: list[ItemEnd]) -> bool:
         """Whether the run has stopped no item of a mapped step."""
         # An item that was dropped before it started has no result.
         is_whole = len(items) == self._state.step_runs.count_of_items(node)
         return is_whole and all(item.status is not StepStatus.CANCELLED for item in items)
-
-    def _has_succeeded(self, step: int) -> bool:
-        result = self._state.result(step)
-        return result is not None and result.status is StepStatus.SUCCESS
 
 
 async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
@@ -275,7 +270,7 @@ def check_order(source: Any, name: str) -> None:
 
 
 def common_error(
-    step: WorkflowStep, items: list[StepResult], error: Exception | None
+    step: WorkflowStep, items: list[ItemEnd], error: Exception | None
 ) -> Exception | None:
     """Return what a mapped step fails with, if it fails.
 
@@ -284,10 +279,10 @@ def common_error(
     name, failed = step.name, [item for item in items if item.status is StepStatus.FAILED]
     if error is None and tolerates(step, len(failed), len(items)):
         return None
-    errors = [with_note(item, f"in {item.step_name}") for item in failed]
+    errors = [with_note(item.error, f"in {item.name}") for item in failed]
     if not errors:
         return error
-    first = f"{failed[0].step_name}: {describe_error(errors[0])}"
+    first = f"{failed[0].name}: {describe_error(errors[0])}"
     of_all = "1 item" if len(items) == 1 else f"{len(items)} items"
     message = f"{len(errors)} of {of_all} of step {name!r} failed; the first is {first}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])

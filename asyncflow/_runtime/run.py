@@ -198,7 +198,7 @@ class Run:
         if scope.run_context.secrets is not None:
             scope.run_context.secrets.clear()
         self._nested.close()
-        let_go(state.errors())
+        let_go(state.errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._stop_control, self._starter, self._resources
 
@@ -222,7 +222,7 @@ class Run:
         taken = {
             source
             for index in self._scope.plan.order
-            if self._state.result(index) is None
+            if not self._state.has_ended(index)
             for _, source in (*bindings[index], *conditions.get(index, ()))
         }
         return {name: each for name, each in self._openers.items() if name in taken}

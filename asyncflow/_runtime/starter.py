@@ -257,5 +257,5 @@ class Starter:
 
     def report_cancelled(self, node: int, now_ms: float) -> None:
         """Report the end of a node that has started and of which no attempt is running."""
-        error = self._state.attempt_log.last_error(node)
+        error = self._state.last_error(node)
         self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))

@@ -163,13 +163,12 @@ class StepRunner:
             if attempt > 1:
                 self._last_errors.pop(self._state.step_runs.key_of(node), None)
             if step.needs_permit:
-                latest = self._state.latest_attempt(node)
-                has_begun = latest is not None and latest.attempt == attempt
+                has_begun = self._state.step_runs.next_attempt(node) > attempt
                 self._permits.forget(node, unused=not has_begun)
 
     def _remember_error(self, node: int) -> None:
         """Let the action ask what the attempt before failed with."""
-        error = self._state.attempt_log.last_error(node)
+        error = self._state.last_error(node)
         if error is not None:
             self._last_errors[self._state.step_runs.key_of(node)] = error
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
 from asyncflow._core.errors import escape_controls
-from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.results import STATUS_SYMBOLS, StepStatus, visible_output
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
@@ -456,21 +456,21 @@ class PageModel:
         """Return the previews of all outputs: small ones leave their share to large ones."""
         steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
         if self._only is not None:
-            return {step.name: preview(step.output, _WHOLE) for step in steps}
+            return {step.name: preview(visible_output(step), _WHOLE) for step in steps}
         among = max(len(steps), 1)
         most = share(4 * left, among, _OUTPUT)
-        found = {step.name: preview(step.output, most) for step in steps}
+        found = {step.name: preview(visible_output(step), most) for step in steps}
         for name in sorted(found, key=lambda name: found[name].size):
             limit = max(left // among, _OUTPUT.start)
             if found[name].size > limit:
-                found[name] = preview(self.view.steps[name].output, limit)
+                found[name] = preview(visible_output(self.view.steps[name]), limit)
             left -= found[name].size
             among -= 1
         return found
 
     def short_output(self, item: StepView) -> Preview:
         """Return the preview of an item's output."""
-        return preview(item.output, 80)
+        return preview(visible_output(item), 80)
 
     def value(self, value: object) -> Preview:
         """Return the preview of an input."""

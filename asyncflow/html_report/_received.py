@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, TypeAlias
 
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import StepStatus, visible_output
 from asyncflow._core.step_view import StepView
 from asyncflow._views.preview import Preview, preview
 from asyncflow._views.run_view import RunView
@@ -54,7 +54,7 @@ def _received(view: RunView, step: StepView, parameter: str, source: str, mapped
     source = source or parameter
     maker, value = view.steps.get(source), None
     if maker is not None and maker.status is StepStatus.SUCCESS:
-        value = preview(maker.output, _VALUE)
+        value = preview(visible_output(maker), _VALUE)
     return Received(parameter, "item" if source == mapped else "step", source, value)
 
 

@@ -385,10 +385,8 @@ class Simulation:
 
     def endable_maps(self) -> list[int]:
         """Return the mapped steps that may end."""
-        results = self.state.step_runs.results_of_items
-        return [
-            step for step, left in self.mapping.items() if not left and results(step) is not None
-        ]
+        has_unsettled = self.state.step_runs.has_unsettled_items
+        return [step for step, left in self.mapping.items() if not left and not has_unsettled(step)]
 
     def end_map(self) -> None:
         step = self.pick(self.endable_maps())

@@ -80,7 +80,7 @@ def resume_with(events, *steps, fail_fast=True, new_inputs=()):
 
 
 def restored(checkpoint):
-    return sorted(name for name, item in checkpoint.results if item is None)
+    return sorted(name for name, item in checkpoint.restored if item is None)
 
 
 def test_completed_steps_are_restored_and_the_others_resume():
@@ -92,7 +92,7 @@ def test_completed_steps_are_restored_and_the_others_resume():
     assert (event.outdated, event.unfinished) == ({}, {"b": "it had not finished"})
     assert not event.afresh
     assert restored(checkpoint) == ["a"]
-    assert checkpoint.results["a", None].output == 1
+    assert checkpoint.restored["a", None].output == 1
     assert checkpoint.pending_attempts["b", None].crashes == 1
     assert checkpoint.reasons == {"b": "it had not finished"}
     assert (checkpoint.run_id, checkpoint.wall_time, checkpoint.at_ms) == ("r", 1_000.0, 3.0)
@@ -131,7 +131,7 @@ def test_a_step_that_a_failure_skipped_stays_skipped_when_the_run_resumes():
 
     assert restored(checkpoint) == ["a", "b", "c"]
     assert event.unfinished == {}
-    assert checkpoint.results["c", None].status is StepStatus.SKIPPED
+    assert checkpoint.restored["c", None].status is StepStatus.SKIPPED
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ class TestSecrets:
         event, checkpoint = resume_with(events, *steps)
 
         assert event.recalled == ("ids",)
-        assert checkpoint.results == {}
+        assert checkpoint.restored == {}
 
     @pytest.mark.parametrize(("is_needed", "recalled"), [(True, ("fetch",)), (False, ())])
     def test_secret_items_are_restored_if_no_step_takes_them(self, is_needed, recalled):
@@ -336,7 +336,7 @@ class TestSecrets:
         event, checkpoint = resume_with(events, *steps)
 
         assert event.recalled == recalled
-        assert (("fetch", 0) in checkpoint.results) is not is_needed
+        assert (("fetch", 0) in checkpoint.restored) is not is_needed
 
     def test_an_outdated_step_is_not_recalled(self):
         steps = self.steps()

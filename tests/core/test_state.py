@@ -23,8 +23,9 @@ from asyncflow import (
     WorkflowStep,
 )
 from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.state import RunState, Schedule
-from asyncflow._core.step_runs import Checkpoint, PendingAttempts, _Map
+from asyncflow._core.step_runs import Checkpoint, _Map
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -152,7 +153,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
         "": state,
         "readiness": state._readiness,
         "queue": state.queue,
-        "attempt_log": state.attempt_log,
+        "history": state.history,
         "step_runs": state.step_runs,
         "deadlines": state.deadlines,
     }
@@ -166,7 +167,7 @@ def snapshot(state: RunState) -> dict[str, Any]:
 
 def frozen(value: Any) -> Any:
     if isinstance(value, _Map):
-        return value.started_ms, frozen(value.nodes), value.unsettled
+        return frozen(value.nodes), value.unsettled
     if isinstance(value, dict):
         return tuple((key, frozen(each)) for key, each in value.items())
     if isinstance(value, list | deque):
@@ -386,26 +387,28 @@ class TestTable:
         assert len(state.report()) == 0
 
 
-def checkpoint_of(*results: StepResult, pending_attempts: Sequence[str] = ()) -> Checkpoint:
-    """Return a checkpoint with these results, and a pending first attempt of other steps."""
-    pending = {}
-    for name in pending_attempts:
-        error = StepCrashedError(name, 1, 1)
-        attempts = (Attempt(1, 1.0, 2.0, error),)
-        pending[name, None] = PendingAttempts(AttemptStarted(name, 1, 1.0), attempts, 1, 1)
-    known = {(result.step_name, None): result for result in results}
-    return Checkpoint(
-        "r1", 1_000.0, 5.0, known, pending, dict.fromkeys(pending_attempts, "it had not finished")
-    )
+def checkpoint_of(plan: Plan, *stored: Event, unfinished: Sequence[str] = ()) -> Checkpoint:
+    """Return the checkpoint of a run in which that has happened, and all of which holds."""
+    run = StoredRun([RunStarted("r1", 1_000.0, DependencyView(plan)), *stored])
+    run.apply(resumption(plan, unfinished))
+    reasons = dict.fromkeys(unfinished, "it had not finished")
+    return Checkpoint("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), reasons, run)
 
 
-def resumption(plan: Plan) -> RunResumed:
-    return RunResumed("r1", 5.0, 2_000.0, DependencyView(plan), {})
+def resumption(plan: Plan, unfinished: Sequence[str] = ()) -> RunResumed:
+    reasons = dict.fromkeys(unfinished, "it had not finished")
+    return RunResumed("r1", 5.0, 2_000.0, DependencyView(plan), {}, unfinished=reasons)
 
 
-def resumed(plan: Plan, checkpoint: Checkpoint, **options: Any) -> RunState:
+def succeeded(name: str, output: object = None) -> tuple[Event, ...]:
+    return AttemptStarted(name, 1, 1.0), StepSucceeded(name, 1, 2.0, output)
+
+
+def resumed(plan: Plan, *stored: Event, unfinished: Sequence[str] = (), **options: Any) -> RunState:
+    """Return a run that continues after that has happened."""
+    checkpoint = checkpoint_of(plan, *stored, unfinished=unfinished)
     state = RunState(plan, checkpoint=checkpoint, **options)
-    state.apply(resumption(plan))
+    state.apply(resumption(plan, unfinished))
     return state
 
 
@@ -485,7 +488,7 @@ class TestResumed:
         for phase in PHASES:
             state = state_in(phase, schedule)
             assert refused(state, again) == "the run has no checkpoint"
-        assert refused(resumed(planned, checkpoint_of()), again) == "the run has started"
+        assert refused(resumed(planned), again) == "the run has started"
 
     @pytest.mark.parametrize("phase", PHASES)
     def test_without_a_checkpoint_no_result_is_reused(
@@ -502,7 +505,7 @@ class TestResumed:
         self, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": ["a"]})
-        state = resumed(planned, checkpoint_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
+        state = resumed(planned, *succeeded("a"), schedule=schedule)
         assert state.take_ready() == []
         assert state.stored_end(0, 5.0) == StepReused("a", 5.0)
         assert state.stored_end(1, 5.0) is None
@@ -524,7 +527,7 @@ class TestResumed:
         planned = plan_of({"a": [], "b": [], "c": []})
         state = resumed(
             planned,
-            checkpoint_of(StepResult("b", SUCCESS, 1)),
+            *succeeded("b"),
             schedule=schedule,
             max_concurrency=2 if is_limited else None,
         )
@@ -533,22 +536,22 @@ class TestResumed:
         assert state.take_ready() == [0, 2]
 
     @pytest.mark.parametrize(
-        ("result", "reason", "on_purpose"),
+        ("end", "reason", "on_purpose"),
         [
-            (StepResult("a", FAILED, 1, error=BOOM), "it depends on step 'a', which failed", False),
-            (StepResult("a", SKIPPED), "it depends on step 'a', which failed", False),
+            (StepFailed("a", 0, 2.0, BOOM), "it depends on step 'a', which failed", False),
+            (StepSkipped("a", 2.0, "why"), "it depends on step 'a', which failed", False),
             (
-                StepResult("a", SKIPPED, on_purpose=True),
+                StepSkipped("a", 2.0, "why", on_purpose=True),
                 "it depends on step 'a', which was skipped",
                 True,
             ),
         ],
     )
     def test_dependents_of_a_reused_failure_or_skip_are_unreachable(
-        self, result: StepResult, reason: str, on_purpose: bool, schedule: Schedule
+        self, end: Event, reason: str, on_purpose: bool, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": ["a"], "c": []})
-        state = resumed(planned, checkpoint_of(result), schedule=schedule, fail_fast=False)
+        state = resumed(planned, end, schedule=schedule, fail_fast=False)
 
         state.apply(StepReused("a", 5.0))
 
@@ -560,7 +563,7 @@ class TestResumed:
 
     def test_results_can_be_reused_after_a_stop(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": []})
-        state = resumed(planned, checkpoint_of(StepResult("a", SUCCESS, 1)), schedule=schedule)
+        state = resumed(planned, *succeeded("a"), schedule=schedule)
 
         state.apply(INTERRUPTED)
         state.apply(StepReused("a", 50.0))
@@ -569,8 +572,8 @@ class TestResumed:
 
     def test_a_clean_up_step_that_was_skipped_is_not_ready_again(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
-        results = StepResult("a", SUCCESS, 1), StepResult("b", SKIPPED, on_purpose=True)
-        state = resumed(planned, checkpoint_of(*results), schedule=schedule)
+        skipped = StepSkipped("b", 3.0, "why", on_purpose=True)
+        state = resumed(planned, *succeeded("a"), skipped, schedule=schedule)
 
         for name in "ab":
             state.apply(StepReused(name, 5.0))
@@ -581,7 +584,8 @@ class TestResumed:
         self, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": []})
-        state = resumed(planned, checkpoint_of(pending_attempts=["a"]), schedule=schedule)
+        begun = AttemptStarted("a", 1, 1.0)
+        state = resumed(planned, begun, unfinished=["a"], schedule=schedule)
         assert state.take_ready() == [0]
         assert "the latest attempt was" in refused(state, AttemptStarted("a", 1, 6.0))
 
@@ -590,7 +594,7 @@ class TestResumed:
         state.apply(RunFinished(8.0, RunStatus.PASSED))
 
         result = state.report()["a"]
-        assert (result.attempts, result.started_ms, result.duration_ms) == (2, 1.0, 7.0)
+        assert (result.attempts, result.started_ms, result.duration_ms) == (2, 1.0, 6.0)
         assert [type(each.error) for each in result.history] == [StepCrashedError, type(None)]
         assert result.rerun_reason == "it had not finished"
 
@@ -599,15 +603,15 @@ class TestResumed:
         self, is_scheduled: bool, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": []})
-        checkpoint = checkpoint_of(pending_attempts=["a"])
-        state = resumed(planned, checkpoint, schedule=schedule, max_concurrency=1)
+        begun = AttemptStarted("a", 1, 1.0)
+        state = resumed(planned, begun, unfinished=["a"], schedule=schedule, max_concurrency=1)
         if is_scheduled:
             assert state.take_ready() == [0]
         state.apply(INTERRUPTED)
 
         state.apply(StepCancelled("a", 1, 50.0, "why", None))
 
-        result = state.step_runs.results[0]
+        result = state.result(0)
         assert result is not None
         assert (result.status, result.attempts, len(result.history)) == (CANCELLED, 1, 1)
         refusal = StepCancelled("b", 1, 50.0, "why", None)
@@ -621,12 +625,14 @@ class TestResumed:
         mapped = WorkflowStep("x", takes_any, ["a"], map_over="a")
         planned = plan([WorkflowStep("a", nothing), mapped])
         error = StepCrashedError("x[0]", 1, 1)
-        start = AttemptStarted("x", 1, 1.0, item=0)
-        pending_attempts = {("x", 0): PendingAttempts(start, (Attempt(1, 1.0, 2.0, error),), 1, 1)}
-        known = {("a", None): StepResult("a", SUCCESS, 1, output=[1])}
-        checkpoint = Checkpoint("r1", 1_000.0, 5.0, known, pending_attempts, {})
         state = resumed(
-            planned, checkpoint, schedule=schedule, fail_fast=fail_fast, max_concurrency=limit
+            planned,
+            *succeeded("a", [1]),
+            MapStarted("x", 2.0),
+            AttemptStarted("x", 1, 3.0, item=0),
+            schedule=schedule,
+            fail_fast=fail_fast,
+            max_concurrency=limit,
         )
 
         for event in (
@@ -662,7 +668,7 @@ class TestResults:
         state.apply(StepSucceeded("x", 1, 5.0, "X"))
 
         expected = StepResult("x", SUCCESS, 1, 3.0, "X", None, None, 2.0, None)
-        assert state.step_runs.results == [expected]
+        assert state.result(0) == expected
         assert expected.history == (Attempt(1, 2.0, 3.0, None),)
 
     @pytest.mark.parametrize(
@@ -690,7 +696,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        (result,) = state.step_runs.results
+        result = state.result(0)
         assert result is not None
         output = "X" if status is SUCCESS else None
         history = (
@@ -708,7 +714,7 @@ class TestResults:
         state.apply(AttemptStarted("x", 1, 2.0))
         state.apply(event_of(kind, 1))
 
-        (result,) = state.step_runs.results
+        result = state.result(0)
         assert result is not None
         assert (result.attempts, result.started_ms, result.duration_ms) == (1, 2.0, 8.0)
         assert result.recorded is None
@@ -728,7 +734,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        (result,) = state.step_runs.results
+        result = state.result(0)
         history = (Attempt(1, 2.0, 3.0, one), Attempt(2, 10.0, 7.0, two))
         assert result == StepResult("x", CANCELLED, 2, 18.0, None, two, "why", 2.0, history)
 
@@ -739,7 +745,7 @@ class TestResults:
         state.apply(AttemptFailed("x", 1, 5.0, BOOM, 5.0))
         state.apply(StepCancelled("x", 1, 7.0, "why", BOOM))
 
-        (result,) = state.step_runs.results
+        result = state.result(0)
         history = (Attempt(1, 2.0, 3.0, BOOM),)
         assert result == StepResult("x", CANCELLED, 1, 5.0, None, BOOM, "why", 2.0, history)
 
@@ -748,7 +754,7 @@ class TestResults:
 
         state.apply(StepSkipped("x", 3.0, "why"))
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result == StepResult("x", SKIPPED, 0, 0.0, None, None, "why", None, (), ("a",))
         assert result.history == ()
 
@@ -806,7 +812,7 @@ class TestResults:
 
         state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert (result.status, result.reason, result.on_purpose) == (SKIPPED, "why", True)
 
@@ -815,7 +821,7 @@ class TestResults:
 
         state.apply(StepFailed("x", 0, 3.0, BOOM))
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result == StepResult("x", FAILED, 0, 0.0, None, BOOM, None, None, (), ("a",))
         assert result.history == ()
 
@@ -834,7 +840,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert (result.queued_ms, result.loop_blocked_ms, result.abandoned) == (2.5, 360.0, True)
         assert result.output == "X"
@@ -846,7 +852,7 @@ class TestResults:
         state.apply(AttemptStarted("x", 1, 3.0, 2.0))
         state.apply(StepSucceeded("x", 1, 5.0, "X"))
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert (result.queued_ms, result.duration_ms, result.abandoned) == (2.0, 2.0, False)
         assert result.history == (Attempt(1, 3.0, 2.0, None, 2.0),)
@@ -863,7 +869,7 @@ class TestResults:
         ):
             state.apply(event)
 
-        result = state.step_runs.results[0]
+        result = state.result(0)
         assert result is not None
         assert result.depends_on == ("b", "a")
 
@@ -900,7 +906,7 @@ class TestAttempts:
     def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
         state = started(plan_of({"x": []}, max_retries=3))
         one, two = OSError("one"), OSError("two")
-        seen = [state.attempt_log.last_error(0)]
+        seen = [state.last_error(0)]
 
         for event in (
             AttemptStarted("x", 1, 1.0),
@@ -909,7 +915,7 @@ class TestAttempts:
             AttemptFailed("x", 2, 4.0, two, 0.0),
         ):
             state.apply(event)
-            seen.append(state.attempt_log.last_error(0))
+            seen.append(state.last_error(0))
 
         assert seen == [None, None, one, one, two]
 

@@ -109,10 +109,7 @@ class TestItems:
 
         running = [state.running_attempt(node) for node in (one, two)]
         assert [start and start.attempt for start in running] == [1, 2]
-        assert (state.attempt_log.last_error(one), state.attempt_log.last_error(two)) == (
-            None,
-            BOOM,
-        )
+        assert (state.last_error(one), state.last_error(two)) == (None, BOOM)
         assert state.deadlines.after_failure(two, BOOM, 8.0).delay_ms == 0.0
 
     def test_a_mapped_step_ends_after_its_items_and_has_their_results(self) -> None:
@@ -137,7 +134,7 @@ class TestItems:
         assert refused(state, StepSucceeded("m", 1, 10.0, [])) == "the step goes through its items"
         state.apply(end)
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert result.items is not None
         first, second = result.items
@@ -161,7 +158,7 @@ class TestItems:
 
         state.apply(StepSucceeded("m", 0, 4.0, []))
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert (result.items, result.attempts, result.output) == ((), 0, [])
 
@@ -176,7 +173,7 @@ class TestItems:
         assert (state.status, state.stop_reason, state.unsettled) == ("PASSED", None, 1)
         state.apply(StepFailed("m", 0, 7.0, BOOM))
         assert (state.status, state.unsettled) == ("FAILED", 0)
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert (result.status, result.error) == (StepStatus.FAILED, BOOM)
 
@@ -190,7 +187,7 @@ class TestItems:
         state.apply(StepCancelled("m", 1, 61.0, "why", None, item=0))
         state.apply(StepCancelled("m", 0, 62.0, "why", None))
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert result.items is not None
         assert [item.status for item in result.items] == [StepStatus.CANCELLED]
@@ -246,7 +243,7 @@ class TestRefusal:
         for attempt in (0, 1):
             refused(state, StepFailed("m", attempt, 5.0, BOOM, item=0))
 
-        assert state.step_runs.results_of_items(1) is None
+        assert state.step_runs.ends_of_items(1) is None
         assert state.stop_reason is None
 
 
@@ -260,9 +257,9 @@ class TestReplay:
         assert state.step_runs.items(1) == [3, 2]
         assert state.take_ready() == []
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
-        assert state.step_runs.results_of_items(1) is None
+        assert state.step_runs.ends_of_items(1) is None
         state.apply(StepSucceeded("m", 1, 7.0, "A", item=0))
-        results = state.step_runs.results_of_items(1)
+        results = state.step_runs.ends_of_items(1)
         assert results is not None
         assert [result.output for result in results] == ["A", "B"]
 
@@ -299,7 +296,7 @@ class TestStop:
         assert state.is_queued(waiting) is is_exempt_from_stop
         state.apply(StepSucceeded("m", 1, 61.0, "A", item=0))
         assert state.take_ready() == ([waiting] if is_exempt_from_stop else [])
-        assert (state.step_runs.results_of_items(1) is None) is is_exempt_from_stop
+        assert (state.step_runs.ends_of_items(1) is None) is is_exempt_from_stop
 
     @pytest.mark.parametrize("limit", [None, 1])
     def test_a_scheduled_item_that_is_dropped_frees_its_slot(self, limit: int | None) -> None:
@@ -312,9 +309,9 @@ class TestStop:
         assert state.take_ready() == ([two] if limit else [])
         state.apply(AttemptStarted("m", 1, 5.0, item=1))
         state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
-        results = state.step_runs.results_of_items(1)
+        results = state.step_runs.ends_of_items(1)
         assert results is not None
-        assert [result.step_name for result in results] == ["m[1]"]
+        assert [result.name for result in results] == ["m[1]"]
 
     def test_a_queued_item_that_is_dropped_frees_no_slot(self) -> None:
         state = mapped(run_if="always", max_concurrency=1)
@@ -340,7 +337,7 @@ class TestStop:
         is_exempt_from_stop = run_if == "always"
         assert state.take_ready() == ([node] if is_exempt_from_stop else [])
         assert not state.is_queued(node)
-        assert (state.step_runs.results_of_items(1) == []) is not is_exempt_from_stop
+        assert (state.step_runs.ends_of_items(1) == []) is not is_exempt_from_stop
 
     def test_the_failure_of_an_item_stops_the_run_and_drops_the_others(self) -> None:
         state = mapped(max_concurrency=1)
@@ -354,7 +351,7 @@ class TestStop:
         assert state.stop_reason == "step 'm' failed and fail_fast is on"
         assert not state.is_queued(waiting)
         assert state.take_ready() == []
-        items = state.step_runs.results_of_items(1)
+        items = state.step_runs.ends_of_items(1)
         assert items is not None
         assert [item.status for item in items] == [StepStatus.FAILED]
         assert items[0].error is BOOM
@@ -374,7 +371,7 @@ class TestBlocked:
         state.apply(StepSucceeded("m", 0, 402.0, ["A"]))
         state.apply(late)
 
-        result = state.step_runs.results[1]
+        result = state.result(1)
         assert result is not None
         assert result.items is not None
         assert [item.loop_blocked_ms for item in result.items] == [890.0]
