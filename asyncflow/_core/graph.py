@@ -458,12 +458,21 @@ def with_dependents(
 
 
 class PlanView(Mapping[str, V]):
-    """A mapping from each step of a plan, by name and in topological order, to something of it."""
+    """A mapping from each step of a plan, by name and in topological order, to something of it.
+
+    ``of`` tells that of the step with an index.
+    """
 
     __slots__ = ("_plan",)
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+
+    def of(self, index: int) -> V:
+        raise NotImplementedError
+
+    def __getitem__(self, name: str) -> V:
+        return self.of(self._plan.index[name])
 
     def __iter__(self) -> Iterator[str]:
         return (self._plan.steps[index].name for index in self._plan.order)
@@ -475,7 +484,17 @@ class PlanView(Mapping[str, V]):
         return repr(dict(self))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return dict, (dict(self),)  # without the actions, which may not be picklable
+        return dict, (self.copy(),)  # without the actions, which may not be picklable
+
+    def copy(self) -> dict[str, V]:
+        """Return the same as a dictionary, which does not keep the plan."""
+        steps, of = self._plan.steps, self.of
+        return {steps[index].name: of(index) for index in self._plan.order}
+
+
+def detached(mapping: Mapping[str, V]) -> Mapping[str, V]:
+    """Return a mapping that does not keep a plan."""
+    return mapping.copy() if isinstance(mapping, PlanView) else mapping
 
 
 class MaxRetriesView(PlanView[int]):
@@ -483,8 +502,13 @@ class MaxRetriesView(PlanView[int]):
 
     __slots__ = ()
 
-    def __getitem__(self, name: str) -> int:
-        return self._plan.steps[self._plan.index[name]].max_retries
+    def of(self, index: int) -> int:
+        return self._plan.steps[index].max_retries
+
+    def copy(self) -> dict[str, int]:
+        """Return the same as a dictionary. Each run makes one, so that it is made fast."""
+        steps = map(self._plan.steps.__getitem__, self._plan.order)
+        return {step.name: step.max_retries for step in steps}
 
 
 class DependencyView(PlanView[tuple[str, ...]]):
@@ -492,9 +516,15 @@ class DependencyView(PlanView[tuple[str, ...]]):
 
     __slots__ = ()
 
-    def __getitem__(self, name: str) -> tuple[str, ...]:
-        index = self._plan.index[name]
+    def of(self, index: int) -> tuple[str, ...]:
         named = self._plan.steps[index].depends_on
         if named or index not in self._plan.cleanups:
             return named
         return tuple(self._plan.steps[other].name for other in self._plan.dependencies[index])
+
+    def copy(self) -> dict[str, tuple[str, ...]]:
+        """Return the same as a dictionary, made fast as well."""
+        if self._plan.cleanups:
+            return super().copy()
+        steps = map(self._plan.steps.__getitem__, self._plan.order)
+        return {step.name: step.depends_on for step in steps}

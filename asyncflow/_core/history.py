@@ -17,11 +17,13 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
+from asyncflow._core.graph import detached
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import StepResult, StepStatus
-from asyncflow._core.step_runs import EndedAttempt, Key
+from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of
+from asyncflow._core.step_runs import EndedAttempt
 from asyncflow.events import (
+    AttemptFailed,
     AttemptStarted,
     Event,
     MapStarted,
@@ -75,8 +77,12 @@ class History:
     def detach(self) -> None:
         """Let go of the pipeline, which the mappings of the first event are views of."""
         if isinstance(first := self.log[0], RunStarted):
-            names = "dependencies", "max_retries", "fingerprints"
-            self.log[0] = replace(first, **{name: dict(getattr(first, name)) for name in names})
+            self.log[0] = replace(
+                first,
+                dependencies=detached(first.dependencies),
+                max_retries=detached(first.max_retries),
+                fingerprints=detached(first.fingerprints),
+            )
 
     def results(self) -> dict[str, StepResult]:
         """Return the results of the steps that have ended, in topological order."""
@@ -98,16 +104,14 @@ class _Results:
 
     def by_name(self) -> dict[str, StepResult]:
         """Return them in topological order."""
-        plain: dict[str, EndedAttempt] = {}
-        eventful: dict[str, list[LogEntry]] = {}
-        for entry in self._log:
-            if type(entry) is tuple:
-                if len(entry) == 3:
-                    plain[entry[0][0]] = entry
-            elif (name := getattr(entry, "step", None)) is not None:
-                eventful[name] = []
-        for entry in self._log if eventful else ():
-            name, _ = _key_of(entry)
+        log: Sequence[Any] = self._log
+        plain: dict[str, EndedAttempt]
+        plain = {entry[0][0]: entry for entry in log if type(entry) is tuple and len(entry) == 3}
+        eventful: dict[str, list[LogEntry]] = {
+            entry.step: [] for entry in log if type(entry) is not tuple and hasattr(entry, "step")
+        }
+        for entry in log if eventful else ():
+            name = _step_of(entry)
             if name in eventful:
                 eventful[name].append(entry)
         results = {}
@@ -124,8 +128,8 @@ class _Results:
             result = _of_skip(name, first, depends_on)
         elif isinstance(first, MapStarted):
             result = _of_items(first, entries[1:-1], _end_of(last), depends_on)
-        elif len(entries) == 2:
-            result = _of_attempt(name, None, _start_of(first), _end_of(last), depends_on)
+        else:
+            result = _of_attempts(name, None, entries, depends_on)
         if result is None:
             return self._replayed(name, entries)
         return _as_secret(result) if name in self._secret else result
@@ -174,58 +178,112 @@ def _end_of(entry: Any) -> _End | None:
     return None
 
 
-def _key_of(entry: Any) -> Key:
-    """Return the step, and the item, that an entry is about."""
+def _step_of(entry: Any) -> Any:
+    """Return the step that an entry is about; ``None`` if it is about the run."""
     if type(entry) is not tuple:
-        return getattr(entry, "step", ""), getattr(entry, "item", None)
-    start = entry if len(entry) == 5 else entry[0]
-    return start[0], start[4]
+        return getattr(entry, "step", None)
+    return entry[0] if len(entry) == 5 else entry[0][0]
+
+
+def _item_of(entry: Any) -> Any:
+    """Return the item that an entry between the start and the end of a mapped step is about."""
+    if type(entry) is not tuple:
+        return entry.item
+    return entry[4] if len(entry) == 5 else entry[0][4]
 
 
 def _of_plain(ended: EndedAttempt, depends_on: tuple[str, ...]) -> StepResult:
     (name, attempt, started_ms, queued_ms, _), ended_ms, output = ended
     return StepResult(
-        *(name, StepStatus.SUCCESS, attempt, ended_ms - started_ms, output, None, None, started_ms),
-        *(None, depends_on, queued_ms),
+        name,
+        StepStatus.SUCCESS,
+        attempt,
+        ended_ms - started_ms,
+        output,
+        started_ms=started_ms,
+        depends_on=depends_on,
+        queued_ms=queued_ms,
     )
 
 
-def _of_attempt(
-    name: str, item: int | None, start: _Start | None, end: _End | None, depends_on: tuple[str, ...]
+def _of_attempts(
+    name: str, item: int | None, entries: Sequence[LogEntry], depends_on: tuple[str, ...]
 ) -> StepResult | None:
-    """Return the result of a step, or an item, that had one attempt; ``None`` if it had no such."""
+    """Return the result of a step, or an item; ``None`` if more happened than its attempts."""
+    start, end = _start_of(entries[0]), _end_of(entries[-1])
     if start is None or end is None:
         return None
     started_ms, queued_ms = start
     ended_ms, status, output, error, reason = end
+    recorded = None
+    if len(entries) > 2:
+        recorded = _recorded(entries)
+        if recorded is None:
+            return None
+        queued_ms = sum([attempt.queued_ms for attempt in recorded])
     return StepResult(
-        *(name, status, 1, ended_ms - started_ms, output, error, reason, started_ms, None),
-        *(depends_on, queued_ms),
+        name,
+        status,
+        1 if recorded is None else len(recorded),
+        ended_ms - started_ms,
+        output,
+        error,
+        reason,
+        started_ms,
+        recorded,
+        depends_on,
+        queued_ms,
         item=item,
     )
+
+
+def _recorded(entries: Sequence[LogEntry]) -> tuple[Attempt, ...] | None:
+    """Return attempts each of which has a start and an end here, and nothing else has happened."""
+    if len(entries) % 2:
+        return None
+    attempts = []
+    for number, (first, last) in enumerate(zip(entries[::2], entries[1::2], strict=True), 1):
+        start, end = _start_of(first), last if isinstance(last, AttemptFailed) else _end_of(last)
+        if start is None or end is None:
+            return None
+        error = end.error
+        cancelled = isinstance(last, StepCancelled) and end_of(error) != "timed out"
+        duration_ms = end.at_ms - start.at_ms
+        attempts.append(
+            Attempt(number, start.at_ms, duration_ms, error, start.queued_ms, 1, cancelled)
+        )
+    return tuple(attempts)
 
 
 def _of_items(
     started: MapStarted, between: Iterable[LogEntry], end: _End | None, depends_on: tuple[str, ...]
 ) -> StepResult | None:
-    """Return the result of a mapped step; ``None`` unless each item had one attempt."""
+    """Return the result of a mapped step; ``None`` if more happened than attempts of its items."""
     name, entries_of = started.step, dict[int, list[LogEntry]]()
     for entry in between:
-        entries_of.setdefault(_key_of(entry)[1] or 0, []).append(entry)
+        entries_of.setdefault(_item_of(entry), []).append(entry)
     items = []
-    for item, (first, *_, last) in sorted(entries_of.items()):
-        if len(entries_of[item]) == 2:
-            start = _start_of(first)
-            items.append(_of_attempt(f"{name}[{item}]", item, start, _end_of(last), depends_on))
-    known = [item for item in items if item is not None]
-    if end is None or len(known) < len(entries_of):
+    for item, entries in sorted(entries_of.items()):
+        result = _of_attempts(f"{name}[{item}]", item, entries, depends_on)
+        if result is None:
+            return None
+        items.append(result)
+    if end is None:
         return None
     ended_ms, status, output, error, reason = end
-    duration_ms, queued_ms = ended_ms - started.at_ms, sum([item.queued_ms for item in known], 0.0)
     return StepResult(
-        *(name, status, len(known), duration_ms, output, error, reason, started.at_ms, ()),
-        *(depends_on, queued_ms),
-        items=tuple(known),
+        name,
+        status,
+        sum([result.attempts for result in items]),
+        ended_ms - started.at_ms,
+        output,
+        error,
+        reason,
+        started.at_ms,
+        (),
+        depends_on,
+        sum([result.queued_ms for result in items], 0.0),
+        items=tuple(items),
     )
 
 

@@ -58,8 +58,8 @@ class Fingerprints(PlanView[tuple[str, str]]):
 
     __slots__ = ()
 
-    def __getitem__(self, name: str) -> tuple[str, str]:
-        step = self._plan.steps[self._plan.index[name]]
+    def of(self, index: int) -> tuple[str, str]:
+        step = self._plan.steps[index]
         return _data_of(step, self._plan.resources), step.version
 
 

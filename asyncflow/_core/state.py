@@ -102,6 +102,7 @@ class RunState:
         self._finished: events.RunFinished | None = None
         self._interrupted = False
         self.history = History(None if checkpoint is None else checkpoint.replay)
+        self._note = self.history.log.append
         self.errors: list[BaseException] = []
         self._last_errors: dict[int, BaseException] = {}
         self._submitted: set[int] = set()
@@ -131,7 +132,7 @@ class RunState:
         started = self._steps[node].name, attempt, at_ms, queued_ms, item
         self._latest[node] = started
         self._phases[node] = _ATTEMPTING
-        self.history.log.append(started)
+        self._note(started)
         return started
 
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
@@ -139,7 +140,7 @@ class RunState:
         started = self._latest[node]
         assert isinstance(started, tuple)
         ended = self._ends[node] = started, at_ms, output
-        self.history.log.append(ended)
+        self._note(ended)
         self._phases[node] = _SETTLED
         if self.is_limited:
             self.queue.leave(node)
@@ -163,7 +164,7 @@ class RunState:
                 return  # a note, which changes nothing
             run_rule(self, event)
             if self._checkpoint is None or type(event) not in _IN_CHECKPOINT:
-                self.history.log.append(event)
+                self._note(event)
             return
         allowed, settles, fold = rule
         phases = self._phases
@@ -177,7 +178,7 @@ class RunState:
         if before not in allowed:
             raise IllegalEventError(event, before.text)
         fold(self, node, event)
-        self.history.log.append(event)
+        self._note(event)
         if settles:
             phases[node] = _SETTLED
         if self.is_limited:

@@ -20,6 +20,7 @@ from asyncflow import (
     WorkflowStep,
 )
 from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.state import RunState, Schedule
 from asyncflow.events import (
     AttemptFailed,
@@ -627,6 +628,15 @@ class TestAnyRun:
         assert again.status == simulation.state.status
         assert again.stop_reason == simulation.state.stop_reason
         assert (again.take_ready(), again.take_unreachable()) == ([], [])
+
+    @given(scenarios())
+    def test_results_made_of_the_log_are_those_of_the_replay(self, scenario: Scenario) -> None:
+        simulation = Simulation(scenario)
+        report = simulation.run()
+
+        replay = StoredRun(simulation.state.history.events())
+
+        assert report.results == [step.to_result(replay.at_ms) for step in replay.steps.values()]
 
     @given(scenarios(), st.floats(0, 1))
     def test_a_replay_of_any_part_of_a_run_schedules_only_unstarted_steps(
