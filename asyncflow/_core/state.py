@@ -529,10 +529,7 @@ class RunState:
 
     def has_succeeded(self, node: int) -> bool:
         """Whether a node has settled, and well."""
-        result = self._results[node]
-        return self._ends[node] is not None or (
-            result is not None and result.status is StepStatus.SUCCESS
-        )
+        return self.step_runs.status(node) is StepStatus.SUCCESS
 
     def output(self, step: int) -> Any:
         """The output of a step that has settled; ``None`` unless it has succeeded."""
