@@ -124,6 +124,7 @@ class _Results:
 
     def _of(self, name: str, entries: list[LogEntry], depends_on: tuple[str, ...]) -> StepResult:
         first, last = entries[0], entries[-1]
+        result: StepResult | None
         if isinstance(first, StepSkipped):
             result = _of_skip(name, first, depends_on)
         elif isinstance(first, MapStarted):

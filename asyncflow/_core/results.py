@@ -134,7 +134,9 @@ class _WithOutput(Protocol):
     def secret(self) -> bool: ...
 
 
-class _WithOutcome(_WithOutput, Protocol):
+class _WithOutcome(Protocol):
+    @property
+    def output(self) -> Any: ...
     @property
     def status(self) -> StepStatus: ...
 
