@@ -637,7 +637,7 @@ def decode_outputs(step: StepView, decode: Callable[[Payload], Any]) -> None:
     for item in step.items.values():
         decode_outputs(item, decode)
     if isinstance(step.output, list):
-        step.output = [step.items[number].output for number in sorted(step.items)]
+        step.output = outputs_of(step.items[number] for number in sorted(step.items))
 
 
 def _with_outputs(result: StepResult, decode: Callable[[Payload], Any]) -> StepResult:
