@@ -160,6 +160,44 @@ def mapped(world: World) -> Steps:
     ]
 
 
+def flowing(world: World) -> Steps:
+    """Items flow through three mapped steps; one is retried, and one fails, which is tolerated."""
+
+    async def numbers(seed: int) -> list[int]:
+        await world.act()
+        return [seed, 10, 20, 30]
+
+    async def fetch(number: int) -> int:
+        await world.act()
+        if number == 20:
+            raise LookupError("never")
+        return number * 2
+
+    async def parse(page: int) -> int:
+        await world.act()
+        if page == 20:
+            world.fail_at_first(1)
+        return page + 1
+
+    async def store(row: int) -> int:
+        await world.act()
+        return row
+
+    async def total(rows: list[int]) -> int:
+        await world.act()
+        return sum(rows)
+
+    return [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep(
+            "fetch", fetch, {"number": "numbers"}, map_over="numbers", tolerated_failures=1
+        ),
+        WorkflowStep("parse", parse, {"page": "fetch"}, map_over="fetch", max_retries=2),
+        WorkflowStep("store", store, {"row": "parse"}, map_over="parse"),
+        WorkflowStep("total", total, {"rows": "store"}),
+    ]
+
+
 def nested(world: World) -> Steps:
     """A pipeline that includes another one, in which a step is mapped."""
     inner, outer = Pipeline("inner"), Pipeline("outer")
@@ -287,6 +325,6 @@ def failing(world: World) -> Steps:
 
 SHAPES: dict[str, Callable[[World], Steps]] = {
     shape.__name__: shape
-    for shape in (chain, layers, retried, mapped, nested, cleaned_up, limited, failing)
+    for shape in (chain, layers, retried, mapped, flowing, nested, cleaned_up, limited, failing)
 }
 """By name. Each call builds the steps for one process."""

@@ -103,6 +103,7 @@ class Step(NamedTuple):
     when: str = ""
     """Nothing, or whether the condition says ``yes`` or ``no``, or does ``raise`` or ``exit``."""
     run_if: str = "success"
+    tolerated: float = 0
 
     __repr__ = _shown
 
@@ -127,6 +128,8 @@ class Flow(NamedTuple):
     offset: int = 0
     """How many ticks after the first one the second one starts."""
     eager: bool = False
+    ahead: int = 100
+    """How many finished items may wait for the next step of a chain."""
     order: int | None = None
     """Shuffles what is ready at the same time; ``None`` for the order of asyncio."""
 
@@ -196,6 +199,9 @@ def random_flow(chance: Random) -> Flow:
         needs: tuple[int, ...] = ()
         if index and random() < 0.7:
             needs = tuple(sorted({int(random() * index) for _ in range(1 + int(random() * 2))}))
+        mapped = [at for at, step in enumerate(steps) if step.maps is not None]
+        if mapped and random() < 0.3:
+            needs = tuple(sorted({*needs[:1], mapped[int(random() * len(mapped))]}))
         steps.append(_random_step(chance, f"s{index}", needs, steps, len(pools), spicy))
     return Flow(
         tuple(steps),
@@ -207,6 +213,7 @@ def random_flow(chance: Random) -> Flow:
         copies=2 if random() < 0.12 else 1,
         offset=int(random() * 3),
         eager=random() < 0.25,
+        ahead=int(random() * 3) if random() < 0.5 else 100,
     )
 
 
@@ -306,13 +313,16 @@ def _random_step(
         options["heartbeat"], options["beats"] = 1 + int(random() * 3), random() < 0.6
     if pools and random() < (0.7 if "deadline" in options else 0.4):
         options["pool"] = int(random() * pools)
-    if needs and random() < 0.25:
-        source = options["maps"] = needs[int(random() * len(needs))]
+    chained = [need for need in needs if earlier[need].maps is not None]
+    if needs and random() < (0.7 if chained else 0.3):
+        source = options["maps"] = chained[-1] if chained else needs[int(random() * len(needs))]
         if earlier[source].items is None and earlier[source].maps is None:
             kind = ("list", "list", "iterable", "stream")[int(random() * 4)]
             breaks = _pick(chance, _BREAKS) if kind != "list" else ""
-            items = Items(int(random() * 4), kind, breaks)
+            items = Items(int(random() * 5), kind, breaks)
             earlier[source] = earlier[source]._replace(items=items)
+        if random() < 0.4:
+            options["tolerated"] = (1, 2, 0.34, 0.5, 1.0)[int(random() * 5)]
     if random() < 0.08:
         options["when"] = ("yes", "yes", "no", "no", "raise", "exit")[int(random() * 6)]
     if random() < 0.16:

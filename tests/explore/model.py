@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -136,6 +137,7 @@ class _Run:
         self.steps = [_Node(index, None) for index in range(len(self.specs))]
         self.items: list[dict[int, _Node]] = [{} for _ in self.specs]
         self.nodes = list(self.steps)
+        self.failed_items = [0] * len(self.specs)
         self.fail_stop: _Stop | None = None
         """When the run began to stop for a failure or its deadline."""
         self.interrupted: _Stop | None = None
@@ -235,10 +237,42 @@ class _Run:
                 _require(place == log[-1][0], "an event follows the last one")
             elif kind in (AttemptFailed, StepSucceeded, StepFailed, StepCancelled, StepSkipped):
                 self.read_end(event, turn, place)
-                if kind is StepFailed and fail_fast and self.fail_stop is None:
+                stops = kind is StepFailed and not self.may_tolerate(event) and fail_fast
+                if stops and self.fail_stop is None:
                     self.fail_stop = _Stop(at_ms, turn, place)
             else:
                 raise _Wrong(f"an event that nothing here makes: {event}")
+
+    def may_tolerate(self, event: Any) -> bool:
+        """Whether the step of an item that has failed may still succeed, as far as is known."""
+        if event.item is None:
+            return False
+        step = self.index[event.step]
+        self.failed_items[step] += 1
+        begun = self.steps[step].map
+        assert begun is not None
+        if begun.count is None and isinstance(self.specs[step].tolerated, float):
+            return self.specs[step].tolerated > 0
+        return self.tolerates(step, self.failed_items[step], begun.count or 0)
+
+    def tolerates(self, step: int, failed: int, count: int) -> bool:
+        tolerated = self.specs[step].tolerated
+        most = tolerated if isinstance(tolerated, int) else Fraction(str(tolerated)) * count
+        return failed <= most
+
+    def flow_source(self, step: int) -> _Node | None:
+        """Return the mapped step whose items a step may take before all of them have ended."""
+        spec = self.specs[step]
+        if spec.maps is None or spec.when or spec.run_if != "success":
+            return None
+        source = self.specs[spec.maps]
+        return None if source.maps is None or source.is_cleanup else self.steps[spec.maps]
+
+    def first_success(self, source: _Node) -> _Node | None:
+        """Return the item of a mapped step that was the first to succeed."""
+        items = self.items[source.step].values()
+        succeeded = [item for item in items if type(item.end) is StepSucceeded]
+        return min(succeeded, key=lambda item: item.end_place, default=None)
 
     def node(self, event: Any) -> _Node:
         step = self.index[event.step]
@@ -381,7 +415,10 @@ class _Run:
             given = call.arguments[self.specs[need].name]
             output = end.output if type(end) is StepSucceeded else None
             if node.item is not None and need == spec.maps:
-                if isinstance(output, list | tuple):
+                if self.specs[need].maps is not None:
+                    output = self.items[need][node.item].end.output
+                    _require(given is output, "another item:", call.key, given)
+                elif isinstance(output, list | tuple):
                     _require(given is output[node.item], "another item:", call.key, given)
                 else:
                     _require(given == node.item, "another item:", call.key, given)
@@ -607,6 +644,9 @@ class _Run:
         assert spec.maps is not None
         _require(not node.attempts, "a mapped step has attempts of its own:", node.attempts)
         items = self.items[node.step]
+        if self.specs[spec.maps].maps is not None:
+            self.check_chain(node, items)
+            return
         self.check_gaps(node, items)
         source = self.steps[spec.maps].end
         _require(type(source) is StepSucceeded, "there are no items:", node.map)
@@ -617,17 +657,17 @@ class _Run:
         failed = [item.error for item in ends if type(item) is StepFailed]
         known = len(given) if isinstance(given, list | tuple) else None
         _require(node.map.count == known, f"{known} items are known:", node.map)
+        is_tolerated = self.tolerates(node.step, len(failed), len(items))
         is_whole = len(items) == count and all(
-            type(item.end) is StepSucceeded for item in items.values()
+            type(item.end) is StepSucceeded or (is_tolerated and type(item.end) is StepFailed)
+            for item in items.values()
         )
         was_broken = bool(breaks) or bool(self.world.strangers)
         if type(end) is StepSucceeded:
             _require(is_whole and breaks == "", "not all items have succeeded:", end)
-            outputs = [items[number].end.output for number in range(count)]
-            same = len(outputs) == len(end.output) and all(map(_is, outputs, end.output))
-            _require(same, "other outputs than those of the items:", end)
+            self.check_outputs(items, end)
         elif type(end) is StepFailed:
-            _require(failed or was_broken, "no item has failed:", end)
+            _require((failed and not is_tolerated) or was_broken or breaks, "why failed:", end)
             if failed:
                 errors = end.error.exceptions if isinstance(end.error, ExceptionGroup) else ()
                 if len(errors) > len(failed):
@@ -637,12 +677,68 @@ class _Run:
                 _require(same, "other errors than those of the items:", end, failed)
         else:
             _require(type(end) is StepCancelled, "it can't end like this:", end)
-            _require(not failed, "an item has failed:", end)
+            _require(not end.cause, "it is in no chain:", end)
+            _require(is_tolerated, "an item has failed:", end)
             is_right = stop is not None and stop.place < node.end_place
             _require(is_right or breaks == "exit", "nothing stops the run:", end)
             _require(not is_whole or breaks or stop, "all items have succeeded:", end)
         if stop is None and not was_broken:
             _require(len(items) == count, f"{len(items)} of {count} items ran")
+
+    def check_outputs(self, items: dict[int, _Node], end: StepSucceeded) -> None:
+        outputs = [
+            items[number].end.output
+            for number in sorted(items)
+            if type(items[number].end) is StepSucceeded
+        ]
+        same = len(outputs) == len(end.output) and all(map(_is, outputs, end.output))
+        _require(same, "other outputs than those of the items:", end)
+
+    def check_chain(self, node: _Node, items: dict[int, _Node]) -> None:
+        """Check what a step has come to that is mapped over a mapped step."""
+        end, spec, stop = node.end, self.specs[node.step], self.stop_for(self.specs[node.step])
+        assert spec.maps is not None
+        source, before = self.steps[spec.maps], self.items[spec.maps]
+        for number, item in items.items():
+            place = item.attempts[0].place if item.attempts else item.end_place
+            _require(number in before, f"{spec.name}[{number}] comes from nowhere")
+            was = before[number]
+            _require(was.end_place < place, f"{spec.name}[{number}] comes before its source")
+            if type(was.end) is StepSucceeded:
+                _require(type(item.end) is not StepSkipped, "its source succeeded:", item.end)
+                continue
+            _require(type(item.end) is StepSkipped, "its source did not succeed:", item.end)
+            word = "failed" if type(was.end) is StepFailed else "was cancelled"
+            why = f"item {number} of step {self.specs[spec.maps].name!r} {word}"
+            why = was.end.reason if type(was.end) is StepSkipped else why
+            _require(item.end.reason == why, "not because", why, ":", item.end)
+        ends = [items[number].end for number in sorted(items)]
+        failed = [item.error for item in ends if type(item) is StepFailed]
+        has_all = items.keys() == before.keys()
+        has_all &= all(type(item) is not StepCancelled for item in ends)
+        is_tolerated = self.tolerates(node.step, len(failed), len(items))
+        was_broken = bool(self.world.strangers)
+        if type(end) is StepSucceeded:
+            _require(has_all and is_tolerated, "not all items have ended well:", end)
+            _require(type(source.end) is StepSucceeded, "its source did not succeed:", end)
+            self.check_outputs(items, end)
+        elif type(end) is StepFailed:
+            _require(not is_tolerated or was_broken, "that is tolerated:", end)
+            if not is_tolerated:
+                errors = end.error.exceptions[-len(failed) :]
+                _require(all(map(_is, errors, failed)), "other errors:", end, failed)
+        else:
+            _require(type(end) is StepCancelled, "it can't end like this:", end)
+            _require(is_tolerated, "an item has failed:", end)
+            if end.cause:
+                is_it = end.cause == self.specs[spec.maps].name
+                _require(is_it and has_all, "it has another cause:", end)
+                _require(type(source.end) is not StepSucceeded, "its source succeeded:", end)
+            else:
+                is_right = stop is not None and stop.place < node.end_place
+                _require(is_right, "nothing stops the run:", end)
+        if stop is None and not was_broken:
+            _require(has_all, f"{len(items)} of {len(before)} items of a chain ran")
 
     def check_gaps(self, node: _Node, items: dict[int, _Node]) -> None:
         """Check that each item has begun before the next one."""
@@ -672,7 +768,12 @@ class _Run:
             _require(len(asked) <= 1, f"the condition of {spec.name} was asked {len(asked)} times")
         started_ms = node.started_ms
         place = node.attempts[0].place if node.attempts else node.map_place
-        is_blocked = any(_blocks(each.end) for each in ends)
+        flow = self.flow_source(node.step)
+        first = None if flow is None else self.first_success(flow)
+        # The items that have succeeded go through, whatever becomes of the others.
+        is_blocked = any(
+            _blocks(each.end) and not (each is flow and first is not None) for each in ends
+        )
         is_unwanted = any(type(each.end) is StepSkipped and each.end.on_purpose for each in ends)
         is_pointless = bool(ends) and all(
             type(each.end) is StepSkipped and each.end.on_purpose for each in ends
@@ -681,6 +782,8 @@ class _Run:
         if started_ms is not None:
             _require(spec.when in ("", "yes"), f"{spec.name} starts in spite of its condition")
             late = [each for each in ends if each.end_place > place]
+            if first is not None and first.end_place < place and self.flow.schedule == "ready":
+                late = [each for each in late if each is not flow]
             _require(not late, f"{spec.name} starts before the end of a dependency")
             if spec.run_if == "success":
                 _require(not is_blocked and not is_unwanted, f"{spec.name} starts for nothing")
@@ -688,7 +791,7 @@ class _Run:
                 _require(not is_blocked and not is_pointless, f"{spec.name} starts for nothing")
             elif spec.run_if == "failure":
                 _require(is_blocked, f"{spec.name} starts although nothing has failed")
-            has_items = source is None or type(source) is StepSucceeded
+            has_items = source is None or type(source) is StepSucceeded or first is not None
             _require(has_items, f"{spec.name} starts without items")
             _require(type(end) is not StepSkipped, f"{spec.name} has started:", end)
             if stop is not None and place > stop.place and node.map is not None:
@@ -733,6 +836,9 @@ class _Run:
             ]
         else:
             before = [self.steps[need] for need in self.dependencies[node.step]]
+            flow = self.flow_source(node.step)
+            first = None if flow is None else self.first_success(flow)
+            before = [first if first and each is flow else each for each in before]
         late = [each for each in before if each.end_place > place]
         _require(not late, f"{spec.name} starts before its tier")
         due_ms = due_after_stop_ms = max((each.end.at_ms for each in before), default=0.0)

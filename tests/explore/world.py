@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
+from asyncflow._core import chains
 from asyncflow.events import Event
 from asyncflow.testing._virtual_time import shuffle
 from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step, dependencies_of, tiers_of
@@ -340,6 +341,7 @@ class Pipeline:
             options["pool"] = self.pools[spec.pool]
         if spec.maps is not None:
             options["map_over"] = flow.steps[spec.maps].name
+            options["tolerated_failures"] = spec.tolerated
         if spec.when:
             options["when"] = self._condition(index, spec.when)
         return WorkflowStep(
@@ -391,6 +393,7 @@ class Pipeline:
         """Run the pipeline once, with a disturbance."""
         flow, loop = self.flow, Loop(self.flow.order)
         world = self.world = World(self, loop, flow.copies)
+        chains._MOST_WAITING = flow.ahead
         if flow.eager and hasattr(asyncio, "eager_task_factory"):
             loop.set_task_factory(asyncio.eager_task_factory)
         world.callers = [
