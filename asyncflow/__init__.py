@@ -38,6 +38,7 @@ from asyncflow._core.results import (
     StepStatus,
 )
 from asyncflow._core.retry import Retry
+from asyncflow._core.retry_after import retry_after
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
@@ -97,6 +98,7 @@ __all__ = [
     "each",
     "parallel_groups",
     "resume_all",
+    "retry_after",
     "run_pipeline",
     "topological_sort",
 ]
