@@ -329,7 +329,7 @@ class RunState:
             if self.step_runs.has_unsettled_items(node) or event.attempt:
                 raise IllegalEventError(event, phase.text)
         elif phase < Phase.ATTEMPTING and self._latest[node] is None:
-            if event.attempt or self.step_runs.is_item(node):
+            if event.attempt:  # one that fails without an attempt has none
                 raise IllegalEventError(event, phase.text)
         else:
             self._check_latest(node, event)

@@ -21,7 +21,7 @@ from asyncflow._core.arguments import (
     unawaitable_result,
 )
 from asyncflow._core.errors import DEFAULT_TIMEOUT_MS, did_you_mean, safe_text
-from asyncflow._core.pool import Pool
+from asyncflow._core.pool import Pool, check_slots, check_tokens
 from asyncflow._core.record import derived, record, replace, show, values_by_name
 from asyncflow._core.retry import NO_BACKOFF, Retry
 
@@ -66,6 +66,8 @@ class CommonPolicies(TypedDict, total=False):
     deadline_ms: float | None
     heartbeat_ms: float | None
     pool: Pool | None
+    slots: int | Callable[..., int]
+    tokens: float | Callable[..., float] | None
     priority: int
     when: Condition | None
     run_if: RunIf
@@ -115,6 +117,12 @@ class WorkflowStep:
             ``current_step().heartbeat()``; ``None`` (the default) means no limit. With
             ``runs_in="process"`` the start of the process counts, until it calls the function.
         pool: A `Pool`, of which each attempt takes a slot while it runs.
+        slots: How many slots of the pool an attempt takes, at least 1 (the default): a number, or
+            a plain function with parameters of the action's, by name. It is called once for the
+            step, or for each item, before that waits for its pool. If it raises or returns more
+            than the pool has, the step fails without an attempt. It needs a ``pool``.
+        tokens: How many of the pool's ``tokens_per_minute`` an attempt takes: a number, or a
+            function as above. ``None`` (the default) means none. It needs a ``pool``.
         priority: Which attempts of the pool start first when several wait: those with the highest
             number. 0 by default. It needs a ``pool``.
         map_over: One of the dependencies. The action is called once for each item of its output
@@ -175,6 +183,8 @@ class WorkflowStep:
     deadline_ms: float | None
     heartbeat_ms: float | None
     pool: Pool | None
+    slots: int | Callable[..., int]
+    tokens: float | Callable[..., float] | None
     priority: int
     map_over: str | None
     when: Condition | None
@@ -198,6 +208,10 @@ class WorkflowStep:
     """Whether it runs in a thread or a process here."""
     needs_permit: bool = derived()
     """Whether an attempt waits for a slot of a pool, or for a thread or process here."""
+    needs: tuple[int, float] = derived()
+    """The slots and tokens that an attempt takes; of no meaning if there are `measures`."""
+    measures: tuple[tuple[str, Callable[..., Any], Signature], ...] = derived()
+    """Which of ``slots`` and ``tokens`` are functions, and their parameters."""
     may_pause: bool = derived()
     """Whether its retry policy may name a time until which its pool is paused."""
     is_cleanup: bool = derived()
@@ -245,6 +259,8 @@ class WorkflowStep:
         deadline_ms: float | None = None,
         heartbeat_ms: float | None = None,
         pool: Pool | None = None,
+        slots: int | Callable[..., int] = 1,
+        tokens: float | Callable[..., float] | None = None,
         priority: int = 0,
         map_over: str | None = None,
         when: Condition | None = None,
@@ -262,7 +278,8 @@ class WorkflowStep:
         _check_action(name, action, runs_in)
         _check_max_retries(name, max_retries)
         _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
-        _check_pool(name, pool, priority)
+        _check_pool(name, pool)
+        _check_needs(name, pool, slots, tokens, priority)
         retry = retry if isinstance(retry, Retry) else _checked_retry(name, retry)
         may_pause = pool is not None and pool.pauses and retry.names_times
         if not may_pause:
@@ -287,6 +304,10 @@ class WorkflowStep:
         fill(self, "deadline_ms", deadline_ms)
         fill(self, "heartbeat_ms", heartbeat_ms)
         fill(self, "pool", pool)
+        fill(self, "slots", slots)
+        fill(self, "tokens", tokens)
+        has_numbers = not callable(slots) and not callable(tokens)
+        fill(self, "needs", (slots, tokens or 0.0) if has_numbers else (1, 0.0))
         fill(self, "priority", priority)
         fill(self, "may_pause", may_pause)
         fill(self, "map_over", map_over)
@@ -311,13 +332,15 @@ class WorkflowStep:
         is_plain = limits == _NO_LIMITS and not self.is_cleanup and runs_in == "loop"
         is_plain = is_plain and remote is None
         fill(self, "is_plain", is_plain and retry.until is None)
+        fill(self, "measures", _measures_of(self))
         _check_parameters(self)
         _check_map_over(self)
 
     def __repr__(self) -> str:
         # Bound arguments may be secret.
         values = values_by_name(self)
-        values |= {"action": function_of(self.action), "when": function_of(self.when)}
+        functions = "action", "when", "slots", "tokens"
+        values |= {name: function_of(values[name]) for name in functions}
         if self.remote is not None:
             values["engine"] = self.remote.name  # its address may have a password
         return show(self, values)
@@ -524,7 +547,7 @@ def _check_can_retry(name: str, retry: Retry, max_retries: int) -> None:
         )
 
 
-def _check_pool(name: str, pool: object, priority: object) -> None:
+def _check_pool(name: str, pool: object) -> None:
     if pool is not None and not isinstance(pool, Pool):
         hint = (
             f"; make one, Pool({safe_text(str, pool)}), and share it" if type(pool) is int else ""
@@ -532,10 +555,46 @@ def _check_pool(name: str, pool: object, priority: object) -> None:
         raise TypeError(
             f"step {name!r}: pool must be a Pool or None, not {type(pool).__name__}{hint}"
         )
+
+
+def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority: Any) -> None:
+    """Check what the attempts of a step need of its pool."""
+    for argument, need in ("slots", slots), ("tokens", tokens):
+        if callable(need) and is_async(need):
+            raise TypeError(
+                f"step {name!r}: {argument} must be a plain function; what has to be awaited "
+                "belongs in a step before it"
+            )
+    if type(slots) is not int and not callable(slots):
+        check_count(f"step {name!r}: slots", slots, 1, kind="an int or a function")
+    elif not callable(slots) and slots != 1:
+        check_slots(f"step {name!r}: slots", slots, pool)
+    if tokens is not None and not callable(tokens):
+        check_tokens(f"step {name!r}: tokens", tokens, pool)
     if type(priority) is not int:
         check_count(f"step {name!r}: priority", priority, -sys.maxsize)
-    if priority and pool is None:
-        raise ValueError(f"step {name!r}: priority has no effect without a pool; give it one")
+    if pool is None:
+        needs = {"slots": slots != 1, "tokens": tokens is not None, "priority": priority}
+        for argument, is_given in needs.items():
+            if is_given:
+                raise ValueError(
+                    f"step {name!r}: {argument} has no effect without a pool; give it one"
+                )
+
+
+def _measures_of(step: WorkflowStep) -> tuple[tuple[str, Callable[..., Any], Signature], ...]:
+    measures, accepts = [], step.signature
+    for argument, need in ("slots", step.slots), ("tokens", step.tokens):
+        if callable(need):
+            signature = signature_of(step.name, need, f"{argument} function")
+            for parameter in signature.required.difference(accepts.names):
+                if not accepts.takes_kwargs:
+                    raise ValueError(
+                        f"step {step.name!r}: its {argument} function takes {parameter!r}, which "
+                        f"its action does not{did_you_mean(parameter, accepts.names)}"
+                    )
+            measures.append((argument, need, signature))
+    return tuple(measures)
 
 
 def _check_when(name: str, when: object) -> None:

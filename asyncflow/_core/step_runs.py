@@ -279,7 +279,10 @@ class StepRuns:
             return True
         if (event.step, event.item) in self._pending_attempts:
             return isinstance(event, AttemptStarted | StepFailed | StepCancelled)
-        return isinstance(event, AttemptStarted) and event.attempt == 1 and (event.item or 0) >= 0
+        is_first = isinstance(event, AttemptStarted) and event.attempt == 1
+        # An item may fail without an attempt: what it needs of its pool can't be had.
+        is_first = is_first or (isinstance(event, StepFailed) and event.attempt == 0)
+        return is_first and (event.item or 0) >= 0
 
     def end_item(self, node: int) -> None:
         """An item has settled, or will never start."""

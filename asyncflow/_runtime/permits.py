@@ -12,16 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from asyncflow._core import pool as pools
+from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import current_clock
 from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.graph import Plan
-from asyncflow._core.pool import Clock, Pool, PoolTicket
+from asyncflow._core.pool import Clock, Pool, PoolTicket, check_slots, check_tokens
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
@@ -193,23 +195,49 @@ class Permits:
         """What each node holds or waits for: a mere ticket if it never had to wait."""
         self._ages: dict[int, int] = {}
         """The place in line that a node keeps for its next attempt, or for its next request."""
+        self._needs: dict[int, tuple[int, float]] = {}
+        """The slots and tokens of each node whose step has functions for them."""
         self._late: list[PoolTicket | Permit] = []
         """What is released when the nodes that its attempts have made ready are in line."""
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
+
+    def measure(self, node: int, step: WorkflowStep, arguments: Mapping[str, Any]) -> None:
+        """Find out how much a node needs of its pool, from what its action is called with.
+
+        Raises:
+            BaseException: What a function of the step raises, or it returns what is not possible.
+        """
+        needs: dict[str, Any] = {"slots": step.slots, "tokens": step.tokens or 0.0}
+        for argument, function, accepts in step.measures:
+            own = accepts.takes_kwargs
+            taken = {n: v for n, v in arguments.items() if own or n in accepts.names}
+            what = f"step {step.name!r}: {argument}"
+            needs[argument] = reject_awaitable(what, function(**taken))
+            check = check_slots if argument == "slots" else check_tokens
+            check(what, needs[argument], step.pool)
+        self._needs[node] = needs["slots"], float(needs["tokens"])
 
     def request(self, node: int, step: WorkflowStep) -> None:
         """Let a node that starts join the line of its pool, so that it has its place at once."""
         pool = step.pool
         if pool is None or node in self._held:
             return
+        slots, tokens = self._needs[node] if step.measures else step.needs
         age = self._ages.pop(node, None) if self._ages else None
-        ticket = None if step.needs_worker else pool._take()
+        ticket = None if step.needs_worker else pool._take(slots)
         if ticket is not None:
             self._held[node] = ticket
             return
         turn = _Turn(self._loop, pool, self._clock)
-        ticket = pool._join(self._clock, turn.call, priority=step.priority, age=age)
+        ticket = pool._join(
+            self._clock,
+            turn.call,
+            slots=slots,
+            tokens=tokens,
+            priority=step.priority,
+            age=age,
+        )
         self._held[node] = Permit(_limiter_for(step), ticket, turn)
         if not ticket.has_slots:
             self._queue.lend(node)
@@ -283,6 +311,7 @@ class Permits:
     def forget(self, node: int, *, unused: bool = True) -> None:
         """Release what a node still holds that has ended."""
         self._ages.pop(node, None)
+        self._needs.pop(node, None)
         self.release(node, unused=unused)
 
     def paused_pool(self) -> str:

@@ -58,6 +58,9 @@ class Starter:
         self._runner = StepRunner(scope, host, dispatcher, self._permits, stop, self._data)
         self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
         self.is_held = self.is_advancing = False
+        plan = scope.plan
+        has_measures = any(plan.steps[index].measures for index in plan.special)
+        self._calls_users_code = bool(scope.start.conditions) or has_measures
         self._unchecked: list[int] | None = None
         """What the planned look for unstarted nodes will look at; ``None`` if none is planned."""
 
@@ -87,9 +90,9 @@ class Starter:
 
     def advance(self) -> None:
         """Start what is ready, now if that is possible."""
-        # Not in the task of a step, to which a condition does not belong; and not while an eager
-        # task is running within its start.
-        if self.is_advancing or self._scope.start.conditions:
+        # Not in the task of a step, to which a condition or the like does not belong; and not while
+        # an eager task is running within its start.
+        if self.is_advancing or self._calls_users_code:
             self.advance_soon()
         else:
             self._scope.context.run(self._advance)
@@ -139,6 +142,8 @@ class Starter:
                 else:
                     self.maps.note_change(node)
             if step.needs_permit and coroutine is None:
+                if step.measures and not (is_again or self._measure(node, step)):
+                    continue
                 permits.request(node, step)
             if step.timeout_s is not None and step.timeout_s < shortest_s:
                 shortest_s = step.timeout_s
@@ -209,6 +214,26 @@ class Starter:
             reason = f"its condition{name_suffix(condition)} was not met"
             now_ms = self._now_ms()
             self._dispatcher.emit(StepSkipped(step.name, now_ms, reason, on_purpose=True))
+        return False
+
+    def _measure(self, node: int, step: WorkflowStep) -> bool:
+        """Return whether it is known what a node needs of its pool; if not, report its failure."""
+        runs, latest = self._state.step_runs, self._state.latest_attempt(node)
+        attempt = 0 if latest is None else latest.attempt
+        try:
+            arguments = self._data.of_action(node)
+            self._scope.context.copy().run(self._permits.measure, node, step, arguments)
+            return True
+        except BaseException as error:
+            strip_internal_frames(error)
+            failure = as_failure(error, step.name, 0) if isinstance(error, FAILURES) else error
+            now_ms, item = self._now_ms(), runs.item_of(node)
+            self._dispatcher.emit(StepFailed(step.name, attempt, now_ms, failure, item))
+            if failure is error and not isinstance(error, FAILURES):
+                reason = f"a function of step {step.name!r} raised {type(error).__name__}"
+                self._run.interrupt(error, Interruption("step", reason))
+            self.maps.forget(node)
+            self._run.settled(None)
         return False
 
     def _fail_if_crashed(self, node: int, step: WorkflowStep) -> bool:

@@ -211,7 +211,7 @@ class TestRefusal:
             AttemptStarted("m", 1, 5.0, item=-1),
             AttemptFailed("m", 1, 5.0, BOOM, 0.0, item=0),
             StepSucceeded("m", 1, 5.0, None, item=0),
-            StepFailed("m", 0, 5.0, BOOM, item=0),
+            StepFailed("m", 1, 5.0, BOOM, item=0),
             StepCancelled("m", 1, 5.0, "why", None, item=0),
             LoopBlocked("m", 1, 5.0, 150.0, "", item=0),
             ThreadAbandoned("m", 1, 5.0, item=0),
@@ -234,17 +234,17 @@ class TestRefusal:
         assert state.step_runs.items(1) == []
 
     @pytest.mark.parametrize("is_scheduled", [False, True])
-    def test_an_item_does_not_fail_before_its_first_attempt(self, is_scheduled: bool) -> None:
+    def test_an_item_may_fail_without_an_attempt(self, is_scheduled: bool) -> None:
         state = mapped()
         state.add_item(1, 4.0)
         if is_scheduled:
             state.take_ready()
 
-        for attempt in (0, 1):
-            refused(state, StepFailed("m", attempt, 5.0, BOOM, item=0))
-
+        refused(state, StepFailed("m", 1, 5.0, BOOM, item=0))
         assert state.step_runs.ends_of_items(1) is None
-        assert state.stop_reason is None
+        state.apply(StepFailed("m", 0, 5.0, BOOM, item=0))
+
+        assert len(state.step_runs.ends_of_items(1) or ()) == 1
 
 
 class TestReplay:

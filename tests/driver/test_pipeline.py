@@ -139,6 +139,8 @@ class TestSteps:
             "deadline_ms": 100,
             "heartbeat_ms": 9,
             "pool": Pool(2),
+            "slots": 2,
+            "tokens": 3.5,
             "priority": 1,
             "when": lambda: True,
             "run_if": "always",
@@ -147,6 +149,7 @@ class TestSteps:
             "version": "2",
             "secret": True,
             "max_crashes": 1,
+            "tolerated_failures": 0,
         }
 
         etl.step(bool, name="step", **policies)

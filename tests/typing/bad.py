@@ -76,6 +76,9 @@ WorkflowStep("load", extract, deadline_ms="1s")  # E: call-overload
 WorkflowStep("load", extract, heartbeat_ms="1s")  # E: call-overload
 WorkflowStep("load", extract, pool=3)  # E: call-overload
 WorkflowStep("load", extract, pool="openai")  # E: call-overload
+WorkflowStep("load", extract, pool=Pool(3), slots="2")  # E: call-overload
+WorkflowStep("load", extract, pool=Pool(3), tokens=str)  # E: call-overload
+WorkflowStep("load", extract, pool=Pool(3), priority=0.5)  # E: call-overload
 WorkflowStep("load", extract, when=True)  # E: call-overload
 WorkflowStep("load", extract, run_if="failed")  # E: call-overload
 WorkflowStep("load", extract, run_if=True)  # E: call-overload
