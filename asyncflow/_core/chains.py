@@ -110,10 +110,10 @@ class Chains:
 
     def holds_back(self, source: int) -> bool:
         """Whether a mapped step must not start another item now."""
-        return any(
-            self.queues[later].is_full and self._phases[later] is Phase.MAPPING
-            for later in self._chained.get(source, ())
-        )
+        for later in self._chained.get(source, ()):
+            if self.queues[later].is_full and self._phases[later] is Phase.MAPPING:
+                return True
+        return False
 
 
 def _most_waiting(step: WorkflowStep, max_concurrency: int | None) -> int:

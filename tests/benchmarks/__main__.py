@@ -25,6 +25,7 @@ from typing import Any
 from asyncflow import Orchestrator, Pool, WorkflowStep, run_pipeline, topological_sort
 from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
+from tests.benchmarks.chains import chains
 from tests.benchmarks.durable import durable
 from tests.benchmarks.engines import engines
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
@@ -320,6 +321,7 @@ def main() -> int:
         fail_fast,
         pools,
         mapped,
+        chains,
         planning,
         growth,
         lambda _: memory(),
@@ -339,6 +341,7 @@ def main() -> int:
         "fail_fast",
         "pools",
         "mapped",
+        "chains",
         "planning",
         "growth",
         "memory",
