@@ -569,8 +569,8 @@ class TestCI:
         assert save["if"] == "always()"
 
 
-def test_only_the_join_of_two_branches_outlives_a_deadline() -> None:
-    """In LangGraph's page, the step after the join has the limit of the run."""
+def test_the_join_of_two_branches_does_not_outlive_a_deadline() -> None:
+    """In LangGraph's page, a branch that is cancelled has not succeeded."""
     page = "../coming-from/langgraph.md"
     letters = names_of(page, "asyncflow import Pipeline", "letters =")["letters"]
     limited = letters.with_options(deadline_ms=1_000)
@@ -578,9 +578,9 @@ def test_only_the_join_of_two_branches_outlives_a_deadline() -> None:
     with fake(letters, book_it=lambda: asyncio.sleep(3_600)):
         report = run_in_virtual_time(limited.run(text="please pay"))
 
-    assert report["book_it"].status == "CANCELLED"
-    assert isinstance(report["answer"].error, LookupError)
-    assert report["post"].status == "SKIPPED"
+    statuses = {name: result.status for name, result in report.items()}
+    assert statuses["book_it"] == "CANCELLED"
+    assert statuses["answer"] == "SKIPPED"
     assert report.total_duration_ms < 2_000
 
 
