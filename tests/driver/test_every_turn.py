@@ -150,16 +150,15 @@ def check(world, events, report):
         assert len(report) == 11
 
 
-@pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize(
-    "options",
+    ("eager", "options"),
     [
-        {"fail_fast": False, "schedule": "ready", "engine": 100},
-        {"fail_fast": True, "max_concurrency": 3, "deadline_ms": 30, "engine": 2},
+        (False, {"fail_fast": False, "schedule": "ready", "engine": 100}),
+        (True, {"fail_fast": True, "max_concurrency": 3, "deadline_ms": 30, "engine": 2}),
     ],
 )
 def test_a_cancellation_in_any_turn_of_a_run_with_every_policy_leaks_and_loses_nothing(
-    options, eager
+    eager, options
 ):
     for turn in itertools.count():
         world, events, report, turns = simulate(turn, eager, options)

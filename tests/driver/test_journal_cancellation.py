@@ -17,6 +17,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
+from asyncflow._runtime import run as runtime_run
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -138,8 +139,11 @@ async def test_a_run_cancelled_at_its_start_calls_no_action() -> None:
     assert run.ends() == [("never", REASON)]
 
 
-async def test_a_run_can_be_cancelled_while_it_restores_many_steps() -> None:
-    steps = [WorkflowStep(f"s{number}", quick) for number in range(350)]
+async def test_a_run_can_be_cancelled_while_it_restores_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime_run, "_REUSED_A_TURN", 10)
+    steps = [WorkflowStep(f"s{number}", quick) for number in range(35)]
 
     async def broken() -> None:
         raise ValueError("no")
@@ -148,18 +152,21 @@ async def test_a_run_can_be_cancelled_while_it_restores_many_steps() -> None:
     assert not (await run.start()).all_passed
     task = run.start()
     await run.until(StepReused)
-    assert sum(isinstance(event, StepReused) for event in run.received) < 350
+    assert sum(isinstance(event, StepReused) for event in run.received) < 35
 
     run.cancel()
 
     with pytest.raises(RunCancelledError):
         await task
-    assert sum(isinstance(event, StepReused) for event in run.received) == 350
+    assert sum(isinstance(event, StepReused) for event in run.received) == 35
     assert run.ends() == [("broken", REASON)]
 
 
-async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run() -> None:
-    steps = [WorkflowStep(f"s{number}", quick) for number in range(350)]
+async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime_run, "_REUSED_A_TURN", 10)
+    steps = [WorkflowStep(f"s{number}", quick) for number in range(35)]
 
     async def broken() -> None:
         raise ValueError("no")
@@ -168,7 +175,7 @@ async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run() ->
     await run.start()
     task = run.start()
     await run.until(StepReused)
-    assert sum(isinstance(event, StepReused) for event in run.received) < 350
+    assert sum(isinstance(event, StepReused) for event in run.received) < 35
 
     run.journal.open_sessions["r"].fail(JournalError("memory", "the disk is full"))
 

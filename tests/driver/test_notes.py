@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow._core.context import known_secrets
+from asyncflow._runtime import notes
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -805,9 +806,11 @@ async def test_long_records_are_cut_and_fill_an_attempt_earlier() -> None:
     assert kept == [*map(str, range(31)), "9", *map(str, range(40, 60))]
 
 
-async def test_a_run_keeps_so_many_records() -> None:
+async def test_a_run_keeps_so_many_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notes, "_RUN_RECORDS", 200)
+
     async def work(item: int) -> None:
-        for number in range(900):
+        for number in range(9):
             log.info("%d %d", item, number)
         current_step().attach("a", "b")
 
@@ -821,11 +824,13 @@ async def test_a_run_keeps_so_many_records() -> None:
     )
 
     missing = [each for each in listener.of(StepLogged) if each.logger == "asyncflow"]
-    assert len(listener.of(StepLogged, StepAttached)) - len(missing) == 20_000
+    assert len(listener.of(StepLogged, StepAttached)) - len(missing) == 200
     assert [(each.item, each.message.split()[0]) for each in missing] == [
-        (22, "723"),
-        (23, "901"),
-        (24, "901"),
+        (20, "10"),
+        (21, "10"),
+        (22, "10"),
+        (23, "10"),
+        (24, "10"),
     ]
 
 
@@ -1049,7 +1054,7 @@ async def test_a_record_that_waits_for_another_thread_blocks_none() -> None:
 
 async def test_a_large_print_is_cut_before_it_is_taken_apart() -> None:
     async def work() -> None:
-        sys.stdout.write("line\n" * 500_000 + "the end\n")
+        sys.stdout.write("line\n" * 100_000 + "the end\n")
 
     listener = await heard(WorkflowStep("work", work), listener=PrintListener())
 

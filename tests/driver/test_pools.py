@@ -308,15 +308,15 @@ async def test_a_storm_of_cancelled_runs_never_exceeds_a_pool_and_leaks_nothing(
             observers=[events.append],
         )
 
-    runs = [asyncio.create_task(one_run()) for _ in range(50)]
+    runs = [asyncio.create_task(one_run()) for _ in range(25)]
     for run in runs:
         if chance.random() < 0.6:
             loop.call_later(chance.random() * 0.1, run.cancel)
     outcomes = await asyncio.gather(*runs, return_exceptions=True)
 
     assert all(isinstance(each, asyncio.CancelledError | None) for each in outcomes)
-    assert sum(each is None for each in outcomes) > 10
-    assert sum(each is not None for each in outcomes) > 10
+    assert sum(each is None for each in outcomes) > 5
+    assert sum(each is not None for each in outcomes) > 5
     for pool, gauge in zip(pools, gauges, strict=False):
         assert 0 < gauge.highest <= pool.size
     assert gauges[0].highest == 1
