@@ -12,8 +12,8 @@ Rules:
 4. Times are compared as they are stored, never as they could be computed again: sums of floats
    differ by less than a timer can wait.
 5. One lock. Other threads release slots, and so does the garbage collector when it ends a
-   coroutine: at any line of this code, also in the thread that holds the lock. So each change is
-   queued first, and the thread that holds the lock applies what is queued.
+   coroutine: at any line of this code, also in the thread that holds the lock. So what is released
+   is queued first, and the thread that moves the line takes back what is queued.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import threading
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 from weakref import WeakKeyDictionary
@@ -119,8 +118,8 @@ class Pool:
     """
 
     __slots__ = (
-        *("_ages", "_budget", "_changes", "_in_use", "_interval_s", "_is_gated", "_is_moving"),
-        *("_line", "_lock", "_gates", "_token_s", "__weakref__"),
+        *("_ages", "_budget", "_gates", "_in_use", "_interval_s", "_is_gated", "_is_moving"),
+        *("_line", "_lock", "_released", "_token_s", "__weakref__"),
         *("max_pause_ms", "name", "pauses", "per_minute", "per_second", "retry_budget", "size"),
         "tokens_per_minute",
     )
@@ -167,7 +166,8 @@ class Pool:
         self._gates: WeakKeyDictionary[Any, _Gate] = WeakKeyDictionary()
         self._is_gated = self._is_rated
         """Whether an attempt may have to wait although there are slots."""
-        self._changes: deque[Callable[[], object]] = deque()
+        self._released: deque[tuple[PoolTicket, bool]] = deque()
+        """What is to be taken back, and whether unused."""
         self._is_moving = False
         self._lock = threading.RLock()
 
@@ -225,6 +225,15 @@ class Pool:
             self._in_use += slots
         return PoolTicket(self, slots, age=next(self._ages))
 
+    def _give_back(self, ticket: PoolTicket) -> bool:
+        """Take slots back, if that concerns nobody else; return whether it did not."""
+        with self._lock:
+            if self._line or self._is_gated or not ticket.has_slots:
+                return False
+            ticket._is_done, ticket.has_slots = True, False
+            self._in_use -= ticket.slots
+        return True
+
     def _join(
         self,
         clock: Clock,
@@ -243,29 +252,29 @@ class Pool:
         ticket = PoolTicket(
             self, slots, age=age, tokens=tokens, priority=priority, clock=clock, call=call
         )
-        self._apply(partial(self._insert, ticket))
+        with self._lock:
+            self._is_moving = True
+            try:
+                insort(self._line, (-priority, age, ticket))
+            finally:
+                self._is_moving = False
+        self._settle()
         return ticket
 
-    def _look(self, clock: Clock, at_s: float) -> None:
-        """Judge the head again, since the time has come at which it asked for that."""
-        self._apply(partial(self._vouch, clock, at_s))
-
-    def _apply(self, change: Callable[[], object]) -> None:
-        """Apply a change, and let the line move up."""
-        self._changes.append(change)
+    def _settle(self) -> None:
+        """Take back what was released, and let the line move up."""
         with self._lock:
-            # What the collector releases meanwhile, in this thread, is applied here too.
-            while self._changes and not self._is_moving:
+            while not self._is_moving:  # else the collector has called, in the midst of a change
                 self._is_moving = True
                 try:
-                    while self._changes:
-                        self._changes.popleft()()
+                    while self._released:
+                        ticket, unused = self._released.popleft()
+                        self._take_back(ticket, unused=unused)
                     self._move_up()
                 finally:
                     self._is_moving = False
-
-    def _insert(self, ticket: PoolTicket) -> None:
-        insort(self._line, (-ticket.priority, ticket.age, ticket))
+                if not self._released:
+                    return
 
     def _take_back(self, ticket: PoolTicket, *, unused: bool) -> None:
         """Take back what a ticket holds: its place in line, or its slots."""
@@ -325,20 +334,22 @@ class Pool:
             gate = self._gates[clock.key] = _Gate(self._interval_s, self._token_s)
         return gate
 
-    def _vouch(self, clock: Clock, at_s: float) -> None:
-        gate = self._gates.get(clock.key)
-        if gate is not None:
-            gate.vouched_s = max(gate.vouched_s, at_s)
+    def _look(self, clock: Clock, at_s: float) -> None:
+        """Judge the head again, since the time has come at which it asked for that."""
+        with self._lock:
+            gate = self._gates.get(clock.key)
+            if gate is not None:
+                gate.vouched_s = max(gate.vouched_s, at_s)
+        self._settle()
 
     def _pause(self, clock: Clock, until_s: float, by: str) -> None:
         """Let no attempt of a clock start before this time; the longer pause wins."""
-        self._apply(partial(self._begin_pause, clock, until_s, by))
-
-    def _begin_pause(self, clock: Clock, until_s: float, by: str) -> None:
-        gate = self._gate_of(clock)
-        if until_s > gate.paused_until_s:
-            gate.paused_until_s, gate.paused_by = until_s, by
-            self._is_gated = True
+        with self._lock:
+            gate = self._gate_of(clock)
+            if until_s > gate.paused_until_s:
+                gate.paused_until_s, gate.paused_by = until_s, by
+                self._is_gated = True
+        self._settle()
 
     def _pause_of(self, clock: Clock) -> PoolPause | None:
         """Return the pause of a clock, if the pool is paused."""
@@ -448,10 +459,28 @@ class PoolTicket:
         """When it got its slots, by its clock."""
 
     @property
+    def is_gated(self) -> bool:
+        """Whether an attempt of the pool may have to wait although there are slots."""
+        return self._pool._is_gated
+
+    @property
     def is_paused(self) -> bool:
         """Whether the pool is paused, although it has its slots."""
         pool, clock = self._pool, self.clock
         return pool._is_gated and pool._pause_of(clock or present_clock()) is not None
+
+    def renew(self) -> bool:
+        """Become the ticket of another attempt, if no other waits for the slots."""
+        pool = self._pool
+        if pool._line or pool._is_gated:
+            return False
+        self.age = next(pool._ages)
+        return True
+
+    def look(self, at_s: float) -> None:
+        """Let the pool look again, since the time has come at which it asked for that."""
+        assert self.clock is not None
+        self._pool._look(self.clock, at_s)
 
     def _tell(self, at_s: float | None) -> bool:
         """Call back; return whether that was possible."""
@@ -470,8 +499,10 @@ class PoolTicket:
 
         ``unused`` says that no attempt has started, so that its start and its tokens are free too.
         """
-        if not self._is_done:
-            self._pool._apply(partial(self._pool._take_back, self, unused=unused))
+        pool = self._pool
+        if not self._is_done and not pool._give_back(self):
+            pool._released.append((self, unused))
+            pool._settle()
 
     def __del__(self) -> None:
         # A task that never begins, because its loop was given up, can't release what it was given.

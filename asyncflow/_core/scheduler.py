@@ -40,14 +40,14 @@ class AdmissionQueue:
     step of each node, and may become longer. ``special`` are the steps that may have a pool, or run
     elsewhere than in the event loop. ``is_dirty`` says whether there may be a node to admit, or a
     step that has become unreachable; ``is_limited``, whether a node may have to wait, here or for a
-    pool, thread or process.
+    pool, thread or process; ``has_limit``, whether here.
     """
 
     def __init__(
         self, limit: int | None, steps: Sequence[WorkflowStep], special: Iterable[int]
     ) -> None:
-        self._is_of_all = limit is not None
-        self.is_limited = self._is_of_all or any(steps[step].needs_permit for step in special)
+        self.has_limit = limit is not None
+        self.is_limited = self.has_limit or any(steps[step].needs_permit for step in special)
         self.is_dirty = False
         self._room = math.inf if limit is None else limit
         self._steps = steps
@@ -68,7 +68,7 @@ class AdmissionQueue:
         self.is_dirty = True
         if self.is_limited:
             for node in nodes:
-                if self._is_of_all or self._steps[node].needs_permit:
+                if self.has_limit or self._steps[node].needs_permit:
                     self._since[node] = at_ms
 
     def put_first(self, node: int, since_ms: float) -> None:
@@ -107,7 +107,7 @@ class AdmissionQueue:
     def enter(self, node: int) -> None:
         """Count a node as in flight. It need not have been queued."""
         self._count(node, 1)
-        if self._is_of_all:
+        if self.has_limit:
             self._place(node)
 
     def lend(self, node: int) -> None:
@@ -115,11 +115,11 @@ class AdmissionQueue:
         if node in self._placed:
             self._placed.discard(node)
             self._room += 1
-            self.is_dirty = True
+            self._look_again()
 
     def claim(self, node: int) -> bool:
         """Return whether a node has a place; if not, `take_placed` will return it with one."""
-        if not self._is_of_all or node in self._placed:
+        if not self.has_limit or node in self._placed:
             return True
         if self._room > 0:
             self._place(node)
@@ -142,10 +142,12 @@ class AdmissionQueue:
     def leave(self, node: int) -> None:
         """Count a node as no longer in flight."""
         self._count(node, -1)
-        if node in self._placed:
-            self._placed.discard(node)
-            self._room += 1
-        self._placeless.pop(node, None)
+        if self.has_limit:
+            self.lend(node)
+            self._placeless.pop(node, None)
+        self._look_again()
+
+    def _look_again(self) -> None:
         waits = self._line or self._placeless or any(self._held.values())
         self.is_dirty = self.is_dirty or bool(waits)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -76,75 +76,68 @@ def _present_clock() -> Clock:
 pools.present_clock = _present_clock
 
 
-class _Turn:
-    """Waits in the line of a pool for one node. The pool calls it, in any thread."""
+class Permit:
+    """What an attempt has to wait for: slots of a pool, and a token of a limiter.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: Pool, clock: Clock) -> None:
+    The pool calls it, in any thread. Most never need a future: their slots come before they ask.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limiter: anyio.CapacityLimiter | None
+    ) -> None:
+        self.ticket: PoolTicket | None = None
+        self.limiter = limiter
         self._loop = loop
-        self._pool = pool
-        self._clock = clock
-        self._called: asyncio.Future[None] = loop.create_future()
+        self._waiter: asyncio.Future[None] | None = None
         self._at_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_over = False
+        self._has_token = self._is_over = False
+
+    # In the line of the pool.
 
     def call(self, at_s: float | None) -> None:
-        """Take note of a call of the pool."""
-        if at_s is None or at_s != self._at_s or self._loop.is_closed():
+        """Take note of a call of the pool: that the slots are there, or when to look again."""
+        if at_s is not None and (at_s != self._at_s or self._loop.is_closed()):
             self._at_s = at_s
-            self._loop.call_soon_threadsafe(self._answer, at_s)
+            self._soon(self._set_timer, at_s)
+        elif at_s is None and (self._waiter is not None or self._loop.is_closed()):
+            self._soon(self._wake_up)
 
-    def _answer(self, at_s: float | None) -> None:
+    def _soon(self, callback: Callable[..., object], *args: float) -> None:
+        # In the thread of the loop, another way than this one takes ten times as long. And the
+        # collector may have called us, so that nothing may be done here but this.
+        is_here = asyncio._get_running_loop() is self._loop
+        call_soon = self._loop.call_soon if is_here else self._loop.call_soon_threadsafe
+        call_soon(callback, *args)
+
+    def _wake_up(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _set_timer(self, at_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._is_over or self._called.done():
-            return
-        if at_s is None:
-            self._called.set_result(None)
-        else:
+        if not self._is_over:
             self._timer = self._loop.call_at(at_s, self._look, at_s)
 
     def _look(self, at_s: float) -> None:
         if at_s - self._loop.time() > _NO_TIME_S:  # a timer may be early
-            self._answer(at_s)
-        else:
-            self._pool._look(self._clock, at_s)
-
-    async def called(self) -> None:
-        """Wait until the pool has called. Wait once only: cancelled, it is over."""
-        await self._called
-
-    def end(self) -> None:
-        """Set no timer any more."""
-        self._is_over = True
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-class Permit:
-    """What one attempt must hold: slots of a pool, and a token of a limiter."""
-
-    def __init__(
-        self,
-        limiter: anyio.CapacityLimiter | None,
-        ticket: PoolTicket | None = None,
-        turn: _Turn | None = None,
-    ) -> None:
-        self.ticket = ticket
-        self._turn = turn
-        self._limiter = limiter
-        self._has_token = False
+            self._set_timer(at_s)
+        elif self.ticket is not None:
+            self.ticket.look(at_s)
 
     async def slots(self) -> None:
         """Wait for the slots."""
-        if self._turn is not None and self.ticket is not None:
-            if not self.ticket.has_slots:
-                await self._turn.called()
-            self._end_turn()
+        # First the future, then the question: another thread may answer between the two.
+        self._waiter = self._loop.create_future()
+        if self.ticket is not None and not self.ticket.has_slots:
+            await self._waiter
+
+    # In a thread or a process.
 
     async def token(self) -> None:
         """Wait for the token."""
-        limiter = self._limiter
+        limiter = self.limiter
         if limiter is None or self._has_token:
             return
         try:
@@ -157,18 +150,15 @@ class Permit:
 
     def release(self, *, unused: bool = False) -> None:
         """Release what was acquired; ``unused`` if no attempt has started."""
-        self._end_turn()
+        self._is_over = True
+        if self._timer is not None:
+            self._timer.cancel()
         if self._has_token:
-            assert self._limiter is not None
-            self._limiter.release_on_behalf_of(self)
+            assert self.limiter is not None
+            self.limiter.release_on_behalf_of(self)
             self._has_token = False
         if self.ticket is not None:
             self.ticket.release(unused=unused)
-
-    def _end_turn(self) -> None:
-        if self._turn is not None:
-            self._turn.end()
-            self._turn = None
 
 
 class Permits:
@@ -186,6 +176,7 @@ class Permits:
         self._stop_control = stop
         self._state = scope.state
         self._queue = scope.state.queue
+        self._steps = scope.state.step_runs.steps
         self._context = scope.run_context
         self._now_ms = scope.run_context.now_ms
         self._loop = scope.loop
@@ -197,8 +188,11 @@ class Permits:
         """The place in line that a node keeps for its next attempt, or for its next request."""
         self._needs: dict[int, tuple[int, float]] = {}
         """The slots and tokens of each node whose step has functions for them."""
+        self._joining: dict[int, None] = {}
+        """The nodes that were started and are not in line yet, in order."""
         self._late: list[PoolTicket | Permit] = []
         """What is released when the nodes that its attempts have made ready are in line."""
+        self._has_priorities = any(scope.plan.steps[index].priority for index in scope.plan.special)
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
 
@@ -219,42 +213,56 @@ class Permits:
         self._needs[node] = needs["slots"], float(needs["tokens"])
 
     def request(self, node: int, step: WorkflowStep) -> None:
-        """Let a node that starts join the line of its pool, so that it has its place at once."""
+        """Let a node that starts join the line of its pool, before any slot of this run is offered.
+
+        It joins when its task begins or a slot is released, whichever comes first. Mostly it need
+        not join at all: it receives the slot of the attempt that made it ready.
+        """
+        if self._queue.has_limit:
+            self._join(node, step)  # so that it can lend its place to nodes that start with it
+        elif step.pool is not None and node not in self._held:
+            self._joining[node] = None
+
+    def _join(self, node: int, step: WorkflowStep) -> None:
+        """Let a node take its slots, or join the line of its pool."""
         pool = step.pool
         if pool is None or node in self._held:
             return
+        self._joining.pop(node, None)
         slots, tokens = self._needs[node] if step.measures else step.needs
         age = self._ages.pop(node, None) if self._ages else None
         ticket = None if step.needs_worker else pool._take(slots)
         if ticket is not None:
             self._held[node] = ticket
             return
-        turn = _Turn(self._loop, pool, self._clock)
-        ticket = pool._join(
-            self._clock,
-            turn.call,
-            slots=slots,
-            tokens=tokens,
-            priority=step.priority,
-            age=age,
+        permit = self._held[node] = Permit(self._loop, _limiter_for(step))
+        clock, priority = self._clock, step.priority
+        permit.ticket = ticket = pool._join(
+            clock, permit.call, slots=slots, tokens=tokens, priority=priority, age=age
         )
-        self._held[node] = Permit(_limiter_for(step), ticket, turn)
-        if not ticket.has_slots:
+        if self._queue.has_limit and not ticket.has_slots:
             self._queue.lend(node)
+
+    def may_start(self, node: int) -> bool:
+        """Let a node join its line; return whether it certainly holds all that its attempt needs."""
+        if node in self._joining:
+            self._join(node, self._steps[node])
+        held = self._held.get(node)
+        if isinstance(held, Permit) and (held.limiter is not None or self._queue.has_limit):
+            return False
+        ticket = held.ticket if isinstance(held, Permit) else held
+        return ticket is not None and ticket.has_slots and not ticket.is_gated
 
     async def acquire(self, node: int, step: WorkflowStep) -> None:
         """Wait until a node holds all that its attempt needs."""
-        held = self._held.get(node)
-        if type(held) is PoolTicket and not held.is_paused:
-            return
         await self._stop_control.undisturbed(node, partial(self._acquire, node, step))
 
     async def _acquire(self, node: int, step: WorkflowStep) -> None:
         while True:
             if node not in self._held and step.pool is None:
-                self._held[node] = Permit(_limiter_for(step))
+                self._held[node] = Permit(self._loop, _limiter_for(step))
             else:
-                self.request(node, step)
+                self._join(node, step)
             held = self._held[node]
             try:
                 if isinstance(held, Permit):
@@ -289,30 +297,60 @@ class Permits:
         held = self._held.pop(node, None)
         if held is None:
             return
-        pool = self._state.step_runs.steps[node].pool
+        pool = self._steps[node].pool
         if pool is not None and pool.retry_budget is not None and self._state.has_succeeded(node):
             pool._earn_retry()
-        thread = self._threads.get(node)
+        thread = self._threads.get(node) if self._threads else None
         if thread is not None and not thread.done():
             slots = held.ticket if isinstance(held, Permit) else held
             if slots is not None:
                 thread.call_at_once(slots.release)  # from any thread, also if the loop is closed
             thread.add_done_callback(lambda _: held.release())
-        elif self._queue.is_dirty and not unused:
+        elif unused:
+            held.release(unused=True)
+        elif self._queue.is_dirty:
             self._late.append(held)
-        else:
-            held.release(unused=unused)
+        elif not self._joining or not self._hand_over(held, pool):
+            self._offer(held)
 
     def release_late(self) -> None:
         """Offer the slots of attempts whose successors are in line now."""
         while self._late:
-            self._late.pop().release()
+            self._offer(self._late.pop())
 
-    def forget(self, node: int, *, unused: bool = True) -> None:
-        """Release what a node still holds that has ended."""
-        self._ages.pop(node, None)
-        self._needs.pop(node, None)
-        self.release(node, unused=unused)
+    def _offer(self, held: PoolTicket | Permit) -> None:
+        """Release slots when all nodes that were started are in line."""
+        for node in [*self._joining]:
+            self._join(node, self._steps[node])
+        held.release()
+
+    def _hand_over(self, held: PoolTicket | Permit, pool: Pool | None) -> bool:
+        """Give a slot to the node that joins next, if nobody else can have a claim to it."""
+        if type(held) is not PoolTicket or self._has_priorities:
+            return False
+        node = next(iter(self._joining))
+        step = self._steps[node]
+        if (
+            step.pool is not pool
+            or step.needs_worker
+            or step.measures
+            or step.needs[0] != held.slots
+        ):
+            return False
+        if not held.renew():
+            return False
+        del self._joining[node]
+        self._held[node] = held
+        return True
+
+    def forget(self, node: int) -> None:
+        """Release what a node still holds that has ended, or never starts."""
+        if self._ages or self._needs or self._joining:
+            self._joining.pop(node, None)
+            self._ages.pop(node, None)
+            self._needs.pop(node, None)
+        if node in self._held:
+            self.release(node, unused=True)
 
     def paused_pool(self) -> str:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""

@@ -132,7 +132,7 @@ class StepRunner:
         attempts, lane = self._attempts, self.run_plain if is_plain else self._attempts.make
         try:
             while True:
-                if step.needs_permit:
+                if step.needs_permit and not self._permits.may_start(node):
                     await self._permits.acquire(node, step)
                 attempt = self._state.step_runs.next_attempt(node)
                 if attempt > 1:
@@ -163,8 +163,7 @@ class StepRunner:
             if attempt > 1:
                 self._last_errors.pop(self._state.step_runs.key_of(node), None)
             if step.needs_permit:
-                has_begun = self._state.step_runs.next_attempt(node) > attempt
-                self._permits.forget(node, unused=not has_begun)
+                self._permits.forget(node)  # no action was called with what it still holds
 
     def _remember_error(self, node: int) -> None:
         """Let the action ask what the attempt before failed with."""

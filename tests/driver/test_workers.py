@@ -326,8 +326,8 @@ TURNS = range(12)
 @pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_permit_cancelled_in_any_turn_holds_no_token(turns, others):
-    limiter = anyio.CapacityLimiter(1)
-    first, second, third = (Permit(limiter) for _ in range(3))
+    limiter, loop = anyio.CapacityLimiter(1), asyncio.get_running_loop()
+    first, second, third = (Permit(loop, limiter) for _ in range(3))
     if others:
         await first.token()
 
@@ -358,7 +358,7 @@ async def test_a_permit_with_a_free_token_is_acquired_in_the_same_turn():
     limiter, passed = anyio.CapacityLimiter(1), []
     asyncio.get_running_loop().call_soon(passed.append, "a turn")
 
-    await Permit(limiter).token()
+    await Permit(asyncio.get_running_loop(), limiter).token()
 
     assert passed == []
 
