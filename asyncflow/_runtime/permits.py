@@ -244,7 +244,7 @@ class Permits:
             self._queue.lend(node)
 
     def may_start(self, node: int) -> bool:
-        """Let a node join its line; return whether it certainly holds all that its attempt needs."""
+        """Let a node join its line; return whether it holds all that its attempt needs."""
         if node in self._joining:
             self._join(node, self._steps[node])
         held = self._held.get(node)

@@ -80,6 +80,21 @@ class Items(NamedTuple):
     __repr__ = _shown
 
 
+class PoolSpec(NamedTuple):
+    """A pool."""
+
+    size: int
+    interval: int | None = None
+    """How many ticks are between two starts."""
+    tokens: int | None = None
+    """How many ticks one token takes."""
+    budget: int | None = None
+    """How many retries it allows, of which none is earned."""
+    pauses: bool = True
+
+    __repr__ = _shown
+
+
 class Step(NamedTuple):
     """A step."""
 
@@ -98,6 +113,13 @@ class Step(NamedTuple):
     heartbeat: int | None = None
     beats: bool = False
     pool: int | None = None
+    slots: int = 1
+    asks: bool = False
+    """Whether a function says how many slots it takes."""
+    tokens: int = 0
+    priority: int = 0
+    named: int | None = None
+    """In how many ticks the service wants to be asked again, if the action raises."""
     maps: int | None = None
     items: Items | None = None
     when: str = ""
@@ -117,8 +139,7 @@ class Flow(NamedTuple):
     """A pipeline and the options of its runs."""
 
     steps: tuple[Step, ...]
-    pools: tuple[tuple[int, int | None], ...] = ()
-    """The size of each, and how many ticks are between two starts."""
+    pools: tuple[PoolSpec, ...] = ()
     fail_fast: bool = False
     schedule: str = "tiers"
     max_concurrency: int | None = None
@@ -189,9 +210,7 @@ def tiers_of(dependencies: list[tuple[int, ...]]) -> list[int]:
 def random_flow(chance: Random) -> Flow:
     """Return a random pipeline of 1 to 8 steps."""
     random = chance.random
-    pools = tuple(
-        (1 + int(random() * 2), 1 if random() < 0.2 else None) for _ in range(int(random() * 3))
-    )
+    pools = tuple(_random_pool(chance) for _ in range(int(random() * 3)))
     steps: list[Step] = []
     count = _pick(chance, _COUNTS)
     spicy = random() < 0.6
@@ -202,7 +221,7 @@ def random_flow(chance: Random) -> Flow:
         mapped = [at for at, step in enumerate(steps) if step.maps is not None]
         if mapped and random() < 0.3:
             needs = tuple(sorted({*needs[:1], mapped[int(random() * len(mapped))]}))
-        steps.append(_random_step(chance, f"s{index}", needs, steps, len(pools), spicy))
+        steps.append(_random_step(chance, f"s{index}", needs, steps, pools, spicy))
     return Flow(
         tuple(steps),
         pools,
@@ -214,6 +233,17 @@ def random_flow(chance: Random) -> Flow:
         offset=int(random() * 3),
         eager=random() < 0.25,
         ahead=int(random() * 3) if random() < 0.5 else 100,
+    )
+
+
+def _random_pool(chance: Random) -> PoolSpec:
+    random = chance.random
+    return PoolSpec(
+        1 + int(random() * 3),
+        1 if random() < 0.2 else None,
+        tokens=1 if random() < 0.15 else None,
+        budget=int(random() * 3) if random() < 0.15 else None,
+        pauses=random() < 0.9,
     )
 
 
@@ -290,7 +320,12 @@ def _random_act(chance: Random, spicy: bool) -> Act:
 
 
 def _random_step(
-    chance: Random, name: str, needs: tuple[int, ...], earlier: list[Step], pools: int, spicy: bool
+    chance: Random,
+    name: str,
+    needs: tuple[int, ...],
+    earlier: list[Step],
+    pools: tuple[PoolSpec, ...],
+    spicy: bool,
 ) -> Step:
     random = chance.random
     options: dict[str, Any] = {}
@@ -312,7 +347,16 @@ def _random_step(
     if random() < 0.1:
         options["heartbeat"], options["beats"] = 1 + int(random() * 3), random() < 0.6
     if pools and random() < (0.7 if "deadline" in options else 0.4):
-        options["pool"] = int(random() * pools)
+        pool = options["pool"] = int(random() * len(pools))
+        if random() < 0.3:
+            options["slots"] = 1 + int(random() * pools[pool].size)
+            options["asks"] = random() < 0.3
+        if pools[pool].tokens is not None:
+            options["tokens"] = int(random() * 4)
+        if random() < 0.3:
+            options["priority"] = int(random() * 3) - 1
+        if random() < 0.4 and (pools[pool].pauses or "retries" in options):
+            options["named"] = int(random() * 4)
     chained = [need for need in needs if earlier[need].maps is not None]
     if needs and random() < (0.7 if chained else 0.3):
         source = options["maps"] = chained[-1] if chained else needs[int(random() * len(needs))]

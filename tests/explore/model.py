@@ -619,6 +619,10 @@ class _Run:
     def mismatch_of_failure(self, attempt: _Attempt, spec: Step, counts_from: float) -> str | None:
         end, number = attempt.end, attempt.start.attempt
         delay_ms = spec.backoff * TICK_MS * (2 ** (number - 1) if spec.doubling else 1)
+        is_named = spec.named is not None and isinstance(end.error, ValueError)
+        if is_named:
+            assert spec.named is not None
+            delay_ms = spec.named * TICK_MS
         if number >= spec.retries:
             return None if type(end) is StepFailed else "not a failure for good"
         last_ms = float("inf")
@@ -630,9 +634,12 @@ class _Run:
         may_fail, may_retry = next_ms > last_ms - 0.1, next_ms < last_ms + 0.1
         if type(end) is AttemptFailed and may_retry:
             return None if end.retry_in_ms == delay_ms else "another backoff"
-        if type(end) is StepFailed and may_fail:
+        if type(end) is StepFailed and (may_fail or (self.has_budget(spec) and not is_named)):
             return None
         return "another attempt must follow" if may_retry else "no other attempt may follow"
+
+    def has_budget(self, spec: Step) -> bool:
+        return spec.pool is not None and self.flow.pools[spec.pool].budget is not None
 
     # Steps.
 
@@ -889,7 +896,7 @@ class _Run:
             if start.queued_ms < EPSILON:
                 continue
             pool = self.specs[node.step].pool
-            if pool is not None and flow.pools[pool][1] is not None:
+            if pool is not None and self.has_other_waits(pool):
                 continue
             since, until = start.at_ms - start.queued_ms, start.at_ms
             times = sorted({since, until, *self.times_between(since, until)})
@@ -901,14 +908,22 @@ class _Run:
                 for each, its in attempts:
                     held_from = its.start.at_ms
                     own_pool = self.specs[each.step].pool
-                    if own_pool is not None and flow.pools[own_pool][1] is not None:
+                    if own_pool is not None and self.has_other_waits(own_pool):
                         held_from -= its.start.queued_ms  # it may have waited for the rate
                     if held_from <= at_ms <= its.end.at_ms:
                         in_all += 1
                         in_pool += own_pool == pool
                 is_full = flow.max_concurrency is not None and in_all >= flow.max_concurrency
-                is_full = is_full or (pool is not None and in_pool >= flow.pools[pool][0])
+                is_full = is_full or (pool is not None and in_pool >= flow.pools[pool].size)
                 _require(is_full, f"it waits at {at_ms} ms although there is room:", start)
+
+    def has_other_waits(self, pool: int) -> bool:
+        """Whether attempts wait in a pool for more than one slot."""
+        spec = self.flow.pools[pool]
+        users = [step for step in self.specs if step.pool == pool]
+        paused = any(step.named is not None for step in users)
+        rated = spec.interval is not None or spec.tokens is not None
+        return rated or paused or any(step.slots > 1 for step in users)
 
     def times_between(self, since: float, until: float) -> list[float]:
         return [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from asyncio import events as asyncio_events
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any
@@ -169,6 +171,9 @@ class World:
         self.running = [0] * copies
         self.in_pool = [0] * len(pipeline.pools)
         self.latest_start = [-1.0] * len(pipeline.pools)
+        self.tokens_until = [-1.0] * len(pipeline.pools)
+        """Until when the tokens of the latest start count."""
+        self.paused_until = [-1.0] * len(pipeline.pools)
         self.live: set[tuple[int, int, int | None]] = set()
         self.streams = 0
         self.callers: list[asyncio.Task[None]] = []
@@ -188,15 +193,31 @@ class World:
         if limit is not None and self.running[call.run] > limit:
             self.violations.append(f"{key} makes it more than max_concurrency={limit}")
         if spec.pool is not None:
-            self._enter_pool(spec.pool, key)
+            self._enter_pool(spec.pool, spec, key)
         return call, context
 
-    def _enter_pool(self, pool: int, key: object) -> None:
-        size, interval = self.pipeline.flow.pools[pool]
-        self.in_pool[pool] += 1
+    def name_time(self, step: Step, error: BaseException) -> bool | float:
+        """Answer as a service that names a time, which pauses its pool."""
+        if step.named is None or not isinstance(error, ValueError):
+            return True
+        assert step.pool is not None
+        if self.pipeline.flow.pools[step.pool].pauses:
+            until = self.loop.now + step.named * TICK_S
+            self.paused_until[step.pool] = max(self.paused_until[step.pool], until)
+        return step.named * TICK_MS
+
+    def _enter_pool(self, pool: int, spec: Step, key: object) -> None:
+        size, interval, token, _, _ = self.pipeline.flow.pools[pool]
+        self.in_pool[pool] += spec.slots
         if self.in_pool[pool] > size:
             self.violations.append(f"{key} makes it more than the pool of {size} has room for")
         now = self.loop.now
+        if now < self.paused_until[pool] - 1e-6 and sys.version_info >= (3, 12):
+            self.violations.append(f"{key} starts although its pool is paused")
+        if token is not None and spec.tokens:
+            if now < self.tokens_until[pool] - 1e-6 and not self.blocks:
+                self.violations.append(f"{key} starts sooner than tokens_per_minute allows")
+            self.tokens_until[pool] = now + spec.tokens * token * TICK_S
         if interval is not None:
             is_early = now < self.latest_start[pool] + interval * TICK_S - 1e-6
             if is_early and not self.blocks:  # else both were due when the loop went on
@@ -209,9 +230,9 @@ class World:
         call.ended_turn = self.loop.turns
         self.live.discard((call.run, call.step, call.item))
         self.running[call.run] -= 1
-        pool = self.pipeline.flow.steps[call.step].pool
-        if pool is not None:
-            self.in_pool[pool] -= 1
+        spec = self.pipeline.flow.steps[call.step]
+        if spec.pool is not None:
+            self.in_pool[spec.pool] -= spec.slots
 
     def exit(self) -> BaseException:
         """Return what to raise that ends the run."""
@@ -297,8 +318,14 @@ class Pipeline:
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.pools = [
-            Pool(size, per_second=None if interval is None else 1 / (interval * TICK_S))
-            for size, interval in flow.pools
+            Pool(
+                spec.size,
+                per_second=None if spec.interval is None else 1 / (spec.interval * TICK_S),
+                tokens_per_minute=None if spec.tokens is None else 60 / (spec.tokens * TICK_S),
+                retry_budget=None if spec.budget is None else 0,
+                pauses=spec.pauses,
+            )
+            for spec in flow.pools
         ]
         self.world: World
         steps = [self._step(index, spec) for index, spec in enumerate(flow.steps)]
@@ -327,18 +354,21 @@ class Pipeline:
         flow, options = self.flow, {}
         if spec.timeout is not None:
             options["timeout_ms"] = _ms(spec.timeout)
-        if spec.refused or spec.doubling:
+        if spec.refused or spec.doubling or spec.named is not None:
             options["retry"] = Retry(
                 base_ms=spec.backoff * TICK_MS,
                 factor=2 if spec.doubling else 1,
                 max_ms=max(30_000, spec.backoff * TICK_MS),
                 jitter=False,
+                on=partial(self._name_time, spec) if spec.named is not None else Exception,
                 until=_is_wanted if spec.refused else None,
             )
         elif spec.backoff:
             options["retry"] = spec.backoff * TICK_MS
         if spec.pool is not None:
-            options["pool"] = self.pools[spec.pool]
+            options["pool"], options["priority"] = self.pools[spec.pool], spec.priority
+            options["slots"] = (lambda: spec.slots) if spec.asks else spec.slots
+            options["tokens"] = spec.tokens
         if spec.maps is not None:
             options["map_over"] = flow.steps[spec.maps].name
             options["tolerated_failures"] = spec.tolerated
@@ -354,6 +384,9 @@ class Pipeline:
             run_if=spec.run_if,
             **options,
         )
+
+    def _name_time(self, spec: Step, error: Exception) -> bool | float:
+        return self.world.name_time(spec, error)
 
     def _condition(self, index: int, says: str) -> Callable[..., bool]:
         def condition(**outputs: Any) -> bool:
@@ -393,6 +426,8 @@ class Pipeline:
         """Run the pipeline once, with a disturbance."""
         flow, loop = self.flow, Loop(self.flow.order)
         world = self.world = World(self, loop, flow.copies)
+        for pool, spec in zip(self.pools, flow.pools, strict=True):
+            pool._budget = float("inf") if spec.budget is None else spec.budget
         chains._MOST_WAITING = flow.ahead
         if flow.eager and hasattr(asyncio, "eager_task_factory"):
             loop.set_task_factory(asyncio.eager_task_factory)
