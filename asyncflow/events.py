@@ -253,6 +253,8 @@ class StepSucceeded:
     item: int | None = None
     secret: bool = False
     """Whether the output is secret, so that no `repr` shows it."""
+    error: BaseException | None = None
+    """What the last attempt failed with, if the output is that of the step's ``fallback``."""
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -341,6 +343,8 @@ class StepTakenOver:
     """How many items a mapped step has."""
     secret: bool = False
     """Whether the output is secret, so that it was not stored."""
+    error: BaseException | None = None
+    """What it failed with there, if the output is that of its ``fallback``."""
 
     @property
     def _hidden(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ _WARNINGS = (
     *(events.AttemptFailed, events.StepCancelled, events.StepSkipped, events.ThreadAbandoned),
     *(events.LoopBlocked, events.RunTimedOut, events.RunInterrupted),
 )
+_ENDS = (events.StepSucceeded, events.StepFailed, events.StepCancelled)
 _EVENT_FIELDS = (
     *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
     *("deadline_ms", "status", "stop_reason", "blocked_ms", "where"),
@@ -190,12 +191,14 @@ class _RunLog:
             return self._level  # what stopped the item before it in its lane was logged
         if isinstance(event, _WARNINGS):
             return logging.WARNING
+        if isinstance(event, events.StepSucceeded) and event.error is not None:
+            return logging.WARNING
         return self._level
 
 
 def _exc_info(event: Event) -> _ExcInfo:
     """Return the final error of a step; for one that is retried the line is enough."""
-    if not isinstance(event, events.StepFailed | events.StepCancelled) or event.error is None:
+    if not isinstance(event, _ENDS) or event.error is None:
         return None
     # Not the error itself: logging would ask for its truth value, which may raise.
     return type(event.error), event.error, event.error.__traceback__

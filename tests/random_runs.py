@@ -114,6 +114,10 @@ class Spec:
         return act
 
 
+def _instead(error):
+    return [7]
+
+
 def _no(**arguments):
     return False
 
@@ -180,6 +184,8 @@ class RandomPipeline:
             )
         if chance.random() < 0.12:
             options["secret"] = True
+        if chance.random() < 0.15:
+            options["fallback"] = _instead
         if chance.random() < 0.1:
             options["deadline_ms"] = 10_000
         mapped = [spec.name for spec in others if "map_over" in spec.options]

@@ -149,9 +149,13 @@ def format_report(report: RunReport) -> str:
 def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     """Return the tracebacks of the steps with errors, that of the first failure first.
 
+    A step that fell back has succeeded, and is left out.
+
     ``limit`` is the maximum number of steps; ``None`` for all.
     """
-    failed = [result for result in report.values() if result.error is not None]
+    failed = [
+        result for result in report.values() if result.error is not None and not result.fell_back
+    ]
     failed.sort(key=_failures_by_end)
     parts = [_format_traceback(result) for result in failed[:limit]]
     if limit is not None and len(failed) > limit:

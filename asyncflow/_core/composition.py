@@ -103,20 +103,28 @@ def checked_step_options(pipeline: str, options: StepPolicies | None) -> StepPol
     return options.copy()
 
 
-_WITHOUT_EFFECT: dict[str, Callable[[StepPolicies], bool]] = {
-    "retry": lambda policies: policies.get("max_retries", 1) == 1,
+def _has_pool(policies: StepPolicies, step: DeclaredStep) -> bool:
+    return policies.get("pool") is not None
+
+
+_NEEDS: dict[str, Callable[[StepPolicies, DeclaredStep], bool]] = {
+    "retry": lambda policies, step: policies.get("max_retries", 1) > 1,
+    "slots": _has_pool,
+    "tokens": _has_pool,
+    "priority": _has_pool,
+    "tolerated_failures": lambda policies, step: step.is_mapped(),
 }
-"""The arguments that `WorkflowStep` refuses beside certain others. As defaults, they don't apply to
-such a step: what it says itself wins."""
+"""What `WorkflowStep` accepts only beside something else, and whether a step has that. A default
+does not apply to the other steps."""
 
 
-def with_defaults(policies: StepPolicies, defaults: StepPolicies) -> StepPolicies:
-    """Return the policies of a step of a pipeline that has these defaults."""
-    merged: StepPolicies = {**defaults, **policies}
-    for name, has_no_effect in _WITHOUT_EFFECT.items():
-        if name in defaults and name not in policies and has_no_effect(merged):
+def with_defaults(step: DeclaredStep, defaults: StepPolicies) -> DeclaredStep:
+    """Return a step of a pipeline that has these defaults."""
+    merged: StepPolicies = {**defaults, **step.policies}
+    for name, is_met in _NEEDS.items():
+        if name in defaults and name not in step.policies and not is_met(merged, step):
             del merged[name]  # type: ignore[misc]  # the key is one of the literals above
-    return merged
+    return replace(step, policies=merged)
 
 
 def check_policies(name: str, function: Action, policies: StepPolicies) -> None:

@@ -171,7 +171,7 @@ def _end_of(entry: Any) -> _End | None:
     if type(entry) is tuple:
         return _End(entry[1], StepStatus.SUCCESS, entry[2])
     if isinstance(entry, StepSucceeded):
-        return _End(entry.at_ms, StepStatus.SUCCESS, entry.output)
+        return _End(entry.at_ms, StepStatus.SUCCESS, entry.output, entry.error)
     if isinstance(entry, StepFailed):
         return _End(entry.at_ms, StepStatus.FAILED, None, entry.error)
     if isinstance(entry, StepCancelled):

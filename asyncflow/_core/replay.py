@@ -252,7 +252,9 @@ class StoredRun:
 
     def _on_step_succeeded(self, event: events.StepSucceeded) -> None:
         step = self._step(event)
-        self._close(step, event, "succeeded")
+        end = "succeeded" if event.error is None else end_of(event.error)
+        self._close(step, event, end, event.error)
+        step.error = event.error
         if _is_redacted(event.output):
             step.secret, step.output = True, REDACTED_OUTPUT
         elif step.items is not None and event.output is None:  # a journal stores only the items'
@@ -300,6 +302,7 @@ class StoredRun:
             origin=event.origin,
             origin_attempts=event.attempts,
             origin_ms=event.duration_ms,
+            error=event.error,
             item=item,
         )
         if event.items is not None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import check_count
-from asyncflow._core.errors import StepTimeoutError, describe_error, did_you_mean, escape_controls
+from asyncflow._core.errors import StepTimeoutError, did_you_mean, escape_controls
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
     RunStatus,
@@ -25,6 +25,8 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
     earlier_attempts,
+    failure_text,
+    fallbacks_text,
     latest_number,
     picklable_output,
     with_note,
@@ -433,11 +435,13 @@ def _line(result: StepResult, segment: int) -> str:
     if result.reason is not None:
         parts.append(escape_controls(result.reason))
     if result.error is not None:
-        parts.append(describe_error(result.error))
+        parts.append(failure_text(result))
     if result.items and result.status is StepStatus.SUCCESS:
         failed = sum(item.status is StepStatus.FAILED for item in result.items)
         if failed:
             parts.append(tolerated_text(failed, len(result.items)))
+    if fallbacks := fallbacks_text(result.items or ()):
+        parts.append(fallbacks)
     if result.reused:
         origin = escape_controls(result.origin)
         parts.append(f"taken over from run {origin}" if origin else "reused")

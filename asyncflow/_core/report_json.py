@@ -297,6 +297,7 @@ _ATTEMPT: _Table = {
 def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     status, attempts = StepStatus(fields.pop("status")), fields.pop("history")
     error = fields["error"]
+    del fields["fell_back"]  # the status and the error say so
     if error and attempts and attempts[-1].error and attempts[-1].error.args == error.args:
         # They are one error, which views show once.
         attempts = (*attempts[:-1], replace(attempts[-1], error=error))
@@ -330,6 +331,7 @@ _RESULT: _Table = {
     "duration_ms": _NUMBER,
     "output": None,
     "error": _ERROR,
+    "fell_back": _FLAG._replace(default=False),
     "reason": _TEXT_OR_NULL,
     "started_ms": _NUMBER_OR_NULL,
     "history": _list_of(_object(_ATTEMPT, lambda fields, _: Attempt(**fields))),

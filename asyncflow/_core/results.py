@@ -21,6 +21,7 @@ from asyncflow._core.errors import (
     StepCrashedError,
     StepTimeoutError,
     cut,
+    describe_error,
     safe_text,
 )
 from asyncflow._core.record import record, replace, show, values_by_name
@@ -202,8 +203,9 @@ class StepResult:
     """What the action returned."""
     error: BaseException | None = None
     """The exception as the step raised it, with its traceback and so with the local variables of
-    its frames; ``None`` on success. For a cancelled step, what its clean-up raised or what its
-    last attempt failed with, if anything. `history` has the errors of all attempts."""
+    its frames; ``None`` on success, unless it `fell_back`. For a cancelled step, what its clean-up
+    raised or what its last attempt failed with, if anything. `history` has the errors of all
+    attempts."""
     reason: str | None = None
     """Why a step was skipped or cancelled."""
     started_ms: float | None = None
@@ -248,6 +250,14 @@ class StepResult:
     """The worker of that engine; empty also if the attempt had not begun there."""
     item: int | None = None
     """Which item of a mapped step this is of, counted from 0; ``None`` for a step."""
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether its output is that of its ``fallback``, since it had failed with its `error`.
+
+        Items of a mapped step do, and not the step itself.
+        """
+        return has_fallen_back(self)
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -314,6 +324,36 @@ def blocks_dependents(status: StepStatus, on_purpose: bool) -> bool:
 def outputs_of(items: Iterable[_WithOutcome]) -> list[Any]:
     """Return the output of a mapped step: those of its items that have succeeded."""
     return [item.output for item in items if item.status is StepStatus.SUCCESS]
+
+
+class _Failing(Protocol):
+    @property
+    def status(self) -> StepStatus: ...
+    @property
+    def error(self) -> BaseException | None: ...
+
+
+def has_fallen_back(one: _Failing) -> bool:
+    """Whether a step or an item has failed for good, and has the output of its fallback."""
+    return one.status is StepStatus.SUCCESS and one.error is not None
+
+
+def failure_text(one: _Failing) -> str:
+    """Return what a step or an item failed with, in a line; empty if with nothing."""
+    if one.error is None:
+        return ""
+    return f"{FELL_BACK if has_fallen_back(one) else ''}{describe_error(one.error)}"
+
+
+FELL_BACK = "fell back: "
+"""Precedes the error of a step whose fallback has returned the output."""
+
+
+def fallbacks_text(items: Iterable[_Failing]) -> str:
+    """Return how many items of a mapped step fell back, as ``2 of 5 items``; empty for none."""
+    ended = list(items)
+    fallen = sum(map(has_fallen_back, ended))
+    return f"{fallen:,} of {len(ended):,} items fell back" if fallen else ""
 
 
 def end_of(error: BaseException | None) -> AttemptEnd:

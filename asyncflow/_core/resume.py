@@ -232,6 +232,7 @@ def _taken_over(key: Key, step: StepView, origin: StoredRun, plan: Plan) -> Step
         item,
         count,
         is_secret,
+        step.error,
     )
 
 

@@ -325,6 +325,9 @@ class RunState:
         self, node: int, event: events.StepSucceeded | events.StepFailed | events.StepCancelled
     ) -> None:
         phase = self._phases[node]
+        is_early = isinstance(event, events.StepSucceeded) and phase in _UNSTARTED
+        if is_early and (event.error is None or self._latest[node] is None):
+            raise IllegalEventError(event, phase.text)
         if phase is Phase.MAPPING:
             if self.step_runs.has_unsettled_items(node) or event.attempt:
                 raise IllegalEventError(event, phase.text)
@@ -334,7 +337,7 @@ class RunState:
         else:
             self._check_latest(node, event)
         self._ends[node] = event
-        if not isinstance(event, events.StepSucceeded) and event.error is not None:
+        if event.error is not None:
             self._fail(node, event.error)
 
     def _on_step_failed(self, node: int, event: events.StepFailed) -> None:
@@ -600,7 +603,12 @@ _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, 
     events.AttemptBegan: ((Phase.ATTEMPTING,), False, RunState._on_attempt_began),
     events.AttemptFailed: ((Phase.ATTEMPTING,), False, RunState._on_attempt_failed),
     events.MapStarted: (_UNSTARTED, False, RunState._on_map_started),
-    events.StepSucceeded: ((Phase.ATTEMPTING, Phase.MAPPING), True, RunState._end),
+    events.StepSucceeded: (
+        # What a fallback saves may have died with its process, and not have started in this one.
+        (Phase.ATTEMPTING, Phase.MAPPING, *_UNSTARTED),
+        True,
+        RunState._end,
+    ),
     events.StepFailed: (
         (Phase.ATTEMPTING, Phase.WAITING, Phase.MAPPING, *_UNSTARTED),
         True,

@@ -2,7 +2,8 @@
 
 Rules:
 
-1. A step has one outcome in each run: how it ended at last, over all segments of the run.
+1. A step has one outcome in each run: how it ended at last, over all segments of the run. One that
+   fell back has failed.
 2. Durations are those of `StepResult.duration_ms`, of runs in which the step ran and succeeded.
 3. A percentile is by nearest rank: the smallest duration that is at least as long as that share of
    all. So it is one that was measured, and that of one duration is that duration.
@@ -98,6 +99,8 @@ def _outcome(step: StepView) -> StepOutcome:
         return cast("StepOutcome", step.status.value)
     if step.reused and step.started_ms is None:
         return "REUSED"
+    if step.error is not None:
+        return "FAILED"  # its fallback has returned the output
     series = step.attempts[step.fresh_from :]
     return "RETRIED" if any(attempt.end in _FAILURES for attempt in series) else "SUCCESS"
 

@@ -48,6 +48,7 @@ else:
 Action: TypeAlias = Callable[..., Any]
 """Returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]
+Fallback: TypeAlias = Callable[[Exception], Any]
 RunIf: TypeAlias = Literal["success", "unless_failed", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 EngineChoice: TypeAlias = "AnyEngine | Literal['local'] | None"
@@ -78,10 +79,11 @@ class CommonPolicies(TypedDict, total=False):
 
 
 class StepPolicies(CommonPolicies, total=False):
-    """How and where a step is run."""
+    """How and where a step is run, and what stands in for its output."""
 
     runs_in: RunsIn
     engine: EngineChoice
+    fallback: Fallback | None
 
 
 @suggests_arguments
@@ -148,6 +150,11 @@ class WorkflowStep:
             A step that depends on all has an edge from each: thousands of those among
             thousands of steps make millions of edges and take seconds to plan, so let each name
             what it cleans up after.
+        fallback: A plain function that receives the error with which the step, or an item of a
+            mapped step, has failed for good, and returns its output instead. The step has succeeded
+            then, and its result keeps the error: see `StepResult.fell_back`. It is called neither
+            for what the run has stopped, nor for a condition or a source of items that raises. If
+            it raises, the step fails with that.
         runs_in: Where the action runs: in the event ``"loop"`` (the default), or, if it is a
             plain function, in a ``"thread"`` or a ``"process"`` of its own.
         engine: On whose machine the action runs: an engine of `asyncflow.engines`, or ``"local"``
@@ -189,6 +196,7 @@ class WorkflowStep:
     map_over: str | None
     when: Condition | None
     run_if: RunIf
+    fallback: Fallback | None
     runs_in: RunsIn
     engine: EngineChoice
     version: str
@@ -227,6 +235,7 @@ class WorkflowStep:
         depends_on: Iterable[str] | Mapping[str, str] = (),
         *,
         map_over: str | None = None,
+        fallback: Fallback | None = None,
         runs_in: RunsIn = "loop",
         engine: EngineChoice = None,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
@@ -241,6 +250,7 @@ class WorkflowStep:
         depends_on: Iterable[str] | Mapping[str, str] = (),
         *,
         map_over: str | None = None,
+        fallback: Fallback | None = None,
         runs_in: Literal["thread", "process"],
         engine: EngineChoice = None,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
@@ -265,6 +275,7 @@ class WorkflowStep:
         map_over: str | None = None,
         when: Condition | None = None,
         run_if: RunIf = "success",
+        fallback: Fallback | None = None,
         runs_in: RunsIn = "loop",
         engine: EngineChoice = None,
         version: str = "",
@@ -286,6 +297,7 @@ class WorkflowStep:
             _check_can_retry(name, retry, max_retries)
         _check_when(name, when)
         _check_one_of(name, "run_if", run_if, _RUN_IF)
+        _check_fallback(name, fallback)
         check_engine(f"step {name!r}: engine", engine, local=True)
         _check_durability(name, version, secret, max_crashes)
         check_tolerated_failures(name, tolerated_failures)
@@ -313,6 +325,7 @@ class WorkflowStep:
         fill(self, "map_over", map_over)
         fill(self, "when", when)
         fill(self, "run_if", run_if)
+        fill(self, "fallback", fallback)
         fill(self, "is_cleanup", run_if in ("failure", "always"))
         fill(self, "runs_in", runs_in)
         remote = None if isinstance(engine, str) else engine
@@ -339,7 +352,7 @@ class WorkflowStep:
     def __repr__(self) -> str:
         # Bound arguments may be secret.
         values = values_by_name(self)
-        functions = "action", "when", "slots", "tokens"
+        functions = "action", "when", "fallback", "slots", "tokens"
         values |= {name: function_of(values[name]) for name in functions}
         if self.remote is not None:
             values["engine"] = self.remote.name  # its address may have a password
@@ -606,6 +619,21 @@ def _check_when(name: str, when: object) -> None:
         raise TypeError(
             f"step {name!r}: when must be a plain function; if it has to await something, make "
             "that a step of its own and take its output here"
+        )
+
+
+def _check_fallback(name: str, fallback: object) -> None:
+    if fallback is None:
+        return
+    if not callable(fallback):
+        raise TypeError(
+            f"step {name!r}: fallback must be a function of the error that returns the output, not "
+            f"{type(fallback).__name__}; for a value, write a lambda"
+        )
+    if is_async(fallback):
+        raise TypeError(
+            f"step {name!r}: fallback must be a plain function; what has to be awaited belongs in "
+            'the action, or in a step with run_if="failure"'
         )
 
 

@@ -218,7 +218,8 @@ class StepRuns:
     def error(self, node: int) -> BaseException | None:
         """The error of a node that has ended, if it has one."""
         end = self.ends[node]
-        return end.error if isinstance(end, StepFailed | StepCancelled | StepView) else None
+        has_error = isinstance(end, StepSucceeded | StepFailed | StepCancelled | StepView)
+        return end.error if has_error else None  # type: ignore[union-attr]  # as above
 
     def pending_attempts(self, node: int) -> PendingAttempts | None:
         """The attempts that a node had before a resumption, if it continues with them."""

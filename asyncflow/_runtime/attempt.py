@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
 from asyncflow._core.context import AttemptExtras, enter_attempt
-from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.errors import ResultRefusedError, StepCrashedError
 from asyncflow._core.graph import outputs_to_keep
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption, Payload, StepResult
 from asyncflow._core.scheduler import AfterFailure
@@ -318,6 +318,7 @@ class Attempts:
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None
         ended_ms, attempt, follows = self._context.now_ms(), running.attempt, _NOTHING_FOLLOWS
+        cause: BaseException | None = None
         if cancel_count() or node in stop.missed_heartbeat:
             limit = stop.cause_of(node, running, ended_ms, returned=error is None)
             if limit is not None and (error is None or isinstance(error, FAILURES)):
@@ -331,8 +332,11 @@ class Attempts:
         delay_ms, named_ms = follows
         if named_ms is not None:
             self._permits.pause(node, ended_ms, named_ms, is_retried=delay_ms is not None)
+        if delay_ms is None and not is_stopped and isinstance(error, Exception):
+            cause = error
+            error, output, payload = self._fall_back(node, attempt, error)
         if error is None:
-            self._report_success(node, running, ended_ms, output, payload)
+            self._report_success(node, running, ended_ms, output, payload, cause)
         else:
             self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
         if delay_ms is None:
@@ -356,6 +360,35 @@ class Attempts:
             name = self._state.step_runs.name_of(node)
             return as_failure(raised, name, running.attempt), _NOTHING_FOLLOWS
 
+    def _fall_back(
+        self, node: int, attempt: int, failure: Exception
+    ) -> tuple[BaseException | None, Any, Payload | None]:
+        """Return the output of a node's fallback and how it is stored, or what it failed with."""
+        runs, persistence = self._state.step_runs, self._scope.persistence
+        step, name = runs.steps[node], runs.name_of(node)
+        if step.fallback is None:
+            return failure, None, None
+        try:
+            what = f"the fallback of step {step.name!r}"
+            output = reject_awaitable(what, step.fallback(failure))
+            stored = None if persistence is None else persistence.output(name, step, output)
+            return None, output, stored
+        except BaseException as raised:
+            strip_internal_frames(raised)
+            if raised is not failure:
+                raised.__context__ = failure
+            is_failure = isinstance(raised, FAILURES)
+            return as_failure(raised, name, attempt) if is_failure else raised, None, None
+
+    def fail_crashed(self, node: int, latest: AttemptStarted, crash: StepCrashedError) -> None:
+        """Report a node whose process has died too often while it ran."""
+        now_ms = self._context.now_ms()
+        error, output, payload = self._fall_back(node, latest.attempt, crash)
+        if error is None:
+            self._report_success(node, latest, now_ms, output, payload, crash)
+        else:
+            self._report_failure(node, latest, now_ms, error, None, is_stopped=False)
+
     def _report_success(
         self,
         node: int,
@@ -363,13 +396,15 @@ class Attempts:
         ended_ms: float,
         output: Any,
         payload: Payload | None,
+        cause: BaseException | None,
     ) -> None:
+        """Report a success, or the failure for which the output is that of the fallback."""
         secret = self._state.step_runs.steps[node].secret
         if secret and self._context.secrets is not None:
             self._context.secrets.add(output)
         step, attempt, item = running.step, running.attempt, running.item
         success, persistence = (
-            StepSucceeded(step, attempt, ended_ms, output, item, secret),
+            StepSucceeded(step, attempt, ended_ms, output, item, secret, cause),
             self._scope.persistence,
         )
         stored = None if persistence is None else persistence.stored(success, payload)

@@ -230,7 +230,9 @@ class RunPersistence:
         if success.secret:
             payload = REDACTED  # also of a mapped step, which may have no items
         step, item = success.step, success.item
-        return StepSucceeded(step, success.attempt, success.at_ms, payload, item, success.secret)
+        return StepSucceeded(
+            step, success.attempt, success.at_ms, payload, item, success.secret, success.error
+        )
 
     async def close(
         self, run_id: str

@@ -11,8 +11,26 @@ Rules:
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, overload
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Never,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    Unpack,
+    overload,
+)
 
 from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import Upstream
@@ -28,7 +46,14 @@ from asyncflow._core.composition import (
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
-from asyncflow._core.step import StepPolicies, WorkflowStep
+from asyncflow._core.step import (
+    CommonPolicies,
+    EngineChoice,
+    Fallback,
+    RunsIn,
+    StepPolicies,
+    WorkflowStep,
+)
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.observers import AnyObserver
@@ -40,6 +65,33 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
+
+_Empty: TypeAlias = "list[Never] | dict[Never, Never] | set[Never] | tuple[()]"
+"""What ``lambda error: []`` returns, which fits each list."""
+
+
+class _WithFallback(Protocol[T_co]):
+    """Makes a function a step whose output may be that of its fallback too.
+
+    The function stays what it is. Its type has what the fallback returns, so that a type checker
+    refuses it where a step that takes the output does not expect it.
+    """
+
+    @overload
+    def __call__(self: _WithFallback[_Empty], function: F, /) -> F: ...
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R | T_co]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[P, Awaitable[R]], /
+    ) -> Callable[P, Awaitable[R | T_co]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R | T_co]: ...
 
 
 @overload
@@ -206,7 +258,8 @@ class Pipeline:
         step_options: Defaults for the arguments of `step`, such as
             ``{"max_retries": 3, "timeout_ms": 10_000}``. What a step says itself wins. The steps of
             an included pipeline have those of their own. A ``retry`` policy applies to the steps
-            that have more than one attempt.
+            that have more than one attempt, ``slots``, ``tokens`` and a ``priority`` to those with
+            a pool, and ``tolerated_failures`` to mapped steps.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
             engine, resources: Each as `Orchestrator` takes it.
 
@@ -287,7 +340,10 @@ class Pipeline:
         name: str | None = None,
         depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
         map_over: Dependency | None = None,
-        **policies: Unpack[StepPolicies],
+        fallback: Fallback | None = None,
+        runs_in: RunsIn = "loop",
+        engine: EngineChoice = None,
+        **policies: Unpack[CommonPolicies],
     ) -> F: ...
     @overload
     def step(
@@ -298,8 +354,25 @@ class Pipeline:
         name: str | None = None,
         depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
         map_over: Dependency | None = None,
-        **policies: Unpack[StepPolicies],
+        fallback: None = None,
+        runs_in: RunsIn = "loop",
+        engine: EngineChoice = None,
+        **policies: Unpack[CommonPolicies],
     ) -> Callable[[F], F]: ...
+    @overload
+    def step(
+        self,
+        function: None = None,
+        /,
+        *,
+        name: str | None = None,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        map_over: Dependency | None = None,
+        fallback: Callable[[Exception], T],
+        runs_in: RunsIn = "loop",
+        engine: EngineChoice = None,
+        **policies: Unpack[CommonPolicies],
+    ) -> _WithFallback[T]: ...
     def step(
         self,
         function: F | None = None,
@@ -309,7 +382,7 @@ class Pipeline:
         depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
         map_over: Dependency | None = None,
         **policies: Unpack[StepPolicies],
-    ) -> F | Callable[[F], F]:
+    ) -> Any:
         """Make a function a step: ``@pipeline.step``, or ``@pipeline.step(max_retries=3)``.
 
         Args:
@@ -333,11 +406,14 @@ class Pipeline:
             )
         name = _name_of(self.name, function) if name is None else name
         declaration = self._declaration
-        given, policies = policies, with_defaults(policies, declaration.step_options)
+        declared = DeclaredStep(
+            name, function, checked_dependencies(name, depends_on), map_over, policies
+        )
+        declared = with_defaults(declared, declaration.step_options)
         try:
-            check_policies(name, function, policies)
+            check_policies(name, function, declared.policies)
         except (TypeError, ValueError) as error:
-            inherited = [argument for argument in policies if argument not in given]
+            inherited = [argument for argument in declared.policies if argument not in policies]
             if inherited:
                 error.add_note(
                     f"step_options of pipeline {self.name!r} give the step: {', '.join(inherited)}"
@@ -350,9 +426,6 @@ class Pipeline:
                 f"{declaration.functions[identity_of(function)]!r}; wrap it in another one to have "
                 "it twice"
             )
-        declared = DeclaredStep(
-            name, function, checked_dependencies(name, depends_on), map_over, policies
-        )
         declaration.parts[name] = declared
         declaration.functions[identity_of(function)] = name
         return function

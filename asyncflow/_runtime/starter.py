@@ -204,7 +204,9 @@ class Starter:
                 return True
         except FAILURES as error:
             strip_internal_frames(error)
-            self._fail(StepFailed(step.name, 0, self._now_ms(), as_failure(error, step.name, 0)))
+            failure = as_failure(error, step.name, 0)
+            self._dispatcher.emit(StepFailed(step.name, 0, self._now_ms(), failure))
+            self._run.settled(None)
         except BaseException as error:
             strip_internal_frames(error)
             reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
@@ -248,14 +250,9 @@ class Starter:
             return False
         name = self._state.step_runs.name_of(node)
         error = StepCrashedError(name, latest.attempt, crashes)
-        now_ms = self._now_ms()
-        self._fail(StepFailed(step.name, latest.attempt, now_ms, error, latest.item))
-        return True
-
-    def _fail(self, failure: StepFailed) -> None:
-        """Report a node that has failed without a task."""
-        self._dispatcher.emit(failure)
+        self._runner.attempts.fail_crashed(node, latest, error)
         self._run.settled(None)
+        return True
 
     def skip_unreachable(self) -> None:
         """Report the steps that will never start."""

@@ -56,7 +56,7 @@ class StepRunner:
         self._persistence = scope.persistence
         self._now_ms = scope.run_context.now_ms
         self._last_errors = scope.run_context.last_errors
-        self._attempts = Attempts(scope, host, dispatcher, permits, stop, data)
+        self.attempts = Attempts(scope, host, dispatcher, permits, stop, data)
 
     def launch(self, node: int) -> Coroutine[Any, Any, object]:
         """Return the coroutine of a node's task. It raises nothing but a cancellation."""
@@ -112,9 +112,9 @@ class StepRunner:
                     refuse_unawaited(step.name, output)
             except BaseException as error:
                 strip_internal_frames(error)
-                return self._attempts.conclude(node, error, None)
+                return self.attempts.conclude(node, error, None)
             if cancel_count():
-                return self._attempts.conclude(node, None, output)
+                return self.attempts.conclude(node, None, output)
             ended_ms = self._now_ms()
             self._state.succeed(node, ended_ms, output)
             if self._dispatcher.observers:
@@ -123,13 +123,13 @@ class StepRunner:
             self._run.settled(node)
             return None
         except BaseException as bug:
-            self._attempts.break_down(node, bug)
+            self.attempts.break_down(node, bug)
             return None
 
     async def run(self, node: int, step: WorkflowStep, *, is_plain: bool) -> None:
         """Make attempts of a node, in either lane, until it has ended."""
         attempt = 0
-        attempts, lane = self._attempts, self.run_plain if is_plain else self._attempts.make
+        attempts, lane = self.attempts, self.run_plain if is_plain else self.attempts.make
         try:
             while True:
                 if step.needs_permit and not self._permits.may_start(node):
@@ -173,5 +173,5 @@ class StepRunner:
 
     async def _store_start(self, node: int, persistence: RunPersistence) -> None:
         """Report that an attempt starts, and wait until that is stored; only then is it made."""
-        self._dispatcher.emit(self._attempts.start_of(node))
+        self._dispatcher.emit(self.attempts.start_of(node))
         await self._stop_control.undisturbed(node, persistence.session.flush)

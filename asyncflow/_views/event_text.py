@@ -132,6 +132,9 @@ def _map_started(event: events.MapStarted, _: _Attempt) -> str:
 
 
 def _step_succeeded(event: events.StepSucceeded, attempt: _Attempt) -> str:
+    if event.error is not None:
+        which = _in_which(event, attempt)
+        return f"{subject(event)} failed{which} and fell back: {describe_error(event.error)}"
     return f"{subject(event)} succeeded{_in_which(event, attempt)}"
 
 

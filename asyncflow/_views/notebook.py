@@ -11,7 +11,13 @@ from html import escape
 
 from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.results import (
+    FELL_BACK,
+    STATUS_SYMBOLS,
+    StepStatus,
+    fallbacks_text,
+    has_fallen_back,
+)
 from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import error_words, shortened
@@ -72,6 +78,9 @@ def _row(step: StepView, now_ms: float) -> str:
     spent = step.duration_ms(now_ms)
     name = shortened(escape_controls(step.name), _NAME)
     words = "" if step.error is None else error_words(step.error, _WORDS)
+    if has_fallen_back(step):
+        words = FELL_BACK + words
+    words = words or fallbacks_text((step.items or {}).values())
     if not words and step.reason:
         words = shortened(escape_controls(step.reason), _WORDS)
     symbol = f'<span style="color:{_COLOURS[step.status]}">{STATUS_SYMBOLS[step.status]}</span>'

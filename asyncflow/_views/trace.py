@@ -14,6 +14,7 @@ from itertools import accumulate, zip_longest
 from typing import Any
 
 from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.results import failure_text
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
@@ -166,7 +167,7 @@ def _facts(step: StepView) -> dict[str, Any]:
     facts = {
         "status": str(step.status),
         "depends on": ", ".join(map(escape_controls, step.depends_on)),
-        "error": "" if step.error is None else describe_error(step.error),
+        "error": failure_text(step),
         "reason": escape_controls(step.reason or step.rerun_reason or ""),
     }
     return {name: text for name, text in facts.items() if text}

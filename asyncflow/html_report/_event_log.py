@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from asyncflow._core.errors import describe_error, escape_controls
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import StepStatus, has_fallen_back
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.event_text import describe_event, duration, ended_as, place_text, subject
 from asyncflow._views.preview import share, shortened
@@ -163,6 +163,8 @@ def _log_of_attempt(
 
 def _end_text(step: StepView) -> str:
     text = _WORDS[step.status] + ("" if step.latest is None else _in_attempt(step.latest.number))
+    if has_fallen_back(step):
+        text = text.replace(_WORDS[step.status], "failed") + " and fell back"
     why = [step.reason or "", "" if step.error is None else describe_error(step.error)]
     return ": ".join([text, *filter(None, why)])
 

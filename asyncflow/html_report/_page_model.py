@@ -12,7 +12,14 @@ from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
 from asyncflow._core.errors import escape_controls
-from asyncflow._core.results import STATUS_SYMBOLS, StepStatus, visible_output
+from asyncflow._core.results import (
+    FELL_BACK,
+    STATUS_SYMBOLS,
+    StepStatus,
+    fallbacks_text,
+    has_fallen_back,
+    visible_output,
+)
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
@@ -362,9 +369,12 @@ class PageModel:
         """Return what there is to say of a step beside its status, in a line."""
         notes = []
         if step.error is not None:
-            notes.append(self.words(step.error))
+            fell_back = FELL_BACK if has_fallen_back(step) else ""
+            notes.append(f"{fell_back}{self.words(step.error)}")
         elif step.reason:
             notes.append(reason_text(step.reason))
+        if fallbacks := fallbacks_text((step.items or {}).values()):
+            notes.append(fallbacks)
         if step.reused:
             origin = name_text(step.origin)
             notes.append(f"taken over from run {origin}" if origin else "reused from the journal")

@@ -60,7 +60,8 @@ class EventRow(NamedTuple):
     attempt: int | None
     at_ms: float
     codec: str | None
-    """The codec of the event's output; ``None`` if it has none."""
+    """The codec of the event's output; ``None`` if it has none; `FELL_BACK` for the output of a
+    fallback, which is in the JSON object with the error."""
     payload: str | None
     """The output if its codec is JSON; otherwise the fields without a column, as a JSON object."""
     data: bytes | None
@@ -68,6 +69,8 @@ class EventRow(NamedTuple):
 
 
 Details = dict[str, Any]
+
+FELL_BACK = "fallback"
 
 _NUMBERS = struct.Struct("<qqqd")
 
@@ -77,7 +80,11 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
     kind = type(event).__name__
     # Most events are of these two kinds.
     if isinstance(event, StepSucceeded):
-        output = _output_columns(event.output)
+        output = (
+            _output_columns(event.output)
+            if event.error is None
+            else (FELL_BACK, _json(_details(event)), None)
+        )
     elif isinstance(event, AttemptStarted) and not (event.queued_ms or event.engine):
         output = None, None, None
     else:
@@ -164,7 +171,7 @@ def event_of(row: Sequence[Any]) -> Event:
         raise ValueError(f"there is no event {kind!r}")
     cls: Any = _KINDS[kind]
     values: Details = {}
-    if cls is StepSucceeded:
+    if cls is StepSucceeded and codec != FELL_BACK:
         values["output"] = _output_of(codec, payload, data)
     elif payload is not None:
         values = json.loads(payload)
@@ -199,12 +206,17 @@ def event_of(row: Sequence[Any]) -> Event:
 def event_without_output(row: Sequence[Any]) -> Event:
     """Return the event of a row that was read without its output, so that its checksum can't tell.
 
-    A `StepTakenOver` is without its figures too, which are stored in the same column.
+    A `StepTakenOver` is without its figures too, which are stored in the same column, and a
+    `StepSucceeded` with a stand-in of its error, if it has one.
 
     Raise as `event_of` does, for what is noticed without the checksum.
     """
-    details = _NOTHING_TAKEN if row[2] == StepTakenOver.__name__ else None
-    columns = [*row[:7], None, details, None]
+    details, codec = None, FELL_BACK if row[7] == FELL_BACK else None
+    if codec == FELL_BACK:
+        details = _UNREAD_ERROR
+    elif row[2] == StepTakenOver.__name__:
+        details = _NOTHING_TAKEN
+    columns = [*row[:7], codec, details, None]
     return event_of([*columns, event_checksum(*columns)])
 
 
@@ -391,6 +403,9 @@ _DETAILS: dict[type[Any], tuple[str, ...]] = {
 }
 """The fields without a column, for each event."""
 _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}
+_UNREAD_ERROR = _json(
+    _details(StepSucceeded("", 0, 0.0, None, error=RestoredError("Exception", "not read", "")))
+)
 _NOTHING_TAKEN = _json(_details(StepTakenOver("", 0.0, "", 0, 0.0, None)))
 
 

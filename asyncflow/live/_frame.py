@@ -106,7 +106,10 @@ class LiveRun:
             if name in self.progress and isinstance(event, _ENDS):
                 self.progress[name].pop(event.item, None)
             if type(event) is StepSucceeded and event.output is not None:
-                event = StepSucceeded(name, event.attempt, event.at_ms, None, event.item)
+                error = event.error
+                event = StepSucceeded(
+                    name, event.attempt, event.at_ms, None, event.item, error=error
+                )
             view.apply(event)
         # Most steps of a large run start and end within one batch: they move once.
         for name, status in before.items():

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._core.errors import describe_error
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import counted, duration, plural
 from asyncflow._views.progress import percentage, progress_text
@@ -141,11 +141,11 @@ def _words(step: StepView, now_ms: float, reported: _Reported) -> str:
         case StepStatus.RUNNING:
             parts = [_items(step), *_items_under_way(step, reported), _attempt(step, now_ms), rerun]
         case StepStatus.FAILED:
-            error = "" if step.error is None else describe_error(step.error)
-            parts = [_items(step), error, _attempts(step)]
+            parts = [_items(step), failure_text(step), _attempts(step)]
         case StepStatus.SUCCESS:
             restored = f"taken over from run {step.origin}" if step.origin else "reused"
-            parts = [restored if step.reused else "", _items(step), _attempts(step)]
+            fallbacks = failure_text(step) or fallbacks_text((step.items or {}).values())
+            parts = [restored if step.reused else "", _items(step), fallbacks, _attempts(step)]
         case _:
             parts = [step.reason or "", _items(step)]
     return ", ".join(filter(None, parts))

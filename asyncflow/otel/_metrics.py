@@ -9,7 +9,7 @@ from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
 
 from asyncflow import events
 from asyncflow.otel import _semconv as semconv
-from asyncflow.otel._semconv import encodable, error_type, result_of
+from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of
 
 _Attributes = dict[str, Any]
 _Ended = events.StepSucceeded | events.StepFailed | events.StepCancelled
@@ -140,7 +140,7 @@ class RunMetrics:
             )
 
     def _end(self, event: _Ended) -> None:
-        self._end_attempt(event)
+        self._end_attempt(attempt_end(event))
         started_ms = self._started_ms.pop(event.step, None) if event.item is None else None
         if started_ms is not None:
             attributes = {**self._attributes(event.step), semconv.TASK_RESULT: result_of(event)}

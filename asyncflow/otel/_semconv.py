@@ -45,6 +45,7 @@ REASON = "asyncflow.reason"
 RESUMED = "asyncflow.resumed"
 RETRY_IN_MS = "asyncflow.retry_in_ms"
 REUSED = "asyncflow.reused"
+FELL_BACK = "asyncflow.fell_back"
 STEPS = "asyncflow.steps"
 THREAD_ABANDONED = "asyncflow.thread_abandoned"
 LOOP_BLOCKED = "asyncflow.loop_blocked"
@@ -91,12 +92,21 @@ def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str
     if isinstance(event, RunFinished):
         is_late = has_timed_out and event.status is RunStatus.FAILED
         return "timeout" if is_late else _RUN_RESULTS[event.status]
-    error = getattr(event, "error", None)
+    error = None if isinstance(event, StepSucceeded) else getattr(event, "error", None)
     # A step that is cancelled between two attempts has the error of the first.
     is_late = isinstance(error, StepTimeoutError) and (
         error.kind == "run" or not isinstance(event, StepCancelled)
     )
     return "timeout" if is_late else _RESULTS[type(event)]
+
+
+def attempt_end(
+    event: StepSucceeded | StepFailed | StepCancelled,
+) -> StepSucceeded | StepFailed | StepCancelled:
+    """Return the event with which the last attempt of a step ended: it failed before a fallback."""
+    if isinstance(event, StepSucceeded) and event.error is not None:
+        return StepFailed(event.step, event.attempt, event.at_ms, event.error, event.item)
+    return event
 
 
 def error_type(error: BaseException) -> str:

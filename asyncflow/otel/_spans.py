@@ -31,7 +31,7 @@ from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.results import RunStatus, StepStatus, to_restored_error
 from asyncflow._views.event_text import describe_event
 from asyncflow.otel import _semconv as semconv
-from asyncflow.otel._semconv import encodable, error_type, result_of
+from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of
 
 _Attributes = dict[str, Any]
 _Ended = events.StepSucceeded | events.StepFailed | events.StepCancelled
@@ -189,7 +189,8 @@ class RunSpans:
         self._end_step(event, result, status, {semconv.REUSED: True})
 
     def _end(self, event: _Ended) -> None:
-        result, status, more = result_of(event), _OK, {}
+        more: _Attributes = {}
+        result, status = result_of(event), _OK
         if not isinstance(event, events.StepSucceeded):
             if isinstance(event, events.StepCancelled):
                 more[semconv.REASON] = escape_controls(event.reason)
@@ -200,9 +201,17 @@ class RunSpans:
                     self._first_failure = error_type(event.error), describe_event(event)
             if event.error is not None:
                 more[semconv.ERROR_TYPE] = error_type(event.error)
-        has_attempt = self._end_attempt(event, result, status, more)
-        if isinstance(event, events.StepFailed) and not has_attempt:
-            self._add_exception(self._step(event).span, event.error, event.at_ms)
+        ended = attempt_end(event)
+        if ended is not event:  # it fell back
+            assert event.error is not None
+            failed = Status(StatusCode.ERROR, describe_error(event.error))
+            more[semconv.ERROR_TYPE] = error_type(event.error)
+            has_attempt = self._end_attempt(ended, result_of(ended), failed, more)
+            more[semconv.FELL_BACK] = True
+        else:
+            has_attempt = self._end_attempt(event, result, status, more)
+        if isinstance(ended, events.StepFailed) and not has_attempt:
+            self._add_exception(self._step(event).span, ended.error, event.at_ms)
         self._end_step(event, result, status, more)
 
     # Attempts.

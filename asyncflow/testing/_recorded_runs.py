@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from asyncflow._core.errors import describe_error, escape_controls
 from asyncflow._core.record import values_by_name
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
+from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus, failure_text
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.interception import report_watchers
 from asyncflow._views.event_text import duration, plural
@@ -164,7 +164,7 @@ def _row_of(result: StepResult) -> _RecordedStep:
     if result.reason is not None:
         parts.append(escape_controls(result.reason))
     if result.error is not None:
-        parts.append(describe_error(result.error))
+        parts.append(failure_text(result))
     spans = [
         _Span(
             attempt.started_ms, attempt.started_ms + attempt.duration_ms, attempt.error is not None

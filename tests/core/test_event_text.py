@@ -95,6 +95,11 @@ LINES: list[tuple[Event, int | None, str]] = [
     (StepSucceeded("a", 1, 5.0, "secret"), None, "a succeeded"),
     (StepSucceeded("a", 2, 5.0, "secret"), 3, "a succeeded in attempt 2 of 3"),
     (StepSucceeded("a", 0, 5.0, ["secret"]), 3, "a succeeded"),
+    (
+        StepSucceeded("a", 2, 5.0, "secret", 4, error=OSError("gone")),
+        3,
+        "a[4] failed in attempt 2 of 3 and fell back: OSError: gone",
+    ),
     (StepFailed("a", 1, 5.0, NO, 3), None, "a[3] failed: ValueError: no"),
     (StepFailed("a", 3, 5.0, NO), 3, "a failed in attempt 3 of 3: ValueError: no"),
     (

@@ -67,6 +67,10 @@ class TestAsync:
         with pytest.raises(TypeError, match="step 'a': when must be a plain function"):
             WorkflowStep("a", ask, when=function)
 
+    def test_is_refused_as_a_fallback(self, function: Any) -> None:
+        with pytest.raises(TypeError, match="step 'a': fallback must be a plain function"):
+            WorkflowStep("a", ask, fallback=function)
+
     def test_is_refused_as_an_observer(self, function: Any) -> None:
         with pytest.raises(TypeError, match="an observer must be a plain function"):
             Orchestrator([], observers=[function])

@@ -64,6 +64,8 @@ def resumed(at_ms: float, *, afresh: bool = False) -> RunResumed:
             20.0,
         ),
         ([BEGIN, StepFailed("a", 1, 12.0, ValueError())], "FAILED", 2.0),
+        # Its fallback returned the output.
+        ([BEGIN, StepSucceeded("a", 1, 12.0, None, error=ValueError())], "FAILED", 2.0),
         ([BEGIN, StepCancelled("a", 1, 12.0, "why", None)], "CANCELLED", 2.0),
         ([StepSkipped("a", 5.0, "why")], "SKIPPED", None),
         ([StepReused("a", 0.0)], "REUSED", None),

@@ -437,6 +437,17 @@ class TestWhen:
         )
 
 
+class TestFallback:
+    def test_must_be_a_function_of_the_error(self) -> None:
+        with pytest.raises(TypeError) as refused:
+            WorkflowStep("load", nothing, fallback="nothing")  # type: ignore[arg-type]
+
+        assert str(refused.value) == (
+            "step 'load': fallback must be a function of the error that returns the output, not "
+            "str; for a value, write a lambda"
+        )
+
+
 class TestRunIf:
     @pytest.mark.parametrize("value", [None, True, "", "Failure", "never", 1, []])
     def test_must_be_a_known_one(self, value: Any) -> None:

@@ -150,6 +150,7 @@ class TestSteps:
             "secret": True,
             "max_crashes": 1,
             "tolerated_failures": 0,
+            "fallback": repr,
         }
 
         etl.step(bool, name="step", **policies)
@@ -410,7 +411,7 @@ class TestOptions:
             await other.fork("f")
 
 
-class TestStepOptions:
+class TestStepPolicies:
     """Defaults that a pipeline has for its steps."""
 
     def test_they_are_the_defaults_of_its_steps_and_what_a_step_says_itself_wins(self) -> None:
@@ -451,6 +452,19 @@ class TestStepOptions:
         assert [step.retry == policy for step in etl.steps] == [True, False]
         with refused("step 'nothing': retry has no effect, since max_retries is 1"):
             etl.step(max_retries=1, retry=100)(nothing)
+
+    def test_what_needs_something_else_applies_to_the_steps_that_have_it(self) -> None:
+        pool = Pool(1)
+        etl = Pipeline("etl", step_options={"tolerated_failures": 2, "pool": pool, "priority": 1})
+        etl.step(list_urls)
+        etl.step(pool=None)(fetch)
+
+        assert etl.steps == [
+            WorkflowStep("list_urls", list_urls, pool=pool, priority=1),
+            WorkflowStep(
+                "fetch", fetch, {"url": "list_urls"}, map_over="list_urls", tolerated_failures=2
+            ),
+        ]
 
     @pytest.mark.parametrize(
         ("options", "kind", "text"),

@@ -426,7 +426,7 @@ def may_differ(execution):
     return any(recalled.intersection(shape[name]) for name in cleanups) or any(
         note.startswith("not retried: ")
         for event in events
-        if isinstance(event, StepFailed)
+        if isinstance(event, StepFailed | StepSucceeded)
         for note in getattr(event.error, "__notes__", ())
     )
 

@@ -126,6 +126,8 @@ class Step(NamedTuple):
     """Nothing, or whether the condition says ``yes`` or ``no``, or does ``raise`` or ``exit``."""
     run_if: str = "success"
     tolerated: float = 0
+    fallback: str = ""
+    """Nothing, or whether it returns a ``value``, or does ``raise``."""
 
     __repr__ = _shown
 
@@ -373,4 +375,6 @@ def _random_step(
         options["run_if"] = _pick(chance, _RUN_IF)
         if not earlier and random() < 0.5:
             del options["run_if"]
+    if random() < 0.12:
+        options["fallback"] = "value" if random() < 0.7 else "raise"
     return Step(name, needs, tuple(acts), **options)

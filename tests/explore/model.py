@@ -32,7 +32,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from tests.explore.cases import TICK_MS, Case, Step
-from tests.explore.world import Call, World
+from tests.explore.world import Call, Instead, World
 
 __all__ = ["violations"]
 
@@ -432,6 +432,21 @@ class _Run:
             }
             _require(known == statuses, "current_step().results are", known, "not", statuses)
 
+    def check_fallback(self, node: _Node, end: Any) -> Any:
+        """Return the end that the last attempt of a node would have had without a fallback."""
+        fallback = self.specs[node.step].fallback
+        if type(end) is StepSucceeded and end.error is not None:
+            _require(fallback == "value", "there is no fallback:", end)
+            is_its = isinstance(end.output, Instead) and end.output.error is end.error
+            _require(is_its, "another output than the fallback's:", end)
+            return StepFailed(end.step, end.attempt, end.at_ms, end.error, end.item)
+        if type(end) is StepFailed and fallback:
+            is_its = isinstance(end.error, KeyError) and end.error.args == ("fallback",)
+            _require(fallback == "raise" and is_its, "its fallback was not called:", end)
+            error: Any = end.error.__context__
+            return StepFailed(end.step, end.attempt, end.at_ms, error, end.item)
+        return end
+
     def check_attempt(
         self,
         node: _Node,
@@ -576,7 +591,7 @@ class _Run:
         counts_from: float,
     ) -> str | None:
         """Return what is wrong with the end of an attempt, if it was cancelled by that cause."""
-        call, end = attempt.call, attempt.end
+        call, end = attempt.call, self.check_fallback(node, attempt.end)
         assert call is not None
         kind, error = type(end), call.error
         told = None if kind is StepSucceeded else end.error
@@ -614,10 +629,12 @@ class _Run:
             return "another error"
         if asked:
             return None if kind is StepCancelled else "not cancelled"
-        return self.mismatch_of_failure(attempt, spec, counts_from)
+        return self.mismatch_of_failure(attempt, end, spec, counts_from)
 
-    def mismatch_of_failure(self, attempt: _Attempt, spec: Step, counts_from: float) -> str | None:
-        end, number = attempt.end, attempt.start.attempt
+    def mismatch_of_failure(
+        self, attempt: _Attempt, end: Any, spec: Step, counts_from: float
+    ) -> str | None:
+        number = attempt.start.attempt
         delay_ms = spec.backoff * TICK_MS * (2 ** (number - 1) if spec.doubling else 1)
         is_named = spec.named is not None and isinstance(end.error, ValueError)
         if is_named:

@@ -306,6 +306,17 @@ class _Stream(_Iterable):
             self.world.streams -= 1
 
 
+class Instead(list[Any]):
+    """What a fallback returns: no items, if a step maps over it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _no_fallback(error: Exception) -> None:
+    raise KeyError("fallback")
+
+
 class Pipeline:
     """The orchestrators of a flow, whose actions report to the world of the run at hand.
 
@@ -374,6 +385,8 @@ class Pipeline:
             options["tolerated_failures"] = spec.tolerated
         if spec.when:
             options["when"] = self._condition(index, spec.when)
+        if spec.fallback:
+            options["fallback"] = Instead if spec.fallback == "value" else _no_fallback
         return WorkflowStep(
             spec.name,
             self._action(index, spec),

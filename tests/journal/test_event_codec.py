@@ -49,6 +49,7 @@ from asyncflow.journal._event_codec import (
     column_of,
     event_checksum,
     event_of,
+    event_without_output,
     from_column,
     row_of,
 )
@@ -133,12 +134,18 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     AttemptBegan: (names, counts, times, texts, texts, items),
     AttemptFailed: (names, counts, times, errors(), times, items),
     MapStarted: (names, times),
-    StepSucceeded: (names, counts, times, payloads | st.none(), items),
+    StepSucceeded: (
+        *(names, counts, times, payloads | st.none(), items),
+        *(st.just(False), errors() | st.none()),
+    ),
     StepFailed: (names, counts, times, errors(), items),
     StepCancelled: (names, counts, times, texts, errors() | st.none(), items),
     StepSkipped: (names, times, texts, st.booleans()),
     StepReused: (names, times, items, st.sampled_from(StepStatus), texts),
-    StepTakenOver: (names, times, texts, counts, times, payloads | st.none(), items, items),
+    StepTakenOver: (
+        *(names, times, texts, counts, times, payloads | st.none(), items, items),
+        *(st.just(False), errors() | st.none()),
+    ),
     ThreadAbandoned: (names, counts, times, items),
     LoopBlocked: (names, counts, times, times, texts, items),
 }
@@ -174,6 +181,16 @@ def test_every_event_comes_back_from_its_row(position: int, event: Event) -> Non
 
 def test_the_strategies_cover_every_event() -> None:
     assert set(FIELDS) == {*get_args(StepEvent), *get_args(RunEvent)}
+
+
+def test_an_event_read_without_its_output_still_says_that_its_step_fell_back() -> None:
+    row = row_of("r", 1, StepSucceeded("a", 1, 1.0, Payload("json", b"1"), error=ValueError("x")))
+
+    event = event_without_output((*row[:8], None, None, 0))
+
+    assert isinstance(event, StepSucceeded)
+    assert (event.step, event.attempt, event.output) == ("a", 1, None)
+    assert isinstance(event.error, RestoredError)
 
 
 @given(texts)

@@ -104,6 +104,22 @@ async def test_the_statistics_of_runs_agree_with_their_reports(journal: Any) -> 
     assert found.median_ms == pytest.approx(sum(report.total_duration_ms for report in reports) / 2)
 
 
+@pytest.mark.parametrize("length", [1, 100_000])
+async def test_a_step_that_fell_back_counts_as_failed_however_long_its_output(
+    journal: Any, length: int
+) -> None:
+    output = Payload("json", b'"' + b"x" * length + b'"')
+    success = StepSucceeded("a", 1, 5.0, output, error=ValueError("bad day"))
+    await store(journal, "r", of_one_step("r", 100.0, AttemptStarted("a", 1, 0.0), success))
+
+    found = await journal.statistics("etl")
+
+    assert not found.runs[0].damaged
+    assert found.steps["a"].outcomes == ("FAILED",)
+    assert found.success_rate == 1.0
+    assert (await journal.report("r"))["a"].fell_back
+
+
 @pytest.mark.parametrize("events", [GOLDEN, RESUMED], ids=["golden", "resumed"])
 async def test_the_durations_of_a_resumed_run_are_those_of_its_report(
     journal: Any, events: list[Event]

@@ -229,6 +229,15 @@ def test_a_failure_is_logged_with_the_traceback_of_the_step(log, text):
     assert "step_runner.py" not in written
 
 
+def test_a_fallback_is_logged_as_a_warning_with_the_traceback_of_the_step(log, records, text):
+    run(WorkflowStep("a", fail, fallback=lambda error: 0), observers=[LoggingObserver(log)])
+
+    (fallback,) = [record for record in records if record.kind == "StepSucceeded"]
+    assert fallback.levelname == "WARNING"
+    assert fallback.getMessage() == "a failed and fell back: LookupError: nothing"
+    assert "in fail" in "\n".join(text())
+
+
 def test_a_record_of_an_event_carries_the_fields_of_the_event(log, records):
     run(
         WorkflowStep("a", Flaky(), max_retries=2, retry=250),

@@ -96,7 +96,10 @@ async def test_the_boundaries_of_durations_suit_seconds(otel):
 
 async def test_attempts_and_their_errors_are_counted(otel):
     await run_pipeline(
-        [WorkflowStep("a", flaky, max_retries=2), WorkflowStep("b", fail, ["a"])],
+        [
+            WorkflowStep("a", flaky, max_retries=2),
+            WorkflowStep("b", fail, ["a"], fallback=lambda error: None),
+        ],
         name="etl",
         observers=[otel.observer],
     )

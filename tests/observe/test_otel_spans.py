@@ -335,6 +335,19 @@ async def test_a_failure_is_recorded_on_its_attempts_its_step_and_the_run(otel):
     assert exceptions(otel.span("a")) == exceptions(otel.span("RUN")) == []
 
 
+async def test_a_step_that_fell_back_is_ok_and_its_attempts_have_failed(otel):
+    step = WorkflowStep("a", fail, max_retries=2, fallback=lambda error: "secret")
+    await run_pipeline([step], observers=[otel.observer])
+
+    expected = ("failure", "ERROR", "LookupError: nothing there", "LookupError")
+    assert ends(otel, "a attempt 1") == ends(otel, "a attempt 2") == expected
+    assert ends(otel, "a") == ("success", "OK", None, "LookupError")
+    assert otel.span("a").attributes["asyncflow.fell_back"] is True
+    assert ends(otel, "RUN")[:2] == ("success", "OK")
+    (recorded,) = exceptions(otel.span("a attempt 2"))
+    assert recorded["exception.message"] == "nothing there"
+
+
 async def test_a_run_that_continues_after_a_failure_records_the_first_one(otel):
     await run_pipeline(
         [WorkflowStep("a", fail), WorkflowStep("b", instant, ["a"]), WorkflowStep("c", slow)],

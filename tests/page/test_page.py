@@ -360,6 +360,29 @@ def test_the_details_of_a_step_show_each_attempt_and_the_output() -> None:
     assert "[0] ✓ success 198 ms 'page 0'" in text
 
 
+def test_a_step_or_an_item_that_fell_back_says_so_everywhere() -> None:
+    gone = OSError("gone")
+    events = [
+        started("a", "m"),
+        *(AttemptStarted("a", 1, 0.0), StepSucceeded("a", 1, 5.0, 7, error=gone)),
+        MapStarted("m", 5.0, 2),
+        *(AttemptStarted("m", 1, 5.0, item=0), AttemptStarted("m", 1, 5.0, item=1)),
+        StepSucceeded("m", 1, 6.0, "x", 0),
+        StepSucceeded("m", 1, 7.0, "y", 1, error=gone),
+        StepSucceeded("m", 0, 7.0, ["x", "y"]),
+        RunFinished(8.0, RunStatus.PASSED),
+    ]
+
+    assert "fell back: OSError: gone" in section("steps", events)
+    assert "1 of 2 items fell back" in section("steps", events)
+    details = section("details", events)
+    assert "Fell back from OSError: gone" in details
+    assert "1 failed" in details
+    assert "a failed and fell back: OSError: gone" in section("events", events)
+    log = [each.text for each in log_of_report(RunView(events)).events]
+    assert log.count("failed and fell back: OSError: gone") == 2
+
+
 def test_inputs_are_shown_and_secret_ones_are_not() -> None:
     assert section("data", GOLDEN) == (
         "url 'https://example.org/?q=<b>&x=1' password redacted: it is secret"

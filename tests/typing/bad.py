@@ -77,7 +77,7 @@ WorkflowStep("load", extract, heartbeat_ms="1s")  # E: call-overload
 WorkflowStep("load", extract, pool=3)  # E: call-overload
 WorkflowStep("load", extract, pool="openai")  # E: call-overload
 WorkflowStep("load", extract, pool=Pool(3), slots="2")  # E: call-overload
-WorkflowStep("load", extract, pool=Pool(3), tokens=str)  # E: call-overload
+WorkflowStep("load", extract, pool=Pool(3), tokens=str)  # E: arg-type
 WorkflowStep("load", extract, pool=Pool(3), priority=0.5)  # E: call-overload
 WorkflowStep("load", extract, when=True)  # E: call-overload
 WorkflowStep("load", extract, run_if="failed")  # E: call-overload
@@ -199,6 +199,30 @@ async def not_collected(lengths: list[int] = after(length)) -> None: ...  # E: a
 async def collected_whole(lengths: int = collect(length)) -> None: ...  # E: assignment
 async def wrong_of_each(text: str = each(collect(length))) -> None: ...  # E: assignment
 
+
+def or_nothing(error: Exception) -> str | None:
+    return None
+
+
+@etl.step(fallback=or_nothing)
+async def page(name: str = each(names)) -> str:
+    return name
+
+
+@etl.step(fallback=lambda error: None, runs_in="thread")
+def size() -> int:
+    return 1
+
+
+# What a step returns whose fallback returns something else.
+async def only_pages(pages: list[str] = collect(page)) -> None: ...  # E: arg-type
+async def only_size(size: int = after(size)) -> None: ...  # E: assignment
+
+
+# What is no fallback.
+WorkflowStep("load", extract, fallback=1)  # E: call-overload
+WorkflowStep("load", extract, fallback=plain)  # E: arg-type
+etl.step(fallback="nothing")  # E: call-overload
 
 # What these do not take.
 after("names")  # E: call-overload

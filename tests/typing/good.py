@@ -246,6 +246,7 @@ assert_type(step.retry, Retry)
 assert_type(step.pool, Pool | None)
 assert_type(step.map_over, str | None)
 assert_type(step.deadline_ms, float | None)
+assert_type(step.fallback, Callable[[Exception], Any] | None)
 assert_type(step.run_if, Literal["success", "unless_failed", "failure", "always"])
 assert_type(step.runs_in, Literal["loop", "thread", "process"])
 assert_type(step.name, str)
@@ -453,6 +454,44 @@ deep = Pipeline("deep", fail_fast=False, schedule="ready", max_concurrency=3, ob
 @etl.step
 async def urls(start: str) -> list[str]:
     return [start]
+
+
+def or_text(error: Exception) -> str | None:
+    return str(error) or None
+
+
+WorkflowStep("urls", urls, fallback=lambda error: [])
+etl.step(urls, name="again", fallback=or_text)
+
+
+@etl.step(fallback=lambda error: [])
+async def no_urls() -> list[str]:
+    return []
+
+
+@etl.step(fallback=lambda error: b"", max_retries=2)
+async def thumbnail(url: str = each(no_urls)) -> bytes:
+    return url.encode()
+
+
+@etl.step(fallback=or_text, runs_in="thread")
+def title() -> str | None:
+    return None
+
+
+@etl.step(fallback=None)
+async def read_pages(
+    pages: list[bytes] = collect(thumbnail),
+    titles: str | None = after(title),
+    all_urls: list[str] = after(no_urls),
+) -> int:
+    return len(pages)
+
+
+async def has_read(count: int = after(read_pages)) -> None:
+    assert_type(await thumbnail("a"), bytes)
+    assert_type(await no_urls(), list[str])
+    assert_type(title(), str | None)
 
 
 @etl.step(max_retries=3, timeout_ms=None, retry=Retry(base_ms=10), pool=Pool(2), name="pages")
