@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -1238,6 +1239,41 @@ class TestResumeAll:
         assert sorted(report.run_id for report in reports) == ["r2", "r3"]
         assert "run 'r1' can't be resumed" in caplog.text
         assert "input 'x' of run 'r1' is secret" in caplog.text
+
+    async def test_a_run_that_another_process_takes_up_first_is_no_error(self, work, caplog):
+        caplog.set_level(logging.INFO)
+        journal = await self.journal_with_orphans(work)
+        orphans = await journal.orphans()
+        journal.orphans = lambda: asyncio.sleep(0, orphans)
+        journal.open_sessions["r1"] = None
+        known = [Orchestrator(work.diamond(), name=name) for name in ("one", "two", "gone")]
+
+        reports = await resume_all(journal, known)
+
+        assert sorted(report.run_id for report in reports) == ["r2", "r3"]
+        assert caplog.messages == ["run 'r1' resumes in another process"]
+
+    async def test_a_nested_run_is_resumed_although_its_outer_run_was_deleted(self, work):
+        journal = await self.journal_with_orphans(work)
+        journal.stored["r1"][0] = replace(journal.stored["r1"][0], parent="deleted")
+
+        reports = await resume_all(journal, [Orchestrator(work.diamond(), name="one")])
+
+        assert [report.run_id for report in reports] == ["r1"]
+
+    async def test_a_nested_run_that_its_outer_run_deletes_is_not_resumed(self, work):
+        journal = await self.journal_with_orphans(work)
+        journal.stored["r1"][0] = replace(journal.stored["r1"][0], parent="r2")
+
+        async def delete():
+            del journal.stored["r1"]
+
+        steps = [*work.diamond(), WorkflowStep("delete", delete)]
+        known = [Orchestrator(work.diamond(), name="one"), Orchestrator(steps, name="two")]
+
+        reports = await resume_all(journal, known)
+
+        assert [report.run_id for report in reports] == ["r2"]
 
     async def test_interrupted_runs_are_resumed_on_request(self, work):
         journal = await self.journal_with_orphans(work)
