@@ -90,9 +90,7 @@ def write_errors(report: RunReport, file: TextIO | None = None) -> int:
     if not in_github_actions():
         return 0
     failed = [
-        step
-        for step in failed_steps(RunView.from_report(report))
-        if step.status is StepStatus.FAILED
+        step for step in failed_steps(RunView(report.events())) if step.status is StepStatus.FAILED
     ]
     for step in failed[:MAX_ERRORS]:
         print(_error_command(step), file=sys.stderr if file is None else file, flush=True)
@@ -147,7 +145,7 @@ def to_markdown(report: RunReport, *, limit: int = MAX_SUMMARY_BYTES) -> str:
         ValueError: The limit is below 0.
     """
     check_count("limit", limit, 0)
-    view = RunView.from_report(report)
+    view = RunView(report.events())
     name = _code(view.pipeline or view.run_id, _NAME)
     head = f"\n### {name} {view.word}\n\n{_text(verdict(view))}. Run {_code(view.run_id, _NAME)}.\n"
     tail = "".join([*_lost(view), *_slowest(view)])

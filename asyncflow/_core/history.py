@@ -57,7 +57,7 @@ class History:
     def __init__(self, before: StoredRun | None = None) -> None:
         self.log: list[LogEntry] = []
         self._run = StoredRun() if before is None else before
-        self._is_whole = before is None
+        self.is_whole = before is None
         """Whether the log has all that has happened."""
         self._folded = 0
         """How many entries the replay has."""
@@ -87,7 +87,7 @@ class History:
     def results(self) -> dict[str, StepResult]:
         """Return the results of the steps that have ended, in topological order."""
         first = self.log[0]
-        if self._is_whole and isinstance(first, RunStarted):
+        if self.is_whole and isinstance(first, RunStarted):
             return _Results(first, self.log).by_name()
         run = self.folded()
         return {name: step.to_result(run.at_ms) for name, step in run.steps.items()}

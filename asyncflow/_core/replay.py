@@ -98,29 +98,6 @@ class StoredRun:
         """Whether the run has ended."""
         return self.status is not RunStatus.RUNNING
 
-    @classmethod
-    def from_report(cls, report: RunReport) -> StoredRun:
-        """Return the run as its report has it."""
-        run = cls()
-        run.run_id, run.pipeline = report.run_id, report.pipeline
-        run.parent, run.parent_step = report.parent, report.parent_step
-        run.forked_from = report.forked_from
-        run.segments = [*report.segments]
-        run.at_ms = report.total_duration_ms
-        run.status, run.stop_reason = report.status, report.stop_reason
-        run.was_interrupted = report.status is RunStatus.INTERRUPTED
-        run.inputs.update(report.inputs)
-        run.dependencies = {name: result.depends_on for name, result in report.items()}
-        run._lay_out(run.dependencies)
-        run.steps = {
-            name: StepView.from_result(
-                report[name], step.tier, segment=len(run.segments), now_ms=run.at_ms
-            )
-            for name, step in run.steps.items()
-        }
-        run.counts = Counter(step.status for step in run.steps.values())
-        return run
-
     def apply(self, event: events.Event) -> None:
         """Apply one more event. A note changes nothing."""
         rule = _RULES[type(event)]

@@ -35,6 +35,7 @@ from asyncflow._core.results import (
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison
     from asyncflow._core.history import History
+    from asyncflow.events import Event
 
 T = TypeVar("T")
 
@@ -369,6 +370,19 @@ class RunReport(Mapping[str, StepResult]):
         from asyncflow._core.report_json import json_schema
 
         return json_schema(cls)
+
+    def events(self) -> Iterator[Event]:
+        """Yield what happened in the run, as an observer was told it, in order.
+
+        A report that a run has just made has its events, without what its steps said. Any other has
+        results alone (one that resumed a run, came from a journal or as JSON, or was pickled): then
+        these are the events that they imply, and a skip comes at the end.
+        """
+        if self._history is not None and self._history.is_whole:
+            return self._history.events()
+        from asyncflow._core.events_of_report import events_of  # few programs need it
+
+        return events_of(self)
 
     def to_mermaid(self) -> str:
         """Return the pipeline as a Mermaid flowchart that shows how each step ended.

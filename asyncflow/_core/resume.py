@@ -28,13 +28,13 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
+from asyncflow._core.fingerprint import Fingerprints, difference
 from asyncflow._core.graph import (
     ITEM,
     Binding,
     DependencyView,
     MaxRetriesView,
     Plan,
-    PlanView,
     secret_steps,
 )
 from asyncflow._core.record import replace
@@ -47,40 +47,10 @@ from asyncflow._core.results import (
     StepStatus,
     blocks_dependents,
 )
-from asyncflow._core.step import WorkflowStep, tolerates
+from asyncflow._core.step import tolerates
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
 from asyncflow.events import RECALLED, RunResumed, RunStarted, StepTakenOver
-
-
-class Fingerprints(PlanView[tuple[str, str]]):
-    """For each step of a plan, the data that its action takes, in words, and its version."""
-
-    __slots__ = ()
-
-    def of(self, index: int) -> tuple[str, str]:
-        step = self._plan.steps[index]
-        return _data_of(step, self._plan.resources), step.version
-
-
-def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:
-    """Return how two fingerprints of a step differ, dependencies aside; ``None`` if they don't."""
-    if stored[1] != now[1]:
-        return f"its version is {now[1]!r}, and was {stored[1]!r}"
-    if stored[0] != now[0]:
-        return f"its action asks for {now[0]}, and asked for {stored[0]}"
-    return None
-
-
-def _data_of(step: WorkflowStep, resources: Collection[str]) -> str:
-    """Return which data a step's action takes, without resources: ``(rows=extract, url)``."""
-    source_of, names = dict(step.parameters), step.signature.names
-    taken = [f"{p}={source_of[p]}" if p in source_of else p for p in names if p not in resources]
-    if step.signature.takes_kwargs and step.depends_on:
-        taken += [*sorted({f"{p}={name}" for p, name in step.parameters} - set(taken)), "**"]
-    text = f"({', '.join(sorted(taken))})"
-    return text if step.map_over is None else f"{text} for each of {step.map_over}"
-
 
 T = TypeVar("T")
 

@@ -16,7 +16,6 @@ from asyncflow._core.results import (
     AttemptEnd,
     StepResult,
     StepStatus,
-    attempt_end,
     end_of,
     visible_output,
 )
@@ -89,21 +88,6 @@ class AttemptView:
         self.queued_ms += at_ms - self.started_ms
         self.started_ms = at_ms
 
-    @classmethod
-    def from_attempt(cls, attempt: Attempt) -> AttemptView:
-        """Return what a result says of an attempt, which has ended."""
-        return cls(
-            attempt.number,
-            attempt.started_ms,
-            attempt.queued_ms,
-            attempt.started_ms + attempt.duration_ms,
-            attempt_end(attempt),
-            attempt.error,
-            segment=attempt.segment,
-            engine=attempt.engine,
-            worker=attempt.worker,
-        )
-
     def to_attempt(self, item: int | None = None) -> Attempt:
         """Return the attempt, which has ended, as a result has it."""
         return Attempt(
@@ -175,129 +159,6 @@ class StepView:
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
-
-    @classmethod
-    def from_result(
-        cls, result: StepResult, tier: int = 0, *, segment: int = 1, now_ms: float = 0.0
-    ) -> StepView:
-        """Return what a result says of a step, which is less than its events did.
-
-        ``segment`` is that of the run which the result is about, and ``now_ms`` the present, if the
-        step has not ended.
-        """
-        items = None
-        if result.items is not None:
-            items = {
-                at: cls.from_result(item, tier, segment=segment, now_ms=now_ms)
-                for at, item in enumerate(result.items)
-            }
-        view = cls(
-            result.step_name,
-            result.depends_on,
-            tier,
-            secret=result.secret,
-            status=result.status,
-            started_ms=result.started_ms,
-            output=visible_output(result),
-            error=result.error,
-            reason=result.reason,
-            on_purpose=result.on_purpose,
-            reused=result.reused,
-            rerun_reason=result.rerun_reason,
-            items=items,
-            segment=segment,
-            origin=result.origin,
-            item=result.item,
-        )
-        if items is not None:
-            view.item_count = len(items)
-            view.tally = Counter(item.status for item in items.values())
-        view._add_attempts(result.history)
-        if result.origin:
-            view.origin_attempts = max(result.attempts - view.attempt_count, 0)
-        if result.started_ms is not None:
-            view._add_times(result, result.started_ms, now_ms)
-        elif result.origin:
-            view.origin_ms = result.duration_ms
-        view.fresh_from = view._begin_of_series()
-        if view.attempts:
-            latest = view.attempts[-1]
-            latest.abandoned = result.abandoned
-            if result.loop_blocked_ms:
-                at_ms = latest.started_ms if latest.ended_ms is None else latest.ended_ms
-                latest.blocks = (Block(at_ms, result.loop_blocked_ms, ""),)
-        return view
-
-    def _add_attempts(self, history: Iterable[Attempt]) -> None:
-        items: dict[int, StepView] = {}
-        for attempt in history:
-            attempts = self.attempts
-            if attempt.item is not None:
-                name = f"{self.name}[{attempt.item}]"
-                item = items.setdefault(attempt.item, StepView(name, tier=self.tier))
-                attempts = item.attempts
-            view = AttemptView.from_attempt(attempt)
-            before = attempts[-1] if attempts else None
-            if before is not None and before.segment == view.segment:
-                before.ended_ms = min(before.ended_ms or 0.0, view.started_ms)
-                if before.end != "crashed":
-                    wait_ms = view.started_ms - view.queued_ms - before.ended_ms
-                    before.retry_in_ms = max(wait_ms, 0.0)
-            attempts.append(view)
-        if items:
-            self.former_items = items
-
-    def _add_times(self, result: StepResult, started_ms: float, now_ms: float) -> None:
-        """Add when the step ran, and when it ended."""
-        is_running = result.status is StepStatus.RUNNING
-        if is_running and result.attempts > self.attempt_count:
-            self._add_running(result, started_ms, now_ms)
-        times = self._times_of_attempts() or [ActiveTime(self.segment, started_ms, started_ms)]
-        times[0].started_ms = started_ms
-        *before, last = times
-        for each in before:
-            each.ended_ms = each.latest_ms
-        ended_ms = None
-        if not (is_running and last.segment == self.segment):
-            # Times are rounded sums: a step does not end before what belongs to it.
-            ended_ms = last.started_ms + result.duration_ms - _total_ms(before)
-            ended_ms = max(ended_ms, last.latest_ms)
-        last.ended_ms, self.active = ended_ms, times
-        self.ended_ms = None if is_running else ended_ms
-        if self.attempts and self.attempts[-1].segment == last.segment:
-            _end_with_step(self.attempts[-1], ended_ms)
-
-    def _add_running(self, result: StepResult, started_ms: float, now_ms: float) -> None:
-        """Add the attempt that runs, which is not in the history; its start is an estimate."""
-        times = self._times_of_attempts()
-        if times and times[-1].segment == self.segment:
-            started_ms = max(started_ms, times[-1].latest_ms)
-        elif times:
-            started_ms = now_ms - result.duration_ms + _total_ms(times)
-        number, before = 1, self.attempts[-1] if self.attempts else None
-        if before is not None and (before.segment == self.segment or before.end == "crashed"):
-            number = before.number + 1
-        running = AttemptView(number, started_ms, segment=self.segment)
-        running.engine, running.worker = result.engine, result.worker
-        self.attempts.append(running)
-
-    def _times_of_attempts(self) -> list[ActiveTime]:
-        times: dict[int, ActiveTime] = {}
-        for attempt in self.all_attempts():
-            started_ms, number = attempt.started_ms, attempt.segment
-            ended_ms = started_ms if attempt.ended_ms is None else attempt.ended_ms
-            known = times.get(number, ActiveTime(number, started_ms, ended_ms))
-            times[number] = ActiveTime(
-                number, min(known.started_ms, started_ms), max(known.latest_ms, ended_ms)
-            )
-        return [times[number] for number in sorted(times)]
-
-    def _begin_of_series(self) -> int:
-        """Return how many attempts came before those that count against ``max_retries``."""
-        if self.status in (StepStatus.PENDING, StepStatus.SKIPPED) and not self.reused:
-            return len(self.attempts)
-        first = (at for at, each in reversed([*enumerate(self.attempts)]) if each.number == 1)
-        return next(first, 0)
 
     def to_result(self, now_ms: float) -> StepResult:
         """Return the result of the step, or what can be said of it before it has one.
@@ -480,13 +341,3 @@ def _total_ms(times: Iterable[ActiveTime], now_ms: float | None = None) -> float
             ended_ms = time.latest_ms if now_ms is None else now_ms
         total_ms += max(ended_ms - time.started_ms, 0.0)
     return total_ms
-
-
-def _end_with_step(latest: AttemptView, step_ended_ms: float | None) -> None:
-    """Let the latest attempt end as its step did, unless that ended while it waited for another."""
-    if latest.end == "crashed" or latest.ended_ms is None:
-        return
-    if step_ended_ms is None or step_ended_ms - latest.ended_ms > _ROUNDING_MS:
-        latest.retry_in_ms = 0.0
-    else:
-        latest.ended_ms = step_ended_ms

@@ -12,12 +12,13 @@ from typing import Any
 
 from asyncflow._core.annotations import input_types
 from asyncflow._core.errors import PayloadError, RunIdInUseError
+from asyncflow._core.fingerprint import Fingerprints
 from asyncflow._core.graph import bind, bind_conditions
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
-from asyncflow._core.resume import Fingerprints, fork, resume
+from asyncflow._core.resume import fork, resume
 from asyncflow._core.same_value import is_same_value
 from asyncflow._runtime.durable import (
     Journal,

@@ -144,11 +144,16 @@ def _step_failed(event: events.StepFailed, attempt: _Attempt) -> str:
 
 def _step_cancelled(event: events.StepCancelled, attempt: _Attempt) -> str:
     error = "" if event.error is None else f" ({describe_error(event.error)})"
-    return f"{subject(event)} cancelled{_in_which(event, attempt)}: {event.reason}{error}"
+    why = _because(event.reason)
+    return f"{subject(event)} cancelled{_in_which(event, attempt)}{why}{error}"
 
 
 def _step_skipped(event: events.StepSkipped, _: _Attempt) -> str:
-    return f"{subject(event)} skipped: {event.reason}"
+    return f"{subject(event)} skipped{_because(event.reason)}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""  # not every report has one
 
 
 def _step_reused(event: events.StepReused, _: _Attempt) -> str:
@@ -173,8 +178,8 @@ def _thread_abandoned(event: events.ThreadAbandoned, attempt: _Attempt) -> str:
 
 
 def _loop_blocked(event: events.LoopBlocked, _: _Attempt) -> str:
-    blocked = duration(event.blocked_ms)
-    return f"{subject(event)} blocked the event loop for {blocked} at {event.where}"
+    where = f" at {event.where}" if event.where else ""
+    return f"{subject(event)} blocked the event loop for {duration(event.blocked_ms)}{where}"
 
 
 def _step_logged(event: events.StepLogged, _: _Attempt) -> str:

@@ -62,7 +62,7 @@ def to_notebook_html(view: RunView) -> str:
 
 def of_report(report: RunReport) -> str:
     """Return the steps of a report as a table."""
-    view = RunView.from_report(report)
+    view = RunView(report.events())
     return to_notebook_html(view)
 
 

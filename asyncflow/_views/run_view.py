@@ -1,24 +1,19 @@
-"""What a display shows of a run at some moment: a projection of its replay."""
+"""The replay of a run, with what displays derive of it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport, critical_path, paused_ms
+from asyncflow._core.report import critical_path, paused_ms
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
-    RunStatus,
-    Segment,
     StepResult,
     StepStatus,
     blocks_dependents,
 )
 from asyncflow._core.step_view import StepView
-from asyncflow.events import Event
 
 
 def ran_before(step: StepView) -> bool:
@@ -26,54 +21,8 @@ def ran_before(step: StepView) -> bool:
     return bool(step.active) and step.active[-1].segment < step.segment and not step.reused
 
 
-class RunView:
-    """Where a run stands, for a display. It shows no secret."""
-
-    def __init__(self, events: Iterable[Event] = ()) -> None:
-        self._run = StoredRun(events)
-
-    @classmethod
-    def from_report(cls, report: RunReport) -> RunView:
-        """Return what the report of a run says of it."""
-        if not isinstance(report, RunReport):
-            raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
-        view = cls()
-        view._run = StoredRun.from_report(report)
-        return view
-
-    def apply(self, event: Event) -> None:
-        """Apply one more event."""
-        self._run.apply(event)
-
-    @property
-    def run_id(self) -> str:
-        """Identifies the run."""
-        return self._run.run_id
-
-    @property
-    def pipeline(self) -> str:
-        """The name of its pipeline, if it has one."""
-        return self._run.pipeline
-
-    @property
-    def parent(self) -> str:
-        """The run one of whose steps started it, if one did."""
-        return self._run.parent
-
-    @property
-    def parent_step(self) -> str:
-        """That step."""
-        return self._run.parent_step
-
-    @property
-    def forked_from(self) -> str:
-        """The run whose results it takes over, if it is a fork."""
-        return self._run.forked_from
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """One, and one more for each time that the run was resumed."""
-        return self._run.segments
+class RunView(StoredRun):
+    """Where a run stands, with what displays derive of it. They show no secret."""
 
     @property
     def pauses_ms(self) -> list[float]:
@@ -86,58 +35,17 @@ class RunView:
         return paused_ms(self.segments) if self.segments else 0.0
 
     @property
-    def at_ms(self) -> float:
-        """The time of the latest event, in milliseconds since the run started."""
-        return self._run.at_ms
-
-    @property
-    def status(self) -> RunStatus:
-        """How the run has ended; ``RUNNING`` if it has not."""
-        return self._run.status
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the run has ended."""
-        return self._run.has_ended
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why it stops, or stopped, before its end, if it does."""
-        return self._run.stop_reason
-
-    @property
-    def steps(self) -> Mapping[str, StepView]:
-        """Its steps, in topological order."""
-        return self._run.steps
-
-    @property
-    def tiers(self) -> list[list[str]]:
-        """The names of its steps, in their tiers."""
-        return self._run.tiers
-
-    @property
-    def counts(self) -> Counter[StepStatus]:
-        """How many steps have which status."""
-        return self._run.counts
-
-    @property
-    def dependencies(self) -> dict[str, tuple[str, ...]]:
+    def edges(self) -> dict[str, tuple[str, ...]]:
         """For each step, in topological order, the steps it depends on."""
         return {name: step.depends_on for name, step in self.steps.items()}
 
     @property
-    def inputs(self) -> dict[str, Any]:
+    def shown_inputs(self) -> dict[str, Any]:
         """Its inputs, with a stand-in for each secret one."""
-        secret = self._run.secret_inputs
         return {
-            name: REDACTED_OUTPUT if name in secret else value
-            for name, value in self._run.inputs.items()
+            name: REDACTED_OUTPUT if name in self.secret_inputs else value
+            for name, value in self.inputs.items()
         }
-
-    @property
-    def fingerprints(self) -> Mapping[str, tuple[str, str]]:
-        """For each step, which data its action takes, and its version; empty if that is unknown."""
-        return self._run.fingerprints
 
     @property
     def wall_time(self) -> float:
@@ -169,7 +77,7 @@ class RunView:
         return "STOPPING" if is_stopping else self.status
 
     @property
-    def settled(self) -> int:
+    def ended_steps(self) -> int:
         """How many steps have ended, in whatever way."""
         unsettled = self.counts[StepStatus.PENDING] + self.counts[StepStatus.RUNNING]
         return len(self.steps) - unsettled
@@ -185,7 +93,7 @@ class RunView:
 
         In time linear in steps plus dependencies.
         """
-        first = None if self._run.was_interrupted else self.first_failure
+        first = None if self.was_interrupted else self.first_failure
         causes: dict[str, str] = {}
         for name, step in self.steps.items():
             cause = None if first is None else first.name

@@ -23,7 +23,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
-from asyncflow.html_report._event_log import event_log, log_of_report
+from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import page
 from asyncflow.html_report._page_model import PageContext
 
@@ -67,7 +67,7 @@ def to_html(
         if not isinstance(given, RunReport | Iterable):
             raise TypeError(f"{name} must be the events of a run, not {type(given).__name__}")
     events, said = list[Event](), RunNotes()
-    for each in chain(() if isinstance(run, RunReport) else run, notes):
+    for each in chain(run.events() if isinstance(run, RunReport) else run, notes):
         if isinstance(each, NOTES):
             said.apply(each)
         elif isinstance(each, Event):
@@ -77,11 +77,7 @@ def to_html(
                 "run must be a RunReport or the events of a run, and notes their notes; there is "
                 f"a {type(each).__name__} among them"
             )
-    if isinstance(run, RunReport):
-        view = RunView.from_report(run)
-        log = log_of_report(view)
-    else:
-        view, log = RunView(events), event_log(events)
+    view, log = RunView(events), event_log(events)
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
     context = PageContext(said, resume=resume, usual_ms=usual_ms or {})

@@ -195,7 +195,7 @@ def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
         "ticks": ticks(model.timeline.span_ms, model.timeline.span_ms / 8),
         "strip": model.strip,
         "breaks": model.breaks,
-        "graph": draw_graph(view.dependencies) if model.is_drawn else None,
+        "graph": draw_graph(view.edges) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
         "resume": model.context.resume if _can_resume(model) else "",

@@ -311,7 +311,7 @@ class PageModel:
     @property
     def is_drawn(self) -> bool:
         """Whether the graph is small enough to be of use."""
-        edges = sum(map(len, self.view.dependencies.values()))
+        edges = sum(map(len, self.view.edges.values()))
         return len(self.view.steps) <= MOST_STEPS_DRAWN and edges <= MOST_EDGES_DRAWN
 
     # A step or an item.

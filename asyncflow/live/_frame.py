@@ -234,8 +234,8 @@ def title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
 
 def _progress(run: LiveRun, width: int, theme: Theme) -> Text:
     view = run.view
-    label = f"  {view.settled:,} of {len(view.steps):,} steps"
-    done, left = bar(view.settled, len(view.steps), max(width - len(label), 0), theme)
+    label = f"  {view.ended_steps:,} of {len(view.steps):,} steps"
+    done, left = bar(view.ended_steps, len(view.steps), max(width - len(label), 0), theme)
     colour = COLOURS[StepStatus.FAILED if run.failed else StepStatus.SUCCESS]
     return Text(no_wrap=True).append(done, colour).append(left, "dim").append(label)
 

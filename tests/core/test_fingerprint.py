@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 from functools import partial
+from keyword import iskeyword
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncflow import WorkflowStep
+from asyncflow._core.fingerprint import Fingerprints, difference, parameters_of
 from asyncflow._core.graph import plan
-from asyncflow._core.resume import Fingerprints, difference
 
 
 async def source(): ...
@@ -47,6 +50,30 @@ def of(action, *arguments, **options):
 )
 def test_a_fingerprint_is_the_data_that_the_action_asks_for(action, depends_on, options, text):
     assert of(action, depends_on, **options) == (text, "")
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(
+            lambda name: not iskeyword(name)
+        ),
+        st.text(" =,()*a", min_size=1, max_size=8).filter(str.strip),
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_a_fingerprint_tells_the_parameters_again(source_of, is_mapped):
+    namespace = {}
+    exec(f"async def action({', '.join(source_of)}): ...", namespace)
+    sources = dict.fromkeys(source_of.values())
+    map_over = next(iter(sources)) if sources and is_mapped else None
+    step = WorkflowStep("x", namespace["action"], source_of, map_over=map_over)
+    planned = plan([*(WorkflowStep(name, source) for name in sources if name != "x"), step])
+
+    data, _ = Fingerprints(planned)["x"]
+
+    named = {p: "" if name == p else name for p, name in source_of.items()}
+    assert parameters_of(data, step.depends_on) == (named, map_over or "")
 
 
 def test_policies_are_not_part_of_a_fingerprint():

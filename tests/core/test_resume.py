@@ -7,10 +7,11 @@ import json
 import pytest
 
 from asyncflow import PayloadError, RunStatus, StepStatus, WorkflowStep
+from asyncflow._core.fingerprint import Fingerprints
 from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
-from asyncflow._core.resume import Fingerprints, resume
+from asyncflow._core.resume import resume
 from asyncflow.events import (
     AttemptStarted,
     MapStarted,

@@ -731,8 +731,8 @@ class TestInputs:
         assert received[0].inputs == {"x": RestoredOutput("redacted")}
         for one in (report, StoredRun(journal.stored["r"]).report(decode)):
             assert one.inputs == inputs
-        for view in (RunView.from_report(report), RunView(journal.stored["r"])):
-            assert view.inputs["x"] == RestoredOutput("redacted")
+        for view in (RunView(report.events()), RunView(journal.stored["r"])):
+            assert view.shown_inputs["x"] == RestoredOutput("redacted")
 
     async def test_an_input_that_was_secret_once_stays_secret(self, journal):
         async def use(x, y):

@@ -127,7 +127,7 @@ class Execution:
                 self.check_stored_run()
                 self.check_replay()
                 assert_shows(RunView(self.journal.stored[RUN_ID]), self.report)
-                assert_shows(RunView.from_report(self.report), self.report)
+                assert_shows(RunView(self.report.events()), self.report)
             check_history(self.report, self.journal.stored[RUN_ID])
             for result in self.report.results:
                 self.check_attempts(result)

@@ -211,7 +211,7 @@ def test_a_mapped_step_that_is_skipped_later_keeps_the_attempts_of_its_items():
         (1, 1, 1),
     ]
     assert repr(stored_report(journal).results) == repr(report.results)
-    view = RunView.from_report(RunReport.from_json(report.to_json())).steps["tell"]
+    view = RunView(RunReport.from_json(report.to_json()).events()).steps["tell"]
     assert (list(view.former_items), view.attempt_count, view.attempts) == ([0, 1], 2, [])
     assert view.former_items[1].attempts[0].end == "succeeded"
 

@@ -25,9 +25,9 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
+from asyncflow._core.fingerprint import Fingerprints
 from asyncflow._core.graph import DependencyView, plan
 from asyncflow._core.results import Payload
-from asyncflow._core.resume import Fingerprints
 from asyncflow.events import (
     AttemptStarted,
     Event,

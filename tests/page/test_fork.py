@@ -84,7 +84,7 @@ def test_its_figures_are_those_of_the_other_run() -> None:
     assert report["fetch"].output == ["one", "two"]
     assert view.critical_path(40.0) == ["load"]
     assert report.total_duration_ms == 40.0
-    again = RunView.from_report(report)
+    again = RunView(report.events())
     assert again.forked_from == "calm-otter"
     assert again.steps["fetch"].attempt_count == 4
     assert again.steps["fetch"].duration_ms(0.0) == 800.0

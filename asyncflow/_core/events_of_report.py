@@ -1,0 +1,358 @@
+"""The events that the results of a run imply, for a report that has no history of its own.
+
+That is one which a user has made, which came as JSON or pickled, or which a journal has made.
+
+Rules:
+
+1. The replay of these events says what the results say.
+2. What results don't tell (a submission to an engine, how long a backoff was to be, where the loop
+   was blocked) is left out, or put where it is no lie: a skip comes at the end of its segment.
+3. Times in results are rounded sums, so no step ends before its attempts have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, attempt_end
+from asyncflow.events import (
+    RECALLED,
+    AttemptBegan,
+    AttemptFailed,
+    AttemptStarted,
+    Event,
+    LoopBlocked,
+    MapStarted,
+    RunFinished,
+    RunInterrupted,
+    RunResumed,
+    RunStarted,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSkipped,
+    StepSucceeded,
+    StepTakenOver,
+    ThreadAbandoned,
+)
+
+if TYPE_CHECKING:
+    from asyncflow._core.report import RunReport
+
+_ROUNDING_MS = 1e-6
+"""By how much a sum of times may differ from the time that it stands for."""
+_ENDED = (StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED)
+
+
+def events_of(report: RunReport) -> Iterator[Event]:
+    """Yield the events that the results of a report imply, in order."""
+    return _Teller(report).events()
+
+
+class _Node(NamedTuple):
+    """A step, or an item of a mapped step."""
+
+    step: str
+    item: int | None
+    result: StepResult
+    attempts: Sequence[Attempt]
+    """Its own; those of a mapped step are its items'."""
+    ends_in: int
+    """The segment in which it ends, or has to: the latest one, unless its result was reused."""
+
+
+class _Teller:
+    """Tells what has happened in a run, segment by segment."""
+
+    def __init__(self, report: RunReport) -> None:
+        self._report = report
+        self._segments = report.segments
+        self._latest = len(self._segments)
+        self._taken: list[Event] = []
+        """What a fork takes over."""
+        self._told: list[list[Any]] = [[] for _ in self._segments]
+        """What happened to steps, by segment."""
+        self._afresh: set[int] = set()
+        """The segments in which what was interrupted begins anew."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of the run, in order."""
+        report = self._report
+        for result in report.results:
+            self._tell_step(result)
+        if report.status is RunStatus.INTERRUPTED:
+            self._tell_interruption()
+        yield self._start()
+        yield from self._taken
+        for number, told in enumerate(self._told, 1):
+            if number > 1:
+                yield self._resumption(number)
+            yield from sorted(told, key=lambda event: event.at_ms)  # at once: in order
+        if report.status is not RunStatus.RUNNING:
+            yield RunFinished(report.total_duration_ms, report.status, report.stop_reason)
+
+    # The run.
+
+    def _start(self) -> RunStarted:
+        report = self._report
+        return RunStarted(
+            report.run_id,
+            report.wall_time,
+            self._dependencies(),
+            report.pipeline,
+            inputs=report.inputs,
+            secret=self._secret(),
+            parent=report.parent,
+            parent_step=report.parent_step,
+            forked_from=report.forked_from,
+            rerun_reasons=self._reasons() if self._latest == 1 else {},
+        )
+
+    def _resumption(self, number: int) -> RunResumed:
+        segment = self._segments[number - 1]
+        reasons = self._reasons() if number == self._latest else {}
+        return RunResumed(
+            self._report.run_id,
+            segment.at_ms,
+            segment.wall_time,
+            self._dependencies(),
+            {},
+            unfinished={name: why for name, why in reasons.items() if why != RECALLED},
+            recalled=tuple([name for name, why in reasons.items() if why == RECALLED]),
+            afresh=number in self._afresh,
+            secret=self._secret(),
+        )
+
+    def _dependencies(self) -> dict[str, tuple[str, ...]]:
+        return {result.step_name: result.depends_on for result in self._report.results}
+
+    def _secret(self) -> tuple[str, ...]:
+        results = self._report.results
+        return tuple([r.step_name for r in results if any(e.secret for e in (r, *(r.items or ())))])
+
+    def _reasons(self) -> dict[str, str]:
+        results = self._report.results
+        return {each.step_name: each.rerun_reason for each in results if each.rerun_reason}
+
+    def _tell_interruption(self) -> None:
+        told, reason = self._told[-1], self._report.stop_reason or "it was interrupted"
+        cancelled = [event.at_ms for event in told if isinstance(event, StepCancelled)]
+        at_ms = min(cancelled, default=self._report.total_duration_ms)
+        told.insert(0, RunInterrupted(at_ms, reason))
+
+    # Steps.
+
+    def _tell_step(self, result: StepResult) -> None:
+        name, items = result.step_name, result.items or ()
+        former = [attempt for attempt in result.history if attempt.item is not None]
+        own = [attempt for attempt in result.history if attempt.item is None]
+        of_items = [*former, *[attempt for item in items for attempt in item.history]]
+        ends_in = self._latest
+        if result.reused:
+            ran_in = [attempt.segment for attempt in (*own, *of_items)]
+            ends_in = max(ran_in, default=max(self._latest - 1, 1))
+        step = _Node(name, None, result, own, ends_in)
+        self._tell_attempts(step)
+        if result.items is not None or former:
+            self._tell_maps(step, of_items)
+        for (item, segment), attempts in _by_item(former):
+            outcome = StepResult(name, StepStatus.PENDING)
+            self._tell_attempts(_Node(name, item, outcome, attempts, segment + 1))
+        for at, each in enumerate(items):
+            item = at if each.item is None else each.item
+            self._tell_item(_Node(name, item, each, each.history, ends_in))
+        self._tell_origin(step)
+        self._tell_end(step, self._ended_ms(step, [*own, *of_items]))
+        if result.reused:
+            self._tell_reuse(step, self._latest)
+
+    def _tell_maps(self, step: _Node, attempts: Iterable[Attempt]) -> None:
+        """Tell in which segments a mapped step began with its items."""
+        result = step.result
+        count = None if result.items is None else len(result.items)
+        starts = {segment: times[0] for segment, times in _active(attempts).items()}
+        if result.items is not None and result.status is not StepStatus.PENDING:
+            starts.setdefault(step.ends_in, self._segments[step.ends_in - 1].at_ms)
+        if starts and result.started_ms is not None:
+            starts[min(starts)] = result.started_ms
+        for segment, at_ms in starts.items():
+            self._tell(segment, MapStarted(step.step, at_ms, count))
+
+    def _tell_item(self, node: _Node) -> None:
+        if node.result.reused:
+            ran_in = max([attempt.segment for attempt in node.attempts], default=1)
+            self._tell_reuse(node, node.ends_in)
+            node = node._replace(ends_in=ran_in)
+        self._tell_attempts(node)
+        self._tell_origin(node)
+        self._tell_end(node, self._ended_ms(node, node.attempts))
+
+    def _tell_origin(self, node: _Node) -> None:
+        """Tell from which run the result of a node was taken over, if it was."""
+        name, item, result, attempts, _ = node
+        if result.origin:
+            count = None if result.items is None else len(result.items)
+            there = max(result.attempts - len(attempts), 0) if count is None else 0
+            figures = result.origin, there, result.duration_ms
+            output, secret = result.output, result.secret
+            self._taken.append(
+                StepTakenOver(name, 0.0, *figures, output, item, count, secret, result.error)
+            )
+
+    def _tell_reuse(self, node: _Node, segment: int) -> None:
+        at_ms, status = self._segments[segment - 1].at_ms, node.result.status
+        reused = StepReused(node.step, at_ms, node.item, status, node.result.origin)
+        self._tell(segment, reused)
+
+    # Attempts.
+
+    def _tell_attempts(self, node: _Node) -> None:
+        """Tell the attempts of a node, but for how the last one has ended if the node did so."""
+        name, item, result, attempts, ends_in = node
+        for attempt, later in pairwise([*attempts, None]):
+            assert attempt is not None
+            self._begin(node, attempt)
+            at_ms = attempt.started_ms + attempt.duration_ms
+            end = attempt_end(attempt)
+            if later is None:
+                if attempt.segment == ends_in and result.status in _ENDED:
+                    self._remark(node, attempt.segment, attempt.number, at_ms)
+                    return
+                is_retried = result.status is StepStatus.RUNNING
+            else:
+                is_retried = later.number > attempt.number
+                if end == "crashed" and not is_retried:
+                    self._afresh.add(later.segment)
+            if end == "crashed":
+                continue  # the next segment tells
+            in_segment = later is not None and later.segment == attempt.segment
+            told: Event = _end(name, attempt, at_ms, item)
+            if attempt.error is not None and (is_retried or in_segment):
+                wait_ms = 0.0
+                if later is not None and in_segment:
+                    at_ms = min(at_ms, later.started_ms)
+                    wait_ms = max(later.started_ms - later.queued_ms - at_ms, 0.0)
+                told = AttemptFailed(name, attempt.number, at_ms, attempt.error, wait_ms, item)
+            self._tell(attempt.segment, told)
+        if result.status is StepStatus.RUNNING and result.items is None:
+            self._tell_running(node)
+
+    def _begin(self, node: _Node, attempt: Attempt) -> None:
+        name, number, item, segment = node.step, attempt.number, node.item, attempt.segment
+        at_ms, queued_ms, engine = attempt.started_ms, attempt.queued_ms, attempt.engine
+        if engine:  # it was submitted, and then queued there
+            at_ms, queued_ms = at_ms - queued_ms, 0.0
+        self._tell(segment, AttemptStarted(name, number, at_ms, queued_ms, item, engine))
+        if attempt.worker:
+            began = AttemptBegan(name, number, attempt.started_ms, engine, attempt.worker, item)
+            self._tell(segment, began)
+
+    def _tell_running(self, node: _Node) -> None:
+        """Tell the attempt that runs, which is not in the history; its start is an estimate."""
+        result, attempts = node.result, node.attempts
+        if result.started_ms is None or result.attempts <= len(attempts):
+            return
+        number, started_ms, times = 1, result.started_ms, _active(attempts)
+        if attempts:
+            latest = attempts[-1]
+            if self._latest in times:
+                started_ms = max(started_ms, times[self._latest][1])
+            else:
+                ran_ms = sum([ended_ms - began_ms for began_ms, ended_ms in times.values()])
+                started_ms = self._report.total_duration_ms - result.duration_ms + ran_ms
+            if latest.segment == self._latest or attempt_end(latest) == "crashed":
+                number = latest.number + 1
+        place = result.engine, result.worker
+        running = Attempt(number, started_ms, 0.0, None, 0.0, self._latest, False, None, *place)
+        self._begin(node, running)
+        self._remark(node, self._latest, number, started_ms)
+
+    def _remark(self, node: _Node, segment: int, number: int, at_ms: float) -> None:
+        """Tell what is known of a node and belongs to one of its attempts, we say the latest."""
+        name, item, result = node.step, node.item, node.result
+        if result.abandoned:
+            self._tell(segment, ThreadAbandoned(name, number, at_ms, item))
+        if result.loop_blocked_ms:
+            blocked = LoopBlocked(name, number, at_ms, result.loop_blocked_ms, "", item)
+            self._tell(segment, blocked)
+
+    # Ends.
+
+    def _ended_ms(self, node: _Node, attempts: Sequence[Attempt]) -> float:
+        """Return when a node ended, which results don't say."""
+        times, result = _active(attempts), node.result
+        if node.ends_in not in times:
+            if result.started_ms is not None and not times:  # a mapped step without items
+                return result.started_ms + result.duration_ms
+            return self._end_of(node.ends_in)
+        before = [
+            ended - began for number, (began, ended) in times.items() if number < node.ends_in
+        ]
+        began_ms, latest_ms = times[node.ends_in]
+        if min(times) == node.ends_in and result.started_ms is not None:
+            began_ms = result.started_ms
+        return max(began_ms + result.duration_ms - sum(before), latest_ms)
+
+    def _end_of(self, number: int) -> float:
+        ended_ms = self._segments[number - 1].ended_ms
+        return self._report.total_duration_ms if ended_ms is None else ended_ms
+
+    def _tell_end(self, node: _Node, at_ms: float) -> None:
+        name, item, result, attempts, ends_in = node
+        if result.origin:
+            return
+        last = attempts[-1] if attempts and attempts[-1].segment == ends_in else None
+        number = attempts[-1].number if attempts else 0
+        if last is not None and last.error is not None:
+            ended_ms = last.started_ms + last.duration_ms
+            if at_ms - ended_ms > _ROUNDING_MS and result.status in _ENDED:
+                failed = AttemptFailed(name, number, ended_ms, last.error, 0.0, item)
+                self._tell(ends_in, failed)
+        error, reason = result.error, result.reason
+        if result.status is StepStatus.SUCCESS:
+            output, secret = result.output, result.secret
+            self._tell(
+                ends_in, StepSucceeded(name, number, at_ms, output, item, secret, result.error)
+            )
+        elif result.status is StepStatus.FAILED:
+            failure = error or ValueError("not known")
+            self._tell(ends_in, StepFailed(name, number, at_ms, failure, item))
+        elif result.status is StepStatus.CANCELLED:
+            self._tell(ends_in, StepCancelled(name, number, at_ms, reason or "", error, item))
+        elif result.status is StepStatus.SKIPPED:
+            at_ms = self._end_of(ends_in)
+            self._tell(ends_in, StepSkipped(name, at_ms, reason or "", result.on_purpose, item))
+
+    def _tell(self, segment: int, event: Event) -> None:
+        self._told[min(segment, self._latest) - 1].append(event)
+
+
+def _end(name: str, attempt: Attempt, at_ms: float, item: int | None) -> Event:
+    """Return how a node ended of which only this attempt is known."""
+    if attempt.cancelled:
+        return StepCancelled(name, attempt.number, at_ms, "", attempt.error, item)
+    if attempt.error is None:
+        return StepSucceeded(name, attempt.number, at_ms, None, item)
+    return StepFailed(name, attempt.number, at_ms, attempt.error, item)
+
+
+def _active(attempts: Iterable[Attempt]) -> dict[int, tuple[float, float]]:
+    """Return from when to when attempts ran, by segment."""
+    times: dict[int, tuple[float, float]] = {}
+    for each in sorted(attempts, key=lambda attempt: attempt.segment):
+        began_ms, ended_ms = each.started_ms, each.started_ms + each.duration_ms
+        earliest_ms, latest_ms = times.get(each.segment, (began_ms, ended_ms))
+        times[each.segment] = min(earliest_ms, began_ms), max(latest_ms, ended_ms)
+    return times
+
+
+def _by_item(attempts: Iterable[Attempt]) -> Iterator[tuple[tuple[int, int], list[Attempt]]]:
+    """Yield the attempts of items by item and segment, in this order."""
+
+    def key(attempt: Attempt) -> tuple[int, int]:
+        return attempt.item or 0, attempt.segment
+
+    for found, group in groupby(sorted(attempts, key=key), key):
+        yield found, list(group)
