@@ -33,7 +33,7 @@ from asyncflow._core.tracebacks import format_error, user_frames
 from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import shortened
 from asyncflow._views.run_end import failed_steps, lost_steps, verdict
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, view_of
 from asyncflow._views.workflow_commands import in_github_actions
 
 __all__ = ["MAX_ERRORS", "MAX_SUMMARY_BYTES", "to_markdown", "write_errors", "write_summary"]
@@ -89,9 +89,7 @@ def write_errors(report: RunReport, file: TextIO | None = None) -> int:
     """
     if not in_github_actions():
         return 0
-    failed = [
-        step for step in failed_steps(RunView(report.events())) if step.status is StepStatus.FAILED
-    ]
+    failed = [step for step in failed_steps(view_of(report)) if step.status is StepStatus.FAILED]
     for step in failed[:MAX_ERRORS]:
         print(_error_command(step), file=sys.stderr if file is None else file, flush=True)
     return len(failed[:MAX_ERRORS])
@@ -145,7 +143,7 @@ def to_markdown(report: RunReport, *, limit: int = MAX_SUMMARY_BYTES) -> str:
         ValueError: The limit is below 0.
     """
     check_count("limit", limit, 0)
-    view = RunView(report.events())
+    view = view_of(report)
     name = _code(view.pipeline or view.run_id, _NAME)
     head = f"\n### {name} {view.word}\n\n{_text(verdict(view))}. Run {_code(view.run_id, _NAME)}.\n"
     tail = "".join([*_lost(view), *_slowest(view)])

@@ -22,7 +22,7 @@ from asyncflow._core.step_view import StepView
 from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import error_words, shortened
 from asyncflow._views.run_end import verdict
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, view_of
 
 MOST_ROWS = 100
 """Of more steps, those are left out that succeeded, and then the last ones."""
@@ -62,7 +62,7 @@ def to_notebook_html(view: RunView) -> str:
 
 def of_report(report: RunReport) -> str:
     """Return the steps of a report as a table."""
-    view = RunView(report.events())
+    view = view_of(report)
     return to_notebook_html(view)
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import critical_path, paused_ms
+from asyncflow._core.report import RunReport, critical_path, paused_ms
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
     StepResult,
@@ -19,6 +19,13 @@ from asyncflow._core.step_view import StepView
 def ran_before(step: StepView) -> bool:
     """Whether a step ran before the run was resumed, and has not run since."""
     return bool(step.active) and step.active[-1].segment < step.segment and not step.reused
+
+
+def view_of(report: RunReport) -> RunView:
+    """Return the view of the run that a user's report is about."""
+    if not isinstance(report, RunReport):
+        raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
+    return RunView(report.events())
 
 
 class RunView(StoredRun):
