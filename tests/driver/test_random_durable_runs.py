@@ -31,7 +31,7 @@ from asyncflow import (
 from asyncflow._core.composition import ForwardOutputs
 from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output
 from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
 from asyncflow._views.run_view import RunView
@@ -369,7 +369,7 @@ def assert_output_shows(step, result):
     """Check that a view shows the output unless it is secret."""
     if result.status is SUCCESS:
         assert result.secret or not step.secret
-        output = step.output
+        output = visible_output(step)
         if result.secret:
             outputs = output if isinstance(output, list) else [output]
             assert all(each in (REDACTED, REDACTED_OUTPUT, None) for each in outputs)

@@ -382,7 +382,7 @@ def test_a_step_or_an_item_that_fell_back_says_so_everywhere() -> None:
     assert "Fell back from OSError: gone" in details
     assert "1 failed" in details
     assert "a failed and fell back: OSError: gone" in section("events", events)
-    log = [each.text for each in log_of_report(RunView(events)).events]
+    log = [each.text for each in event_log(events).events]
     assert log.count("failed and fell back: OSError: gone") == 2
 
 
