@@ -220,7 +220,8 @@ class _Teller:
                 if attempt.segment == ends_in and result.status in _ENDED:
                     self._remark(node, attempt.segment, attempt.number, at_ms)
                     return
-                is_retried = result.status is StepStatus.RUNNING
+                # What ends later than its last attempt has waited for another one.
+                is_retried = result.status in (StepStatus.RUNNING, *_ENDED)
             else:
                 is_retried = later.number > attempt.number
                 if end == "crashed" and not is_retried:
