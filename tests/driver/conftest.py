@@ -40,12 +40,20 @@ LOOPS: dict[str, type[asyncio.AbstractEventLoop]] = {
 if sys.version_info >= (3, 12):
     LOOPS["eager"] = EagerLoop
 
+_ABOUT_DATA = frozenset(
+    {"test_attachments", "test_fork", "test_inputs", "test_inspection", "test_pipeline"}
+)
+"""Files about what steps receive and leave, which depends on no loop: uvloop and debug mode would
+repeat them."""
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
     if item.get_closest_marker("process"):  # another process has its own loop
         return {"asyncio": LOOPS["asyncio"]}
+    if item.path.stem in _ABOUT_DATA:
+        return {name: loop for name, loop in LOOPS.items() if name not in {"debug", "uvloop"}}
     if item.get_closest_marker("exact_time"):
         return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
     return LOOPS
