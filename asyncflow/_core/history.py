@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
@@ -64,7 +63,9 @@ class History:
 
     def events(self, first: int = 0) -> Iterator[Event]:
         """Yield what has happened, without the first so many events."""
-        return map(as_event, islice(self.log, first, None))
+        log = self.log
+        # Not by `islice`, which would go through what it leaves out: a reader asks for each result.
+        return (as_event(log[at]) for at in range(first, len(log)))
 
     def folded(self) -> StoredRun:
         """Return the replay of the run, up to now."""
@@ -119,7 +120,7 @@ class _Results:
             if name in eventful:
                 results[name] = self._of(name, eventful[name], depends_on)
             elif name in plain:
-                results[name] = _of_plain(plain[name], depends_on)
+                results[name] = of_plain(plain[name], depends_on)
         return results
 
     def _of(self, name: str, entries: list[LogEntry], depends_on: tuple[str, ...]) -> StepResult:
@@ -193,10 +194,11 @@ def _item_of(entry: Any) -> Any:
     return entry[4] if len(entry) == 5 else entry[0][4]
 
 
-def _of_plain(ended: EndedAttempt, depends_on: tuple[str, ...]) -> StepResult:
-    (name, attempt, started_ms, queued_ms, _), ended_ms, output = ended
+def of_plain(ended: EndedAttempt, depends_on: tuple[str, ...]) -> StepResult:
+    """Return the result of a step, or an item, whose first attempt in the plain lane succeeded."""
+    (name, attempt, started_ms, queued_ms, item), ended_ms, output = ended
     return StepResult(
-        name,
+        name if item is None else f"{name}[{item}]",
         StepStatus.SUCCESS,
         attempt,
         ended_ms - started_ms,
@@ -204,6 +206,7 @@ def _of_plain(ended: EndedAttempt, depends_on: tuple[str, ...]) -> StepResult:
         started_ms=started_ms,
         depends_on=depends_on,
         queued_ms=queued_ms,
+        item=item,
     )
 
 

@@ -39,7 +39,7 @@ from asyncflow._core.chains import ChainedItem, Chains, ItemQueue
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
-from asyncflow._core.history import History
+from asyncflow._core.history import History, of_plain
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, report_of
 from asyncflow._core.results import InterruptionCause, RunStatus, StepResult, StepStatus
@@ -105,6 +105,8 @@ class RunState:
         self._note = self.history.log.append
         self.errors: list[BaseException] = []
         self._last_errors: dict[int, BaseException] = {}
+        self._blocked: set[int] = set()
+        """The nodes that have blocked the event loop."""
         self._submitted: set[int] = set()
         """The nodes whose running attempt waits for a worker of an engine."""
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
@@ -388,6 +390,7 @@ class RunState:
         latest = self.latest_attempt(node)
         if latest is None or not 1 <= event.attempt <= latest.attempt:
             raise IllegalEventError(event, f"the latest attempt is {latest!r}")
+        self._blocked.add(node)
 
     def drop_item(self, node: int) -> None:
         """Forget an item that was added and will never start, since the run stops."""
@@ -515,8 +518,11 @@ class RunState:
 
     def result(self, node: int) -> StepResult | None:
         """The result of a node, if it has ended."""
-        if self._ends[node] is None:
+        end = self._ends[node]
+        if end is None:
             return None
+        if type(end) is tuple and end[0][1] == 1 and node not in self._blocked:
+            return of_plain(end, self._steps[node].depends_on)  # the replay would keep a view of it
         run, (name, item) = self.history.folded(), self.step_runs.key_of(node)
         step = run.steps[name]
         return (step if item is None else (step.items or {})[item]).to_result(run.at_ms)
@@ -529,6 +535,10 @@ class RunState:
         """The result of a step or an item, if it has ended, as the report of the run has it."""
         step = self._index[name]
         return self.result(step if item is None else self.step_runs.node_of(step, item))
+
+    def status_of(self, name: str) -> StepStatus | None:
+        """How a step has ended, if it has."""
+        return self.step_runs.status(self._index[name])
 
     def has_succeeded(self, node: int) -> bool:
         """Whether a node has settled, and well."""

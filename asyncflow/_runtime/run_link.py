@@ -228,8 +228,14 @@ class ResultReader:
 
     def _has_finished_step(self) -> bool:
         """Whether the step whose items these are has ended, and not because the run stops."""
-        end = None if self._step is None else self._result_of(self._step)
-        return end is not None and end.status in (StepStatus.SUCCESS, StepStatus.FAILED)
+        if self._step is None:
+            return False
+        if self._state is not None:
+            status = self._state.status_of(self._step)
+        else:
+            report = self._link.report
+            status = None if report is None else report[self._step].status
+        return status in (StepStatus.SUCCESS, StepStatus.FAILED)
 
     def _result_of(self, step: str, item: int | None = None) -> StepResult | None:
         state = self._state = self._state or self._link.state

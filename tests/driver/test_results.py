@@ -292,6 +292,24 @@ class TestReaders:
 
         assert turns >= 2
 
+    async def test_the_results_of_plain_items_are_made_without_a_replay(self) -> None:
+        async def count() -> range:
+            return range(1_000)
+
+        async def half(number: int) -> float:
+            return number / 2
+
+        steps = [
+            WorkflowStep("numbers", count),
+            WorkflowStep("half", half, {"number": "numbers"}, map_over="numbers"),
+        ]
+        async with Orchestrator(steps).start() as run:
+            state = run._link.state
+            assert state is not None
+            items = await read(run, "half")
+            assert state.history._folded == 0
+            assert tuple(items) == (await run.report())["half"].items
+
     async def test_a_name_that_has_no_items_is_refused(self) -> None:
         run = crawl().start()
         with pytest.raises(RuntimeError, match="has not started"):

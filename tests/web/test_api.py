@@ -72,6 +72,7 @@ async def test_the_events_of_a_run_are_returned_from_a_position(
         "output": [1, 2, 3],
         "secret": False,
         "item": None,
+        "error": None,
     }
     failed = next(each for each in events if each["event"] == "StepFailed")
     assert failed["error"] == {"type": "builtins.ValueError", "message": "no such table: orders"}
