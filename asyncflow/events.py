@@ -34,6 +34,7 @@ __all__ = [
     "LoopBlocked",
     "MapStarted",
     "NoteEvent",
+    "PoolPaused",
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
@@ -162,6 +163,23 @@ class RunTimedOut:
         """Why, in words that complete the sentence "the run stopped because …"."""
         meanwhile = f" {self.while_paused}" if self.while_paused else ""
         return f"the run exceeded its deadline of {self.deadline_ms:g} ms{meanwhile}"
+
+
+@record
+class PoolPaused:
+    """A pool that steps of the run share is paused: no attempt starts in it meanwhile.
+
+    A run reports the pauses that its own attempts cause, and those of others while it waits.
+    """
+
+    at_ms: float
+    until_ms: float
+    """When the pause ends, unless a longer one begins before."""
+    pool: str = ""
+    """The name of the pool; empty if it has none."""
+    by: str = ""
+    """The step, or the item, that the service has told when to come back, in whichever run; empty
+    after `Pool.pause`."""
 
 
 @record
@@ -456,7 +474,9 @@ StepEvent: TypeAlias = (
     | LoopBlocked
 )
 """What happens to a step, or to an item of a mapped one."""
-RunEvent: TypeAlias = RunStarted | RunResumed | RunInterrupted | RunTimedOut | RunFinished
+RunEvent: TypeAlias = (
+    RunStarted | RunResumed | RunInterrupted | RunTimedOut | PoolPaused | RunFinished
+)
 """What happens to the run itself."""
 NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached
 """What a step says while it runs. It changes no state, so that a replay does without it."""

@@ -25,13 +25,13 @@ _NO_STEP: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item"
 _LEVELS = {RunStatus.FAILED: logging.ERROR, RunStatus.INTERRUPTED: logging.WARNING}
 _WARNINGS = (
     *(events.AttemptFailed, events.StepCancelled, events.StepSkipped, events.ThreadAbandoned),
-    *(events.LoopBlocked, events.RunTimedOut, events.RunInterrupted),
+    *(events.LoopBlocked, events.RunTimedOut, events.RunInterrupted, events.PoolPaused),
 )
 _ENDS = (events.StepSucceeded, events.StepFailed, events.StepCancelled)
 _EVENT_FIELDS = (
     *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
     *("deadline_ms", "status", "stop_reason", "blocked_ms", "where"),
-    *("engine", "worker"),
+    *("engine", "worker", "pool", "until_ms", "by"),
 )
 
 _ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | None

@@ -25,8 +25,8 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple, NoReturn, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
 from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_count, check_number
@@ -47,6 +47,13 @@ Call: TypeAlias = Callable[[float | None], object]
 """Called in any thread: with ``None`` when the slots are there, with a time to look again then; the
 latest such time counts. If it raises `RuntimeError`, as a closed event loop does, the ticket is
 released."""
+
+
+class Watcher(Protocol):
+    """Receives the pauses of pools, in any thread."""
+
+    def note_pause(self, pool: Pool, /) -> None:
+        """A pause of a pool has begun."""
 
 
 def _no_clock() -> Clock:
@@ -119,7 +126,7 @@ class Pool:
 
     __slots__ = (
         *("_ages", "_budget", "_gates", "_in_use", "_interval_s", "_is_gated", "_is_moving"),
-        *("_line", "_lock", "_released", "_token_s", "__weakref__"),
+        *("_line", "_lock", "_released", "_token_s", "_watchers", "__weakref__"),
         *("max_pause_ms", "name", "pauses", "per_minute", "per_second", "retry_budget", "size"),
         "tokens_per_minute",
     )
@@ -168,6 +175,7 @@ class Pool:
         """Whether an attempt may have to wait although there are slots."""
         self._released: deque[tuple[PoolTicket, bool]] = deque()
         """What is to be taken back, and whether unused."""
+        self._watchers: WeakSet[Watcher] = WeakSet()
         self._is_moving = False
         self._lock = threading.RLock()
 
@@ -346,10 +354,17 @@ class Pool:
         """Let no attempt of a clock start before this time; the longer pause wins."""
         with self._lock:
             gate = self._gate_of(clock)
-            if until_s > gate.paused_until_s:
-                gate.paused_until_s, gate.paused_by = until_s, by
-                self._is_gated = True
+            if until_s <= gate.paused_until_s:
+                return
+            gate.paused_until_s, gate.paused_by = until_s, by
+            self._is_gated = True
         self._settle()
+        for watcher in list(self._watchers):
+            watcher.note_pause(self)
+
+    def _watch(self, watcher: Watcher) -> None:
+        """Report each pause that begins, for as long as the watcher exists."""
+        self._watchers.add(watcher)
 
     def _pause_of(self, clock: Clock) -> PoolPause | None:
         """Return the pause of a clock, if the pool is paused."""

@@ -81,6 +81,8 @@ class StoredRun:
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
+        self.pool_pauses: dict[str, events.PoolPaused] = {}
+        """The latest pause of each pool, by its name."""
         self._is_whole = False
         """Whether it began with the first event, so that no attempt is unknown."""
         self._reasons: Mapping[str, str] = {}
@@ -185,6 +187,9 @@ class StoredRun:
         if isinstance(event, events.RunInterrupted):
             self.cause = event.cause
         self.was_interrupted = self.was_stopping = True
+
+    def _on_pool_paused(self, event: events.PoolPaused) -> None:
+        self.pool_pauses[event.pool] = event
 
     def _on_run_finished(self, event: events.RunFinished) -> None:
         self.status, self.at_ms = event.status, event.at_ms
@@ -551,6 +556,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     events.StepTakenOver: StoredRun._on_step_taken_over,
     events.ThreadAbandoned: StoredRun._on_thread_abandoned,
     events.LoopBlocked: StoredRun._on_loop_blocked,
+    events.PoolPaused: StoredRun._on_pool_paused,
     events.StepLogged: None,
     events.StepProgressed: None,
     events.StepAttached: None,

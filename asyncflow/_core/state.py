@@ -655,6 +655,7 @@ _RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
     events.RunInterrupted: RunState._on_run_interrupted,
     events.RunTimedOut: RunState._on_run_timed_out,
     events.RunFinished: RunState._on_run_finished,
+    events.PoolPaused: None,
     events.StepLogged: None,
     events.StepProgressed: None,
     events.StepAttached: None,

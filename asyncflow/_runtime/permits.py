@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
-from asyncflow.events import StepFailed, ThreadAbandoned
+from asyncflow.events import PoolPaused, StepFailed, ThreadAbandoned
 
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
@@ -193,6 +194,8 @@ class Permits:
         self._late: list[PoolTicket | Permit] = []
         """What is released when the nodes that its attempts have made ready are in line."""
         self._has_priorities = any(scope.plan.steps[index].priority for index in scope.plan.special)
+        self._reported_ms: dict[Pool, float] = {}
+        """Until when each pool that it watches is paused, as far as that was reported."""
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
 
@@ -240,15 +243,22 @@ class Permits:
         permit.ticket = ticket = pool._join(
             clock, permit.call, slots=slots, tokens=tokens, priority=priority, age=age
         )
-        if self._queue.has_limit and not ticket.has_slots:
+        if ticket.has_slots:
+            return
+        if self._queue.has_limit:
             self._queue.lend(node)
+        if pool not in self._reported_ms:
+            self._reported_ms[pool] = 0.0
+            pool._watch(self)
+            if pool._is_gated:
+                self.note_pause(pool)
 
     def may_start(self, node: int) -> bool:
         """Let a node join its line; return whether it holds all that its attempt needs."""
         if node in self._joining:
             self._join(node, self._steps[node])
         held = self._held.get(node)
-        if isinstance(held, Permit) and (held.limiter is not None or self._queue.has_limit):
+        if self._queue.has_limit or (isinstance(held, Permit) and held.limiter is not None):
             return False
         ticket = held.ticket if isinstance(held, Permit) else held
         return ticket is not None and ticket.has_slots and not ticket.is_gated
@@ -267,11 +277,9 @@ class Permits:
             try:
                 if isinstance(held, Permit):
                     await held.slots()
-                    has_place = self._queue.claim(node)
-                    if has_place:
-                        await held.token()
-                else:
-                    has_place = True
+                has_place = self._queue.claim(node)  # it may have lent its own
+                if has_place and isinstance(held, Permit):
+                    await held.token()
             except BaseException:
                 self._give_back(node)
                 raise
@@ -352,6 +360,23 @@ class Permits:
         if node in self._held:
             self.release(node, unused=True)
 
+    def note_pause(self, pool: Pool) -> None:
+        """Report soon that a pool is paused. Any thread may call it."""
+        is_here = asyncio._get_running_loop() is self._loop
+        call_soon = self._loop.call_soon if is_here else self._loop.call_soon_threadsafe
+        with suppress(RuntimeError):  # the loop is closed
+            call_soon(self._report_pause, pool)
+
+    def _report_pause(self, pool: Pool) -> None:
+        pause = pool._pause_of(self._clock)
+        if pause is None or self._state.has_finished:
+            return
+        now_ms = self._now_ms()
+        until_ms = now_ms + pause.left_ms
+        if until_ms > self._reported_ms.get(pool, 0.0) + 0.5:
+            self._reported_ms[pool] = until_ms
+            self._dispatcher.emit(PoolPaused(now_ms, until_ms, pool.name or "", pause.by))
+
     def paused_pool(self) -> str:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""
         for node, held in self._held.items():
@@ -378,6 +403,7 @@ class Permits:
                 "its max_pause_ms of %g",
                 *(name, named_ms, pool.title, pool.max_pause_ms),
             )
+        pool._watch(self)
         pool._pause(self._clock, until_s, name)
         held = self._held.get(node)
         ticket = held.ticket if isinstance(held, Permit) else held

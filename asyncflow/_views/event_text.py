@@ -96,6 +96,16 @@ def _run_timed_out(event: events.RunTimedOut, _: _Attempt) -> str:
     return f"the run stops because it exceeded its deadline of {duration(event.deadline_ms)}"
 
 
+def _pool_paused(event: events.PoolPaused, _: _Attempt) -> str:
+    return f"{pause_text(event)} for {duration(event.until_ms - event.at_ms)}"
+
+
+def pause_text(event: events.PoolPaused) -> str:
+    """Return which pool is paused, and why: ``pool api is paused by ask[3]``."""
+    pool = f"pool {event.pool}" if event.pool else "a pool"
+    return f"{pool} is paused by {event.by}" if event.by else f"{pool} is paused"
+
+
 def ended_as(status: RunStatus) -> str:
     """Return how a run ended: ``passed``, ``failed`` or ``was interrupted``."""
     return "was interrupted" if status is RunStatus.INTERRUPTED else status.lower()
@@ -231,6 +241,7 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.RunResumed: _run_resumed,
     events.RunInterrupted: _run_interrupted,
     events.RunTimedOut: _run_timed_out,
+    events.PoolPaused: _pool_paused,
     events.RunFinished: _run_finished,
     events.AttemptStarted: _attempt_started,
     events.AttemptBegan: _attempt_began,

@@ -14,6 +14,7 @@ from asyncflow._core.results import (
     blocks_dependents,
 )
 from asyncflow._core.step_view import StepView
+from asyncflow.events import PoolPaused
 
 
 def ran_before(step: StepView) -> bool:
@@ -40,6 +41,11 @@ class RunView(StoredRun):
     def paused_ms(self) -> float:
         """How long it paused in all, so that no process ran it."""
         return paused_ms(self.segments) if self.segments else 0.0
+
+    def pauses_at(self, now_ms: float) -> list[PoolPaused]:
+        """Return the pauses of pools that have not ended at a moment of the run."""
+        pauses = () if self.has_ended else self.pool_pauses.values()
+        return [pause for pause in pauses if pause.until_ms > now_ms]
 
     @property
     def edges(self) -> dict[str, tuple[str, ...]]:

@@ -20,11 +20,12 @@ from rich.text import Text
 
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration
+from asyncflow._views.event_text import duration, pause_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     Event,
     NoteEvent,
+    PoolPaused,
     RunResumed,
     RunStarted,
     StepCancelled,
@@ -196,6 +197,8 @@ def frame(
         foot = [_progress(run, width, theme), *foot]
     if height >= 6 and run.view.stop_reason is not None:
         foot = [_stop(run.view.stop_reason, width, theme), *foot]
+    elif height >= 6 and (pauses := run.view.pauses_at(now_ms)):
+        foot = [_pause(pauses, now_ms, width, theme), *foot]
     body = _body(run, height - len(head) - len(foot), width, now_ms, theme)
     blank = [Text()] * (min(min_height, height) - len(head) - len(body) - len(foot))
     lines = [*head, *body, *blank, *foot]
@@ -245,6 +248,13 @@ def _stop(reason: str, width: int, theme: Theme) -> Text:
         printable(f"stopped because {reason}", theme.encoding), width, theme.ellipsis
     )
     return Text(line, COLOURS[StepStatus.CANCELLED], no_wrap=True)
+
+
+def _pause(pauses: Sequence[PoolPaused], now_ms: float, width: int, theme: Theme) -> Text:
+    """Return the line with the pools that are paused, and for how long still."""
+    texts = [f"{pause_text(each)}, {duration(each.until_ms - now_ms)} left" for each in pauses]
+    line = elide_middle(printable("; ".join(texts), theme.encoding), width, theme.ellipsis)
+    return Text(line, COLOURS[StepStatus.SKIPPED], no_wrap=True)
 
 
 _COUNTED = {

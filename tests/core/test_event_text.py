@@ -18,6 +18,7 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
+    PoolPaused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -60,6 +61,8 @@ LINES: list[tuple[Event, int | None, str]] = [
         None,
         "the run stops because the caller was cancelled",
     ),
+    (PoolPaused(5.0, 2_005.0), None, "a pool is paused for 2.0 s"),
+    (PoolPaused(5.0, 65.0, "api", "ask[3]"), None, "pool api is paused by ask[3] for 60 ms"),
     (RunTimedOut(5.0, 1500), None, "the run stops because it exceeded its deadline of 1.5 s"),
     (RunFinished(5.0, RunStatus.PASSED), None, "the run passed after 5 ms"),
     (

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from third_party import step_tasks
 
 from asyncflow import (
     Orchestrator,
@@ -18,7 +19,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow.events import AttemptStarted
+from asyncflow.events import AttemptStarted, PoolPaused
 from asyncflow.testing import run_in_virtual_time
 
 
@@ -427,3 +428,56 @@ async def test_a_cancellation_and_a_drain_end_the_wait_and_their_reason_names_th
     assert reason.endswith("while its pool was paused by step 'ask' for another 59,000 ms")
     assert cancelled.value.report["ask"].status is StepStatus.CANCELLED
     assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+def pauses_in(events):
+    return [event for event in events if isinstance(event, PoolPaused)]
+
+
+@pytest.mark.exact_time
+async def test_each_run_that_waits_reports_the_pause_and_why():
+    pool, mine, others, late = Pool(1, name="api"), [], [], []
+
+    async def ask():
+        await asyncio.sleep(0.1)
+        if current_step().run_id == "mine" and current_step().attempt == 1:
+            raise Refused(2_000)
+
+    async def run(run_id, events):
+        step = WorkflowStep("ask", ask, pool=pool, max_retries=2, retry=NAMED)
+        await run_pipeline([step], run_id=run_id, observers=[events.append])
+
+    async def run_late():
+        await asyncio.sleep(1.1)
+        await run("late", late)
+
+    await asyncio.gather(run("mine", mine), run("others", others), run_late())
+
+    (first,), (second,), (third,) = map(pauses_in, (mine, others, late))
+    assert (first.pool, first.by) == (second.pool, second.by) == (third.pool, third.by)
+    assert (first.pool, first.by) == ("api", "ask")
+    assert [round(each.at_ms) for each in (first, second, third)] == [100, 100, 0]
+    assert [round(each.until_ms) for each in (first, second, third)] == [2_100, 2_100, 1_000]
+
+
+@pytest.mark.exact_time
+async def test_a_third_party_that_cancels_a_waiting_step_lends_no_place_twice():
+    pool, running, most = Pool(2), 0, 0
+    pool.pause(1_000)
+
+    async def work():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(2)
+        running -= 1
+
+    steps = [WorkflowStep("pooled", work, pool=pool), WorkflowStep("free", work)]
+    run = asyncio.ensure_future(run_pipeline(steps, max_concurrency=1))
+    await asyncio.sleep(1.5)  # the slot was declined, since the run is full
+    (task,) = [task for task in step_tasks() if "pooled" in task.get_name()]
+    task.cancel()
+    report = await run
+
+    assert report.all_passed
+    assert most == 1

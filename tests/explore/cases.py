@@ -16,6 +16,7 @@ __all__ = [
     "Fault",
     "Flow",
     "Items",
+    "PoolSpec",
     "Step",
     "dependencies_of",
     "random_fault",

@@ -22,6 +22,7 @@ from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
     MapStarted,
+    PoolPaused,
     RunFinished,
     RunInterrupted,
     RunStarted,
@@ -233,6 +234,9 @@ class _Run:
                 _require(self.fail_stop is None and self.interrupted is None, "too late:", event)
                 self.timed_out = event
                 self.fail_stop = _Stop(at_ms, turn, place)
+            elif kind is PoolPaused:
+                can_be = any(spec.named is not None for spec in self.specs)
+                _require(can_be and event.until_ms > at_ms, "no pool can be paused:", event)
             elif kind is RunFinished:
                 _require(place == log[-1][0], "an event follows the last one")
             elif kind in (AttemptFailed, StepSucceeded, StepFailed, StepCancelled, StepSkipped):
@@ -766,8 +770,10 @@ class _Run:
 
     def check_gaps(self, node: _Node, items: dict[int, _Node]) -> None:
         """Check that each item has begun before the next one."""
-        # An item that a third party has cancelled while it waited may wait until the run stops.
-        if not self.world.strangers:
+        # An item that a third party has cancelled while it waited may wait until the run stops; so
+        # may one whose pool was paused in the turn in which it was to begin.
+        pool = self.specs[node.step].pool
+        if not self.world.strangers and (pool is None or not self.has_other_waits(pool)):
             stop = self.stop_for(self.specs[node.step])
             gap = next(number for number in range(len(items) + 1) if number not in items)
             later = [item.attempts[0] for number, item in items.items() if number > gap]

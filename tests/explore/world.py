@@ -200,8 +200,7 @@ class World:
         """Answer as a service that names a time, which pauses its pool."""
         if step.named is None or not isinstance(error, ValueError):
             return True
-        assert step.pool is not None
-        if self.pipeline.flow.pools[step.pool].pauses:
+        if step.pool is not None and self.pipeline.flow.pools[step.pool].pauses:
             until = self.loop.now + step.named * TICK_S
             self.paused_until[step.pool] = max(self.paused_until[step.pool], until)
         return step.named * TICK_MS

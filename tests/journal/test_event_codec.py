@@ -29,6 +29,7 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
+    PoolPaused,
     RunEvent,
     RunFinished,
     RunInterrupted,
@@ -122,6 +123,7 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     ),
     RunInterrupted: (times, texts),
     RunTimedOut: (times, times),
+    PoolPaused: (times, times, texts, texts),
     RunFinished: (
         times,
         st.sampled_from(["PASSED", "FAILED", "INTERRUPTED"]).map(RunStatus),

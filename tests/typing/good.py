@@ -67,6 +67,7 @@ from asyncflow.events import (
     EventsMissed,
     LoopBlocked,
     MapStarted,
+    PoolPaused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -292,6 +293,8 @@ def watch(event: Event) -> None:
     elif isinstance(event, LoopBlocked):
         assert_type(event.blocked_ms, float)
         assert_type(event.where, str)
+    elif isinstance(event, PoolPaused):
+        assert_type(event.until_ms, float)
     elif isinstance(event, RunTimedOut):
         assert_type(event.deadline_ms, float)
     elif isinstance(event, StepTakenOver):
