@@ -6,6 +6,8 @@ go.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from asyncflow._core.errors import MissingExtraError
 
 try:
@@ -17,8 +19,9 @@ except ImportError as _error:
         "pip install 'asyncflow-tiers[otel]'"
     ) from _error
 
+from asyncflow._core.pool import Pool
 from asyncflow.events import AttemptStarted, Event
-from asyncflow.otel._metrics import Instruments, RunMetrics
+from asyncflow.otel._metrics import Instruments, RunMetrics, observe_pools
 from asyncflow.otel._spans import RunSpans
 
 __all__ = ["OpenTelemetryObserver"]
@@ -46,20 +49,29 @@ class OpenTelemetryObserver:
     Args:
         tracer_provider: Makes the spans; by default the global one.
         meter_provider: Records the measurements; by default the global one.
+        pools: Those whose state is measured too: slots taken, attempts that wait, how long they are
+            still paused, and the retries that are left. Give them to one observer only.
 
     Raises:
-        TypeError: An argument is not a provider.
+        TypeError: An argument is not a provider, or one of the pools is no `Pool`.
     """
 
     def __init__(
         self,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        pools: Iterable[Pool] = (),
     ) -> None:
         _check("tracer_provider", tracer_provider, "get_tracer")
         _check("meter_provider", meter_provider, "get_meter")
         self._tracer = get_tracer(_NAME, tracer_provider=tracer_provider)
-        self._instruments = Instruments(get_meter(_NAME, meter_provider=meter_provider))
+        meter, pools = get_meter(_NAME, meter_provider=meter_provider), tuple(pools)
+        for pool in pools:
+            if not isinstance(pool, Pool):
+                raise TypeError(f"pools must hold Pool objects, not {type(pool).__name__}")
+        self._instruments = Instruments(meter)
+        if pools:
+            observe_pools(meter, pools)
 
     def for_run(self) -> _RunTelemetry:
         """Return the observer of one run."""

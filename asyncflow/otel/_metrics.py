@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from opentelemetry.metrics import Counter, Histogram, Meter, UpDownCounter
+from opentelemetry.metrics import (
+    CallbackOptions,
+    Counter,
+    Histogram,
+    Meter,
+    Observation,
+    UpDownCounter,
+)
 
 from asyncflow import events
+from asyncflow._core.pool import Pool, PoolStats
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of
 
@@ -52,6 +61,27 @@ class Instruments:
         self.attempts_active: UpDownCounter = meter.create_up_down_counter(
             semconv.METRIC_ATTEMPTS_ACTIVE, "{attempt}", "Attempts that are running."
         )
+
+
+def observe_pools(meter: Meter, pools: Iterable[Pool]) -> None:
+    """Let a meter read the state of pools whenever it collects measurements."""
+    named = [(pool, {semconv.POOL_NAME: encodable(pool.name or "")}) for pool in pools]
+
+    def gauge(name: str, unit: str, description: str, read: Callable[[PoolStats], float]) -> None:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            for pool, attributes in named:
+                value = read(pool.stats())
+                if value < math.inf:  # as are the retries of a pool without a budget
+                    yield Observation(value, attributes)
+
+        meter.create_observable_gauge(name, [observe], unit, description)
+
+    in_use, waiting = "Slots of a pool that are taken.", "Attempts that wait for a pool."
+    paused, retries = "How long a pool is still paused.", "Retries that its budget allows."
+    gauge(semconv.METRIC_POOL_IN_USE, "{slot}", in_use, lambda stats: stats.in_use)
+    gauge(semconv.METRIC_POOL_WAITING, "{attempt}", waiting, lambda stats: stats.waiting)
+    gauge(semconv.METRIC_POOL_PAUSED, "s", paused, lambda stats: stats.paused_ms / 1000)
+    gauge(semconv.METRIC_POOL_RETRIES, "{retry}", retries, lambda stats: stats.retries_left)
 
 
 class RunMetrics:

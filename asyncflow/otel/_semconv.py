@@ -55,6 +55,12 @@ ENGINE = "asyncflow.engine"
 WORKER = "asyncflow.worker"
 BEGAN = "asyncflow.began"
 
+POOL_NAME = "asyncflow.pool.name"
+
+METRIC_POOL_IN_USE = "asyncflow.pool.slots.used"
+METRIC_POOL_WAITING = "asyncflow.pool.waiting"
+METRIC_POOL_PAUSED = "asyncflow.pool.pause.remaining"
+METRIC_POOL_RETRIES = "asyncflow.pool.retries.remaining"
 METRIC_RUN_DURATION = "cicd.pipeline.run.duration"
 METRIC_RUNS_ACTIVE = "cicd.pipeline.run.active"
 METRIC_ERRORS = "cicd.pipeline.run.errors"

@@ -15,7 +15,7 @@ from random_runs import RUN_ID, RandomPipeline, key_of
 from telemetry import Telemetry
 from turn_counting import TurnCountingLoop
 
-from asyncflow import JournalError, WorkflowStep, current_step, run_pipeline
+from asyncflow import JournalError, Pool, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import (
     AttemptBegan,
     AttemptStarted,
@@ -28,6 +28,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
 )
+from asyncflow.otel import OpenTelemetryObserver
 
 SETTLED = StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepReused
 
@@ -253,3 +254,23 @@ def test_nothing_stays_in_flight_however_a_run_ends_and_resumes(seed, turn, shar
     )
     left.fail_at = random.Random(seed).choice([None, 1, 2, 5])
     check(again, in_loop(observed(pipeline, left, again), seed))
+
+
+async def test_the_state_of_pools_is_measured_when_it_is_asked_for(otel):
+    api, plain = Pool(3, retry_budget=0.5, name="api"), Pool(2)
+    OpenTelemetryObserver(otel.provider, otel.meters, pools=[api, plain])
+    ticket = api._take(2)
+    api.pause(60_000)
+
+    used = points(otel, "asyncflow.pool.slots.used")
+    paused = points(otel, "asyncflow.pool.pause.remaining")
+    retries = points(otel, "asyncflow.pool.retries.remaining")
+    ticket.release()
+
+    of_api, of_plain = (("asyncflow.pool.name", "api"),), (("asyncflow.pool.name", ""),)
+    assert used == {of_api: 2, of_plain: 0}
+    assert paused[of_plain] == 0
+    assert 50 < paused[of_api] <= 60
+    assert retries == {of_api: 10}
+    with pytest.raises(TypeError, match="pools must hold Pool objects, not int"):
+        OpenTelemetryObserver(otel.provider, otel.meters, pools=[3])
