@@ -65,7 +65,10 @@ class OpenTelemetryObserver:
         _check("tracer_provider", tracer_provider, "get_tracer")
         _check("meter_provider", meter_provider, "get_meter")
         self._tracer = get_tracer(_NAME, tracer_provider=tracer_provider)
-        meter, pools = get_meter(_NAME, meter_provider=meter_provider), tuple(pools)
+        meter = get_meter(_NAME, meter_provider=meter_provider)
+        if not isinstance(pools, Iterable):
+            raise TypeError(f"pools must be a list of Pool objects, not {type(pools).__name__}")
+        pools = tuple(pools)
         for pool in pools:
             if not isinstance(pool, Pool):
                 raise TypeError(f"pools must hold Pool objects, not {type(pool).__name__}")
