@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from asyncflow import Orchestrator, Pool, WorkflowStep, run_pipeline, topological_sort
+from asyncflow import Orchestrator, WorkflowStep, run_pipeline, topological_sort
 from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.chains import chains
@@ -31,6 +31,7 @@ from tests.benchmarks.engines import engines
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
+from tests.benchmarks.pools import MAX_OF_A_SEMAPHORE, pool_policies, pools, refusals
 from tests.benchmarks.ratios import Row, ratio
 from tests.benchmarks.saying import saying
 from tests.benchmarks.testing_kit import testing_kit
@@ -57,13 +58,6 @@ LIMITS: dict[str, tuple[float, float, float]] = {
 
 def limit(subject: str) -> float:
     return LIMITS[subject][min(max(sys.version_info[1], 11), 13) - 11]
-
-
-# For pools and mapped steps, against one semaphore of asyncio's. Instant work, which needs no
-# limit, measures 1.4 to 2.3: 7 to 17 us more per attempt, for slots that other loops, threads and
-# runs share, for queued_ms, and for events and a result of each attempt or item. For work of one
-# millisecond that is 2 %. The limit finds costs that are not constant: one more task, or a scan.
-MAX_OF_A_SEMAPHORE = 3.0
 
 
 def cpu_s(work: Callable[[], Awaitable[Mapping[str, Any] | list[Any]]]) -> float:
@@ -147,22 +141,6 @@ def fail_fast(rounds: int) -> Iterator[Row]:
         2 * rounds,
     )
     yield Row("fail-fast with 5,000 sleeping siblings", value, limit("fail-fast"))
-
-
-def pools(rounds: int) -> Iterator[Row]:
-    for action in (instant, suspending):
-        pool = Pool(100)
-        steps = [WorkflowStep(f"s{i}", action, pool=pool) for i in range(1_000)]
-        value = ratio(
-            lambda steps=steps: cpu_s(lambda: run_pipeline(steps)),
-            lambda steps=steps: cpu_s(lambda: run_by_hand(steps, asyncio.Semaphore(100))),
-            3 * rounds,
-        )
-        yield Row(
-            f"1,000 steps in a Pool(100), {action.__name__} / Semaphore(100)",
-            value,
-            MAX_OF_A_SEMAPHORE,
-        )
 
 
 def mapped(rounds: int) -> Iterator[Row]:
@@ -320,6 +298,8 @@ def main() -> int:
         retries,
         fail_fast,
         pools,
+        pool_policies,
+        refusals,
         mapped,
         chains,
         planning,
@@ -340,6 +320,8 @@ def main() -> int:
         "retries",
         "fail_fast",
         "pools",
+        "pool_policies",
+        "refusals",
         "mapped",
         "chains",
         "planning",

@@ -601,3 +601,38 @@ class TestBudget:
         pool = Pool(1)
 
         assert all(pool._spend_retry() for _ in range(1_000))
+
+
+class TestFairness:
+    @given(st.integers(1, 4), st.randoms(use_true_random=False))
+    def test_with_finite_work_every_ticket_gets_its_slots(
+        self, size: int, chance: random.Random
+    ) -> None:
+        rates: dict[str, Any] = chance.choice(
+            [{}, {"per_second": 3}, {"tokens_per_minute": 120}, {"per_minute": 90}]
+        )
+        pool, hand = Pool(size, **rates), Hand()
+        held: list[PoolTicket] = []
+        done = 0
+
+        for _ in range(40):
+            slots, priority = chance.randint(1, size), chance.randint(-1, 1)
+            held.append(
+                hand.join(pool, slots=slots, priority=priority, tokens=chance.randint(0, 5))
+            )
+            if chance.random() < 0.2:
+                pool._pause(hand.clock, hand.now + chance.random() * 9, "")
+            if chance.random() < 0.3:
+                hand.run(hand.now + chance.random() * 3)
+            if chance.random() < 0.2:
+                held.pop(chance.randrange(len(held))).release(unused=True)
+        while held:
+            hand.run(hand.now + 1)
+            ready = [ticket for ticket in held if ticket.has_slots]
+            for ticket in ready:
+                held.remove(ticket)
+                ticket.release()
+                done += 1
+            assert ready or hand.timers, "nothing can ever start"
+
+        assert (pool.in_use, pool.waiting) == (0, 0)
