@@ -116,6 +116,8 @@ def _policies(step: WorkflowStep) -> list[str]:
         texts.append("in any case")
     if step.max_retries > 1:
         texts.append(f"up to {step.max_retries} attempts")
+    if step.fallback is not None:
+        texts.append("with a fallback")
     if step.runs_in != "loop":
         texts.append(f"in a {step.runs_in}")
     if step.remote is not None:
@@ -135,6 +137,7 @@ def _write_json(orchestrator: Orchestrator) -> None:
         | {"resources": resources_of(step, orchestrator.resources)}
         | {policy: getattr(step, policy) for policy in _POLICIES}
         | {"engine": "local" if step.remote is None else step.remote.name}
+        | {"fallback": step.fallback is not None}
         for step in orchestrator.steps
     ]
     document = {"pipeline": orchestrator.name, "tiers": tiers, "steps": steps}

@@ -171,7 +171,8 @@ class _RunLines:
             self._begin(event)
         items = None if item is None else self._items.get(name)
         lines = []
-        if items is None or not isinstance(event, _QUIET_ITEM_EVENTS):
+        fell_back = isinstance(event, StepSucceeded) and event.error is not None
+        if items is None or fell_back or not isinstance(event, _QUIET_ITEM_EVENTS):
             lines.append(describe_event(event, self._max_retries.get(name)))
         if items is not None and isinstance(event, _ENDS):
             lines += items.settle(event)

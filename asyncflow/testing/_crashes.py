@@ -20,7 +20,13 @@ from typing import Any, TypeVar
 
 from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import key_watchers
-from asyncflow._core.errors import JournalError, RunCancelledError, StepCrashedError, cut
+from asyncflow._core.errors import (
+    JournalError,
+    RestoredError,
+    RunCancelledError,
+    StepCrashedError,
+    cut,
+)
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
@@ -193,7 +199,7 @@ def _difference(report: RunReport, expected: RunReport) -> FailedCheck | None:
         outputs, others = _outputs(result), _outputs(other)
         if (
             result.status is not other.status
-            or type(result.error) is not type(other.error)
+            or _type_of(result.error) != _type_of(other.error)
             or len(outputs) != len(others)
             or not all(map(are_same, outputs, others))
         ):
@@ -206,9 +212,16 @@ def _outputs(result: StepResult) -> list[object]:
     return [result.output] if result.items is None else [item.output for item in result.items]
 
 
+def _type_of(error: BaseException | None) -> str:
+    """Return the name of an error's class, also of one that a journal has stored."""
+    if isinstance(error, RestoredError):
+        return error.type_name
+    return "" if error is None else f"{type(error).__module__}.{type(error).__qualname__}"
+
+
 def _words(result: StepResult) -> str:
     if result.error is not None:  # its message may say more than what failed: when, how often
-        return f"{result.status} with {type(result.error).__name__}"
+        return f"{result.status} with {_type_of(result.error).rpartition('.')[2]}"
     output = "a secret" if result.secret else cut(safe_repr(result.output), _LONGEST_OUTPUT)
     return f"{result.status} with {output}"
 

@@ -19,7 +19,7 @@ PLAN = """
         raise AssertionError("it was run")
 
     steps = [
-        WorkflowStep("pages", act, max_retries=3),
+        WorkflowStep("pages", act, max_retries=3, fallback=plain),
         WorkflowStep("fetch", plain, ["pages"], map_over="pages", runs_in="thread"),
         WorkflowStep("save", act, ["fetch", "pages"], when=lambda: 1 / 0, secret=True),
         WorkflowStep("alert", act, run_if="failure"),
@@ -37,7 +37,7 @@ def test_a_plan_shows_the_tiers_as_text(shell: Shell) -> None:
     assert result.stdout == (
         "Pipeline plans:steps: 6 steps in 5 tiers\n"
         "Tier 1\n"
-        "  pages  (up to 3 attempts)\n"
+        "  pages  (up to 3 attempts, with a fallback)\n"
         "Tier 2\n"
         "  fetch  after pages  (for each item of pages, in a thread)\n"
         "Tier 3\n"
@@ -91,6 +91,7 @@ def test_the_plan_as_json_has_tiers_and_policies(shell: Shell) -> None:
     assert save["depends_on"] == ["fetch", "pages"]
     assert save["timeout_ms"] == 30_000
     assert save["secret"] is True
+    assert [step["fallback"] for step in plan["steps"]] == [True, *[False] * 5]
 
 
 def test_the_mermaid_plan_has_each_step_and_each_dependency(shell: Shell) -> None:

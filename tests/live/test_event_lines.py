@@ -99,6 +99,19 @@ def test_each_failure_of_an_item_has_a_line() -> None:
     assert len(lines) == 14
 
 
+def test_each_item_that_fell_back_has_a_line() -> None:
+    events = [
+        *(RunStarted("r", 0.0, {"m": ()}), MapStarted("m", 0.0, 2)),
+        *(StepSucceeded("m", 1, 1.0, 1, 0), StepSucceeded("m", 1, 2.0, 0, 1, error=OSError("x"))),
+    ]
+
+    assert [line[14:] for line in lines_of(events)[2:]] == [
+        "m: 1 of 2 items",
+        "m[1] failed and fell back: OSError: x",
+        "m: 2 of 2 items",
+    ]
+
+
 def test_items_of_unknown_number_have_a_line_every_ten_seconds() -> None:
     assert items_of(None, ms=100) == [f"m: {count} items" for count in (101, 201, 301, 401)]
 

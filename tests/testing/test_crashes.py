@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 
 import pytest
 from memory_journal import MemoryJournal
@@ -91,6 +92,26 @@ def test_a_failing_run_fails_after_each_crash_too():
         found = crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
 
     assert found.repeated["alarm"] >= 1
+    assert found.status == "FAILED"
+
+
+def test_what_failed_or_fell_back_is_the_same_after_each_crash(tmp_path):
+    """A journal gives back the error of a reused result as a `RestoredError`."""
+    steps = Pipeline("steps", fail_fast=False, schedule="ready")
+
+    async def fail() -> int:
+        raise OSError("gone")
+
+    steps.step(name="failed")(fail)
+    steps.step(name="saved", fallback=lambda error: 7)(partial(fail))
+    steps.step(name="skipped", when=lambda: False)(partial(fail))
+
+    @steps.step(depends_on=["saved", "skipped"], run_if="unless_failed")
+    async def join(saved: int, skipped: int | None) -> int:
+        return saved
+
+    found = crash_everywhere(steps, lambda: SQLiteJournal(tmp_path / "runs.db"))
+
     assert found.status == "FAILED"
 
 
