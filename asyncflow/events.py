@@ -256,6 +256,8 @@ class MapStarted:
     at_ms: float
     count: int | None = None
     """How many items there are; ``None`` if only reading them all will tell."""
+    keeps_outputs: bool = True
+    """Whether its result will have what each item returned; see ``keep_outputs`` of a step."""
     item: ClassVar[None] = None
 
 
@@ -363,6 +365,8 @@ class StepTakenOver:
     """Whether the output is secret, so that it was not stored."""
     error: BaseException | None = None
     """What it failed with there, if the output is that of its ``fallback``."""
+    keeps_outputs: bool = True
+    """As in `MapStarted`."""
 
     @property
     def _hidden(self) -> tuple[str, ...]:

@@ -151,6 +151,7 @@ class RandomPipeline:
             for spec in inner:
                 spec.options.pop("run_if", None)
             self.nested = [("inner", inner, needs)]
+        self._keep_no_outputs(self.specs, {name for _, _, needs in self.nested for name in needs})
         self.options = {
             "schedule": chance.choice(["tiers", "ready"]),
             "fail_fast": chance.random() < 0.3,
@@ -166,6 +167,17 @@ class RandomPipeline:
             needs = sorted(self.chance.sample(others, min(len(others), self.chance.randint(0, 2))))
             specs.append(self._spec(f"{prefix}{number}", needs, specs))
         return specs
+
+    def _keep_no_outputs(self, specs, kept):
+        """Let some mapped steps keep no outputs, of which no other step takes the whole."""
+        for spec in specs:
+            later = [other for other in specs if spec.name in other.needs]
+            is_mapped = all(
+                other.options.get("map_over") == spec.name and other.when is None for other in later
+            )
+            may_drop = is_mapped and "map_over" in spec.options and spec.name not in kept
+            if may_drop and self.chance.random() < 0.4:
+                spec.options["keep_outputs"] = False
 
     def _spec(self, name, needs, others):
         chance = self.chance
@@ -232,6 +244,7 @@ class RandomPipeline:
                         if each.options.get("map_over") == spec.name:
                             del each.options["map_over"]
                             each.options.pop("tolerated_failures", None)
+                            each.options.pop("keep_outputs", None)
                 case "secret":
                     spec.options["secret"] = not spec.options.get("secret", False)
                 case _:

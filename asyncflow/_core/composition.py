@@ -33,7 +33,7 @@ from asyncflow._core.step import (
     Action,
     StepPolicies,
     WorkflowStep,
-    check_tolerated_failures,
+    check_of_items,
     parameters_of,
 )
 
@@ -135,7 +135,8 @@ def check_policies(name: str, function: Action, policies: StepPolicies) -> None:
         # The function can't be pickled before its module has it.
         checked["runs_in"] = "thread"
     # Whether the step is mapped, the defaults of its parameters tell when it is built.
-    check_tolerated_failures(name, checked.pop("tolerated_failures", 0))
+    tolerated, keeps = checked.pop("tolerated_failures", 0), checked.pop("keep_outputs", True)
+    check_of_items(name, tolerated, keeps)
     WorkflowStep(name, function, **checked)
 
 

@@ -171,14 +171,14 @@ class _Teller:
     def _tell_maps(self, step: _Node, attempts: Iterable[Attempt]) -> None:
         """Tell in which segments a mapped step began with its items."""
         result = step.result
-        count = None if result.items is None else len(result.items)
+        count = None if result.items is None else len(result.items) + result.left_out
         starts = {segment: times[0] for segment, times in _active(attempts).items()}
         if result.items is not None and result.status is not StepStatus.PENDING:
             starts.setdefault(step.ends_in, self._segments[step.ends_in - 1].at_ms)
         if starts and result.started_ms is not None:
             starts[min(starts)] = result.started_ms
         for segment, at_ms in starts.items():
-            self._tell(segment, MapStarted(step.step, at_ms, count))
+            self._tell(segment, MapStarted(step.step, at_ms, count, not result.left_out))
 
     def _tell_item(self, node: _Node) -> None:
         if node.result.reused:

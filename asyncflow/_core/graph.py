@@ -144,6 +144,9 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         left = plan([step for at, step in enumerate(steps) if at in needed])
         return replace(left, targets=frozenset(steps[at].name for at in chosen))
     order = [step for tier in tiers for step in tier]
+    for at in special:
+        if not steps[at].keep_outputs:
+            _check_not_collected(steps[at], [steps[later] for later in dependents[at]])
     chained, flows = _chains(steps, index, special)
     return Plan(
         *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
@@ -159,6 +162,24 @@ def _is_special(step: WorkflowStep) -> bool:
         or step.map_over is not None
         or step.when is not None
     )
+
+
+def _check_not_collected(source: WorkflowStep, dependents: Iterable[WorkflowStep]) -> None:
+    """Check that no step takes the output of a mapped step that does not keep it."""
+    name = source.name
+    for step in dependents:
+        if name not in step.depends_on:
+            continue  # it only comes after all
+        takers = {p for p, needed in step.parameters if needed == name} or {name}
+        for accepts in (step.signature, step.condition):
+            is_item = accepts is step.signature and step.map_over == name
+            taken = takers if accepts.takes_kwargs else takers.intersection(accepts.names)
+            if taken and not is_item:
+                raise ValueError(
+                    f"step {step.name!r} takes the output of step {name!r}, which has "
+                    "keep_outputs=False; map it over that step, depend on it without a parameter, "
+                    "or let it keep its outputs"
+                )
 
 
 def _chains(

@@ -7,12 +7,14 @@ Rules:
    for: most runs need neither.
 3. Results are made when they are first read. Where a step's events leave no doubt, its result is
    made of them; of all others, the replay (`StoredRun`) makes it. Both come to the same.
-4. A history outlives its run, in the report. It holds nothing of the pipeline but names.
+4. An item of a step with ``keep_outputs=False`` that succeeds in its first attempt is counted, and
+   leaves no entry.
+5. A history outlives its run, in the report. It holds nothing of the pipeline but names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
@@ -21,6 +23,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of
 from asyncflow._core.step_runs import EndedAttempt
+from asyncflow._core.step_view import StepView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -46,6 +49,19 @@ def as_event(entry: LogEntry) -> Event:
     return StepSucceeded(name, attempt, at_ms, output, item)
 
 
+class LeftOut:
+    """Items of a mapped step that have succeeded in one attempt each, and left nothing behind."""
+
+    __slots__ = ("count", "queued_ms")
+
+    def __init__(self) -> None:
+        self.count, self.queued_ms = 0, 0.0
+
+    def show_in(self, step: StepView) -> None:
+        """Let a view of the step count them."""
+        step.left_out, step.left_out_queued_ms = self.count, self.queued_ms
+
+
 class History:
     """The log of what one process did of a run, after what others did before.
 
@@ -60,6 +76,8 @@ class History:
         """Whether the log has all that has happened."""
         self._folded = 0
         """How many entries the replay has."""
+        self.left_out: dict[str, LeftOut] = {}
+        """The items that are not in the log, by mapped step."""
 
     def events(self, first: int = 0) -> Iterator[Event]:
         """Yield what has happened, without the first so many events."""
@@ -73,7 +91,20 @@ class History:
         for event in self.events(self._folded):
             run.apply(event)
         self._folded = len(self.log)
+        for name, left_out in self.left_out.items():
+            left_out.show_in(run.steps[name])
         return run
+
+    def leave_out(self, started: AttemptStarted | StartedAttempt) -> None:
+        """Count the success of an item, whose only attempt has started like this."""
+        name, _, _, queued_ms, _ = (
+            started
+            if isinstance(started, tuple)
+            else (started.step, 1, started.at_ms, started.queued_ms, started.item)
+        )
+        left_out = self.left_out.setdefault(name, LeftOut())
+        left_out.count += 1
+        left_out.queued_ms += queued_ms
 
     def detach(self) -> None:
         """Let go of the pipeline, which the mappings of the first event are views of."""
@@ -89,7 +120,7 @@ class History:
         """Return the results of the steps that have ended, in topological order."""
         first = self.log[0]
         if self.is_whole and isinstance(first, RunStarted):
-            return _Results(first, self.log).by_name()
+            return _Results(first, self.log, self.left_out).by_name()
         run = self.folded()
         return {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
 
@@ -97,9 +128,12 @@ class History:
 class _Results:
     """Makes the results of a run that was never resumed."""
 
-    def __init__(self, started: RunStarted, log: Sequence[LogEntry]) -> None:
+    def __init__(
+        self, started: RunStarted, log: Sequence[LogEntry], left_out: Mapping[str, LeftOut]
+    ) -> None:
         self._started = started
         self._log = log
+        self._left_out = left_out
         self._secret = frozenset(started.secret)
         self._replay: StoredRun | None = None
 
@@ -128,6 +162,8 @@ class _Results:
         result: StepResult | None
         if isinstance(first, StepSkipped):
             result = _of_skip(name, first, depends_on)
+        elif isinstance(first, MapStarted) and not first.keeps_outputs:
+            result = None
         elif isinstance(first, MapStarted):
             result = _of_items(first, entries[1:-1], _end_of(last), depends_on)
         else:
@@ -141,6 +177,8 @@ class _Results:
             self._replay = StoredRun([self._started])
         for entry in entries:
             self._replay.apply(as_event(entry))
+        if name in self._left_out:
+            self._left_out[name].show_in(self._replay.steps[name])
         return self._replay.steps[name].to_result(self._replay.at_ms)
 
 

@@ -230,6 +230,7 @@ class StoredRun:
             step.started_ms = event.at_ms
             step.begin_active(event.at_ms)
         step.items, step.tally, step.item_count = {}, Counter(), event.count
+        step.keeps_outputs = event.keeps_outputs
         self._move(step, StepStatus.RUNNING)
 
     def _on_step_succeeded(self, event: events.StepSucceeded) -> None:
@@ -239,6 +240,8 @@ class StoredRun:
         step.error = event.error
         if _is_redacted(event.output):
             step.secret, step.output = True, REDACTED_OUTPUT
+        elif not step.keeps_outputs:
+            step.output = None
         elif step.items is not None and event.output is None:  # a journal stores only the items'
             step.output = outputs_of(step.items[number] for number in sorted(step.items))
         else:
@@ -286,12 +289,14 @@ class StoredRun:
             origin_ms=event.duration_ms,
             error=event.error,
             item=item,
+            keeps_outputs=event.keeps_outputs,
         )
         if event.items is not None:
             items = {number: self._settled[step.name, number] for number in range(event.items)}
             taken.items, taken.item_count = items, event.items
             taken.tally = Counter(each.status for each in items.values())
-            taken.output = [each.output for each in items.values()]
+            if event.keeps_outputs:
+                taken.output = [each.output for each in items.values()]
         if taken.secret:
             taken.output = REDACTED_OUTPUT
 
@@ -576,7 +581,7 @@ def _restore(step: StepView, before: StepView) -> None:
     step.reason, step.on_purpose = before.reason, before.on_purpose
     step.item_count, step.tally = before.item_count, before.tally
     step.origin, step.origin_ms = before.origin, before.origin_ms
-    step.origin_attempts = before.origin_attempts
+    step.origin_attempts, step.keeps_outputs = before.origin_attempts, before.keeps_outputs
     if before.items is not None:
         step.items = {n: _restored_item(step, n, item) for n, item in before.items.items()}
     step.secret = step.secret or before.secret

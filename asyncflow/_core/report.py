@@ -453,7 +453,7 @@ def _line(result: StepResult, segment: int) -> str:
     if result.items and result.status is StepStatus.SUCCESS:
         failed = sum(item.status is StepStatus.FAILED for item in result.items)
         if failed:
-            parts.append(tolerated_text(failed, len(result.items)))
+            parts.append(tolerated_text(failed, len(result.items) + result.left_out))
     if fallbacks := fallbacks_text(result.items or ()):
         parts.append(fallbacks)
     if result.reused:

@@ -347,6 +347,8 @@ _RESULT: _Table = {
     "origin": _TEXT._replace(default=""),
     "engine": _TEXT._replace(default=""),
     "worker": _TEXT._replace(default=""),
+    "item": _WHOLE_OR_NULL._replace(default=None),
+    "left_out": _WHOLE._replace(default=0),
 }
 
 

@@ -250,6 +250,9 @@ class StepResult:
     """The worker of that engine; empty also if the attempt had not begun there."""
     item: int | None = None
     """Which item of a mapped step this is of, counted from 0; ``None`` for a step."""
+    left_out: int = 0
+    """How many items have succeeded and are not among ``items``, because the step has
+    ``keep_outputs=False``."""
 
     @property
     def fell_back(self) -> bool:

@@ -203,6 +203,7 @@ def _taken_over(key: Key, step: StepView, origin: StoredRun, plan: Plan) -> Step
         count,
         is_secret,
         step.error,
+        plan.steps[plan.index[name]].keep_outputs or item is not None,
     )
 
 

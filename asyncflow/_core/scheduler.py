@@ -271,6 +271,11 @@ class Deadlines:
         limit = self._limits[node] = self.of(node, at_ms)
         return limit
 
+    def forget(self, node: int) -> None:
+        """Forget a node that has ended, and whose number another one will have."""
+        self._counts_from.pop(node, None)
+        self._limits.pop(node, None)
+
     def latest_limit(self, node: int) -> Limit | None:
         """Return what `begin_limit` has returned last for a node."""
         return self._limits[node]

@@ -107,6 +107,10 @@ class RunState:
         self._last_errors: dict[int, BaseException] = {}
         self._blocked: set[int] = set()
         """The nodes that have blocked the event loop."""
+        self._slim = frozenset(at for at in plan.special if not plan.steps[at].keep_outputs)
+        """The mapped steps that keep no outputs."""
+        self._unnoted: dict[int, events.AttemptStarted | StartedAttempt] = {}
+        """How the first attempts of items of theirs have started that run, and only that."""
         self._submitted: set[int] = set()
         """The nodes whose running attempt waits for a worker of an engine."""
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
@@ -134,7 +138,10 @@ class RunState:
         started = self._steps[node].name, attempt, at_ms, queued_ms, item
         self._latest[node] = started
         self._phases[node] = _ATTEMPTING
-        self._note(started)
+        if attempt == 1 and self._slim and self._is_slim(node):
+            self._unnoted[node] = started
+        else:
+            self._note(started)
         return started
 
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
@@ -142,7 +149,10 @@ class RunState:
         started = self._latest[node]
         assert isinstance(started, tuple)
         ended = self._ends[node] = started, at_ms, output
-        self._note(ended)
+        if self._unnoted.pop(node, None) is None:
+            self._note(ended)
+        else:
+            self.history.leave_out(started)
         self._phases[node] = _SETTLED
         if self.is_limited:
             self.queue.leave(node)
@@ -180,7 +190,10 @@ class RunState:
         if before not in allowed:
             raise IllegalEventError(event, before.text)
         fold(self, node, event)
-        self._note(event)
+        if self._slim and self._is_slim(node):
+            self._note_slim(node, event)
+        else:
+            self._note(event)
         if settles:
             phases[node] = _SETTLED
         if self.is_limited:
@@ -196,6 +209,24 @@ class RunState:
             self.step_runs.end_item(node)
             if self._plan.chained:
                 self._flow(node, at_ms)
+
+    def _is_slim(self, node: int) -> bool:
+        return node >= self._step_count and self.step_runs.owner_of(node) in self._slim
+
+    def _note_slim(self, node: int, event: Any) -> None:
+        """Note an event of an item whose outputs are not kept, unless it just succeeds."""
+        if isinstance(event, events.AttemptStarted) and event.attempt == 1:
+            self._unnoted[node] = event
+            return
+        started = self._unnoted.pop(node, None)
+        if started and isinstance(event, events.StepSucceeded) and event.error is None:
+            self.history.leave_out(started)
+            return
+        if isinstance(event, events.LoopBlocked) and not self.keeps(node):
+            return
+        if started is not None:
+            self._note(started)
+        self._note(event)
 
     def _flow(self, node: int, at_ms: float) -> None:
         """Queue an item that has ended for the steps that are mapped over its step."""
@@ -486,6 +517,16 @@ class RunState:
         else:
             self.step_runs.end_item(node)
         return node
+
+    def forget_item(self, node: int) -> None:
+        """Forget an item that need not be kept; another one may be the same node after that."""
+        self.deadlines.forget(node)
+        self.step_runs.forget_item(node)
+
+    def keeps(self, node: int) -> bool:
+        """Whether an item that has ended must be kept: for its output, or since it has failed."""
+        runs, is_kept = self.step_runs, node in self._last_errors or not self._is_slim(node)
+        return is_kept or not self.has_succeeded(node) or runs.error(node) is not None
 
     def is_queued(self, node: int) -> bool:
         """Whether a node is ready and was not scheduled yet."""

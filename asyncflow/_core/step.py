@@ -76,6 +76,7 @@ class CommonPolicies(TypedDict, total=False):
     secret: bool
     max_crashes: int
     tolerated_failures: float
+    keep_outputs: bool
 
 
 class StepPolicies(CommonPolicies, total=False):
@@ -137,6 +138,11 @@ class WorkflowStep:
             failing: an ``int`` is a count, a ``float`` from 0.0 to 1.0 a share of all items. 0 by
             default. Within it the step succeeds and its output leaves the failed items out. A step
             without ``map_over`` can't have it.
+        keep_outputs: Whether the result of a mapped step has what each item returned (the
+            default). If not, ``output`` is ``None``, and ``items`` has only those that did not
+            succeed; an output is kept until the steps that are mapped over this one have taken it.
+            So a map over a million items takes no more memory than the items under way. No step
+            can then take the output as a whole.
         run_if: Whether the step runs if all its dependencies succeeded (``"success"``, the
             default), if none of them failed and at least one succeeded (``"unless_failed"``), if
             one of them did not succeed because of a failure (``"failure"``), or in any case
@@ -203,6 +209,7 @@ class WorkflowStep:
     secret: bool
     max_crashes: int
     tolerated_failures: float
+    keep_outputs: bool
     parameters: tuple[tuple[str, str], ...]
     signature: Signature = derived()
     """The parameters that the action can be given."""
@@ -282,6 +289,7 @@ class WorkflowStep:
         secret: bool = False,
         max_crashes: int = 3,
         tolerated_failures: float = 0,
+        keep_outputs: bool = True,
         parameters: Mapping[str, str] | Iterable[tuple[str, str]] = (),
     ) -> None:
         _check_name(name)
@@ -300,7 +308,7 @@ class WorkflowStep:
         _check_fallback(name, fallback)
         check_engine(f"step {name!r}: engine", engine, local=True)
         _check_durability(name, version, secret, max_crashes)
-        check_tolerated_failures(name, tolerated_failures)
+        check_of_items(name, tolerated_failures, keep_outputs)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
@@ -337,6 +345,7 @@ class WorkflowStep:
         fill(self, "secret", secret)
         fill(self, "max_crashes", max_crashes)
         fill(self, "tolerated_failures", tolerated_failures)
+        fill(self, "keep_outputs", keep_outputs)
         fill(self, "parameters", _checked_parameters(name, parameters))
         fill(self, "signature", signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
@@ -418,10 +427,11 @@ def _check_parameters(step: WorkflowStep) -> None:
 def _check_map_over(step: WorkflowStep) -> None:
     source, accepts = step.map_over, step.signature
     if source is None:
-        if step.tolerated_failures:
+        given = "tolerated_failures" if step.tolerated_failures else "keep_outputs"
+        if step.tolerated_failures or not step.keep_outputs:
             raise ValueError(
-                f"step {step.name!r}: tolerated_failures counts the items of a mapped step, and "
-                "this one is not mapped; give it map_over, or leave tolerated_failures out"
+                f"step {step.name!r}: {given} is about the items of a mapped step, and this one is "
+                f"not mapped; give it map_over, or leave {given} out"
             )
         return
     if not isinstance(source, str):
@@ -522,8 +532,13 @@ def _check_durability(name: str, version: object, secret: object, max_crashes: o
         check_count(f"step {name!r}: max_crashes", max_crashes, 0)
 
 
-def check_tolerated_failures(name: str, tolerated: object) -> None:
-    """Check what a user gives as ``tolerated_failures``."""
+def check_of_items(name: str, tolerated: object, keep_outputs: object) -> None:
+    """Check what a user gives as ``tolerated_failures`` and ``keep_outputs``."""
+    if not isinstance(keep_outputs, bool):
+        raise TypeError(
+            f"step {name!r}: keep_outputs must be True or False, not "
+            f"{safe_text(repr, keep_outputs)}"
+        )
     if type(tolerated) is int:
         if tolerated >= 0:
             return

@@ -176,6 +176,8 @@ class StepRuns:
                 self.latest[plan.index[name]] = each.latest
         self.ends: list[NodeEnd | None] = [None] * count
         self._item_of: dict[int, tuple[int, int]] = {}
+        self._free: list[int] = []
+        """The nodes of items that were forgotten, for other items."""
         self._maps: dict[int, _Map] = {}
 
     def is_item(self, node: int) -> bool:
@@ -238,23 +240,42 @@ class StepRuns:
 
     def add_item(self, step: int, item: int | None = None) -> int:
         """Make an item of a mapped step a node: by default the next one."""
-        node = len(self.steps)
-        self.steps.append(self.steps[step])
-        self.phases.append(Phase.PENDING)
-        self.ends.append(None)
         mapped = self._maps[step]
         if item is None:
             item = len(mapped.nodes)
+        if self._free:
+            node = self._free.pop()
+            self.steps[node], self.phases[node] = self.steps[step], Phase.PENDING
+        else:
+            node = len(self.steps)
+            self.steps.append(self.steps[step])
+            self.phases.append(Phase.PENDING)
+            self.ends.append(None)
+            self.latest.append(None)
         self._item_of[node] = step, item
         pending_attempts = self.pending_attempts(node)
-        self.latest.append(None if pending_attempts is None else pending_attempts.latest)
+        if pending_attempts is not None:
+            self.latest[node] = pending_attempts.latest
         mapped.nodes[item] = node
         mapped.unsettled += 1
         return node
 
+    def forget_item(self, node: int) -> None:
+        """Forget an item that has ended, and let another one have its node."""
+        step, item = self._item_of.pop(node)
+        mapped = self._maps[step]
+        del mapped.nodes[item]
+        mapped.forgotten += 1
+        self.ends[node] = self.latest[node] = None
+        self._free.append(node)
+
     def count_of_items(self, step: int) -> int:
-        """How many items of a mapped step are nodes."""
-        return len(self._maps[step].nodes)
+        """How many items of a mapped step are nodes, or were before they were forgotten."""
+        return len(self._maps[step].nodes) + self._maps[step].forgotten
+
+    def has_item(self, step: int, item: int) -> bool:
+        """Whether an item of a mapped step is a node."""
+        return item in self._maps[step].nodes
 
     def node_of(self, step: int, item: int) -> int:
         """Return the node of an item that has been added to a mapped step."""
@@ -327,10 +348,10 @@ class StepRuns:
 class _Map:
     """The items of a mapped step."""
 
-    __slots__ = ("count", "failed", "nodes", "unsettled")
+    __slots__ = ("count", "failed", "forgotten", "nodes", "unsettled")
 
     def __init__(self, count: int | None) -> None:
         self.count = count
-        self.failed = 0
+        self.failed = self.forgotten = 0
         self.nodes: dict[int, int] = {}
         self.unsettled = 0

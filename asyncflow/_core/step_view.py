@@ -156,6 +156,12 @@ class StepView:
     """How long it took there."""
     item: int | None = None
     """Which item of its step it is; ``None`` for a step."""
+    keeps_outputs: bool = True
+    """Whether its result has what each item returned."""
+    left_out: int = 0
+    """How many items have succeeded in one attempt each and are not among `items`."""
+    left_out_queued_ms: float = 0.0
+    """How long these were queued in all."""
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
@@ -165,9 +171,17 @@ class StepView:
 
         ``now_ms`` is the present, if the step has not ended.
         """
-        items = None
+        items, left_out = None, self.left_out
         if self.items is not None:
-            items = tuple([self.items[number].to_result(now_ms) for number in sorted(self.items)])
+            shown = [
+                item
+                for _, item in sorted(self.items.items())
+                if self.keeps_outputs
+                or item.status is not StepStatus.SUCCESS
+                or item.error is not None
+            ]
+            items = tuple([item.to_result(now_ms) for item in shown])
+            left_out += len(self.items) - len(shown)
         attempts, duration_ms = self.attempt_count, self.duration_ms(now_ms) or 0.0
         return StepResult(
             self.name,
@@ -192,6 +206,7 @@ class StepView:
             self.engine,
             self.worker,
             self.item,
+            left_out,
         )
 
     def _says_its_attempt(self, duration_ms: float) -> bool:
@@ -253,12 +268,14 @@ class StepView:
     @property
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
-        return sum([len(each.attempts) + each.origin_attempts for each in self._runs()])
+        counts = [len(each.attempts) + each.origin_attempts for each in self._runs()]
+        return sum(counts) + self.left_out
 
     @property
     def queued_ms(self) -> float:
         """How long its attempts were queued in all, those of its items included."""
-        return sum([sum([one.queued_ms for one in each.attempts]) for each in self._runs()], 0.0)
+        waits = [sum([one.queued_ms for one in each.attempts]) for each in self._runs()]
+        return sum(waits, self.left_out_queued_ms)
 
     @property
     def blocked_ms(self) -> float:

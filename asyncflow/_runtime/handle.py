@@ -410,9 +410,12 @@ class RunHandle:
         if name not in plan.index:
             hint = did_you_mean(name, plan.index)
             raise ValueError(f"run {self.run_id!r} has no step {name!r}{hint}")
-        if plan.steps[plan.index[name]].map_over is None:
+        step = plan.steps[plan.index[name]]
+        if step.map_over is None or not step.keep_outputs:
+            lacks = "is not mapped, so it has" if step.map_over is None else "keeps"
+            what = "items" if step.map_over is None else "outputs of its items"
             raise ValueError(
-                f"step {name!r} is not mapped, so it has no items; results() without a name has "
+                f"step {name!r} {lacks} no {what}; results() without a name has "
                 "the result of each step"
             )
         return name

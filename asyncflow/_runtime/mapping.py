@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set, Sized
 from contextlib import aclosing, suppress
 from functools import partial
@@ -59,6 +60,8 @@ class MapRunner:
         self._loop = scope.loop
         self._changes: dict[int, asyncio.Future[None]] = {}
         """What each mapped step waits for: that one of its items is scheduled or ends."""
+        self._ended: deque[tuple[int, asyncio.Task[Any] | None]] = deque()
+        """The items that are to be forgotten when their tasks have ended, which still know them."""
         self._is_broken = False
 
     async def run(self, node: int, step: WorkflowStep) -> None:
@@ -70,7 +73,7 @@ class MapRunner:
         try:
             queue = state.items_for(node)
             count = count_of(self._source_of(step)) if queue is None else queue.count
-            emit(MapStarted(step.name, now_ms(), count))
+            emit(MapStarted(step.name, now_ms(), count, step.keep_outputs))
             try:
                 if queue is None:
                     is_complete = await self._add_items(node, step)
@@ -92,7 +95,9 @@ class MapRunner:
                     return
                 with suppress(asyncio.CancelledError):
                     await self._change(node)
-            failure = common_error(step, items, failure)
+            if count is None and is_complete:
+                count = state.step_runs.count_of_items(node)
+            failure = common_error(step, items, count, failure)
             if failure is not None:
                 emit(StepFailed(step.name, 0, now_ms(), failure))
             elif not is_complete or not self._have_all_ended(node, items):
@@ -102,9 +107,8 @@ class MapRunner:
                 reason = f"its items depend on step {cause!r}, which did not succeed"
                 emit(StepCancelled(step.name, 0, now_ms(), reason, None, cause=cause))
             else:
-                success = StepSucceeded(
-                    step.name, 0, now_ms(), outputs_of(items), secret=step.secret
-                )
+                output = outputs_of(items) if step.keep_outputs else None
+                success = StepSucceeded(step.name, 0, now_ms(), output, secret=step.secret)
                 persistence = self._persistence
                 emit(success, None if persistence is None else persistence.stored(success, None))
         except BaseException as bug:
@@ -119,11 +123,13 @@ class MapRunner:
         for node in list(self._changes):
             self._wake_up(node)
 
-    def forget(self, item: int) -> None:
-        """Forget an item that has ended or will never start."""
+    def forget(self, item: int, task: asyncio.Task[Any] | None = None) -> None:
+        """Forget an item that has ended in its task, if that is known, or will never start."""
         if item in self._items:
             del self._items[item]
             self.note_change(item)
+            if not self._state.keeps(item):
+                self._ended.append((item, task))
             if self._plan.chained:
                 self._wake_up_chain(self._state.step_runs.owner_of(item))
 
@@ -179,7 +185,9 @@ class MapRunner:
 
     async def _add_item(self, node: int, number: int, value: Any) -> None:
         """Make an item a node, and wait until it is scheduled and there is room for another."""
-        state = self._state
+        state, ended = self._state, self._ended
+        while ended and (ended[0][1] is None or ended[0][1].done()):
+            state.forget_item(ended.popleft()[0])
         stored = state.stored_end(node, self._now_ms(), number)
         if stored is None:
             item = state.add_item(node, self._now_ms(), number)
@@ -219,7 +227,7 @@ class MapRunner:
     def _have_all_ended(self, node: int, items: list[ItemEnd]) -> bool:
         """Whether the run has stopped no item of a mapped step."""
         # An item that was dropped before it started has no result.
-        is_whole = len(items) == self._state.step_runs.count_of_items(node)
+        is_whole = len(items) == len(self._state.step_runs.items(node))
         return is_whole and all(item.status is not StepStatus.CANCELLED for item in items)
 
 
@@ -270,19 +278,21 @@ def check_order(source: Any, name: str) -> None:
 
 
 def common_error(
-    step: WorkflowStep, items: list[ItemEnd], error: Exception | None
+    step: WorkflowStep, items: list[ItemEnd], count: int | None, error: Exception | None
 ) -> Exception | None:
     """Return what a mapped step fails with, if it fails.
 
-    ``error`` ended the iteration over the items early, if anything did.
+    ``items`` are those that are remembered, of so many in all, if that is known. ``error`` ended
+    the iteration over the items early, if anything did.
     """
     name, failed = step.name, [item for item in items if item.status is StepStatus.FAILED]
-    if error is None and tolerates(step, len(failed), len(items)):
+    if error is None and tolerates(step, len(failed), count):
         return None
     errors = [with_note(item.error, f"in {item.name}") for item in failed]
     if not errors:
         return error
     first = f"{failed[0].name}: {describe_error(errors[0])}"
-    of_all = "1 item" if len(items) == 1 else f"{len(items)} items"
+    known = len(items) if count is None else count
+    of_all = "1 item" if known == 1 else f"{known} items"
     message = f"{len(errors)} of {of_all} of step {name!r} failed; the first is {first}"
     return ExceptionGroup(message, errors if error is None else [error, *errors])

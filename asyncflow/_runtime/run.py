@@ -261,8 +261,7 @@ class Run:
         """See to what follows the end of a node; ``None`` for one without a task."""
         live, starter = self._scope.live, self._starter
         if node is not None:
-            live.pop(node, None)
-            starter.forget(node)
+            starter.forget(node, live.pop(node, None))
         if self._state.stop_reason is not None and not self._has_stopped:
             self._stop_soon()
         if not starter.is_advancing:  # else an eager task has ended within its start
@@ -284,7 +283,11 @@ class Run:
         if step.runs_in != "loop" or step.remote is not None:
             return  # what runs elsewhere only waits in its task, which others may hold up
         name, attempt, item = running.step, running.attempt, running.item
-        self._dispatcher.emit(LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item))
+        index = self._scope.plan.index[name]
+        if item is None or self._state.step_runs.has_item(index, item):
+            self._dispatcher.emit(
+                LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item)
+            )
         _log.warning(
             "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
             'or make it a plain function with runs_in="thread"',

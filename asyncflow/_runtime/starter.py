@@ -79,10 +79,10 @@ class Starter:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""
         return self._permits.paused_pool()
 
-    def forget(self, node: int) -> None:
-        """Forget the item that a node is, if it is one, since it has ended or will never start."""
+    def forget(self, node: int, task: asyncio.Task[Any] | None) -> None:
+        """Forget the item that a node is, if it is one, since it has ended in its task."""
         if self._data.items:
-            self.maps.forget(node)
+            self.maps.forget(node, task)
 
     def advance_soon(self) -> None:
         """Start what is ready, from the next turn of the loop on."""
@@ -178,7 +178,9 @@ class Starter:
         if late := nodes[ended:]:
             self._look_soon(late, len(late))
         live = self._scope.live
-        unstarted = [node for node in nodes[:ended] if node in live and live[node].done()]
+        # A node may be here twice: as two items of a map that forgets what has succeeded.
+        started = dict.fromkeys(nodes[:ended])
+        unstarted = [node for node in started if node in live and live[node].done()]
         again = list(filter(self._state.is_scheduled, unstarted))
         for node in again:
             del live[node]

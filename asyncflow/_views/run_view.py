@@ -26,7 +26,14 @@ def view_of(report: RunReport) -> RunView:
     """Return the view of the run that a user's report is about."""
     if not isinstance(report, RunReport):
         raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
-    return RunView(report.events())
+    view = RunView(report.events())
+    for name, result in report.items():
+        if result.left_out:  # nothing that happened tells
+            step = view.steps[name]
+            step.left_out, step.left_out_queued_ms = result.left_out, 0.0
+            step.left_out_queued_ms = result.queued_ms - step.queued_ms
+            step.tally[StepStatus.SUCCESS] += result.left_out
+    return view
 
 
 class RunView(StoredRun):

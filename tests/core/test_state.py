@@ -200,6 +200,7 @@ def event_of(kind: type, attempt: int) -> Event:
         "item": None,
         "count": None,
         "cause": "",
+        "keeps_outputs": True,
         "on_purpose": False,
         "secret": False,
         "blocked_ms": 150.0,

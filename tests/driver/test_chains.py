@@ -6,6 +6,7 @@ Under ``schedule="tiers"`` a step still waits for the tier before; all else is t
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 import pytest
 from memory_journal import MemoryJournal
@@ -16,12 +17,15 @@ from asyncflow import (
     Pipeline,
     Pool,
     RunCancelledError,
+    RunReport,
     StepStatus,
     WorkflowStep,
     collect,
+    current_step,
     each,
     run_pipeline,
 )
+from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow.events import (
     AttemptStarted,
@@ -439,7 +443,7 @@ def test_a_tolerance_of_another_type_is_refused(tolerated):
 
 
 def test_only_a_mapped_step_tolerates_failures():
-    with pytest.raises(ValueError, match="'a': tolerated_failures counts the items of a mapped"):
+    with pytest.raises(ValueError, match="'a': tolerated_failures is about the items of a mapped"):
         WorkflowStep("a", fail_on, tolerated_failures=1)
 
 
@@ -563,3 +567,176 @@ async def test_a_secret_step_of_a_chain_runs_all_later_items_again(schedule):
 
     assert report["total"].output == [2, 12, 22]
     assert {call.split()[0] for call in chain.calls} <= {"fetch", "parse", "store", "total"}
+
+
+# Outputs that are not kept.
+
+
+def slim(chain, *, whole=False):
+    """The steps of a chain, of which none but the last one, if any, keeps its outputs."""
+    steps = chain.steps()
+    slimmed = [replace(step, keep_outputs=False) for step in steps[1 : 3 if whole else 4]]
+    return [steps[0], *slimmed, *(steps[3:] if whole else [])]
+
+
+@SCHEDULES
+async def test_what_is_not_kept_flows_on_and_only_counts_and_failures_stay(schedule):
+    chain, taken = Chain(6, bad=[1, 4], tolerated_failures=2), []
+
+    async def store(n):
+        taken.append(n)
+
+    steps = slim(chain)
+    steps[3] = WorkflowStep("store", store, {"n": "parse"}, map_over="parse", keep_outputs=False)
+
+    report = await run_pipeline(steps, schedule=schedule)
+
+    assert report.all_passed
+    assert sorted(taken) == [1, 21, 31, 51]
+    for name, attempts in ("fetch", 6), ("parse", 4), ("store", 4):
+        result = report[name]
+        assert (result.output, result.attempts, result.left_out) == (None, attempts, 4)
+        assert statuses(result) == dict.fromkeys((1, 4), FAILED if name == "fetch" else SKIPPED)
+    assert "2 of 6 items failed, tolerated" in str(report)
+    assert RunReport.from_json(report.to_json())["fetch"].left_out == 4
+
+
+@SCHEDULES
+async def test_a_step_after_one_that_keeps_nothing_has_the_whole_list(schedule):
+    report = await run_pipeline(slim(Chain(4), whole=True), schedule=schedule)
+
+    assert report["total"].output == [2, 12, 22, 32]
+    assert report["parse"].output is None
+
+
+@pytest.mark.parametrize("journal", [None, MemoryJournal()])
+async def test_an_item_that_succeeds_in_a_later_attempt_is_counted_too(journal):
+    async def flaky(n):
+        if current_step().attempt <= n % 3:
+            raise ValueError(n)
+
+    async def source():
+        return list(range(7))
+
+    steps = [
+        WorkflowStep("source", source),
+        WorkflowStep(
+            *("m", flaky, {"n": "source"}),
+            map_over="source",
+            max_retries=2,
+            keep_outputs=False,
+            tolerated_failures=2,
+            pool=Pool(2),
+        ),
+    ]
+
+    report = await run_pipeline(steps, journal=journal)
+
+    assert (report["m"].attempts, report["m"].left_out) == (7 + 2 + 2, 5)
+    assert statuses(report["m"]) == {2: FAILED, 5: FAILED}
+    assert len(report["m"].items[0].history) == 2
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_long_map_that_keeps_nothing_needs_no_memory_for_what_has_ended(eager):
+    async def source():
+        return iter(range(5_000))
+
+    async def grow(n):
+        return bytes(1_000)
+
+    async def check(n):
+        assert len(n) == 1_000
+
+    steps = [
+        WorkflowStep("source", source),
+        WorkflowStep("grow", grow, {"n": "source"}, map_over="source", keep_outputs=False),
+        WorkflowStep("check", check, {"n": "grow"}, map_over="grow", keep_outputs=False),
+    ]
+
+    async def main():
+        tracemalloc.start()
+        try:
+            report = await run_pipeline(steps, schedule="ready", max_concurrency=10)
+            return report, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    loop = TurnCountingLoop(None, eager)
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        report, peak = runner.run(main())
+
+    assert report["check"].left_out == 5_000
+    assert peak < 1_000_000  # with all outputs it would be more than 5 MB
+
+
+@SCHEDULES
+async def test_a_chain_that_keeps_nothing_resumes_item_by_item(schedule):
+    chain = Chain(4, bad=[1], tolerated_failures=1)
+    journal = MemoryJournal()
+    await run_pipeline(slim(chain, whole=True), schedule=schedule, journal=journal, run_id="r")
+
+    for left, before in died_everywhere(journal):
+        chain.calls.clear()
+
+        report = await run_pipeline(
+            slim(chain, whole=True), schedule=schedule, journal=left, run_id="r"
+        )
+
+        assert report["total"].output == [2, 22, 32]
+        assert (report["parse"].left_out, report["parse"].output) == (3, None)
+        assert StoredRun(left.stored["r"]).steps["fetch"].to_result(0.0).left_out == 3
+        ended = {f"{e.step} {e.item}" for e in before if isinstance(e, StepSucceeded)}
+        assert ended.isdisjoint(chain.calls)
+
+
+@pytest.mark.parametrize("kind", ["parameter", "condition", "everything"])
+def test_what_is_not_kept_cannot_be_taken_as_a_whole(kind):
+    async def taker(ns):
+        return ns
+
+    async def all_of_it(**outputs):
+        return outputs
+
+    steps = slim(Chain())
+    action, when = (all_of_it if kind == "everything" else taker), None
+    options = {}
+    if kind == "condition":
+        when = lambda store: bool(store)  # noqa: E731
+        options, action = {"when": when}, Chain().numbers
+    steps.append(
+        WorkflowStep(
+            "taker", action, {"ns": "store"} if kind == "parameter" else ["store"], **options
+        )
+    )
+
+    with pytest.raises(
+        ValueError, match="'taker' takes the output of step 'store', which has keep"
+    ):
+        Orchestrator(steps)
+
+
+async def test_a_step_may_come_after_one_that_keeps_nothing():
+    chain = Chain(2)
+
+    report = await run_pipeline([*slim(chain), WorkflowStep("done", chain.numbers, ["store"])])
+
+    assert report.all_passed
+
+
+@pytest.mark.parametrize("keep", [1, None, "no"])
+def test_keep_outputs_must_be_a_bool(keep):
+    with pytest.raises(TypeError, match="keep_outputs must be True or False"):
+        WorkflowStep("m", fail_on, {"n": "source"}, map_over="source", keep_outputs=keep)
+
+
+def test_only_a_mapped_step_can_keep_no_outputs():
+    with pytest.raises(ValueError, match="'a': keep_outputs is about the items of a mapped step"):
+        WorkflowStep("a", fail_on, keep_outputs=False)
+
+
+async def test_the_results_of_items_are_not_there_to_be_read_if_no_output_is_kept():
+    async with Orchestrator(slim(Chain(2))).start() as run:
+        with pytest.raises(ValueError, match="step 'store' keeps no outputs of its items"):
+            run.results("store")
+        assert [result.left_out async for result in run.results()] == [0, 2, 2, 2]

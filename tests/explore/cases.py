@@ -129,6 +129,8 @@ class Step(NamedTuple):
     tolerated: float = 0
     fallback: str = ""
     """Nothing, or whether it returns a ``value``, or does ``raise``."""
+    keeps: bool = True
+    """Whether it keeps its outputs. If not, no other step takes the whole."""
 
     __repr__ = _shown
 
@@ -225,6 +227,13 @@ def random_flow(chance: Random) -> Flow:
         if mapped and random() < 0.3:
             needs = tuple(sorted({*needs[:1], mapped[int(random() * len(mapped))]}))
         steps.append(_random_step(chance, f"s{index}", needs, steps, pools, spicy))
+    for index, step in enumerate(steps):
+        later = [other for other in steps if index in other.needs]
+        may_drop = step.maps is not None and all(
+            other.maps == index and not other.when for other in later
+        )
+        if may_drop and random() < 0.4:
+            steps[index] = step._replace(keeps=False)
     return Flow(
         tuple(steps),
         pools,

@@ -259,6 +259,17 @@ class _Run:
             return self.specs[step].tolerated > 0
         return self.tolerates(step, self.failed_items[step], begun.count or 0)
 
+    def is_tolerated(self, node: _Node, failed: int, items: int) -> tuple[bool, bool]:
+        """Return whether a step may have tolerated failures, and whether it must have."""
+        assert node.map is not None
+        spec = self.specs[node.step]
+        is_share = isinstance(spec.tolerated, float)
+        if is_share and node.map.count is None and self.stop_for(spec) is not None:
+            return not failed or spec.tolerated > 0, not failed  # of how many is unknown
+        count = items if node.map.count is None else node.map.count
+        tolerated = self.tolerates(node.step, failed, count)
+        return tolerated, tolerated
+
     def tolerates(self, step: int, failed: int, count: int) -> bool:
         tolerated = self.specs[step].tolerated
         most = tolerated if isinstance(tolerated, int) else Fraction(str(tolerated)) * count
@@ -685,17 +696,17 @@ class _Run:
         failed = [item.error for item in ends if type(item) is StepFailed]
         known = len(given) if isinstance(given, list | tuple) else None
         _require(node.map.count == known, f"{known} items are known:", node.map)
-        is_tolerated = self.tolerates(node.step, len(failed), len(items))
+        may_tolerate, must_tolerate = self.is_tolerated(node, len(failed), len(items))
         is_whole = len(items) == count and all(
-            type(item.end) is StepSucceeded or (is_tolerated and type(item.end) is StepFailed)
+            type(item.end) is StepSucceeded or (may_tolerate and type(item.end) is StepFailed)
             for item in items.values()
         )
         was_broken = bool(breaks) or bool(self.world.strangers)
         if type(end) is StepSucceeded:
             _require(is_whole and breaks == "", "not all items have succeeded:", end)
-            self.check_outputs(items, end)
+            self.check_outputs(spec, items, end)
         elif type(end) is StepFailed:
-            _require((failed and not is_tolerated) or was_broken or breaks, "why failed:", end)
+            _require((failed and not must_tolerate) or was_broken or breaks, "why failed:", end)
             if failed:
                 errors = end.error.exceptions if isinstance(end.error, ExceptionGroup) else ()
                 if len(errors) > len(failed):
@@ -706,14 +717,17 @@ class _Run:
         else:
             _require(type(end) is StepCancelled, "it can't end like this:", end)
             _require(not end.cause, "it is in no chain:", end)
-            _require(is_tolerated, "an item has failed:", end)
+            _require(may_tolerate, "an item has failed:", end)
             is_right = stop is not None and stop.place < node.end_place
             _require(is_right or breaks == "exit", "nothing stops the run:", end)
             _require(not is_whole or breaks or stop, "all items have succeeded:", end)
         if stop is None and not was_broken:
             _require(len(items) == count, f"{len(items)} of {count} items ran")
 
-    def check_outputs(self, items: dict[int, _Node], end: StepSucceeded) -> None:
+    def check_outputs(self, spec: Step, items: dict[int, _Node], end: StepSucceeded) -> None:
+        if not spec.keeps:
+            _require(end.output is None, "outputs that are not kept:", end)
+            return
         outputs = [
             items[number].end.output
             for number in sorted(items)
@@ -744,20 +758,20 @@ class _Run:
         failed = [item.error for item in ends if type(item) is StepFailed]
         has_all = items.keys() == before.keys()
         has_all &= all(type(item) is not StepCancelled for item in ends)
-        is_tolerated = self.tolerates(node.step, len(failed), len(items))
+        may_tolerate, must_tolerate = self.is_tolerated(node, len(failed), len(items))
         was_broken = bool(self.world.strangers)
         if type(end) is StepSucceeded:
-            _require(has_all and is_tolerated, "not all items have ended well:", end)
+            _require(has_all and may_tolerate, "not all items have ended well:", end)
             _require(type(source.end) is StepSucceeded, "its source did not succeed:", end)
-            self.check_outputs(items, end)
+            self.check_outputs(spec, items, end)
         elif type(end) is StepFailed:
-            _require(not is_tolerated or was_broken, "that is tolerated:", end)
-            if not is_tolerated:
+            _require(not must_tolerate or was_broken, "that is tolerated:", end)
+            if not may_tolerate:
                 errors = end.error.exceptions[-len(failed) :]
                 _require(all(map(_is, errors, failed)), "other errors:", end, failed)
         else:
             _require(type(end) is StepCancelled, "it can't end like this:", end)
-            _require(is_tolerated, "an item has failed:", end)
+            _require(may_tolerate, "an item has failed:", end)
             if end.cause:
                 is_it = end.cause == self.specs[spec.maps].name
                 _require(is_it and has_all, "it has another cause:", end)
@@ -986,6 +1000,14 @@ class _Run:
             duration_ms = end.at_ms - node.started_ms
             _require(abs(result.duration_ms - duration_ms) < EPSILON, "another duration:", result)
         if node.map is not None:
+            if not self.specs[node.step].keeps:
+                shown = {
+                    number: item
+                    for number, item in items.items()
+                    if type(item.end) is not StepSucceeded or item.end.error is not None
+                }
+                _require(result.left_out == len(items) - len(shown), "others left out:", result)
+                items = shown
             _require(len(result.items or ()) == len(items), "other items:", result)
             for number, item in zip(sorted(items), result.items or (), strict=True):
                 name = f"{self.specs[node.step].name}[{number}]"

@@ -382,6 +382,7 @@ class Pipeline:
         if spec.maps is not None:
             options["map_over"] = flow.steps[spec.maps].name
             options["tolerated_failures"] = spec.tolerated
+            options["keep_outputs"] = spec.keeps
         if spec.when:
             options["when"] = self._condition(index, spec.when)
         if spec.fallback:
