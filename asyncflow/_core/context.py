@@ -16,6 +16,7 @@ from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.graph import Plan
+from asyncflow._core.pool import Pool
 from asyncflow._core.record import made_by, record
 from asyncflow._core.results import StepResult, picklable_error, to_restored_error
 from asyncflow._core.secret_texts import SecretTexts
@@ -430,6 +431,8 @@ class RunContext:
     outer: tuple[Notes, StartedAttempt] | None = None
     """What takes the log records of attempts, if the run does not: the attempt of another run
     within which it runs, and the notes of that run."""
+    pools: frozenset[Pool] = frozenset()
+    """Those of which the attempts hold slots within which the run runs."""
     last_errors: dict[tuple[str, int | None], BaseException] = made_by(default_factory=dict)
     """What the attempt before failed with, of each node that makes another one."""
 
@@ -523,6 +526,16 @@ def remaining_s() -> float:
         return math.inf
     left_ms = current_step().remaining_ms()
     return math.inf if left_ms is None else left_ms / 1000
+
+
+def pools_around() -> frozenset[Pool]:
+    """Return the pools of which the running attempt, and those around its run, hold slots."""
+    running = _attempt.get(None)
+    if running is None:
+        return frozenset()
+    run = _run.get()
+    pool = run.plan.steps[run.plan.index[running[0]]].pool
+    return run.pools if pool is None else run.pools | {pool}
 
 
 def current_clock() -> Callable[[], float] | None:

@@ -358,13 +358,15 @@ class Pool:
                 return
             gate.paused_until_s, gate.paused_by = until_s, by
             self._is_gated = True
+            watchers = list(self._watchers)
         self._settle()
-        for watcher in list(self._watchers):
+        for watcher in watchers:
             watcher.note_pause(self)
 
     def _watch(self, watcher: Watcher) -> None:
         """Report each pause that begins, for as long as the watcher exists."""
-        self._watchers.add(watcher)
+        with self._lock:
+            self._watchers.add(watcher)
 
     def _pause_of(self, clock: Clock) -> PoolPause | None:
         """Return the pause of a clock, if the pool is paused."""

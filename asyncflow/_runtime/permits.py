@@ -252,6 +252,12 @@ class Permits:
             pool._watch(self)
             if pool._is_gated:
                 self.note_pause(pool)
+            if pool in self._context.pools:
+                _log.warning(
+                    "step %r waits for %s, of which a step around its run holds a slot: if it "
+                    "needs that one, it waits for itself; give the nested run a pool of its own",
+                    *(self._state.step_runs.name_of(node), pool.title),
+                )
 
     def may_start(self, node: int) -> bool:
         """Let a node join its line; return whether it holds all that its attempt needs."""
@@ -348,6 +354,7 @@ class Permits:
         if not held.renew():
             return False
         del self._joining[node]
+        self._ages.pop(node, None)
         self._held[node] = held
         return True
 

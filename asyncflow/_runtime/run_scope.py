@@ -17,6 +17,7 @@ from asyncflow._core.context import (
     capturing_notes,
     enter_run,
     known_secrets,
+    pools_around,
     remaining_s,
 )
 from asyncflow._core.graph import Plan
@@ -104,6 +105,7 @@ def open_scope(
         secrets=secrets,
         outer_ends_s=loop.time() + remaining_s(),
         outer=None if notes is not None and notes.takes_logs else capturing_notes(),
+        pools=pools_around(),
     )
     context = contextvars.copy_context()
     context.run(enter_run, run_context)

@@ -20,7 +20,7 @@ class World:
     """The pipeline and a record of what its actions did."""
 
     def __init__(self):
-        self.pools = Pool(1), Pool(2, per_second=1_000)
+        self.pools = Pool(1), Pool(2, per_second=1_000, tokens_per_minute=60e6, retry_budget=0.5)
         self.running = {}
         self.opened = self.closed = 0
         self.overlaps = []
@@ -30,9 +30,21 @@ class World:
         doubling = Retry(base_ms=1, jitter=False, until=lambda value: value != "no")
         return [
             WorkflowStep("items", self.items),
-            WorkflowStep("map", self.item, ["items"], map_over="items", pool=narrow, max_retries=2),
             WorkflowStep(
-                "paced", self.item, ["items"], map_over="items", pool=paced, max_retries=2
+                *("map", self.item, ["items"]),
+                map_over="items",
+                pool=narrow,
+                priority=1,
+                max_retries=2,
+                retry=Retry(on=lambda error: 1),
+            ),
+            WorkflowStep(
+                *("paced", self.item, ["items"]),
+                map_over="items",
+                pool=paced,
+                slots=lambda items: 1 + items % 2,
+                tokens=1_000,
+                max_retries=2,
             ),
             WorkflowStep("refused", self.refused, max_retries=3, retry=doubling, pool=paced),
             WorkflowStep("late", self.hang, timeout_ms=3, max_retries=2, pool=narrow),

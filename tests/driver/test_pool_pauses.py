@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from third_party import step_tasks
 
 from asyncflow import (
     Orchestrator,
@@ -475,9 +474,26 @@ async def test_a_third_party_that_cancels_a_waiting_step_lends_no_place_twice():
     steps = [WorkflowStep("pooled", work, pool=pool), WorkflowStep("free", work)]
     run = asyncio.ensure_future(run_pipeline(steps, max_concurrency=1))
     await asyncio.sleep(1.5)  # the slot was declined, since the run is full
-    (task,) = [task for task in step_tasks() if "pooled" in task.get_name()]
+    tasks = asyncio.all_tasks()
+    (task,) = [task for task in tasks if task.get_coro().__qualname__ == "StepRunner.run"]
     task.cancel()
     report = await run
 
     assert report.all_passed
     assert most == 1
+
+
+async def test_a_run_inside_a_step_that_waits_for_the_same_pool_is_warned_of(caplog):
+    pool = Pool(1, name="api")
+
+    async def inner():
+        pass
+
+    async def outer():
+        await run_pipeline([WorkflowStep("inner", inner, pool=pool)])
+
+    report = await run_pipeline([WorkflowStep("outer", outer, pool=pool, timeout_ms=50)])
+
+    assert report["outer"].status is StepStatus.FAILED
+    assert "step 'inner' waits for pool 'api', of which a step around its run" in caplog.text
+    assert (pool.in_use, pool.waiting) == (0, 0)
