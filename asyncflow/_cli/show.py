@@ -52,7 +52,10 @@ from asyncflow.journal._queries import USUAL_RUNS
 
 # A pipeline.
 
-_POLICIES = ["max_retries", "timeout_ms", "deadline_ms", "map_over", "run_if", "runs_in", "secret"]
+_POLICIES = [
+    *("max_retries", "timeout_ms", "deadline_ms", "map_over", "tolerated_failures"),
+    *("keep_outputs", "run_if", "runs_in", "secret"),
+]
 
 
 @click.command()
@@ -106,6 +109,11 @@ def _policies(step: WorkflowStep) -> list[str]:
     texts = []
     if step.map_over is not None:
         texts.append(f"for each item of {step.map_over}")
+    if tolerated := step.tolerated_failures:
+        many = f"{tolerated:.3g} of" if isinstance(tolerated, float) else f"{tolerated}"
+        texts.append(f"tolerates the failure of {many} items")
+    if not step.keep_outputs:
+        texts.append("keeps no outputs")
     if step.when is not None:
         texts.append("if its condition is met")
     if step.run_if == "failure":

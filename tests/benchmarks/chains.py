@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from random import Random
 from typing import Any
@@ -41,6 +42,37 @@ def chains(rounds: int) -> Iterator[Row]:
             rounds,
         )
         yield Row(f"{what} / TaskGroup and semaphore", value, at_most)
+    grown = _peak_mb(10 * _MANY) / _peak_mb(_MANY)
+    yield Row("keep_outputs=False: memory of 100,000 items / of 10,000", grown, 1.1)
+
+
+def _peak_mb(items: int) -> float:
+    """Return how many MB a map that keeps no outputs takes at most."""
+
+    async def numbers() -> Iterator[int]:
+        return iter(range(items))
+
+    steps = [
+        WorkflowStep("source", numbers),
+        WorkflowStep(
+            "over source",
+            _at_once,
+            {"item": "source"},
+            map_over="source",
+            pool=Pool(_SLOTS),
+            keep_outputs=False,
+        ),
+    ]
+    tracemalloc.start()
+    try:
+        asyncio.run(run_pipeline(steps))
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+async def _at_once(item: int) -> int:
+    return item
 
 
 def _stages() -> tuple[list[Stage], list[float]]:
