@@ -107,12 +107,17 @@ def _has_pool(policies: StepPolicies, step: DeclaredStep) -> bool:
     return policies.get("pool") is not None
 
 
+def _has_items(policies: StepPolicies, step: DeclaredStep) -> bool:
+    return step.is_mapped()
+
+
 _NEEDS: dict[str, Callable[[StepPolicies, DeclaredStep], bool]] = {
     "retry": lambda policies, step: policies.get("max_retries", 1) > 1,
     "slots": _has_pool,
     "tokens": _has_pool,
     "priority": _has_pool,
-    "tolerated_failures": lambda policies, step: step.is_mapped(),
+    "tolerated_failures": _has_items,
+    "keep_outputs": _has_items,
 }
 """What `WorkflowStep` accepts only beside something else, and whether a step has that. A default
 does not apply to the other steps."""

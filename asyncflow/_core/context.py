@@ -7,7 +7,6 @@ another process does not. The worker process of a step has `process_attempt` ins
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -344,6 +343,8 @@ def last_error_to_send() -> SentError | None:
     error = None if running is None else current_step().last_error
     if error is None:
         return None
+    import pickle  # few attempts need it, and it takes a while to import
+
     restored = to_restored_error(error)
     content = pickle.dumps(picklable_error(error))
     return content, restored.type_name, restored.message, restored.traceback
@@ -353,6 +354,8 @@ def received_error(sent: SentError | None) -> BaseException | None:
     """Return the error that another process has sent, if it has sent one."""
     if sent is None:
         return None
+    import pickle  # as above
+
     content, *fields = sent
     try:
         error = pickle.loads(content)

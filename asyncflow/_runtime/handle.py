@@ -396,7 +396,8 @@ class RunHandle:
         Raises:
             RuntimeError: The run was not started.
             TypeError: The step is not a name.
-            ValueError: The pipeline has no such step, or the step is not mapped.
+            ValueError: The pipeline has no such step, or the step is not mapped, or has
+                ``keep_outputs=False``.
         """
         self._check_started()
         return ResultReader(self._link, self.report, self._checked_step(step))

@@ -259,7 +259,7 @@ class Pipeline:
             ``{"max_retries": 3, "timeout_ms": 10_000}``. What a step says itself wins. The steps of
             an included pipeline have those of their own. A ``retry`` policy applies to the steps
             that have more than one attempt, ``slots``, ``tokens`` and a ``priority`` to those with
-            a pool, and ``tolerated_failures`` to mapped steps.
+            a pool, ``tolerated_failures`` and ``keep_outputs`` to mapped steps.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
             engine, resources: Each as `Orchestrator` takes it.
 

@@ -150,6 +150,7 @@ class TestSteps:
             "secret": True,
             "max_crashes": 1,
             "tolerated_failures": 0,
+            "keep_outputs": True,
             "fallback": repr,
         }
 
@@ -455,15 +456,14 @@ class TestStepPolicies:
 
     def test_what_needs_something_else_applies_to_the_steps_that_have_it(self) -> None:
         pool = Pool(1)
-        etl = Pipeline("etl", step_options={"tolerated_failures": 2, "pool": pool, "priority": 1})
+        options: StepPolicies = {"tolerated_failures": 2, "keep_outputs": False}
+        etl = Pipeline("etl", step_options={**options, "pool": pool, "priority": 1})
         etl.step(list_urls)
         etl.step(pool=None)(fetch)
 
         assert etl.steps == [
             WorkflowStep("list_urls", list_urls, pool=pool, priority=1),
-            WorkflowStep(
-                "fetch", fetch, {"url": "list_urls"}, map_over="list_urls", tolerated_failures=2
-            ),
+            WorkflowStep("fetch", fetch, {"url": "list_urls"}, map_over="list_urls", **options),
         ]
 
     @pytest.mark.parametrize(
