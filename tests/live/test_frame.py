@@ -221,6 +221,17 @@ class TestStepRow:
 
         assert row == "✗ FAILED s ValueError: no such row, 2 attempts 20 ms"
 
+    def test_a_step_or_items_that_fell_back_say_so(self) -> None:
+        gone = OSError("gone")
+        fallen = StepSucceeded("s", 1, 20.0, 7, error=gone)
+        items = [AttemptStarted("s", 1, 0.0, item=0), StepSucceeded("s", 1, 5.0, 1, 0, error=gone)]
+
+        row = self.row(AttemptStarted("s", 1, 0.0), fallen)
+        mapped = self.row(MapStarted("s", 0.0, 1), *items, StepSucceeded("s", 0, 5.0, [1]))
+
+        assert row == "✓ SUCCESS s fell back: OSError: gone 20 ms"
+        assert mapped == "✓ SUCCESS s 1 item, 1 of 1 items fell back 5 ms"
+
     def test_a_duration_of_an_hour_fits_its_column(self) -> None:
         first_attempt = AttemptStarted("s", 1, 0.0)
 

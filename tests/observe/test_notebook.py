@@ -82,6 +82,27 @@ def test_a_report_is_a_table_without_scripts_and_values() -> None:
     assert "an output" not in html
 
 
+def test_a_step_or_items_that_fell_back_say_so() -> None:
+    async def numbers() -> list[int]:
+        return [0, 1]
+
+    async def invert(number: int) -> float:
+        return 1 / number
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("check", _bad, {"value": "numbers"}, fallback=lambda error: None),
+        WorkflowStep(
+            "invert", invert, {"number": "numbers"}, map_over="numbers", fallback=lambda error: 0.0
+        ),
+    ]
+    report = run_in_virtual_time(run_pipeline(steps))
+
+    *_, check, inverted = _Page(report._repr_html_()).rows
+    assert "fell back: ValueError: <script>alert(1)</script>" in check
+    assert "1 of 2 items fell back" in inverted
+
+
 def test_an_empty_report_is_a_table_too() -> None:
     report = run_in_virtual_time(run_pipeline([]))
 
