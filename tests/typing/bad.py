@@ -68,6 +68,8 @@ WorkflowStep("load", extract, None)  # E: call-overload
 WorkflowStep("load", extract, (), 3)  # E: call-overload
 WorkflowStep("load", extract, max_retries=None)  # E: call-overload
 WorkflowStep("load", extract, max_retries=1.5)  # E: call-overload
+WorkflowStep("load", extract, ["rows"], map_over="rows", tolerated_failures="1")  # E: call-overload
+WorkflowStep("load", extract, ["rows"], map_over="rows", keep_outputs=1)  # E: call-overload
 WorkflowStep("load", extract, timeout_ms="1s")  # E: call-overload
 WorkflowStep("load", extract, retry=None)  # E: call-overload
 WorkflowStep("load", extract, retries=3)  # E: call-overload

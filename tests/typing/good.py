@@ -507,9 +507,14 @@ def count(pages: list[bytes] = collect(page)) -> int:
     return len(pages)
 
 
-@etl.step
+@etl.step(tolerated_failures=0.01, keep_outputs=False)
 async def size(page: bytes = each(collect(page))) -> int:
     return len(page)
+
+
+@etl.step(tolerated_failures=2)
+async def half(size: int = each(collect(size))) -> float:
+    return size / 2
 
 
 @etl.step(depends_on=[count, "urls", deep], run_if="always", when=lambda urls: bool(urls))
@@ -560,6 +565,7 @@ assert_type(each(deep), Any)
 assert_type(collect(page), list[bytes])
 assert_type(collect(count), list[int])
 assert_type(each(collect(page)), bytes)
+assert_type(each(collect(half)), float)
 unchanged: Callable[[str], Coroutine[Any, Any, list[str]]] = etl.step(urls, name="again")
 etl.step(Loader(), name="loader", depends_on={"table": urls})
 etl.step(functools.partial(transform, factor=3), name="partial")
