@@ -161,7 +161,7 @@ def mapped(world: World) -> Steps:
 
 
 def flowing(world: World) -> Steps:
-    """Items flow through three mapped steps; one is retried, and one fails, which is tolerated."""
+    """Items flow through three mapped steps: one is retried, one fails, and one falls back."""
 
     async def numbers(seed: int) -> list[int]:
         await world.act()
@@ -181,6 +181,8 @@ def flowing(world: World) -> Steps:
 
     async def store(row: int) -> int:
         await world.act()
+        if row == 61:
+            raise LookupError("never")
         return row
 
     async def total(rows: list[int]) -> int:
@@ -193,7 +195,7 @@ def flowing(world: World) -> Steps:
             "fetch", fetch, {"number": "numbers"}, map_over="numbers", tolerated_failures=1
         ),
         WorkflowStep("parse", parse, {"page": "fetch"}, map_over="fetch", max_retries=2),
-        WorkflowStep("store", store, {"row": "parse"}, map_over="parse"),
+        WorkflowStep("store", store, {"row": "parse"}, map_over="parse", fallback=lambda error: -1),
         WorkflowStep("total", total, {"rows": "store"}),
     ]
 
@@ -233,7 +235,7 @@ def nested(world: World) -> Steps:
 
 
 def cleaned_up(world: World) -> Steps:
-    """A resource is rented, used and given back; two steps are skipped on purpose."""
+    """A resource is rented, used and given back; two steps are skipped on purpose, and joined."""
 
     async def rent(seed: int) -> str:
         await world.act()
@@ -251,6 +253,10 @@ def cleaned_up(world: World) -> Steps:
         await world.act()
         return extra
 
+    async def joined(use: int, extra: int | None, beyond: int = 7) -> int:
+        await world.act()
+        return use + beyond
+
     async def give_back(rent: str, use: int) -> str:
         await world.act()
         return f"{rent} was used {use} times"
@@ -263,6 +269,7 @@ def cleaned_up(world: World) -> Steps:
         WorkflowStep("use", use, ["rent"]),
         WorkflowStep("extra", extra, ["use"], when=lambda use: use > 1_000),
         WorkflowStep("beyond", beyond, ["extra"]),
+        WorkflowStep("joined", joined, ["use", "extra", "beyond"], run_if="unless_failed"),
         WorkflowStep("give_back", give_back, ["rent", "use"], run_if="always"),
         WorkflowStep("alert", alert, run_if="failure"),
     ]
