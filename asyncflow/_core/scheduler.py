@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from asyncflow._core.errors import (
     ActionNotAwaitableError,
@@ -22,7 +22,6 @@ from asyncflow._core.errors import (
     TimeoutKind,
 )
 from asyncflow._core.graph import Plan
-from asyncflow._core.pool import Pool
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import IN_FLIGHT, Phase, StepRuns
 from asyncflow.events import AttemptStarted
@@ -52,9 +51,9 @@ class AdmissionQueue:
         self._room = math.inf if limit is None else limit
         self._steps = steps
         self._line: deque[int] = deque()
-        self._held: dict[_Line, deque[int]] = {}
+        self._held: dict[object, deque[int]] = {}
         """The nodes that came first when their pool had no room."""
-        self._taken: dict[_Line, int] = {}
+        self._taken: dict[object, int] = {}
         self._placed: set[int] = set()
         self._placeless: dict[int, None] = {}
         """The nodes that have claimed a place when there was none, in order."""
@@ -73,7 +72,7 @@ class AdmissionQueue:
 
     def put_first(self, node: int, since_ms: float) -> None:
         """Queue a node with a pool before all others of it; it waits only from then on."""
-        self._held.setdefault(_line_of(self._steps[node]), deque()).appendleft(node)
+        self._held.setdefault(self._steps[node].line, deque()).appendleft(node)
         self._since[node] = since_ms
         self.is_dirty = True
 
@@ -89,20 +88,20 @@ class AdmissionQueue:
 
     def take(self) -> Iterator[int]:
         """Yield the nodes to admit now. The caller calls `enter` before it asks for the next."""
-        for line, held in self._held.items():
-            while held and self._has_room(line, self._steps[held[0]]):
+        for held in self._held.values():
+            while held and self._has_room(self._steps[held[0]]):
                 yield held.popleft()
         while self._line and self._room > 0:
             node = self._line.popleft()
             step = self._steps[node]
-            if step.pool is None or self._has_room(_line_of(step), step):
+            if step.pool is None or self._has_room(step):
                 yield node
             else:
-                self._held.setdefault(_line_of(step), deque()).append(node)
+                self._held.setdefault(step.line, deque()).append(node)
 
-    def _has_room(self, line: _Line, step: WorkflowStep) -> bool:
+    def _has_room(self, step: WorkflowStep) -> bool:
         assert step.pool is not None
-        return self._room > 0 and self._taken.get(line, 0) < step.pool.size
+        return self._room > 0 and self._taken.get(step.line, 0) < step.pool.size
 
     def enter(self, node: int) -> None:
         """Count a node as in flight. It need not have been queued."""
@@ -115,7 +114,8 @@ class AdmissionQueue:
         if node in self._placed:
             self._placed.discard(node)
             self._room += 1
-            self._look_again()
+            if not self.is_dirty:
+                self._look_again()
 
     def claim(self, node: int) -> bool:
         """Return whether a node has a place; if not, `take_placed` will return it with one."""
@@ -145,11 +145,11 @@ class AdmissionQueue:
         if self.has_limit:
             self.lend(node)
             self._placeless.pop(node, None)
-        self._look_again()
+        if not self.is_dirty:
+            self._look_again()
 
     def _look_again(self) -> None:
-        waits = self._line or self._placeless or any(self._held.values())
-        self.is_dirty = self.is_dirty or bool(waits)
+        self.is_dirty = bool(self._line or self._placeless or any(self._held.values()))
 
     def moved(self, node: int, before: Phase, now: Phase) -> None:
         """Count a node whose phase has changed."""
@@ -166,17 +166,7 @@ class AdmissionQueue:
     def _count(self, node: int, change: int) -> None:
         step = self._steps[node]
         if step.pool is not None:
-            line = _line_of(step)
-            self._taken[line] = self._taken.get(line, 0) + change
-
-
-_Line: TypeAlias = Pool | tuple[Pool, int]
-
-
-def _line_of(step: WorkflowStep) -> _Line:
-    """Return where the nodes of a step stand in line: in a pool, and there with a priority."""
-    assert step.pool is not None
-    return (step.pool, step.priority) if step.priority else step.pool
+            self._taken[step.line] = self._taken.get(step.line, 0) + change
 
 
 ROUNDING_MS = 0.01

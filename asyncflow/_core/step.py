@@ -223,6 +223,8 @@ class WorkflowStep:
     """Whether it runs in a thread or a process here."""
     needs_permit: bool = derived()
     """Whether an attempt waits for a slot of a pool, or for a thread or process here."""
+    line: object = derived()
+    """Where its attempts stand in line: in a pool, and there with a priority."""
     needs: tuple[int, float] = derived()
     """The slots and tokens that an attempt takes; of no meaning if there are `measures`."""
     measures: tuple[tuple[str, Callable[..., Any], Signature], ...] = derived()
@@ -329,6 +331,7 @@ class WorkflowStep:
         has_numbers = not callable(slots) and not callable(tokens)
         fill(self, "needs", (slots, tokens or 0.0) if has_numbers else (1, 0.0))
         fill(self, "priority", priority)
+        fill(self, "line", (pool, priority) if priority else pool)
         fill(self, "may_pause", may_pause)
         fill(self, "map_over", map_over)
         fill(self, "when", when)

@@ -264,9 +264,11 @@ class Permits:
         if node in self._joining:
             self._join(node, self._steps[node])
         held = self._held.get(node)
-        if self._queue.has_limit or (isinstance(held, Permit) and held.limiter is not None):
+        if self._queue.has_limit:
             return False
-        ticket = held.ticket if isinstance(held, Permit) else held
+        if isinstance(held, PoolTicket):
+            return not held.is_gated
+        ticket = None if held is None or held.limiter is not None else held.ticket
         return ticket is not None and ticket.has_slots and not ticket.is_gated
 
     async def acquire(self, node: int, step: WorkflowStep) -> None:
@@ -360,10 +362,11 @@ class Permits:
 
     def forget(self, node: int) -> None:
         """Release what a node still holds that has ended, or never starts."""
-        if self._ages or self._needs or self._joining:
-            self._joining.pop(node, None)
+        if self._ages or self._needs:
             self._ages.pop(node, None)
             self._needs.pop(node, None)
+        if node in self._joining:
+            del self._joining[node]
         if node in self._held:
             self.release(node, unused=True)
 
