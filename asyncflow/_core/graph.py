@@ -479,10 +479,7 @@ def with_dependents(
 
 
 class PlanView(Mapping[str, V]):
-    """A mapping from each step of a plan, by name and in topological order, to something of it.
-
-    ``of`` tells that of the step with an index.
-    """
+    """A mapping from each step of a plan, by name and in topological order, to something of it."""
 
     __slots__ = ("_plan",)
 
@@ -490,7 +487,8 @@ class PlanView(Mapping[str, V]):
         self._plan = plan
 
     def of(self, index: int) -> V:
-        raise NotImplementedError
+        """Return that of the step with an index."""
+        raise NotImplementedError  # pragma: no cover - each view has its own
 
     def __getitem__(self, name: str) -> V:
         return self.of(self._plan.index[name])
