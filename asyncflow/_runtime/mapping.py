@@ -186,7 +186,8 @@ class MapRunner:
     async def _add_item(self, node: int, number: int, value: Any) -> None:
         """Make an item a node, and wait until it is scheduled and there is room for another."""
         state, ended = self._state, self._ended
-        while ended and (ended[0][1] is None or ended[0][1].done()):
+        # Once the run stops, nodes are known as asked to stop, and clean-up steps need others.
+        while ended and state.stop_reason is None and (not ended[0][1] or ended[0][1].done()):
             state.forget_item(ended.popleft()[0])
         stored = state.stored_end(node, self._now_ms(), number)
         if stored is None:

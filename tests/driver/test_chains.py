@@ -740,3 +740,37 @@ async def test_the_results_of_items_are_not_there_to_be_read_if_no_output_is_kep
         with pytest.raises(ValueError, match="step 'store' keeps no outputs of its items"):
             run.results("store")
         assert [result.left_out async for result in run.results()] == [0, 2, 2, 2]
+
+
+async def test_an_item_of_a_clean_up_step_is_not_taken_for_one_that_was_asked_to_stop():
+    async def source():
+        return [0]
+
+    async def stubborn(n):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return n
+
+    async def fail():
+        await asyncio.sleep(0.001)
+        raise ValueError
+
+    async def clean_up(n):
+        raise KeyError(n)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("source", source),
+            WorkflowStep(
+                "stubborn", stubborn, {"n": "source"}, map_over="source", keep_outputs=False
+            ),
+            WorkflowStep("fail", fail, ["source"]),
+            WorkflowStep(
+                "clean up", clean_up, {"n": "stubborn"}, map_over="stubborn", run_if="always"
+            ),
+        ]
+    )
+
+    assert report["stubborn"].status is SUCCESS
+    assert statuses(report["clean up"]) == {0: FAILED}
