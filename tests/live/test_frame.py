@@ -19,6 +19,7 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
+    PoolPaused,
     RunResumed,
     RunStarted,
     StepFailed,
@@ -182,6 +183,15 @@ tier 3  ⊘ SKIPPED    alert    ran before the run was resumed, no de…     200
         ✓ SUCCESS    publish                                             300 ms
 ━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  4 of 4 steps
 ✓ PASSED  2.0 s   ✓ 3 succeeded  ⊘ 1 skipped"""
+
+
+def test_a_pause_of_a_pool_has_a_line_until_it_ends() -> None:
+    run = run_of([started("ask"), PoolPaused(1_000.0, 61_000.0, "api", "ask[3]")])
+
+    paused, later = (lines_of(run, now_ms=now_ms) for now_ms in (2_000.0, 62_000.0))
+
+    assert "pool api is paused by ask[3], 59.0 s left" in paused
+    assert not any("is paused" in line for line in later)
 
 
 def _time(event: Event) -> float:
