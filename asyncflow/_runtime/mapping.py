@@ -60,8 +60,10 @@ class MapRunner:
         self._loop = scope.loop
         self._changes: dict[int, asyncio.Future[None]] = {}
         """What each mapped step waits for: that one of its items is scheduled or ends."""
-        self._ended: deque[tuple[int, asyncio.Task[Any] | None]] = deque()
-        """The items that are to be forgotten when their tasks have ended, which still know them."""
+        self._ended: dict[int, deque[tuple[int, asyncio.Task[Any] | None]]] = {}
+        """The items of each mapped step that are to be forgotten when their tasks have ended, which
+        still know them; and by the task of the step, which may just wait for one to be scheduled.
+        """
         self._is_broken = False
 
     async def run(self, node: int, step: WorkflowStep) -> None:
@@ -129,7 +131,8 @@ class MapRunner:
             del self._items[item]
             self.note_change(item)
             if not self._state.keeps(item):
-                self._ended.append((item, task))
+                owner = self._state.step_runs.owner_of(item)
+                self._ended.setdefault(owner, deque()).append((item, task))
             if self._plan.chained:
                 self._wake_up_chain(self._state.step_runs.owner_of(item))
 
@@ -185,7 +188,7 @@ class MapRunner:
 
     async def _add_item(self, node: int, number: int, value: Any) -> None:
         """Make an item a node, and wait until it is scheduled and there is room for another."""
-        state, ended = self._state, self._ended
+        state, ended = self._state, self._ended.get(node)
         # Once the run stops, nodes are known as asked to stop, and clean-up steps need others.
         while ended and state.stop_reason is None and (not ended[0][1] or ended[0][1].done()):
             state.forget_item(ended.popleft()[0])

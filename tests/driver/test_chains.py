@@ -774,3 +774,29 @@ async def test_an_item_of_a_clean_up_step_is_not_taken_for_one_that_was_asked_to
 
     assert report["stubborn"].status is SUCCESS
     assert statuses(report["clean up"]) == {0: FAILED}
+
+
+async def test_two_maps_that_keep_nothing_do_not_wait_for_items_of_each_other():
+    async def first():
+        return [0, 1, 2, 3]
+
+    async def second():
+        async def stream():
+            await asyncio.sleep(0)
+            yield 0
+
+        return stream()
+
+    async def at_once(n):
+        return n
+
+    steps = [
+        WorkflowStep("second", second),
+        WorkflowStep("first", first, when=lambda: True),
+        WorkflowStep("m", at_once, {"n": "first"}, map_over="first", keep_outputs=False),
+        WorkflowStep("other", at_once, {"n": "second"}, map_over="second"),
+    ]
+
+    report = await run_pipeline(steps)
+
+    assert (report["m"].left_out, report["other"].output) == (4, [0])
