@@ -100,9 +100,22 @@ def statuses(result):
 
 
 async def test_an_item_starts_as_soon_as_the_same_item_of_the_step_before_has_succeeded():
-    chain = Chain(3)
+    chain, stored = Chain(3), asyncio.Event()
 
-    report = await run_pipeline(chain.steps(), schedule="ready")
+    async def fetch(n):
+        if n == 0:
+            await stored.wait()  # for ever, unless another item has gone all the way
+        return n * 10
+
+    async def store(n):
+        stored.set()
+        return await chain.store(n)
+
+    steps = chain.steps()
+    steps[1] = WorkflowStep("fetch", fetch, {"n": "numbers"}, map_over="numbers")
+    steps[3] = WorkflowStep("store", store, {"n": "parse"}, map_over="parse")
+
+    report = await run_pipeline(steps, schedule="ready")
 
     assert chain.calls.index("store 2") < chain.calls.index("parse 0")
     assert report["total"].output == [2, 12, 22]
