@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import TextIO
 
 from asyncflow._core.arguments import check_count
-from asyncflow._core.errors import describe_error, error_lines, escape_controls
+from asyncflow._core.error_text import describe_error, error_lines
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._core.tracebacks import format_error, user_frames
-from asyncflow._views.event_text import duration, plural
 from asyncflow._views.preview import shortened
 from asyncflow._views.run_end import failed_steps, lost_steps, verdict
 from asyncflow._views.run_view import RunView, view_of

@@ -22,16 +22,16 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, stdout_console
 from asyncflow._core.comparison import RunComparison, StepComparison
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.comparison_text import (
     difference_text,
     error_text,
     input_text,
     step_facts,
 )
-from asyncflow._views.event_text import duration, plural, took
+from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import RunRecord
 from asyncflow.live._theme import COLOURS, Theme, elide_middle, status_for_run, theme_for, widest

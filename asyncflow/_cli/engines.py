@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from asyncflow._cli.output import RUN_FAILED, CommandError
-from asyncflow._core.errors import did_you_mean
+from asyncflow._core.text import did_you_mean
 from asyncflow._runtime.orchestrator import Orchestrator
 
 _FORMS = "dask://HOST:PORT, ray://HOST:PORT, ray, processes or processes:NUMBER"

@@ -43,16 +43,11 @@ from asyncflow._cli.output import (
     write_result,
     write_trace,
 )
-from asyncflow._core.errors import (
-    MissingInputError,
-    PayloadError,
-    ResourceError,
-    RunCancelledError,
-    escape_controls,
-)
+from asyncflow._core.errors import MissingInputError, PayloadError, ResourceError, RunCancelledError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
+from asyncflow._core.text import escape_controls
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.asyncio_compat import FAILURES

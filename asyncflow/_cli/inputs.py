@@ -18,8 +18,8 @@ import click
 import msgspec
 
 from asyncflow._core.annotations import input_types
-from asyncflow._core.errors import did_you_mean
 from asyncflow._core.step import WorkflowStep, parameters_of
+from asyncflow._core.text import did_you_mean
 from asyncflow.journal._models import ModelError, is_model, model_from_json
 
 _HOW_TO_WRITE: Mapping[Any, str] = {

@@ -27,9 +27,9 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import RUN_FAILED, CommandError, some_of, stdout_console, write_note
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._core.results import RunStatus
-from asyncflow._views.event_text import plural, subject
+from asyncflow._core.text import did_you_mean, escape_controls, plural
+from asyncflow._views.event_text import subject
 from asyncflow._views.run_view import RunView
 from asyncflow._views.workflow_commands import without_commands
 from asyncflow.events import NoteEvent, RunResumed, RunStarted, StepAttached, StepLogged

@@ -19,7 +19,8 @@ from click.shell_completion import CompletionItem
 from asyncflow._cli.engines import check_engine_name
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.errors import RunNotFoundError, escape_controls
+from asyncflow._core.errors import RunNotFoundError
+from asyncflow._core.text import escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._queries import is_searchable

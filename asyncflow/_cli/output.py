@@ -25,13 +25,12 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import (
     JournalError,
     MissingExtraError,
     RunAlreadyActiveError,
     RunNotFoundError,
-    describe_error,
-    escape_controls,
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
@@ -42,9 +41,10 @@ from asyncflow._core.results import (
     attempt_end,
     latest_number,
 )
+from asyncflow._core.text import escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.log_capture import not_printed
-from asyncflow._views.event_text import place_text, plural
+from asyncflow._views.event_text import place_text
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run

@@ -34,8 +34,8 @@ from asyncflow._cli.output import (
     some_of,
     stdout_for_results_only,
 )
-from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._core.replay import latest_steps
+from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
 

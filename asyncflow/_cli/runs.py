@@ -30,9 +30,10 @@ from asyncflow._cli.output import (
     write_note,
     write_result,
 )
-from asyncflow._core.errors import RunAlreadyActiveError, escape_controls
+from asyncflow._core.errors import RunAlreadyActiveError
 from asyncflow._core.results import RunStatus
-from asyncflow._views.event_text import plural, took
+from asyncflow._core.text import escape_controls, plural
+from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
 from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (

@@ -38,12 +38,12 @@ from asyncflow._cli.output import (
     write_result,
     write_trace,
 )
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.step import WorkflowStep, resources_of
+from asyncflow._core.text import escape_controls, plural
 from asyncflow._runtime.orchestrator import Orchestrator
-from asyncflow._views.event_text import describe_event, plural, took
+from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted

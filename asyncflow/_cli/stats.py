@@ -26,9 +26,8 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
-from asyncflow._core.errors import did_you_mean, escape_controls
 from asyncflow._core.statistics import StepOutcome
-from asyncflow._views.event_text import duration, plural
+from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
 from asyncflow._views.outcomes import OUTCOMES
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import DAMAGED, listed_status, statistics_document

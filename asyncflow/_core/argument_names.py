@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import iscoroutinefunction, signature
 from typing import Any, TypeVar, cast
 
-from asyncflow._core.errors import did_you_mean
+from asyncflow._core.text import did_you_mean
 
 T = TypeVar("T")
 

@@ -17,8 +17,9 @@ from functools import partial
 from types import CoroutineType, FunctionType, MethodType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError, safe_text
+from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError
 from asyncflow._core.record import record
+from asyncflow._core.text import safe_text
 
 
 def check_limit(what: str, limit_ms: object) -> None:

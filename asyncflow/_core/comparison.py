@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from asyncflow._core.errors import cut, describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.record import record
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepResult, StepStatus
 from asyncflow._core.same_value import is_same_value
+from asyncflow._core.text import cut
 from asyncflow._core.value_size import safe_repr
 
 NOTABLE_SHARE = 0.2

@@ -26,7 +26,6 @@ from typing import Any, TypeAlias
 
 from asyncflow._core.argument_names import arguments_of, check_arguments
 from asyncflow._core.arguments import Signature, Upstream, function_of, upstream_defaults
-from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import (
@@ -36,6 +35,7 @@ from asyncflow._core.step import (
     check_of_items,
     parameters_of,
 )
+from asyncflow._core.text import did_you_mean
 
 Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
 """Names, functions and pipelines; in a dictionary, by the parameter that receives the output."""

@@ -1,4 +1,4 @@
-"""The exceptions that asyncflow raises itself, and how any error reads in one line.
+"""The exceptions that asyncflow raises itself.
 
 Rules:
 
@@ -9,8 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:  # it imports this module
@@ -538,74 +536,5 @@ class HangError(_AttributedError, RuntimeError):
         return "\n  ".join(["nothing can ever happen again, but these tasks wait:", *self.waiting])
 
 
-LONGEST_LINE = 10_000
-"""How many characters of an error's message are shown in a line or a traceback."""
-
-LONGEST_TEXT = 100_000
-"""How many characters are stored of an error's message, and of its traceback."""
-
 SHUTDOWN = "the service was shut down"
 """Why a service interrupts its runs at its end."""
-
-
-def describe_error(error: BaseException) -> str:
-    """Return ``ErrorType: message`` in one line, the first of the message."""
-    return error_lines(error)[0]
-
-
-def error_lines(error: BaseException) -> list[str]:
-    """Return ``ErrorType: message``, each line of the message as one."""
-    name, message = type(error).__name__, safe_text(str, error)
-    if isinstance(error, RestoredError):
-        name, message = error.type_name.rpartition(".")[2], error.message
-    lines = message[:LONGEST_LINE].strip().splitlines()  # the message may be larger than memory
-    if not lines:
-        return [escape_controls(name)]
-    lines[0] = f"{name}: {lines[0]}"
-    lines[-1] += cut(message, LONGEST_LINE)[LONGEST_LINE:]
-    return [escape_controls(line.rstrip()) for line in lines]
-
-
-def describe_fully(error: BaseException) -> str:
-    """Return ``ErrorType: message`` in one line, with all lines of the message."""
-    message = cut(safe_text(str, error), LONGEST_LINE)
-    return escape_controls(f"{type(error).__name__}: {message}")
-
-
-def cut(text: str, limit: int) -> str:
-    """Return the text; of a longer one, the beginning and how many characters are missing."""
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
-
-
-def safe_text(render: Callable[[object], str], value: object) -> str:
-    """Return what ``str`` or ``repr`` gives for the value, or a placeholder if that raises."""
-    try:
-        return render(value)
-    except Exception as error:  # it is the user's object: whatever it raises must not spread
-        return f"<{type(value).__name__}, whose {render.__name__} raised {type(error).__name__}>"
-
-
-# What would end a line, move the cursor, turn the direction of writing or could not be printed.
-# Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
-_UNSAFE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-
-
-def escape_controls(text: str) -> str:
-    r"""Return the text with its control characters written as Python writes them: ``\n``."""
-    return re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
-    import difflib  # only an error message needs it, and it takes a while to import
-
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def name_suffix(function: object) -> str:
-    """Return the name of a function after a blank, or nothing if it has none, as a lambda."""
-    name = getattr(function, "__name__", "")
-    return f" {name}" if name.isidentifier() else ""

@@ -22,9 +22,10 @@ from itertools import accumulate
 from typing import TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names
-from asyncflow._core.errors import CyclicDependencyError, MissingInputError, did_you_mean
+from asyncflow._core.errors import CyclicDependencyError, MissingInputError
 from asyncflow._core.record import made_by, record, replace
 from asyncflow._core.step import WorkflowStep
+from asyncflow._core.text import did_you_mean
 
 K = TypeVar("K")
 V = TypeVar("V")

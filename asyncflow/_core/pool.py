@@ -30,8 +30,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.errors import safe_text
 from asyncflow._core.record import record
+from asyncflow._core.text import safe_text
 
 
 class Clock(NamedTuple):

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import check_count
-from asyncflow._core.errors import StepTimeoutError, did_you_mean, escape_controls
+from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
     RunStatus,
@@ -31,6 +31,7 @@ from asyncflow._core.results import (
     picklable_output,
     with_note,
 )
+from asyncflow._core.text import did_you_mean, escape_controls
 
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison

@@ -15,16 +15,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.errors import (
-    LONGEST_TEXT,
-    RestoredError,
-    StepCrashedError,
-    StepTimeoutError,
-    cut,
-    describe_error,
-    safe_text,
-)
+from asyncflow._core.error_text import LONGEST_TEXT, describe_error
+from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
 from asyncflow._core.record import record, replace, show, values_by_name
+from asyncflow._core.text import cut, safe_text
 from asyncflow._core.tracebacks import full_traceback
 from asyncflow._core.value_size import safe_repr
 

@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 
 from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_number, is_async, reject_awaitable
-from asyncflow._core.errors import ResultRefusedError, safe_text
+from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.record import record
+from asyncflow._core.text import safe_text
 
 RetryOn: TypeAlias = (
     type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | float]

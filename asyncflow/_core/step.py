@@ -20,10 +20,11 @@ from asyncflow._core.arguments import (
     signature_of,
     unawaitable_result,
 )
-from asyncflow._core.errors import DEFAULT_TIMEOUT_MS, did_you_mean, safe_text
+from asyncflow._core.errors import DEFAULT_TIMEOUT_MS
 from asyncflow._core.pool import Pool, check_slots, check_tokens
 from asyncflow._core.record import derived, record, replace, show, values_by_name
 from asyncflow._core.retry import NO_BACKOFF, Retry
+from asyncflow._core.text import did_you_mean, safe_text
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
     from typing import Protocol

@@ -20,15 +20,10 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-from asyncflow._core.errors import (
-    LONGEST_LINE,
-    RestoredError,
-    cut,
-    describe_error,
-    escape_controls,
-    safe_text,
-)
+from asyncflow._core.error_text import LONGEST_LINE, describe_error
+from asyncflow._core.errors import RestoredError
 from asyncflow._core.record import record
+from asyncflow._core.text import cut, escape_controls, safe_text
 
 _PACKAGE = __file__.rpartition("_core")[0]
 # The line that begins a frame in the text of a traceback; in that of a group it is indented more.

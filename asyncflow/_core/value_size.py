@@ -18,7 +18,7 @@ from sys import getrefcount
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
-from asyncflow._core.errors import cut, safe_text
+from asyncflow._core.text import cut, safe_text
 
 MOST_BYTES = 10_000_000
 """How many bytes of one value appear in a text that has no limit of its own."""

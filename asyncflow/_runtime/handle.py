@@ -23,14 +23,11 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.errors import (
-    RunCancelledError,
-    describe_error,
-    did_you_mean,
-    escape_controls,
-)
+from asyncflow._core.error_text import describe_error
+from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Interruption, InterruptionCause, RunStatus
+from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
 from asyncflow._runtime.outcome import by_caller

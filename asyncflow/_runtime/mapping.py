@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from asyncflow._core.chains import ItemQueue
-from asyncflow._core.errors import describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import Interruption, StepStatus, outputs_of, with_note
 from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import ItemEnd

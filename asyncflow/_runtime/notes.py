@@ -22,8 +22,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
-from asyncflow._core.errors import cut
 from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.text import cut
 from asyncflow._runtime.attempt_notes import FirstAndLast
 from asyncflow._runtime.log_capture import text_of
 from asyncflow.events import (

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from asyncflow._core.argument_names import suggestion
 from asyncflow._core.arguments import check_count, check_limit, check_names
-from asyncflow._core.errors import safe_text
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import check_engine
+from asyncflow._core.text import safe_text
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.observers import AnyObserver, check_observers
 

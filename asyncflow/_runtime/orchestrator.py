@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_names
 from asyncflow._core.context import current_attempt, is_inside_run
-from asyncflow._core.errors import did_you_mean
 from asyncflow._core.graph import DependencyView, Plan, plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
+from asyncflow._core.text import did_you_mean
 from asyncflow._runtime.durable import (
     Journal,
     OutputTypes,

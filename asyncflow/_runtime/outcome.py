@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import asyncio
 
-from asyncflow._core.errors import (
-    StepCancelledError,
-    StepTimeoutError,
-    TimeoutKind,
-    escape_controls,
-)
+from asyncflow._core.errors import StepCancelledError, StepTimeoutError, TimeoutKind
 from asyncflow._core.results import Interruption
 from asyncflow._core.state import RunState
+from asyncflow._core.text import escape_controls
 from asyncflow.events import StepCancelled
 
 _ANYIO_MESSAGES = ("Cancelled by cancel scope", "Cancelled via cancel scope")

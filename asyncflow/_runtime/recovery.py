@@ -7,16 +7,11 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from asyncflow._core.errors import (
-    RunAlreadyActiveError,
-    RunCancelledError,
-    RunNotFoundError,
-    did_you_mean,
-    safe_text,
-)
+from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, RunNotFoundError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.step import WorkflowStep
+from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, cast
 import anyio
 
 from asyncflow._core.arguments import is_async, python_signature
-from asyncflow._core.errors import describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import Interruption
 from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
 from asyncflow._runtime.asyncio_compat import (

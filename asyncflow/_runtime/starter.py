@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.errors import StepCrashedError, name_suffix
+from asyncflow._core.errors import StepCrashedError
 from asyncflow._core.results import Interruption
 from asyncflow._core.step import WorkflowStep
+from asyncflow._core.text import name_suffix
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import FAILURES, WAIT_FOR_MAKES_A_TASK

@@ -32,7 +32,7 @@ from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow._core.arguments import callable_name, is_importable_main
 from asyncflow._core.context import StartedAttempt, attempt_for_process, enter_thread
-from asyncflow._core.errors import safe_text
+from asyncflow._core.text import safe_text
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 
 from asyncflow._core.comparison import InputChange, RunComparison, StepComparison, first_failure
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
-from asyncflow._views.event_text import duration, plural
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words, preview, shortened
 
 _LONGEST_VALUE, _LONGEST_ERROR = 60, 400

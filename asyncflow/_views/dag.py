@@ -24,7 +24,7 @@ from html import escape
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple, TypeAlias
 
-from asyncflow._core.errors import escape_controls
+from asyncflow._core.text import escape_controls
 
 _Edge: TypeAlias = tuple[int, int]
 _Layers: TypeAlias = list[list[int]]

@@ -14,8 +14,9 @@ from typing import Any
 
 from asyncflow import events
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.errors import LONGEST_LINE, cut, describe_error, escape_controls
+from asyncflow._core.error_text import LONGEST_LINE, describe_error
 from asyncflow._core.results import RunStatus, StepStatus
+from asyncflow._core.text import cut, duration, escape_controls, plural
 
 _Attempt = Callable[[int], str]
 """Names an attempt by its number: ``attempt 2 of 3``."""
@@ -38,21 +39,6 @@ def subject(event: events.Event) -> str:
         return "the run"
     item = getattr(event, "item", None)
     return escape_controls(step if item is None else f"{step}[{item}]")
-
-
-def duration(ms: float) -> str:
-    """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``3 d 4 h``."""
-    if ms < 0.95:
-        return f"{ms:.1g} ms"
-    if ms < 999.5:
-        return f"{ms:.0f} ms"
-    if ms < 59_950:
-        return f"{ms / 1000:.1f} s"
-    minutes, seconds = divmod(round(ms / 1000), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def took(active_ms: float, span_ms: float) -> str:
@@ -216,11 +202,6 @@ def _name(event: events.RunStarted | events.RunResumed) -> str:
 def place_text(engine: str, worker: str) -> str:
     """Return where an attempt runs: ``dask, worker w1``."""
     return f"{engine}, worker {worker}" if worker else engine
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 step``, ``2,000 steps``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _in_which(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     FELL_BACK,
@@ -19,7 +18,7 @@ from asyncflow._core.results import (
     has_fallen_back,
 )
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration, plural
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words, shortened
 from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView, view_of

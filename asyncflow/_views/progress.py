@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from asyncflow._views.event_text import counted, duration, number_text
+from asyncflow._core.text import duration
+from asyncflow._views.event_text import counted, number_text
 from asyncflow.events import StepProgressed
 
 

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, zip_longest
 from typing import Any
 
-from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import failure_text
 from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.text import escape_controls
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
 from asyncflow._views.run_view import RunView

@@ -23,10 +23,10 @@ from asyncflow._core.context import (
     enter_run,
     received_error,
 )
-from asyncflow._core.errors import safe_text
 from asyncflow._core.graph import Dependents, Plan
 from asyncflow._core.record import replace
 from asyncflow._core.step import RunIf, WorkflowStep
+from asyncflow._core.text import safe_text
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of, running_task

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from asyncflow._core.arguments import check_count
-from asyncflow._core.errors import WorkerLostError, describe_fully
+from asyncflow._core.error_text import describe_fully
+from asyncflow._core.errors import WorkerLostError
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, outlast
 from asyncflow._runtime.engine import EngineCall

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
-from asyncflow._core.errors import escape_controls
+from asyncflow._core.text import escape_controls
 from asyncflow._views.event_text import describe_event, subject
 from asyncflow._views.preview import share, shortened
 from asyncflow.events import Event, RunResumed, RunStarted

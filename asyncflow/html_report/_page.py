@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.results import RunStatus
+from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import draw_graph
-from asyncflow._views.event_text import duration
 from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog

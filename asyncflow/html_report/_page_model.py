@@ -11,7 +11,6 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import (
     FELL_BACK,
     STATUS_SYMBOLS,
@@ -21,6 +20,7 @@ from asyncflow._core.results import (
     visible_output,
 )
 from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.text import escape_controls
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
 from asyncflow._views.run_view import RunView, ran_before

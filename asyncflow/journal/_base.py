@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 from asyncflow._core.arguments import check_count, check_number, parse_level
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError, did_you_mean, safe_text
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, Payload, RunStatus
+from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import NoteEvent
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process

@@ -22,8 +22,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from zlib import crc32
 
+from asyncflow._core.error_text import LONGEST_TEXT
 from asyncflow._core.errors import (
-    LONGEST_TEXT,
     NotSendableError,
     OutputLostError,
     RestoredError,
@@ -33,10 +33,9 @@ from asyncflow._core.errors import (
     StepCrashedError,
     StepTimeoutError,
     WorkerLostError,
-    cut,
-    safe_text,
 )
 from asyncflow._core.results import REDACTED, Payload, RunStatus, StepStatus, to_restored_error
+from asyncflow._core.text import cut, safe_text
 from asyncflow.events import (
     AttemptStarted,
     Event,

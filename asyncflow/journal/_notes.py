@@ -15,7 +15,8 @@ from zlib import crc32
 import msgspec
 
 from asyncflow._core.arguments import check_count, parse_level
-from asyncflow._core.errors import describe_fully, safe_text
+from asyncflow._core.error_text import describe_fully
+from asyncflow._core.text import safe_text
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
 from asyncflow.journal._event_codec import column_of, event_checksum, from_column
 from asyncflow.journal._queries import LARGEST, check_text

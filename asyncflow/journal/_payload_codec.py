@@ -34,8 +34,10 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-from asyncflow._core.errors import MissingExtraError, PayloadError, describe_fully, escape_controls
+from asyncflow._core.error_text import describe_fully
+from asyncflow._core.errors import MissingExtraError, PayloadError
 from asyncflow._core.results import Payload
+from asyncflow._core.text import escape_controls
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
 from asyncflow.journal._models import (
     WithGiven,

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from asyncflow._core.errors import JournalError, MissingExtraError, escape_controls
+from asyncflow._core.errors import JournalError, MissingExtraError
+from asyncflow._core.text import escape_controls
 from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
 from asyncflow.journal._sql import WAS_DRAINED, Cursor, UnsettledError, either_case
 

@@ -16,14 +16,13 @@ from itertools import chain, starmap
 from typing import Any, get_args
 
 from asyncflow._core.comparison import RunComparison, compare
+from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import (
     JournalError,
     LeaseLostError,
     PayloadError,
     RunNotFoundError,
     RunUnreadableError,
-    describe_fully,
-    did_you_mean,
 )
 from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.replay import StoredRun
@@ -38,6 +37,7 @@ from asyncflow._core.results import (
     StepStatus,
 )
 from asyncflow._core.statistics import StepRun, step_runs, step_statistics
+from asyncflow._core.text import did_you_mean
 from asyncflow.events import (
     Event,
     RunFinished,

@@ -25,7 +25,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from asyncflow._core.errors import JournalError, escape_controls, safe_text
+from asyncflow._core.errors import JournalError
+from asyncflow._core.text import escape_controls, safe_text
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._database_file import DatabaseFile

@@ -25,11 +25,8 @@ from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-from asyncflow._core.errors import (
-    RunAlreadyActiveError,
-    RunUnreadableError,
-    describe_fully,
-)
+from asyncflow._core.error_text import describe_fully
+from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
 from asyncflow.events import Event, NoteEvent
 from asyncflow.journal._event_codec import (
     EventRow,

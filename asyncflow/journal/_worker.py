@@ -24,12 +24,8 @@ from contextvars import Context
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from asyncflow._core.errors import (
-    JournalError,
-    LeaseLostError,
-    RunAlreadyActiveError,
-    describe_fully,
-)
+from asyncflow._core.error_text import describe_fully
+from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._sql import DatabaseChangedError

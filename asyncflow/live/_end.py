@@ -17,11 +17,11 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.errors import describe_error, error_lines
+from asyncflow._core.error_text import describe_error, error_lines
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
+from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import user_frames
-from asyncflow._views.event_text import duration, plural
 from asyncflow._views.run_end import LostSteps, failed_steps, lost_steps, verdict
 from asyncflow._views.run_view import RunView
 from asyncflow.live._theme import COLOURS, Theme, elide, elide_middle, printable, status_for_run

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import duration, pause_text
+from asyncflow._core.text import duration
+from asyncflow._views.event_text import pause_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     Event,

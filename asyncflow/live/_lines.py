@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from asyncflow._core.errors import escape_controls
+from asyncflow._core.text import escape_controls
 from asyncflow._views.event_text import describe_event, subject
 from asyncflow._views.progress import progress_text
 from asyncflow._views.workflow_commands import without_commands

@@ -10,10 +10,11 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.errors import describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
-from asyncflow._views.event_text import counted, duration, plural
+from asyncflow._core.text import duration, plural
+from asyncflow._views.event_text import counted
 from asyncflow._views.progress import percentage, progress_text
 from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed

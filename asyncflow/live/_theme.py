@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.text import escape_controls
 
 
 def printable(text: str, encoding: str) -> str:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
-from asyncflow._views.event_text import duration
 from asyncflow._views.run_view import RunView
 from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
 

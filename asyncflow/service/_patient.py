@@ -7,7 +7,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from asyncflow._core.errors import describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow._runtime.options import OpenResource
 from asyncflow._runtime.resources import check_manager
 

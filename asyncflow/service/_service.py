@@ -34,11 +34,10 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
     RunNotFoundError,
-    did_you_mean,
-    safe_text,
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import inputs_of
+from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.engine import Engine
 from asyncflow._runtime.handle import RunHandle

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
-from asyncflow._views.event_text import duration
+from asyncflow._core.text import duration
 from asyncflow.testing._recorded_runs import timeline
 
 

@@ -20,21 +20,16 @@ from typing import Any, TypeVar
 
 from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import key_watchers
-from asyncflow._core.errors import (
-    JournalError,
-    RestoredError,
-    RunCancelledError,
-    StepCrashedError,
-    cut,
-)
+from asyncflow._core.errors import JournalError, RestoredError, RunCancelledError, StepCrashedError
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RestoredOutput, RunStatus, StepResult
+from asyncflow._core.text import cut, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
-from asyncflow._views.event_text import describe_event, plural
+from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
 from asyncflow.testing._checks import Check, FailedCheck, check_is_plain, failed_check
 from asyncflow.testing._recorded_runs import is_equal, timeline, unrecorded

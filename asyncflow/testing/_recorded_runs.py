@@ -17,13 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asyncflow._core.errors import describe_error, escape_controls
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.record import values_by_name
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus, failure_text
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.interception import report_watchers
-from asyncflow._views.event_text import duration, plural
 
 _MOST_RUNS = 10
 _MOST_STEPS = 50

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from asyncflow._core.comparison import RunComparison, StepComparison, first_failure
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
+from asyncflow._core.text import duration, plural
 from asyncflow._views.comparison_text import (
     difference_text,
     error_text,
@@ -20,7 +21,7 @@ from asyncflow._views.comparison_text import (
     pair,
     step_facts,
 )
-from asyncflow._views.event_text import duration, plural, took
+from asyncflow._views.event_text import took
 from asyncflow._views.preview import error_trace, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, StatusBadge, name_text, step_url
 from asyncflow.journal._base import SQLJournal

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.statistics import StepStatistics
-from asyncflow._views.event_text import duration, plural
+from asyncflow._core.text import duration, plural
 from asyncflow._views.outcomes import OUTCOMES
 from asyncflow._views.preview import ago, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url

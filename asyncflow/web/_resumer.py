@@ -18,11 +18,11 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
     RunNotFoundError,
-    did_you_mean,
 )
 from asyncflow._core.replay import latest_steps
 from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.step import inputs_of
+from asyncflow._core.text import did_you_mean
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import RunRecord
 

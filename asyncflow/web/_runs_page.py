@@ -22,10 +22,9 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.errors import escape_controls
 from asyncflow._core.results import RunStatus
+from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.axis import tick_step_ms
-from asyncflow._views.event_text import duration
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._base import SQLJournal

@@ -35,7 +35,8 @@ from asyncflow import (
     WorkerLostError,
 )
 from asyncflow._core import errors as _errors
-from asyncflow._core.errors import HangError, MissingExtraError, MissingInputError, did_you_mean
+from asyncflow._core.errors import HangError, MissingExtraError, MissingInputError
+from asyncflow._core.text import did_you_mean
 from asyncflow.events import StepSkipped
 
 TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]] = [

@@ -10,7 +10,8 @@ import pytest
 
 from asyncflow import RunStatus, StepStatus
 from asyncflow._core.errors import RestoredError
-from asyncflow._views.event_text import describe_event, duration, subject
+from asyncflow._core.text import duration
+from asyncflow._views.event_text import describe_event, subject
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,

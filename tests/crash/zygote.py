@@ -31,7 +31,7 @@ from asyncflow import (
     StepResult,
     run_pipeline,
 )
-from asyncflow._core.errors import describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow.journal import (
     PostgresJournal,
     SQLiteJournal,

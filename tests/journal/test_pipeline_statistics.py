@@ -10,7 +10,7 @@ from golden_run import GOLDEN
 from resumed_run import RESUMED
 
 from asyncflow import RestoredOutput, RunStatus, WorkflowStep, run_pipeline
-from asyncflow._core.errors import describe_error
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (

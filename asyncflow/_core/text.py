@@ -1,0 +1,65 @@
+"""Text for people: what is shortened, escaped, counted, or suggested."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+
+def cut(text: str, limit: int) -> str:
+    """Return the text; of a longer one, the beginning and how many characters are missing."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def safe_text(render: Callable[[object], str], value: object) -> str:
+    """Return what ``str`` or ``repr`` gives for the value, or a placeholder if that raises."""
+    try:
+        return render(value)
+    except Exception as error:  # it is the user's object: whatever it raises must not spread
+        return f"<{type(value).__name__}, whose {render.__name__} raised {type(error).__name__}>"
+
+
+# What would end a line, move the cursor, turn the direction of writing or could not be printed.
+# Less than what `str.isprintable` refuses: the joiners of emoji and of Persian are harmless.
+_UNSAFE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
+def escape_controls(text: str) -> str:
+    r"""Return the text with its control characters written as Python writes them: ``\n``."""
+    return re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
+    import difflib  # only an error message needs it, and it takes a while to import
+
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def name_suffix(function: object) -> str:
+    """Return the name of a function after a blank, or nothing if it has none, as a lambda."""
+    name = getattr(function, "__name__", "")
+    return f" {name}" if name.isidentifier() else ""
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 step``, ``2,000 steps``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(ms: float) -> str:
+    """Return milliseconds in the unit that suits them: ``0.2 ms``, ``1.5 s``, ``3 d 4 h``."""
+    if ms < 0.95:
+        return f"{ms:.1g} ms"
+    if ms < 999.5:
+        return f"{ms:.0f} ms"
+    if ms < 59_950:
+        return f"{ms / 1000:.1f} s"
+    minutes, seconds = divmod(round(ms / 1000), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
