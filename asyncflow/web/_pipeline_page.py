@@ -12,13 +12,14 @@ from __future__ import annotations
 import difflib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asyncflow._core.pool import Pool
 from asyncflow._core.statistics import StepStatistics
 from asyncflow._core.text import duration, plural
 from asyncflow._views.outcomes import OUTCOMES
@@ -46,8 +47,10 @@ _MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
 _MOST_NEAREST = 5
 
 
-async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
-    """Answer with the page of a pipeline."""
+async def pipeline_page(
+    request: Request, journal: SQLJournal, pools_of: Callable[[str], Sequence[Pool]]
+) -> Response:
+    """Answer with the page of a pipeline; ``pools_of`` tells the pools that it has here."""
     name = named_pipeline(request)
     found = await journal.statistics(name, runs=_RUNS)
     if not found.runs:
@@ -66,6 +69,7 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
         links={column.record.run_id: column.link for column in columns},
         rows=[_row(each, step, columns[:drawn]) for each, step in steps.items()],
         hidden=len(found.steps) - len(steps),
+        pools=[(name_text(pool.title), pool, pool.stats()) for pool in pools_of(name)],
         outcomes=OUTCOMES,
         badges=RUN_BADGES,
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",

@@ -325,7 +325,7 @@ class Site:
         return await resume(request, self._journal, self.resumer)
 
     async def _pipeline(self, request: Request) -> Response:
-        return await pipeline_page(request, self._journal)
+        return await pipeline_page(request, self._journal, self.resumer.pools_of)
 
     async def _api_pipeline(self, request: Request) -> Response:
         return await pipeline_api(request, self._journal)
