@@ -221,7 +221,9 @@ class _Teller:
                     self._remark(node, attempt.segment, attempt.number, at_ms)
                     return
                 # What ends later than its last attempt has waited for another one.
-                is_retried = result.status in (StepStatus.RUNNING, *_ENDED)
+                ran_ms = sum([ended - began for began, ended in _active(attempts).values()])
+                has_waited = result.duration_ms - ran_ms > _ROUNDING_MS
+                is_retried = has_waited or result.status in (StepStatus.RUNNING, *_ENDED)
             else:
                 is_retried = later.number > attempt.number
                 if end == "crashed" and not is_retried:

@@ -178,8 +178,9 @@ class ResultReader:
     def __init__(
         self, link: RunLink, report: Callable[[], Awaitable[RunReport]], step: str | None
     ) -> None:
-        self._link = link
-        self._report = report
+        self._link: RunLink | None = link
+        """``None`` once it has raised what ended the run: that holds a frame which holds this."""
+        self._report: Callable[[], Awaitable[RunReport]] | None = report
         self._step = step
         self._state = link.state
         """That of the run, which this keeps after the end, until all results are given."""
@@ -191,57 +192,58 @@ class ResultReader:
 
     async def __anext__(self) -> StepResult:
         """Return the next result, or raise what has ended the run if its steps have not."""
-        link = self._link
+        link, report = self._link, self._report
+        if link is None or report is None:
+            raise StopAsyncIteration
         self._in_a_row += 1
         if self._in_a_row > _IN_A_ROW:
             self._in_a_row = 0
             await asyncio.sleep(0)
-        while (result := self._take()) is None:
-            if self._has_finished_step():
+        while (result := self._take(link)) is None:
+            if self._has_finished_step(link):
                 raise StopAsyncIteration
             if link.is_over:
+                self._link = self._report = self._state = None
                 try:
-                    await self._report()
+                    await report()
                 finally:
-                    del self, link  # what is raised holds this frame
+                    del self, link, report  # what is raised holds this frame
                 raise StopAsyncIteration
             self._in_a_row = 0
             await link.has_ended.wait()
         return result
 
-    def _take(self) -> StepResult | None:
+    def _take(self, link: RunLink) -> StepResult | None:
         """Return the next result if there is one."""
-        ended, step = self._link.ended, self._step
+        at, ended, step = self._next, link.ended, self._step
         if step is None:
-            result = self._result_of(ended[self._next]) if self._next < len(ended) else None
-        elif step in self._link.ended_items:
-            numbers = self._link.ended_items[step]
-            result = (
-                self._result_of(step, numbers[self._next]) if self._next < len(numbers) else None
-            )
+            result = self._result_of(link, ended[at]) if at < len(ended) else None
+        elif step in link.ended_items:
+            numbers = link.ended_items[step]
+            result = self._result_of(link, step, numbers[at]) if at < len(numbers) else None
         else:  # there are no items yet; but if the step was reused, there are no events of items
-            whole = self._result_of(step)
+            whole = self._result_of(link, step)
             items = () if whole is None else whole.items or ()
-            result = items[self._next] if self._next < len(items) else None
+            result = items[at] if at < len(items) else None
         self._next += result is not None
         return result
 
-    def _has_finished_step(self) -> bool:
+    def _has_finished_step(self, link: RunLink) -> bool:
         """Whether the step whose items these are has ended, and not because the run stops."""
         if self._step is None:
             return False
         if self._state is not None:
             status = self._state.status_of(self._step)
         else:
-            report = self._link.report
+            report = link.report
             status = None if report is None else report[self._step].status
         return status in (StepStatus.SUCCESS, StepStatus.FAILED)
 
-    def _result_of(self, step: str, item: int | None = None) -> StepResult | None:
-        state = self._state = self._state or self._link.state
+    def _result_of(self, link: RunLink, step: str, item: int | None = None) -> StepResult | None:
+        state = self._state = self._state or link.state
         if state is not None:
             return state.result_of(step, item)
-        report = self._link.report
+        report = link.report
         if report is None:  # the run has not begun, or was ended by an error without one
             return None
         return report[step] if item is None else _item_of(report[step], item)
