@@ -204,8 +204,9 @@ async def test_the_page_shows_the_pools_of_a_pipeline_that_runs_here(
     elsewhere = await page_of(make_client(app(any_journal)), "/pipelines/etl")
 
     pools = here[here.index('id="h-pools"') :].partition("</table>")[0]
-    rows = [unescape(re.sub(r"<[^>]*>", " ", row)).split() for row in re.findall(r"<tr>(.*?)</tr>", pools)]
-    assert [" ".join(row) for row in rows[1:]] == [
+    found = re.findall(r"<tr>(.*?)</tr>", pools)[1:]
+    rows = [unescape(re.sub(r"<[^>]*>", " ", row)).split() for row in found]
+    assert [" ".join(row) for row in rows] == [
         "pool 'model' 0 of 4 0 for another 30.0 s",
         "its pool 0 of 2 0 no",
     ]
