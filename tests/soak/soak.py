@@ -100,6 +100,7 @@ class Soak:
         self._random = Random(seed)
         self._journal = SQLiteJournal(folder / "runs.db")
         self._steps = self._opened = self._bodies = 0
+        self._threads = 0
         """How many actions have been called, how many resources are open, and actions are live."""
         self._pool = Pool(4)
         self._pipelines = {runs_in: self._pipeline(runs_in) for runs_in in ("loop", "thread")}
@@ -199,7 +200,15 @@ class Soak:
                         group.create_task(self._work(steps * number // count))
                 await self._journal.prune(timedelta(0))
                 gc.collect()
+                await self._let_threads_end()
                 yield self._sample(time.monotonic() - began)
+
+    async def _let_threads_end(self) -> None:
+        """Let threads end that have nothing to do: on a busy machine, that takes a moment."""
+        most = self._threads = self._threads or _threads()
+        give_up = time.monotonic() + 5
+        while _threads() > most and time.monotonic() < give_up:
+            await asyncio.sleep(0.01)
 
     def _sample(self, seconds: float) -> Sample:
         return Sample(
@@ -207,8 +216,7 @@ class Soak:
             seconds=seconds,
             objects=len(gc.get_objects()),
             tasks=len(asyncio.all_tasks()),
-            # anyio ends its threads when they have had nothing to do for ten seconds.
-            threads=sum("AnyIO worker" not in each.name for each in threading.enumerate()),
+            threads=_threads(),
             descriptors=len(os.listdir("/proc/self/fd")),
             memory_kb=_memory_kb(),
             held=self._opened + self._bodies + self._pool.in_use + self._pool.waiting,
@@ -290,6 +298,11 @@ _WAYS = [
     *(Soak._awaited, Soak._awaited, Soak._resumed, Soak._cancelled),
     *(Soak._watched, Soak._asked_to_end, Soak._left),
 ]
+
+
+def _threads() -> int:
+    # anyio ends its threads when they have had nothing to do for ten seconds.
+    return sum("AnyIO worker" not in each.name for each in threading.enumerate())
 
 
 def _memory_kb() -> int:
