@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import count, groupby, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, attempt_end
@@ -74,8 +74,12 @@ class _Teller:
         """What a fork takes over."""
         self._told: list[list[Any]] = [[] for _ in self._segments]
         """What happened to steps, by segment."""
-        self._afresh: set[int] = set()
-        """The segments in which what was interrupted begins anew."""
+        self._map_starts: dict[str, dict[int, float]] = {}
+        """When each mapped step began with its items, by segment."""
+        self._anew: dict[int, set[str]] = {}
+        """The steps that were interrupted and begin anew, by segment."""
+        self._continued: set[int] = set()
+        """The segments in which steps continue that were interrupted."""
 
     def events(self) -> Iterator[Event]:
         """Yield the events of the run, in order."""
@@ -113,15 +117,22 @@ class _Teller:
     def _resumption(self, number: int) -> RunResumed:
         segment = self._segments[number - 1]
         reasons = self._reasons() if number == self._latest else {}
+        anew = self._anew.get(number, set())
+        outdated = {name: reasons.get(name, "") for name in anew if number in self._continued}
         return RunResumed(
             self._report.run_id,
             segment.at_ms,
             segment.wall_time,
             self._dependencies(),
             {},
-            unfinished={name: why for name, why in reasons.items() if why != RECALLED},
+            outdated,
+            unfinished={
+                name: why
+                for name, why in reasons.items()
+                if why != RECALLED and name not in outdated
+            },
             recalled=tuple([name for name, why in reasons.items() if why == RECALLED]),
-            afresh=number in self._afresh,
+            afresh=bool(anew) and not outdated,
             secret=self._secret(),
         )
 
@@ -163,6 +174,7 @@ class _Teller:
         for at, each in enumerate(items):
             item = at if each.item is None else each.item
             self._tell_item(_Node(name, item, each, each.history, ends_in))
+        self._tell_left_out(step)
         self._tell_origin(step)
         self._tell_end(step, self._ended_ms(step, [*own, *of_items]))
         if result.reused:
@@ -171,14 +183,28 @@ class _Teller:
     def _tell_maps(self, step: _Node, attempts: Iterable[Attempt]) -> None:
         """Tell in which segments a mapped step began with its items."""
         result = step.result
-        count = None if result.items is None else len(result.items) + result.left_out
+        how_many = None if result.items is None else len(result.items) + result.left_out
         starts = {segment: times[0] for segment, times in _active(attempts).items()}
-        if result.items is not None and result.status is not StepStatus.PENDING:
-            starts.setdefault(step.ends_in, self._segments[step.ends_in - 1].at_ms)
         if starts and result.started_ms is not None:
-            starts[min(starts)] = result.started_ms
+            first = min(starts)
+            starts[first] = min(starts[first], result.started_ms)
+        if result.started_ms is not None or (result.items and not result.origin):
+            begin_ms = self._segments[step.ends_in - 1].at_ms
+            began_ms = begin_ms if starts or result.started_ms is None else result.started_ms
+            starts.setdefault(step.ends_in, began_ms)
+        self._map_starts[step.step] = starts
         for segment, at_ms in starts.items():
-            self._tell(segment, MapStarted(step.step, at_ms, count, not result.left_out))
+            self._tell(segment, MapStarted(step.step, at_ms, how_many, not result.left_out))
+
+    def _tell_left_out(self, step: _Node) -> None:
+        """Tell of the items that succeeded and that the result only counts."""
+        name, segment, result = step.step, step.ends_in, step.result
+        known = {at if it.item is None else it.item for at, it in enumerate(result.items or ())}
+        unknown = (number for number in count() if number not in known)
+        for number in islice(unknown, 0 if result.origin else result.left_out):
+            at_ms = self._map_starts[name].get(segment, 0.0)
+            self._tell(segment, AttemptStarted(name, 1, at_ms, item=number))
+            self._tell(segment, StepSucceeded(name, 1, at_ms, None, number))
 
     def _tell_item(self, node: _Node) -> None:
         if node.result.reused:
@@ -192,17 +218,26 @@ class _Teller:
     def _tell_origin(self, node: _Node) -> None:
         """Tell from which run the result of a node was taken over, if it was."""
         name, item, result, attempts, _ = node
-        if result.origin:
-            count = None if result.items is None else len(result.items)
-            there = max(result.attempts - len(attempts), 0) if count is None else 0
-            figures = result.origin, there, result.duration_ms
-            output, secret = result.output, result.secret
-            self._taken.append(
-                StepTakenOver(name, 0.0, *figures, output, item, count, secret, result.error)
-            )
+        if not result.origin:
+            return
+        how_many, there = None, max(result.attempts - len(attempts), 0)
+        if result.items is not None:
+            how_many, there = len(result.items) + result.left_out, 0
+            known = {each.item for each in result.items if each.origin}
+            others = [number for number in range(how_many) if number not in known]
+            if len(others) != result.left_out:
+                how_many = None  # no asyncflow has written that
+            for number in others if how_many is not None else ():
+                left_out = StepTakenOver(name, 0.0, result.origin, 1, 0.0, None, number)
+                self._taken.append(left_out)
+        figures = result.origin, there, result.duration_ms, result.output, item, how_many
+        facts = result.secret, result.error, not result.left_out
+        self._taken.append(StepTakenOver(name, 0.0, *figures, *facts))
 
     def _tell_reuse(self, node: _Node, segment: int) -> None:
         at_ms, status = self._segments[segment - 1].at_ms, node.result.status
+        if node.item is not None:
+            at_ms = max(at_ms, self._map_starts[node.step].get(segment, at_ms))
         reused = StepReused(node.step, at_ms, node.item, status, node.result.origin)
         self._tell(segment, reused)
 
@@ -226,8 +261,10 @@ class _Teller:
                 is_retried = has_waited or result.status in (StepStatus.RUNNING, *_ENDED)
             else:
                 is_retried = later.number > attempt.number
-                if end == "crashed" and not is_retried:
-                    self._afresh.add(later.segment)
+                if end == "crashed" and is_retried:
+                    self._continued.add(later.segment)
+                elif end == "crashed":
+                    self._anew.setdefault(later.segment, set()).add(name)
             if end == "crashed":
                 continue  # the next segment tells
             in_segment = later is not None and later.segment == attempt.segment
@@ -245,7 +282,7 @@ class _Teller:
     def _begin(self, node: _Node, attempt: Attempt) -> None:
         name, number, item, segment = node.step, attempt.number, node.item, attempt.segment
         at_ms, queued_ms, engine = attempt.started_ms, attempt.queued_ms, attempt.engine
-        if engine:  # it was submitted, and then queued there
+        if engine and item is None:  # it was submitted, and then queued there
             at_ms, queued_ms = at_ms - queued_ms, 0.0
         self._tell(segment, AttemptStarted(name, number, at_ms, queued_ms, item, engine))
         if attempt.worker:
@@ -286,16 +323,15 @@ class _Teller:
     def _ended_ms(self, node: _Node, attempts: Sequence[Attempt]) -> float:
         """Return when a node ended, which results don't say."""
         times, result = _active(attempts), node.result
+        if times and result.started_ms is not None:  # a mapped step begins before its items
+            first = min(times)
+            times[first] = min(result.started_ms, times[first][0]), times[first][1]
         if node.ends_in not in times:
             if result.started_ms is not None and not times:  # a mapped step without items
                 return result.started_ms + result.duration_ms
             return self._end_of(node.ends_in)
-        before = [
-            ended - began for number, (began, ended) in times.items() if number < node.ends_in
-        ]
+        before = [ended - began for at, (began, ended) in times.items() if at < node.ends_in]
         began_ms, latest_ms = times[node.ends_in]
-        if min(times) == node.ends_in and result.started_ms is not None:
-            began_ms = result.started_ms
         return max(began_ms + result.duration_ms - sum(before), latest_ms)
 
     def _end_of(self, number: int) -> float:

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -52,14 +53,23 @@ def as_event(entry: LogEntry) -> Event:
 class LeftOut:
     """Items of a mapped step that have succeeded in one attempt each, and left nothing behind."""
 
-    __slots__ = ("count", "queued_ms")
+    __slots__ = ("count", "latest_ms", "queued_ms", "started_ms")
 
     def __init__(self) -> None:
         self.count, self.queued_ms = 0, 0.0
+        self.started_ms, self.latest_ms = math.inf, 0.0
+
+    def add(self, started_ms: float, queued_ms: float, ended_ms: float) -> None:
+        """Count one."""
+        self.count += 1
+        self.queued_ms += queued_ms
+        self.started_ms = min(self.started_ms, started_ms)
+        self.latest_ms = max(self.latest_ms, ended_ms)
 
     def show_in(self, step: StepView) -> None:
         """Let a view of the step count them."""
         step.left_out, step.left_out_queued_ms = self.count, self.queued_ms
+        step.include_active(self.started_ms, self.latest_ms)
 
 
 class History:
@@ -79,6 +89,11 @@ class History:
         self.left_out: dict[str, LeftOut] = {}
         """The items that are not in the log, by mapped step."""
 
+    @property
+    def has_all_events(self) -> bool:
+        """Whether `events` are all that have happened."""
+        return self.is_whole and not self.left_out
+
     def events(self, first: int = 0) -> Iterator[Event]:
         """Yield what has happened, without the first so many events."""
         log = self.log
@@ -95,16 +110,17 @@ class History:
             left_out.show_in(run.steps[name])
         return run
 
-    def leave_out(self, started: AttemptStarted | StartedAttempt) -> None:
+    def has_former(self, step: str, item: int | None) -> bool:
+        """Whether an item had attempts before, which must not be left out with it."""
+        return not self.is_whole and item in self._run.steps[step].former_items
+
+    def leave_out(self, started: AttemptStarted | StartedAttempt, ended_ms: float) -> None:
         """Count the success of an item, whose only attempt has started like this."""
-        name, _, _, queued_ms, _ = (
-            started
-            if isinstance(started, tuple)
-            else (started.step, 1, started.at_ms, started.queued_ms, started.item)
-        )
-        left_out = self.left_out.setdefault(name, LeftOut())
-        left_out.count += 1
-        left_out.queued_ms += queued_ms
+        if isinstance(started, tuple):
+            name, _, started_ms, queued_ms, _ = started
+        else:
+            name, started_ms, queued_ms = started.step, started.at_ms, started.queued_ms
+        self.left_out.setdefault(name, LeftOut()).add(started_ms, queued_ms, ended_ms)
 
     def detach(self) -> None:
         """Let go of the pipeline, which the mappings of the first event are views of."""

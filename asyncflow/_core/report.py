@@ -379,7 +379,7 @@ class RunReport(Mapping[str, StepResult]):
         results alone (one that resumed a run, came from a journal or as JSON, or was pickled): then
         these are the events that they imply, and a skip comes at the end.
         """
-        if self._history is not None and self._history.is_whole:
+        if self._history is not None and self._history.has_all_events:
             return self._history.events()
         from asyncflow._core.events_of_report import events_of  # few programs need it
 

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from asyncflow._core.text import safe_text
+
 _BUSY = (429, 503)
 
 _CONNECTION_ERRORS = {
@@ -88,7 +90,7 @@ def _named_ms(headers: Any) -> float | None:
 
 
 def _text(value: object) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return value.decode("latin-1") if isinstance(value, bytes) else safe_text(str, value)
 
 
 def _number(text: str) -> float | None:

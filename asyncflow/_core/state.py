@@ -138,7 +138,7 @@ class RunState:
         started = self._steps[node].name, attempt, at_ms, queued_ms, item
         self._latest[node] = started
         self._phases[node] = _ATTEMPTING
-        if attempt == 1 and self._slim and self._is_slim(node):
+        if attempt == 1 and self._slim and self._may_be_left_out(node):
             self._unnoted[node] = started
         else:
             self._note(started)
@@ -152,7 +152,7 @@ class RunState:
         if self._unnoted.pop(node, None) is None:
             self._note(ended)
         else:
-            self.history.leave_out(started)
+            self.history.leave_out(started, at_ms)
         self._phases[node] = _SETTLED
         if self.is_limited:
             self.queue.leave(node)
@@ -215,12 +215,13 @@ class RunState:
 
     def _note_slim(self, node: int, event: Any) -> None:
         """Note an event of an item whose outputs are not kept, unless it just succeeds."""
-        if isinstance(event, events.AttemptStarted) and event.attempt == 1:
+        is_first = isinstance(event, events.AttemptStarted) and event.attempt == 1
+        if is_first and self._may_be_left_out(node):
             self._unnoted[node] = event
             return
         started = self._unnoted.pop(node, None)
         if started and isinstance(event, events.StepSucceeded) and event.error is None:
-            self.history.leave_out(started)
+            self.history.leave_out(started, event.at_ms)
             return
         if isinstance(event, events.LoopBlocked) and not self.keeps(node):
             return
@@ -522,6 +523,11 @@ class RunState:
         """Forget an item that need not be kept; another one may be the same node after that."""
         self.deadlines.forget(node)
         self.step_runs.forget_item(node)
+
+    def _may_be_left_out(self, node: int) -> bool:
+        """Whether nothing need be known of an item but that it has succeeded."""
+        is_slim = self._is_slim(node)
+        return is_slim and not self.history.has_former(*self.step_runs.key_of(node))
 
     def keeps(self, node: int) -> bool:
         """Whether an item that has ended must be kept: for its output, or since it has failed."""

@@ -330,6 +330,15 @@ class StepView:
         """Note that an attempt of the step, or of an item of it, has ended."""
         self.active[-1].latest_ms = at_ms
 
+    def include_active(self, started_ms: float, latest_ms: float) -> None:
+        """Note from when to when items ran in its segment that were left out."""
+        self.begin_active(started_ms)
+        time = self.active[-1]
+        time.started_ms = min(time.started_ms, started_ms)
+        time.latest_ms = max(time.latest_ms, latest_ms)
+        if time.ended_ms is None and self.status not in (StepStatus.PENDING, StepStatus.RUNNING):
+            time.ended_ms = self.ended_ms
+
     def end_active(self, at_ms: float) -> None:
         """Note that the step has ended, or its segment."""
         if self.active and self.active[-1].ended_ms is None:
