@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.text import safe_text
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _BUSY = (429, 503)
 
@@ -102,6 +103,9 @@ def _number(text: str) -> float | None:
 
 
 def _date(text: str) -> datetime | None:
+    from datetime import UTC  # few answers have a date, and the import takes a while
+    from email.utils import parsedate_to_datetime
+
     try:
         date = parsedate_to_datetime(text)
     except ValueError:
