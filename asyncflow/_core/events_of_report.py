@@ -171,8 +171,7 @@ class _Teller:
         for (item, segment), attempts in _by_item(former):
             outcome = StepResult(name, StepStatus.PENDING)
             self._tell_attempts(_Node(name, item, outcome, attempts, segment + 1))
-        for at, each in enumerate(items):
-            item = at if each.item is None else each.item
+        for item, each in _numbered(items):
             self._tell_item(_Node(name, item, each, each.history, ends_in))
         self._tell_left_out(step)
         self._tell_origin(step)
@@ -199,7 +198,7 @@ class _Teller:
     def _tell_left_out(self, step: _Node) -> None:
         """Tell of the items that succeeded and that the result only counts."""
         name, segment, result = step.step, step.ends_in, step.result
-        known = {at if it.item is None else it.item for at, it in enumerate(result.items or ())}
+        known = {item for item, _ in _numbered(result.items or ())}
         unknown = (number for number in count() if number not in known)
         for number in islice(unknown, 0 if result.origin else result.left_out):
             at_ms = self._map_starts[name].get(segment, 0.0)
@@ -207,7 +206,8 @@ class _Teller:
             self._tell(segment, StepSucceeded(name, 1, at_ms, None, number))
 
     def _tell_item(self, node: _Node) -> None:
-        if node.result.reused:
+        has_map = node.ends_in in self._map_starts[node.step]  # not if a fork took the step over
+        if node.result.reused and has_map:
             ran_in = max([attempt.segment for attempt in node.attempts], default=1)
             self._tell_reuse(node, node.ends_in)
             node = node._replace(ends_in=ran_in)
@@ -237,7 +237,7 @@ class _Teller:
     def _tell_reuse(self, node: _Node, segment: int) -> None:
         at_ms, status = self._segments[segment - 1].at_ms, node.result.status
         if node.item is not None:
-            at_ms = max(at_ms, self._map_starts[node.step].get(segment, at_ms))
+            at_ms = max(at_ms, self._map_starts[node.step][segment])
         reused = StepReused(node.step, at_ms, node.item, status, node.result.origin)
         self._tell(segment, reused)
 
@@ -310,7 +310,7 @@ class _Teller:
         self._remark(node, self._latest, number, started_ms)
 
     def _remark(self, node: _Node, segment: int, number: int, at_ms: float) -> None:
-        """Tell what is known of a node and belongs to one of its attempts, we say the latest."""
+        """Tell what a result says of the whole node, as if it were of one attempt."""
         name, item, result = node.step, node.item, node.result
         if result.abandoned:
             self._tell(segment, ThreadAbandoned(name, number, at_ms, item))
@@ -352,9 +352,7 @@ class _Teller:
         error, reason = result.error, result.reason
         if result.status is StepStatus.SUCCESS:
             output, secret = result.output, result.secret
-            self._tell(
-                ends_in, StepSucceeded(name, number, at_ms, output, item, secret, result.error)
-            )
+            self._tell(ends_in, StepSucceeded(name, number, at_ms, output, item, secret, error))
         elif result.status is StepStatus.FAILED:
             failure = error or ValueError("not known")
             self._tell(ends_in, StepFailed(name, number, at_ms, failure, item))
@@ -366,6 +364,12 @@ class _Teller:
 
     def _tell(self, segment: int, event: Event) -> None:
         self._told[min(segment, self._latest) - 1].append(event)
+
+
+def _numbered(items: Iterable[StepResult]) -> Iterator[tuple[int, StepResult]]:
+    """Yield the results of items with their numbers, which those of before did not have."""
+    for at, each in enumerate(items):
+        yield at if each.item is None else each.item, each
 
 
 def _end(name: str, attempt: Attempt, at_ms: float, item: int | None) -> Event:
