@@ -108,7 +108,6 @@ def resume(
         event.at_ms,
         restored,
         pending_attempts,
-        event.rerun_reasons,
         replay=run,
     )
     return event, checkpoint
@@ -166,9 +165,7 @@ def fork(
     _decode(settled, decode)
     taken = [replace(each, output=_value_of(each, settled)) for each in stored]
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
-    checkpoint = Checkpoint(
-        event.run_id, event.wall_time, 0.0, restored, {}, event.rerun_reasons, replay=run
-    )
+    checkpoint = Checkpoint(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
     return ForkStart(event, taken, stored, checkpoint)
 
 

@@ -66,8 +66,6 @@ class Checkpoint:
     """What has ended and stays so, with outputs as values."""
     pending_attempts: Mapping[Key, PendingAttempts]
     """What continues with the attempts that it has left."""
-    reasons: Mapping[str, str]
-    """Why steps of which something was known run again, by step."""
     replay: StoredRun
     """The replay of the run, up to the `RunResumed` with which it continues."""
     pipeline: str = ""

@@ -95,7 +95,7 @@ def test_completed_steps_are_restored_and_the_others_resume():
     assert restored(checkpoint) == ["a"]
     assert checkpoint.restored["a", None].output == 1
     assert checkpoint.pending_attempts["b", None].crashes == 1
-    assert checkpoint.reasons == {"b": "it had not finished"}
+    assert event.rerun_reasons == {"b": "it had not finished"}
     assert (checkpoint.run_id, checkpoint.wall_time, checkpoint.at_ms) == ("r", 1_000.0, 3.0)
 
 
@@ -283,7 +283,7 @@ class TestSecrets:
 
         assert event.recalled == ("login",)
         assert restored(checkpoint) == ["use"]
-        assert "is secret" in checkpoint.reasons["login"]
+        assert "is secret" in event.rerun_reasons["login"]
 
     def test_a_secret_that_only_a_condition_takes_is_recalled_too(self):
         steps = self.steps(last=alone, when=lambda login: True)

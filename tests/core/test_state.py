@@ -391,8 +391,7 @@ def checkpoint_of(plan: Plan, *stored: Event, unfinished: Sequence[str] = ()) ->
     """Return the checkpoint of a run in which that has happened, and all of which holds."""
     run = StoredRun([RunStarted("r1", 1_000.0, DependencyView(plan)), *stored])
     run.apply(resumption(plan, unfinished))
-    reasons = dict.fromkeys(unfinished, "it had not finished")
-    return Checkpoint("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), reasons, run)
+    return Checkpoint("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), run)
 
 
 def resumption(plan: Plan, unfinished: Sequence[str] = ()) -> RunResumed:
