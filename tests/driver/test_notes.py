@@ -371,7 +371,10 @@ async def test_what_a_task_says_after_its_attempt_belongs_to_that_attempt() -> N
 
     listener = await heard(WorkflowStep("start", start, max_retries=2))
 
-    assert [event.attempt for event in listener.of(StepLogged, StepProgressed)] == [1, 2, 1, 2]
+    # Progress is reported at the end of a turn, and in real time the two tasks may wake in one turn
+    # or in two: their notes may come in either order.
+    assert [event.attempt for event in listener.of(StepLogged)] == [1, 2]
+    assert [event.attempt for event in listener.of(StepProgressed)] == [1, 2]
     assert isinstance(listener.events[-1], RunFinished)
 
 
