@@ -18,7 +18,6 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from graphlib import TopologicalSorter
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -36,12 +35,7 @@ from tests.benchmarks.ratios import Row, ratio
 from tests.benchmarks.saying import saying
 from tests.benchmarks.testing_kit import testing_kit
 from tests.benchmarks.watched import watched
-
-# Recorded workflows in WfFormat 1.5; without the folder their rows are left out.
-TRACES = Path(
-    os.environ.get("ASYNCFLOW_TRACES", Path(__file__).parents[3] / "shared" / "wfinstances")
-)
-
+from tests.traces import NO_TRACES, trace_files
 
 # What each version of Python must reach, against the hand-written loop; "wide" is fan and layered.
 LIMITS: dict[str, tuple[float, float, float]] = {
@@ -205,7 +199,7 @@ def growth(rounds: int) -> Iterator[Row]:
         yield Row(f"cost of a step, {shape} of 100,000 / of 1,000 steps", value, 1.3)
 
 
-def memory() -> Iterator[Row]:
+def memory(_: int) -> Iterator[Row]:
     count = 5_000
     live = {}
     for name, run in {"ours": run_pipeline, "by hand": run_by_hand}.items():
@@ -274,9 +268,12 @@ def importing(rounds: int) -> Iterator[Row]:
     yield Row("import asyncio, asyncflow / import asyncio, anyio", value, 1.25)
 
 
-def makespans(folder: Path) -> Iterator[Row]:
+def makespans(_: int) -> Iterator[Row]:
     """Yield the makespan of each schedule for each recorded workflow, in virtual time."""
-    for path in sorted(folder.rglob("*.json")):
+    paths = trace_files()
+    if not paths:
+        print(f"makespans: {NO_TRACES}")
+    for path in paths:
         replayed = replay(path)
         for schedule, makespan_s, limit in (
             ("tiers", replayed.tiers_s, None),
@@ -286,6 +283,30 @@ def makespans(folder: Path) -> Iterator[Row]:
             yield Row(f"{path.stem[:40]}: {schedule} / critical path", ratio, limit)
 
 
+SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
+    "hand": against_the_hand_written_loop,
+    "retries": retries,
+    "fail_fast": fail_fast,
+    "pools": pools,
+    "pool_policies": pool_policies,
+    "refusals": refusals,
+    "mapped": mapped,
+    "chains": chains,
+    "planning": planning,
+    "growth": growth,
+    "memory": memory,
+    "importing": importing,
+    "makespans": makespans,
+    "durable": durable,
+    "saying": saying,
+    "observing": observing,
+    "watched": watched,
+    "looking_back": looking_back,
+    "engines": engines,
+    "testing_kit": testing_kit,
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="pairs of a slow measurement")
@@ -293,51 +314,7 @@ def main() -> int:
     options = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {options.rounds} rounds\n")
     failed = 0
-    subjects: list[Callable[[int], Iterator[Row]]] = [
-        against_the_hand_written_loop,
-        retries,
-        fail_fast,
-        pools,
-        pool_policies,
-        refusals,
-        mapped,
-        chains,
-        planning,
-        growth,
-        lambda _: memory(),
-        importing,
-        lambda _: makespans(TRACES),
-        durable,
-        saying,
-        observing,
-        watched,
-        looking_back,
-        engines,
-        testing_kit,
-    ]
-    names = [
-        "hand",
-        "retries",
-        "fail_fast",
-        "pools",
-        "pool_policies",
-        "refusals",
-        "mapped",
-        "chains",
-        "planning",
-        "growth",
-        "memory",
-        "importing",
-        "makespans",
-        "durable",
-        "saying",
-        "observing",
-        "watched",
-        "looking_back",
-        "engines",
-        "testing_kit",
-    ]
-    for name, subject in zip(names, subjects, strict=True):
+    for name, subject in SUBJECTS.items():
         if options.only and options.only not in name:
             continue
         for row in subject(options.rounds):

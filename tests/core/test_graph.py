@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import pickle
 import sys
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from cpu_time import cpu_seconds
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Edges, graphs, oracle_of
+from traces import NO_TRACES, trace_files
 
 from asyncflow import (
     CyclicDependencyError,
@@ -36,11 +36,6 @@ from asyncflow._core.graph import (
     bind_conditions,
     outputs_to_keep,
     plan,
-)
-
-TRACES = Path(
-    os.environ.get("ASYNCFLOW_TRACES")
-    or Path(__file__).parents[2].resolve().parent / "shared" / "wfinstances"
 )
 
 
@@ -365,10 +360,8 @@ class TestSize:
 
 
 def traces() -> list[Any]:
-    files = sorted(TRACES.rglob("*.json"))
-    absent = pytest.mark.skip(reason="no workflow traces; set ASYNCFLOW_TRACES to their folder")
-    return [pytest.param(file, id=file.stem) for file in files] or [
-        pytest.param(None, id="absent", marks=absent)
+    return [pytest.param(file, id=file.stem) for file in trace_files()] or [
+        pytest.param(None, id="absent", marks=pytest.mark.skip(NO_TRACES))
     ]
 
 

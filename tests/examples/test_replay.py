@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import networkx
 import pytest
+from traces import NO_TRACES, trace_files
 
 from examples import replay
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("ASYNCFLOW_TRACES") or ROOT.parent / "shared" / "wfinstances")
-TRACES = sorted(FOLDER.rglob("*.json"))
-
 over_all_traces = pytest.mark.parametrize(
     "path",
-    TRACES
-    or [
-        pytest.param(
-            None, marks=pytest.mark.skip("no workflow traces; set ASYNCFLOW_TRACES to their folder")
-        )
-    ],
+    trace_files() or [pytest.param(None, marks=pytest.mark.skip(NO_TRACES))],
     ids=lambda path: path.stem if path else "none",
 )
 
