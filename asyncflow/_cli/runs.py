@@ -43,7 +43,7 @@ from asyncflow.journal._queries import (
     parse_time,
     record_document,
 )
-from asyncflow.live._theme import COLOURS, Theme, status_for_run, theme_for
+from asyncflow.live._theme import COLOURS, Theme, elide, status_for_run, theme_for
 
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _GAP = "  "
@@ -175,7 +175,7 @@ def _write_table(records: list[RunRecord], summaries: Mapping[str, RunSummary]) 
     for row in rows:
         *cells, last = row
         fixed = (set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(Text(_GAP.join([*fixed, _cut(last, left, theme.ellipsis)]).rstrip()))
+        lines.append(Text(_GAP.join([*fixed, elide(last, left, theme.ellipsis)]).rstrip()))
     lines[0].stylize("bold")
     start = widths[0] + len(_GAP)
     for line, record in zip(lines[1:], records, strict=True):
@@ -208,12 +208,6 @@ def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
 def _took(record: RunRecord) -> str:
     duration_s, span_s = record.duration_s, record.span_s
     return "" if duration_s is None or span_s is None else took(duration_s * 1000, span_s * 1000)
-
-
-def _cut(text: str, width: int, ellipsis: str) -> str:
-    if cell_len(text) <= width:
-        return text
-    return set_cell_size(text, width - 1).rstrip() + ellipsis
 
 
 # cancel, prune, forget

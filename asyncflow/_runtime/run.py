@@ -257,22 +257,21 @@ class Run:
     def _is_over(self) -> bool:
         return not self._scope.live and (not self._state.unsettled or self._is_broken)
 
-    def settled(self, node: int | None) -> None:
-        """See to what follows the end of a node; ``None`` for one without a task."""
-        live, starter = self._scope.live, self._starter
-        if node is not None:
-            starter.forget(node, live.pop(node, None))
-        if self._state.stop_reason is not None and not self._has_stopped:
-            self._stop_soon()
-        if not starter.is_advancing:  # else an eager task has ended within its start
-            if self._state.queue.is_dirty and not self._is_broken:
-                starter.advance()
-            elif not live:
-                self._wake_if_settled()
+    def settled(self, node: int) -> None:
+        """See to what follows the end of a node's task."""
+        self._starter.forget(node, self._scope.live.pop(node, None))
+        self.advance()
 
     def advance(self) -> None:
-        """Start what may start now."""
-        self._starter.advance()
+        """Stop the run if that is due; start what may start now; end if nothing is left."""
+        if self._state.stop_reason is not None and not self._has_stopped:
+            self._stop_soon()
+        if self._starter.is_advancing:
+            return  # an eager task has ended within its start, which goes on with what follows
+        if self._state.queue.is_dirty and not self._is_broken:
+            self._starter.advance()
+        elif not self._scope.live:
+            self._wake_if_settled()
 
     def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
         """Report a step that has kept the event loop from doing anything else."""

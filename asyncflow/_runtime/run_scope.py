@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 class Host(Protocol):
     """The run, as its parts call it back."""
 
-    def settled(self, node: int | None) -> None:
-        """A node has ended, and that is reported; ``None`` for one that had no task."""
+    def settled(self, node: int) -> None:
+        """The task of a node ends, and how the node ended is reported."""
 
     def advance(self) -> None:
-        """Start what may start now: there is a new node, or room for one."""
+        """Go on: there is a new node, or room for one, or one has ended without a task."""
 
     def interrupt(self, error: BaseException | None, why: Interruption) -> None:
         """Stop the run, and raise the error, if there is one and the run has no other."""

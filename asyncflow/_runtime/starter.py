@@ -121,7 +121,7 @@ class Starter:
             self.is_advancing = False
         self._permits.release_late()
         if not self._scope.live:
-            self._run.settled(None)
+            self._run.advance()
 
     def _start(self, batch: Sequence[int], *, is_again: bool = False) -> None:
         if not batch:
@@ -209,7 +209,7 @@ class Starter:
             strip_internal_frames(error)
             failure = as_failure(error, step.name, 0)
             self._dispatcher.emit(StepFailed(step.name, 0, self._now_ms(), failure))
-            self._run.settled(None)
+            self._run.advance()
         except BaseException as error:
             strip_internal_frames(error)
             reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
@@ -238,7 +238,7 @@ class Starter:
                 reason = f"a function of step {step.name!r} raised {type(error).__name__}"
                 self._run.interrupt(error, Interruption("step", reason))
             self.maps.forget(node)
-            self._run.settled(None)
+            self._run.advance()
         return False
 
     def _fail_if_crashed(self, node: int, step: WorkflowStep) -> bool:
@@ -254,7 +254,7 @@ class Starter:
         name = self._state.step_runs.name_of(node)
         error = StepCrashedError(name, latest.attempt, crashes)
         self._runner.attempts.fail_crashed(node, latest, error)
-        self._run.settled(None)
+        self._run.advance()
         return True
 
     def skip_unreachable(self) -> None:
