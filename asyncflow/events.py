@@ -85,10 +85,10 @@ class RunStarted:
     """The run one of whose steps started this one, if one did."""
     parent_step: str = ""
     """That step."""
-    forked_from: str = ""
-    """The run whose results this one takes over, if it is a fork."""
+    rerun_of: str = ""
+    """The run whose results this one reuses, if it is a rerun."""
     rerun_reasons: Mapping[str, str] = made_by(default_factory=dict)
-    """In a fork, why steps that the other run had begun run again, by step name, in words that
+    """In a rerun, why steps that the other run had begun run again, by step name, in words that
     complete the sentence "it runs again because …"."""
 
 
@@ -337,15 +337,15 @@ class StepReused:
     """How it ended. A run that had not ended when it was resumed also keeps the steps that had
     failed or were skipped."""
     origin: str = ""
-    """The run that the result was taken over from, if it comes from another one."""
+    """The run that the result was reused from, if it comes from another one."""
 
 
 @record
 class StepTakenOver:
-    """A fork stores the result that a step, or an item, has in another run.
+    """A rerun stores the result that a step, or an item, has in another run.
 
     These events follow `RunStarted`, and a journal stores them with it or not at all. `StepReused`
-    follows for each result that the fork uses; a secret one may have to be made again.
+    follows for each result that the rerun uses; a secret one may have to be made again.
     """
 
     step: str

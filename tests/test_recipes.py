@@ -153,7 +153,7 @@ class TestArtifacts:
         assert files == [Path("a%2Fb", "export%230", "rows.csv")]
         assert not list(tmp_path.rglob("tmp*"))
 
-    async def test_files_stay_as_long_as_a_run_or_a_fork_of_it_needs_them(
+    async def test_files_stay_as_long_as_a_run_or_a_rerun_of_it_needs_them(
         self, tmp_path: Path
     ) -> None:
         recipe = names_of("artifacts.md", "def artifact", "def sweep")
@@ -171,8 +171,8 @@ class TestArtifacts:
             steps = [WorkflowStep("export", export), WorkflowStep("count", count, ["export"])]
             runs = Orchestrator(steps, name="runs", journal=journal)
             await runs.with_options(run_id="a").run(least=1)
-            await runs.fork("a", "b", inputs={"least": 2})
-            await runs.fork("b", "c", inputs={"least": 3})
+            await runs.rerun("a", "b", inputs={"least": 2})
+            await runs.rerun("b", "c", inputs={"least": 3})
             await runs.with_options(run_id="gone").run(least=1)
             for run_id in ("a", "b", "gone"):
                 await journal.forget(run_id)

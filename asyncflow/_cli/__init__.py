@@ -18,7 +18,7 @@ _COMMANDS = {
     "logs": "Show what the steps of a run logged.",
     "stats": "Show the latest runs of a pipeline, step by step.",
     "resume": "Resume a run that has not passed.",
-    "rerun": "Run again from a step, under a new id.",
+    "rerun": "Rerun a run from a step, under a new id.",
     "cancel": "Ask the process that runs a run to stop it.",
     "prune": "Remove runs that ended long ago.",
     "forget": "Remove a run that no process runs.",

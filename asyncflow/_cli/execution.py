@@ -65,7 +65,7 @@ _TRACEBACKS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Fork:
+class Rerun:
     """The run whose results a new run takes over."""
 
     run_id: str
@@ -81,7 +81,7 @@ class Execution:
     journal: str | None
     run_id: str | None
     flags: RunFlags
-    fork: Fork | None = None
+    rerun: Rerun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,9 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
     events: list[Event] = []
 
     def observe(event: Event) -> None:
-        if not events and execution.fork is not None:  # it was not refused
-            origin, quiet = execution.fork.run_id, execution.flags.quiet
-            write_note(escape_controls(f"run {run_id}, a fork of run {origin}"), quiet=quiet)
+        if not events and execution.rerun is not None:  # it was not refused
+            origin, quiet = execution.rerun.run_id, execution.flags.quiet
+            write_note(escape_controls(f"run {run_id}, a rerun of run {origin}"), quiet=quiet)
         if journal is None or not events:  # the journal has the others
             events.append(event)
 
@@ -180,7 +180,7 @@ async def _run(
     execution: Execution, run_id: str, journal: AnyJournal | None, observers: list[AnyObserver]
 ) -> RunReport | None:
     """Run the pipeline; return ``None`` if something other than a signal interrupted it."""
-    orchestrator, fork = execution.loaded.orchestrator, execution.fork
+    orchestrator, rerun = execution.loaded.orchestrator, execution.rerun
     orchestrator = orchestrator.with_options(
         run_id=run_id,
         journal=journal,
@@ -188,9 +188,9 @@ async def _run(
         observers=[*orchestrator.observers, *observers],
     )
     try:
-        if fork is not None:
-            return await orchestrator.fork(
-                fork.run_id, from_step=fork.from_steps, inputs=execution.inputs
+        if rerun is not None:
+            return await orchestrator.rerun(
+                rerun.run_id, from_=rerun.from_steps, inputs=execution.inputs
             )
         return await orchestrator.run(**execution.inputs)
     except RunCancelledError:

@@ -1,4 +1,4 @@
-"""The command ``asyncflow rerun``: runs a stored run again from a step, under a new id."""
+"""The command ``asyncflow rerun``: reruns a stored run under a new id."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def rerun(
     run_id: str | None,
     flags: RunFlags,
 ) -> None:
-    """Run again under a new id, with the results of a run that still hold.
+    """Run again under a new id, with the results of a run that are still valid.
 
     RUN is its id, the start of its id, or "latest". It stays as it is, whatever its status. What
-    succeeded in it is taken over, unless its step is newer, takes an input that has another value
+    succeeded in it is reused, unless its step is newer, takes an input that has another value
     now, or is named by --from; whatever depends on a step that runs, runs again too. The inputs are
     those of the run; --input replaces some of them, and secret ones must be given again.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from asyncflow._cli.execution import Execution, Fork, execute, report_end
+from asyncflow._cli.execution import Execution, Rerun, execute, report_end
 from asyncflow._cli.inputs import read_inputs
 from asyncflow._cli.loader import LoadedPipeline, load_pipeline, select_targets
 from asyncflow._cli.options import (
@@ -97,8 +97,7 @@ def execute_run(
     """Run a pipeline, write its report, and exit.
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
-    a new one. ``stored`` is the run to resume, or to fork if ``from_steps`` says what the fork runs
-    again.
+    a new one. ``stored`` is the run to resume, or to rerun if ``from_steps`` says from where.
     """
     check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
@@ -106,17 +105,17 @@ def execute_run(
         whole = load_pipeline(target)
         loaded = _configure(whole, flags)
         if stored is not None:
-            _check_matches(stored, loaded, flags, is_fork=from_steps is not None)
+            _check_matches(stored, loaded, flags, is_rerun=from_steps is not None)
         inputs = read_inputs(
             whole.orchestrator.steps,  # what --target leaves out may still be given its inputs
             file=flags.inputs,
             text=flags.input_json,
             pairs=flags.input_,
         )
-        fork = None
+        rerun = None
         if stored is not None and from_steps is not None:
-            fork = Fork(stored.record.run_id, _checked_steps(from_steps, loaded))
-        execution = Execution(loaded, inputs, journal, run_id, flags, fork)
+            rerun = Rerun(stored.record.run_id, _checked_steps(from_steps, loaded))
+        execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
         with logs_on_stderr(flags.log_level, flags.logs):
             end = asyncio.run(execute(execution))
     sys.exit(report_end(execution, end))
@@ -148,7 +147,7 @@ def check_run_id(run_id: str) -> None:
 
 
 class RunToResume(NamedTuple):
-    """What a journal has of a run to resume, or to fork."""
+    """What a journal has of a run to resume, or to rerun."""
 
     record: RunRecord
     dependencies: Mapping[str, tuple[str, ...]]
@@ -194,7 +193,7 @@ def _checked_steps(from_steps: Sequence[str], loaded: LoadedPipeline) -> Sequenc
 
 
 def _check_matches(
-    stored: RunToResume, loaded: LoadedPipeline, flags: RunFlags, *, is_fork: bool
+    stored: RunToResume, loaded: LoadedPipeline, flags: RunFlags, *, is_rerun: bool
 ) -> None:
     """Refuse another pipeline, and steps that the run does not have, unless --target names them.
 
@@ -220,7 +219,7 @@ def _check_matches(
         run_id, target = shlex.quote(record.run_id), shlex.quote(loaded.target)
         way_out = (
             f"; to run all of it, name its last steps: {_targets(loaded)}"
-            if is_fork
+            if is_rerun
             else ", or run all of it: "
             f"asyncflow run {target} --run-id {run_id}{journal_flag(flags.journal)}"
         )

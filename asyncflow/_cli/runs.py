@@ -199,8 +199,8 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
 def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
     if record.pipeline:
         yield record.pipeline
-    if record.forked_from:
-        yield f"fork of {record.forked_from}"
+    if record.rerun_of:
+        yield f"rerun of {record.rerun_of}"
     if record.parent:
         yield f"in {record.parent}"
 

@@ -264,8 +264,8 @@ def _write_head(shown: _ShownRun) -> None:
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
     parts.append(f", started {local_moment_text(record.started_at)}")
-    if record.forked_from:
-        parts.append(f", a fork of run {escape_controls(record.forked_from)}")
+    if record.rerun_of:
+        parts.append(f", a rerun of run {escape_controls(record.rerun_of)}")
     if record.parent:
         step, parent = escape_controls(record.parent_step), escape_controls(record.parent)
         parts.append(f", started by step {step} of run {parent}")

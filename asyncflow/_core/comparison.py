@@ -271,7 +271,7 @@ def _input_change(
 
 
 def _are_same(one: Any, other: Any) -> bool | None:
-    """Whether two inputs are the same, as for a fork; ``None`` if that is not known."""
+    """Whether two inputs are the same, as for a rerun; ``None`` if that is not known."""
     if RestoredOutput in (type(one), type(other)):  # the same text may stand for other values
         return None if _text(one) == _text(other) else False
     try:

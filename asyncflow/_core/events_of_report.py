@@ -71,7 +71,7 @@ class _Teller:
         self._segments = report.segments
         self._latest = len(self._segments)
         self._taken: list[Event] = []
-        """What a fork takes over."""
+        """What a rerun takes over."""
         self._told: list[list[Any]] = [[] for _ in self._segments]
         """What happened to steps, by segment."""
         self._map_starts: dict[str, dict[int, float]] = {}
@@ -110,7 +110,7 @@ class _Teller:
             secret=self._secret(),
             parent=report.parent,
             parent_step=report.parent_step,
-            forked_from=report.forked_from,
+            rerun_of=report.rerun_of,
             rerun_reasons=self._reasons() if self._latest == 1 else {},
         )
 
@@ -206,7 +206,7 @@ class _Teller:
             self._tell(segment, StepSucceeded(name, 1, at_ms, None, number))
 
     def _tell_item(self, node: _Node) -> None:
-        has_map = node.ends_in in self._map_starts[node.step]  # not if a fork took the step over
+        has_map = node.ends_in in self._map_starts[node.step]  # not if a rerun took the step over
         if node.result.reused and has_map:
             ran_in = max([attempt.segment for attempt in node.attempts], default=1)
             self._tell_reuse(node, node.ends_in)

@@ -13,7 +13,7 @@ Rules:
    it. An item that the latest segment does not have leaves its attempts to its step.
 6. A secret output is marked, and what shows it asks `visible_output`. So is a result that was
    stored openly and is secret now.
-7. What a fork takes over is like what an earlier segment settled, with the figures that it has in
+7. What a rerun takes over is like what an earlier segment settled, with the figures that it has in
    the other run.
 """
 
@@ -67,7 +67,7 @@ class StoredRun:
     def __init__(self, history: Iterable[events.Event] = ()) -> None:
         self.started: events.RunStarted
         self.run_id = self.pipeline = ""
-        self.parent = self.parent_step = self.forked_from = ""
+        self.parent = self.parent_step = self.rerun_of = ""
         self.segments: list[Segment] = []
         self.at_ms = 0.0
         self.status = RunStatus.RUNNING
@@ -114,7 +114,7 @@ class StoredRun:
     def _on_run_started(self, event: events.RunStarted) -> None:
         self.started, self._is_whole = event, True
         self.parent, self.parent_step = event.parent, event.parent_step
-        self.forked_from = event.forked_from
+        self.rerun_of = event.rerun_of
         self._begin(event, 0.0)
         self._explain(event.rerun_reasons)
 
@@ -539,7 +539,7 @@ class StoredRun:
             segments=self.segments,
             parent=self.parent,
             parent_step=self.parent_step,
-            forked_from=self.forked_from,
+            rerun_of=self.rerun_of,
         )
 
 

@@ -64,18 +64,18 @@ class RunReport(Mapping[str, StepResult]):
             a run that has not ended.
         parent: The id of the run one of whose steps started this one; empty if none did.
         parent_step: The name of that step.
-        forked_from: The id of the run whose results this one takes over, if it is a fork.
+        rerun_of: The id of the run whose results this one reuses, if it is a rerun.
     """
 
     __slots__ = (
         "_history",
         "_known",
         "_segments",
-        "forked_from",
         "inputs",
         "parent",
         "parent_step",
         "pipeline",
+        "rerun_of",
         "run_id",
         "status",
         "stop_reason",
@@ -97,7 +97,7 @@ class RunReport(Mapping[str, StepResult]):
         segments: Sequence[Segment] = (),
         parent: str = "",
         parent_step: str = "",
-        forked_from: str = "",
+        rerun_of: str = "",
     ) -> None:
         self.run_id: str = run_id
         self.total_duration_ms: float = total_duration_ms
@@ -107,7 +107,7 @@ class RunReport(Mapping[str, StepResult]):
         self.inputs: Mapping[str, Any] = {} if inputs is None else inputs
         self.parent: str = parent
         self.parent_step: str = parent_step
-        self.forked_from: str = forked_from
+        self.rerun_of: str = rerun_of
         self._segments = segments
         self._history: History | None = None
         self._known: dict[str, StepResult] | None
@@ -189,7 +189,7 @@ class RunReport(Mapping[str, StepResult]):
 
     @property
     def reused(self) -> list[StepResult]:
-        """The results that a resumed run, or a fork, restored; those steps did not run again."""
+        """The results that a resumed run, or a rerun, restored; those steps did not run again."""
         return [result for result in self._by_name.values() if result.reused]
 
     def _with_status(self, status: StepStatus) -> list[StepResult]:
@@ -319,7 +319,7 @@ class RunReport(Mapping[str, StepResult]):
             segments=self.segments,
             parent=self.parent,
             parent_step=self.parent_step,
-            forked_from=self.forked_from,
+            rerun_of=self.rerun_of,
         )
         return made, ()
 
@@ -459,7 +459,7 @@ def _line(result: StepResult, segment: int) -> str:
         parts.append(fallbacks)
     if result.reused:
         origin = escape_controls(result.origin)
-        parts.append(f"taken over from run {origin}" if origin else "reused")
+        parts.append(f"reused from run {origin}" if origin else "reused")
     elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
         parts.append(f"run again because {escape_controls(result.rerun_reason)}")
     line, earlier = ": ".join(parts), 0 if result.reused else earlier_attempts(result, segment)

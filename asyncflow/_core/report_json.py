@@ -64,6 +64,8 @@ def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
         raise _refusal("version", problem)
     if version < 3 and "outcome" in document:
         document = {**document, "status": _TEXT.read(document["outcome"], "outcome").upper()}
+    if "forked_from" in document:  # its name in older reports
+        document = {**document, "rerun_of": document["forked_from"]}
     values = _from_json(_REPORT, document)
     _check_segments(values["results"], max(1, len(values["segments"])))
     return values
@@ -383,5 +385,5 @@ _REPORT: _Table = {
     ),
     "parent": _TEXT._replace(default=""),
     "parent_step": _TEXT._replace(default=""),
-    "forked_from": _TEXT._replace(default=""),
+    "rerun_of": _TEXT._replace(default=""),
 }

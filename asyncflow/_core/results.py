@@ -226,16 +226,16 @@ class StepResult:
     """The results of the items of a mapped step, in their order; ``None`` for a step that is not
     mapped."""
     reused: bool = False
-    """Whether a resumed run, or a fork, has this from its journal, so that the step did not run
+    """Whether a resumed run, or a rerun, has this from its journal, so that the step did not run
     again."""
     rerun_reason: str | None = None
-    """For a step that a resumed run, or a fork, ran again although the journal had stored something
+    """For a step that a resumed run, or a rerun, repeated although the journal had stored something
     of it, the reason."""
     secret: bool = False
     """Whether there is an output that is secret, so that no journal, JSON or `repr` shows it, and
     `dataclasses.asdict` leaves it out."""
     origin: str = ""
-    """In a fork, the id of the run that this was taken over from: its attempts and its duration are
+    """In a rerun, the id of the run that this was reused from: its attempts and its duration are
     those of that run."""
     engine: str = ""
     """The engine that ran its latest attempt; empty for the process of the run, and for a mapped

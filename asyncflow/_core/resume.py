@@ -1,4 +1,4 @@
-"""Decides which results of a stored run are valid when it resumes, or is forked, with a pipeline.
+"""Decides which results of a stored run are valid when it resumes, or is rerun, with a pipeline.
 
 Rules:
 
@@ -12,11 +12,11 @@ Rules:
    An item that failed and is tolerated does not make a run stop, so it stays failed.
 4. A journal stores no secret output. If a step that runs needs one, the step with that output runs
    again too. Results that came of it before are valid all the same.
-5. A fork takes over the valid successes of another run, as if that had ended. A result is not valid
+5. A rerun reuses the valid successes of another run, as if that had ended. A result is not valid
    if the step is asked to run again, or if it takes an input that has another value now.
 6. A mapped step that has not finished is valid by item: the items that have ended stay, the others
    run. So is a step that is mapped over such a step, item by item, if nothing else that it depends
-   on runs again; and in a fork, a step of which items failed, so that only these run again. Which
+   on runs again; and in a rerun, a step of which items failed, so that only these run again. Which
    items a step skips follows from those of its source, so it is decided anew.
 """
 
@@ -113,8 +113,8 @@ def resume(
     return event, checkpoint
 
 
-class ForkStart(NamedTuple):
-    """How a fork starts."""
+class RerunStart(NamedTuple):
+    """How a rerun starts."""
 
     event: RunStarted
     """As it is stored."""
@@ -125,7 +125,7 @@ class ForkStart(NamedTuple):
     checkpoint: Checkpoint
 
 
-def fork(
+def rerun(
     origin: StoredRun,
     event: RunStarted,
     plan: Plan,
@@ -135,7 +135,7 @@ def fork(
     from_steps: Collection[str],
     other_inputs: Mapping[str, str],
     decode: Callable[[str, Payload], Any],
-) -> ForkStart:
+) -> RerunStart:
     """Decide which results of another run a new run takes over.
 
     ``origin`` stays as it is. ``event`` is the start of the new run, as it is stored.
@@ -144,8 +144,8 @@ def fork(
     """
     known = _of_plan(origin.settled(), plan)
     reasons = _of_takers(plan, bindings, conditions, other_inputs)
-    reasons |= dict.fromkeys(from_steps, "the fork starts from it")
-    # Unlike a resumption, a fork does not have what was stored before its step became secret.
+    reasons |= dict.fromkeys(from_steps, "the rerun starts from it")
+    # Unlike a resumption, a rerun does not have what was stored before its step became secret.
     secret = secret_steps(plan)
     found = _judge(
         *(origin, plan, known, reasons, secret, bindings, conditions),
@@ -166,7 +166,7 @@ def fork(
     taken = [replace(each, output=_value_of(each, settled)) for each in stored]
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
     checkpoint = Checkpoint(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
-    return ForkStart(event, taken, stored, checkpoint)
+    return RerunStart(event, taken, stored, checkpoint)
 
 
 def _value_of(taken: StepTakenOver, settled: Mapping[Key, StepView]) -> object:

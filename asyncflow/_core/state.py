@@ -643,7 +643,7 @@ class RunState:
             segments=() if run is None else run.segments,
             parent=known.parent,
             parent_step=known.parent_step,
-            forked_from=known.forked_from,
+            rerun_of=known.rerun_of,
         )
 
 

@@ -149,7 +149,7 @@ class StepView:
     former_items: dict[int, StepView] = made_by(default_factory=lambda: _NO_ITEMS)
     """The items of earlier segments that this one does not have, or not yet, by number."""
     origin: str = ""
-    """The run that its result was taken over from, if it comes from another one."""
+    """The run that its result was reused from, if it comes from another one."""
     origin_attempts: int = 0
     """How many attempts it had there, those of its items left out."""
     origin_ms: float = 0.0

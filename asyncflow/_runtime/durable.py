@@ -150,7 +150,7 @@ class Journal(Protocol):
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
         """Replay the stored events of a run, without owning it, and return what ``read`` returns.
 
-        Only a fork and the report of a pipeline call it, so that a journal without it still runs
+        Only a rerun and the report of a pipeline call it, so that a journal without it still runs
         and resumes runs.
 
         Args:
@@ -285,7 +285,7 @@ class RunStart(NamedTuple):
     """The event as the journal stores it."""
     checkpoint: Checkpoint | None = None
     taken: Sequence[tuple[StepTakenOver, StepTakenOver]] = ()
-    """What a fork takes over: the events that follow, each with the one that the journal stores."""
+    """What a rerun reuses: the events that follow, each with the one that the journal stores."""
 
 
 def begin(request: Request) -> RunStart:

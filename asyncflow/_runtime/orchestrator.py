@@ -321,34 +321,34 @@ class Orchestrator:
         persistence, start = opened
         return await self._execute(request, start, persistence, link)
 
-    async def fork(
+    async def rerun(
         self,
         run_id: str,
-        new_run_id: str | None = None,
+        new_id: str | None = None,
         *,
-        from_step: str | Iterable[str] | None = None,
         inputs: Mapping[str, Any] | None = None,
+        from_: str | Iterable[str] | None = None,
     ) -> RunReport:
-        """Run the pipeline under a new id with the results that still hold of a stored run.
+        """Run the pipeline under a new id with the valid results of a stored run.
 
-        The other run stays as it is, whatever its status; of one that is running, the new run takes
-        over what is stored so far. A result holds as it does in a resumption: its step has
+        The other run stays as it is, whatever its status; of one that is running, the new run
+        reuses what is stored so far. A result is valid as it is in a resumption: its step has
         succeeded, takes the same data and has the same ``version``, and so do all steps that it
-        depends on. A step also runs again if it is ``from_step``, if its action or its ``when``
+        depends on. A step also runs again if it is ``from_``, if its action or its ``when``
         takes an input that has another value now, or if it depends on such a step. A mapped step
-        that runs takes over the items that hold.
+        that runs reuses the valid items.
 
-        The new run has what it takes over in its own journal, so that the other run may be pruned,
-        and the new one resumed under its id. `StepResult.origin` says where a result comes from.
+        The new run has what it reuses in its own rows, so that the other run may be pruned, and the
+        new one resumed under its id. `StepResult.origin` says where a result comes from.
 
         Args:
             run_id: The other run.
-            new_run_id: Identifies the new run; by default the option ``run_id``, if it has a value,
+            new_id: Identifies the new run; by default the option ``run_id``, if it has a value,
                 else a random id.
-            from_step: The step, or the steps, that run again with all that depends on them. By
-                default only what does not hold runs.
             inputs: Values for inputs that differ from those of the other run. A secret input was
                 not stored, so it must be given again; it counts as unchanged.
+            from_: The step, or the steps, that run again with all that depends on them. By default
+                only what is not valid runs.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -364,20 +364,20 @@ class Orchestrator:
         _check_asyncio()
         if not isinstance(run_id, str):
             raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
-        check_run_id("new_run_id", new_run_id)
+        check_run_id("new_id", new_id)
         options = self._options
-        new_run_id = options.run_id if new_run_id is None else new_run_id
-        if new_run_id == run_id:
+        new_id = options.run_id if new_id is None else new_id
+        if new_id == run_id:
             raise ValueError(
-                f"a fork of run {run_id!r} needs another id; leave it out to have one made"
+                f"a rerun of run {run_id!r} needs another id; leave it out to have one made"
             )
-        from_steps = self._checked_from_steps(from_step)
+        from_steps = self._checked_from_steps(from_)
         self = self._intercepted()
-        request = self._request(new_run_id, inputs)
-        journal = self._journal_of("fork()")
-        from asyncflow._runtime.run_opening import open_fork  # as in _run
+        request = self._request(new_id, inputs)
+        journal = self._journal_of("rerun()")
+        from asyncflow._runtime.run_opening import open_rerun  # as in _run
 
-        persistence, start = await open_fork(journal, request, run_id, from_steps)
+        persistence, start = await open_rerun(journal, request, run_id, from_steps)
         return await self._execute(request, start, persistence)
 
     async def report(self, run_id: str) -> RunReport:
@@ -423,20 +423,19 @@ class Orchestrator:
             )
         return journal
 
-    def _checked_from_steps(self, from_step: object) -> tuple[str, ...]:
-        if from_step is not None and not isinstance(from_step, Iterable):
+    def _checked_from_steps(self, from_: object) -> tuple[str, ...]:
+        if from_ is not None and not isinstance(from_, Iterable):
             raise TypeError(
-                f"from_step must be the name of a step or a list of names, not "
-                f"{type(from_step).__name__}"
+                f"from_ must be the name of a step or a list of names, not {type(from_).__name__}"
             )
-        names = (from_step,) if isinstance(from_step, str) else from_step or ()
-        names = check_names("from_step", names, "step")
+        names = (from_,) if isinstance(from_, str) else from_ or ()
+        names = check_names("from_", names, "step")
         for name in names:
             if name not in self._plan.index:
                 hint = did_you_mean(name, self._plan.index)
                 if name in self._plans.whole.index:
                     hint = "; the targets leave it out"
-                raise ValueError(f"from_step names {name!r}, which is no step{hint}")
+                raise ValueError(f"from_ names {name!r}, which is no step{hint}")
         return names
 
     def _request(self, run_id: str | None, inputs: Mapping[str, Any] | None) -> Request:

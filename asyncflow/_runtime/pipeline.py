@@ -523,29 +523,29 @@ class Pipeline:
         """
         return self.orchestrator.start(**inputs)
 
-    async def fork(
+    async def rerun(
         self,
         run_id: str,
-        new_run_id: str | None = None,
+        new_id: str | None = None,
         *,
-        from_step: str | Iterable[str] | None = None,
         inputs: Mapping[str, Any] | None = None,
+        from_: str | Iterable[str] | None = None,
     ) -> RunReport:
-        """Run the pipeline under a new id with the results that still hold of a stored run.
+        """Run the pipeline under a new id with the valid results of a stored run.
 
         Args:
             run_id: The other run, which stays as it is.
-            new_run_id: Identifies the new run; by default the option ``run_id``, if it has a value,
+            new_id: Identifies the new run; by default the option ``run_id``, if it has a value,
                 else a random id.
-            from_step: The step, or the steps, that run again with all that depends on them.
             inputs: Values for inputs that differ from those of the other run, and for secret ones.
+            from_: The step, or the steps, that run again with all that depends on them.
 
         Raises:
             ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
                 has run.
-            BaseException: As `Orchestrator.fork` raises it.
+            BaseException: As `Orchestrator.rerun` raises it.
         """
-        return await self.orchestrator.fork(run_id, new_run_id, from_step=from_step, inputs=inputs)
+        return await self.orchestrator.rerun(run_id, new_id, from_=from_, inputs=inputs)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the stored report of a run, with outputs and inputs as the annotations say.

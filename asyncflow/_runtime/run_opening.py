@@ -1,4 +1,4 @@
-"""How a run with a journal starts, resumes, or is forked from another one.
+"""How a run with a journal starts, resumes, or is rerun from another one.
 
 A run without a journal does not load this module.
 """
@@ -18,7 +18,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
-from asyncflow._core.resume import fork, resume
+from asyncflow._core.resume import rerun, resume
 from asyncflow._core.same_value import is_same_value
 from asyncflow._runtime.durable import (
     Journal,
@@ -57,7 +57,7 @@ async def open_run(
         del failure, cancellation  # what is raised holds this frame
 
 
-async def open_fork(
+async def open_rerun(
     journal: Journal, request: Request, origin: str, from_steps: Collection[str]
 ) -> tuple[RunPersistence, RunStart]:
     """Claim a new run in a journal, and return how it starts with the results of another one.
@@ -67,7 +67,7 @@ async def open_fork(
         RunAlreadyActiveError: Another process has just claimed the new id.
     """
     opening = _RunOpening(journal, request)
-    start = await journal.replay(origin, partial(opening.fork, from_steps=from_steps))
+    start = await journal.replay(origin, partial(opening.rerun, from_steps=from_steps))
     session, _ = await journal.open(request.run_id, wait=False, read=opening.check_new)
     return RunPersistence(journal, session, request.types), start
 
@@ -78,7 +78,7 @@ async def read_report(journal: Journal, request: Request) -> RunReport:
 
 
 class _RunOpening:
-    """Decides from the replay of a run how it starts, resumes or is forked."""
+    """Decides from the replay of a run how it starts, resumes or is rerun."""
 
     def __init__(self, journal: Journal, request: Request) -> None:
         self._journal = journal
@@ -149,22 +149,22 @@ class _RunOpening:
                 stored.run_id, f"belongs to pipeline {theirs!r}, not to {pipeline!r}; {way_out}"
             )
 
-    # Forks.
+    # Reruns.
 
     def check_new(self, stored: StoredRun) -> None:
         """Check that a run is new."""
         if stored.segments:
             raise RunIdInUseError(
                 stored.run_id,
-                "exists already; fork to another id, or leave it out for a generated one",
+                "exists already; choose another id, or leave it out for a generated one",
             )
 
-    def fork(self, origin: StoredRun, from_steps: Collection[str]) -> RunStart:
+    def rerun(self, origin: StoredRun, from_steps: Collection[str]) -> RunStart:
         """Return how a new run starts that takes over what is valid of another one."""
         request, plan = self._request, self._request.plan
-        self._check_pipeline(origin, "fork it with that pipeline")
+        self._check_pipeline(origin, "rerun it with that pipeline")
         secret = origin.secret_inputs.union(request.secret_inputs)
-        inputs = self._all_inputs(origin, "fork it")
+        inputs = self._all_inputs(origin, "rerun it")
         name = request.pipeline or origin.pipeline
         start = begin(request._replace(pipeline=name, inputs=inputs, secret_inputs=secret))
         assert isinstance(start.event, RunStarted)
@@ -179,8 +179,8 @@ class _RunOpening:
         for name, before, hint in self._changed(origin):
             if not self._is_readable_and_equal(name, before, hint):
                 others[name] = f"its input {name!r} has another value"
-        event = replace(start.event, fingerprints=Fingerprints(plan), forked_from=origin.run_id)
-        found = fork(
+        event = replace(start.event, fingerprints=Fingerprints(plan), rerun_of=origin.run_id)
+        found = rerun(
             origin,
             replace(event, inputs=stored_inputs),
             plan,

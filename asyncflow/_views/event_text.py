@@ -64,8 +64,8 @@ def number_text(value: float) -> str:
 
 
 def _run_started(event: events.RunStarted, _: _Attempt) -> str:
-    fork = f" as a fork of run {event.forked_from}" if event.forked_from else ""
-    return f"run {_name(event)} started{fork}: {plural(len(event.dependencies), 'step')}"
+    origin = f" as a rerun of run {event.rerun_of}" if event.rerun_of else ""
+    return f"run {_name(event)} started{origin}: {plural(len(event.dependencies), 'step')}"
 
 
 def _run_resumed(event: events.RunResumed, _: _Attempt) -> str:
@@ -165,7 +165,7 @@ def _step_taken_over(event: events.StepTakenOver, _: _Attempt) -> str:
     if event.items is not None:
         made = plural(event.items, "item")
     figures = f"{made}, {duration(event.duration_ms)}"
-    return f"{subject(event)}: result taken over from run {event.origin}: {figures}"
+    return f"{subject(event)}: result reused from run {event.origin}: {figures}"
 
 
 def _thread_abandoned(event: events.ThreadAbandoned, attempt: _Attempt) -> str:

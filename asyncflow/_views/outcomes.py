@@ -29,7 +29,7 @@ OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
     "FAILED": _like(StepStatus.FAILED, "failed"),
     "SKIPPED": _like(StepStatus.SKIPPED, "skipped"),
     "CANCELLED": _like(StepStatus.CANCELLED, "cancelled"),
-    "REUSED": _like(StepStatus.SUCCESS, "result taken over", "="),
+    "REUSED": _like(StepStatus.SUCCESS, "result reused", "="),
     "RUNNING": _like(StepStatus.RUNNING, "running"),
     "PENDING": _like(StepStatus.PENDING, "did not run"),
 }

@@ -258,8 +258,8 @@ class PageModel:
 
     @property
     def origin_url(self) -> str:
-        """The page of the run that it is a fork of; empty if there is none."""
-        return self.context.related.urls.get(self.view.forked_from, "")
+        """The page of the run that it is a rerun of; empty if there is none."""
+        return self.context.related.urls.get(self.view.rerun_of, "")
 
     @property
     def parent_url(self) -> str:
@@ -377,7 +377,7 @@ class PageModel:
             notes.append(fallbacks)
         if step.reused:
             origin = name_text(step.origin)
-            notes.append(f"taken over from run {origin}" if origin else "reused from the journal")
+            notes.append(f"reused from run {origin}" if origin else "reused from the journal")
         if self.ran_before(step):
             notes.append("ran before the run was resumed")
         return "; ".join(notes)

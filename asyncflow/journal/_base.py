@@ -510,7 +510,7 @@ class SQLJournal:
         return read(self._reader.history(lease.run_id, committed) if committed else StoredRun())
 
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
-        """Replay a run without owning it. A fork or a pipeline calls this; see `asyncflow.Journal`.
+        """Replay a run without owning it. A rerun or a pipeline calls it; see `asyncflow.Journal`.
 
         Raises:
             RunNotFoundError: There is no such run.

@@ -177,6 +177,8 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, (_, read) in _CONVERSIONS.items():
             if name in values:
                 values[name] = read(values[name])
+        if "forked_from" in values:  # its name in older journals
+            values["rerun_of"] = values.pop("forked_from")
         if cls is RunFinished:
             values["status"] = _END_OF.get(values.pop("outcome", None))
         for name, fits in _checks(cls):

@@ -71,8 +71,8 @@ class RunRecord:
     have it."""
     parent_step: str = ""
     """The name of that step."""
-    forked_from: str = ""
-    """The id of the run whose results it takes over, if it is a fork. The journal may not have that
+    rerun_of: str = ""
+    """The id of the run whose results it reuses, if it is a rerun. The journal may not have that
     run any more."""
     cause: InterruptionCause | None = None
     """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
@@ -159,12 +159,12 @@ class PipelineStatistics:
     def passed_ms(self) -> list[float]:
         """The durations of the runs that passed, pauses left out, the latest start first.
 
-        Those of forks are left out: a fork runs only a part of the pipeline.
+        Those of reruns are left out: a rerun runs only a part of the pipeline.
         """
         return [
             run.latest_ms
             for run in self.runs
-            if run.status is RunStatus.PASSED and not run.damaged and not run.forked_from
+            if run.status is RunStatus.PASSED and not run.damaged and not run.rerun_of
         ]
 
     @property

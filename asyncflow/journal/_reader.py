@@ -390,7 +390,7 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], cou
 def _columns_of(event: RunStarted) -> list[str]:
     return [
         column_of(text)
-        for text in (event.pipeline, event.parent, event.parent_step, event.forked_from)
+        for text in (event.pipeline, event.parent, event.parent_step, event.rerun_of)
     ]
 
 
@@ -441,7 +441,7 @@ def _record_of(row: RunRow) -> RunRecord:
         damaged=is_damaged,
         parent="" if is_damaged else from_column(row.parent or ""),
         parent_step="" if is_damaged else from_column(row.parent_step or ""),
-        forked_from="" if is_damaged else from_column(row.forked_from or ""),
+        rerun_of="" if is_damaged else from_column(row.forked_from or ""),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
     )

@@ -229,7 +229,7 @@ def _merged(
             event.wall_time + 0.0,
             parent=_column_or_null(event.parent),
             parent_step=_column_or_null(event.parent_step),
-            forked_from=_column_or_null(event.forked_from),
+            forked_from=_column_or_null(event.rerun_of),
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)
     if isinstance(event, RunFinished):

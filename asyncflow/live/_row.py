@@ -144,7 +144,7 @@ def _words(step: StepView, now_ms: float, reported: _Reported) -> str:
         case StepStatus.FAILED:
             parts = [_items(step), failure_text(step), _attempts(step)]
         case StepStatus.SUCCESS:
-            restored = f"taken over from run {step.origin}" if step.origin else "reused"
+            restored = f"reused from run {step.origin}" if step.origin else "reused"
             fallbacks = failure_text(step) or fallbacks_text((step.items or {}).values())
             parts = [restored if step.reused else "", _items(step), fallbacks, _attempts(step)]
         case _:

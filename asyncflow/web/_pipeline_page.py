@@ -137,7 +137,7 @@ class _Bars(NamedTuple):
     marks: list[tuple[float, float]]
     """Durations on the axis, in milliseconds, each with its place in pixels from the top."""
     median: float | None
-    """Where the median of the runs that passed, forks aside, is, in pixels from the top."""
+    """Where the median of the runs that passed, not counting reruns, is, in pixels from the top."""
 
 
 def bars(runs: Sequence[RunRecord]) -> _Bars:

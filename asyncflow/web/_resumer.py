@@ -1,4 +1,4 @@
-"""Resumes runs and runs them again from their page, in this process; ends them with the server."""
+"""Resumes and reruns runs from their page, in this process; ends them with the server."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from asyncflow.journal._queries import RunRecord
 class Resumable(Protocol):
     """An `Orchestrator`, or anything else that runs a pipeline.
 
-    If it has ``fork``, ``steps`` and ``secret_inputs`` like that, runs can be run again too. If it
+    If it has ``rerun``, ``steps`` and ``secret_inputs`` like that, runs can be rerun too. If it
     has ``resources``, no page asks for inputs of these names.
     """
 
     def with_options(self, *, run_id: str = ..., journal: Any) -> Any:
-        """Return what runs it under this id, with this journal, by its ``run`` or ``fork``."""
+        """Return what runs it under this id, with this journal, by its ``run`` or ``rerun``."""
         ...
 
 
-_OF_A_FORK = ("fork", "steps", "secret_inputs")
-"""What a pipeline has that can run a run again."""
+_OF_A_RERUN = ("rerun", "steps", "secret_inputs")
+"""What a pipeline has that can rerun a run."""
 _LOOK_EVERY_S = 0.02
 _LONGEST_WAIT_S = 3.0
 """How long the response to a resumption waits for the run to begin."""
@@ -54,7 +54,7 @@ class ResumeRefusedError(Exception):
 
 
 class Resumer:
-    """Resumes runs, runs them again, and ends them with the server."""
+    """Resumes runs, reruns them, and ends them with the server."""
 
     def __init__(self, journal: SQLJournal, pipelines: Mapping[str, Any]) -> None:
         if not isinstance(pipelines, Mapping):
@@ -100,12 +100,12 @@ class Resumer:
         )
 
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
-        """Return what a page offers for running a run again; ``None`` if it can't be.
+        """Return what a page offers for rerunning a run; ``None`` if it can't be.
 
         These are the names of the inputs that can be given, and of those that are secret.
         """
         pipeline: Any = self._pipelines.get(record.pipeline)
-        if record.damaged or not all(hasattr(pipeline, name) for name in _OF_A_FORK):
+        if record.damaged or not all(hasattr(pipeline, name) for name in _OF_A_RERUN):
             return None
         secret, resources = pipeline.secret_inputs, getattr(pipeline, "resources", ())
         names = [name for name in inputs_of(pipeline.steps) if name not in resources]
@@ -122,18 +122,18 @@ class Resumer:
         everything: bool,
         inputs: Mapping[str, Any],
     ) -> str:
-        """Run a run again under a new id, and return the id when the new run has begun.
+        """Rerun a run under a new id, and return the id when the new run has begun.
 
         ``from_steps`` run again, or all with ``everything``. ``inputs`` are those that have another
-        value, as of JSON. Raise `ResumeRefusedError` if the run can't be run again, or failed at
+        value, as of JSON. Raise `ResumeRefusedError` if the run can't be rerun, or failed at
         once.
         """
-        self._check_pipeline(record, "run it again")
+        self._check_pipeline(record, "rerun it")
         pipeline: Any = self._pipelines[record.pipeline]
         if self.rerun_options(record) is None:
-            raise ResumeRefusedError("its pipeline here can't fork a run, or the run is damaged")
+            raise ResumeRefusedError("its pipeline here can't rerun a run, or the run is damaged")
         await self._check_steps(record, "rerun")
-        self._check_pipeline(record, "run it again")  # as in resume
+        self._check_pipeline(record, "rerun it")  # as in resume
         if everything:
             from_steps = [step.name for step in pipeline.steps]
         run_id = secrets.token_hex(8)  # as an Orchestrator makes one
@@ -146,10 +146,10 @@ class Resumer:
             return True
 
         start = partial(
-            pipeline.with_options(journal=self._journal).fork,
+            pipeline.with_options(journal=self._journal).rerun,
             record.run_id,
             run_id,
-            from_step=from_steps,
+            from_=from_steps,
             inputs=self._typed(pipeline, inputs),
         )
         await self._begun(run_id, self._start(run_id, start), has_begun)
@@ -162,7 +162,7 @@ class Resumer:
             if name in pipeline.secret_inputs:
                 raise ResumeRefusedError(
                     f"its input {name!r} is secret, so a page can't give it; use `asyncflow rerun` "
-                    "with --input, or fork() in Python"
+                    "with --input, or rerun() in Python"
                 )
             payload = Payload("json", json.dumps(value).encode())
             try:

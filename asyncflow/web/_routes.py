@@ -71,7 +71,7 @@ async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
 
 
 async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
-    """Run a run again under a new id, in this process.
+    """Rerun a run under a new id, in this process.
 
     Raise `HTTPException` if the path is that of a run whose id ends like it.
     """
@@ -87,13 +87,13 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
         new = await resumer.rerun(record, **wanted)
     except ResumeRefusedError as error:
         why = f"Run {run_id!r}: {error}."
-        return _refused(request, run_id, "The run can't be run again here", why)
+        return _refused(request, run_id, "The run can't be rerun here", why)
     url = link_to(request, "runs", new)
     return json_answer({"done": "rerun", "run_id": new, "url": url}, 201)
 
 
 async def _wanted(request: Request) -> dict[str, Any]:
-    """Return what the body of a request to run a run again asks for.
+    """Return what the body of a request to rerun a run asks for.
 
     Raise `ValueError` if it is something else.
     """

@@ -109,7 +109,7 @@ async def _context(request: Request, journal: SQLJournal, record: RunRecord) -> 
 async def _related(request: Request, journal: SQLJournal, record: RunRecord) -> RelatedRuns:
     """Return the runs that the page of a run links to: those that the journal has."""
     urls: dict[str, str] = {}
-    for run_id in filter(None, (record.parent, record.forked_from)):
+    for run_id in filter(None, (record.parent, record.rerun_of)):
         with suppress(RunNotFoundError):
             urls[run_id] = link_to(request, "runs", (await journal.record(run_id)).run_id)
     nested: dict[str, list[NestedRun]] = {}

@@ -239,7 +239,7 @@ class _ListRow(NamedTuple):
     parent_link: str
     """Its parent, at the step that started it."""
     origin_link: str
-    """The run that it is a fork of."""
+    """The run that it is a rerun of."""
 
 
 class _Chip(NamedTuple):
@@ -310,7 +310,7 @@ def _row(request: Request, record: RunRecord, summary: RunSummary, now_s: float)
         shortened(escape_controls(summary.line), _LONGEST_LINE),
         _inputs_line(summary.inputs),
         step_url(link_to(request, "runs", record.parent), record.parent_step),
-        link_to(request, "runs", record.forked_from),
+        link_to(request, "runs", record.rerun_of),
     )
 
 

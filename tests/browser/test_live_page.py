@@ -343,18 +343,18 @@ async def test_a_run_is_run_again_from_its_page(tab: Tab, site: ServerThread) ->
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(badge(page)).to_contain_text("PASSED")
 
-    await page.get_by_role("button", name="Run again …").click()
+    await page.get_by_role("button", name="Rerun …").click()
     choice = page.get_by_label("What runs again")
     await expect(choice).to_have_value("*")  # nothing has failed
     await assert_accessible(page)
     await choice.select_option("=second")
-    await page.get_by_role("button", name="Run again", exact=True).click()
+    await page.get_by_role("button", name="Rerun", exact=True).click()
 
     await expect(page).not_to_have_url(re.compile("run-again"))
     Gates(site.folder, page.url.rpartition("/")[2]).open("second")
     await expect(badge(page)).to_contain_text("PASSED")
-    await expect(step(page, "first")).to_contain_text("taken over from run run-again")
-    await expect(step(page, "second")).not_to_contain_text("taken over")
+    await expect(step(page, "first")).to_contain_text("reused from run run-again")
+    await expect(step(page, "second")).not_to_contain_text("reused")
     await page.locator("#header").get_by_role("link", name="run-again").click()
     await expect(page).to_have_url(re.compile("runs/run-again"))
 

@@ -65,12 +65,12 @@ def test_what_holds_is_taken_over_by_a_new_run(failed: Shell) -> None:
     result = failed("rerun", "first", "shop:pipeline", "--run-id", "second")
 
     assert calls(failed) == ["load"]
-    assert "run second, a fork of run first" in result.stderr
+    assert "run second, a rerun of run first" in result.stderr
     assert result.stderr.endswith("To show it again: asyncflow show second\n")
     lines = result.stdout.splitlines()
     assert lines[0] == "Pipeline PASSED"
     assert lines[1].startswith("[SUCCESS] extract (1 attempt(s), ")
-    assert lines[1].endswith("): taken over from run first")
+    assert lines[1].endswith("): reused from run first")
     assert lines[2].endswith("): run again because it had failed")
     assert failed("show", "first", "--json").stdout == before
 
@@ -96,7 +96,11 @@ def test_the_pipeline_may_be_in_the_variable(
             2,
             "--from names 'laod', which is no step (did you mean 'load'?)",
         ),
-        (["first", "shop:pipeline", "--run-id", "first"], 3, "a fork of run 'first' needs another"),
+        (
+            ["first", "shop:pipeline", "--run-id", "first"],
+            3,
+            "a rerun of run 'first' needs another",
+        ),
         (
             ["first", "shop:pipeline", "--from", "q"],
             2,
@@ -114,7 +118,7 @@ def test_a_refusal_says_what_to_do(
     result = failed("rerun", *arguments, exits=exits)
 
     assert words in result.stderr.replace("\n", " ")
-    assert "a fork of run first" not in result.stderr
+    assert "a rerun of run first" not in result.stderr
     assert calls(failed) == []
 
 
@@ -163,15 +167,15 @@ def test_lists_and_heads_say_where_a_run_comes_from(shop: Shell) -> None:
         """,
     )
     shop("run", "nested", "--run-id", "outer-1", "--quiet")
-    shop("rerun", "inner", "shop:pipeline", "--run-id", "fork", "--quiet")
+    shop("rerun", "inner", "shop:pipeline", "--run-id", "rerun", "--quiet")
 
     rows = {line.split()[0]: line for line in shop("runs").stdout.splitlines()}
-    inner, fork = shop("show", "inner").stdout, shop("show", "fork").stdout
+    inner, rerun = shop("show", "inner").stdout, shop("show", "rerun").stdout
     records = {record["run_id"]: record for record in shop.json("runs", "--json")}
 
     assert rows["inner"].endswith("shop, in outer-1")
-    assert rows["fork"].endswith("shop, fork of inner")
+    assert rows["rerun"].endswith("shop, rerun of inner")
     assert inner.splitlines()[0].endswith(", started by step start of run outer-1")
-    assert fork.splitlines()[0].endswith(", a fork of run inner")
+    assert rerun.splitlines()[0].endswith(", a rerun of run inner")
     assert (records["inner"]["parent"], records["inner"]["parent_step"]) == ("outer-1", "start")
-    assert records["fork"]["forked_from"] == "inner"
+    assert records["rerun"]["rerun_of"] == "inner"

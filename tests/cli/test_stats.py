@@ -93,7 +93,7 @@ def test_a_grid_shows_each_step_in_each_run(shell: Shell) -> None:
     assert re.split("  +", rows[LONG]) == ["✓✓✓↻✗✓✓↻✓✗", "490 ms", "890 ms", "890 ms", "20%"]
     assert lines[7][len(LONG) + 2 :].split()[0] == "✓✓✓✓⊘✓✓✓✓⊘"
     assert lines[-1] == (
-        "✓ passed   = result taken over   ✗ failed   ↻ passed after a retry   ⊘ skipped"
+        "✓ passed   = result reused   ✗ failed   ↻ passed after a retry   ⊘ skipped"
     )
 
 

@@ -88,7 +88,7 @@ OTHERS_CHECK = {
 
 SAYS = {"steps": "WorkflowStep", "pipeline": "Pipeline|WorkflowStep|pipeline", "function": "step"}
 SAYS |= {"report": "report|steps", "pipelines": "steps|name"}
-SAYS |= {"base_ms": "max_ms", "map_over": "maps over", "new_run_id": "another id", "runs": "limit"}
+SAYS |= {"base_ms": "max_ms", "map_over": "maps over", "new_id": "another id", "runs": "limit"}
 """What names an argument in a message, if that is not its name."""
 
 

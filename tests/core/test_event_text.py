@@ -46,9 +46,9 @@ LINES: list[tuple[Event, int | None, str]] = [
     (RunStarted("r1", 0.0, ONE), None, "run r1 started: 1 step"),
     (RunStarted("r1", 0.0, TWO, "etl"), None, "run r1 of etl started: 2 steps"),
     (
-        RunStarted("r1", 0.0, TWO, forked_from="r0"),
+        RunStarted("r1", 0.0, TWO, rerun_of="r0"),
         None,
-        "run r1 started as a fork of run r0: 2 steps",
+        "run r1 started as a rerun of run r0: 2 steps",
     ),
     (RunResumed("r1", 5.0, 0.0, TWO, {}), None, "run r1 resumed: 2 steps"),
     (RunResumed("r1", 5.0, 0.0, TWO, {}, pipeline="etl"), None, "run r1 of etl resumed: 2 steps"),
@@ -127,12 +127,12 @@ LINES: list[tuple[Event, int | None, str]] = [
     (
         StepTakenOver("a", 0.0, "r0", 2, 1500.0, None, 4),
         None,
-        "a[4]: result taken over from run r0: 2 attempts, 1.5 s",
+        "a[4]: result reused from run r0: 2 attempts, 1.5 s",
     ),
     (
         StepTakenOver("a", 0.0, "r0", 0, 1500.0, None, items=3),
         None,
-        "a: result taken over from run r0: 3 items, 1.5 s",
+        "a: result reused from run r0: 3 items, 1.5 s",
     ),
     (StepReused("a", 5.0, None, FAILED), None, "a not run again: it failed before"),
     (StepReused("a", 5.0, None, SKIPPED), None, "a not run again: it was skipped before"),

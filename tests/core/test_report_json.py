@@ -326,7 +326,7 @@ class TestJson:
     def test_a_missing_field_is_refused_with_its_name(self, place: tuple[str | int, ...]) -> None:
         text = rich_report().to_json()
         newer = {"version", "segments", "span_ms", "segment", "cancelled", "item"}
-        newer |= {"origin", "parent", "parent_step", "forked_from", "engine", "worker"}
+        newer |= {"origin", "parent", "parent_step", "rerun_of", "engine", "worker"}
         newer |= {"fell_back", "left_out"}
         names = at(json.loads(text), place).keys() - newer
 
@@ -336,6 +336,14 @@ class TestJson:
 
             with pytest.raises(ValueError, match=rf"[^\w]{name} is missing$"):
                 RunReport.from_json(json.dumps(document))
+
+    def test_the_earlier_name_of_the_run_that_is_rerun_is_read(self) -> None:
+        document = json.loads(report_of(succeeded("a")).to_json())
+        del document["rerun_of"]
+
+        report = RunReport.from_json(json.dumps({**document, "forked_from": "r0"}))
+
+        assert report.rerun_of == "r0"
 
     @pytest.mark.parametrize("segment", [0, 3])
     def test_an_attempt_of_a_segment_that_there_is_not_is_refused(self, segment: int) -> None:

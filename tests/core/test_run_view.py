@@ -452,7 +452,7 @@ class TestResults:
     def test_an_impossible_result_is_shown_too(self, result):
         assert view_of_result(result).name == "a"
 
-    def test_a_reused_item_of_a_step_that_a_fork_took_over_is_shown(self):
+    def test_a_reused_item_of_a_step_that_a_rerun_took_over_is_shown(self):
         item = StepResult("m[0]", SUCCESS, 1, 1.0, "A", reused=True, origin="o", item=0)
         result = StepResult("m", SUCCESS, 1, 1.0, ["A"], items=(item,), reused=True, origin="o")
 

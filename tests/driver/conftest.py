@@ -41,7 +41,7 @@ if sys.version_info >= (3, 12):
     LOOPS["eager"] = EagerLoop
 
 _ABOUT_DATA = frozenset(
-    {"test_attachments", "test_fork", "test_inputs", "test_inspection", "test_pipeline"}
+    {"test_attachments", "test_rerun", "test_inputs", "test_inspection", "test_pipeline"}
 )
 """Files about what steps receive and leave, which depends on no loop: uvloop and debug mode would
 repeat them."""

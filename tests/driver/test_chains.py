@@ -535,7 +535,7 @@ async def test_a_run_that_dies_anywhere_resumes_item_by_item_under_either_schedu
 
 
 @SCHEDULES
-async def test_after_a_crash_no_tolerated_failure_runs_again_and_in_a_fork_only_those_do(schedule):
+async def test_after_a_crash_no_tolerated_failure_runs_again_and_in_a_rerun_only_those_do(schedule):
     chain, journal = Chain(4, bad=[1], tolerated_failures=1), MemoryJournal()
     orchestrator = Orchestrator(chain.steps(), schedule=schedule, journal=journal)
     await orchestrator.with_options(run_id="r").run()
@@ -546,11 +546,11 @@ async def test_after_a_crash_no_tolerated_failure_runs_again_and_in_a_fork_only_
 
     assert (again["total"].output, chain.calls) == ([2, 22, 32], [])
 
-    fork = await orchestrator.fork("r")
+    rerun = await orchestrator.rerun("r")
 
-    assert fork["total"].output == [2, 12, 22, 32]
+    assert rerun["total"].output == [2, 12, 22, 32]
     assert chain.calls == ["fetch 1", "parse 1", "store 1", "total"]
-    assert fork["fetch"].rerun_reason == "1 item had failed"
+    assert rerun["fetch"].rerun_reason == "1 item had failed"
 
 
 @SCHEDULES

@@ -1034,14 +1034,14 @@ async def test_a_resumed_run_leaves_an_output_where_it_was_if_no_step_needs_it()
     assert (again["c"].engine, again["c"].worker) == ("fake", "w3")
 
 
-async def test_a_fork_makes_an_output_again_that_a_step_needs_which_runs(events):
+async def test_a_rerun_makes_an_output_again_that_a_step_needs_which_runs(events):
     journal, engine = MemoryJournal(), FakeEngine(keeps=True)
     pipeline = Orchestrator(chain(), engine=engine, journal=journal)
     await pipeline.with_options(run_id="r").run()
     engine.kept.clear()
     engine.calls.clear()
 
-    report = await pipeline.with_options(observers=[events.append]).fork("r", from_step="c")
+    report = await pipeline.with_options(observers=[events.append]).rerun("r", from_="c")
 
     assert report["c"].output == "largerr"
     assert [call.step.name for call in engine.calls] == ["a", "b", "c"]

@@ -290,7 +290,7 @@ class TestWhenItIsNotCalled:
 
 
 class TestInADurableRun:
-    async def test_it_is_stored_and_kept_by_a_resumption_and_by_a_fork(self) -> None:
+    async def test_it_is_stored_and_kept_by_a_resumption_and_by_a_rerun(self) -> None:
         journal, fallback, is_broken = MemoryJournal(), Fallback(), True
 
         async def last(page: str, invert: list[float]) -> str:
@@ -306,9 +306,9 @@ class TestInADurableRun:
         is_broken = False
 
         resumed = await pipeline.run()
-        forked = await pipeline.fork("r", "new", from_step="last")
+        rerun = await pipeline.rerun("r", "new", from_="last")
 
-        for report in resumed, forked, await pipeline.report("r"), await pipeline.report("new"):
+        for report in resumed, rerun, await pipeline.report("r"), await pipeline.report("new"):
             assert report.all_passed
             assert report["last"].output == "instead [0.0, 1.0, 0.5]"
             assert report["page"].fell_back

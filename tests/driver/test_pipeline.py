@@ -399,17 +399,17 @@ class TestOptions:
         }
         assert RunOptions.of(defaults) == RunOptions()
 
-    async def test_a_fork_has_the_id_and_the_observers_of_the_options(self) -> None:
+    async def test_a_rerun_has_the_id_and_the_observers_of_the_options(self) -> None:
         seen: list[object] = []
         etl = pipeline_of(nothing).with_options(journal=MemoryJournal())
         await etl.with_options(run_id="r").run()
         other = etl.with_options(run_id="f", observers=[seen.append])
 
-        assert (await other.fork("r")).run_id == "f"
-        assert (await other.fork("r", "g")).run_id == "g"
+        assert (await other.rerun("r")).run_id == "f"
+        assert (await other.rerun("r", "g")).run_id == "g"
         assert seen
-        with refused("a fork of run 'f' needs another id"):
-            await other.fork("f")
+        with refused("a rerun of run 'f' needs another id"):
+            await other.rerun("f")
 
 
 class TestStepPolicies:

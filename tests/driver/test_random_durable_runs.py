@@ -138,7 +138,7 @@ class Execution:
         recalled, again = set(), set()
         if self.received and isinstance(self.received[0], RunResumed):
             recalled, again = set(self.received[0].recalled), set(self.received[0].outdated)
-        # A clean-up step follows steps that run again, and a fork runs failed items again that were
+        # A clean-up step follows steps that run again, and a rerun repeats failed items that were
         # tolerated; and then so do their dependents.
         late = {it.name for it in self.steps if it.run_if != "success" or it.tolerated_failures}
         for name, needed in DependencyView(plan(self.steps)).items():
@@ -207,14 +207,14 @@ class Execution:
         assert state.status == self.received[-1].status
 
 
-class ForkExecution(Execution):
-    """A fork of the run that the journal has as "origin"."""
+class RerunExecution(Execution):
+    """A rerun of the run that the journal has as "origin"."""
 
     async def run(self):
         orchestrator = Orchestrator(self.steps, journal=self.journal, **self.pipeline.options)
         self.report = await orchestrator.with_options(
             observers=[self.received.append, self.world.observe]
-        ).fork("origin", RUN_ID)
+        ).rerun("origin", RUN_ID)
         self.taken = [event for event in self.received if isinstance(event, StepTakenOver)]
         self.check()
         return self
@@ -584,8 +584,8 @@ async def change_often(pipeline, seed):
     return executions
 
 
-async def fork_everywhere(pipeline, seed):
-    """Fork the run wherever it has come to, and resume each fork whose process dies."""
+async def rerun_everywhere(pipeline, seed):
+    """Rerun the run wherever it has come to, and resume each rerun whose process dies."""
     chance = random.Random(seed)
     journal = MemoryJournal(latency_s=pipeline.latency_s)
     whole = (await Execution(pipeline, journal).run()).report
@@ -593,26 +593,26 @@ async def fork_everywhere(pipeline, seed):
     for stored in range(1, len(events) + 1):
         left = MemoryJournal(latency_s=pipeline.latency_s)
         left.stored["origin"] = events[:stored]
-        fork = await ForkExecution(pipeline, left).run()
-        assert_same_end(fork.report, whole, pipeline)
+        rerun = await RerunExecution(pipeline, left).run()
+        assert_same_end(rerun.report, whole, pipeline)
         assert left.stored["origin"] == events[:stored]
-        check_nothing_is_missing(fork, events[:stored])
-        died = left.died_after(chance.randint(1 + len(fork.taken), len(left.stored[RUN_ID])))
+        check_nothing_is_missing(rerun, events[:stored])
+        died = left.died_after(chance.randint(1 + len(rerun.taken), len(left.stored[RUN_ID])))
         again = await Execution(pipeline, died).run()
         assert_same_end(again.report, whole, pipeline)
     return 2 * len(events)
 
 
-def check_nothing_is_missing(fork, events):
-    """Check that a fork has taken over all that had succeeded and holds."""
-    late = {step.name for step in fork.steps if step.run_if != "success"}
-    for name, needed in DependencyView(plan(fork.steps)).items():
+def check_nothing_is_missing(rerun, events):
+    """Check that a rerun has taken over all that had succeeded and holds."""
+    late = {step.name for step in rerun.steps if step.run_if != "success"}
+    for name, needed in DependencyView(plan(rerun.steps)).items():
         if late.intersection(needed):
             late.add(name)
-    again = with_chains(fork.steps, {step.name for step in fork.steps if step.secret})
+    again = with_chains(rerun.steps, {step.name for step in rerun.steps if step.secret})
     done = successes(events)
     failed = {e.step for e in events if isinstance(e, StepFailed) and key_of(e) not in done}
-    shape, by_item = plan(fork.steps), set()
+    shape, by_item = plan(rerun.steps), set()
     for name, needed in DependencyView(shape).items():
         step = shape.steps[shape.index[name]]
         flows, runs = shape.index[name] in shape.flows, (late | by_item).intersection(needed)
@@ -620,7 +620,7 @@ def check_nothing_is_missing(fork, events):
             late.add(name)
         elif runs or (name in failed and step.map_over is not None):
             by_item.add(name)
-    for name, item in done - {key_of(event) for event in fork.taken}:
+    for name, item in done - {key_of(event) for event in rerun.taken}:
         is_item_again = item is not None and name in again
         assert name in late or is_item_again or (item is None and name in by_item), (name, item)
 
@@ -637,7 +637,7 @@ def with_chains(steps, names):
 
 PROPERTIES = {
     "dies": die_everywhere,
-    "is forked": fork_everywhere,
+    "is rerun": rerun_everywhere,
     "its journal fails": fail_everywhere,
     "its caller is cancelled": cancel_caller,
     "is cancelled through its journal": cancel_through_journal,

@@ -897,7 +897,7 @@ async def test_a_step_that_takes_a_resource_now_keeps_its_result(log: Log) -> No
     assert log == []  # the only step that takes it had passed
 
 
-async def test_a_resumed_or_forked_run_opens_resources_anew_if_steps_need_them(log: Log) -> None:
+async def test_a_resumed_or_rerun_run_opens_resources_anew_if_steps_need_them(log: Log) -> None:
     journal, fail = MemoryJournal(), True
 
     async def load(db: str) -> str:
@@ -911,9 +911,9 @@ async def test_a_resumed_or_forked_run_opens_resources_anew_if_steps_need_them(l
     fail = False
     await pipeline.with_options(run_id="r").run()
     passed = await pipeline.with_options(run_id="r").run()
-    fork = await pipeline.fork("r", "f", from_step="load")
+    rerun = await pipeline.rerun("r", "f", from_="load")
 
-    assert passed["load"].output == fork["load"].output == "db"
+    assert passed["load"].output == rerun["load"].output == "db"
     assert log == ["open db", "close db"] * 3
 
 

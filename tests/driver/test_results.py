@@ -141,12 +141,12 @@ class TestSteps:
             assert [item.output for item in await read(run, "fetch")] == first["fetch"].output
             assert run.progress.done == run.progress.total == 3
 
-    async def test_a_fork_gives_the_items_of_a_step_that_it_reuses(self) -> None:
+    async def test_a_rerun_gives_the_items_of_a_step_that_it_reuses(self) -> None:
         journal = MemoryJournal()
         await crawl(journal=journal).with_options(run_id="r").run()
         changed = crawl(journal=journal).with_options(run_id="new")
 
-        report = await changed.fork("r", from_step="last")
+        report = await changed.rerun("r", from_="last")
         async with changed.start() as run:
             items = await read(run, "fetch")
 

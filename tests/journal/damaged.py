@@ -126,7 +126,7 @@ LIMITS: list[Event] = [
         max_retries={"a": 2},
         parent="quiet",
         parent_step="rest",
-        forked_from="etl-1",
+        rerun_of="etl-1",
         rerun_reasons={"a": "it had failed"},
     ),
     StepTakenOver("b", 0.0, "etl-1", 2, 5.0, Payload("json", b"[1]")),

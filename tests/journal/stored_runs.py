@@ -137,7 +137,7 @@ async def write(path: Path) -> None:
             await pipeline.run(**inputs)
         broken = False
         await PIPELINES["outer"].with_options(run_id="outer", journal=journal).run()
-        fork = PIPELINES["fork"].with_options(journal=journal).fork
+        fork = PIPELINES["fork"].with_options(journal=journal).rerun
         await fork("failed", "fork", inputs={"password": "hunter2"})
         await PIPELINES["timed out"].with_options(run_id="timed out", journal=journal).run()
         await wait_until_slow_starts(journal, "interrupted", cancel=True)

@@ -65,7 +65,7 @@ async def test_a_step_costs_one_commit_that_concurrent_steps_share(
         assert STEPS < len(disk_commits) <= STEPS + OVERHEAD
 
 
-async def test_a_fork_commits_what_it_takes_over_with_its_start(tmp_path: Path) -> None:
+async def test_a_rerun_commits_what_it_takes_over_with_its_start(tmp_path: Path) -> None:
     steps = [WorkflowStep(f"s{number}", return_one) for number in range(300)]
     steps.append(WorkflowStep("last", return_one, [step.name for step in steps]))
     kinds: list[list[str]] = []
@@ -83,7 +83,7 @@ async def test_a_fork_commits_what_it_takes_over_with_its_start(tmp_path: Path) 
             return write(taking)
 
         journal._store.write = note  # type: ignore[method-assign]
-        await orchestrator.fork("r", "f", from_step="last")
+        await orchestrator.rerun("r", "f", from_="last")
 
     assert kinds[0][:301] == ["RunStarted", *["StepTakenOver"] * 300]
     assert [*chain.from_iterable(kinds)].count("StepTakenOver") == 300

@@ -65,7 +65,7 @@ async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, p
     for run_id, within, wall_time in (("one", parent, 1.0), ("two", parent, 2.0), ("x", "", 3.0)):
         session, _ = await journal.open(run_id, wait=False, read=bool)
         session.append(
-            RunStarted(run_id, wall_time, {}, parent=within, parent_step=within, forked_from=within)
+            RunStarted(run_id, wall_time, {}, parent=within, parent_step=within, rerun_of=within)
         )
         await session.close()
 
@@ -74,7 +74,7 @@ async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, p
     assert [record.run_id for record in found] == ["two", "one"]
     assert {record.parent for record in found} == {parent}
     assert {record.parent_step for record in found} == {parent}
-    assert {record.forked_from for record in found} == {parent}
+    assert {record.rerun_of for record in found} == {parent}
     assert await ids(journal.runs(parent=parent, limit=1)) == ["two"]
     assert await ids(journal.runs(parent="other")) == []
     assert (await journal.record("x")).parent == ""

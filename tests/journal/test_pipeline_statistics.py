@@ -227,7 +227,7 @@ async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
     assert (await journal.statistics("etl")).runs[0].damaged
 
 
-async def test_long_outputs_that_a_fork_takes_over_are_not_read(
+async def test_long_outputs_that_a_rerun_takes_over_are_not_read(
     journal: Any, database: Any
 ) -> None:
     taken = StepTakenOver("a", 0.0, "q", 2, 7.0, LONG_OUTPUT)

@@ -66,24 +66,24 @@ async def test_events_tell_where_an_output_stayed(make_journal: Any) -> None:
     assert (kept.engine, kept.worker, kept.size) == ("fake", "w1", 100)
 
 
-async def test_a_fork_has_its_results_in_its_own_rows(make_journal: Any, database: Any) -> None:
+async def test_a_rerun_has_its_results_in_its_own_rows(make_journal: Any, database: Any) -> None:
     def rows() -> list[Any]:
         return database.query("SELECT * FROM events WHERE run_id = 'r' ORDER BY position")  # type: ignore[no-any-return]
 
     journal = make_journal()
     await run(journal, fail_fast=False)
     before, orchestrator = rows(), Orchestrator(steps())
-    fork = await orchestrator.with_options(journal=journal).fork("r", "f")
+    rerun = await orchestrator.with_options(journal=journal).rerun("r", "f")
     after = rows()
     await journal.forget("r")
 
     report = await make_journal().report("f")
-    again = await orchestrator.with_options(journal=make_journal()).fork("f", "g")
+    again = await orchestrator.with_options(journal=make_journal()).rerun("f", "g")
 
     assert before == after
-    assert (await journal.record("f")).forked_from == report.forked_from == "r"
-    assert str(report) == str(fork)
-    assert {each.step_name: each.origin for each in fork.results} == {
+    assert (await journal.record("f")).rerun_of == report.rerun_of == "r"
+    assert str(report) == str(rerun)
+    assert {each.step_name: each.origin for each in rerun.results} == {
         **dict.fromkeys(("numbers", "doubled", "load"), "r"),
         "flaky": "",
     }

@@ -174,13 +174,14 @@ def test_stored_notes_are_read(newer: Path) -> None:
     assert attached[2].data.decode() == "name,amount\nmonday c,1.5\n"
 
 
-def test_a_stored_run_within_a_run_and_a_stored_fork_know_their_origins(newer: Path) -> None:
+def test_a_stored_run_within_a_run_and_a_stored_rerun_know_their_origins(newer: Path) -> None:
     runs = {run.run_id: run for run in with_journal(newer, lambda journal: journal.runs())}
 
     assert runs.keys() == PIPELINES.keys()
     assert (runs["nested"].parent, runs["nested"].parent_step) == ("outer", "nest")
-    assert runs["fork"].forked_from == "failed"
+    assert runs["fork"].rerun_of == "failed"
     fork = report_of(newer, "fork")
+    assert fork.rerun_of == "failed"
     assert fork.all_passed
     assert fork["extract"].origin == "failed"
     assert fork["load"].origin == ""

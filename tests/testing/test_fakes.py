@@ -463,13 +463,13 @@ def test_a_journal_stores_the_output_of_a_fake_by_the_annotations_of_the_action(
     assert journal.hints["input 'of'"] == list[str]
 
 
-def test_fork_runs_fakes_too():
+def test_rerun_runs_fakes_too():
     journal = MemoryJournal()
 
-    async def fork():
+    async def rerun():
         orchestrator = Orchestrator(make_steps("real"), journal=journal)
         await orchestrator.with_options(run_id="r").run()
         with fake(orchestrator, one="fake"):
-            return await orchestrator.fork("r", from_step="one")
+            return await orchestrator.rerun("r", from_="one")
 
-    assert run_in_virtual_time(fork())["one"].output == "fake"
+    assert run_in_virtual_time(rerun())["one"].output == "fake"

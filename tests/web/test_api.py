@@ -40,7 +40,7 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "damaged": False,
         "parent": "",
         "parent_step": "",
-        "forked_from": "",
+        "rerun_of": "",
         "cause": None,
         "crashes": 0,
         "duration_s": record.duration_s,

@@ -67,7 +67,7 @@ async def test_a_run_is_run_again_under_a_new_id(
     assert body == {"done": "rerun", "run_id": body["run_id"], "url": f"/runs/{body['run_id']}"}
     report = await ended(any_journal, body["run_id"])
     assert report.status == "PASSED"
-    assert report.forked_from == "a/b"
+    assert report.rerun_of == "a/b"
     assert work.calls == ["extract", "load", "load"]
     assert (await any_journal.record("a/b")).status == "FAILED"
 
@@ -109,7 +109,7 @@ async def test_steps_and_typed_inputs_are_chosen(
         [],
     ]
     assert reports[1]["load"].output == "t 2026-02-03"
-    assert reports[2]["extract"].rerun_reason == "the fork starts from it"
+    assert reports[2]["extract"].rerun_reason == "the rerun starts from it"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ async def test_a_request_of_another_site_or_without_the_token_is_refused(
     assert len(await journal.runs()) == 2
 
 
-async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
+async def test_a_pipeline_that_is_unknown_or_can_not_rerun_is_refused(
     make_client: Any, journal: Any
 ) -> None:
     await passing().with_options(run_id="r", journal=journal).run()
@@ -189,7 +189,7 @@ async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
     class Stepless(Other):
         """One that does not say which steps and inputs it has."""
 
-        async def fork(self, *ids: str, **options: Any) -> None: ...
+        async def rerun(self, *ids: str, **options: Any) -> None: ...
 
     unknown = await make_client(app(journal)).post("/api/runs/r/rerun")
     other, stepless = [
@@ -200,9 +200,9 @@ async def test_a_pipeline_that_is_unknown_or_can_not_fork_is_refused(
 
     assert unknown.status_code == other.status_code == stepless.status_code == 409
     assert "this server has no pipeline 'etl'" in unknown.json()["detail"]
-    assert "or run it again with its steps" in unknown.json()["detail"]
-    assert "its pipeline here can't fork a run" in other.json()["detail"]
-    assert "its pipeline here can't fork a run" in stepless.json()["detail"]
+    assert "or rerun it with its steps" in unknown.json()["detail"]
+    assert "its pipeline here can't rerun a run" in other.json()["detail"]
+    assert "its pipeline here can't rerun a run" in stepless.json()["detail"]
     assert missing.status_code == 404
 
 
@@ -230,28 +230,24 @@ async def test_a_server_that_stops_interrupts_what_it_runs_again(
     closed = await make_client(pages).post("/api/runs/r/rerun")
 
     assert (await journal.record(answer.json()["run_id"])).status == "INTERRUPTED"
-    assert "this server is stopping; run it again once it runs again" in closed.json()["detail"]
+    assert "this server is stopping; rerun it once it runs again" in closed.json()["detail"]
 
 
-async def test_the_page_of_a_fork_links_to_the_run_that_it_comes_from(
+async def test_the_page_of_a_rerun_links_to_the_run_that_it_comes_from(
     make_client: Any, journal: Any, work: Work
 ) -> None:
     await work.pipeline().orchestrator.with_options(run_id="a/b", journal=journal).run()
-    await (
-        work.pipeline()
-        .orchestrator.with_options(journal=journal)
-        .fork("a/b", "f", from_step="load")
-    )
+    await work.pipeline().orchestrator.with_options(journal=journal).rerun("a/b", "f", from_="load")
     client = make_client(app(journal))
 
     page = (await client.get("/runs/f")).text
     await journal.forget("a/b")
     alone = (await client.get("/runs/f")).text
 
-    assert '<dt>Fork of</dt><dd><a class="mono" href="/runs/a%2Fb">a/b</a></dd>' in page
+    assert '<dt>Rerun of</dt><dd><a class="mono" href="/runs/a%2Fb">a/b</a></dd>' in page
     assert 'those of run <a class="mono" href="/runs/a%2Fb">a/b</a>.' in page
-    assert page.count(">taken over</span>") == 2
-    assert '<dt>Fork of</dt><dd><span class="mono">a/b</span></dd>' in alone
+    assert page.count(">reused</span>") == 2
+    assert '<dt>Rerun of</dt><dd><span class="mono">a/b</span></dd>' in alone
 
 
 async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_other(
@@ -287,7 +283,7 @@ async def test_a_run_whose_id_ends_in_rerun_is_not_taken_for_another_one(
     assert len(await journal.runs()) == 2
     assert (await client.post("/api/runs/r%2Frerun/rerun")).status_code == 201
     (new, *_) = await journal.runs()
-    assert new.forked_from == "r/rerun"
+    assert new.rerun_of == "r/rerun"
 
 
 async def test_a_parent_without_a_journal_is_named_without_a_link(

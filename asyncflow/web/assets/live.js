@@ -1,4 +1,4 @@
-// Follows a run, and cancels it, resumes it or runs it again. The attributes of #live say how.
+// Follows a run, and cancels it, resumes it or reruns it. The attributes of #live say how.
 //
 // What the server sends is one JSON text for each update. It comes in any number of events "piece"
 // and one event "update", so that a slow connection shows that it is alive.
@@ -21,11 +21,11 @@
   const form = document.createElement("dialog");
   form.id = "live-form";
   form.setAttribute("aria-labelledby", "live-form-title");
-  form.innerHTML = `<h2 id="live-form-title">Run again</h2>
-    <p>A new run takes over the results of this one that still hold. This run stays as it is.</p>
+  form.innerHTML = `<h2 id="live-form-title">Rerun</h2>
+    <p>A new run reuses the results of this one that are still valid. This run stays as it is.</p>
     <form method="dialog"><p><label for="live-from">What runs again</label><select id="live-from"></select></p>
     <div id="live-inputs"></div><p id="live-refused" role="alert"></p>
-    <button>Close</button> <button type="button" id="live-start">Run again</button></form>`;
+    <button>Close</button> <button type="button" id="live-start">Rerun</button></form>`;
   live.append(note, question, form);
   const from = document.getElementById("live-from"), start = document.getElementById("live-start");
   const fields = document.getElementById("live-inputs"), refusal = document.getElementById("live-refused");

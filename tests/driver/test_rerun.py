@@ -1,4 +1,4 @@
-"""Forks: a new run takes over what holds of another one, and stands on its own."""
+"""Reruns: a new run takes over what holds of another one, and stands on its own."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Work:
 
 
 class OpenOnly:
-    """A journal of a time when runs were not forked."""
+    """A journal of a time when runs were not rerun."""
 
     async def open(self, *args: Any, **options: Any) -> Any:
         raise AssertionError("nothing is claimed")
@@ -122,12 +122,12 @@ class TestWhatIsTakenOver:
         first = await work.pipeline(journal).with_options(run_id="r").run()
         work.broken.clear()
 
-        report = await work.pipeline(journal).fork("r", "f")
+        report = await work.pipeline(journal).rerun("r", "f")
 
         assert first.status == "FAILED"
         assert report.status == "PASSED"
         assert report.run_id == "f"
-        assert report.forked_from == "r"
+        assert report.rerun_of == "r"
         assert taken(report) == ["extract", "clean", "count"]
         assert report["load"].output == "t: [10, 20, 30], 3"
         assert report["load"].rerun_reason == "it had failed"
@@ -137,11 +137,11 @@ class TestWhatIsTakenOver:
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run()
 
-        report = await work.pipeline(journal).fork("r", "f", from_step="clean")
+        report = await work.pipeline(journal).rerun("r", "f", from_="clean")
 
         assert taken(report) == ["extract", "count"]
         assert work.calls == {"extract": 1, "clean": 2, "count": 1, "load": 2}
-        assert report["clean"].rerun_reason == "the fork starts from it"
+        assert report["clean"].rerun_reason == "the rerun starts from it"
         assert report["load"].rerun_reason == "step 'clean', which it depends on, runs again"
         assert not report["clean"].reused
         assert report["extract"].reused
@@ -150,7 +150,7 @@ class TestWhatIsTakenOver:
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run(day=1, table="x")
 
-        report = await work.pipeline(journal).fork("r", inputs={"table": "y"})
+        report = await work.pipeline(journal).rerun("r", inputs={"table": "y"})
 
         assert taken(report) == ["extract", "clean", "count"]
         assert report["load"].rerun_reason == "its input 'table' has another value"
@@ -164,7 +164,7 @@ class TestWhatIsTakenOver:
         orchestrator = Orchestrator([WorkflowStep("take", take)], journal=journal)
         await orchestrator.with_options(run_id="r").run(options={"a": 1})
 
-        report = await orchestrator.fork("r", inputs={"options": {"a": True}})
+        report = await orchestrator.rerun("r", inputs={"options": {"a": True}})
 
         assert report["take"].output == "{'a': True}"
 
@@ -175,7 +175,7 @@ class TestWhatIsTakenOver:
         orchestrator = Orchestrator([WorkflowStep("take", take)], journal=journal)
         await orchestrator.with_options(run_id="r").run(options={"a": 1, "b": 2})
 
-        report = await orchestrator.fork("r", inputs={"options": {"b": 2, "a": 1}})
+        report = await orchestrator.rerun("r", inputs={"options": {"b": 2, "a": 1}})
 
         assert taken(report) == ["take"]
 
@@ -192,8 +192,8 @@ class TestWhatIsTakenOver:
         await run_pipeline(steps, journal=journal, run_id="r", inputs={"how": "yes"})
         orchestrator = Orchestrator(steps, journal=journal)
 
-        same = await orchestrator.fork("r", inputs={"how": "yes"})
-        other = await orchestrator.fork("r", inputs={"how": "no"})
+        same = await orchestrator.rerun("r", inputs={"how": "yes"})
+        other = await orchestrator.rerun("r", inputs={"how": "no"})
 
         assert taken(same) == ["a"]
         assert other["a"].status is SKIPPED
@@ -212,8 +212,8 @@ class TestWhatIsTakenOver:
         orchestrator = Orchestrator([WorkflowStep("a", now)], journal=journal)
 
         with pytest.raises(PayloadError):
-            await orchestrator.fork("r")
-        report = await orchestrator.fork("r", inputs={"size": "large"})
+            await orchestrator.rerun("r")
+        report = await orchestrator.rerun("r", inputs={"size": "large"})
 
         assert report["a"].output == "large"
 
@@ -238,7 +238,7 @@ class TestWhatIsTakenOver:
         await orchestrator.with_options(run_id="r").run()
         work.broken.clear()
 
-        report = await orchestrator.fork("r")
+        report = await orchestrator.rerun("r")
 
         assert {name: each.status for name, each in report.items()} == {
             "a": SUCCESS,
@@ -256,7 +256,7 @@ class TestTheOtherRun:
         await work.pipeline(journal).with_options(run_id="r").run()
         before = [*journal.stored["r"]]
 
-        await work.pipeline(journal).fork("r", from_step="extract")
+        await work.pipeline(journal).rerun("r", from_="extract")
 
         assert journal.stored["r"] == before
 
@@ -277,7 +277,7 @@ class TestTheOtherRun:
         running = asyncio.create_task(orchestrator.with_options(run_id="r").run())
         await waits.wait()
 
-        report = await orchestrator.fork("r", "f")
+        report = await orchestrator.rerun("r", "f")
         go_on.set()
         original = await running
 
@@ -286,12 +286,12 @@ class TestTheOtherRun:
         assert report["second"].rerun_reason == "it had not finished"
         assert original.all_passed
 
-    async def test_a_fork_of_a_fork_names_the_run_that_made_a_result(self, journal):
+    async def test_a_rerun_of_a_rerun_names_the_run_that_made_a_result(self, journal):
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run()
-        await work.pipeline(journal).fork("r", "f", from_step="clean")
+        await work.pipeline(journal).rerun("r", "f", from_="clean")
 
-        report = await work.pipeline(journal).fork("f", "g", from_step="load")
+        report = await work.pipeline(journal).rerun("f", "g", from_="load")
 
         assert {each.step_name: each.origin for each in report.results} == {
             "extract": "r",
@@ -299,7 +299,7 @@ class TestTheOtherRun:
             "count": "r",
             "load": "",
         }
-        assert report.forked_from == "f"
+        assert report.rerun_of == "f"
 
 
 class TestTheNewRun:
@@ -316,7 +316,7 @@ class TestTheNewRun:
             return 7
 
         first = await pipeline.with_options(run_id="r").run()
-        report = await pipeline.fork("r", "f")
+        report = await pipeline.rerun("r", "f")
 
         result = report["flaky"]
         assert (result.attempts, result.output, result.origin) == (2, 7, "r")
@@ -324,7 +324,7 @@ class TestTheNewRun:
         assert (result.started_ms, result.history) == (None, ())
         assert report.total_duration_ms < first["flaky"].duration_ms
         assert str(report).splitlines()[1] == (
-            f"[SUCCESS] flaky (2 attempt(s), {result.duration_ms:.0f}ms): taken over from run r"
+            f"[SUCCESS] flaky (2 attempt(s), {result.duration_ms:.0f}ms): reused from run r"
         )
         assert report.critical_path == []
         assert work.calls.total() == 0
@@ -334,7 +334,7 @@ class TestTheNewRun:
         await work.pipeline(journal).with_options(run_id="r").run()
         journal.latency_s = 0.05
 
-        await work.pipeline(journal).fork("r", "f", from_step="load")
+        await work.pipeline(journal).rerun("r", "f", from_="load")
 
         kinds = [type(event) for event in journal.stored["f"]]
         assert kinds == [
@@ -350,16 +350,16 @@ class TestTheNewRun:
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run()
         work.broken.add("load")
-        forked = await work.pipeline(journal).fork("r", "f", from_step="load")
+        rerun = await work.pipeline(journal).rerun("r", "f", from_="load")
         work.broken.clear()
         del journal.stored["r"]
 
         resumed = await work.pipeline(journal).with_options(run_id="f").run()
 
-        assert forked.status == "FAILED"
+        assert rerun.status == "FAILED"
         assert resumed.status == "PASSED"
         assert taken(resumed) == ["extract", "clean", "count"]
-        assert resumed.forked_from == "r"
+        assert resumed.rerun_of == "r"
         assert resumed["load"].attempts == 2
         assert work.calls == {"extract": 1, "clean": 1, "count": 1, "load": 3}
 
@@ -368,9 +368,7 @@ class TestTheNewRun:
         journal = MemoryJournal()
         work = Work(schedule=schedule)
         await work.pipeline(journal).with_options(run_id="r").run(table="x")
-        whole = await work.pipeline(journal).fork(
-            "r", "f", from_step="clean", inputs={"table": "y"}
-        )
+        whole = await work.pipeline(journal).rerun("r", "f", from_="clean", inputs={"table": "y"})
         events = journal.stored["f"]
         start = 1 + sum(isinstance(event, StepTakenOver) for event in events)
 
@@ -388,7 +386,7 @@ class TestTheNewRun:
         journal.latency_s, journal.fail_at = 0.01, journal.added + 1
 
         with pytest.raises(JournalError):
-            await work.pipeline(journal).fork("r", "f")
+            await work.pipeline(journal).rerun("r", "f")
 
         assert not journal.stored.get("f")
 
@@ -420,7 +418,7 @@ class TestMappedSteps:
         await self.pipeline(journal, work).with_options(run_id="r").run()
         work.broken.clear()
 
-        report = await self.pipeline(journal, work).fork("r", "f")
+        report = await self.pipeline(journal, work).rerun("r", "f")
 
         assert report["index"].output == 5
         assert [item.origin for item in report["fetch"].items or ()] == ["r", "", "r"]
@@ -432,12 +430,12 @@ class TestMappedSteps:
         work = Work()
         await self.pipeline(journal, work, secret=True).with_options(run_id="r").run()
 
-        whole = await self.pipeline(journal, work, secret=True).fork("r", from_step="index")
+        whole = await self.pipeline(journal, work, secret=True).rerun("r", from_="index")
         work.broken.add("fetch 1")
         await self.pipeline(journal, work, secret=True).with_options(run_id="broken").run()
         work.broken.clear()
         work.calls.clear()
-        part = await self.pipeline(journal, work, secret=True).fork("broken")
+        part = await self.pipeline(journal, work, secret=True).rerun("broken")
 
         assert taken(whole) == ["urls", "fetch"]
         assert taken(part) == []
@@ -469,7 +467,7 @@ class TestSecrets:
         orchestrator = Orchestrator(self.steps(calls), journal=journal)
         await orchestrator.with_options(run_id="r").run()
 
-        report = await orchestrator.fork("r", "f", from_step="other")
+        report = await orchestrator.rerun("r", "f", from_="other")
 
         assert calls == {"key": 2, "user": 1, "other": 2}
         assert taken(report) == ["user"]
@@ -492,13 +490,13 @@ class TestSecrets:
         await orchestrator.with_options(run_id="r").run()
         seen: list[Any] = []
 
-        report = await orchestrator.with_options(observers=[seen.append]).fork("r")
+        report = await orchestrator.with_options(observers=[seen.append]).rerun("r")
 
         assert taken(report) == ["key", "user", "other"]
         assert isinstance(report["key"].output, RestoredOutput)
         assert "hunter2" not in repr(seen)
 
-    async def test_a_step_that_is_secret_now_stores_nothing_in_the_fork(self, journal):
+    async def test_a_step_that_is_secret_now_stores_nothing_in_the_rerun(self, journal):
         calls: Counter[str] = Counter()
         await (
             Orchestrator(self.steps(calls, secret=False), journal=journal)
@@ -508,7 +506,7 @@ class TestSecrets:
         assert "hunter2" in repr(journal.stored["r"])
 
         now = Orchestrator(self.steps(calls), journal=journal)
-        report = await now.fork("r", "f", from_step="other")
+        report = await now.rerun("r", "f", from_="other")
 
         assert "hunter2" not in repr(journal.stored["f"])
         assert taken(report) == ["user"]
@@ -524,23 +522,23 @@ class TestSecrets:
         with pytest.raises(
             ValueError, match="input 'token' of run 'r' is secret, so it was not stored; give it"
         ):
-            await orchestrator.fork("r", "f")
-        report = await orchestrator.fork("r", "f", inputs={"token": "xyz"})
+            await orchestrator.rerun("r", "f")
+        report = await orchestrator.rerun("r", "f", inputs={"token": "xyz"})
 
         assert taken(report) == ["key", "user", "other"]
         started = journal.stored["f"][0]
         assert isinstance(started, RunStarted)
         assert started.inputs == {"token": REDACTED}
 
-    async def test_an_input_that_is_secret_now_is_not_stored_in_the_fork(self, journal):
+    async def test_an_input_that_is_secret_now_is_not_stored_in_the_rerun(self, journal):
         calls: Counter[str] = Counter()
         steps = self.steps(calls, secret=False)
         await Orchestrator(steps, journal=journal).with_options(run_id="r").run(token="abc")
 
         now = Orchestrator(steps, journal=journal, secret_inputs=["token"])
-        kept = await now.fork("r", "f")
-        same = await now.fork("r", inputs={"token": "abc"})
-        other = await now.fork("r", inputs={"token": "xyz"})
+        kept = await now.rerun("r", "f")
+        same = await now.rerun("r", inputs={"token": "abc"})
+        other = await now.rerun("r", inputs={"token": "xyz"})
 
         assert "abc" not in repr(journal.stored["f"][0])
         assert taken(kept) == taken(same) == ["key", "user", "other"]
@@ -555,45 +553,49 @@ class TestRefusals:
         await pipeline.with_options(run_id="other").run()
         count = work.calls.total()
         cases: list[tuple[Any, type[Exception], str]] = [
-            (pipeline.fork("x"), RunNotFoundError, "has no run 'x'"),
-            (pipeline.fork("r", "other"), ValueError, "run 'other' exists already; fork to"),
-            (pipeline.fork("r", "r"), ValueError, "a fork of run 'r' needs another id"),
-            (pipeline.fork("r", ""), ValueError, "new_run_id must not be empty"),
-            (pipeline.fork(1), TypeError, "run_id must be a str, not int"),  # type: ignore[arg-type]
-            (pipeline.fork("r", 1), TypeError, "new_run_id must be a str, not int"),  # type: ignore[arg-type]
+            (pipeline.rerun("x"), RunNotFoundError, "has no run 'x'"),
             (
-                pipeline.fork("r", from_step="laod"),
+                pipeline.rerun("r", "other"),
                 ValueError,
-                r"from_step names 'laod', which is no step \(did you mean 'load'\?\)",
+                "run 'other' exists already; choose another id",
             ),
-            (pipeline.fork("r", from_step=3), TypeError, "from_step must be"),  # type: ignore[arg-type]
+            (pipeline.rerun("r", "r"), ValueError, "a rerun of run 'r' needs another id"),
+            (pipeline.rerun("r", ""), ValueError, "new_id must not be empty"),
+            (pipeline.rerun(1), TypeError, "run_id must be a str, not int"),  # type: ignore[arg-type]
+            (pipeline.rerun("r", 1), TypeError, "new_id must be a str, not int"),  # type: ignore[arg-type]
             (
-                pipeline.orchestrator.with_options(targets=["clean"]).fork("r", from_step="load"),
+                pipeline.rerun("r", from_="laod"),
+                ValueError,
+                r"from_ names 'laod', which is no step \(did you mean 'load'\?\)",
+            ),
+            (pipeline.rerun("r", from_=3), TypeError, "from_ must be"),  # type: ignore[arg-type]
+            (
+                pipeline.orchestrator.with_options(targets=["clean"]).rerun("r", from_="load"),
                 ValueError,
                 "'load', which is no step; the targets leave it out",
             ),
             (
-                pipeline.fork("r", inputs={"tabel": "x"}),
+                pipeline.rerun("r", inputs={"tabel": "x"}),
                 ValueError,
                 r"takes an input 'tabel' \(did you mean 'table'\?\)",
             ),
             (
-                pipeline.orchestrator.with_options(name="other").fork("r"),
+                pipeline.orchestrator.with_options(name="other").rerun("r"),
                 ValueError,
-                "run 'r' belongs to pipeline 'etl', not to 'other'; fork it with that pipeline",
+                "run 'r' belongs to pipeline 'etl', not to 'other'; rerun it with that pipeline",
             ),
             (
-                pipeline.orchestrator.with_options(journal=None).fork("r"),
+                pipeline.orchestrator.with_options(journal=None).rerun("r"),
                 ValueError,
                 "needs the journal that has the run",
             ),
-            (pipeline.fork("r", inputs={"table": object()}), PayloadError, "input 'table'"),
+            (pipeline.rerun("r", inputs={"table": object()}), PayloadError, "input 'table'"),
         ]
 
         without = OpenOnly()
         cases.append(
             (
-                pipeline.orchestrator.with_options(journal=without).fork("r"),
+                pipeline.orchestrator.with_options(journal=without).rerun("r"),
                 TypeError,
                 "OpenOnly has no replay\\(\\)",
             )
@@ -607,14 +609,14 @@ class TestRefusals:
         assert journal.stored.keys() == {"r", "other"}
         assert not journal.open_sessions
 
-    async def test_of_two_forks_to_the_same_id_one_owns_it(self, tmp_path: Path):
+    async def test_of_two_reruns_to_the_same_id_one_owns_it(self, tmp_path: Path):
         work = Work()
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
             pipeline = work.pipeline(journal)
             await pipeline.with_options(run_id="r").run()
 
             ends = await asyncio.gather(
-                *[pipeline.fork("r", "f", from_step="load") for _ in range(2)],
+                *[pipeline.rerun("r", "f", from_="load") for _ in range(2)],
                 return_exceptions=True,
             )
 
@@ -625,14 +627,14 @@ class TestRefusals:
         assert work.calls["load"] == 2
 
 
-class TestAStoredFork:
+class TestAStoredRerun:
     async def test_the_other_run_may_be_pruned_at_once(self, tmp_path: Path):
         work = Work()
         async with SQLiteJournal(tmp_path / "runs.db") as journal:
             pipeline = work.pipeline(journal)
             await pipeline.with_options(run_id="r").run()
             work.broken.add("load")
-            await pipeline.fork("r", "f", from_step="load")
+            await pipeline.rerun("r", "f", from_="load")
             work.broken.clear()
             await journal.prune(timedelta(0), status="PASSED")
             report = await pipeline.with_options(run_id="f").run()
@@ -647,7 +649,7 @@ class TestAStoredFork:
             pipeline = work.pipeline(journal)
             await pipeline.with_options(run_id="r").run()
             before = await journal.events("r"), await journal.record("r")
-            report = await pipeline.fork("r", "f", from_step="load")
+            report = await pipeline.rerun("r", "f", from_="load")
             after_ = await journal.events("r"), await journal.record("r")
             await journal.forget("r")
             stored = await journal.report("f")
@@ -655,7 +657,7 @@ class TestAStoredFork:
 
         assert repr(before) == repr(after_)
         assert stored.to_json() == report.to_json()
-        assert record.forked_from == "r"
+        assert record.rerun_of == "r"
         assert record.parent == ""
 
 
@@ -682,26 +684,26 @@ class TestParents:
 
             async def outer() -> None:
                 await work.pipeline(journal).with_options(run_id="child").run()
-                await work.pipeline(journal).fork("child", "fork", from_step="load")
+                await work.pipeline(journal).rerun("child", "rerun", from_="load")
 
             await run_pipeline([WorkflowStep("outer", outer)], journal=journal, run_id="r")
             children = await journal.runs(parent="r")
             others = await journal.runs(parent="child")
 
         assert [(each.run_id, each.parent, each.parent_step) for each in children] == [
-            ("fork", "r", "outer"),
+            ("rerun", "r", "outer"),
             ("child", "r", "outer"),
         ]
-        assert [each.forked_from for each in children] == ["child", ""]
+        assert [each.rerun_of for each in children] == ["child", ""]
         assert others == []
 
 
-class TestWhatAForkCosts:
+class TestWhatARerunCosts:
     async def test_each_output_is_decoded_once(self):
         journal = CountingJournal()
         await mapped(journal, 10).with_options(run_id="r").run()
 
-        report = await mapped(journal).fork("r", "f")
+        report = await mapped(journal).rerun("r", "f")
 
         assert report["double"].output == [2 * number for number in range(10)]
         assert journal.decoded == Counter(
@@ -709,7 +711,7 @@ class TestWhatAForkCosts:
         )
 
     async def test_each_further_item_costs_the_same(self):
-        calls = [await calls_of_a_fork(items) for items in (100, 300, 500)]
+        calls = [await calls_of_a_rerun(items) for items in (100, 300, 500)]
 
         first, second = calls[1] - calls[0], calls[2] - calls[1]
         assert second < 1.1 * first
@@ -742,11 +744,11 @@ def mapped(journal: MemoryJournal, items: int = 0) -> Orchestrator:
     return Orchestrator(steps, journal=journal)
 
 
-async def calls_of_a_fork(items: int) -> int:
-    """Return how many functions the fork of a run with so many items calls."""
+async def calls_of_a_rerun(items: int) -> int:
+    """Return how many functions the rerun of a run with so many items calls."""
     journal = MemoryJournal()
     await mapped(journal, items).with_options(run_id="r").run()
     profile = Profile()
     with profile:
-        await mapped(journal).fork("r", "f")
+        await mapped(journal).rerun("r", "f")
     return sum(entry.callcount for entry in profile.getstats())

@@ -1,4 +1,4 @@
-"""The displays of a fork say what it has taken over, and from which run."""
+"""The displays of a rerun say what it has taken over, and from which run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from asyncflow.html_report import to_html
 from asyncflow.live import LiveView
 
 STEPS = {"source": (), "fetch": ("source",), "load": ("fetch",)}
-FORK: list[Event] = [
+RERUN: list[Event] = [
     RunStarted(
         *("f", 5.0, STEPS, "etl"),
         parent="outer",
         parent_step="a step",
-        forked_from="calm-otter",
+        rerun_of="calm-otter",
         rerun_reasons={"load": "it had failed"},
     ),
     StepTakenOver("source", 0.0, "calm-otter", 2, 1_500.0, [1, 2]),
@@ -54,45 +54,45 @@ def text_of(html: str) -> str:
 @pytest.fixture(params=["events", "report"])
 def page(request: pytest.FixtureRequest) -> str:
     if request.param == "events":
-        return to_html(FORK)
-    return to_html(StoredRun(FORK).report(lambda _, output: output))
+        return to_html(RERUN)
+    return to_html(StoredRun(RERUN).report(lambda _, output: output))
 
 
 def test_a_page_says_what_is_taken_over(page: str) -> None:
     text = text_of(page)
 
-    assert "Fork of calm-otter" in text
+    assert "Rerun of calm-otter" in text
     assert "Started by outer , a step" in text
-    assert page.count(">taken over</span>") == 4  # in the timeline and in the details
+    assert page.count(">reused</span>") == 4  # in the timeline and in the details
     assert "those of run calm-otter ." in text
     assert "source: result" not in text  # the step has a column of its own
-    assert "result taken over from run calm-otter: 2 attempts, 1.5 s" in text
-    assert "result taken over from run calm-otter: 2 items, 800 ms" in text
+    assert "result reused from run calm-otter: 2 attempts, 1.5 s" in text
+    assert "result reused from run calm-otter: 2 items, 800 ms" in text
     assert "not run: it has the result of run calm-otter" in text
     assert "Ran again because it had failed." in text
-    assert "run f started as a fork of run calm-otter" in text.replace(" of etl", "")
+    assert "run f started as a rerun of run calm-otter" in text.replace(" of etl", "")
     assert 'href="/runs' not in page
 
 
 def test_its_figures_are_those_of_the_other_run() -> None:
-    view = RunView(FORK)
-    report = StoredRun(FORK).report(lambda _, output: output)
+    view = RunView(RERUN)
+    report = StoredRun(RERUN).report(lambda _, output: output)
 
-    assert (view.parent, view.parent_step, view.forked_from) == ("outer", "a step", "calm-otter")
+    assert (view.parent, view.parent_step, view.rerun_of) == ("outer", "a step", "calm-otter")
     assert view.steps["fetch"].attempt_count == 4
     assert view.steps["fetch"].duration_ms(0.0) == 800.0
     assert report["fetch"].output == ["one", "two"]
     assert view.critical_path(40.0) == ["load"]
     assert report.total_duration_ms == 40.0
     again = RunView(report.events())
-    assert again.forked_from == "calm-otter"
+    assert again.rerun_of == "calm-otter"
     assert again.steps["fetch"].attempt_count == 4
     assert again.steps["fetch"].duration_ms(0.0) == 800.0
 
 
 def test_part_of_a_mapped_step_can_be_taken_over() -> None:
     events = [
-        *FORK[:4],
+        *RERUN[:4],
         *[StepReused("source", 0.0, origin="calm-otter"), MapStarted("fetch", 1.0, 2)],
         StepReused("fetch", 1.0, 0, origin="calm-otter"),
         AttemptStarted("fetch", 1, 2.0, item=1),
@@ -104,18 +104,18 @@ def test_part_of_a_mapped_step_can_be_taken_over() -> None:
 
     assert [item.origin for item in (step.items or {}).values()] == ["calm-otter", ""]
     assert (step.attempt_count, step.duration_ms(0.0)) == (2, 4.0)
-    assert "taken over from run" in text_of(to_html(events))
+    assert "reused from run" in text_of(to_html(events))
 
 
 def test_lines_in_a_log_report_each_result_once() -> None:
     stream: Any = io.StringIO()
     with LiveView(Console(file=stream)) as view:
         observer = view.for_run()
-        for event in FORK:
+        for event in RERUN:
             observer(event)
 
     lines = stream.getvalue().splitlines()
 
     assert sum("calm-otter" in line for line in lines) == 3
-    assert "run f of etl started as a fork of run calm-otter: 3 steps" in lines[0]
+    assert "run f of etl started as a rerun of run calm-otter: 3 steps" in lines[0]
     assert "fetch not run: it has the result of run calm-otter" in stream.getvalue()
