@@ -61,6 +61,16 @@ class Terminal:
         ]
         return [line.rstrip() for line in [*above, *self._screen.display]]
 
+    def styled_lines(self) -> list[list[Any]]:
+        """Return the lines of the screen down to the last that is not blank, as characters."""
+        lines = [
+            [self._screen.buffer[row][column] for column in range(self._screen.columns)]
+            for row in range(self._screen.lines)
+        ]
+        while lines and not "".join(char.data for char in lines[-1]).strip():
+            lines.pop()
+        return lines
+
     @property
     def text(self) -> str:
         """The text of all lines, with everything that has been written so far."""

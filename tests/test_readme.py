@@ -1,0 +1,51 @@
+"""The programs of README.md print what it shows; the second resumes after it was killed."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"^```(?:python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+KILLED_IN_TOTAL = """
+import os, signal
+
+from asyncflow.testing import fake
+from shop import shop
+
+with fake(shop, total=lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+    import monday
+"""
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+ms", "…ms", text)
+
+
+@pytest.mark.process
+def test_the_programs_of_the_readme_run_and_resume(tmp_path: Path) -> None:
+    shop, shown, _, monday, resumed = FENCE.findall(README.read_text(encoding="utf-8"))
+    tmp_path.joinpath("shop.py").write_text(shop)
+    tmp_path.joinpath("monday.py").write_text(monday)
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    first, killed, again = start("shop.py"), start("-c", KILLED_IN_TOTAL), start("monday.py")
+
+    assert without_times(first.stdout) == without_times(shown), first.stderr
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, "")
+    assert without_times(again.stdout) == without_times(resumed), again.stderr
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+
+    assert len(lines) <= 150
