@@ -3,7 +3,8 @@
 - The changelog and the contributors' page, which stay in the root of the repository, are pages.
 - A link to a file of the repository leads there, if `[project.urls]` in pyproject.toml says where
   that is; else its text stays. One to a file that does not exist is an error.
-- Comments don't reach a page, and a picture for light and dark follows the switch of the site.
+- Comments don't reach a page. The version is in the name of the site.
+- The search leaves common words out of a query, unless they are in quotation marks.
 - The scripts that the theme would load from another server are in the site.
 - Each page has a twin in Markdown, `llms.txt` lists these, and `llms-full.txt` has all of them.
 """
@@ -40,6 +41,7 @@ ALSO_PAGES = {
 }
 """Files of the repository that are pages of the site, by their path there."""
 SAME_AS = {**ALSO_PAGES, "README.md": "index.md"}
+COMMON_WORDS = "a|an|and|are|at|by|do|does|for|from|how|i|in|is|it|my|of|on|or|the|to|what|with"
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _CODE_OR_LINK = re.compile(
@@ -48,10 +50,6 @@ _CODE_OR_LINK = re.compile(
     re.DOTALL,
 )
 _COMMENT = re.compile(r"^ *<!--.*?-->\n*", re.MULTILINE | re.DOTALL)  # not one in code
-_PICTURE = re.compile(
-    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
-    r'<img ([^>]*?)src="([^"]+)"([^>]*)>\s*</picture>'
-)
 _ENTRY = re.compile(r"^::: (\S+)\n(?:(?:    .*)?\n)*", re.MULTILINE)
 
 log = logging.getLogger("mkdocs.hooks.asyncflow")
@@ -61,9 +59,10 @@ _sections: list[Any] = []
 
 
 def on_config(config: Any) -> Any:
-    """Take the address of the repository from pyproject.toml, if it is there."""
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"].get("urls", {})
-    urls = {label.lower(): url for label, url in urls.items()}
+    """Take the version, and the address of the repository if it is there, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    config.site_name = f"asyncflow {project['version']}"
+    urls = {label.lower(): url for label, url in project.get("urls", {}).items()}
     config.repo_url = urls.get("repository") or urls.get("source")
     config.site_url = urls.get("documentation")
     if config.repo_url:
@@ -107,18 +106,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     if page.parent is None:
         page.meta["hide"] = ["navigation"]  # it would be this page alone
-    if page.file.src_uri == "reference/troubleshooting.md":
-        page.meta["search"] = {"boost": 2.5}  # a message has many words that are common elsewhere
-    elif not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
+    if not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
         page.meta["search"] = {"boost": 0.5}  # what explains comes before what lists
     markdown = _between_fences(markdown, outside_fences)
     title = re.search(r"^# (.+)", markdown, re.MULTILINE)
     _twins[page.file.src_uri] = (title[1].replace("`", "") if title else page.title, markdown)
-    return _PICTURE.sub(
-        r'<img class="only-light" \2src="\3#only-light"\4>'
-        r'<img class="only-dark" \2src="\1#only-dark"\4>',
-        markdown,
-    )
+    return markdown
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -139,8 +132,9 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 @event_priority(100)  # before mkdocstrings forgets what it has read
 def on_post_build(config: Any) -> None:
-    """Write the twins, `llms.txt` and `llms-full.txt`."""
+    """Mend the search, and write the twins, `llms.txt` and `llms-full.txt`."""
     site = Path(config.site_dir)
+    _ignore_common_words(site)
     handler = config.plugins["mkdocstrings"].get_handler("python")
     options = handler.get_options({})
     texts = {}
@@ -159,6 +153,19 @@ def on_post_build(config: Any) -> None:
     (site / "llms.txt").write_text("\n".join(lines) + "\n", "utf-8")
     whole = "\n".join(f"<!-- {path} -->\n\n{texts[path].strip()}\n" for path in order)
     (site / "llms-full.txt").write_text(whole, "utf-8")
+
+
+def _ignore_common_words(site: Path) -> None:
+    """Let the worker of the theme's search drop them: as prefixes they match on every page."""
+    (worker,) = site.glob("assets/javascripts/workers/search.*.min.js")
+    script = worker.read_text("utf-8")
+    before, found, after = script.partition("search(e){")
+    if not found:
+        log.warning("the search of the theme has changed: %s has no search(e)", worker.name)
+    # What is in quotation marks is matched first, and stays.
+    pattern = rf"""/"[^"]*"?|(?<!\S)(?:{COMMON_WORDS})(?!\S)/gi"""
+    drop = f"""e=e.replace({pattern},w=>w[0]=='"'?w:"").trim()||e;"""
+    worker.write_text(before + found + drop + after, "utf-8")
 
 
 def _site_url(url: str, source: str, page: str, repository: str | None) -> str | None:
