@@ -4,7 +4,8 @@ Rules of the drawing:
 
 1. A column is a run, the latest one at the right. A row is a step.
 2. Each outcome has a symbol of its own, which its colour only repeats. The legend names them.
-3. Narrow terminals leave out columns of early runs, and the middle of long names. Figures are of
+3. Steps that failed most often come first, then the flakiest; the others are in their order.
+4. Narrow terminals leave out the middle of long names, and columns of early runs. Figures are of
    all runs that were read.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,18 +28,20 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
-from asyncflow._core.statistics import StepOutcome
+from asyncflow._core.statistics import StepOutcome, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
-from asyncflow._views.outcomes import OUTCOMES
+from asyncflow._views.outcomes import OUTCOMES, items_text
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import DAMAGED, listed_status, statistics_document
 from asyncflow.live._theme import COLOURS, Theme, fit, status_for_run, theme_for, widest
 
 _MOST_RUNS, _DEFAULT_RUNS = 1_000, 50
 _GAP = "  "
-_HEADER = ("MEDIAN", "P95", "LAST", "FLAKY")
+_HEADER = ("MEDIAN", "P95", "LAST", "FAILED", "FLAKY", "ITEMS")
+"""The last one is left out if no step has a figure there."""
 _RUN, _DURATION = "run", "duration"
-_LEAST_NAME, _LEAST_GRID = 16, 10
+_LEAST_NAME, _NAME, _LEAST_GRID = 16, 24, 10
+"""Names give way down to `_NAME` cells before runs do, and down to the least one after them."""
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
 _ASCII_SYMBOLS = {"↻": "r", "=": "="}
 """For the symbols that no theme has."""
@@ -116,10 +120,11 @@ class _Drawing:
         self._columns = [
             max(len(title), *(len(row.figures[at]) for row in self._rows))
             for at, title in enumerate(_HEADER)
+            if title != "ITEMS" or any(row.figures[at] for row in self._rows)
         ]
-        left = width - sum(map(len, [_GAP] * 5)) - sum(self._columns)
+        left = width - len(_GAP) * (len(self._columns) + 1) - sum(self._columns)
         names = widest([_DURATION, *(row.name for row in self._rows)])
-        grid = min(len(found.runs), max(left - names, _LEAST_GRID))
+        grid = min(len(found.runs), max(left - min(names, _NAME), _LEAST_GRID))
         self._name_width = min(names, max(left - grid, _LEAST_NAME))
         self.shown = min(grid, max(left - self._name_width, 1))
 
@@ -141,7 +146,7 @@ class _Drawing:
     def _run_row(self) -> _GridRow:
         found = self._found
         took = next(iter(found.passed_ms), None)
-        figures = [*map(_ms, (found.median_ms, found.p95_ms, took)), ""]
+        figures = [*map(_ms, (found.median_ms, found.p95_ms, took)), "", "", ""]
         return _GridRow(_RUN, [self._run_cell(record) for record in found.runs], figures)
 
     def _run_cell(self, record: RunRecord) -> tuple[str, str]:
@@ -154,9 +159,13 @@ class _Drawing:
             _GridRow(
                 escape_controls(name),
                 [self._cell(outcome) for outcome in step.outcomes],
-                [*map(_ms, (step.median_ms, step.p95_ms, step.last_ms)), _share(step.flakiness)],
+                [
+                    *map(_ms, (step.median_ms, step.p95_ms, step.last_ms)),
+                    *map(_share, (step.failure_rate, step.flakiness)),
+                    items_text(step),
+                ],
             )
-            for name, step in self._found.steps.items()
+            for name, step in by_trouble(self._found.steps).items()
         ]
 
     def _cell(self, outcome: StepOutcome | None) -> tuple[str, str]:
@@ -166,7 +175,8 @@ class _Drawing:
         symbol = shown.symbol if outcome in ("RETRIED", "REUSED") else ""
         if symbol and self._is_ascii:
             symbol = _ASCII_SYMBOLS[symbol]
-        return symbol or self._theme.symbols[shown.status], COLOURS[shown.status]
+        colour = "yellow" if outcome == "RETRIED" else COLOURS[shown.status]
+        return symbol or self._theme.symbols[shown.status], colour
 
     def _line(self, row: _GridRow, grid: int) -> Text:
         line = Text(fit(row.name, self._name_width, self._theme.ellipsis) + _GAP)
@@ -177,22 +187,21 @@ class _Drawing:
         return line
 
     def _aligned(self, figures: Sequence[str]) -> list[str]:
-        return [text.rjust(width) for text, width in zip(figures, self._columns, strict=True)]
+        return [text.rjust(width) for text, width in zip(figures, self._columns, strict=False)]
 
     def _sparkline(self, grid: int) -> Text:
-        """Return a bar for the duration of each run, from nothing to the longest one."""
-        runs = self._found.runs[: self.shown]
-        longest = max((run.duration_s or 0.0 for run in runs), default=0.0)
-        steps = len(self._bars)
+        """Return a bar for the duration of each run, from the shortest one to the longest."""
+        times = [run.duration_s for run in reversed(self._found.runs[: self.shown])]
+        known = [took for took in times if took is not None]
+        shortest, longest = min(known, default=0.0), max(known, default=0.0)
+        scale = (len(self._bars) - 1) / ((longest - shortest) or math.inf)
         bars = [
-            _NO_RUN
-            if run.duration_s is None
-            else self._bars[min(int(run.duration_s / (longest or 1.0) * steps), steps - 1)]
-            for run in reversed(runs)
+            _NO_RUN if took is None else self._bars[round((took - shortest) * scale)]
+            for took in times
         ]
         label = fit(_DURATION, self._name_width)
-        up_to = f"up to {duration(longest * 1000)}"
-        return Text(f"{label}{_GAP}{''.join(bars)}{' ' * (grid - self.shown)}{_GAP}{up_to}")
+        ends = f"{duration(shortest * 1000)} to {duration(longest * 1000)}"
+        return Text(f"{label}{_GAP}{''.join(bars)}{' ' * (grid - self.shown)}{_GAP}{ends}")
 
     def _legend(self) -> Text:
         meanings: dict[str, dict[str, None]] = {}

@@ -60,11 +60,13 @@ class StoredRun:
     latest. ``status`` is ``RUNNING`` until the run has ended, ``stop_reason`` says why it stops
     before, and ``cause`` what interrupted it. ``steps``, ``tiers`` and ``counts`` are those of the
     latest segment, in topological order; ``dependencies`` and ``fingerprints`` are the latest of
-    each step of any segment.
+    each step of any segment. ``without_items`` says that the history lacks the events of items.
     ``secret_inputs`` are the names of those that must not be shown.
     """
 
-    def __init__(self, history: Iterable[events.Event] = ()) -> None:
+    def __init__(
+        self, history: Iterable[events.Event] = (), *, without_items: bool = False
+    ) -> None:
         self.started: events.RunStarted
         self.run_id = self.pipeline = ""
         self.parent = self.parent_step = self.rerun_of = ""
@@ -83,6 +85,7 @@ class StoredRun:
         self.secret_inputs: set[str] = set()
         self.pool_pauses: dict[str, events.PoolPaused] = {}
         """The latest pause of each pool, by its name."""
+        self._without_items = without_items
         self._is_whole = False
         """Whether it began with the first event, so that no attempt is unknown."""
         self._reasons: Mapping[str, str] = {}
@@ -176,8 +179,10 @@ class StoredRun:
                 name in is_secret,
                 segment=len(self.segments),
             )
-            if name in self._earlier:
-                step.carry(self._earlier[name])
+            # A mapped step without an attempt has no history, unless its items are just unread.
+            earlier = self._earlier.get(name)
+            if earlier and (earlier.attempt_count or self._without_items):
+                step.carry(earlier)
         self.steps, self.tiers = steps, tiers
         self.counts = Counter({StepStatus.PENDING: len(steps)})
 
@@ -228,6 +233,8 @@ class StoredRun:
         step = self.steps[event.step]
         if step.started_ms is None:
             step.started_ms = event.at_ms
+            step.begin_active(event.at_ms)
+        elif self._without_items:  # else its first item begins the time of this segment
             step.begin_active(event.at_ms)
         step.items, step.tally, step.item_count = {}, Counter(), event.count
         step.keeps_outputs = event.keeps_outputs
@@ -382,6 +389,8 @@ class StoredRun:
         return (step,) if item is None else (step, self.steps[name])
 
     def _settle(self, step: StepView, status: StepStatus, event: Any) -> None:
+        if self._without_items and step.active:
+            step.extend_active(event.at_ms)  # its latest item ended about then
         step.end_active(event.at_ms)
         if status is StepStatus.SKIPPED:
             step.ended_ms = step.active[-1].ended_ms if step.active else None

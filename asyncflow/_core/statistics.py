@@ -9,7 +9,9 @@ Rules:
    all. So it is one that was measured, and that of one duration is that duration.
 4. A run shows that a step is flaky if a retry of it passed: the same code and the same inputs had
    both outcomes. An attempt whose process died, or that came before the step began anew in a run
-   that had ended, says nothing about the step.
+   that had ended, says nothing about the step. Of a mapped step, its items' retries count.
+5. Items count as the latest segment that mapped them left them: an item that failed for good, or
+   fell back, has failed, and one that passed after a retry was retried.
 """
 
 from __future__ import annotations
@@ -34,12 +36,25 @@ STEP_OUTCOMES: tuple[StepOutcome, ...] = get_args(StepOutcome)
 _FAILURES = ("failed", "timed out")
 
 
+class ItemCounts(NamedTuple):
+    """How many items of a mapped step failed or were retried in one run."""
+
+    failed: int = 0
+    """How many failed for good, or fell back."""
+    retried: int = 0
+    """How many passed after a retry."""
+
+
+_NO_ITEMS = ItemCounts()
+
+
 class StepRun(NamedTuple):
     """A step in one run."""
 
     outcome: StepOutcome
     duration_ms: float | None
     """``None`` if it did not run there, or has not ended."""
+    items: ItemCounts = _NO_ITEMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,11 @@ class StepStatistics:
     durations_ms: tuple[float | None, ...]
     """How long it took in each run, waits between attempts included, whatever its outcome;
     ``None`` where it did not run or has not ended."""
+    failed_items: tuple[int, ...]
+    """How many items of it failed for good in each run, tolerated ones and those that fell back
+    included; 0 for a step that is not mapped."""
+    retried_items: tuple[int, ...]
+    """How many items of it passed after a retry in each run."""
 
     @property
     def passed_ms(self) -> list[float]:
@@ -78,23 +98,40 @@ class StepStatistics:
         return next(iter(self.passed_ms), None)
 
     @property
-    def flakiness(self) -> float | None:
-        """In which share of the runs it passed after a retry, from 0 to 1.
+    def failure_rate(self) -> float | None:
+        """In which share of the runs it failed, from 0 to 1.
 
-        Of the runs in which it passed or failed; ``None`` if there is none. A mapped step's retries
-        are those of its items, and don't count.
+        Of the runs in which it passed or failed; ``None`` if there is none.
         """
-        passed, retried, failed = map(self.outcomes.count, ("SUCCESS", "RETRIED", "FAILED"))
-        count = passed + retried + failed
-        return retried / count if count else None
+        return self._share_of("FAILED")
+
+    @property
+    def flakiness(self) -> float | None:
+        """In which share of the runs it, or an item of it, passed after a retry, from 0 to 1.
+
+        Of the runs in which it passed or failed; ``None`` if there is none.
+        """
+        return self._share_of("RETRIED")
+
+    def _share_of(self, outcome: StepOutcome) -> float | None:
+        decided = sum(map(self.outcomes.count, ("SUCCESS", "RETRIED", "FAILED")))
+        return self.outcomes.count(outcome) / decided if decided else None
 
 
-def step_runs(run: StoredRun) -> dict[str, StepRun]:
-    """Return how each step ended in a run, in topological order."""
-    return {name: StepRun(_outcome(step), _duration_ms(step)) for name, step in run.steps.items()}
+def step_runs(run: StoredRun, items: Mapping[str, ItemCounts]) -> dict[str, StepRun]:
+    """Return how each step ended in a run, in topological order.
+
+    ``items`` are the counts of those mapped steps of whose items some failed or were retried; the
+    events of a run may have been read without those of its items.
+    """
+    found = {}
+    for name, step in run.steps.items():
+        counts = items.get(name, _NO_ITEMS)
+        found[name] = StepRun(_outcome(step, counts), _duration_ms(step), counts)
+    return found
 
 
-def _outcome(step: StepView) -> StepOutcome:
+def _outcome(step: StepView, items: ItemCounts) -> StepOutcome:
     if step.status is not StepStatus.SUCCESS:
         return cast("StepOutcome", step.status.value)
     if step.reused and step.started_ms is None:
@@ -102,7 +139,8 @@ def _outcome(step: StepView) -> StepOutcome:
     if step.error is not None:
         return "FAILED"  # its fallback has returned the output
     series = step.attempts[step.fresh_from :]
-    return "RETRIED" if any(attempt.end in _FAILURES for attempt in series) else "SUCCESS"
+    retried = items.retried or any(attempt.end in _FAILURES for attempt in series)
+    return "RETRIED" if retried else "SUCCESS"
 
 
 def _duration_ms(step: StepView) -> float | None:
@@ -115,12 +153,32 @@ def step_statistics(runs: Sequence[Mapping[str, StepRun]]) -> dict[str, StepStat
     ``runs`` are the steps of each run, the latest run first; an empty mapping for a damaged one.
     Return the steps of the latest run in their order, then those that only earlier runs had.
     """
-    names = dict.fromkeys(name for run in runs for name in run)
-    nowhere = None, None
-    return {
-        name: StepStatistics(*zip(*(run.get(name, nowhere) for run in runs), strict=True))
-        for name in names
-    }
+    found = {}
+    for name in dict.fromkeys(name for run in runs for name in run):
+        in_runs = [run.get(name) for run in runs]
+        items = [each.items if each else _NO_ITEMS for each in in_runs]
+        found[name] = StepStatistics(
+            tuple([each and each.outcome for each in in_runs]),
+            tuple([each and each.duration_ms for each in in_runs]),
+            tuple([each.failed for each in items]),
+            tuple([each.retried for each in items]),
+        )
+    return found
+
+
+def by_trouble(steps: Mapping[str, StepStatistics]) -> dict[str, StepStatistics]:
+    """Return steps with those first that failed in the largest share of their runs.
+
+    Of those, the ones with more failed items and then the flakier ones are first; steps without any
+    of it stay in their order.
+    """
+
+    def trouble(named: tuple[str, StepStatistics]) -> tuple[float, int, float, int]:
+        step = named[1]
+        items = sum(step.failed_items), sum(step.retried_items)
+        return step.failure_rate or 0.0, items[0], step.flakiness or 0.0, items[1]
+
+    return dict(sorted(steps.items(), key=trouble, reverse=True))
 
 
 def median(values: Sequence[float]) -> float | None:

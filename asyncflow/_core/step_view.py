@@ -345,12 +345,7 @@ class StepView:
             self.active[-1].ended_ms = at_ms
 
     def carry(self, before: StepView) -> None:
-        """Continue the history that an earlier segment has of the step, or of the item.
-
-        A mapped step without an attempt has none.
-        """
-        if not before.attempt_count:
-            return
+        """Continue the history that an earlier segment has of the step, or of the item."""
         self.attempts, self.active = [*before.attempts], [*before.active]
         self.fresh_from = len(self.attempts)
         self.started_ms = before.started_ms

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
-from asyncflow._core.statistics import StepOutcome
+from asyncflow._core.statistics import StepOutcome, StepStatistics
 
 
 class ShownOutcome(NamedTuple):
@@ -16,7 +16,7 @@ class ShownOutcome(NamedTuple):
     """One cell wide, and clear without colour."""
     words: str
     status: StepStatus
-    """The status whose colour it shares."""
+    """The status whose colour it shares; one that passed after a retry has a colour of its own."""
 
 
 def _like(status: StepStatus, words: str, symbol: str = "") -> ShownOutcome:
@@ -33,3 +33,9 @@ OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
     "RUNNING": _like(StepStatus.RUNNING, "running"),
     "PENDING": _like(StepStatus.PENDING, "did not run"),
 }
+
+
+def items_text(step: StepStatistics) -> str:
+    """Return how many items failed or were retried in all runs: ``2 failed, 8 retried``."""
+    counts = {"failed": sum(step.failed_items), "retried": sum(step.retried_items)}
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from asyncflow._core.errors import JournalError, MissingExtraError
 from asyncflow._core.text import escape_controls
 from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
-from asyncflow.journal._sql import WAS_DRAINED, Cursor, UnsettledError, either_case
+from asyncflow.journal._sql import OF_FAILED_ITEMS, WAS_DRAINED, Cursor, UnsettledError, either_case
 
 try:
     import psycopg
@@ -125,6 +125,10 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "CREATE INDEX runs_by_cause ON asyncflow.runs (cause, started_at, run_id) "
         "WHERE cause IS NOT NULL",
     ],
+    [
+        "CREATE INDEX events_of_failed_items ON asyncflow.events (run_id, step, item, kind) "
+        f"WHERE {OF_FAILED_ITEMS.format(table='')}",
+    ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
@@ -141,6 +145,7 @@ _DIALECT = {
     "{lock}": " FOR UPDATE",
     "{like}": "~",
     "{of_steps}": "",
+    "{of_failed_items}": "",
     "{bytes}": "octet_length",
 }
 

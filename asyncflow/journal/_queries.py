@@ -204,7 +204,7 @@ def record_document(record: RunRecord) -> dict[str, Any]:
 
 def statistics_document(found: PipelineStatistics) -> dict[str, Any]:
     """Return statistics for JSON, with the steps as a list in their order."""
-    figures = ("median_ms", "p95_ms", "last_ms", "flakiness")
+    figures = ("median_ms", "p95_ms", "last_ms", "failure_rate", "flakiness")
     return {
         "pipeline": found.pipeline,
         "success_rate": found.success_rate,
@@ -217,6 +217,8 @@ def statistics_document(found: PipelineStatistics) -> dict[str, Any]:
                 **{figure: getattr(step, figure) for figure in figures},
                 "outcomes": step.outcomes,
                 "durations_ms": step.durations_ms,
+                "failed_items": step.failed_items,
+                "retried_items": step.retried_items,
             }
             for name, step in found.steps.items()
         ],

@@ -36,7 +36,7 @@ from asyncflow._core.results import (
     RunStatus,
     StepStatus,
 )
-from asyncflow._core.statistics import StepRun, step_runs, step_statistics
+from asyncflow._core.statistics import ItemCounts, StepRun, step_runs, step_statistics
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import (
     Event,
@@ -176,7 +176,8 @@ class JournalReader:
     def statistics(self, pipeline: str, runs: int) -> PipelineStatistics:
         """Return the statistics of the latest runs of a pipeline."""
         rows = self.store.lists.runs(RunFilter(pipeline=pipeline, limit=runs))
-        events = self.store.lists.step_events([row.run_id for row in rows])
+        run_ids = [row.run_id for row in rows]
+        events, items = self.store.lists.step_events(run_ids), self._item_counts(run_ids)
         records: list[RunRecord] = []
         steps: list[dict[str, StepRun]] = []
         for row in rows:
@@ -189,8 +190,14 @@ class JournalReader:
                 run = _replay_of_steps(row, self.store.lists.step_events([run_id]).get(run_id, ()))
             record = _record_of(row)
             records.append(record if run else replace(record, damaged=True))
-            steps.append(step_runs(run) if run else {})
+            steps.append(step_runs(run, items.get(row.run_id, {})) if run else {})
         return PipelineStatistics(pipeline, tuple(records), step_statistics(steps))
+
+    def _item_counts(self, run_ids: Sequence[str]) -> dict[str, dict[str, ItemCounts]]:
+        return {
+            run_id: {_name_of(step): ItemCounts(*counts) for step, counts in steps.items()}
+            for run_id, steps in self.store.lists.item_counts(run_ids).items()
+        }
 
     def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
         """Return what a list says of runs beside their records, by id."""
@@ -399,7 +406,9 @@ def _replay_of_steps(row: RunRow, rows: Sequence[Sequence[Any]]) -> StoredRun | 
     try:
         events = [_brief_event_of(each) for each in rows]
         count = rows[-1][1] if rows else 0
-        return None if _contradiction(row.run_id, row, events, count) else StoredRun(events)
+        if _contradiction(row.run_id, row, events, count):
+            return None
+        return StoredRun(events, without_items=True)
     # Only our decoding and our replay are in here, as in `JournalReader._replay`.
     except Exception:
         return None
@@ -417,7 +426,7 @@ def _brief_event_of(row: Sequence[Any]) -> Event:
 
 
 def _name_of(column: object) -> str:
-    """Return the name of a pipeline, or something like it if the column is damaged."""
+    """Return a name from its column, or something like it if the column is damaged."""
     try:
         return from_column(column)  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError):

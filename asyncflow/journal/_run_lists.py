@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from asyncflow._core.results import RunStatus
 from asyncflow.journal._event_codec import column_of, status_column
 from asyncflow.journal._queries import RunFilter, parse_status
-from asyncflow.journal._sql import EVENT_COLUMNS, OWNER, Database, Parameters, chunks, marks, padded
+from asyncflow.journal._sql import (
+    EVENT_COLUMNS,
+    OF_FAILED_ITEMS,
+    OWNER,
+    Database,
+    Parameters,
+    chunks,
+    marks,
+    padded,
+)
 
 
 class RunRow(NamedTuple):
@@ -88,6 +97,16 @@ _FIRST_FAILURE = (
     "AND g.item IS NULL AND g.kind = 'RunResumed'), 0)) AND r.run_id IN ({ids})"
 )
 """The ids are those of `runs`: PostgreSQL would ask this of all runs, and then compare the ids."""
+_ITEM_COUNTS = (
+    "SELECT i.run_id, i.step, SUM(i.failed), SUM(1 - i.failed) FROM ("
+    "SELECT e.run_id, e.step, MAX(CASE WHEN e.kind = 'AttemptFailed' THEN 0 ELSE 1 END) AS failed "
+    "FROM (SELECT s.run_id, s.step, MAX(s.position) AS began FROM events s {of_steps} "
+    "WHERE s.item IS NULL AND s.kind = 'MapStarted' AND s.run_id IN ({ids}) "
+    "GROUP BY s.run_id, s.step) m JOIN events e {of_failed_items} ON e.run_id = m.run_id "
+    f"AND e.step = m.step AND e.position > m.began WHERE {OF_FAILED_ITEMS.format(table='e.')} "
+    "GROUP BY e.run_id, e.step, e.item) i GROUP BY i.run_id, i.step"
+)
+"""How many items of a mapped step failed, and how many only in attempts before their last one."""
 _LAST_CHANGE = (
     "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event "
     "AND r.run_id IN ({ids})"
@@ -169,6 +188,18 @@ class RunLists:
         A long output is left out.
         """
         return self._brief([(_OF_STEPS, run_ids)])
+
+    def item_counts(self, run_ids: Sequence[str]) -> dict[Any, dict[Any, tuple[Any, Any]]]:
+        """Return how many items failed and how many were retried, by run and by step.
+
+        Only steps with such items are there, and only what came after they last began counts.
+        """
+        found: dict[Any, dict[Any, tuple[Any, Any]]] = {}
+        for chunk in chunks(padded(run_ids)):
+            rows = self._read(_ITEM_COUNTS.replace("{ids}", marks(len(chunk))), chunk)
+            for run_id, step, failed, retried in rows:
+                found.setdefault(run_id, {})[step] = failed, retried
+        return found
 
     def brief_events(
         self,

@@ -56,7 +56,8 @@ class Database(Protocol):
         that. ``{like}`` compares a text with a `pattern`. ``{bytes}`` is the function for the size
         of a text, in bytes if that is fast, else in characters. ``{of_steps}``, after a table
         ``events``, lets it be read by the index of the events that are not of items, if the
-        database would not choose that by itself. ``{valid}`` is the condition that a lease
+        database would not choose that by itself; ``{of_failed_items}`` does so by that of the
+        events that say how an item failed. ``{valid}`` is the condition that a lease
         ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
         """
         ...
@@ -89,6 +90,12 @@ EVENT_COLUMNS = (*EventRow._fields, "checksum")
 FREE = "(l.owner IS NULL OR NOT {valid})"
 
 OWNER = f"CASE WHEN {FREE} THEN NULL ELSE l.owner END"
+
+OF_FAILED_ITEMS = (
+    "{table}item IS NOT NULL AND ({table}kind IN ('AttemptFailed', 'StepFailed') "
+    "OR {table}codec = 'fallback')"
+)
+"""Which events say that an attempt of an item failed; the condition of an index, word for word."""
 
 WAS_DRAINED = (
     "status = 'interrupted' AND EXISTS (SELECT 1 FROM {schema}events WHERE "

@@ -33,7 +33,7 @@ from asyncflow.journal._database_file import DatabaseFile
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._queries import check_lease
-from asyncflow.journal._sql import WAS_DRAINED, DatabaseChangedError, either_case
+from asyncflow.journal._sql import OF_FAILED_ITEMS, WAS_DRAINED, DatabaseChangedError, either_case
 from asyncflow.journal._store import Store
 from asyncflow.journal._worker import WorkerThread
 
@@ -141,6 +141,10 @@ _MIGRATIONS = [
         f"UPDATE runs SET cause = 'drained' WHERE {WAS_DRAINED.format(schema='')}",
         "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
     ],
+    [
+        "CREATE INDEX events_of_failed_items ON events (run_id, step, item, kind) "
+        f"WHERE {OF_FAILED_ITEMS.format(table='')}",
+    ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
 released: add another."""
@@ -151,6 +155,7 @@ _DIALECT = {
     "{like}": "GLOB",
     # Without statistics, SQLite takes one index of a run's events to be as good as another.
     "{of_steps}": "INDEXED BY events_of_steps",
+    "{of_failed_items}": "INDEXED BY events_of_failed_items",
     # Where SQLite has it, it reads no more than the size.
     "{bytes}": "octet_length" if sqlite3.sqlite_version_info >= (3, 43) else "length",
     "{valid}": "asyncflow_is_valid(IFNULL(CAST(l.expires_at AS REAL), 0), CAST(l.clock AS BLOB), "

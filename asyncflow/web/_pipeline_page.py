@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.pool import Pool
-from asyncflow._core.statistics import StepStatistics
+from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import duration, plural
-from asyncflow._views.outcomes import OUTCOMES
+from asyncflow._views.outcomes import OUTCOMES, items_text
 from asyncflow._views.preview import ago, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._base import SQLJournal
@@ -58,6 +58,7 @@ async def pipeline_page(
     now_s = time.time()
     columns = [_column(request, record) for record in found.runs]
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
+    occurring = {outcome for step in steps.values() for outcome in step.outcomes}
     drawn = min(len(columns), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
     return render(
         request,
@@ -68,9 +69,12 @@ async def pipeline_page(
         bars=bars(found.runs),
         links={column.record.run_id: column.link for column in columns},
         rows=[_row(each, step, columns[:drawn]) for each, step in steps.items()],
+        figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
         pools=[(name_text(pool.title), pool, pool.stats()) for pool in pools_of(name)],
-        outcomes=OUTCOMES,
+        outcomes={each.lower(): shown for each, shown in OUTCOMES.items() if each in occurring},
+        name_text=name_text,
+        items_text=items_text,
         badges=RUN_BADGES,
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
         duration=duration,
@@ -193,7 +197,6 @@ class _StepRow(NamedTuple):
 
     name: str
     cells: Sequence[_StepCell]
-    step: StepStatistics
 
 
 def _column(request: Request, record: RunRecord) -> _RunColumn:
@@ -211,4 +214,4 @@ def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _Ste
         took = "" if took_ms is None else f", {duration(took_ms)}"
         words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
         cells.append(_StepCell(kind, shown.symbol, words, step_url(column.link, name)))
-    return _StepRow(name_text(name), cells[::-1], step)
+    return _StepRow(name_text(name), cells[::-1])

@@ -87,10 +87,13 @@ def test_a_grid_shows_each_step_in_each_run(shell: Shell) -> None:
     assert lines[0] == "Pipeline etl: 10 runs, 80% passed"
     rows = {line.split()[0]: line[len(LONG) + 2 :] for line in lines[2:7]}
     assert re.split("  +", rows["run"]) == ["✓✓✓✓✗✓✓✓✓✗", "500 ms", "900 ms", "900 ms"]
-    assert rows["duration"].split("  ")[0] == "▁▂▃▄▅▅▆▇██"
-    assert rows["duration"].endswith("up to 1.0 s")
+    assert rows["duration"].split("  ")[0] == "▁▂▃▃▄▅▆▆▇█"
+    assert rows["duration"].endswith("100 ms to 1.0 s")
     assert rows["extract"].split()[0] == "=✓✓✓✓✓✓✓✓✓"
-    assert re.split("  +", rows[LONG]) == ["✓✓✓↻✗✓✓↻✓✗", "490 ms", "890 ms", "890 ms", "20%"]
+    assert re.split("  +", rows[LONG]) == [
+        *("✓✓✓↻✗✓✓↻✓✗", "490 ms", "890 ms", "890 ms", "20%", "20%")
+    ]
+    assert [line.split()[0] for line in lines[5:8]] == [LONG, "extract", "load"]
     assert lines[7][len(LONG) + 2 :].split()[0] == "✓✓✓✓⊘✓✓✓✓⊘"
     assert lines[-1] == (
         "✓ passed   = result reused   ✗ failed   ↻ passed after a retry   ⊘ skipped"

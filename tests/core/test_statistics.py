@@ -12,7 +12,9 @@ from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.statistics import (
     STEP_OUTCOMES,
+    ItemCounts,
     StepRun,
+    by_trouble,
     median,
     nearest_rank,
     step_runs,
@@ -110,14 +112,14 @@ def test_a_step_has_one_outcome_and_one_duration_in_a_run(
 ) -> None:
     run = StoredRun([RunStarted("r", 0.0, {"a": ()}), *events])
 
-    assert step_runs(run) == {"a": (outcome, duration_ms)}
+    assert step_runs(run, {}) == {"a": StepRun(outcome, duration_ms)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("events", [GOLDEN, RESUMED])
 def test_durations_are_those_of_the_report(events: list[Event]) -> None:
     run = StoredRun(events)
 
-    found = step_runs(run)
+    found = step_runs(run, {})
 
     for name, step in run.steps.items():
         expected = step.to_result(run.at_ms).duration_ms
@@ -125,7 +127,7 @@ def test_durations_are_those_of_the_report(events: list[Event]) -> None:
 
 
 def test_every_outcome_of_the_golden_run_is_told() -> None:
-    outcomes = {name: each.outcome for name, each in step_runs(StoredRun(GOLDEN)).items()}
+    outcomes = {name: each.outcome for name, each in step_runs(StoredRun(GOLDEN), {}).items()}
 
     assert outcomes["rates"] == "RETRIED"
     assert outcomes["archive"] == "SKIPPED"
@@ -166,7 +168,30 @@ def test_the_statistics_of_a_step_tell_of_the_runs_in_which_it_succeeded() -> No
     assert step.outcomes == ("FAILED", "RETRIED", None, "SUCCESS", "REUSED", "SUCCESS")
     assert step.durations_ms == (900.0, 30.0, None, 10.0, None, 20.0)
     assert (step.median_ms, step.p95_ms, step.last_ms) == (20.0, 30.0, 30.0)
-    assert step.flakiness == 0.25
+    assert (step.failure_rate, step.flakiness) == (0.25, 0.25)
+
+
+def test_a_mapped_step_is_flaky_if_an_item_passed_after_a_retry() -> None:
+    events = [MapStarted("a", 1.0, 9), StepSucceeded("a", 0, 4.0, None)]
+    run = StoredRun([RunStarted("r", 0.0, {"a": ()}), *events])
+
+    plain = step_runs(run, {})
+    tolerant = step_runs(run, {"a": ItemCounts(failed=2)})
+    retried = step_runs(run, {"a": ItemCounts(failed=1, retried=3)})
+    step = step_statistics([plain, tolerant, retried, {}])["a"]
+
+    assert step.outcomes == ("SUCCESS", "SUCCESS", "RETRIED", None)
+    assert step.failed_items == (0, 2, 1, 0)
+    assert step.retried_items == (0, 0, 3, 0)
+    assert (step.failure_rate, step.flakiness) == (0.0, 1 / 3)
+
+
+def test_steps_that_fail_come_first_and_then_flaky_ones() -> None:
+    fine, flaky, failed = (StepRun(outcome, 1.0) for outcome in ("SUCCESS", "RETRIED", "FAILED"))  # type: ignore[arg-type]
+    tolerant = StepRun("SUCCESS", 1.0, ItemCounts(failed=1))
+    run = {"a": fine, "b": flaky, "c": fine, "d": tolerant, "e": failed}
+
+    assert list(by_trouble(step_statistics([run]))) == ["e", "d", "b", "a", "c"]
 
 
 def test_a_step_that_never_ended_has_no_figures() -> None:
@@ -186,7 +211,10 @@ def test_steps_are_those_of_the_latest_run_and_then_those_that_it_lacks() -> Non
 
 
 STEP_RUNS = st.builds(
-    StepRun, st.sampled_from(STEP_OUTCOMES), st.none() | st.floats(0, 1e9, allow_nan=False)
+    StepRun,
+    st.sampled_from(STEP_OUTCOMES),
+    st.none() | st.floats(0, 1e9, allow_nan=False),
+    st.builds(ItemCounts, st.integers(0, 9), st.integers(0, 9)),
 )
 
 
@@ -194,8 +222,11 @@ STEP_RUNS = st.builds(
 def test_statistics_stay_within_what_was_measured(runs: list[dict[str, StepRun]]) -> None:
     for name, step in step_statistics(runs).items():
         assert [
-            None if outcome is None else StepRun(outcome, duration_ms)
-            for outcome, duration_ms in zip(step.outcomes, step.durations_ms, strict=True)
+            None if outcome is None else StepRun(outcome, duration_ms, ItemCounts(*items))
+            for outcome, duration_ms, *items in zip(
+                *(step.outcomes, step.durations_ms, step.failed_items, step.retried_items),
+                strict=True,
+            )
         ] == [run.get(name) for run in runs]
         passed = step.passed_ms
         if passed:

@@ -70,7 +70,7 @@ def test_a_stored_journal_is_migrated(path: Path) -> None:
     with_journal(path, lambda journal: journal.runs())
 
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (6,)
         counts = connection.execute("SELECT count(cancel_token), count(clock) FROM leases")
         assert counts.fetchone() == (0, 0)
 
@@ -134,6 +134,7 @@ def test_a_stored_unfinished_run_resumes(path: Path, run_id: str) -> None:
     assert numbers == [(1, 1), (2, 2 if run_id == "cut short" else 1)]
 
 
+@pytest.mark.parametrize("path", sorted(STORED.glob("schema-[1-4]*.db")), indirect=True)
 @pytest.mark.parametrize("start", ["", "the run was cancelled: ", "the caller was cancelled: "])
 def test_a_run_that_a_service_of_before_interrupted_is_known_as_drained(
     path: Path, start: str
