@@ -51,6 +51,7 @@ __all__ = [
     "StepSkipped",
     "StepSucceeded",
     "StepTakenOver",
+    "StepWaiting",
     "ThreadAbandoned",
 ]
 
@@ -188,8 +189,9 @@ class RunFinished:
 
     at_ms: float
     status: RunStatus
-    """``INTERRUPTED`` after a `RunInterrupted`; else ``PASSED`` if every step succeeded, or was
-    skipped on purpose; else ``FAILED``."""
+    """``INTERRUPTED`` after a `RunInterrupted`; ``WAITING`` if steps wait for signals, with which
+    the run continues; else ``PASSED`` if every step succeeded, or was skipped on purpose; else
+    ``FAILED``."""
     stop_reason: str | None = None
     """Why the run stopped before its end, if it did."""
     cause: InterruptionCause | None = None
@@ -262,12 +264,36 @@ class MapStarted:
 
 
 @record
+class StepWaiting:
+    """The turn of a step has come, and it waits for a signal.
+
+    Each segment of the run in which it waits has this event.
+    """
+
+    step: str
+    at_ms: float
+    since: float
+    """When its turn came, in whatever segment that was, in seconds since the epoch (UTC)."""
+    deadline_ms: float | None = None
+    """How many milliseconds after that its deadline expires, if it has one."""
+    refused: str = ""
+    """Why a value that was sent does not count, if this segment has refused one."""
+    item: ClassVar[None] = None
+
+    @property
+    def until(self) -> float | None:
+        """When its deadline expires, in seconds since the epoch (UTC), if it has one."""
+        return None if self.deadline_ms is None else self.since + self.deadline_ms / 1000
+
+
+@record
 class StepSucceeded:
     """The action returned a value in time; for a mapped step, for all but the tolerated items."""
 
     step: str
     attempt: int
-    """The attempt that succeeded; 0 for a mapped step as a whole, whose items have the attempts."""
+    """The attempt that succeeded; 0 for a mapped step as a whole, whose items have the attempts,
+    and for a step that waited for a signal."""
     at_ms: float
     output: Any
     item: int | None = None
@@ -468,6 +494,7 @@ StepEvent: TypeAlias = (
     | AttemptBegan
     | AttemptFailed
     | MapStarted
+    | StepWaiting
     | StepSucceeded
     | StepFailed
     | StepCancelled

@@ -58,7 +58,8 @@ class StepTimeoutError(TimeoutError):
 
     Attributes:
         step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
-        attempt: The number of the attempt, counted from 1; 0 for a mapped step as a whole.
+        attempt: The number of the attempt, counted from 1; 0 for a mapped step as a whole, and for
+            a step that waited for a signal.
         timeout_ms: The limit that was exceeded, in milliseconds.
         kind: Which limit that was: ``"attempt"`` (the step's ``timeout_ms``), ``"step"`` (its
             ``deadline_ms``), ``"heartbeat"`` (its ``heartbeat_ms``) or ``"run"`` (the run's
@@ -70,6 +71,8 @@ class StepTimeoutError(TimeoutError):
     ) -> None:
         who = f"attempt {attempt} of step {step_name!r}" if attempt else f"step {step_name!r}"
         what = _EXCEEDED[kind].format(who=who, step=repr(step_name), attempt=attempt)
+        if kind == "step" and not attempt:
+            what = f"{who} received no signal within its deadline of"
         way_out = ""
         if kind == "attempt" and timeout_ms == DEFAULT_TIMEOUT_MS:
             what = f"{who} exceeded the default timeout_ms of"
@@ -310,6 +313,27 @@ class ResourceError(_AttributedError):
     def __str__(self) -> str:
         subject = f"resource {self.resource!r}" if self.resource else "the task of the resources"
         return f"{subject} {self.problem}"
+
+
+class RunWaitingError(_AttributedError):
+    """A run has no failures to raise and no results either: it waits for signals.
+
+    Attributes:
+        run_id: The run.
+        signals: The names of the steps that wait.
+    """
+
+    def __init__(self, run_id: str, signals: tuple[str, ...]) -> None:
+        super().__init__(run_id, signals)
+        self.run_id = run_id
+        self.signals = signals
+
+    def __str__(self) -> str:
+        names = ", ".join(map(repr, self.signals))
+        return (
+            f"run {self.run_id!r} waits for {names}; send each with journal.signal() or "
+            "`asyncflow signal`, and the run continues"
+        )
 
 
 class NotSendableError(_AttributedError, TypeError):

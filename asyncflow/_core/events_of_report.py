@@ -35,6 +35,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
     StepTakenOver,
+    StepWaiting,
     ThreadAbandoned,
 )
 
@@ -342,6 +343,10 @@ class _Teller:
         name, item, result, attempts, ends_in = node
         if result.origin:
             return
+        if result.waiting_since is not None:
+            since, until = result.waiting_since, result.waiting_until
+            deadline_ms = None if until is None else (until - since) * 1000
+            self._tell(ends_in, StepWaiting(name, self._end_of(ends_in), since, deadline_ms))
         last = attempts[-1] if attempts and attempts[-1].segment == ends_in else None
         number = attempts[-1].number if attempts else 0
         if last is not None and last.error is not None:

@@ -22,7 +22,7 @@ from asyncflow._core.context import StartedAttempt
 from asyncflow._core.graph import detached
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.results import Attempt, StepResult, StepStatus, end_of
+from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, end_of
 from asyncflow._core.step_runs import EndedAttempt
 from asyncflow._core.step_view import StepView
 from asyncflow.events import (
@@ -30,6 +30,7 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
+    RunFinished,
     RunStarted,
     StepCancelled,
     StepFailed,
@@ -133,9 +134,10 @@ class History:
             )
 
     def results(self) -> dict[str, StepResult]:
-        """Return the results of the steps that have ended, in topological order."""
-        first = self.log[0]
-        if self.is_whole and isinstance(first, RunStarted):
+        """Return the results of the steps, in topological order."""
+        first, last = self.log[0], self.log[-1]
+        waits = isinstance(last, RunFinished) and last.status is RunStatus.WAITING
+        if self.is_whole and isinstance(first, RunStarted) and not waits:
             return _Results(first, self.log, self.left_out).by_name()
         run = self.folded()
         return {name: step.to_result(run.at_ms) for name, step in run.steps.items()}

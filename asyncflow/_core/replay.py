@@ -31,6 +31,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
+    ENDED,
     REDACTED,
     REDACTED_OUTPUT,
     AttemptEnd,
@@ -57,10 +58,11 @@ class StoredRun:
     Outputs are as the events have them: values, or in those of a journal `Payload` objects.
 
     ``started`` is the first event, if the replay began with it, and ``at_ms`` the time of the
-    latest. ``status`` is ``RUNNING`` until the run has ended, ``stop_reason`` says why it stops
-    before, and ``cause`` what interrupted it. ``steps``, ``tiers`` and ``counts`` are those of the
-    latest segment, in topological order; ``dependencies`` and ``fingerprints`` are the latest of
-    each step of any segment. ``without_items`` says that the history lacks the events of items.
+    latest. ``status`` is ``RUNNING`` until its latest segment has ended; ``stop_reason`` says why
+    the run stops before, and ``cause`` what interrupted it. ``waits`` are the steps that wait for a
+    signal. ``steps``, ``tiers`` and ``counts`` are those of the latest segment, in topological
+    order; ``dependencies`` and ``fingerprints`` are the latest of each step of any segment.
+    ``without_items`` says that the history lacks the events of items.
     ``secret_inputs`` are the names of those that must not be shown.
     """
 
@@ -83,6 +85,7 @@ class StoredRun:
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
+        self.waits: dict[str, events.StepWaiting] = {}
         self.pool_pauses: dict[str, events.PoolPaused] = {}
         """The latest pause of each pool, by its name."""
         self._without_items = without_items
@@ -100,8 +103,13 @@ class StoredRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run has ended."""
-        return self.status is not RunStatus.RUNNING
+        """Whether the run has ended. A run that waits has not: its next segment continues it."""
+        return self.status in ENDED
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its latest segment has not ended, as far as its events tell."""
+        return self.status is RunStatus.RUNNING
 
     def apply(self, event: events.Event) -> None:
         """Apply one more event. A note changes nothing."""
@@ -239,6 +247,10 @@ class StoredRun:
         step.items, step.tally, step.item_count = {}, Counter(), event.count
         step.keeps_outputs = event.keeps_outputs
         self._move(step, StepStatus.RUNNING)
+
+    def _on_step_waiting(self, event: events.StepWaiting) -> None:
+        step, self.waits[event.step] = self.steps[event.step], event
+        step.waiting_since, step.waiting_until = event.since, event.until
 
     def _on_step_succeeded(self, event: events.StepSucceeded) -> None:
         step = self._step(event)
@@ -389,6 +401,10 @@ class StoredRun:
         return (step,) if item is None else (step, self.steps[name])
 
     def _settle(self, step: StepView, status: StepStatus, event: Any) -> None:
+        if step.waiting_since is not None:
+            step.waiting_since = step.waiting_until = None
+            if status is not StepStatus.SKIPPED:  # else it waits on if the run is resumed
+                self.waits.pop(step.name, None)
         if self._without_items and step.active:
             step.extend_active(event.at_ms)  # its latest item ended about then
         step.end_active(event.at_ms)
@@ -464,6 +480,8 @@ class StoredRun:
         for key in list(self._pending):
             if event.afresh or key[0] in outdated:
                 del self._pending[key]
+        for name in outdated & self.waits.keys():
+            del self.waits[name]
 
     def _continue(self, key: Key, step: StepView) -> None:
         """Let a step or an item continue with the attempts of earlier segments, if it had any."""
@@ -562,6 +580,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     events.AttemptBegan: StoredRun._on_attempt_began,
     events.AttemptFailed: StoredRun._on_attempt_failed,
     events.MapStarted: StoredRun._on_map_started,
+    events.StepWaiting: StoredRun._on_step_waiting,
     events.StepSucceeded: StoredRun._on_step_succeeded,
     events.StepFailed: StoredRun._on_step_failed,
     events.StepCancelled: StoredRun._on_step_cancelled,

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import check_count
-from asyncflow._core.errors import StepTimeoutError
+from asyncflow._core.errors import RunWaitingError, StepTimeoutError
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
     RunStatus,
@@ -60,8 +60,9 @@ class RunReport(Mapping[str, StepResult]):
         pipeline: What the pipeline is called, if it has a name.
         inputs: The run's inputs. A `RestoredOutput` stands for each secret one.
         status: ``PASSED`` or ``FAILED``; ``INTERRUPTED`` for a run that was stopped from outside,
-            whose report an error or a journal has; and ``RUNNING`` in a report from a journal, for
-            a run that has not ended.
+            whose report an error or a journal has; ``WAITING`` if it continues with a signal, for
+            which no process waits; and ``RUNNING`` in a report from a journal, for a run that has
+            not ended.
         parent: The id of the run one of whose steps started this one; empty if none did.
         parent_step: The name of that step.
         rerun_of: The id of the run whose results this one reuses, if it is a rerun.
@@ -192,6 +193,11 @@ class RunReport(Mapping[str, StepResult]):
         """The results that a resumed run, or a rerun, restored; those steps did not run again."""
         return [result for result in self._by_name.values() if result.reused]
 
+    @property
+    def waiting(self) -> dict[str, StepResult]:
+        """The results of the steps that wait for a signal, by name."""
+        return {n: each for n, each in self._by_name.items() if each.waiting_since is not None}
+
     def _with_status(self, status: StepStatus) -> list[StepResult]:
         return [result for result in self._by_name.values() if result.status is status]
 
@@ -269,13 +275,14 @@ class RunReport(Mapping[str, StepResult]):
         return compare(self, baseline)
 
     def raise_for_failures(self) -> None:
-        """Raise what the failed steps raised; return if no step failed.
+        """Raise what the failed steps raised; return if no step failed and the run has ended.
 
         A step that the run's deadline cancelled counts as failed here.
 
         Raises:
             Exception: The error of the only failed step, as itself, with a note that names
                 the step.
+            RunWaitingError: No step failed, and the run waits for signals.
             ExceptionGroup: The errors of several failed steps, each with such a note.
             TimeoutError: The run exceeded its deadline while no step was running.
         """
@@ -283,6 +290,8 @@ class RunReport(Mapping[str, StepResult]):
         errors = [
             _error_with_note(result, run_id) for result in self.results if _has_failed(result)
         ]
+        if not errors and self.status is RunStatus.WAITING:
+            raise RunWaitingError(run_id, tuple(self.waiting))
         if not errors and self.stop_reason is not None and not self.all_passed:
             raise TimeoutError(f"{self.stop_reason}, in run {run_id}")
         # No variable of this frame may hold the error, or the report: the error holds this frame.
@@ -447,6 +456,8 @@ def _line(result: StepResult, segment: int) -> str:
         f"[{result.status:<7}] {escape_controls(result.step_name)} "
         f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
     ]
+    if result.waiting_since is not None:
+        parts.append("waits for a signal")
     if result.reason is not None:
         parts.append(escape_controls(result.reason))
     if result.error is not None:

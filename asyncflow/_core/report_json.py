@@ -351,6 +351,8 @@ _RESULT: _Table = {
     "worker": _TEXT._replace(default=""),
     "item": _WHOLE_OR_NULL._replace(default=None),
     "left_out": _WHOLE._replace(default=0),
+    "waiting_since": _NUMBER_OR_NULL._replace(default=None),
+    "waiting_until": _NUMBER_OR_NULL._replace(default=None),
 }
 
 

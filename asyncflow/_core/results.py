@@ -44,7 +44,7 @@ class StepStatus(enum.StrEnum):
 
 
 class RunStatus(enum.StrEnum):
-    """The state of a run. An orphaned or interrupted run, and one that failed, can be resumed."""
+    """The state of a run. Any run that has not passed can be resumed."""
 
     RUNNING = "RUNNING"
     """It has not ended."""
@@ -56,6 +56,8 @@ class RunStatus(enum.StrEnum):
     """It was stopped from outside: its caller was cancelled, or it was asked to stop."""
     ORPHANED = "ORPHANED"
     """It has not ended and no process runs it. Only a journal can tell."""
+    WAITING = "WAITING"
+    """It has not ended, and nothing is left to do until a signal arrives. No process runs it."""
 
 
 InterruptionCause: TypeAlias = Literal[
@@ -70,6 +72,9 @@ class Interruption(NamedTuple):
     reason: str
     """In words that complete the sentence "the run stopped because …"."""
 
+
+ENDED = (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)
+"""The statuses of runs that have ended."""
 
 STATUS_SYMBOLS: Mapping[StepStatus, str] = {
     StepStatus.PENDING: "○",
@@ -247,6 +252,10 @@ class StepResult:
     left_out: int = 0
     """How many items have succeeded and are not among ``items``, because the step has
     ``keep_outputs=False``."""
+    waiting_since: float | None = None
+    """When its turn came, in seconds since the epoch (UTC), if it waits for a signal."""
+    waiting_until: float | None = None
+    """When its deadline expires, in seconds since the epoch (UTC), if it waits and has one."""
 
     @property
     def fell_back(self) -> bool:

@@ -451,7 +451,7 @@ class Readiness:
         for step in candidates:
             if step in spared or step in self._restored:
                 continue
-            if self._phases[step] in (Phase.PENDING, Phase.READY):
+            if self._phases[step] in (Phase.PENDING, Phase.READY, Phase.AWAITING):
                 # What was ready may have been scheduled, if a stored run is replayed.
                 was_ready = self._phases[step] == Phase.READY
                 self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)

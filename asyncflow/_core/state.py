@@ -111,6 +111,8 @@ class RunState:
         """The mapped steps that keep no outputs."""
         self._unnoted: dict[int, events.AttemptStarted | StartedAttempt] = {}
         """How the first attempts of items of theirs have started that run, and only that."""
+        self.awaiting: dict[int, events.StepWaiting] = {}
+        """The steps that wait for a signal."""
         self._submitted: set[int] = set()
         """The nodes whose running attempt waits for a worker of an engine."""
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
@@ -290,7 +292,10 @@ class RunState:
 
     def _on_run_finished(self, event: events.RunFinished) -> None:
         self._check_runs(event)
-        if self._readiness.unsettled:
+        if event.status is RunStatus.WAITING:
+            if not self.awaiting or any(phase not in _AT_REST for phase in self._phases):
+                raise IllegalEventError(event, "something else than signals is left")
+        elif self._readiness.unsettled:
             raise IllegalEventError(event, f"{self._readiness.unsettled} step(s) have not ended")
         self._finished = event
 
@@ -370,9 +375,13 @@ class RunState:
                 raise IllegalEventError(event, phase.text)
         else:
             self._check_latest(node, event)
+        self.awaiting.pop(node, None)
         self._ends[node] = event
         if event.error is not None:
             self._fail(node, event.error)
+
+    def _on_step_waiting(self, node: int, event: events.StepWaiting) -> None:
+        self._phases[node], self.awaiting[node] = Phase.AWAITING, event
 
     def _on_step_failed(self, node: int, event: events.StepFailed) -> None:
         self._end(node, event)
@@ -396,6 +405,7 @@ class RunState:
             failed_by[node] = failed_by.get(cause, event.step)
 
     def _on_step_skipped(self, node: int, event: events.StepSkipped) -> None:
+        self.awaiting.pop(node, None)
         self._ends[node] = event
         if event.item is not None:
             return
@@ -621,6 +631,8 @@ class RunState:
         """How the run ends, or would if it ended now."""
         if self._interrupted:
             return RunStatus.INTERRUPTED
+        if self.awaiting:
+            return RunStatus.WAITING
         return RunStatus.FAILED if self._readiness.failed_by else RunStatus.PASSED
 
     def report(self) -> RunReport:
@@ -647,6 +659,7 @@ class RunState:
         )
 
 
+_AT_REST = (Phase.PENDING, Phase.AWAITING, Phase.SETTLED)
 _UNSTARTED = (Phase.READY, Phase.SCHEDULED, Phase.DROPPED)
 _BETWEEN_ATTEMPTS = (Phase.WAITING, Phase.QUEUED, Phase.RESCHEDULED)
 
@@ -660,14 +673,15 @@ _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, 
     events.AttemptBegan: ((Phase.ATTEMPTING,), False, RunState._on_attempt_began),
     events.AttemptFailed: ((Phase.ATTEMPTING,), False, RunState._on_attempt_failed),
     events.MapStarted: (_UNSTARTED, False, RunState._on_map_started),
+    events.StepWaiting: ((Phase.AWAITING, *_UNSTARTED), False, RunState._on_step_waiting),
     events.StepSucceeded: (
         # What a fallback saves may have died with its process, and not have started in this one.
-        (Phase.ATTEMPTING, Phase.MAPPING, *_UNSTARTED),
+        (Phase.ATTEMPTING, Phase.AWAITING, Phase.MAPPING, *_UNSTARTED),
         True,
         RunState._end,
     ),
     events.StepFailed: (
-        (Phase.ATTEMPTING, Phase.WAITING, Phase.MAPPING, *_UNSTARTED),
+        (Phase.ATTEMPTING, Phase.AWAITING, Phase.WAITING, Phase.MAPPING, *_UNSTARTED),
         True,
         RunState._on_step_failed,
     ),

@@ -91,14 +91,15 @@ class Phase(IntEnum):
     PENDING = 0, "the step's turn has not come"
     READY = 1, "the step is ready"
     SCHEDULED = 2, "the step is about to start"
-    UNREACHABLE = 3, "the step will never start"
-    DROPPED = 4, "the step was ready when the run stopped"
-    ATTEMPTING = 5, "an attempt of the step is running"
-    WAITING = 6, "the step waits for its next attempt"
-    QUEUED = 7, "the step is queued for its next attempt"
-    RESCHEDULED = 8, "the step is about to start its next attempt"
-    MAPPING = 9, "the step goes through its items"
-    SETTLED = 10, "the step has ended"
+    AWAITING = 3, "the step waits for a signal"
+    UNREACHABLE = 4, "the step will never start"
+    DROPPED = 5, "the step was ready when the run stopped"
+    ATTEMPTING = 6, "an attempt of the step is running"
+    WAITING = 7, "the step waits for its next attempt"
+    QUEUED = 8, "the step is queued for its next attempt"
+    RESCHEDULED = 9, "the step is about to start its next attempt"
+    MAPPING = 10, "the step goes through its items"
+    SETTLED = 11, "the step has ended"
 
     def __new__(cls, value: int, text: str) -> Phase:
         phase = int.__new__(cls, value)

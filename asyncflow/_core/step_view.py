@@ -162,6 +162,10 @@ class StepView:
     """How many items have succeeded in one attempt each and are not among `items`."""
     left_out_queued_ms: float = 0.0
     """How long these were queued in all."""
+    waiting_since: float | None = None
+    """When its turn came, in seconds since the epoch, if it waits for a signal."""
+    waiting_until: float | None = None
+    """When its deadline expires, in seconds since the epoch, if it waits and has one."""
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
@@ -207,6 +211,8 @@ class StepView:
             self.worker,
             self.item,
             left_out,
+            self.waiting_since,
+            self.waiting_until,
         )
 
     def _says_its_attempt(self, duration_ms: float) -> bool:

@@ -93,8 +93,11 @@ def pause_text(event: events.PoolPaused) -> str:
 
 
 def ended_as(status: RunStatus) -> str:
-    """Return how a run ended: ``passed``, ``failed`` or ``was interrupted``."""
-    return "was interrupted" if status is RunStatus.INTERRUPTED else status.lower()
+    """Return how a segment of a run ended: ``passed``, ``failed``, ``was interrupted``."""
+    return _ENDS.get(status, status.lower())
+
+
+_ENDS = {RunStatus.INTERRUPTED: "was interrupted", RunStatus.WAITING: "waits for signals"}
 
 
 def _run_finished(event: events.RunFinished, _: _Attempt) -> str:
@@ -125,6 +128,13 @@ def _attempt_failed(event: events.AttemptFailed, attempt: _Attempt) -> str:
 def _map_started(event: events.MapStarted, _: _Attempt) -> str:
     items = "its items" if event.count is None else plural(event.count, "item")
     return f"{subject(event)} started mapping {items}"
+
+
+def _step_waiting(event: events.StepWaiting, _: _Attempt) -> str:
+    left = event.deadline_ms
+    limit = "" if left is None else f", for {duration(left)} at most"
+    refused = f": {event.refused}" if event.refused else ""
+    return f"{subject(event)} waits for a signal{limit}{refused}"
 
 
 def _step_succeeded(event: events.StepSucceeded, attempt: _Attempt) -> str:
@@ -228,6 +238,7 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.AttemptBegan: _attempt_began,
     events.AttemptFailed: _attempt_failed,
     events.MapStarted: _map_started,
+    events.StepWaiting: _step_waiting,
     events.StepSucceeded: _step_succeeded,
     events.StepFailed: _step_failed,
     events.StepCancelled: _step_cancelled,

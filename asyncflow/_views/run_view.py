@@ -51,7 +51,7 @@ class RunView(StoredRun):
 
     def pauses_at(self, now_ms: float) -> list[PoolPaused]:
         """Return the pauses of pools that have not ended at a moment of the run."""
-        pauses = () if self.has_ended else self.pool_pauses.values()
+        pauses = self.pool_pauses.values() if self.is_running else ()
         return [pause for pause in pauses if pause.until_ms > now_ms]
 
     @property
@@ -83,17 +83,17 @@ class RunView(StoredRun):
     def ms_at(self, wall_time: float) -> float:
         """Return which moment of the run it is at a wall-clock time, not before the latest event.
 
-        The clock of a run that has ended stands still.
+        The clock of a run that has ended, or waits for a signal, stands still.
         """
-        if self.has_ended or not self.segments:
+        if not self.is_running or not self.segments:
             return self.at_ms
         latest = self.segments[-1]
         return max(self.at_ms, latest.at_ms + (wall_time - latest.wall_time) * 1000)
 
     @property
     def word(self) -> str:
-        """The state of the run in one word: RUNNING, STOPPING, PASSED, FAILED or INTERRUPTED."""
-        is_stopping = self.stop_reason is not None and not self.has_ended
+        """The state of the run in one word: STOPPING, or its status."""
+        is_stopping = self.stop_reason is not None and self.is_running
         return "STOPPING" if is_stopping else self.status
 
     @property

@@ -71,16 +71,20 @@ _WHOLE = 1_000_000
 _REASON = 400
 _NAME = 160
 
-RUN_BADGES = {
-    "PASSED": ("success", "✓"),
-    "FAILED": ("failed", "✗"),
-    "INTERRUPTED": ("cancelled", "■"),
-    "STOPPING": ("cancelled", "■"),
-    "RUNNING": ("running", "▷"),
-    "ORPHANED": ("orphaned", "◇"),
-    "DAMAGED": ("failed", "!"),
-}
-"""The CSS class and the symbol of each status of a run."""
+RUN_BADGES: Mapping[str, tuple[str, str]] = defaultdict(
+    lambda: ("pending", "○"),
+    {
+        "PASSED": ("success", "✓"),
+        "FAILED": ("failed", "✗"),
+        "INTERRUPTED": ("cancelled", "■"),
+        "STOPPING": ("cancelled", "■"),
+        "RUNNING": ("running", "▷"),
+        "WAITING": ("pending", "◷"),
+        "ORPHANED": ("orphaned", "◇"),
+        "DAMAGED": ("failed", "!"),
+    },
+)
+"""The CSS class and the symbol of each status of a run, also of one that a later version has."""
 _BAR = (
     StepStatus.SUCCESS,
     StepStatus.FAILED,

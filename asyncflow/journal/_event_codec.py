@@ -34,7 +34,14 @@ from asyncflow._core.errors import (
     StepTimeoutError,
     WorkerLostError,
 )
-from asyncflow._core.results import REDACTED, Payload, RunStatus, StepStatus, to_restored_error
+from asyncflow._core.results import (
+    ENDED,
+    REDACTED,
+    Payload,
+    RunStatus,
+    StepStatus,
+    to_restored_error,
+)
 from asyncflow._core.text import cut, safe_text
 from asyncflow.events import (
     AttemptStarted,
@@ -387,10 +394,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "status": (str, StepStatus),
 }
 
-_END_OF = {
-    status_column(each): each
-    for each in (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)
-}
+_END_OF = {status_column(each): each for each in (*ENDED, RunStatus.WAITING)}
 _COLUMNS = {"step", "item", "attempt", "at_ms"}
 _WITH_OUTPUTS = (StepSucceeded, StepTakenOver)
 """Whether they are secret, their outputs tell."""
@@ -434,7 +438,7 @@ def _checks(cls: Any) -> Sequence[tuple[str, _Check]]:
     """Return the fields without a column, each with what tells whether a value is of its type."""
     hints = get_type_hints(cls)
     return [
-        (name, is_moment if name == "wall_time" else _check_of(hints[name]))
+        (name, is_moment if name in ("wall_time", "since") else _check_of(hints[name]))
         for name in _DETAILS[cls]
     ]
 

@@ -126,6 +126,18 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "WHERE cause IS NOT NULL",
     ],
     [
+        "ALTER TABLE asyncflow.runs DROP CONSTRAINT runs_fit",
+        "ALTER TABLE asyncflow.runs ADD CONSTRAINT runs_fit CHECK (status IN ('running', "
+        "'waiting', 'passed', 'failed', 'interrupted') AND started_at >= 0 "
+        "AND started_at < 'Infinity') NOT VALID",
+        "ALTER TABLE asyncflow.runs ADD COLUMN waits TEXT",
+        "ALTER TABLE asyncflow.runs ADD COLUMN due_at DOUBLE PRECISION",
+        "CREATE INDEX runs_due ON asyncflow.runs (due_at) WHERE due_at IS NOT NULL",
+        "ALTER TABLE asyncflow.leases ADD COLUMN signal_token BIGINT",
+        "CREATE INDEX leases_signalled ON asyncflow.leases (run_id) WHERE signal_token IS NOT NULL",
+        'CREATE TABLE asyncflow.signals (run_id TEXT COLLATE "C" NOT NULL, name TEXT NOT NULL, '
+        "kind TEXT NOT NULL, sent_at DOUBLE PRECISION NOT NULL, sent_by TEXT NOT NULL, "
+        "codec TEXT, data BYTEA, PRIMARY KEY (run_id, name))",
         "CREATE INDEX events_of_failed_items ON asyncflow.events (run_id, step, item, kind) "
         f"WHERE {OF_FAILED_ITEMS.format(table='')}",
     ],
@@ -136,7 +148,7 @@ released: add another."""
 _MIGRATION_LOCK = 0x6173796E63666C6F
 """The advisory lock for migrations: the first letters of asyncflow."""
 
-_TABLES = re.compile(r"\b(runs|leases|events|notes)\b")
+_TABLES = re.compile(r"\b(runs|leases|events|notes|signals)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 _DIALECT = {

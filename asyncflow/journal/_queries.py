@@ -17,7 +17,11 @@ from asyncflow._core.text import safe_text
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 
-UNENDED = (RunStatus.RUNNING, RunStatus.ORPHANED)
+UNFINISHED = (RunStatus.RUNNING, RunStatus.ORPHANED)
+"""The statuses of runs whose latest segment has not ended. Their rows are alike: only the lease
+tells."""
+
+UNENDED = (*UNFINISHED, RunStatus.WAITING)
 """The statuses of runs that have not ended."""
 
 DAMAGED = "DAMAGED"

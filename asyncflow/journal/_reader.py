@@ -61,6 +61,7 @@ from asyncflow.journal._notes import NoteFilter, note_of
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import (
     UNENDED,
+    UNFINISHED,
     PipelineStatistics,
     RunFilter,
     RunRecord,
@@ -161,7 +162,7 @@ class JournalReader:
 
     def runs(self, where: RunFilter) -> list[RunRecord]:
         """Return the runs that a filter selects."""
-        if where.status not in UNENDED:
+        if where.status not in UNFINISHED:
             return [_record_of(row) for row in self.store.lists.runs(where)]
         found: list[RunRecord] = []
         page = replace(where, limit=_PAGE)
@@ -385,7 +386,7 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], cou
     ):
         return "its first event does not fit its row"
     status = last.status if isinstance(last, RunFinished) else RunStatus.RUNNING
-    has_gap = count < row.last_event or (status not in UNENDED and count != row.last_event)
+    has_gap = count < row.last_event or (status not in UNFINISHED and count != row.last_event)
     if status_column(status) != row.status or has_gap:
         return (
             f"its last event is {count}, a {type(last).__name__}, and does not fit its row, which "

@@ -13,14 +13,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow._core.results import RunStatus
-from asyncflow.events import Event, NoteEvent, RunFinished, RunResumed, RunStarted
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepFailed,
+    StepSkipped,
+    StepSucceeded,
+    StepWaiting,
+)
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
-from asyncflow.journal._store import Change, CommitBatch
+from asyncflow.journal._store import Change, CommitBatch, Statement
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
 _OnStop = Callable[[JournalError | RunCancelledError], object]
@@ -34,6 +44,7 @@ _NOTES_S = 0.2
 """How long notes wait for events to go with. A step may say something without end, and each
 transaction waits for the disk."""
 
+_FORGET_SIGNAL = "DELETE FROM signals WHERE run_id = ? AND name = ?"
 _RUNNING = status_column(RunStatus.RUNNING)
 _CHANGING = (RunStarted, RunResumed, RunFinished)
 """The events that change the row of their run."""
@@ -49,6 +60,9 @@ class SQLSession:
         """The position of the last event that was appended."""
         self._rows: list[EventRow] = []
         self._notes: list[NoteEvent] = []
+        self._statements: list[Statement] = []
+        self._waits: dict[str, float | None] = {}
+        """The signals that the run waits for, each with when its deadline expires."""
         self._change: Change | None = None
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
@@ -66,9 +80,22 @@ class SQLSession:
             return
         self._appended += 1
         self._rows.append(row_of(self._lease.run_id, self._appended, event))
-        if isinstance(event, _CHANGING):
-            self._change = _merged(self._change, self._appended, event)
+        if isinstance(event, StepWaiting):
+            self._waits[event.step] = event.until
+            if event.refused:
+                run_id, name = self._lease.run_id, column_of(event.step)
+                self.execute(Statement(_FORGET_SIGNAL, (run_id, name)))
+        elif isinstance(event, _CHANGING):
+            self._change = _merged(self._change, self._appended, event, self._waits)
+        elif self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
+            self._waits.pop(event.step, None)
         self._queue.schedule(self)
+
+    def execute(self, statement: Statement) -> None:
+        """Commit a change of other rows with the events of this turn, or not at all."""
+        if not (self._closing or self._lease.failure):
+            self._statements.append(statement)
+            self._queue.schedule(self)
 
     def append_note(self, note: NoteEvent) -> None:
         if self._closing or self._lease.failure:
@@ -103,10 +130,18 @@ class SQLSession:
 
     def take_batch(self) -> tuple[Lease, CommitBatch]:
         """Return what must be committed, and forget it."""
-        rows, notes, change = self._rows, self._notes, self._change
-        self._rows, self._notes, self._change = [], [], None
         run_id, token = self._lease.run_id, self._lease.token
-        return self._lease, CommitBatch(run_id, token, rows, change, self._closing, notes)
+        batch = CommitBatch(
+            run_id,
+            token,
+            self._rows,
+            self._change,
+            self._closing,
+            self._notes,
+            statements=self._statements,
+        )
+        self._rows, self._notes, self._statements, self._change = [], [], [], None
+        return self._lease, batch
 
     def fail(self, error: JournalError) -> None:
         """End the session, because the worker takes no more batches."""
@@ -218,7 +253,10 @@ class CommitQueue:
 
 
 def _merged(
-    before: Change | None, position: int, event: RunStarted | RunResumed | RunFinished
+    before: Change | None,
+    position: int,
+    event: RunStarted | RunResumed | RunFinished,
+    waits: Mapping[str, float | None],
 ) -> Change:
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
@@ -233,7 +271,12 @@ def _merged(
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)
     if isinstance(event, RunFinished):
-        return change._replace(status=status_column(event.status), cause=event.cause)
+        is_waiting = event.status is RunStatus.WAITING
+        return change._replace(
+            status=status_column(event.status),
+            cause=event.cause,
+            waits=dict(waits) if is_waiting else None,
+        )
     # When it would have started if it had never paused.
     unpaused_at = event.wall_time - event.at_ms / 1000
     return change._replace(status=_RUNNING, cause=None, unpaused_at=unpaused_at)

@@ -141,7 +141,28 @@ _MIGRATIONS = [
         f"UPDATE runs SET cause = 'drained' WHERE {WAS_DRAINED.format(schema='')}",
         "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
     ],
+    # A status more, which SQLite can't add to the CHECK of a table. Rows keep their checksums.
     [
+        "CREATE TABLE new_runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT "
+        "NULL CHECK (status IN ('running', 'waiting', 'passed', 'failed', 'interrupted')), "
+        "started_at REAL NOT NULL, updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, "
+        "last_event INTEGER NOT NULL, checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, "
+        f"forked_from TEXT, cause TEXT, waits TEXT, due_at REAL) {_STRICT}",
+        "INSERT INTO new_runs SELECT run_id, pipeline, status, started_at, updated_at, paused_s, "
+        "last_event, checksum, parent, parent_step, forked_from, cause, NULL, NULL FROM runs",
+        "DROP TABLE runs",
+        "ALTER TABLE new_runs RENAME TO runs",
+        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
+        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
+        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id, status)",
+        "CREATE INDEX runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
+        "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
+        "CREATE INDEX runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
+        "ALTER TABLE leases ADD COLUMN signal_token INTEGER",
+        "CREATE INDEX leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
+        "CREATE TABLE signals (run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, "
+        "sent_at REAL NOT NULL, sent_by TEXT NOT NULL, codec TEXT, data BLOB, "
+        f"PRIMARY KEY (run_id, name)) {_STRICT}",
         "CREATE INDEX events_of_failed_items ON events (run_id, step, item, kind) "
         f"WHERE {OF_FAILED_ITEMS.format(table='')}",
     ],

@@ -11,6 +11,8 @@ They are the same for every database, and so are those that read many runs (`Run
   database's clock.
 - `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
   their checksum.
+- `signals` has one row per signal of a run, by its name: the value that was sent first, or that
+  its deadline has expired. Whoever sends writes the row; the owner of the run makes it an event.
 - `notes` has one row per note: what steps say, which no replay reads. Its columns are those of
   `asyncflow.journal._notes.NoteRow`.
 
@@ -20,7 +22,8 @@ can't be read is a `RunUnreadableError`. Values of the other tables may be of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +36,7 @@ from asyncflow.journal._event_codec import (
     column_of,
     event_checksum,
     event_of,
+    from_column,
     run_checksum,
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
@@ -68,6 +72,16 @@ class Change(NamedTuple):
     forked_from: str | None = None
     cause: str | None = None
     """What has interrupted the run, if something has."""
+    waits: Mapping[str, float | None] | None = None
+    """The signals that the run waits for, if its segment has ended for that, each with when its
+    deadline expires, in seconds since the epoch."""
+
+
+class Statement(NamedTuple):
+    """A change of rows that belong to a run and are no events."""
+
+    sql: str
+    parameters: Parameters
 
 
 class CommitBatch(NamedTuple):
@@ -84,6 +98,8 @@ class CommitBatch(NamedTuple):
     """The position of the first note; those of the others follow."""
     replaced: Sequence[int] = ()
     """The positions of stored notes to delete."""
+    statements: Sequence[Statement] = ()
+    """What changes in other tables, in this order."""
 
 
 class Claim(NamedTuple):
@@ -96,6 +112,9 @@ class Claim(NamedTuple):
     is_void: Callable[[str], bool]
     """Whether the claim of another owner is void: its process is provably dead, or gave it up."""
 
+
+DUE = 0.0
+"""The ``due_at`` of a waiting run that a signal has reached: a time long past."""
 
 Refusals = dict[tuple[str, int], int | None]
 """For which claims nothing was written, each a run id and a token: with the position of the last
@@ -114,7 +133,7 @@ _LEASE = (
     "SELECT l.owner, l.process, {valid}, l.cancel_token, l.token FROM leases l "
     "WHERE l.run_id = ?{lock}"
 )
-_CONTINUES = "(r.status = 'running' OR r.cause IN ('drained', 'resource'))"
+_CONTINUES = "(r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'resource'))"
 """Whether a run without an owner is one that a service resumes."""
 _CLAIM = (
     "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, "
@@ -142,8 +161,10 @@ _BEGIN_RUN = (
 )
 _CHANGE_RUN = (
     "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
-    "paused_s = COALESCE(? - started_at, paused_s) WHERE run_id = ?"
+    "paused_s = COALESCE(? - started_at, paused_s), waits = NULL, due_at = NULL WHERE run_id = ?"
 )
+_SENT = "SELECT name FROM signals WHERE run_id = ?"
+_WAIT = "UPDATE runs SET waits = ?, due_at = ? WHERE run_id = ?"
 _EVENTS = (
     f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE run_id = ? AND position > ? "
     "ORDER BY position"
@@ -160,7 +181,8 @@ _LAST_NOTE = "(SELECT COALESCE(MAX(n.position), 0) FROM notes n WHERE n.run_id =
 _ENDED = (
     f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE} "
     "FROM leases l JOIN runs r ON r.run_id = l.run_id "
-    f"WHERE {FREE} AND r.status <> 'running' AND r.updated_at <= {{now}} - ?"
+    f"WHERE {FREE} AND r.status NOT IN ('running', 'waiting') "
+    "AND r.updated_at <= {now} - ?"
 )
 _ENDED_AS = f"{_ENDED} AND r.status = ?"
 _STRAY = (
@@ -169,7 +191,7 @@ _STRAY = (
 )
 _DELETABLE = (
     f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
-    "r.run_id = l.run_id AND (r.status = 'running' OR r.updated_at > {now} - ?))"
+    "r.run_id = l.run_id AND (r.status IN ('running', 'waiting') OR r.updated_at > {now} - ?))"
 )
 
 
@@ -276,6 +298,8 @@ class Store:
             for batch in owned:
                 if batch.notes:
                     self._insert_notes(cursor, batch)
+                for statement in batch.statements:
+                    self._execute(cursor, *statement)
                 self._finish(cursor, batch)
         return refused
 
@@ -322,6 +346,13 @@ class Store:
         elif change:
             changed = change.status, change.cause, change.position, change.unpaused_at
             self._execute(cursor, _CHANGE_RUN, (*changed, batch.run_id))
+        if change and change.waits:
+            # The lease is locked, so that a signal either is here or finds the run waiting.
+            self._execute(cursor, _SENT, (batch.run_id,))
+            sent = {from_column(name) for (name,) in cursor.fetchall()}
+            ends = [at for at in change.waits.values() if at is not None]
+            due_at = DUE if sent & change.waits.keys() else min(ends, default=None)
+            self._execute(cursor, _WAIT, (json.dumps([*change.waits]), due_at, batch.run_id))
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 
@@ -428,7 +459,7 @@ class Store:
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
         for chunk in chunks(run_ids):
-            for table in ("events", "notes", "leases", "runs"):
+            for table in ("events", "notes", "signals", "leases", "runs"):
                 sql = f"DELETE FROM {table} WHERE run_id IN ({marks(len(chunk))})"
                 self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount

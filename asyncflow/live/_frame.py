@@ -81,7 +81,7 @@ class LiveRun:
     def now_ms(self) -> float:
         """Return the time on the run's clock, in milliseconds since the run started."""
         view = self.view
-        if view.has_ended or self._ahead_ms is None:
+        if not view.is_running or self._ahead_ms is None:
             return view.at_ms
         return max(view.at_ms, self._ahead_ms + _our_ms())
 
@@ -214,7 +214,7 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     status = status_for_run(view.word)
     text = Text(no_wrap=True)
     text.append(f"{theme.symbols[status]} {view.word}", f"bold {COLOURS[status]}")
-    text.append(f"  {duration(view.at_ms if view.has_ended else now_ms)}")
+    text.append(f"  {duration(now_ms if view.is_running else view.at_ms)}")
     counts = _counts_text(view.counts, width - text.cell_len - 3, theme)
     if counts:
         text.append("   ").append(counts)
@@ -226,7 +226,7 @@ def title(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     name = printable(run.view.pipeline, theme.encoding)
     rest = f"run {printable(run.view.run_id, theme.encoding)}"
     if len(run.view.segments) > 1:
-        span = duration((run.view.at_ms if run.view.has_ended else now_ms) + run.view.paused_ms)
+        span = duration((now_ms if run.view.is_running else run.view.at_ms) + run.view.paused_ms)
         pauses = "the pause" if len(run.view.segments) == 2 else "pauses"
         rest += f" {theme.separator} resumed, {span} with {pauses}"
     text = Text(no_wrap=True)

@@ -191,7 +191,7 @@ class FrameRenderer:
             run = self._runs.pop(buffer, None) or LiveRun()  # it may be newer than `take`
             run.apply(*buffer.drain())
             self._screen.draw(self._above(printed), self._last_lines(run), is_last=True)
-            self.has_shown_end = self.has_shown_end or run.view.has_ended
+            self.has_shown_end = self.has_shown_end or not run.view.is_running
             del self._output.before[0]
 
     def _last_lines(self, run: LiveRun) -> list[Text]:
@@ -199,7 +199,7 @@ class FrameRenderer:
         width, height = self._space()
         if not run.has_begun:
             return []
-        if not run.view.has_ended:
+        if run.view.is_running:
             return self._frame(run, width, height, min_height=0)
         return run_end(
             run.view,

@@ -102,6 +102,7 @@ def status_for_run(status: str) -> StepStatus:
     """Return the step status whose symbol and colour a run status shares."""
     return {
         "RUNNING": StepStatus.RUNNING,
+        "WAITING": StepStatus.PENDING,
         "PASSED": StepStatus.SUCCESS,
         "FAILED": StepStatus.FAILED,
         "DAMAGED": StepStatus.FAILED,

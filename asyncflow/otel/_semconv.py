@@ -75,6 +75,7 @@ _RUN_RESULTS: Mapping[RunStatus, str] = {
     RunStatus.PASSED: "success",
     RunStatus.FAILED: "failure",
     RunStatus.INTERRUPTED: "cancellation",
+    RunStatus.WAITING: "skip",
 }
 _RESULTS: Mapping[type[Ended], str] = {
     StepSucceeded: "success",

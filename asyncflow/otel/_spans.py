@@ -136,7 +136,7 @@ class RunSpans:
             run.set_attribute(semconv.REASON, escape_controls(why))
         if event.status is RunStatus.PASSED:
             run.set_status(_OK)
-        else:
+        elif event.status is not RunStatus.WAITING:
             if failure is not None:
                 run.set_attribute(semconv.ERROR_TYPE, failure[0])
                 why = why or failure[1]

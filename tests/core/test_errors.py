@@ -29,6 +29,7 @@ from asyncflow import (
     RunIdInUseError,
     RunNotFoundError,
     RunUnreadableError,
+    RunWaitingError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
@@ -64,6 +65,19 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         TimeoutError,
         {"step_name": "load", "attempt": 2, "timeout_ms": 1500.0, "kind": "step"},
         "step 'load' exceeded, in attempt 2, its deadline of 1500 ms",
+    ),
+    (
+        lambda: StepTimeoutError("approved", 0, 1500.0, "step"),
+        TimeoutError,
+        {"step_name": "approved", "attempt": 0, "timeout_ms": 1500.0, "kind": "step"},
+        "step 'approved' received no signal within its deadline of 1500 ms",
+    ),
+    (
+        lambda: RunWaitingError("r1", ("approved", "paid")),
+        Exception,
+        {"run_id": "r1", "signals": ("approved", "paid")},
+        "run 'r1' waits for 'approved', 'paid'; send each with journal.signal() or "
+        "`asyncflow signal`, and the run continues",
     ),
     (
         lambda: StepTimeoutError("load", 2, 1500.0, "heartbeat"),

@@ -34,6 +34,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
     StepTakenOver,
+    StepWaiting,
     ThreadAbandoned,
 )
 
@@ -71,6 +72,7 @@ LINES: list[tuple[Event, int | None, str]] = [
         None,
         f"the run failed after 5 ms: {FAIL_FAST}",
     ),
+    (RunFinished(5.0, RunStatus.WAITING), None, "the run waits for signals after 5 ms"),
     (
         RunFinished(5.0, RunStatus.INTERRUPTED, "the caller was cancelled"),
         None,
@@ -96,6 +98,13 @@ LINES: list[tuple[Event, int | None, str]] = [
     (MapStarted("a", 5.0), None, "a started mapping its items"),
     (MapStarted("a", 5.0, 1), None, "a started mapping 1 item"),
     (MapStarted("a", 5.0, 12_000), None, "a started mapping 12,000 items"),
+    (StepWaiting("a", 5.0, 1e9), None, "a waits for a signal"),
+    (StepWaiting("a", 5.0, 1e9, 1500.0), None, "a waits for a signal, for 1.5 s at most"),
+    (
+        StepWaiting("a", 5.0, 1e9, refused="'no' is no bool"),
+        None,
+        "a waits for a signal: 'no' is no bool",
+    ),
     (StepSucceeded("a", 1, 5.0, "secret"), None, "a succeeded"),
     (StepSucceeded("a", 2, 5.0, "secret"), 3, "a succeeded in attempt 2 of 3"),
     (StepSucceeded("a", 0, 5.0, ["secret"]), 3, "a succeeded"),

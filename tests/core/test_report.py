@@ -170,7 +170,7 @@ class TestText:
 
     def test_a_status_reads_as_its_name(self) -> None:
         assert [str(status) for status in RunStatus] == [
-            *("RUNNING", "PASSED", "FAILED", "INTERRUPTED", "ORPHANED")
+            *("RUNNING", "PASSED", "FAILED", "INTERRUPTED", "ORPHANED", "WAITING")
         ]
         assert [str(status) for status in StepStatus] == [
             "PENDING",
@@ -314,7 +314,8 @@ class TestResults:
             "duration_ms=0.0, output=[2], error=None, reason=None, started_ms=None, "
             "depends_on=(), queued_ms=0.0, loop_blocked_ms=0.0, abandoned=False, "
             "on_purpose=False, items=None, reused=False, rerun_reason=None, secret=False, "
-            "origin='', engine='', worker='', item=None, left_out=0)"
+            "origin='', engine='', worker='', item=None, left_out=0, waiting_since=None, "
+            "waiting_until=None)"
         )
         assert repr(Attempt(1, 0.0, 1.0, ValueError("boom"))) == (
             "Attempt(number=1, started_ms=0.0, duration_ms=1.0, error=ValueError('boom'), "

@@ -45,6 +45,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
     StepTakenOver,
+    StepWaiting,
     ThreadAbandoned,
 )
 
@@ -64,6 +65,7 @@ Phase: TypeAlias = Literal[
     "pending",
     "ready",
     "scheduled",
+    "awaiting",
     "unreachable",
     "dropped",
     "attempting",
@@ -79,6 +81,7 @@ PHASES: dict[Phase, str] = {
     "pending": "the step's turn has not come",
     "ready": "the step is ready",
     "scheduled": "the step is about to start",
+    "awaiting": "the step waits for a signal",
     "unreachable": "the step will never start",
     "dropped": "the step was ready when the run stopped",
     "attempting": "an attempt of the step is running",
@@ -132,6 +135,8 @@ def state_in(phase: Phase, schedule: Schedule, limit: int | None = 1) -> RunStat
         events.append(AttemptStarted("x", 1, 3.0))
     if phase in ("waiting", "queued", "rescheduled"):
         events.append(AttemptFailed("x", 1, 4.0, BOOM, 0.0))
+    if phase == "awaiting":
+        events.append(StepWaiting("x", 3.0, 1_000.0))
     if phase == "mapping":
         events.append(MapStarted("x", 3.0))
     if phase in ("settled", "after the run"):
@@ -207,6 +212,9 @@ def event_of(kind: type, attempt: int) -> Event:
         "where": "app.py:1 in x",
         "engine": "dask",
         "worker": "w1",
+        "since": 2_000.0,
+        "deadline_ms": None,
+        "refused": "",
     }
     event: Event = kind(**{each.name: values[each.name] for each in dataclasses.fields(kind)})
     return event
@@ -217,8 +225,9 @@ ACCEPTED: dict[type, tuple[Phase, ...]] = {
     AttemptBegan: ("attempting",),
     AttemptFailed: ("attempting",),
     MapStarted: ("ready", "scheduled", "dropped"),
-    StepSucceeded: ("attempting", "mapping"),
-    StepFailed: ("attempting", "waiting", "mapping", "ready", "scheduled", "dropped"),
+    StepWaiting: ("ready", "scheduled", "awaiting", "dropped"),
+    StepSucceeded: ("attempting", "awaiting", "mapping"),
+    StepFailed: ("attempting", "awaiting", "waiting", "mapping", "ready", "scheduled", "dropped"),
     StepCancelled: ("attempting", "waiting", "queued", "rescheduled", "mapping"),
     StepSkipped: ("ready", "scheduled", "unreachable", "dropped"),
     ThreadAbandoned: ("attempting",),
@@ -226,7 +235,7 @@ ACCEPTED: dict[type, tuple[Phase, ...]] = {
 }
 OF_RESUMPTIONS = {StepReused, StepTakenOver}
 """The events of a step that happen only in a resumed run, or in a rerun."""
-WITHOUT_ATTEMPT = {MapStarted, StepSkipped}
+WITHOUT_ATTEMPT = {MapStarted, StepSkipped, StepWaiting}
 HAS_ATTEMPTED: set[Phase] = {"attempting", "waiting", "queued", "rescheduled", "settled"}
 each_schedule = pytest.mark.parametrize("schedule", ["tiers", "ready"])
 # Whether an event is accepted does not depend on the schedule.

@@ -43,6 +43,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
     StepTakenOver,
+    StepWaiting,
     ThreadAbandoned,
 )
 from asyncflow.journal._event_codec import (
@@ -66,6 +67,7 @@ texts = st.text() | st.text(st.characters(categories=["Cs", "Cc"]), max_size=3).
 )
 names = st.text(min_size=1) | st.sampled_from(['"', '"a"', "a\0", "\ud800", "é"])
 times = st.floats(0, 1e9)
+moments = st.floats(0, 1e11)
 counts = st.integers(0, 2**31 - 1)
 items = st.none() | counts
 json_payloads = st.builds(
@@ -148,6 +150,7 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
         *(names, times, texts, counts, times, payloads | st.none(), items, items),
         *(st.just(False), errors() | st.none()),
     ),
+    StepWaiting: (names, times, moments, times | st.none(), texts),
     ThreadAbandoned: (names, counts, times, items),
     LoopBlocked: (names, counts, times, times, texts, items),
 }

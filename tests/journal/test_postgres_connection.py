@@ -152,6 +152,7 @@ async def test_the_tables_are_in_their_own_schema(dsn: str) -> None:
             "asyncflow.notes",
             "asyncflow.runs",
             "asyncflow.schema_version",
+            "asyncflow.signals",
             "public.events",
         ]
 
@@ -168,7 +169,7 @@ def test_connections_can_create_the_tables_concurrently(dsn: str) -> None:
         found = list(executor.map(create_tables, range(8)))
 
     assert found == [[]] * 8
-    assert version_in(dsn) == 5
+    assert version_in(dsn) == 6
 
 
 def version_in(dsn: str) -> int:
@@ -181,12 +182,12 @@ def version_in(dsn: str) -> int:
 async def test_tables_of_a_newer_schema_are_left_unchanged(dsn: str) -> None:
     await open_and_close(dsn)
     with psycopg.connect(dsn) as connection:
-        connection.execute("UPDATE asyncflow.schema_version SET version = 6")
+        connection.execute("UPDATE asyncflow.schema_version SET version = 7")
 
-    with pytest.raises(JournalError, match=r"schema 6, and this one knows up to 5.*upgrade"):
+    with pytest.raises(JournalError, match=r"schema 7, and this one knows up to 6.*upgrade"):
         await open_and_close(dsn)
 
-    assert version_in(dsn) == 6
+    assert version_in(dsn) == 7
 
 
 async def test_tables_of_the_first_schema_are_migrated(
@@ -216,7 +217,7 @@ async def test_tables_of_the_first_schema_are_migrated(
     }
     assert report["price"].output == ["3.00"] * 3
     assert again.all_passed
-    assert version_in(dsn) == 5
+    assert version_in(dsn) == 6
 
 
 def copy_runs(dsn: str, path: Path) -> None:
@@ -266,7 +267,7 @@ async def test_a_user_who_owns_the_schema_can_create_the_tables(guest: str, dsn:
 
     await open_and_close(guest)
 
-    assert version_in(dsn) == 5
+    assert version_in(dsn) == 6
 
 
 async def test_a_read_only_database_is_reported(dsn: str) -> None:

@@ -112,7 +112,7 @@ async def test_a_database_with_a_newer_schema_is_left_unchanged(path: Path) -> N
     problem = await problem_when_opened(path)
 
     assert problem == (
-        "a newer asyncflow has written it (schema 99; this one knows up to 5). It was left as it "
+        "a newer asyncflow has written it (schema 99; this one knows up to 6). It was left as it "
         "is: upgrade asyncflow, or use another file"
     )
 

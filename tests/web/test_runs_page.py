@@ -174,6 +174,7 @@ async def test_chips_count_the_runs_of_each_status_and_filter_by_it(
         "PASSED": "1",
         "FAILED": "1",
         "INTERRUPTED": "1",
+        "WAITING": "0",
     }
     assert [word for word, (_, _, is_chosen) in chips.items() if is_chosen] == ["All"]
     assert chips["FAILED"][1] == "?status=FAILED&since=1h"
