@@ -1,6 +1,6 @@
 """What MkDocs does not do by itself, as its hooks.
 
-- The changelog and the contributors' page, which stay in the root of the repository, are pages.
+- The changelog and the contributors' pages, which stay in the root of the repository, are pages.
 - A link to a file of the repository leads there, if `[project.urls]` in pyproject.toml says where
   that is; else its text stays. One to a file that does not exist is an error.
 - Comments don't reach a page. The version is in the name of the site.
@@ -35,6 +35,7 @@ SCRIPTS = {
 }
 """What the theme would load from another server: its path on the site, its package and its file."""
 ALSO_PAGES = {
+    "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",

@@ -101,7 +101,7 @@ async def test_the_search_finds_an_error_by_its_message(page: Any, built_site: P
 
 
 async def test_diagrams_are_drawn(page: Any, built_site: Path) -> None:
-    await page.goto((built_site / "concepts/how-it-works.html").as_uri())
+    await page.goto((built_site / "architecture.html").as_uri())
 
     # Drawn ones are in a shadow, which is closed; the source was in a <pre>.
     drawing = page.locator("div.mermaid")
