@@ -20,8 +20,14 @@ WIDTHS = (390, 820, 1440)
 
 
 QUERIES = {
-    "rate limit": ["guides/policies"],
-    "one call for each item": ["guides/policies"],
+    "rate limit": ["guides/limits"],
+    "concurrency limit": ["guides/limits"],
+    "retry after": ["guides/retries"],
+    "retry on 429": ["guides/retries"],
+    "timeout": ["guides/retries"],
+    "skip a step": ["guides/conditions"],
+    "clean up": ["guides/conditions"],
+    "one call for each item": ["guides/items"],
     "fake step": ["guides/testing"],
     "resume": ["guides/durable-runs"],
     "idempotency key": ["guides/durable-runs", "recipes/effects"],
