@@ -51,6 +51,7 @@ _CODE_OR_LINK = re.compile(
     re.DOTALL,
 )
 _COMMENT = re.compile(r"^ *<!--.*?-->\n*", re.MULTILINE | re.DOTALL)  # not one in code
+_TESTS = re.compile(r"<ul>\n(?:<li><code>[\w/]+(?:::\w+)+</code></li>\n)+</ul>")
 _ENTRY = re.compile(r"^::: (\S+)\n(?:(?:    .*)?\n)*", re.MULTILINE)
 
 log = logging.getLogger("mkdocs.hooks.asyncflow")
@@ -116,11 +117,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Let references to a module lead to its page, and make no empty cell a header."""
+    """Let references to a module lead to its page, fold tests, make no empty cell a header."""
     if page.file.src_uri.startswith("reference/api/") and page.toc.items:
         config.plugins["autorefs"].register_anchor(
             page, page.toc.items[0].title, page.toc.items[0].id
         )
+    html = _TESTS.sub(lambda m: f"<details><summary>{_tests(m[0])}</summary>{m[0]}</details>", html)
     return re.sub(r"<th[^>]*></th>", "<td></td>", html)
 
 
@@ -184,6 +186,11 @@ def _site_url(url: str, source: str, page: str, repository: str | None) -> str |
         return None
     kind = "tree" if (ROOT / target).is_dir() else "blob"
     return f"{repository.rstrip('/')}/{kind}/main/{target}{hash_sign}{anchor}"
+
+
+def _tests(listed: str) -> str:
+    count = listed.count("<li>")
+    return f"{count} tests" if count > 1 else "1 test"
 
 
 def _between_fences(text: str, change: Any) -> str:
