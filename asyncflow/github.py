@@ -32,7 +32,13 @@ from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._core.tracebacks import format_error, user_frames
 from asyncflow._views.preview import shortened
-from asyncflow._views.run_end import failed_steps, lost_steps, verdict
+from asyncflow._views.run_end import (
+    endured_steps,
+    endured_text,
+    failed_steps,
+    lost_steps,
+    verdict,
+)
 from asyncflow._views.run_view import RunView, view_of
 from asyncflow._views.workflow_commands import in_github_actions
 
@@ -146,7 +152,7 @@ def to_markdown(report: RunReport, *, limit: int = MAX_SUMMARY_BYTES) -> str:
     view = view_of(report)
     name = _code(view.pipeline or view.run_id, _NAME)
     head = f"\n### {name} {view.word}\n\n{_text(verdict(view))}. Run {_code(view.run_id, _NAME)}.\n"
-    tail = "".join([*_lost(view), *_slowest(view)])
+    tail = "".join([*_lost(view), *_endured(view), *_slowest(view)])
     room = limit - _size(head) - _size(_CUT)
     if room < 0:
         return ""
@@ -203,6 +209,16 @@ def _lost(view: RunView) -> Iterator[str]:
         yield f"- {steps} {group.status.lower()}: {reason}\n"
     if len(groups) > _MOST_GROUPS:
         yield f"- {len(groups) - _MOST_GROUPS:,} more reasons\n"
+
+
+def _endured(view: RunView) -> Iterator[str]:
+    steps = [*endured_steps(view)]
+    yield "\n" if steps else ""
+    for step in steps[:_MOST_GROUPS]:
+        text = shortened(escape_controls(endured_text(step)), _WORDS)
+        yield f"- {_code(step.name, _NAME)}: {_text(text)}\n"
+    if len(steps) > _MOST_GROUPS:
+        yield f"- {len(steps) - _MOST_GROUPS:,} more steps in which something failed\n"
 
 
 def _slowest(view: RunView) -> Iterator[str]:

@@ -1,6 +1,8 @@
-"""The events of a mapped step of which few attempts fail, as timelines must show in proportion."""
+"""The events of runs with mapped steps: one of which few attempts fail, and a chain of two."""
 
 from __future__ import annotations
+
+from operator import itemgetter
 
 from asyncflow import RunStatus
 from asyncflow.events import (
@@ -11,10 +13,11 @@ from asyncflow.events import (
     RunFinished,
     RunStarted,
     StepFailed,
+    StepSkipped,
     StepSucceeded,
 )
 
-__all__ = ["mapped_run"]
+__all__ = ["chain_run", "mapped_run"]
 
 _LANES = 10
 
@@ -59,3 +62,28 @@ def mapped_run(failing: int, *, retried: bool, items: int = 200) -> list[Event]:
         ]
     failed = StepFailed("fetch", 0, at_ms, ConnectionError("some items failed"))
     return [*events, failed, RunFinished(at_ms, RunStatus.FAILED)]
+
+
+def chain_run(parsed_at: float = 3.0) -> list[Event]:
+    """Return the events of a run in which one of two items of ``fetch`` goes on to ``parse``.
+
+    ``fetch`` ends after 9 ms, and ``parse`` begins at the given time.
+    """
+    error, why = OSError("gone"), "item 1 of step 'fetch' failed"
+    timed: list[tuple[float, Event]] = [
+        (0.0, AttemptStarted("urls", 1, 0.0)),
+        (1.0, StepSucceeded("urls", 1, 1.0, None)),
+        (1.0, MapStarted("fetch", 1.0, 2)),
+        *((1.0, AttemptStarted("fetch", 1, 1.0, item=item)) for item in (0, 1)),
+        (3.0, StepSucceeded("fetch", 1, 3.0, None, item=0)),
+        (9.0, StepFailed("fetch", 1, 9.0, error, item=1)),
+        (9.0, StepSucceeded("fetch", 0, 9.0, None)),
+        (parsed_at, MapStarted("parse", parsed_at, 2)),
+        (parsed_at, AttemptStarted("parse", 1, parsed_at, item=0)),
+        (12.0, StepSkipped("parse", 12.0, why, item=1)),
+        (12.0, StepSucceeded("parse", 1, 12.0, None, item=0)),
+        (12.0, StepSucceeded("parse", 0, 12.0, None)),
+        (12.0, RunFinished(12.0, RunStatus.PASSED)),
+    ]
+    steps = {"urls": (), "fetch": ("urls",), "parse": ("urls", "fetch")}
+    return [RunStarted("r", 0.0, steps), *(event for _, event in sorted(timed, key=itemgetter(0)))]

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from asyncflow._core.results import StepStatus
+from asyncflow._core.report import tolerated_text
+from asyncflow._core.results import (
+    RunStatus,
+    StepStatus,
+    failure_text,
+    fallbacks_text,
+    has_fallen_back,
+)
 from asyncflow._core.step_view import StepView
+from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
 from asyncflow._views.run_view import RunView
 
@@ -15,6 +24,7 @@ _COUNTED = (
     *(StepStatus.RUNNING, StepStatus.PENDING),
 )
 _WORDS = {StepStatus.SUCCESS: "succeeded"}
+_MOST_NAMES = 3
 
 
 class LostSteps(NamedTuple):
@@ -26,26 +36,63 @@ class LostSteps(NamedTuple):
 
 
 def verdict(view: RunView) -> str:
-    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 4 skipped, 3 retried, 9 reused``."""
+    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 4 skipped, 3 retried, 9 reused``.
+
+    Of a run that passed, it names the steps that were retried, and counts what failed all the same.
+    """
     counts = [
         f"{view.counts[status]:,} {_WORDS.get(status, status.lower())}"
         for status in _COUNTED
         if view.counts[status]
     ]
     if retried := retried_steps(view):
-        counts.append(f"{retried:,} retried")
+        counts.append(f"{len(retried):,} retried{_named(retried, view)}")
+    endured = [*endured_steps(view)]
+    if tolerated := sum(step.tally[StepStatus.FAILED] for step in endured):
+        counts.append(f"{plural(tolerated, 'item')} failed, tolerated")
+    if fell_back := sum(map(has_fallen_back, _with_items(endured))):
+        counts.append(f"{fell_back:,} fell back")
     if reused := sum(step.reused for step in view.steps.values()):
         counts.append(f"{reused:,} reused")
     spent = took(view.at_ms, view.at_ms + view.paused_ms)
     return f"{view.word} in {spent}: {', '.join(counts) or 'no steps'}"
 
 
-def retried_steps(view: RunView) -> int:
-    """Return how many steps had more than one attempt, or an item that had."""
-    return sum(
-        any(_is_retried(each) for each in (step, *(step.items or {}).values()))
-        for step in view.steps.values()
-    )
+def _named(retried: Sequence[str], view: RunView) -> str:
+    if view.status is not RunStatus.PASSED:
+        return ""  # what failed matters more, and the line is short
+    names = [escape_controls(name) for name in retried[:_MOST_NAMES]]
+    more = [f"{len(retried) - len(names):,} more"] if len(retried) > len(names) else []
+    return f" ({', '.join([*names, *more])})"
+
+
+def retried_steps(view: RunView) -> list[str]:
+    """Return the names of the steps that had more than one attempt, or an item that had."""
+    return [name for name, step in view.steps.items() if any(map(_is_retried, _with_items([step])))]
+
+
+def endured_steps(view: RunView) -> Iterator[StepView]:
+    """Yield the steps that succeeded although they, or items of them, failed."""
+    for step in view.steps.values():
+        if step.status is StepStatus.SUCCESS and (
+            step.tally[StepStatus.FAILED] or any(map(has_fallen_back, _with_items([step])))
+        ):
+            yield step
+
+
+def endured_text(step: StepView) -> str:
+    """Return what failed of such a step: ``2 of 40 items failed, tolerated``."""
+    count = max(step.item_count or 0, len(step.items or ()) + step.left_out)
+    failed = step.tally[StepStatus.FAILED]
+    fallback = "" if step.error is None else failure_text(step)
+    parts = [tolerated_text(failed, count) if failed else "", fallback]
+    return "; ".join(filter(None, [*parts, fallbacks_text((step.items or {}).values())]))
+
+
+def _with_items(steps: Iterable[StepView]) -> Iterator[StepView]:
+    for step in steps:
+        yield step
+        yield from (step.items or {}).values()
 
 
 def _is_retried(step: StepView) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -133,6 +134,24 @@ class RunView(StoredRun):
     def _is_lost(self, name: str) -> bool:
         step = self.steps.get(name)
         return step is not None and blocks_dependents(step.status, step.on_purpose)
+
+    @property
+    def flows(self) -> dict[str, str]:
+        """For each mapped step that took items of a mapped step before that had ended, that step.
+
+        So it shows how the run went: under ``tiers`` nothing flows.
+        """
+        found = {}
+        for name, step in self.steps.items():
+            for needed in step.depends_on if step.items and step.active else ():
+                source = self.steps.get(needed)
+                if source is None or not source.items or not source.active:
+                    continue
+                time, begun = source.active[-1], step.active[-1]
+                ended_ms = math.inf if time.ended_ms is None else time.ended_ms
+                if time.segment == begun.segment and begun.started_ms < ended_ms:
+                    found[name] = needed
+        return found
 
     def critical_path(self, now_ms: float) -> list[str]:
         """Return the chain of dependent steps that has taken longest; see `RunReport`."""

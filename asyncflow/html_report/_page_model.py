@@ -20,7 +20,7 @@ from asyncflow._core.results import (
     visible_output,
 )
 from asyncflow._core.step_view import AttemptView, StepView
-from asyncflow._core.text import escape_controls
+from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
 from asyncflow._views.run_view import RunView, ran_before
@@ -216,6 +216,7 @@ class PageModel:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
+        self.flows = view.flows
         self.needed_by: defaultdict[str, list[str]] = defaultdict(list)
         for name, step in view.steps.items():
             for needed in step.depends_on:
@@ -331,6 +332,32 @@ class PageModel:
     def is_critical_edge(self, first: str, last: str) -> bool:
         """Whether the critical path leads straight from one step to the other."""
         return (first, last) in self._critical_edges
+
+    def chain(self, step: StepView) -> list[str]:
+        """Return the mapped steps through which the items of one flowed, it among them.
+
+        Empty if they flowed through no other. Of several steps that took its items, the first one
+        follows.
+        """
+        followers = {source: name for name, source in reversed(self.flows.items())}
+        chain = [step.name]
+        while chain[0] in self.flows:
+            chain.insert(0, self.flows[chain[0]])
+        while chain[-1] in followers:
+            chain.append(followers[chain[-1]])
+        return chain if len(chain) > 1 else []
+
+    def lane(self, chain: Sequence[str], number: int) -> list[tuple[int, StatusBadge, str]]:
+        """Return how an item went through each step of a chain: its step, its mark, its words."""
+        lane = []
+        for name in chain:
+            item = (self.view.steps[name].items or {}).get(number)
+            status = StepStatus.PENDING if item is None else item.status
+            took_ms = None if item is None else self.duration(item)
+            took = "" if took_ms is None else f", {duration(took_ms)}"
+            words = f"{name_text(name)}[{number}]: {status.lower()}{took}"
+            lane.append((self.numbers[name], self.status(status), words))
+        return lane
 
     def duration(self, step: StepView) -> float | None:
         """Return how long a step has taken so far, in milliseconds."""

@@ -35,12 +35,13 @@ class _Glyphs(NamedTuple):
     resumed: str = "┊"
     critical: str = "◆"
     reused: str = "↻"
+    flows: str = "↳"
     corner: str = "├"
     tick: str = "┬"
     rule: str = "─"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r>++-")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
@@ -53,6 +54,7 @@ _MEANINGS = {
     "resumed": "resumed here",
     "critical": "on the critical path",
     "reused": "reused",
+    "flows": "takes each item when the step before has it",
 }
 """The legend, by field of `_Glyphs`."""
 
@@ -127,6 +129,8 @@ class _Grid(NamedTuple):
     scale: Scale
     now_ms: float
     critical: frozenset[str]
+    flows: frozenset[str]
+    """The steps that took items of a step that had not ended."""
     segments: int
     resumed: str
     """What a pause between two segments means."""
@@ -161,7 +165,9 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
     status = 11 if width >= 56 else 1
     lasted = [duration(step.duration_ms(now_ms) or 0.0) for step in view.steps.values()]
     longest = max(map(len, lasted), default=0)
-    name = min(widest(view.steps), max((width - status - longest) * 3 // 10, 6))
+    flows = frozenset(view.flows)
+    names = [f"  {name}" if name in flows else name for name in view.steps]
+    name = min(widest(names), max((width - status - longest) * 3 // 10, 6))
     cells = max(width - status - name - longest - 7, 1)
     begins = tuple([segment.at_ms for segment in view.segments]) or (0.0,)
     if len(begins) > 1 + cells // 5:
@@ -171,7 +177,9 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
     count, pause = len(view.segments), duration(view.paused_ms)
     many = f"{count - 1} pauses, {pause} in all"
     resumed = f"after {f'a pause of {pause}' if count == 2 else many}"
-    return _Grid(theme, glyphs, status, name, longest, scale, now_ms, critical, count, resumed)
+    return _Grid(
+        theme, glyphs, status, name, longest, scale, now_ms, critical, flows, count, resumed
+    )
 
 
 def _axis(grid: _Grid) -> list[Text]:
@@ -196,10 +204,14 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     text = Text(no_wrap=True)
     status = f"{theme.symbols[step.status]} {step.status}"[: grid.status]
     text.append(fit(status, grid.status), COLOURS[step.status]).append(" ")
-    name = fit(printable(step.name, theme.encoding), grid.name, theme.ellipsis)
+    name = printable(step.name, theme.encoding)
+    if step.name in grid.flows:
+        name = f"{glyphs.flows} {name}"
+    name = fit(name, grid.name, theme.ellipsis)
     text.append(name, "bold" if is_critical else "")
     text.append(f" {glyphs.critical if is_critical else ' '} ", "magenta")
     used.update(["critical"] * is_critical + ["reused"] * step.reused)
+    used.update(["flows"] * (step.name in grid.flows))
     skipped = step.reason if step.status is StepStatus.SKIPPED else None
     row: dict[int, _Cell] = {}
     if skipped is None or step.active:

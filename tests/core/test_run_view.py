@@ -15,6 +15,7 @@ from golden_run import (
     WALL_TIME,
     golden_report,
 )
+from mapped_run import chain_run
 from resumed_run import RESUMED
 
 from asyncflow import (
@@ -489,3 +490,11 @@ class TestReports:
         report = StoredRun(RESUMED).report(lambda step, payload: payload)
 
         assert told(RunView(report.events())) == told(RunView(RESUMED))
+
+
+# --- chains of mapped steps ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("parsed_at", "flows"), [(3.0, {"parse": "fetch"}), (9.0, {})])
+def test_items_flowed_into_a_step_that_began_before_its_source_had_ended(parsed_at, flows):
+    assert RunView(chain_run(parsed_at)).flows == flows

@@ -10,6 +10,7 @@ import pytest
 from golden_run import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
+from mapped_run import chain_run
 from rich.text import Text
 from watched_runs import random_events
 
@@ -249,6 +250,26 @@ def test_a_passed_run_has_one_line() -> None:
     assert lines_of(events, width=30) == ["✓ PASSED in 2 ms: 1 succeeded"]
     assert lines_of([events[0], events[-1]], theme=ASCII) == ["v PASSED in 2 ms: 1 pending  run r"]
     assert verdict(RunView([RunStarted("r", 0.0, {}), events[-1]])) == "PASSED in 2 ms: no steps"
+
+
+def test_a_run_that_passed_names_what_was_retried_and_counts_what_failed() -> None:
+    names, error = [f"s{n}" for n in range(5)], OSError("away")
+    retries: list[Event] = [
+        event
+        for name in names
+        for event in (
+            AttemptStarted(name, 1, 1.0),
+            AttemptFailed(name, 1, 1.0, error, 0.0),
+            AttemptStarted(name, 2, 1.0),
+            StepSucceeded(name, 2, 1.0, None),
+        )
+    ]
+    start = RunStarted("r", 0.0, dict.fromkeys(names, ()) | {"fetch": (), "parse": ("fetch",)})
+    events = [start, *retries, *chain_run()[3:]]
+
+    assert lines_of(events, width=150)[-1].startswith(
+        "✓ PASSED in 12 ms: 7 succeeded, 5 retried (s0, s1, s2, 2 more), 1 item failed, tolerated"
+    )
 
 
 def test_the_golden_run_ends_with_its_failure() -> None:

@@ -8,7 +8,7 @@ import pytest
 from golden_run import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
-from mapped_run import mapped_run
+from mapped_run import chain_run, mapped_run
 from resumed_run import RESUMED, crashed_often
 from rich.cells import cell_len
 from watched_runs import random_events
@@ -219,3 +219,14 @@ def test_a_timeline_of_any_run_fits_any_width(
 
     assert len(lines) >= len(view.steps) + 2
     "\n".join(lines).encode(encoding)
+
+
+def test_a_step_that_takes_items_one_by_one_stands_below_its_source() -> None:
+    view = RunView(chain_run())
+
+    lines = lines_of(view)
+
+    assert [line.split()[2] for line in lines[3:5]] == ["fetch", "↳"]
+    assert "↳ takes each item when the step before has it" in lines[-1]
+    ascii_lines = lines_of(view, encoding="ascii")
+    assert ascii_lines[4].split()[2:4] == [">", "parse"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -99,6 +100,10 @@ def failed(name: str, error: BaseException) -> StepResult:
     )
 
 
+async def lost() -> int:
+    raise OSError("no <page>")
+
+
 class TestSummary:
     def test_it_has_the_verdict_the_failed_steps_and_their_tracebacks(self) -> None:
         markdown = to_markdown(failing(ValueError("no such row")))
@@ -111,6 +116,31 @@ class TestSummary:
         assert "raise error\nValueError: no such row" in page.traces[0]
         assert "\n- 2 steps skipped: it depends on step 'train', which fail" in markdown
         assert page.cells[5:8] == ["fetch", "SUCCESS", "100 ms"]
+
+    def test_it_says_what_failed_of_steps_that_succeeded(self) -> None:
+        async def numbers() -> list[int]:
+            return [1, 2, 3]
+
+        async def half(number: int) -> int:
+            if number < 3:
+                raise ValueError(f"{number} | is <odd>")
+            return number
+
+        over: dict[str, Any] = {"depends_on": {"number": "numbers"}, "map_over": "numbers"}
+        steps = [
+            WorkflowStep("numbers", numbers),
+            WorkflowStep("tolerant", half, tolerated_failures=2, **over),
+            WorkflowStep("guarded", half, fallback=lambda error: 0, **over),
+            WorkflowStep("guess", lost, fallback=lambda error: 0),
+        ]
+
+        markdown = to_markdown(run_in_virtual_time(run_pipeline(steps)))
+
+        Page(markdown)
+        assert "4 succeeded, 2 items failed, tolerated, 3 fell back. Run" in markdown
+        assert "- <code>tolerant</code>: 2 of 3 items failed, tolerated\n" in markdown
+        assert "- <code>guarded</code>: 2 of 3 items fell back\n" in markdown
+        assert "- <code>guess</code>: fell back&#58; OSError&#58; no &#60;page&#62;\n" in markdown
 
     def test_a_passed_run_has_no_table_of_failures(self) -> None:
         async def fine() -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from mapped_run import mapped_run
+from mapped_run import chain_run, mapped_run
 
 from asyncflow._core.errors import RestoredError
 from asyncflow._views.run_view import RunView
@@ -173,3 +173,16 @@ def test_long_tiers_are_laid_out_in_blocks() -> None:
     (tier,) = model_of(timed(*[1.0] * 120)).rows()
 
     assert [len(block) for block in tier.blocks()] == [50, 50, 20]
+
+
+def test_the_items_of_a_chain_have_a_lane_through_its_steps() -> None:
+    flowing, waiting = (to_html(chain_run(parsed_at)) for parsed_at in (3.0, 9.0))
+
+    assert re.findall(r'<td class="lane">(.*?)</td>', waiting) == []
+    assert flowing.count("Its items flow one by one") == 2  # the details of both steps
+    lanes = re.findall(r'<td class="lane">(.*?)</td>', flowing)
+    assert [re.findall(r'href="#s(\d)" data-item="1" title="([^"]*)"', lane) for lane in lanes] == [
+        *([("1", "fetch[1]: failed, 8 ms"), ("2", "parse[1]: skipped")], []),
+        *([("1", "fetch[1]: failed, 8 ms"), ("2", "parse[1]: skipped")], []),
+    ]
+    assert flowing.count(" flows") - waiting.count(" flows") == 1  # the edge between the two
