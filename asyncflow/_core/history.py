@@ -319,6 +319,8 @@ def _of_items(
     started: MapStarted, between: Iterable[LogEntry], end: _End | None, depends_on: tuple[str, ...]
 ) -> StepResult | None:
     """Return the result of a mapped step; ``None`` if more happened than attempts of its items."""
+    if end is None:  # an item is known to have blocked the loop only after the end of the step
+        return None
     name, entries_of = started.step, dict[int, list[LogEntry]]()
     for entry in between:
         entries_of.setdefault(_item_of(entry), []).append(entry)
@@ -328,8 +330,6 @@ def _of_items(
         if result is None:
             return None
         items.append(result)
-    if end is None:
-        return None
     ended_ms, status, output, error, reason = end
     return StepResult(
         name,

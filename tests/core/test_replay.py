@@ -9,6 +9,7 @@ import pytest
 from asyncflow import RestoredOutput, RunStatus, StepCrashedError, StepStatus, WorkflowStep
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import plan
+from asyncflow._core.history import History
 from asyncflow._core.replay import StoredRun, latest_steps
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.state import RunState
@@ -375,3 +376,21 @@ def test_what_steps_say_changes_nothing() -> None:
 
 
 async def nothing() -> None: ...
+
+
+def test_that_an_item_blocked_the_loop_may_be_known_only_after_its_step_ended() -> None:
+    history = History()
+    history.log += [
+        RunStarted("r", 0.0, {"m": ()}),
+        MapStarted("m", 0.0, 1),
+        AttemptStarted("m", 1, 0.0, item=0),
+        StepSucceeded("m", 1, 300.0, "done", item=0),
+        StepSucceeded("m", 0, 300.0, ["done"]),
+        LoopBlocked("m", 1, 301.0, 280.0, "etl.py:3 in act", item=0),
+        RunFinished(302.0, RunStatus.PASSED),
+    ]
+
+    result = history.results()["m"]
+
+    assert (result.status, result.output) == (StepStatus.SUCCESS, ["done"])
+    assert result.loop_blocked_ms == 280.0
