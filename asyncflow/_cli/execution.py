@@ -56,6 +56,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
 
 if TYPE_CHECKING:
+    from asyncflow._core.run_preview import RunPreview
     from asyncflow.live import LiveView
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -188,15 +189,27 @@ async def _run(
         observers=[*orchestrator.observers, *observers],
     )
     try:
-        if rerun is not None:
-            return await orchestrator.rerun(
-                rerun.run_id, from_=rerun.from_steps, inputs=execution.inputs
-            )
-        return await orchestrator.run(**execution.inputs)
+        with _explained_refusals(execution):
+            if rerun is not None:
+                return await orchestrator.rerun(
+                    rerun.run_id, from_=rerun.from_steps, inputs=execution.inputs
+                )
+            return await orchestrator.run(**execution.inputs)
     except RunCancelledError:
         return None
+    except FAILURES:
+        raise
+    except BaseException:  # a step raised it, such as SystemExit, and the report says so
+        return None
+
+
+@contextmanager
+def _explained_refusals(execution: Execution) -> Iterator[None]:
+    """Explain why a pipeline can't run: what a step raises is in its report."""
+    try:
+        yield
     except (ValueError, TypeError, PayloadError, RuntimeError) as error:
-        # It is not a step's, which is in the report. An engine that is not open is no bug of ours.
+        # An engine that is not open is no bug of ours.
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise
         is_missing = isinstance(error, MissingInputError)
@@ -204,10 +217,19 @@ async def _run(
         raise CommandError(
             f"{execution.loaded.target!r} can't run: {error}{hint}", INVALID
         ) from error
-    except FAILURES:
-        raise
-    except BaseException:  # a step raised it, such as SystemExit, and the report says so
-        return None
+
+
+async def preview_run(execution: Execution, journal: str, run_id: str) -> RunPreview:
+    """Return what would run, of which nothing does. No engine is opened for that."""
+    rerun = execution.rerun
+    async with open_journal(journal) as opened:
+        with _explained_refusals(execution):
+            return await execution.loaded.orchestrator.with_options(journal=opened).preview(
+                run_id,
+                inputs=execution.inputs,
+                rerun=rerun is not None,
+                from_=None if rerun is None else rerun.from_steps,
+            )
 
 
 def _report_of(events: Iterable[Event]) -> RunReport:

@@ -240,6 +240,9 @@ html_option = _file_option("--html", "Write an HTML report of the run.")
 trace_option = _file_option(
     "--trace", "Write a trace of the run, which ui.perfetto.dev and chrome://tracing open."
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Run and store nothing; show what would run, and why."
+)
 targets_option = click.option(
     "--target",
     "targets",

@@ -9,6 +9,7 @@ import click
 
 from asyncflow._cli.options import (
     RunFlags,
+    dry_run_option,
     new_run_options,
     pipelines_argument,
     require_journal,
@@ -28,12 +29,14 @@ from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
     help="Run this step again, with all that depends on it; repeatable.",
 )
 @click.option("--run-id", metavar="NAME", help="The id of the new run; by default a new name.")
+@dry_run_option
 @new_run_options
 def rerun(
     run: str,
     pipelines: Sequence[str],
     from_steps: Sequence[str],
     run_id: str | None,
+    dry_run: bool,
     flags: RunFlags,
 ) -> None:
     """Run again under a new id, with the results of a run that are still valid.
@@ -50,4 +53,4 @@ def rerun(
     require_journal(flags.journal)
     stored = asyncio.run(read_run(flags.journal, run))
     target = pipeline_of(stored.record, pipelines, flags, "rerun")
-    execute_run(target, flags.journal, run_id, flags, stored, from_steps)
+    execute_run(target, flags.journal, run_id, flags, stored, from_steps, dry_run=dry_run)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from asyncflow._cli.execution import Execution, Rerun, execute, report_end
+from asyncflow._cli.execution import Execution, Rerun, execute, preview_run, report_end
 from asyncflow._cli.inputs import read_inputs
 from asyncflow._cli.loader import LoadedPipeline, load_pipeline, select_targets
 from asyncflow._cli.options import (
@@ -19,6 +19,7 @@ from asyncflow._cli.options import (
     RunFlags,
     check_files,
     complete_target,
+    dry_run_option,
     find_run,
     journal_flag,
     open_journal,
@@ -33,6 +34,7 @@ from asyncflow._cli.output import (
     logs_on_stderr,
     some_of,
     stdout_for_results_only,
+    write_result,
 )
 from asyncflow._core.replay import latest_steps
 from asyncflow._core.text import did_you_mean, escape_controls
@@ -67,8 +69,9 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
 @click.command()
 @run_argument
 @pipelines_argument
+@dry_run_option
 @run_options
-def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
+def resume(run: str, pipelines: Sequence[str], dry_run: bool, flags: RunFlags) -> None:
     """Resume a run that failed, was stopped, or whose process died.
 
     RUN is its id, the start of its id, or "latest". Completed steps run again only if
@@ -83,7 +86,7 @@ def resume(run: str, pipelines: Sequence[str], flags: RunFlags) -> None:
     require_journal(flags.journal)
     stored = asyncio.run(read_run(flags.journal, run))
     target = pipeline_of(stored.record, pipelines, flags)
-    execute_run(target, flags.journal, stored.record.run_id, flags, stored)
+    execute_run(target, flags.journal, stored.record.run_id, flags, stored, dry_run=dry_run)
 
 
 def execute_run(
@@ -93,8 +96,10 @@ def execute_run(
     flags: RunFlags,
     stored: RunToResume | None = None,
     from_steps: Sequence[str] | None = None,
+    *,
+    dry_run: bool = False,
 ) -> None:
-    """Run a pipeline, write its report, and exit.
+    """Run a pipeline, write its report, and exit; or say what would run, of the stored run.
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
     a new one. ``stored`` is the run to resume, or to rerun if ``from_steps`` says from where.
@@ -117,7 +122,13 @@ def execute_run(
             rerun = Rerun(stored.record.run_id, _checked_steps(from_steps, loaded))
         execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
         with logs_on_stderr(flags.log_level, flags.logs):
-            end = asyncio.run(execute(execution))
+            if dry_run and stored is not None:
+                preview = asyncio.run(preview_run(execution, flags.journal, stored.record.run_id))
+            else:
+                end = asyncio.run(execute(execution))
+    if dry_run:
+        write_result(preview.to_json(indent=2) if flags.as_json else str(preview))
+        return
     sys.exit(report_end(execution, end))
 
 

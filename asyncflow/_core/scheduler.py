@@ -456,6 +456,17 @@ class Readiness:
                 was_ready = self._phases[step] == Phase.READY
                 self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)
 
+    def look_ahead(self, step: int) -> None:
+        """Find out whether a pending step will never start, however the steps end that run.
+
+        Steps are asked in topological order. If the run stops, what has not settled counts as a
+        failure, after which a step may run.
+        """
+        follows_failures = self._plan.steps[step].run_if == "failure"
+        is_certain = not follows_failures or self._restored >= {*self._plan.dependencies[step]}
+        if self._phases[step] == Phase.PENDING and is_certain:
+            self._may_start(step)
+
     def _release_dependents(self, step: int, at_ms: float) -> None:
         dependents = self._plan.dependents[step]
         if step in self.flowing:  # some were released with its first item

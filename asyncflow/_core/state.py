@@ -476,6 +476,10 @@ class RunState:
         final = (Phase.UNREACHABLE, Phase.DROPPED)
         return [each for each in skipped if self._phases[each.step] in final]
 
+    def look_ahead(self, step: int) -> None:
+        """Make a pending step unreachable if it will never start, however the others end."""
+        self._readiness.look_ahead(step)
+
     def stored_end(
         self, step: int, at_ms: float, item: int | None = None
     ) -> events.StepReused | None:

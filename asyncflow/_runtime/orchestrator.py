@@ -49,6 +49,7 @@ from asyncflow._runtime.run_link import RunLink
 from asyncflow._runtime.run_scope import open_scope
 
 if TYPE_CHECKING:
+    from asyncflow._core.run_preview import RunPreview
     from asyncflow._core.step import AnyEngine
 
 
@@ -308,6 +309,7 @@ class Orchestrator:
         self = self._intercepted()
         options = self._options
         request = self._request(options.run_id if link is None else link.run_id, inputs)
+        self._prepare_places()
         if options.journal is None:
             return await self._execute(request, begin(request), None, link)
         wait = options.on_active == "wait"
@@ -374,11 +376,62 @@ class Orchestrator:
         from_steps = self._checked_from_steps(from_)
         self = self._intercepted()
         request = self._request(new_id, inputs)
+        self._prepare_places()
         journal = self._journal_of("rerun()")
         from asyncflow._runtime.run_opening import open_rerun  # as in _run
 
         persistence, start = await open_rerun(journal, request, run_id, from_steps)
         return await self._execute(request, start, persistence)
+
+    async def preview(
+        self,
+        run_id: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        rerun: bool = False,
+        from_: str | Iterable[str] | None = None,
+    ) -> RunPreview:
+        """Return what the resumption of a stored run would do, step by step, and with the reasons.
+
+        Nothing runs, and nothing is written. What opens a resumption decides, so that one with the
+        same inputs reuses exactly the results that are `reused`, and runs nothing that is not in
+        `runs`. The resumption of a run that has passed runs nothing, whatever has changed. Of a run
+        that is running, it says what a resumption would do if the run stopped now.
+
+        Args:
+            run_id: The run.
+            inputs: Inputs as the resumption will be given them: secret ones, and new ones.
+            rerun: Whether it is about a rerun of the run, with these inputs.
+            from_: As `rerun` takes it.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: There is no journal; or the resumption, or the rerun, would be refused with
+                this error.
+            RunNotFoundError: The journal does not have the run.
+            RunUnreadableError: It is damaged.
+            PayloadError: A value can't be stored, or a stored one can't be read.
+            JournalError: The journal fails.
+        """
+        if not isinstance(run_id, str):
+            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        if from_ is not None and not rerun:
+            raise ValueError("from_ is an argument of a rerun; give rerun=True too")
+        from_steps = self._checked_from_steps(from_) if rerun else None
+        self = self._intercepted()
+        request = self._request(None if rerun else run_id, inputs)
+        journal = self._journal_of("preview()")
+        from asyncflow._core.run_preview import preview_of_report, preview_of_start
+        from asyncflow._runtime.run_opening import preview_run  # as in _run
+
+        start = await preview_run(journal, request, run_id, from_steps)
+        if isinstance(start, RunReport):
+            return preview_of_report(start)
+        assert start.checkpoint is not None  # a stored run has events
+        taken = [event for event, _ in start.taken]
+        return preview_of_start(
+            run_id, self._plan, self._state(start), start.event, taken, start.checkpoint
+        )
 
     async def report(self, run_id: str) -> RunReport:
         """Return the stored report of a run; of one that has not ended, what is known so far.
@@ -448,8 +501,6 @@ class Orchestrator:
         checked = _checked_inputs(inputs)
         if checked:
             self._check_takes(checked)
-        prepare_workers(self._plan)
-        check_engines(self._plan.steps[index] for index in self._plan.special)
         within = current_attempt()
         return Request(
             _random_id() if run_id is None else run_id,
@@ -462,6 +513,11 @@ class Orchestrator:
             "" if within is None else within[0],
             "" if within is None else within[1].step,
         )
+
+    def _prepare_places(self) -> None:
+        """Check that the steps can run where they are to run, before anything does."""
+        prepare_workers(self._plan)
+        check_engines(self._plan.steps[index] for index in self._plan.special)
 
     def _check_secret_inputs(self) -> None:
         taken = parameters_of(self._plan.steps)

@@ -61,6 +61,7 @@ from asyncflow._runtime.options import NO_RESOURCES, OpenResource, Options, RunO
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
 if TYPE_CHECKING:
+    from asyncflow._core.run_preview import RunPreview
     from asyncflow._core.step import AnyEngine
 
 T = TypeVar("T")
@@ -546,6 +547,28 @@ class Pipeline:
             BaseException: As `Orchestrator.rerun` raises it.
         """
         return await self.orchestrator.rerun(run_id, new_id, from_=from_, inputs=inputs)
+
+    async def preview(
+        self,
+        run_id: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        rerun: bool = False,
+        from_: str | Iterable[str] | None = None,
+    ) -> RunPreview:
+        """Return what the resumption of a stored run would do, step by step, and run nothing.
+
+        Args:
+            run_id: The run.
+            inputs: Inputs as the resumption will be given them: secret ones, and new ones.
+            rerun: Whether it is about a rerun of the run, with these inputs.
+            from_: As `rerun` takes it.
+
+        Raises:
+            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.
+            BaseException: As `Orchestrator.preview` raises it.
+        """
+        return await self.orchestrator.preview(run_id, inputs=inputs, rerun=rerun, from_=from_)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the stored report of a run, with outputs and inputs as the annotations say.

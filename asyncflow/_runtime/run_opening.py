@@ -72,6 +72,18 @@ async def open_rerun(
     return RunPersistence(journal, session, request.types), start
 
 
+async def preview_run(
+    journal: Journal, request: Request, origin: str, from_steps: Collection[str] | None
+) -> RunStart | RunReport:
+    """Return how a run would resume, or how a rerun of it would start, from these steps.
+
+    A run that has passed does not resume: its report is returned.
+    """
+    opening = _RunOpening(journal, request)
+    read = opening.read if from_steps is None else partial(opening.rerun, from_steps=from_steps)
+    return await journal.replay(origin, read)
+
+
 async def read_report(journal: Journal, request: Request) -> RunReport:
     """Return the stored report of a run, with values of the types that annotations say."""
     return await journal.replay(request.run_id, _RunOpening(journal, request).report)

@@ -27,6 +27,7 @@ except ImportError as _error:
     ) from _error
 
 from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
+from asyncflow._core.run_preview import RunPreview, StepPreview
 from asyncflow._core.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
 from asyncflow.journal._queries import (
@@ -42,11 +43,13 @@ __all__ = [
     "PipelineStatistics",
     "PostgresJournal",
     "RunComparison",
+    "RunPreview",
     "RunRecord",
     "RunSummary",
     "SQLiteJournal",
     "StepComparison",
     "StepOutcome",
+    "StepPreview",
     "StepStatistics",
     "StoredEvent",
 ]
@@ -56,10 +59,12 @@ for _public in (
     PipelineStatistics,
     PostgresJournal,
     RunComparison,
+    RunPreview,
     RunRecord,
     RunSummary,
     SQLiteJournal,
     StepComparison,
+    StepPreview,
     StepStatistics,
     StoredEvent,
 ):

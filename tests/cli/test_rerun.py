@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from .conftest import Shell
@@ -179,3 +181,33 @@ def test_lists_and_heads_say_where_a_run_comes_from(shop: Shell) -> None:
     assert rerun.splitlines()[0].endswith(", a rerun of run inner")
     assert (records["inner"]["parent"], records["inner"]["parent_step"]) == ("outer-1", "start")
     assert records["rerun"]["rerun_of"] == "inner"
+
+
+def test_a_dry_run_shows_what_would_run_and_runs_nothing(failed: Shell) -> None:
+    before = failed("runs", "--json").stdout
+
+    resumed = failed("resume", "first", "shop:pipeline", "--dry-run")
+    rerun = failed("rerun", "first", "shop:pipeline", "--from", "extract", "--dry-run")
+    as_json = json.loads(failed("resume", "first", "shop:pipeline", "--dry-run", "--json").stdout)
+
+    assert resumed.stdout == (
+        "A resumption of run first: 2 reused, 1 to run\n"
+        "[REUSED ] extract\n"
+        "[RUNS   ] load: it had failed\n"
+        "[REUSED ] mail\n"
+    )
+    assert rerun.stdout.splitlines()[:2] == [
+        "A rerun of run first: 3 to run",
+        "[RUNS   ] extract: the rerun starts from it",
+    ]
+    assert [step["decision"] for step in as_json["steps"]] == ["reused", "runs", "reused"]
+    assert calls(failed) == []
+    assert failed("runs", "--json").stdout == before
+
+
+def test_a_dry_run_refuses_what_the_command_refuses(failed: Shell) -> None:
+    other = failed("resume", "first", "shop:other", "--dry-run", exits=3)
+    unknown = failed("rerun", "first", "shop:pipeline", "--from", "laod", "--dry-run", exits=2)
+
+    assert "'shop:other' can't run: run 'first' belongs to pipeline 'shop'" in other.stderr
+    assert "did you mean 'load'" in unknown.stderr

@@ -52,6 +52,7 @@ MODULES = (
 NOT_FOR_CALLERS = {
     "StepContext": "a run makes it",
     "RunHandle": "start() makes it",
+    "RunPreview": "preview() makes it",
     "EventReader": "RunHandle.events() makes it",
     "ResultReader": "RunHandle.results() makes it",
     "EngineCall": "a run makes it for an engine",
@@ -72,7 +73,7 @@ NOT_FOR_CALLERS |= {
     f"{owner}.start": "takes what run() takes, and warns if nothing enters its handle"
     for owner in ("Pipeline", "Orchestrator")
 }
-NOT_FOR_CALLERS["RunReport.get"] = "a mapping"
+NOT_FOR_CALLERS |= dict.fromkeys(("RunPreview.get", "RunReport.get"), "a mapping")
 
 NOT_FOR_CALLERS |= {
     f"Service.{name}": "waits for a client, or for ever: what it refuses is below"

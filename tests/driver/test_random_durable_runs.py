@@ -14,6 +14,8 @@ from dataclasses import fields
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline, key_of
 from turn_counting import TurnCountingLoop
@@ -40,16 +42,19 @@ from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
     AttemptStarted,
+    MapStarted,
     RunFinished,
     RunResumed,
     RunStarted,
     StepCancelled,
     StepFailed,
+    StepReused,
     StepSucceeded,
     StepTakenOver,
 )
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
+DECISIONS = "reused", "runs", "skipped"
 ENDS = AttemptFailed, StepSucceeded, StepFailed, StepCancelled
 
 
@@ -89,6 +94,7 @@ class Execution:
 
     async def run(self, turn=None, *, through_journal=False):
         loop = asyncio.get_running_loop()
+        self.preview = await self.previewed() if self.stored else None
         task = asyncio.Task(
             run_pipeline(
                 self.steps,
@@ -108,7 +114,17 @@ class Execution:
             self.report = None if self.error else task.result()
         self.turns = loop.turns
         self.check()
+        if self.preview is not None:
+            check_preview(self.preview, self.received, self.report)
         return self
+
+    async def previewed(self):
+        """Return what the resumption will do, by a preview that changes nothing."""
+        orchestrator = Orchestrator(self.steps, journal=self.journal, **self.pipeline.options)
+        preview = await orchestrator.preview(RUN_ID)
+        assert self.journal.stored[RUN_ID] == self.stored
+        assert not self.world.calls
+        return preview
 
     def check(self):
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -207,16 +223,45 @@ class Execution:
         assert state.status == self.received[-1].status
 
 
+def check_preview(preview, events, report):
+    """Check that a segment has reused what its preview says, and run nothing else."""
+    by_decision = {what: {s.step_name for s in getattr(preview, what)} for what in DECISIONS}
+    reused = [event for event in events if isinstance(event, StepReused) and event.item is None]
+    skipped = {event.step for event in reused if event.status is StepStatus.SKIPPED}
+    assert {event.step for event in reused} - skipped <= by_decision["reused"]
+    started = {event.step for event in events if isinstance(event, AttemptStarted | MapStarted)}
+    assert started <= by_decision["runs"], preview
+    if report is None:
+        return  # it was stopped, maybe before it had begun
+    assert list(report) == list(preview)
+    if not events:
+        assert preview.has_passed
+        return
+    assert {event.step for event in reused} - skipped == by_decision["reused"], preview
+    assert skipped <= by_decision["skipped"]
+    for name in by_decision["skipped"]:
+        assert report[name].status in (StepStatus.SKIPPED, StepStatus.CANCELLED)
+    items = Counter(e.step for e in events if isinstance(e, StepReused) and e.item is not None)
+    for step in preview.runs:
+        assert items[step.step_name] <= step.reused_items
+        if report[step.step_name].status is SUCCESS:
+            assert items[step.step_name] == step.reused_items, preview
+            count = len(report[step.step_name].items or ()) + report[step.step_name].left_out
+            assert step.items in (None, count)
+
+
 class RerunExecution(Execution):
     """A rerun of the run that the journal has as "origin"."""
 
     async def run(self):
         orchestrator = Orchestrator(self.steps, journal=self.journal, **self.pipeline.options)
+        preview = await orchestrator.preview("origin", rerun=True)
         self.report = await orchestrator.with_options(
             observers=[self.received.append, self.world.observe]
         ).rerun("origin", RUN_ID)
         self.taken = [event for event in self.received if isinstance(event, StepTakenOver)]
         self.check()
+        check_preview(preview, self.received, self.report)
         return self
 
     def check_calls(self):
@@ -625,6 +670,25 @@ def check_nothing_is_missing(rerun, events):
         assert name in late or is_item_again or (item is None and name in by_item), (name, item)
 
 
+class OnlyPreviewed(Execution):
+    """A segment of which only the preview is checked."""
+
+    def check(self):
+        pass
+
+
+async def change_and_continue(pipeline, seed):
+    """Interrupt the run, change its pipeline and resume it."""
+    chance = random.Random(seed)
+    journal = MemoryJournal(latency_s=pipeline.latency_s)
+    turn = chance.choice([None, chance.randrange(40)])
+    first = await OnlyPreviewed(pipeline, journal).run(turn)
+    count = len(journal.stored.get(RUN_ID, ()))
+    if count and (first.report is None or chance.random() < 0.7):
+        journal = journal.died_after(chance.randint(1, count))
+    await OnlyPreviewed(pipeline.changed(), journal).run()
+
+
 def with_chains(steps, names):
     """Return these steps, and those that are mapped over them, directly or along a chain."""
     found = {*names}
@@ -643,6 +707,13 @@ PROPERTIES = {
     "is cancelled through its journal": cancel_through_journal,
     "its pipeline is changed": change_often,
 }
+
+
+@given(st.integers(0, 2**32))
+def test_a_resumption_does_what_its_preview_says_whatever_has_changed(seed):
+    pipeline = RandomPipeline(seed)
+
+    in_loop(pipeline, change_and_continue(pipeline, seed), seed)
 
 
 MORE_SEEDS = [pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(4, 16)]

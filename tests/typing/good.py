@@ -87,6 +87,7 @@ from asyncflow.events import (
 from asyncflow.journal import (
     InputChange,
     RunComparison,
+    RunPreview,
     RunRecord,
     SQLiteJournal,
     StepComparison,
@@ -630,6 +631,9 @@ async def durable() -> None:
         assert_type(await journal.cancel("r"), bool)
         assert_type(await journal.events("r", after=3), list[StoredEvent])
         assert_type(await journal.report("r"), RunReport)
+        preview = await etl.with_options(journal=journal).preview("r", rerun=True, from_="a")
+        assert_type(preview, RunPreview)
+        assert_type(preview["a"].decision, Literal["reused", "runs", "skipped"])
         assert_type(await journal.last_passed("r"), RunRecord | None)
         comparison = await journal.compare("r", "q")
         assert_type(comparison, RunComparison)

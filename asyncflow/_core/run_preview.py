@@ -1,0 +1,234 @@
+"""What the resumption of a stored run, or a rerun of it, would do: by step, with the reasons.
+
+Rules:
+
+1. Nothing is decided here. The opening of a resumption says what is reused, and the state of a run
+   that has begun so says what will never start.
+2. Nobody knows how the steps that run will end, so a step counts as skipped only if it is skipped
+   however they end. What is left runs, or is skipped by a condition that is asked then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, Literal, TypeAlias
+
+from asyncflow._core.graph import Plan
+from asyncflow._core.record import record
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import StepStatus
+from asyncflow._core.state import RunState
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_runs import Checkpoint, Key
+from asyncflow._core.step_view import StepView
+from asyncflow._core.text import escape_controls, plural
+from asyncflow.events import RunResumed, RunStarted, StepSkipped, StepTakenOver
+
+Decision: TypeAlias = Literal["reused", "runs", "skipped"]
+
+
+@record(frozen=True)
+class StepPreview:
+    """What a resumption, or a rerun, would do with one step."""
+
+    step_name: str
+    decision: Decision
+    """``reused``: its stored result stays; ``runs``: it runs, unless the run stops before or its
+    `condition` is not met; ``skipped``: it will not run."""
+    reason: str | None = None
+    """Why it runs or is skipped; of what is reused, why it did not succeed."""
+    condition: str = ""
+    """What decides only then whether it runs; empty if nothing does."""
+    items: int | None = None
+    """How many items it has; ``None`` if it is not mapped, or if that is not known yet."""
+    reused_items: int = 0
+    """How many items keep their stored result. The others run."""
+
+    def __str__(self) -> str:
+        parts = [f"[{self.decision.upper():<7}] {escape_controls(self.step_name)}"]
+        if self.reason is not None:
+            parts.append(escape_controls(self.reason))
+        if self.condition:
+            parts.append(f"only if {self.condition}")
+        if self.decision == "runs" and self.reused_items:
+            of = "" if self.items is None else f" of {self.items}"
+            parts.append(f"{self.reused_items}{of} items reused")
+        elif self.items is not None:
+            parts.append(plural(self.items, "item"))
+        return ": ".join(parts[:2]) + "".join(f"; {part}" for part in parts[2:])
+
+
+class RunPreview(Mapping[str, StepPreview]):
+    """What a resumption of a stored run, or a rerun of it, would do: a preview for each step.
+
+    It is a mapping of step name to `StepPreview`, in topological order, and a text if printed.
+
+    Attributes:
+        run_id: The stored run.
+        is_rerun: Whether this is about a rerun of it.
+        has_passed: Whether the run has passed, so that its resumption returns its report.
+    """
+
+    def __init__(
+        self, run_id: str, steps: Iterable[StepPreview], *, is_rerun: bool, has_passed: bool
+    ) -> None:
+        self.run_id = run_id
+        self.is_rerun = is_rerun
+        self.has_passed = has_passed
+        self._by_name = {step.step_name: step for step in steps}
+
+    def __getitem__(self, name: str) -> StepPreview:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    @property
+    def reused(self) -> list[StepPreview]:
+        """The steps whose stored results stay."""
+        return self._with("reused")
+
+    @property
+    def runs(self) -> list[StepPreview]:
+        """The steps that run."""
+        return self._with("runs")
+
+    @property
+    def skipped(self) -> list[StepPreview]:
+        """The steps that will not run, and have no result."""
+        return self._with("skipped")
+
+    def _with(self, decision: Decision) -> list[StepPreview]:
+        return [step for step in self.values() if step.decision == decision]
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the preview as JSON: ``run_id``, ``is_rerun``, ``has_passed`` and ``steps``."""
+        steps: list[dict[str, Any]] = [
+            {name: getattr(step, name) for name in _FIELDS} for step in self.values()
+        ]
+        document = {
+            "run_id": self.run_id,
+            "is_rerun": self.is_rerun,
+            "has_passed": self.has_passed,
+            "steps": steps,
+        }
+        return json.dumps(document, indent=indent)
+
+    def __repr__(self) -> str:
+        return f"<RunPreview of run {self.run_id!r}: {self._counts()}>"
+
+    def __str__(self) -> str:
+        run = f"run {escape_controls(self.run_id)}"
+        if self.is_rerun:
+            head = f"A rerun of {run}: {self._counts()}"
+        elif self.has_passed:
+            head = f"A resumption of {run}, which has passed: nothing runs"
+        else:
+            head = f"A resumption of {run}: {self._counts()}"
+        return "\n".join([head, *map(str, self.values())])
+
+    def _counts(self) -> str:
+        found = (("reused", self.reused), ("to run", self.runs), ("skipped", self.skipped))
+        return ", ".join(f"{len(steps)} {word}" for word, steps in found if steps) or "no steps"
+
+
+_FIELDS = ("step_name", "decision", "reason", "condition", "items", "reused_items")
+
+
+def preview_of_report(report: RunReport) -> RunPreview:
+    """Return the preview of a run that has passed: its resumption returns this report."""
+    steps = []
+    for name, result in report.items():
+        items = None if result.items is None else len(result.items) + result.left_out
+        is_skipped = result.status is StepStatus.SKIPPED
+        decision: Decision = "skipped" if is_skipped else "reused"
+        steps.append(StepPreview(name, decision, result.reason, "", items, items or 0))
+    return RunPreview(report.run_id, steps, is_rerun=False, has_passed=True)
+
+
+def preview_of_start(
+    run_id: str,
+    plan: Plan,
+    state: RunState,
+    event: RunStarted | RunResumed,
+    taken: Sequence[StepTakenOver],
+    checkpoint: Checkpoint,
+) -> RunPreview:
+    """Return the preview of a run that would start so.
+
+    ``state`` is the state of that run, to which nothing has happened yet.
+    """
+    at_ms, restored = checkpoint.at_ms, checkpoint.restored
+    for each in (event, *taken):
+        state.apply(each)
+    for index in plan.order:
+        stored = state.stored_end(index, at_ms)
+        if stored is not None:
+            state.apply(stored)
+    skipped = _certain_skips(plan, state, at_ms)
+    counts: dict[str, int] = {}
+    for name, item in restored:
+        if item is not None:
+            counts[name] = counts.get(name, 0) + 1
+    steps = []
+    for index in plan.order:
+        step = plan.steps[index]
+        before, reason = restored.get((step.name, None)), event.rerun_reasons.get(step.name)
+        if before is not None:
+            steps.append(_of_restored(step, before))
+        elif step.name in skipped:
+            steps.append(StepPreview(step.name, "skipped", skipped[step.name]))
+        else:
+            condition = _condition(step, has_begun=state.had_begun(index))
+            reason = reason or "it has not run yet"
+            items, reused = _count_of_items(step, restored), counts.get(step.name, 0)
+            steps.append(StepPreview(step.name, "runs", reason, condition, items, reused))
+    is_rerun = isinstance(event, RunStarted)
+    return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
+
+
+def _certain_skips(plan: Plan, state: RunState, at_ms: float) -> dict[str, str]:
+    """Skip what will never start, however the steps end that run, and return why, by name."""
+    found: dict[str, str] = {}
+    for index in plan.order:
+        state.look_ahead(index)
+        for each in state.take_unreachable():
+            name = plan.steps[each.step].name
+            found[name] = each.reason
+            state.apply(StepSkipped(name, at_ms, each.reason, each.on_purpose))
+    return found
+
+
+def _of_restored(step: WorkflowStep, before: StepView) -> StepPreview:
+    if before.status is StepStatus.SKIPPED:
+        return StepPreview(step.name, "skipped", before.reason)
+    reason = "it had failed" if before.status is StepStatus.FAILED else None
+    items = _count(before)
+    return StepPreview(step.name, "reused", reason, "", items, items or 0)
+
+
+def _condition(step: WorkflowStep, *, has_begun: bool) -> str:
+    if step.run_if == "failure":
+        return "one of its dependencies fails"
+    return "" if step.when is None or has_begun else "its condition is met"
+
+
+def _count_of_items(step: WorkflowStep, restored: Mapping[Key, StepView]) -> int | None:
+    """Return how many items a mapped step has, if the result is there over which it is mapped."""
+    source = None if step.map_over is None else restored.get((step.map_over, None))
+    if source is None:
+        return None
+    if source.items is not None:  # the items of a chain keep their numbers, also those that failed
+        return _count(source)
+    return len(source.output) if isinstance(source.output, Sized) else None
+
+
+def _count(mapped: StepView) -> int | None:
+    """Return how many items a restored step has; ``None`` if it is not mapped."""
+    if mapped.item_count is not None or mapped.items is None:
+        return mapped.item_count
+    return len(mapped.items) + mapped.left_out

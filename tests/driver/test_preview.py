@@ -1,0 +1,264 @@
+"""A preview says what a resumption or a rerun would do, and does nothing itself."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from memory_journal import MemoryJournal
+
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    RunIdInUseError,
+    RunNotFoundError,
+    WorkflowStep,
+    after,
+)
+from asyncflow._core.run_preview import RunPreview
+from asyncflow.journal import SQLiteJournal
+
+ALARM = "step 'load', which it depends on, runs again"
+
+
+class Work:
+    """A pipeline of which steps fail as they are told to."""
+
+    def __init__(self) -> None:
+        self.broken = {"load"}
+        self.calls: list[str] = []
+
+    async def act(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.broken:
+            raise ValueError(f"{name} is broken")
+
+    def pipeline(self, journal: Any, **versions: str) -> Orchestrator:
+        pipeline = Pipeline("etl", journal=journal, secret_inputs=["token"])
+
+        @pipeline.step(version=versions.get("extract", ""))
+        async def extract(day: int = 1) -> list[int]:
+            await self.act("extract")
+            return [day, day + 1, day + 2]
+
+        @pipeline.step(version=versions.get("load", ""))
+        async def load(rows: list[int] = after(extract), token: str = "") -> int:
+            await self.act("load")
+            return len(rows)
+
+        @pipeline.step(when=lambda load: load > 1)
+        async def mail(load: int = after(load)) -> None:
+            await self.act("mail")
+
+        @pipeline.step(run_if="failure")
+        async def alarm(load: int = after(load)) -> None:
+            await self.act("alarm")
+
+        return pipeline.with_options(run_id="r").orchestrator
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def journal() -> MemoryJournal:
+    return MemoryJournal()
+
+
+def told(preview: RunPreview) -> dict[str, tuple[Any, ...]]:
+    return {name: (step.decision, step.reason, step.condition) for name, step in preview.items()}
+
+
+async def test_each_step_is_reused_or_runs_for_a_reason(journal, work):
+    await work.pipeline(journal).run()
+
+    preview = await work.pipeline(journal).preview("r")
+
+    assert told(preview) == {
+        "extract": ("reused", None, ""),
+        "load": ("runs", "it had failed", ""),
+        "mail": ("runs", "it has not run yet", "its condition is met"),
+        "alarm": ("runs", ALARM, "one of its dependencies fails"),
+    }
+    assert [step.step_name for step in preview.reused] == ["extract"]
+    assert str(preview) == (
+        "A resumption of run r: 1 reused, 3 to run\n"
+        "[REUSED ] extract\n"
+        "[RUNS   ] load: it had failed\n"
+        "[RUNS   ] mail: it has not run yet; only if its condition is met\n"
+        "[RUNS   ] alarm: step 'load', which it depends on, runs again; only if one of its "
+        "dependencies fails"
+    )
+    assert json.loads(preview.to_json()) == {
+        "run_id": "r",
+        "is_rerun": False,
+        "has_passed": False,
+        "steps": [
+            {
+                "step_name": step.step_name,
+                "decision": step.decision,
+                "reason": step.reason,
+                "condition": step.condition,
+                "items": None,
+                "reused_items": 0,
+            }
+            for step in preview.values()
+        ],
+    }
+    assert repr(preview) == "<RunPreview of run 'r': 1 reused, 3 to run>"
+
+
+async def test_of_a_run_that_has_passed_nothing_runs_whatever_has_changed(journal, work):
+    work.broken.clear()
+    await work.pipeline(journal).run()
+    calls = len(work.calls)
+
+    preview = await work.pipeline(journal, extract="2").preview("r")
+    await work.pipeline(journal, extract="2").run()
+
+    assert len(work.calls) == calls
+    assert preview.has_passed
+    assert not preview.runs
+    assert told(preview)["alarm"] == ("skipped", 'run_if="failure", and no dependency failed', "")
+    assert str(preview).startswith("A resumption of run r, which has passed: nothing runs\n")
+
+
+async def test_what_can_not_run_however_the_others_end_is_skipped(journal, work):
+    async def never(broken: int) -> None: ...
+
+    async def broken() -> int:
+        raise ValueError
+
+    async def slow() -> None: ...
+
+    steps = [
+        WorkflowStep("broken", broken),
+        WorkflowStep("slow", slow),
+        WorkflowStep("never", never, ["broken", "slow"], parameters={"broken": "broken"}),
+        WorkflowStep("alarm", slow, ["broken"], run_if="failure"),
+    ]
+    pipeline = Orchestrator(steps, fail_fast=False, journal=journal)
+    await pipeline.with_options(run_id="r").run()
+    events = [str(type(event).__name__) for event in journal.stored["r"]]
+    died = journal.died_after(events.index("StepFailed") + 1)
+
+    preview = await pipeline.with_options(journal=died).preview("r")
+
+    assert told(preview)["broken"] == ("reused", "it had failed", "")
+    assert told(preview)["never"] == ("skipped", "it depends on step 'broken', which failed", "")
+    assert {step.step_name for step in preview.runs} >= {"alarm"}
+
+
+async def test_items_are_counted(journal):
+    broken = {3, 7}
+
+    async def numbers() -> list[int]:
+        return list(range(10))
+
+    async def half(number: int) -> float:
+        if number in broken:
+            raise ValueError
+        return number / 2
+
+    async def total(halves: list[float]) -> float:
+        return sum(halves)
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("half", half, {"number": "numbers"}, map_over="numbers"),
+        WorkflowStep("total", total, {"halves": "half"}),
+    ]
+    pipeline = Orchestrator(steps, fail_fast=False, journal=journal)
+    await pipeline.with_options(run_id="r").run()
+
+    preview = await pipeline.preview("r")
+    rerun = await pipeline.preview("r", rerun=True)
+    broken.clear()
+    await pipeline.with_options(run_id="r").run()
+    passed = await pipeline.preview("r")
+
+    assert (preview["half"].decision, preview["half"].items) == ("runs", 10)
+    assert preview["half"].reused_items == rerun["half"].reused_items == 8
+    assert "[RUNS   ] half: it had failed; 8 of 10 items reused" in str(preview)
+    assert (passed["half"].items, passed["half"].reused_items) == (10, 10)
+    assert "[REUSED ] half: 10 items" in str(passed)
+
+
+async def test_of_a_rerun_with_its_inputs_and_first_steps(journal, work):
+    work.broken.clear()
+    await work.pipeline(journal).run(day=1)
+    pipeline = work.pipeline(journal)
+
+    same = await pipeline.preview("r", rerun=True)
+    other = await pipeline.preview("r", rerun=True, inputs={"day": 2})
+    part = await pipeline.preview("r", rerun=True, from_="load")
+
+    assert same.is_rerun
+    assert [step.step_name for step in same.reused] == ["extract", "load", "mail"]
+    assert other["extract"].reason == "its input 'day' has another value"
+    assert not other.reused
+    assert part["load"].reason == "the rerun starts from it"
+    assert str(part).startswith("A rerun of run r: 1 reused, 3 to run\n[REUSED ] extract\n")
+    assert list(journal.stored) == ["r"]
+
+
+async def test_what_the_resumption_would_refuse_is_refused(journal, work):
+    await work.pipeline(journal).run(token="x", day=1)
+    pipeline = work.pipeline(journal)
+
+    for awaitable, error, problem in (
+        (pipeline.preview("r"), ValueError, "input 'token' of run 'r' is secret"),
+        (pipeline.preview("r", inputs={"token": "x", "day": 2}), RunIdInUseError, "another input"),
+        (pipeline.preview("r", inputs={"tokem": "x"}), ValueError, "did you mean 'token'"),
+        (pipeline.preview("x"), RunNotFoundError, "has no run 'x'"),
+        (pipeline.preview(1), TypeError, "run_id must be a str, not int"),
+        (pipeline.preview("r", from_="load"), ValueError, "give rerun=True too"),
+        (pipeline.preview("r", rerun=True, from_="laod"), ValueError, "did you mean 'load'"),
+        (
+            pipeline.with_options(name="other").preview("r"),
+            RunIdInUseError,
+            "belongs to pipeline 'etl'",
+        ),
+        (
+            pipeline.with_options(journal=None).preview("r"),
+            ValueError,
+            r"preview\(\) needs the journal",
+        ),
+    ):
+        with pytest.raises(error, match=problem):
+            await awaitable
+
+
+async def test_no_engine_need_be_open(journal, work):
+    await work.pipeline(journal).run()
+    closed = FakeEngine()
+    closed.is_open = False
+
+    preview = await work.pipeline(journal).with_options(engine=closed).preview("r")
+
+    assert preview["load"].decision == "runs"
+
+
+async def test_nothing_runs_and_nothing_is_written(tmp_path: Path, work: Work):
+    path = tmp_path / "runs.db"
+    async with SQLiteJournal(path) as journal:
+        await work.pipeline(journal).run()
+        before, calls = dump(path), len(work.calls)
+
+        await work.pipeline(journal, extract="2").preview("r")
+        await work.pipeline(journal).preview("r", rerun=True, from_="extract")
+
+        assert dump(path) == before
+        assert len(work.calls) == calls
+
+
+def dump(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return list(connection.iterdump())
