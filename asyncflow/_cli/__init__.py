@@ -60,7 +60,7 @@ class _Commands(click.Group):
             case "stats":
                 from asyncflow._cli.stats import stats as command
             case "resume":
-                from asyncflow._cli.run import resume as command
+                from asyncflow._cli.resume import resume as command
             case "rerun":
                 from asyncflow._cli.rerun import rerun as command
             case "cancel":

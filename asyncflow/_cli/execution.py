@@ -136,7 +136,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
 
     with _live_view(enabled=not execution.flags.quiet) as view:
         observers: list[AnyObserver] = [observe] if view is None else [view, observe]
-        task = asyncio.ensure_future(_run(execution, run_id, journal, observers))
+        task = asyncio.ensure_future(run_once(execution, run_id, journal, observers))
         with stopped_by_signals(task, "stopping; running steps are cleaning up") as stop:
             await asyncio.wait([task])
     failure: ResourceError | None = None
@@ -177,7 +177,7 @@ def _live_view(*, enabled: bool) -> Iterator[LiveView | None]:
         yield view
 
 
-async def _run(
+async def run_once(
     execution: Execution, run_id: str, journal: AnyJournal | None, observers: list[AnyObserver]
 ) -> RunReport | None:
     """Run the pipeline; return ``None`` if something other than a signal interrupted it."""
@@ -256,8 +256,8 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     """
     report, flags = end.report, execution.flags
     if end.had_passed:
-        run_id = escape_controls(report.run_id)
-        write_note(f"run {run_id} passed earlier; this is its report", quiet=flags.quiet)
+        note = f"run {report.run_id} has passed, so nothing ran; this is its report"
+        write_note(escape_controls(note), quiet=flags.quiet)
     # The live view has the user's frames; without a journal, nothing else has the others.
     if not end.is_shown or execution.journal is None:
         trace = format_tracebacks(report, limit=_TRACEBACKS)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -20,10 +21,11 @@ from asyncflow._cli.engines import check_engine_name
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError
+from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
-from asyncflow.journal._queries import is_searchable
+from asyncflow.journal._queries import is_searchable, parse_status, parse_time
 
 AnyJournal = SQLiteJournal | PostgresJournal
 
@@ -239,6 +241,49 @@ def _file_option(name: str, help_: str) -> Callable[[Any], Any]:
 html_option = _file_option("--html", "Write an HTML report of the run.")
 trace_option = _file_option(
     "--trace", "Write a trace of the run, which ui.perfetto.dev and chrome://tracing open."
+)
+
+
+def check_time(text: str | None) -> float | None:
+    """Return a time that a person typed, in seconds since the epoch."""
+    if text is None:
+        return None
+    try:
+        time_s = parse_time(text, time.time())
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    with suppress(ValueError):
+        if float(text) == time_s:  # a number without a unit is a mistake: 90 for 90d
+            raise click.BadParameter(f"{text!r} has no unit; use an age, such as 2h or 3d")
+    return time_s
+
+
+def _check_status(status: str | None) -> RunStatus | None:
+    # click.Choice that ignores the case names its choices in lower case.
+    try:
+        return parse_status(status)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def status_option(help_: str) -> Callable[[Any], Any]:
+    """Return the option that selects runs by their status."""
+    return click.option(
+        "--status",
+        metavar="STATUS",
+        callback=lambda ctx, param, value: _check_status(value),
+        shell_complete=lambda ctx, param, part: [
+            each for each in RunStatus if each.startswith(part.upper())
+        ],
+        help=help_,
+    )
+
+
+since_option = click.option(
+    "--since",
+    metavar="TIME",
+    callback=lambda ctx, param, value: check_time(value),
+    help="Only runs that started at this time or later: a date, or an age such as 2h or 3d.",
 )
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Run and store nothing; show what would run, and why."

@@ -1,4 +1,4 @@
-"""The commands that run a pipeline: ``asyncflow run`` and ``asyncflow resume``."""
+"""The command ``asyncflow run``, and what it shares with ``resume`` and ``rerun``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -16,16 +16,13 @@ from asyncflow._cli.loader import LoadedPipeline, load_pipeline, select_targets
 from asyncflow._cli.options import (
     LATEST,
     PIPELINES,
+    AnyJournal,
     RunFlags,
     check_files,
     complete_target,
-    dry_run_option,
     find_run,
     journal_flag,
     open_journal,
-    pipelines_argument,
-    require_journal,
-    run_argument,
     run_options,
 )
 from asyncflow._cli.output import (
@@ -66,29 +63,6 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
     execute_run(target, None if no_journal else flags.journal, run_id, flags)
 
 
-@click.command()
-@run_argument
-@pipelines_argument
-@dry_run_option
-@run_options
-def resume(run: str, pipelines: Sequence[str], dry_run: bool, flags: RunFlags) -> None:
-    """Resume a run that failed, was stopped, or whose process died.
-
-    RUN is its id, the start of its id, or "latest". Completed steps run again only if
-    their results are not valid any more. The inputs are those of the run; only secret ones must be
-    given again.
-
-    A journal stores no code, so name the pipeline: MODULE:PIPELINE as for `run`, or a list of them
-    in the variable ASYNCFLOW_PIPELINES, of which the one with the name of the run's pipeline is
-    used. If it has steps that the run does not have, because of --target or because they are newer,
-    --target must say what to run.
-    """
-    require_journal(flags.journal)
-    stored = asyncio.run(read_run(flags.journal, run))
-    target = pipeline_of(stored.record, pipelines, flags)
-    execute_run(target, flags.journal, stored.record.run_id, flags, stored, dry_run=dry_run)
-
-
 def execute_run(
     target: str,
     journal: str | None,
@@ -107,16 +81,9 @@ def execute_run(
     check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
-        whole = load_pipeline(target)
-        loaded = _configure(whole, flags)
+        loaded, inputs = load(target, flags)
         if stored is not None:
-            _check_matches(stored, loaded, flags, is_rerun=from_steps is not None)
-        inputs = read_inputs(
-            whole.orchestrator.steps,  # what --target leaves out may still be given its inputs
-            file=flags.inputs,
-            text=flags.input_json,
-            pairs=flags.input_,
-        )
+            check_matches(stored, loaded, flags, is_rerun=from_steps is not None)
         rerun = None
         if stored is not None and from_steps is not None:
             rerun = Rerun(stored.record.run_id, _checked_steps(from_steps, loaded))
@@ -132,14 +99,22 @@ def execute_run(
     sys.exit(report_end(execution, end))
 
 
-def _configure(loaded: LoadedPipeline, flags: RunFlags) -> LoadedPipeline:
-    """Return the pipeline with the options that were given; the others are its own."""
+def load(target: str, flags: RunFlags) -> tuple[LoadedPipeline, Mapping[str, Any]]:
+    """Return a pipeline with the options that were given, and the inputs that were."""
+    loaded = load_pipeline(target)
+    inputs = read_inputs(
+        loaded.orchestrator.steps,  # what --target leaves out may still be given its inputs
+        file=flags.inputs,
+        text=flags.input_json,
+        pairs=flags.input_,
+    )
     orchestrator = loaded.orchestrator.with_options(journal=None)
     if flags.schedule is not None:
         orchestrator = orchestrator.with_options(schedule=flags.schedule)
     if flags.keep_going:
         orchestrator = orchestrator.with_options(fail_fast=False)
-    return loaded._replace(orchestrator=select_targets(orchestrator, flags.targets))
+    orchestrator = select_targets(orchestrator, flags.targets)
+    return loaded._replace(orchestrator=orchestrator), inputs
 
 
 def check_run_id(run_id: str) -> None:
@@ -168,8 +143,12 @@ class RunToResume(NamedTuple):
 async def read_run(journal: str, run: str) -> RunToResume:
     """Return the run that an argument names."""
     async with open_journal(journal) as opened:
-        record = await find_run(opened, run)
-        events = [each.event for each in await opened.events(record.run_id)]
+        return await with_steps(opened, await find_run(opened, run))
+
+
+async def with_steps(journal: AnyJournal, record: RunRecord) -> RunToResume:
+    """Return a run with the steps that it has."""
+    events = [each.event for each in await journal.events(record.run_id)]
     return RunToResume(record, latest_steps(events))
 
 
@@ -203,8 +182,8 @@ def _checked_steps(from_steps: Sequence[str], loaded: LoadedPipeline) -> Sequenc
     return from_steps
 
 
-def _check_matches(
-    stored: RunToResume, loaded: LoadedPipeline, flags: RunFlags, *, is_rerun: bool
+def check_matches(
+    stored: RunToResume, loaded: LoadedPipeline, flags: RunFlags, *, is_rerun: bool = False
 ) -> None:
     """Refuse another pipeline, and steps that the run does not have, unless --target names them.
 

@@ -6,8 +6,7 @@ import asyncio
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone, tzinfo
 
@@ -16,12 +15,15 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from asyncflow._cli.options import (
+    check_time,
     find_run,
     journal_option,
     json_option,
     open_journal,
     require_journal,
     run_argument,
+    since_option,
+    status_option,
 )
 from asyncflow._cli.output import (
     RUN_FAILED,
@@ -39,8 +41,6 @@ from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (
     RunFilter,
     listed_status,
-    parse_status,
-    parse_time,
     record_document,
 )
 from asyncflow.live._theme import COLOURS, Theme, elide, status_for_run, theme_for
@@ -52,19 +52,6 @@ _LEAST_WIDTH = 8
 _LEAST_DETAILS = 24
 """In how many cells details are worth their column."""
 _TIME_WIDTH = len("2024-06-01 14:00:00")
-
-
-def _parse_time(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        time_s = parse_time(text, time.time())
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    with suppress(ValueError):
-        if float(text) == time_s:  # a number without a unit is a mistake: 90 for 90d
-            raise click.BadParameter(f"{text!r} has no unit; use an age, such as 2h or 3d")
-    return time_s
 
 
 def _check_is_past(time_s: float | None) -> float | None:
@@ -84,32 +71,11 @@ def _check_text(text: str | None) -> str | None:
 # runs
 
 
-def _check_status(status: str | None) -> RunStatus | None:
-    # click.Choice that ignores the case names its choices in lower case.
-    try:
-        return parse_status(status)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @click.command()
 @journal_option
-@click.option(
-    "--status",
-    metavar="STATUS",
-    callback=lambda ctx, param, value: _check_status(value),
-    shell_complete=lambda ctx, param, part: [
-        each for each in RunStatus if each.startswith(part.upper())
-    ],
-    help=f"Only runs with this status: {', '.join(RunStatus)}.",
-)
+@status_option(f"Only runs with this status: {', '.join(RunStatus)}.")
 @click.option("--pipeline", metavar="NAME", help="Only runs of the pipeline with this name.")
-@click.option(
-    "--since",
-    metavar="TIME",
-    callback=lambda ctx, param, value: _parse_time(value),
-    help="Only runs that started at this time or later: a date, or an age such as 2h or 3d.",
-)
+@since_option
 @click.option(
     "--text",
     metavar="TEXT",
@@ -149,14 +115,15 @@ def runs(
     if as_json:
         click.echo(json.dumps([record_document(record) for record in shown], indent=2))
     elif shown:
-        _write_table(shown, summaries)
+        write_table(shown, summaries)
     else:
         write_note("no matching runs")
     if len(shown) < len(records) and limit is None:
         write_note("more runs match; --limit 0 lists all")
 
 
-def _write_table(records: list[RunRecord], summaries: Mapping[str, RunSummary]) -> None:
+def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary]) -> None:
+    """Write a table of runs."""
     console = stdout_console()
     theme = theme_for(console.encoding)
     now = datetime.now().astimezone()
@@ -245,7 +212,7 @@ def cancel(run: str, journal: str) -> None:
     "time_s",
     metavar="TIME",
     required=True,
-    callback=lambda ctx, param, value: _check_is_past(_parse_time(value)),
+    callback=lambda ctx, param, value: _check_is_past(check_time(value)),
     help="Remove runs that ended before this time: an age such as 90d or 12h, or a date.",
 )
 @journal_option

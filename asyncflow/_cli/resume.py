@@ -1,0 +1,219 @@
+"""The command ``asyncflow resume``: one run, or all that match."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import click
+
+from asyncflow._cli.engines import open_engines
+from asyncflow._cli.execution import Execution, preview_run, run_once, stopped_by_signals
+from asyncflow._cli.loader import LoadedPipeline
+from asyncflow._cli.options import (
+    AnyJournal,
+    RunFlags,
+    dry_run_option,
+    open_journal,
+    pipelines_argument,
+    require_journal,
+    run_argument,
+    run_options,
+    since_option,
+    status_option,
+)
+from asyncflow._cli.output import (
+    INVALID,
+    PASSED,
+    RUN_FAILED,
+    CommandError,
+    logs_on_stderr,
+    stdout_for_results_only,
+    write_note,
+    write_result,
+)
+from asyncflow._cli.run import check_matches, execute_run, load, pipeline_of, read_run, with_steps
+from asyncflow._cli.runs import write_table
+from asyncflow._core.errors import ResourceError, RunAlreadyActiveError
+from asyncflow._core.results import RunStatus
+from asyncflow._core.text import escape_controls
+from asyncflow.journal import RunRecord
+from asyncflow.journal._queries import record_document
+
+_SEVERITY = (PASSED, RUN_FAILED, INVALID)
+"""The exit codes of runs, the worst last."""
+
+
+@click.command()
+@run_argument
+@pipelines_argument
+@status_option("Resume all runs with this status, of which none is named: FAILED, for one.")
+@since_option
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 1_000),
+    default=1,
+    help="With --status: how many runs are resumed at once; by default one after the other.",
+)
+@dry_run_option
+@run_options
+def resume(
+    run: str,
+    pipelines: Sequence[str],
+    status: RunStatus | None,
+    since: float | None,
+    jobs: int,
+    dry_run: bool,
+    flags: RunFlags,
+) -> None:
+    """Resume a run that failed, was stopped, or whose process died; or all that match.
+
+    RUN is its id, the start of its id, or "latest". Completed steps run again only if
+    their results are not valid any more. The inputs are those of the run; only secret ones must be
+    given again.
+
+    A journal stores no code, so name the pipeline: MODULE:PIPELINE as for `run`, or a list of them
+    in the variable ASYNCFLOW_PIPELINES, of which the one with the name of the run's pipeline is
+    used. If it has steps that the run does not have, because of --target or because they are newer,
+    --target must say what to run.
+
+    With --status, and without RUN, all runs of these pipelines with this status are resumed, the
+    oldest first, and listed with their ends.
+    """
+    require_journal(flags.journal)
+    if status is None:
+        if since is not None or jobs != 1:
+            raise click.UsageError("--since and --jobs are about several runs: give --status too")
+        stored = asyncio.run(read_run(flags.journal, run))
+        target = pipeline_of(stored.record, pipelines, flags)
+        execute_run(target, flags.journal, stored.record.run_id, flags, stored, dry_run=dry_run)
+        return
+    if status in (RunStatus.PASSED, RunStatus.RUNNING):
+        raise click.UsageError(f"--status {status}: no such run can be resumed")
+    if flags.html is not None or flags.trace is not None:
+        raise click.UsageError("--html and --trace are about one run: name it instead of --status")
+    with stdout_for_results_only(flags.as_json):
+        loaded = [load(target, flags) for target in dict.fromkeys((run, *pipelines))]
+        resumption = _Resumption(loaded, flags, dry_run=dry_run)
+        with logs_on_stderr(flags.log_level, flags.logs):
+            asyncio.run(resumption.run(status, since, jobs))
+    resumption.write()
+    sys.exit(resumption.exit_code)
+
+
+class _Resumption:
+    """Resumes runs and remembers how each ended."""
+
+    def __init__(
+        self,
+        loaded: Sequence[tuple[LoadedPipeline, Mapping[str, Any]]],
+        flags: RunFlags,
+        *,
+        dry_run: bool,
+    ) -> None:
+        self._pipelines = {each.orchestrator.name: (each, inputs) for each, inputs in loaded}
+        self._flags = flags
+        self._dry_run = dry_run
+        self._ends: dict[str, int] = {}
+        """The exit code of each run that is over, by its id."""
+        self._count = 0
+        self._signal: int | None = None
+        self._previews: list[Any] = []
+        self._listed: list[RunRecord] = []
+        self._summaries: Mapping[str, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """The worst of all runs, or that of the signal that stopped them."""
+        if self._signal is not None:
+            return 128 + self._signal
+        return max(self._ends.values(), key=_SEVERITY.index, default=PASSED)
+
+    async def run(self, status: RunStatus, since: float | None, jobs: int) -> None:
+        """Resume all runs with a status that started since then, as many at once as that."""
+        flags = self._flags
+        async with AsyncExitStack() as stack:
+            journal = open_journal(flags.journal, logs=flags.logs, prints=flags.prints)
+            await stack.enter_async_context(journal)
+            found = await journal.runs(status, since=since, limit=None)
+            # A run within a run is resumed by the step that has started it.
+            ours = [each for each in found if each.pipeline in self._pipelines and not each.parent]
+            used = {record.pipeline for record in ours}
+            for name, (loaded, inputs) in self._pipelines.items():
+                if name in used and not self._dry_run:
+                    opened = await stack.enter_async_context(
+                        open_engines(flags.engine, loaded.orchestrator)
+                    )
+                    self._pipelines[name] = loaded._replace(orchestrator=opened), inputs
+            self._count = len(ours)
+            task = asyncio.ensure_future(self._resume_all(journal, ours[::-1], jobs))
+            with stopped_by_signals(task, "stopping; running steps are cleaning up") as stop:
+                await asyncio.wait([task])
+            self._signal = stop.signal
+            if not task.cancelled():
+                task.result()
+            if not self._dry_run:
+                self._listed = [await journal.record(each.run_id) for each in ours]
+                others = [each for each in self._listed if each.status is not RunStatus.PASSED]
+                self._summaries = await journal.summaries(others)
+
+    async def _resume_all(
+        self, journal: AnyJournal, records: Sequence[RunRecord], jobs: int
+    ) -> None:
+        slots = asyncio.Semaphore(jobs)
+
+        async def resume_one(record: RunRecord) -> None:
+            async with slots:
+                await self._resume(journal, record)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for record in records:
+                    group.create_task(resume_one(record))
+        except BaseExceptionGroup as several:  # the journal has failed, of all of them
+            raise several.exceptions[0] from None
+
+    async def _resume(self, journal: AnyJournal, record: RunRecord) -> None:
+        run_id, (loaded, inputs) = record.run_id, self._pipelines[record.pipeline]
+        execution = Execution(loaded, inputs, self._flags.journal, run_id, self._flags)
+        try:
+            check_matches(await with_steps(journal, record), loaded, self._flags)
+            if self._dry_run:
+                self._previews.append(await preview_run(execution, self._flags.journal, run_id))
+                self._ends[run_id] = PASSED
+                return
+            report = await run_once(execution, run_id, journal, [])
+            status = (report or await journal.report(run_id)).status
+        except (CommandError, click.UsageError) as error:
+            self._end(record, f"was not resumed: {error}", INVALID)
+        except RunAlreadyActiveError as error:
+            self._end(record, f"is active in {error.owner}", RUN_FAILED)
+        except ResourceError as error:
+            self._end(record, f"{error.report.status}: {error}", RUN_FAILED)
+        else:
+            code = PASSED if status is RunStatus.PASSED else RUN_FAILED
+            self._end(record, status, code)
+
+    def _end(self, record: RunRecord, how: str, code: int) -> None:
+        self._ends[record.run_id] = code
+        line = f"{len(self._ends)} of {self._count}: run {record.run_id} {how}"
+        write_note(escape_controls(line), quiet=self._flags.quiet and code != INVALID)
+
+    def write(self) -> None:
+        """Write the runs with their ends, or the previews of them."""
+        if self._dry_run:
+            if self._flags.as_json:
+                previews = [json.loads(each.to_json()) for each in self._previews]
+                write_result(json.dumps(previews, indent=2))
+            elif self._previews:
+                write_result("\n\n".join(map(str, self._previews)))
+        elif self._flags.as_json:
+            click.echo(json.dumps([record_document(each) for each in self._listed], indent=2))
+        elif self._listed:
+            write_table(self._listed, self._summaries)
+        if not self._count:
+            write_note("no matching runs")

@@ -1,0 +1,130 @@
+"""``resume --status`` resumes all runs that match."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .conftest import Shell
+
+SHOP = """
+    import asyncio, os
+    from asyncflow import Pipeline, after
+
+    pipeline = Pipeline("shop")
+    active = most = 0
+    gates = {}
+
+    @pipeline.step
+    async def extract(day: int):
+        return day
+
+    @pipeline.step
+    async def load(rows: int = after(extract)):
+        global active, most
+        active += 1
+        most = max(most, active)
+        with open("most", "w") as file:
+            file.write(str(most))
+        at_once = int(os.environ.get("AT_ONCE", "1"))
+        gate = gates.setdefault(at_once, asyncio.Event())
+        if active == at_once:
+            gate.set()
+        await gate.wait()
+        active -= 1
+        if not os.path.exists("repaired") or rows == 2:
+            raise OSError("no disk")
+
+    other = Pipeline("other")
+
+    @other.step
+    async def fails():
+        raise ValueError("other")
+"""
+
+
+@pytest.fixture
+def shop(shell: Shell) -> Shell:
+    shell.write("shop.py", SHOP)
+    for day in (1, 2, 3):
+        arguments = "--run-id", f"day-{day}", "--input", f"day={day}", "--quiet"
+        shell("run", "shop:pipeline", *arguments, exits=1)
+    shell("run", "shop:other", "--run-id", "other", "--quiet", exits=1)
+    shell.write("repaired", "")
+    return shell
+
+
+def statuses(shell: Shell) -> dict[str, str]:
+    return {run["run_id"]: run["status"] for run in shell.json("runs", "--json")}
+
+
+def test_all_that_match_are_resumed_one_after_the_other_and_listed(shop: Shell) -> None:
+    result = shop("resume", "--status", "FAILED", "shop:pipeline", exits=1)
+
+    assert result.stderr.splitlines() == [
+        "1 of 3: run day-1 PASSED",
+        "2 of 3: run day-2 FAILED",
+        "3 of 3: run day-3 PASSED",
+    ]
+    rows = [line.split()[:3] for line in result.stdout.splitlines()[1:]]
+    assert rows == [["day-3", "✓", "PASSED"], ["day-2", "✗", "FAILED"], ["day-1", "✓", "PASSED"]]
+    assert "load: OSError: no disk" in result.stdout
+    assert statuses(shop)["other"] == "FAILED"
+    assert (shop.directory / "most").read_text() == "1"
+
+
+def test_several_at_once(shop: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AT_ONCE", "3")
+
+    result = shop("resume", "--status", "failed", "shop:pipeline", "--jobs", "3", "--json", exits=1)
+
+    found = {run["run_id"]: run["status"] for run in json.loads(result.stdout)}
+    assert found == {"day-1": "PASSED", "day-2": "FAILED", "day-3": "PASSED"}
+    assert (shop.directory / "most").read_text() == "3"
+
+
+def test_several_pipelines_of_the_runs_since_then(shop: Shell) -> None:
+    later = shop("resume", "--status", "FAILED", "--since", "2999-01-01", "shop:pipeline")
+    both = shop("resume", "--status", "FAILED", "shop:pipeline", "shop:other", exits=1)
+
+    assert later.stderr == "no matching runs\n"
+    assert "4 of 4" in both.stderr
+
+
+def test_a_run_that_can_not_be_resumed_costs_no_other(shop: Shell) -> None:
+    shop.write("more.py", SHOP.replace("async def load", "async def loaded"))
+
+    result = shop("resume", "--status", "FAILED", "more:pipeline", exits=3)
+
+    assert "run day-1 was not resumed: run 'day-1' does not have step 'loaded'" in result.stderr
+    assert "3 of 3" in result.stderr
+
+
+def test_a_dry_run_shows_what_each_would_do(shop: Shell) -> None:
+    before = shop("runs", "--json").stdout
+
+    result = shop("resume", "--status", "FAILED", "shop:pipeline", "--dry-run")
+    as_json = shop.json("resume", "--status", "FAILED", "shop:pipeline", "--dry-run", "--json")
+
+    assert result.stdout.split("\n\n")[0] == (
+        "A resumption of run day-1: 1 reused, 1 to run\n"
+        "[REUSED ] extract\n"
+        "[RUNS   ] load: it had failed"
+    )
+    assert [preview["run_id"] for preview in as_json] == ["day-1", "day-2", "day-3"]
+    assert shop("runs", "--json").stdout == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["day-1", "shop:pipeline", "--jobs", "2"], "give --status too"),
+        (["day-1", "shop:pipeline", "--since", "1d"], "give --status too"),
+        (["--status", "PASSED", "shop:pipeline"], "no such run can be resumed"),
+        (["--status", "FAILED", "shop:pipeline", "--html", "x.html"], "about one run"),
+        (["--status", "FAILED"], "Missing argument"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(shop: Shell, arguments: list[str], problem: str) -> None:
+    assert problem in shop("resume", *arguments, exits=2).stderr
