@@ -394,9 +394,9 @@ class Orchestrator:
         """Return what the resumption of a stored run would do, step by step, and with the reasons.
 
         Nothing runs, and nothing is written. What opens a resumption decides, so that one with the
-        same inputs reuses exactly the results that are `reused`, and runs nothing that is not in
-        `runs`. The resumption of a run that has passed runs nothing, whatever has changed. Of a run
-        that is running, it says what a resumption would do if the run stopped now.
+        same inputs reuses exactly the results that are ``reused``, and runs nothing that is not in
+        ``runs``. The resumption of a run that has passed runs nothing, whatever has changed. Of a
+        run that is running, it says what a resumption would do if the run stopped now.
 
         Args:
             run_id: The run.

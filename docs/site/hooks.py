@@ -4,7 +4,7 @@
 - A link to a file of the repository leads there, if `[project.urls]` in pyproject.toml says where
   that is; else its text stays. One to a file that does not exist is an error.
 - Comments don't reach a page. The version is in the name of the site.
-- The search leaves common words out of a query, unless they are in quotation marks.
+- The search leaves common words out of a query, and prefers whole words to prefixes.
 - The scripts that the theme would load from another server are in the site.
 - Each page has a twin in Markdown, `llms.txt` lists these, and `llms-full.txt` has all of them.
 """
@@ -108,8 +108,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     if page.parent is None:
         page.meta["hide"] = ["navigation"]  # it would be this page alone
-    if not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
-        page.meta["search"] = {"boost": 0.5}  # what explains comes before what lists
+    if page.file.src_uri.startswith("reference/api/"):
+        page.meta["search"] = {"boost": 0.2}  # what explains comes before what lists
+    elif not page.file.src_uri.startswith(("getting-started", "guides/", "concepts/", "recipes/")):
+        page.meta["search"] = {"boost": 0.5}
     markdown = _between_fences(markdown, outside_fences)
     title = re.search(r"^# (.+)", markdown, re.MULTILINE)
     _twins[page.file.src_uri] = (title[1].replace("`", "") if title else page.title, markdown)
@@ -137,7 +139,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 def on_post_build(config: Any) -> None:
     """Mend the search, and write the twins, `llms.txt` and `llms-full.txt`."""
     site = Path(config.site_dir)
-    _ignore_common_words(site)
+    _mend_search(site)
     handler = config.plugins["mkdocstrings"].get_handler("python")
     options = handler.get_options({})
     texts = {}
@@ -158,17 +160,23 @@ def on_post_build(config: Any) -> None:
     (site / "llms-full.txt").write_text(whole, "utf-8")
 
 
-def _ignore_common_words(site: Path) -> None:
-    """Let the worker of the theme's search drop them: as prefixes they match on every page."""
+def _mend_search(site: Path) -> None:
+    """Change how the worker of the theme's search reads what is not in quotation marks.
+
+    Common words don't count, because as prefixes they match on every page. A hyphen before a word
+    forbids it no more, so that `kill -9` is found. A whole word counts more than a prefix.
+    """
     (worker,) = site.glob("assets/javascripts/workers/search.*.min.js")
     script = worker.read_text("utf-8")
-    before, found, after = script.partition("search(e){")
-    if not found:
-        log.warning("the search of the theme has changed: %s has no search(e)", worker.name)
-    # What is in quotation marks is matched first, and stays.
-    pattern = rf"""/"[^"]*"?|(?<!\S)(?:{COMMON_WORDS})(?!\S)/gi"""
-    drop = f"""e=e.replace({pattern},w=>w[0]=='"'?w:"").trim()||e;"""
-    worker.write_text(before + found + drop + after, "utf-8")
+    words = rf"""/"[^"]*"?|(?<!\S)(?:(?:{COMMON_WORDS})(?!\S)|-+(?=\w))/gi"""
+    for old, new in (
+        ("search(e){", f"""search(e){{e=e.replace({words},w=>w[0]=='"'?w:"").trim()||e;"""),
+        (":`${r}*`)", ":`${r}^4 ${r}*`)"),
+    ):
+        if script.count(old) != 1:
+            log.warning("the search of the theme has changed: %s has no %s", worker.name, old)
+        script = script.replace(old, new)
+    worker.write_text(script, "utf-8")
 
 
 def _site_url(url: str, source: str, page: str, repository: str | None) -> str | None:
