@@ -52,7 +52,7 @@ require = $(if $(COVERAGE),@$(py) -m coverage combine --append --quiet && \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help etl test test-all test-realtime test-slow covered test-lowest test-ray lint check constraints bench bench-ray
+.PHONY: help etl test test-all test-realtime test-slow covered test-lowest test-ray lint check constraints bench bench-ray bench-peers bench-chains
 .PHONY: explore fuzz crash soak dist test-peers test-pages docs
 
 help:
@@ -147,6 +147,13 @@ bench: $(tested)
 
 bench-ray: $(VENV)/.has-ray
 	@$(isolated) $(py) -m tests.benchmarks.ray_engine
+
+# In an environment of its own, because of Prefect.
+bench-peers:
+	@$(MAKE) --no-print-directory bench-chains VENV=$(VENV)-chains WITH=peers-chains VERSIONS=
+
+bench-chains: $(tested)
+	@$(py) -m tests.benchmarks.chain_peers
 
 explore: $(tested)
 	@$(py) -m tests.explore $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)

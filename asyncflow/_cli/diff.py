@@ -29,6 +29,7 @@ from asyncflow._views.comparison_text import (
     difference_text,
     error_text,
     input_text,
+    run_difference_text,
     step_facts,
 )
 from asyncflow._views.event_text import took
@@ -99,7 +100,7 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
     lines = [*_run("Run", run, console), *_run("Baseline", baseline, console)]
     if run.pipeline != baseline.pipeline:
         lines += _wrapped("Pipeline", "these are runs of different pipelines", console)
-    lines += _wrapped("Duration", f"{_arrow(compared)}{difference_text(compared)}", console)
+    lines += _wrapped("Duration", f"{_arrow(compared)}{run_difference_text(compared)}", console)
     inputs = [f"{escape_controls(each.name)}: {input_text(each)}" for each in compared.inputs]
     for number, text in enumerate(inputs):
         lines += _wrapped("" if number else "Inputs", text, console)

@@ -167,6 +167,17 @@ class RunComparison:
         return self.run.total_duration_ms - self.baseline.total_duration_ms
 
     @property
+    def critical_difference_ms(self) -> float:
+        """By how many milliseconds the steps on the run's critical path took longer in all.
+
+        Of those that started and ended in both runs; see `RunReport.critical_path`.
+        """
+        path = set(self.run.critical_path)
+        return sum(
+            (step.difference_ms or 0.0 for step in self.steps if step.step_name in path), 0.0
+        )
+
+    @property
     def span_difference_ms(self) -> float:
         """By how many milliseconds the run took longer, with pauses: see `RunReport.span_ms`."""
         return self.run.span_ms - self.baseline.span_ms
@@ -210,6 +221,7 @@ class RunComparison:
             "run": _run_to_json(self.run),
             "baseline": _run_to_json(self.baseline),
             "difference_ms": self.difference_ms,
+            "critical_difference_ms": self.critical_difference_ms,
             "span_difference_ms": self.span_difference_ms,
             "factor": self.factor,
             "is_notable": self.has_notable_duration,

@@ -14,9 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import check_count
+from asyncflow._core.critical_path import StepTime, critical_path
 from asyncflow._core.errors import RunWaitingError, StepTimeoutError
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
@@ -229,18 +231,21 @@ class RunReport(Mapping[str, StepResult]):
 
     @property
     def critical_path(self) -> list[str]:
-        """The names of the chain of dependent steps that took longest in all, in order.
+        """The names of the steps that decided when the run ended, in order.
 
-        The critical path method (J. E. Kelley and M. R. Walker, "Critical-path planning and
-        scheduling", 1959) over measured durations: the chain whose ``duration_ms`` sum to the most.
-        Only a faster step of it makes the longest chain shorter. Waits for a tier, a pool or
-        ``max_concurrency`` don't count, so the run may have taken longer than the sum.
+        It is read backwards from the step that ended last: before each step comes the one whose end
+        let it start, which is the last of its dependencies, or later the last step of the tier
+        before or one that held a slot. Before a step whose items flow comes the one that they come
+        from. Only a shorter chain can make the run shorter.
 
-        Only steps that started are named; a chain leads through a skipped step as if that took
-        no time. Of equal chains, the one whose end comes first in topological order counts. An
-        empty report has an empty path.
+        Only steps that started are named. An empty report has an empty path.
         """
-        return critical_path(self._by_name.values())
+        was_resumed = len(self.segments) > 1
+        return critical_path(
+            _time_of(result, result.started_ms, was_resumed=was_resumed)
+            for result in self._by_name.values()
+            if result.started_ms is not None
+        )
 
     def summary(self) -> dict[str, int | float]:
         """Return the number of steps, of each status, and the duration.
@@ -399,11 +404,12 @@ class RunReport(Mapping[str, StepResult]):
 
         It can be pasted into Markdown behind ```` ```mermaid ````. A node shows the name of its
         step, the status as a symbol and a word, and the duration in milliseconds; an arrow leads
-        from a step to those that depend on it. By default, Mermaid refuses to draw more than 500
-        arrows or 50,000 characters.
+        from a step to those that depend on it. The critical path has thick borders and arrows. By
+        default, Mermaid refuses to draw more than 500 arrows or 50,000 characters.
         """
         results = self._by_name
-        return to_mermaid({name: each.depends_on for name, each in results.items()}, results)
+        needs = {name: each.depends_on for name, each in results.items()}
+        return to_mermaid(needs, results, self.critical_path)
 
     def to_html(self) -> str:
         """Return the report as one page of HTML that needs no network and no other file.
@@ -491,38 +497,14 @@ def paused_ms(segments: Sequence[Segment]) -> float:
     return max((last.wall_time - first.wall_time) * 1000 - (last.at_ms - first.at_ms), 0.0)
 
 
-def critical_path(results: Iterable[StepResult]) -> list[str]:
-    """Return the names along the longest chain of dependent steps, in order.
-
-    Iterative, in time linear in steps plus dependencies. `RunReport.critical_path` has the rules.
-
-    ``results`` are in topological order. A dependency that does not come before its dependent is
-    ignored; no report of a run has one.
-    """
-    position: dict[str, int] = {}
-    chains: list[tuple[float, StepResult, int | None]] = []
-    for at, result in enumerate(results):
-        before = _longest(
-            chains, (position[each] for each in result.depends_on if each in position)
-        )
-        length = 0.0 if result.started_ms is None else result.duration_ms
-        if before is not None:
-            length += chains[before][0]
-        position[result.step_name] = at
-        chains.append((length, result, before))
-    path: list[str] = []
-    end = _longest(chains, range(len(chains)))
-    while end is not None:
-        _, result, end = chains[end]
-        if result.started_ms is not None:
-            path.append(result.step_name)
-    path.reverse()
-    return path
-
-
-def _longest(chains: list[tuple[float, StepResult, int | None]], ends: Iterable[int]) -> int | None:
-    """Return the end of the longest chain; of equal ones the first."""
-    return max(ends, key=lambda end: (chains[end][0], -end), default=None)
+def _time_of(result: StepResult, started_ms: float, *, was_resumed: bool) -> StepTime:
+    """Return when a step ran, from its first start to its last end."""
+    ended_ms = started_ms + result.duration_ms
+    if was_resumed:  # then its duration is that of several times
+        attempts = [each for one in (result, *(result.items or ())) for each in one.history]
+        ends = [each.started_ms + each.duration_ms for each in attempts]
+        ended_ms = max(ends, default=ended_ms)
+    return StepTime(result.step_name, started_ms, ended_ms, result.depends_on, result.status)
 
 
 # Dark text on a light ground, both given, so that a page of either kind shows them readably.
@@ -544,13 +526,15 @@ _SPECIAL = r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])"
 def to_mermaid(
     dependencies: Mapping[str, Iterable[str]],
     results: Mapping[str, StepResult] | None = None,
+    critical: Sequence[str] = (),
 ) -> str:
     """Return a Mermaid flowchart, from left to right, of steps and their dependencies.
 
     A dependency that is not a step of the mapping is drawn like a step without a result. The label
     of a step with a result shows its status and, if it started, its duration in milliseconds.
+    ``critical`` names the steps of the critical path, in order.
     """
-    results = results or {}
+    results, thick = results or {}, frozenset(pairwise(critical))
     needs = {name: list(dict.fromkeys(needed)) for name, needed in dependencies.items()}
     names = dict.fromkeys([*needs, *(name for needed in needs.values() for name in needed)])
     ids = {name: f"s{number}" for number, name in enumerate(names)}
@@ -560,13 +544,20 @@ def to_mermaid(
     lines = [
         "flowchart LR",
         *(f"    {ids[name]}{_node(name, found.get(name))}" for name in names),
-        *(f"    {ids[first]} --> {ids[name]}" for name in needs for first in needs[name]),
+        *(
+            f"    {ids[first]} {'==>' if (first, name) in thick else '-->'} {ids[name]}"
+            for name in needs
+            for first in needs[name]
+        ),
         *(
             f"    classDef {status.lower()} {colours}"
             for status, colours in _COLOURS.items()
             if status in used
         ),
     ]
+    if thick:  # one step alone is no path
+        lines.append("    classDef critical stroke-width:4px")
+        lines.append(f"    class {','.join(ids[name] for name in critical)} critical")
     return "\n".join(lines)
 
 

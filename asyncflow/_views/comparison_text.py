@@ -30,6 +30,15 @@ def difference_text(compared: RunComparison | StepComparison) -> str:
     return f"{duration(abs(difference_ms))} {'slower' if difference_ms > 0 else 'faster'}{times}"
 
 
+def run_difference_text(compared: RunComparison) -> str:
+    """Return the difference of two runs, and how much of it the critical path has."""
+    text, critical_ms = difference_text(compared), compared.critical_difference_ms
+    if not compared.has_notable_duration:
+        return text
+    sign = "+" if critical_ms >= 0 else "-"
+    return f"{text}, {sign}{duration(abs(critical_ms))} of it on the critical path"
+
+
 def step_facts(step: StepComparison) -> list[str]:
     """Return what else differs of a step, one fact a text."""
     run, baseline = step.run, step.baseline

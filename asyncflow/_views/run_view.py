@@ -6,11 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from asyncflow._core.critical_path import StepTime, critical_path
 from asyncflow._core.replay import StoredRun
-from asyncflow._core.report import RunReport, critical_path, paused_ms
+from asyncflow._core.report import RunReport, paused_ms
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
-    StepResult,
     StepStatus,
     blocks_dependents,
 )
@@ -154,14 +154,15 @@ class RunView(StoredRun):
         return found
 
     def critical_path(self, now_ms: float) -> list[str]:
-        """Return the chain of dependent steps that has taken longest; see `RunReport`."""
+        """Return the steps that decide when the run ends, so far; see `RunReport`."""
         return critical_path(
-            StepResult(
+            StepTime(
                 name,
+                step.started_ms,
+                now_ms if step.ended_ms is None else step.ended_ms,
+                step.depends_on,
                 step.status,
-                duration_ms=step.duration_ms(now_ms) or 0.0,
-                started_ms=step.started_ms,
-                depends_on=step.depends_on,
             )
             for name, step in self.steps.items()
+            if step.started_ms is not None
         )

@@ -19,6 +19,7 @@ from asyncflow._views.comparison_text import (
     error_text,
     input_text,
     pair,
+    run_difference_text,
     step_facts,
 )
 from asyncflow._views.event_text import took
@@ -161,7 +162,7 @@ def _given(request: Request, compared: RunComparison, only_notable: bool) -> dic
             _side("Baseline", compared.baseline, links[1]),
         ),
         "statuses": _statuses(compared),
-        "duration_words": difference_text(compared),
+        "duration_words": run_difference_text(compared),
         "is_slower": compared.difference_ms > 0,
         "inputs": [(name_text(each.name), input_text(each)) for each in compared.inputs],
         "trends": {trend: (found[:_MOST_NAMED], found) for trend, found in trends.items() if found},

@@ -83,5 +83,6 @@ def normalized(text: str, shell: Shell) -> str:
     text = text.replace(f"{shell.directory}/", "")
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC(\+\d\d:\d\d)?", "DATE", text)
     text = re.sub(r"\d\.\d{3} s|\d+(\.\d+)? ?ms", "TIME", text)
-    text = re.sub(r"[▲▼] TIME \w+ \([\d.]+×\)", "about the same", text)
+    path = r"(, [+-]TIME of it on the critical path)?"
+    text = re.sub(rf"[▲▼] TIME \w+ \([\d.]+×\){path}", "about the same", text)
     return re.sub(" +", " ", text)

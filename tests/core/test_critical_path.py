@@ -1,78 +1,136 @@
-"""The critical path is the chain of dependent steps that took longest in all."""
+"""The critical path is the chain of steps that decided when the run ended."""
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 from typing import Any
 
-import networkx as nx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Edges, graphs, oracle_of
+from mapped_run import chain_run
+from resumed_run import RESUMED
+from strategies import Edges, graphs
 
-from asyncflow import RunReport, StepResult, StepStatus
+from asyncflow import RunReport, StepResult, StepStatus, WorkflowStep, run_pipeline
+from asyncflow._core.critical_path import StepTime, critical_path
+from asyncflow._views.run_view import RunView
+from asyncflow.testing import run_in_virtual_time
 
-
-def ran(name: str, duration_ms: float, *depends_on: str, **fields: Any) -> StepResult:
-    fields = {"status": StepStatus.SUCCESS, "started_ms": 0.0, **fields}
-    return StepResult(name, duration_ms=duration_ms, depends_on=depends_on, **fields)
-
-
-def skipped(name: str, *depends_on: str) -> StepResult:
-    return StepResult(name, StepStatus.SKIPPED, depends_on=depends_on)
+SUCCESS, FAILED, CANCELLED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED
 
 
-def path_of(*results: StepResult) -> list[str]:
-    return RunReport("r1", results, total_duration_ms=1.0, wall_time=1.0).critical_path
+def ran(name: str, start: float, end: float, *needs: str, status: StepStatus = SUCCESS) -> StepTime:
+    return StepTime(name, start, end, needs, status)
 
 
-def test_the_critical_path_is_the_chain_with_the_longest_time_not_with_the_most_steps() -> None:
-    path = path_of(
-        ran("a", 1), ran("b", 2), ran("c", 1, "a"), ran("d", 3, "b", "a"), ran("e", 1, "c")
+def run_of(seconds: dict[str, float], needs: dict[str, list[str]], **options: Any) -> RunReport:
+    """Run steps that sleep for so long."""
+
+    def action(name: str) -> Any:
+        async def act() -> None:
+            await asyncio.sleep(seconds[name])
+            if name.startswith("bad"):
+                raise ValueError(name)
+
+        return act
+
+    steps = [WorkflowStep(name, action(name), needs.get(name, [])) for name in seconds]
+    return run_in_virtual_time(run_pipeline(steps, **options))
+
+
+def test_under_tiers_the_slowest_step_of_each_tier_is_on_it() -> None:
+    seconds = {"a": 1.0, "slow": 9.0, "b": 5.0, "c": 2.0}
+    needs = {"b": ["a"], "c": ["b"]}
+
+    assert run_of(seconds, needs).critical_path == ["slow", "b", "c"]
+    assert run_of(seconds, needs, schedule="ready").critical_path == ["slow"]
+    assert run_of(seconds | {"slow": 7.0}, needs, schedule="ready").critical_path == ["a", "b", "c"]
+
+
+def test_what_held_a_slot_is_on_it() -> None:
+    seconds = {"first": 4.0, "second": 1.0, "third": 3.0}
+
+    report = run_of(seconds, {"third": ["second"]}, schedule="ready", max_concurrency=1)
+
+    assert report.critical_path == ["first", "second", "third"]
+
+
+def test_a_failed_step_comes_before_the_step_whose_clean_up_it_caused() -> None:
+    path = critical_path(
+        [
+            ran("extract", 0, 10),
+            ran("long", 10, 52, status=CANCELLED),
+            ran("bad", 10, 50, "extract", status=FAILED),
+            ran("tidy", 52, 60, "extract"),
+        ]
     )
 
-    assert path == ["b", "d"]
+    assert path == ["extract", "bad", "long", "tidy"]
+    seconds = {"a": 1.0, "bad": 2.0, "c": 9.0}
+    report = run_of(seconds, {"bad": ["a"]}, schedule="ready")
+    assert report.critical_path == ["a", "bad"]  # "c" had no clean-up
 
 
-def test_the_first_of_several_equal_chains_is_the_critical_path() -> None:
-    assert path_of(ran("a", 1), ran("b", 1)) == ["a"]
-    assert path_of(ran("a", 1), ran("b", 1), ran("c", 1, "b", "a")) == ["a", "c"]
-    assert path_of(ran("a", 1), ran("b", 0, "a")) == ["a"]
+def test_a_step_comes_after_the_one_whose_items_it_took() -> None:
+    path = ["urls", "fetch", "parse"]
+
+    assert RunView(chain_run()).critical_path(12.0) == path
+    failed = [ran("fetch", 0, 9, status=CANCELLED), ran("parse", 3, 9, "fetch", status=FAILED)]
+    assert critical_path(failed) == ["fetch", "parse"]
 
 
-def test_a_step_of_no_duration_belongs_to_the_path_if_longer_steps_follow() -> None:
-    assert path_of(ran("a", 0), ran("b", 0, "a"), ran("c", 1, "b")) == ["a", "b", "c"]
+def test_a_dependency_goes_before_what_ended_at_about_that_time() -> None:
+    other = ran("other", 0, 10.4)
+
+    assert critical_path([ran("a", 0, 10), other, ran("b", 10.5, 20, "a")]) == ["a", "b"]
+    assert critical_path([ran("a", 0, 9), other, ran("b", 10.5, 20, "a")]) == ["other", "b"]
+
+
+def test_steps_that_took_no_time_are_on_it() -> None:
+    assert critical_path([ran("a", 0, 0), ran("b", 0, 0, "a"), ran("c", 0, 1, "b")]) == [*"abc"]
+    assert critical_path([ran("a", 0, 0), ran("b", 0, 0)]) == ["b"]
+    assert critical_path([]) == []
 
 
 def test_impossible_dependencies_do_not_break_it() -> None:
-    assert path_of(ran("a", 1, "ghost", "a", "b"), ran("b", 2, "a")) == ["a", "b"]
+    assert critical_path([ran("a", 0, 1, "ghost", "a", "b"), ran("b", 1, 3, "a")]) == ["a", "b"]
+
+
+def test_a_step_that_was_resumed_ended_with_its_last_attempt() -> None:
+    view = RunView(RESUMED)
+    report = view.report(lambda _, output: output)
+
+    assert report.critical_path == view.critical_path(view.at_ms)
 
 
 def test_a_chain_of_10_000_steps_needs_no_recursion() -> None:
-    steps = [ran("s0", 1), *(ran(f"s{at}", 1, f"s{at - 1}") for at in range(1, 10_000))]
+    steps = [ran("s0", 0, 1), *(ran(f"s{n}", n, n + 1, f"s{n - 1}") for n in range(1, 10_000))]
 
-    assert path_of(*steps) == [step.step_name for step in steps]
+    assert critical_path(steps) == [step.name for step in steps]
 
 
+@pytest.mark.parametrize("schedule", ["tiers", "ready"])
 @given(graphs(), st.data())
-def test_the_path_is_as_long_as_the_one_of_networkx(edges: Edges, data: st.DataObject) -> None:
-    oracle = oracle_of(edges)
-    lasted = {name: data.draw(st.integers(0, 3) | st.none(), name) for name in edges}
-    order = list(nx.topological_sort(oracle))
+def test_the_path_takes_as_long_as_the_run(schedule: str, edges: Edges, data: Any) -> None:
+    seconds = {name: float(data.draw(st.integers(1, 4), name)) for name in edges}
 
-    path = path_of(
-        *(
-            skipped(name, *edges[name])
-            if (duration := lasted[name]) is None
-            else ran(name, duration, *edges[name])
-            for name in order
-        )
-    )
+    report = run_of(seconds, {name: [*needs] for name, needs in edges.items()}, schedule=schedule)
 
-    oracle.add_edges_from(("start", name) for name in edges)
-    for _, name, edge in oracle.edges(data=True):
-        edge["weight"] = lasted[name] or 0
-    longest = nx.dag_longest_path_length(oracle)
-    assert sum(lasted[name] or 0 for name in path) == longest
-    assert all(lasted[name] is not None for name in path)
-    assert all(nx.has_path(oracle, one, next_) for one, next_ in pairwise(path))
+    path = report.critical_path
+    assert sum(report[name].duration_ms for name in path) == report.total_duration_ms
+    for one, following in pairwise(path):
+        ended_ms = (report[one].started_ms or 0.0) + report[one].duration_ms
+        assert report[following].started_ms == ended_ms
+
+
+def test_only_steps_that_started_are_on_it() -> None:
+    results = [
+        StepResult("a", SUCCESS, duration_ms=5.0, started_ms=0.0),
+        StepResult("b", StepStatus.SKIPPED, depends_on=("a",)),
+    ]
+
+    report = RunReport("r", results, total_duration_ms=5.0, wall_time=0.0)
+
+    assert report.critical_path == ["a"]

@@ -45,13 +45,15 @@ def test_the_diagram_of_a_run_shows_the_status_of_each_step() -> None:
         '    s2["c<br/>⊘ SKIPPED"]:::skipped\n'
         '    s3["d<br/>■ CANCELLED 2ms"]:::cancelled\n'
         '    s4["e<br/>✓ SUCCESS 0ms"]:::success\n'
-        "    s0 --> s1\n"
+        "    s0 ==> s1\n"
         "    s1 --> s2\n"
         "    s0 --> s3\n"
         "    classDef success fill:#d1fae5,stroke:#047857,color:#064e3b\n"
         "    classDef failed fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d\n"
         "    classDef skipped fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4\n"
-        "    classDef cancelled fill:#fef3c7,stroke:#b45309,color:#78350f"
+        "    classDef cancelled fill:#fef3c7,stroke:#b45309,color:#78350f\n"
+        "    classDef critical stroke-width:4px\n"
+        "    class s0,s1 critical"
     )
 
 

@@ -194,7 +194,7 @@ class TestRun:
         }
         assert view.ended_steps == len(view.steps)
         assert view.first_failure.name == HOSTILE
-        assert view.critical_path(5000.5) == ["rates", LONG, HOSTILE, "tidy"]
+        assert view.critical_path(5000.5) == ["rates", LONG, HOSTILE, "fetch", "tidy"]
         assert SECRET not in repr(view.steps)
 
 

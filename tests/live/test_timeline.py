@@ -71,7 +71,7 @@ IN_80 = """\
 ⊘ SKIPPED   archive              its condition was false                       ↻
 ✓ SUCCESS   validate                                ████       ┊        400 ms ↻
 ✓ SUCCESS   normalise…ister_v2 ◆                    1▒▒▒▒▒▒▒▒▒▒┊2███     1.9 s
-■ CANCELLED fetch                                              ┊▓▓▓▓▓!▒ 900 ms
+■ CANCELLED fetch              ◆                               ┊▓▓▓▓▓!▒ 900 ms
 ✓ SUCCESS   index                                      █       ┊        0.4 ms ↻
 ✗ FAILED    <script>a…/script> ◆                               ┊   12▓▓ 399 ms
 ⊘ SKIPPED   load                 step "<script>alert('step')</script>"…

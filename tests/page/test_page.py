@@ -301,7 +301,7 @@ def test_the_timeline_marks_the_outcome_of_each_attempt() -> None:
     assert used["#i-crashed"] == used["#i-abandoned"] == 2
     assert used["#i-timed-out"] == 3
     assert "paused for 59 min 56 s; the run was resumed here" in parsed.text
-    assert f"Critical path: rates → {LONG} → {HOSTILE} → tidy" in parsed.text
+    assert f"Critical path: rates → {LONG} → {HOSTILE} → fetch → tidy" in parsed.text
 
 
 def test_each_bar_has_a_description() -> None:
