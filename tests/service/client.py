@@ -66,7 +66,7 @@ def running_site(*arguments: object) -> Iterator[Site]:
             process.kill()
 
 
-async def until(check: Any, timeout_s: float = 30) -> None:
+async def until(check: Any, timeout_s: float = 120) -> None:
     """Wait until what a coroutine function returns is true."""
     async with asyncio.timeout(timeout_s):
         while not await check():

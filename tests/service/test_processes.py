@@ -146,15 +146,22 @@ async def test_two_replicas_share_the_work_and_one_takes_over_that_of_the_other(
     run_ids = {f"r{number}" for number in range(30)}
     with running_site(*arguments) as one, running_site(*arguments) as two:
         for number, run_id in enumerate(sorted(run_ids)):
-            status, _ = await (one, two)[number % 2].request(f"/start/{run_id}?pause_s=0.5")
+            status, _ = await (one, two)[number % 2].request(f"/start/{run_id}?pause_s=1")
             assert status == 202
-        assert {*(await one.figures())["runs"]}.isdisjoint((await two.figures())["runs"])
-        await asyncio.sleep(0.6)
-
-        one.process.send_signal(first_signal)
-        one.process.wait(30)
+        of_one = {*(await one.figures())["runs"]}
+        assert of_one.isdisjoint((await two.figures())["runs"])
 
         async with PostgresJournal(dsn) as journal:
+
+            async def has_done_a_first_step() -> bool:  # two more take two seconds
+                for run_id in of_one:
+                    if [*await successes(journal, run_id)] == ["first"]:
+                        return True
+                return False
+
+            await until(has_done_a_first_step)
+            one.process.send_signal(first_signal)
+            one.process.wait(30)
 
             async def all_passed() -> bool:
                 return await passed(journal) == run_ids

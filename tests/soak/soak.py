@@ -204,9 +204,9 @@ class Soak:
                 yield self._sample(time.monotonic() - began)
 
     async def _let_threads_end(self) -> None:
-        """Let threads end that have nothing to do: on a busy machine, that takes a moment."""
+        """Let threads end that have nothing to do: on a busy machine, that takes a while."""
         most = self._threads = self._threads or _threads()
-        give_up = time.monotonic() + 5
+        give_up = time.monotonic() + 60
         while _threads() > most and time.monotonic() < give_up:
             await asyncio.sleep(0.01)
 
