@@ -99,7 +99,8 @@ class Bench:
         async def timed() -> float:
             async with SQLiteJournal(self._path) as journal:
                 await journal.runs()  # opens the database
-                return await _seconds(self._orchestrator.run, journal=journal, run_id=_new_id())
+                run = self._orchestrator.with_options(journal=journal, run_id=_new_id()).run
+                return await _seconds(run)
 
         return asyncio.run(timed())
 
@@ -109,7 +110,7 @@ class Bench:
     def by_hand_s(self) -> float:
         with closing(self._other_database()) as database:
             write = partial(self._write, database)
-            return asyncio.run(_seconds(run_by_hand, steps=self._steps, write=write))
+            return asyncio.run(_seconds(partial(run_by_hand, self._steps, write)))
 
     def rows_s(self) -> float:
         """Write the rows of a run, with a commit wherever an action would wait for one."""
@@ -197,10 +198,10 @@ async def run_by_hand(
         await stored()
 
 
-async def _seconds(work: Callable[..., Awaitable[object]], *values: Any, **arguments: Any) -> float:
+async def _seconds(work: Callable[[], Awaitable[object]]) -> float:
     gc.collect()
     began = time.perf_counter()
-    await work(*values, **arguments)
+    await work()
     return time.perf_counter() - began
 
 
