@@ -38,7 +38,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.differing_executors],
 )
 # More examples, and the same ones each time: what fails for one change must not be an older bug.
-settings.register_profile("thorough", settings.get_profile("quick"), max_examples=100)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=50)
 settings.register_profile(
     "random", settings.get_profile("quick"), max_examples=2_000, derandomize=False, print_blob=True
 )

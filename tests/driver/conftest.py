@@ -41,10 +41,14 @@ if sys.version_info >= (3, 12):
     LOOPS["eager"] = EagerLoop
 
 _ABOUT_DATA = frozenset(
-    {"test_attachments", "test_rerun", "test_inputs", "test_inspection", "test_pipeline"}
+    f"test_{subject}"
+    for subject in (
+        *("attachments", "durable", "fallback", "inputs", "inspection", "notes"),
+        *("observers", "pipeline", "pool_needs", "rerun", "resumed_history"),
+    )
 )
-"""Files about what steps receive and leave, which depends on no loop: uvloop and debug mode would
-repeat them."""
+"""Files about what steps receive, leave, say and store, which depends on no loop: uvloop and debug
+mode would repeat them."""
 
 
 def pytest_asyncio_loop_factories(
