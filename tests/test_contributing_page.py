@@ -1,0 +1,36 @@
+"""CONTRIBUTING.md names files and functions that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NEW = {"cooldown_ms", "starts_ms", "SlotTaken"}
+"""What its examples add."""
+
+
+def test_the_three_examples_name_files_and_names_that_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    examples = page[page.index("### A policy:") : page.index("## The documentation")]
+    quoted = set(re.findall(r"`([^`\n]+)`", examples))
+    quoted = {text for text in quoted if not text.startswith((".venv/", "make ", "git "))}
+    files = [*(ROOT / "asyncflow").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    sources = [file.read_text(encoding="utf-8") for file in files if file != Path(__file__)]
+    known = set(re.findall(r"\w+", " ".join(sources)))
+
+    missing = set()
+    for text in quoted:
+        owner, member = re.match(r"([A-Z][a-z]\w+)\.(\w+)|", text).groups()
+        if "/" in text or text.endswith(".md"):
+            found = (ROOT / text).exists()
+        elif owner:
+            source = next((each for each in sources if re.search(rf"class {owner}\b", each)), "")
+            defined = rf"def {member}\b|\b{member}:|self\.{member}\b"
+            found = member in NEW or re.search(defined, source) is not None
+        else:
+            found = set(re.findall(r"[A-Za-z_]\w+", text)) <= known | NEW
+        if not found:
+            missing.add(text)
+
+    assert missing == set()
