@@ -39,6 +39,7 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
     attempt_end,
+    failure_text,
     latest_number,
 )
 from asyncflow._core.text import escape_controls, plural
@@ -161,6 +162,24 @@ def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     if limit is not None and len(failed) > limit:
         parts.append(f"… and {len(failed) - limit} more steps with errors")
     return "\n\n".join(parts)
+
+
+def format_endured(report: RunReport, *, limit: int = 20) -> str:
+    """Return what failed of steps that succeeded: tolerated items, and what fell back.
+
+    ``limit`` is the maximum number of lines.
+    """
+    lines = [
+        f"  {escape_controls(each.step_name)}: {failure_text(each)}"
+        for result in report.values()
+        if result.status is StepStatus.SUCCESS
+        for each in (result, *(result.items or ()))
+        if each.error is not None
+    ]
+    if not lines:
+        return ""
+    left_out = [f"  … {plural(len(lines) - limit, 'failure')} more"] if lines[limit:] else []
+    return "\n".join(["Failed, and tolerated or fell back:", *lines[:limit], *left_out])
 
 
 def format_earlier_attempts(report: RunReport, *, limit: int = 20) -> str:

@@ -29,6 +29,7 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import (
     format_earlier_attempts,
+    format_endured,
     format_report,
     format_tracebacks,
     stdout_console,
@@ -235,8 +236,8 @@ def show(
         write_result("\n".join(lines))
     if not (timeline or events):
         write_result(format_report(shown.report))
-        for part in (format_tracebacks(shown.report), format_earlier_attempts(shown.report)):
-            if part:
+        for form in (format_tracebacks, format_endured, format_earlier_attempts):
+            if part := form(shown.report):
                 write_result(f"\n{part}")
 
 

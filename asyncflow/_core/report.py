@@ -474,6 +474,10 @@ def _line(result: StepResult, segment: int) -> str:
             parts.append(tolerated_text(failed, len(result.items) + result.left_out))
     if fallbacks := fallbacks_text(result.items or ()):
         parts.append(fallbacks)
+    if result.items and not result.reused:
+        reused = sum(item.reused for item in result.items)
+        if reused:
+            parts.append(f"{reused} of {len(result.items) + result.left_out} items reused")
     if result.reused:
         origin = escape_controls(result.origin)
         parts.append(f"reused from run {origin}" if origin else "reused")

@@ -211,3 +211,46 @@ def test_a_dry_run_refuses_what_the_command_refuses(failed: Shell) -> None:
 
     assert "'shop:other' can't run: run 'first' belongs to pipeline 'shop'" in other.stderr
     assert "did you mean 'load'" in unknown.stderr
+
+
+def test_the_missing_files_of_a_night_are_listed_and_fetched_next_morning(shell: Shell) -> None:
+    """The chain of the guide on nightly jobs, as a newcomer runs it."""
+    shell.write(
+        "night.py",
+        """
+        import pathlib
+        from asyncflow import Pipeline, collect, each
+
+        night = Pipeline("night", schedule="ready")
+
+        @night.step
+        async def names() -> list[str]:
+            return ["a", "b", "c", "d"]
+
+        @night.step(tolerated_failures=1)
+        async def fetch(name: str = each(names)) -> str:
+            if name == "b" and not pathlib.Path("delivered").exists():
+                raise FileNotFoundError(name)
+            return name
+
+        @night.step(fallback=lambda error: "?")
+        async def load(name: str = each(collect(fetch))) -> str:
+            if name == "d":
+                raise ValueError("no table")
+            return name
+        """,
+    )
+    shell("run", "night:night", "--run-id", "night")
+
+    shown = shell("show", "night").stdout
+    shell.write("delivered", "")
+    again = shell("rerun", "night", "night:night").stdout
+
+    assert "fetch (4 attempt(s), " in shown
+    assert shown.endswith(
+        "\nFailed, and tolerated or fell back:\n"
+        "  fetch[1]: FileNotFoundError: b\n"
+        "  load[3]: fell back: ValueError: no table\n"
+    )
+    assert ": 3 of 4 items reused: run again because 1 item had failed" in again
+    assert "load (4 attempt(s), " in again
