@@ -16,6 +16,7 @@ from asyncflow import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Payload
+from asyncflow._core.step_runs import Key
 from asyncflow.events import Event
 
 __all__ = ["MemoryJournal", "MemorySession"]
@@ -23,35 +24,10 @@ __all__ = ["MemoryJournal", "MemorySession"]
 T = TypeVar("T")
 
 
-class MemoryJournal:
-    """Stores the events of runs in lists.
-
-    A value is stored as JSON, whatever its type hint, if it comes back equal.
-
-    Args:
-        latency_s: How many seconds a write takes. It includes the events appended meanwhile.
-        fail_at: The number of the event whose write fails, counted from 1 over all runs.
-    """
-
-    session: type[MemorySession]
-    """The class of its sessions."""
-
-    def __init__(self, *, latency_s: float = 0.0, fail_at: int | None = None) -> None:
-        self.stored: dict[str, list[Event]] = {}
-        self.open_sessions: dict[str, MemorySession] = {}
-        self.latency_s = latency_s
-        self.fail_at = fail_at
-        self.added = 0
-        self.hints: dict[str, Any] = {}
-
-    def died_after(self, count: int, run_id: str = "r") -> MemoryJournal:
-        """Return the journal that a process leaves if it dies after so many events of a run."""
-        left = MemoryJournal(latency_s=self.latency_s)
-        left.stored = {run_id: self.stored[run_id][:count]}
-        return left
+class JSONCodec:
+    """Encodes a value as JSON, whatever its type hint, if it comes back equal."""
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
-        self.hints[subject] = hint
         try:
             text = json.dumps(value)
         except TypeError as error:
@@ -66,6 +42,44 @@ class MemoryJournal:
             raise PayloadError(subject, f"is no {hint.__name__} any more")
         return value
 
+
+class MemoryJournal:
+    """Stores the events of runs in lists.
+
+    A value is stored as JSON, whatever its type hint, if it comes back equal.
+
+    Args:
+        latency_s: How many seconds a write takes. It includes the events appended meanwhile.
+        fail_at: The number of the event whose write fails, counted from 1 over all runs.
+    """
+
+    checkpoint_codec = JSONCodec()
+    session: type[MemorySession]
+    """The class of its sessions."""
+
+    def __init__(self, *, latency_s: float = 0.0, fail_at: int | None = None) -> None:
+        self.stored: dict[str, list[Event]] = {}
+        self.saved: dict[str, dict[Key, Payload]] = {}
+        """The checkpoints of each run."""
+        self.open_sessions: dict[str, MemorySession] = {}
+        self.latency_s = latency_s
+        self.fail_at = fail_at
+        self.added = 0
+        self.hints: dict[str, Any] = {}
+
+    def died_after(self, count: int, run_id: str = "r") -> MemoryJournal:
+        """Return the journal that a process leaves if it dies after so many events of a run."""
+        left = MemoryJournal(latency_s=self.latency_s)
+        left.stored = {run_id: self.stored[run_id][:count]}
+        return left
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        self.hints[subject] = hint
+        return self.checkpoint_codec.encode(subject, value, hint)
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        return self.checkpoint_codec.decode(subject, payload, hint)
+
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[MemorySession, T]:
@@ -74,7 +88,9 @@ class MemoryJournal:
             if not wait:
                 raise RunAlreadyActiveError(run_id, "this process")
             await asyncio.sleep(1)
-        result = read(StoredRun(self.stored.get(run_id, ())))
+        stored = StoredRun(self.stored.get(run_id, ()))
+        stored.checkpoints = dict(self.saved.get(run_id, {}))
+        result = read(stored)
         session = self.open_sessions[run_id] = self.session(self, run_id)
         return session, result
 
@@ -93,6 +109,7 @@ class MemorySession:
         self._run_id = run_id
         self._loop = asyncio.get_running_loop()
         self._pending: list[Event] = []
+        self._saved: dict[Key, Payload | None] = {}
         self._writing: asyncio.TimerHandle | None = None
         self._all_stored = asyncio.Event()
         self._all_stored.set()
@@ -104,9 +121,16 @@ class MemorySession:
         self._on_stop = on_stop
 
     def append(self, event: Event) -> None:
-        if self.failure is not None:
-            return
-        self._pending.append(event)
+        if self.failure is None:
+            self._pending.append(event)
+            self._write_soon()
+
+    def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
+        if self.failure is None:
+            self._saved[step, item] = payload
+            self._write_soon()
+
+    def _write_soon(self) -> None:
         self._all_stored.clear()
         if self._writing is None:
             self._writing = self._loop.call_later(self._journal.latency_s, self._write)
@@ -122,6 +146,9 @@ class MemorySession:
                 return
             stored.append(event)
         self._pending.clear()
+        saved = journal.saved.setdefault(self._run_id, {}) | self._saved
+        journal.saved[self._run_id] = {k: each for k, each in saved.items() if each is not None}
+        self._saved.clear()
         self._all_stored.set()
 
     def fail(self, failure: JournalError) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
+from asyncflow._core.checkpoints import Checkpoints, SentCheckpoint, received_checkpoints
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.graph import Plan
 from asyncflow._core.pool import Pool
@@ -82,6 +83,7 @@ class StepContext:
 
     __slots__ = (
         "_cancel_requested",
+        "_checkpoints",
         "_clock",
         "_deadline_s",
         "_heartbeat",
@@ -109,6 +111,7 @@ class StepContext:
         results: Mapping[str, StepResult] | None,
         notes: Notes | None,
         last_error: BaseException | None,
+        checkpoints: Checkpoints,
     ) -> None:
         self._running = running
         step_name, attempt, _, _, item = running
@@ -124,6 +127,7 @@ class StepContext:
         self._cancel_requested = cancel_requested
         self._results = results
         self._notes = notes
+        self._checkpoints = checkpoints
 
     @property
     def idempotency_key(self) -> str:
@@ -209,6 +213,34 @@ class StepContext:
             self._heartbeat()
         if self._notes is not None:
             self._notes.progress(self._running, done, total, unit)
+
+    def checkpoint(self, value: object) -> None:
+        """Save where the action has come to, so that the next attempt continues there.
+
+        Any thread may call it, as often as it likes: only the latest value counts. It survives a
+        retry. A journal stores it at most about 100 ms later, and with the end of the attempt, so
+        that it also survives the process; after a crash it may be that much older than what the
+        action did. It is gone when the step has succeeded, or its result is not valid any more.
+        What a step with ``secret=True`` saves is not stored.
+
+        Args:
+            value: Plain data, or with ``codec="cloudpickle"`` whatever can be pickled: it is
+                encoded here and now, like an output without an annotation. At most 65,536 bytes.
+
+        Raises:
+            PayloadError: It would not come back equal, or it is too large.
+        """
+        is_last = self.attempt >= self.max_retries
+        self._checkpoints.save(self._running, value, is_last=is_last)
+
+    @property
+    def last_checkpoint(self) -> Any:
+        """The latest `checkpoint` of an earlier attempt, in any process; ``None`` at first.
+
+        Raises:
+            PayloadError: The journal that it was stored in can't decode it any more.
+        """
+        return self._checkpoints.last(self._running)
 
     def attach(self, name: str, data_or_path: object, media_type: str | None = None) -> None:
         """Attach data for people to look at, such as a plot or a table.
@@ -304,6 +336,7 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
         results=extras.results,
         notes=run.notes,
         last_error=run.last_errors.get((name, item)),
+        checkpoints=run.checkpoints,
     )
 
 
@@ -313,9 +346,12 @@ SentError: TypeAlias = tuple[bytes, str, str, str]
 """An error, pickled, and the fields of the `RestoredError` that replaces it where the bytes can't
 be read."""
 
-_SentAttempt: TypeAlias = "tuple[str, StartedAttempt, int, float, float | None, SentError | None]"
+_SentAttempt: TypeAlias = (
+    "tuple[str, StartedAttempt, int, float, float | None, SentError | None, SentCheckpoint]"
+)
 """What a process is sent: the id of the run, the attempt, how many there are in all, its deadline,
-the present time if the clock stands still, and its last error. Times are in seconds."""
+the present time if the clock stands still, its last error and its last checkpoint. Times are in
+seconds."""
 
 
 def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
@@ -334,7 +370,9 @@ def attempt_for_process(now_s: float | None) -> _SentAttempt | None:
     left_s = math.inf if left_ms is None else left_ms / 1000
     deadline_s = left_s + (now_s or 0.0)
     still_s = 0.0 if now_s is None else None
-    return step.run_id, running, step.max_retries, deadline_s, still_s, last_error_to_send()
+    checkpoint = _run.get().checkpoints.to_send(running)
+    error = last_error_to_send()
+    return step.run_id, running, step.max_retries, deadline_s, still_s, error, checkpoint
 
 
 def last_error_to_send() -> SentError | None:
@@ -376,6 +414,7 @@ def _context_in_process(
     deadline_s: float,
     still_s: float | None,
     last_error: SentError | None,
+    checkpoint: SentCheckpoint,
 ) -> StepContext:
     return StepContext(
         run_id,
@@ -388,6 +427,7 @@ def _context_in_process(
         results=None,
         notes=process_attempt.notes,
         last_error=received_error(last_error),
+        checkpoints=received_checkpoints(running, checkpoint, process_attempt.save),
     )
 
 
@@ -438,6 +478,7 @@ class RunContext:
     """Those of which the attempts hold slots within which the run runs."""
     last_errors: dict[tuple[str, int | None], BaseException] = made_by(default_factory=dict)
     """What the attempt before failed with, of each node that makes another one."""
+    checkpoints: Checkpoints = made_by(default_factory=Checkpoints)
 
     def ends_s(self, step: WorkflowStep) -> float:
         """Return the loop's time at which the attempts of a step end that have no limit."""
@@ -499,6 +540,12 @@ def enter_thread(cancel_requested: Callable[[], bool]) -> None:
     The worker thread calls it, in its copy of the context: the attempt's own stays as it is.
     """
     _cancel_requested.set(cancel_requested)
+
+
+def current_checkpoints() -> tuple[Checkpoints, StartedAttempt] | None:
+    """Return the running attempt and the checkpoints of its run; ``None`` outside of an action."""
+    running = _attempt.get(None)
+    return None if running is None else (_run.get().checkpoints, running)
 
 
 def current_attempt() -> tuple[str, AttemptStarted] | None:

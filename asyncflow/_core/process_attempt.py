@@ -15,5 +15,7 @@ sent: tuple[Any, ...] | None = None
 """What `asyncflow._core.context.attempt_for_process` returned; ``None`` if there is no attempt."""
 notes: Any = None
 """Takes what the attempt says, if anything receives it."""
+save: Any = None
+"""Takes the key of a checkpoint and its encoded value, on to the process of the run."""
 beat: Callable[[], object] = bool
 clock: Callable[[], float] = float

@@ -89,6 +89,8 @@ class StoredRun:
         self.pool_pauses: dict[str, events.PoolPaused] = {}
         """The latest pause of each pool, by its name."""
         self._without_items = without_items
+        self.checkpoints: dict[Key, Payload] = {}
+        """The checkpoints of steps and items, if a journal has read them; no event has any."""
         self._is_whole = False
         """Whether it began with the first event, so that no attempt is unknown."""
         self._reasons: Mapping[str, str] = {}

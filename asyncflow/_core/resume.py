@@ -113,6 +113,21 @@ def resume(
     return event, checkpoint
 
 
+def valid_checkpoints(
+    stored: Mapping[Key, Payload], resumed: RunResumed, plan: Plan
+) -> dict[Key, Payload]:
+    """Return the checkpoints with which the steps of a resumed run continue.
+
+    That of a step is not valid if what the step had done is not, nor that of an item if its items
+    came from an output that is made anew: another item may have its number now.
+    """
+    return {
+        key: payload
+        for key, payload in stored.items()
+        if key[0] not in resumed.outdated and not _is_of_recalled(key, resumed.recalled, plan)
+    }
+
+
 class RerunStart(NamedTuple):
     """How a rerun starts."""
 
@@ -423,10 +438,14 @@ def _is_restored(key: Key, found: _Judgement, plan: Plan) -> bool:
         return False
     if item is None or name in found.valid:
         return item is None and name in found.valid
-    # Its items came from an output that may differ now, as that of a step before it in a chain.
-    source: str | None = name
-    while source is not None:
-        source = plan.steps[plan.index[source]].map_over
-        if source in found.recalled:
-            return False
-    return True
+    return not _is_of_recalled(key, found.recalled, plan)
+
+
+def _is_of_recalled(key: Key, recalled: Collection[str], plan: Plan) -> bool:
+    """Whether an item comes from an output that may differ now, of any step of its chain."""
+    source, item = key
+    while item is not None and source in plan.index:
+        source = plan.steps[plan.index[source]].map_over or ""
+        if source in recalled:
+            return True
+    return False

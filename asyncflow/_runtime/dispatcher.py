@@ -30,6 +30,7 @@ class EventDispatcher:
         notes, persistence = scope.notes, scope.persistence
         self._notes = notes
         self._takes_logs = notes is not None and notes.takes_logs
+        self._checkpoints = scope.checkpoints
         self._persistence = persistence
         self._state = scope.state
         self._session = None if persistence is None else persistence.session
@@ -45,6 +46,8 @@ class EventDispatcher:
         """
         if self._notes is not None and self._notes.has_any:
             self._notes.before(event)
+        if self._checkpoints is not None and self._checkpoints.has_any:
+            self._checkpoints.before(event)
         self._state.apply(event)
         if self._session is not None:
             self._session.append(event if stored is None else stored)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from asyncflow._core.annotations import output_type
+from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.errors import (
     JournalError,
     RunCancelledError,
@@ -33,7 +34,7 @@ from asyncflow._core.graph import (
 )
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import Checkpoint
+from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import (
     Event,
@@ -72,6 +73,11 @@ class JournalSession(Protocol):
 
         A session may have a method ``append_note``, which does the same for a `NoteEvent`: what
         steps say. These are no part of a run's history. Without the method they are not stored.
+
+        It may have a method ``append_checkpoint(step, item, payload)``, which replaces what a step
+        or an item has saved with `StepContext.checkpoint`, or with ``None`` deletes that. Its
+        journal has a ``checkpoint_codec`` then. Checkpoints that are appended in one turn of the
+        loop with events are stored together with these, or not at all.
         """
 
     async def flush(self) -> None:
@@ -89,6 +95,13 @@ class JournalSession(Protocol):
             JournalError: The journal fails, or failed before.
         """
         ...
+
+
+class CheckpointSession(Protocol):
+    """A session that stores checkpoints."""
+
+    def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
+        """Replace the checkpoint of a step or an item; ``None`` deletes it."""
 
 
 class Journal(Protocol):
@@ -134,8 +147,9 @@ class Journal(Protocol):
             run_id: The run, which need not exist.
             wait: Whether to wait until another owner is gone.
             read: Called in another thread with the replay, which it may change; of a new run, it
-                has no segments. Called again with another replay if events were read before the run
-                was owned; the last answer counts.
+                has no segments. Its ``checkpoints`` are what the session has stored. Called again
+                with another replay if events were read before the run was owned; the last answer
+                counts.
 
         Returns:
             The run's session, and the last answer of ``read``.
@@ -202,6 +216,7 @@ class RunPersistence:
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(journal) if self.takes_notes else None
         self.prints = self.takes_notes and wants_prints(journal)
+        self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
 
     def store_note(self, note: NoteEvent) -> None:
         """Store what a step said, unless it is a log record that the journal does not want."""
@@ -213,6 +228,12 @@ class RunPersistence:
             if not is_wanted and note.logger != self._own_logger:
                 return
         self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
+
+    def checkpoints(self, stored: Mapping[Key, Payload]) -> Checkpoints:
+        """Return the checkpoints of the run, with those that its earlier processes left."""
+        if not self.takes_checkpoints:
+            return Checkpoints()
+        return Checkpoints(self._journal.checkpoint_codec, stored)  # type: ignore[attr-defined]
 
     def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
         """Encode an output; a secret one, or one that stayed on an engine, is replaced.
@@ -286,6 +307,10 @@ class RunStart(NamedTuple):
     checkpoint: Checkpoint | None = None
     taken: Sequence[tuple[StepTakenOver, StepTakenOver]] = ()
     """What a rerun reuses: the events that follow, each with the one that the journal stores."""
+    saved: Mapping[Key, Payload] = {}
+    """The checkpoints that earlier processes left and that are valid."""
+    void: Collection[Key] = ()
+    """The steps and items whose stored checkpoints are not valid any more."""
 
 
 def begin(request: Request) -> RunStart:

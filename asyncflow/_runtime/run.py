@@ -145,6 +145,8 @@ class Run:
         if self._link is not None:
             self._link.begin(state, self._cancel_soon, self._drain_soon, flush)
         self._dispatcher.emit(start.event, start.stored_event)
+        if start.void and self._scope.checkpoints is not None:
+            self._scope.checkpoints.discard(start.void)
         for taken, stored_event in start.taken:  # in the same turn: all or nothing
             self._dispatcher.emit(taken, stored_event)
         cancellation = None
@@ -190,6 +192,8 @@ class Run:
             self._link.end()
         if scope.notes is not None:
             scope.notes.finish()
+        if scope.checkpoints is not None:
+            scope.checkpoints.close()
         if not self._is_broken:
             now_ms = self._now_ms()
             self._dispatcher.emit(RunFinished(now_ms, state.status, state.stop_reason, state.cause))

@@ -18,7 +18,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
-from asyncflow._core.resume import rerun, resume
+from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
 from asyncflow._runtime.durable import (
     Journal,
@@ -145,6 +145,7 @@ class _RunOpening:
         # An input that has become secret is reported once more, so that no view shows its value.
         now_secret = {*request.secret_inputs} - stored.secret_inputs
         added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **new}
+        saved = valid_checkpoints(stored.checkpoints, event, plan)
         return RunStart(
             inputs,
             bindings,
@@ -152,6 +153,8 @@ class _RunOpening:
             replace(event, inputs={name: shown[name] for name in added}),
             replace(event, inputs=added),
             replace(checkpoint, pipeline=event.pipeline, inputs=shown),
+            saved=saved,
+            void=stored.checkpoints.keys() - saved.keys(),
         )
 
     def _check_pipeline(self, stored: StoredRun, way_out: str = "use another run id") -> None:

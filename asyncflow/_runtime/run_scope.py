@@ -10,8 +10,9 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.context import (
     RunContext,
     capturing_notes,
@@ -30,6 +31,8 @@ from asyncflow._runtime.durable import RunPersistence, RunStart
 from asyncflow._runtime.observers import Observer
 
 if TYPE_CHECKING:
+    from asyncflow._runtime.checkpoint_writer import CheckpointWriter
+    from asyncflow._runtime.durable import CheckpointSession
     from asyncflow._runtime.notes import NoteQueue
 
 
@@ -72,6 +75,8 @@ class RunScope:
     """The run's part of a journal, if it has one."""
     notes: NoteQueue | None
     """Takes what attempts say; ``None`` if nothing receives it."""
+    checkpoints: CheckpointWriter | None
+    """Stores the checkpoints of steps; ``None`` without a journal that does."""
 
 
 def open_scope(
@@ -93,6 +98,7 @@ def open_scope(
     if observers or (persistence is not None and persistence.takes_notes):
         secrets = secrets or SecretTexts()
         notes = _notes_of(loop, clock, started_s, start, observers, persistence, secrets)
+    checkpoints = Checkpoints() if persistence is None else persistence.checkpoints(start.saved)
     run_context = RunContext(
         run_id,
         plan,
@@ -106,9 +112,17 @@ def open_scope(
         outer_ends_s=loop.time() + remaining_s(),
         outer=None if notes is not None and notes.takes_logs else capturing_notes(),
         pools=pools_around(),
+        checkpoints=checkpoints,
     )
     context = contextvars.copy_context()
     context.run(enter_run, run_context)
+    writer = None
+    if persistence is not None and persistence.takes_checkpoints:
+        from asyncflow._runtime.checkpoint_writer import CheckpointWriter  # others need none
+
+        session = cast("CheckpointSession", persistence.session)
+        stored, secret = {*start.saved, *start.void}, start.event.secret
+        writer = CheckpointWriter(loop, context, plan, state, checkpoints, session, secret, stored)
     return RunScope(
         run_id=run_id,
         plan=plan,
@@ -120,6 +134,7 @@ def open_scope(
         live={},
         persistence=persistence,
         notes=notes,
+        checkpoints=writer,
     )
 
 

@@ -56,6 +56,7 @@ class StepRunner:
         self._persistence = scope.persistence
         self._now_ms = scope.run_context.now_ms
         self._last_errors = scope.run_context.last_errors
+        self._saved = scope.run_context.checkpoints.saved
         self.attempts = Attempts(scope, host, dispatcher, permits, stop, data)
 
     def launch(self, node: int) -> Coroutine[Any, Any, object]:
@@ -162,6 +163,8 @@ class StepRunner:
         finally:
             if attempt > 1:
                 self._last_errors.pop(self._state.step_runs.key_of(node), None)
+            if self._saved:  # that the journal has stays there, unless the step has succeeded
+                self._saved.pop(self._state.step_runs.key_of(node), None)
             if step.needs_permit:
                 self._permits.forget(node)  # no action was called with what it still holds
 

@@ -8,9 +8,10 @@ The file begins with a head of `_HEAD` bytes. Its first byte is ``?`` while a re
 ``!`` once the whole response does. From byte `_BEAT_AT` on, it has the time of the last heartbeat,
 as a double in seconds of `time.monotonic`: the processes of a machine share that clock.
 
-What the attempt says goes to a second file, if anything receives it. That begins with a pickle of
-how many notes are missing, and of the latest progress. From byte `_NOTES_AT` on, each note has the
-four bytes of its length.
+What the attempt says goes to a second file. That begins with a pickle of how many notes are
+missing, and of the latest progress. Two slots follow for its checkpoints: each goes in that of the
+one before the last, so that one of them is whole whenever this process is killed. From byte
+`_NOTES_AT` on, each note has the four bytes of its length.
 """
 
 from __future__ import annotations
@@ -35,14 +36,20 @@ if TYPE_CHECKING:
     _Attempt: TypeAlias = tuple[Any, ...]
     """What `asyncflow._core.context` tells a process of the attempt, in types of Python alone."""
 
-    _NotesWanted: TypeAlias = tuple[int, int | None, bool] | None
-    """The descriptor of the file for notes, the lowest level of log records, and whether to keep
-    what is printed; ``None`` if nothing receives notes."""
+    _NotesWanted: TypeAlias = tuple[int, tuple[int | None, bool] | None] | None
+    """The descriptor of the file for what the attempt says, and of notes the lowest level of log
+    records, and whether to keep what is printed; ``None`` if nothing receives notes."""
 
 _HEAD = 16
 _BEAT_AT = 8
 
-_NOTES_AT = 1024
+_SLOT_AT, _SLOT = 1024, 66_560
+"""Where the first slot for a checkpoint begins, and the size of each."""
+
+_SLOT_HEAD = struct.Struct("QII")
+"""The number of a checkpoint, counted from 1, its length and its CRC-32."""
+
+_NOTES_AT = _SLOT_AT + 2 * _SLOT
 
 _IS_IMPORTING = "_asyncflow_is_importing_main"
 """An attribute of ``__main__`` while it is imported here, where it must not start a run."""
@@ -66,17 +73,19 @@ def _respond(file: BinaryIO) -> None:
     global _head
     file.seek(_HEAD)
     (sys.path[:], sys.argv[:]), main, call, attempt, gives_heartbeats, wanted = pickle.load(file)
-    notes = None if wanted is None else _NoteFile(*wanted).notes
+    said = None if wanted is None else _NoteFile(*wanted)
+    notes = None if said is None else said.notes
     if gives_heartbeats:
         import mmap  # few need it
 
         _head = mmap.mmap(file.fileno(), _HEAD)
     own = _module("_core.process_attempt")
     own.sent, own.notes, own.beat, own.clock = attempt, notes, _beat, _clock
+    own.save = None if said is None else said.save
     try:
         text = _outcome(main, call, notes)
     finally:
-        own.sent = own.notes = _head = None
+        own.sent = own.notes = own.save = _head = None
     file.seek(_HEAD)
     file.write(text)  # what is left of the request behind it does no harm
     file.flush()
@@ -112,11 +121,24 @@ def _outcome(main: _Main, call: bytes, notes: Any) -> bytes:
 class _NoteFile:
     """The file in which the process of the run finds what the attempt says."""
 
-    def __init__(self, file: int, level: int | None, prints: bool) -> None:
+    def __init__(self, file: int, wanted: tuple[int | None, bool] | None) -> None:
         os.set_inheritable(file, False)
         self._file = file
-        collector = _module("_runtime.attempt_notes").AttemptNotes
-        self.notes = collector(level, prints, self._send, self._update)
+        self._saved = 0
+        self._lock = _thread.allocate_lock()
+        self.notes: Any = None
+        if wanted is not None:
+            collector = _module("_runtime.attempt_notes").AttemptNotes
+            self.notes = collector(*wanted, self._send, self._update)
+
+    def save(self, _: object, payload: tuple[str, bytes]) -> None:
+        from zlib import crc32  # few need it
+
+        data = pickle.dumps(tuple(payload))
+        with self._lock:
+            self._saved += 1
+            head = _SLOT_HEAD.pack(self._saved, len(data), crc32(data))
+            self._write(os.pwrite, head + data, _SLOT_AT + self._saved % 2 * _SLOT)
 
     def _send(self, note: tuple[Any, ...]) -> None:
         text = pickle.dumps(note)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
@@ -31,7 +32,14 @@ from typing import IO, TYPE_CHECKING, Any
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
 
 from asyncflow._core.arguments import callable_name, is_importable_main
-from asyncflow._core.context import StartedAttempt, attempt_for_process, enter_thread
+from asyncflow._core.checkpoints import Checkpoints
+from asyncflow._core.context import (
+    StartedAttempt,
+    attempt_for_process,
+    current_checkpoints,
+    enter_thread,
+)
+from asyncflow._core.results import Payload
 from asyncflow._core.text import safe_text
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, has_virtual_time, outlast
@@ -126,7 +134,7 @@ async def run_in_process(
 
     The function can ask for the attempt that calls this, with `current_step`. ``heartbeat``
     receives the heartbeats of the process, and the start of the function is the first; ``notes``
-    receives what the attempt says.
+    receives what the attempt says. What it saves is kept with the checkpoints of its run.
 
     Raises:
         asyncio.CancelledError: It was cancelled, and the process was killed.
@@ -145,8 +153,9 @@ async def run_in_process(
     has_virtual = has_virtual_time(asyncio.get_running_loop())
     attempt = attempt_for_process(None if has_virtual else _child._clock())
     reader = None
-    if notes is not None and attempt is not None and sys.platform != "win32":
-        reader = _NoteReader(notes, attempt[1])
+    current = current_checkpoints()
+    if current is not None and sys.platform != "win32":
+        reader = _NoteReader(notes, *current)
     process = _Process(
         function, arguments or {}, attempt, reader, gives_heartbeats=heartbeat is not None
     )
@@ -260,8 +269,13 @@ _READ_S = 0.1
 class _NoteReader:
     """Reads what a process says, a few times a second, from the file that the process writes."""
 
-    def __init__(self, notes: Notes, running: StartedAttempt) -> None:
+    def __init__(
+        self, notes: Notes | None, checkpoints: Checkpoints, running: StartedAttempt
+    ) -> None:
         self._notes = notes
+        self._checkpoints = checkpoints
+        self._saved = 0
+        """The number of the last checkpoint that was read."""
         self._running = running
         self._loop = asyncio.get_running_loop()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
@@ -269,7 +283,7 @@ class _NoteReader:
         self._at = _child._NOTES_AT
         self._state: tuple[int, tuple[Any, ...] | None] = 0, None
         """How many notes are missing, and the latest progress."""
-        self.wanted = self._file.fileno(), notes.level, notes.prints
+        self.wanted = self._file.fileno(), None if notes is None else (notes.level, notes.prints)
         """What the process receives to write it."""
         self._timer = self._loop.call_later(_READ_S, self._poll)
 
@@ -281,17 +295,37 @@ class _NoteReader:
         """Read the rest, after the process has ended."""
         self._timer.cancel()
         self._read()
-        if missing := self._state[0]:
+        if (missing := self._state[0]) and self._notes is not None:
             self._notes.leave_out(self._running, missing)
         self._file.close()
 
     def _read(self) -> None:
+        with suppress(Exception):  # a function may write to any file that it has open
+            self._read_checkpoint()
+        if self._notes is not None:
+            self._read_notes(self._notes)
+
+    def _read_checkpoint(self) -> None:
+        latest = None
+        for at in (_child._SLOT_AT, _child._SLOT_AT + _child._SLOT):
+            head = os.pread(self.wanted[0], _child._SLOT_HEAD.size, at)
+            if len(head) < _child._SLOT_HEAD.size:
+                break  # nothing is written yet
+            number, length, checksum = _child._SLOT_HEAD.unpack(head)
+            if number > self._saved:
+                data = os.pread(self.wanted[0], length, at + len(head))
+                if zlib.crc32(data) == checksum:  # else it is being written
+                    self._saved, latest = number, data
+        if latest is not None:
+            self._checkpoints.keep(self._running, Payload(*pickle.loads(latest)))
+
+    def _read_notes(self, notes: Notes) -> None:
         before = self._state[1]
         with suppress(Exception):  # nothing is written yet, or by a function what it likes
             self._state = pickle.loads(os.pread(self.wanted[0], _child._NOTES_AT, 0))
             _, progress = self._state
             if progress is not None and progress != before:
-                self._notes.progress(self._running, *progress)
+                notes.progress(self._running, *progress)
         size = os.fstat(self.wanted[0]).st_size
         while self._at + 4 <= size:
             length = int.from_bytes(os.pread(self.wanted[0], 4, self._at), "little")
@@ -301,7 +335,7 @@ class _NoteReader:
             self._at += 4 + length
             with suppress(Exception):  # a function may write to any file that it has open
                 kind, *values = pickle.loads(record)
-                getattr(self._notes, kind)(self._running, *values)
+                getattr(notes, kind)(self._running, *values)
 
 
 class _Process:

@@ -24,10 +24,11 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from asyncflow._core.context import last_error_to_send
+from asyncflow._core.context import current_checkpoints, last_error_to_send
 from asyncflow._core.errors import NotSendableError, RestoredError
 from asyncflow._core.record import values_by_name
 from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.results import Payload
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.engine import EngineCall
@@ -61,7 +62,7 @@ def pack_call(call: EngineCall, keep_bytes: int | None) -> PackedCall:
     says that it may; ``None`` if it never stays. Raise `NotSendableError` if the action or an
     argument can't be sent.
     """
-    step, notes = call.step, call.notes
+    step, notes, current = call.step, call.notes, current_checkpoints()
     sent = Sent(
         call.run_id,
         tuple(call.running),  # type: ignore[arg-type]  # it may be the event
@@ -75,6 +76,7 @@ def pack_call(call: EngineCall, keep_bytes: int | None) -> PackedCall:
         None if notes is None else (notes.level, notes.prints),
         keep_bytes if call.may_keep else None,
         last_error_to_send(),
+        None if current is None else current[0].to_send(current[1]),
     )
     own = {n: v for n, v in call.arguments.items() if not isinstance(v, RemoteOutput)}
     try:
@@ -174,6 +176,7 @@ def unpack_answer(
         BaseException: What the action raised, with its remote traceback as a note.
     """
     _pass_on_notes(answer, call)
+    keep_checkpoint(answer.checkpoint)
     name = call.step.name
     if answer.kind == "kept":
         assert kept is not None
@@ -194,6 +197,14 @@ def unpack_answer(
         raise problem
     finally:
         del problem  # or its traceback, which has this frame, would refer to it
+
+
+def keep_checkpoint(saved: tuple[str, bytes] | None) -> None:
+    """Keep what the body of the current attempt has saved."""
+    current = current_checkpoints()
+    if current is not None and saved is not None:
+        checkpoints, running = current
+        checkpoints.keep(running, Payload(*saved))
 
 
 def _pass_on_notes(answer: Answer, call: EngineCall) -> None:

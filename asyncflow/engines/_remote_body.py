@@ -15,6 +15,7 @@ from types import CoroutineType
 from typing import Any, Protocol
 
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited
+from asyncflow._core.checkpoints import Checkpoints, received_checkpoints
 from asyncflow._core.context import (
     AttemptExtras,
     RunContext,
@@ -25,6 +26,7 @@ from asyncflow._core.context import (
 )
 from asyncflow._core.graph import Dependents, Plan
 from asyncflow._core.record import replace
+from asyncflow._core.results import Payload
 from asyncflow._core.step import RunIf, WorkflowStep
 from asyncflow._core.text import safe_text
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
@@ -90,6 +92,7 @@ class AttemptBody:
         self._ends_s = math.inf
         self._said: list[tuple[Any, ...]] = []
         self._notes = None if sent.notes is None else AttemptNotes(*sent.notes, self._said.append)
+        self._saved: tuple[str, bytes] | None = None
         self._pulse: Pulse | None = None
         self._is_abandoned = False
         self.is_plain = sent.runs_in == "thread"
@@ -157,6 +160,7 @@ class AttemptBody:
                 must_stop,
                 self._notes,
                 last_errors={} if last_error is None else {key: last_error},
+                checkpoints=self._checkpoints(),
             )
         )
         enter_attempt(sent.running)
@@ -169,12 +173,22 @@ class AttemptBody:
                 captured.end()
             enter_attempt(None)
 
+    def _checkpoints(self) -> Checkpoints:
+        sent = self._sent
+        if sent.checkpoint is None:
+            return Checkpoints()
+        return received_checkpoints(sent.running, sent.checkpoint, self._save)
+
+    def _save(self, _: object, payload: Payload) -> None:
+        self._saved = payload.codec, payload.data
+
     def _completed(self, answer: Answer) -> Answer:
         return replace(
             answer,
             worker=self._worker,
             is_abandoned=self._is_abandoned,
             notes=None if self._notes is None else self._all_said(self._notes),
+            checkpoint=self._saved,
         )
 
     def _all_said(self, notes: AttemptNotes) -> list[tuple[Any, ...]]:

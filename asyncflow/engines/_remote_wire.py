@@ -10,6 +10,7 @@ import pickle
 from types import CodeType
 from typing import Any, Literal, TypeAlias
 
+from asyncflow._core.checkpoints import SentCheckpoint
 from asyncflow._core.context import SentError, StartedAttempt
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import MissingExtraError, NotSendableError
@@ -26,7 +27,7 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
         name=missing.name,
     ) from missing
 
-FORMAT = 2
+FORMAT = 3
 """Changes with the head of a call. A worker may have another version of asyncflow."""
 
 Version: TypeAlias = tuple[int, int]
@@ -68,6 +69,8 @@ class Sent:
     """An output that is larger may stay where it was made; ``None`` if none may."""
     last_error: SentError | None = None
     """What the attempt before failed with."""
+    checkpoint: SentCheckpoint | None = None
+    """What the attempts before have saved."""
 
     @property
     def name(self) -> str:
@@ -97,6 +100,8 @@ class Answer:
     worker: str = ""
     notes: list[tuple[Any, ...]] | None = None
     """What the attempt said: each a method of the notes, and its arguments."""
+    checkpoint: tuple[str, bytes] | None = None
+    """What the attempt saved last, encoded."""
     is_abandoned: bool = False
     """Whether the thread of the attempt still runs; `AttemptHost.thread_ended` reports its end."""
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from asyncflow._core.arguments import check_count, check_number, parse_level
+from asyncflow._core.checkpoints import LARGEST as LARGEST_CHECKPOINT
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
@@ -103,6 +104,7 @@ class SQLJournal:
         name = store.database.name
         self._name = name
         self._codec = Codec(codec, max_payload_bytes)
+        self.checkpoint_codec = Codec(codec, min(max_payload_bytes, LARGEST_CHECKPOINT))
         self._store = store
         self._claim = Claim(owner or this_owner(), this_process(), lease_s, is_void)
         self._worker = JournalWorker(store, self._claim)

@@ -77,11 +77,15 @@ class Codec:
     """
 
     def __init__(self, name: str, max_bytes: int) -> None:
+        self._name = name
         self._pickles = name == "cloudpickle"
         if self._pickles:
             _cloudpickle()  # if it is missing, fail before an action has run
         self._max_bytes = max_bytes
         self._cached_decoder = lru_cache(_DECODERS)(_new_decoder)
+
+    def __reduce__(self) -> tuple[type[Codec], tuple[str, int]]:
+        return Codec, (self._name, self._max_bytes)  # for the process of a step
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value.
@@ -196,12 +200,13 @@ class Codec:
             raise self._too_large(subject, f"{len(data):,} bytes")
 
     def _too_large(self, subject: str, size: str = "more bytes than can be stored") -> PayloadError:
-        where = "give where it is" if _is_input(subject) else "return where"
-        return PayloadError(
-            subject,
-            f"takes {size} in the journal, whose limit is {self._max_bytes:,}: "
-            f"store it elsewhere and {where}, or raise max_payload_bytes",
+        limit = (
+            f"takes {size} in the journal, whose limit is {self._max_bytes:,}: store it elsewhere"
         )
+        if _is_checkpoint(subject):
+            return PayloadError(subject, f"{limit} and save where the action has come to")
+        where = "give where it is" if _is_input(subject) else "return where"
+        return PayloadError(subject, f"{limit} and {where}, or raise max_payload_bytes")
 
     def _decoder(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
         """Return the decoder for a hint, and whether it makes only JSON's types and tuples."""
@@ -275,6 +280,8 @@ def _no_client_hint(subject: str) -> str:
 
 def _way_out(subject: str, value: Any, hint: Any, needs_type: bool) -> str:
     """Return what to do if a value does not come back equal."""
+    if _is_checkpoint(subject):
+        return "save plain data"
     if hint is Any:
         annotate = (
             "the parameter that takes it" if _is_input(subject) else "what the action returns"
@@ -288,11 +295,17 @@ def _way_out(subject: str, value: Any, hint: Any, needs_type: bool) -> str:
 
 
 def _give(subject: str) -> str:
+    if _is_checkpoint(subject):
+        return "save"
     return "give" if _is_input(subject) else "return"
 
 
 def _is_input(subject: str) -> bool:
     return subject.startswith("input")
+
+
+def _is_checkpoint(subject: str) -> bool:
+    return subject.startswith("the checkpoint")
 
 
 def _why_unreadable(codec: str) -> str:

@@ -140,6 +140,9 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "codec TEXT, data BYTEA, PRIMARY KEY (run_id, name))",
         "CREATE INDEX events_of_failed_items ON asyncflow.events (run_id, step, item, kind) "
         f"WHERE {OF_FAILED_ITEMS.format(table='')}",
+        'CREATE TABLE asyncflow.checkpoints (run_id TEXT COLLATE "C" NOT NULL, '
+        "step TEXT NOT NULL, item BIGINT NOT NULL, codec TEXT NOT NULL, data BYTEA NOT NULL, "
+        "checksum BIGINT NOT NULL, PRIMARY KEY (run_id, step, item))",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
@@ -148,7 +151,7 @@ released: add another."""
 _MIGRATION_LOCK = 0x6173796E63666C6F
 """The advisory lock for migrations: the first letters of asyncflow."""
 
-_TABLES = re.compile(r"\b(runs|leases|events|notes|signals)\b")
+_TABLES = re.compile(r"\b(runs|leases|events|notes|signals|checkpoints)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 _DIALECT = {

@@ -95,13 +95,15 @@ class JournalReader:
         self._codec = codec
 
     def history(self, run_id: str, last: int) -> StoredRun:
-        """Return the replay of a claimed run, whose last position is known.
+        """Return the replay of a claimed run, whose last position is known, with checkpoints.
 
         Raises:
             LeaseLostError: There are more: another process has claimed the run meanwhile.
             JournalError: There are fewer: the database that is read lags behind.
         """
-        return self._replay(run_id, last)[0]
+        run, _ = self._replay(run_id, last)
+        run.checkpoints = self.store.checkpoints(run_id)
+        return run
 
     def passed(self, run_id: str) -> StoredRun | None:
         """Return the replay of a run that has passed, which is final; ``None`` for any other."""

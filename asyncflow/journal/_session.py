@@ -17,7 +17,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import Payload, RunStatus
+from asyncflow._core.step_runs import Key
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -29,8 +30,10 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
+from asyncflow.journal._checkpoints import changes_of
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
-from asyncflow.journal._store import Change, CommitBatch, Statement
+from asyncflow.journal._sql import Statement
+from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
 _OnStop = Callable[[JournalError | RunCancelledError], object]
@@ -63,6 +66,7 @@ class SQLSession:
         self._statements: list[Statement] = []
         self._waits: dict[str, float | None] = {}
         """The signals that the run waits for, each with when its deadline expires."""
+        self._checkpoints: dict[Key, Payload | None] = {}
         self._change: Change | None = None
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
@@ -103,6 +107,12 @@ class SQLSession:
         self._notes.append(note)
         self._queue.delay(self)
 
+    def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
+        if self._closing or self._lease.failure:
+            return
+        self._checkpoints[step, item] = payload
+        self._queue.schedule(self)
+
     async def flush(self) -> None:
         lease = self._lease
         if lease.failure or lease.committed < self._appended:
@@ -138,9 +148,10 @@ class SQLSession:
             self._change,
             self._closing,
             self._notes,
-            statements=self._statements,
+            statements=[*self._statements, *changes_of(run_id, self._checkpoints)],
         )
         self._rows, self._notes, self._statements, self._change = [], [], [], None
+        self._checkpoints = {}
         return self._lease, batch
 
     def fail(self, error: JournalError) -> None:

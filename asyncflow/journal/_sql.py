@@ -10,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asyncflow._core.errors import JournalError
 from asyncflow.journal._event_codec import EventRow
 
 Parameters = Sequence[Any]
+
+
+class Statement(NamedTuple):
+    """A change of rows that belong to a run and are no events."""
+
+    sql: str
+    parameters: Parameters
 
 
 class UnsettledError(JournalError):

@@ -165,6 +165,9 @@ _MIGRATIONS = [
         f"PRIMARY KEY (run_id, name)) {_STRICT}",
         "CREATE INDEX events_of_failed_items ON events (run_id, step, item, kind) "
         f"WHERE {OF_FAILED_ITEMS.format(table='')}",
+        "CREATE TABLE checkpoints (run_id TEXT NOT NULL, step TEXT NOT NULL, "
+        "item INTEGER NOT NULL, codec TEXT NOT NULL, data BLOB NOT NULL, "
+        f"checksum INTEGER NOT NULL, PRIMARY KEY (run_id, step, item)) {_STRICT}",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was

@@ -15,6 +15,8 @@ They are the same for every database, and so are those that read many runs (`Run
   its deadline has expired. Whoever sends writes the row; the owner of the run makes it an event.
 - `notes` has one row per note: what steps say, which no replay reads. Its columns are those of
   `asyncflow.journal._notes.NoteRow`.
+- `checkpoints` has the latest one of each step and item that has saved one and not succeeded
+  (`asyncflow.journal._checkpoints`).
 
 What is read may be damaged. A row of `events` is checked when it is read, and a run whose rows
 can't be read is a `RunUnreadableError`. Values of the other tables may be of any type.
@@ -30,7 +32,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
+from asyncflow._core.results import Payload
+from asyncflow._core.step_runs import Key
 from asyncflow.events import Event, NoteEvent
+from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of
 from asyncflow.journal._event_codec import (
     EventRow,
     column_of,
@@ -47,6 +52,7 @@ from asyncflow.journal._sql import (
     Cursor,
     Database,
     Parameters,
+    Statement,
     chunks,
     marks,
     padded,
@@ -77,13 +83,6 @@ class Change(NamedTuple):
     deadline expires, in seconds since the epoch."""
 
 
-class Statement(NamedTuple):
-    """A change of rows that belong to a run and are no events."""
-
-    sql: str
-    parameters: Parameters
-
-
 class CommitBatch(NamedTuple):
     """What one run has to commit."""
 
@@ -99,7 +98,8 @@ class CommitBatch(NamedTuple):
     replaced: Sequence[int] = ()
     """The positions of stored notes to delete."""
     statements: Sequence[Statement] = ()
-    """What changes in other tables, in this order."""
+    """What changes in other tables, in this order. A transaction may be tried again, so each
+    leads to the same if it was executed before."""
 
 
 class Claim(NamedTuple):
@@ -383,6 +383,13 @@ class Store:
                 self.database.name, run_id, describe_fully(error), position
             ) from error
 
+    def checkpoints(self, run_id: str) -> dict[Key, Payload]:
+        """Return what the steps and items of a run have saved."""
+        with self.database.reading() as cursor:
+            self._execute(cursor, SELECT_CHECKPOINTS, (run_id,))
+            rows = cursor.fetchall()
+        return checkpoints_of(self.database.name, run_id, rows)
+
     def last_positions(self, run_id: str) -> tuple[int, int, bool]:
         """Return the positions of the last event and note of a run, and whether it must stop.
 
@@ -459,7 +466,7 @@ class Store:
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
         for chunk in chunks(run_ids):
-            for table in ("events", "notes", "signals", "leases", "runs"):
+            for table in ("events", "notes", "signals", "checkpoints", "leases", "runs"):
                 sql = f"DELETE FROM {table} WHERE run_id IN ({marks(len(chunk))})"
                 self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount

@@ -24,7 +24,7 @@ from asyncflow._core.errors import JournalError, RestoredError, RunCancelledErro
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RestoredOutput, RunStatus, StepResult
+from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult
 from asyncflow._core.text import cut, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
@@ -319,12 +319,14 @@ class _DyingJournal:
         self.die = die
         self.encode = real.encode
         self.decode = real.decode
+        self.checkpoint_codec = getattr(real, "checkpoint_codec", None)
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[JournalSession, T]:
         session, answer = await self._real.open(run_id, wait=wait, read=read)
-        return _DyingSession(self, session), answer
+        kind = _DyingSession if self.checkpoint_codec is None else _SavingSession
+        return kind(self, session), answer
 
 
 class _DyingSession:
@@ -369,3 +371,11 @@ class _DyingSession:
         await closing
         if self._death is not None:
             raise self._death
+
+
+class _SavingSession(_DyingSession):
+    """A session of a journal that stores checkpoints."""
+
+    def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
+        if self._death is None and hasattr(self._real, "append_checkpoint"):
+            self._real.append_checkpoint(step, item, payload)

@@ -41,6 +41,7 @@ class DirectCall:
         heartbeats: How many heartbeats it gave. Progress is one too.
         progress: The progress that it reported, in order.
         attachments: What it attached, in order.
+        checkpoints: What it saved with `StepContext.checkpoint`, in order, as it was given.
         cancel_requested: What `StepContext.cancel_requested` says; set it to ask an action to stop.
     """
 
@@ -48,17 +49,19 @@ class DirectCall:
         self.heartbeats = 0
         self.progress: list[SaidProgress] = []
         self.attachments: list[SaidAttachment] = []
+        self.checkpoints: list[object] = []
         self.cancel_requested = False
 
 
 class _Recorder:
-    """Records what an action says, as a run's notes and its heartbeat timer."""
+    """Records what an action says, as a run's notes, its checkpoints and its heartbeat timer."""
 
     takes_logs = False
     level = None
 
-    def __init__(self, call: DirectCall) -> None:
+    def __init__(self, call: DirectCall, last_checkpoint: object) -> None:
         self._call = call
+        self._last_checkpoint = last_checkpoint
 
     def beat(self) -> None:
         self._call.heartbeats += 1
@@ -68,6 +71,14 @@ class _Recorder:
 
     def attach(self, _: StartedAttempt, name: str, data: object, media_type: str | None, /) -> None:
         self._call.attachments.append(SaidAttachment(name, data, media_type))
+
+    # As the run's checkpoints.
+
+    def save(self, _: StartedAttempt, value: object, *, is_last: bool) -> None:
+        self._call.checkpoints.append(value)
+
+    def last(self, _: StartedAttempt) -> object:
+        return self._last_checkpoint
 
 
 @contextmanager
@@ -81,6 +92,7 @@ def step_context(
     remaining_ms: float | None = None,
     results: Mapping[str, StepResult] | None = None,
     last_error: BaseException | None = None,
+    last_checkpoint: object = None,
 ) -> Iterator[DirectCall]:
     """Let `current_step` work in a ``with`` block, for an action that is called without a run::
 
@@ -97,6 +109,7 @@ def step_context(
         remaining_ms: How many milliseconds are left when the block begins; ``None`` for no limit.
         results: For the action of a clean-up step, the results of its dependencies.
         last_error: What the attempt before failed with.
+        last_checkpoint: What an earlier attempt has saved.
 
     Yields:
         What the action says.
@@ -119,7 +132,7 @@ def step_context(
     max_retries = attempt if max_retries is None else max_retries
     step = WorkflowStep(step_name, _no_action, max_retries=max_retries)
     said = DirectCall()
-    recorder: Any = _Recorder(said)
+    recorder: Any = _Recorder(said, last_checkpoint)
     began_s = _clock()
     ends_s = math.inf if remaining_ms is None else began_s + remaining_ms / 1000
     run = RunContext(
@@ -132,6 +145,7 @@ def step_context(
         lambda: said.cancel_requested or cancel_requested(),
         recorder,
         last_errors={} if last_error is None else {(step_name, item): last_error},
+        checkpoints=recorder,
     )
     leave = enter_direct_call(run, (step_name, attempt, 0.0, 0.0, item))
     try:

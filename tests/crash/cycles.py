@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from pathlib import Path
 from random import Random
@@ -115,6 +115,10 @@ class State:
     rows: list[Row] = field(default_factory=list)
     done: dict[StepRun, int] = field(default_factory=dict)
     """How often each step and item with a stored success had run when that was first seen."""
+    saved: int | None = None
+    """The checkpoint that the latest process has left, if one is stored."""
+    lines: int = 0
+    """How many lines about parts it had written by then."""
     note: str = ""
     """What has happened to it beside that."""
     stops: int = 0
@@ -436,9 +440,7 @@ class Cycles:
         if self._database.dsn is not None and state is self.start:
             # Where runs share a database, what is copied is a run that has not begun.
             run_id = f"{self._shape}-{self._schedule}-{folder.name}"
-        return State(
-            folder, run_id, state.kills, state.rows, dict(state.done), state.note, state.stops
-        )
+        return replace(state, folder=folder, run_id=run_id, done=dict(state.done))
 
     # The promises.
 
@@ -478,10 +480,31 @@ class Cycles:
             rounds = 1 + (restarts if may_restart else 0)
             most = self._effects[step_run] * rounds + state.interruptions
             self._require(state, times <= most, f"{step_run} ran {times} times, not {most} at most")
+        self._check_checkpoint(state, stored)
         state.rows = stored
         for row in stored:
             if row.kind == "StepSucceeded":
                 state.done.setdefault(row.step_run, ran[row.step_run])
+
+    def _check_checkpoint(self, state: State, stored: list[Row]) -> None:
+        """Check that the work continued after what was stored of it, and what is stored now."""
+        lines = [line.split() for line in _lines_of(state.folder / "parts")]
+        saved, new = state.saved, [(what, int(part)) for what, part in lines[state.lines :]]
+        for part in (part for what, part in new if what == "begin"):
+            holds = part == (saved or 0)
+            self._require(state, holds, f"a process began after part {part}; stored was {saved}")
+            break
+        for part in (part for what, part in new if what == "part"):
+            holds = part > (saved or 0)
+            self._require(state, holds, f"part {part} was done again; stored was {saved}")
+        state.saved, state.lines = self._database.saved(state.folder, state.run_id), len(lines)
+        done = max((int(part) for what, part in lines if what == "part"), default=0)
+        self._require(
+            state, (state.saved or 0) <= done, f"{state.saved} is stored, and {done} done"
+        )
+        has_succeeded = ("StepSucceeded", "parts") in {(row.kind, row.step) for row in stored}
+        holds = not (has_succeeded and state.saved)
+        self._require(state, holds, "a step that has succeeded still has a checkpoint")
 
     def _check_end(self, state: State) -> None:
         """Check what must hold when the run has ended."""
@@ -558,6 +581,8 @@ def _without_outputs(summary: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _effects_in(folder: Path) -> list[Effect]:
-    path = folder / "effects"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [Effect(*line.split()) for line in lines]
+    return [Effect(*line.split()) for line in _lines_of(folder / "effects")]
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

@@ -38,6 +38,7 @@ class Row(NamedTuple):
 
 
 _EVENTS = f"SELECT {', '.join(Row._fields)} FROM events WHERE run_id = ? ORDER BY position"
+_SAVED = "SELECT data FROM checkpoints WHERE run_id = ? AND step = 'parts' AND item = -1"
 _RUN = "SELECT status FROM runs WHERE run_id = ?"
 _OWNER = "SELECT owner FROM leases WHERE run_id = ?"
 
@@ -51,6 +52,9 @@ class Database(Protocol):
 
     def rows(self, folder: Path, run_id: str) -> list[Row]:
         """Return the stored events of a run."""
+
+    def saved(self, folder: Path, run_id: str) -> int | None:
+        """Return the checkpoint of the step ``parts``, if one is stored."""
 
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         """Return the status of a run, and its owner; the former is ``None`` if there is none."""
@@ -71,6 +75,12 @@ class Files:
                 return []
             return [Row(*row) for row in database.execute(_EVENTS, (run_id,))]
 
+    def saved(self, folder: Path, run_id: str) -> int | None:
+        with _opened(folder / "runs.db") as database:
+            if database is None or not database.execute(_HAS_CHECKPOINTS).fetchall():
+                return None
+            return _saved(database.execute(_SAVED, (run_id,)).fetchall())
+
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         with _opened(folder / "runs.db") as database:
             if database is None:
@@ -86,6 +96,11 @@ class Files:
 
 
 _HAS_TABLES = "SELECT 1 FROM sqlite_master WHERE name = 'events'"
+_HAS_CHECKPOINTS = "SELECT 1 FROM sqlite_master WHERE name = 'checkpoints'"
+
+
+def _saved(rows: list[Any]) -> int | None:
+    return int(bytes(rows[0][0])) if rows else None
 
 
 @contextmanager
@@ -115,6 +130,9 @@ class Server:
 
     def rows(self, folder: Path, run_id: str) -> list[Row]:
         return [Row(*row) for row in self._query(_EVENTS, run_id)]
+
+    def saved(self, folder: Path, run_id: str) -> int | None:
+        return _saved(self._query(_SAVED, run_id))
 
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         found, owner = self._query(_RUN, run_id), self._query(_OWNER, run_id)

@@ -24,6 +24,7 @@ class World:
     def __init__(self, folder: Path, reaper: Reaper) -> None:
         self._effects = folder / "effects"
         self._failures = folder / "failures"
+        self._parts = folder / "parts"
         self._reaper = reaper
 
     async def act(self) -> None:
@@ -50,6 +51,19 @@ class World:
             _append(self._failures, line)
             self._reaper.pass_point(f"after the failure of {step.step_name}")
             raise ConnectionError("not yet")
+
+    def begin_parts(self) -> int:
+        """Return how many parts of its work the checkpoint of this step says are done."""
+        done: int = current_step().last_checkpoint or 0
+        _append(self._parts, f"begin {done}\n")
+        return done
+
+    def do_part(self, part: int) -> None:
+        """Do a part of the work of this step, and save that."""
+        self._reaper.pass_point(f"before part {part}")
+        _append(self._parts, f"part {part}\n")
+        self._reaper.pass_point(f"after part {part}")
+        current_step().checkpoint(part)
 
 
 def _append(path: Path, line: str) -> None:
@@ -299,6 +313,29 @@ def limited(world: World) -> Steps:
     ]
 
 
+def saving(world: World) -> Steps:
+    """A step that does its work in parts, and continues after the last one that it has saved."""
+
+    async def parts(seed: int) -> list[int]:
+        done = world.begin_parts()
+        await world.act()
+        for part in range(done + 1, 5):
+            world.do_part(part)
+            if part == done + 1:
+                await asyncio.sleep(0.07)  # meanwhile it is stored
+                world.fail_at_first(2)
+        return [seed] * 4
+
+    async def total(parts: list[int]) -> int:
+        await world.act()
+        return sum(parts)
+
+    return [
+        WorkflowStep("parts", parts, max_retries=3),
+        WorkflowStep("total", total, ["parts"]),
+    ]
+
+
 def failing(world: World) -> Steps:
     """A step that never succeeds, a dependent, an independent step, and a clean-up step."""
 
@@ -332,6 +369,8 @@ def failing(world: World) -> Steps:
 
 SHAPES: dict[str, Callable[[World], Steps]] = {
     shape.__name__: shape
-    for shape in (chain, layers, retried, mapped, flowing, nested, cleaned_up, limited, failing)
+    for shape in (
+        *(chain, layers, retried, mapped, flowing, nested, cleaned_up, limited, saving, failing),
+    )
 }
 """By name. Each call builds the steps for one process."""

@@ -32,6 +32,7 @@ import process_work as work
 import pytest
 
 from asyncflow import current_step
+from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._runtime import attempt_notes
 from asyncflow._runtime import worker_process as _child
 from asyncflow._runtime import workers as _workers
@@ -730,6 +731,9 @@ def test_a_process_is_refused_if_asyncflow_is_in_an_archive(monkeypatch):
 
 # The worker program, run in this process.
 
+RUNNING = "a", 2, 0.0, 0.0, None
+NOTHING_SAVED = Checkpoints().to_send(RUNNING)
+
 
 def respond_to(function, arguments):
     file = io.BytesIO(_workers._request(function, arguments))
@@ -779,7 +783,7 @@ def test_an_error_whose_traceback_cannot_be_printed_has_none():
 
 
 def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
-    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None
+    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None, NOTHING_SAVED
     path = tmp_path / "request"
     path.write_bytes(_workers._request(asking.know_the_attempt, {}, attempt, True))
     began_s = time.monotonic()
@@ -803,11 +807,11 @@ def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, 
     if not is_loaded:
         for name in "log_capture", "attempt_notes":
             monkeypatch.delitem(sys.modules, f"asyncflow._runtime.{name}", raising=False)
-    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None
+    attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None, NOTHING_SAVED
     path, said = tmp_path / "request", tmp_path / "said"
     with said.open("w+b") as notes:
         notes.seek(_child._NOTES_AT)
-        wanted = notes.fileno(), logging.INFO, True
+        wanted = notes.fileno(), (logging.INFO, True)
         path.write_bytes(_workers._request(asking.speak, {}, attempt, False, wanted))
 
         with path.open("r+b") as file:
@@ -846,8 +850,8 @@ class Said:
 async def test_a_process_that_says_too_much_writes_the_first_and_the_last_records(monkeypatch):
     monkeypatch.setattr(attempt_notes, "_MOST_CHARACTERS", 60)
     said = Said()
-    reader = _workers._NoteReader(said, "running")
-    notes = _child._NoteFile(reader.wanted[0], None, False).notes
+    reader = _workers._NoteReader(said, Checkpoints(), RUNNING)
+    notes = _child._NoteFile(reader.wanted[0], (None, False)).notes
 
     for number in range(90):
         notes.log(None, 20, "a", f"record {number}")
@@ -866,8 +870,8 @@ async def test_a_process_that_says_too_much_writes_the_first_and_the_last_record
 
 async def test_of_a_large_text_that_a_process_prints_nothing_is_missing():
     said, text = Said(), "".join(map(str, range(30_000)))
-    reader = _workers._NoteReader(said, "running")
-    notes = _child._NoteFile(reader.wanted[0], None, True).notes
+    reader = _workers._NoteReader(said, Checkpoints(), RUNNING)
+    notes = _child._NoteFile(reader.wanted[0], (None, True)).notes
 
     notes.printed(None, "stdout", text)
     notes.end()
@@ -878,7 +882,7 @@ async def test_of_a_large_text_that_a_process_prints_nothing_is_missing():
 
 def test_a_process_goes_on_if_the_disk_is_full():
     with open("/dev/full", "wb", buffering=0) as full:
-        notes = _child._NoteFile(full.fileno(), 20, True).notes
+        notes = _child._NoteFile(full.fileno(), (20, True)).notes
         notes.progress(None, 1, None, "rows")
         notes.log(None, 20, "a", "a record")
         notes.end()
@@ -886,7 +890,7 @@ def test_a_process_goes_on_if_the_disk_is_full():
 
 async def test_what_is_half_written_is_read_later():
     said = Said()
-    reader = _workers._NoteReader(said, "running")
+    reader = _workers._NoteReader(said, Checkpoints(), RUNNING)
     file, record = reader.wanted[0], pickle.dumps(("log", 20, "a", "text", ""))
     os.write(file, len(record).to_bytes(4, "little") + record[:5])
     os.pwrite(file, pickle.dumps((0, (2.0, None, "rows"))), 0)

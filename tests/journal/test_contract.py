@@ -1349,6 +1349,90 @@ async def test_an_event_of_a_newer_version_is_reported_and_left_unchanged(
     await (await opened(journal)).close()  # the claim was released
 
 
+# Checkpoints.
+
+
+async def saved_in(journal: Any, run_id: str = "r") -> dict[Any, Payload]:
+    found: dict[Any, Payload] = {}
+    session, _ = await journal.open(
+        run_id, wait=False, read=lambda stored: found.update(stored.checkpoints)
+    )
+    await session.close()
+    return found
+
+
+ONE, TWO = Payload("json", b"1"), Payload("json", b"[2]")
+
+
+async def test_the_latest_checkpoint_of_each_step_and_item_is_read_when_its_run_is_opened(
+    journal: Any,
+) -> None:
+    session = await opened(journal)
+    session.append(started())
+    session.append_checkpoint("a", None, ONE)
+    session.append_checkpoint("a", None, TWO)
+    session.append_checkpoint('"\0', 3, ONE)
+    await session.flush()
+    session.append_checkpoint("a", 0, ONE)
+    session.append_checkpoint('"\0', 3, TWO)
+    session.append_checkpoint("b", None, ONE)
+    await session.close()
+    stored = await saved_in(journal)
+    session = await opened(journal)
+    session.append_checkpoint("a", None, None)
+    session.append_checkpoint("b", None, None)
+    session.append_checkpoint("b", None, TWO)
+    await session.close()
+
+    assert stored == {("a", None): TWO, ("a", 0): ONE, ('"\0', 3): TWO, ("b", None): ONE}
+    assert await saved_in(journal) == {("a", 0): ONE, ('"\0', 3): TWO, ("b", None): TWO}
+
+
+async def test_a_session_without_its_lease_stores_no_checkpoint(
+    journal: Any, database: Any
+) -> None:
+    session = await opened(journal)
+    session.append(started())
+    await session.flush()
+    database.query("UPDATE leases SET token = token + 1")
+    session.append_checkpoint("a", None, ONE)
+    with pytest.raises(LeaseLostError):
+        await session.close()
+
+    assert not database.query("SELECT step FROM checkpoints")
+
+
+@pytest.mark.parametrize("delete", ["prune", "forget"])
+async def test_checkpoints_are_deleted_with_their_run(
+    journal: Any, database: Any, delete: str
+) -> None:
+    for run_id in "r", "other":
+        session = await opened(journal, run_id)
+        session.append(started(run_id))
+        session.append_checkpoint("a", None, ONE)
+        session.append(RunFinished(3.0, RunStatus.FAILED))
+        await session.close()
+    database.query("UPDATE runs SET updated_at = 1 WHERE run_id = 'r'")
+
+    await (journal.prune(timedelta(hours=1)) if delete == "prune" else journal.forget("r"))
+
+    assert database.query("SELECT run_id FROM checkpoints") == [("other",)]
+
+
+async def test_a_damaged_checkpoint_is_left_out_and_logged(
+    journal: Any, database: Any, caplog: Any
+) -> None:
+    session = await opened(journal)
+    session.append(started())
+    session.append_checkpoint("a", None, ONE)
+    session.append_checkpoint("b", None, TWO)
+    await session.close()
+    database.query("UPDATE checkpoints SET checksum = checksum + 1 WHERE step = 'a'")
+
+    assert await saved_in(journal) == {("b", None): TWO}
+    assert "a checkpoint of run 'r' is damaged and was left out: 'a'" in caplog.text
+
+
 async def test_only_ended_runs_are_pruned(journal: Any, database: Any) -> None:
     await store_run(journal, "old", status=RunStatus.PASSED)
     await store_run(journal, "failed", status=RunStatus.FAILED)

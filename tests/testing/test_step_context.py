@@ -33,6 +33,15 @@ def test_an_action_sees_the_last_error_that_the_test_gives():
     assert seen is error
 
 
+def test_an_action_continues_from_the_checkpoint_that_the_test_gives():
+    with step_context(attempt=2, last_checkpoint=3) as said:
+        step = current_step()
+        for row in range(step.last_checkpoint, 5):
+            step.checkpoint(row)
+
+    assert said.checkpoints == [3, 4]
+
+
 def test_blocks_nest():
     with step_context(attempt=1, max_retries=5), step_context(attempt=2):
         assert current_step().attempt == 2
