@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,8 +17,9 @@ from asyncflow import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Payload
+from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
-from asyncflow.events import Event
+from asyncflow.events import Event, StepSucceeded
 
 __all__ = ["MemoryJournal", "MemorySession"]
 
@@ -61,6 +63,10 @@ class MemoryJournal:
         self.stored: dict[str, list[Event]] = {}
         self.saved: dict[str, dict[Key, Payload]] = {}
         """The checkpoints of each run."""
+        self.results: dict[str, tuple[float, CachedResult]] = {}
+        """What steps with ``cache_ms`` may reuse, each with when it was stored."""
+        self.asked: list[str] = []
+        """The keys that were asked for."""
         self.open_sessions: dict[str, MemorySession] = {}
         self.latency_s = latency_s
         self.fail_at = fail_at
@@ -79,6 +85,13 @@ class MemoryJournal:
 
     def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
         return self.checkpoint_codec.decode(subject, payload, hint)
+
+    async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
+        self.asked.append(key)
+        await asyncio.sleep(self.latency_s)
+        stored_s, result = self.results.get(key, (-math.inf, None))
+        is_fresh = asyncio.get_running_loop().time() - stored_s <= age_ms / 1000
+        return result if is_fresh else None
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
@@ -110,6 +123,7 @@ class MemorySession:
         self._loop = asyncio.get_running_loop()
         self._pending: list[Event] = []
         self._saved: dict[Key, Payload | None] = {}
+        self._results: dict[str, tuple[CachedResult, asyncio.Future[None]]] = {}
         self._writing: asyncio.TimerHandle | None = None
         self._all_stored = asyncio.Event()
         self._all_stored.set()
@@ -130,6 +144,14 @@ class MemorySession:
             self._saved[step, item] = payload
             self._write_soon()
 
+    def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
+        success = self._pending[-1]
+        assert isinstance(success, StepSucceeded)
+        result = CachedResult(self._run_id, attempts, duration_ms, success.output)
+        stored: asyncio.Future[None] = self._loop.create_future()
+        self._results[key] = result, stored
+        return stored
+
     def _write_soon(self) -> None:
         self._all_stored.clear()
         if self._writing is None:
@@ -149,6 +171,10 @@ class MemorySession:
         saved = journal.saved.setdefault(self._run_id, {}) | self._saved
         journal.saved[self._run_id] = {k: each for k, each in saved.items() if each is not None}
         self._saved.clear()
+        for key, (result, is_stored) in self._results.items():
+            journal.results[key] = self._loop.time(), result
+            is_stored.set_result(None)
+        self._results.clear()
         self._all_stored.set()
 
     def fail(self, failure: JournalError) -> None:

@@ -184,66 +184,6 @@ class TestArtifacts:
         assert Path(report["export"].output).read_text() == "rows"
 
 
-class TestCaching:
-    pytestmark = pytest.mark.virtual_time
-
-    async def test_what_is_returned_is_stored_by_arguments_and_version(
-        self, tmp_path: Path
-    ) -> None:
-        cached = names_of("caching.md", "def digest", "def cached")["cached"]
-        calls: list[tuple[object, int]] = []
-
-        async def square(client: object, n: int) -> int:
-            calls.append((client, n))
-            if n < 0:
-                raise ValueError
-            return n * n
-
-        first = cached(tmp_path, ignore=("client",))(square)
-        second = cached(tmp_path, "2", ignore=("client",))(square)
-
-        assert [await first("a", 3), await first("b", n=3), await second("a", 3)] == [9, 9, 9]
-        assert calls == [("a", 3), ("a", 3)]
-        for _ in range(2):
-            with pytest.raises(ValueError):  # noqa: PT011
-                await first("a", -1)
-        assert len(calls) == 4
-
-    async def test_the_first_call_returns_what_the_later_ones_do(self, tmp_path: Path) -> None:
-        cached = names_of("caching.md", "def digest", "def cached")["cached"]
-
-        async def twice(n: int) -> tuple[int, int]:
-            return n, n
-
-        pair = cached(tmp_path)(twice)
-
-        assert await pair(1) == await pair(1) == [1, 1]
-
-    async def test_another_default_and_another_module_are_other_keys(self, tmp_path: Path) -> None:
-        cached = names_of("caching.md", "def digest", "def cached")["cached"]
-
-        def fetch_of(module: str, default: str) -> Any:
-            async def fetch(language: str = default) -> str:
-                return f"{module} {language}"
-
-            fetch.__module__ = module
-            return cached(tmp_path)(fetch)
-
-        fetches = [fetch_of("shop", "en"), fetch_of("shop", "de"), fetch_of("news", "en")]
-
-        assert [await fetch() for fetch in fetches] == ["shop en", "shop de", "news en"]
-
-    async def test_a_value_that_is_no_json_leaves_no_file(self, tmp_path: Path) -> None:
-        cached = names_of("caching.md", "def digest", "def cached")["cached"]
-
-        async def ids() -> set[int]:
-            return {1, 2}
-
-        with pytest.raises(TypeError):
-            await cached(tmp_path)(ids)()
-        assert not list(tmp_path.iterdir())
-
-
 class TestNotifications:
     @pytest.mark.virtual_time
     async def test_a_clean_up_step_repeats_only_a_message_that_was_being_sent(self) -> None:

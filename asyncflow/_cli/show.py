@@ -55,7 +55,7 @@ from asyncflow.journal._queries import USUAL_RUNS
 
 _POLICIES = [
     *("max_retries", "timeout_ms", "deadline_ms", "map_over", "tolerated_failures"),
-    *("keep_outputs", "run_if", "runs_in", "secret"),
+    *("keep_outputs", "run_if", "runs_in", "cache_ms", "secret"),
 ]
 
 

@@ -21,6 +21,7 @@ _GUESSES = {
     "timeout_ms": "timeout timeout_s timeout_seconds execution_timeout time_limit attempt_timeout",
     "deadline_ms": "deadline timeout timeout_s timeout_seconds time_limit max_time run_timeout",
     "heartbeat_ms": "heartbeat heartbeat_timeout",
+    "cache_ms": "cache cache_ttl ttl cache_expiration cache_s cache_key_fn cache_policy",
     "retry": "backoff retry_delay retry_delay_seconds retry_backoff retry_policy delay wait",
     "base_ms": "delay delay_ms backoff initial initial_delay base min_delay wait",
     "factor": "multiplier exponent exponential_base exp_base backoff_factor",

@@ -162,6 +162,7 @@ def _is_special(step: WorkflowStep) -> bool:
         or step.pool is not None
         or step.map_over is not None
         or step.when is not None
+        or step.cache_ms is not None
     )
 
 

@@ -46,6 +46,7 @@ from asyncflow._core.results import InterruptionCause, RunStatus, StepResult, St
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
     Checkpoint,
+    Key,
     NodeEnd,
     Phase,
     StepRuns,
@@ -113,6 +114,10 @@ class RunState:
         """How the first attempts of items of theirs have started that run, and only that."""
         self.awaiting: dict[int, events.StepWaiting] = {}
         """The steps that wait for a signal."""
+        self._parked: set[int] = set()
+        """The nodes that are ready and wait for an equal call, in no line."""
+        self._taken: dict[Key, StepView] = {}
+        """What nodes reuse of other runs that start now."""
         self._submitted: set[int] = set()
         """The nodes whose running attempt waits for a worker of an engine."""
         self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
@@ -177,7 +182,8 @@ class RunState:
             if run_rule is None:
                 return  # a note, which changes nothing
             run_rule(self, event)
-            if self._checkpoint is None or type(event) not in _IN_CHECKPOINT:
+            is_known = self._checkpoint is not None and type(event) in _IN_CHECKPOINT
+            if not is_known or self._taken:
                 self._note(event)
             return
         allowed, settles, fold = rule
@@ -300,7 +306,26 @@ class RunState:
         self._finished = event
 
     def _on_step_taken_over(self, event: events.StepTakenOver) -> None:
-        self._check_runs(event)  # the checkpoint has the result
+        self._check_runs(event)
+        node = self._scheduled_node(event.step, event.item)
+        if node is None:
+            return  # a rerun begins with it: the checkpoint has the result
+        self._taken[event.step, event.item] = StepView(
+            self.step_runs.name_of(node),
+            status=StepStatus.SUCCESS,
+            output=event.output,
+            error=event.error,
+            item=event.item,
+            origin=event.origin,
+        )
+
+    def _scheduled_node(self, step: str, item: int | None) -> int | None:
+        """Return the node of a step or an item, if it is about to start."""
+        node = self._index.get(step)
+        if node is not None and item is not None:
+            has_item = node in self.step_runs.maps() and self.step_runs.has_item(node, item)
+            node = self.step_runs.node_of(node, item) if has_item else None
+        return node if node is not None and self.is_scheduled(node) else None
 
     def _check_runs(self, event: events.Event) -> None:
         if self._started is None or self._finished is not None:
@@ -414,9 +439,12 @@ class RunState:
 
     def _on_step_reused(self, node: int, event: events.StepReused) -> None:
         key = event.step, event.item
-        if self._checkpoint is None or key not in self._checkpoint.restored:
+        restored = self._taken.pop(key, None)
+        if restored is None and self._checkpoint is not None:
+            restored = self._checkpoint.restored.get(key)
+        if restored is None:
             raise IllegalEventError(event, "no result of it was stored")
-        restored = self._ends[node] = self._checkpoint.restored[key]
+        self._ends[node] = restored
         if event.item is None and restored.status is not StepStatus.SUCCESS:
             is_skipped = restored.on_purpose
             grounds = self._readiness.skipped_by if is_skipped else self._readiness.failed_by
@@ -438,6 +466,7 @@ class RunState:
         """Forget an item that was added and will never start, since the run stops."""
         if self._phases[node] == Phase.SCHEDULED and self.is_limited:
             self.queue.leave(node)
+        self._parked.discard(node)
         self.step_runs.end_item(node)
 
     def _stop(self, reason: str, *, exempt_cleanups: bool) -> None:
@@ -550,7 +579,24 @@ class RunState:
 
     def is_queued(self, node: int) -> bool:
         """Whether a node is ready and was not scheduled yet."""
-        return self._phases[node] is _READY
+        return self._phases[node] is _READY and node not in self._parked
+
+    def park(self, node: int) -> None:
+        """Let a node that is about to start wait, in no line and with no place."""
+        self._phases[node] = _READY
+        self._parked.add(node)
+        if self.is_limited:
+            self.queue.moved(node, _SCHEDULED, _READY)
+
+    def unpark(self, node: int, at_ms: float) -> bool:
+        """Queue a node that was parked; return whether it still was."""
+        if node not in self._parked:
+            return False
+        self._parked.discard(node)
+        if self._phases[node] is not _READY:
+            return False  # the run stops
+        self.queue.put([node], at_ms)
+        return True
 
     def is_scheduled(self, node: int) -> bool:
         """Whether a node was returned by `take_ready` and its first attempt has not started."""
@@ -702,7 +748,8 @@ _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, 
         RunState._on_step_cancelled,
     ),
     events.StepReused: (
-        (Phase.PENDING, Phase.READY),  # ready are items only
+        # Ready are items only, and scheduled is what reuses the result of an equal call.
+        (Phase.PENDING, Phase.READY, Phase.SCHEDULED),
         True,
         RunState._on_step_reused,
     ),

@@ -74,6 +74,7 @@ class CommonPolicies(TypedDict, total=False):
     when: Condition | None
     run_if: RunIf
     version: str
+    cache_ms: float | None
     secret: bool
     max_crashes: int
     tolerated_failures: float
@@ -170,6 +171,10 @@ class WorkflowStep:
             from when the action begins, so waiting for a worker does not count.
         version: Change it when the action changes its meaning. In a run with a journal, a stored
             result of another version no longer holds.
+        cache_ms: How many milliseconds old a success may be that the step, or the item, reuses
+            instead of running: one of the same pipeline, step and ``version`` with the same
+            arguments, in any run of the journal. ``None`` (the default) means it always runs. It
+            needs a journal, a pipeline with a name, and arguments that are not secret.
         secret: Whether the output must not be stored in a journal. If a resumed run needs it, the
             action is called again.
         max_crashes: How many attempts, in a run with a journal, may fail to finish because their
@@ -207,6 +212,7 @@ class WorkflowStep:
     runs_in: RunsIn
     engine: EngineChoice
     version: str
+    cache_ms: float | None
     secret: bool
     max_crashes: int
     tolerated_failures: float
@@ -223,7 +229,8 @@ class WorkflowStep:
     needs_worker: bool = derived()
     """Whether it runs in a thread or a process here."""
     needs_permit: bool = derived()
-    """Whether an attempt waits for a slot of a pool, or for a thread or process here."""
+    """Whether an attempt waits for a slot of a pool, or for a thread or process here, or may have
+    lent its place in the run."""
     line: object = derived()
     """Where its attempts stand in line: in a pool, and there with a priority."""
     needs: tuple[int, float] = derived()
@@ -289,6 +296,7 @@ class WorkflowStep:
         runs_in: RunsIn = "loop",
         engine: EngineChoice = None,
         version: str = "",
+        cache_ms: float | None = None,
         secret: bool = False,
         max_crashes: int = 3,
         tolerated_failures: float = 0,
@@ -311,6 +319,7 @@ class WorkflowStep:
         _check_fallback(name, fallback)
         check_engine(f"step {name!r}: engine", engine, local=True)
         _check_durability(name, version, secret, max_crashes)
+        _check_cache(name, cache_ms, secret)
         check_of_items(name, tolerated_failures, keep_outputs)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
@@ -344,8 +353,10 @@ class WorkflowStep:
         fill(self, "engine", engine)
         fill(self, "remote", remote)
         fill(self, "needs_worker", runs_in != "loop" and remote is None)
-        fill(self, "needs_permit", pool is not None or self.needs_worker)
+        needs_permit = pool is not None or self.needs_worker or cache_ms is not None
+        fill(self, "needs_permit", needs_permit)
         fill(self, "version", version)
+        fill(self, "cache_ms", cache_ms)
         fill(self, "secret", secret)
         fill(self, "max_crashes", max_crashes)
         fill(self, "tolerated_failures", tolerated_failures)
@@ -557,6 +568,16 @@ def check_of_items(name: str, tolerated: object, keep_outputs: object) -> None:
         f"step {name!r}: tolerated_failures must be a count of at least 0, or a share from 0.0 to "
         f"1.0, not {tolerated!r}"
     )
+
+
+def _check_cache(name: str, cache_ms: Any, secret: object) -> None:
+    if cache_ms is not None:
+        check_number(f"step {name!r}: cache_ms", cache_ms, 0)
+    if cache_ms is not None and secret:
+        raise ValueError(
+            f"step {name!r}: cache_ms reuses stored outputs, and with secret=True the output is "
+            "not stored; leave one of them out"
+        )
 
 
 def _check_limits(name: str, *limits_ms: object) -> None:

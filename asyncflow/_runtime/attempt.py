@@ -83,6 +83,8 @@ class Attempts:
         self._data = data
         self._state = scope.state
         self._context = scope.run_context
+        self.on_success: Callable[[int, AttemptStarted, float], object] | None = None
+        """Called when a success was reported that is not that of a fallback."""
         self._engines: RemoteAttempts | None = None
         plan = scope.plan
         if any(plan.steps[index].remote for index in plan.special):
@@ -409,6 +411,8 @@ class Attempts:
         )
         stored = None if persistence is None else persistence.stored(success, payload)
         self._dispatcher.emit(success, stored)
+        if self.on_success is not None and cause is None:
+            self.on_success(node, running, ended_ms)
 
     def _report_failure(
         self,

@@ -34,6 +34,7 @@ from asyncflow._core.graph import (
 )
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import (
@@ -102,6 +103,24 @@ class CheckpointSession(Protocol):
 
     def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
         """Replace the checkpoint of a step or an item; ``None`` deletes it."""
+
+
+class CachingSession(Protocol):
+    """A session that remembers by which key a success may be reused."""
+
+    def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
+        """Let the success that was appended last be found by a key.
+
+        Return a future that is done when both are stored; never if that fails.
+        """
+        ...
+
+
+class CachingJournal(Protocol):
+    """A journal in which steps with ``cache_ms`` find results."""
+
+    async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
+        """Return the stored success with a key that is not older; ``None`` if there is none."""
 
 
 class Journal(Protocol):
@@ -205,8 +224,8 @@ class RunPersistence:
     def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
         self.session = session
         self.has_closed = False
-        self._journal = journal
-        self._types = types
+        self.journal = journal
+        self.types = types
         # A run without a journal needs none of it.
         from asyncflow._core.remote_output import RemoteOutput
         from asyncflow._runtime.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
@@ -216,6 +235,8 @@ class RunPersistence:
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(journal) if self.takes_notes else None
         self.prints = self.takes_notes and wants_prints(journal)
+        has_cache = callable(getattr(type(journal), "cached", None))
+        self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
 
     def store_note(self, note: NoteEvent) -> None:
@@ -233,7 +254,7 @@ class RunPersistence:
         """Return the checkpoints of the run, with those that its earlier processes left."""
         if not self.takes_checkpoints:
             return Checkpoints()
-        return Checkpoints(self._journal.checkpoint_codec, stored)  # type: ignore[attr-defined]
+        return Checkpoints(self.journal.checkpoint_codec, stored)  # type: ignore[attr-defined]
 
     def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
         """Encode an output; a secret one, or one that stayed on an engine, is replaced.
@@ -244,7 +265,12 @@ class RunPersistence:
             return REDACTED
         if isinstance(value, self._remote):
             return value.to_payload()
-        return self._journal.encode(f"the output of step {name!r}", value, self._types[step.name])
+        return self.journal.encode(f"the output of step {name!r}", value, self.types[step.name])
+
+    def decode(self, step: WorkflowStep, payload: Payload) -> Any:
+        """Decode a stored output of a step, or of an item."""
+        subject = f"the stored output of step {step.name!r}"
+        return self.journal.decode(subject, payload, self.types[step.name])
 
     def stored(self, success: StepSucceeded, payload: Payload | None) -> StepSucceeded:
         """Return a success as the journal stores it; with no payload, that of a mapped step."""

@@ -22,6 +22,7 @@ from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
+from asyncflow._core.step_cache import check_not_cached
 from asyncflow._core.text import did_you_mean
 from asyncflow._runtime.durable import (
     Journal,
@@ -311,6 +312,7 @@ class Orchestrator:
         request = self._request(options.run_id if link is None else link.run_id, inputs)
         self._prepare_places()
         if options.journal is None:
+            check_not_cached(request.plan)
             return await self._execute(request, begin(request), None, link)
         wait = options.on_active == "wait"
         if wait and is_inside_run(request.run_id):

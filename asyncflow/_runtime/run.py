@@ -106,11 +106,14 @@ class Run:
             except asyncio.CancelledError as at_exit:
                 cancellation = at_exit
         failed = [] if self._resources is None else self._resources.take_failures()
+        cache = self._starter.cache
         self._close()
         persistence = self._scope.persistence
         if persistence is not None:
             failure, late = await persistence.close(self._scope.run_id)
             cancellation = late or cancellation
+            if cache is not None:
+                cache.close()
             if self._interruption is None:
                 self._interruption = failure
             if cancellation is not None and isinstance(self._interruption, JournalError):
@@ -132,7 +135,7 @@ class Run:
         finally:
             # Or what is raised would keep itself, through this frame or that of an observer.
             self._interruption = self._cancelled = None
-            del self, cancellation, failure, late, causes, raised, failed
+            del self, cache, cancellation, failure, late, causes, raised, failed
 
     async def _begin(self) -> asyncio.CancelledError | None:
         """Report that the run begins; return the cancellation that came meanwhile, if any."""

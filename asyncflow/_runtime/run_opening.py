@@ -20,6 +20,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
 from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
+from asyncflow._core.step_cache import check_cached
 from asyncflow._runtime.durable import (
     Journal,
     Request,
@@ -108,6 +109,7 @@ class _RunOpening:
         request, given = self._request, self._given
         if not stored.segments:
             start = begin(request)
+            check_cached(request.pipeline, request.plan, start.bindings, request.secret_inputs)
             event = replace(start.event, fingerprints=Fingerprints(request.plan))
             return start._replace(event=event, stored_event=replace(event, inputs=given))
         self._check_pipeline(stored)
@@ -141,7 +143,9 @@ class _RunOpening:
             decode=self._decode_output,
         )
         event = replace(event, pipeline=request.pipeline or stored.started.pipeline)
-        shown = redacted(inputs, stored.secret_inputs.union(request.secret_inputs))
+        secret = stored.secret_inputs.union(request.secret_inputs)
+        check_cached(event.pipeline, plan, bindings, secret)
+        shown = redacted(inputs, secret)
         # An input that has become secret is reported once more, so that no view shows its value.
         now_secret = {*request.secret_inputs} - stored.secret_inputs
         added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **new}
@@ -183,6 +187,7 @@ class _RunOpening:
         name = request.pipeline or origin.pipeline
         start = begin(request._replace(pipeline=name, inputs=inputs, secret_inputs=secret))
         assert isinstance(start.event, RunStarted)
+        check_cached(name, plan, start.bindings, secret)
         stored_inputs = {
             name: REDACTED if name in secret else payload
             for name, payload in {**origin.inputs, **self._given}.items()

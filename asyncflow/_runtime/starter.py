@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.errors import StepCrashedError
@@ -32,6 +32,9 @@ from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.step_runner import StepRunner
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import StepFailed, StepSkipped
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.caching import StepCache
 
 
 class Starter:
@@ -57,6 +60,8 @@ class Starter:
         self._data = ActionData(scope.start, scope.state)
         self._permits = Permits(scope, host, dispatcher, stop)
         self._runner = StepRunner(scope, host, dispatcher, self._permits, stop, self._data)
+        cache = self._runner.cache
+        self._were_parked = None if cache is None else cache.were_parked
         self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
         self.is_held = self.is_advancing = False
         plan = scope.plan
@@ -79,6 +84,11 @@ class Starter:
     def paused_pool(self) -> str:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""
         return self._permits.paused_pool()
+
+    @property
+    def cache(self) -> StepCache | None:
+        """What lets steps reuse results, if some have ``cache_ms``."""
+        return self._runner.cache
 
     def forget(self, node: int, task: asyncio.Task[Any] | None) -> None:
         """Forget the item that a node is, if it is one, since it has ended in its task."""
@@ -132,7 +142,8 @@ class Starter:
         shortest_s = math.inf
         for node in batch:
             step, coroutine = all_steps[node], None
-            if not is_again:
+            was_parked = self._were_parked is not None and node in self._were_parked
+            if not (is_again or was_parked):
                 if permits.turns and permits.readmit(node):
                     continue  # it makes another attempt
                 if (step.when or self._is_resumed) and not self._ask_condition(node):
@@ -143,9 +154,10 @@ class Starter:
                 else:
                     self.maps.note_change(node)
             if step.needs_permit and coroutine is None:
-                if step.measures and not (is_again or self._measure(node, step)):
+                if step.measures and not (is_again or was_parked or self._measure(node, step)):
                     continue
-                permits.request(node, step)
+                if step.cache_ms is None:  # else it may need no slot
+                    permits.request(node, step)
             if step.timeout_s is not None and step.timeout_s < shortest_s:
                 shortest_s = step.timeout_s
             # Before 3.12, each attempt has a task of its own, which has that name.

@@ -15,10 +15,11 @@ import asyncio
 from collections.abc import Coroutine
 from functools import partial
 from types import CoroutineType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited
 from asyncflow._core.context import enter_attempt
+from asyncflow._core.errors import PayloadError
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.action_data import ActionData
@@ -30,7 +31,10 @@ from asyncflow._runtime.durable import RunPersistence
 from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
-from asyncflow.events import AttemptStarted, StepSucceeded
+from asyncflow.events import AttemptStarted, StepFailed, StepSucceeded
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.caching import StepCache
 
 
 class StepRunner:
@@ -58,6 +62,13 @@ class StepRunner:
         self._last_errors = scope.run_context.last_errors
         self._saved = scope.run_context.checkpoints.saved
         self.attempts = Attempts(scope, host, dispatcher, permits, stop, data)
+        self.cache: StepCache | None = None
+        caches = self._persistence is not None and self._persistence.caches
+        if caches and any(scope.plan.steps[index].cache_ms for index in scope.plan.special):
+            from asyncflow._runtime.caching import StepCache  # few need it
+
+            self.cache = StepCache(scope, host, dispatcher, stop, data)
+            self.attempts.on_success = self.cache.succeeded
 
     def launch(self, node: int) -> Coroutine[Any, Any, object]:
         """Return the coroutine of a node's task. It raises nothing but a cancellation."""
@@ -131,7 +142,10 @@ class StepRunner:
         """Make attempts of a node, in either lane, until it has ended."""
         attempt = 0
         attempts, lane = self.attempts, self.run_plain if is_plain else self.attempts.make
+        is_cached = self.cache is not None and step.cache_ms is not None
         try:
+            if is_cached and not await self._must_run(node, step):
+                return
             while True:
                 if step.needs_permit and not self._permits.may_start(node):
                     await self._permits.acquire(node, step)
@@ -165,8 +179,21 @@ class StepRunner:
                 self._last_errors.pop(self._state.step_runs.key_of(node), None)
             if self._saved:  # that the journal has stays there, unless the step has succeeded
                 self._saved.pop(self._state.step_runs.key_of(node), None)
+            if is_cached and self.cache is not None:
+                self.cache.give_up(node)
             if step.needs_permit:
                 self._permits.forget(node)  # no action was called with what it still holds
+
+    async def _must_run(self, node: int, step: WorkflowStep) -> bool:
+        """Whether a node with ``cache_ms`` must run; if not, its task is over."""
+        assert self.cache is not None
+        try:
+            return await self.cache.may_start(node, step)
+        except PayloadError as error:  # an argument can't be stored, so no key has it
+            item = self._state.step_runs.item_of(node)
+            self._dispatcher.emit(StepFailed(step.name, 0, self._now_ms(), error, item))
+            self._run.settled(node)
+            return False
 
     def _remember_error(self, node: int) -> None:
         """Let the action ask what the attempt before failed with."""

@@ -25,6 +25,7 @@ from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, Payload, RunStatus
+from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import NoteEvent
 from asyncflow.journal._event_codec import is_storable, status_column
@@ -521,6 +522,14 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         return await self._read(lambda: read(self._reader.run(run_id)))
+
+    async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
+        """Return a result that an equal call has stored. A run calls this; see `asyncflow.Journal`.
+
+        Raises:
+            JournalError: The journal can't be read.
+        """
+        return await self._read(self._reader.store.cached, key, age_ms / 1000)
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.

@@ -143,6 +143,11 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         'CREATE TABLE asyncflow.checkpoints (run_id TEXT COLLATE "C" NOT NULL, '
         "step TEXT NOT NULL, item BIGINT NOT NULL, codec TEXT NOT NULL, data BYTEA NOT NULL, "
         "checksum BIGINT NOT NULL, PRIMARY KEY (run_id, step, item))",
+        'CREATE TABLE asyncflow.cached_results (key TEXT COLLATE "C" PRIMARY KEY, '
+        'run_id TEXT COLLATE "C" NOT NULL, position BIGINT NOT NULL, attempts BIGINT NOT NULL, '
+        "duration_ms DOUBLE PRECISION NOT NULL, stored_at DOUBLE PRECISION NOT NULL, "
+        "checksum BIGINT NOT NULL)",
+        "CREATE INDEX cached_results_by_run ON asyncflow.cached_results (run_id)",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
@@ -151,7 +156,7 @@ released: add another."""
 _MIGRATION_LOCK = 0x6173796E63666C6F
 """The advisory lock for migrations: the first letters of asyncflow."""
 
-_TABLES = re.compile(r"\b(runs|leases|events|notes|signals|checkpoints)\b")
+_TABLES = re.compile(r"\b(runs|leases|events|notes|signals|checkpoints|cached_results)\b")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 _DIALECT = {

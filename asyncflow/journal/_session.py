@@ -30,6 +30,7 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
+from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
 from asyncflow.journal._sql import Statement
@@ -112,6 +113,13 @@ class SQLSession:
             return
         self._checkpoints[step, item] = payload
         self._queue.schedule(self)
+
+    def append_cached(self, key: str, attempts: int, duration_ms: float) -> _Waiter:
+        run_id, position = self._lease.run_id, self._appended
+        self.execute(remembered(key, run_id, position, attempts, duration_ms))
+        waiter = self._queue.loop.create_future()
+        self._waiters.append((position, waiter))
+        return waiter
 
     async def flush(self) -> None:
         lease = self._lease

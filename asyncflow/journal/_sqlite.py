@@ -168,6 +168,10 @@ _MIGRATIONS = [
         "CREATE TABLE checkpoints (run_id TEXT NOT NULL, step TEXT NOT NULL, "
         "item INTEGER NOT NULL, codec TEXT NOT NULL, data BLOB NOT NULL, "
         f"checksum INTEGER NOT NULL, PRIMARY KEY (run_id, step, item)) {_STRICT}",
+        "CREATE TABLE cached_results (key TEXT PRIMARY KEY, run_id TEXT NOT NULL, "
+        "position INTEGER NOT NULL, attempts INTEGER NOT NULL, duration_ms REAL NOT NULL, "
+        f"stored_at REAL NOT NULL, checksum INTEGER NOT NULL) {_STRICT}",
+        "CREATE INDEX cached_results_by_run ON cached_results (run_id)",
     ],
 ]
 """Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was

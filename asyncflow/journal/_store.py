@@ -17,6 +17,8 @@ They are the same for every database, and so are those that read many runs (`Run
   `asyncflow.journal._notes.NoteRow`.
 - `checkpoints` has the latest one of each step and item that has saved one and not succeeded
   (`asyncflow.journal._checkpoints`).
+- `cached_results` names the event with the latest success of each call of a step with ``cache_ms``
+  (`asyncflow.journal._cached`).
 
 What is read may be damaged. A row of `events` is checked when it is read, and a run whose rows
 can't be read is a `RunUnreadableError`. Values of the other tables may be of any type.
@@ -33,8 +35,10 @@ from typing import Any, NamedTuple, TypeVar
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
 from asyncflow._core.results import Payload
+from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow.events import Event, NoteEvent
+from asyncflow.journal._cached import SELECT_CACHED, cached_of
 from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of
 from asyncflow.journal._event_codec import (
     EventRow,
@@ -120,6 +124,9 @@ Refusals = dict[tuple[str, int], int | None]
 """For which claims nothing was written, each a run id and a token: with the position of the last
 stored event, which is not the one that was committed last; or ``None`` for a lost lease."""
 
+
+_TABLES = "events", "notes", "signals", "checkpoints", "cached_results", "leases", "runs"
+"""Those with rows of runs, in the order in which these are deleted."""
 
 _NOTE = (*NoteRow._fields, "checksum")
 """The columns of `notes`."""
@@ -390,6 +397,13 @@ class Store:
             rows = cursor.fetchall()
         return checkpoints_of(self.database.name, run_id, rows)
 
+    def cached(self, key: str, age_s: float) -> CachedResult | None:
+        """Return the success with a key that is not older, if there is one."""
+        with self.database.reading() as cursor:
+            self._execute(cursor, SELECT_CACHED, (key, age_s))
+            row = cursor.fetchone()
+        return None if row is None else cached_of(self.database.name, key, row)
+
     def last_positions(self, run_id: str) -> tuple[int, int, bool]:
         """Return the positions of the last event and note of a run, and whether it must stop.
 
@@ -466,7 +480,7 @@ class Store:
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
         for chunk in chunks(run_ids):
-            for table in ("events", "notes", "signals", "checkpoints", "leases", "runs"):
+            for table in _TABLES:
                 sql = f"DELETE FROM {table} WHERE run_id IN ({marks(len(chunk))})"
                 self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount

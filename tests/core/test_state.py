@@ -504,9 +504,8 @@ class TestResumed:
     ) -> None:
         state = state_in(phase, schedule)
 
-        why = "no result of it was stored" if phase in ("pending", "ready") else PHASES[phase]
-        if phase == "before the run":
-            why = "no result of it was stored"
+        may_reuse = ("before the run", "pending", "ready", "scheduled")
+        why = "no result of it was stored" if phase in may_reuse else PHASES[phase]
         assert refused(state, StepReused("x", 10.0)) == why
 
     def test_a_result_is_reused_once_and_makes_its_dependents_ready(

@@ -147,6 +147,7 @@ class TestSteps:
             "runs_in": "thread",
             "engine": "local",
             "version": "2",
+            "cache_ms": None,
             "secret": True,
             "max_crashes": 1,
             "tolerated_failures": 0,

@@ -1433,6 +1433,83 @@ async def test_a_damaged_checkpoint_is_left_out_and_logged(
     assert "a checkpoint of run 'r' is damaged and was left out: 'a'" in caplog.text
 
 
+# Results that steps with `cache_ms` reuse.
+
+
+async def store_result(journal: Any, run_id: str, output: Payload, key: str = "key") -> None:
+    session = await opened(journal, run_id)
+    session.append(started(run_id))
+    session.append(attempt())
+    session.append(StepSucceeded("a", 1, 2.0, output))
+    stored = session.append_cached(key, 1, 1.5)
+    session.append(RunFinished(3.0, RunStatus.FAILED))
+    await stored
+    await session.close()
+
+
+async def test_the_latest_success_of_a_call_is_found_until_it_is_too_old(
+    journal: Any, database: Any
+) -> None:
+    await store_result(journal, "r", ONE)
+    first = await journal.cached("key", 60_000)
+    await store_result(journal, "other", TWO)
+    second = await journal.cached("key", 60_000)
+    database.query("UPDATE cached_results SET stored_at = stored_at - 61")
+
+    assert first == ("r", 1, 1.5, ONE)
+    assert second == ("other", 1, 1.5, TWO)
+    assert await journal.cached("key", 60_000) is None
+    assert await journal.cached("key", 120_000) == second
+    assert await journal.cached("another", 60_000) is None
+
+
+async def test_a_success_that_is_not_stored_is_found_by_nobody(journal: Any, database: Any) -> None:
+    session = await opened(journal)
+    session.append(started())
+    session.append(attempt())
+    await session.flush()
+    database.query("UPDATE leases SET token = token + 1")
+    session.append(StepSucceeded("a", 1, 2.0, ONE))
+    stored = session.append_cached("key", 1, 1.5)
+    with pytest.raises(LeaseLostError):
+        await session.close()
+
+    assert await journal.cached("key", 60_000) is None
+    assert not stored.done()
+
+
+@pytest.mark.parametrize("delete", ["prune", "forget"])
+async def test_a_pruned_run_takes_its_results_with_it(
+    journal: Any, database: Any, delete: str
+) -> None:
+    await store_result(journal, "r", ONE)
+    await store_result(journal, "other", TWO, "another")
+    database.query("UPDATE runs SET updated_at = 1 WHERE run_id = 'r'")
+
+    await (journal.prune(timedelta(hours=1)) if delete == "prune" else journal.forget("r"))
+
+    assert await journal.cached("key", 60_000) is None
+    assert database.query("SELECT run_id FROM cached_results") == [("other",)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE cached_results SET position = position - 1",
+        "UPDATE cached_results SET attempts = 2",
+        "UPDATE events SET checksum = checksum + 1",
+    ],
+)
+async def test_a_damaged_result_is_not_found(
+    journal: Any, database: Any, caplog: Any, damage: str
+) -> None:
+    await store_result(journal, "r", ONE)
+    database.query(damage)
+
+    assert await journal.cached("key", 60_000) is None
+    assert "a result of run 'r' can't be reused: " in caplog.text
+
+
 async def test_only_ended_runs_are_pruned(journal: Any, database: Any) -> None:
     await store_run(journal, "old", status=RunStatus.PASSED)
     await store_run(journal, "failed", status=RunStatus.FAILED)

@@ -76,6 +76,7 @@ WorkflowStep("load", extract, retries=3)  # E: call-overload
 WorkflowStep("load", extract, retry=[100])  # E: call-overload
 WorkflowStep("load", extract, deadline_ms="1s")  # E: call-overload
 WorkflowStep("load", extract, heartbeat_ms="1s")  # E: call-overload
+WorkflowStep("load", extract, cache_ms="1h")  # E: call-overload
 WorkflowStep("load", extract, pool=3)  # E: call-overload
 WorkflowStep("load", extract, pool="openai")  # E: call-overload
 WorkflowStep("load", extract, pool=Pool(3), slots="2")  # E: call-overload

@@ -238,6 +238,7 @@ accepted_policies = [
     WorkflowStep("clean-up", extract, run_if="always"),
     WorkflowStep("notify", extract, run_if="failure"),
     WorkflowStep("limits", extract, deadline_ms=5_000, heartbeat_ms=0.5),
+    WorkflowStep("cached", extract, cache_ms=3_600_000, version="2"),
     WorkflowStep("no limits", extract, deadline_ms=None, heartbeat_ms=None),
     WorkflowStep("mapped", load, {"table": "pages"}, map_over="pages"),
     WorkflowStep("not mapped", load, map_over=None),

@@ -1,0 +1,209 @@
+"""How steps with ``cache_ms`` reuse the results of equal calls: of other runs, and of each other.
+
+A run without such a step does not load this module.
+
+Rules:
+
+1. Of equal calls in an event loop, one leads: it asks the journal, and runs if that has nothing.
+   The others are parked: they hold no slot of anything, and have no task.
+2. Once the success of the leader is stored, and not before, they ask the journal. If the leader
+   ends in another way, the next one leads.
+3. What can't be read is run. If that matters, the journal fails when the run stores something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from asyncflow._core.annotations import input_types
+from asyncflow._core.errors import JournalError, PayloadError
+from asyncflow._core.graph import ITEM
+from asyncflow._core.record import replace
+from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.results import Payload, StepStatus
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_cache import CachedResult, cache_key
+from asyncflow._runtime.action_data import ActionData
+from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.durable import CachingJournal, CachingSession
+from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow._runtime.stop_control import StopControl
+from asyncflow.events import AttemptStarted, StepReused, StepTakenOver
+
+
+class _Call:
+    """A call that is under way: who leads, and who waits for that."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[StepCache, int]] = deque()
+
+
+_under_way: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, WeakKeyDictionary[CachingJournal, dict[str, _Call]]
+] = WeakKeyDictionary()
+"""The calls of each loop, for each journal by their key."""
+
+
+class StepCache:
+    """Lets the steps of one run reuse results."""
+
+    def __init__(
+        self,
+        scope: RunScope,
+        host: Host,
+        dispatcher: EventDispatcher,
+        stop: StopControl,
+        data: ActionData,
+    ) -> None:
+        persistence = scope.persistence
+        assert persistence is not None
+        self._run = host
+        self._dispatcher = dispatcher
+        self._stop_control = stop
+        self._data = data
+        self._persistence = persistence
+        self._journal = cast("CachingJournal", persistence.journal)
+        self._session = cast("CachingSession", persistence.session)
+        self._plan = scope.plan
+        self._state = scope.state
+        self._live = scope.live
+        self._now_ms = scope.run_context.now_ms
+        self._pipeline = scope.start.event.pipeline
+        calls_of = _under_way.setdefault(scope.loop, WeakKeyDictionary())
+        self._calls = calls_of.setdefault(self._journal, {})
+        self._hints: dict[str, dict[str, Any]] = {}
+        """The types of each step's arguments."""
+        self._led: dict[int, str] = {}
+        """The keys of the calls that nodes of this run lead."""
+        self._unstored: dict[str, asyncio.Future[None]] = {}
+        """Those whose success is not stored yet."""
+        self.were_parked: set[int] = set()
+        """Their conditions were asked before."""
+
+    async def may_start(self, node: int, step: WorkflowStep) -> bool:
+        """Whether a node must run. If not, it has a result now, or is parked."""
+        if node in self._led:
+            return True  # the one that led before it has failed
+        key = self._key_of(node, step)
+        if key is None:
+            return True
+        call = self._calls.get(key)
+        if call is not None:
+            call.waiting.append((self, node))
+            self._park(node)
+            return False
+        self._calls[key] = _Call()
+        self._led[node] = key
+        if self._state.latest_attempt(node) is not None:
+            return True  # it continues with its attempts
+        found: list[CachedResult | None] = []
+        await self._stop_control.undisturbed(node, partial(self._ask, key, step, found))
+        return found[-1] is None or not self._reuse(node, step, found[-1])
+
+    def _key_of(self, node: int, step: WorkflowStep) -> str | None:
+        """Return the key of a node's call; ``None`` if an argument stays on an engine."""
+        hints = self._hints.get(step.name) or self._hints_of(step)
+        stored: dict[str, Payload] = {}
+        for name, value in self._data.of_action(node).items():
+            if name not in hints:
+                continue  # a resource
+            if isinstance(value, RemoteOutput):
+                return None
+            subject = f"argument {name!r} of step {step.name!r}, which has cache_ms,"
+            stored[name] = self._persistence.journal.encode(subject, value, hints[name])
+        return cache_key(self._pipeline, step, stored)
+
+    def _hints_of(self, step: WorkflowStep) -> dict[str, Any]:
+        binding = self._data.bindings[self._plan.index[step.name]]
+        names = {name: source for name, source in binding if source not in self._plan.resources}
+        hints = self._hints[step.name] = input_types((step,), names)
+        for name, source in names.items():
+            if hints[name] is Any and isinstance(source, int) and source != ITEM:
+                other = self._plan.steps[source]
+                if other.map_over is None:
+                    hints[name] = self._persistence.types[other.name]
+        return hints
+
+    async def _ask(self, key: str, step: WorkflowStep, found: list[CachedResult | None]) -> None:
+        assert step.cache_ms is not None
+        try:
+            found.append(await self._journal.cached(key, step.cache_ms))
+        except JournalError:
+            found.append(None)
+
+    def _reuse(self, node: int, step: WorkflowStep, cached: CachedResult) -> bool:
+        """Report that a node reuses a result; return whether it could be read."""
+        origin, attempts, duration_ms, payload = cached
+        name, item = self._state.step_runs.key_of(node)
+        try:
+            output = self._persistence.decode(step, payload)
+        except PayloadError:
+            return False  # its annotation has changed
+        now_ms = self._now_ms()
+        taken = StepTakenOver(name, now_ms, origin, attempts, duration_ms, output, item)
+        self._dispatcher.emit(taken, replace(taken, output=payload))
+        self._dispatcher.emit(StepReused(name, now_ms, item, StepStatus.SUCCESS, origin))
+        self._end_call(self._led.pop(node))
+        self._run.settled(node)
+        return True
+
+    def succeeded(self, node: int, running: AttemptStarted, ended_ms: float) -> None:
+        """Let equal calls reuse a success, as soon as it is stored. It was reported just before."""
+        key = self._led.pop(node, None)
+        if key is not None:
+            duration_ms = ended_ms - running.at_ms
+            stored = self._session.append_cached(key, running.attempt, duration_ms)
+            self._unstored[key] = stored
+            stored.add_done_callback(partial(self._on_stored, key))
+
+    def _on_stored(self, key: str, stored: asyncio.Future[None]) -> None:
+        if self._unstored.pop(key, None) is not None:
+            self._end_call(key)
+
+    def _end_call(self, key: str) -> None:
+        """Let all that wait for a call ask the journal, which has its result."""
+        waiting = self._calls.pop(key).waiting
+        for cache in {cache: None for cache, node in waiting if cache._unpark(node)}:
+            cache._run.advance()
+
+    def give_up(self, node: int) -> None:
+        """Let the next one lead the call of a node that has ended without a success."""
+        key = self._led.pop(node, None)
+        if key is not None:
+            self._pass_on(key)
+
+    def _pass_on(self, key: str) -> None:
+        waiting = self._calls[key].waiting
+        while waiting:
+            cache, node = waiting.popleft()
+            if cache._unpark(node):
+                cache._led[node] = key
+                cache._run.advance()
+                return
+        del self._calls[key]
+
+    def close(self) -> None:
+        """Let others lead the calls of a run that has ended and stores nothing more."""
+        for key in [*self._led.values(), *self._unstored]:
+            self._pass_on(key)
+        self._led.clear()
+        self._unstored.clear()
+        for call in self._calls.values() if self.were_parked else ():
+            call.waiting = deque(each for each in call.waiting if each[0] is not self)
+
+    # Parking.
+
+    def _park(self, node: int) -> None:
+        self._live.pop(node, None)
+        self.were_parked.add(node)
+        self._state.park(node)
+        if self._state.queue.is_dirty:
+            self._run.advance()
+
+    def _unpark(self, node: int) -> bool:
+        """Queue a node that was parked; return whether it still was."""
+        return self._state.unpark(node, self._now_ms())

@@ -1,0 +1,490 @@
+"""Steps with ``cache_ms`` reuse the results of equal calls, in other runs and beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import (
+    JournalError,
+    Pipeline,
+    Pool,
+    RunStatus,
+    StepStatus,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
+from asyncflow.events import AttemptStarted, StepReused
+from asyncflow.journal import SQLiteJournal
+
+AN_HOUR = 3_600_000
+
+
+class Calls:
+    """Actions that note their calls, and fail so many times at first."""
+
+    def __init__(self, failures=0, takes_ms=10):
+        self.made: list[Any] = []
+        self.failures, self.takes_s = failures, takes_ms / 1000
+        self.running = self.most_running = 0
+
+    async def load(self, key):
+        self.made.append(key)
+        number = len(self.made)
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await asyncio.sleep(self.takes_s)
+        finally:
+            self.running -= 1
+        if number <= self.failures:
+            raise ConnectionError(number)
+        return f"{key} {number}"
+
+    def step(self, name="load", **policies):
+        return WorkflowStep(name, self.load, **{"cache_ms": AN_HOUR} | policies)
+
+    def items(self, count=0, keys=None, **policies):
+        async def source():
+            return keys or ["k"] * count
+
+        policies = {"cache_ms": AN_HOUR} | policies
+        load = WorkflowStep("load", self.load, {"key": "source"}, map_over="source", **policies)
+        return [WorkflowStep("source", source), load]
+
+
+async def run(steps, journal, name="p", **options):
+    steps = steps if isinstance(steps, list) else [steps]
+    options = {"inputs": {"key": "k"}} | options
+    if len(steps) > 1:
+        options["inputs"] = {}
+    return await run_pipeline(steps, journal=journal, name=name, **options)
+
+
+# What is reused.
+
+
+async def test_a_success_of_an_equal_call_in_another_run_is_reused_with_its_origin():
+    journal, calls, seen = MemoryJournal(), Calls(), []
+    first = await run(calls.step(), journal, run_id="one")
+
+    second = await run(calls.step(), journal, run_id="two", observers=[seen.append])
+
+    assert calls.made == ["k"]
+    assert (first["load"].reused, first["load"].origin) == (False, "")
+    result = second["load"]
+    assert (result.status, result.output) == (StepStatus.SUCCESS, "k 1")
+    assert (result.reused, result.origin) == (True, "one")
+    assert result.duration_ms >= 9
+    assert [type(event) for event in seen if isinstance(event, AttemptStarted | StepReused)] == [
+        StepReused
+    ]
+
+
+@pytest.mark.exact_time
+async def test_a_success_is_reused_until_it_is_older_than_cache_ms():
+    journal, calls = MemoryJournal(), Calls()
+
+    for pause_s in (0, 0.9, 0.2):
+        await asyncio.sleep(pause_s)
+        await run(calls.step(cache_ms=1_000), journal)
+
+    assert calls.made == ["k", "k"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"version": "2"}, {"name": "other"}],
+)
+async def test_another_step_or_version_is_another_call(other):
+    journal, calls = MemoryJournal(), Calls()
+
+    await run(calls.step(), journal)
+    await run(calls.step(**other), journal)
+
+    assert calls.made == ["k", "k"]
+
+
+async def test_other_arguments_are_another_call():
+    journal, calls = MemoryJournal(), Calls()
+
+    for key in ("k", "other", "k", "other"):
+        await run(calls.step(), journal, inputs={"key": key})
+
+    assert calls.made == ["k", "other"]
+
+
+async def test_a_result_of_another_pipeline_is_not_reused():
+    # Trap 2: the cache crosses pipelines, B's load("u") returned A's output.
+    journal, one, two = MemoryJournal(), Calls(), Calls()
+
+    await run(one.step(), journal, name="A")
+    report = await run(two.step(), journal, name="B")
+
+    assert (one.made, two.made) == (["k"], ["k"])
+    assert not report["load"].reused
+
+
+async def test_a_failure_is_never_reused_nor_is_the_value_of_a_fallback():
+    journal, calls = MemoryJournal(), Calls(failures=2)
+
+    first = await run(calls.step(), journal)
+    second = await run(calls.step(fallback=lambda error: "instead"), journal)
+    third = await run(calls.step(), journal)
+
+    assert first["load"].status is StepStatus.FAILED
+    assert (second["load"].output, third["load"].output) == ("instead", "k 3")
+
+
+async def test_a_step_that_reuses_a_result_makes_those_after_it_run():
+    journal, calls, got = MemoryJournal(), Calls(), []
+
+    async def after(load):
+        got.append(load)
+
+    for _ in range(2):
+        await run_pipeline(
+            [calls.step(), WorkflowStep("after", after, ["load"])],
+            journal=journal,
+            name="p",
+            inputs={"key": "k"},
+        )
+
+    assert got == ["k 1", "k 1"]
+
+
+async def test_a_run_that_is_resumed_or_read_keeps_what_it_has_reused(tmp_path):
+    calls, broken = Calls(), [True]
+
+    async def after(load: str) -> str:
+        if broken:
+            raise ValueError
+        return load
+
+    steps = [calls.step(), WorkflowStep("after", after, ["load"])]
+    options = {"name": "p", "inputs": {"key": "k"}}
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        await run_pipeline(steps, journal=journal, run_id="one", **options)
+        await run_pipeline(steps, journal=journal, run_id="two", **options)
+        await journal.forget("one")
+        broken.clear()
+        report = await run_pipeline(steps, journal=journal, run_id="two", **options)
+        stored = await journal.report("two")
+
+    assert calls.made == ["k"]
+    for each in (report, stored):
+        assert each.status is RunStatus.PASSED
+        assert (each["load"].reused, each["load"].origin) == (True, "one")
+        assert each["after"].output == "k 1"
+
+
+async def test_a_rerun_says_from_which_run_the_result_comes():
+    pipeline, calls = Pipeline("p"), Calls()
+    pipeline.step(name="load", cache_ms=AN_HOUR)(calls.load)
+    durable = pipeline.with_options(journal=MemoryJournal())
+    await durable.with_options(run_id="one").run(key="k")
+    await durable.with_options(run_id="two").run(key="k")
+
+    report = await durable.rerun("two", "three")
+
+    assert (report["load"].reused, report["load"].origin) == (True, "one")
+
+
+async def test_a_pruned_run_takes_what_others_could_reuse_with_it(tmp_path):
+    calls = Calls()
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        await run(calls.step(), journal, run_id="one")
+        await journal.forget("one")
+        report = await run(calls.step(), journal, run_id="two")
+
+    assert calls.made == ["k", "k"]
+    assert not report["load"].reused
+
+
+async def test_an_output_that_no_longer_fits_its_annotation_is_made_anew(tmp_path):
+    made = []
+
+    async def load() -> int:
+        made.append(1)
+        return 1
+
+    async def load_again() -> str:
+        made.append(2)
+        return "text"
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        for action in (load, load_again):
+            step = WorkflowStep("load", action, cache_ms=AN_HOUR)
+            report = await run_pipeline([step], journal=journal, name="p")
+
+    assert (made, report["load"].output) == ([1, 2], "text")
+
+
+async def test_statistics_count_what_was_reused_as_no_duration(tmp_path):
+    calls = Calls(takes_ms=1)
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        for _ in range(3):
+            await run(calls.step(), journal)
+        statistics = (await journal.statistics("p")).steps["load"]
+
+    assert statistics.outcomes == ("REUSED", "REUSED", "SUCCESS")
+    assert [each is None for each in statistics.durations_ms] == [True, True, False]
+
+
+# Equal calls at once.
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 0.02])
+async def test_equal_items_at_once_are_asked_for_once(latency_s):
+    journal, calls = MemoryJournal(latency_s=latency_s), Calls()
+
+    report = await run(calls.items(keys=["a", "b", "a", "a", "b"]), journal, run_id="r")
+
+    assert calls.made == ["a", "b"]
+    assert report["load"].output == ["a 1", "b 2", "a 1", "a 1", "b 2"]
+    assert [item.reused for item in report["load"].items] == [False, False, True, True, True]
+
+
+async def test_equal_calls_of_two_runs_at_once_are_made_once():
+    journal, calls = MemoryJournal(latency_s=0.01), Calls()
+
+    reports = await asyncio.gather(*(run(calls.step(), journal) for _ in range(3)))
+
+    assert calls.made == ["k"]
+    assert [report["load"].output for report in reports] == ["k 1"] * 3
+    assert [report["load"].reused for report in reports].count(True) == 2
+
+
+@pytest.mark.parametrize("policies", [{"retry": 50}, {"pool": Pool(1), "retry": 50}])
+@pytest.mark.parametrize("max_concurrency", [None, 1])
+async def test_who_waits_for_an_equal_call_holds_no_slot(policies, max_concurrency):
+    # Trap 3: the leader backs off, and its follower holds the only slot.
+    journal, calls = MemoryJournal(), Calls(failures=1)
+
+    report = await asyncio.wait_for(
+        run(
+            calls.items(3, max_retries=2, **policies),
+            journal,
+            max_concurrency=max_concurrency,
+        ),
+        20,
+    )
+
+    assert report["load"].output == ["k 2"] * 3
+    assert calls.made == ["k", "k"]
+
+
+async def test_other_items_run_while_equal_ones_wait():
+    journal, calls = MemoryJournal(), Calls()
+
+    report = await run(calls.items(keys=["a", "a", "b", "c"]), journal, max_concurrency=3)
+
+    assert report["load"].output == ["a 1", "a 1", "b 2", "c 3"]
+    assert calls.most_running == 3
+
+
+async def test_if_the_call_fails_one_of_those_that_wait_takes_over():
+    journal, calls = MemoryJournal(), Calls(failures=2)
+
+    report = await run(calls.items(5), journal, fail_fast=False)
+
+    statuses = [item.status for item in report["load"].items]
+    assert statuses == [StepStatus.FAILED] * 2 + [StepStatus.SUCCESS] * 3
+    assert len(calls.made) == 3
+
+
+async def test_if_the_run_of_the_call_is_cancelled_another_run_takes_over():
+    journal, calls = MemoryJournal(), Calls()
+    leader = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.005)
+    follower = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.002)
+
+    leader.cancel()
+    report = await follower
+
+    assert calls.made == ["k", "k"]
+    assert report["load"].output == "k 2"
+    with pytest.raises(asyncio.CancelledError):
+        await leader
+
+
+async def test_a_run_that_waits_for_an_equal_call_can_be_cancelled():
+    journal, calls = MemoryJournal(), Calls()
+    leader = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.002)
+    follower = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.002)
+
+    follower.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await follower
+
+    assert (await leader)["load"].output == "k 1"
+
+
+async def test_what_waits_for_an_equal_call_is_skipped_when_the_run_stops():
+    journal, calls = MemoryJournal(), Calls(takes_ms=1_000)
+
+    async def fails():
+        await asyncio.sleep(0.01)
+        raise ValueError
+
+    steps = [*calls.items(3), WorkflowStep("fails", fails, ["source"])]
+    report = await run(steps, journal)
+
+    assert report["load"].status is StepStatus.CANCELLED
+    assert [item.status for item in report["load"].items] == [StepStatus.CANCELLED]
+    assert calls.made == ["k"]
+
+
+async def test_a_run_never_reads_before_the_success_of_another_is_stored():
+    # Trap 10: a cache follower reads before its leader's commit.
+    journal, calls = MemoryJournal(latency_s=0.05), Calls()
+
+    await asyncio.gather(run(calls.step(), journal), run(calls.step(), journal))
+
+    first, second = journal.asked
+    assert first == second
+    assert calls.made == ["k"]
+
+
+async def test_if_the_journal_of_the_call_fails_another_run_takes_over():
+    journal, calls = MemoryJournal(latency_s=0.02), Calls(takes_ms=100)
+    leader = asyncio.ensure_future(run(calls.step(), journal, run_id="leader"))
+    await asyncio.sleep(0.09)
+    follower = asyncio.ensure_future(run(calls.step(), journal, run_id="follower"))
+    await asyncio.sleep(0.04)
+
+    journal.open_sessions["leader"].fail(JournalError("memory", "its lease is lost"))
+    report = await follower
+
+    assert report["load"].output == "k 2"
+    with pytest.raises(JournalError):
+        await leader
+
+
+async def test_a_condition_is_asked_once_although_the_step_waits_for_an_equal_call():
+    journal, calls, asked = MemoryJournal(), Calls(), []
+    step = calls.step(when=lambda: asked.append(1) or True)
+
+    await asyncio.gather(run(step, journal), run(step, journal))
+
+    assert (len(asked), calls.made) == (2, ["k"])
+
+
+async def test_nothing_is_left_of_a_call_that_has_ended():
+    from asyncflow._runtime import caching
+
+    journal, calls = MemoryJournal(), Calls(failures=1)
+
+    await run(calls.items(3), journal, fail_fast=False)
+
+    assert caching._under_way[asyncio.get_running_loop()][journal] == {}
+
+
+# What is refused.
+
+
+async def test_a_step_with_cache_ms_needs_a_journal_and_a_pipeline_with_a_name():
+    calls = Calls()
+
+    with pytest.raises(
+        ValueError, match=r"step 'load' has cache_ms, .* give the run a journal, or"
+    ):
+        await run(calls.step(), None)
+    with pytest.raises(ValueError, match=r"step 'load' has cache_ms, .* give the pipeline one"):
+        await run(calls.step(), MemoryJournal(), name="")
+
+    assert not calls.made
+
+
+async def test_no_digest_of_a_secret_is_stored():
+    # Trap 17: a hash of secret arguments landed in the cache's key.
+    calls, journal = Calls(), MemoryJournal()
+
+    async def password():
+        return "hush"
+
+    secret = WorkflowStep("password", password, secret=True)
+    taker = WorkflowStep("load", calls.load, {"key": "password"}, cache_ms=AN_HOUR)
+
+    with pytest.raises(ValueError, match="its parameter 'key' is the secret input 'key'"):
+        await run(calls.step(), journal, secret_inputs=["key"])
+    with pytest.raises(ValueError, match="is the secret output of step 'password'"):
+        await run([secret, taker], journal)
+    with pytest.raises(ValueError, match=r"step 'load': cache_ms reuses stored outputs, and with"):
+        calls.step(secret=True)
+
+    assert not calls.made
+    assert not journal.results
+
+
+async def test_an_argument_that_cannot_be_stored_fails_the_step():
+    journal, calls = MemoryJournal(), Calls()
+
+    async def source():
+        return [{1, 2}]
+
+    steps = calls.items(1)
+    steps[0] = WorkflowStep("source", source, keep_outputs=True)
+    report = await run(steps, journal, fail_fast=False)
+
+    assert report["load"].status is not StepStatus.SUCCESS
+    assert not calls.made
+
+
+async def test_resources_are_no_part_of_a_call():
+    from contextlib import nullcontext
+
+    journal, made = MemoryJournal(), []
+
+    async def load(key, http):
+        made.append(http)
+        return key
+
+    for client in (object(), object()):
+        await run_pipeline(
+            [WorkflowStep("load", load, cache_ms=AN_HOUR)],
+            journal=journal,
+            name="p",
+            inputs={"key": "k"},
+            resources={"http": lambda client=client: nullcontext(client)},
+        )
+
+    assert len(made) == 1
+
+
+async def test_a_journal_that_cannot_find_results_lets_every_step_run():
+    class Plain(MemoryJournal):
+        cached = None
+
+    calls, journal = Calls(), Plain()
+
+    for _ in range(2):
+        await run(calls.step(), journal)
+
+    assert calls.made == ["k", "k"]
+
+
+async def test_an_interrupted_step_that_is_resumed_is_reused_by_others():
+    journal, calls = MemoryJournal(), Calls()
+
+    async def load(key):
+        if current_step().attempt == 1:
+            await asyncio.sleep(10)
+        return await calls.load(key)
+
+    step = WorkflowStep("load", load, cache_ms=AN_HOUR)
+    await run(step, journal, run_id="one")
+    died = journal.died_after(2, "one")
+    await run(step, died, run_id="one")
+    report = await run(step, died, run_id="two")
+
+    assert report["load"].reused
