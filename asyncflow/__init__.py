@@ -40,6 +40,7 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.retry import Retry
 from asyncflow._core.retry_after import retry_after
+from asyncflow._core.signal import Signal
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import Journal
 from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
@@ -86,6 +87,7 @@ __all__ = [
     "RunUnreadableError",
     "RunWaitingError",
     "Segment",
+    "Signal",
     "StepCancelledError",
     "StepContext",
     "StepCrashedError",

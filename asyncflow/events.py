@@ -88,6 +88,9 @@ class RunStarted:
     """That step."""
     rerun_of: str = ""
     """The run whose results this one reuses, if it is a rerun."""
+    signals: Mapping[str, Any] = made_by(default_factory=dict)
+    """The steps that wait for a signal, each with the JSON schema of its type; an empty one if that
+    is not known."""
     rerun_reasons: Mapping[str, str] = made_by(default_factory=dict)
     """In a rerun, why steps that the other run had begun run again, by step name, in words that
     complete the sentence "it runs again because …"."""
@@ -123,6 +126,8 @@ class RunResumed:
     max_retries: Mapping[str, int] = made_by(default_factory=dict)
     """As in `RunStarted`."""
     secret: tuple[str, ...] = ()
+    """As in `RunStarted`."""
+    signals: Mapping[str, Any] = made_by(default_factory=dict)
     """As in `RunStarted`."""
 
     @property

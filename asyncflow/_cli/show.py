@@ -41,8 +41,9 @@ from asyncflow._cli.output import (
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
+from asyncflow._core.signal import type_text
 from asyncflow._core.step import WorkflowStep, resources_of
-from asyncflow._core.text import escape_controls, plural
+from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.preview import local_moment_text
@@ -108,6 +109,9 @@ def _line(step: WorkflowStep, dependencies: tuple[str, ...], resources: Collecti
 
 def _policies(step: WorkflowStep) -> list[str]:
     texts = []
+    if step.signal is not None:
+        limit = "" if step.deadline_ms is None else f" for {duration(step.deadline_ms)} at most"
+        texts.append(f"waits for a signal of type {type_text(step.signal.type)}{limit}")
     if step.map_over is not None:
         texts.append(f"for each item of {step.map_over}")
     if tolerated := step.tolerated_failures:
@@ -147,6 +151,7 @@ def _write_json(orchestrator: Orchestrator) -> None:
         | {policy: getattr(step, policy) for policy in _POLICIES}
         | {"engine": "local" if step.remote is None else step.remote.name}
         | {"fallback": step.fallback is not None}
+        | {"signal": None if step.signal is None else type_text(step.signal.type)}
         for step in orchestrator.steps
     ]
     document = {"pipeline": orchestrator.name, "tiers": tiers, "steps": steps}

@@ -19,6 +19,8 @@ from asyncflow._core.step import WorkflowStep
 
 def output_type(step: WorkflowStep) -> Any:
     """Return the type of a step's output; for a mapped step, that of one item."""
+    if step.signal is not None:
+        return step.signal.type
     if isinstance(step.action, ForwardOutputs):
         return _type_of_outputs(step.action)
     function = _function_of(step.action)

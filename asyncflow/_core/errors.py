@@ -78,7 +78,7 @@ class StepTimeoutError(TimeoutError):
             what = f"{who} exceeded the default timeout_ms of"
             way_out = "; give the step another one, or None for no limit"
         # One argument only: OSError, the base of TimeoutError, reads two as errno and text.
-        super().__init__(f"{what} {timeout_ms:g} ms{way_out}")
+        super().__init__(f"{what} {timeout_ms:.10g} ms{way_out}")
         self.step_name = step_name
         self.attempt = attempt
         self.timeout_ms = timeout_ms

@@ -84,6 +84,13 @@ class Plan:
     flows: Mapping[int, int] = made_by(default_factory=dict)
     """For each step that can run an item before the step over which it is mapped has ended, that
     step."""
+    signals: frozenset[int] = frozenset()
+    """The steps that wait for a signal."""
+    untiered: frozenset[int] = frozenset()
+    """These and all that depend on them: tiers don't wait for them, and they for no tier."""
+    keeps_waiting: bool = False
+    """Whether a run must stay in its process while it waits: what a signal answers would have to be
+    made again later, because it is not stored."""
 
 
 class Dependents:
@@ -149,10 +156,15 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         if not steps[at].keep_outputs:
             _check_not_collected(steps[at], [steps[later] for later in dependents[at]])
     chained, flows = _chains(steps, index, special)
+    signals = frozenset(at for at in special if steps[at].signal is not None)
+    answered = _reachable(signals, dependencies.__getitem__) if signals else set()
     return Plan(
         *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
         chained=chained,
         flows=flows,
+        signals=signals,
+        untiered=frozenset(_reachable(signals, dependents.__getitem__)),
+        keeps_waiting=any(_is_unstored(steps[at]) for at in answered),
     )
 
 
@@ -164,6 +176,11 @@ def _is_special(step: WorkflowStep) -> bool:
         or step.when is not None
         or step.cache_ms is not None
     )
+
+
+def _is_unstored(step: WorkflowStep) -> bool:
+    """Whether the output of a step may not be stored."""
+    return step.secret or (step.remote is not None and step.remote.moves_data)
 
 
 def _check_not_collected(source: WorkflowStep, dependents: Iterable[WorkflowStep]) -> None:

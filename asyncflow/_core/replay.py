@@ -86,6 +86,12 @@ class StoredRun:
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
         self.waits: dict[str, events.StepWaiting] = {}
+        self.signals: Mapping[str, Any] = {}
+        """The signals of its latest segment, each with the JSON schema of its type."""
+        self.sent: Mapping[str, Payload | None] = {}
+        """What a journal has received for it by name; ``None`` for a deadline that has expired."""
+        self.limited_from_ms = 0.0
+        """From when on its deadline counts: when it began, or began anew; a wait does not count."""
         self.pool_pauses: dict[str, events.PoolPaused] = {}
         """The latest pause of each pool, by its name."""
         self._without_items = without_items
@@ -147,6 +153,9 @@ class StoredRun:
     def _begin(self, event: events.RunStarted | events.RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time))
+        self.signals = event.signals
+        if self.status is not RunStatus.WAITING:
+            self.limited_from_ms = at_ms
         self.status, self.stop_reason, self.cause = RunStatus.RUNNING, None, None
         self.was_interrupted = self.was_stopping = False
         self._reasons = {}

@@ -14,7 +14,9 @@ Rules:
    again too. Results that came of it before are valid all the same.
 5. A rerun reuses the valid successes of another run, as if that had ended. A result is not valid
    if the step is asked to run again, or if it takes an input that has another value now.
-6. A mapped step that has not finished is valid by item: the items that have ended stay, the others
+6. A signal is void if a step that it depends on runs again after it had a result: what was sent
+   answers a result that is gone. It is void too if that step is recalled: what it makes may differ.
+7. A mapped step that has not finished is valid by item: the items that have ended stay, the others
    run. So is a step that is mapped over such a step, item by item, if nothing else that it depends
    on runs again; and in a rerun, a step of which items failed, so that only these run again. Which
    items a step skips follows from those of its source, so it is decided anew.
@@ -36,6 +38,7 @@ from asyncflow._core.graph import (
     MaxRetriesView,
     Plan,
     secret_steps,
+    with_dependents,
 )
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import is_remote
@@ -109,6 +112,7 @@ def resume(
         restored,
         pending_attempts,
         replay=run,
+        limited_from_ms=run.limited_from_ms,
     )
     return event, checkpoint
 
@@ -257,6 +261,39 @@ def _judge(
     everything that has not succeeded runs; with ``runs_failed_items``, also the failed items of
     steps that have succeeded.
     """
+    while True:
+        found = _judge_once(
+            *(run, plan, known, reasons, secret, bindings, conditions),
+            afresh=afresh,
+            runs_failed_items=runs_failed_items,
+        )
+        if not (plan.signals and found.recalled):
+            return found
+        # What a signal lets run may need other outputs that were not stored.
+        why = "what it answers was not stored, and is made again"
+        answers = with_dependents(found.recalled, DependencyView(plan).items())
+        void = dict.fromkeys(_signals(plan) & answers - reasons.keys(), why)
+        if not void:
+            return found
+        reasons = {**reasons, **void}
+
+
+def _signals(plan: Plan) -> set[str]:
+    return {plan.steps[at].name for at in plan.signals}
+
+
+def _judge_once(
+    run: StoredRun,
+    plan: Plan,
+    known: Mapping[Key, StepView],
+    reasons: Mapping[str, str],
+    secret: Collection[str],
+    bindings: Sequence[Binding],
+    conditions: Mapping[int, Binding],
+    *,
+    afresh: bool,
+    runs_failed_items: bool,
+) -> _Judgement:
     valid, by_item, outdated = _verdicts(
         run, plan, known, reasons, afresh=afresh, runs_failed_items=runs_failed_items
     )
@@ -264,6 +301,10 @@ def _judge(
     unfinished = {n: why for n, why in by_item.items() if n in with_items} | run.unfinished()
     not_stored = _not_stored(known, outdated, secret)
     begun = unfinished.keys() | _with_results(known, afresh=afresh)
+    if plan.signals:
+        # One may have been sent before its turn.
+        gone = begun & outdated.keys() | (_signals(plan) & reasons.keys())
+        begun |= with_dependents(gone, DependencyView(plan).items()) & _signals(plan)
     asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
     restored = {name: None for name in valid if name not in asked_again}
     return _Judgement(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -357,8 +357,10 @@ class SkippedStep(NamedTuple):
 class Readiness:
     """Which steps of a run become ready, and when. Steps are indexes of its plan.
 
-    With ``by_tiers``, a step waits for the whole tier before it. ``restored`` are the steps of a
-    resumed run that have a result already, and so never start; ``None`` if the run was not resumed.
+    With ``by_tiers``, a step waits for the whole tier before it, unless it waits for a signal or
+    depends on one: the others must not stand still until that arrives. ``restored`` are the steps
+    of a resumed run that have a result already, and so never start; ``None`` if the run was not
+    resumed.
 
     Attributes:
         ordinary_unsettled: How many steps have not settled, clean-up steps aside.
@@ -384,6 +386,8 @@ class Readiness:
         self._phases = phases
         self._queue = queue
         self._by_tiers = by_tiers
+        self._untiered: Collection[int] = plan.untiered if by_tiers else range(len(plan.steps))
+        """The steps that have their turn when the last of their dependencies has settled."""
         self._cleanups = plan.cleanups
         # When the run stops, steps of later tiers settle before their turn, which matters only if
         # there are clean-up steps; and what a resumed run restores settles at its beginning.
@@ -398,21 +402,26 @@ class Readiness:
         self.stop_reason: str | None = None
         self._parked: list[int] = []
         self._tier = -1
+        self._tiers = plan.tiers
         self._tier_of: dict[int, int] = {}
         self._unsettled_in: list[int] = []
         self._dependencies_unsettled: list[int] = []
 
     def begin(self, at_ms: float) -> None:
         """Start the run."""
+        tiers, untiered = self._plan.tiers, self._untiered
+        if untiered:
+            self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
         if self._by_tiers:
-            tiers = self._plan.tiers
+            if untiered:
+                tiers = self._tiers = [[at for at in tier if at not in untiered] for tier in tiers]
             self._unsettled_in = list(map(len, tiers))
             if self._in_any_order:
                 self._tier_of = {step: at for at, tier in enumerate(tiers) for step in tier}
             self._begin_next_tier(at_ms)
-        else:
-            self._dependencies_unsettled = [len(needed) for needed in self._plan.dependencies]
-            self._take_turns(self._plan.tiers[0] if self._plan.tiers else (), at_ms)
+        if untiered and self._plan.tiers:
+            first = self._plan.tiers[0]
+            self._take_turns([at for at in first if at in untiered], at_ms)
 
     def settled(self, step: int, at_ms: float) -> None:
         """Note that a step has settled, so that others may follow."""
@@ -422,12 +431,13 @@ class Readiness:
             if self._parked and not self.ordinary_unsettled:
                 parked, self._parked = self._parked, []
                 self._take_turns(parked, at_ms)
-        if self._by_tiers:
+        untiered = self._untiered
+        if self._by_tiers and not (untiered and step in untiered):
             at = self._tier_of[step] if self._in_any_order else self._tier
             left = self._unsettled_in[at] = self._unsettled_in[at] - 1
             if not left and at == self._tier:
                 self._begin_next_tier(at_ms)
-        else:
+        if untiered:
             self._release_dependents(step, at_ms)
 
     def flow(self, source: int, at_ms: float) -> None:
@@ -435,10 +445,9 @@ class Readiness:
         if source in self.flowing:
             return
         self.flowing.add(source)
-        if not self._by_tiers:
-            flows = self._plan.flows
-            later = [each for each in self._plan.chained[source] if flows.get(each) == source]
-            self._release(later, at_ms)
+        flows = self._plan.flows
+        later = [each for each in self._plan.chained[source] if flows.get(each) == source]
+        self._release(later, at_ms)
 
     def stop(self, reason: str, *, exempt_cleanups: bool) -> None:
         """Let nothing become ready any more, clean-up steps aside if they are exempt."""
@@ -475,8 +484,10 @@ class Readiness:
         self._release(dependents, at_ms)
 
     def _release(self, dependents: Iterable[int], at_ms: float) -> None:
-        """Let steps take their turn that have waited for nothing else."""
+        """Let steps take their turn that have waited for nothing else, not even a tier."""
         missing, turns = self._dependencies_unsettled, []
+        if self._by_tiers:
+            dependents = [each for each in dependents if each in self._untiered]
         for dependent in dependents:
             missing[dependent] -= 1
             if not missing[dependent]:
@@ -484,7 +495,7 @@ class Readiness:
         self._take_turns(turns, at_ms)
 
     def _begin_next_tier(self, at_ms: float) -> None:
-        tiers = self._plan.tiers
+        tiers = self._tiers
         while self._tier + 1 < len(tiers):
             self._tier += 1
             self._take_turns(tiers[self._tier], at_ms)

@@ -130,7 +130,7 @@ class RunState:
             by_tiers=schedule == "tiers",
             restored=None if checkpoint is None else checkpoint.restored_steps(plan),
         )
-        began_ms = 0.0 if checkpoint is None else checkpoint.at_ms
+        began_ms = 0.0 if checkpoint is None else checkpoint.limited_from_ms
         self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
 
     # What happens.

@@ -24,6 +24,7 @@ from asyncflow._core.errors import DEFAULT_TIMEOUT_MS
 from asyncflow._core.pool import Pool, check_slots, check_tokens
 from asyncflow._core.record import derived, record, replace, show, values_by_name
 from asyncflow._core.retry import NO_BACKOFF, Retry
+from asyncflow._core.signal import Signal
 from asyncflow._core.text import did_you_mean, safe_text
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
@@ -105,6 +106,7 @@ class WorkflowStep:
             name: a parameter with the name of a dependency receives that step's output, one
             with the name of a run input receives that input, and ``**kwargs`` receives the
             outputs of all other dependencies. Parameters that a partial has bound stay as they are.
+            Or a `Signal`: then the step waits until a value is sent to the run, its output.
         depends_on: The names of the steps whose outputs this one needs, ``["extract"]``, or
             ``{parameter: step name}`` where a parameter has another name than the step. A
             repeated name counts once.
@@ -241,6 +243,8 @@ class WorkflowStep:
     """Whether its retry policy may name a time until which its pool is paused."""
     is_cleanup: bool = derived()
     """Whether a failure or the run's deadline does not keep it from running; see ``run_if``."""
+    signal: Signal[Any] | None = derived()
+    """What it waits for, if it has no action."""
     is_plain: bool = derived()
     """Whether its attempts, or those of its items, have a time limit and no other policy."""
 
@@ -321,6 +325,16 @@ class WorkflowStep:
         _check_durability(name, version, secret, max_crashes)
         _check_cache(name, cache_ms, secret)
         check_of_items(name, tolerated_failures, keep_outputs)
+        signal = action if isinstance(action, Signal) else None
+        if signal is not None:
+            timeout_ms = None
+            others: dict[str, object] = {
+                "max_retries": max_retries > 1,
+                "heartbeat_ms": heartbeat_ms,
+                "pool": pool,
+            }
+            others |= {"map_over": map_over, "secret": secret}
+            _check_signal(name, others, deadline_ms, fallback, run_if)
         if isinstance(depends_on, Mapping):
             parameters = depends_on.items()
             depends_on = depends_on.values()
@@ -367,7 +381,8 @@ class WorkflowStep:
         fill(self, "condition", condition)
         limits = deadline_ms, heartbeat_ms, secret or None
         is_plain = limits == _NO_LIMITS and not self.is_cleanup and runs_in == "loop"
-        is_plain = is_plain and remote is None
+        is_plain = is_plain and remote is None and signal is None
+        fill(self, "signal", signal)
         fill(self, "is_plain", is_plain and retry.until is None)
         fill(self, "measures", _measures_of(self))
         _check_parameters(self)
@@ -399,7 +414,8 @@ def tolerates(step: WorkflowStep, failed: int, count: int | None) -> bool:
 def on_engine(steps: Iterable[WorkflowStep], engine: AnyEngine) -> Iterator[WorkflowStep]:
     """Yield the steps as they are in a run that has an engine."""
     for step in steps:
-        yield replace(step, engine=engine) if step.engine is None else step
+        is_here = step.engine is not None or step.signal is not None
+        yield step if is_here else replace(step, engine=engine)
 
 
 def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:
@@ -659,6 +675,25 @@ def _check_when(name: str, when: object) -> None:
         raise TypeError(
             f"step {name!r}: when must be a plain function; if it has to await something, make "
             "that a step of its own and take its output here"
+        )
+
+
+def _check_signal(
+    name: str, others: Mapping[str, object], deadline_ms: object, fallback: object, run_if: str
+) -> None:
+    """Check the arguments of a step that waits for a signal."""
+    for argument, given in others.items():
+        if given:
+            raise ValueError(
+                f"step {name!r} waits for a signal, so {argument} has no effect; put it on a step "
+                "after this one"
+            )
+    if run_if not in ("success", "unless_failed"):
+        raise ValueError(f"step {name!r} waits for a signal, so it can't be a clean-up step")
+    if fallback is not None and deadline_ms is None:
+        raise ValueError(
+            f"step {name!r} waits for a signal without a limit, so its fallback or default has no "
+            "effect; give it a deadline_ms"
         )
 
 

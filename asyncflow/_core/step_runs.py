@@ -72,11 +72,15 @@ class Checkpoint:
     """What the pipeline is called."""
     inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """All inputs of the run, with a stand-in for each secret one."""
+    limited_from_ms: float = 0.0
+    """From when on the deadline of the run counts."""
 
     def steps_begun(self) -> frozenset[str]:
         """The steps that continue: they, or items of theirs, had started."""
         items = {name for name, item in self.restored if item is not None}
-        return frozenset(items.union(name for name, _ in self.pending_attempts))
+        return frozenset(
+            items.union(self.replay.waits, (name for name, _ in self.pending_attempts))
+        )
 
     def restored_steps(self, plan: Plan) -> frozenset[int]:
         """Return the steps of a plan (not the items) that have a result already."""

@@ -116,6 +116,14 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return time.monotonic if is_common else loop.time
 
 
+def wall_clock() -> Callable[[], float]:
+    """Return the wall clock: that of the running loop if it has one, as in virtual time.
+
+    A deadline of days must expire there too.
+    """
+    return getattr(asyncio.get_running_loop(), "wall_time", time.time)
+
+
 def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the loop's clock is its own, and not the one that all real loops share."""
     return abs(loop.time() - time.monotonic()) > 1

@@ -336,7 +336,7 @@ class Attempts:
             self._permits.pause(node, ended_ms, named_ms, is_retried=delay_ms is not None)
         if delay_ms is None and not is_stopped and isinstance(error, Exception):
             cause = error
-            error, output, payload = self._fall_back(node, attempt, error)
+            error, output, payload = self.fall_back(node, attempt, error)
         if error is None:
             self._report_success(node, running, ended_ms, output, payload, cause)
         else:
@@ -362,7 +362,7 @@ class Attempts:
             name = self._state.step_runs.name_of(node)
             return as_failure(raised, name, running.attempt), _NOTHING_FOLLOWS
 
-    def _fall_back(
+    def fall_back(
         self, node: int, attempt: int, failure: Exception
     ) -> tuple[BaseException | None, Any, Payload | None]:
         """Return the output of a node's fallback and how it is stored, or what it failed with."""
@@ -385,7 +385,7 @@ class Attempts:
     def fail_crashed(self, node: int, latest: AttemptStarted, crash: StepCrashedError) -> None:
         """Report a node whose process has died too often while it ran."""
         now_ms = self._context.now_ms()
-        error, output, payload = self._fall_back(node, latest.attempt, crash)
+        error, output, payload = self.fall_back(node, latest.attempt, crash)
         if error is None:
             self._report_success(node, latest, now_ms, output, payload, crash)
         else:

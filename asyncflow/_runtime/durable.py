@@ -62,6 +62,13 @@ class JournalSession(Protocol):
     def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
         """Call a function in the event loop, not before its next turn, when the run must stop.
 
+        A session of a journal that takes signals has three methods more. Without them, a run waits
+        for signals in its process, and only its handle can send them. ``on_signal(call)`` has a
+        function called in the same way when a signal may have come. ``await send(name, payload)``
+        stores a value that was sent, or with ``None`` that the deadline of a signal has expired,
+        unless there is one already: the first one counts. ``await receive()`` returns what there
+        is, by name.
+
         With a `JournalError`, at most once, when the journal fails or another process takes over
         the run. With a `RunCancelledError`, at most once and before that, when the run is cancelled
         through the journal, which still stores what is appended.
@@ -281,6 +288,13 @@ class RunPersistence:
             step, success.attempt, success.at_ms, payload, item, success.secret, success.error
         )
 
+    def received(self, name: str, payload: Payload) -> Any:
+        """Return the value of a signal that was sent.
+
+        Raise `PayloadError` if it is not of the signal's type.
+        """
+        return self._journal.decode(f"signal {name!r}", payload, self._types[name])
+
     async def close(
         self, run_id: str
     ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
@@ -319,6 +333,10 @@ class Request(NamedTuple):
     """The run one of whose steps asks for it; empty if none does."""
     parent_step: str = ""
     """That step."""
+    stays: bool = False
+    """Whether the run stays in its process while it waits for signals."""
+    clock: Callable[[], float] = time.time
+    """The wall clock, which any thread may ask."""
 
 
 class RunStart(NamedTuple):
@@ -348,12 +366,13 @@ def begin(request: Request) -> RunStart:
     bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
     event = RunStarted(
         request.run_id,
-        time.time(),
+        request.clock(),
         DependencyView(plan),
         request.pipeline,
         inputs=redacted(inputs, request.secret_inputs),
         max_retries=MaxRetriesView(plan),
         secret=secret_steps(plan),
+        signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
         parent=request.parent,
         parent_step=request.parent_step,
     )

@@ -31,7 +31,7 @@ from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
 from asyncflow._runtime.outcome import by_caller
-from asyncflow._runtime.run_link import EventReader, ResultReader, RunLink, Signal
+from asyncflow._runtime.run_link import EventReader, Notifier, ResultReader, RunLink
 
 _NO_REASON = "no reason given"
 
@@ -107,7 +107,7 @@ class RunHandle:
         self._launch = launch
         self._awaited: _Awaited = "new"
         self._task: asyncio.Task[Any] | None = None
-        self._ended = Signal()
+        self._ended = Notifier()
         self._report: RunReport | None = None
         self._error: BaseException | None = None
         self._traceback: TracebackType | None = None
@@ -441,6 +441,27 @@ class RunHandle:
                 del self  # what is raised holds this frame
         assert self._report is not None
         return self._report
+
+    async def signal(self, name: str, value: Any) -> None:
+        """Send a value to the step of this name, which waits for it, or will.
+
+        With a journal, it returns when the value is stored. The first value counts: the same one
+        again changes nothing.
+
+        Args:
+            name: The name of the step.
+            value: The value, of the type of the signal.
+
+        Raises:
+            ValueError: The run waits for no such signal, the value is of another type, another
+                value was sent before, the deadline has expired, or the run is not running. A run
+                that waits without a process has none: send the signal with ``journal.signal``.
+            JournalError: The journal fails.
+            PayloadError: The journal can't store the value.
+            RuntimeError: The run was not started.
+        """
+        self._check_started()
+        await self._link.send(name, value)
 
     def cancel(self, reason: str = _NO_REASON) -> None:
         """Cancel the run: its running steps are cancelled, and no other starts.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
 
 OnActive: TypeAlias = Literal["raise", "wait"]
+OnWait: TypeAlias = Literal["suspend", "stay"]
 OpenResource: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
 """Opens a resource, such as a pool of connections."""
 
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     resources: Mapping[str, OpenResource]
     run_id: str | None
     on_active: OnActive
+    on_wait: OnWait
     event_buffer: int
 
 
@@ -67,6 +69,7 @@ class RunOptions:
     resources: Mapping[str, OpenResource] = NO_RESOURCES
     run_id: str | None = None
     on_active: OnActive = "raise"
+    on_wait: OnWait = "suspend"
     event_buffer: int = 10_000
 
     def __post_init__(self) -> None:
@@ -84,6 +87,7 @@ class RunOptions:
         check_engine("engine", self.engine)
         check_run_id("run_id", self.run_id)
         _check_choice("on_active", self.on_active, _ON_ACTIVE)
+        _check_choice("on_wait", self.on_wait, _ON_WAIT)
         check_count("event_buffer", self.event_buffer, 1)
 
     @classmethod
@@ -101,7 +105,7 @@ class RunOptions:
         return replace(self, **_copied(options))
 
 
-_SCHEDULES, _ON_ACTIVE = get_args(Schedule), get_args(OnActive)
+_SCHEDULES, _ON_ACTIVE, _ON_WAIT = map(get_args, (Schedule, OnActive, OnWait))
 
 
 def check_run_id(what: str, run_id: object) -> None:

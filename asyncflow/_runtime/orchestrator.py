@@ -24,6 +24,7 @@ from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
 from asyncflow._core.step_cache import check_not_cached
 from asyncflow._core.text import did_you_mean
+from asyncflow._runtime.asyncio_compat import wall_clock
 from asyncflow._runtime.durable import (
     Journal,
     OutputTypes,
@@ -39,6 +40,7 @@ from asyncflow._runtime.options import (
     NO_RESOURCES,
     OPTIONS,
     OnActive,
+    OnWait,
     OpenResource,
     Options,
     RunOptions,
@@ -211,6 +213,11 @@ class Orchestrator:
                 ``on_active`` says what to do if the journal has an active run of that id:
                 ``"raise"`` (the default), or ``"wait"`` until it has ended, here or in another
                 process, and then resume it.
+
+                ``on_wait`` says what happens when nothing is left but to wait for signals, with a
+                journal: ``"suspend"`` (the default) returns a report with the status ``WAITING``,
+                and the run continues when it is started again, as a `asyncflow.service.Service` or
+                `resume_all` does; ``"stay"`` waits in this process. Nested runs stay.
 
                 ``event_buffer`` is how many events a `RunHandle` keeps for slow readers, at least
                 1 (default 10,000).
@@ -514,6 +521,9 @@ class Orchestrator:
             options.fail_fast,
             "" if within is None else within[0],
             "" if within is None else within[1].step,
+            # A nested run would end its step without an end of its own.
+            options.on_wait == "stay" or within is not None or self._plan.keeps_waiting,
+            wall_clock(),
         )
 
     def _prepare_places(self) -> None:
@@ -570,6 +580,7 @@ class Orchestrator:
                 watching,
                 options.resources,
                 link,
+                may_suspend=not request.stays,
             ).execute()
         finally:
             if persistence is not None and not persistence.has_closed:  # it could not even begin
@@ -606,6 +617,7 @@ async def run_pipeline(
     name: str = "",
     journal: Journal | None = None,
     on_active: OnActive = "raise",
+    on_wait: OnWait = "suspend",
     secret_inputs: Iterable[str] = (),
     engine: AnyEngine | None = None,
     resources: Mapping[str, OpenResource] = NO_RESOURCES,
@@ -630,6 +642,8 @@ async def run_pipeline(
         journal: Stores the run, so that it can be resumed; ``None`` stores nothing.
         on_active: What to do if the journal has an active run of that id: ``"raise"`` (the
             default), or ``"wait"`` until it has ended, and then resume it.
+        on_wait: What to do with a journal while nothing is left but to wait for signals:
+            ``"suspend"`` (the default) the run, or ``"stay"`` in this process.
         secret_inputs: The inputs that must be neither stored nor shown.
         engine: Runs the actions elsewhere; ``None`` means this process.
         resources: What the run opens for its steps, by the names of parameters.

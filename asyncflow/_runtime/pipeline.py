@@ -45,9 +45,11 @@ from asyncflow._core.composition import (
     with_defaults,
 )
 from asyncflow._core.report import RunReport
+from asyncflow._core.signal import Always, Signal
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import (
     CommonPolicies,
+    Condition,
     EngineChoice,
     Fallback,
     RunsIn,
@@ -70,6 +72,8 @@ R = TypeVar("R")
 P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 
+_NOTHING: Any = object()
+"""Stands for a default that was not given, which could be ``None``."""
 _Empty: TypeAlias = "list[Never] | dict[Never, Never] | set[Never] | tuple[()]"
 """What ``lambda error: []`` returns, which fits each list."""
 
@@ -431,6 +435,93 @@ class Pipeline:
         declaration.functions[identity_of(function)] = name
         return function
 
+    @overload
+    def signal(
+        self,
+        name: str,
+        type: type[T],
+        *,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        when: Condition | None = None,
+        deadline_ms: float | None = None,
+        default: T = ...,
+        fallback: Callable[[Exception], T] | None = None,
+    ) -> Signal[T]: ...
+    @overload
+    def signal(
+        self,
+        name: str,
+        type: Any,
+        *,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        when: Condition | None = None,
+        deadline_ms: float | None = None,
+        default: Any = ...,
+        fallback: Fallback | None = None,
+    ) -> Signal[Any]: ...
+    def signal(
+        self,
+        name: str,
+        type: Any,  # noqa: A002  # in its place, nobody takes it for the builtin
+        *,
+        depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
+        when: Condition | None = None,
+        deadline_ms: float | None = None,
+        default: Any = _NOTHING,
+        fallback: Fallback | None = None,
+    ) -> Signal[Any]:
+        """Declare a step without an action, which waits for a value that is sent to the run::
+
+            approved = orders.signal("approved", bool, depends_on=[draft], deadline_ms=86_400_000)
+
+            @orders.step
+            async def publish(draft: str = after(draft), approved: bool = after(approved)): ...
+
+        Whoever approves calls ``await run.signal("approved", True)``, or, with the id of the run,
+        the ``signal`` of the journal or of the service, or ``asyncflow signal``. The first value
+        counts, also one that is sent before the step's turn. With a journal, a run that has nothing
+        else to do ends its process's part with the status ``WAITING``: see the option ``on_wait``.
+        A step that waits holds up no tier and no place of ``max_concurrency``.
+
+        Args:
+            name: The name of the step, without ``"/"``.
+            type: The type of the value: ``bool``, a dataclass, ``Literal["yes", "no"]``.
+            depends_on: What the signal answers, as in `step`. If one of these runs again after it
+                had a result, what was sent is void, and the step waits again.
+            when: A plain function, as in `step`: if it returns a false value, the step is skipped
+                on purpose, and nobody is asked.
+            deadline_ms: How many milliseconds the step may wait from its turn on, by the wall clock
+                and across processes; ``None`` (the default) means no limit. Then it fails with a
+                `StepTimeoutError`, unless there is a default or a fallback.
+            default: The output if the deadline expires.
+            fallback: As in `step`: a function of the error that returns the output.
+
+        Returns:
+            What ``after`` and ``depends_on`` take.
+
+        Raises:
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is out of its range, the name is taken, or a default or a
+                fallback has no deadline, or there are both.
+        """
+        _check_name(name, "a signal")
+        if default is not _NOTHING:
+            if fallback is not None:
+                raise ValueError(f"signal {name!r} has a default and a fallback; give one of them")
+            fallback = Always(default)
+        signal: Signal[Any] = Signal(type, name)
+        policies: StepPolicies = {"when": when, "deadline_ms": deadline_ms, "fallback": fallback}
+        self._declare(
+            DeclaredStep(name, signal, checked_dependencies(name, depends_on), None, policies)
+        )
+        return signal
+
+    def _declare(self, declared: DeclaredStep) -> None:
+        check_policies(declared.name, declared.function, declared.policies)
+        self._declaration.check_new(declared.name)
+        self._declaration.parts[declared.name] = declared
+        self._declaration.functions[identity_of(declared.function)] = declared.name
+
     def include(
         self,
         pipeline: Pipeline,
@@ -583,11 +674,11 @@ class Pipeline:
         return await self.orchestrator.report(run_id)
 
 
-def _check_name(name: object) -> None:
+def _check_name(name: object, whose: str = "a pipeline") -> None:
     if not isinstance(name, str):
-        raise TypeError(f"a pipeline's name must be a str, not {type(name).__name__}")
+        raise TypeError(f"{whose}'s name must be a str, not {type(name).__name__}")
     if not name:
-        raise ValueError("a pipeline's name must not be empty")
+        raise ValueError(f"{whose}'s name must not be empty")
 
 
 def _name_of(pipeline: str, function: object) -> str:

@@ -1,4 +1,4 @@
-"""Resumes the runs of a journal whose process has died."""
+"""Resumes the runs of a journal whose process has died, or for which a signal has come."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ class RecoverableJournal(Journal, Protocol):
 async def resume_all(
     journal: RecoverableJournal, pipelines: Pipelines, *, interrupted: bool = False
 ) -> list[RunReport]:
-    """Resume all runs of a journal whose process has died, and return their reports.
+    """Resume all runs of a journal that can go on and have no process; return their reports.
+
+    These are the runs whose process has died, and those that waited for a signal, if that has come
+    or its deadline has expired.
 
     A service calls it when it starts, before or while it takes new work. The runs resume
     concurrently. A run that another replica takes first is left to it. A nested run is left to the
@@ -103,6 +106,8 @@ async def resume_all(
     if not isinstance(interrupted, bool):
         raise TypeError(f"interrupted must be True or False, not {safe_text(repr, interrupted)}")
     lost = [*await journal.orphans()]
+    if callable(getattr(journal, "due", None)):
+        lost += await journal.due()  # type: ignore[attr-defined]
     if interrupted:
         lost += await journal.runs(RunStatus.INTERRUPTED, limit=None)
     outer = {run.run_id for run in lost}

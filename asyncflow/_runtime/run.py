@@ -9,7 +9,9 @@ Rules:
 2. Only the run stops nodes: it asks each of them once.
 3. The run waits for its nodes in the body of the group. Whatever happens to it meanwhile, it waits
    until they have all ended.
-4. No node starts before all resources are open, and they close after the last node. Without them
+4. With a journal, the run ends its segment when nothing is left but to wait for signals
+   (``may_suspend``). Otherwise it waits, and meanwhile its deadline does not count.
+5. No node starts before all resources are open, and they close after the last node. Without them
    all steps are skipped, clean-up steps too.
 """
 
@@ -58,6 +60,8 @@ class Run:
         observers: tuple[Observer, ...],
         resources: Mapping[str, OpenResource],
         link: RunLink | None,
+        *,
+        may_suspend: bool = False,
     ) -> None:
         self._scope = scope
         self._state = scope.state
@@ -73,6 +77,11 @@ class Run:
         """Its link to the run around it, if there is one."""
         self._at_end = ExitStack()
         self._is_broken = self._is_closed = self._has_stopped = False
+        waits = self._starter.waits
+        self._may_suspend = may_suspend and waits is not None and waits.is_stored
+        self._deadline: asyncio.TimerHandle | None = None
+        self._rests_since_s: float | None = None
+        """Since when nothing is left but to wait for signals, by the loop's clock."""
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
         self._wake_up: asyncio.Future[None] | None = None
         self._interruption: BaseException | None = None
@@ -146,7 +155,7 @@ class Run:
             flush = persistence.session.flush
         self._outer = enter_outer_run(self._drain_soon)
         if self._link is not None:
-            self._link.begin(state, self._cancel_soon, self._drain_soon, flush)
+            self._link.begin(state, self._cancel_soon, self._drain_soon, flush, self._send)
         self._dispatcher.emit(start.event, start.stored_event)
         if start.void and self._scope.checkpoints is not None:
             self._scope.checkpoints.discard(start.void)
@@ -174,17 +183,25 @@ class Run:
 
     def _watch(self) -> None:
         """Begin with what ends with the run: its deadline, the loop monitor, log records."""
-        loop, deadline_s = self._scope.loop, self._scope.run_context.deadline_s
         self._at_end.callback(self._stop_control.close)
-        self._at_end.callback(watch(loop, self._on_block).stop)
-        if deadline_s < math.inf:
-            timer = loop.call_at(deadline_s, self._time_out, context=self._scope.context)
-            self._at_end.callback(timer.cancel)
+        self._at_end.callback(watch(self._scope.loop, self._on_block).stop)
+        self._at_end.callback(self._forget_deadline)
+        self._set_deadline()
         notes = self._scope.notes
         if notes is not None and notes.takes_logs:
             from asyncflow._runtime.log_capture import capture  # few need it
 
             self._at_end.callback(capture(notes, capturing_notes).end)
+
+    def _set_deadline(self) -> None:
+        loop, deadline_s = self._scope.loop, self._scope.run_context.deadline_s
+        if deadline_s < math.inf:
+            self._deadline = loop.call_at(deadline_s, self._time_out, context=self._scope.context)
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def _close(self) -> None:
         """Report the end of the run, and let go of what could outlive it or refers back to it."""
@@ -208,6 +225,13 @@ class Run:
         let_go(state.errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._stop_control, self._starter, self._resources
+
+    async def _send(self, name: str, value: Any) -> None:
+        """Take a signal from the handle of the run."""
+        waits = self._starter.waits
+        if waits is None:
+            raise ValueError(f"run {self._scope.run_id!r} waits for no signal {name!r}")
+        await waits.send(name, value)
 
     # Resources.
 
@@ -257,12 +281,38 @@ class Run:
         await self._wake_up
 
     def _wake_if_settled(self) -> None:
+        if self._is_at_rest() and self._rests_since_s is None:
+            self._forget_deadline()
+            self._rests_since_s = self._scope.loop.time()
         waiter = self._wake_up
         if waiter is not None and not waiter.done() and self._is_over():
             waiter.set_result(None)
 
     def _is_over(self) -> bool:
+        return self._is_settled() or (self._may_suspend and self._is_at_rest())
+
+    def _is_settled(self) -> bool:
         return not self._scope.live and (not self._state.unsettled or self._is_broken)
+
+    def _is_at_rest(self) -> bool:
+        """Whether nothing is left but to wait for signals."""
+        waits, state = self._starter.waits, self._state
+        return (
+            waits is not None
+            and waits.is_at_rest
+            and state.stop_reason is None
+            and not (state.queue.is_dirty or self._starter.is_held or self._scope.live)
+        )
+
+    def wakes(self) -> None:
+        """Let the deadline count again, because a step that waited for a signal is about to end."""
+        since_s, self._rests_since_s = self._rests_since_s, None
+        if since_s is None or self._deadline is not None:
+            return
+        rested_s = self._scope.loop.time() - since_s
+        self._scope.run_context.deadline_s += rested_s  # type: ignore[misc]  # it moves with it
+        self._state.deadlines.began_ms += rested_s * 1000
+        self._set_deadline()
 
     def settled(self, node: int) -> None:
         """See to what follows the end of a node's task."""
@@ -324,15 +374,27 @@ class Run:
     def _drain_soon(self, reason: str) -> None:
         self._scope.loop.call_soon(self._drain, reason, context=self._scope.context)
 
+    @property
+    def _may_drain_asleep(self) -> bool:
+        """Whether a run that stays in its process while it waits need not be interrupted."""
+        waits, plan = self._starter.waits, self._scope.plan
+        is_stored = waits is not None and waits.is_stored
+        return is_stored and self._outer is None and not plan.keeps_waiting
+
     def _drain(self, reason: str) -> None:
         """Start nothing more, but let the attempts that are running end.
 
-        If these complete the run, it ends as usual. Otherwise it is interrupted.
+        If these complete the run, it ends as usual. Otherwise it is interrupted, unless it only
+        waits for signals.
         """
         state = self._state
         if self._is_closed or self._drain_reason or state.stop_reason is not None:
             return
         self._drain_reason = reason
+        if self._may_drain_asleep and self._is_at_rest():
+            self._may_suspend = True
+            self._wake_if_settled()
+            return
         self._stop_control.is_draining = True
         self._nested.drain(reason)
         steps = len(self._scope.plan.steps)
@@ -372,7 +434,7 @@ class Run:
 
     def _cancel(self, error: RunCancelledError, why: Interruption) -> None:
         """Stop the run, which raises this error in the end, unless all of its steps have ended."""
-        if self._is_closed or self._is_over():
+        if self._is_closed or self._is_settled():
             return
         if self._cancelled is None or self._overrides(why):
             self._cancelled = error
@@ -431,6 +493,8 @@ class Run:
                 # A task that is cancelled before its first line never runs: it reports nothing.
                 del self._scope.live[node]
                 self._starter.report_unstarted(node, now_ms)
+        if self._starter.waits is not None:
+            self._starter.waits.stop()
         if self._scope.live:
             control.watchdog.expect_in(0)
         if state.queue.is_dirty:

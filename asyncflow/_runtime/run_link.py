@@ -6,7 +6,7 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.graph import Plan
@@ -33,7 +33,7 @@ _IN_A_ROW = 100
 """After how much that is there already a reader lets other tasks run."""
 
 
-class Signal:
+class Notifier:
     """Wakes all who wait for it. A wait may be cancelled at any time, without effect."""
 
     def __init__(self) -> None:
@@ -79,9 +79,10 @@ class RunLink:
         self.running: dict[str, None] = {}
         self.ended: list[str] = []
         self.ended_items: dict[str, array[int]] = {}
-        self.has_news, self.has_begun, self.has_ended = Signal(), Signal(), Signal()
+        self.has_news, self.has_begun, self.has_ended = Notifier(), Notifier(), Notifier()
         self._stop: Callable[[RunCancelledError, Interruption], object] | None = None
         self._drain: Callable[[str], object] | None = None
+        self._send: Callable[[str, Any], Awaitable[None]] | None = None
         self.flush: Callable[[], Awaitable[None]] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -105,8 +106,10 @@ class RunLink:
         stop: Callable[[RunCancelledError, Interruption], object],
         drain: Callable[[str], object],
         flush: Callable[[], Awaitable[None]] | None,
+        send: Callable[[str, Any], Awaitable[None]],
     ) -> None:
-        """Note that the run has begun, and how to stop it."""
+        """Note that the run has begun, and how to stop it and to send it signals."""
+        self._send = send
         self.is_begun, self.state = True, state
         self._stop, self._drain, self.flush = stop, drain, flush
         self.has_begun.notify()
@@ -121,17 +124,23 @@ class RunLink:
         if self._drain is not None:
             self._drain(reason)
 
+    async def send(self, name: str, value: Any) -> None:
+        """Send a signal to the run, which must be running."""
+        if self._send is None:
+            raise ValueError(f"run {self.run_id!r} is not running, so it takes no signal {name!r}")
+        await self._send(name, value)
+
     def end(self) -> None:
         """Let go of the run."""
-        self._stop = self._drain = self.flush = None
+        self._stop = self._drain = self.flush = self._send = None
 
     def close(self, report: RunReport | None) -> None:
         """Note that the run is over, and wake all who wait for news of it."""
         self.state, self.report = None, report
         if report is not None and not self.count:  # it had passed earlier
             self.ended, self.total = list(report), len(report)
-        for signal in (self.has_begun, self.has_news, self.has_ended):
-            signal.notify()
+        for news in (self.has_begun, self.has_news, self.has_ended):
+            news.notify()
 
 
 class EventReader:

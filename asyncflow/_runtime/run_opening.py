@@ -5,15 +5,14 @@ A run without a journal does not load this module.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
 from asyncflow._core.annotations import input_types
 from asyncflow._core.errors import PayloadError, RunIdInUseError
 from asyncflow._core.fingerprint import Fingerprints
-from asyncflow._core.graph import bind, bind_conditions
+from asyncflow._core.graph import DependencyView, bind, bind_conditions
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
@@ -110,7 +109,9 @@ class _RunOpening:
         if not stored.segments:
             start = begin(request)
             check_cached(request.pipeline, request.plan, start.bindings, request.secret_inputs)
-            event = replace(start.event, fingerprints=Fingerprints(request.plan))
+            event = replace(
+                start.event, fingerprints=Fingerprints(request.plan), signals=self._signals()
+            )
             return start._replace(event=event, stored_event=replace(event, inputs=given))
         self._check_pipeline(stored)
         self._check_inputs(stored)
@@ -118,7 +119,34 @@ class _RunOpening:
         has_passed = stored.status is RunStatus.PASSED
         if has_passed and stored.has_all(request.plan.index) and not has_new_inputs:
             return self._report_of(stored)
+        if not has_new_inputs and self._is_still_waiting(stored):
+            return self._report_of(stored)
         return self._resume(stored)
+
+    def _is_still_waiting(self, stored: StoredRun) -> bool:
+        """Whether nothing has come for a run that waits, so that there is nothing to do."""
+        request = self._request
+        if stored.status is not RunStatus.WAITING or request.stays:
+            return False
+        now_s = request.clock()
+        return (
+            not any(
+                name in stored.sent or (wait.until is not None and wait.until <= now_s)
+                for name, wait in stored.waits.items()
+            )
+            and DependencyView(request.plan) == {n: s.depends_on for n, s in stored.steps.items()}
+            and all(
+                stored.fingerprints.get(name) == fingerprint
+                for name, fingerprint in Fingerprints(request.plan).items()
+            )
+        )
+
+    def _signals(self) -> dict[str, Any]:
+        """Return the signals of the pipeline, each with the JSON schema of its type."""
+        plan = self._request.plan
+        schema: Callable[[Any], Any] = getattr(self._journal, "schema", lambda hint: {})
+        names = [plan.steps[at].name for at in sorted(plan.signals)]
+        return {name: schema(self._request.types[name]) for name in names}
 
     def report(self, stored: StoredRun) -> RunReport:
         self._check_pipeline(stored, "ask that one, or the journal, for its report")
@@ -139,10 +167,11 @@ class _RunOpening:
             conditions=conditions,
             new_inputs=new,
             fail_fast=request.fail_fast,
-            wall_time=time.time(),
+            wall_time=request.clock(),
             decode=self._decode_output,
         )
-        event = replace(event, pipeline=request.pipeline or stored.started.pipeline)
+        pipeline, signals = request.pipeline or stored.started.pipeline, self._signals()
+        event = replace(event, pipeline=pipeline, signals=signals)
         secret = stored.secret_inputs.union(request.secret_inputs)
         check_cached(event.pipeline, plan, bindings, secret)
         shown = redacted(inputs, secret)
@@ -199,7 +228,12 @@ class _RunOpening:
         for name, before, hint in self._changed(origin):
             if not self._is_readable_and_equal(name, before, hint):
                 others[name] = f"its input {name!r} has another value"
-        event = replace(start.event, fingerprints=Fingerprints(plan), rerun_of=origin.run_id)
+        event = replace(
+            start.event,
+            fingerprints=Fingerprints(plan),
+            signals=self._signals(),
+            rerun_of=origin.run_id,
+        )
         found = rerun(
             origin,
             replace(event, inputs=stored_inputs),

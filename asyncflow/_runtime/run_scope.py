@@ -51,6 +51,9 @@ class Host(Protocol):
     def broken(self, bug: BaseException, reason: str) -> None:
         """Do the same for a bug of asyncflow. The state may be wrong from here on."""
 
+    def wakes(self) -> None:
+        """A step that waited for a signal is about to end."""
+
     def backs_off(self) -> None:
         """A node is about to wait for its next attempt, in a run that drains."""
 
@@ -90,9 +93,12 @@ def open_scope(
     """Return the scope of a run that is about to begin, in the task that runs it."""
     loop = asyncio.get_running_loop()
     # The clock of a run stands still while no process runs it.
-    started_s = loop.time() - state.deadlines.began_ms / 1000
-    deadline_ms = state.deadlines.deadline_ms
-    deadline_s = math.inf if deadline_ms is None else loop.time() + deadline_ms / 1000
+    at_ms = 0.0 if start.checkpoint is None else start.checkpoint.at_ms
+    started_s = loop.time() - at_ms / 1000
+    began_ms, deadline_ms = state.deadlines.began_ms, state.deadlines.deadline_ms
+    deadline_s = math.inf
+    if deadline_ms is not None:  # a run that waited has used up a part of it
+        deadline_s = loop.time() + (deadline_ms - (at_ms - began_ms)) / 1000
     clock, notes = clock_of(loop), None
     secrets = _secrets_of(start, known_secrets())
     if observers or (persistence is not None and persistence.takes_notes):

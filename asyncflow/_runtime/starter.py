@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
@@ -35,6 +35,7 @@ from asyncflow.events import StepFailed, StepSkipped
 
 if TYPE_CHECKING:
     from asyncflow._runtime.caching import StepCache
+    from asyncflow._runtime.waits import Waits
 
 
 class Starter:
@@ -63,6 +64,13 @@ class Starter:
         cache = self._runner.cache
         self._were_parked = None if cache is None else cache.were_parked
         self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
+        self._signals = scope.plan.signals
+        self.waits: Waits | None = None
+        if self._signals:
+            from asyncflow._runtime.waits import Waits  # few pipelines wait
+
+            attempts = self._runner.attempts
+            self.waits = Waits(scope, host, dispatcher, attempts, self._start_task)
         self.is_held = self.is_advancing = False
         plan = scope.plan
         has_measures = any(plan.steps[index].measures for index in plan.special)
@@ -80,6 +88,12 @@ class Starter:
         """Start nothing more, and keep nothing."""
         self.is_held = True
         self._permits.release_late()
+        if self.waits is not None:
+            self.waits.close()
+            self.waits = None
+
+    def _start_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> Any:
+        return self.group.create_task(coroutine, **options)
 
     def paused_pool(self) -> str:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""
@@ -148,6 +162,9 @@ class Starter:
                     continue  # it makes another attempt
                 if (step.when or self._is_resumed) and not self._ask_condition(node):
                     continue
+            if self.waits is not None and node in self._signals:
+                self.waits.begin(node)
+                continue
             if step.map_over is not None:
                 if node < steps:
                     coroutine = self.maps.run(node, step)

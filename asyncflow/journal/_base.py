@@ -17,24 +17,24 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
-from asyncflow._core.arguments import check_count, check_number, parse_level
+from asyncflow._core.arguments import check_count, check_names, check_number, parse_level
 from asyncflow._core.checkpoints import LARGEST as LARGEST_CHECKPOINT
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import InterruptionCause, Payload, RunStatus
+from asyncflow._core.results import InterruptionCause, Payload, RunStatus, StepStatus
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow.events import NoteEvent
+from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
     LARGEST,
-    UNENDED,
+    UNFINISHED,
     PipelineStatistics,
     RunFilter,
     RunRecord,
@@ -120,6 +120,8 @@ class SQLJournal:
         )
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
+        self._on_due: list[Callable[[], object]] = []
+        """Called when a signal was sent by way of this journal, which may have made a run due."""
 
     # --- queries --------------------------------------------------------------------------------
 
@@ -366,7 +368,8 @@ class SQLJournal:
         awaits the run gets a `RunCancelledError`. Started again under its id, the run resumes.
 
         A run that has no process, since its process has died or a service was shut down, is
-        cancelled by the next one that takes it up, before it starts a step.
+        cancelled by the next one that takes it up, before it starts a step. A run that waits for a
+        signal ends at once.
 
         This does not wait for the end. A run of this journal object receives the request at once;
         a run of another one, or of another process, within a second, or a third of its lease if
@@ -381,10 +384,63 @@ class SQLJournal:
             JournalError: The journal can't be read or written.
         """
         await self._check_id(run_id)
+        if await self._cancel_waiting(run_id):
+            return True
         was_asked = await self._write(self._worker.cancel, run_id)
         if not was_asked:
             await self._read(self._reader.check_exists, run_id)
         return was_asked
+
+    async def signal(self, run_id: str, name: str, value: Any) -> None:
+        """Send a value to a step of a run that waits for it, or will.
+
+        It is stored before this returns. The process that runs the run takes it within a second; if
+        none does, because the run waits, a `asyncflow.service.Service` or `asyncflow.resume_all`
+        continues it. The first value counts: the same one again changes nothing, even after the run
+        has passed. A run that has failed or was interrupted keeps it until it is resumed.
+
+        Args:
+            run_id: The run.
+            name: The name of the step that waits.
+            value: The value. It is checked against the type of the signal as far as the journal
+                knows that; a run to which it is of no use deletes it and waits on.
+
+        Raises:
+            ValueError: The run has no such signal, the value is of another type, another value was
+                sent before, the deadline has expired, or the run has passed without it.
+            RunNotFoundError: There is no such run.
+            PayloadError: The value can't be stored.
+            JournalError: The journal can't be read or written.
+        """
+        await self._check_id(run_id)
+        check_text("name", name)
+        plain = (type(None), bool, int, float, str, list, dict)
+        hint = Any if type(value) in plain else type(value)
+        payload = self.encode(f"signal {name!r}", value, hint)
+        await self._read(self._reader.check_signal, run_id, name, payload)
+        await self._write(self._worker.signal, run_id, name, payload)
+        for call in list(self._on_due):
+            call()
+
+    async def due(
+        self, *, pipelines: Iterable[str] | None = None, limit: int = 1_000
+    ) -> list[RunRecord]:
+        """Return the waiting runs that are to be continued, the one that was due first first.
+
+        A signal has reached them, their deadline has expired, or they were cancelled.
+
+        Args:
+            pipelines: Only those of the pipelines with these names; ``None`` for all.
+            limit: At most this many, at least 1.
+
+        Raises:
+            JournalError: The journal can't be read.
+        """
+        check_count("limit", limit, 1)
+        names = None if pipelines is None else check_names("pipelines", pipelines, "pipeline")
+        own_clock = getattr(asyncio.get_running_loop(), "wall_time", None)
+        now = None if own_clock is None else own_clock()
+        return await self._read(self._reader.due, now, names, limit)
 
     async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
@@ -393,7 +449,8 @@ class SQLJournal:
 
         Args:
             older_than: Only those that ended longer ago, such as ``timedelta(days=90)``.
-            status: Only those with this status, which can't be ``RUNNING`` or ``ORPHANED``.
+            status: Only those with this status, which can't be ``RUNNING`` or ``ORPHANED``. Runs
+                that are ``WAITING`` for a signal are deleted only if this says so.
 
         Raises:
             TypeError: The age is not a timedelta. A number would not tell its unit.
@@ -401,7 +458,7 @@ class SQLJournal:
             JournalError: The journal can't be read or written.
         """
         ended_as = parse_status(status)
-        if ended_as in UNENDED:
+        if ended_as in UNFINISHED:
             raise ValueError(
                 f"prune() deletes runs that have ended, so status can't be {ended_as}; forget() "
                 "deletes one of those that orphans() returns"
@@ -413,12 +470,11 @@ class SQLJournal:
             )
         age_s = older_than.total_seconds()
         check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
-        ended = await self._read(
-            self._reader.store.ended, age_s, ended_as and status_column(ended_as)
-        )
+        column = ended_as and status_column(ended_as)
+        ended = await self._read(self._reader.store.ended, age_s, column)
         count = 0
         for run_ids in _transactions(ended):
-            count += await self._write(self._worker.call, self._store.prune, run_ids, age_s)
+            count += await self._write(self._worker.call, self._store.prune, run_ids, age_s, column)
         return count
 
     async def forget(self, run_id: str) -> None:
@@ -510,7 +566,30 @@ class SQLJournal:
 
     def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
         committed = lease.committed
-        return read(self._reader.history(lease.run_id, committed) if committed else StoredRun())
+        if not committed:
+            return read(StoredRun())
+        run = self._reader.history(lease.run_id, committed)
+        if run.waits:
+            run.sent = self._reader.store.signals.read(lease.run_id)
+        return read(run)
+
+    async def _cancel_waiting(self, run_id: str) -> bool:
+        """End a run that waits for a signal, which no process runs, and return whether it did."""
+        record = await self._read(self._reader.waiting, run_id)
+        if record is None:
+            return False
+        try:
+            session, run = await self.open(run_id, wait=False, read=lambda stored: stored)
+        except RunAlreadyActiveError:
+            return False  # it goes on, and its owner cancels it
+        try:
+            if run.status is RunStatus.WAITING:
+                for event in cancellation_of(run):
+                    session.append(event)
+                return True
+            return False
+        finally:
+            await session.close()
 
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
         """Replay a run without owning it. A rerun or a pipeline calls it; see `asyncflow.Journal`.
@@ -546,6 +625,10 @@ class SQLJournal:
             PayloadError: It is not of that type, or is a pickle, which this journal does not read.
         """
         return self._codec.decode(subject, payload, hint)
+
+    def schema(self, hint: Any) -> dict[str, Any]:
+        """Return the JSON schema of a type, by which `signal` checks values; empty if unknown."""
+        return self._codec.schema(hint)
 
     def _queue_of(self, loop: asyncio.AbstractEventLoop) -> CommitQueue:
         with self._lock:
@@ -640,6 +723,22 @@ class SQLJournal:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r})"
+
+
+def cancellation_of(run: StoredRun) -> list[Event]:
+    """Return the events that end a run which waits for a signal as cancelled."""
+    reason, at_ms = "the run was cancelled through its journal", run.at_ms
+    skipped = [
+        StepSkipped(name, at_ms, reason)
+        for name, step in run.steps.items()
+        if step.status is StepStatus.PENDING
+    ]
+    interrupted = RunInterrupted(at_ms, reason, "cancelled")
+    return [
+        interrupted,
+        *skipped,
+        RunFinished(at_ms, RunStatus.INTERRUPTED, reason, "cancelled"),
+    ]
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -391,6 +391,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "output": (_write_payload, _read_payload),
     "max_retries": (dict, dict),
     "secret": (list, tuple),
+    "signals": (dict, dict),
     "status": (str, StepStatus),
 }
 

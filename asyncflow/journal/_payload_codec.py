@@ -116,6 +116,13 @@ class Codec:
             raise PayloadError(subject, problem) from error
         raise PayloadError(subject, f"can't be read from the journal: {_why_unreadable(codec)}")
 
+    def schema(self, hint: Any) -> dict[str, Any]:
+        """Return the JSON schema of a type; empty if there is none."""
+        try:
+            return msgspec.json.schema(hint)
+        except Exception:  # it asks types of users for theirs
+            return {}
+
     def _from_json(self, codec: str, data: bytes, hint: Any) -> Any:
         if codec.endswith(_GIVEN):
             both = with_given.decode(data)

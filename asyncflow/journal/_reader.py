@@ -8,6 +8,7 @@ whatever is damaged in a run, each of them gets the same `RunUnreadableError`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ from asyncflow._core.results import (
     StepStatus,
 )
 from asyncflow._core.statistics import ItemCounts, StepRun, step_runs, step_statistics
-from asyncflow._core.text import did_you_mean
+from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import (
     Event,
     RunFinished,
@@ -69,6 +70,7 @@ from asyncflow.journal._queries import (
     StoredEvent,
 )
 from asyncflow.journal._run_lists import RunRow
+from asyncflow.journal._schema import mismatch
 from asyncflow.journal._store import Store
 
 _PAGE = 1_000
@@ -326,6 +328,44 @@ class JournalReader:
         before = record.place
         where = RunFilter(RunStatus.PASSED, pipeline=record.pipeline, before=before, limit=1)
         return next(iter(self.runs(where)), None)
+
+    def waiting(self, run_id: str) -> RunRecord | None:
+        """Return the record of a run if it waits for a signal."""
+        row = self.store.lists.run(run_id)
+        record = None if row is None else _record_of(row)
+        return record if record is not None and record.status is RunStatus.WAITING else None
+
+    def due(
+        self, now: float | None, pipelines: Iterable[str] | None, limit: int
+    ) -> list[RunRecord]:
+        """Return the waiting runs to continue, of these pipelines if there are any names."""
+        names = None if pipelines is None else [*map(column_of, pipelines)]
+        rows = map(self.store.lists.run, self.store.signals.due(now, names, limit))
+        return [_record_of(row) for row in rows if row is not None and row.status == "waiting"]
+
+    def check_signal(self, run_id: str, name: str, payload: Payload) -> None:
+        """Check that a run has a signal of this name, and that a value may be of its type.
+
+        Raise `ValueError` if not.
+        """
+        rows = self.store.lists.step_events([run_id]).get(run_id, ())
+        starts = [row for row in rows if row[2] in (RunStarted.__name__, RunResumed.__name__)]
+        if not starts:
+            raise self.unknown(run_id)
+        start: Any
+        try:
+            start = event_of(starts[-1])
+        except Exception as error:  # as in `Store`: a damaged row can make it raise anything
+            problem, position = describe_fully(error), starts[-1][1]
+            raise RunUnreadableError(self._name, run_id, problem, position) from error
+        if name not in start.signals:
+            hint = did_you_mean(name, start.signals)
+            raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
+        if payload.codec in ("json", "json-plain"):
+            problem = mismatch(json.loads(payload.data), start.signals[name])
+            if problem:
+                shown = safe_text(str, payload.data.decode())
+                raise ValueError(f"signal {name!r} {problem}, not {shown}")
 
     def check_exists(self, run_id: str) -> None:
         """Check that there is a run, even a damaged one."""

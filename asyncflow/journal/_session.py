@@ -33,6 +33,7 @@ from asyncflow.events import (
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
+from asyncflow.journal._signals import forget
 from asyncflow.journal._sql import Statement
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
@@ -48,7 +49,6 @@ _NOTES_S = 0.2
 """How long notes wait for events to go with. A step may say something without end, and each
 transaction waits for the disk."""
 
-_FORGET_SIGNAL = "DELETE FROM signals WHERE run_id = ? AND name = ?"
 _RUNNING = status_column(RunStatus.RUNNING)
 _CHANGING = (RunStarted, RunResumed, RunFinished)
 """The events that change the row of their run."""
@@ -74,6 +74,7 @@ class SQLSession:
         self._closers: list[_Waiter] = []
         self._on_stop: _OnStop | None = None
         self._cancel_reported = False
+        self._on_signal: Callable[[], object] | None = None
         lease.on_change = self.settle
 
     def watch(self, on_stop: _OnStop) -> None:
@@ -88,13 +89,31 @@ class SQLSession:
         if isinstance(event, StepWaiting):
             self._waits[event.step] = event.until
             if event.refused:
-                run_id, name = self._lease.run_id, column_of(event.step)
-                self.execute(Statement(_FORGET_SIGNAL, (run_id, name)))
+                self.execute(forget(self._lease.run_id, event.step))
         elif isinstance(event, _CHANGING):
             self._change = _merged(self._change, self._appended, event, self._waits)
+            if isinstance(event, RunResumed) and event.signals:
+                self._forget_void(event)
         elif self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
             self._waits.pop(event.step, None)
         self._queue.schedule(self)
+
+    def _forget_void(self, event: RunResumed) -> None:
+        """Forget the signals that answer what is made anew, and deadlines that begin anew."""
+        for name in event.signals:
+            if name in event.outdated:
+                self.execute(forget(self._lease.run_id, name))
+            elif name in event.unfinished:
+                self.execute(forget(self._lease.run_id, name, only_expired=True))
+
+    def on_signal(self, call: Callable[[], object]) -> None:
+        self._on_signal = call
+
+    async def send(self, name: str, payload: Payload | None) -> None:
+        await self._queue.send(self._lease.run_id, name, payload)
+
+    async def receive(self) -> dict[str, Payload | None]:
+        return await self._queue.receive(self._lease)
 
     def execute(self, statement: Statement) -> None:
         """Commit a change of other rows with the events of this turn, or not at all."""
@@ -173,13 +192,16 @@ class SQLSession:
         if self._on_stop and lease.cancel_requested and not self._cancel_reported:
             self._cancel_reported = True
             self._queue.loop.call_soon(self._on_stop, RunCancelledError(lease.run_id))
+        if self._on_signal and lease.signalled:
+            lease.signalled = False
+            self._queue.loop.call_soon(self._on_signal)
         if self._on_stop and lease.failure:
             self._queue.loop.call_soon(self._on_stop, lease.failure)
             self._on_stop = None
         while waiters and not lease.failure and waiters[0][0] <= lease.committed:
             _resolve(waiters.popleft()[1])
         if lease.released:
-            self._on_stop = lease.on_change = None
+            self._on_stop = self._on_signal = lease.on_change = None
             while self._closers:
                 _resolve(self._closers.pop())
 
@@ -212,6 +234,14 @@ class CommitQueue:
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._turns = 0
+
+    async def send(self, run_id: str, name: str, payload: Payload | None) -> None:
+        """Store a signal, or that its deadline has expired."""
+        await self.loop.run_in_executor(self._thread, self._worker.signal, run_id, name, payload)
+
+    async def receive(self, lease: Lease) -> dict[str, Payload | None]:
+        """Return what was sent to a run."""
+        return await self.loop.run_in_executor(self._thread, self._worker.receive, lease)
 
     def schedule(self, session: SQLSession) -> None:
         """Submit a session's events a few turns from now, or after the job that is under way."""

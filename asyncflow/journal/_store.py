@@ -26,8 +26,7 @@ can't be read is a `RunUnreadableError`. Values of the other tables may be of an
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -45,11 +44,11 @@ from asyncflow.journal._event_codec import (
     column_of,
     event_checksum,
     event_of,
-    from_column,
     run_checksum,
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
 from asyncflow.journal._run_lists import RunLists
+from asyncflow.journal._signals import Signals, write_wait
 from asyncflow.journal._sql import (
     EVENT_COLUMNS,
     FREE,
@@ -82,7 +81,7 @@ class Change(NamedTuple):
     forked_from: str | None = None
     cause: str | None = None
     """What has interrupted the run, if something has."""
-    waits: Mapping[str, float | None] | None = None
+    waits: dict[str, float | None] | None = None
     """The signals that the run waits for, if its segment has ended for that, each with when its
     deadline expires, in seconds since the epoch."""
 
@@ -116,9 +115,6 @@ class Claim(NamedTuple):
     is_void: Callable[[str], bool]
     """Whether the claim of another owner is void: its process is provably dead, or gave it up."""
 
-
-DUE = 0.0
-"""The ``due_at`` of a waiting run that a signal has reached: a time long past."""
 
 Refusals = dict[tuple[str, int], int | None]
 """For which claims nothing was written, each a run id and a token: with the position of the last
@@ -170,8 +166,6 @@ _CHANGE_RUN = (
     "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
     "paused_s = COALESCE(? - started_at, paused_s), waits = NULL, due_at = NULL WHERE run_id = ?"
 )
-_SENT = "SELECT name FROM signals WHERE run_id = ?"
-_WAIT = "UPDATE runs SET waits = ?, due_at = ? WHERE run_id = ?"
 _EVENTS = (
     f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE run_id = ? AND position > ? "
     "ORDER BY position"
@@ -191,14 +185,14 @@ _ENDED = (
     f"WHERE {FREE} AND r.status NOT IN ('running', 'waiting') "
     "AND r.updated_at <= {now} - ?"
 )
-_ENDED_AS = f"{_ENDED} AND r.status = ?"
+_ENDED_AS = _ENDED.replace("r.status NOT IN ('running', 'waiting')", "r.status = ?")
 _STRAY = (
     f"SELECT l.run_id, 0 FROM leases l WHERE {FREE} "
     "AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = l.run_id)"
 )
 _DELETABLE = (
     f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
-    "r.run_id = l.run_id AND (r.status IN ('running', 'waiting') OR r.updated_at > {now} - ?))"
+    "r.run_id = l.run_id AND (r.status IN ('running', ?) OR r.updated_at > {now} - ?))"
 )
 
 
@@ -208,6 +202,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.lists = RunLists(database, self.retry)
+        self.signals = Signals(database, self.retry)
 
     def retry(self, attempt: Callable[[], T]) -> T:
         """Return what a call returns. A store may repeat it."""
@@ -354,12 +349,7 @@ class Store:
             changed = change.status, change.cause, change.position, change.unpaused_at
             self._execute(cursor, _CHANGE_RUN, (*changed, batch.run_id))
         if change and change.waits:
-            # The lease is locked, so that a signal either is here or finds the run waiting.
-            self._execute(cursor, _SENT, (batch.run_id,))
-            sent = {from_column(name) for (name,) in cursor.fetchall()}
-            ends = [at for at in change.waits.values() if at is not None]
-            due_at = DUE if sent & change.waits.keys() else min(ends, default=None)
-            self._execute(cursor, _WAIT, (json.dumps([*change.waits]), due_at, batch.run_id))
+            write_wait(cursor, self.database, batch.run_id, change.waits)
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 
@@ -444,7 +434,7 @@ class Store:
 
         Without a status, free leases that have no run are among them.
         """
-        sql, values = (_ENDED, [age_s]) if status is None else (_ENDED_AS, [age_s, status])
+        sql, values = (_ENDED, [age_s]) if status is None else (_ENDED_AS, [status, age_s])
         with self.database.reading() as cursor:
             self._execute(cursor, f"{sql} ORDER BY r.run_id", values)
             rows = cursor.fetchall()
@@ -454,15 +444,16 @@ class Store:
         # A damaged position is of any type; these serve to divide the runs into transactions.
         return [(id_, at if isinstance(at, int) else 0) for id_, at in rows]
 
-    def prune(self, run_ids: Sequence[str], age_s: float) -> int:
+    def prune(self, run_ids: Sequence[str], age_s: float, status: str | None = None) -> int:
         """Delete runs that `ended` returned, if it still would; return how many that were."""
+        kept = "running" if status == "waiting" else "waiting"
         with self.database.transaction() as cursor:
             # One statement locks them, the next one sees how they have changed before that.
             self._lock(cursor, run_ids)
             deleted = 0
             for chunk in chunks(run_ids):
                 sql = f"{_DELETABLE} AND l.run_id IN ({marks(len(chunk))})"
-                self._execute(cursor, sql, [age_s, *chunk])
+                self._execute(cursor, sql, [kept, age_s, *chunk])
                 deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 

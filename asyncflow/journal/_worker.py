@@ -26,6 +26,7 @@ from weakref import WeakValueDictionary
 
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
+from asyncflow._core.results import Payload
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._sql import DatabaseChangedError
@@ -78,6 +79,8 @@ class Lease:
         self.valid_until = math.inf
         """Until when no other process can claim the run, by `time.monotonic`."""
         self.cancel_requested = False
+        self.signalled = False
+        """Whether a signal may have come that the run has not read."""
         self.on_change: Callable[[], object] | None = None
         """Called in the event loop after a change that no job of this run reports."""
 
@@ -237,6 +240,7 @@ class JournalWorker:
             self._poll_at = now + self._poll_s
             with suppress(Exception):  # if that matters, renewing or writing fails as well
                 self._request_cancel(self.call(self.store.cancelled))
+                self._tell_signals(self.call(self.store.signals.signalled))
         self._report_ends()  # a loop may have stopped
         due = min(self._renew_at, self._poll_at)
         return max(0.0, due - time.monotonic()) if self._leases else None
@@ -300,6 +304,26 @@ class JournalWorker:
             if lease and not lease.cancel_requested:
                 lease.cancel_requested = True
                 lease.notify()
+
+    def signal(self, run_id: str, name: str, payload: Payload | None) -> None:
+        """Store a signal, or that its deadline has expired, and tell the run if it is one here."""
+        self.call(self.store.signals.send, run_id, name, payload, self._claim.owner)
+        lease = self._claimed.get(run_id)
+        if lease is not None:
+            self._tell_signals([(run_id, lease.token)])
+
+    def _tell_signals(self, claims: Iterable[tuple[str, int]]) -> None:
+        for key in claims:
+            lease = self._leases.get(key)
+            if lease:
+                lease.signalled = True
+                lease.notify()
+
+    def receive(self, lease: Lease) -> dict[str, Payload | None]:
+        """Return what was sent to a run that this journal owns."""
+        if lease.failure:
+            raise self._failure(lease.failure)
+        return self.call(self.store.signals.receive, lease.run_id, lease.token)
 
     # --- the end --------------------------------------------------------------------------------
 

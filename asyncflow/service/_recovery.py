@@ -1,4 +1,4 @@
-"""Resumes the runs that have lost their process, for as long as a service lives.
+"""Resumes the runs that have no process and can go on, for as long as a service lives.
 
 Rules:
 
@@ -8,6 +8,8 @@ Rules:
 3. A run may have killed its process, and all runs beside it. The more processes have died with
    runs, the fewer of them resume at a time, and none beside others with which fewer have died. So a
    killer ends up alone, and a run beside it has seen few processes die.
+4. A run that waits for a signal is none of these. What has become due of them is looked for more
+   often, and at once when this journal has taken a signal. Those that are not due cost nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +55,9 @@ _AT_A_TIME = {1: math.inf, 2: 3, 3: 1}
 """How many runs resume at a time with which so many processes have died, or more."""
 _PROBATION_S = 300.0
 """After how many seconds a run that is still alive lets others follow."""
+_DUE_EVERY_S = 1.0
+"""How often to look for waiting runs that another process has made due, or whose deadline has
+expired."""
 _SOON_S = 0.25
 """How often to look again while such runs wait for each other."""
 
@@ -82,6 +88,8 @@ class Recovery:
         self._unresumable: set[str] = set()
         """The runs that can't be resumed here, which was logged."""
         self._beginning: set[asyncio.Task[None]] = set()
+        self._continuing: set[str] = set()
+        """The runs that were due and begin."""
         self._retries: dict[str, tuple[float, float]] = {}
         """Of runs that have lost a resource: the next delay, and when it ends, both in seconds."""
         self._suspects: dict[str, tuple[int, float]] = {}
@@ -100,6 +108,42 @@ class Recovery:
                 _log.warning("the service can't look for runs to resume: %s", error)
                 has_resumed_all = True
             await asyncio.sleep(every_s if has_resumed_all else min(every_s, _SOON_S))
+
+    async def run_due(self) -> None:
+        """Continue the runs that waited and are due, until this is cancelled."""
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        wake = partial(loop.call_soon_threadsafe, woken.set)  # another loop may have sent it
+        self._journal._on_due.append(wake)
+        try:
+            while True:
+                woken.clear()
+                try:
+                    await self._continue_due()
+                except JournalError as error:
+                    _log.warning("the service can't look for runs that are due: %s", error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), _DUE_EVERY_S)
+        finally:
+            self._journal._on_due.remove(wake)
+
+    async def _continue_due(self) -> None:
+        for run in await self._journal.due(pipelines=[*self._pipelines]):
+            run_id = run.run_id
+            others = self._unresumable, self._active, self._continuing
+            if any(run_id in each for each in others):
+                continue
+            await self._places.wait()
+            self._continuing.add(run_id)
+            task = asyncio.create_task(self._continue(run))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    async def _continue(self, run: RecoverableRun) -> None:
+        """Continue a run for which a place was taken."""
+        try:
+            await self._resume_one(self._pipelines[run.pipeline], run)
+        finally:
+            self._continuing.discard(run.run_id)
 
     async def _resume(self, every_s: float) -> bool:
         """Resume what may be resumed now; return whether nothing waits for others of its kind."""

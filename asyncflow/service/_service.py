@@ -77,7 +77,8 @@ class Service:
     """Starts, resumes, streams and cancels runs, as many as it may have at a time.
 
     Enter it in the lifespan of a web service: ``async with journal, service: yield``. Until the end
-    of the block, it also resumes runs that have lost their process. At the end it drains (`drain`).
+    of the block, it also resumes runs that have lost their process, and those that waited for a
+    signal which has come. At the end it drains (`drain`).
 
     Args:
         pipelines: The pipelines that it runs: `Pipeline` and `Orchestrator` objects, each of which
@@ -85,7 +86,8 @@ class Service:
         journal: Stores the runs, and must be closed after the service. By default each pipeline
             keeps its own, if it has one, and the service resumes nothing.
         max_runs: How many runs it may have at a time, at least 1; 100 by default, ``None`` for no
-            limit. Runs that it resumes count too, but nested runs don't.
+            limit. Runs that it resumes count too, but neither nested runs nor runs that wait for
+            signals.
         engine: Where the steps run; by default each pipeline keeps its own. Open it around the
             service: ``async with engine, journal, service``.
         resources: What steps of all runs share, such as a pool of connections, by the name of the
@@ -152,7 +154,7 @@ class Service:
             raise ValueError(f"no step of the service's pipelines takes a resource {resource!r}")
         self._runs: dict[str, RunHandle] = {}
         self._ends: dict[str, asyncio.Task[None]] = {}
-        self._resuming: asyncio.Task[None] | None = None
+        self._resuming: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
         self._is_open = False
 
@@ -315,6 +317,34 @@ class Service:
                 await self._journal.cancel(run_id)
         return True
 
+    async def signal(self, run_id: str, name: str, value: Any) -> None:
+        """Send a value to a step of a run that waits for it, or will.
+
+        With a journal it is stored before this returns, whichever process runs the run, if one
+        does. A run that waits without a process continues at once in this service, or within a
+        second in another one. The first value counts: the same one again changes nothing.
+
+        Args:
+            run_id: The run.
+            name: The name of the step that waits.
+            value: The value.
+
+        Raises:
+            ValueError: The run has no such signal, the value is of another type, another value was
+                sent before, the deadline has expired, or the run has passed without it.
+            TypeError: ``run_id`` or ``name`` is no string.
+            RunNotFoundError: There is no such run: a `LookupError`.
+            PayloadError: The value can't be stored.
+            JournalError: The journal can't be read or written.
+        """
+        run = self.get(run_id)
+        if self._journal is not None:
+            await self._journal.signal(run_id, name, value)
+        elif run is not None:
+            await run.signal(name, value)
+        else:
+            raise LookupError(f"the service has no run {run_id!r} now, and no journal either")
+
     async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[StoredEvent, None]:
         """Yield the events of a run from the journal, as they are stored, until the run has ended.
 
@@ -373,9 +403,9 @@ class Service:
             recovery = Recovery(
                 self._journal, self._pipelines, self._places, self._runs, self._begin
             )
-            self._resuming = asyncio.create_task(
-                recovery.run(self._resume_every_s), name="asyncflow:service:resume"
-            )
+            looks = recovery.run(self._resume_every_s), recovery.run_due()
+            name = "asyncflow:service:resume"
+            self._resuming = [asyncio.create_task(look, name=name) for look in looks]
         return self
 
     async def __aexit__(
@@ -412,9 +442,10 @@ class Service:
         draining.result()
 
     async def _drain(self) -> None:
-        if self._resuming is not None:
-            self._resuming.cancel()
-            await asyncio.wait([self._resuming])
+        for look in self._resuming:
+            look.cancel()
+        if self._resuming:
+            await asyncio.wait(self._resuming)
         if self._journal is not None:
             for run in self.runs:
                 run.drain(SHUTDOWN)

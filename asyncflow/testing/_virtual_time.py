@@ -16,6 +16,7 @@ import asyncio
 import heapq
 import selectors
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -61,7 +62,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._now = _STARTS_AT_S
+        self._now, self._made_at = _STARTS_AT_S, time.time()
         self._random: Random | None = None
         self._jobs = 0
         self._default: Any = None
@@ -76,6 +77,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time in seconds, which is 1,000 when the loop is made."""
         return self._now
+
+    def wall_time(self) -> float:
+        """Return the seconds since the epoch: those when the loop was made, and virtual ones since.
+
+        Runs take their wall-clock times from it.
+        """
+        return self._made_at + self._now - _STARTS_AT_S
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:

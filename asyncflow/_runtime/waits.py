@@ -1,0 +1,251 @@
+"""The steps of a run that wait for signals: what is sent to them, and when their deadlines expire.
+
+Rules:
+
+1. A step that waits has no task. Only this makes its end an event, in a turn of its own, and only
+   while the step still waits: the run may have stopped in the same turn.
+2. With a journal, a signal and the expiry of its deadline compete there: the first one counts. This
+   reads what there is, and decides nothing by itself.
+3. Without one, or with a journal that takes no signals, what is sent is kept here.
+4. Deadlines count by the wall clock, because they outlive the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
+from asyncflow._core.results import Interruption, Payload
+from asyncflow._core.same_value import is_same_value
+from asyncflow._core.signal import fits, type_text
+from asyncflow._core.text import did_you_mean, safe_text
+from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
+from asyncflow._runtime.attempt import Attempts
+from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
+
+
+class Waits:
+    """What a run waits for.
+
+    ``start_task`` starts a coroutine in the task group of the run.
+    """
+
+    def __init__(
+        self,
+        scope: RunScope,
+        host: Host,
+        dispatcher: EventDispatcher,
+        attempts: Attempts,
+        start_task: Callable[..., asyncio.Task[None]],
+    ) -> None:
+        self._scope = scope
+        self._run = host
+        self._dispatcher = dispatcher
+        self._attempts = attempts
+        self._start_task = start_task
+        self._state = scope.state
+        self._steps = scope.plan.steps
+        self._now_ms = scope.run_context.now_ms
+        self._wall_s = wall_clock()
+        checkpoint = scope.start.checkpoint
+        self._before = {} if checkpoint is None else dict(checkpoint.replay.waits)
+        """The waits of earlier segments, by step."""
+        session: Any = None if scope.persistence is None else scope.persistence.session
+        self._mailbox: Any = session if callable(getattr(session, "receive", None)) else None
+        self._kept: dict[str, Any] = {}
+        """What was sent to the process, by name."""
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._expired: list[str] = []
+        self._is_looking = self._must_look = False
+        self._task: asyncio.Task[None] | None = None
+        """What is looking."""
+        if self._mailbox is not None:
+            self._mailbox.on_signal(self._look_soon)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether a journal takes the signals, so that the run may end its segment and wait."""
+        return self._mailbox is not None
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing but signals is awaited, and what may have come was looked at."""
+        return bool(self._state.awaiting) and not self._is_looking
+
+    def begin(self, node: int) -> None:
+        """Let a step wait whose turn has come, since then or since an earlier segment."""
+        name = self._steps[node].name
+        before = self._before.pop(name, None)
+        self._announce(node, self._wall_s() if before is None else before.since)
+        if self._mailbox is not None:
+            self._look_soon()
+        elif name in self._kept:
+            self._is_looking = True
+            self._call_soon(self._take_kept)
+
+    def _call_soon(self, call: Callable[[], None]) -> None:
+        # In a copy: what follows the end of a step enters the context itself.
+        self._scope.loop.call_soon(call, context=self._scope.context.copy())
+
+    def stop(self) -> None:
+        """Look no more, since the run stops; if its journal has failed, nothing would end that."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """Forget all timers, and what refers back to the run."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _announce(self, node: int, since: float, refused: str = "") -> None:
+        step = self._steps[node]
+        self._dispatcher.emit(
+            StepWaiting(step.name, self._now_ms(), since, step.deadline_ms, refused)
+        )
+        if step.deadline_ms is not None and node not in self._timers:
+            self._expire_in_time(node)
+
+    # Deadlines.
+
+    def _expire_in_time(self, node: int) -> None:
+        """Let the deadline of a step expire when it must; the wall clock may have been set."""
+        wait = self._state.awaiting.get(node)
+        if wait is None or wait.until is None:
+            return
+        left_s, loop = wait.until - self._wall_s(), self._scope.loop
+        if left_s > 0:
+            context = self._scope.context.copy()
+            timer = loop.call_later(left_s, self._expire_in_time, node, context=context)
+            self._timers[node] = timer
+        elif self._mailbox is not None:
+            self._expired.append(wait.step)
+            self._look_soon()
+        else:
+            self._time_out(node)
+
+    def _time_out(self, node: int) -> None:
+        step, now_ms = self._steps[node], self._now_ms()
+        if not self._wakes(node):
+            return
+        assert step.deadline_ms is not None
+        late = StepTimeoutError(step.name, 0, step.deadline_ms, "step")
+        error, output, payload = self._attempts.fall_back(node, 0, late)
+        if error is None:
+            self._succeed(node, output, payload, late)
+        elif isinstance(error, FAILURES):
+            self._dispatcher.emit(StepFailed(step.name, 0, now_ms, error))
+        else:
+            reason = f"the fallback of step {step.name!r} raised {type(error).__name__}"
+            self._run.interrupt(error, Interruption("step", reason))
+        self._run.advance()
+
+    def _wakes(self, node: int) -> bool:
+        """Whether a step still waits, which is about to end."""
+        if node not in self._state.awaiting or self._state.stop_reason is not None:
+            return False
+        self._run.wakes()
+        return True
+
+    def _succeed(
+        self, node: int, output: Any, payload: Payload | None, late: StepTimeoutError | None
+    ) -> None:
+        success = StepSucceeded(self._steps[node].name, 0, self._now_ms(), output, error=late)
+        persistence = self._scope.persistence
+        stored = None if persistence is None else persistence.stored(success, payload)
+        self._dispatcher.emit(success, stored)
+
+    # What is sent.
+
+    async def send(self, name: str, value: Any) -> None:
+        """Take a value that is sent by way of the handle of the run.
+
+        Raise `ValueError` if the pipeline has no such signal, its type is another one, or another
+        value was sent before.
+        """
+        plan, persistence = self._scope.plan, self._scope.persistence
+        node = plan.index.get(name)
+        names = [self._steps[at].name for at in sorted(plan.signals)]
+        if node is None or (signal := self._steps[node].signal) is None:
+            hint = did_you_mean(name, names)
+            raise ValueError(f"run {self._scope.run_id!r} waits for no signal {name!r}{hint}")
+        if not fits(value, signal.type):
+            raise ValueError(
+                f"signal {name!r} must be of type {type_text(signal.type)}, not "
+                f"{safe_text(repr, value)}"
+            )
+        if persistence is not None and self._mailbox is not None:
+            await self._mailbox.send(name, persistence.output(name, self._steps[node], value))
+            return
+        if name in self._kept or self._state.status_of(name) is not None:
+            if name not in self._kept or not is_same_value(self._kept[name], value):
+                raise ValueError(
+                    f"signal {name!r} of run {self._scope.run_id!r} has another value, or has "
+                    "expired; the first one counts"
+                )
+            return
+        self._kept[name] = value
+        self._is_looking = True
+        self._call_soon(self._take_kept)
+
+    def _take_kept(self) -> None:
+        self._is_looking, persistence = False, self._scope.persistence
+        for node, wait in list(self._state.awaiting.items()):
+            if wait.step in self._kept and self._wakes(node):
+                value, step = self._kept[wait.step], self._steps[node]
+                payload = None
+                if persistence is not None:
+                    payload = persistence.output(wait.step, step, value)
+                self._succeed(node, value, payload, None)
+        self._run.advance()
+
+    def _look_soon(self) -> None:
+        """Read what the journal has received, once more if that is being done."""
+        self._must_look = True
+        if not self._is_looking and self._state.awaiting:
+            self._is_looking = True
+            name = f"asyncflow:{self._scope.run_id}:signals"
+            context = self._scope.context.copy()
+            self._task = self._start_task(self._look(), name=name, context=context)
+
+    async def _look(self) -> None:
+        try:
+            while self._must_look and self._state.awaiting:
+                self._must_look = False
+                await self._mailbox.flush()  # a signal that is void must not be read again
+                while self._expired:
+                    await self._mailbox.send(self._expired.pop(), None)
+                sent = await self._mailbox.receive()
+                for node, wait in list(self._state.awaiting.items()):
+                    if wait.step in sent:
+                        self._take(node, wait, sent[wait.step])
+        except asyncio.CancelledError:
+            pass  # the run stops
+        except JournalError as error:
+            self._run.interrupt(error, Interruption("journal", "its journal has failed"))
+        except BaseException as bug:
+            self._run.broken(bug, "a signal could not be received")
+        finally:
+            self._is_looking, self._task = False, None
+            self._run.advance()
+
+    def _take(self, node: int, wait: StepWaiting, payload: Payload | None) -> None:
+        """Take what was sent to a step; ``None`` stands for its expired deadline."""
+        persistence = self._scope.persistence
+        assert persistence is not None
+        if payload is None:
+            self._time_out(node)
+            return
+        try:
+            value = persistence.received(wait.step, payload)
+            stored = persistence.output(wait.step, self._steps[node], value)
+        except PayloadError as error:
+            self._announce(node, wait.since, str(error))
+            return
+        if self._wakes(node):
+            self._succeed(node, value, stored, None)
+            self._run.advance()

@@ -1,0 +1,195 @@
+"""The SQL statements about signals: what is sent to a run, who learns of it, and what is due.
+
+A row of `signals` is written by whoever sends, and made an event only by the owner of the run. A
+deadline that expires is a row too: signal and expiry compete for the primary key, and the first one
+counts. A row stays, so that the same value may be sent again, until what it answers is void.
+
+A sender locks the lease of the run, as its owner does when it writes. So a signal is there when the
+owner ends its segment, or finds the run waiting:
+
+- While a process runs it, ``signal_token`` tells the owner to look.
+- While it waits, ``runs.waits`` has the names that it waits for, and ``runs.due_at`` when a process
+  must continue it: at the earliest deadline, or at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from asyncflow._core.results import Payload
+from asyncflow.journal._event_codec import column_of, from_column
+from asyncflow.journal._sql import OWNER, Database, Statement, marks
+
+SENT, EXPIRED = "sent", "expired"
+"""The kinds of rows."""
+DUE = 0.0
+"""The ``due_at`` of a waiting run that a signal has reached: a time long past."""
+
+_LEASE = f"SELECT {OWNER} FROM leases l WHERE l.run_id = ?{{lock}}"
+_RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
+_FIND = "SELECT kind, codec, data FROM signals WHERE run_id = ? AND name = ?"
+_INSERT = (
+    "INSERT INTO signals (kind, codec, data, sent_by, run_id, name, sent_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, {now})"
+)
+_REPLACE = (
+    "UPDATE signals SET kind = ?, codec = ?, data = ?, sent_by = ?, sent_at = {now} "
+    "WHERE run_id = ? AND name = ?"
+)
+_WAKE = "UPDATE runs SET due_at = ? WHERE run_id = ?"
+_TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
+_TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
+_ALL = "SELECT name, kind, codec, data FROM signals WHERE run_id = ?"
+_SIGNALLED = (
+    "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
+)
+_DUE = "SELECT r.run_id FROM runs r WHERE r.due_at IS NOT NULL AND r.due_at <= COALESCE(?, {now})"
+_FORGET = "DELETE FROM signals WHERE run_id = ? AND name = ?"
+_CANCELLED = "SELECT 1 FROM leases WHERE run_id = ? AND cancel_token = token"
+_WAIT = "UPDATE runs SET waits = ?, due_at = ? WHERE run_id = ?"
+
+
+def forget(run_id: str, name: str, *, only_expired: bool = False) -> Statement:
+    """Return what deletes the row of a signal, which is void."""
+    sql, parameters = _FORGET, [run_id, column_of(name)]
+    if only_expired:
+        sql, parameters = f"{_FORGET} AND kind = ?", [*parameters, EXPIRED]
+    return Statement(sql, parameters)
+
+
+def write_wait(
+    cursor: Any, database: Database, run_id: str, waits: dict[str, float | None]
+) -> None:
+    """Note what a run waits for whose segment ends; its lease is locked."""
+    names = set(_received(cursor, database, run_id))
+    cursor.execute(database.translate(_CANCELLED), [run_id])
+    is_due = names & waits.keys() or cursor.fetchone() is not None
+    ends = [at for at in waits.values() if at is not None]
+    due_at = DUE if is_due else min(ends, default=None)
+    cursor.execute(database.translate(_WAIT), [json.dumps([*waits]), due_at, run_id])
+
+
+def _received(cursor: Any, database: Database, run_id: str) -> dict[str, Payload | None]:
+    cursor.execute(database.translate(_ALL), [run_id])
+    return {
+        from_column(name): Payload(codec, bytes(data)) if kind == SENT else None
+        for name, kind, codec, data in cursor.fetchall()
+    }
+
+
+class Signals:
+    """Executes these statements on one database.
+
+    ``retry`` returns what a call returns, which it may repeat: each of them may be done twice.
+    """
+
+    def __init__(self, database: Database, retry: Callable[[Callable[[], Any]], Any]) -> None:
+        self._database = database
+        self._retry = retry
+
+    def send(self, run_id: str, name: str, payload: Payload | None, sender: str) -> None:
+        """Store a signal, or with ``None`` that its deadline has expired, and wake the run.
+
+        An expiry that comes second changes nothing. Raise `ValueError` if a value comes second and
+        differs, or if the run has passed.
+        """
+        self._retry(lambda: self._send(run_id, name, payload, sender))
+
+    def _send(self, run_id: str, name: str, payload: Payload | None, sender: str) -> None:
+        column = column_of(name)
+        with self._database.transaction() as cursor:
+            (owner,) = self._row(cursor, _LEASE, run_id) or (None,)
+            status, waits = self._row(cursor, _RUN, run_id) or (None, None)
+            found = self._row(cursor, _FIND, run_id, column)
+            if found is not None:
+                if payload is None or _is_same(found, payload):
+                    return
+                # A run that ended with it waits anew when it is resumed.
+                if found[0] != EXPIRED or status not in ("failed", "interrupted"):
+                    raise ValueError(_why_second(run_id, name, found[0]))
+            elif status == "passed":
+                raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
+            kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
+            sql = _INSERT if found is None else _REPLACE
+            self._execute(cursor, sql, kind, codec, data, sender, run_id, column)
+            if status == "waiting" and name in json.loads(waits or "[]"):
+                self._execute(cursor, _WAKE, DUE, run_id)
+            elif owner is not None:
+                self._execute(cursor, _TELL, run_id)
+
+    def _execute(self, cursor: Any, sql: str, *parameters: Any) -> None:
+        cursor.execute(self._database.translate(sql), parameters)
+
+    def _row(self, cursor: Any, sql: str, *parameters: Any) -> Sequence[Any] | None:
+        self._execute(cursor, sql, *parameters)
+        row: Sequence[Any] | None = cursor.fetchone()
+        return row
+
+    def receive(self, run_id: str, token: int) -> dict[str, Payload | None]:
+        """Return what was sent to a run, by name, for its owner; ``None`` for an expired deadline.
+
+        A signal that comes later tells the owner again.
+        """
+
+        def attempt() -> dict[str, Payload | None]:
+            with self._database.transaction() as cursor:
+                self._execute(cursor, _TOLD, run_id, token)
+                return _received(cursor, self._database, run_id)
+
+        received: dict[str, Payload | None] = self._retry(attempt)
+        return received
+
+    def read(self, run_id: str) -> dict[str, Payload | None]:
+        """Return the same for any reader."""
+
+        def attempt() -> dict[str, Payload | None]:
+            with self._database.reading() as cursor:
+                return _received(cursor, self._database, run_id)
+
+        received: dict[str, Payload | None] = self._retry(attempt)
+        return received
+
+    def signalled(self) -> list[tuple[str, int]]:
+        """Return the claims whose owner must look, each a run id and a token."""
+        return [(run_id, token) for run_id, token in self._rows(_SIGNALLED)]
+
+    def due(self, now: float | None, pipelines: Sequence[str] | None, limit: int) -> list[str]:
+        """Return the waiting runs to continue, the one that was due first first.
+
+        ``now`` is the present in virtual time; else the clock of the database says it.
+        """
+        sql = _DUE
+        if pipelines is not None:
+            sql += f" AND r.pipeline IN ({marks(len(pipelines)) or 'NULL'})"
+        sql += " ORDER BY r.due_at LIMIT ?"
+        rows = self._rows(sql, now, *(pipelines or ()), limit)
+        return [run_id for (run_id,) in rows]
+
+    def _rows(self, sql: str, *parameters: Any) -> list[Any]:
+        def attempt() -> list[Any]:
+            with self._database.reading() as cursor:
+                self._execute(cursor, sql, *parameters)
+                return cursor.fetchall()
+
+        rows: list[Any] = self._retry(attempt)
+        return rows
+
+
+def _is_same(found: Sequence[Any], payload: Payload) -> bool:
+    kind, codec, data = found
+    if kind != SENT:
+        return False
+    if bytes(data) == payload.data:
+        return True
+    try:
+        return codec.startswith("json") and bool(json.loads(data) == json.loads(payload.data))
+    except ValueError:
+        return False
+
+
+def _why_second(run_id: str, name: str, kind: str) -> str:
+    if kind == EXPIRED:
+        return f"signal {name!r} of run {run_id!r} comes too late: its deadline has expired"
+    return f"signal {name!r} of run {run_id!r} has another value already; the first one counts"

@@ -1,0 +1,566 @@
+"""Runs that wait for signals without a process: on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import pytest
+
+from asyncflow import (
+    Pipeline,
+    RunCancelledError,
+    RunNotFoundError,
+    RunReport,
+    RunStatus,
+    RunWaitingError,
+    StepStatus,
+    StepTimeoutError,
+    after,
+    resume_all,
+)
+from asyncflow._core.results import Payload
+from asyncflow.events import StepWaiting
+from asyncflow.testing import run_in_virtual_time
+
+SUCCESS, PENDING, SKIPPED = StepStatus.SUCCESS, StepStatus.PENDING, StepStatus.SKIPPED
+DAY_MS = 86_400_000
+
+
+class Orders:
+    """A pipeline of a draft, its approval, and what is published; ``calls`` are its calls."""
+
+    def __init__(self, *, version: str = "", secret: bool = False, **wait: Any) -> None:
+        self.calls: list[str] = []
+        pipeline = self.pipeline = Pipeline("orders")
+
+        @pipeline.step(version=version, secret=secret)
+        async def draft() -> str:
+            self.calls.append("draft")
+            return f"draft{version}"
+
+        approved = pipeline.signal("approved", bool, depends_on=[draft], **wait)
+
+        @pipeline.step
+        async def publish(draft: str = after(draft), approved: bool = after(approved)) -> str:
+            self.calls.append("publish")
+            return f"{draft}: {approved}"
+
+    async def run(self, journal: Any, run_id: str = "r", **options: Any) -> RunReport:
+        return await self.pipeline.with_options(journal=journal, run_id=run_id, **options).run()
+
+
+def statuses(report: RunReport) -> dict[str, StepStatus]:
+    return {name: result.status for name, result in report.items()}
+
+
+async def count(journal: Any, run_id: str = "r") -> int:
+    return len(await journal.events(run_id))
+
+
+async def due(journal: Any) -> list[str]:
+    return [record.run_id for record in await journal.due()]
+
+
+def in_virtual_time(test: Any) -> Any:
+    def run(make_journal: Any) -> None:
+        async def main() -> None:
+            async with make_journal() as journal:
+                await test(journal)
+
+        run_in_virtual_time(main())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@in_virtual_time
+async def test_a_run_that_only_waits_ends_its_segment_and_continues_with_the_signal(
+    journal: Any,
+) -> None:
+    orders = Orders()
+
+    first = await orders.run(journal)
+    record = await journal.record("r")
+    before = await due(journal)
+    await journal.signal("r", "approved", True)
+    after_it = await due(journal)
+    (second,) = await resume_all(journal, [orders.pipeline])
+
+    assert first.status is RunStatus.WAITING
+    assert statuses(first) == {"draft": SUCCESS, "approved": PENDING, "publish": PENDING}
+    assert list(first.waiting) == ["approved"]
+    assert (record.status, record.owner, before, after_it) == ("WAITING", None, [], ["r"])
+    assert second["publish"].output == "draft: True"
+    assert orders.calls == ["draft", "publish"]
+    assert len(second.segments) == 2
+    assert await due(journal) == []
+
+
+@in_virtual_time
+async def test_a_signal_that_comes_before_its_turn_is_kept(journal: Any) -> None:
+    orders = Orders()
+    pipeline = Pipeline("gated")
+    gate = pipeline.signal("gate", bool)
+    pipeline.signal("approved", str, depends_on=[gate])
+    run = pipeline.with_options(journal=journal, run_id="g").run
+
+    await run()
+    await journal.signal("g", "approved", "yes")
+    assert await due(journal) == []  # nothing waits for it yet
+    await journal.signal("g", "gate", True)
+    report = await run()
+
+    assert report["approved"].output == "yes"
+    assert orders.calls == []
+
+
+@in_virtual_time
+async def test_the_same_value_again_is_no_error_even_after_the_run_has_passed(
+    journal: Any,
+) -> None:
+    orders = Orders()
+    await orders.run(journal)
+
+    await journal.signal("r", "approved", True)
+    await journal.signal("r", "approved", True)
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+
+    with pytest.raises(ValueError, match="has another value already; the first one counts"):
+        await journal.signal("r", "approved", False)
+
+
+@in_virtual_time
+async def test_a_signal_is_refused_that_can_not_be_right(journal: Any) -> None:
+    await Orders().run(journal)
+
+    with pytest.raises(ValueError, match=r"no signal 'aproved' \(did you mean 'approved'\?\)"):
+        await journal.signal("r", "aproved", True)
+    with pytest.raises(ValueError, match=r"'approved' must be of type boolean, not \"yes\""):
+        await journal.signal("r", "approved", "yes")
+    with pytest.raises(RunNotFoundError):
+        await journal.signal("x", "approved", True)
+
+
+@dataclass
+class Answer:
+    verdict: Literal["yes", "no"]
+    amount: float
+    tags: list[str]
+
+
+@in_virtual_time
+async def test_a_signal_comes_back_as_its_type_says(journal: Any) -> None:
+    pipeline = Pipeline("typed")
+    pipeline.signal("answer", Answer)
+    run = pipeline.with_options(journal=journal, run_id="t").run
+    await run()
+
+    with pytest.raises(ValueError, match="'verdict' must be one of 'no', 'yes'"):
+        await journal.signal("t", "answer", {"verdict": "perhaps", "amount": 1, "tags": []})
+    with pytest.raises(ValueError, match="lacks 'tags'"):
+        await journal.signal("t", "answer", {"verdict": "yes", "amount": 1})
+    with pytest.raises(ValueError, match=r"'tags' \[0\] must be of type string"):
+        await journal.signal("t", "answer", {"verdict": "yes", "amount": 1, "tags": [1]})
+    await journal.signal("t", "answer", Answer("yes", 1, ["a"]))
+
+    assert (await run())["answer"].output == Answer("yes", 1.0, ["a"])
+
+
+# The traps.
+
+
+@in_virtual_time
+async def test_an_approval_is_not_reused_for_another_draft(journal: Any) -> None:
+    await Orders().run(journal)
+    await journal.signal("r", "approved", True)
+    other = Orders(version="2")
+
+    report = await other.run(journal)
+
+    assert report.status is RunStatus.WAITING
+    assert other.calls == ["draft"]
+    await journal.signal("r", "approved", False)
+    assert (await other.run(journal))["publish"].output == "draft2: False"
+
+
+@in_virtual_time
+async def test_an_approval_that_has_counted_is_void_when_its_draft_is_made_anew(
+    journal: Any,
+) -> None:
+    pipeline = Orders().pipeline
+    pipeline.signal("paid", int, depends_on=["publish"])
+    run_first = pipeline.with_options(journal=journal, run_id="r").run
+    await run_first()
+    await journal.signal("r", "approved", True)
+    await run_first()
+    other = Orders(version="2")
+    other.pipeline.signal("paid", int, depends_on=["publish"])
+
+    report = await other.run(journal)
+
+    assert list(report.waiting) == ["approved"]
+    assert report["approved"].rerun_reason is not None
+
+
+@in_virtual_time
+async def test_a_run_stays_in_its_process_if_what_a_signal_answers_is_not_stored(
+    journal: Any,
+) -> None:
+    orders = Orders(secret=True)
+    run = orders.pipeline.with_options(journal=journal, run_id="r").start()
+    async with run:
+        await asyncio.sleep(60)
+        await journal.signal("r", "approved", True)
+        report = await run.report()
+
+    assert report["publish"].output == "draft: True"
+    assert orders.calls == ["draft", "publish"]
+
+
+@in_virtual_time
+async def test_a_wrongly_typed_signal_does_not_wedge_a_run_for_good(journal: Any) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    # Whoever writes to the database by itself is checked by nobody.
+    await journal._write(journal._worker.signal, "r", "approved", Payload("json", b'"yes"'))
+
+    report = await orders.run(journal)
+    events = [each.event for each in await journal.events("r")]
+    await journal.signal("r", "approved", True)
+    again = await orders.run(journal)
+
+    assert report.status is RunStatus.WAITING
+    refusals = [event.refused for event in events if isinstance(event, StepWaiting)]
+    assert [bool(refused) for refused in refusals] == [False, False, True]
+    assert "signal 'approved'" in refusals[-1]
+    assert again["publish"].output == "draft: True"
+
+
+@in_virtual_time
+async def test_a_run_that_begins_and_suspends_in_one_batch_is_woken(journal: Any) -> None:
+    pipeline = Pipeline("gated")
+    pipeline.signal("gate", bool, deadline_ms=1000, default=False)
+    run = pipeline.with_options(journal=journal, run_id="g").run
+
+    await run()
+    await asyncio.sleep(2)
+    by_deadline = await due(journal)
+    await journal.signal("g", "gate", True)
+
+    assert by_deadline == ["g"]
+    assert await due(journal) == ["g"]
+
+
+@in_virtual_time
+async def test_a_run_that_waits_continues_and_does_not_start_afresh(journal: Any) -> None:
+    orders = Orders()
+    calls = []
+
+    @orders.pipeline.step
+    async def broken() -> None:
+        calls.append(1)
+        raise ValueError("broken")
+
+    first = await orders.run(journal, fail_fast=False)
+    await journal.signal("r", "approved", True)
+    second = await orders.run(journal, fail_fast=False)
+
+    assert first.status is RunStatus.WAITING
+    assert second.status is RunStatus.FAILED
+    assert second["publish"].status is SUCCESS
+    assert calls == [1]
+
+
+@in_virtual_time
+async def test_a_run_deadline_does_not_count_while_a_run_waits_without_a_process(
+    journal: Any,
+) -> None:
+    orders = Orders()
+
+    @orders.pipeline.step
+    async def slow() -> None:
+        await asyncio.sleep(0.15)
+
+    @orders.pipeline.step(depends_on=["publish"])
+    async def slow_too() -> None:
+        await asyncio.sleep(0.15)
+
+    for run_id, deadline_ms in ("short", 200), ("long", 350):
+        assert (await orders.run(journal, run_id, deadline_ms=deadline_ms)).status == "WAITING"
+        await asyncio.sleep(60)
+        await journal.signal(run_id, "approved", True)
+    short = await orders.run(journal, "short", deadline_ms=200)
+    long = await orders.run(journal, "long", deadline_ms=350)
+
+    assert (short.status, long.status) == ("FAILED", "PASSED")
+    assert short.total_duration_ms == pytest.approx(200, abs=1)
+
+
+@in_virtual_time
+async def test_in_virtual_time_the_deadline_of_a_run_without_a_process_expires(
+    journal: Any,
+) -> None:
+    orders = Orders(deadline_ms=2 * DAY_MS)
+    await orders.run(journal)
+    await asyncio.sleep(DAY_MS / 1000)
+    assert await due(journal) == []
+    await asyncio.sleep(DAY_MS / 1000 + 1)
+    assert await due(journal) == ["r"]
+
+    (report,) = await resume_all(journal, [orders.pipeline])
+
+    assert isinstance(report["approved"].error, StepTimeoutError)
+
+
+@in_virtual_time
+async def test_a_deadline_counts_from_the_steps_turn_through_a_resumption(journal: Any) -> None:
+    pipeline = Orders(deadline_ms=1_000_000, default=False).pipeline
+    pipeline.signal("other", bool)
+    run = pipeline.with_options(journal=journal, run_id="r").run
+    await run()
+    await asyncio.sleep(600)
+    await journal.signal("r", "other", True)
+    await run()
+    await asyncio.sleep(500)
+
+    report = await run()
+
+    assert report["publish"].output == "draft: False"
+    assert report["approved"].fell_back
+
+
+@in_virtual_time
+async def test_a_signal_and_the_expiry_compete_and_the_first_one_counts(journal: Any) -> None:
+    orders = Orders(deadline_ms=1_000, default=False)
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+    await asyncio.sleep(60)
+    assert (await orders.run(journal))["publish"].output == "draft: True"
+
+    await orders.run(journal, "late")
+    await asyncio.sleep(60)
+    assert (await orders.run(journal, "late"))["publish"].output == "draft: False"
+    with pytest.raises(ValueError, match="comes too late: its deadline has expired"):
+        await journal.signal("late", "approved", True)
+
+
+@in_virtual_time
+async def test_a_failed_run_accepts_a_signal_for_its_resumption(journal: Any) -> None:
+    orders = Orders(deadline_ms=1_000)
+    await orders.run(journal)
+    await asyncio.sleep(60)
+    failed = await orders.run(journal)
+    await journal.signal("r", "approved", True)
+
+    report = await orders.run(journal)
+
+    assert failed.status is RunStatus.FAILED
+    assert report["publish"].output == "draft: True"
+
+
+@in_virtual_time
+async def test_a_failed_deadline_begins_anew_when_the_run_is_resumed(journal: Any) -> None:
+    orders = Orders(deadline_ms=1_000)
+    await orders.run(journal)
+    await asyncio.sleep(60)
+    await orders.run(journal)
+
+    report = await orders.run(journal)
+
+    assert report.status is RunStatus.WAITING
+
+
+@in_virtual_time
+async def test_cancelling_a_run_that_waits_ends_it_interrupted(journal: Any) -> None:
+    orders = Orders()
+    await orders.run(journal)
+
+    assert await journal.cancel("r")
+
+    record = await journal.record("r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert statuses(await journal.report("r")) == {
+        "draft": SUCCESS,
+        "approved": SKIPPED,
+        "publish": SKIPPED,
+    }
+    await journal.signal("r", "approved", True)  # a deploy loses no approval
+    assert (await orders.run(journal))["publish"].output == "draft: True"
+    assert orders.calls == ["draft", "publish"]
+
+
+@in_virtual_time
+async def test_draining_a_run_that_only_waits_leaves_it_waiting(journal: Any) -> None:
+    orders = Orders()
+    options = {"journal": journal, "run_id": "r", "on_wait": "stay"}
+    async with orders.pipeline.with_options(**options).start() as run:
+        await asyncio.sleep(60)
+        run.drain("the service was shut down")
+        report = await run.report()
+
+    assert report.status is RunStatus.WAITING
+    await journal.signal("r", "approved", True)
+    assert (await orders.run(journal))["publish"].output == "draft: True"
+
+
+@in_virtual_time
+async def test_a_drained_run_with_steps_that_run_keeps_since_when_it_waits(journal: Any) -> None:
+    orders = Orders(deadline_ms=100_000, default=False)
+
+    @orders.pipeline.step
+    async def slow() -> None:
+        await asyncio.sleep(5)
+
+    @orders.pipeline.step(depends_on=["slow"])
+    async def slow_too() -> None: ...
+
+    async with orders.pipeline.with_options(journal=journal, run_id="r").start() as run:
+        await asyncio.sleep(1)
+        run.drain("the service was shut down")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+    report = await orders.run(journal)
+
+    assert report.status is RunStatus.WAITING
+    events = [each.event for each in await journal.events("r")]
+    waits = [event for event in events if isinstance(event, StepWaiting)]
+    assert len({wait.since for wait in waits}) == 1
+
+
+@in_virtual_time
+async def test_raise_for_failures_raises_for_a_run_that_waits(journal: Any) -> None:
+    report = await Orders().run(journal)
+
+    with pytest.raises(RunWaitingError, match="run 'r' waits for 'approved'") as raised:
+        report.raise_for_failures()
+
+    assert raised.value.signals == ("approved",)
+    assert not report.all_passed
+    assert RunReport.from_json(report.to_json()).waiting.keys() == {"approved"}
+
+
+@in_virtual_time
+async def test_resuming_without_news_returns_the_stored_report_and_writes_nothing(
+    journal: Any,
+) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    before = await count(journal)
+
+    report = await orders.run(journal)
+
+    assert report.status is RunStatus.WAITING
+    assert await count(journal) == before
+    assert orders.calls == ["draft"]
+
+
+@in_virtual_time
+async def test_a_run_that_waits_is_pruned_only_if_that_is_asked_for(journal: Any) -> None:
+    await Orders().run(journal)
+
+    assert await journal.prune(timedelta(0)) == 0
+    assert await journal.prune(timedelta(0), status="WAITING") == 1
+    assert await journal.runs() == []
+
+
+@in_virtual_time
+async def test_a_rerun_takes_over_signals_that_have_counted(journal: Any) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+    await orders.run(journal)
+
+    again = await orders.pipeline.with_options(journal=journal).rerun("r", "again")
+
+    assert again["approved"].output is True
+    assert again["publish"].reused
+
+
+# Who owns a run.
+
+
+@in_virtual_time
+async def test_a_signal_reaches_a_run_of_this_process_at_once(journal: Any) -> None:
+    pipeline = Orders().pipeline.with_options(journal=journal, run_id="r", on_wait="stay")
+    async with pipeline.start() as run:
+        await asyncio.sleep(60)
+        sent_s = asyncio.get_running_loop().time()
+        await journal.signal("r", "approved", True)
+        await run.report()
+        took_s = asyncio.get_running_loop().time() - sent_s
+
+    assert took_s < 0.1
+
+
+async def test_a_signal_reaches_a_run_of_another_journal_within_a_second(
+    make_journal: Any,
+) -> None:
+    orders = Orders()
+    async with make_journal(lease_s=0.6) as journal, make_journal() as other:
+        options = {"journal": journal, "run_id": "r", "on_wait": "stay"}
+        async with orders.pipeline.with_options(**options).start() as run:
+            while orders.calls != ["draft"]:
+                await asyncio.sleep(0.01)
+            await other.signal("r", "approved", True)
+            report = await run.report()
+
+    assert report["publish"].output == "draft: True"
+
+
+async def test_no_signal_is_lost_between_the_end_of_a_segment_and_its_arrival(
+    make_journal: Any,
+) -> None:
+    chance = random.Random(7)
+    orders = Orders()
+
+    async def send(journal: Any, run_id: str) -> None:
+        while True:
+            try:
+                await journal.signal(run_id, "approved", True)
+                return
+            except RunNotFoundError:
+                await asyncio.sleep(chance.random() / 1000)
+
+    async with make_journal() as journal, make_journal() as other:
+        run_ids = [f"r{number}" for number in range(100)]
+        async with asyncio.TaskGroup() as group:
+            for run_id in run_ids:
+                group.create_task(orders.run(journal, run_id))
+                group.create_task(send(other, run_id))
+        await resume_all(journal, [orders.pipeline])
+
+        statuses_now = {record.status for record in await journal.runs(limit=None)}
+
+    assert statuses_now == {RunStatus.PASSED}
+    assert orders.calls.count("draft") == orders.calls.count("publish") == 100
+
+
+async def test_a_signal_a_resumption_and_a_cancellation_at_once_leave_one_owner(
+    make_journal: Any,
+) -> None:
+    orders = Orders()
+    async with make_journal() as one, make_journal() as other:
+        for number in range(20):
+            run_id = f"r{number}"
+            await orders.run(one, run_id)
+            await asyncio.gather(
+                one.signal(run_id, "approved", True),
+                other.cancel(run_id),
+                orders.run(other, run_id),
+                orders.run(one, run_id),
+                return_exceptions=True,
+            )
+            with suppress(RunCancelledError):  # the request came late
+                await orders.run(one, run_id)
+            await orders.run(one, run_id)
+
+        ended = [record.status for record in await one.runs(limit=None)]
+
+    assert ended == [RunStatus.PASSED] * 20
+    assert orders.calls.count("draft") == 20
