@@ -293,7 +293,7 @@ class RunPersistence:
 
         Raise `PayloadError` if it is not of the signal's type.
         """
-        return self._journal.decode(f"signal {name!r}", payload, self._types[name])
+        return self.journal.decode(f"signal {name!r}", payload, self.types[name])
 
     async def close(
         self, run_id: str

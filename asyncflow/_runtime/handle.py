@@ -458,9 +458,12 @@ class RunHandle:
                 that waits without a process has none: send the signal with ``journal.signal``.
             JournalError: The journal fails.
             PayloadError: The journal can't store the value.
+            TypeError: The name is not a string.
             RuntimeError: The run was not started.
         """
         self._check_started()
+        if not isinstance(name, str):
+            raise TypeError(f"name must be the name of a signal, not {type(name).__name__}")
         await self._link.send(name, value)
 
     def cancel(self, reason: str = _NO_REASON) -> None:

@@ -436,7 +436,7 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
-        check_count("limit", limit, 1)
+        check_count("limit", limit, 1, at_most=LARGEST)
         names = None if pipelines is None else check_names("pipelines", pipelines, "pipeline")
         own_clock = getattr(asyncio.get_running_loop(), "wall_time", None)
         now = None if own_clock is None else own_clock()

@@ -88,7 +88,7 @@ OTHERS_CHECK = {
 """Arguments whose errors are those of another library, which this package passes on."""
 
 SAYS = {"steps": "WorkflowStep", "pipeline": "Pipeline|WorkflowStep|pipeline", "function": "step"}
-SAYS |= {"report": "report|steps", "pipelines": "steps|name"}
+SAYS |= {"report": "report|steps", "pipelines": "steps|name", "value": "signal"}
 SAYS |= {"base_ms": "max_ms", "map_over": "maps over", "new_id": "another id", "runs": "limit"}
 """What names an argument in a message, if that is not its name."""
 
@@ -201,7 +201,7 @@ class Entered:
             if name == "begin":
                 return await self.make().begin(*args, **kwargs)
             with suppress(RunCancelledError):
-                return await self.within(name, *args, **kwargs)
+                return await self.within(name, args, kwargs)
 
         signature = inspect.signature(getattr(self.public, name))
         call.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -209,7 +209,7 @@ class Entered:
         )
         return call
 
-    async def within(self, name: str, *args: Any, **kwargs: Any) -> object:
+    async def within(self, name: str, args: Any, kwargs: Any) -> object:
         async with self.make() as entered:
             made = getattr(entered, name)(*args, **kwargs)
             return await made if inspect.isawaitable(made) else made

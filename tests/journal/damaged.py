@@ -56,6 +56,7 @@ from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._queries import RunRecord
+from asyncflow.journal._sql import OF_FAILED_ITEMS
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
 from asyncflow.web._feed import RunFeeds
@@ -172,6 +173,9 @@ def remove_types(path: Path) -> None:
             database.execute(f"DROP TABLE strict_{table}")
         columns = "events (run_id, kind, position) WHERE item IS NULL"
         database.execute(f"CREATE INDEX events_of_steps ON {columns}")
+        of_failed_items = OF_FAILED_ITEMS.format(table="")
+        columns = f"events (run_id, step, item, kind) WHERE {of_failed_items}"
+        database.execute(f"CREATE INDEX events_of_failed_items ON {columns}")
 
 
 def _as_stored(event: Event) -> Event:

@@ -1558,7 +1558,7 @@ async def test_pruning_deletes_large_runs_one_by_one(journal: Any) -> None:
         await session.close()
     store, portions = journal._store, []
     prune = store.prune
-    store.prune = lambda run_ids, age: portions.append(run_ids) or prune(run_ids, age)
+    store.prune = lambda ids, *age: portions.append(ids) or prune(ids, *age)
 
     assert await journal.prune(timedelta(0)) == 4
 
