@@ -20,6 +20,7 @@ _COMMANDS = {
     "resume": "Resume a run that has not passed.",
     "rerun": "Rerun a run from a step, under a new id.",
     "cancel": "Ask the process that runs a run to stop it.",
+    "export": "Copy a run into a file of its own.",
     "prune": "Remove runs that ended long ago.",
     "forget": "Remove a run that no process runs.",
     "ui": "Show the runs of a journal in a browser, live.",
@@ -65,6 +66,8 @@ class _Commands(click.Group):
                 from asyncflow._cli.rerun import rerun as command
             case "cancel":
                 from asyncflow._cli.runs import cancel as command
+            case "export":
+                from asyncflow._cli.export import export as command
             case "prune":
                 from asyncflow._cli.runs import prune as command
             case "forget":

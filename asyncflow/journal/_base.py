@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 import warnings
 import weakref
@@ -269,6 +270,30 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         return await self._read(self._reader.report, run_id)
+
+    async def export(self, run_id: str, path: str | os.PathLike[str]) -> None:
+        """Copy a run into a new SQLite file, with its logs and attachments, to look into elsewhere.
+
+        An `asyncflow.journal.SQLiteJournal` opens that file. Secrets are not in it, and runs that
+        its steps have started are runs of their own. A run that is running is copied as far as it
+        is stored; in the copy, no process runs it.
+
+        Args:
+            run_id: The run.
+            path: The file, which must not exist.
+
+        Raises:
+            FileExistsError: The file exists. It stays as it is.
+            OSError: The file can't be created.
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
+            JournalError: The journal can't be read, or the file can't be written.
+        """
+        await self._check_id(run_id)
+        await self._read(self._reader.check_exists, run_id)
+        from asyncflow.journal._export import export_run  # it makes a journal, as this module does
+
+        await self._read(export_run, self._reader.store, run_id, os.fspath(path))
 
     async def compare(self, run_id: str, baseline: str) -> RunComparison:
         """Compare a run with another one, as `RunReport.compare` does, and their steps' versions.

@@ -121,7 +121,7 @@ Refusals = dict[tuple[str, int], int | None]
 stored event, which is not the one that was committed last; or ``None`` for a lost lease."""
 
 
-_TABLES = "events", "notes", "signals", "checkpoints", "cached_results", "leases", "runs"
+TABLES_OF_A_RUN = "events", "notes", "signals", "checkpoints", "cached_results", "leases", "runs"
 """Those with rows of runs, in the order in which these are deleted."""
 
 _NOTE = (*NoteRow._fields, "checksum")
@@ -218,7 +218,7 @@ class Store:
         `RunUnreadableError` if the row of its lease is damaged.
         """
         with self.database.transaction() as cursor:
-            self._execute(cursor, _MAKE_LEASE, (run_id,))
+            self.make_lease(cursor, run_id)
             self._execute(cursor, _LEASE, (run_id,))
             lease = cursor.fetchone()
             _check_free(run_id, lease, claim)
@@ -227,6 +227,10 @@ class Store:
             if lease[-2] == token - 1:
                 self._cancel_nested(cursor, run_id)
         return token
+
+    def make_lease(self, cursor: Cursor, run_id: str) -> None:
+        """Make the row of a run's lease, if there is none, in a transaction."""
+        self._execute(cursor, _MAKE_LEASE, (run_id,))
 
     def _token_of(self, run_id: str, lease: Sequence[Any]) -> int:
         token = lease[-1]
@@ -394,6 +398,13 @@ class Store:
             row = cursor.fetchone()
         return None if row is None else cached_of(self.database.name, key, row)
 
+    def rows(self, table: str, columns: Sequence[str], run_id: str) -> list[Sequence[Any]]:
+        """Return the rows of a run in a table."""
+        sql = f"SELECT {', '.join(columns)} FROM {table} WHERE run_id = ?"
+        with self.database.reading() as cursor:
+            self._execute(cursor, sql, (run_id,))
+            return cursor.fetchall()
+
     def last_positions(self, run_id: str) -> tuple[int, int, bool]:
         """Return the positions of the last event and note of a run, and whether it must stop.
 
@@ -471,7 +482,7 @@ class Store:
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0
         for chunk in chunks(run_ids):
-            for table in _TABLES:
+            for table in TABLES_OF_A_RUN:
                 sql = f"DELETE FROM {table} WHERE run_id IN ({marks(len(chunk))})"
                 self._execute(cursor, sql, chunk)
             deleted += cursor.rowcount
