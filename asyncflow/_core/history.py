@@ -1,4 +1,4 @@
-"""What has happened in a run: a log, which is folded when somebody asks.
+"""What has happened in a run: a log, which is folded when a caller asks.
 
 Rules:
 
@@ -82,7 +82,8 @@ class History:
 
     def __init__(self, before: StoredRun | None = None) -> None:
         self.log: list[LogEntry] = []
-        self._run = StoredRun() if before is None else before
+        self._run = before
+        """The replay so far; ``None`` until a caller asks for one."""
         self.is_whole = before is None
         """Whether the log has all that has happened."""
         self._folded = 0
@@ -103,7 +104,7 @@ class History:
 
     def folded(self) -> StoredRun:
         """Return the replay of the run, up to now."""
-        run = self._run
+        run = self._run = self._run or StoredRun()
         for event in self.events(self._folded):
             run.apply(event)
         self._folded = len(self.log)
@@ -113,7 +114,7 @@ class History:
 
     def has_former(self, step: str, item: int | None) -> bool:
         """Whether an item had attempts before, which must not be left out with it."""
-        return not self.is_whole and item in self._run.steps[step].former_items
+        return self._run is not None and item in self._run.steps[step].former_items
 
     def leave_out(self, started: AttemptStarted | StartedAttempt, ended_ms: float) -> None:
         """Count the success of an item, whose only attempt has started like this."""
