@@ -195,7 +195,7 @@ class RunFinished:
     at_ms: float
     status: RunStatus
     """``INTERRUPTED`` after a `RunInterrupted`; ``WAITING`` if steps wait for signals, with which
-    the run continues; else ``PASSED`` if every step succeeded, or was skipped on purpose; else
+    the run continues; else ``PASSED`` if every step succeeded, or was skipped by condition; else
     ``FAILED``."""
     stop_reason: str | None = None
     """Why the run stopped before its end, if it did."""

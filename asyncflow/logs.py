@@ -47,7 +47,7 @@ class StepFilter(logging.Filter):
     - ``run_id``: the id of the run; or ``""``.
     - ``step``: the name of the step; or ``""``.
     - ``attempt``: the number of the attempt, from 1; or ``None``.
-    - ``item``: the index of an item of a mapped step, from 0; or ``None``, also if the step is not
+    - ``item``: the index of an item of a mapped step, from 0; or ``None``, even if the step is not
       mapped.
 
     Attributes that a record already has, such as those of `LoggingObserver`, stay.

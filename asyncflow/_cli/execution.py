@@ -67,7 +67,7 @@ _TRACEBACKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """The run whose results a new run takes over."""
+    """The run whose results a new run reuses."""
 
     run_id: str
     from_steps: Sequence[str]

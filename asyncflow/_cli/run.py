@@ -187,7 +187,7 @@ def check_matches(
 ) -> None:
     """Refuse another pipeline, and steps that the run does not have, unless --target names them.
 
-    A step that --target left out on purpose looks the same as a newer one.
+    A step that --target left out looks the same as a newer one.
     """
     record, orchestrator = stored.record, loaded.orchestrator
     if record.pipeline and record.pipeline != orchestrator.name:

@@ -7,9 +7,9 @@ Rules:
 2. An item is queued for the later step when it has ended in the earlier one. What is left when the
    earlier step ends is taken in the order of the numbers.
 3. While too many items wait for a later step that has begun, its source starts no further item. One
-   that has not begun may need the end of its source, so it holds nobody back; nor does one that has
-   ended. A step that has begun can always go on: it waits for slots, which running attempts free,
-   and for later steps, of which the last one waits for none.
+   that has not begun may need the end of its source, so it does not hold the source back; nor does
+   one that has ended. A step that has begun can always go on: it waits for slots, which running
+   attempts free, and for later steps, of which the last one waits for none.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class _Teller:
         self._segments = report.segments
         self._latest = len(self._segments)
         self._taken: list[Event] = []
-        """What a rerun takes over."""
+        """What a rerun reuses."""
         self._told: list[list[Any]] = [[] for _ in self._segments]
         """What happened to steps, by segment."""
         self._map_starts: dict[str, dict[int, float]] = {}
@@ -217,7 +217,7 @@ class _Teller:
         self._tell_end(node, self._ended_ms(node, node.attempts))
 
     def _tell_origin(self, node: _Node) -> None:
-        """Tell from which run the result of a node was taken over, if it was."""
+        """Report from which run the result of a node was reused, if it was."""
         name, item, result, attempts, _ = node
         if not result.origin:
             return

@@ -1,14 +1,14 @@
-"""A `Pool`: what steps share that call the same service, and the line of those who wait for it.
+"""A `Pool`: slots for calls of one service, and the line of the attempts that wait for them.
 
 Rules:
 
-1. A pool neither waits nor makes timers. Whoever waits brings a clock to read, and a callable that
-   the pool calls: with ``None`` when the slots are there, or with a time at which to `look` again.
-   So one pool serves any number of runs, event loops and threads at once.
+1. A pool neither waits nor makes timers. A waiting attempt brings a clock to read, and a callable
+   that the pool calls: with ``None`` when the slots are there, or with a time at which to `look`
+   again. So one pool serves any number of runs, event loops and threads at once.
 2. There is one line, by priority and then by age. Its head holds it for all behind it, so that
-   those who need much are not starved.
-3. Nothing is reserved for those who wait: the head is judged when something changes, or when its
-   time has come. So whoever leaves takes nothing along, and a pause that begins holds everybody.
+   attempts that need many slots are not starved.
+3. Nothing is reserved for waiting attempts: the head is judged when something changes, or when its
+   time has come. So an attempt that leaves takes nothing along, and a pause that begins holds all.
 4. Times are compared as they are stored, never as they could be computed again: sums of floats
    differ by less than a timer can wait.
 5. One lock. Other threads release slots, and so does the garbage collector when it ends a
@@ -174,7 +174,7 @@ class Pool:
         self._is_gated = self._is_rated
         """Whether an attempt may have to wait although there are slots."""
         self._released: deque[tuple[PoolTicket, bool]] = deque()
-        """What is to be taken back, and whether unused."""
+        """The slots to take back, and whether each is unused."""
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._is_moving = False
         self._lock = threading.RLock()
@@ -234,7 +234,7 @@ class Pool:
         return PoolTicket(self, slots, age=next(self._ages))
 
     def _give_back(self, ticket: PoolTicket) -> bool:
-        """Take slots back, if that concerns nobody else; return whether it did not."""
+        """Take slots back if no other attempt waits for them; return whether it did."""
         with self._lock:
             if self._line or self._is_gated or not ticket.has_slots:
                 return False
@@ -470,7 +470,7 @@ class PoolTicket:
         self.priority = priority
         self.age = age
         self.clock = clock
-        """The clock of whoever waits; ``None`` if it never had to."""
+        """The clock of the waiting attempt; ``None`` if it never had to wait."""
         self.has_slots = call is None
         self.started_s = -math.inf
         """When it got its slots, by its clock."""

@@ -13,7 +13,7 @@ Rules:
    it. An item that the latest segment does not have leaves its attempts to its step.
 6. A secret output is marked, and what shows it asks `visible_output`. So is a result that was
    stored openly and is secret now.
-7. What a rerun takes over is like what an earlier segment settled, with the figures that it has in
+7. What a rerun reuses is like what an earlier segment settled, with the figures that it has in
    the other run.
 """
 
@@ -552,7 +552,7 @@ class StoredRun:
         return {name: why for name, why in reasons.items() if name not in succeeded}
 
     def report(self, decode: _Decode, decode_input: _Decode | None = None) -> RunReport:
-        """Return the report of the run, also if it has not ended.
+        """Return the report of the run, even if it has not ended.
 
         ``decode`` makes a value of the payload of an output, and receives the step's name.
         ``decode_input`` does the same for an input; by default it is ``decode``.

@@ -205,7 +205,7 @@ class RunReport(Mapping[str, StepResult]):
 
     @property
     def all_passed(self) -> bool:
-        """Whether every step succeeded or was skipped on purpose. True for an empty pipeline."""
+        """Whether every step succeeded or was skipped by condition. True for an empty pipeline."""
         return all(
             result.status is StepStatus.SUCCESS
             or (result.status is StepStatus.SKIPPED and result.on_purpose)

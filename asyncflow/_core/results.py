@@ -49,7 +49,7 @@ class RunStatus(enum.StrEnum):
     RUNNING = "RUNNING"
     """It has not ended."""
     PASSED = "PASSED"
-    """Every step succeeded, or was skipped on purpose."""
+    """Every step succeeded, or was skipped by condition."""
     FAILED = "FAILED"
     """A step failed, or the run exceeded its deadline."""
     INTERRUPTED = "INTERRUPTED"

@@ -138,7 +138,7 @@ class RerunStart(NamedTuple):
     event: RunStarted
     """As it is stored."""
     taken: list[StepTakenOver]
-    """What it takes over, with outputs as values."""
+    """What it reuses, with outputs as values."""
     stored: list[StepTakenOver]
     """The same as it is stored."""
     checkpoint: Checkpoint
@@ -155,7 +155,7 @@ def rerun(
     other_inputs: Mapping[str, str],
     decode: Callable[[str, Payload], Any],
 ) -> RerunStart:
-    """Decide which results of another run a new run takes over.
+    """Decide which results of another run a new run reuses.
 
     ``origin`` stays as it is. ``event`` is the start of the new run, as it is stored.
     ``other_inputs`` are those whose value is another one now, each with why steps that take it run

@@ -4,7 +4,7 @@ Rules:
 
 1. Nothing is decided here. The opening of a resumption says what is reused, and the state of a run
    that has begun so says what will never start.
-2. Nobody knows how the steps that run will end, so a step counts as skipped only if it is skipped
+2. How the steps that run will end is unknown, so a step counts as skipped only if it is skipped
    however they end. What is left runs, or is skipped by a condition that is asked then.
 """
 

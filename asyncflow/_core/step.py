@@ -83,7 +83,7 @@ class CommonPolicies(TypedDict, total=False):
 
 
 class StepPolicies(CommonPolicies, total=False):
-    """How and where a step is run, and what stands in for its output."""
+    """How and where a step is run, and what replaces its output."""
 
     runs_in: RunsIn
     engine: EngineChoice
@@ -137,7 +137,7 @@ class WorkflowStep:
             instead of the output. Each item has its own attempts, limits and place in the pool; the
             step's output is the list of what the calls returned, in the order of the items.
         when: A plain function that gets its data by parameter name, as the action does. If it
-            returns a false value, the step and all that depends on it are skipped on purpose.
+            returns a false value, the step and all that depends on it are skipped by condition.
         tolerated_failures: How many items of a mapped step may fail for good without the step
             failing: an ``int`` is a count, a ``float`` from 0.0 to 1.0 a share of all items. 0 by
             default. Within it the step succeeds and its output leaves the failed items out. A step
@@ -153,7 +153,7 @@ class WorkflowStep:
             (``"always"``). For an output that does not exist, a parameter receives its default,
             or else ``None``; a step that is mapped over it is skipped. ``"unless_failed"`` joins
             branches that a condition may skip, and is an ordinary step otherwise. If a condition
-            has skipped all its dependencies, it is skipped on purpose too. ``"failure"`` and
+            has skipped all its dependencies, it is skipped by condition too. ``"failure"`` and
             ``"always"`` are for clean-up and notification. They also run when the run stops
             because a step failed or its deadline passed, once everything else has ended. Without
             ``depends_on``, they depend on all steps but the clean-up steps that name none either.

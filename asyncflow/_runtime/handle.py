@@ -419,7 +419,7 @@ class RunHandle:
         return name
 
     async def report(self) -> RunReport:
-        """Wait until the run is over, and return its report, also when steps failed.
+        """Wait until the run is over, and return its report, even when steps failed.
 
         It may be awaited many times, also concurrently, and a wait that is cancelled does not
         cancel the run.
@@ -495,7 +495,7 @@ class RunHandle:
         Args:
             reason: Why, in words that complete the sentence "the run stopped because …".
             spare_running: Whether the running attempts may end; otherwise they are cancelled, as
-                by `cancel`, also when the run drains already.
+                by `cancel`, even when the run drains already.
 
         Raises:
             TypeError: The reason is not a string.

@@ -264,7 +264,7 @@ class Orchestrator:
         return to_mermaid(DependencyView(self._plan))
 
     async def run(self, /, **inputs: Any) -> RunReport:
-        """Run the pipeline and return its report, also when steps failed.
+        """Run the pipeline and return its report, even when steps failed.
 
         With a journal, a run of its ``run_id`` that has not passed is resumed: its completed steps
         are not run again while their results are valid. The stored report of one that has passed is
@@ -622,7 +622,7 @@ async def run_pipeline(
     engine: AnyEngine | None = None,
     resources: Mapping[str, OpenResource] = NO_RESOURCES,
 ) -> RunReport:
-    """Check, plan and run a pipeline once, and return its report, also when steps failed.
+    """Check, plan and run a pipeline once, and return its report, even when steps failed.
 
     It raises what `Orchestrator` and `Orchestrator.run` raise. All checks are made before any
     action is called. `Orchestrator` says more about what it takes too.

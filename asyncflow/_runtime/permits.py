@@ -320,7 +320,7 @@ class Permits:
         if thread is not None and not thread.done():
             slots = held.ticket if isinstance(held, Permit) else held
             if slots is not None:
-                thread.call_at_once(slots.release)  # from any thread, also if the loop is closed
+                thread.call_at_once(slots.release)  # from any thread, even if the loop is closed
             thread.add_done_callback(lambda _: held.release())
         elif unused:
             held.release(unused=True)
@@ -341,7 +341,7 @@ class Permits:
         held.release()
 
     def _hand_over(self, held: PoolTicket | Permit, pool: Pool | None) -> bool:
-        """Give a slot to the node that joins next, if nobody else can have a claim to it."""
+        """Give a slot to the node that joins next, if no other run can have a claim to it."""
         if type(held) is not PoolTicket or self._has_priorities:
             return False
         node = next(iter(self._joining))

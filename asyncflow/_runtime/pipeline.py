@@ -595,7 +595,7 @@ class Pipeline:
         return made[1]
 
     async def run(self, /, **inputs: Any) -> RunReport:
-        """Run the pipeline with these inputs and return its report, also when steps failed.
+        """Run the pipeline with these inputs and return its report, even when steps failed.
 
         Raises:
             ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing

@@ -5,7 +5,7 @@ Rules:
 1. One task opens, holds and closes them. So cancel scopes and task groups in them work, and no
    cancellation of the caller cuts their clean-up short.
 2. Only the run stops that task, once, and only while it opens them.
-3. A resource is told what the run raises, as by an ``async with`` around the run, but can't
+3. A resource receives what the run raises, as by an ``async with`` around the run, but can't
    suppress it.
 4. An error keeps the frames that it went through. None of them may lead back to it: hence each
    ``del self``.
@@ -192,10 +192,10 @@ class RunResources:
         raised: BaseException | None,
         cancelled: asyncio.CancelledError | None,
     ) -> BaseException | None:
-        """Close a resource; return what the next one is told.
+        """Close a resource; return what the next one receives.
 
         ``scope`` is around it, so that one of another resource does not cancel its closing.
-        ``raised`` is what it is told, and ``cancelled`` what has stopped the run while the
+        ``raised`` is what it receives, and ``cancelled`` what has stopped the run while the
         resources were open.
         """
         kind, trace = (None, None) if raised is None else (type(raised), raised.__traceback__)

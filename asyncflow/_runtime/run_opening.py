@@ -208,7 +208,7 @@ class _RunOpening:
             )
 
     def rerun(self, origin: StoredRun, from_steps: Collection[str]) -> RunStart:
-        """Return how a new run starts that takes over what is valid of another one."""
+        """Return how a new run starts that reuses what is still valid of another one."""
         request, plan = self._request, self._request.plan
         self._check_pipeline(origin, "rerun it with that pipeline")
         secret = origin.secret_inputs.union(request.secret_inputs)

@@ -103,8 +103,8 @@ def _first_unsendable(step: WorkflowStep, own: Mapping[str, Any]) -> NotSendable
 async def run_packed(packed: bytes, arguments: Mapping[str, Any], host: AttemptHost) -> Answer:
     """Make the attempt of a call, in a task of its own in the worker's event loop.
 
-    Cancelling the task stops the body and awaits its clean-up; a thread is told, and abandoned when
-    the time of the attempt is up.
+    Cancelling the task stops the body and awaits its clean-up; a thread is asked to stop, and
+    abandoned when the time of the attempt is up.
 
     ``arguments`` are those that stayed on the engine, by parameter, and ``host`` is the engine, in
     this worker.
@@ -125,7 +125,7 @@ def run_packed_alone(packed: bytes, worker: str) -> Answer:
     """Make the attempt of a call in a thread without an event loop, where nothing can stop it.
 
     A body that is not a plain function gets a loop of its own, and is cancelled there when its time
-    is up. A plain function is told by `StepContext.cancel_requested`.
+    is up. A plain function reads `StepContext.cancel_requested`.
     """
     body = _load(packed, {}, worker)
     if isinstance(body, Answer):

@@ -12,7 +12,7 @@ They are the same for every database, and so are those that read many runs (`Run
 - `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
   their checksum.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
-  its deadline has expired. Whoever sends writes the row; the owner of the run makes it an event.
+  its deadline has expired. The sender writes the row; the owner of the run makes it an event.
 - `notes` has one row per note: what steps say, which no replay reads. Its columns are those of
   `asyncflow.journal._notes.NoteRow`.
 - `checkpoints` has the latest one of each step and item that has saved one and not succeeded

@@ -110,7 +110,7 @@ class JournalWorker:
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
         self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
-        """The latest lease of each run, also if it is lost: the run may be cleaning up."""
+        """The latest lease of each run, even if it is lost: the run may be cleaning up."""
         self._renew_at = 0.0
         self._poll_at = 0.0
         self._poll_s = min(_POLL_S, claim.lease_s / 3)

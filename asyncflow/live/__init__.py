@@ -56,7 +56,7 @@ class LiveView:
 
     One view may watch many runs at once, in any threads; their frames stand one below the other. A
     thread draws, so a slow terminal never delays a run. The thread lives while there are runs. A
-    ``with`` statement ends the view, also when a run ends by an exception; without one, the end of
+    ``with`` statement ends the view, even when a run ends by an exception; without one, the end of
     the last run waits for the last frame.
 
     Args:

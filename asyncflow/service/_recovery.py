@@ -48,7 +48,7 @@ _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
 
 _CONTINUED = ("drained", "resource", None)
-"""What interrupted a run that is to be continued."""
+"""What interrupted a run that will continue."""
 _LONGEST_DELAY_S = 3600.0
 """How long a run that loses its resource again and again waits at most."""
 _AT_A_TIME = {1: math.inf, 2: 3, 3: 1}

@@ -303,7 +303,7 @@ class Site:
         return await runs_page(request, self._journal, self.resumer.names)
 
     async def _to_runs(self, request: Request) -> Response:
-        """Lead whoever shortens the address of a run to the list of all runs."""
+        """Redirect a shortened address of a run to the list of all runs."""
         return RedirectResponse(path_in(request, "/"))
 
     async def _run(self, request: Request) -> Response:

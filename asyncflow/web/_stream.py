@@ -6,7 +6,7 @@ Rules:
    of the one before. So a viewer that reads slowly costs its buffers, not a copy of the page.
 2. A viewer that takes too long is dropped: it no longer holds any part of the page. When it
    connects again, it receives the present state, not what it missed.
-3. There are only so many viewers. One counts until its connection ends, also if it is dropped.
+3. There are only so many viewers. One counts until its connection ends, even if it is dropped.
 """
 
 from __future__ import annotations
