@@ -202,6 +202,7 @@ async def test_a_stream_flows_on_through_the_chain_while_it_still_produces():
     assert report["total"].output == [51, 41]
 
 
+@pytest.mark.exact_time
 async def test_a_chain_of_decorated_functions_flows():
     pipeline = Pipeline("chain", schedule="ready")
     order = []
@@ -421,6 +422,7 @@ async def test_an_int_is_a_count_and_a_float_a_share(failed, count, tolerated, s
     assert len(report["m"].items) == count
 
 
+@pytest.mark.exact_time
 async def test_beyond_the_tolerance_fail_fast_stops_as_soon_as_that_is_certain():
     calls = []
 

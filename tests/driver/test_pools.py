@@ -76,6 +76,7 @@ async def test_waiting_for_a_pool_is_recorded_and_not_part_of_a_steps_duration()
         assert [round(result.duration_ms, 6) for result in report.results] == [100, 100, 100]
 
 
+@pytest.mark.exact_time
 async def test_waiting_for_a_pool_before_a_retry_does_not_count_against_the_deadline():
     pool = Pool(1)
 
@@ -139,6 +140,7 @@ def test_real_loops_share_a_rate():
     assert second["a"].status is StepStatus.SKIPPED  # its slot is 1,000 s away
 
 
+@pytest.mark.exact_time
 async def test_a_run_with_many_waiting_steps_does_not_starve_another():
     pool, order = Pool(2), []
 

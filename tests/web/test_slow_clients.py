@@ -14,7 +14,7 @@ from web.slow_viewers import PATIENCE_S, RUN, Server, serving, slow_viewers
 
 VIEWERS = 200
 
-pytestmark = [pytest.mark.process, pytest.mark.realtime]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_200_viewers_that_read_nothing_cost_little_memory_and_are_dropped(server
     before, most = server.rss_mb, 0.0
 
     with slow_viewers(server.port, VIEWERS):
-        give_up_at = time.monotonic() + 60
+        give_up_at = time.monotonic() + 120
         while (status := status_of_stream(server.port)) == 200 and time.monotonic() < give_up_at:
             time.sleep(0.1)
         drop_at = time.monotonic() + PATIENCE_S + 5
