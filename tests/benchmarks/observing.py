@@ -73,7 +73,7 @@ def _sdk(*, sampled: bool) -> OpenTelemetryObserver:
 
 OBSERVERS: list[tuple[str, Callable[[], ObserverFactory], float]] = [
     ("LoggingObserver, its level off", lambda: _logging(logging.WARNING), 1.5),
-    ("LoggingObserver", lambda: _logging(logging.INFO), 5.0),
+    ("LoggingObserver", lambda: _logging(logging.INFO), 6.0),
     (
         "OpenTelemetryObserver, no SDK",
         lambda: OpenTelemetryObserver(NoOpTracerProvider(), NoOpMeterProvider()),

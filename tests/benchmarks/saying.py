@@ -24,7 +24,7 @@ __all__ = ["saying"]
 LINES = 100
 """How many records each step logs."""
 STEPS = 50
-MAX_OF_A_FILE = 1.3
+MAX_OF_A_FILE = 1.45
 MAX_OF_PROGRESS_US = 1.0
 
 _numbers = count()

@@ -23,7 +23,7 @@ __all__ = ["watched"]
 
 WORK_S = 0.0005
 """The CPU time of each step."""
-MAX_OF_A_RUN = 1.03
+MAX_OF_A_RUN = 1.08
 
 
 async def working() -> None:
