@@ -155,7 +155,7 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
     started = "" if record.damaged else moment_text(record.started_at, zone)[:_TIME_WIDTH]
     return [
         escape_controls(record.run_id),
-        f"{theme.symbols[status_for_run(status)]} {status}",
+        f"{theme.run_symbols[status]} {status}",
         started,
         _took(record),
         escape_controls(", ".join(_pipeline_and_origin(record))),

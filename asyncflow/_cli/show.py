@@ -40,7 +40,7 @@ from asyncflow._cli.output import (
     write_trace,
 )
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import DIED, RunStatus, StepStatus
 from asyncflow._core.signal import type_text
 from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._core.text import duration, escape_controls, plural
@@ -241,6 +241,9 @@ def show(
         write_result("\n".join(lines))
     if not (timeline or events):
         write_result(format_report(shown.report))
+        if shown.record.status is RunStatus.ORPHANED:
+            running = [each for each in shown.report.values() if each.status is StepStatus.RUNNING]
+            write_result("\n".join(f"{escape_controls(each.step_name)} {DIED}" for each in running))
         for form in (format_tracebacks, format_endured, format_earlier_attempts):
             if part := form(shown.report):
                 write_result(f"\n{part}")
@@ -289,7 +292,13 @@ def _write_timeline(shown: _ShownRun) -> None:
 
     view, console = RunView(each.event for each in shown.events), stdout_console()
     width = console.width if console.is_terminal else _TIMELINE_WIDTH
-    drawn = timeline(view, width=width, now_ms=_now_of(shown, view), encoding=console.encoding)
+    drawn = timeline(
+        view,
+        width=width,
+        now_ms=_now_of(shown, view),
+        encoding=console.encoding,
+        is_orphaned=shown.record.status is RunStatus.ORPHANED,
+    )
     console.print(drawn, soft_wrap=True)
 
 

@@ -32,7 +32,7 @@ from asyncflow._core.statistics import StepOutcome, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
 from asyncflow._views.outcomes import OUTCOMES, items_text
 from asyncflow.journal import PipelineStatistics, RunRecord
-from asyncflow.journal._queries import DAMAGED, listed_status, statistics_document
+from asyncflow.journal._queries import listed_status, statistics_document
 from asyncflow.live._theme import COLOURS, Theme, fit, status_for_run, theme_for, widest
 
 _MOST_RUNS, _DEFAULT_RUNS = 1_000, 50
@@ -151,8 +151,7 @@ class _Drawing:
 
     def _run_cell(self, record: RunRecord) -> tuple[str, str]:
         status = listed_status(record)
-        step = status_for_run(status)
-        return "!" if status == DAMAGED else self._theme.symbols[step], COLOURS[step]
+        return self._theme.run_symbols[status], COLOURS[status_for_run(status)]
 
     def _step_rows(self) -> list[_GridRow]:
         return [

@@ -86,6 +86,21 @@ STATUS_SYMBOLS: Mapping[StepStatus, str] = {
 }
 """What every view shows beside the word. Each symbol is clear without colour and one cell wide."""
 
+RUN_SYMBOLS: Mapping[str, str] = {
+    "RUNNING": "▷",
+    "WAITING": "◷",
+    "STOPPING": "□",
+    "PASSED": "✓",
+    "FAILED": "✗",
+    "INTERRUPTED": "□",
+    "ORPHANED": "◇",
+    "DAMAGED": "!",
+}
+"""The same for a run, and for one whose row in a journal is damaged."""
+
+DIED = "was running when its process died"
+"""What views say of a step that an orphaned run has left."""
+
 
 class Payload(NamedTuple):
     """A value as a journal stores it: in bytes, with the codec that decodes them."""

@@ -24,8 +24,8 @@ def _like(status: StepStatus, words: str, symbol: str = "") -> ShownOutcome:
 
 
 OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
-    "SUCCESS": _like(StepStatus.SUCCESS, "passed"),
-    "RETRIED": _like(StepStatus.SUCCESS, "passed after a retry", "↻"),
+    "SUCCESS": _like(StepStatus.SUCCESS, "succeeded"),
+    "RETRIED": _like(StepStatus.SUCCESS, "succeeded after a retry", "↻"),
     "FAILED": _like(StepStatus.FAILED, "failed"),
     "SKIPPED": _like(StepStatus.SKIPPED, "skipped"),
     "CANCELLED": _like(StepStatus.CANCELLED, "cancelled"),

@@ -7,12 +7,14 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
 from asyncflow._core.results import (
+    DIED,
     FELL_BACK,
+    RUN_SYMBOLS,
     STATUS_SYMBOLS,
     StepStatus,
     fallbacks_text,
@@ -30,7 +32,9 @@ from asyncflow.html_report._received import Received, received
 from asyncflow.html_report._timeline import (
     LAYERS,
     MOST_POINTS,
+    Bar,
     Break,
+    OutcomeLayer,
     TierBand,
     Timeline,
     TimelineRow,
@@ -74,14 +78,17 @@ _NAME = 160
 RUN_BADGES: Mapping[str, tuple[str, str]] = defaultdict(
     lambda: ("pending", "○"),
     {
-        "PASSED": ("success", "✓"),
-        "FAILED": ("failed", "✗"),
-        "INTERRUPTED": ("cancelled", "■"),
-        "STOPPING": ("cancelled", "■"),
-        "RUNNING": ("running", "▷"),
-        "WAITING": ("pending", "◷"),
-        "ORPHANED": ("orphaned", "◇"),
-        "DAMAGED": ("failed", "!"),
+        word: (kind, RUN_SYMBOLS[word])
+        for word, kind in {
+            "PASSED": "success",
+            "FAILED": "failed",
+            "INTERRUPTED": "cancelled",
+            "STOPPING": "cancelled",
+            "RUNNING": "running",
+            "WAITING": "pending",
+            "ORPHANED": "orphaned",
+            "DAMAGED": "failed",
+        }.items()
     },
 )
 """The CSS class and the symbol of each status of a run, also of one that a later version has."""
@@ -107,6 +114,9 @@ _UNUSUAL = 2
 """It is slow too if it took so many times as long as it usually does, and that is notable."""
 
 
+_Part = TypeVar("_Part", Bar, OutcomeLayer)
+
+
 class StatusBadge(NamedTuple):
     """A status, and how many steps have it."""
 
@@ -115,6 +125,11 @@ class StatusBadge(NamedTuple):
     symbol: str
     word: str
     number: int = 0
+
+    @property
+    def said(self) -> str:
+        """What it is in a sentence: ``5 succeeded``."""
+        return "succeeded" if self.word == StepStatus.SUCCESS else self.word.lower()
 
 
 class ConcurrencyStrip(NamedTuple):
@@ -323,6 +338,8 @@ class PageModel:
 
     def status(self, status: StepStatus, number: int = 0) -> StatusBadge:
         """Return the badge of a status."""
+        if status is StepStatus.RUNNING and self.context.is_orphaned:
+            return StatusBadge("orphaned", RUN_SYMBOLS["ORPHANED"], status.value, number)
         return StatusBadge(status.lower(), STATUS_SYMBOLS[status], status.value, number)
 
     def is_critical(self, name: str) -> bool:
@@ -404,6 +421,8 @@ class PageModel:
             notes.append(f"{fell_back}{self.words(step.error)}")
         elif step.reason:
             notes.append(reason_text(step.reason))
+        if step.status is StepStatus.RUNNING and self.context.is_orphaned:
+            notes.append(DIED)
         if fallbacks := fallbacks_text((step.items or {}).values()):
             notes.append(fallbacks)
         if step.reused:
@@ -555,13 +574,26 @@ class PageModel:
 
     def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""
-        bars = bars_of(step, self.timeline, self.now_ms)
+        bars = tuple(map(self._ended, bars_of(step, self.timeline, self.now_ms)))
         layers = [
-            (bar, outcome_layers(step, bar, self.timeline.span_ms, self.now_ms))
+            (
+                bar,
+                tuple(
+                    map(
+                        self._ended,
+                        outcome_layers(step, bar, self.timeline.span_ms, self.now_ms),
+                    )
+                ),
+            )
             for bar in bars
             if bar.kind == "items"
         ]
         return TimelineRow(step, bars, icons_of(bars), tuple(layers))
+
+    def _ended(self, part: _Part) -> _Part:
+        """Return a part of the timeline; what an orphaned run was running has crashed."""
+        has_died = part.end == "running" and self.context.is_orphaned
+        return part._replace(end="crashed") if has_died else part
 
     def usual_end(self, step: StepView) -> float | None:
         """Return where a step ends that takes as long as it usually does, in percent.

@@ -56,7 +56,7 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
 
 def _verdict(view: RunView, width: int, theme: Theme) -> list[Text]:
     status = status_for_run(view.word)
-    text = f"{theme.symbols[status]} {verdict(view)}"
+    text = f"{theme.run_symbols[view.word]} {verdict(view)}"
     lines = [Text(each, no_wrap=True) for each in textwrap.wrap(text, max(width, 20))]
     lines[0].stylize(f"bold {COLOURS[status]}", 0, 2 + len(view.word))
     return lines

@@ -213,7 +213,7 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     view = run.view
     status = status_for_run(view.word)
     text = Text(no_wrap=True)
-    text.append(f"{theme.symbols[status]} {view.word}", f"bold {COLOURS[status]}")
+    text.append(f"{theme.run_symbols[view.word]} {view.word}", f"bold {COLOURS[status]}")
     text.append(f"  {duration(now_ms if view.is_running else view.at_ms)}")
     counts = _counts_text(view.counts, width - text.cell_len - 3, theme)
     if counts:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
+from asyncflow._core.results import RUN_SYMBOLS, STATUS_SYMBOLS, StepStatus
 from asyncflow._core.text import escape_controls
 
 
@@ -54,6 +54,7 @@ class Theme(NamedTuple):
     """The characters that views are drawn with; each takes one cell."""
 
     symbols: Mapping[StepStatus, str]
+    run_symbols: Mapping[str, str]
     encoding: str = "utf-8"
     ellipsis: str = "…"
     dash: str = "–"
@@ -62,9 +63,10 @@ class Theme(NamedTuple):
     separator: str = "·"
 
 
-UNICODE = Theme(STATUS_SYMBOLS)
+UNICODE = Theme(STATUS_SYMBOLS, RUN_SYMBOLS)
 ASCII = Theme(
     dict(zip(STATUS_SYMBOLS, "o>vx-#", strict=True)),
+    dict(zip(RUN_SYMBOLS, ">w|vx|?!", strict=True)),
     encoding="ascii",
     ellipsis="~",
     dash="-",
@@ -90,7 +92,8 @@ def theme_for(encoding: str, also: str = "") -> Theme:
     ``also`` are more characters that the encoding must have.
     """
     try:
-        "".join([*UNICODE.symbols.values(), *UNICODE[2:], also]).encode(encoding)
+        symbols = *UNICODE.symbols.values(), *UNICODE.run_symbols.values()
+        "".join([*symbols, *UNICODE[3:], also]).encode(encoding)
     except LookupError:
         return ASCII
     except UnicodeEncodeError:
@@ -99,7 +102,7 @@ def theme_for(encoding: str, also: str = "") -> Theme:
 
 
 def status_for_run(status: str) -> StepStatus:
-    """Return the step status whose symbol and colour a run status shares."""
+    """Return the step status whose colour a run status shares."""
     return {
         "RUNNING": StepStatus.RUNNING,
         "WAITING": StepStatus.PENDING,

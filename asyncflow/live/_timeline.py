@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import DIED, StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
@@ -36,12 +36,13 @@ class _Glyphs(NamedTuple):
     critical: str = "◆"
     reused: str = "↻"
     flows: str = "↳"
+    died: str = "◇"
     corner: str = "├"
     tick: str = "┬"
     rule: str = "─"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r>++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r>?++-")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",
@@ -54,6 +55,7 @@ _MEANINGS = {
     "resumed": "resumed here",
     "critical": "on the critical path",
     "reused": "reused",
+    "died": DIED,
     "flows": "takes each item when the step before has it",
 }
 """The legend, by field of `_Glyphs`."""
@@ -134,10 +136,16 @@ class _Grid(NamedTuple):
     segments: int
     resumed: str
     """What a pause between two segments means."""
+    is_orphaned: bool
 
 
 def timeline(
-    view: RunView, *, width: int, now_ms: float | None = None, encoding: str = "utf-8"
+    view: RunView,
+    *,
+    width: int,
+    now_ms: float | None = None,
+    encoding: str = "utf-8",
+    is_orphaned: bool = False,
 ) -> Text:
     """Return a timeline, one row for each step, without a final line break.
 
@@ -146,9 +154,10 @@ def timeline(
 
     ``width`` is how many cells a line may take; fewer than 40 are hard to read. ``now_ms`` is the
     current time of a run that has not ended, in milliseconds since the run started; by default the
-    time of its latest event. An ``encoding`` that lacks the symbols gets an ASCII timeline.
+    time of its latest event. ``is_orphaned`` says that its process is gone. An ``encoding`` that
+    lacks the symbols gets an ASCII timeline.
     """
-    grid = _grid(view, width, view.at_ms if now_ms is None else now_ms, encoding)
+    grid = _grid(view, width, view.at_ms if now_ms is None else now_ms, encoding, is_orphaned)
     used: set[str] = set()
     lines = [*_axis(grid), *(_row(step, grid, used) for step in view.steps.values())]
     lines += _legend(grid, used, width)
@@ -158,7 +167,7 @@ def timeline(
     return Text("\n", no_wrap=True, end="").join(lines)
 
 
-def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
+def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: bool) -> _Grid:
     theme = theme_for(encoding, "".join(_UNICODE))
     glyphs = _ASCII if theme.dash == ASCII.dash else _UNICODE
     now_ms = max(now_ms, view.at_ms)
@@ -177,8 +186,10 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str) -> _Grid:
     count, pause = len(view.segments), duration(view.paused_ms)
     many = f"{count - 1} pauses, {pause} in all"
     resumed = f"after {f'a pause of {pause}' if count == 2 else many}"
+    sizes = status, name, longest
+    marked = critical, flows
     return _Grid(
-        theme, glyphs, status, name, longest, scale, now_ms, critical, flows, count, resumed
+        *(theme, glyphs, *sizes, scale, now_ms, *marked, count, resumed, is_orphaned),
     )
 
 
@@ -202,7 +213,9 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     theme, glyphs, cells = grid.theme, grid.glyphs, grid.scale.cells
     is_critical = step.name in grid.critical
     text = Text(no_wrap=True)
-    status = f"{theme.symbols[step.status]} {step.status}"[: grid.status]
+    has_died = grid.is_orphaned and step.status is StepStatus.RUNNING
+    symbol = glyphs.died if has_died else theme.symbols[step.status]
+    status = f"{symbol} {step.status}"[: grid.status]
     text.append(fit(status, grid.status), COLOURS[step.status]).append(" ")
     name = printable(step.name, theme.encoding)
     if step.name in grid.flows:
@@ -211,6 +224,7 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     text.append(name, "bold" if is_critical else "")
     text.append(f" {glyphs.critical if is_critical else ' '} ", "magenta")
     used.update(["critical"] * is_critical + ["reused"] * step.reused)
+    used.update(["died"] * has_died)
     used.update(["flows"] * (step.name in grid.flows))
     skipped = step.reason if step.status is StepStatus.SKIPPED else None
     row: dict[int, _Cell] = {}
@@ -285,7 +299,8 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
         for start_ms, end_ms, segment, part in _waits(step_run, now_ms):
             paint(start_ms, end_ms, segment, part, "dim" if part == "queue" else "yellow")
     for attempt in _attempts(step, is_mapped):
-        part, status = _PARTS[attempt.end]
+        is_cut = attempt.end is None and grid.is_orphaned
+        part, status = _PARTS["crashed" if is_cut else attempt.end]
         before = row.copy() if is_mapped and part == "failed" else {}
         span, colour = paint(
             attempt.started_ms, attempt.ended_ms, attempt.segment, part, COLOURS[status]

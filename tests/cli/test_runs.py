@@ -119,7 +119,18 @@ def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str
     assert shell.json("show", run["run_id"], "--json")["total_duration_ms"] == run["latest_ms"]
     assert abs(run["started_at"] - time.time()) < 600
     assert "⊘" not in shell("runs").stdout
-    assert "■ ORPHANED" in shell("runs").stdout
+    assert "◇ ORPHANED" in shell("runs").stdout
+
+
+def test_the_steps_of_an_orphan_were_running_when_its_process_died(
+    shell: Shell, orphan: str
+) -> None:
+    report, drawn = shell("show", orphan).stdout, shell("show", orphan, "--timeline").stdout
+
+    assert "one was running when its process died" in report
+    assert "◇ RUNNING" in drawn
+    assert "◇ was running when its process died" in drawn
+    assert "▒ unfinished" in drawn
 
 
 @pytest.mark.parametrize("text", ["2x", "yesterday", "99999999999w", ""])
@@ -305,7 +316,7 @@ def test_a_damaged_run_is_listed_and_named_in_the_error(shell: Shell) -> None:
     lines = shell("runs").stdout.splitlines()
     shown = shell("show", "second", exits=1)
 
-    assert lines[1].split() == ["second", "✗", "DAMAGED"]
+    assert lines[1].split() == ["second", "!", "DAMAGED"]
     assert lines[2].split()[:3] == ["first", "✓", "PASSED"]
     assert "run 'second' can't be read: its row is damaged" in shown.stderr
     assert "first" in shell("show", "first").stdout

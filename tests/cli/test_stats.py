@@ -96,7 +96,7 @@ def test_a_grid_shows_each_step_in_each_run(shell: Shell) -> None:
     assert [line.split()[0] for line in lines[5:8]] == [LONG, "extract", "load"]
     assert lines[7][len(LONG) + 2 :].split()[0] == "✓✓✓✓⊘✓✓✓✓⊘"
     assert lines[-1] == (
-        "✓ passed   = result reused   ✗ failed   ↻ passed after a retry   ⊘ skipped"
+        "✓ succeeded or passed   = result reused   ✗ failed   ↻ succeeded after a retry   ⊘ skipped"
     )
 
 
@@ -125,7 +125,7 @@ def test_an_encoding_without_symbols_has_letters_and_digits(shell: Shell) -> Non
 
     assert shown.isascii()
     assert "vvvrx" in shown
-    assert "r passed after a retry" in shown
+    assert "r succeeded after a retry" in shown
 
 
 def test_json_has_every_run_and_step(shell: Shell) -> None:

@@ -259,6 +259,6 @@ def test_ctrl_c_stops_the_run_and_restores_the_terminal(
     assert code == 130
     assert "slow | a step said this" in text
     assert "SIGINT: stopping; running steps are cleaning up. Press Ctrl-C again" in text
-    assert re.search(r"(?m)^■ INTERRUPTED in [\d.]+ m?s: 1 cancelled, 1 skipped$", text)
+    assert re.search(r"(?m)^□ INTERRUPTED in [\d.]+ m?s: 1 cancelled, 1 skipped$", text)
     written = window.terminal.written
     assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h")  # the cursor is visible again

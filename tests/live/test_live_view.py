@@ -607,7 +607,7 @@ class TestEnds:
 
         assert not live_threads()
         assert sys.stdout is screen.stdout
-        assert "■ INTERRUPTED" in screen.lines()[-1]
+        assert "□ INTERRUPTED" in screen.lines()[-1]
 
     async def test_the_view_ends_when_its_last_observer_is_dropped(
         self, screen: ProgramScreen

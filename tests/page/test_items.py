@@ -175,6 +175,28 @@ def test_long_tiers_are_laid_out_in_blocks() -> None:
     assert [len(block) for block in tier.blocks()] == [50, 50, 20]
 
 
+@pytest.mark.parametrize("is_orphaned", [False, True])
+def test_what_an_orphan_was_running_looks_dead(is_orphaned: bool) -> None:
+    events: list[Event] = [
+        RunStarted("r", 0.0, {"a": (), "fetch": ()}),
+        AttemptStarted("a", 1, 0.0),
+        MapStarted("fetch", 0.0, 2),
+        AttemptStarted("fetch", 1, 0.0, item=0),
+        AttemptStarted("fetch", 1, 5.0, item=1),
+    ]
+    view = RunView(events)
+    model = PageModel(view, view.at_ms, PageContext(is_orphaned=is_orphaned))
+    step = view.steps["a"]
+
+    row, layers = model.row(step), model.row(view.steps["fetch"]).layers
+
+    assert model.note(step) == ("was running when its process died" if is_orphaned else "")
+    assert model.status(step.status).symbol == ("◇" if is_orphaned else "▷")
+    end = "crashed" if is_orphaned else "running"
+    assert [bar.end for bar in row.bars] == [end]
+    assert [layer.end for _, of_bar in layers for layer in of_bar] == [end]
+
+
 def test_the_items_of_a_chain_have_a_lane_through_its_steps() -> None:
     flowing, waiting = (to_html(chain_run(parsed_at)) for parsed_at in (3.0, 9.0))
 

@@ -200,7 +200,7 @@ def test_the_header_shows_the_state_of_the_run() -> None:
 
     assert "nightly import ✗ FAILED Run nightly-2026-01-01" in text
     assert "Started 2026-01-01 00:00:00 UTC Duration 5.0 s" in text
-    assert "✓ 7 success ✗ 1 failed ⊘ 3 skipped ■ 1 cancelled" in text
+    assert "✓ 7 succeeded ✗ 1 failed ⊘ 3 skipped ■ 1 cancelled" in text
     assert "Resumed 1 time, last 2026-01-01 01:00:00 UTC" in text
     assert f"Stopped early because step {HOSTILE!r} failed and fail_fast is on" in text
     assert text.count("2026-01-01 00:00:00") == 1
@@ -360,7 +360,7 @@ def test_the_details_of_a_step_show_each_attempt_and_the_output() -> None:
     assert "Ran again because it had not finished." in text
     assert "1 crashed 2.6 s 1.4 s –" in text
     assert "[2] ■ cancelled 898 ms StepTimeoutError" in text
-    assert "[0] ✓ success 198 ms 'page 0'" in text
+    assert "[0] ✓ succeeded 198 ms 'page 0'" in text
 
 
 def test_a_step_or_an_item_that_fell_back_says_so_everywhere() -> None:
