@@ -25,7 +25,7 @@ from asyncflow._core.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow.events import RunResumed, RunStarted, StepSkipped, StepTakenOver
 
-Decision: TypeAlias = Literal["reused", "runs", "skipped"]
+Decision: TypeAlias = Literal["reused", "runs", "waits", "skipped"]
 
 
 @record(frozen=True)
@@ -35,7 +35,8 @@ class StepPreview:
     step_name: str
     decision: Decision
     """``reused``: its stored result stays; ``runs``: it runs, unless the run stops before or its
-    `condition` is not met; ``skipped``: it will not run."""
+    `condition` is not met; ``waits``: it waits for a signal, which may have come; ``skipped``: it
+    will not run."""
     reason: str | None = None
     """Why it runs or is skipped; of what is reused, why it did not succeed."""
     condition: str = ""
@@ -98,6 +99,11 @@ class RunPreview(Mapping[str, StepPreview]):
         return self._with("runs")
 
     @property
+    def waits(self) -> list[StepPreview]:
+        """The steps that wait for a signal."""
+        return self._with("waits")
+
+    @property
     def skipped(self) -> list[StepPreview]:
         """The steps that will not run, and have no result."""
         return self._with("skipped")
@@ -132,10 +138,19 @@ class RunPreview(Mapping[str, StepPreview]):
         return "\n".join([head, *map(str, self.values())])
 
     def _counts(self) -> str:
-        found = (("reused", self.reused), ("to run", self.runs), ("skipped", self.skipped))
+        found = (
+            ("reused", self.reused),
+            ("waiting", self.waits),
+            ("to run", self.runs),
+            ("skipped", self.skipped),
+        )
         return ", ".join(f"{len(steps)} {word}" for word, steps in found if steps) or "no steps"
 
 
+_NOT_YET: Mapping[Decision, str] = {
+    "runs": "it has not run yet",
+    "waits": "no signal has come",
+}
 _FIELDS = ("step_name", "decision", "reason", "condition", "items", "reused_items")
 
 
@@ -184,9 +199,12 @@ def preview_of_start(
             steps.append(StepPreview(step.name, "skipped", skipped[step.name]))
         else:
             condition = _condition(step, has_begun=state.had_begun(index))
-            reason = reason or "it has not run yet"
+            decision: Decision = "runs" if step.signal is None else "waits"
+            if step.signal is not None and step.name in checkpoint.replay.sent:
+                reason = "its signal has come"
+            reason = reason or _NOT_YET[decision]
             items, reused = _count_of_items(step, restored), counts.get(step.name, 0)
-            steps.append(StepPreview(step.name, "runs", reason, condition, items, reused))
+            steps.append(StepPreview(step.name, decision, reason, condition, items, reused))
     is_rerun = isinstance(event, RunStarted)
     return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
 

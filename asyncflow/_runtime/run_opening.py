@@ -80,7 +80,7 @@ async def preview_run(
     A run that has passed does not resume: its report is returned.
     """
     opening = _RunOpening(journal, request)
-    read = opening.read if from_steps is None else partial(opening.rerun, from_steps=from_steps)
+    read = opening.preview if from_steps is None else partial(opening.rerun, from_steps=from_steps)
     return await journal.replay(origin, read)
 
 
@@ -122,6 +122,12 @@ class _RunOpening:
         if not has_new_inputs and self._is_still_waiting(stored):
             return self._report_of(stored)
         return self._resume(stored)
+
+    def preview(self, stored: StoredRun) -> RunStart | RunReport:
+        """Return how a run resumes; of one that still waits, when something has come for it."""
+        found = self.read(stored)
+        still_waits = isinstance(found, RunReport) and found.status is RunStatus.WAITING
+        return self._resume(stored) if still_waits else found
 
     def _is_still_waiting(self, stored: StoredRun) -> bool:
         """Whether nothing has come for a run that waits, so that there is nothing to do."""

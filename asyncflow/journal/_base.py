@@ -591,11 +591,12 @@ class SQLJournal:
 
     def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
         committed = lease.committed
-        if not committed:
-            return read(StoredRun())
-        run = self._reader.history(lease.run_id, committed)
+        run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
+        return self._answer(run, read)
+
+    def _answer(self, run: StoredRun, read: Callable[[StoredRun], T]) -> T:
         if run.waits:
-            run.sent = self._reader.store.signals.read(lease.run_id)
+            run.sent = self._reader.store.signals.read(run.run_id)
         return read(run)
 
     async def _cancel_waiting(self, run_id: str) -> bool:
@@ -625,7 +626,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        return await self._read(lambda: read(self._reader.run(run_id)))
+        return await self._read(lambda: self._answer(self._reader.run(run_id), read))
 
     async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
         """Return a result that an equal call has stored. A run calls this; see `asyncflow.Journal`.

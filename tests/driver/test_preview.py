@@ -262,3 +262,36 @@ async def test_nothing_runs_and_nothing_is_written(tmp_path: Path, work: Work):
 def dump(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as connection:
         return list(connection.iterdump())
+
+
+async def test_a_step_waits_for_its_signal_which_may_have_come(tmp_path: Path):
+    pipeline = Pipeline("orders")
+
+    @pipeline.step
+    async def draft() -> str:
+        return "draft"
+
+    approved = pipeline.signal("approved", bool, depends_on=[draft])
+
+    @pipeline.step
+    async def publish(approved: bool = after(approved)) -> None: ...
+
+    async with SQLiteJournal(tmp_path / "orders.db") as journal:
+        stored = pipeline.with_options(journal=journal, run_id="r")
+        await stored.run()
+        waiting = await stored.preview("r")
+        await journal.signal("r", "approved", True)
+        answered = await stored.preview("r")
+        before = dump(tmp_path / "orders.db")
+        rerun = await stored.preview("r", rerun=True)
+        assert dump(tmp_path / "orders.db") == before
+
+    assert str(waiting) == (
+        "A resumption of run r: 1 reused, 1 waiting, 1 to run\n"
+        "[REUSED ] draft\n"
+        "[WAITS  ] approved: no signal has come\n"
+        "[RUNS   ] publish: it has not run yet"
+    )
+    assert [step.step_name for step in waiting.waits] == ["approved"]
+    assert told(answered)["approved"] == ("waits", "its signal has come", "")
+    assert told(rerun)["approved"] == ("waits", "no signal has come", "")

@@ -54,7 +54,7 @@ from asyncflow.events import (
 )
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
-DECISIONS = "reused", "runs", "skipped"
+DECISIONS = "reused", "runs", "waits", "skipped"
 ENDS = AttemptFailed, StepSucceeded, StepFailed, StepCancelled
 
 
