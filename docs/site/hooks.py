@@ -4,6 +4,7 @@
 - A link to a file of the repository leads there, if `[project.urls]` in pyproject.toml says where
   that is; else its text stays. One to a file that does not exist is an error.
 - Comments don't reach a page. The version is in the name of the site.
+- The options of each command of the command line are a table, made from the command itself.
 - The search leaves common words out of a query, and prefers whole words to prefixes.
 - The scripts that the theme would load from another server are in the site.
 - Each page has a twin in Markdown, `llms.txt` lists these, and `llms-full.txt` has all of them.
@@ -22,9 +23,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import griffe
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
+
+from asyncflow._cli import commands
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {
@@ -51,6 +55,7 @@ _CODE_OR_LINK = re.compile(
     re.DOTALL,
 )
 _COMMENT = re.compile(r"^ *<!--.*?-->\n*", re.MULTILINE | re.DOTALL)  # not one in code
+_OPTIONS = re.compile(r"<!-- options of (\w+) -->")
 _TESTS = re.compile(r"<ul>\n(?:<li><code>[\w/]+(?:::\w+)+</code></li>\n)+</ul>")
 _ENTRY = re.compile(r"^::: (\S+)\n(?:(?:    .*)?\n)*", re.MULTILINE)
 
@@ -102,6 +107,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return match[0]
         url = _site_url(match["url"], source, page.file.src_uri, config.repo_url)
         return match["text"] if url is None else f"{match['image']}[{match['text']}]({url})"
+
+    markdown = _OPTIONS.sub(lambda m: _options(m[1]), markdown)
 
     def outside_fences(text: str) -> str:
         return _CODE_OR_LINK.sub(mend, _COMMENT.sub("", text))
@@ -194,6 +201,18 @@ def _site_url(url: str, source: str, page: str, repository: str | None) -> str |
         return None
     kind = "tree" if (ROOT / target).is_dir() else "blob"
     return f"{repository.rstrip('/')}/{kind}/main/{target}{hash_sign}{anchor}"
+
+
+def _options(name: str) -> str:
+    """Return the options of a command as a table, with what its ``--help`` says of them."""
+    context = click.Context(commands)
+    rows = ["| option | meaning |", "|---|---|"]
+    for option in commands.get_command(context, name).params:
+        record = option.get_help_record(context)
+        if isinstance(option, click.Option) and record is not None:
+            names, meaning = (text.replace("|", r"\|") for text in record)
+            rows.append(f"| `{names}` | {meaning} |")
+    return "\n".join(rows)
 
 
 def _tests(listed: str) -> str:

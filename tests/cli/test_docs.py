@@ -26,19 +26,10 @@ def test_the_page_has_one_section_per_command() -> None:
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_the_page_lists_exactly_the_options_of_each_command(name: str) -> None:
-    command = COMMANDS[name]
-    options = {
-        text
-        for parameter in command.params
-        if isinstance(parameter, click.Option)
-        for text in parameter.opts
-    }
+def test_the_page_has_the_options_of_each_command_as_the_site_makes_them(name: str) -> None:
+    has_options = any(isinstance(each, click.Option) for each in COMMANDS[name].params)
 
-    rows = re.findall(r"(?m)^\| (`-.*?) \|", SECTIONS[name].replace(r"\|", "/"))
-    documented = [option for row in rows for option in re.findall(r"`(--?[\w-]+)", row)]
-
-    assert sorted(documented) == sorted(options)
+    assert (f"<!-- options of {name} -->" in SECTIONS[name]) == has_options
 
 
 def test_each_command_and_option_has_a_help_text() -> None:

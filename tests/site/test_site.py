@@ -8,8 +8,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import click
 import pytest
 from public_api import MODULES
+
+from asyncflow._cli import commands
 
 from .conftest import ROOT, build
 from .test_sources import exported
@@ -95,6 +98,21 @@ def test_each_public_name_can_be_linked_to(built_site: Path) -> None:
         page = built_site / f"reference/api/{module.removeprefix('asyncflow.')}.html"
         names = {f"{module}.{name}" for name in exported(module)}
         assert names - parsed(page).ids == set()
+
+
+def test_each_option_of_the_command_line_is_on_its_page(built_site: Path) -> None:
+    page = (built_site / "reference/command-line.md").read_text(encoding="utf-8")
+    names = commands.list_commands(context := click.Context(commands))
+    options = {
+        text
+        for name in names
+        for each in commands.get_command(context, name).params
+        if isinstance(each, click.Option)
+        for text in each.opts
+    }
+
+    assert len(options) > 30
+    assert [text for text in options if not re.search(rf"^\| `.*{text}\b", page, re.M)] == []
 
 
 def test_no_comment_of_a_source_is_on_a_page(built_site: Path) -> None:
