@@ -19,6 +19,7 @@ _COMMANDS = {
     "stats": "Show the latest runs of a pipeline, step by step.",
     "resume": "Resume a run that has not passed.",
     "rerun": "Rerun a run from a step, under a new id.",
+    "signal": "Send a value to a step of a run that waits for it.",
     "cancel": "Ask the process that runs a run to stop it.",
     "export": "Copy a run into a file of its own.",
     "prune": "Remove runs that ended long ago.",
@@ -64,6 +65,8 @@ class _Commands(click.Group):
                 from asyncflow._cli.resume import resume as command
             case "rerun":
                 from asyncflow._cli.rerun import rerun as command
+            case "signal":
+                from asyncflow._cli.signal import signal as command
             case "cancel":
                 from asyncflow._cli.runs import cancel as command
             case "export":
@@ -102,8 +105,8 @@ def commands() -> None:
 
     Results go to standard output, everything else to standard error. The exit code is 0 on success,
     1 if a run or a journal failed, 2 for a usage error, 3 for a pipeline that can't be imported or
-    run, 4 if a run or a journal does not exist, 70 for a bug in asyncflow, 130 and 143 after SIGINT
-    and SIGTERM.
+    run, 4 if a run or a journal does not exist, 5 if a run waits for a signal, 70 for a bug in
+    asyncflow, 130 and 143 after SIGINT and SIGTERM.
     """
 
 

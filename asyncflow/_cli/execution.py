@@ -35,6 +35,7 @@ from asyncflow._cli.output import (
     INVALID,
     PASSED,
     RUN_FAILED,
+    RUN_WAITING,
     CommandError,
     format_report,
     format_tracebacks,
@@ -256,7 +257,8 @@ def report_end(execution: Execution, end: RunEnd) -> int:
     """
     report, flags = end.report, execution.flags
     if end.had_passed:
-        note = f"run {report.run_id} has passed, so nothing ran; this is its report"
+        why = "still waits for a signal" if report.status is RunStatus.WAITING else "has passed"
+        note = f"run {report.run_id} {why}, so nothing ran; this is its report"
         write_note(escape_controls(note), quiet=flags.quiet)
     # The live view has the user's frames; without a journal, nothing else has the others.
     if not end.is_shown or execution.journal is None:
@@ -282,11 +284,13 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         write_trace(flags.trace, view, view.at_ms)
         write_note(f"Trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
-        hint = _next_command(execution, report, execution.journal)
-        write_note(escape_controls(hint), quiet=flags.quiet)
+        for hint in _next_commands(execution, report, execution.journal):
+            write_note(escape_controls(hint), quiet=flags.quiet)
     _explain_threads(report)
     if end.signal is not None:
         return 128 + end.signal
+    if report.status is RunStatus.WAITING:
+        return RUN_WAITING
     return PASSED if report.status is RunStatus.PASSED and end.failure is None else RUN_FAILED
 
 
@@ -303,12 +307,16 @@ def _report_to_github(report: RunReport) -> None:
         write_note(escape_controls(f"the report for GitHub can't be written: {error}"))
 
 
-def _next_command(execution: Execution, report: RunReport, journal: str) -> str:
+def _next_commands(execution: Execution, report: RunReport, journal: str) -> list[str]:
+    run_id, flag = shlex.quote(report.run_id), journal_flag(journal)
     if report.status is RunStatus.PASSED:
-        return (
-            f"To show it again: asyncflow show {shlex.quote(report.run_id)}{journal_flag(journal)}"
-        )
-    return f"To resume it: {_resume_command(execution, report, journal)}"
+        return [f"To show it again: asyncflow show {run_id}{flag}"]
+    if report.status is RunStatus.WAITING:
+        names = map(shlex.quote, report.waiting)
+        answers = [f"To answer it: asyncflow signal {run_id} {name} JSON{flag}" for name in names]
+        resume = _resume_command(execution, report, journal)
+        return [*answers, f"Then resume it: {resume}"]
+    return [f"To resume it: {_resume_command(execution, report, journal)}"]
 
 
 def _resume_command(execution: Execution, report: RunReport, journal: str) -> str:

@@ -201,6 +201,8 @@ def cancel(run: str, journal: str) -> None:
         raise CommandError(f"run {record.run_id!r} has ended", RUN_FAILED)
     if record.status is RunStatus.RUNNING:
         done = f"asked {record.owner} to stop run {record.run_id}"
+    elif record.status is RunStatus.WAITING:
+        done = f"run {record.run_id}, which waited for a signal, has ended as cancelled"
     else:
         done = f"run {record.run_id} has no process; the next to take it up ends it as cancelled"
     write_note(escape_controls(done))

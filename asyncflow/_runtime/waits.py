@@ -13,7 +13,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
@@ -210,7 +211,10 @@ class Waits:
             self._is_looking = True
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
-            self._task = self._start_task(self._look(), name=name, context=context)
+            look = self._look()
+            self._task = self._start_task(look, name=name, context=context)
+            # It may be cancelled before its first line.
+            self._task.add_done_callback(partial(self._looked, look), context=context)
 
     async def _look(self) -> None:
         try:
@@ -229,9 +233,13 @@ class Waits:
             self._run.interrupt(error, Interruption("journal", "its journal has failed"))
         except BaseException as bug:
             self._run.broken(bug, "a signal could not be received")
-        finally:
-            self._is_looking, self._task = False, None
-            self._run.advance()
+
+    def _looked(self, look: Coroutine[Any, Any, None], _: object) -> None:
+        look.close()
+        self._is_looking, self._task = False, None
+        if self._must_look and self._state.stop_reason is None:
+            self._look_soon()  # it came after the last look
+        self._run.advance()
 
     def _take(self, node: int, wait: StepWaiting, payload: Payload | None) -> None:
         """Take what was sent to a step; ``None`` stands for its expired deadline."""

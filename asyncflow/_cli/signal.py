@@ -1,0 +1,54 @@
+"""The command ``asyncflow signal``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import click
+
+from asyncflow._cli.options import (
+    find_run,
+    journal_option,
+    open_journal,
+    require_journal,
+    run_argument,
+)
+from asyncflow._cli.output import RUN_FAILED, CommandError, write_note
+from asyncflow._core.errors import PayloadError
+from asyncflow._core.text import escape_controls
+from asyncflow.journal import RunRecord
+
+
+@click.command()
+@run_argument
+@click.argument("name")
+@click.argument("value", metavar="JSON")
+@journal_option
+def signal(run: str, name: str, value: str, journal: str) -> None:
+    """Send a value to a step of a run that waits for it.
+
+    RUN is its id, the start of its id, or "latest". NAME is the step, and JSON the value: true, 42,
+    '"yes"', '{"amount": 3}'. The first value counts; the same one again changes nothing. A service
+    with this journal continues the run; so does `asyncflow resume`.
+    """
+    require_journal(journal)
+    try:
+        plain = json.loads(value)
+    except ValueError as error:
+        raise click.UsageError(
+            f"{value!r} is no JSON ({error}); put a text in double quotes within single ones: "
+            f"""'"{value}"'"""
+        ) from error
+
+    async def send() -> RunRecord:
+        async with open_journal(journal) as opened:
+            record = await find_run(opened, run)
+            await opened.signal(record.run_id, name, plain)
+            return record
+
+    try:
+        record = asyncio.run(send())
+    except (ValueError, PayloadError) as error:
+        raise CommandError(str(error), RUN_FAILED) from error
+    write_note(escape_controls(f"signal {name!r} of run {record.run_id} is stored"))

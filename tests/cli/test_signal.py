@@ -1,0 +1,82 @@
+"""``signal`` answers a run that waits, and ``run``, ``runs`` and ``show`` say that it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+Shell = Any
+
+ORDERS = """
+    from asyncflow import Pipeline, after
+
+    orders = Pipeline("orders")
+
+    @orders.step
+    async def draft() -> str:
+        return "draft"
+
+    approved = orders.signal("approved", bool, depends_on=[draft])
+
+    @orders.step
+    async def publish(approved: bool = after(approved)) -> bool:
+        return approved
+"""
+
+
+@pytest.fixture
+def waiting(shell: Shell) -> str:
+    """Let a run wait, and return what was said at its end."""
+    shell.write("orders.py", ORDERS)
+    said: str = shell("run", "orders", "--run-id", "r1", exits=5).stderr
+    return said
+
+
+def test_a_run_that_waits_exits_with_5_and_says_how_to_answer(waiting: str, shell: Shell) -> None:
+    assert "To answer it: asyncflow signal r1 approved JSON\n" in waiting
+    assert "Then resume it: asyncflow resume r1 orders" in waiting
+
+
+def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> None:
+    still = shell("run", "orders", "--run-id", "r1", exits=5).stderr
+    answered = shell("signal", "r1", "approved", "true").stderr
+    report = shell("resume", "r1", "orders").stdout
+
+    assert "run r1 still waits for a signal, so nothing ran; this is its report" in still
+    assert answered == "signal 'approved' of run r1 is stored\n"
+    assert "Pipeline PASSED" in report
+    assert "[SUCCESS] approved" in report
+
+
+def test_a_signal_that_can_not_be_right_is_refused(waiting: str, shell: Shell) -> None:
+    assert "is no JSON" in shell("signal", "r1", "approved", "yes", exits=2).stderr
+    wrong = shell("signal", "r1", "approved", '"yes"', exits=1).stderr
+    assert "signal 'approved' must be of type boolean, not \"yes\"" in wrong
+    shell("signal", "r2", "approved", "true", exits=4)
+
+
+def test_what_shows_runs_knows_one_that_waits(waiting: str, shell: Shell) -> None:
+    (listed,) = shell.json("runs", "--json", "--status", "waiting")
+    shown = shell("show", "r1").stdout
+
+    assert listed["status"] == "WAITING"
+    assert "waits for a signal" in shown
+    assert "WAITING" in shell("runs").stdout
+    assert "0 failed" not in shell("stats", "orders").stdout
+
+
+def test_the_page_of_a_run_that_waits_is_written(shell: Shell) -> None:
+    shell.write("orders.py", ORDERS)
+
+    shell("run", "orders", "--run-id", "r1", "--html", "run.html", exits=5)
+
+    page = (shell.directory / "run.html").read_text(encoding="utf-8")
+    assert "WAITING" in page
+
+
+def test_a_run_that_waits_is_cancelled_at_once(waiting: str, shell: Shell) -> None:
+    said = shell("cancel", "r1").stderr
+
+    assert said == "run r1, which waited for a signal, has ended as cancelled\n"
+    assert shell.json("runs", "--json")[0]["status"] == "INTERRUPTED"
