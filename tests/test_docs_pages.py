@@ -183,6 +183,18 @@ def test_every_example_of_a_page_runs_and_prints_what_the_page_shows(
     assert not differences, "\n\n".join(differences)
 
 
+def test_the_code_of_the_docs_is_not_wider_than_their_column() -> None:
+    wide = [
+        f"{page.relative_to(ROOT)}:{block.line + number}"
+        for page in (ROOT / "docs").rglob("*.md")
+        for block in blocks_of(page)
+        for number, line in enumerate(block.code.splitlines())
+        if len(line) > 76 and not re.search("[\"']", line)  # a string stays in one piece
+    ]
+
+    assert wide == []
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     return tmp_path / "page.md"
