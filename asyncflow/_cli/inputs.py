@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
@@ -34,6 +35,7 @@ _HOW_TO_WRITE: Mapping[Any, str] = {
     UUID: "such as 6f1c1e9e-0d0b-4d7e-9a55-0c1c5a1f2b3d",
     bytes: "in Base64",
 }
+_VARIABLE = "@env:"
 _SHOWN_VALUES = 10
 """How many of its possible values an error shows."""
 _CONSTRAINT = re.compile(r"Expected `[^`]*` ")
@@ -77,7 +79,26 @@ def _pair(pair: str) -> tuple[str, str]:
     name, is_there, text = pair.partition("=")
     if not is_there or not name:
         raise click.UsageError("--input takes NAME=VALUE, such as --input days=3")
-    return name, text
+    return name, _text_from(name, text) if text.startswith("@") else text
+
+
+def _text_from(name: str, place: str) -> str:
+    """Return the text of a variable or a file, which others don't see in a list of processes."""
+    if place.startswith("@@"):
+        return place[1:]
+    if place.startswith(_VARIABLE):
+        variable = place.removeprefix(_VARIABLE)
+        if variable not in os.environ:
+            raise click.UsageError(f"input {name!r}: there is no variable {variable!r}")
+        return os.environ[variable]
+    try:
+        return Path(place[1:]).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not encoded in UTF-8"
+        raise click.UsageError(
+            f"input {name!r}: can't read file {place[1:]!r}: {why}; for a text that begins with @, "
+            "write @@"
+        ) from None
 
 
 def _check_names(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -> None:

@@ -283,7 +283,8 @@ since_option = click.option(
     "--since",
     metavar="TIME",
     callback=lambda ctx, param, value: check_time(value),
-    help="Only runs that started at this time or later: a date, or an age such as 2h or 3d.",
+    help="Only runs that started at this time or later: a date, yesterday, or an age such as "
+    "2h or 3d.",
 )
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Run and store nothing; show what would run, and why."
@@ -360,7 +361,8 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         "input_",
         metavar="NAME=VALUE",
         multiple=True,
-        help="An input, as text of the type that the actions declare; repeatable.",
+        help="An input, as text of the type that the actions declare; @env:VARIABLE and @FILE take "
+        "it from there; repeatable.",
     ),
     click.option("--input-json", metavar="JSON", help="Inputs as a JSON object: '{\"days\": 3}'."),
     click.option(

@@ -28,6 +28,7 @@ from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
     multiple=True,
     help="Run this step again, with all that depends on it; repeatable.",
 )
+@click.option("--all", "everything", is_flag=True, help="Run all steps again, with its inputs.")
 @click.option("--run-id", metavar="NAME", help="The id of the new run; by default a new name.")
 @dry_run_option
 @new_run_options
@@ -35,6 +36,7 @@ def rerun(
     run: str,
     pipelines: Sequence[str],
     from_steps: Sequence[str],
+    everything: bool,
     run_id: str | None,
     dry_run: bool,
     flags: RunFlags,
@@ -50,7 +52,10 @@ def rerun(
     """
     if run_id is not None:
         check_run_id(run_id)
+    if everything and from_steps:
+        raise click.UsageError("--all runs every step again, so --from has no effect")
     require_journal(flags.journal)
     stored = asyncio.run(read_run(flags.journal, run))
     target = pipeline_of(stored.record, pipelines, flags, "rerun")
-    execute_run(target, flags.journal, run_id, flags, stored, from_steps, dry_run=dry_run)
+    again = None if everything else from_steps
+    execute_run(target, flags.journal, run_id, flags, stored, again, is_rerun=True, dry_run=dry_run)

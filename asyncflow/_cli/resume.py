@@ -30,6 +30,7 @@ from asyncflow._cli.output import (
     INVALID,
     PASSED,
     RUN_FAILED,
+    RUN_WAITING,
     CommandError,
     logs_on_stderr,
     stdout_for_results_only,
@@ -44,8 +45,9 @@ from asyncflow._core.text import escape_controls
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import record_document
 
-_SEVERITY = (PASSED, RUN_FAILED, INVALID)
+_SEVERITY = (PASSED, RUN_WAITING, RUN_FAILED, INVALID)
 """The exit codes of runs, the worst last."""
+_CODES = {RunStatus.PASSED: PASSED, RunStatus.WAITING: RUN_WAITING}
 
 
 @click.command()
@@ -195,8 +197,7 @@ class _Resumption:
         except ResourceError as error:
             self._end(record, f"{error.report.status}: {error}", RUN_FAILED)
         else:
-            code = PASSED if status is RunStatus.PASSED else RUN_FAILED
-            self._end(record, status, code)
+            self._end(record, status, _CODES.get(status, RUN_FAILED))
 
     def _end(self, record: RunRecord, how: str, code: int) -> None:
         self._ends[record.run_id] = code

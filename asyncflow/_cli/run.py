@@ -71,22 +71,25 @@ def execute_run(
     stored: RunToResume | None = None,
     from_steps: Sequence[str] | None = None,
     *,
+    is_rerun: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Run a pipeline, write its report, and exit; or say what would run, of the stored run.
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
-    a new one. ``stored`` is the run to resume, or to rerun if ``from_steps`` says from where.
+    a new one. ``stored`` is the run to resume, or to rerun from ``from_steps``; ``None`` means all.
     """
     check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         loaded, inputs = load(target, flags)
         if stored is not None:
-            check_matches(stored, loaded, flags, is_rerun=from_steps is not None)
+            check_matches(stored, loaded, flags, is_rerun=is_rerun)
         rerun = None
-        if stored is not None and from_steps is not None:
-            rerun = Rerun(stored.record.run_id, _checked_steps(from_steps, loaded))
+        if stored is not None and is_rerun:
+            every = [step.name for step in loaded.orchestrator.steps]
+            steps = every if from_steps is None else _checked_steps(from_steps, loaded)
+            rerun = Rerun(stored.record.run_id, steps)
         execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
         with logs_on_stderr(flags.log_level, flags.logs):
             if dry_run and stored is not None:

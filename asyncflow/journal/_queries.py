@@ -41,7 +41,10 @@ _RELATIVE = (".", "..")
 """Path segments that clients remove from a URL before they send it."""
 
 _TIME = "a datetime or seconds since the epoch"
-_AGE = re.compile(r"(?P<number>\d+)(?P<unit>[smhdw])", re.ASCII)
+_AGE = re.compile(
+    r"(?P<number>\d+) ?(?P<unit>[smhdw]|(?:second|minute|hour|day|week)s?)(?: ago)?", re.ASCII
+)
+_DAYS = {"today": timedelta(0), "yesterday": timedelta(days=1)}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -297,13 +300,16 @@ def parse_status(status: object) -> RunStatus | None:
 def parse_time(text: str, now_s: float) -> float:
     """Return a time that a person typed, in seconds since the epoch.
 
-    ``text`` is an age (``30s``, ``15m``, ``2h``, ``3d``, ``1w``), counted back from now and at most
-    to the epoch; a date or a time in ISO 8601, local unless it has an offset; or seconds since the
-    epoch, as ``now_s`` is.
+    ``text`` is an age (``30s``, ``15m``, ``2h``, ``3 days ago``), counted back from now and at most
+    to the epoch; ``today`` or ``yesterday``; a date or a time in ISO 8601, local unless it has an
+    offset; or seconds since the epoch, as ``now_s`` is.
     """
     try:
+        if text in _DAYS:
+            today = datetime.fromtimestamp(now_s).replace(hour=0, minute=0, second=0, microsecond=0)
+            return (today - _DAYS[text]).timestamp()
         if age := _AGE.fullmatch(text):
-            past = timedelta(**{_UNITS[age["unit"]]: int(age["number"])})
+            past = timedelta(**{_UNITS[age["unit"][0]]: int(age["number"])})
             return max(0.0, (datetime.fromtimestamp(now_s, UTC) - past).timestamp())
         time = _seconds_of_date(text)
     except (ValueError, OverflowError, OSError):

@@ -365,3 +365,30 @@ def test_an_input_that_a_model_refuses_is_wrong_usage(shell: Shell, inputs: str,
 
     assert says in result.stderr
     assert "hunter2" not in result.stderr
+
+
+def test_an_input_comes_from_a_variable_or_a_file(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAYS", "3")
+    shell.write("name.txt", "a name\n")
+
+    given = ["--input", "days=@env:DAYS", "--input", "name=@name.txt", "--input", "other=@@me"]
+    received = received_inputs(shell, *given)
+
+    assert (received["days"], received["name"], received["other"]) == ("3", "'a name'", "'@me'")
+
+
+@pytest.mark.parametrize(
+    ("pair", "problem"),
+    [
+        ("name=@env:NOT_THERE", "input 'name': there is no variable 'NOT_THERE'"),
+        ("name=@missing", "can't read file 'missing': No such file or directory; for a text that"),
+    ],
+)
+def test_a_variable_or_a_file_that_is_not_there_is_named(
+    shell: Shell, pair: str, problem: str
+) -> None:
+    shell.write("typed.py", TYPED)
+
+    assert problem in shell("run", "typed:steps", "--input", pair, exits=2).stderr

@@ -254,3 +254,12 @@ def test_the_missing_files_of_a_night_are_listed_and_fetched_next_morning(shell:
     )
     assert ": 3 of 4 items reused: run again because 1 item had failed" in again
     assert "load (4 attempt(s), " in again
+
+
+def test_all_steps_run_again_with_the_inputs_of_the_run(failed: Shell) -> None:
+    both = failed("rerun", "first", "shop:pipeline", "--all", "--from", "load", exits=2)
+
+    failed("rerun", "first", "shop:pipeline", "--all", "--quiet")
+
+    assert calls(failed) == ["extract", "load", "mail"]
+    assert "--from has no effect" in both.stderr

@@ -133,7 +133,7 @@ def test_the_steps_of_an_orphan_were_running_when_its_process_died(
     assert "▒ unfinished" in drawn
 
 
-@pytest.mark.parametrize("text", ["2x", "yesterday", "99999999999w", ""])
+@pytest.mark.parametrize("text", ["2x", "tomorrow", "99999999999w", ""])
 def test_an_invalid_time_is_wrong_usage(shell: Shell, text: str) -> None:
     store_run("first")
 

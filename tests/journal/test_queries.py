@@ -35,6 +35,11 @@ def test_an_unknown_status_is_refused_with_the_valid_ones(status: Any) -> None:
         ("2h", NOW_S - 2 * 3_600),
         ("3d", NOW_S - 3 * 86_400),
         ("1w", NOW_S - 7 * 86_400),
+        ("2 h ago", NOW_S - 2 * 3_600),
+        ("1 week ago", NOW_S - 7 * 86_400),
+        ("3 days", NOW_S - 3 * 86_400),
+        ("today", datetime(2024, 6, 1).timestamp()),
+        ("yesterday", datetime(2024, 5, 31).timestamp()),
         ("99999d", 0.0),
         ("2024-06-01T12:00Z", NOW_S),
         ("2024-06-01T14:00+02:00", NOW_S),
@@ -53,7 +58,20 @@ def test_a_time_is_an_age_a_date_or_seconds_since_the_epoch(text: str, seconds: 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "2x", "h", "-2h", "2 h", "²h", "yesterday", "nan", "-1", "1e999", "1960-01-01"),
+        *(
+            "",
+            "2x",
+            "h",
+            "-2h",
+            "2  h",
+            "2h go",
+            "²h",
+            "tomorrow",
+            "nan",
+            "-1",
+            "1e999",
+            "1960-01-01",
+        ),
         *("0001-01-01", "99999-01-01", "9999999w", f"{'9' * 5_000}d"),
     ],
 )

@@ -82,6 +82,7 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
     StepTakenOver,
+    StepWaiting,
     ThreadAbandoned,
 )
 from asyncflow.journal import (
@@ -309,6 +310,8 @@ def watch(event: Event) -> None:
         assert_type(event.data, bytes)
     elif isinstance(event, AttemptBegan):
         assert_type(event.worker, str)
+    elif isinstance(event, StepWaiting):
+        assert_type(event.until, float | None)
     else:
         assert_type(event, RunFinished)
         assert_type(event.status, RunStatus)
