@@ -33,8 +33,8 @@ def chains(rounds: int) -> Iterator[Row]:
     yield Row("   until its first item is done", ours[1] / theirs[1], 1.2)
     # An item has a result, attempts, and a slot that other runs share; a task has none of these.
     for count, what, at_most in (
-        (1, "10,000 items", 2.5),
-        (2, "   that flow on into a second mapped step", 3.5),
+        (1, "10,000 items", 3.1),
+        (2, "   that flow on into a second mapped step", 3.7),
     ):
         value = ratio(
             lambda count=count: _cpu_s(_map(count)),
