@@ -255,6 +255,12 @@ class Orchestrator:
         """The names of the steps, tier after tier; see `topological_sort`."""
         return [name for tier in self.tiers for name in tier]
 
+    def _repr_svg_(self) -> str:
+        """Return the picture that a notebook shows."""
+        from asyncflow._views.dag import to_svg  # few programs need it
+
+        return to_svg(self.name, self.tiers, self.dependencies)
+
     def to_mermaid(self) -> str:
         """Return the pipeline as a Mermaid flowchart, with an arrow from each dependency.
 

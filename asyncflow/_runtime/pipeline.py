@@ -579,6 +579,13 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"Pipeline({self.name!r})"
 
+    def _repr_svg_(self) -> str | None:
+        """Return the picture that a notebook shows; none while the steps don't fit together."""
+        try:
+            return self.orchestrator._repr_svg_()
+        except (TypeError, ValueError):
+            return None
+
     @property
     def orchestrator(self) -> Orchestrator:
         """The pipeline as it stands, planned, with its options.

@@ -595,6 +595,22 @@ class PageModel:
         has_died = part.end == "running" and self.context.is_orphaned
         return part._replace(end="crashed") if has_died else part
 
+    def occurring(self) -> set[str]:
+        """Return which parts of the legend the timeline has."""
+        found = set[str]()
+        for step in self.view.steps.values():
+            for each in step.all_attempts():
+                found.add(each.end or ("crashed" if self.context.is_orphaned else "running"))
+                if each.retry_in_ms:
+                    found.add("backoff")
+                if each.queued_ms or each.is_queued:
+                    found.add("queued")
+                if each.blocks:
+                    found.add("event loop blocked")
+                if each.abandoned:
+                    found.add("thread kept running")
+        return found
+
     def usual_end(self, step: StepView) -> float | None:
         """Return where a step ends that takes as long as it usually does, in percent.
 

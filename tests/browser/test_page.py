@@ -244,7 +244,7 @@ async def test_the_outcomes_of_attempts_are_distinguishable_in_greyscale(
     picture = await greyscale_screenshot(page)
     pictures = {
         kind: await crop(picture, page.locator(f".legend .f-{kind}").first, (24, 16))
-        for kind in ("success", "p-failed", "p-timed-out", "p-cancelled", "p-crashed", "p-running")
+        for kind in ("success", "p-failed", "p-timed-out", "p-cancelled", "p-crashed")
     }
 
     for one, other in combinations(pictures, 2):

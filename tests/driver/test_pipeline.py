@@ -1058,3 +1058,27 @@ def test_steps_can_be_declared_in_several_modules(
         del sys.modules[module]
 
     assert names == ["extract", "work", "load"]
+
+
+def test_a_notebook_draws_a_pipeline_whose_steps_fit_together():
+    pipeline = Pipeline("etl")
+
+    @pipeline.step
+    async def extract() -> int:
+        return 1
+
+    @pipeline.step
+    async def load(rows: int = after(extract)) -> int:
+        return rows
+
+    picture = pipeline._repr_svg_()
+
+    assert picture == pipeline.orchestrator._repr_svg_()
+    assert picture.startswith("<svg")
+    assert "extract" in picture
+
+    @pipeline.step(depends_on=["gone"])
+    async def alone() -> None:
+        pass
+
+    assert pipeline._repr_svg_() is None

@@ -208,3 +208,18 @@ def test_the_items_of_a_chain_have_a_lane_through_its_steps() -> None:
         *([("1", "fetch[1]: failed, 8 ms"), ("2", "parse[1]: skipped")], []),
     ]
     assert flowing.count(" flows") - waiting.count(" flows") == 1  # the edge between the two
+
+
+def test_the_legend_shows_what_occurs() -> None:
+    def legend_of(*events: Event) -> str:
+        html = to_html([RunStarted("r", 0.0, {"a": ()}), AttemptStarted("a", 1, 0.0), *events])
+        legend = html.partition('<ul class="legend"')[2].partition("</ul>")[0]
+        return ",".join(re.findall(r"> ([a-z ]+)</li>", legend))
+
+    retry = AttemptFailed("a", 1, 5.0, ValueError("x"), 10.0)
+    again = AttemptStarted("a", 2, 20.0, 5.0)
+
+    assert legend_of() == "running,critical path"
+    assert legend_of(StepSucceeded("a", 1, 5.0, None)) == "succeeded,critical path"
+    ended = legend_of(retry, again, StepSucceeded("a", 2, 25.0, None))
+    assert ended == "succeeded,failed,backoff,queued,critical path"

@@ -480,3 +480,16 @@ def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
 def test_every_prefix_of_a_run_has_a_page_with_notes() -> None:
     for count in range(1, len(GOLDEN) + 1, 7):
         Parsed(to_html(GOLDEN[:count], NOTES))
+
+
+def test_the_first_failure_says_what_the_step_received() -> None:
+    events = stored("(rows=extract)")
+    failure: list[Event] = [
+        AttemptStarted("load", 1, 9.0),
+        StepFailed("load", 1, 10.0, ValueError("bad")),
+    ]
+
+    shown = words("failure", [*events[:-1], *failure, events[-1]], [])
+
+    assert "What it received rows from extract { 'rows': [0, 1, 2" in shown
+    assert "What it received" not in words("failure", [started("load"), *failure], [])
