@@ -299,6 +299,7 @@ async def test_if_the_call_fails_one_of_those_that_wait_takes_over():
     assert len(calls.made) == 3
 
 
+@pytest.mark.exact_time
 async def test_if_the_run_of_the_call_is_cancelled_another_run_takes_over():
     journal, calls = MemoryJournal(), Calls()
     leader = asyncio.ensure_future(run(calls.step(), journal))

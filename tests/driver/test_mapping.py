@@ -603,7 +603,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_policies_held():
     try:
         for steps in pipelines:
             for options in ({}, {"max_concurrency": 2}):
-                report = await run_pipeline(steps, False, deadline_ms=100, **options)
+                report = await run_pipeline(steps, False, deadline_ms=500, **options)
                 assert not report.all_passed
                 del report
                 await asyncio.sleep(0)

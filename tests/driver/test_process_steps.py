@@ -299,11 +299,11 @@ async def test_a_process_cannot_wait_for_its_own_run(tmp_path):
 
 @pytest.mark.realtime
 def test_a_process_that_gives_heartbeats_may_take_long(tmp_path):
-    step = WorkflowStep("a", asking.beat, timeout_ms=None, heartbeat_ms=2_000, runs_in="process")
-    report = asyncio.run(run_pipeline([step], inputs={"seconds": 4.0}))
+    step = WorkflowStep("a", asking.beat, timeout_ms=None, heartbeat_ms=5_000, runs_in="process")
+    report = asyncio.run(run_pipeline([step], inputs={"seconds": 6.0}))
 
     assert report["a"].output == "alive"
-    assert report["a"].duration_ms > 4_000
+    assert report["a"].duration_ms > 6_000
 
 
 @pytest.mark.realtime

@@ -779,6 +779,7 @@ async def test_a_value_that_a_stopped_step_returns_after_its_limit_is_no_success
     assert report["b"].error.kind == "attempt"
 
 
+@pytest.mark.exact_time
 @pytest.mark.parametrize("options", [{}, {"heartbeat_ms": 60_000}], ids=["plain", "full"])
 async def test_a_stopped_step_whose_limit_passes_while_it_cleans_up_is_cancelled_once_more(
     schedule, options

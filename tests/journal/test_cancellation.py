@@ -185,7 +185,7 @@ async def test_polling_costs_one_statement_per_second_for_any_number_of_runs(
     begun = time.monotonic()
     sessions = [(await journal.open(f"r{n}", wait=False, read=bool))[0] for n in range(20)]
 
-    await until(lambda: asyncio.sleep(0, len(polls) == 2))
+    await until(lambda: asyncio.sleep(0, len(polls) >= 2))
 
     assert time.monotonic() - begun > 1.5
     for session in sessions:

@@ -833,7 +833,7 @@ async def test_another_journal_takes_over_a_run_whose_lease_has_expired(
 
 @pytest.mark.realtime
 async def test_a_session_of_a_closed_loop_is_released(make_journal: Make, database: Any) -> None:
-    journal = make_journal(lease_s=0.2)
+    journal = make_journal(lease_s=2)
 
     def open_in_another_loop() -> None:
         asyncio.run(opened(journal))
