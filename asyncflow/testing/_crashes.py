@@ -25,7 +25,7 @@ from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult
-from asyncflow._core.text import cut, plural
+from asyncflow._core.text import cut, did_you_mean, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
@@ -80,6 +80,7 @@ def crash_everywhere(
     journal: Callable[[], Journal],
     inputs: Mapping[str, Any] | None = None,
     *,
+    signals: Mapping[str, Any] | None = None,
     check: Check | None = None,
     kill: bool = False,
 ) -> Crashes:
@@ -104,6 +105,8 @@ def crash_everywhere(
         journal: Makes a journal, always of the same database: a file, not ``":memory:"``. Each run
             and each resumption has one of its own.
         inputs: The inputs of the runs.
+        signals: What is sent to steps that wait for a signal, by their names, once the run waits
+            for nothing else: ``{"approved": True}``. Without it, such a run ends as ``WAITING``.
         check: Is called with the report of each resumed run, as that of `explore` is.
         kill: Whether a child process makes each run and is killed by SIGKILL. By default the run is
             made here, and its journal fails. A child needs `os.fork`, hence POSIX; what an action
@@ -134,7 +137,9 @@ def crash_everywhere(
         )
     check_is_plain(check)
     orchestrator = orchestrator_of(pipeline).with_options(observers=())
-    lives = _Lives(orchestrator, journal, dict(inputs or {}))
+    lives = _Lives(
+        orchestrator, journal, dict(inputs or {}), _checked_signals(signals, orchestrator)
+    )
     events: list[Event] = []
     repeated: Counter[str] = Counter()
     with unrecorded():
@@ -160,6 +165,20 @@ def crash_everywhere(
                 if _ran_again(result) and (report.run_id, name) not in asked
             )
     return Crashes(len(events), dict(repeated), expected.status)
+
+
+def _checked_signals(signals: object, orchestrator: Orchestrator) -> dict[str, Any]:
+    if signals is None:
+        return {}
+    if not isinstance(signals, Mapping):
+        raise TypeError(f"signals must be a mapping of step to value, not {type(signals).__name__}")
+    known = [step.name for step in orchestrator.steps if step.signal is not None]
+    for name in signals:
+        if name not in known:
+            raise ValueError(
+                f"signals names {name!r}, which waits for no signal{did_you_mean(name, known)}"
+            )
+    return dict(signals)
 
 
 @contextmanager
@@ -227,12 +246,11 @@ def _ran_again(result: StepResult) -> bool:
     An attempt that had failed before the crash didn't: another one would have followed it anyway.
     """
     for one in (result, *(result.items or ())):
-        before = [
-            each
+        latest = one.history[-1].segment if one.history else 1
+        if any(
+            each.segment < latest and isinstance(each.error, StepCrashedError | None)
             for each in one.history
-            if each.segment == 1 and isinstance(each.error, StepCrashedError | None)
-        ]
-        if before and one.history[-1].segment > 1:
+        ):
             return True
     return False
 
@@ -245,7 +263,9 @@ class _Lives:
         orchestrator: Orchestrator,
         make_journal: Callable[[], Journal],
         inputs: dict[str, Any],
+        signals: dict[str, Any],
     ) -> None:
+        self._signals = signals
         self._orchestrator = orchestrator
         self._make_journal = make_journal
         self._inputs = inputs
@@ -265,14 +285,19 @@ class _Lives:
             self.run(name, lambda real: _DyingJournal(real, [], point))
 
     async def _life(self, run_id: str, wrap: Callable[[Journal], Any] | None) -> RunReport:
-        real = reject_awaitable("journal", self._make_journal())
+        real: Any = reject_awaitable("journal", self._make_journal())
         if real is None:
             raise TypeError("journal must be a function that makes one, and it returned None")
         try:
             pipeline = self._orchestrator.with_options(journal=real, run_id=run_id)
             if wrap is not None:
                 pipeline = pipeline.with_options(journal=wrap(real))
-            return await pipeline.run(**self._inputs)
+            report = await pipeline.run(**self._inputs)
+            while answered := report.waiting.keys() & self._signals.keys():
+                for name in sorted(answered):
+                    await real.signal(run_id, name, self._signals[name])
+                report = await pipeline.run(**self._inputs)
+            return report
         finally:
             close = getattr(real, "aclose", None)
             if close is not None:
@@ -320,6 +345,7 @@ class _DyingJournal:
         self.encode = real.encode
         self.decode = real.decode
         self.checkpoint_codec = getattr(real, "checkpoint_codec", None)
+        self.schema: Callable[[Any], Any] = getattr(real, "schema", lambda hint: {})
 
     async def open(
         self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
@@ -374,7 +400,17 @@ class _DyingSession:
 
 
 class _SavingSession(_DyingSession):
-    """A session of a journal that stores checkpoints."""
+    """A session of a journal that stores checkpoints, and takes signals."""
+
+    def on_signal(self, call: Callable[[], object]) -> None:
+        self._real.on_signal(call)  # type: ignore[attr-defined]
+
+    async def send(self, name: str, payload: Payload | None) -> None:
+        await self._real.send(name, payload)  # type: ignore[attr-defined]
+
+    async def receive(self) -> Mapping[str, Payload | None]:
+        received: Mapping[str, Payload | None] = await self._real.receive()  # type: ignore[attr-defined]
+        return received
 
     def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
         if self._death is None and hasattr(self._real, "append_checkpoint"):

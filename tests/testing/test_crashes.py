@@ -283,3 +283,29 @@ def test_the_runs_are_not_recorded_for_the_report_of_a_failed_test():
 async def test_it_runs_event_loops_of_its_own():
     with pytest.raises(RuntimeError, match="runs event loops of its own"):
         crash_everywhere(pipeline, MemoryJournal, INPUTS)
+
+
+def test_a_run_that_waits_crashes_and_resumes_with_its_signals(tmp_path):
+    orders = Pipeline("orders")
+
+    def journal():
+        return SQLiteJournal(tmp_path / "runs.db")
+
+    @orders.step
+    async def draft() -> str:
+        return "draft"
+
+    approved = orders.signal("approved", bool, depends_on=[draft])
+
+    @orders.step
+    async def publish(draft: str = after(draft), approved: bool = after(approved)) -> str:
+        return f"{draft}: {approved}"
+
+    found = crash_everywhere(orders, journal, signals={"approved": True})
+    waits = crash_everywhere(orders, journal)
+
+    assert (found.status, waits.status) == ("PASSED", "WAITING")
+    assert found.points > waits.points
+    assert found.repeated.keys() == {"draft", "publish"}
+    with pytest.raises(ValueError, match="signals names 'draft', which waits for no signal"):
+        crash_everywhere(orders, journal, signals={"draft": True})
