@@ -29,6 +29,7 @@ from asyncflow._core.results import InterruptionCause, Payload, RunStatus, StepS
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
+from asyncflow.journal._cached import Lookups
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
@@ -118,6 +119,9 @@ class SQLJournal:
         self._lock = threading.Lock()
         self._queues: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, CommitQueue] = (
             weakref.WeakValueDictionary()
+        )
+        self._lookups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = (
+            weakref.WeakKeyDictionary()
         )
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
@@ -634,7 +638,13 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
-        return await self._read(self._reader.store.cached, key, age_ms / 1000)
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            lookups = self._lookups.get(loop)
+            if lookups is None:
+                read = self._reader.store.cached
+                lookups = self._lookups[loop] = Lookups(self._read_thread, read)
+        return await lookups.find(key, age_ms / 1000)
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.

@@ -37,7 +37,7 @@ from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow.events import Event, NoteEvent
-from asyncflow.journal._cached import SELECT_CACHED, cached_of
+from asyncflow.journal._cached import SELECT_CACHED, Wanted, cached_of
 from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of
 from asyncflow.journal._event_codec import (
     EventRow,
@@ -391,12 +391,15 @@ class Store:
             rows = cursor.fetchall()
         return checkpoints_of(self.database.name, run_id, rows)
 
-    def cached(self, key: str, age_s: float) -> CachedResult | None:
-        """Return the success with a key that is not older, if there is one."""
+    def cached(self, wanted: Wanted) -> dict[str, CachedResult]:
+        """Return the successes with some keys that are not too old, by key."""
+        rows: list[Sequence[Any]] = []
         with self.database.reading() as cursor:
-            self._execute(cursor, SELECT_CACHED, (key, age_s))
-            row = cursor.fetchone()
-        return None if row is None else cached_of(self.database.name, key, row)
+            for chunk in chunks(padded([key for key, _ in wanted])):
+                sql = SELECT_CACHED.replace("{keys}", marks(len(chunk)))
+                self._execute(cursor, sql, chunk)
+                rows += cursor.fetchall()
+        return cached_of(self.database.name, wanted, rows)
 
     def rows(self, table: str, columns: Sequence[str], run_id: str) -> list[Sequence[Any]]:
         """Return the rows of a run in a table."""
