@@ -63,6 +63,8 @@ class MemoryJournal:
         self.stored: dict[str, list[Event]] = {}
         self.saved: dict[str, dict[Key, Payload]] = {}
         """The checkpoints of each run."""
+        self._saved_after: dict[str, list[tuple[int, dict[Key, Payload]]]] = {}
+        """The same after so many events, whenever they have changed."""
         self.results: dict[str, tuple[float, CachedResult]] = {}
         """What steps with ``cache_ms`` may reuse, each with when it was stored."""
         self.asked: list[str] = []
@@ -77,6 +79,9 @@ class MemoryJournal:
         """Return the journal that a process leaves if it dies after so many events of a run."""
         left = MemoryJournal(latency_s=self.latency_s)
         left.stored = {run_id: self.stored[run_id][:count]}
+        for events, saved in self._saved_after.get(run_id, ()):
+            if events <= count:
+                left.saved[run_id] = saved
         return left
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
@@ -168,9 +173,12 @@ class MemorySession:
                 return
             stored.append(event)
         self._pending.clear()
-        saved = journal.saved.setdefault(self._run_id, {}) | self._saved
-        journal.saved[self._run_id] = {k: each for k, each in saved.items() if each is not None}
-        self._saved.clear()
+        if self._saved:
+            changed = {**journal.saved.get(self._run_id, {}), **self._saved}
+            saved = {key: each for key, each in changed.items() if each is not None}
+            journal.saved[self._run_id] = saved
+            journal._saved_after.setdefault(self._run_id, []).append((len(stored), saved))
+            self._saved.clear()
         for key, (result, is_stored) in self._results.items():
             journal.results[key] = self._loop.time(), result
             is_stored.set_result(None)

@@ -96,6 +96,12 @@ class Spec:
         async def act(**arguments):
             context = current_step()
             key = world.enter(context)
+            said = [self.name, self.options.get("version", "")]
+            # Equal calls have equal outputs, so a step continues what has the same arguments.
+            mark = json.loads(json.dumps([*said, context.item, arguments], sort_keys=True))
+            if context.last_checkpoint not in (None, mark):
+                world.violations.append(("continues", context.last_checkpoint, "as", mark))
+            context.checkpoint(mark)
             try:
                 if self.style == "sleep":
                     await asyncio.sleep(0.002 + 0.001 * (len(self.name) + (key[1] or 0) % 3))
@@ -105,7 +111,6 @@ class Spec:
                     if self.style == "hang":
                         await asyncio.Event().wait()
                     raise ValueError(f"{context.step_name} {world.failures[key]}")
-                said = [self.name, self.options.get("version", "")]
                 digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
                 return [digest % 1000 + number for number in range(self.size)]
             finally:
