@@ -35,6 +35,7 @@ class RecordedHost:
         self.lets_begin = lets_begin
         self.began = asyncio.Event()
         self.beats = 0
+        self.saved: list[tuple[str, bytes]] = []
         self.ended = asyncio.Event()
 
     async def begin(self) -> bool:
@@ -43,6 +44,9 @@ class RecordedHost:
 
     def beat(self) -> None:
         self.beats += 1
+
+    def save(self, saved: tuple[str, bytes]) -> None:
+        self.saved.append(saved)
 
     def thread_ended(self) -> None:
         self.ended.set()
@@ -69,6 +73,7 @@ class RecordedCall:
     ) -> None:
         self.workers: list[str] = []
         self.beats = 0
+        self.saved: list[tuple[str, bytes]] = []
         self.threads: list[ThreadEnd] = []
         self.reasons: list[str] = []
         self.notes = notes
@@ -82,6 +87,7 @@ class RecordedCall:
             "may_keep": False,
             "began": self.workers.append,
             "beat": None if step.heartbeat_ms is None else self._beat,
+            "saved": self.saved.append,
             "abandon": self.threads.append,
             "unconfirmed": self.reasons.append,
             "notes": notes,

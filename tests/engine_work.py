@@ -41,6 +41,8 @@ __all__ = [
     "lock_plainly",
     "measure",
     "measure_plainly",
+    "save",
+    "save_plainly",
     "total",
     "total_plainly",
     "work",
@@ -205,6 +207,20 @@ def total_plainly(array: Any) -> int:
 
 async def total(array: Any) -> int:
     return total_plainly(array)
+
+
+def save_plainly(count: int) -> object:
+    """Save so many checkpoints and fail; the next attempt returns the last one."""
+    step = current_step()
+    for number in range(count):
+        step.checkpoint({"attempt": step.attempt, "number": number})
+    if step.attempt == 1:
+        raise ValueError("after its checkpoints")
+    return step.last_checkpoint
+
+
+async def save(count: int) -> object:
+    return save_plainly(count)
 
 
 def beat_plainly(count: int) -> str:

@@ -48,6 +48,9 @@ class EngineCall:
     attempt's time counts."""
     beat: Callable[[], None] | None
     """To be called at each heartbeat of the body; ``None`` if the step has no ``heartbeat_ms``."""
+    saved: Callable[[tuple[str, bytes]], None]
+    """To be called with a checkpoint of the body, encoded: soon if that is possible, and with the
+    latest when the body has ended."""
     abandon: Callable[[ThreadEnd], None]
     """To be called when the attempt ends before its thread does."""
     unconfirmed: Callable[[str], None]

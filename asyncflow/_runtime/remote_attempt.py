@@ -26,6 +26,7 @@ from typing import Any, TypeVar, cast
 from asyncflow._core.context import StartedAttempt, enter_attempt
 from asyncflow._core.errors import NotSendableError
 from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.results import Payload
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.engine import Engine, EngineCall
@@ -99,6 +100,7 @@ class RemoteAttempts:
             node in self._to_keep,
             attempt.begin,
             None if step.heartbeat_ms is None else attempt.beat,
+            attempt.while_it_lasts(partial(self._on_saved, started)),
             attempt.while_it_lasts(partial(self._permits.abandon, node)),
             attempt.while_it_lasts(partial(self._on_unconfirmed, node)),
             self._notes,
@@ -112,6 +114,10 @@ class RemoteAttempts:
         self._dispatcher.emit(
             AttemptBegan(name, attempt, self._run_context.now_ms(), engine, worker, running.item)
         )
+
+    def _on_saved(self, started: StartedAttempt, saved: tuple[str, bytes]) -> None:
+        """Keep a checkpoint of an attempt."""
+        self._run_context.checkpoints.keep(started, Payload(*saved))
 
     def _on_unconfirmed(self, node: int, reason: str) -> None:
         """Warn that an engine can't tell whether a body has ended."""

@@ -181,6 +181,10 @@ class _Body:
         """Pass on a heartbeat."""
         self._say("beat")
 
+    def save(self, saved: tuple[str, bytes]) -> None:
+        """Pass on a checkpoint."""
+        self._say("saved", *saved)
+
     def thread_ended(self) -> None:
         """Report at home that a thread has ended that the attempt has abandoned."""
         self._has_thread_ended = True

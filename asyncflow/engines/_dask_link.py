@@ -130,6 +130,10 @@ class RemoteBody:
             if self._call.beat is not None:
                 self._call.beat()
             return False
+        if operation == "saved":
+            codec, data = rest
+            self._call.saved((codec, data))
+            return False
         if operation == "began":
             self.worker = worker
             self._call.began(worker)

@@ -227,6 +227,9 @@ class _HostedAttempt:
     def beat(self) -> None:
         self._host.tell(self._token, "beat")
 
+    def save(self, saved: tuple[str, bytes]) -> None:
+        pass  # news have no content: it comes with the answer
+
     def thread_ended(self) -> None:
         self._host.tell(self._token, "thread ended")
 

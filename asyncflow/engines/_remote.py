@@ -28,7 +28,6 @@ from asyncflow._core.context import current_checkpoints, last_error_to_send
 from asyncflow._core.errors import NotSendableError, RestoredError
 from asyncflow._core.record import values_by_name
 from asyncflow._core.remote_output import RemoteOutput
-from asyncflow._core.results import Payload
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.engine import EngineCall
@@ -176,7 +175,8 @@ def unpack_answer(
         BaseException: What the action raised, with its remote traceback as a note.
     """
     _pass_on_notes(answer, call)
-    keep_checkpoint(answer.checkpoint)
+    if answer.checkpoint is not None:
+        call.saved(answer.checkpoint)
     name = call.step.name
     if answer.kind == "kept":
         assert kept is not None
@@ -197,14 +197,6 @@ def unpack_answer(
         raise problem
     finally:
         del problem  # or its traceback, which has this frame, would refer to it
-
-
-def keep_checkpoint(saved: tuple[str, bytes] | None) -> None:
-    """Keep what the body of the current attempt has saved."""
-    current = current_checkpoints()
-    if current is not None and saved is not None:
-        checkpoints, running = current
-        checkpoints.keep(running, Payload(*saved))
 
 
 def _pass_on_notes(answer: Answer, call: EngineCall) -> None:

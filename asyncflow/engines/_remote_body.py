@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -63,10 +63,17 @@ class AttemptHost(Protocol):
         """Pass on a heartbeat. It is called a few times for each ``heartbeat_ms``."""
         ...
 
+    def save(self, saved: tuple[str, bytes]) -> None:
+        """Pass on a checkpoint, if the engine can: it comes with the answer too."""
+        ...
+
     def thread_ended(self) -> None:
         """Report at home that the thread which the attempt has abandoned has ended."""
         ...
 
+
+_SAVE_S = 0.05
+"""How long a checkpoint waits for a later one before it travels."""
 
 _MOMENT_S = 0.1
 """How long after the end of its time a body stops by itself: the run knows of that end before."""
@@ -93,6 +100,7 @@ class AttemptBody:
         self._said: list[tuple[Any, ...]] = []
         self._notes = None if sent.notes is None else AttemptNotes(*sent.notes, self._said.append)
         self._saved: tuple[str, bytes] | None = None
+        self._saves: Pulse | None = None
         self._pulse: Pulse | None = None
         self._is_abandoned = False
         self.is_plain = sent.runs_in == "thread"
@@ -106,6 +114,8 @@ class AttemptBody:
         loop, beat_ms = asyncio.get_running_loop(), self._sent.heartbeat_ms
         self._begin(clock_of(loop))
         timer = None
+        if host is not None:
+            self._saves = Pulse(loop, 4 * _SAVE_S, partial(self._pass_on, host))
         if host is None:
             if self._ends_s < math.inf:
                 timer = loop.call_at(self._ends_s + _MOMENT_S, running_task().cancel)
@@ -116,8 +126,9 @@ class AttemptBody:
                 answer = self._returned(await self._call(host))
         except BaseException as error:
             answer = self._raised(error)
-        if self._pulse is not None:
-            self._pulse.stop()
+        for pulse in (self._pulse, self._saves):
+            if pulse is not None:
+                pulse.stop()
         if timer is not None:
             timer.cancel()
         return self._completed(answer)
@@ -181,6 +192,12 @@ class AttemptBody:
 
     def _save(self, _: object, payload: Payload) -> None:
         self._saved = payload.codec, payload.data
+        if self._saves is not None:
+            self._saves.beat()
+
+    def _pass_on(self, host: AttemptHost) -> None:
+        if self._saved is not None:
+            host.save(self._saved)
 
     def _completed(self, answer: Answer) -> Answer:
         return replace(

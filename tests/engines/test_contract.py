@@ -317,6 +317,14 @@ async def test_waiting_for_a_worker_does_not_count(place: Place) -> None:
     assert max(result.queued_ms for result in report.results) > 100
 
 
+async def test_the_next_attempt_continues_from_the_checkpoint(place: Place) -> None:
+    save = partial(do.save, 3), partial(do.save_plainly, 3)
+
+    report = await run(place, [place.step("save", *save, max_retries=2)])
+
+    assert report["save"].output == {"attempt": 1, "number": 2}
+
+
 async def test_heartbeats_reach_the_run(place: Place) -> None:
     # The start of a process, which takes long on a machine that is busy, counts as silence.
     limit_ms, count, silent_s = (1000, 12, 4) if place.runs_in != "process" else (4000, 45, 60)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import pickle
 import sys
 import threading
@@ -27,7 +28,8 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
-from asyncflow._core.context import capturing_notes
+from asyncflow._core.context import RunContext, capturing_notes, enter_direct_call
+from asyncflow._core.graph import plan
 from asyncflow.engines import RemoteOutput, _pulse, _remote, _remote_body
 from asyncflow.engines._pulse import Pulse
 from asyncflow.engines._remote import (
@@ -38,6 +40,8 @@ from asyncflow.engines._remote import (
     run_packed,
     unpack_answer,
 )
+from asyncflow.engines._remote_body import AttemptBody
+from asyncflow.engines._remote_wire import Sent
 
 
 async def answer_of(
@@ -213,6 +217,34 @@ async def test_a_body_that_may_not_begin_does_not_run() -> None:
     with pytest.raises(asyncio.CancelledError):
         await outcome_of(recorded, host=RecordedHost(lets_begin=False))
     assert not ran
+
+
+async def test_a_checkpoint_travels_before_the_body_has_ended_and_with_its_answer() -> None:
+    class SavingHost(RecordedHost):
+        def save(self, saved: tuple[str, bytes]) -> None:
+            super().save(saved)
+            arrived.set()
+
+    async def act() -> None:
+        for number in range(3):
+            current_step().checkpoint(number)
+        await arrived.wait()
+        current_step().checkpoint("last")
+
+    arrived, host = asyncio.Event(), SavingHost()
+    step = WorkflowStep("act", act)
+    recorded = RecordedCall(step)
+    run = RunContext("run-1", plan([step]), time.monotonic, 0.0, math.inf, {}, bool)
+    leave = enter_direct_call(run, recorded.call.running)
+    packed = pack_call(recorded.call, None)
+    leave()
+    # As if it had been sent: what the action takes from this test is not.
+    body = AttemptBody(Sent(*pickle.loads(packed)[3]), sys.version_info[:2], act, {}, "worker-1")
+    answer = await body.run(host)
+    unpack_answer(answer, recorded.call)
+
+    assert [pickle.loads(data) for _, data in host.saved] == [2]
+    assert [pickle.loads(data) for _, data in recorded.saved] == ["last"]
 
 
 async def test_a_call_that_is_cancelled_before_it_may_begin_does_not_run() -> None:
