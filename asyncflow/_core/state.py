@@ -588,6 +588,11 @@ class RunState:
         if self.is_limited:
             self.queue.moved(node, _SCHEDULED, _READY)
 
+    @property
+    def has_parked(self) -> bool:
+        """Whether a node waits for an equal call, so that the run goes on by itself."""
+        return bool(self._parked)
+
     def unpark(self, node: int, at_ms: float) -> bool:
         """Queue a node that was parked; return whether it still was."""
         if node not in self._parked:

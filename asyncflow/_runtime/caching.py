@@ -192,8 +192,9 @@ class StepCache:
             self._pass_on(key)
         self._led.clear()
         self._unstored.clear()
-        for call in self._calls.values() if self.were_parked else ():
-            call.waiting = deque(each for each in call.waiting if each[0] is not self)
+        for call in self._calls.values():
+            if call.waiting:
+                call.waiting = deque(each for each in call.waiting if each[0] is not self)
 
     # Parking.
 

@@ -302,6 +302,7 @@ class Run:
             and waits.is_at_rest
             and state.stop_reason is None
             and not (state.queue.is_dirty or self._starter.is_held or self._scope.live)
+            and not state.has_parked
         )
 
     def wakes(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
@@ -62,7 +62,7 @@ class Starter:
         self._permits = Permits(scope, host, dispatcher, stop)
         self._runner = StepRunner(scope, host, dispatcher, self._permits, stop, self._data)
         cache = self._runner.cache
-        self._were_parked: Collection[int] = () if cache is None else cache.were_parked
+        self._were_parked: set[int] = set() if cache is None else cache.were_parked
         self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
         self._signals = scope.plan.signals
         self.waits: Waits | None = None
@@ -156,8 +156,9 @@ class Starter:
         shortest_s, were_parked = math.inf, self._were_parked
         for node in batch:
             step, coroutine = all_steps[node], None
-            was_asked = is_again or node in were_parked
-            if not was_asked:
+            if node in were_parked:
+                were_parked.discard(node)  # another item may be this node later
+            elif not is_again:
                 if permits.turns and permits.readmit(node):
                     continue  # it makes another attempt
                 if (step.when or self._is_resumed) and not self._ask_condition(node):
@@ -171,7 +172,7 @@ class Starter:
                 else:
                     self.maps.note_change(node)
             if step.needs_permit and coroutine is None:
-                if step.measures and not (was_asked or self._measure(node, step)):
+                if step.measures and not (is_again or self._measure(node, step)):
                     continue
                 if step.cache_ms is None:  # else it may need no slot
                     permits.request(node, step)

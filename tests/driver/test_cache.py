@@ -251,6 +251,7 @@ async def test_equal_items_at_once_are_asked_for_once(latency_s):
     assert [item.reused for item in report["load"].items] == [False, False, True, True, True]
 
 
+@pytest.mark.exact_time
 async def test_equal_calls_of_two_runs_at_once_are_made_once():
     journal, calls = MemoryJournal(latency_s=0.01), Calls()
 
@@ -280,6 +281,7 @@ async def test_who_waits_for_an_equal_call_holds_no_slot(policies, max_concurren
     assert calls.made == ["k", "k"]
 
 
+@pytest.mark.exact_time
 async def test_other_items_run_while_equal_ones_wait():
     journal, calls = MemoryJournal(), Calls()
 
@@ -316,6 +318,7 @@ async def test_if_the_run_of_the_call_is_cancelled_another_run_takes_over():
         await leader
 
 
+@pytest.mark.exact_time
 async def test_a_run_that_waits_for_an_equal_call_can_be_cancelled():
     journal, calls = MemoryJournal(), Calls()
     leader = asyncio.ensure_future(run(calls.step(), journal))
@@ -330,6 +333,7 @@ async def test_a_run_that_waits_for_an_equal_call_can_be_cancelled():
     assert (await leader)["load"].output == "k 1"
 
 
+@pytest.mark.exact_time
 async def test_what_waits_for_an_equal_call_is_skipped_when_the_run_stops():
     journal, calls = MemoryJournal(), Calls(takes_ms=1_000)
 
@@ -345,6 +349,7 @@ async def test_what_waits_for_an_equal_call_is_skipped_when_the_run_stops():
     assert calls.made == ["k"]
 
 
+@pytest.mark.exact_time
 async def test_a_run_never_reads_before_the_success_of_another_is_stored():
     # Trap 10: a cache follower reads before its leader's commit.
     journal, calls = MemoryJournal(latency_s=0.05), Calls()
@@ -356,6 +361,7 @@ async def test_a_run_never_reads_before_the_success_of_another_is_stored():
     assert calls.made == ["k"]
 
 
+@pytest.mark.exact_time
 async def test_if_the_journal_of_the_call_fails_another_run_takes_over():
     journal, calls = MemoryJournal(latency_s=0.02), Calls(takes_ms=100)
     leader = asyncio.ensure_future(run(calls.step(), journal, run_id="leader"))
@@ -371,6 +377,7 @@ async def test_if_the_journal_of_the_call_fails_another_run_takes_over():
         await leader
 
 
+@pytest.mark.exact_time
 async def test_a_condition_is_asked_once_although_the_step_waits_for_an_equal_call():
     journal, calls, asked = MemoryJournal(), Calls(), []
     step = calls.step(when=lambda: asked.append(1) or True)
@@ -378,6 +385,38 @@ async def test_a_condition_is_asked_once_although_the_step_waits_for_an_equal_ca
     await asyncio.gather(run(step, journal), run(step, journal))
 
     assert (len(asked), calls.made) == (2, ["k"])
+
+
+@pytest.mark.exact_time
+async def test_a_run_that_waits_for_an_equal_call_does_not_end_its_segment(tmp_path):
+    calls = Calls(takes_ms=200)
+    waiting = Pipeline("p")
+    waiting.signal("approved", bool)
+    waiting.step(name="load", cache_ms=AN_HOUR)(calls.load)
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        leader = asyncio.ensure_future(run(calls.step(), journal))
+        while not calls.made:
+            await asyncio.sleep(0.01)
+        report = await waiting.with_options(journal=journal, schedule="ready").run(key="k")
+        await leader
+
+    assert report.status is RunStatus.WAITING
+    assert report["load"].reused
+    assert calls.made == ["k"]
+
+
+@pytest.mark.parametrize("policies", [{}, {"keep_outputs": False}])
+async def test_items_that_need_slots_wait_for_equal_ones(policies):
+    journal, calls, pool = MemoryJournal(), Calls(failures=1), Pool(2)
+    keys = ["a", "b", "a", "a", "b", "c"]
+    needs = {"pool": pool, "slots": lambda key: 2 if key == "b" else 1, "max_retries": 2}
+
+    report = await run(calls.items(keys=keys, **needs, **policies), journal, max_concurrency=2)
+
+    assert report.status is RunStatus.PASSED
+    assert sorted(calls.made) == ["a", "a", "b", "c"]
+    assert (pool.in_use, pool.waiting) == (0, 0)
 
 
 async def test_nothing_is_left_of_a_call_that_has_ended():
