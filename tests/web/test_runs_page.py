@@ -53,6 +53,7 @@ class RecordJournal(SQLiteJournal):
 @pytest.fixture
 async def journal_with_runs(any_journal: Any) -> Any:
     await passing().with_options(run_id="calm-otter", journal=any_journal).run()
+    await asyncio.sleep(0.001)  # in virtual time, both would start at the same moment
     await failing().with_options(run_id="bold-heron", journal=any_journal).run()
     gate = Gate()
     interrupted = asyncio.create_task(
