@@ -7,7 +7,7 @@ import json
 import logging
 import mimetypes
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -125,7 +125,7 @@ async def _show(
         events = [each.event for each in await journal.events(record.run_id)]
         starts = [event for event in events if isinstance(event, RunStarted | RunResumed)]
         names = {name for event in starts for name in event.dependencies}
-        wanted = _Wanted(*_step_and_item(step, names), level, as_json, directory)
+        wanted = _Wanted(*step_and_item(step, names), level, as_json, directory)
         writer = _NoteWriter(RunView(events), wanted)
         shown = await _show_notes(journal, record, wanted, writer, follow=follow)
         if not shown and not await journal.notes(record.run_id, **wanted.filter | _ANY):
@@ -158,7 +158,7 @@ async def _show_notes(
         record = await journal.record(record.run_id)
 
 
-def _step_and_item(text: str | None, names: set[str]) -> tuple[str | None, int | None]:
+def step_and_item(text: str | None, names: Collection[str]) -> tuple[str | None, int | None]:
     """Return the step, and the item, that the user names."""
     if text is None or text in names:
         return text, None

@@ -144,9 +144,10 @@ def complete_target(
     return [CompletionItem(incomplete, type="file")]
 
 
-def _complete_run(
+def complete_run(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
+    """Let the shell complete the id of a run."""
     journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
     if not journal_exists(journal):
         return []
@@ -324,9 +325,9 @@ pipelines_argument = click.argument(
     shell_complete=complete_target,
     envvar=PIPELINES,
 )
-run_argument = click.argument("run", metavar="RUN", shell_complete=_complete_run)
+run_argument = click.argument("run", metavar="RUN", shell_complete=complete_run)
 baseline_argument = click.argument(
-    "baseline", metavar="[BASELINE]", required=False, shell_complete=_complete_run
+    "baseline", metavar="[BASELINE]", required=False, shell_complete=complete_run
 )
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 import click
 
 from asyncflow._cli.loader import load_pipeline, select_targets
+from asyncflow._cli.logs import step_and_item
 from asyncflow._cli.options import (
+    LATEST,
     check_files,
+    complete_run,
     complete_target,
     find_run,
     html_option,
@@ -23,7 +26,6 @@ from asyncflow._cli.options import (
     json_option,
     open_journal,
     require_journal,
-    run_argument,
     targets_option,
     trace_option,
 )
@@ -39,16 +41,18 @@ from asyncflow._cli.output import (
     write_result,
     write_trace,
 )
+from asyncflow._cli.show_step import result_of, step_as_json, step_text
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import DIED, RunStatus, StepStatus
 from asyncflow._core.signal import type_text
 from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._core.text import duration, escape_controls, plural
+from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
-from asyncflow.events import RunStarted
+from asyncflow.events import RunStarted, StepAttached, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS
 
@@ -174,6 +178,8 @@ _FORMATS: dict[str, Callable[[Orchestrator], None]] = {
 
 # A run.
 
+_MOST_NOTES = 100
+"""How many log records of a step are shown, the latest ones; `asyncflow logs` shows all."""
 _TIMELINE_WIDTH = 80
 """How many characters wide a timeline is that does not go to a terminal."""
 
@@ -192,7 +198,8 @@ class _ShownRun:
 
 
 @click.command()
-@run_argument
+@click.argument("run", metavar="[RUN]", default=LATEST, shell_complete=complete_run)
+@click.argument("step", metavar="[STEP]", required=False)
 @journal_option
 @click.option("--timeline", is_flag=True, help="Show when each attempt of each step ran.")
 @click.option("--events", is_flag=True, help="Show all events, one a line.")
@@ -201,6 +208,7 @@ class _ShownRun:
 @trace_option
 def show(
     run: str,
+    step: str | None,
     journal: str,
     timeline: bool,
     events: bool,
@@ -208,14 +216,21 @@ def show(
     html: Path | None,
     trace: Path | None,
 ) -> None:
-    """Show a run: its report, and the tracebacks of failed steps.
+    """Show a run: its report, and the tracebacks of failed steps; or one of its steps.
 
-    RUN is its id, the start of its id, or "latest". The exit code is 0 however the run ended.
+    RUN is its id, the start of its id, or "latest", which is the default. STEP is a step, or an
+    item of a mapped step, such as 'fetch[3]': what it received, its attempts, output and log. The
+    exit code is 0 however the run ended.
     """
     if as_json and timeline:
         raise click.UsageError("--timeline and --json exclude each other")
+    if step is not None and (timeline or events or html is not None or trace is not None):
+        raise click.UsageError("--timeline, --events, --html and --trace are about the whole run")
     check_files(html, trace, journal)
     require_journal(journal)
+    if step is not None:
+        asyncio.run(_show_step(journal, run, step, as_json=as_json))
+        return
     shown = asyncio.run(_read(journal, run, for_page=html is not None))
     if html is not None:
         write_html(
@@ -247,6 +262,28 @@ def show(
         for form in (format_tracebacks, format_endured, format_earlier_attempts):
             if part := form(shown.report):
                 write_result(f"\n{part}")
+
+
+async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> None:
+    shown = await _read(journal, run, for_page=False)
+    step, item = step_and_item(text, shown.report.keys())
+    assert step is not None
+    result = result_of(shown.report, step, item)
+    if result is None:
+        raise click.UsageError(escape_controls(f"the report has no item {text!r}"))
+    if as_json:
+        click.echo(step_as_json(shown.report, step, item))
+        return
+    async with open_journal(journal) as opened:
+        run_id, kinds = shown.record.run_id, (StepLogged, StepAttached)
+        notes = await opened.notes(
+            run_id, kinds=kinds, step=step, item=item, limit=_MOST_NOTES, newest=True
+        )
+    _write_head(shown)
+    view = RunView(each.event for each in shown.events)
+    write_result(step_text(result, view, step, len(shown.report.segments), notes))
+    if result.error is not None and not result.fell_back:
+        write_result(f"\n{format_error(result.error)}")
 
 
 def _resume_command(run_id: str, journal: str) -> str:

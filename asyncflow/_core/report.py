@@ -311,7 +311,7 @@ class RunReport(Mapping[str, StepResult]):
         return "\n".join(
             [
                 f"Pipeline {self.status}",
-                *[_line(result, segment) for result in self._by_name.values()],
+                *[result_line(result, segment) for result in self._by_name.values()],
                 f"Total: {self.total_duration_ms:.0f}ms",
             ]
         )
@@ -457,7 +457,8 @@ def report_of(history: History, run_id: str, **facts: Any) -> RunReport:
     return report
 
 
-def _line(result: StepResult, segment: int) -> str:
+def result_line(result: StepResult, segment: int) -> str:
+    """Return the line that the text of a report has for a step; there are so many segments."""
     parts = [
         f"[{result.status:<7}] {escape_controls(result.step_name)} "
         f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"

@@ -25,10 +25,10 @@ from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
+from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
-from asyncflow.html_report._received import Received, received
 from asyncflow.html_report._timeline import (
     LAYERS,
     MOST_POINTS,

@@ -22,12 +22,13 @@ from .conftest import Shell
 def test_the_help_lists_the_commands(shell: Shell) -> None:
     text = shell("--help").stdout
 
-    commands = "run plan runs show diff logs stats resume rerun signal cancel prune forget ui"
+    commands = "run plan runs show diff logs stats resume rerun signal cancel export prune"
+    commands += " forget ui"
     assert re.findall(r"(?m)^  ([a-z]+)  +\w", text) == [*commands.split(), "completion"]
     assert "..." not in text.partition("Commands:")[2]
 
 
-@pytest.mark.parametrize("command", [["rnu"], ["run"], ["run", "etl:pipeline", "--fast"], ["show"]])
+@pytest.mark.parametrize("command", [["rnu"], ["run"], ["run", "etl:pipeline", "--fast"], ["logs"]])
 def test_wrong_usage_exits_with_2_and_shows_the_usage(shell: Shell, command: list[str]) -> None:
     result = shell(*command, exits=2)
 

@@ -1,0 +1,95 @@
+"""What ``asyncflow show RUN STEP`` says of one step, or of an item of a mapped one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from asyncflow._core.error_text import describe_error
+from asyncflow._core.report import RunReport, result_line
+from asyncflow._core.results import Attempt, StepResult, attempt_end
+from asyncflow._core.text import duration, escape_controls
+from asyncflow._views.notes import level_name, log_text
+from asyncflow._views.preview import preview
+from asyncflow._views.received import Received, received
+from asyncflow._views.run_view import RunView
+from asyncflow.events import StepAttached, StepLogged
+from asyncflow.journal import StoredEvent
+
+_LONGEST = 20_000
+"""How many bytes of the output are shown; `--json` has all of it."""
+_MOST_ATTEMPTS = 20
+
+
+def result_of(report: RunReport, step: str, item: int | None) -> StepResult | None:
+    """Return the result of a step, or of an item of it, that the report has."""
+    if item is None:
+        return report[step]
+    found = (each for each in report[step].items or () if each.item == item)
+    return next(found, None)
+
+
+def step_as_json(report: RunReport, step: str, item: int | None) -> str:
+    """Return the result of a step, or of an item, as the JSON of the report has it."""
+    results = json.loads(report.to_json())["results"]
+    found = next(each for each in results if each["step_name"] == step)
+    if item is not None:
+        found = next(each for each in found["items"] if each["item"] == item)
+    return json.dumps(found, indent=2)
+
+
+def step_text(
+    result: StepResult, view: RunView, step: str, segments: int, notes: Sequence[StoredEvent]
+) -> str:
+    """Return all that is known of a step: what it received, attempts, output and log."""
+    parts = {
+        "Received": list(map(_received_line, received(view, view.steps[step]) or ())),
+        "Attempts": list(map(_attempt_line, result.history[-_MOST_ATTEMPTS:])),
+        "Output": list(_output_lines(result)),
+        "Log": [_note_line(view, each.event) for each in notes],
+    }
+    lines = [result_line(result, segments)]
+    for title, of_part in parts.items():
+        if of_part:
+            lines += [title, *[f"  {line}" for line in of_part]]
+    return "\n".join(lines)
+
+
+def _received_line(each: Received) -> str:
+    origin = {
+        "step": f"the output of {each.step}",
+        "item": f"an item of the output of {each.step}",
+        "input": "an input",
+        "default": "its default",
+        "all": "the outputs of all dependencies",
+    }[each.source]
+    value = "" if each.value is None else f": {each.value.text}{'…' if each.value.cut else ''}"
+    return escape_controls(f"{each.parameter} is {origin}{value}")
+
+
+def _attempt_line(attempt: Attempt) -> str:
+    item = "" if attempt.item is None else f"[{attempt.item}] "
+    error = "" if attempt.error is None else f": {describe_error(attempt.error)}"
+    after = f"after {duration(attempt.duration_ms)}, begun at {duration(attempt.started_ms)}"
+    return escape_controls(f"{item}{attempt.number} {attempt_end(attempt)} {after}{error}")
+
+
+def _output_lines(result: StepResult) -> Iterator[str]:
+    if result.status != "SUCCESS":
+        return
+    shown = preview(result.output, _LONGEST)
+    yield from shown.text.splitlines()
+    if shown.cut:
+        yield "… (--json has all of it)"
+
+
+def _note_line(view: RunView, note: Any) -> str:
+    moment = datetime.fromtimestamp(view.wall_time_of(note.at_ms)).astimezone()
+    if isinstance(note, StepAttached):
+        text = f"attached {note.name} ({note.media_type})"
+    else:
+        assert isinstance(note, StepLogged)
+        text = f"{level_name(note.level)} {note.logger}: {log_text(note.message)}"
+    return escape_controls(f"{moment:%H:%M:%S} {text}")

@@ -1,0 +1,88 @@
+"""``show RUN STEP`` says all that is known of one step; without RUN, of the latest run."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Shell
+
+SHOP = """
+    import logging
+    from asyncflow import Pipeline, after, current_step, each
+
+    pipeline = Pipeline("shop")
+
+    @pipeline.step
+    async def extract(day: int = 1):
+        return [day, day + 1]
+
+    @pipeline.step
+    async def double(number: int = each(extract)):
+        return 2 * number
+
+    @pipeline.step(max_retries=2)
+    async def load(rows: list[int] = after(extract), table: str = "t"):
+        logging.getLogger("shop").info("attempt %s", current_step().attempt)
+        raise OSError("no disk")
+"""
+
+
+@pytest.fixture
+def shop(shell: Shell) -> Shell:
+    shell.write("shop.py", SHOP)
+    arguments = "--input", "day=7", "--run-id", "first", "--logs", "INFO", "--keep-going"
+    shell("run", "shop:pipeline", *arguments, "--quiet", exits=1)
+    return shell
+
+
+def test_a_step_with_what_it_received_its_attempts_log_and_error(shop: Shell) -> None:
+    shown = shop("show", "latest", "load").stdout
+
+    lines = shown.splitlines()
+    assert lines[0].startswith("Run first of shop, started ")
+    assert lines[1].startswith("[FAILED ] load (2 attempt(s), ")
+    assert lines[2:5] == [
+        "Received",
+        "  rows is the output of extract: [7, 8]",
+        "  table is its default",
+    ]
+    assert lines[5] == "Attempts"
+    assert lines[6].startswith("  1 failed after ")
+    assert lines[7].endswith(": OSError: no disk")
+    assert lines[8] == "Log"
+    assert lines[9].endswith(" INFO shop: attempt 1")
+    assert lines[-1] == "OSError: no disk"
+    assert "Traceback" in shown
+
+
+def test_a_step_that_succeeded_with_its_output(shop: Shell) -> None:
+    shown = shop("show", "first", "extract").stdout
+
+    assert "  day is an input: 7\n" in shown
+    assert shown.endswith("Output\n  [7, 8]\n")
+
+
+def test_an_item_and_the_json(shop: Shell) -> None:
+    item = shop("show", "first", "double[1]").stdout
+    as_json = shop.json("show", "first", "double[1]", "--json")
+
+    assert "  number is an item of the output of extract: [7, 8]\n" in item
+    assert item.endswith("Output\n  16\n")
+    assert (as_json["output"], as_json["item"]) == (16, 1)
+    assert shop.json("show", "first", "extract", "--json")["output"] == [7, 8]
+
+
+def test_without_an_id_it_is_the_latest_run(shop: Shell) -> None:
+    assert shop("show").stdout == shop("show", "first").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["first", "laod"], "has no step 'laod' (did you mean 'load'?)"),
+        (["first", "double[7]"], "the report has no item 'double[7]'"),
+        (["first", "load", "--events"], "are about the whole run"),
+    ],
+)
+def test_what_is_not_there_is_named(shop: Shell, arguments: list[str], problem: str) -> None:
+    assert problem in shop("show", *arguments, exits=2).stderr
