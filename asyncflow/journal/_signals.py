@@ -162,7 +162,8 @@ class Signals:
         """
         sql = _DUE
         if pipelines is not None:
-            sql += f" AND r.pipeline IN ({marks(len(pipelines)) or 'NULL'})"
+            # As an expression, or SQLite would go through all runs of these pipelines.
+            sql += f" AND r.pipeline || '' IN ({marks(len(pipelines)) or 'NULL'})"
         sql += " ORDER BY r.due_at LIMIT ?"
         rows = self._rows(sql, now, *(pipelines or ()), limit)
         return [run_id for (run_id,) in rows]

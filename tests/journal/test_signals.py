@@ -7,6 +7,7 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -25,6 +26,8 @@ from asyncflow import (
 )
 from asyncflow._core.results import Payload
 from asyncflow.events import StepWaiting
+from asyncflow.journal._signals import Signals
+from asyncflow.journal._sqlite import SQLite
 from asyncflow.testing import run_in_virtual_time
 
 SUCCESS, PENDING, SKIPPED = StepStatus.SUCCESS, StepStatus.PENDING, StepStatus.SKIPPED
@@ -564,3 +567,24 @@ async def test_a_signal_a_resumption_and_a_cancellation_at_once_leave_one_owner(
 
     assert ended == [RunStatus.PASSED] * 20
     assert orders.calls.count("draft") == 20
+
+
+@pytest.mark.parametrize("pipelines", [None, ["orders", "other"]])
+def test_a_look_for_what_is_due_reads_only_that(
+    tmp_path: Path, pipelines: list[str] | None
+) -> None:
+    database = SQLite(str(tmp_path / "runs.db"), "NORMAL", 1.0)
+    plans: list[str] = []
+
+    def explain(sql: str, *parameters: Any) -> list[Any]:
+        with database.reading() as cursor:
+            cursor.execute(f"EXPLAIN QUERY PLAN {database.translate(sql)}", parameters)
+            plans.extend(row[3] for row in cursor.fetchall())
+        return []
+
+    signals = Signals(database, lambda attempt: attempt())
+    signals._rows = explain  # type: ignore[method-assign]
+    signals.due(None, pipelines, 10)
+    database.close()
+
+    assert ["runs_due" in plan for plan in plans] == [True]

@@ -309,3 +309,17 @@ def test_a_run_that_waits_crashes_and_resumes_with_its_signals(tmp_path):
     assert found.repeated.keys() == {"draft", "publish"}
     with pytest.raises(ValueError, match="signals names 'draft', which waits for no signal"):
         crash_everywhere(orders, journal, signals={"draft": True})
+
+
+@pytest.mark.process
+def test_a_run_that_waits_survives_a_kill_at_each_event(tmp_path):
+    orders = Pipeline("orders")
+    first = orders.signal("first", int)
+    orders.signal("second", str, depends_on=[first])
+    answers = {"first": 1, "second": "two"}
+
+    found = crash_everywhere(
+        orders, lambda: SQLiteJournal(tmp_path / "runs.db"), signals=answers, kill=True
+    )
+
+    assert (found.status, found.repeated) == ("PASSED", {})
