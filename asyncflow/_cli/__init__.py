@@ -36,8 +36,10 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         from asyncflow._cli.output import explained_errors
+        from asyncflow._cli.project import project_defaults
 
         with explained_errors():
+            ctx.default_map = dict.fromkeys(_COMMANDS, project_defaults())
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

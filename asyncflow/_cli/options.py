@@ -19,6 +19,7 @@ from click.shell_completion import CompletionItem
 
 from asyncflow._cli.engines import check_engine_name
 from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writer
+from asyncflow._cli.project import project_defaults
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import RunStatus
@@ -41,6 +42,11 @@ _COMPLETIONS = 50
 
 
 # Journals.
+
+
+def _default_journal() -> str:
+    """Return the journal of a command that names none."""
+    return os.environ.get(_VARIABLE) or project_defaults().get("journal") or _DEFAULT
 
 
 def journal_exists(journal: str) -> bool:
@@ -129,7 +135,7 @@ def journal_flag(journal: str) -> str:
 
     It leaves out the address of a database, which may contain a password.
     """
-    if journal == os.environ.get(_VARIABLE, _DEFAULT):
+    if journal == _default_journal():
         return ""
     return " --journal " + ("DSN" if is_postgres_address(journal) else shlex.quote(journal))
 
@@ -148,7 +154,7 @@ def complete_run(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Let the shell complete the id of a run."""
-    journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
+    journal = ctx.params.get("journal") or _default_journal()
     if not journal_exists(journal):
         return []
     with suppress(Exception):  # an error would end up in the line that is completed
@@ -160,7 +166,7 @@ def complete_pipeline(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Let the shell complete the name of a pipeline that has runs."""
-    journal = ctx.params.get("journal") or os.environ.get(_VARIABLE) or _DEFAULT
+    journal = ctx.params.get("journal") or _default_journal()
     if not journal_exists(journal):
         return []
 

@@ -6,9 +6,11 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from asyncflow._cli.execution import Execution, Rerun, execute, preview_run, report_end
 from asyncflow._cli.inputs import read_inputs
@@ -54,6 +56,8 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
     """
     if run_id is not None:
         check_run_id(run_id)
+    if no_journal and not _is_given("logs"):
+        flags = replace(flags, logs=None)  # what the project stores otherwise
     if no_journal and (flags.logs or flags.prints):
         option = "--logs" if flags.logs else "--prints"
         raise click.UsageError(
@@ -61,6 +65,11 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
             "--no-journal out"
         )
     execute_run(target, None if no_journal else flags.journal, run_id, flags)
+
+
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is ParameterSource.COMMANDLINE
 
 
 def execute_run(
@@ -163,7 +172,10 @@ def pipeline_of(
     if not targets:
         like = record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
         line = f"asyncflow {command} {record.run_id} {like}{journal_flag(flags.journal)}"
-        raise click.UsageError(f"{belongs}; name it: {escape_controls(line)}, or in ${PIPELINES}")
+        raise click.UsageError(
+            f"{belongs}; name it: {escape_controls(line)}, or in ${PIPELINES}, or as "
+            "`pipelines` of [tool.asyncflow] in pyproject.toml"
+        )
     if len(targets) == 1:
         return targets[0]
     with stdout_for_results_only(flags.as_json):

@@ -46,7 +46,7 @@ def test_the_commands_of_the_recipe_lead_into_the_failed_step(
 
     monkeypatch.setattr(sys, "breakpointhook", look)
     shell.write("orders.py", module.replace("    return sum(", "    breakpoint()\n    return sum("))
-    monkeypatch.delitem(sys.modules, "orders", raising=False)
+    sys.modules.pop("orders", None)
     exits = {"export": 0, "show": 0, "logs": 0, "rerun": 1}
     for command in commands:
         name, *rest = command.split()

@@ -1,0 +1,69 @@
+"""``[tool.asyncflow]`` in ``pyproject.toml`` has the defaults of a project."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import PIPELINES, Shell
+
+PROJECT = """
+    [tool.asyncflow]
+    pipelines = ["flows:pipeline", "flows:failing"]
+    journal = "runs.db"
+    logs = "INFO"
+"""
+
+
+@pytest.fixture
+def project(shell: Shell) -> Shell:
+    shell.write("flows.py", PIPELINES)
+    shell.write("pyproject.toml", PROJECT)
+    return shell
+
+
+def test_a_run_is_stored_and_resumed_without_naming_anything_again(project: Shell) -> None:
+    failed = project("run", "flows:failing", "--run-id", "first", exits=1)
+
+    assert (project.directory / "runs.db").exists()
+    assert not (project.directory / "asyncflow.db").exists()
+    assert failed.stderr.endswith("To resume it: asyncflow resume first flows:failing\n")
+    resumed = project("resume", "first", "--quiet", exits=1)
+    assert "run again because it had failed" in resumed.stdout
+    assert "A rerun of run first" in project("rerun", "first", "--dry-run").stdout
+
+
+def test_an_option_and_a_variable_come_first(
+    project: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNCFLOW_JOURNAL", "variable.db")
+    project("run", "flows:pipeline", "--quiet")
+    project("run", "flows:pipeline", "--quiet", "--journal", "option.db")
+    project("run", "flows:pipeline", "--quiet", "--no-journal")
+
+    stored = {each.name for each in project.directory.glob("*.db")}
+    assert stored == {"variable.db", "option.db"}
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ("journals = 'x'", "has no 'journals' (did you mean 'journal'?)"),
+        ("pipelines = 'flows:pipeline'", "pipelines must be a list of MODULE:PIPELINE"),
+        ("logs = 20", "logs must be a string"),
+        ("logs = 'LOUD'", "'LOUD' is not one of"),
+        ("journal = ", "pyproject.toml can't be read"),
+    ],
+)
+def test_what_is_wrong_is_named(project: Shell, table: str, problem: str) -> None:
+    project.write("pyproject.toml", f"[tool.asyncflow]\n{table}\n")
+
+    assert problem in project("run", "flows:pipeline", exits=2).stderr
+
+
+def test_a_project_without_the_table_has_the_usual_defaults(shell: Shell) -> None:
+    shell.write("flows.py", PIPELINES)
+    shell.write("pyproject.toml", "[project]\nname = 'x'\n")
+
+    shell("run", "flows:pipeline", "--quiet")
+
+    assert (shell.directory / "asyncflow.db").exists()
