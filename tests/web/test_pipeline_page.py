@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from html import unescape
@@ -35,9 +36,13 @@ async def page_of(client: Any, path: str) -> str:
 
 
 async def test_the_page_shows_each_step_in_each_run(make_client: Any, any_journal: Any) -> None:
-    await failing("etl").with_options(run_id="one", journal=any_journal).run()
-    await passing("etl").with_options(run_id="two", journal=any_journal).run()
-    await passing("etl").with_options(run_id="three", journal=any_journal).run()
+    for run_id, pipeline in (
+        ("one", failing("etl")),
+        ("two", passing("etl")),
+        ("three", passing("etl")),
+    ):
+        await pipeline.with_options(run_id=run_id, journal=any_journal).run()
+        await asyncio.sleep(0.001)  # in virtual time, all would start at the same moment
 
     page = await page_of(make_client(app(any_journal)), "/pipelines/etl")
 
