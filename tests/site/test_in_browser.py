@@ -36,6 +36,7 @@ QUERIES = {
     "resume": ["guides/durable-runs"],
     "resume after a crash": ["guides/durable-runs"],
     "kill -9": ["guides/durable-runs", "getting-started"],
+    "wait for approval": ["guides/waiting"],
     "idempotency key": ["guides/durable-runs", "recipes/effects"],
     "cron": ["recipes/schedules"],
     "pass data between steps": ["guides/pipelines"],
