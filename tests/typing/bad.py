@@ -252,7 +252,6 @@ etl.step(map_over=1)  # E: call-overload
 etl.step(depends_on=[1])  # E: list-item
 etl.include("inner")  # E: arg-type
 etl.signal("approved")  # E: call-overload
-etl.signal("approved", bool, deadline_ms=1, default="no")  # E: call-overload
 etl.signal("approved", bool, pool=1)  # E: call-overload
 etl.include(length)  # E: arg-type
 
