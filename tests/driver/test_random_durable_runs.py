@@ -382,8 +382,6 @@ def assert_same_result(one, other, secret):
 
 
 def assert_shows(view, report):
-    global RPT
-    RPT = report
     assert (view.run_id, view.status or "RUNNING") == (report.run_id, report.status)
     assert view.stop_reason == report.stop_reason
     assert view.steps.keys() == report.keys()
@@ -411,17 +409,6 @@ def assert_step_shows(step, result, now_ms):
     assert_output_shows(step, result)
     if "[" not in step.name:
         assert (step.reused, step.rerun_reason) == (result.reused, result.rerun_reason)
-        print(
-            "SHOW",
-            step.active,
-            step.started_ms,
-            step.ended_ms,
-            "\nSHOW",
-            result,
-            "\nSHOW",
-            [e for e in RPT.events() if getattr(e, "step", None) == step.name],
-            RPT.segments,
-        )
     # Nor when its items were submitted to an engine, which begins the time of a later segment.
     if not any(item.engine for item in result.items or ()):
         assert (step.duration_ms(now_ms) or 0.0) == pytest.approx(result.duration_ms, abs=1e-6)
