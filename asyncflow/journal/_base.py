@@ -638,6 +638,8 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
+        check_text("key", key)
+        check_number("age_ms", age_ms, 0, unit=" ms")
         loop = asyncio.get_running_loop()
         with self._lock:
             lookups = self._lookups.get(loop)

@@ -27,6 +27,7 @@ from asyncflow import (
     Attempt,
     JournalError,
     Orchestrator,
+    PayloadError,
     Pipeline,
     Pool,
     RestoredError,
@@ -87,7 +88,12 @@ OTHERS_CHECK = {
 }
 """Arguments whose errors are those of another library, which this package passes on."""
 
-SAYS = {"steps": "WorkflowStep", "pipeline": "Pipeline|WorkflowStep|pipeline", "function": "step"}
+SAYS = {
+    "name": "name|signal",
+    "steps": "WorkflowStep",
+    "pipeline": "Pipeline|WorkflowStep|pipeline",
+    "function": "step",
+}
 SAYS |= {"report": "report|steps", "pipelines": "steps|name", "value": "signal"}
 SAYS |= {"base_ms": "max_ms", "map_over": "maps over", "new_id": "another id", "runs": "limit"}
 """What names an argument in a message, if that is not its name."""
@@ -176,6 +182,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callab
             "size": lambda: 2,
             "times": lambda: 2,
             "total_duration_ms": lambda: 1.0,
+            "age_ms": lambda: 1.0,
             "wall_time": lambda: 1.0,
             "main": lambda: action(),
             "records": list,
@@ -309,7 +316,7 @@ def check(face: Face, wrong: inspect.Parameter, args: list[Any], kwargs: dict[st
         made = outcome(face, args, kwargs)
         if isinstance(made, asyncio.AbstractEventLoop | PostgresJournal | SQLiteJournal):
             made.close()
-    except (TypeError, ValueError, LookupError, JournalError) as error:
+    except (TypeError, ValueError, LookupError, JournalError, PayloadError) as error:
         if (face.name, wrong.name) not in OTHERS_CHECK:
             check_refusal(error, f"{face.name}({wrong.name})", wrong.name)
     finally:
