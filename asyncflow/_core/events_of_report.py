@@ -12,10 +12,12 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, groupby, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from asyncflow._core.record import replace
 from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, attempt_end
 from asyncflow.events import (
     RECALLED,
@@ -247,8 +249,13 @@ class _Teller:
     def _tell_attempts(self, node: _Node) -> None:
         """Tell the attempts of a node, but for how the last one has ended if the node did so."""
         name, item, result, attempts, ends_in = node
+        earliest_ms = -math.inf
         for attempt, later in pairwise([*attempts, None]):
             assert attempt is not None
+            # A damaged report may have its attempts in another order.
+            began_ms = earliest_ms = max(attempt.started_ms, earliest_ms)
+            if began_ms > attempt.started_ms:
+                attempt = replace(attempt, started_ms=began_ms)
             self._begin(node, attempt)
             at_ms = attempt.started_ms + attempt.duration_ms
             end = attempt_end(attempt)
@@ -273,7 +280,7 @@ class _Teller:
             if attempt.error is not None and (is_retried or in_segment):
                 wait_ms = 0.0
                 if later is not None and in_segment:
-                    at_ms = min(at_ms, later.started_ms)
+                    at_ms = max(min(at_ms, later.started_ms), began_ms)
                     wait_ms = max(later.started_ms - later.queued_ms - at_ms, 0.0)
                 told = AttemptFailed(name, attempt.number, at_ms, attempt.error, wait_ms, item)
             self._tell(attempt.segment, told)
