@@ -35,7 +35,7 @@ NEEDS = re.compile(r"<!--\s*needs:\s*(?P<modules>[\w., ]+?)\s*-->\s*\Z")
 SAVED = re.compile(r"# (?P<path>\w+(?:/\w+)*\.py)\n")
 SLOW = (
     r'"process"|"spawn"|subprocess\.Popen|time\.sleep\('
-    r"|^(from|import) (airflow|celery|langgraph|prefect)\b"
+    r"|^(from|import) (airflow|celery|dbos|langgraph|prefect)\b"
 )
 """What the code of a page has that starts processes or sleeps."""
 
