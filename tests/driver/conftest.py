@@ -50,6 +50,16 @@ _ABOUT_DATA = frozenset(
 """Files about what steps receive, leave, say and store, which depends on no loop: uvloop and debug
 mode would repeat them."""
 
+_ABOUT_ORDER = frozenset(
+    f"test_{subject}"
+    for subject in (
+        *("cache", "chains", "checkpoints", "conditions", "pool_pauses", "pools"),
+        *("preview", "retry", "signals"),
+    )
+)
+"""Files about what starts after what, which the core decides on any loop. On uvloop, whose time is
+real, a few milliseconds of a busy machine would decide it instead."""
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
@@ -58,7 +68,7 @@ def pytest_asyncio_loop_factories(
         return {"asyncio": LOOPS["asyncio"]}
     if item.path.stem in _ABOUT_DATA:
         return {name: loop for name, loop in LOOPS.items() if name not in {"debug", "uvloop"}}
-    if item.get_closest_marker("exact_time"):
+    if item.path.stem in _ABOUT_ORDER or item.get_closest_marker("exact_time"):
         return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
     return LOOPS
 
