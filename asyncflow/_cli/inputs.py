@@ -96,8 +96,8 @@ def _text_from(name: str, place: str) -> str:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not encoded in UTF-8"
         raise click.UsageError(
-            f"input {name!r}: can't read file {place[1:]!r}: {why}; for a text that begins with @, "
-            "write @@"
+            f"input {name!r}: can't read the file after @: {why}; write a text that begins with @ "
+            "as @@"
         ) from None
 
 

@@ -383,7 +383,11 @@ def test_an_input_comes_from_a_variable_or_a_file(
     ("pair", "problem"),
     [
         ("name=@env:NOT_THERE", "input 'name': there is no variable 'NOT_THERE'"),
-        ("name=@missing", "can't read file 'missing': No such file or directory; for a text that"),
+        (
+            "name=@missing",
+            "input 'name': can't read the file after @: No such file or directory; write a text "
+            "that begins with @ as @@",
+        ),
     ],
 )
 def test_a_variable_or_a_file_that_is_not_there_is_named(
