@@ -22,15 +22,19 @@ def project_defaults() -> dict[str, Any]:
         document = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise click.UsageError(f"pyproject.toml can't be read: {error}") from None
-    table = document.get("tool", {}).get("asyncflow", {})
+    table: Any = document
+    for name in ("tool", "asyncflow"):
+        table = table.get(name, {})
+        if not isinstance(table, dict):
+            raise click.UsageError(f"{name!r} in pyproject.toml must be a table")
     for name, value in table.items():
         kind = _KINDS.get(name)
         if kind is None:
             hint = did_you_mean(name, _KINDS) or f"; it has {', '.join(_KINDS)}"
             raise click.UsageError(f"[tool.asyncflow] of pyproject.toml has no {name!r}{hint}")
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or not all(isinstance(each, str) for each in value):
             words = "a list of MODULE:PIPELINE" if kind is list else "a string"
             raise click.UsageError(f"[tool.asyncflow] of pyproject.toml: {name} must be {words}")
-    return dict(table)
+    return {name: value for name, value in table.items() if value}  # "" sets nothing

@@ -51,13 +51,40 @@ def test_an_option_and_a_variable_come_first(
         ("pipelines = 'flows:pipeline'", "pipelines must be a list of MODULE:PIPELINE"),
         ("logs = 20", "logs must be a string"),
         ("logs = 'LOUD'", "'LOUD' is not one of"),
+        ("pipelines = [1, 2]", "pipelines must be a list of MODULE:PIPELINE"),
         ("journal = ", "pyproject.toml can't be read"),
+        ("journal = " + 100_000 * "[", "pyproject.toml can't be read"),
     ],
 )
 def test_what_is_wrong_is_named(project: Shell, table: str, problem: str) -> None:
     project.write("pyproject.toml", f"[tool.asyncflow]\n{table}\n")
 
     assert problem in project("run", "flows:pipeline", exits=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("tool = 1", "tool"),
+        ("[tool]\nasyncflow = 3", "asyncflow"),
+        ("[[tool.asyncflow]]", "asyncflow"),
+    ],
+)
+def test_what_is_no_table_is_named(project: Shell, text: str, name: str) -> None:
+    project.write("pyproject.toml", text)
+
+    said = project("run", "flows:pipeline", exits=2).stderr
+
+    assert f"{name!r} in pyproject.toml must be a table" in said
+
+
+def test_an_empty_text_sets_nothing(project: Shell) -> None:
+    project.write("pyproject.toml", "[tool.asyncflow]\njournal = ''\n")
+
+    said = project("run", "flows:failing", "--run-id", "first", exits=1).stderr
+
+    assert (project.directory / "asyncflow.db").exists()
+    assert said.endswith("To resume it: asyncflow resume first flows:failing\n")
 
 
 def test_a_project_without_the_table_has_the_usual_defaults(shell: Shell) -> None:
