@@ -227,8 +227,9 @@ journal_option = click.option(
     default=_DEFAULT,
     envvar=_VARIABLE,
     show_envvar=True,
-    show_default=True,
-    help="The journal that stores the runs: a file, or postgresql://user@host/database.",
+    # Without show_default, which shows that of the project: a password may be in it.
+    help="The journal that stores the runs: a file, or postgresql://user@host/database; by default "
+    f"{_DEFAULT}.",
 )
 _LEVEL = click.Choice([*LEVELS], case_sensitive=False)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")

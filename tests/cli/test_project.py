@@ -87,6 +87,16 @@ def test_an_empty_text_sets_nothing(project: Shell) -> None:
     assert said.endswith("To resume it: asyncflow resume first flows:failing\n")
 
 
+def test_help_shows_no_password_of_the_journal(shell: Shell) -> None:
+    dsn = "postgresql://u:SECRETPW@localhost/x"
+    shell.write("pyproject.toml", f"[tool.asyncflow]\njournal = '{dsn}'\n")
+
+    said = shell("show", "--help").stdout
+
+    assert "SECRETPW" not in said
+    assert "by default asyncflow.db" in " ".join(said.split())
+
+
 def test_a_project_without_the_table_has_the_usual_defaults(shell: Shell) -> None:
     shell.write("flows.py", PIPELINES)
     shell.write("pyproject.toml", "[project]\nname = 'x'\n")
