@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import click
 
@@ -20,7 +21,15 @@ from asyncflow._core.text import escape_controls
 from asyncflow.journal import RunRecord
 
 
-@click.command()
+class _TakesNegativeNumbers(click.Command):
+    """Reads -5 as a value, and not as an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # A space makes no difference in JSON, and an option never begins with one.
+        return super().parse_args(ctx, [re.sub(r"^(?=-\d)", " ", each) for each in args])
+
+
+@click.command(cls=_TakesNegativeNumbers)
 @run_argument
 @click.argument("name")
 @click.argument("value", metavar="JSON")
@@ -35,6 +44,8 @@ def signal(run: str, name: str, value: str, journal: str) -> None:
     require_journal(journal)
     try:
         plain = json.loads(value)
+    except RecursionError as error:
+        raise click.UsageError("JSON is nested too deeply") from error
     except ValueError as error:
         raise click.UsageError(
             f"{value!r} is no JSON ({error}); put a text in double quotes within single ones: "

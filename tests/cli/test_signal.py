@@ -56,6 +56,24 @@ def test_a_signal_that_can_not_be_right_is_refused(waiting: str, shell: Shell) -
     shell("signal", "r2", "approved", "true", exits=4)
 
 
+def test_a_negative_number_is_a_value_and_a_mistyped_option_is_not(shell: Shell) -> None:
+    shell.write("orders.py", ORDERS.replace("bool", "float"))
+    shell("run", "orders", "--run-id", "r1", exits=5)
+
+    mistyped = shell("signal", "--journl", "x.db", "r1", "approved", "-5", exits=2).stderr
+    shell("signal", "r1", "approved", "-1.5e3", "--journal", "asyncflow.db")
+    shell("resume", "r1", "orders")
+
+    assert "No such option '--journl'" in mistyped
+    assert shell.json("show", "r1", "publish", "--json")["output"] == -1500
+
+
+def test_a_value_that_is_nested_too_deeply_is_refused(waiting: str, shell: Shell) -> None:
+    said = shell("signal", "r1", "approved", 100_000 * "[", exits=2).stderr
+
+    assert "JSON is nested too deeply" in said
+
+
 def test_what_shows_runs_knows_one_that_waits(waiting: str, shell: Shell) -> None:
     (listed,) = shell.json("runs", "--json", "--status", "waiting")
     shown = shell("show", "r1").stdout
