@@ -6,22 +6,24 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from asyncflow._cli.engines import open_engines
 from asyncflow._cli.execution import Execution, preview_run, run_once, stopped_by_signals
 from asyncflow._cli.loader import LoadedPipeline
 from asyncflow._cli.options import (
+    PIPELINES,
     AnyJournal,
     RunFlags,
+    complete_run,
     dry_run_option,
     open_journal,
     pipelines_argument,
     require_journal,
-    run_argument,
     run_options,
     since_option,
     status_option,
@@ -39,7 +41,12 @@ from asyncflow._cli.output import (
 )
 from asyncflow._cli.run import check_matches, execute_run, load, pipeline_of, read_run, with_steps
 from asyncflow._cli.runs import write_table
-from asyncflow._core.errors import ResourceError, RunAlreadyActiveError
+from asyncflow._core.errors import (
+    ResourceError,
+    RunAlreadyActiveError,
+    RunNotFoundError,
+    RunUnreadableError,
+)
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow.journal import RunRecord
@@ -51,7 +58,7 @@ _CODES = {RunStatus.PASSED: PASSED, RunStatus.WAITING: RUN_WAITING}
 
 
 @click.command()
-@run_argument
+@click.argument("run", metavar="[RUN]", required=False, shell_complete=complete_run)
 @pipelines_argument
 @status_option("Resume all runs with this status, of which none is named: FAILED, for one.")
 @since_option
@@ -64,7 +71,7 @@ _CODES = {RunStatus.PASSED: PASSED, RunStatus.WAITING: RUN_WAITING}
 @dry_run_option
 @run_options
 def resume(
-    run: str,
+    run: str | None,
     pipelines: Sequence[str],
     status: RunStatus | None,
     since: float | None,
@@ -83,13 +90,16 @@ def resume(
     used. If it has steps that the run does not have, because of --target or because they are newer,
     --target must say what to run.
 
-    With --status, and without RUN, all runs of these pipelines with this status are resumed, the
-    oldest first, and listed with their ends.
+    With --status, and without RUN, all runs of the named pipelines with this status are resumed,
+    the oldest first, and listed with their ends; without a name, those of all pipelines in the
+    variable or the project.
     """
     require_journal(flags.journal)
     if status is None:
         if since is not None or jobs != 1:
             raise click.UsageError("--since and --jobs are about several runs: give --status too")
+        if run is None:
+            raise click.MissingParameter(param_type="argument", param_hint="'RUN'")
         stored = asyncio.run(read_run(flags.journal, run))
         target = pipeline_of(stored.record, pipelines, flags)
         execute_run(target, flags.journal, stored.record.run_id, flags, stored, dry_run=dry_run)
@@ -98,8 +108,16 @@ def resume(
         raise click.UsageError(f"--status {status}: no such run can be resumed")
     if flags.html is not None or flags.trace is not None:
         raise click.UsageError("--html and --trace are about one run: name it instead of --status")
+    if run is not None:  # it is a pipeline too, and those that are named replace the project's
+        source = click.get_current_context().get_parameter_source("pipelines")
+        pipelines = (run, *pipelines) if source is ParameterSource.COMMANDLINE else (run,)
+    if not pipelines:
+        raise click.UsageError(
+            f"name the pipelines: as MODULE:PIPELINE, in ${PIPELINES}, or as `pipelines` of "
+            "[tool.asyncflow] in pyproject.toml"
+        )
     with stdout_for_results_only(flags.as_json):
-        loaded = [load(target, flags) for target in dict.fromkeys((run, *pipelines))]
+        loaded = [load(target, flags) for target in dict.fromkeys(pipelines)]
         resumption = _Resumption(loaded, flags, dry_run=dry_run)
         with logs_on_stderr(flags.log_level, flags.logs):
             asyncio.run(resumption.run(status, since, jobs))
@@ -159,7 +177,9 @@ class _Resumption:
             if not task.cancelled():
                 task.result()
             if not self._dry_run:
-                self._listed = [await journal.record(each.run_id) for each in ours]
+                for each in ours:
+                    with suppress(RunNotFoundError):  # it was removed meanwhile
+                        self._listed.append(await journal.record(each.run_id))
                 others = [each for each in self._listed if each.status is not RunStatus.PASSED]
                 self._summaries = await journal.summaries(others)
 
@@ -192,6 +212,8 @@ class _Resumption:
             status = (report or await journal.report(run_id)).status
         except (CommandError, click.UsageError) as error:
             self._end(record, f"was not resumed: {error}", INVALID)
+        except (RunNotFoundError, RunUnreadableError) as error:
+            self._end(record, f"was not resumed: {error}", RUN_FAILED)
         except RunAlreadyActiveError as error:
             self._end(record, f"is active in {error.owner}", RUN_FAILED)
         except ResourceError as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -42,6 +45,13 @@ SHOP = """
     async def fails():
         raise ValueError("other")
 """
+FORGETS = """
+        import sqlite3
+        from contextlib import closing
+        with closing(sqlite3.connect("asyncflow.db")) as database, database:
+            for table in ("runs", "events"):
+                database.execute(f"DELETE FROM {table} WHERE run_id = 'other'")
+        """
 
 
 @pytest.fixture
@@ -92,6 +102,33 @@ def test_several_pipelines_of_the_runs_since_then(shop: Shell) -> None:
     assert "4 of 4" in both.stderr
 
 
+def test_pipelines_of_the_project_count_if_none_is_named(shop: Shell) -> None:
+    shop.write("pyproject.toml", '[tool.asyncflow]\npipelines = ["shop:pipeline", "shop:other"]\n')
+
+    named = shop("resume", "--status", "FAILED", "shop:other", "--dry-run")
+    of_project = shop("resume", "--status", "FAILED", "--dry-run", "--json")
+
+    assert re.findall("of run (.+):", named.stdout) == ["other"]
+    assert len(json.loads(of_project.stdout)) == 4
+
+
+def test_damaged_and_removed_runs_cost_no_other(shop: Shell) -> None:
+    # The first run that is resumed forgets another one, while the runs are resumed.
+    shop.write("more.py", SHOP.replace("global active", FORGETS + "global active"))
+    with closing(sqlite3.connect("asyncflow.db")) as database, database:
+        database.execute("UPDATE events SET at_ms = 1 WHERE run_id = 'day-2'")
+
+    result = shop("resume", "--status", "FAILED", "more:pipeline", "more:other", exits=1)
+
+    assert "run day-1 PASSED" in result.stderr
+    assert "run day-2 was not resumed: journal asyncflow.db: event 1" in result.stderr
+    assert "run other was not resumed: " in result.stderr
+    assert "4 of 4" in result.stderr
+    listed = [line.split()[0] for line in result.stdout.splitlines()[1:]]
+    assert listed[0] == "day-3"
+    assert "other" not in listed
+
+
 def test_a_run_that_can_not_be_resumed_costs_no_other(shop: Shell) -> None:
     shop.write("more.py", SHOP.replace("async def load", "async def loaded"))
 
@@ -123,7 +160,8 @@ def test_a_dry_run_shows_what_each_would_do(shop: Shell) -> None:
         (["day-1", "shop:pipeline", "--since", "1d"], "give --status too"),
         (["--status", "PASSED", "shop:pipeline"], "no such run can be resumed"),
         (["--status", "FAILED", "shop:pipeline", "--html", "x.html"], "about one run"),
-        (["--status", "FAILED"], "Missing argument"),
+        (["--status", "FAILED"], "name the pipelines"),
+        ([], "Missing argument 'RUN'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(shop: Shell, arguments: list[str], problem: str) -> None:
