@@ -108,6 +108,8 @@ class Run:
                     # What leaves the body of a group is kept by it in a cycle, so nothing does.
                     late = await outlast(self._is_over, self._until_settled, self._on_cancel)
                     cancellation = late or cancellation
+                    if self._starter.waits is not None:
+                        self._starter.waits.close()  # a step that started now had no resources
                     if self._resources is not None:
                         causes = (self._interruption, cancellation, self._cancelled)
                         late = await self._resources.close(_first(causes), self._on_cancel)

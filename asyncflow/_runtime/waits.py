@@ -61,7 +61,7 @@ class Waits:
         """What was sent to the process, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._expired: list[str] = []
-        self._is_looking = self._must_look = False
+        self._is_looking = self._must_look = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         """What is looking."""
         if self._mailbox is not None:
@@ -98,7 +98,8 @@ class Waits:
             self._task.cancel()
 
     def close(self) -> None:
-        """Forget all timers, and what refers back to the run."""
+        """Take nothing more: what comes from now on is for the next segment."""
+        self._is_closed = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -115,6 +116,7 @@ class Waits:
 
     def _expire_in_time(self, node: int) -> None:
         """Let the deadline of a step expire when it must; the wall clock may have been set."""
+        self._timers.pop(node, None)
         wait = self._state.awaiting.get(node)
         if wait is None or wait.until is None:
             return
@@ -207,7 +209,7 @@ class Waits:
     def _look_soon(self) -> None:
         """Read what the journal has received, once more if that is being done."""
         self._must_look = True
-        if not self._is_looking and self._state.awaiting:
+        if not (self._is_looking or self._is_closed) and self._state.awaiting:
             self._is_looking = True
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
@@ -222,13 +224,14 @@ class Waits:
                 self._must_look = False
                 await self._mailbox.flush()  # a signal that is void must not be read again
                 while self._expired:
-                    await self._mailbox.send(self._expired.pop(), None)
+                    await self._mailbox.send(self._expired[-1], None)
+                    self._expired.pop()
                 sent = await self._mailbox.receive()
                 for node, wait in list(self._state.awaiting.items()):
                     if wait.step in sent:
                         self._take(node, wait, sent[wait.step])
         except asyncio.CancelledError:
-            pass  # the run stops
+            self._must_look = True  # the run stops, or another task of the caller did this
         except JournalError as error:
             self._run.interrupt(error, Interruption("journal", "its journal has failed"))
         except BaseException as bug:
@@ -246,7 +249,10 @@ class Waits:
         persistence = self._scope.persistence
         assert persistence is not None
         if payload is None:
-            self._time_out(node)
+            if self._steps[node].deadline_ms is None:
+                self._announce(node, wait.since, "its deadline was removed from the pipeline")
+            else:
+                self._time_out(node)
             return
         try:
             value = persistence.received(wait.step, payload)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from asyncflow import (
     resume_all,
 )
 from asyncflow._core.results import Payload
+from asyncflow._runtime.waits import Waits
 from asyncflow.events import StepWaiting
 from asyncflow.journal._signals import Signals
 from asyncflow.journal._sqlite import SQLite
@@ -70,10 +73,12 @@ async def due(journal: Any) -> list[str]:
 
 
 def in_virtual_time(test: Any) -> Any:
-    def run(make_journal: Any) -> None:
+    def run(make_journal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        more = [monkeypatch] if "monkeypatch" in signature(test).parameters else []
+
         async def main() -> None:
             async with make_journal() as journal:
-                await test(journal)
+                await test(journal, *more)
 
         run_in_virtual_time(main())
 
@@ -120,6 +125,94 @@ async def test_a_signal_that_comes_before_its_turn_is_kept(journal: Any) -> None
 
     assert report["approved"].output == "yes"
     assert orders.calls == []
+
+
+@in_virtual_time
+async def test_a_signal_that_comes_while_a_segment_ends_is_for_the_next_one(journal: Any) -> None:
+    is_open = []
+
+    @asynccontextmanager
+    async def database() -> AsyncIterator[list[bool]]:
+        is_open[:] = [True]
+        yield is_open
+        is_open.clear()
+        await asyncio.sleep(3)
+
+    pipeline = Pipeline("orders", resources={"database": database})
+
+    @pipeline.step
+    async def draft(database: list[bool]) -> str:
+        return "draft"
+
+    approved = pipeline.signal("approved", bool, depends_on=[draft])
+
+    @pipeline.step
+    async def publish(database: list[bool], approved: bool = after(approved)) -> bool:
+        return bool(database)
+
+    options = pipeline.with_options(journal=journal, run_id="r")
+    first = asyncio.ensure_future(options.run())
+    await asyncio.sleep(1)  # its resource is closing
+    await journal.signal("r", "approved", True)
+
+    assert (await first).status is RunStatus.WAITING
+    assert await due(journal) == ["r"]
+    assert (await options.run())["publish"].output is True
+
+
+@in_virtual_time
+async def test_a_look_that_another_task_cancels_is_taken_again(journal: Any) -> None:
+    turns = range(8)
+    for turn in turns:
+        run_id, orders = f"r{turn}", Orders(deadline_ms=DAY_MS)
+        run = asyncio.ensure_future(orders.run(journal, run_id, on_wait="stay"))
+        await asyncio.sleep(5)
+        sending = asyncio.ensure_future(journal.signal(run_id, "approved", True))
+        looks: set[int] = set()
+        while not (run.done() or len(looks) > turn):
+            for task in asyncio.all_tasks():
+                if task.get_name() == f"asyncflow:{run_id}:signals":
+                    looks.add(len(looks))
+                    if len(looks) > turn:
+                        task.cancel()
+            await asyncio.sleep(0)
+        await sending
+
+        assert (await asyncio.wait_for(run, 60))["publish"].output == "draft: True"
+
+
+@in_virtual_time
+async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = Orders(deadline_ms=1_000, default=False)
+    look = Waits._look
+
+    async def look_late(waits: Any) -> None:
+        if waits._expired:
+            payload = Payload("json", b'"maybe"')
+            await journal._write(journal._worker.signal, "r", "approved", payload)
+            monkeypatch.setattr(Waits, "_look", look)
+        await look(waits)
+
+    monkeypatch.setattr(Waits, "_look", look_late)
+    report = await asyncio.wait_for(orders.run(journal, on_wait="stay"), 60)
+
+    assert report["publish"].output == "draft: False"
+
+
+@in_virtual_time
+async def test_a_deadline_that_expired_before_it_was_removed_leaves_the_step_waiting(
+    journal: Any,
+) -> None:
+    await Orders(deadline_ms=DAY_MS).run(journal)
+    await journal._write(journal._worker.signal, "r", "approved", None)
+
+    orders = Orders()
+    assert (await orders.run(journal)).status is RunStatus.WAITING
+    await journal.signal("r", "approved", True)
+
+    assert (await orders.run(journal))["publish"].output == "draft: True"
 
 
 @in_virtual_time
