@@ -65,6 +65,7 @@ class SQLSession:
         self._rows: list[EventRow] = []
         self._notes: list[NoteEvent] = []
         self._statements: list[Statement] = []
+        self._remembered: list[Statement] = []
         self._waits: dict[str, float | None] = {}
         """The signals that the run waits for, each with when its deadline expires."""
         self._checkpoints: dict[Key, Payload | None] = {}
@@ -135,7 +136,9 @@ class SQLSession:
 
     def append_cached(self, key: str, attempts: int, duration_ms: float) -> _Waiter:
         run_id, position = self._lease.run_id, self._appended
-        self.execute(remembered(key, run_id, position, attempts, duration_ms))
+        if not (self._closing or self._lease.failure):
+            self._remembered.append(remembered(key, run_id, position, attempts, duration_ms))
+            self._queue.schedule(self)
         waiter = self._queue.loop.create_future()
         self._waiters.append((position, waiter))
         return waiter
@@ -176,9 +179,10 @@ class SQLSession:
             self._closing,
             self._notes,
             statements=[*self._statements, *changes_of(run_id, self._checkpoints)],
+            remembered=self._remembered,
         )
         self._rows, self._notes, self._statements, self._change = [], [], [], None
-        self._checkpoints = {}
+        self._checkpoints, self._remembered = {}, []
         return self._lease, batch
 
     def fail(self, error: JournalError) -> None:

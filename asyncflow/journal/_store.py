@@ -103,6 +103,8 @@ class CommitBatch(NamedTuple):
     statements: Sequence[Statement] = ()
     """What changes in other tables, in this order. A transaction may be tried again, so each
     leads to the same if it was executed before."""
+    remembered: Sequence[Statement] = ()
+    """What lets results be found, each with the key as its first parameter."""
 
 
 class Claim(NamedTuple):
@@ -310,6 +312,10 @@ class Store:
         return refused
 
     def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
+            # Runs share these rows: in one order, so that two processes never wait for each other.
+            remembered = [each for batch in owned for each in batch.remembered]
+            for statement in sorted(remembered, key=_key_of):
+                self._execute(cursor, *statement)
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
         for chunk in chunks(rows):
             # A transaction that is tried again may have been committed before.
@@ -495,6 +501,10 @@ class Store:
 def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
     if _is_owned(lease, claim):
         raise RunAlreadyActiveError(run_id, lease[0])
+def _key_of(statement: Statement) -> Any:
+    return statement.parameters[0]
+
+
 
 
 def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:

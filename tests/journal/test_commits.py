@@ -6,12 +6,15 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._store import CommitBatch, Refusals
+from asyncflow.journal._cached import remembered
+from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store
 
 STEPS = 20
 OVERHEAD = 4
@@ -87,3 +90,28 @@ async def test_a_rerun_commits_what_it_takes_over_with_its_start(tmp_path: Path)
 
     assert kinds[0][:301] == ["RunStarted", *["StepTakenOver"] * 300]
     assert [*chain.from_iterable(kinds)].count("StepTakenOver") == 300
+
+
+def test_runs_that_share_results_store_them_in_one_order(tmp_path: Path) -> None:
+    database = SQLite(str(tmp_path / "runs.db"), "NORMAL", 1.0)
+    store, claim = Store(database), Claim("owner", "process", 60, lambda process: False)
+    stored: list[str] = []
+    execute = store._execute
+
+    def note(cursor: Any, sql: str, parameters: Sequence[Any] = ()) -> None:
+        if "INTO cached_results" in sql:
+            stored.append(parameters[0])
+        execute(cursor, sql, parameters)
+
+    batches = [
+        CommitBatch(
+            *(run_id, store.claim(run_id, claim), [], None, False),
+            remembered=[remembered(key, run_id, 1, 1, 0.0) for key in keys],
+        )
+        for run_id, keys in (("r1", "db"), ("r2", "ca"))
+    ]
+    store._execute = note  # type: ignore[method-assign]
+    store.write(lambda: batches)
+    database.close()
+
+    assert stored == ["a", "b", "c", "d"]
