@@ -90,6 +90,8 @@ class StoredRun:
         """The signals of its latest segment, each with the JSON schema of its type."""
         self.sent: Mapping[str, Payload | None] = {}
         """What a journal has received for it by name; ``None`` for a deadline that has expired."""
+        self.must_stop = False
+        """Whether a journal was asked to cancel it."""
         self.limited_from_ms = 0.0
         """From when on its deadline counts: when it began, or began anew; a wait does not count."""
         self.pool_pauses: dict[str, events.PoolPaused] = {}

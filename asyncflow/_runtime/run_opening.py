@@ -132,7 +132,7 @@ class _RunOpening:
     def _is_still_waiting(self, stored: StoredRun) -> bool:
         """Whether nothing has come for a run that waits, so that there is nothing to do."""
         request = self._request
-        if stored.status is not RunStatus.WAITING or request.stays:
+        if stored.status is not RunStatus.WAITING or stored.must_stop or request.stays:
             return False
         now_s = request.clock()
         return (

@@ -598,6 +598,7 @@ class SQLJournal:
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
         return self._answer(run, read)
 
+        run.must_stop = lease.cancel_requested
     def _answer(self, run: StoredRun, read: Callable[[StoredRun], T]) -> T:
         if run.waits:
             run.sent = self._reader.store.signals.read(run.run_id)

@@ -38,7 +38,7 @@ _REPLACE = (
     "UPDATE signals SET kind = ?, codec = ?, data = ?, sent_by = ?, sent_at = {now} "
     "WHERE run_id = ? AND name = ?"
 )
-_WAKE = "UPDATE runs SET due_at = ? WHERE run_id = ?"
+_WAKE = "UPDATE runs SET due_at = ? WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
 _TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
 _ALL = "SELECT name, kind, codec, data FROM signals WHERE run_id = ?"
@@ -72,6 +72,11 @@ def write_wait(
 
 
 def _received(cursor: Any, database: Database, run_id: str) -> dict[str, Payload | None]:
+def wake(run_id: str) -> Statement:
+    """Return what lets a run be continued at once if it waits; its lease is locked."""
+    return Statement(_WAKE, (DUE, run_id))
+
+
     cursor.execute(database.translate(_ALL), [run_id])
     return {
         from_column(name): Payload(codec, bytes(data)) if kind == SENT else None
@@ -113,17 +118,17 @@ class Signals:
                 raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
             kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
             sql = _INSERT if found is None else _REPLACE
-            self._execute(cursor, sql, kind, codec, data, sender, run_id, column)
+            self._execute(cursor, sql, (kind, codec, data, sender, run_id, column))
             if status == "waiting" and name in json.loads(waits or "[]"):
-                self._execute(cursor, _WAKE, DUE, run_id)
+                self._execute(cursor, *wake(run_id))
             elif owner is not None:
-                self._execute(cursor, _TELL, run_id)
+                self._execute(cursor, _TELL, (run_id,))
 
-    def _execute(self, cursor: Any, sql: str, *parameters: Any) -> None:
+    def _execute(self, cursor: Any, sql: str, parameters: Sequence[Any]) -> None:
         cursor.execute(self._database.translate(sql), parameters)
 
     def _row(self, cursor: Any, sql: str, *parameters: Any) -> Sequence[Any] | None:
-        self._execute(cursor, sql, *parameters)
+        self._execute(cursor, sql, parameters)
         row: Sequence[Any] | None = cursor.fetchone()
         return row
 
@@ -135,7 +140,7 @@ class Signals:
 
         def attempt() -> dict[str, Payload | None]:
             with self._database.transaction() as cursor:
-                self._execute(cursor, _TOLD, run_id, token)
+                self._execute(cursor, _TOLD, (run_id, token))
                 return _received(cursor, self._database, run_id)
 
         received: dict[str, Payload | None] = self._retry(attempt)
@@ -171,7 +176,7 @@ class Signals:
     def _rows(self, sql: str, *parameters: Any) -> list[Any]:
         def attempt() -> list[Any]:
             with self._database.reading() as cursor:
-                self._execute(cursor, sql, *parameters)
+                self._execute(cursor, sql, parameters)
                 return cursor.fetchall()
 
         rows: list[Any] = self._retry(attempt)

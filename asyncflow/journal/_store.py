@@ -48,7 +48,7 @@ from asyncflow.journal._event_codec import (
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
 from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._signals import Signals, write_wait
+from asyncflow.journal._signals import Signals, wake, write_wait
 from asyncflow.journal._sql import (
     EVENT_COLUMNS,
     FREE,
@@ -272,6 +272,8 @@ class Store:
                 self._cancel_nested(cursor, run_id)
             token = self._token_of(run_id, lease)
             self._execute(cursor, _CANCEL, (run_id,))
+            # If its segment has just ended, whoever continues it ends it.
+            self._execute(cursor, *wake(run_id))
         return token
 
     def _cancel_nested(self, cursor: Cursor, run_id: str) -> None:
@@ -309,13 +311,13 @@ class Store:
                 for statement in batch.statements:
                     self._execute(cursor, *statement)
                 self._finish(cursor, batch)
-        return refused
-
-    def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
             # Runs share these rows: in one order, so that two processes never wait for each other.
             remembered = [each for batch in owned for each in batch.remembered]
             for statement in sorted(remembered, key=_key_of):
                 self._execute(cursor, *statement)
+        return refused
+
+    def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
         for chunk in chunks(rows):
             # A transaction that is tried again may have been committed before.
@@ -498,13 +500,13 @@ class Store:
         return deleted
 
 
-def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
-    if _is_owned(lease, claim):
-        raise RunAlreadyActiveError(run_id, lease[0])
 def _key_of(statement: Statement) -> Any:
     return statement.parameters[0]
 
 
+def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
+    if _is_owned(lease, claim):
+        raise RunAlreadyActiveError(run_id, lease[0])
 
 
 def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:

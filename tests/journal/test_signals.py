@@ -588,6 +588,24 @@ async def test_a_signal_reaches_a_run_of_this_process_at_once(journal: Any) -> N
         await asyncio.sleep(60)
         sent_s = asyncio.get_running_loop().time()
         await journal.signal("r", "approved", True)
+@in_virtual_time
+async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
+    journal: Any,
+) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    # As when its segment ends between the look of `cancel` and the request.
+    await journal._write(journal._worker.cancel, "r")
+
+    assert await due(journal) == ["r"]
+    await resume_all(journal, [orders.pipeline])
+
+    record = await journal.record("r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert await due(journal) == []
+    assert orders.calls == ["draft"]
+
+
         await run.report()
         took_s = asyncio.get_running_loop().time() - sent_s
 
