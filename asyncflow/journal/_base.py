@@ -435,8 +435,9 @@ class SQLJournal:
                 knows that; a run to which it is of no use deletes it and waits on.
 
         Raises:
-            ValueError: The run has no such signal, the value is of another type, another value was
-                sent before, the deadline has expired, or the run has passed without it.
+            ValueError: The run has no such signal, the value is of another type, another value came
+                first, the deadline has expired, or the run has passed or skipped its step without
+                it.
             RunNotFoundError: There is no such run.
             PayloadError: The value can't be stored.
             JournalError: The journal can't be read or written.
@@ -446,7 +447,8 @@ class SQLJournal:
         plain = (type(None), bool, int, float, str, list, dict)
         hint = Any if type(value) in plain else type(value)
         payload = self.encode(f"signal {name!r}", value, hint)
-        await self._read(self._reader.check_signal, run_id, name, payload)
+        if not await self._read(self._reader.check_signal, run_id, name, payload):
+            return
         await self._write(self._worker.signal, run_id, name, payload)
         for call in list(self._on_due):
             call()
@@ -596,9 +598,9 @@ class SQLJournal:
     def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
         committed = lease.committed
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
+        run.must_stop = lease.cancel_requested
         return self._answer(run, read)
 
-        run.must_stop = lease.cancel_requested
     def _answer(self, run: StoredRun, read: Callable[[StoredRun], T]) -> T:
         if run.waits:
             run.sent = self._reader.store.signals.read(run.run_id)

@@ -71,6 +71,7 @@ from asyncflow.journal._queries import (
 )
 from asyncflow.journal._run_lists import RunRow
 from asyncflow.journal._schema import mismatch
+from asyncflow.journal._signals import EXPIRED, SENT, is_same, why_second
 from asyncflow.journal._store import Store
 
 _PAGE = 1_000
@@ -343,29 +344,45 @@ class JournalReader:
         rows = map(self.store.lists.run, self.store.signals.due(now, names, limit))
         return [_record_of(row) for row in rows if row is not None and row.status == "waiting"]
 
-    def check_signal(self, run_id: str, name: str, payload: Payload) -> None:
-        """Check that a run has a signal of this name, and that a value may be of its type.
+    def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:
+        """Return whether a value is news to a run, whose step may have taken it already.
 
-        Raise `ValueError` if not.
+        Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
+        or if its step has another value, or was skipped by its condition.
         """
         rows = self.store.lists.step_events([run_id]).get(run_id, ())
-        starts = [row for row in rows if row[2] in (RunStarted.__name__, RunResumed.__name__)]
-        if not starts:
+        if not rows:
             raise self.unknown(run_id)
-        start: Any
-        try:
-            start = event_of(starts[-1])
-        except Exception as error:  # as in `Store`: a damaged row can make it raise anything
-            problem, position = describe_fully(error), starts[-1][1]
-            raise RunUnreadableError(self._name, run_id, problem, position) from error
-        if name not in start.signals:
-            hint = did_you_mean(name, start.signals)
+        run = StoredRun(without_items=True)
+        for row in rows:
+            try:
+                run.apply(_brief_event_of(row))
+            except Exception as error:  # as in `_replay`: a damaged row can make it raise anything
+                problem = describe_fully(error)
+                raise RunUnreadableError(self._name, run_id, problem, row[1]) from error
+        if name not in run.signals:
+            hint = did_you_mean(name, run.signals)
             raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
         if payload.codec in ("json", "json-plain"):
-            problem = mismatch(json.loads(payload.data), start.signals[name])
+            problem = mismatch(json.loads(payload.data), run.signals[name])
             if problem:
                 shown = safe_text(str, payload.data.decode())
                 raise ValueError(f"signal {name!r} {problem}, not {shown}")
+        step, received = run.settled().get((name, None)), self.store.signals.read(run_id)
+        if step is None or received.get(name) is not None:
+            return True  # the row of the value that was sent tells whether this is the same
+        if step.status is StepStatus.SKIPPED and step.on_purpose:
+            raise ValueError(
+                f"signal {name!r} of run {run_id!r} was skipped by its condition, so it takes no "
+                "value"
+            )
+        if step.status is not StepStatus.SUCCESS:
+            return True
+        # A long output was left out.
+        output = self.run(run_id).settled()[name, None].output
+        if isinstance(output, Payload) and is_same(output, payload):
+            return False
+        raise ValueError(why_second(run_id, name, EXPIRED if name in received else SENT))
 
     def check_exists(self, run_id: str) -> None:
         """Check that there is a run, even a damaged one."""

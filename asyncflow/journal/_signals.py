@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, from_column
 from asyncflow.journal._sql import OWNER, Database, Statement, marks
@@ -71,12 +72,12 @@ def write_wait(
     cursor.execute(database.translate(_WAIT), [json.dumps([*waits]), due_at, run_id])
 
 
-def _received(cursor: Any, database: Database, run_id: str) -> dict[str, Payload | None]:
 def wake(run_id: str) -> Statement:
     """Return what lets a run be continued at once if it waits; its lease is locked."""
     return Statement(_WAKE, (DUE, run_id))
 
 
+def _received(cursor: Any, database: Database, run_id: str) -> dict[str, Payload | None]:
     cursor.execute(database.translate(_ALL), [run_id])
     return {
         from_column(name): Payload(codec, bytes(data)) if kind == SENT else None
@@ -98,7 +99,7 @@ class Signals:
         """Store a signal, or with ``None`` that its deadline has expired, and wake the run.
 
         An expiry that comes second changes nothing. Raise `ValueError` if a value comes second and
-        differs, or if the run has passed.
+        differs, or if the run has passed, and `RunNotFoundError` if the run has been deleted.
         """
         self._retry(lambda: self._send(run_id, name, payload, sender))
 
@@ -106,14 +107,20 @@ class Signals:
         column = column_of(name)
         with self._database.transaction() as cursor:
             (owner,) = self._row(cursor, _LEASE, run_id) or (None,)
-            status, waits = self._row(cursor, _RUN, run_id) or (None, None)
+            run = self._row(cursor, _RUN, run_id)
+            # With an owner, it is about to write its first event. Without, the row of a signal
+            # would answer the next run of this id.
+            if run is None and owner is None:
+                raise RunNotFoundError(run_id, self._database.name)
+            status, waits = run or (None, None)
             found = self._row(cursor, _FIND, run_id, column)
             if found is not None:
-                if payload is None or _is_same(found, payload):
+                kind, *sent = found
+                if payload is None or (kind == SENT and is_same(Payload(*sent), payload)):
                     return
                 # A run that ended with it waits anew when it is resumed.
-                if found[0] != EXPIRED or status not in ("failed", "interrupted"):
-                    raise ValueError(_why_second(run_id, name, found[0]))
+                if kind != EXPIRED or status not in ("failed", "interrupted"):
+                    raise ValueError(why_second(run_id, name, kind))
             elif status == "passed":
                 raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
             kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
@@ -183,19 +190,23 @@ class Signals:
         return rows
 
 
-def _is_same(found: Sequence[Any], payload: Payload) -> bool:
-    kind, codec, data = found
-    if kind != SENT:
-        return False
-    if bytes(data) == payload.data:
+def is_same(first: Payload, second: Payload) -> bool:
+    """Whether two payloads have the same value, in JSON whatever the order of its keys."""
+    if bytes(first.data) == second.data:
         return True
     try:
-        return codec.startswith("json") and bool(json.loads(data) == json.loads(payload.data))
+        return first.codec.startswith("json") and _sorted(first.data) == _sorted(second.data)
     except ValueError:
         return False
 
 
-def _why_second(run_id: str, name: str, kind: str) -> str:
+def _sorted(data: bytes) -> str:
+    # A text: to Python, true is 1, and 1 is 1.0.
+    return json.dumps(json.loads(data), sort_keys=True)
+
+
+def why_second(run_id: str, name: str, kind: str) -> str:
+    """Return why a signal does not count if another value or its expiry came first."""
     if kind == EXPIRED:
         return f"signal {name!r} of run {run_id!r} comes too late: its deadline has expired"
     return f"signal {name!r} of run {run_id!r} has another value already; the first one counts"

@@ -243,6 +243,103 @@ async def test_a_signal_is_refused_that_can_not_be_right(journal: Any) -> None:
         await journal.signal("x", "approved", True)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(True, 1), (1, 1.0), ([True], [1]), ({"a": {"b": 0}}, {"a": {"b": False}})],
+)
+def test_values_that_only_python_calls_equal_differ(
+    make_journal: Any, first: Any, second: Any
+) -> None:
+    async def main() -> None:
+        async with make_journal() as journal:
+            pipeline = Pipeline("any")
+            pipeline.signal("answer", Any)
+            await pipeline.with_options(journal=journal, run_id="r").run()
+            await journal.signal("r", "answer", first)
+            with pytest.raises(ValueError, match="has another value already"):
+                await journal.signal("r", "answer", second)
+
+    run_in_virtual_time(main())
+
+
+@in_virtual_time
+async def test_the_order_of_keys_makes_no_other_value(journal: Any) -> None:
+    pipeline = Pipeline("any")
+    pipeline.signal("answer", dict[str, int])
+    await pipeline.with_options(journal=journal, run_id="r").run()
+
+    await journal.signal("r", "answer", {"a": 1, "b": 2})
+    await journal.signal("r", "answer", {"b": 2, "a": 1})
+
+
+def broken_after(orders: Orders) -> Orders:
+    """Add a step that fails each time, after what is published."""
+
+    @orders.pipeline.step(depends_on=["publish"])
+    async def broken() -> None:
+        raise RuntimeError("broken")
+
+    return orders
+
+
+@in_virtual_time
+async def test_a_value_comes_too_late_for_a_step_that_has_its_default(journal: Any) -> None:
+    orders = broken_after(Orders(deadline_ms=1_000, default=False))
+    await orders.run(journal)
+    await asyncio.sleep(60)
+    assert (await orders.run(journal)).status is RunStatus.FAILED
+
+    with pytest.raises(ValueError, match="comes too late: its deadline has expired"):
+        await journal.signal("r", "approved", True)
+    await journal.signal("r", "approved", False)  # it is the same
+
+
+@in_virtual_time
+async def test_a_rerun_refuses_another_value_for_a_signal_that_it_has_taken_over(
+    journal: Any,
+) -> None:
+    orders = broken_after(Orders())
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+    await orders.run(journal)
+    await orders.pipeline.with_options(journal=journal).rerun("r", "again")
+
+    await journal.signal("again", "approved", True)  # it is the same
+    with pytest.raises(ValueError, match="has another value already; the first one counts"):
+        await journal.signal("again", "approved", False)
+    # Reused or not, what the run was resumed with changes nothing.
+    await orders.run(journal, "again")
+    with pytest.raises(ValueError, match="has another value already; the first one counts"):
+        await journal.signal("again", "approved", False)
+
+
+@in_virtual_time
+async def test_a_signal_that_its_condition_has_skipped_takes_no_value(journal: Any) -> None:
+    orders = Orders(when=lambda draft: draft == "draft2")
+
+    @orders.pipeline.step(depends_on=["draft"])
+    async def broken() -> None:
+        raise RuntimeError("broken")
+
+    await orders.run(journal)
+
+    with pytest.raises(ValueError, match="'approved' of run 'r' was skipped by its condition"):
+        await journal.signal("r", "approved", True)
+
+
+@in_virtual_time
+async def test_a_signal_whose_value_is_void_takes_another_one(journal: Any) -> None:
+    orders = Orders(deadline_ms=1_000, default=False)
+    await orders.run(journal)
+    await asyncio.sleep(60)
+    await broken_after(orders).run(journal)
+
+    report = await broken_after(Orders(version="2", deadline_ms=DAY_MS)).run(journal)
+    await journal.signal("r", "approved", True)
+
+    assert report.status is RunStatus.WAITING
+
+
 @dataclass
 class Answer:
     verdict: Literal["yes", "no"]
@@ -492,6 +589,43 @@ async def test_cancelling_a_run_that_waits_ends_it_interrupted(journal: Any) -> 
 
 
 @in_virtual_time
+async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
+    journal: Any,
+) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    # As when its segment ends between the look of `cancel` and the request.
+    await journal._write(journal._worker.cancel, "r")
+
+    assert await due(journal) == ["r"]
+    await resume_all(journal, [orders.pipeline])
+
+    record = await journal.record("r")
+    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert await due(journal) == []
+    assert orders.calls == ["draft"]
+
+
+@in_virtual_time
+async def test_a_signal_to_a_run_that_is_deleted_meanwhile_leaves_nothing(journal: Any) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    check = journal._reader.check_signal
+
+    def check_and_delete(*args: Any) -> bool:
+        is_news: bool = check(*args)
+        forget = journal._store.forget, "r", journal._claim
+        journal._write_thread.submit(journal._worker.call, *forget).result()
+        return is_news
+
+    journal._reader.check_signal = check_and_delete
+    with pytest.raises(RunNotFoundError):
+        await journal.signal("r", "approved", True)
+
+    assert (await orders.run(journal)).status is RunStatus.WAITING
+
+
+@in_virtual_time
 async def test_draining_a_run_that_only_waits_leaves_it_waiting(journal: Any) -> None:
     orders = Orders()
     options = {"journal": journal, "run_id": "r", "on_wait": "stay"}
@@ -588,24 +722,6 @@ async def test_a_signal_reaches_a_run_of_this_process_at_once(journal: Any) -> N
         await asyncio.sleep(60)
         sent_s = asyncio.get_running_loop().time()
         await journal.signal("r", "approved", True)
-@in_virtual_time
-async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
-    journal: Any,
-) -> None:
-    orders = Orders()
-    await orders.run(journal)
-    # As when its segment ends between the look of `cancel` and the request.
-    await journal._write(journal._worker.cancel, "r")
-
-    assert await due(journal) == ["r"]
-    await resume_all(journal, [orders.pipeline])
-
-    record = await journal.record("r")
-    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
-    assert await due(journal) == []
-    assert orders.calls == ["draft"]
-
-
         await run.report()
         took_s = asyncio.get_running_loop().time() - sent_s
 
