@@ -6,7 +6,7 @@ Rules:
 
 1. A checkpoint is stored soon after the call, and with the end of its attempt: it may lag behind
    what the action did, and never leads.
-2. It is deleted in the transaction that stores the success of its step.
+2. It is deleted in the transaction that stores the success of its step, or that it reuses one.
 3. What an attempt saves after its step has ended is dropped.
 """
 
@@ -20,16 +20,23 @@ from contextlib import suppress
 
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.graph import Plan
-from asyncflow._core.results import Payload
+from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.state import RunState
 from asyncflow._core.step_runs import Key
 from asyncflow._runtime.durable import CheckpointSession
-from asyncflow.events import AttemptFailed, Event, StepCancelled, StepFailed, StepSucceeded
+from asyncflow.events import (
+    AttemptFailed,
+    Event,
+    StepCancelled,
+    StepFailed,
+    StepReused,
+    StepSucceeded,
+)
 
 _STORE_S = 0.05
 """How long a checkpoint waits for a later one. The journal's transaction takes as long again."""
 
-_ENDS = frozenset({AttemptFailed, StepFailed, StepCancelled, StepSucceeded})
+_ENDS = frozenset({AttemptFailed, StepFailed, StepCancelled, StepSucceeded, StepReused})
 
 
 class CheckpointWriter:
@@ -117,12 +124,13 @@ class CheckpointWriter:
         """
         if type(event) not in _ENDS:
             return
-        key = event.step, event.item  # type: ignore[union-attr]
-        if type(event) is StepSucceeded:
+        step, item = key = event.step, event.item  # type: ignore[union-attr]
+        reuses = type(event) is StepReused and event.status is StepStatus.SUCCESS
+        if reuses or type(event) is StepSucceeded:
             self._unstored.pop(key, None)
             gone = {key}
-            if event.item is None:  # those of its items that failed and are tolerated, too
-                gone.update(each for each in self._stored if each[0] == event.step)
+            if item is None:  # those of its items that failed and are tolerated, too
+                gone.update(each for each in self._stored if each[0] == step)
             self.discard(gone & self._stored)
         elif key in self._unstored:
             self._store()

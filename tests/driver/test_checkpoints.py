@@ -167,6 +167,20 @@ async def test_a_checkpoint_is_stored_with_the_end_of_its_attempt_and_deleted_wi
     assert not saved_in(journal)
 
 
+async def test_a_checkpoint_is_gone_when_its_step_reuses_a_result():
+    journal, seen = MemoryJournal(), []
+    step = WorkflowStep("a", work(seen, fail_until=2), cache_ms=3_600_000)
+
+    await run_pipeline([step], journal=journal, name="p", run_id="r")
+    left = saved_in(journal)
+    await run_pipeline([step], journal=journal, name="p", run_id="other")
+    report = await run_pipeline([step], journal=journal, name="p", run_id="r")
+
+    assert left == {("a", None): 1}
+    assert report["a"].reused
+    assert not saved_in(journal)
+
+
 async def test_a_run_that_starts_afresh_continues_from_the_checkpoint_of_its_step():
     # Trap 9: attempt numbers restart afresh, and the checkpoint is there all the same.
     journal, seen = MemoryJournal(), []
