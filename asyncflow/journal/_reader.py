@@ -361,7 +361,8 @@ class JournalReader:
                 problem = describe_fully(error)
                 raise RunUnreadableError(self._name, run_id, problem, row[1]) from error
         if name not in run.signals:
-            hint = did_you_mean(name, run.signals)
+            names = ", ".join(map(repr, run.signals))
+            hint = did_you_mean(name, run.signals) or (names and f"; its signals are {names}")
             raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
         if payload.codec in ("json", "json-plain"):
             problem = mismatch(json.loads(payload.data), run.signals[name])

@@ -239,6 +239,8 @@ async def test_a_signal_is_refused_that_can_not_be_right(journal: Any) -> None:
         await journal.signal("r", "aproved", True)
     with pytest.raises(ValueError, match=r"'approved' must be of type boolean, not \"yes\""):
         await journal.signal("r", "approved", "yes")
+    with pytest.raises(ValueError, match=r"no signal 'paid'; its signals are 'approved'$"):
+        await journal.signal("r", "paid", True)
     with pytest.raises(RunNotFoundError):
         await journal.signal("x", "approved", True)
 
