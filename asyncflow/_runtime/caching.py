@@ -6,8 +6,8 @@ Rules:
 
 1. Of equal calls in an event loop, one leads: it asks the journal, and runs if that has nothing.
    The others are parked: they hold no slot of anything, and have no task.
-2. Once the success of the leader is stored, and not before, they ask the journal. If the leader
-   ends in another way, the next one leads.
+2. Once the success of the leader is stored, and not before, they all ask the journal. If the
+   leader ends in another way, one of each run is queued, and the first that runs leads.
 3. What can't be read is run. If that matters, the journal fails when the run stores something.
 """
 
@@ -36,10 +36,19 @@ from asyncflow.events import AttemptStarted, StepReused, StepTakenOver
 
 
 class _Call:
-    """A call that is under way: who leads, and who waits for that."""
+    """A call that is under way: in `_under_way` exactly while a node leads it, or some are parked.
 
-    def __init__(self) -> None:
-        self.waiting: deque[tuple[StepCache, int]] = deque()
+    A node leads from when it runs. One that is only queued might be dropped, or wait for a slot
+    of what waits for the call; so another one that runs earlier leads.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.is_led = False
+        self.is_stored = False
+        """Whether the journal has its result. Then nobody leads it any more."""
+        self.parked: dict[StepCache, deque[int]] = {}
+        """The nodes of each run that wait for it."""
 
 
 _under_way: WeakKeyDictionary[
@@ -77,32 +86,34 @@ class StepCache:
         self._calls = calls_of.setdefault(self._journal, {})
         self._hints: dict[str, dict[str, Any]] = {}
         """The types of each step's arguments."""
-        self._led: dict[int, str] = {}
-        """The keys of the calls that nodes of this run lead."""
-        self._unstored: dict[str, asyncio.Future[None]] = {}
+        self._led: dict[int, _Call] = {}
+        """The calls that nodes of this run lead."""
+        self._unstored: set[_Call] = set()
         """Those whose success is not stored yet."""
-        self.were_parked: set[int] = set()
-        """Their conditions were asked before."""
+        self.awaited: dict[int, _Call] = {}
+        """What nodes that are parked, or were until now, wait for."""
 
     async def may_start(self, node: int, step: WorkflowStep) -> bool:
         """Whether a node must run. If not, it has a result now, or is parked."""
-        if node in self._led:
-            return True  # the one that led before it has failed
-        key = self._key_of(node, step)
-        if key is None:
-            return True
+        awaited = self.awaited.pop(node, None)
+        if awaited is None:
+            key = self._key_of(node, step)
+            if key is None:
+                return True
+        else:
+            key = awaited.key
+            if awaited.is_stored and await self._reuse(node, step, key):
+                return False
         call = self._calls.get(key)
-        if call is not None:
-            call.waiting.append((self, node))
-            self._park(node)
+        if call is None:
+            call = self._calls[key] = _Call(key)
+        elif call.is_led:
+            self._park(node, call)
             return False
-        self._calls[key] = _Call()
-        self._led[node] = key
+        call.is_led, self._led[node] = True, call
         if self._state.latest_attempt(node) is not None:
             return True  # it continues with its attempts
-        found: list[CachedResult | None] = []
-        await self._stop_control.undisturbed(node, partial(self._ask, key, step, found))
-        return found[-1] is None or not self._reuse(node, step, found[-1])
+        return not await self._reuse(node, step, key)
 
     def _key_of(self, node: int, step: WorkflowStep) -> str | None:
         """Return the key of a node's call; ``None`` if an argument stays on an engine."""
@@ -128,16 +139,13 @@ class StepCache:
                     hints[name] = self._persistence.types[other.name]
         return hints
 
-    async def _ask(self, key: str, step: WorkflowStep, found: list[CachedResult | None]) -> None:
-        assert step.cache_ms is not None
-        try:
-            found.append(await self._journal.cached(key, step.cache_ms))
-        except JournalError:
-            found.append(None)
-
-    def _reuse(self, node: int, step: WorkflowStep, cached: CachedResult) -> bool:
-        """Report that a node reuses a result; return whether it could be read."""
-        origin, attempts, duration_ms, payload = cached
+    async def _reuse(self, node: int, step: WorkflowStep, key: str) -> bool:
+        """Let a node reuse a result, if there is one that can be read; return whether it does."""
+        found: list[CachedResult | None] = []
+        await self._stop_control.undisturbed(node, partial(self._ask, key, step, found))
+        if found[-1] is None:
+            return False
+        origin, attempts, duration_ms, payload = found[-1]
         name, item = self._state.step_runs.key_of(node)
         try:
             output = self._persistence.decode(step, payload)
@@ -147,60 +155,90 @@ class StepCache:
         taken = StepTakenOver(name, now_ms, origin, attempts, duration_ms, output, item)
         self._dispatcher.emit(taken, replace(taken, output=payload))
         self._dispatcher.emit(StepReused(name, now_ms, item, StepStatus.SUCCESS, origin))
-        self._end_call(self._led.pop(node))
+        call = self._led.pop(node, None)
+        if call is not None:
+            self._end_call(call)
         self._run.settled(node)
         return True
 
+    async def _ask(self, key: str, step: WorkflowStep, found: list[CachedResult | None]) -> None:
+        assert step.cache_ms is not None
+        try:
+            found.append(await self._journal.cached(key, step.cache_ms))
+        except JournalError:
+            found.append(None)
+
     def succeeded(self, node: int, running: AttemptStarted, ended_ms: float) -> None:
         """Let equal calls reuse a success, as soon as it is stored. It was reported just before."""
-        key = self._led.pop(node, None)
-        if key is not None:
+        call = self._led.pop(node, None)
+        if call is not None:
             duration_ms = ended_ms - running.at_ms
-            stored = self._session.append_cached(key, running.attempt, duration_ms)
-            self._unstored[key] = stored
-            stored.add_done_callback(partial(self._on_stored, key))
+            stored = self._session.append_cached(call.key, running.attempt, duration_ms)
+            self._unstored.add(call)
+            stored.add_done_callback(lambda _: self._on_stored(call))
 
-    def _on_stored(self, key: str, stored: asyncio.Future[None]) -> None:
-        if self._unstored.pop(key, None) is not None:
-            self._end_call(key)
+    def _on_stored(self, call: _Call) -> None:
+        if call in self._unstored:
+            self._unstored.discard(call)
+            self._end_call(call)
 
-    def _end_call(self, key: str) -> None:
+    def _end_call(self, call: _Call) -> None:
         """Let all that wait for a call ask the journal, which has its result."""
-        waiting = self._calls.pop(key).waiting
-        for cache in {cache: None for cache, node in waiting if cache._unpark(node)}:
+        del self._calls[call.key]
+        call.is_stored = True
+        for cache, nodes in call.parked.items():
+            for node in nodes:
+                cache._unpark(node)
             cache._run.advance()
 
     def give_up(self, node: int) -> None:
-        """Let the next one lead the call of a node that has ended without a success."""
-        key = self._led.pop(node, None)
-        if key is not None:
-            self._pass_on(key)
+        """Let others lead the call of a node that has ended without a success."""
+        call = self._led.pop(node, None)
+        if call is not None:
+            self._pass_on(call)
 
-    def _pass_on(self, key: str) -> None:
-        waiting = self._calls[key].waiting
-        while waiting:
-            cache, node = waiting.popleft()
-            if cache._unpark(node):
-                cache._led[node] = key
-                cache._run.advance()
-                return
-        del self._calls[key]
+    def _pass_on(self, call: _Call) -> None:
+        """Queue a node of each run that waits for a call. The first one that runs leads it.
+
+        One stands for all of its run: if it never runs, the run has stopped, and none of them does.
+        """
+        call.is_led = False
+        woken = []
+        for cache, nodes in list(call.parked.items()):
+            while nodes:
+                if cache._unpark(nodes.popleft()):
+                    woken.append(cache)
+                    break
+            if not nodes:
+                del call.parked[cache]
+        self._forget_if_over(call)
+        for cache in woken:
+            cache._run.advance()
+
+    def _forget_if_over(self, call: _Call) -> None:
+        if not (call.is_led or call.parked):
+            del self._calls[call.key]
 
     def close(self) -> None:
         """Let others lead the calls of a run that has ended and stores nothing more."""
-        for key in [*self._led.values(), *self._unstored]:
-            self._pass_on(key)
+        for call in list(self._calls.values()):
+            if call.parked.pop(self, None):
+                self._forget_if_over(call)
+        for call in [*self._led.values(), *self._unstored]:
+            self._pass_on(call)
         self._led.clear()
         self._unstored.clear()
-        for call in self._calls.values():
-            if call.waiting:
-                call.waiting = deque(each for each in call.waiting if each[0] is not self)
 
     # Parking.
 
-    def _park(self, node: int) -> None:
+    def is_parked(self, node: int) -> bool:
+        """Whether a node waits for an equal call, or did until now. It is not asked for again."""
+        return node in self.awaited
+
+    def _park(self, node: int, call: _Call) -> None:
+        call.parked.setdefault(self, deque()).append(node)
+        self.awaited[node] = call
         self._live.pop(node, None)
-        self.were_parked.add(node)
         self._state.park(node)
         if self._state.queue.is_dirty:
             self._run.advance()

@@ -62,7 +62,7 @@ class Starter:
         self._permits = Permits(scope, host, dispatcher, stop)
         self._runner = StepRunner(scope, host, dispatcher, self._permits, stop, self._data)
         cache = self._runner.cache
-        self._were_parked: set[int] = set() if cache is None else cache.were_parked
+        self._awaited: Mapping[int, object] = {} if cache is None else cache.awaited
         self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
         self._signals = scope.plan.signals
         self.waits: Waits | None = None
@@ -153,12 +153,12 @@ class Starter:
         live, launch, permits = self._scope.live, self._runner.launch, self._permits
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
         all_steps, steps = self._state.step_runs.steps, len(self._scope.plan.steps)
-        shortest_s, were_parked = math.inf, self._were_parked
+        shortest_s, awaited = math.inf, self._awaited
         for node in batch:
             step, coroutine = all_steps[node], None
-            if node in were_parked:
-                were_parked.discard(node)  # another item may be this node later
-            elif not is_again:
+            # What was parked had begun to start: nothing of it is asked for again.
+            is_new = not (is_again or node in awaited)
+            if is_new:
                 if permits.turns and permits.readmit(node):
                     continue  # it makes another attempt
                 if (step.when or self._is_resumed) and not self._ask_condition(node):
@@ -172,7 +172,7 @@ class Starter:
                 else:
                     self.maps.note_change(node)
             if step.needs_permit and coroutine is None:
-                if step.measures and not (is_again or self._measure(node, step)):
+                if step.measures and is_new and not self._measure(node, step):
                     continue
                 if step.cache_ms is None:  # else it may need no slot
                     permits.request(node, step)

@@ -181,7 +181,8 @@ class StepRunner:
                 self._saved.pop(self._state.step_runs.key_of(node), None)
             if is_cached and self.cache is not None:
                 self.cache.give_up(node)
-            if step.needs_permit:
+            is_parked = is_cached and self.cache is not None and self.cache.is_parked(node)
+            if step.needs_permit and not is_parked:
                 self._permits.forget(node)  # no action was called with what it still holds
 
     async def _must_run(self, node: int, step: WorkflowStep) -> bool:

@@ -37,7 +37,7 @@ SELECT_CACHED = (
 )
 """The results with some keys, each with its age in seconds."""
 
-Wanted: TypeAlias = Sequence[tuple[str, float]]
+Wanted: TypeAlias = Mapping[str, float]
 """Keys, each with how many seconds old its result may be."""
 
 _log = logging.getLogger("asyncflow")
@@ -62,14 +62,15 @@ class Lookups:
     ) -> None:
         self._thread = thread
         self._read = read
-        self._wanted: list[tuple[str, float]] = []
+        self._wanted: dict[str, float] = {}
         self._answer: asyncio.Future[Mapping[str, CachedResult]] | None = None
         """That of the next question."""
         self._is_busy = False
 
     async def find(self, key: str, age_s: float) -> CachedResult | None:
         """Return the result with a key that is not older; ``None`` if there is none."""
-        self._wanted.append((key, age_s))
+        # Equal calls ask together; what is too old for one of them is made anew.
+        self._wanted[key] = min(age_s, self._wanted.get(key, age_s))
         if self._answer is None:
             loop = asyncio.get_running_loop()  # not kept: the loop is what a journal finds this by
             self._answer = loop.create_future()
@@ -82,7 +83,7 @@ class Lookups:
     def _ask(self) -> None:
         wanted, answer = self._wanted, self._answer
         assert answer is not None
-        self._wanted, self._answer = [], None
+        self._wanted, self._answer = {}, None
         try:
             job = answer.get_loop().run_in_executor(self._thread, self._read, wanted)
         except JournalError as error:  # it is closed
@@ -111,9 +112,8 @@ def cached_of(
 ) -> dict[str, CachedResult]:
     """Return the results that rows of `SELECT_CACHED` lead to, without the damaged and the old."""
     found = {}
-    oldest = dict(wanted)
     for key, age_s, *row in rows:
-        result = _result_of(journal, key, row) if age_s <= oldest.get(key, -1) else None
+        result = _result_of(journal, key, row) if age_s <= wanted.get(key, -1) else None
         if result is not None:
             found[key] = result
     return found

@@ -403,7 +403,7 @@ class Store:
         """Return the successes with some keys that are not too old, by key."""
         rows: list[Sequence[Any]] = []
         with self.database.reading() as cursor:
-            for chunk in chunks(padded([key for key, _ in wanted])):
+            for chunk in chunks(padded(list(wanted))):
                 sql = SELECT_CACHED.replace("{keys}", marks(len(chunk)))
                 self._execute(cursor, sql, chunk)
                 rows += cursor.fetchall()

@@ -59,9 +59,7 @@ class Calls:
 
 async def run(steps, journal, name="p", **options):
     steps = steps if isinstance(steps, list) else [steps]
-    options = {"inputs": {"key": "k"}} | options
-    if len(steps) > 1:
-        options["inputs"] = {}
+    options = {"inputs": {"key": "k"} if len(steps) == 1 else {}} | options
     return await run_pipeline(steps, journal=journal, name=name, **options)
 
 
@@ -417,6 +415,94 @@ async def test_items_that_need_slots_wait_for_equal_ones(policies):
     assert report.status is RunStatus.PASSED
     assert sorted(calls.made) == ["a", "a", "b", "c"]
     assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+async def test_what_an_item_needs_of_its_pool_is_computed_once():
+    journal, calls, measured = MemoryJournal(), Calls(failures=1), []
+
+    def slots(key):
+        measured.append(key)
+        if len(measured) > 4:
+            raise ValueError("again")
+        return 1
+
+    items = calls.items(4, pool=Pool(5), slots=slots)
+    report = await asyncio.wait_for(run(items, journal, fail_fast=False), 20)
+
+    assert measured == ["k"] * 4
+    assert [item.reused for item in report["load"].items] == [False, False, True, True]
+
+
+@pytest.mark.exact_time
+async def test_another_run_makes_the_call_while_the_next_in_line_is_queued_and_then_dropped():
+    journal, calls, ended = MemoryJournal(), Calls(failures=1, takes_ms=50), asyncio.Event()
+
+    async def fails():
+        await asyncio.sleep(0.2)
+        raise ValueError
+
+    async def clean():
+        await ended.wait()
+
+    full = [
+        calls.step(),
+        WorkflowStep("fails", fails),
+        WorkflowStep("clean", clean, ["fails"], run_if="always"),
+    ]
+    leader = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.01)
+    options = {"inputs": {"key": "k"}, "max_concurrency": 1}
+    queued = asyncio.ensure_future(run(full, journal, **options))
+    await asyncio.sleep(0.01)
+    report = await asyncio.wait_for(run(calls.step(), journal), 0.2)
+
+    ended.set()
+    await leader
+    assert report["load"].output == "k 2"
+    assert (await queued)["load"].status is StepStatus.SKIPPED
+    assert calls.made == ["k", "k"]
+
+
+@pytest.mark.exact_time
+async def test_a_nested_run_makes_the_call_for_which_the_run_around_it_is_queued():
+    journal, calls = MemoryJournal(), Calls(failures=1)
+
+    async def nested():
+        return (await run(calls.step(), journal))["load"].output
+
+    leader = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.002)
+    steps = [calls.step(), WorkflowStep("nested", nested, timeout_ms=None)]
+    options = {"inputs": {"key": "k"}, "max_concurrency": 1}
+    report = await asyncio.wait_for(run(steps, journal, **options), 5)
+
+    await leader
+    assert (report["load"].output, report["nested"].output) == ("k 2", "k 2")
+    assert calls.made == ["k", "k"]
+
+
+async def test_an_item_waits_once_for_equal_ones(monkeypatch):
+    from asyncflow._core.state import RunState
+
+    journal, calls, parked, park = MemoryJournal(), Calls(), [], RunState.park
+    monkeypatch.setattr(RunState, "park", lambda *args: parked.append(park(*args)))
+
+    report = await run(calls.items(50), journal)
+
+    assert report["load"].output == ["k 1"] * 50
+    assert len(parked) == 49
+
+
+async def test_who_waits_for_calls_that_fail_waits_once_for_each_of_them(monkeypatch):
+    from asyncflow._core.state import RunState
+
+    journal, calls, parked, park = MemoryJournal(), Calls(failures=50), [], RunState.park
+    monkeypatch.setattr(RunState, "park", lambda *args: parked.append(park(*args)))
+
+    await run(calls.items(50), journal, fail_fast=False)
+
+    assert len(calls.made) == 50
+    assert len(parked) == 49
 
 
 async def test_nothing_is_left_of_a_call_that_has_ended():
