@@ -23,7 +23,7 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Phase
 
 _MOST_WAITING = 100
-"""How many finished items may wait for a later step, unless it runs more than half as many."""
+"""How many items may wait for a later step or equal calls, unless more than half as many run."""
 
 
 class ChainedItem(NamedTuple):
@@ -86,7 +86,7 @@ class Chains:
         self._chained = plan.chained
         self._phases = phases
         self.queues: Mapping[int, ItemQueue] = {
-            later: ItemQueue(source, _most_waiting(plan.steps[later], max_concurrency))
+            later: ItemQueue(source, most_waiting(plan.steps[later], max_concurrency))
             for source, all_later in plan.chained.items()
             for later in all_later
         }
@@ -116,8 +116,8 @@ class Chains:
         return False
 
 
-def _most_waiting(step: WorkflowStep, max_concurrency: int | None) -> int:
-    """Return how many finished items may wait for a step before its source is held back."""
+def most_waiting(step: WorkflowStep, max_concurrency: int | None) -> int:
+    """Return how many items may wait for a step before what adds them is held back."""
     sizes = [max_concurrency, None if step.pool is None else step.pool.size]
     at_once = min((size for size in sizes if size is not None), default=0)
     return max(_MOST_WAITING, 2 * at_once)

@@ -35,7 +35,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from asyncflow import events
-from asyncflow._core.chains import ChainedItem, Chains, ItemQueue
+from asyncflow._core.chains import ChainedItem, Chains, ItemQueue, most_waiting
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
@@ -116,6 +116,13 @@ class RunState:
         """The steps that wait for a signal."""
         self._parked: set[int] = set()
         """The nodes that are ready and wait for an equal call, in no line."""
+        self._most_parked = {
+            at: most_waiting(plan.steps[at], max_concurrency)
+            for at in plan.special
+            if plan.steps[at].cache_ms is not None
+            and (max_concurrency is not None or plan.steps[at].pool is not None)
+        }
+        """How many items of a step may be parked before it adds no more: nothing else stops it."""
         self._taken: dict[Key, StepView] = {}
         """What nodes reuse of other runs that start now."""
         self._submitted: set[int] = set()
@@ -592,6 +599,13 @@ class RunState:
     def has_parked(self) -> bool:
         """Whether a node waits for an equal call, so that the run goes on by itself."""
         return bool(self._parked)
+
+    def parks_too_many(self, step: int) -> bool:
+        """Whether a mapped step must not add another item: too many wait for equal calls."""
+        most = self._most_parked.get(step)
+        if most is None or len(self._parked) < most:
+            return False
+        return sum(self._steps[node] is self._steps[step] for node in self._parked) >= most
 
     def unpark(self, node: int, at_ms: float) -> bool:
         """Queue a node that was parked; return whether it still was."""

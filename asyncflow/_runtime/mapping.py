@@ -4,7 +4,7 @@ Rules:
 
 1. An item is taken from its source only when the one before has been scheduled, so that neither
    items nor tasks pile up in front of a pool or of ``max_concurrency``; and none is taken while too
-   many finished ones wait for a later step (`asyncflow._core.chains`).
+   many finished ones wait for a later step (`asyncflow._core.chains`), or too many for equal calls.
 2. A mapped step ends after its items, whatever became of them. Their failures are raised together,
    if they are more than it tolerates.
 3. A step that is mapped over a mapped step takes the items of that as they end, and skips those
@@ -197,7 +197,7 @@ class MapRunner:
             item = state.add_item(node, self._now_ms(), number)
             self._items[item] = value
             self._run.advance()
-            while state.is_queued(item):
+            while state.is_queued(item) or state.parks_too_many(node):
                 await self._change(node)
         else:
             self._dispatcher.emit(stored)

@@ -505,6 +505,32 @@ async def test_who_waits_for_calls_that_fail_waits_once_for_each_of_them(monkeyp
     assert len(parked) == 49
 
 
+@pytest.mark.exact_time
+@pytest.mark.parametrize(
+    ("options", "policies", "most"),
+    [
+        ({"max_concurrency": 2}, {}, 101),
+        ({}, {"pool": Pool(2)}, 101),
+        ({}, {}, 300),
+    ],
+)
+async def test_a_map_with_a_limit_takes_few_items_beyond_those_that_wait(
+    monkeypatch, options, policies, most
+):
+    from asyncflow._core.state import RunState
+
+    journal, calls, added, add = MemoryJournal(), Calls(takes_ms=100), [], RunState.add_item
+    monkeypatch.setattr(RunState, "add_item", lambda *args: added.append(1) or add(*args))
+
+    under_way = asyncio.ensure_future(run(calls.items(300, **policies), journal, **options))
+    await asyncio.sleep(0.09)
+    taken = len(added)
+    report = await under_way
+
+    assert most <= taken <= most + 2  # as many have started and are not parked yet
+    assert (report["load"].output, calls.made) == (["k 1"] * 300, ["k"])
+
+
 async def test_nothing_is_left_of_a_call_that_has_ended():
     from asyncflow._runtime import caching
 
