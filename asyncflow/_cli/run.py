@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from asyncflow._cli.execution import Execution, Rerun, execute, preview_run, report_end
+from asyncflow._cli.execution import (
+    Execution,
+    Rerun,
+    RunEnd,
+    execute,
+    preview_run,
+    report_end,
+)
 from asyncflow._cli.inputs import read_inputs
 from asyncflow._cli.loader import LoadedPipeline, load_pipeline, select_targets
 from asyncflow._cli.options import (
@@ -36,6 +43,7 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._core.replay import latest_steps
+from asyncflow._core.run_preview import RunPreview
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
@@ -101,14 +109,15 @@ def execute_run(
             rerun = Rerun(stored.record.run_id, steps)
         execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
         with logs_on_stderr(flags.log_level, flags.logs):
+            outcome: RunPreview | RunEnd
             if dry_run and stored is not None:
-                preview = asyncio.run(preview_run(execution, flags.journal, stored.record.run_id))
+                outcome = asyncio.run(preview_run(execution, flags.journal, stored.record.run_id))
             else:
-                end = asyncio.run(execute(execution))
-    if dry_run:
-        write_result(preview.to_json(indent=2) if flags.as_json else str(preview))
+                outcome = asyncio.run(execute(execution))
+    if isinstance(outcome, RunPreview):
+        write_result(outcome.to_json(indent=2) if flags.as_json else str(outcome))
         return
-    sys.exit(report_end(execution, end))
+    sys.exit(report_end(execution, outcome))
 
 
 def load(target: str, flags: RunFlags) -> tuple[LoadedPipeline, Mapping[str, Any]]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
 
         def encode(self, subject: str, value: Any, hint: Any) -> Payload:
             """Encode a value, or raise `PayloadError`."""
+            ...
 
         def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
             """Decode a value, or raise `PayloadError`."""

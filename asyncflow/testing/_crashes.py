@@ -413,5 +413,6 @@ class _SavingSession(_DyingSession):
         return received
 
     def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
-        if self._death is None and hasattr(self._real, "append_checkpoint"):
-            self._real.append_checkpoint(step, item, payload)
+        append = getattr(self._real, "append_checkpoint", None)
+        if self._death is None and append is not None:
+            append(step, item, payload)

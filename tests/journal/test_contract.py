@@ -747,7 +747,7 @@ async def test_a_blocked_loop_keeps_its_leases(make_journal: Make, database: Any
 
 
 async def test_a_renewal_reports_a_lost_lease(make_journal: Make, database: Any) -> None:
-    journal = make_journal(lease_s=0.2)
+    journal = make_journal(lease_s=1)
     session, other = await opened(journal), await opened(journal, "other")
     lost = asyncio.get_running_loop().create_future()
     session.watch(lost.set_result)

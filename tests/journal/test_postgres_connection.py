@@ -147,6 +147,8 @@ async def test_the_tables_are_in_their_own_schema(dsn: str) -> None:
             "WHERE schemaname IN ('public', 'asyncflow') ORDER BY 1"
         )
         assert [name for (name,) in found] == [
+            "asyncflow.cached_results",
+            "asyncflow.checkpoints",
             "asyncflow.events",
             "asyncflow.leases",
             "asyncflow.notes",
