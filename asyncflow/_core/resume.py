@@ -261,39 +261,6 @@ def _judge(
     everything that has not succeeded runs; with ``runs_failed_items``, also the failed items of
     steps that have succeeded.
     """
-    while True:
-        found = _judge_once(
-            *(run, plan, known, reasons, secret, bindings, conditions),
-            afresh=afresh,
-            runs_failed_items=runs_failed_items,
-        )
-        if not (plan.signals and found.recalled):
-            return found
-        # What a signal lets run may need other outputs that were not stored.
-        why = "what it answers was not stored, and is made again"
-        answers = with_dependents(found.recalled, DependencyView(plan).items())
-        void = dict.fromkeys(_signals(plan) & answers - reasons.keys(), why)
-        if not void:
-            return found
-        reasons = {**reasons, **void}
-
-
-def _signals(plan: Plan) -> set[str]:
-    return {plan.steps[at].name for at in plan.signals}
-
-
-def _judge_once(
-    run: StoredRun,
-    plan: Plan,
-    known: Mapping[Key, StepView],
-    reasons: Mapping[str, str],
-    secret: Collection[str],
-    bindings: Sequence[Binding],
-    conditions: Mapping[int, Binding],
-    *,
-    afresh: bool,
-    runs_failed_items: bool,
-) -> _Judgement:
     valid, by_item, outdated = _verdicts(
         run, plan, known, reasons, afresh=afresh, runs_failed_items=runs_failed_items
     )
@@ -307,12 +274,34 @@ def _judge_once(
         begun |= with_dependents(gone, DependencyView(plan).items()) & _signals(plan)
     asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
     restored = {name: None for name in valid if name not in asked_again}
+    recalled = _recalled(plan, restored, not_stored, bindings, conditions)
+    void = _void_answers(plan, recalled) - reasons.keys()
+    if void:
+        # What these let run may need other outputs that were not stored.
+        why = "what it answers was not stored, and is made again"
+        return _judge(
+            *(run, plan, known, {**reasons, **dict.fromkeys(void, why)}),
+            *(secret, bindings, conditions),
+            afresh=afresh,
+            runs_failed_items=runs_failed_items,
+        )
     return _Judgement(
         restored,
         {name: why for name, why in outdated.items() if name in begun},
         {n: why for n, why in unfinished.items() if n in plan.index and n not in outdated | valid},
-        _recalled(plan, restored, not_stored, bindings, conditions),
+        recalled,
     )
+
+
+def _signals(plan: Plan) -> set[str]:
+    return {plan.steps[at].name for at in plan.signals}
+
+
+def _void_answers(plan: Plan, recalled: Collection[str]) -> set[str]:
+    """Return the signals that answer a result which is made again."""
+    if not (plan.signals and recalled):
+        return set()
+    return _signals(plan) & with_dependents(recalled, DependencyView(plan).items())
 
 
 def _of_takers(

@@ -46,7 +46,7 @@ class _Call:
         self.key = key
         self.is_led = False
         self.is_stored = False
-        """Whether the journal has its result. Then nobody leads it any more."""
+        """Whether the journal has its result. Then no node leads it any more."""
         self.parked: dict[StepCache, deque[int]] = {}
         """The nodes of each run that wait for it."""
 

@@ -62,13 +62,6 @@ class JournalSession(Protocol):
     def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
         """Call a function in the event loop, not before its next turn, when the run must stop.
 
-        A session of a journal that takes signals has three methods more. Without them, a run waits
-        for signals in its process, and only its handle can send them. ``on_signal(call)`` has a
-        function called in the same way when a signal may have come. ``await send(name, payload)``
-        stores a value that was sent, or with ``None`` that the deadline of a signal has expired,
-        unless there is one already: the first one counts. ``await receive()`` returns what there
-        is, by name.
-
         With a `JournalError`, at most once, when the journal fails or another process takes over
         the run. With a `RunCancelledError`, at most once and before that, when the run is cancelled
         through the journal, which still stores what is appended.
@@ -102,6 +95,26 @@ class JournalSession(Protocol):
         Raises:
             JournalError: The journal fails, or failed before.
         """
+        ...
+
+
+class SignalSession(JournalSession, Protocol):
+    """A session that takes signals.
+
+    With any other one, a run waits in its process, and only its handle can send them.
+    """
+
+    def on_signal(self, call: Callable[[], object], /) -> None:
+        """Call a function in the event loop, in a later turn, when a signal may have come."""
+
+    async def send(self, name: str, payload: Payload | None, /) -> None:
+        """Store a value, or with ``None`` that the deadline of a signal has expired.
+
+        The first one counts. Raise `ValueError` for another value.
+        """
+
+    async def receive(self) -> Mapping[str, Payload | None]:
+        """Return what was sent to the run, by name; ``None`` stands for an expired deadline."""
         ...
 
 
@@ -245,6 +258,7 @@ class RunPersistence:
         has_cache = callable(getattr(type(journal), "cached", None))
         self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
+        self.takes_signals = callable(getattr(type(session), "receive", None))
 
     def store_note(self, note: NoteEvent) -> None:
         """Store what a step said, unless it is a log record that the journal does not want."""

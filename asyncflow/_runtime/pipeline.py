@@ -462,7 +462,7 @@ class Pipeline:
     def signal(
         self,
         name: str,
-        type: Any,  # noqa: A002  # in its place, nobody takes it for the builtin
+        type: Any,  # noqa: A002  # the natural word; the builtin is not needed here
         *,
         depends_on: Iterable[Dependency] | Mapping[str, Dependency] = (),
         when: Condition | None = None,
@@ -477,11 +477,11 @@ class Pipeline:
             @orders.step
             async def publish(draft: str = after(draft), approved: bool = after(approved)): ...
 
-        Whoever approves calls ``await run.signal("approved", True)``, or, with the id of the run,
+        The sender calls ``await run.signal("approved", True)``, or, with the id of the run,
         the ``signal`` of the journal or of the service, or ``asyncflow signal``. The first value
-        counts, also one that is sent before the step's turn. With a journal, a run that has nothing
-        else to do ends its process's part with the status ``WAITING``: see the option ``on_wait``.
-        A step that waits holds up no tier and no place of ``max_concurrency``.
+        counts, even if it is sent before the step's turn. With a journal, a run that has nothing
+        else to do returns with the status ``WAITING``: see the option ``on_wait``. A step that
+        waits holds up no tier and no place of ``max_concurrency``.
 
         Args:
             name: The name of the step, without ``"/"``.
@@ -489,7 +489,7 @@ class Pipeline:
             depends_on: What the signal answers, as in `step`. If one of these runs again after it
                 had a result, what was sent is void, and the step waits again.
             when: A plain function, as in `step`: if it returns a false value, the step is skipped
-                on purpose, and nobody is asked.
+                by condition, without waiting.
             deadline_ms: How many milliseconds the step may wait from its turn on, by the wall clock
                 and across processes; ``None`` (the default) means no limit. Then it fails with a
                 `StepTimeoutError`, unless there is a default or a fallback.

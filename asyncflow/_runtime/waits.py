@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
 from asyncflow._core.results import Interruption, Payload
@@ -25,6 +25,7 @@ from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
 from asyncflow._runtime.attempt import Attempts
 from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.durable import SignalSession
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
 
@@ -55,8 +56,10 @@ class Waits:
         checkpoint = scope.start.checkpoint
         self._before = {} if checkpoint is None else dict(checkpoint.replay.waits)
         """The waits of earlier segments, by step."""
-        session: Any = None if scope.persistence is None else scope.persistence.session
-        self._mailbox: Any = session if callable(getattr(session, "receive", None)) else None
+        persistence = scope.persistence
+        self._mailbox: SignalSession | None = None
+        if persistence is not None and persistence.takes_signals:
+            self._mailbox = cast("SignalSession", persistence.session)
         self._kept: dict[str, Any] = {}
         """What was sent to the process, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -219,14 +222,16 @@ class Waits:
             self._task.add_done_callback(partial(self._looked, look), context=context)
 
     async def _look(self) -> None:
+        mailbox = self._mailbox
+        assert mailbox is not None
         try:
             while self._must_look and self._state.awaiting:
                 self._must_look = False
-                await self._mailbox.flush()  # a signal that is void must not be read again
+                await mailbox.flush()  # a signal that is void must not be read again
                 while self._expired:
-                    await self._mailbox.send(self._expired[-1], None)
+                    await mailbox.send(self._expired[-1], None)
                     self._expired.pop()
-                sent = await self._mailbox.receive()
+                sent = await mailbox.receive()
                 for node, wait in list(self._state.awaiting.items()):
                     if wait.step in sent:
                         self._take(node, wait, sent[wait.step])

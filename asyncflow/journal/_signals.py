@@ -1,6 +1,6 @@
 """The SQL statements about signals: what is sent to a run, who learns of it, and what is due.
 
-A row of `signals` is written by whoever sends, and made an event only by the owner of the run. A
+The sender writes a row of `signals`, and only the owner of the run makes it an event. A
 deadline that expires is a row too: signal and expiry compete for the primary key, and the first one
 counts. A row stays, so that the same value may be sent again, until what it answers is void.
 

@@ -272,7 +272,7 @@ class Store:
                 self._cancel_nested(cursor, run_id)
             token = self._token_of(run_id, lease)
             self._execute(cursor, _CANCEL, (run_id,))
-            # If its segment has just ended, whoever continues it ends it.
+            # If its segment has just ended, the next process that continues it ends it.
             self._execute(cursor, *wake(run_id))
         return token
 
