@@ -94,6 +94,8 @@ class RunStarted:
     rerun_reasons: Mapping[str, str] = made_by(default_factory=dict)
     """In a rerun, why steps that the other run had begun run again, by step name, in words that
     complete the sentence "it runs again because …"."""
+    label: str = ""
+    """What the run is about, for people who look for it, if it has a label."""
 
 
 @record

@@ -151,7 +151,9 @@ def to_markdown(report: RunReport, *, limit: int = MAX_SUMMARY_BYTES) -> str:
     check_count("limit", limit, 0)
     view = view_of(report)
     name = _code(view.pipeline or view.run_id, _NAME)
-    head = f"\n### {name} {view.word}\n\n{_text(verdict(view))}. Run {_code(view.run_id, _NAME)}.\n"
+    about = f", {_code(view.label, _NAME)}" if view.label else ""
+    run = f"Run {_code(view.run_id, _NAME)}{about}"
+    head = f"\n### {name} {view.word}\n\n{_text(verdict(view))}. {run}.\n"
     tail = "".join([*_lost(view), *_endured(view), *_slowest(view)])
     room = limit - _size(head) - _size(_CUT)
     if room < 0:

@@ -24,6 +24,7 @@ from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
+from asyncflow._runtime.options import check_label
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._queries import is_searchable, parse_status, parse_time
@@ -293,6 +294,22 @@ since_option = click.option(
     callback=lambda ctx, param, value: check_time(value),
     help="Only runs that started at this time or later: a date, yesterday, or an age such as "
     "2h or 3d.",
+)
+
+
+def _check_label(label: str | None) -> str | None:
+    try:
+        check_label(label or "")
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return label
+
+
+label_option = click.option(
+    "--label",
+    metavar="TEXT",
+    callback=lambda ctx, param, value: _check_label(value),
+    help="What the run is about, such as 'order 12345'; `asyncflow runs` shows and finds it.",
 )
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Run and store nothing; show what would run, and why."

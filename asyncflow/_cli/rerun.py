@@ -10,6 +10,7 @@ import click
 from asyncflow._cli.options import (
     RunFlags,
     dry_run_option,
+    label_option,
     new_run_options,
     pipelines_argument,
     require_journal,
@@ -30,6 +31,7 @@ from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
 )
 @click.option("--all", "everything", is_flag=True, help="Run all steps again, with its inputs.")
 @click.option("--run-id", metavar="NAME", help="The id of the new run; by default a new name.")
+@label_option
 @dry_run_option
 @new_run_options
 def rerun(
@@ -38,6 +40,7 @@ def rerun(
     from_steps: Sequence[str],
     everything: bool,
     run_id: str | None,
+    label: str | None,
     dry_run: bool,
     flags: RunFlags,
 ) -> None:
@@ -58,4 +61,14 @@ def rerun(
     stored = asyncio.run(read_run(flags.journal, run))
     target = pipeline_of(stored.record, pipelines, flags, "rerun")
     again = None if everything else from_steps
-    execute_run(target, flags.journal, run_id, flags, stored, again, is_rerun=True, dry_run=dry_run)
+    execute_run(
+        target,
+        flags.journal,
+        run_id,
+        flags,
+        stored,
+        again,
+        is_rerun=True,
+        dry_run=dry_run,
+        label=label,
+    )

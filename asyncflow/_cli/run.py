@@ -31,6 +31,7 @@ from asyncflow._cli.options import (
     complete_target,
     find_run,
     journal_flag,
+    label_option,
     open_journal,
     run_options,
 )
@@ -54,7 +55,10 @@ from asyncflow.journal._queries import check_new_id
 @run_options
 @click.option("--no-journal", is_flag=True, help="Store nothing of the run.")
 @click.option("--run-id", metavar="NAME", help="The id of the run; by default a new name.")
-def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> None:
+@label_option
+def run(
+    target: str, no_journal: bool, run_id: str | None, label: str | None, flags: RunFlags
+) -> None:
     """Run a pipeline, or resume the run with that id.
 
     MODULE:PIPELINE names a module or a file, and in it a Pipeline, an Orchestrator, a list of
@@ -72,7 +76,7 @@ def run(target: str, no_journal: bool, run_id: str | None, flags: RunFlags) -> N
             f"{option} stores what steps say in the journal; name one with --journal, and leave "
             "--no-journal out"
         )
-    execute_run(target, None if no_journal else flags.journal, run_id, flags)
+    execute_run(target, None if no_journal else flags.journal, run_id, flags, label=label)
 
 
 def _is_given(name: str) -> bool:
@@ -90,16 +94,20 @@ def execute_run(
     *,
     is_rerun: bool = False,
     dry_run: bool = False,
+    label: str | None = None,
 ) -> None:
     """Run a pipeline, write its report, and exit; or say what would run, of the stored run.
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
     a new one. ``stored`` is the run to resume, or to rerun from ``from_steps``; ``None`` means all.
+    ``label`` replaces that of the pipeline's options.
     """
     check_files(flags.html, flags.trace, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         loaded, inputs = load(target, flags)
+        if label is not None:
+            loaded = loaded._replace(orchestrator=loaded.orchestrator.with_options(label=label))
         if stored is not None:
             check_matches(stored, loaded, flags, is_rerun=is_rerun)
         rerun = None

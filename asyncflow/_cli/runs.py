@@ -49,8 +49,12 @@ _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _GAP = "  "
 _LEAST_WIDTH = 8
 """How many cells the last column has at least, on any terminal."""
+_FIXED = 5
+"""How many columns there always are, the last of which is the pipeline."""
 _LEAST_DETAILS = 24
-"""In how many cells details are worth their column."""
+"""In how many cells the last column is worth having. With less room, what follows the pipeline
+stands below the row."""
+_INDENT = 4
 _TIME_WIDTH = len("2024-06-01 14:00:00")
 
 
@@ -80,8 +84,9 @@ def _check_text(text: str | None) -> str | None:
     "--text",
     metavar="TEXT",
     callback=lambda ctx, param, value: _check_text(value),
-    help="Only runs with this text in their id or the name of their pipeline.",
+    help="Only runs with this text in their id, their label or the name of their pipeline.",
 )
+@click.option("--label", metavar="TEXT", help="Only runs with exactly this label.")
 @click.option(
     "--limit",
     type=click.IntRange(0, _HIGHEST_LIMIT),
@@ -94,6 +99,7 @@ def runs(
     pipeline: str | None,
     since: float | None,
     text: str | None,
+    label: str | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -101,7 +107,12 @@ def runs(
     require_journal(journal)
     most = _DEFAULT_LIMIT if limit is None else limit
     where = RunFilter(
-        status, pipeline=pipeline, since=since, text=text, limit=most + 1 if most else None
+        status,
+        pipeline=pipeline,
+        since=since,
+        text=text,
+        label=label,
+        limit=most + 1 if most else None,
     )
 
     async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary]]:
@@ -129,24 +140,34 @@ def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary
     now = datetime.now().astimezone()
     # One zone for all rows, also for those from before the clocks were changed.
     zone = timezone(now.utcoffset() or timedelta())
-    rows = [["RUN", "STATUS", f"STARTED ({zone_name(now)})", "TOOK", "PIPELINE", "DETAILS"]]
+    started = f"STARTED ({zone_name(now)})"
+    rows = [["RUN", "STATUS", started, "TOOK", "PIPELINE", "LABEL", "DETAILS"]]
     rows += [_cells(record, zone, theme, summaries.get(record.run_id)) for record in records]
+    used = [at for at in range(len(rows[0])) if at < _FIXED or any(row[at] for row in rows[1:])]
+    rows = [[row[at] for at in used] for row in rows]
+    below = [""] * len(rows)
     # Users copy ids, so only the last column may be cut.
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)][:-1]
     room = console.width - sum(widths) - len(_GAP) * len(widths)
-    if room < _LEAST_DETAILS or not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-        room += widths.pop() + len(_GAP)
+    if room < _LEAST_DETAILS and len(used) > _FIXED:
+        below = ["", *(_GAP.join(filter(None, row[_FIXED:])) for row in rows[1:])]
+        rows, widths = [row[:_FIXED] for row in rows], widths[: _FIXED - 1]
+        room = console.width - sum(widths) - len(_GAP) * len(widths)
     left = max(room, _LEAST_WIDTH)
     lines = []
-    for row in rows:
+    start = widths[0] + len(_GAP)
+    for row, details, record in zip(rows, below, [None, *records], strict=True):
         *cells, last = row
         fixed = (set_cell_size(cell, width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(Text(_GAP.join([*fixed, elide(last, left, theme.ellipsis)]).rstrip()))
-    lines[0].stylize("bold")
-    start = widths[0] + len(_GAP)
-    for line, record in zip(lines[1:], records, strict=True):
-        line.stylize(COLOURS[status_for_run(listed_status(record))], start, start + widths[1])
+        line = Text(_GAP.join([*fixed, elide(last, left, theme.ellipsis)]).rstrip())
+        if record is None:
+            line.stylize("bold")
+        else:
+            line.stylize(COLOURS[status_for_run(listed_status(record))], start, start + widths[1])
+        lines.append(line)
+        if details:
+            cut = elide(details, max(console.width - _INDENT, _LEAST_WIDTH), theme.ellipsis)
+            lines.append(Text(" " * _INDENT + cut))
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
@@ -159,6 +180,7 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
         started,
         _took(record),
         escape_controls(", ".join(_pipeline_and_origin(record))),
+        escape_controls(record.label),
         escape_controls(summary.line if summary else ""),
     ]
 

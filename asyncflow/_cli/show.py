@@ -307,6 +307,8 @@ async def _read(journal: str, run: str, *, for_page: bool) -> _ShownRun:
 def _write_head(shown: _ShownRun) -> None:
     record, view = shown.record, RunView(each.event for each in shown.events)
     parts = [f"Run {escape_controls(record.run_id)}"]
+    if record.label:
+        parts.append(f" ({escape_controls(record.label)})")
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
     parts.append(f", started {local_moment_text(record.started_at)}")

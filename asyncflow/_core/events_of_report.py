@@ -114,6 +114,7 @@ class _Teller:
             parent=report.parent,
             parent_step=report.parent_step,
             rerun_of=report.rerun_of,
+            label=report.label,
             rerun_reasons=self._reasons() if self._latest == 1 else {},
         )
 

@@ -71,7 +71,7 @@ class StoredRun:
     ) -> None:
         self.started: events.RunStarted
         self.run_id = self.pipeline = ""
-        self.parent = self.parent_step = self.rerun_of = ""
+        self.parent = self.parent_step = self.rerun_of = self.label = ""
         self.segments: list[Segment] = []
         self.at_ms = 0.0
         self.status = RunStatus.RUNNING
@@ -135,7 +135,7 @@ class StoredRun:
     def _on_run_started(self, event: events.RunStarted) -> None:
         self.started, self._is_whole = event, True
         self.parent, self.parent_step = event.parent, event.parent_step
-        self.rerun_of = event.rerun_of
+        self.rerun_of, self.label = event.rerun_of, event.label
         self._begin(event, 0.0)
         self._explain(event.rerun_reasons)
 
@@ -580,6 +580,7 @@ class StoredRun:
             parent=self.parent,
             parent_step=self.parent_step,
             rerun_of=self.rerun_of,
+            label=self.label,
         )
 
 

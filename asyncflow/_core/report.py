@@ -68,6 +68,8 @@ class RunReport(Mapping[str, StepResult]):
         parent: The id of the run one of whose steps started this one; empty if none did.
         parent_step: The name of that step.
         rerun_of: The id of the run whose results this one reuses, if it is a rerun.
+        label: What the run is about; empty if it was given no label. A rerun has that of the other
+            run, unless it was given one.
     """
 
     __slots__ = (
@@ -75,6 +77,7 @@ class RunReport(Mapping[str, StepResult]):
         "_known",
         "_segments",
         "inputs",
+        "label",
         "parent",
         "parent_step",
         "pipeline",
@@ -101,6 +104,7 @@ class RunReport(Mapping[str, StepResult]):
         parent: str = "",
         parent_step: str = "",
         rerun_of: str = "",
+        label: str = "",
     ) -> None:
         self.run_id: str = run_id
         self.total_duration_ms: float = total_duration_ms
@@ -111,6 +115,7 @@ class RunReport(Mapping[str, StepResult]):
         self.parent: str = parent
         self.parent_step: str = parent_step
         self.rerun_of: str = rerun_of
+        self.label: str = label
         self._segments = segments
         self._history: History | None = None
         self._known: dict[str, StepResult] | None
@@ -334,6 +339,7 @@ class RunReport(Mapping[str, StepResult]):
             parent=self.parent,
             parent_step=self.parent_step,
             rerun_of=self.rerun_of,
+            label=self.label,
         )
         return made, ()
 

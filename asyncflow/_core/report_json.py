@@ -388,4 +388,5 @@ _REPORT: _Table = {
     "parent": _TEXT._replace(default=""),
     "parent_step": _TEXT._replace(default=""),
     "rerun_of": _TEXT._replace(default=""),
+    "label": _TEXT._replace(default=""),
 }

@@ -725,6 +725,7 @@ class RunState:
             parent=known.parent,
             parent_step=known.parent_step,
             rerun_of=known.rerun_of,
+            label=known.label,
         )
 
 

@@ -351,6 +351,7 @@ class Request(NamedTuple):
     """Whether the run stays in its process while it waits for signals."""
     clock: Callable[[], float] = time.time
     """The wall clock, which any thread may ask."""
+    label: str = ""
 
 
 class RunStart(NamedTuple):
@@ -389,6 +390,7 @@ def begin(request: Request) -> RunStart:
         signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
         parent=request.parent,
         parent_step=request.parent_step,
+        label=request.label,
     )
     return RunStart(inputs, bindings, conditions, event)
 

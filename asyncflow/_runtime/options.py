@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     engine: AnyEngine | None
     resources: Mapping[str, OpenResource]
     run_id: str | None
+    label: str
     on_active: OnActive
     on_wait: OnWait
     event_buffer: int
@@ -68,6 +69,7 @@ class RunOptions:
     engine: AnyEngine | None = None
     resources: Mapping[str, OpenResource] = NO_RESOURCES
     run_id: str | None = None
+    label: str = ""
     on_active: OnActive = "raise"
     on_wait: OnWait = "suspend"
     event_buffer: int = 10_000
@@ -86,6 +88,7 @@ class RunOptions:
         _check_journal(self.journal)
         check_engine("engine", self.engine)
         check_run_id("run_id", self.run_id)
+        check_label(self.label)
         _check_choice("on_active", self.on_active, _ON_ACTIVE)
         _check_choice("on_wait", self.on_wait, _ON_WAIT)
         check_count("event_buffer", self.event_buffer, 1)
@@ -105,6 +108,8 @@ class RunOptions:
         return replace(self, **_copied(options))
 
 
+_LONGEST_LABEL = 200
+"""How many characters a line of a list can hold."""
 _SCHEDULES, _ON_ACTIVE, _ON_WAIT = map(get_args, (Schedule, OnActive, OnWait))
 
 
@@ -116,6 +121,17 @@ def check_run_id(what: str, run_id: object) -> None:
         raise TypeError(f"{what} must be a str, not {type(run_id).__name__}")
     if not run_id:
         raise ValueError(f"{what} must not be empty; leave it out to have one made")
+
+
+def check_label(label: object) -> None:
+    """Check the label of a run; an empty one stands for none."""
+    if not isinstance(label, str):
+        raise TypeError(f"label must be a str, not {type(label).__name__}")
+    if len(label) > _LONGEST_LABEL:
+        raise ValueError(
+            f"label must have at most {_LONGEST_LABEL} characters, not {len(label):,}; what is "
+            "longer belongs in an input"
+        )
 
 
 def _unknown(name: str) -> str:

@@ -210,6 +210,10 @@ class Orchestrator:
                 ``run_id`` identifies the run, as a string; ``None``, the default, makes a random
                 id for each run.
 
+                ``label`` says what the run is about, such as ``"order 12345"``. Lists of runs show
+                it, and find the run by it. It has at most 200 characters. A run that is resumed
+                keeps the label it has.
+
                 ``on_active`` says what to do if the journal has an active run of that id:
                 ``"raise"`` (the default), or ``"wait"`` until it has ended, here or in another
                 process, and then resume it.
@@ -530,6 +534,7 @@ class Orchestrator:
             # A nested run would end its step without an end of its own.
             options.on_wait == "stay" or within is not None or self._plan.keeps_waiting,
             wall_clock(),
+            options.label,
         )
 
     def _prepare_places(self) -> None:
@@ -619,6 +624,7 @@ async def run_pipeline(
     targets: Iterable[str] | None = None,
     inputs: Mapping[str, Any] | None = None,
     run_id: str | None = None,
+    label: str = "",
     observers: Iterable[AnyObserver] = (),
     name: str = "",
     journal: Journal | None = None,
@@ -643,6 +649,8 @@ async def run_pipeline(
         targets: The steps to be run, with what they depend on; ``None`` means all.
         inputs: The inputs of the run, by name.
         run_id: Identifies the run; ``None`` makes a random id.
+        label: What the run is about, such as ``"order 12345"``: lists of runs show it, and find
+            the run by it. At most 200 characters.
         observers: What receives each event.
         name: What the pipeline is called in a journal.
         journal: Stores the run, so that it can be resumed; ``None`` stores nothing.

@@ -239,6 +239,7 @@ class _RunOpening:
             fingerprints=Fingerprints(plan),
             signals=self._signals(),
             rerun_of=origin.run_id,
+            label=request.label or origin.label,
         )
         found = rerun(
             origin,

@@ -141,6 +141,7 @@ class SQLJournal:
         text: str | None = None,
         parent: str | None = None,
         cause: InterruptionCause | None = None,
+        label: str | None = None,
     ) -> list[RunRecord]:
         """Return the stored runs, the latest start first.
 
@@ -152,10 +153,11 @@ class SQLJournal:
             limit: At most this many; ``None`` for all.
             before: Only those that started before this time; or with the `RunRecord.place` of the
                 last run of a page, those of the next page.
-            text: Only those with this text, up to 1,000 characters in any case, in their id or the
-                name of their pipeline.
+            text: Only those with this text, up to 1,000 characters in any case, in their id, their
+                label or the name of their pipeline.
             parent: Only those that a step of the run with this id has started.
             cause: Only those that were interrupted by this, as in `RunInterrupted`.
+            label: Only those with exactly this label.
 
         Raises:
             TypeError: A condition is of the wrong type.
@@ -171,6 +173,7 @@ class SQLJournal:
             text=text,
             parent=parent,
             cause=cause,
+            label=label,
         )
         return await self._read(self._reader.runs, where)
 

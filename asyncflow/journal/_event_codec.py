@@ -147,10 +147,11 @@ def run_checksum(
     parent: str | None = None,
     parent_step: str | None = None,
     forked_from: str | None = None,
+    label: str | None = None,
 ) -> int:
     """Return the checksum of what never changes in the row of a run.
 
-    Rows of earlier versions have no parent and no origin, and keep their checksums.
+    Rows of earlier versions have no parent, origin or label, and keep their checksums.
 
     Raise `ValueError` for a text with surrogates, which no row has.
     """
@@ -158,6 +159,8 @@ def run_checksum(
     others = parent, parent_step, forked_from
     if any(other is not None for other in others):
         text += "".join(f"\0{other}" for other in others)
+    if label is not None:
+        text += f"\0label\0{label}"
     return crc32(text.encode())
 
 

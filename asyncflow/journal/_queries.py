@@ -81,6 +81,8 @@ class RunRecord:
     rerun_of: str = ""
     """The id of the run whose results it reuses, if it is a rerun. The journal may not have that
     run any more."""
+    label: str = ""
+    """What it is about; empty if it was given no label."""
     cause: InterruptionCause | None = None
     """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
     crashes: int = 0
@@ -258,6 +260,7 @@ class RunFilter:
     text: str | None = None
     parent: str | None = None
     cause: InterruptionCause | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.cause is not None and self.cause not in get_args(InterruptionCause):
@@ -267,6 +270,8 @@ class RunFilter:
             check_text("pipeline", self.pipeline)
         if self.parent is not None:
             check_text("parent", self.parent)
+        if self.label is not None:
+            check_text("label", self.label)
         if self.limit is not None:
             check_count("limit", self.limit, 0, at_most=LARGEST)
         if self.text is not None:

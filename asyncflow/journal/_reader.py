@@ -443,6 +443,7 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], cou
         row.parent or "",
         row.parent_step or "",
         row.forked_from or "",
+        row.label or "",
     ):
         return "its first event does not fit its row"
     status = last.status if isinstance(last, RunFinished) else RunStatus.RUNNING
@@ -458,7 +459,7 @@ def _contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], cou
 def _columns_of(event: RunStarted) -> list[str]:
     return [
         column_of(text)
-        for text in (event.pipeline, event.parent, event.parent_step, event.rerun_of)
+        for text in (event.pipeline, event.parent, event.parent_step, event.rerun_of, event.label)
     ]
 
 
@@ -512,6 +513,7 @@ def _record_of(row: RunRow) -> RunRecord:
         parent="" if is_damaged else from_column(row.parent or ""),
         parent_step="" if is_damaged else from_column(row.parent_step or ""),
         rerun_of="" if is_damaged else from_column(row.forked_from or ""),
+        label="" if is_damaged else from_column(row.label or ""),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
     )
@@ -530,7 +532,7 @@ _STATUSES: Mapping[object, RunStatus] = {
 def _is_sound(row: RunRow) -> bool:
     """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
     try:
-        others = row.parent, row.parent_step, row.forked_from
+        others = row.parent, row.parent_step, row.forked_from, row.label
         checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others)
         for text in (row.pipeline, *others):
             from_column(text or "")

@@ -45,6 +45,7 @@ class RunRow(NamedTuple):
     parent: Any
     parent_step: Any
     forked_from: Any
+    label: Any
     owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
     process: Any
@@ -65,7 +66,7 @@ _STARTS_SINCE_END = (
 )
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, "
+    "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, r.label, "
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
@@ -163,6 +164,7 @@ class RunLists:
         place = before if before is None or isinstance(before, tuple) else (before,)
         pipeline = None if where.pipeline is None else column_of(where.pipeline)
         parent = None if where.parent is None else column_of(where.parent)
+        label = None if where.label is None else column_of(where.label)
         status = parse_status(where.status)
         pattern = None if where.text is None else self._database.pattern(where.text)
         return {
@@ -172,7 +174,8 @@ class RunLists:
             "r.parent = ?": _some(parent),
             "r.started_at >= ?": _some(where.since),
             _BEFORE[len(place or ())]: place or (),
-            "(r.run_id {like} ? OR r.pipeline {like} ?)": _some(pattern) * 2,
+            "r.label = ?": _some(label),
+            "(r.run_id {like} ? OR r.pipeline {like} ? OR r.label {like} ?)": _some(pattern) * 3,
         }
 
     def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:

@@ -321,6 +321,7 @@ def _merged(
             parent=_column_or_null(event.parent),
             parent_step=_column_or_null(event.parent_step),
             forked_from=_column_or_null(event.rerun_of),
+            label=_column_or_null(event.label),
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)
     if isinstance(event, RunFinished):

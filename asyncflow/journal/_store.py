@@ -76,9 +76,10 @@ class Change(NamedTuple):
     unpaused_at: float | None = None
     """When the run would have started if it had never paused; set by a resumption."""
     parent: str | None = None
-    """Set by the first event, as the next two are; ``None`` for an empty text."""
+    """Set by the first event, as the next three are; ``None`` for an empty text."""
     parent_step: str | None = None
     forked_from: str | None = None
+    label: str | None = None
     cause: str | None = None
     """What has interrupted the run, if something has."""
     waits: dict[str, float | None] | None = None
@@ -162,7 +163,8 @@ _CANCELLED = (
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
-    "parent_step, forked_from, cause, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
+    "parent_step, forked_from, label, cause, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
     "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
@@ -353,7 +355,7 @@ class Store:
         change = batch.change
         if change and change.started_at is not None:
             run_id, pipeline, started_at = batch.run_id, change.pipeline or "", change.started_at
-            others = change.parent, change.parent_step, change.forked_from
+            others = change.parent, change.parent_step, change.forked_from, change.label
             checksum = run_checksum(run_id, pipeline, started_at, *others)
             run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
             self._execute(cursor, _BEGIN_RUN, (*run, change.cause))

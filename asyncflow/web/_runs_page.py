@@ -53,7 +53,7 @@ class RunQuery(NamedTuple):
     """The query of a URL that selects runs. An empty text is no condition."""
 
     text: str = ""
-    """A part of the run's id, or of the name of its pipeline."""
+    """A part of the run's id, of its label or of the name of its pipeline."""
     pipeline: str = ""
     status: str = ""
     """A `RunStatus`."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from asyncflow import Orchestrator, RunCancelledError, RunReport, RunStatus, WorkflowStep
 from asyncflow._core.results import Payload
@@ -108,6 +109,42 @@ def test_options_filter_the_runs(shell: Shell, orphan: str) -> None:
     assert listed("--since", "2999-01-01") == []
     refused = shell("runs", "--status", "lost", exits=2).stderr
     assert "status must be one of RUNNING, PASSED, FAILED, INTERRUPTED, ORPHANED" in refused
+
+
+def test_a_label_is_given_shown_and_found(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--run-id", "one", "--label", "order 12345")
+    shell("run", "etl:pipeline", "--run-id", "two", "--label", "order 123456")
+    shell("rerun", "two", "etl:pipeline", "--run-id", "again", "--all")
+    store_run("plain")
+
+    assert [run["run_id"] for run in shell.json("runs", "--json", "--label", "order 12345")] == [
+        "one"
+    ]
+    assert [run["label"] for run in shell.json("runs", "--json", "--text", "ORDER")] == [
+        "order 123456",
+        "order 123456",
+        "order 12345",
+    ]
+    header, *rows = shell("runs").stdout.splitlines()
+    assert header.split()[-1] == "LABEL"
+    assert [row.endswith("order 123456") for row in rows] == [False, True, True, False]
+    assert "LABEL" not in shell("runs", "--text", "plain").stdout
+    assert shell("show", "one").stdout.startswith("Run one (order 12345) of etl, started ")
+    assert "at most 200 characters" in shell("run", "etl", "--label", "x" * 201, exits=2).stderr
+
+
+def test_label_and_error_stand_below_the_row_on_a_narrow_terminal(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell("run", "etl:failing", "--run-id", "bad", "--label", "order 1", exits=1)
+    narrow = Console(width=80, highlight=False, markup=False, emoji=False)
+    monkeypatch.setattr("asyncflow._cli.runs.stdout_console", lambda: narrow)
+
+    header, row, below = shell("runs").stdout.splitlines()
+
+    assert header.split()[-1] == "PIPELINE"
+    assert row.startswith("bad  ")
+    assert below == "    order 1  bad: OSError: no disk"
 
 
 def test_the_json_of_a_run_has_machine_readable_values(shell: Shell, orphan: str) -> None:

@@ -327,7 +327,7 @@ class TestJson:
         text = rich_report().to_json()
         newer = {"version", "segments", "span_ms", "segment", "cancelled", "item"}
         newer |= {"origin", "parent", "parent_step", "rerun_of", "engine", "worker"}
-        newer |= {"fell_back", "left_out", "waiting_since", "waiting_until"}
+        newer |= {"label", "fell_back", "left_out", "waiting_since", "waiting_until"}
         names = at(json.loads(text), place).keys() - newer
 
         for name in names:

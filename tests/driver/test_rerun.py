@@ -133,6 +133,26 @@ class TestWhatIsTakenOver:
         assert report["load"].rerun_reason == "it had failed"
         assert work.calls == {"extract": 1, "clean": 1, "count": 1, "load": 2}
 
+    async def test_it_has_the_label_of_the_other_run_unless_it_is_given_one(self, journal):
+        work = Work()
+        pipeline = work.pipeline(journal)
+        await pipeline.with_options(run_id="r", label="order 12345").run()
+
+        resumed = await pipeline.with_options(run_id="r", label="another").run()
+        again, named = [
+            await pipeline.with_options(label=label).rerun("r", from_="load")
+            for label in ("", "order 12345, corrected")
+        ]
+
+        assert [each.label for each in (resumed, again, named)] == [
+            "order 12345",
+            "order 12345",
+            "order 12345, corrected",
+        ]
+        assert RunReport.from_json(named.to_json()).label == named.label
+        with pytest.raises(ValueError, match="label must have at most 200 characters, not 201"):
+            pipeline.with_options(label="x" * 201)
+
     async def test_a_step_runs_again_with_its_descendants(self, journal):
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run()

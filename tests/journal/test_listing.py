@@ -81,6 +81,24 @@ async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, p
     assert (await journal.report("one")).parent == parent
 
 
+# --- by their label -------------------------------------------------------------------------------
+
+
+async def test_runs_are_found_by_their_label_and_by_a_part_of_it(journal: Any) -> None:
+    for run_id, label in (("one", "order 12345"), ("two", "Order 123456"), ("x", "")):
+        session, _ = await journal.open(run_id, wait=False, read=bool)
+        session.append(RunStarted(run_id, 1.0, {}, label=label))
+        await session.close()
+
+    (found,) = await journal.runs(label="order 12345")
+
+    assert (found.run_id, found.label) == ("one", "order 12345")
+    assert await ids(journal.runs(label="order")) == []
+    assert await ids(journal.runs(text="order 12")) == ["two", "one"]
+    assert (await journal.record("x")).label == ""
+    assert (await journal.report("two")).label == "Order 123456"
+
+
 # --- by what interrupted them ---------------------------------------------------------------------
 
 

@@ -109,6 +109,7 @@ class TestSummary:
         markdown = to_markdown(failing(ValueError("no such row")))
 
         page = Page(markdown)
+        assert ", <code>" not in markdown  # it has no label
         assert markdown.startswith("\n### <code>r</code> FAILED\n\nFAILED in 100 ms&#58; 1 succ")
         assert "1 succeeded, 1 failed, 2 skipped, 1 retried. Run <code>r</code>.\n" in markdown
         assert page.cells[:5] == ["train", "FAILED", "1", "0 ms", "ValueError: no such row"]
@@ -116,6 +117,15 @@ class TestSummary:
         assert "raise error\nValueError: no such row" in page.traces[0]
         assert "\n- 2 steps skipped: it depends on step 'train', which fail" in markdown
         assert page.cells[5:8] == ["fetch", "SUCCESS", "100 ms"]
+
+    def test_it_has_the_label_of_the_run(self) -> None:
+        steps = [WorkflowStep("lost", lost)]
+
+        markdown = to_markdown(
+            run_in_virtual_time(run_pipeline(steps, run_id="r", label="order #1"))
+        )
+
+        assert "Run <code>r</code>, <code>order &#35;1</code>.\n" in markdown
 
     def test_it_says_what_failed_of_steps_that_succeeded(self) -> None:
         async def numbers() -> list[int]:

@@ -32,6 +32,7 @@ RERUN: list[Event] = [
         parent="outer",
         parent_step="a step",
         rerun_of="calm-otter",
+        label="order <12345>",
         rerun_reasons={"load": "it had failed"},
     ),
     StepTakenOver("source", 0.0, "calm-otter", 2, 1_500.0, [1, 2]),
@@ -62,6 +63,7 @@ def test_a_page_says_what_is_taken_over(page: str) -> None:
     text = text_of(page)
 
     assert "Rerun of calm-otter" in text
+    assert "Label order &lt;12345&gt;" in text
     assert "Started by outer , a step" in text
     assert page.count(">reused</span>") == 4  # in the timeline and in the details
     assert "those of run calm-otter ." in text

@@ -54,7 +54,7 @@ class RecordJournal(SQLiteJournal):
 async def journal_with_runs(any_journal: Any) -> Any:
     await passing().with_options(run_id="calm-otter", journal=any_journal).run()
     await asyncio.sleep(0.001)  # in virtual time, both would start at the same moment
-    await failing().with_options(run_id="bold-heron", journal=any_journal).run()
+    await failing().with_options(run_id="bold-heron", journal=any_journal, label="order <1>").run()
     gate = Gate()
     interrupted = asyncio.create_task(
         slow(gate).with_options(run_id="shy-lynx", journal=any_journal).run()
@@ -71,6 +71,7 @@ async def test_runs_are_listed_newest_first(make_client: Any, journal_with_runs:
     assert ids_in(page) == ["shy-lynx", "bold-heron", "calm-otter"]
     for word in ("PASSED", "FAILED", "INTERRUPTED"):
         assert f"</span> {word}</span>" in page
+    assert "order &lt;1&gt;" in page
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,7 @@ async def test_runs_are_listed_newest_first(make_client: Any, journal_with_runs:
         ("pipeline=etl", ["calm-otter"]),
         ("pipeline=nothing", []),
         ("text=HERON", ["bold-heron"]),
+        ("text=Order", ["bold-heron"]),
         ("text=etl", ["calm-otter"]),
         ("since=1h", ["shy-lynx", "bold-heron", "calm-otter"]),
         ("since=2999-01-01", []),
