@@ -76,12 +76,15 @@ def _kill_at_random(
             combinations.append(Cycles(forks, place, shape, schedule, database))
     ways = [Cycles.kill_at_random_points] * 8 + [Cycles.kill_at_random_times] * 4
     ways += [Cycles.kill_one_of_two] * 3 + [Cycles.jump] + [Cycles.cancel_without_a_process] * 4
-    if options.journal == "sqlite":
-        ways += [Cycles.play_with_files] * 3 + [Cycles.play_between]
-    else:
-        ways += [Cycles.cut_connections] * 3
+    games = [Cycles.play_with_files] * 3 + [Cycles.play_between]
+    senders = [Cycles.kill_senders] * 8
+    if options.journal == "postgres":
+        games = [Cycles.cut_connections] * 3
     while sum(cycles.killed for cycles in combinations) < options.kills:
-        random.choice(ways)(random.choice(combinations), random)
+        cycles = random.choice(combinations)
+        # A file that is lost takes signals with it that were accepted.
+        others = games if not cycles.has_signals else senders
+        random.choice([*ways, *others])(cycles, random)
     seconds = time.monotonic() - began
     killed = sum(cycles.killed for cycles in combinations)
     faults = [f"{sum(cycles.jumps for cycles in combinations)} clocks have jumped"]

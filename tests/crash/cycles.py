@@ -24,7 +24,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from tests.crash.databases import Database, Files, Row, Server, StepRun
+from tests.crash.effects import lines_of
 from tests.crash.faults import GAMES, JUMPS, PUT_BACK, play, put_back
+from tests.crash.senders import answers_in
+from tests.crash.shapes import QUOTED, SIGNALS
 from tests.crash.zygote import RUN_ID
 
 __all__ = ["BrokenPromise", "Cycles", "Forks", "Spawns", "fast_folder"]
@@ -38,6 +41,10 @@ Kill = int | str | float
 RESTARTED = {"failing": {"bad", "tidy"}}
 """The steps that start over, with all attempts, when a failed run is resumed: the failed ones and
 their dependents."""
+
+PARTS_LATER = 3
+"""How many parts of work later, 80 ms each, a part is stored at the latest. Not a time: on a busy
+machine all processes are slow."""
 
 _MIGRATING = {"before CREATE", "before ALTER", "before DROP"}
 """The kill points at which a journal migrates the file that it opens."""
@@ -123,6 +130,8 @@ class State:
     """What has happened to it beside that."""
     stops: int = 0
     """How many of its processes have stopped because of a game with their files."""
+    calls: dict[str, int] = field(default_factory=dict)
+    """How often each call with a stored result had been made when that was first seen."""
     is_cancelled: bool = False
     """Whether it was cancelled: a later start begins all steps afresh that have not succeeded."""
 
@@ -159,6 +168,7 @@ class Cycles:
         were cancelled that had no process."""
         self.killed = 0
         """How many processes were killed."""
+        self.has_signals = shape in SIGNALS
         self._restarted = RESTARTED.get(shape, set())
         self.start = State(self._new_folder())
         whole = self._copy(self.start)
@@ -224,6 +234,24 @@ class Cycles:
         self._check(state)
         self._resume(state)
         shutil.rmtree(state.folder)
+
+    def kill_senders(self, random: Random) -> None:
+        """Kill a process, senders of signals to the run that it leaves, and one to that resumed."""
+        before = self.kill(self.start, random.randint(1, len(self.points)))
+        if before is None:
+            return
+        state, senders = self._copy(before), []
+        if self._database.rows(state.folder, state.run_id):  # else there is no run
+            senders = [random.randint(1, 8) for _ in range(random.randint(0, 2))]
+        for kill in senders:
+            self.killed += self._run(state, kill, send=True).count(-signal.SIGKILL)
+            self._check(state)
+        sender_kill = random.randint(1, 8)
+        state.note = f"killed senders at {senders} without an owner, and at {sender_kill} with one"
+        self._run(state, 0, sender_kill=sender_kill)
+        self._check_end(state)
+        for each in (before, state):
+            shutil.rmtree(each.folder)
 
     def jump(self, random: Random) -> None:
         """Let the wall clock of one of two processes jump that run the same run; kill it or not."""
@@ -404,9 +432,14 @@ class Cycles:
         meanwhile: Callable[[], object] | None = None,
         may_fail: bool = False,
         cancel: bool = False,
+        send: bool = False,
+        sender_kill: int = 0,
     ) -> list[int]:
         task = {
             "cancel": cancel,
+            "send": send,
+            "sender_point": sender_kill,
+            "is_answered": self.has_signals and not (cancel or send),
             "may_fail": may_fail,
             "folder": str(state.folder),
             "run_id": state.run_id,
@@ -440,7 +473,9 @@ class Cycles:
         if self._database.dsn is not None and state is self.start:
             # Where runs share a database, what is copied is a run that has not begun.
             run_id = f"{self._shape}-{self._schedule}-{folder.name}"
-        return replace(state, folder=folder, run_id=run_id, done=dict(state.done))
+        return replace(
+            state, folder=folder, run_id=run_id, done=dict(state.done), calls=dict(state.calls)
+        )
 
     # The promises.
 
@@ -481,6 +516,8 @@ class Cycles:
             most = self._effects[step_run] * rounds + state.interruptions
             self._require(state, times <= most, f"{step_run} ran {times} times, not {most} at most")
         self._check_checkpoint(state, stored)
+        self._check_calls(state, stored)
+        self._check_signals(state, stored)
         state.rows = stored
         for row in stored:
             if row.kind == "StepSucceeded":
@@ -488,7 +525,7 @@ class Cycles:
 
     def _check_checkpoint(self, state: State, stored: list[Row]) -> None:
         """Check that the work continued after what was stored of it, and what is stored now."""
-        lines = [line.split() for line in _lines_of(state.folder / "parts")]
+        lines = [line.split() for line in lines_of(state.folder / "parts")]
         saved, new = state.saved, [(what, int(part)) for what, part in lines[state.lines :]]
         for part in (part for what, part in new if what == "begin"):
             holds = part == (saved or 0)
@@ -503,8 +540,42 @@ class Cycles:
             state, (state.saved or 0) <= done, f"{state.saved} is stored, and {done} done"
         )
         has_succeeded = ("StepSucceeded", "parts") in {(row.kind, row.step) for row in stored}
+        begins = [at for at, (what, _) in enumerate(lines) if what == "begin"]
+        reached = max((int(part) for _, part in lines[max(begins, default=0) :]), default=0)
+        due = 0 if has_succeeded else reached - PARTS_LATER
+        holds = (state.saved or 0) >= due
+        self._require(state, holds, f"part {reached} was begun, and {state.saved} is stored")
         holds = not (has_succeeded and state.saved)
         self._require(state, holds, "a step that has succeeded still has a checkpoint")
+
+    def _check_calls(self, state: State, stored: list[Row]) -> None:
+        """Check that no call was made again whose result was stored."""
+        made = Counter(lines_of(state.folder / "asked"))
+        for word, times in state.calls.items():
+            self._require(state, made[word] == times, f"{word} was asked for again")
+        for word, times in made.items():
+            most = 1 + state.interruptions
+            self._require(state, times <= most, f"{word} was asked for {times} times")
+        for row in stored:
+            if row.kind == "StepSucceeded" and row.step == "quote" and row.item is not None:
+                state.calls.setdefault(QUOTED[row.item], made[QUOTED[row.item]])
+
+    def _check_signals(self, state: State, stored: list[Row]) -> None:
+        """Check that no signal counts twice, and that the one counts which was accepted."""
+        kinds = Counter((row.kind, row.step) for row in stored)
+        received = {*lines_of(state.folder / "answers")}
+        for name in SIGNALS.get(self._shape, ()):
+            tried, accepted, is_refused = answers_in(state.folder, name)
+            counted = [int(line.split()[1]) for line in received if line.startswith(name)]
+            times = kinds["StepSucceeded", name]
+            self._require(state, times <= 1, f"the signal {name} has counted {times} times")
+            for value in counted:
+                possible = {accepted} if accepted is not None else {*tried, 0}
+                holds = len(counted) == 1 and value in possible
+                what = f"{counted} counted for {name}; {tried} were tried, accepted {accepted}"
+                self._require(state, holds, what)
+            holds = name == "paid" or not is_refused or len(set(tried)) > 1
+            self._require(state, holds, f"the only value for {name} was refused")
 
     def _check_end(self, state: State) -> None:
         """Check what must hold when the run has ended."""
@@ -581,8 +652,4 @@ def _without_outputs(summary: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _effects_in(folder: Path) -> list[Effect]:
-    return [Effect(*line.split()) for line in _lines_of(folder / "effects")]
-
-
-def _lines_of(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    return [Effect(*line.split()) for line in lines_of(folder / "effects")]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from asyncflow import Pipeline, Pool, WorkflowStep, after, collect, current_step, each
+from asyncflow import Pipeline, Pool, Signal, WorkflowStep, after, collect, current_step, each
+from tests.crash.effects import append, lines_of
 from tests.crash.kill_points import Reaper
 
-__all__ = ["INPUTS", "SHAPES", "World"]
+__all__ = ["INPUTS", "QUOTED", "SHAPES", "SIGNALS", "STAYING", "World"]
 
 INPUTS = {"seed": 3}
+SIGNALS = {"waiting": ("paid", "approved"), "staying": ("paid", "approved")}
+"""The signals of shapes, in the order in which they are sent."""
+STAYING = {"staying"}
+"""The shapes whose runs wait in their process."""
+QUOTED = ["tea", "milk", "tea", "milk", "tea"]
+"""What the items of the step ``quote`` ask for, which has ``cache_ms``."""
 
 
 class World:
@@ -25,6 +31,8 @@ class World:
         self._effects = folder / "effects"
         self._failures = folder / "failures"
         self._parts = folder / "parts"
+        self._answers = folder / "answers"
+        self._asked = folder / "asked"
         self._reaper = reaper
 
     async def act(self) -> None:
@@ -39,39 +47,43 @@ class World:
         item = "-" if step.item is None else step.item
         self._reaper.pass_point(f"before the effect of {step.step_name} {item}")
         line = f"{step.run_id} {step.step_name} {item} {step.attempt} {step.idempotency_key}\n"
-        _append(self._effects, line)
+        append(self._effects, line)
         self._reaper.pass_point(f"after the effect of {step.step_name} {item}")
 
     def fail_at_first(self, times: int) -> None:
         """Raise the first `times` times for this step or item, counted over all processes."""
         step = current_step()
         line = f"{step.step_name} {step.item}\n"
-        failed = self._failures.read_text() if self._failures.exists() else ""
-        if failed.splitlines(keepends=True).count(line) < times:
-            _append(self._failures, line)
+        if lines_of(self._failures).count(line.rstrip()) < times:
+            append(self._failures, line)
             self._reaper.pass_point(f"after the failure of {step.step_name}")
             raise ConnectionError("not yet")
 
     def begin_parts(self) -> int:
         """Return how many parts of its work the checkpoint of this step says are done."""
         done: int = current_step().last_checkpoint or 0
-        _append(self._parts, f"begin {done}\n")
+        append(self._parts, f"begin {done}\n")
         return done
 
     def do_part(self, part: int) -> None:
         """Do a part of the work of this step, and save that."""
+        append(self._parts, f"reach {part}\n")
         self._reaper.pass_point(f"before part {part}")
-        _append(self._parts, f"part {part}\n")
+        append(self._parts, f"part {part}\n")
         self._reaper.pass_point(f"after part {part}")
         current_step().checkpoint(part)
 
+    def take_answers(self, **answers: int) -> None:
+        """Note what a step has received from signals."""
+        for name, value in answers.items():
+            append(self._answers, f"{name} {value}\n")
 
-def _append(path: Path, line: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+    async def ask(self, word: str) -> None:
+        """Make a call that costs something."""
+        self._reaper.pass_point(f"before the call for {word}")
+        append(self._asked, f"{word}\n")
+        await asyncio.sleep(0.001)
+        self._reaper.pass_point(f"after the call for {word}")
 
 
 Steps = list[WorkflowStep] | Pipeline
@@ -319,11 +331,11 @@ def saving(world: World) -> Steps:
     async def parts(seed: int) -> list[int]:
         done = world.begin_parts()
         await world.act()
-        for part in range(done + 1, 5):
+        for part in range(done + 1, 6):
             world.do_part(part)
+            await asyncio.sleep(0.08)  # meanwhile it is stored
             if part == done + 1:
-                await asyncio.sleep(0.07)  # meanwhile it is stored
-                world.fail_at_first(2)
+                world.fail_at_first(1)
         return [seed] * 4
 
     async def total(parts: list[int]) -> int:
@@ -331,9 +343,48 @@ def saving(world: World) -> Steps:
         return sum(parts)
 
     return [
-        WorkflowStep("parts", parts, max_retries=3),
+        WorkflowStep("parts", parts, max_retries=2),
         WorkflowStep("total", total, ["parts"]),
     ]
+
+
+def waiting(world: World) -> Steps:
+    """Two signals, one of which comes about when it expires, equal calls, and parts of work."""
+
+    async def draft(seed: int) -> list[str]:
+        await world.act()
+        return QUOTED
+
+    async def quote(word: str) -> int:
+        await world.ask(word)
+        return len(word)
+
+    async def parts(quotes: list[int], approved: int) -> int:
+        done = world.begin_parts()
+        await world.act()
+        for part in range(done + 1, 4):
+            world.do_part(part)
+            await asyncio.sleep(0.03)
+        return sum(quotes)
+
+    async def publish(parts: int, paid: int, approved: int) -> int:
+        world.take_answers(paid=paid, approved=approved)
+        await world.act()
+        return parts
+
+    return [
+        WorkflowStep("draft", draft),
+        WorkflowStep("paid", Signal(int), ["draft"], deadline_ms=30, fallback=lambda error: 0),
+        WorkflowStep("approved", Signal(int), ["draft"]),
+        WorkflowStep("quote", quote, {"word": "draft"}, map_over="draft", cache_ms=3_600_000),
+        WorkflowStep("parts", parts, {"quotes": "quote", "approved": "approved"}),
+        WorkflowStep("publish", publish, ["parts", "paid", "approved"]),
+    ]
+
+
+def staying(world: World) -> Steps:
+    """The same steps in a run that waits in its process."""
+    return waiting(world)
 
 
 def failing(world: World) -> Steps:
@@ -370,7 +421,20 @@ def failing(world: World) -> Steps:
 SHAPES: dict[str, Callable[[World], Steps]] = {
     shape.__name__: shape
     for shape in (
-        *(chain, layers, retried, mapped, flowing, nested, cleaned_up, limited, saving, failing),
+        *(
+            chain,
+            layers,
+            retried,
+            mapped,
+            flowing,
+            nested,
+            cleaned_up,
+            limited,
+            saving,
+            waiting,
+            staying,
+            failing,
+        ),
     )
 }
 """By name. Each call builds the steps for one process."""

@@ -16,11 +16,12 @@ if not hasattr(os, "fork"):
 
 from tests.crash.cycles import Cycles, Forks, Spawns, fast_folder
 from tests.crash.databases import Server
-from tests.crash.shapes import SHAPES
+from tests.crash.shapes import SHAPES, SIGNALS, STAYING
 
 pytestmark = pytest.mark.crash
 
 SCHEDULES = ["tiers", "ready"]
+SWEPT = [shape for shape in SHAPES if shape not in STAYING]
 AT_LEAST = 36
 """How many processes of each shape are killed; `make crash` kills as many as one likes."""
 
@@ -38,7 +39,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("shape", "schedule"), [*zip(SHAPES, cycle(SCHEDULES[::-1]))])
+@pytest.mark.parametrize(("shape", "schedule"), [*zip(SWEPT, cycle(SCHEDULES[::-1]))])
 def test_a_stored_result_is_never_computed_again_wherever_a_process_dies(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:
@@ -50,7 +51,7 @@ def test_a_stored_result_is_never_computed_again_wherever_a_process_dies(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("shape", "schedule"), [*zip(SHAPES, cycle(SCHEDULES))])
+@pytest.mark.parametrize(("shape", "schedule"), [*zip(SWEPT, cycle(SCHEDULES))])
 def test_a_stored_result_is_never_computed_again_when_resumed_processes_die_too(
     forks: Forks, folder: Path, shape: str, schedule: str
 ) -> None:
@@ -62,6 +63,20 @@ def test_a_stored_result_is_never_computed_again_when_resumed_processes_die_too(
     cycles.sweep(second[-3])
 
     assert cycles.killed > 10
+
+
+@pytest.mark.parametrize("shape", SIGNALS)
+def test_no_signal_is_lost_or_counts_twice_wherever_a_process_dies(
+    forks: Forks, folder: Path, shape: str
+) -> None:
+    cycles, random = Cycles(forks, folder, shape, "ready"), Random(8)
+
+    for _ in range(12):
+        cycles.kill_senders(random)
+        cycles.kill_one_of_two(random)
+        cycles.cancel_without_a_process(random)
+
+    assert cycles.killed >= AT_LEAST
 
 
 def test_each_statement_and_each_effect_has_kill_points(forks: Forks, folder: Path) -> None:

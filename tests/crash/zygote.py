@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from asyncflow import (
     RunCancelledError,
     RunNotFoundError,
     RunReport,
+    RunStatus,
     StepCrashedError,
     StepResult,
     run_pipeline,
@@ -39,10 +41,13 @@ from asyncflow.journal import (
 )
 from tests.crash.faults import jump_clock, play, shift_clock
 from tests.crash.kill_points import Reaper
-from tests.crash.shapes import INPUTS, SHAPES, World
+from tests.crash.senders import send
+from tests.crash.shapes import INPUTS, SHAPES, SIGNALS, STAYING, World
 
 LIMIT_S = 30
 """A process that takes longer hangs."""
+LOST_S = 10
+"""A run that waits longer for a signal has lost it."""
 RUN_ID = "r1"
 
 
@@ -50,16 +55,21 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     """Start or resume the run, and write its outcome into the folder unless the process dies.
 
     A task has ``folder``, ``shape`` and ``schedule``; ``point``: the kill point, or 0; ``ms``: the
-    time after which the zygote kills the process, or 0; ``rival``: whether another process runs
-    the same run concurrently; ``run_id``; ``dsn``: the address of the database, if it is not a file
-    in the folder; ``game``: what is done to that file, and ``jump``: how far the clock jumps, each
-    with the number of the point; ``may_fail``: whether the journal may fail for another reason;
-    ``cancel``: whether to cancel the run instead.
+    time after which the zygote kills the process, or 0; ``rival``: whether another process runs the
+    same run concurrently; ``is_answered``: whether another one sends its signals, and
+    ``sender_point``: where one is killed before that; ``run_id``; ``dsn``: the address of the
+    database, if it is not a file in the folder; ``game``: what is done to that file, and ``jump``:
+    how far the clock jumps, each with the number of the point; ``may_fail``: whether the journal
+    may fail for another reason; ``cancel``: whether to cancel the run instead; ``send``: whether to
+    send its signals instead.
     """
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
     outcome: dict[str, Any] = {}
     try:
+        if task.get("send"):
+            asyncio.run(send(_journal(task), folder, task["run_id"], SIGNALS[task["shape"]]))
+            return
         asyncio.run(_run(task, steps, reaper, outcome))
     except JournalError as error:
         if not (task.get("may_fail") or reaper.struck):
@@ -71,27 +81,20 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     part.rename(folder / "outcome")
 
 
-async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[str, Any]) -> None:
-    journal: Any
+def _journal(task: dict[str, Any]) -> Any:
     if task.get("dsn"):
-        journal = PostgresJournal(task["dsn"])
-    else:
-        journal = SQLiteJournal(Path(task["folder"]) / "runs.db")
-    async with journal:
+        return PostgresJournal(task["dsn"])
+    return SQLiteJournal(Path(task["folder"]) / "runs.db")
+
+
+async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[str, Any]) -> None:
+    async with _journal(task) as journal:
         if task.get("cancel"):
             with suppress(RunNotFoundError):
                 outcome["asked"] = await journal.cancel(task["run_id"])
             return
         try:
-            report = await run_pipeline(
-                steps,
-                task["shape"] != "failing",
-                schedule=task["schedule"],
-                inputs=INPUTS,
-                journal=journal,
-                run_id=task["run_id"],
-                on_active="wait",
-            )
+            report = await _run_to_its_end(task, steps, journal)
         except RunCancelledError:
             outcome["cancelled"] = True
             return
@@ -101,10 +104,40 @@ async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[s
             outcome["stored"] = summary(await journal.report(task["run_id"]))
 
 
+async def _run_to_its_end(task: dict[str, Any], steps: Any, journal: Any) -> RunReport:
+    """Run, and continue whenever the run waits and is due."""
+    shape, run_id = task["shape"], task["run_id"]
+    while True:
+        report = await run_pipeline(
+            steps,
+            shape != "failing",
+            schedule=task["schedule"],
+            inputs=INPUTS,
+            journal=journal,
+            name=f"{shape} {run_id}",  # runs that share a database share no results
+            run_id=run_id,
+            on_active="wait",
+            on_wait="stay" if shape in STAYING else "suspend",
+        )
+        if report.status is not RunStatus.WAITING:
+            return report
+        ends_s = time.monotonic() + LOST_S
+        while report.status is RunStatus.WAITING and run_id not in await _due(journal):
+            assert time.monotonic() < ends_s, f"waits for {[*report.waiting]}, which was sent"
+            await asyncio.sleep(0.002)
+            report = await journal.report(run_id)  # another process may have continued it
+
+
+async def _due(journal: Any) -> list[str]:
+    return [run.run_id for run in await journal.due()]
+
+
 def summary(report: RunReport) -> dict[str, list[Any]]:
     """Return what must be the same, however often the run was resumed."""
 
     def of(result: StepResult) -> list[Any]:
+        if result.step_name in ("paid", "approved"):  # which answer counts is checked elsewhere
+            return [result.status, "an answer", None, result.reason, None]
         items = None if result.items is None else [of(item) for item in result.items]
         error = None if result.error is None else describe_error(result.error)
         return [result.status, repr(result.output), error, result.reason, items]
@@ -129,13 +162,18 @@ def serve() -> None:
     print("[]", flush=True)  # ready
     for line in sys.stdin:
         task = json.loads(line)
+        undisturbed = {**task, "point": 0, "game": None, "jump": None}
         children = [_fork(task)]
         if task["rival"]:
-            children.append(_fork({**task, "point": 0, "game": None, "jump": None}))
+            children.append(_fork(undisturbed))
+        sender = _fork_sender(undisturbed) if task["is_answered"] else 0
         if task["ms"]:
             time.sleep(task["ms"] / 1000)
             os.kill(children[0], signal.SIGKILL)
         ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if sender:  # it would wait for a run that has died before it began
+            os.kill(sender, signal.SIGKILL)
+            os.waitpid(sender, 0)
         print(json.dumps(ends), flush=True)
 
 
@@ -144,7 +182,13 @@ def _warm_up() -> None:
     for name in SHAPES:
         with TemporaryDirectory() as folder:
             task = {"folder": folder, "shape": name, "schedule": "ready", "run_id": RUN_ID}
-            do(task, Reaper(0, Path(folder) / "killed"))
+            reaper = Reaper(0, Path(folder) / "killed")
+            if name in SIGNALS:
+                with ThreadPoolExecutor() as sender:
+                    sender.submit(do, {**task, "send": True}, reaper)
+                    do(task, reaper)
+            else:
+                do(task, reaper)
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
             thread.join()  # only a process with one thread can be forked
@@ -155,6 +199,14 @@ def _fork(task: dict[str, Any]) -> int:
     if child == 0:
         _do_and_exit(task)
     return child
+
+
+def _fork_sender(task: dict[str, Any]) -> int:
+    """Let a child send the signals of a run; with ``sender_point``, after one that is killed."""
+    task = {**task, "send": True}
+    if task["sender_point"]:
+        os.waitpid(_fork({**task, "point": task["sender_point"]}), 0)
+    return _fork(task)
 
 
 def _faults_of(task: dict[str, Any]) -> dict[int, Callable[[], object]]:
