@@ -477,11 +477,6 @@ def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
     assert len(PageModel(pending, 1.0).detailed) == 2_000
 
 
-def test_every_prefix_of_a_run_has_a_page_with_notes() -> None:
-    for count in range(1, len(GOLDEN) + 1, 7):
-        Parsed(to_html(GOLDEN[:count], NOTES))
-
-
 def test_the_first_failure_says_what_the_step_received() -> None:
     events = stored("(rows=extract)")
     failure: list[Event] = [
