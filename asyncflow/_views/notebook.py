@@ -53,7 +53,7 @@ def to_notebook_html(view: RunView) -> str:
     name = shortened(escape_controls(view.pipeline or view.run_id), _NAME)
     rows = "".join(_row(step, view.at_ms) for step in steps)
     return (
-        f"<div><p><strong>{verdict(view)}</strong> {escape(name)}</p>"
+        f"<div><p><strong>{escape(verdict(view))}</strong> {escape(name)}</p>"
         '<table style="border-collapse:collapse">'
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}</div>"
     )

@@ -39,6 +39,7 @@ def verdict(view: RunView) -> str:
     """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 4 skipped, 3 retried, 9 reused``.
 
     Of a run that passed, it names the steps that were retried, and counts what failed all the same.
+    Of one that waits, it names the steps that wait.
     """
     counts = [
         f"{view.counts[status]:,} {_WORDS.get(status, status.lower())}"
@@ -46,7 +47,9 @@ def verdict(view: RunView) -> str:
         if view.counts[status]
     ]
     if retried := retried_steps(view):
-        counts.append(f"{len(retried):,} retried{_named(retried, view)}")
+        # What failed matters more, and the line is short.
+        names = f" ({_names(retried)})" if view.status is RunStatus.PASSED else ""
+        counts.append(f"{len(retried):,} retried{names}")
     endured = [*endured_steps(view)]
     if tolerated := sum(step.tally[StepStatus.FAILED] for step in endured):
         counts.append(f"{plural(tolerated, 'item')} failed, tolerated")
@@ -54,16 +57,16 @@ def verdict(view: RunView) -> str:
         counts.append(f"{fell_back:,} fell back")
     if reused := sum(step.reused for step in view.steps.values()):
         counts.append(f"{reused:,} reused")
+    if waiting := view.waiting:
+        counts.append(f"waits for {_names([step.name for step in waiting])}")
     spent = took(view.at_ms, view.at_ms + view.paused_ms)
     return f"{view.word} in {spent}: {', '.join(counts) or 'no steps'}"
 
 
-def _named(retried: Sequence[str], view: RunView) -> str:
-    if view.status is not RunStatus.PASSED:
-        return ""  # what failed matters more, and the line is short
-    names = [escape_controls(name) for name in retried[:_MOST_NAMES]]
-    more = [f"{len(retried) - len(names):,} more"] if len(retried) > len(names) else []
-    return f" ({', '.join([*names, *more])})"
+def _names(steps: Sequence[str]) -> str:
+    names = [escape_controls(name) for name in steps[:_MOST_NAMES]]
+    more = [f"{len(steps) - len(names):,} more"] if len(steps) > len(names) else []
+    return ", ".join([*names, *more])
 
 
 def retried_steps(view: RunView) -> list[str]:

@@ -104,6 +104,11 @@ class RunView(StoredRun):
         return len(self.steps) - unsettled
 
     @property
+    def waiting(self) -> list[StepView]:
+        """The steps that wait for a signal."""
+        return [step for step in self.steps.values() if step.waiting_since is not None]
+
+    @property
     def first_failure(self) -> StepView | None:
         """The step that failed first, if one has."""
         failed = [step for step in self.steps.values() if step.status is StepStatus.FAILED]

@@ -69,6 +69,8 @@ class Live(NamedTuple):
     """The list of all runs."""
     rerun_url: str | None = None
     """``None`` if the page can't run it again."""
+    signal_url: str = ""
+    """Where a value goes for a step that waits for it."""
     compare_url: str | None = None
     """The comparison with the last run of the pipeline that passed; ``None`` if there is none."""
     details_url: str = ""

@@ -421,6 +421,8 @@ class PageModel:
             notes.append(f"{fell_back}{self.words(step.error)}")
         elif step.reason:
             notes.append(reason_text(step.reason))
+        elif step.waiting_since is not None:
+            notes.append("waits for a signal")
         if step.status is StepStatus.RUNNING and self.context.is_orphaned:
             notes.append(DIED)
         if fallbacks := fallbacks_text((step.items or {}).values()):

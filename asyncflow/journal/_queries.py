@@ -133,6 +133,8 @@ class RunSummary:
     """How many of them have ended, or were skipped."""
     active: tuple[str, ...] = ()
     """The steps that run now, in topological order."""
+    waits: tuple[str, ...] = ()
+    """The steps that wait for a signal."""
     failed_step: str = ""
     """The step that failed first, if the run failed."""
     error: BaseException | None = None
@@ -142,11 +144,15 @@ class RunSummary:
 
     @property
     def line(self) -> str:
-        """What runs now, the first error, or why the run stopped: ``12 of 20, load``."""
+        """What runs now or is waited for, the first error, or why the run stopped.
+
+        ``12 of 20, load``, or ``3 of 5, waits for approved``.
+        """
         if self.steps is not None:
-            first = ", ".join(self.active[:1])
-            more = f" and {len(self.active) - 1} more" if len(self.active) > 1 else ""
-            return f"{self.settled} of {self.steps}{first and f', {first}'}{more}"
+            now, verb = (self.active, "") if self.active else (self.waits, "waits for ")
+            first = f", {verb}{now[0]}" if now else ""
+            more = f" and {len(now) - 1} more" if len(now) > 1 else ""
+            return f"{self.settled} of {self.steps}{first}{more}"
         if self.error is not None:
             return f"{self.failed_step}: {describe_error(self.error)}"
         return self.stop_reason or ""

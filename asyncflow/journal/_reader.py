@@ -234,8 +234,9 @@ class JournalReader:
         if not has_ended:
             unsettled = run.counts[StepStatus.PENDING] + run.counts[StepStatus.RUNNING]
             active = [n for n, step in run.steps.items() if step.status is StepStatus.RUNNING]
+            waits = [n for n, step in run.steps.items() if step.waiting_since is not None]
             count = len(run.steps)
-            return RunSummary(inputs, count, count - unsettled, tuple(active))
+            return RunSummary(inputs, count, count - unsettled, tuple(active), tuple(waits))
         last = events[-1]
         if isinstance(last, StepFailed):
             return RunSummary(inputs, failed_step=last.step, error=last.error)

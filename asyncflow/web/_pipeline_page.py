@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.pool import Pool
+from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import duration, plural
 from asyncflow._views.outcomes import OUTCOMES, items_text
@@ -45,6 +46,8 @@ _RUNS, _MOST_RUNS = 50, 1_000
 _MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
 """Of a pipeline of many steps, the grid shows fewer runs; and at most so many of its steps."""
 _MOST_NEAREST = 5
+_MOST_WAITING = 5
+"""Of how many runs that wait the page says for what."""
 
 
 async def pipeline_page(
@@ -57,6 +60,8 @@ async def pipeline_page(
         return await _unknown(request, journal, name)
     now_s = time.time()
     columns = [_column(request, record) for record in found.runs]
+    waiting = [record for record in found.runs if record.status is RunStatus.WAITING]
+    summaries = await journal.summaries(waiting[:_MOST_WAITING])
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
     occurring = {outcome for step in steps.values() for outcome in step.outcomes}
     drawn = min(len(columns), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
@@ -67,6 +72,8 @@ async def pipeline_page(
         name=name_text(name) if name else "Runs without a pipeline name",
         columns=columns[:drawn][::-1],
         bars=bars(found.runs),
+        waits={run_id: ", ".join(map(name_text, each.waits)) for run_id, each in summaries.items()},
+        more_waiting=len(waiting) - len(summaries),
         links={column.record.run_id: column.link for column in columns},
         rows=[_row(each, step, columns[:drawn]) for each, step in steps.items()],
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],

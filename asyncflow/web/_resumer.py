@@ -81,8 +81,8 @@ class Resumer:
         stopped = record.status not in (RunStatus.RUNNING, RunStatus.PASSED)
         return stopped and record.pipeline in self._pipelines
 
-    async def resume(self, record: RunRecord) -> None:
-        """Resume a run, and return when it has begun.
+    async def resume(self, record: RunRecord) -> bool:
+        """Resume a run, and return when it has begun: False if it waits on for a signal.
 
         Raise `ResumeRefusedError` if the run can't be resumed, or failed at once.
         """
@@ -98,6 +98,7 @@ class Resumer:
         await self._begun(
             run_id, self._running.get(run_id) or self._start(run_id, start), has_begun
         )
+        return record.status is not RunStatus.WAITING or await has_begun()
 
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
         """Return what a page offers for rerunning a run; ``None`` if it can't be.

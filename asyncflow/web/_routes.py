@@ -18,7 +18,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from asyncflow._core.errors import JournalError, RunNotFoundError, RunUnreadableError
+from asyncflow._core.errors import (
+    JournalError,
+    PayloadError,
+    RunNotFoundError,
+    RunUnreadableError,
+)
 from asyncflow._core.results import RestoredOutput, RunStatus, to_restored_error
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 from asyncflow._views.event_text import ended_as
@@ -50,8 +55,8 @@ async def cancel(request: Request, journal: SQLJournal) -> Response:
     run_id = named_run(request)
     record = await journal.record(run_id)
     if await journal.cancel(run_id):
-        is_running = record.status is RunStatus.RUNNING
-        return _done(request, run_id, "cancelling" if is_running else "cancelled-later")
+        done = {RunStatus.RUNNING: "cancelling", RunStatus.WAITING: "cancelled"}
+        return _done(request, run_id, done.get(record.status, "cancelled-later"))
     record = await journal.record(run_id)  # it may have ended meanwhile
     has = "" if record.status is RunStatus.INTERRUPTED else "has "
     why = f"It has ended already: it {has}{ended_as(record.status)}."
@@ -63,11 +68,11 @@ async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Res
     run_id = named_run(request)
     record = await journal.record(run_id)
     try:
-        await resumer.resume(record)
+        has_begun = await resumer.resume(record)
     except ResumeRefusedError as error:
         why = f"Run {run_id!r}: {error}."
         return _refused(request, run_id, "The run can't be resumed here", why)
-    return _done(request, run_id, "resumed")
+    return _done(request, run_id, "resumed" if has_begun else "waiting")
 
 
 async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
@@ -92,8 +97,48 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
     return json_answer({"done": "rerun", "run_id": new, "url": url}, 201)
 
 
+async def signal(request: Request, journal: SQLJournal) -> Response:
+    """Send a value to a step of a run that waits for it.
+
+    Raise `HTTPException` if the path is that of a run whose id ends like it.
+    """
+    if not _ends_in(request, _SIGNAL):
+        raise HTTPException(405, headers={"Allow": "GET"})
+    run_id = named_run(request)
+    try:
+        given = await _object_in(request)
+        if given.keys() != {"name", "value"} or not isinstance(given["name"], str):
+            raise ValueError('the request must be an object with "name" and "value"')
+    except ValueError as error:
+        return problem(request, 400, "The request is invalid", str(error))
+    try:
+        await journal.signal(run_id, given["name"], given["value"])
+    except (ValueError, PayloadError) as error:
+        return _refused(request, run_id, "The value is refused", str(error))
+    return json_answer({"done": "stored"})
+
+
 async def _wanted(request: Request) -> dict[str, Any]:
     """Return what the body of a request to rerun a run asks for.
+
+    Raise `ValueError` if it is something else.
+    """
+    given = await _object_in(request)
+    if given.keys() - {"from", "all", "inputs"}:
+        raise ValueError('the request must be an object with "from", "all" and "inputs"')
+    from_steps, inputs = given.get("from", []), given.get("inputs", {})
+    everything = given.get("all", False)
+    if not isinstance(from_steps, list) or not all(isinstance(name, str) for name in from_steps):
+        raise ValueError('"from" must be a list of steps')
+    if not isinstance(inputs, dict):
+        raise ValueError('"inputs" must be an object')
+    if not isinstance(everything, bool):
+        raise ValueError('"all" must be true or false')
+    return {"from_steps": from_steps, "everything": everything, "inputs": inputs}
+
+
+async def _object_in(request: Request) -> dict[str, Any]:
+    """Return the JSON object in the body of a request, which may be empty.
 
     Raise `ValueError` if it is something else.
     """
@@ -106,17 +151,9 @@ async def _wanted(request: Request) -> dict[str, Any]:
         given = json.loads(body or b"{}")
     except (ValueError, RecursionError):
         raise ValueError("the request is not JSON") from None
-    if not isinstance(given, dict) or given.keys() - {"from", "all", "inputs"}:
-        raise ValueError('the request must be an object with "from", "all" and "inputs"')
-    from_steps, inputs = given.get("from", []), given.get("inputs", {})
-    everything = given.get("all", False)
-    if not isinstance(from_steps, list) or not all(isinstance(name, str) for name in from_steps):
-        raise ValueError('"from" must be a list of steps')
-    if not isinstance(inputs, dict):
-        raise ValueError('"inputs" must be an object')
-    if not isinstance(everything, bool):
-        raise ValueError('"all" must be true or false')
-    return {"from_steps": from_steps, "everything": everything, "inputs": inputs}
+    if not isinstance(given, dict):
+        raise ValueError("the request must be an object in JSON")
+    return given
 
 
 def _done(request: Request, run_id: str, what: str) -> Response:
@@ -131,7 +168,7 @@ def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
 
 
 _MOST_BYTES = 1_048_576
-_EVENTS, _NOTES, _RERUN = "/events", "/notes", "/rerun"
+_EVENTS, _NOTES, _RERUN, _SIGNAL = "/events", "/notes", "/rerun", "/signal"
 _ATTACHMENT = re.compile(r"/attachments/(\d{1,15})$", re.ASCII)
 _DEEPEST = 50
 _LONGEST = 2_000
@@ -283,6 +320,7 @@ class Site:
             Route("/api/compare", self._compare),
             Route("/api/runs", self._api_runs),
             Route("/api/runs/{run_id:asyncflow_run}/rerun", self._api_rerun, methods=act),
+            Route("/api/runs/{run_id:asyncflow_run}/signal", self._api_signal, methods=act),
             Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
             Route("/login", self._login, methods=act),
             Route("/assets/{name}", asset_response),
@@ -338,6 +376,9 @@ class Site:
 
     async def _api_rerun(self, request: Request) -> Response:
         return await rerun(request, self._journal, self.resumer)
+
+    async def _api_signal(self, request: Request) -> Response:
+        return await signal(request, self._journal)
 
     async def _login(self, request: Request) -> Response:
         if self._token is None:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -69,6 +70,7 @@ async def run_page(request: Request, journal: SQLJournal) -> Response:
         cancel_url=link_to(request, "cancel", run_id),
         resume_url=link_to(request, "resume", run_id),
         rerun_url=f"{link_to(request, 'api/runs', run_id)}/rerun",
+        signal_url=f"{link_to(request, 'api/runs', run_id)}/signal",
         script_url=asset_url(request, "live.js"),
         runs_url=path_in(request, "/"),
         compare_url=compare_url(request, run_id) if passed else None,
@@ -240,16 +242,30 @@ def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes
     is_running = record.status is RunStatus.RUNNING
     is_left = record.status is RunStatus.ORPHANED or record.cause in ("drained", "resource")
     stops = is_running and view is not None and view.stop_reason is not None
-    can_resume = resumer.can_resume(record)
-    needs_pipeline = not is_running and record.status is not RunStatus.PASSED and not can_resume
+    can_resume, is_waiting = resumer.can_resume(record), record.status is RunStatus.WAITING
+    needs_nothing = is_running or is_waiting or record.status is RunStatus.PASSED
+    needs_pipeline = not needs_nothing and not can_resume
+    waits = view.waits if view is not None and record.status in UNENDED else ()
     actions = {
-        "cancel": (is_running and not stops) or is_left,
+        "cancel": (is_running and not stops) or is_left or is_waiting,
         "resume": can_resume,
         "rerun": resumer.rerun_options(record),
         "note": "to resume it here, give this server its pipeline" if needs_pipeline else "",
         "orphaned": record.status is RunStatus.ORPHANED,
+        "waiting": is_waiting,
+        "signals": {name: _field(view.signals.get(name, {})) for name in waits} if view else {},
     }
     return json.dumps(actions).encode()
+
+
+def _field(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a page asks for a value of a type: its kind, and what there is to choose from."""
+    if "$ref" in schema:  # an enumeration, or a class
+        schema = schema.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {})
+    if "enum" in schema:
+        return {"kind": "choice", "choices": [json.dumps(each) for each in schema["enum"]]}
+    kind = schema.get("type")
+    return {"kind": kind if kind in ("boolean", "integer", "number", "string") else "json"}
 
 
 async def unknown_run(request: Request, journal: SQLJournal, error: RunNotFoundError) -> Response:

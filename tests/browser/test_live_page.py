@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -16,6 +16,9 @@ import pytest_asyncio
 from axe_playwright_python import base as axe
 from browser.live_processes import HOSTILE, Gates, Process, ServerThread
 from playwright.async_api import Locator, Page, expect
+
+from asyncflow import Pipeline
+from asyncflow.journal import SQLiteJournal
 
 TOKEN = "a token that is hard to guess"
 AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
@@ -624,3 +627,84 @@ async def test_pages_fit_the_width_of_the_window(
         await page.goto(site.url + path)
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
     await page.close()
+
+
+PICTURE = "<img src=x onerror=window.hacked=1>"
+
+
+def approval(run_id: str, journal: SQLiteJournal) -> Pipeline:
+    """Return a pipeline that waits for a value of each kind that has a field of its own."""
+    orders = Pipeline(f"orders {HOSTILE}")
+    types = {"approved": bool, "count": int, "colour": Literal["red", "blue"], "note": str}
+    steps = [orders.signal(name, hint) for name, hint in types.items()]
+    steps.append(orders.signal(PICTURE, dict[str, int]))
+
+    @orders.step(depends_on=steps)
+    async def send(**given: object) -> dict[str, object]:
+        return given
+
+    return orders.with_options(journal=journal, run_id=run_id)
+
+
+async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
+    tab: Tab, site: ServerThread
+) -> None:
+    page, tab.expected = tab.page, ["409"]
+    async with SQLiteJournal(site.folder / "runs.db") as journal:
+        run = approval("waits", journal)
+        await run.run()
+        await page.goto(f"{site.url}runs/waits")
+        await page.get_by_role("link", name="Its pipeline").click()
+        await expect(page.locator("#header")).to_contain_text("waits for approved, count")
+        await assert_accessible(page)
+        await page.get_by_role("link", name="waits").first.click()
+        await expect(live(page)).to_have_text("waiting for a signal")
+        await expect(page.locator("#header")).to_contain_text("Waits forapproved since")
+        forms = page.locator("form.signal")
+        await expect(forms).to_have_count(5)
+        await assert_accessible(page)
+
+        # A key of the page is a letter in a field, and a wrong value is refused beside it.
+        field = page.get_by_label("JSON")
+        await field.focus()
+        await page.keyboard.type("/")
+        await expect(field).to_be_focused()
+        await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await expect(forms.nth(4)).to_contain_text("This is not JSON")
+        await field.fill('{"a": "b"}')
+        await forms.nth(4).get_by_role("button").press("Enter")
+        await expect(forms.nth(4)).to_contain_text("'a' must be of type integer, not")
+        await field.fill('{"a": 1}')
+        await forms.nth(4).get_by_role("button").press("Enter")
+        await expect(forms.nth(4)).to_contain_text("Stored.")
+        await expect(forms.nth(4).get_by_role("status")).to_be_focused()
+
+        await page.get_by_label("Whole number").fill("-12345678901234567890")
+        await page.keyboard.press("Enter")
+        await expect(forms.nth(1)).to_contain_text("Stored.")
+        await page.get_by_label("Choice").select_option("blue")
+        await forms.nth(2).get_by_role("button").press("Enter")
+        await page.get_by_role("textbox", name="Text", exact=True).fill("a draft")
+        await forms.nth(0).get_by_role("button", name="No").press("Enter")
+        await expect(forms.nth(0)).to_contain_text("Stored.")
+        await run.run()
+
+        # What a reader has typed stays while other forms go.
+        await expect(forms).to_have_count(1)
+        await expect(page.get_by_role("textbox", name="Text", exact=True)).to_have_value("a draft")
+        await page.keyboard.press("Escape")
+        await page.get_by_role("textbox", name="Text", exact=True).press("Enter")
+        await expect(forms).to_contain_text("Stored.")
+        await run.run()
+        await expect(badge(page)).to_contain_text("PASSED")
+        await expect(forms).to_have_count(0)
+        await expect(page.locator("#live-note")).to_be_focused()
+        report = await journal.report("waits")
+    assert report["send"].output == {
+        "approved": False,
+        "count": -12345678901234567890,
+        "colour": "blue",
+        "note": "a draft",
+        PICTURE: {"a": 1},
+    }

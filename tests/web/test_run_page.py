@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import re
 from html import unescape
 from typing import Any
 
 import pytest
-from web.runs import Gate, failing, passing, slow
+from web.runs import Gate, failing, first_update, passing, slow, updates_in
 
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
@@ -19,21 +18,8 @@ from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._queries import PipelineStatistics, RunRecord
 from asyncflow.web import app
 
-
-def updates_in(text: str) -> list[dict[str, Any]]:
-    """Return the updates of a stream, each with its id."""
-    updates, pieces = [], ""
-    for message in text.replace("\r\n", "\n").split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in message.splitlines() if ": " in line)
-        if fields.get("event") == "piece":
-            pieces += fields["data"]
-        if fields.get("event") == "update":
-            updates.append({**json.loads(pieces + fields["data"]), "id": int(fields["id"])})
-            pieces = ""
-    return updates
-
-
 FINAL = {"cancel": False, "resume": False, "rerun": None, "note": "", "orphaned": False}
+FINAL |= {"waiting": False, "signals": {}}
 """The actions on a run that has passed."""
 
 
@@ -189,30 +175,7 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
             return PipelineStatistics(pipeline, (), {})
 
     async def first_actions(**options: Any) -> Any:
-        pages: Any = app(Orphaned(":memory:"), **options)
-        messages: list[bytes] = []
-        seen = asyncio.Event()
-
-        async def send(message: Any) -> None:
-            messages.append(message.get("body", b""))
-            if b"event: update" in messages[-1]:
-                seen.set()
-
-        async def receive() -> Any:
-            await seen.wait()
-            return {"type": "http.disconnect"}
-
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/events/r",
-            "query_string": b"",
-            "headers": [(b"host", b"localhost")],
-            "scheme": "http",
-            "server": ("localhost", 80),
-        }
-        await pages(scope, receive, send)
-        return actions_of(updates_in(b"".join(messages).decode())[0])
+        return actions_of(await first_update(app(Orphaned(":memory:"), **options), "r"))
 
     known = await first_actions(pipelines={"etl": failing("etl")})
     unknown = await first_actions()

@@ -1,4 +1,4 @@
-// Follows a run, and cancels it, resumes it or reruns it. The attributes of #live say how.
+// Follows a run, cancels it, resumes it or reruns it, and sends what its steps wait for. The attributes of #live say how.
 //
 // What the server sends is one JSON text for each update. It comes in any number of events "piece"
 // and one event "update", so that a slow connection shows that it is alive.
@@ -27,6 +27,7 @@
     <div id="live-inputs"></div><p id="live-refused" role="alert"></p>
     <button>Close</button> <button type="button" id="live-start">Rerun</button></form>`;
   live.append(note, question, form);
+  const signals = new Map(); // the form of each step that waits
   const from = document.getElementById("live-from"), start = document.getElementById("live-start");
   const fields = document.getElementById("live-inputs"), refusal = document.getElementById("live-refused");
   const yes = document.getElementById("live-yes");
@@ -36,7 +37,9 @@
   const DONE = {
     cancelling: "Stopping: its running steps are cancelled, and clean up first.",
     "cancelled-later": "Cancelled: no process runs it now, and the next to take it up ends it.",
+    cancelled: "Cancelled.",
     resumed: "Resumed: completed steps are not run again.",
+    waiting: "It waits on: nothing has come, and its code is the same.",
   };
   const seen = {}; // the parts that the page has
   let [url, after] = live.dataset.eventsUrl.split("?after=");
@@ -54,8 +57,8 @@
 
   // Without a connection the page may show a run that is no longer like that.
   function enable() {
-    const isOff = isActing || !["live", "orphaned", "ended"].includes(live.dataset.state);
-    for (const button of [...Object.values(buttons), yes, start]) if (button) button.disabled = isOff;
+    const isOff = isActing || !["live", "orphaned", "waiting", "ended"].includes(live.dataset.state);
+    for (const button of [...Object.values(buttons), yes, start, ...live.querySelectorAll(".signal button")]) if (button) button.disabled = isOff;
   }
 
   function offer(now) {
@@ -63,6 +66,14 @@
     for (const [name, button] of Object.entries(buttons)) if (button) button.hidden = !can[name];
     if (!can.cancel) question.close();
     if (can.note || !said) say(can.note);
+    const waits = can.signals || {};
+    for (const [name, each] of signals) if (!(name in waits)) {
+      if (each.contains(document.activeElement)) note.focus();
+      each.remove();
+      signals.delete(name);
+    }
+    // A form that is there stays: someone may be writing in it.
+    for (const [name, field] of Object.entries(waits)) if (!signals.has(name)) signals.set(name, live.appendChild(signalForm(name, field)));
   }
 
   function close() {
@@ -125,6 +136,7 @@
     // A server that answers may still be unable to read the run.
     if (trouble) show("disconnected", `the run can't be read: ${trouble}`);
     else if (can.orphaned) show("orphaned", "orphaned: its process is gone");
+    else if (can.waiting) show("waiting", "waiting for a signal");
     else show("live", "live");
   }
 
@@ -241,6 +253,51 @@
       refusal.textContent = `${data.error}. ${data.detail}`;
     } catch {
       refusal.textContent = "The server does not answer. The request may not have arrived.";
+    }
+    isActing = false;
+    enable();
+  }
+
+  // A form of its own for each type; `field` says which.
+  function signalForm(name, { kind, choices }) {
+    const asks = element("form", "", { className: "signal" }), group = element("fieldset", ""), answer = element("p", "", { tabIndex: -1 });
+    answer.setAttribute("role", "status");
+    group.append(element("legend", name));
+    if (kind === "boolean") {
+      group.append(element("button", "Yes", { value: "true" }), " ", element("button", "No", { value: "false" }));
+    } else {
+      const field = element({ choice: "select", json: "textarea" }[kind] || "input", "", {});
+      if (["integer", "number"].includes(kind)) Object.assign(field, { type: "number", step: kind === "integer" ? "1" : "any", required: true });
+      if (choices) field.append(...choices.map((value) => element("option", value.startsWith('"') ? JSON.parse(value) : value, { value })));
+      const label = { choice: "Choice", integer: "Whole number", number: "Number", string: "Text" }[kind] || "JSON";
+      const labelled = element("label", `${label} `);
+      labelled.append(field);
+      group.append(labelled, " ", element("button", "Send"));
+    }
+    asks.append(group, answer);
+    asks.addEventListener("keydown", (event) => event.stopPropagation());
+    asks.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const field = group.querySelector("input, select, textarea"), text = field ? field.value : event.submitter.value;
+      send(name, kind === "string" ? JSON.stringify(text) : kind === "number" ? String(Number(text)) : text, answer);
+    });
+    return asks;
+  }
+
+  // The value is sent as it was written: a number of a script has 53 bits.
+  async function send(name, json, answer) {
+    answer.focus(); // a button that is off would lose it to the page
+    isActing = true;
+    enable();
+    try {
+      JSON.parse(json);
+      const headers = { accept: "application/json", "content-type": "application/json" };
+      const sent = await fetch(live.dataset.signalUrl, { method: "POST", headers, body: `{"name": ${JSON.stringify(name)}, "value": ${json}}` });
+      if (sent.status === 401) { location.reload(); return; }
+      const data = await sent.json();
+      answer.textContent = sent.ok ? "Stored. The run continues once a process takes it up." : `${data.error}: ${data.detail}`;
+    } catch (error) {
+      answer.textContent = error instanceof SyntaxError ? `This is not JSON: ${error.message}` : "The server does not answer. The value may not have arrived.";
     }
     isActing = false;
     enable();

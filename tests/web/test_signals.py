@@ -1,0 +1,176 @@
+"""The pages of runs that wait for signals, and the values that are sent from there."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Any, Literal
+
+import pytest
+from web.runs import first_update
+
+from asyncflow import Pipeline, after
+from asyncflow.web import app
+
+WEEK_MS = 7 * 86_400_000
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+def waiting(hint: Any = bool) -> Pipeline:
+    """Return a pipeline of three steps, one of which waits for a signal."""
+    orders = Pipeline("orders")
+
+    @orders.step
+    async def draft() -> str:
+        return "offer"
+
+    approved = orders.signal("approved", hint, depends_on=[draft], deadline_ms=WEEK_MS)
+
+    @orders.step
+    async def send(answer: Any = after(approved)) -> Any:
+        return answer
+
+    return orders
+
+
+async def suspended(journal: Any, pipeline: Pipeline | None = None, run_id: str = "r") -> None:
+    report = await (pipeline or waiting()).with_options(journal=journal, run_id=run_id).run()
+    assert report.status == "WAITING"
+
+
+async def post(client: Any, value: Any, name: str = "approved", run_id: str = "r") -> Any:
+    body = {"name": name, "value": value}
+    return await client.post(f"/api/runs/{run_id}/signal", json=body)
+
+
+async def test_a_value_from_the_page_continues_the_run(make_client: Any, any_journal: Any) -> None:
+    await suspended(any_journal, run_id="a/b")
+    client = make_client(app(any_journal, pipelines={"orders": waiting()}))
+
+    answer = await post(client, True, run_id="a%2Fb")
+    resumed = await client.post("/resume/a%2Fb", headers={"accept": "application/json"})
+
+    assert (answer.status_code, answer.json()) == (200, {"done": "stored"})
+    assert resumed.json() == {"done": "resumed"}
+    report = await waiting().with_options(journal=any_journal, run_id="a/b").run()
+    assert report["send"].output is True
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("approved", "yes", "signal 'approved' must be of type boolean, not \"yes\""),
+        ("aproved", True, "run 'r' waits for no signal 'aproved' (did you mean 'approved'?)"),
+        ("approved", False, "signal 'approved' of run 'r' has another value already; the first"),
+    ],
+)
+async def test_a_refused_value_is_answered_in_the_words_of_the_journal(
+    make_client: Any, journal: Any, name: str, value: Any, why: str
+) -> None:
+    await suspended(journal)
+    client = make_client(app(journal))
+    first = await post(client, True)
+
+    answer = await post(client, value, name)
+
+    assert first.status_code == 200
+    assert answer.status_code == 409
+    assert answer.json()["error"] == "The value is refused"
+    assert answer.json()["detail"].startswith(why)
+    assert (await post(client, True)).status_code == 200  # a second click
+
+
+async def test_a_passed_run_takes_no_other_value(make_client: Any, journal: Any) -> None:
+    await suspended(journal)
+    await journal.signal("r", "approved", True)
+    await waiting().with_options(journal=journal, run_id="r").run()
+    client = make_client(app(journal))
+
+    assert (await post(client, True)).status_code == 200
+    assert (await post(client, False)).status_code == 409
+    assert (await post(client, True, run_id="unknown")).status_code == 404
+
+
+@pytest.mark.parametrize("body", ["", "no JSON", "[]", '{"name": "approved"}', "[" * 100_000])
+async def test_a_request_that_names_no_value_is_invalid(
+    make_client: Any, journal: Any, body: str
+) -> None:
+    await suspended(journal)
+
+    answer = await make_client(app(journal)).post("/api/runs/r/signal", content=body)
+
+    assert answer.status_code == 400
+    assert "must be" in answer.json()["detail"] or "not JSON" in answer.json()["detail"]
+
+
+async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -> None:
+    await suspended(journal)
+    client = make_client(app(journal), headers={"origin": "https://evil.example"})
+
+    assert (await post(client, True)).status_code == 403
+    await journal.signal("r", "approved", False)  # nothing came before
+
+
+@pytest.mark.parametrize(
+    ("hint", "field"),
+    [
+        (bool, {"kind": "boolean"}),
+        (int, {"kind": "integer"}),
+        (float, {"kind": "number"}),
+        (str, {"kind": "string"}),
+        (Literal["a", 1], {"kind": "choice", "choices": ["1", '"a"']}),
+        (Colour, {"kind": "choice", "choices": ['"blue"', '"red"']}),
+        (dict[str, int], {"kind": "json"}),
+        (bool | None, {"kind": "json"}),
+        (Any, {"kind": "json"}),
+    ],
+)
+async def test_the_page_asks_for_a_value_of_the_type(journal: Any, hint: Any, field: Any) -> None:
+    await suspended(journal, waiting(hint))
+
+    offered = (await first_update(app(journal), "r"))["sections"]["live"]
+
+    assert offered["signals"] == {"approved": field}
+    assert (offered["waiting"], offered["cancel"], offered["note"]) == (True, True, "")
+
+
+async def test_a_run_that_waits_on_is_not_said_to_be_resumed(
+    make_client: Any, journal: Any
+) -> None:
+    await suspended(journal)
+    events = await journal.events("r")
+    client = make_client(app(journal, pipelines={"orders": waiting()}))
+
+    answer = await client.post("/resume/r", headers={"accept": "application/json"})
+
+    assert answer.json() == {"done": "waiting"}
+    assert await journal.events("r") == events
+
+
+async def test_a_run_that_waits_is_cancelled_at_once(make_client: Any, journal: Any) -> None:
+    await suspended(journal)
+
+    answer = await make_client(app(journal)).post("/cancel/r")
+
+    assert answer.headers["location"] == "/runs/r?done=cancelled"
+    assert (await journal.record("r")).status == "INTERRUPTED"
+
+
+async def test_each_page_says_what_a_run_waits_for(make_client: Any, journal: Any) -> None:
+    for number in range(7):
+        await suspended(journal, run_id=f"r{number}")
+    client = make_client(app(journal))
+
+    run, runs, pipeline = [
+        (await client.get(path)).text for path in ("/runs/r1", "/", "/pipelines/orders")
+    ]
+
+    assert re.search(r'Waits for</dt><dd><div>approved <span class="dim">since .*, until ', run)
+    assert "WAITING" in run
+    assert "1 of 3, waits for approved" in runs
+    assert re.search(r'Waiting</dt><dd><div><a href="/runs/r6">r6</a> for approved', pipeline)
+    assert "and 2 more runs" in pipeline
