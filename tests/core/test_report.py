@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
-import gc
 import json
 import pickle
 import sys
@@ -12,6 +11,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from freed import Holding, without_collector
 from results import (
     Hostile,
     HostileError,
@@ -422,19 +422,10 @@ class TestRaising:
             pytest.fail("nothing was raised")
 
     def test_a_report_that_has_raised_is_freed_without_the_garbage_collector(self) -> None:
-        class Canary:
-            alive = 0
+        hold = Holding()
 
-            def __init__(self) -> None:
-                Canary.alive += 1
-
-            def __del__(self) -> None:
-                Canary.alive -= 1
-
-        gc.collect()
-        gc.disable()
-        try:
-            report = report_of(succeeded("a", Canary()), failed("b", ValueError()))
+        with without_collector():
+            report = report_of(succeeded("a", hold()), failed("b", ValueError()))
             try:
                 report.raise_for_failures()
             except ValueError:
@@ -442,9 +433,7 @@ class TestRaising:
             else:
                 pytest.fail("nothing was raised")
             del report
-            assert Canary.alive == 0
-        finally:
-            gc.enable()
+            assert hold.alive() == []
 
 
 class TestHostility:

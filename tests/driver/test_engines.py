@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import logging
 import pickle
-import weakref
 from collections import Counter
 
 import pytest
 from fake_engine import Abandoning, FakeEngine
+from freed import Holding, without_collector
 from memory_journal import MemoryJournal
 from third_party import step_tasks
 
@@ -1075,15 +1074,7 @@ async def test_a_queued_attempt_is_stored_before_it_is_submitted():
 
 @counts_time
 async def test_without_a_collector_a_dropped_report_frees_what_attempts_on_engines_held():
-    class Held:
-        pass
-
-    held = []
-
-    def hold():
-        thing = Held()
-        held.append(weakref.ref(thing))
-        return thing
+    hold = Holding()
 
     async def fails():
         thing = hold()
@@ -1101,9 +1092,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_attempts_on_engin
         return hold()
 
     engines = [FakeEngine(), FakeEngine(workers=1)]
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         report = await run_pipeline(
             [
                 WorkflowStep("fails", fails, max_retries=2),
@@ -1115,15 +1104,13 @@ async def test_without_a_collector_a_dropped_report_frees_what_attempts_on_engin
             fail_fast=False,
             deadline_ms=50,
         )
-        assert len(held) == 5
+        assert len(hold) == 5
         assert statuses(report)["returns"] is SUCCESS
         del report
         for engine in engines:
             engine.calls.clear()  # they lead to the run
         await asyncio.sleep(0)
-        assert [thing() for thing in held] == [None] * 5
-    finally:
-        gc.enable()
+        assert hold.alive() == []
 
 
 async def test_an_attempt_that_was_queued_when_its_process_died_is_no_crash_of_the_step():

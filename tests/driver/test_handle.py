@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from freed import without_collector
 from memory_journal import MemoryJournal
 
 from asyncflow import (
@@ -1017,14 +1018,10 @@ async def test_dropping_the_handle_frees_what_the_run_held(end: str) -> None:
         except (SystemExit, ValueError, RunCancelledError):
             run = None  # else it would be a cycle: the error has this frame, and the handle has it
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         await asyncio.create_task(watch(Value()))
         for _ in range(3):
             await asyncio.sleep(0)
         alive = [each() for each in kept]
-    finally:
-        gc.enable()
 
     assert alive == [None] * len(kept)

@@ -8,9 +8,9 @@ import gc
 import sys
 import time
 import types
-import weakref
 
 import pytest
+from freed import Holding, without_collector
 from memory_journal import MemoryJournal
 from third_party import step_tasks
 
@@ -236,29 +236,21 @@ async def test_a_timeout_that_passes_with_the_stop_is_recognized():
 
 
 async def test_without_a_collector_an_observers_interrupt_frees_what_the_steps_held():
-    class Held:
-        pass
-
-    held = []
+    holding = Holding()
 
     async def hold():
-        thing = Held()
-        held.append(weakref.ref(thing))
-        return thing
+        return holding()
 
     def observe(event: Event) -> None:
         if not isinstance(event, AttemptStarted) and getattr(event, "step", "") == "a":
             raise KeyboardInterrupt
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         with pytest.raises(KeyboardInterrupt):
             await run_pipeline([WorkflowStep("a", hold)], observers=[observe])
         await asyncio.sleep(0)
-        assert [ref() for ref in held] == [None]
-    finally:
-        gc.enable()
+        assert holding
+        assert holding.alive() == []
 
 
 def over(action, **options: object) -> list[WorkflowStep]:

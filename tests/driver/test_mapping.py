@@ -8,6 +8,7 @@ import sys
 import weakref
 
 import pytest
+from freed import Holding, without_collector
 from third_party import step_tasks
 
 from asyncflow import (
@@ -536,15 +537,7 @@ async def test_100_000_items_hold_no_more_tasks_and_values_than_run_at_once():
 
 
 async def test_without_a_collector_a_dropped_report_frees_what_policies_held():
-    class Held:
-        pass
-
-    held = []
-
-    def hold():
-        thing = Held()
-        held.append(weakref.ref(thing))
-        return thing
+    hold = Holding()
 
     def raises(*_):
         thing = hold()
@@ -598,20 +591,16 @@ async def test_without_a_collector_a_dropped_report_frees_what_policies_held():
         [WorkflowStep("a", fails), WorkflowStep("b", fails, ["a"], run_if="always")],
         [WorkflowStep("h", hangs), WorkflowStep("b", succeed, ["h"], run_if="always")],
     ]
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         for steps in pipelines:
             for options in ({}, {"max_concurrency": 2}):
                 report = await run_pipeline(steps, False, deadline_ms=500, **options)
                 assert not report.all_passed
                 del report
                 await asyncio.sleep(0)
-                assert held
-                assert [ref() for ref in held if ref() is not None] == [], steps
-                held.clear()
-    finally:
-        gc.enable()
+                assert hold
+                assert hold.alive() == [], steps
+                hold.clear()
 
 
 async def test_the_error_of_an_item_names_the_item():

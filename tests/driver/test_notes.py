@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import gc
 import io
 import logging
 import sys
@@ -22,6 +21,7 @@ from uuid import UUID
 
 import pytest
 import structlog
+from freed import Held, without_collector
 from memory_journal import MemoryJournal, MemorySession
 from pydantic import SecretStr
 
@@ -455,26 +455,19 @@ async def test_a_mock_gets_no_records() -> None:
 
 
 def test_without_a_collector_nothing_of_a_run_that_talks_stays() -> None:
-    class Large:
-        pass
-
-    async def work() -> Large:
+    async def work() -> Held:
         log.info("hello")
         print("hello")
         current_step().progress(1)
         current_step().attach("a", "b")
-        return Large()
+        return Held()
 
     async def main() -> weakref.ref[Any]:
         report = await run_pipeline([WorkflowStep("work", work)], observers=[PrintListener()])
         return weakref.ref(report["work"].output)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         assert run_in_virtual_time(main())() is None
-    finally:
-        gc.enable()
 
 
 # Records as they are made.

@@ -9,7 +9,6 @@ import gc
 import itertools
 import re
 import sys
-import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 from fake_engine import FakeEngine
+from freed import Held, Holding, without_collector
 from memory_journal import MemoryJournal
 from process_work import return_argument
 from turn_counting import TurnCountingLoop
@@ -1017,27 +1017,20 @@ def test_a_cancellation_in_any_turn_leaves_nothing_open(
 async def test_nothing_keeps_what_a_run_with_resources_held(
     log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Pool:
-        pass
-
-    pools: list[weakref.ref[Pool]] = []
+    pools = Holding()
 
     @asynccontextmanager
-    async def resource() -> AsyncIterator[Pool]:
-        pool = Pool()
-        pools.append(weakref.ref(pool))
-        yield pool
+    async def resource() -> AsyncIterator[Held]:
+        yield pools()
 
-    async def failing(db: Pool) -> None:
+    async def failing(db: Held) -> None:
         raise ValueError
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         for close_error in (None, OSError("lost")):
             resources = {"db": resource, "http": log.resource("http", close_error=close_error)}
 
-            async def action(db: Pool, http: str) -> None:
+            async def action(db: Held, http: str) -> None:
                 pass
 
             del close_error
@@ -1054,33 +1047,25 @@ async def test_nothing_keeps_what_a_run_with_resources_held(
         del task
         await asyncio.sleep(0)
 
-        assert [pool() for pool in pools] == [None] * len(pools)
-    finally:
-        gc.enable()
+        assert pools
+        assert pools.alive() == []
 
 
 async def test_without_a_collector_the_error_of_an_opening_frees_what_that_held() -> None:
-    class Pool:
-        pass
-
-    pools: list[weakref.ref[Pool]] = []
+    pools = Holding()
 
     @asynccontextmanager
-    async def unreachable() -> AsyncIterator[Pool]:
-        pool = Pool()
-        pools.append(weakref.ref(pool))
+    async def unreachable() -> AsyncIterator[Held]:
+        pool = pools()
         raise OSError
         yield pool
 
-    async def action(db: Pool) -> None:
+    async def action(db: Held) -> None:
         pass
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         with contextlib.suppress(ResourceError):
             await run_pipeline([WorkflowStep("a", action)], resources={"db": unreachable})
 
-        assert [pool() for pool in pools] == [None]
-    finally:
-        gc.enable()
+        assert pools
+        assert pools.alive() == []

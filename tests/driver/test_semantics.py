@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
 import logging
 import sys
-import weakref
 from functools import partial
 
 import anyio
 import pytest
+from freed import Holding, without_collector
 from third_party import step_tasks
 
 from asyncflow import (
@@ -1527,15 +1526,7 @@ async def test_tasks_are_named_after_run_step_and_attempt(schedule):
 
 
 async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(schedule):
-    class Held:
-        pass
-
-    held = []
-
-    def hold():
-        thing = Held()
-        held.append(weakref.ref(thing))
-        return thing
+    hold = Holding()
 
     async def fails():
         thing = hold()
@@ -1585,7 +1576,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
 
     async def run_cancelled():
         run = asyncio.ensure_future(run_pipeline([WorkflowStep("a", hangs)], schedule=schedule))
-        while not held:
+        while not hold:
             await asyncio.sleep(0)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -1594,7 +1585,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
     async def run_cancelled_and_not_awaited():
         steps = [WorkflowStep("gives", returns), WorkflowStep("hangs", hangs, ["gives"])]
         run = asyncio.ensure_future(run_pipeline(steps, schedule=schedule))
-        while len(held) < 2:
+        while len(hold) < 2:
             await asyncio.sleep(0)
         run.cancel()
         await asyncio.wait([run])
@@ -1615,7 +1606,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
             return thing
 
         run = asyncio.ensure_future(inner())
-        while len(held) < 2:
+        while len(hold) < 2:
             await asyncio.sleep(0)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -1638,9 +1629,7 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
         with contextlib.suppress(KeyboardInterrupt):
             await run_pipeline([WorkflowStep("a", interrupts)], schedule=schedule)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         for scenario in (
             run_all,
             run_fail_fast,
@@ -1653,11 +1642,9 @@ async def test_without_a_collector_a_dropped_report_frees_what_the_steps_held(sc
         ):
             await scenario()
             await asyncio.sleep(0)
-            assert held, scenario
-            assert [ref() for ref in held if ref() is not None] == [], scenario
-            held.clear()
-    finally:
-        gc.enable()
+            assert hold, scenario
+            assert hold.alive() == [], scenario
+            hold.clear()
 
 
 async def test_the_start_of_an_attempt_is_reported_before_its_action_is_called(schedule):

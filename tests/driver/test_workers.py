@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copyreg
-import gc
 import io
 import logging
 import math
@@ -30,6 +29,7 @@ import anyio
 import asking_work as asking
 import process_work as work
 import pytest
+from freed import without_collector
 
 from asyncflow import current_step
 from asyncflow._core.checkpoints import Checkpoints
@@ -111,9 +111,7 @@ async def test_an_error_from_a_thread_is_in_no_reference_cycle():
     def function():
         raise Precious
 
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         try:
             await in_thread(function)
         except Precious as error:
@@ -121,8 +119,6 @@ async def test_an_error_from_a_thread_is_in_no_reference_cycle():
         await in_thread(int)  # the worker drops the previous call
 
         assert reference() is None
-    finally:
-        gc.enable()
 
 
 async def test_a_stopped_run_waits_for_the_thread_and_receives_its_value():

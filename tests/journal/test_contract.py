@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from freed import without_collector
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
@@ -261,9 +261,7 @@ def test_a_journal_works_on_every_event_loop(make_journal: Make, loop: Any) -> N
 
 async def test_a_session_leaves_no_reference_cycle(journal: Any) -> None:
     await journal.runs()
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         session = await opened(journal)
         refused = weakref.ref(await refused_open(journal))
         session.watch(partial(print, session))
@@ -277,8 +275,6 @@ async def test_a_session_leaves_no_reference_cycle(journal: Any) -> None:
 
         assert dropped() is None
         assert refused() is None
-    finally:
-        gc.enable()
 
 
 async def refused_open(journal: Any) -> Exception:

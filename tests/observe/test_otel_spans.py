@@ -6,10 +6,10 @@ import asyncio
 import gc
 import logging
 import threading
-import weakref
 from contextvars import ContextVar
 
 import pytest
+from freed import Holding, without_collector
 from memory_journal import MemoryJournal
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
@@ -625,33 +625,25 @@ def test_a_resumed_run_does_not_inherit_the_stop_of_the_earlier_segment(otel):
 
 
 async def test_without_a_collector_a_dropped_report_frees_what_observed_steps_held(otel):
-    class Held:
-        pass
-
-    held = []
+    hold = Holding()
 
     async def act(**_):
-        one = Held()
-        held.append(weakref.ref(one))
-        if len(held) > 1:
+        one = hold()
+        if len(hold) > 1:
             raise ValueError
         return one
 
     log = logging.Logger("test")
     log.addHandler(logging.NullHandler())
-    gc.collect()
-    gc.disable()
-    try:
+    with without_collector():
         report = await run_pipeline(
             [WorkflowStep("a", act), WorkflowStep("b", act, ["a"], max_retries=2)],
             observers=[otel.observer, LoggingObserver(log)],
         )
-        assert len(held) == 3
-        assert held[0]() is not None
+        assert len(hold) == 3
+        assert len(hold.alive()) == 3
         del report
-        assert [one() for one in held] == [None] * 3
-    finally:
-        gc.enable()
+        assert hold.alive() == []
 
 
 # Without an SDK, and with one that fails.
