@@ -14,6 +14,7 @@ _COMMANDS = {
     "plan": "Show the steps of a pipeline in their tiers, and run nothing.",
     "runs": "List the runs of a journal, the latest start first.",
     "show": "Show a run: its report and its tracebacks.",
+    "watch": "Follow a run of another process until it ends.",
     "diff": "Compare a run with another one.",
     "logs": "Show what the steps of a run logged.",
     "stats": "Show the latest runs of a pipeline, step by step.",
@@ -57,6 +58,8 @@ class _Commands(click.Group):
                 from asyncflow._cli.runs import runs as command
             case "show":
                 from asyncflow._cli.show import show as command
+            case "watch":
+                from asyncflow._cli.watch import watch as command
             case "diff":
                 from asyncflow._cli.diff import diff as command
             case "logs":

@@ -44,7 +44,13 @@ from asyncflow._cli.output import (
     write_result,
     write_trace,
 )
-from asyncflow._core.errors import MissingInputError, PayloadError, ResourceError, RunCancelledError
+from asyncflow._core.errors import (
+    JournalError,
+    MissingInputError,
+    PayloadError,
+    ResourceError,
+    RunCancelledError,
+)
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
@@ -55,6 +61,7 @@ from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.observers import AnyObserver
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
+from asyncflow.journal._queries import USUAL_RUNS
 
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
@@ -139,7 +146,9 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         observers: list[AnyObserver] = [observe] if view is None else [view, observe]
         task = asyncio.ensure_future(run_once(execution, run_id, journal, observers))
         with stopped_by_signals(task, "stopping; running steps are cleaning up") as stop:
+            usual = asyncio.ensure_future(_expect_usual(view, journal, execution))
             await asyncio.wait([task])
+            usual.cancel()
     failure: ResourceError | None = None
     try:
         report = None if task.cancelled() else task.result()
@@ -165,6 +174,28 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         is_shown=view is not None and view.has_shown_end,
         failure=failure,
     )
+
+
+async def _expect_usual(
+    view: LiveView | None, journal: AnyJournal | None, execution: Execution
+) -> None:
+    if view is not None and journal is not None:
+        with suppress(JournalError):  # the run reports it
+            await expect(view, journal, execution.loaded.orchestrator.name)
+
+
+async def expect(
+    view: LiveView, journal: AnyJournal, pipeline: str, *, elsewhere: bool = False
+) -> None:
+    """Let a view on a terminal say when a run will end, as far as the journal can tell.
+
+    ``elsewhere`` says whether another process runs it.
+    """
+    run_ms, steps_ms = None, dict[str, float]()
+    if pipeline and sys.stderr.isatty():  # lines have no such estimate
+        run_ms = await journal.usual_ms(pipeline)
+        steps_ms = (await journal.statistics(pipeline, runs=USUAL_RUNS)).usual_ms
+    view.expect(run_ms, steps_ms, elsewhere=elsewhere)
 
 
 @contextmanager
@@ -261,14 +292,12 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         note = f"run {report.run_id} {why}, so nothing ran; this is its report"
         write_note(escape_controls(note), quiet=flags.quiet)
     # The live view has the user's frames; without a journal, nothing else has the others.
-    if not end.is_shown or execution.journal is None:
-        trace = format_tracebacks(report, limit=_TRACEBACKS)
-        if trace:
-            write_note(f"{trace}\n")
-    if flags.as_json:
-        click.echo(report.to_json(indent=2))
-    elif not (end.is_shown and sys.stdout.isatty()):
-        write_result(format_report(report))
+    write_report(
+        report,
+        as_json=flags.as_json,
+        is_shown=end.is_shown,
+        with_traces=not end.is_shown or execution.journal is None,
+    )
     if end.failure is not None:
         if end.failure.__cause__ is not None:
             write_note(format_error(end.failure.__cause__).rstrip("\n"))
@@ -284,14 +313,28 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         write_trace(flags.trace, view, view.at_ms)
         write_note(f"Trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
-        for hint in _next_commands(execution, report, execution.journal):
+        resume = _resume_command(execution, report, execution.journal)
+        for hint in next_commands(report, resume, execution.journal):
             write_note(escape_controls(hint), quiet=flags.quiet)
     _explain_threads(report)
     if end.signal is not None:
         return 128 + end.signal
-    if report.status is RunStatus.WAITING:
-        return RUN_WAITING
-    return PASSED if report.status is RunStatus.PASSED and end.failure is None else RUN_FAILED
+    return RUN_FAILED if end.failure is not None else exit_code_of(report.status)
+
+
+def exit_code_of(status: RunStatus) -> int:
+    """Return the exit code of a command that shows how a run ends."""
+    return {RunStatus.PASSED: PASSED, RunStatus.WAITING: RUN_WAITING}.get(status, RUN_FAILED)
+
+
+def write_report(report: RunReport, *, as_json: bool, is_shown: bool, with_traces: bool) -> None:
+    """Write a report, unless the end of the run is shown on the terminal where it would go."""
+    if with_traces and (trace := format_tracebacks(report, limit=_TRACEBACKS)):
+        write_note(f"{trace}\n")
+    if as_json:
+        click.echo(report.to_json(indent=2))
+    elif not (is_shown and sys.stdout.isatty()):
+        write_result(format_report(report))
 
 
 def _report_to_github(report: RunReport) -> None:
@@ -307,16 +350,19 @@ def _report_to_github(report: RunReport) -> None:
         write_note(escape_controls(f"the report for GitHub can't be written: {error}"))
 
 
-def _next_commands(execution: Execution, report: RunReport, journal: str) -> list[str]:
+def next_commands(report: RunReport, resume: str, journal: str) -> list[str]:
+    """Return what a user may want to do after the end of a run that a journal has, in words.
+
+    ``resume`` is the command that resumes it.
+    """
     run_id, flag = shlex.quote(report.run_id), journal_flag(journal)
     if report.status is RunStatus.PASSED:
         return [f"To show it again: asyncflow show {run_id}{flag}"]
     if report.status is RunStatus.WAITING:
         names = map(shlex.quote, report.waiting)
         answers = [f"To answer it: asyncflow signal {run_id} {name} JSON{flag}" for name in names]
-        resume = _resume_command(execution, report, journal)
         return [*answers, f"Then resume it: {resume}"]
-    return [f"To resume it: {_resume_command(execution, report, journal)}"]
+    return [f"To resume it: {resume}"]
 
 
 def _resume_command(execution: Execution, report: RunReport, journal: str) -> str:

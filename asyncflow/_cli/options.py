@@ -141,6 +141,11 @@ def journal_flag(journal: str) -> str:
     return " --journal " + ("DSN" if is_postgres_address(journal) else shlex.quote(journal))
 
 
+def resume_command(run_id: str, journal: str) -> str:
+    """Return the command that resumes a run, for a user who knows where its pipeline is."""
+    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE{journal_flag(journal)}"
+
+
 # Completion in a shell.
 
 

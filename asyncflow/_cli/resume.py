@@ -13,7 +13,13 @@ import click
 from click.core import ParameterSource
 
 from asyncflow._cli.engines import open_engines
-from asyncflow._cli.execution import Execution, preview_run, run_once, stopped_by_signals
+from asyncflow._cli.execution import (
+    Execution,
+    exit_code_of,
+    preview_run,
+    run_once,
+    stopped_by_signals,
+)
 from asyncflow._cli.loader import LoadedPipeline
 from asyncflow._cli.options import (
     PIPELINES,
@@ -54,7 +60,6 @@ from asyncflow.journal._queries import record_document
 
 _SEVERITY = (PASSED, RUN_WAITING, RUN_FAILED, INVALID)
 """The exit codes of runs, the worst last."""
-_CODES = {RunStatus.PASSED: PASSED, RunStatus.WAITING: RUN_WAITING}
 
 
 @click.command()
@@ -219,7 +224,7 @@ class _Resumption:
         except ResourceError as error:
             self._end(record, f"{error.report.status}: {error}", RUN_FAILED)
         else:
-            self._end(record, status, _CODES.get(status, RUN_FAILED))
+            self._end(record, status, exit_code_of(status))
 
     def _end(self, record: RunRecord, how: str, code: int) -> None:
         self._ends[record.run_id] = code

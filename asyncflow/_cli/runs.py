@@ -37,11 +37,13 @@ from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
+from asyncflow._views.progress import left_text
 from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (
     RunFilter,
     listed_status,
     record_document,
+    so_far_ms,
 )
 from asyncflow.live._theme import COLOURS, Theme, elide, status_for_run, theme_for
 
@@ -181,8 +183,13 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
         _took(record),
         escape_controls(", ".join(_pipeline_and_origin(record))),
         escape_controls(record.label),
-        escape_controls(summary.line if summary else ""),
+        escape_controls(_details(record, summary) if summary else ""),
     ]
+
+
+def _details(record: RunRecord, summary: RunSummary) -> str:
+    left = left_text(summary.usual_ms, so_far_ms(record, time.time()))
+    return ", ".join(filter(None, [summary.line, left]))
 
 
 def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from asyncflow._cli.options import (
     complete_target,
     find_run,
     html_option,
-    journal_flag,
     journal_option,
     json_option,
     open_journal,
     require_journal,
+    resume_command,
     targets_option,
     trace_option,
 )
@@ -237,7 +236,7 @@ def show(
             html,
             [each.event for each in shown.events],
             [each.event for each in shown.notes],
-            resume=_resume_command(shown.record.run_id, journal),
+            resume=resume_command(shown.record.run_id, journal),
             usual_ms=shown.usual_ms,
         )
         write_note(f"HTML report: {html}")
@@ -284,10 +283,6 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
     write_result(step_text(result, view, step, len(shown.report.segments), notes))
     if result.error is not None and not result.fell_back:
         write_result(f"\n{format_error(result.error)}")
-
-
-def _resume_command(run_id: str, journal: str) -> str:
-    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE{journal_flag(journal)}"
 
 
 async def _read(journal: str, run: str, *, for_page: bool) -> _ShownRun:

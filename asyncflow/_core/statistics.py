@@ -181,6 +181,18 @@ def by_trouble(steps: Mapping[str, StepStatistics]) -> dict[str, StepStatistics]
     return dict(sorted(steps.items(), key=trouble, reverse=True))
 
 
+_FEWEST_USUAL = 3
+"""How often something must have succeeded before its usual duration is known."""
+
+
+def usual(durations: Sequence[float]) -> float | None:
+    """Return how long something usually takes, by its latest successes: the median.
+
+    ``None`` if there are too few of them to tell.
+    """
+    return median(durations) if len(durations) >= _FEWEST_USUAL else None
+
+
 def median(values: Sequence[float]) -> float | None:
     """Return the middle value, or the mean of the two; ``None`` without values."""
     if not values:

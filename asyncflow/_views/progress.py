@@ -1,4 +1,4 @@
-"""The progress of a step in words: percentage, count, rate and time left.
+"""The progress of a step in words: percentage, count, rate and time left; and of what has none.
 
 The rate is what was done divided by the time since the attempt started. A journal keeps only the
 latest progress of an attempt, so that every display can compute it.
@@ -6,6 +6,7 @@ latest progress of an attempt, so that every display can compute it.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from asyncflow._core.text import duration
@@ -46,6 +47,26 @@ def progress_text(progress: StepProgressed, started_ms: float, now_ms: float) ->
             left_ms = (progress.total - done) * took_ms / done - (now_ms - progress.at_ms)
             left = f"{duration(left_ms)} left" if left_ms > 0 else ""
     return ProgressText("" if share is None else f"{share} %", counted(progress), rate, left)
+
+
+_LEAST_LEFT_MS = 1_000
+"""What ends sooner needs no estimate."""
+_ROUNDED_MS = 60_000
+
+
+def left_text(usual_ms: float | None, so_far_ms: float | None) -> str:
+    """Return when something ends that takes as long as it usually does.
+
+    It is ``about 4 s left``, or ``usually 15.0 s`` if its time has come; empty if that is unknown
+    or too short to matter.
+    """
+    if usual_ms is None or usual_ms < _LEAST_LEFT_MS or so_far_ms is None:
+        return ""
+    left_ms = usual_ms - so_far_ms
+    if left_ms < _LEAST_LEFT_MS:
+        return f"usually {duration(usual_ms)}"
+    left = duration(left_ms) if left_ms >= _ROUNDED_MS else f"{math.ceil(left_ms / 1000)} s"
+    return f"about {left} left"
 
 
 def percentage(progress: StepProgressed) -> int | None:

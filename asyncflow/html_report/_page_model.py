@@ -25,6 +25,7 @@ from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
+from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
@@ -183,6 +184,8 @@ class PageContext(NamedTuple):
     """The runs that it links to."""
     usual_ms: Mapping[str, float] = {}
     """How many milliseconds each step usually takes, by name, as far as that is known."""
+    usual_run_ms: float | None = None
+    """The same of the run."""
     attachments_url: str = ""
     """Where a server has what its steps have attached, each with a slash and its position after
     this; empty if no server has the page."""
@@ -612,6 +615,13 @@ class PageModel:
                 if each.abandoned:
                     found.add("thread kept running")
         return found
+
+    def left(self, now_ms: float) -> str:
+        """Return how long is probably left of a run; a rerun runs only a part of its pipeline."""
+        is_running = self.view.is_running and not self.context.is_orphaned
+        if not is_running or self.view.rerun_of:
+            return ""
+        return left_text(self.context.usual_run_ms, now_ms)
 
     def usual_end(self, step: StepView) -> float | None:
         """Return where a step ends that takes as long as it usually does, in percent.

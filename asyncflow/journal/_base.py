@@ -353,6 +353,24 @@ class SQLJournal:
         check_count("runs", runs, 1)
         return await self._read(self._reader.statistics, pipeline, runs)
 
+    async def usual_ms(self, pipeline: str) -> float | None:
+        """Return how many milliseconds a run of a pipeline usually takes.
+
+        It is the median of its latest 20 runs that passed, reruns and pauses left out.
+
+        Args:
+            pipeline: The name of the pipeline.
+
+        Returns:
+            The duration; ``None`` if fewer than three have passed, or the name is empty.
+
+        Raises:
+            TypeError: The name is not a text.
+            JournalError: The journal can't be read.
+        """
+        check_text("pipeline", pipeline)
+        return await self._read(self._reader.usual_ms, pipeline)
+
     async def pipelines(self) -> list[str]:
         """Return the names of the pipelines that have runs, sorted; ``""`` for runs without one.
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import InterruptionCause, RunStatus
-from asyncflow._core.statistics import StepStatistics, median, nearest_rank
+from asyncflow._core.statistics import StepStatistics, median, nearest_rank, usual
 from asyncflow._core.text import safe_text
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
@@ -32,10 +32,8 @@ Place = tuple[float, str]
 
 _LONGEST_LEASE_S = 86_400
 _LONGEST_TEXT = 1_000
-_FEWEST_USUAL = 3
-"""In how many runs a step must have run and succeeded before its usual duration is known."""
 USUAL_RUNS = 20
-"""How many of the latest runs of a pipeline pages read to say what is usual."""
+"""How many of the latest runs of a pipeline tell what is usual."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _RELATIVE = (".", "..")
 """Path segments that clients remove from a URL before they send it."""
@@ -113,6 +111,11 @@ class RunRecord:
         return self.started_at, self.run_id
 
 
+def so_far_ms(record: RunRecord, now_s: float) -> float:
+    """Return for how many milliseconds a run has been running, pauses left out."""
+    return max(now_s - record.started_at - record.paused_s, 0.0) * 1000
+
+
 def listed_status(record: RunRecord) -> str:
     """Return the status that a list shows for a run, or `DAMAGED`."""
     return DAMAGED if record.damaged else record.status
@@ -141,6 +144,9 @@ class RunSummary:
     """Its error."""
     stop_reason: str | None = None
     """Why the run stopped, if it was interrupted."""
+    usual_ms: float | None = None
+    """How many milliseconds it usually takes, if it runs and that is known; see `usual_ms` of a
+    journal."""
 
     @property
     def line(self) -> str:
@@ -195,11 +201,8 @@ class PipelineStatistics:
     @property
     def usual_ms(self) -> dict[str, float]:
         """How long steps usually take, by name: the median of each that has three durations."""
-        return {
-            name: step.median_ms
-            for name, step in self.steps.items()
-            if step.median_ms is not None and len(step.passed_ms) >= _FEWEST_USUAL
-        }
+        found = {name: usual(step.passed_ms) for name, step in self.steps.items()}
+        return {name: usual_ms for name, usual_ms in found.items() if usual_ms is not None}
 
     @property
     def success_rate(self) -> float | None:

@@ -37,7 +37,7 @@ from asyncflow._core.results import (
     RunStatus,
     StepStatus,
 )
-from asyncflow._core.statistics import ItemCounts, StepRun, step_runs, step_statistics
+from asyncflow._core.statistics import ItemCounts, StepRun, step_runs, step_statistics, usual
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import (
     Event,
@@ -63,6 +63,7 @@ from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import (
     UNENDED,
     UNFINISHED,
+    USUAL_RUNS,
     PipelineStatistics,
     RunFilter,
     RunRecord,
@@ -199,6 +200,13 @@ class JournalReader:
             steps.append(step_runs(run, items.get(row.run_id, {})) if run else {})
         return PipelineStatistics(pipeline, tuple(records), step_statistics(steps))
 
+    def usual_ms(self, pipeline: str) -> float | None:
+        """Return how long runs of a pipeline usually take, in milliseconds."""
+        if not pipeline:
+            return None
+        passed = self.runs(RunFilter(RunStatus.PASSED, pipeline=pipeline, limit=USUAL_RUNS))
+        return usual(PipelineStatistics(pipeline, tuple(passed), {}).passed_ms)
+
     def _item_counts(self, run_ids: Sequence[str]) -> dict[str, dict[str, ItemCounts]]:
         return {
             run_id: {_name_of(step): ItemCounts(*counts) for step, counts in steps.items()}
@@ -208,15 +216,22 @@ class JournalReader:
     def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
         """Return what a list says of runs beside their records, by id."""
         by_status: dict[RunStatus, list[str]] = {status: [] for status in RunStatus}
+        pipelines: dict[str, str] = {}
         for record in records:
             by_status[record.status].append(record.run_id)
+            if record.status is RunStatus.RUNNING and not record.rerun_of:
+                pipelines[record.run_id] = record.pipeline
+        usual_ms = {name: self.usual_ms(name) for name in {*pipelines.values()}}
         running = [*chain(*map(by_status.pop, UNENDED))]
         ended = [*chain(*by_status.values())]
         events = self.store.lists.brief_events(
             running, ended, by_status[RunStatus.FAILED], by_status[RunStatus.INTERRUPTED]
         )
         return {
-            run_id: self._summary(events.get(run_id, ()), has_ended=has_ended)
+            run_id: replace(
+                self._summary(events.get(run_id, ()), has_ended=has_ended),
+                usual_ms=usual_ms.get(pipelines.get(run_id, "")),
+            )
             for has_ended, run_ids in ((False, running), (True, ended))
             for run_id in run_ids
         }

@@ -13,7 +13,7 @@ Requires rich: ``pip install 'asyncflow-tiers[cli]'``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import IO
@@ -30,6 +30,7 @@ except ImportError as error:
     ) from error
 
 from asyncflow.live._captured import CapturedStream
+from asyncflow.live._frame import Expected
 from asyncflow.live._lines import LineRenderer
 from asyncflow.live._renderer import Renderer, RenderThread
 from asyncflow.live._screen import FrameRenderer, Screen
@@ -65,6 +66,7 @@ class LiveView:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console
+        self._expected = Expected()
         self._is_held = False
         self._renderer: Renderer | None = None
         self._thread = RenderThread(self._make_renderer)
@@ -72,6 +74,23 @@ class LiveView:
     def for_run(self) -> Callable[[Event], object]:
         """Return the observer of one run."""
         return self._thread.observer(waits=not self._is_held)
+
+    def expect(
+        self, run_ms: float | None, steps_ms: Mapping[str, float], *, elsewhere: bool = False
+    ) -> None:
+        """Show how long is left of runs, and of their running steps, by how long they usually take.
+
+        It may be called while they run. A journal knows both: ``await journal.usual_ms("etl")``,
+        and ``usual_ms`` of ``await journal.statistics("etl")``.
+
+        Args:
+            run_ms: How many milliseconds a run usually takes; ``None`` if that is unknown.
+            steps_ms: The same of steps, by name, as far as it is known.
+            elsewhere: Whether another process runs them, and what this view observes is what a
+                journal has. Then the wall clock tells for how long they have been running.
+        """
+        self._expected.run_ms, self._expected.steps_ms = run_ms, steps_ms
+        self._expected.is_elsewhere = elsewhere
 
     @property
     def has_shown_end(self) -> bool:
@@ -104,7 +123,7 @@ class LiveView:
         if self._console is None:  # FORCE_COLOR alone makes a console interactive
             is_in_place = is_in_place and file.isatty()
         if is_in_place and not isinstance(file, CapturedStream):
-            return FrameRenderer(screen, file, theme_for(console.encoding))
+            return FrameRenderer(screen, file, theme_for(console.encoding), self._expected)
         return LineRenderer(screen.write)
 
     def _size(self, console: Console, file: IO[str]) -> tuple[int, int]:

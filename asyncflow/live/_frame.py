@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 
 from rich.text import Text
@@ -22,6 +23,7 @@ from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import pause_text
+from asyncflow._views.progress import left_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     Event,
@@ -49,6 +51,16 @@ from asyncflow.live._theme import (
 # The run.
 
 
+@dataclass(slots=True)
+class Expected:
+    """How long the runs of a view usually take, and their steps by name, in milliseconds."""
+
+    run_ms: float | None = None
+    steps_ms: Mapping[str, float] = field(default_factory=dict)
+    is_elsewhere: bool = False
+    """Whether another process runs them, so that the wall clock tells how far they are."""
+
+
 class LiveRun:
     """A run that is watched, and what a frame needs of it without asking every step.
 
@@ -58,8 +70,9 @@ class LiveRun:
     cells, and ``height`` is that of its latest frame, in lines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Expected | None = None) -> None:
         self.view = RunView()
+        self.expected = expected or Expected()
         self.running: dict[str, None] = {}
         self.failed: dict[str, None] = {}
         self.progress: dict[str, dict[int | None, StepProgressed]] = {}
@@ -83,6 +96,8 @@ class LiveRun:
         view = self.view
         if not view.is_running or self._ahead_ms is None:
             return view.at_ms
+        if self.expected.is_elsewhere:
+            return view.ms_at(time.time())
         return max(view.at_ms, self._ahead_ms + _our_ms())
 
     def apply(self, *events: Event) -> None:
@@ -215,6 +230,9 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     text = Text(no_wrap=True)
     text.append(f"{theme.run_symbols[view.word]} {view.word}", f"bold {COLOURS[status]}")
     text.append(f"  {duration(now_ms if view.is_running else view.at_ms)}")
+    # A rerun runs only a part of its pipeline.
+    if view.is_running and not view.rerun_of and (left := left_text(run.expected.run_ms, now_ms)):
+        text.append(f", {left}", "dim")
     counts = _counts_text(view.counts, width - text.cell_len - 3, theme)
     if counts:
         text.append("   ").append(counts)
@@ -304,7 +322,9 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
             step = run.view.steps[name]
             if span[1] - span[0] > 1:
                 label = _label((step.tier, step.tier + 1), width, theme)
-            lines.append(row(step, run.progress.get(name, {}), label, columns, now_ms, theme))
+            usual_ms = run.expected.steps_ms.get(name)
+            reported = run.progress.get(name, {})
+            lines.append(row(step, reported, label, columns, now_ms, theme, usual_ms))
             label = ""
     return lines
 

@@ -15,7 +15,7 @@ from asyncflow._core.results import StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._views.event_text import counted
-from asyncflow._views.progress import percentage, progress_text
+from asyncflow._views.progress import left_text, percentage, progress_text
 from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed
 from asyncflow.live._theme import COLOURS, Theme, bar, elide, fit, printable
@@ -49,9 +49,18 @@ def columns_for(width: int, tier: int, name: int) -> Columns:
 
 
 def row(
-    step: StepView, reported: _Reported, tier: str, columns: Columns, now_ms: float, theme: Theme
+    step: StepView,
+    reported: _Reported,
+    tier: str,
+    columns: Columns,
+    now_ms: float,
+    theme: Theme,
+    usual_ms: float | None = None,
 ) -> Text:
-    """Return the line of a step, with the label of its tier before it."""
+    """Return the line of a step, with the label of its tier before it.
+
+    ``usual_ms`` says how long the step usually takes.
+    """
     text = Text(no_wrap=True)
     if columns.tier:
         text.append(fit(tier, columns.tier + 2), "dim")
@@ -62,8 +71,11 @@ def row(
     text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
     progress = _current(step, reported.get(None))
     if columns.note > 0:
-        note = _progress_note if progress is not None else _note
-        text.append("  ").append(note(step, reported, columns.note, now_ms, theme))
+        text.append("  ")
+        if progress is not None:
+            text.append(_progress_note(step, reported, columns.note, now_ms, theme))
+        else:
+            text.append(_note(step, reported, columns.note, now_ms, theme, usual_ms))
     duration_ms = step.duration_ms(now_ms)
     lasted = "" if duration_ms is None else duration(duration_ms)
     if columns.note <= 0 and progress is not None and percentage(progress) is not None:
@@ -76,9 +88,19 @@ def row(
 _BAR_WIDTHS = range(4, 17)
 
 
-def _note(step: StepView, reported: _Reported, width: int, now_ms: float, theme: Theme) -> Text:
+def _note(
+    step: StepView,
+    reported: _Reported,
+    width: int,
+    now_ms: float,
+    theme: Theme,
+    usual_ms: float | None,
+) -> Text:
     text = Text(no_wrap=True)
-    words = printable(_words(step, now_ms, reported), theme.encoding)
+    said = _words(step, now_ms, reported)
+    is_running = step.status is StepStatus.RUNNING and step.retry_at_ms is None
+    left = left_text(usual_ms, step.duration_ms(now_ms)) if is_running else ""
+    words = printable(", ".join(filter(None, [left, said])), theme.encoding)
     if step.item_count is not None and step.status is StepStatus.RUNNING:
         cells = min(width - len(words) - 2, width // 2, _BAR_WIDTHS[-1])
         if cells in _BAR_WIDTHS:

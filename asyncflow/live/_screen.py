@@ -16,7 +16,7 @@ from rich.text import Text
 
 from asyncflow.live._captured import CapturedOutput, Output, Printed, PrintedBy
 from asyncflow.live._end import run_end
-from asyncflow.live._frame import LiveRun, frame, summary, title
+from asyncflow.live._frame import Expected, LiveRun, frame, summary, title
 from asyncflow.live._renderer import EventBuffer
 from asyncflow.live._theme import Theme, elide_middle, printable
 
@@ -97,13 +97,14 @@ _LINES_BELOW = 2
 class FrameRenderer:
     """Draws runs as frames, one below the other.
 
-    ``file`` is the stream that the screen writes to.
+    ``file`` is the stream that the screen writes to. ``expected`` may change at any time.
     """
 
     pause_s = 0.12
 
-    def __init__(self, screen: Screen, file: IO[str], theme: Theme) -> None:
+    def __init__(self, screen: Screen, file: IO[str], theme: Theme, expected: Expected) -> None:
         self._screen = screen
+        self._expected = expected
         self._theme = theme
         self._captured = CapturedOutput(file)
         self._runs: dict[EventBuffer, LiveRun] = {}
@@ -120,13 +121,16 @@ class FrameRenderer:
         self._captured.mark(buffer, ends_lines=is_last)
 
     def take(self, buffers: Sequence[EventBuffer]) -> None:
-        self._runs = {buffer: self._runs.get(buffer) or LiveRun() for buffer in buffers}
+        self._runs = {buffer: self._runs.get(buffer) or self._new_run() for buffer in buffers}
         for buffer, run in self._runs.items():
             events = buffer.drain()
             run.apply(*events)
             self._captured.end_lines(run.view.run_id, events)
             self._label_width = max(self._label_width, min(run.name_width, _WIDEST_LABEL))
         self._output = self._captured.take()
+
+    def _new_run(self) -> LiveRun:
+        return LiveRun(self._expected)
 
     def draw(self) -> None:
         self._draw_ended()
@@ -188,7 +192,7 @@ class FrameRenderer:
         """Draw the last frames of the runs that ended, each below the output before its end."""
         while self._output.before:
             printed, buffer = self._output.before[0]
-            run = self._runs.pop(buffer, None) or LiveRun()  # it may be newer than `take`
+            run = self._runs.pop(buffer, None) or self._new_run()  # it may be newer than `take`
             run.apply(*buffer.drain())
             self._screen.draw(self._above(printed), self._last_lines(run), is_last=True)
             self.has_shown_end = self.has_shown_end or not run.view.is_running

@@ -103,8 +103,8 @@ async def _context(request: Request, journal: SQLJournal, record: RunRecord) -> 
         is_orphaned=record.status is RunStatus.ORPHANED,
         resume=_resume_command(journal, record.run_id),
         related=await _related(request, journal, record),
-        usual_ms=await _usual_ms(journal, record),
         attachments_url=attachments_url(request, record.run_id),
+        **await _usual(journal, record),
     )
 
 
@@ -121,11 +121,15 @@ async def _related(request: Request, journal: SQLJournal, record: RunRecord) -> 
     return RelatedRuns(urls, nested)
 
 
-async def _usual_ms(journal: SQLJournal, record: RunRecord) -> Mapping[str, float]:
-    """Return how long the steps of a run usually take; nothing if its pipeline has no name."""
+async def _usual(journal: SQLJournal, record: RunRecord) -> dict[str, Any]:
+    """Return how long a run and its steps usually take; nothing if its pipeline has no name."""
     if not record.pipeline:
         return {}
-    return (await journal.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
+    found = await journal.statistics(record.pipeline, runs=USUAL_RUNS)
+    if record.status is not RunStatus.RUNNING:
+        return {"usual_ms": found.usual_ms}
+    run_ms = await journal.usual_ms(record.pipeline)
+    return {"usual_ms": found.usual_ms, "usual_run_ms": run_ms}
 
 
 def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
@@ -222,7 +226,7 @@ async def _updates(
             yield Update(after, {ACTIONS: _actions(None, record, resumer)}, None, "ended")
             return
         if not feeds.has(run_id):  # the first viewer's parts are those of all others
-            context = context._replace(usual_ms=await _usual_ms(journal, record))
+            context = context._replace(**await _usual(journal, record))
 
     def render(
         view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float

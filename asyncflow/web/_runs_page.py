@@ -1,7 +1,8 @@
 """The list of a journal's runs: which of them a request selects, how they stand, and a drawing.
 
 However many runs there are, the list takes three queries: one for its rows, one for what it says of
-them beside their records, one for the counts.
+them beside their records, one for the counts. For each pipeline that runs, one more tells how long
+that usually takes.
 
 Rules of the drawing:
 
@@ -26,6 +27,7 @@ from asyncflow._core.results import RunStatus
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.axis import tick_step_ms
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
+from asyncflow._views.progress import left_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
@@ -36,6 +38,7 @@ from asyncflow.journal._queries import (
     listed_status,
     parse_status,
     parse_time,
+    so_far_ms,
 )
 from asyncflow.web._responses import link_to, path_in, problem, render
 
@@ -233,6 +236,8 @@ class _ListRow(NamedTuple):
     link: str
     pipeline_link: str
     duration_s: float
+    left: str
+    """How long is probably left of it, if it runs."""
     line: str
     """What runs now, the first error, or why the run stopped."""
     inputs: str
@@ -299,14 +304,14 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
 
 
 def _row(request: Request, record: RunRecord, summary: RunSummary, now_s: float) -> _ListRow:
-    so_far_s = now_s - record.started_at - record.paused_s
-    duration_s = record.duration_s
+    ran_ms, duration_s = so_far_ms(record, now_s), record.duration_s
     return _ListRow(
         record,
         listed_status(record),
         link_to(request, "runs", record.run_id),
         link_to(request, "pipelines", record.pipeline),
-        max(so_far_s, 0.0) if duration_s is None else duration_s,
+        ran_ms / 1000 if duration_s is None else duration_s,
+        left_text(summary.usual_ms, ran_ms),
         shortened(escape_controls(summary.line), _LONGEST_LINE),
         _inputs_line(summary.inputs),
         step_url(link_to(request, "runs", record.parent), record.parent_step),

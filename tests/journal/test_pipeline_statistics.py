@@ -429,6 +429,30 @@ async def test_a_running_run_says_what_runs_now(journal: Any) -> None:
     assert found == RunSummary({"day": "monday"}, steps=4, settled=1, active=("b", "c"))
 
 
+async def test_a_run_usually_takes_the_median_of_the_last_that_passed(journal: Any) -> None:
+    async def run(run_id: str, took_ms: float, status: Any = RunStatus.PASSED, **start: Any) -> Any:
+        ended = [RunFinished(took_ms, status)] if status else []
+        await store(journal, run_id, [RunStarted(run_id, 1.0, {"a": ()}, **start), *ended])
+        return await journal.usual_ms("etl")
+
+    assert await run("one", 100.0, pipeline="etl") is None
+    assert await run("failed", 1.0, RunStatus.FAILED, pipeline="etl") is None
+    assert await run("part", 1.0, pipeline="etl", rerun_of="one") is None
+    assert await run("two", 300.0, pipeline="etl") is None
+    assert await run("three", 200.0, pipeline="etl") == 200.0
+    assert await journal.usual_ms("") is None
+
+    session, _ = await journal.open("now", wait=False, read=bool)
+    session.append(RunStarted("now", 2.0, {"a": ()}, "etl"))
+    await session.flush()
+    summaries = await journal.summaries(await journal.runs())
+    await session.close()
+
+    assert {run_id: each.usual_ms for run_id, each in summaries.items() if each.usual_ms} == {
+        "now": 200.0
+    }
+
+
 async def test_a_failed_run_says_its_first_error(journal: Any) -> None:
     again: list[Event] = [
         AttemptStarted("a", 1, 100.0),

@@ -25,7 +25,7 @@ from asyncflow.events import (
     StepFailed,
     StepSucceeded,
 )
-from asyncflow.live._frame import LiveRun, frame
+from asyncflow.live._frame import Expected, LiveRun, frame
 from asyncflow.live._theme import ASCII, UNICODE, Theme, bar, theme_for
 
 
@@ -63,6 +63,31 @@ def layers(count: int, width: int) -> dict[str, tuple[str, ...]]:
     return {
         f"s{number}": (f"s{number - width}",) if number >= width else () for number in range(count)
     }
+
+
+class TestWhatIsUsual:
+    def lines_at(self, now_ms: float, **options: object) -> list[str]:
+        run = LiveRun(Expected(15_000.0, {"a": 4_000.0, "b": 900.0}))
+        run.apply(
+            started("a", "b", "c", **options), *(AttemptStarted(name, 1, 0.0) for name in "abc")
+        )
+        return lines_of(run, now_ms=now_ms)
+
+    def test_a_frame_says_how_long_is_left_of_the_run_and_of_its_running_steps(self) -> None:
+        title, a, b, c, _, end = self.lines_at(1_200.0)
+
+        assert "▷ RUNNING  1.2 s, about 14 s left   " in end
+        assert "about 3 s left" in a
+        assert "left" not in title + b + c  # b is too short to matter, and c is new
+
+    def test_what_takes_longer_says_how_long_it_usually_takes(self) -> None:
+        _, a, *_, end = self.lines_at(15_500.0)
+
+        assert "15.5 s, usually 15.0 s" in end
+        assert "usually 4.0 s" in a
+
+    def test_a_rerun_runs_a_part_only_so_it_has_no_estimate(self) -> None:
+        assert "left" not in self.lines_at(1_200.0, rerun_of="r0")[-1]
 
 
 class TestGoldenRun:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import re
+import time
 from html import unescape
 from typing import Any
 
@@ -313,6 +314,33 @@ async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
     assert "<dd>9.0 s, usually 2.0 s</dd>" in page
     assert "usually 2.0 s" in update["sections"]["details"]
     assert update["sections"]["gantt"] in page
+
+
+async def test_a_running_run_says_how_long_is_left_on_its_page_and_in_the_list(
+    make_client: Any, journal: Any
+) -> None:
+    now_s = time.time()
+
+    async def begin(run_id: str, wall_time: float) -> Any:
+        session, _ = await journal.open(run_id, wait=False, read=bool)
+        session.append(RunStarted(run_id, wall_time, {"load": ()}, "etl"))
+        return session
+
+    for run_id in "abc":
+        session = await begin(run_id, now_s - 10_000.0)
+        session.append(RunFinished(3_600_000.0, RunStatus.PASSED))
+        await session.close()
+    running = await begin("now", now_s - 1_200.0)
+    await running.flush()
+
+    client = make_client(app(journal))
+    page, listed = (await client.get("/runs/now")).text, (await client.get("/")).text
+    await running.close()
+
+    left = r"about (39 min \d+ s|40 min 0 s) left"
+    assert re.search(rf"<dt>Running for</dt>.*20 min \d+ s.*, {left}", page)
+    assert len(re.findall(left, listed)) == 1
+    assert not re.search(r"about .* left", (await client.get("/runs/a")).text)
 
 
 async def test_the_second_viewer_of_a_run_reads_no_statistics(make_client: Any) -> None:
