@@ -411,6 +411,41 @@ def test_the_join_of_two_branches_does_not_outlive_a_deadline() -> None:
     assert report.total_duration_ms < 2_000
 
 
+async def test_the_alert_of_prometheus_fires_on_a_run_that_waits_too_long() -> None:
+    pytest.importorskip("prometheus_client", reason="needs prometheus_client")
+    names = names_of("prometheus.md", "import Pipeline", "class WaitMetrics")
+    page = (RECIPES / "prometheus.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.+?)```", page, re.DOTALL)
+    (rule,) = yaml.safe_load(block)["groups"][0]["rules"]
+    registry = names["CollectorRegistry"]()
+    metrics = names["WaitMetrics"](registry)
+
+    def fires(days: float) -> bool:
+        since = registry.get_sample_value(
+            "asyncflow_waiting_since_timestamp_seconds", {"pipeline": "orders"}
+        )
+        if since is None:
+            return False
+        now = {"time": lambda: first.updated_at + days * 86_400}
+        return bool(eval(rule["expr"], {"asyncflow_waiting_since_timestamp_seconds": since, **now}))
+
+    async with SQLiteJournal(":memory:") as journal:
+        for run_id in ("first", "second"):
+            await names["orders"].with_options(journal=journal, run_id=run_id).run()
+        first = await journal.record("first")
+        await metrics.read(journal)
+
+        assert registry.get_sample_value("asyncflow_waiting_runs", {"pipeline": "orders"}) == 2
+        assert not fires(days=1.9)
+        assert fires(days=2.1)
+
+        for run_id in ("first", "second"):
+            await journal.cancel(run_id)
+        await metrics.read(journal)
+
+        assert not fires(days=2.1)
+
+
 def options_of_run(command: list[str]) -> dict[str, Any]:
     """Return the options of ``asyncflow run``, which refuses unknown ones."""
     assert command[:2] == ["asyncflow", "run"]

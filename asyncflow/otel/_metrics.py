@@ -17,6 +17,7 @@ from opentelemetry.metrics import (
 
 from asyncflow import events
 from asyncflow._core.pool import Pool, PoolStats
+from asyncflow._core.results import RunStatus
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of
 
@@ -130,6 +131,9 @@ class RunMetrics:
         self._has_timed_out = True
 
     def _finish(self, event: events.RunFinished) -> None:
+        if event.status is RunStatus.WAITING:  # its end, in another segment, has its duration
+            self.close()
+            return
         result = result_of(event, has_timed_out=self._has_timed_out)
         attributes = {
             **self._name,

@@ -54,6 +54,7 @@ WHERE = "asyncflow.where"
 ENGINE = "asyncflow.engine"
 WORKER = "asyncflow.worker"
 BEGAN = "asyncflow.began"
+WAITING = "asyncflow.waiting"
 
 POOL_NAME = "asyncflow.pool.name"
 
@@ -75,7 +76,6 @@ _RUN_RESULTS: Mapping[RunStatus, str] = {
     RunStatus.PASSED: "success",
     RunStatus.FAILED: "failure",
     RunStatus.INTERRUPTED: "cancellation",
-    RunStatus.WAITING: "skip",
 }
 _RESULTS: Mapping[type[Ended], str] = {
     StepSucceeded: "success",
@@ -95,7 +95,10 @@ REUSED_RESULTS: Mapping[StepStatus, str] = {
 
 
 def result_of(event: Ended | RunFinished, *, has_timed_out: bool = False) -> str:
-    """Return the conventions' word for how a run, a step or an attempt ended."""
+    """Return the conventions' word for how a run, a step or an attempt ended.
+
+    They have none for a run that waits for a signal.
+    """
     if isinstance(event, RunFinished):
         is_late = has_timed_out and event.status is RunStatus.FAILED
         return "timeout" if is_late else _RUN_RESULTS[event.status]

@@ -69,6 +69,8 @@ class RunSpans:
         self._attempts: dict[_Key, Span] = {}
         self._step_contexts: dict[str, SpanContext] = {}
         """Of each step that has a span; the steps that depend on it link to it."""
+        self._waiting: dict[str, None] = {}
+        """The steps that wait for a signal, which have no span until they end."""
         self._has_timed_out = False
         self._first_failure: tuple[str, str] | None = None
         """The type of the first failed step's error, and the text of the event."""
@@ -100,6 +102,7 @@ class RunSpans:
     def _begin(self, event: events.RunStarted | events.RunResumed) -> None:
         self.close()  # the segment before, if these are the events of a stored run
         self._step_contexts.clear()
+        self._waiting.clear()
         self._has_timed_out, self._first_failure = False, None
         self._zero_ns = self._latest_ns = int(event.wall_time * 1e9)
         pipeline = event.pipeline
@@ -131,12 +134,15 @@ class RunSpans:
     def _finish(self, event: events.RunFinished) -> None:
         run, failure, why = self._run, self._first_failure, event.stop_reason
         assert run is not None  # it has started
-        run.set_attribute(semconv.RESULT, result_of(event, has_timed_out=self._has_timed_out))
+        if event.status is RunStatus.WAITING:
+            why = f"waits for {', '.join(self._waiting)}"
+        else:
+            run.set_attribute(semconv.RESULT, result_of(event, has_timed_out=self._has_timed_out))
         if why is not None:
             run.set_attribute(semconv.REASON, escape_controls(why))
         if event.status is RunStatus.PASSED:
             run.set_status(_OK)
-        elif event.status is not RunStatus.WAITING:
+        elif event.status is not RunStatus.WAITING:  # whose status stays unset
             if failure is not None:
                 run.set_attribute(semconv.ERROR_TYPE, failure[0])
                 why = why or failure[1]
@@ -171,7 +177,16 @@ class RunSpans:
             self._step_contexts[step] = span.get_span_context()
         return _OpenStep(span, set_span_in_context(span, context), attributes)
 
+    def _wait(self, event: events.StepWaiting) -> None:
+        assert self._run is not None
+        self._waiting[event.step] = None
+        more: _Attributes = {semconv.TASK_NAME: encodable(event.step)}
+        if event.refused:
+            more[semconv.REASON] = escape_controls(event.refused)
+        self._run.add_event(semconv.WAITING, more, self._at_ns(event.at_ms))
+
     def _end_step(self, event: Any, result: str, status: Status, more: _Attributes) -> None:
+        self._waiting.pop(event.step, None)
         span = self._step(event).span
         span.set_attributes({semconv.TASK_RESULT: result, **more})
         span.set_status(status)
@@ -290,6 +305,7 @@ _HANDLERS: Mapping[type[events.Event], Callable[[RunSpans, Any], object]] = {
     events.RunTimedOut: RunSpans._time_out,
     events.RunFinished: RunSpans._finish,
     events.MapStarted: RunSpans._step,
+    events.StepWaiting: RunSpans._wait,
     events.StepSkipped: RunSpans._skip,
     events.StepReused: RunSpans._reuse,
     events.StepSucceeded: RunSpans._end,
