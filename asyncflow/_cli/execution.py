@@ -120,7 +120,8 @@ async def execute(execution: Execution) -> RunEnd:
         execution = replace(execution, loaded=loaded._replace(orchestrator=orchestrator))
         if execution.journal is None:
             return await _execute(execution, execution.run_id or new_run_name(), None)
-        async with open_journal(execution.journal, logs=flags.logs, prints=flags.prints) as journal:
+        opened = open_journal(execution.journal, logs=flags.kept_logs, prints=flags.prints)
+        async with opened as journal:
             run_id = execution.run_id or await _free_name(journal)
             return await _execute(execution, run_id, journal)
 

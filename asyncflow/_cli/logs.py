@@ -54,6 +54,7 @@ class _Wanted:
 
     step: str | None
     item: int | None
+    attempt: int | None
     level: int | None
     as_json: bool
     directory: Path | None
@@ -68,6 +69,7 @@ class _Wanted:
             "kinds": kinds,
             "step": self.step,
             "item": self.item,
+            "attempt": self.attempt,
             "level": self.level,
             "data": self.directory is not None,
             "limit": _PAGE if self.directory is None else _PAGE // 10,
@@ -78,6 +80,7 @@ class _Wanted:
 @run_argument
 @click.argument("step", metavar="[STEP]", required=False)
 @journal_option
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Only attempts number N.")
 @click.option("--follow", "-f", is_flag=True, help="Show what comes until the run ends.")
 @click.option(
     "--level",
@@ -96,6 +99,7 @@ def logs(
     run: str,
     step: str | None,
     journal: str,
+    attempt: int | None,
     follow: bool,
     level: str | None,
     attachments: Path | None,
@@ -104,17 +108,18 @@ def logs(
     """Show what the steps of a run logged, and what they attached.
 
     RUN is its id, the start of its id, or "latest". STEP is a step, or an item of a mapped step:
-    fetch, 'fetch[3]'. A journal keeps log records only if the run asks for it: --logs INFO.
+    fetch, 'fetch[3]'. `asyncflow run` keeps log records from INFO on, unless --logs says otherwise.
     """
     require_journal(journal)
     number = None if level is None else LEVELS[level]
-    asyncio.run(_show(journal, run, step, number, follow, attachments, as_json))
+    asyncio.run(_show(journal, run, step, attempt, number, follow, attachments, as_json))
 
 
 async def _show(
     address: str,
     run: str,
     step: str | None,
+    attempt: int | None,
     level: int | None,
     follow: bool,
     directory: Path | None,
@@ -125,19 +130,17 @@ async def _show(
         events = [each.event for each in await journal.events(record.run_id)]
         starts = [event for event in events if isinstance(event, RunStarted | RunResumed)]
         names = {name for event in starts for name in event.dependencies}
-        wanted = _Wanted(*step_and_item(step, names), level, as_json, directory)
+        wanted = _Wanted(*step_and_item(step, names), attempt, level, as_json, directory)
         writer = _NoteWriter(RunView(events), wanted)
         shown = await _show_notes(journal, record, wanted, writer, follow=follow)
-        if not shown and not await journal.notes(record.run_id, **wanted.filter | _ANY):
+        if not shown and not await journal.notes(record.run_id, kinds=[StepLogged], limit=1):
             write_note(_no_logs(record))
         elif not shown:
-            write_note("nothing matches; without STEP and --level, the command shows all")
+            write_note(
+                "nothing matches; without STEP, --attempt and --level, the command shows all"
+            )
         if writer.saved:
             write_note(f"saved {plural(writer.saved, 'attachment')} in {directory}")
-
-
-_ANY = {"step": None, "item": None, "level": None, "data": False, "limit": 1}
-"""Selects any note."""
 
 
 async def _show_notes(
@@ -172,9 +175,11 @@ def step_and_item(text: str | None, names: Collection[str]) -> tuple[str | None,
 
 
 def _no_logs(record: RunRecord) -> str:
+    run_id = escape_controls(record.run_id)
     return (
-        f"run {escape_controls(record.run_id)} has no logs; a journal keeps them if asked to: "
-        'asyncflow run --logs INFO, or SQLiteJournal(..., logs="INFO")'
+        f"run {run_id} has no logs: its steps logged nothing, or only below "
+        "the level that it kept; `asyncflow run` keeps INFO unless --logs says otherwise, and "
+        'a program asks its journal: SQLiteJournal(..., logs="INFO")'
     )
 
 

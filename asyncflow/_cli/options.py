@@ -238,6 +238,9 @@ journal_option = click.option(
     f"{_DEFAULT}.",
 )
 _LEVEL = click.Choice([*LEVELS], case_sensitive=False)
+_KEPT, _OFF = "INFO", "OFF"
+"""From which level on log records are stored unless an option says otherwise, and what it says to
+store none."""
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 
 
@@ -381,6 +384,17 @@ class RunFlags:
     prints: bool
     log_level: int | None
 
+    @property
+    def kept_logs(self) -> str | None:
+        """From which level on the journal stores log records; ``None`` for none."""
+        return kept_logs(self.logs)
+
+
+def kept_logs(logs: str | None) -> str | None:
+    """Return the level that ``--logs``, or the project, stands for; ``None`` to store nothing."""
+    logs = (logs or _KEPT).upper()
+    return None if logs == _OFF else logs
+
 
 _WAIT = click.option(
     "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
@@ -429,8 +443,9 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--logs",
         metavar="LEVEL",
-        type=_LEVEL,
-        help="Store what steps log in the journal, from this level on; `asyncflow logs` shows it.",
+        type=click.Choice([*LEVELS, _OFF], case_sensitive=False),
+        help="Store what steps log in the journal, from this level on, by default "
+        f"{_KEPT}; {_OFF} stores nothing. `asyncflow logs` shows it.",
     ),
     click.option("--prints", is_flag=True, help="Store what steps print in the journal."),
     log_options,

@@ -257,11 +257,15 @@ class _StderrHandler(logging.Handler):
 
 
 @contextmanager
-def logs_on_stderr(level: int | None = None, stored: str | None = None) -> Iterator[None]:
+def logs_on_stderr(
+    level: int | None = None, stored: str | None = None, *, is_asked: bool = False
+) -> Iterator[None]:
     """Show what is logged meanwhile, unless the user's code has configured where that goes.
 
     ``level`` is the lowest level of the records; by default warnings, or what the code configured.
-    A journal stores records from the level ``stored`` on: they are made, even if none is shown.
+    A journal stores records from the level ``stored`` on: they are made, even if none is shown. If
+    the user has not asked for that, the level that the code configured stands, because its handlers
+    would show more.
     """
     root = logging.getLogger()
     before, handler = root.level, None
@@ -271,7 +275,7 @@ def logs_on_stderr(level: int | None = None, stored: str | None = None) -> Itera
         root.addHandler(handler)
     if level is not None:
         root.setLevel(level)
-    if stored is not None:
+    if stored is not None and (is_asked or handler is not None):
         root.setLevel(min(root.level, logging.getLevelNamesMapping()[stored]))
     try:
         yield

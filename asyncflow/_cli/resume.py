@@ -124,7 +124,7 @@ def resume(
     with stdout_for_results_only(flags.as_json):
         loaded = [load(target, flags) for target in dict.fromkeys(pipelines)]
         resumption = _Resumption(loaded, flags, dry_run=dry_run)
-        with logs_on_stderr(flags.log_level, flags.logs):
+        with logs_on_stderr(flags.log_level, flags.kept_logs, is_asked=flags.logs is not None):
             asyncio.run(resumption.run(status, since, jobs))
     resumption.write()
     sys.exit(resumption.exit_code)
@@ -162,7 +162,7 @@ class _Resumption:
         """Resume all runs with a status that started since then, as many at once as that."""
         flags = self._flags
         async with AsyncExitStack() as stack:
-            journal = open_journal(flags.journal, logs=flags.logs, prints=flags.prints)
+            journal = open_journal(flags.journal, logs=flags.kept_logs, prints=flags.prints)
             await stack.enter_async_context(journal)
             found = await journal.runs(status, since=since, limit=None)
             # A run within a run is resumed by the step that has started it.

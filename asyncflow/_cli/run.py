@@ -69,9 +69,9 @@ def run(
     if run_id is not None:
         check_run_id(run_id)
     if no_journal and not _is_given("logs"):
-        flags = replace(flags, logs=None)  # what the project stores otherwise
-    if no_journal and (flags.logs or flags.prints):
-        option = "--logs" if flags.logs else "--prints"
+        flags = replace(flags, logs="OFF")  # what the project stores otherwise
+    if no_journal and (flags.kept_logs or flags.prints):
+        option = "--logs" if flags.kept_logs else "--prints"
         raise click.UsageError(
             f"{option} stores what steps say in the journal; name one with --journal, and leave "
             "--no-journal out"
@@ -116,7 +116,7 @@ def execute_run(
             steps = every if from_steps is None else _checked_steps(from_steps, loaded)
             rerun = Rerun(stored.record.run_id, steps)
         execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
-        with logs_on_stderr(flags.log_level, flags.logs):
+        with logs_on_stderr(flags.log_level, flags.kept_logs, is_asked=flags.logs is not None):
             outcome: RunPreview | RunEnd
             if dry_run and stored is not None:
                 outcome = asyncio.run(preview_run(execution, flags.journal, stored.record.run_id))

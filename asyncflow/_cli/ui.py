@@ -16,6 +16,7 @@ from asyncflow._cli.options import (
     complete_target,
     journal_exists,
     journal_option,
+    kept_logs,
     log_options,
     open_journal,
 )
@@ -27,6 +28,7 @@ from asyncflow._cli.output import (
     logs_on_stderr,
     write_note,
 )
+from asyncflow._cli.project import project_defaults
 from asyncflow._runtime.orchestrator import Orchestrator
 
 _TOKEN = "ASYNCFLOW_TOKEN"
@@ -89,13 +91,15 @@ def ui(
         if opens:
             webbrowser.open(url)
 
-    with logs_on_stderr(log_level):
-        code = asyncio.run(_serve(journal, host, port, token, pipelines, on_ready))
+    logs = kept_logs(project_defaults().get("logs"))
+    with logs_on_stderr(log_level, logs):
+        code = asyncio.run(_serve(journal, logs, host, port, token, pipelines, on_ready))
     sys.exit(code)
 
 
 async def _serve(
     journal: str,
+    logs: str | None,
     host: str,
     port: int,
     token: str | None,
@@ -104,7 +108,7 @@ async def _serve(
 ) -> int:
     from asyncflow.web import serve  # its extra may be missing
 
-    async with open_journal(journal) as opened:
+    async with open_journal(journal, logs=logs) as opened:
         serving = asyncio.ensure_future(
             serve(opened, host=host, port=port, token=token, pipelines=pipelines, on_ready=on_ready)
         )

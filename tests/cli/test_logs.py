@@ -103,6 +103,22 @@ def test_a_step_or_an_item_can_be_chosen(stored: Shell) -> None:
     assert len(texts(stored("logs", "latest", "load[1]"))) == 1
 
 
+def test_an_attempt_can_be_chosen(stored: Shell) -> None:
+    assert texts(stored("logs", "monday", "extract", "--attempt", "2")) == [
+        "INFO     extract#2  asking for rows",
+        "ATTACHED extract#2  ../rows.csv (text/plain)",
+    ]
+    assert "nothing matches" in stored("logs", "monday", "load", "--attempt", "2").stderr
+
+
+def test_a_run_that_only_attached_something_has_no_logs(stored: Shell) -> None:
+    store("quiet", STEPS[:1], logs=None)
+
+    assert "ATTACHED" in stored("logs", "quiet").stdout
+    result = stored("logs", "quiet", "extract", "--attempt", "1")
+    assert "run quiet has no logs: " in result.stderr
+
+
 def test_an_unknown_step_without_a_near_one_is_answered_with_the_steps(stored: Shell) -> None:
     result = stored("logs", "monday", "q", exits=2)
 
@@ -199,14 +215,15 @@ def test_a_run_without_logs_says_how_to_keep_them(shell: Shell) -> None:
 
     assert result.stdout == ""
     assert result.stderr == (
-        "run s has no logs; a journal keeps them if asked to: "
-        'asyncflow run --logs INFO, or SQLiteJournal(..., logs="INFO")\n'
+        "run s has no logs: its steps logged nothing, or only below the level that it kept; "
+        "`asyncflow run` keeps INFO unless --logs says otherwise, and a program asks its journal: "
+        'SQLiteJournal(..., logs="INFO")\n'
     )
     assert shell("logs", "s", "--follow").stderr == result.stderr
 
 
 def test_a_filter_that_matches_nothing_says_so(stored: Shell) -> None:
-    way_out = "nothing matches; without STEP and --level, the command shows all\n"
+    way_out = "nothing matches; without STEP, --attempt and --level, the command shows all\n"
     assert stored("logs", "monday", "--level", "CRITICAL").stderr == way_out
     assert stored("logs", "monday", "load[99]").stderr == way_out
 
@@ -254,7 +271,7 @@ def test_following_shows_what_comes_until_the_run_ends(
 ) -> None:
     journal: Any = LiveJournal({0.0: "one", 2.0: "two", 2.1: "three", 6.4: "last"}, 6.5)
     view = RunView([RunStarted("r", 0.0, {"s": ()})])
-    wanted = module._Wanted(None, None, None, False, None)
+    wanted = module._Wanted(None, None, None, None, False, None)
 
     async def follow() -> int:
         lines = module._NoteWriter(view, wanted)

@@ -44,6 +44,28 @@ def test_an_option_and_a_variable_come_first(
     assert stored == {"variable.db", "option.db"}
 
 
+def test_a_project_keeps_no_logs_if_it_says_so(project: Shell) -> None:
+    shown = []
+    for level in ("off", "INFO"):
+        project.write("pyproject.toml", f"[tool.asyncflow]\nlogs = '{level}'\n")
+        project.write(
+            "says.py",
+            """
+            import logging
+            from asyncflow import WorkflowStep
+
+            async def say():
+                logging.getLogger("app").info("hello")
+
+            steps = [WorkflowStep("say", say)]
+            """,
+        )
+        project("run", "says:steps", "--quiet", "--run-id", level)
+        shown.append("hello" in project("logs", level).stdout)
+
+    assert shown == [False, True]
+
+
 @pytest.mark.parametrize(
     ("table", "problem"),
     [

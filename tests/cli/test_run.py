@@ -493,7 +493,10 @@ def test_a_thread_that_outlives_the_run_is_reported(
     assert "a thread of step wait is still running, and the process waits for it" in result.stderr
 
 
-def test_what_steps_say_is_stored_if_options_ask_for_it(shell: Shell) -> None:
+def test_what_steps_log_is_stored_from_info_on_unless_an_option_says_otherwise(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
     shell.write(
         "talk.py",
         """
@@ -510,7 +513,9 @@ def test_what_steps_say_is_stored_if_options_ask_for_it(shell: Shell) -> None:
         """,
     )
 
-    shell("run", "talk:steps", "--quiet", "--run-id", "silent")
+    shell("run", "talk:steps", "--quiet", "--run-id", "plain")
+    shell("run", "talk:steps", "--logs", "off", "--quiet", "--run-id", "silent")
+    shell("run", "talk:steps", "--logs", "DEBUG", "--quiet", "--run-id", "all")
     result = shell("run", "talk:steps", "--logs", "info", "--prints", "--run-id", "loud", "--quiet")
 
     async def notes(run_id: str) -> list[str]:
@@ -518,12 +523,41 @@ def test_what_steps_say_is_stored_if_options_ask_for_it(shell: Shell) -> None:
             return [describe_event(each.event) for each in await journal.notes(run_id)]
 
     assert asyncio.run(notes("silent")) == ["talk: 1 of 2 rows"]
+    assert asyncio.run(notes("plain")) == ["talk: INFO hello", "talk: 1 of 2 rows"]
+    assert len(asyncio.run(notes("all"))) == 3
     assert asyncio.run(notes("loud")) == [
         "talk: INFO hello",
         "talk: INFO printed",
         "talk: 1 of 2 rows",
     ]
     assert "hello" not in result.stderr
+
+
+def test_a_program_that_has_configured_logging_sees_no_more_of_it(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell.write(
+        "talk.py",
+        """
+        import logging
+        from asyncflow import WorkflowStep
+
+        logging.basicConfig(force=True)
+
+        async def talk():
+            logging.getLogger("app").info("hello")
+
+        steps = [WorkflowStep("talk", talk)]
+        """,
+    )
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
+
+    plain = shell("run", "talk:steps", "--quiet", "--run-id", "plain")
+    shell("run", "talk:steps", "--quiet", "--run-id", "asked", "--logs", "INFO")
+
+    assert plain.stderr == ""
+    assert "has no logs" in shell("logs", "plain").stderr
+    assert "hello" in shell("logs", "asked").stdout
 
 
 @pytest.mark.parametrize("option", [["--logs", "INFO"], ["--prints"]])
