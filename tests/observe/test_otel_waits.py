@@ -96,7 +96,7 @@ async def test_a_run_that_stays_in_its_process_has_one_span_over_its_wait(otel):
     async with orders().with_options(observers=[otel.observer]).start() as run:
         await asyncio.sleep(60)
         await run.signal("approved", True)
-        await run
+        await run.report()
 
     span = otel.span("RUN orders")
     assert status_of(span) == ("OK", None)
