@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, RunNotFoundError
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.step import WorkflowStep
@@ -107,7 +108,7 @@ async def resume_all(
         raise TypeError(f"interrupted must be True or False, not {safe_text(repr, interrupted)}")
     lost = [*await journal.orphans()]
     if callable(getattr(journal, "due", None)):
-        lost += await journal.due()  # type: ignore[attr-defined]
+        lost += await journal.due(limit=None)  # type: ignore[attr-defined]
     if interrupted:
         lost += await journal.runs(RunStatus.INTERRUPTED, limit=None)
     outer = {run.run_id for run in lost}
@@ -115,6 +116,7 @@ async def resume_all(
     for run in lost:
         if run.parent in outer:
             nested.setdefault(run.parent, []).append(run)
+    lost_only: Any = LostRuns(journal, None if interrupted else ())
     reports: list[RunReport] = []
 
     async def resume(run: RecoverableRun) -> None:
@@ -123,7 +125,9 @@ async def resume_all(
         pipeline, run_id = find_pipeline(run, known), run.run_id
         if pipeline is not None:
             try:
-                reports.append(await pipeline.with_options(run_id=run_id, journal=journal).run())
+                reports.append(await pipeline.with_options(run_id=run_id, journal=lost_only).run())
+            except NotLostError:
+                pass
             except Exception as error:
                 log_unresumed(run_id, error)
         resume_each(nested.get(run_id, ()))
@@ -135,6 +139,39 @@ async def resume_all(
     async with asyncio.TaskGroup() as group:
         resume_each(run for run in lost if run.parent not in outer)
     return reports
+
+
+class NotLostError(Exception):
+    """Another process has ended or deleted a run since this one found it."""
+
+
+class LostRuns:
+    """A journal that opens no run but those that have lost their process, or wait.
+
+    ``causes`` are those of interruptions after which a run is resumed too; ``None`` stands for all.
+    """
+
+    def __init__(self, journal: Journal, causes: Collection[str | None] | None) -> None:
+        self._journal = journal
+        self._causes = causes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
+        """Open a run, or raise `NotLostError`."""
+
+        def read_lost(stored: StoredRun) -> Any:
+            # Only now, no other process can end it. Of one that was interrupted, earlier versions
+            # have not stored the cause in its events.
+            is_stopped = stored.status is RunStatus.INTERRUPTED and (
+                self._causes is None or stored.cause in self._causes
+            )
+            if not stored.segments or (stored.has_ended and not is_stopped):
+                raise NotLostError
+            return read(stored)
+
+        return await self._journal.open(run_id, wait=wait, read=read_lost)
 
 
 async def is_left_alone(journal: RecoverableJournal, nested: RecoverableRun) -> bool:

@@ -48,6 +48,7 @@ from asyncflow.journal._queries import (
 )
 from asyncflow.journal._reader import JournalReader
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
+from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
 from asyncflow.journal._worker import (
     JournalWorker,
@@ -475,7 +476,7 @@ class SQLJournal:
             call()
 
     async def due(
-        self, *, pipelines: Iterable[str] | None = None, limit: int = 1_000
+        self, *, pipelines: Iterable[str] | None = None, limit: int | None = 1_000
     ) -> list[RunRecord]:
         """Return the waiting runs that are to be continued, the one that was due first first.
 
@@ -483,16 +484,22 @@ class SQLJournal:
 
         Args:
             pipelines: Only those of the pipelines with these names; ``None`` for all.
-            limit: At most this many, at least 1.
+            limit: At most this many, at least 1; ``None`` for all.
 
         Raises:
             JournalError: The journal can't be read.
         """
+        limit = LARGEST if limit is None else limit
         check_count("limit", limit, 1, at_most=LARGEST)
         names = None if pipelines is None else check_names("pipelines", pipelines, "pipeline")
-        own_clock = getattr(asyncio.get_running_loop(), "wall_time", None)
-        now = None if own_clock is None else own_clock()
-        return await self._read(self._reader.due, now, names, limit)
+        return await self._due(names, limit)
+
+    async def _due(
+        self, pipelines: Iterable[str] | None, limit: int, skipped: Collection[str] = ()
+    ) -> list[RunRecord]:
+        """Do the same; a service skips runs that it has, or can't continue."""
+        now = virtual_now(asyncio.get_running_loop())
+        return await self._read(self._reader.due, now, pipelines, limit, skipped)
 
     async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
@@ -500,7 +507,8 @@ class SQLJournal:
         It takes several short transactions, so that runs that write meanwhile do not wait for long.
 
         Args:
-            older_than: Only those that ended longer ago, such as ``timedelta(days=90)``.
+            older_than: Only those that ended longer ago, such as ``timedelta(days=90)``, and that
+                have received no signal since.
             status: Only those with this status, which can't be ``RUNNING`` or ``ORPHANED``. Runs
                 that are ``WAITING`` for a signal are deleted only if this says so.
 

@@ -19,23 +19,23 @@ from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
 from asyncflow.events import StepSucceeded
 from asyncflow.journal._event_codec import event_checksum, event_of
-from asyncflow.journal._sql import EVENT_COLUMNS, Statement
+from asyncflow.journal._sql import EVENT_COLUMNS, NOW, Statement, virtual_now
 
 _REMEMBER = (
     "INSERT INTO cached_results (key, run_id, position, attempts, duration_ms, stored_at, "
-    "checksum) VALUES (?, ?, ?, ?, ?, {now}, ?) ON CONFLICT (key) DO UPDATE SET "
+    f"checksum) VALUES (?, ?, ?, ?, ?, {NOW}, ?) ON CONFLICT (key) DO UPDATE SET "
     "run_id = excluded.run_id, position = excluded.position, attempts = excluded.attempts, "
     "duration_ms = excluded.duration_ms, stored_at = excluded.stored_at, "
     "checksum = excluded.checksum"
 )
 
 SELECT_CACHED = (
-    "SELECT c.key, {now} - c.stored_at, c.run_id, c.position, c.attempts, c.duration_ms, "
+    f"SELECT c.key, {NOW} - c.stored_at, c.run_id, c.position, c.attempts, c.duration_ms, "
     f"c.checksum, {', '.join(f'e.{column}' for column in EVENT_COLUMNS)} FROM cached_results c "
     "JOIN events e ON e.run_id = c.run_id AND e.position = c.position "
     "WHERE c.key IN ({keys})"
 )
-"""The results with some keys, each with its age in seconds."""
+"""The results with some keys, each with its age in seconds: the present is a parameter."""
 
 Wanted: TypeAlias = Mapping[str, float]
 """Keys, each with how many seconds old its result may be."""
@@ -44,21 +44,27 @@ _log = logging.getLogger("asyncflow")
 
 
 def remembered(
-    key: str, run_id: str, position: int, attempts: int, duration_ms: float
+    key: str,
+    run_id: str,
+    position: int,
+    attempts: int,
+    duration_ms: float,
+    now: float | None,
 ) -> Statement:
-    """Return the statement that lets a result be found."""
+    """Return the statement that lets a result be found. ``now`` is the present in virtual time."""
     values = run_id, position, attempts, duration_ms
-    return Statement(_REMEMBER, (key, *values, _checksum(key, *values)))
+    return Statement(_REMEMBER, (key, *values, now, _checksum(key, *values)))
 
 
 class Lookups:
     """Asks for the results of one event loop.
 
-    ``read`` returns those with some keys that are not too old. It is called in ``thread``.
+    ``read`` returns those with some keys that are not too old. It is called in ``thread``, with
+    the keys and the present in virtual time.
     """
 
     def __init__(
-        self, thread: Executor, read: Callable[[Wanted], Mapping[str, CachedResult]]
+        self, thread: Executor, read: Callable[[Wanted, float | None], Mapping[str, CachedResult]]
     ) -> None:
         self._thread = thread
         self._read = read
@@ -85,7 +91,8 @@ class Lookups:
         assert answer is not None
         self._wanted, self._answer = {}, None
         try:
-            job = answer.get_loop().run_in_executor(self._thread, self._read, wanted)
+            loop = answer.get_loop()
+            job = loop.run_in_executor(self._thread, self._read, wanted, virtual_now(loop))
         except JournalError as error:  # it is closed
             self._pass_on(answer, None, error)
         else:

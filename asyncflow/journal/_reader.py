@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, starmap
@@ -353,11 +353,15 @@ class JournalReader:
         return record if record is not None and record.status is RunStatus.WAITING else None
 
     def due(
-        self, now: float | None, pipelines: Iterable[str] | None, limit: int
+        self,
+        now: float | None,
+        pipelines: Iterable[str] | None,
+        limit: int,
+        skipped: Collection[str],
     ) -> list[RunRecord]:
         """Return the waiting runs to continue, of these pipelines if there are any names."""
         names = None if pipelines is None else [*map(column_of, pipelines)]
-        rows = map(self.store.lists.run, self.store.signals.due(now, names, limit))
+        rows = map(self.store.lists.run, self.store.signals.due(now, names, limit, skipped))
         return [_record_of(row) for row in rows if row is not None and row.status == "waiting"]
 
     def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:

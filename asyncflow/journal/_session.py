@@ -34,7 +34,7 @@ from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
 from asyncflow.journal._signals import forget
-from asyncflow.journal._sql import Statement
+from asyncflow.journal._sql import Statement, virtual_now
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
@@ -137,7 +137,8 @@ class SQLSession:
     def append_cached(self, key: str, attempts: int, duration_ms: float) -> _Waiter:
         run_id, position = self._lease.run_id, self._appended
         if not (self._closing or self._lease.failure):
-            self._remembered.append(remembered(key, run_id, position, attempts, duration_ms))
+            now = virtual_now(self._queue.loop)
+            self._remembered.append(remembered(key, run_id, position, attempts, duration_ms, now))
             self._queue.schedule(self)
         waiter = self._queue.loop.create_future()
         self._waiters.append((position, waiter))

@@ -15,18 +15,19 @@ owner ends its segment, or finds the run waiting:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._sql import OWNER, Database, Statement, marks
+from asyncflow.journal._sql import NOW, OWNER, Database, Statement, marks
 
 SENT, EXPIRED = "sent", "expired"
 """The kinds of rows."""
-DUE = 0.0
-"""The ``due_at`` of a waiting run that a signal has reached: a time long past."""
+_DUE_NOW = "{now} - 1e11"
+"""The ``due_at`` of a waiting run that a signal has reached: long past, whatever becomes of the
+clock, and later for each signal."""
 
 _LEASE = f"SELECT {OWNER} FROM leases l WHERE l.run_id = ?{{lock}}"
 _RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
@@ -39,17 +40,19 @@ _REPLACE = (
     "UPDATE signals SET kind = ?, codec = ?, data = ?, sent_by = ?, sent_at = {now} "
     "WHERE run_id = ? AND name = ?"
 )
-_WAKE = "UPDATE runs SET due_at = ? WHERE run_id = ? AND status = 'waiting'"
+_WAKE = f"UPDATE runs SET due_at = {_DUE_NOW} WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
 _TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
 _ALL = "SELECT name, kind, codec, data FROM signals WHERE run_id = ?"
 _SIGNALLED = (
     "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
 )
-_DUE = "SELECT r.run_id FROM runs r WHERE r.due_at IS NOT NULL AND r.due_at <= COALESCE(?, {now})"
+_DUE = f"SELECT r.run_id FROM runs r WHERE r.due_at IS NOT NULL AND r.due_at <= {NOW}"
 _FORGET = "DELETE FROM signals WHERE run_id = ? AND name = ?"
 _CANCELLED = "SELECT 1 FROM leases WHERE run_id = ? AND cancel_token = token"
-_WAIT = "UPDATE runs SET waits = ?, due_at = ? WHERE run_id = ?"
+_WAIT = (
+    f"UPDATE runs SET waits = ?, due_at = CASE WHEN ? THEN {_DUE_NOW} ELSE ? END WHERE run_id = ?"
+)
 
 
 def forget(run_id: str, name: str, *, only_expired: bool = False) -> Statement:
@@ -66,15 +69,15 @@ def write_wait(
     """Note what a run waits for whose segment ends; its lease is locked."""
     names = set(_received(cursor, database, run_id))
     cursor.execute(database.translate(_CANCELLED), [run_id])
-    is_due = names & waits.keys() or cursor.fetchone() is not None
+    is_due = bool(names & waits.keys()) or cursor.fetchone() is not None
     ends = [at for at in waits.values() if at is not None]
-    due_at = DUE if is_due else min(ends, default=None)
-    cursor.execute(database.translate(_WAIT), [json.dumps([*waits]), due_at, run_id])
+    values = [json.dumps([*waits]), is_due, min(ends, default=None), run_id]
+    cursor.execute(database.translate(_WAIT), values)
 
 
 def wake(run_id: str) -> Statement:
     """Return what lets a run be continued at once if it waits; its lease is locked."""
-    return Statement(_WAKE, (DUE, run_id))
+    return Statement(_WAKE, (run_id,))
 
 
 def _received(cursor: Any, database: Database, run_id: str) -> dict[str, Payload | None]:
@@ -167,18 +170,25 @@ class Signals:
         """Return the claims whose owner must look, each a run id and a token."""
         return [(run_id, token) for run_id, token in self._rows(_SIGNALLED)]
 
-    def due(self, now: float | None, pipelines: Sequence[str] | None, limit: int) -> list[str]:
-        """Return the waiting runs to continue, the one that was due first first.
+    def due(
+        self,
+        now: float | None,
+        pipelines: Sequence[str] | None,
+        limit: int,
+        skipped: Collection[str] = (),
+    ) -> list[str]:
+        """Return the waiting runs to continue but for those skipped, the one due first first.
 
-        ``now`` is the present in virtual time; else the clock of the database says it.
+        ``now`` is the present in virtual time.
         """
         sql = _DUE
         if pipelines is not None:
             # As an expression, or SQLite would go through all runs of these pipelines.
             sql += f" AND r.pipeline || '' IN ({marks(len(pipelines)) or 'NULL'})"
         sql += " ORDER BY r.due_at LIMIT ?"
-        rows = self._rows(sql, now, *(pipelines or ()), limit)
-        return [run_id for (run_id,) in rows]
+        # Whatever is skipped, as many others are found.
+        rows = self._rows(sql, now, *(pipelines or ()), limit + len(skipped))
+        return [run_id for (run_id,) in rows if run_id not in skipped][:limit]
 
     def _rows(self, sql: str, *parameters: Any) -> list[Any]:
         def attempt() -> list[Any]:

@@ -7,6 +7,7 @@ called in one thread only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -84,6 +85,16 @@ class Database(Protocol):
     def close(self) -> None:
         """Disconnect, and never raise. The next use connects again."""
         ...
+
+
+NOW = "COALESCE(?, {now})"
+"""The present: a parameter that is what `virtual_now` returns, or else the database's clock."""
+
+
+def virtual_now(loop: asyncio.AbstractEventLoop) -> float | None:
+    """Return the present in virtual time; ``None`` where time is real."""
+    wall_time = getattr(loop, "wall_time", None)
+    return None if wall_time is None else wall_time()
 
 
 def either_case(letter: str) -> str:

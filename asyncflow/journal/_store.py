@@ -183,11 +183,15 @@ _LAST = (
 )
 _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
 _LAST_NOTE = "(SELECT COALESCE(MAX(n.position), 0) FROM notes n WHERE n.run_id = l.run_id)"
+# A process continues what was answered since: pruned, an accepted signal would be lost.
+_UNANSWERED = (
+    "NOT EXISTS (SELECT 1 FROM signals s WHERE s.run_id = r.run_id AND s.sent_at > {now} - ?)"
+)
 _ENDED = (
     f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE} "
     "FROM leases l JOIN runs r ON r.run_id = l.run_id "
     f"WHERE {FREE} AND r.status NOT IN ('running', 'waiting') "
-    "AND r.updated_at <= {now} - ?"
+    f"AND r.updated_at <= {{now}} - ? AND {_UNANSWERED}"
 )
 _ENDED_AS = _ENDED.replace("r.status NOT IN ('running', 'waiting')", "r.status = ?")
 _STRAY = (
@@ -196,7 +200,8 @@ _STRAY = (
 )
 _DELETABLE = (
     f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
-    "r.run_id = l.run_id AND (r.status IN ('running', ?) OR r.updated_at > {now} - ?))"
+    "r.run_id = l.run_id AND (r.status IN ('running', ?) OR r.updated_at > {now} - ? "
+    f"OR NOT {_UNANSWERED}))"
 )
 
 
@@ -401,13 +406,16 @@ class Store:
             rows = cursor.fetchall()
         return checkpoints_of(self.database.name, run_id, rows)
 
-    def cached(self, wanted: Wanted) -> dict[str, CachedResult]:
-        """Return the successes with some keys that are not too old, by key."""
+    def cached(self, wanted: Wanted, now: float | None) -> dict[str, CachedResult]:
+        """Return the successes with some keys that are not too old, by key.
+
+        ``now`` is the present in virtual time.
+        """
         rows: list[Sequence[Any]] = []
         with self.database.reading() as cursor:
             for chunk in chunks(padded(list(wanted))):
                 sql = SELECT_CACHED.replace("{keys}", marks(len(chunk)))
-                self._execute(cursor, sql, chunk)
+                self._execute(cursor, sql, [now, *chunk])
                 rows += cursor.fetchall()
         return cached_of(self.database.name, wanted, rows)
 
@@ -458,9 +466,9 @@ class Store:
 
         Without a status, free leases that have no run are among them.
         """
-        sql, values = (_ENDED, [age_s]) if status is None else (_ENDED_AS, [status, age_s])
+        sql, values = (_ENDED, []) if status is None else (_ENDED_AS, [status])
         with self.database.reading() as cursor:
-            self._execute(cursor, f"{sql} ORDER BY r.run_id", values)
+            self._execute(cursor, f"{sql} ORDER BY r.run_id", [*values, age_s, age_s])
             rows = cursor.fetchall()
             if status is None:
                 self._execute(cursor, _STRAY)
@@ -477,7 +485,7 @@ class Store:
             deleted = 0
             for chunk in chunks(run_ids):
                 sql = f"{_DELETABLE} AND l.run_id IN ({marks(len(chunk))})"
-                self._execute(cursor, sql, [kept, age_s, *chunk])
+                self._execute(cursor, sql, [kept, age_s, age_s, *chunk])
                 deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 

@@ -27,12 +27,13 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
 )
-from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import RunStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import (
+    LostRuns,
+    NotLostError,
     RecoverableRun,
     find_pipeline,
     is_left_alone,
@@ -58,6 +59,8 @@ _PROBATION_S = 300.0
 _DUE_EVERY_S = 1.0
 """How often to look for waiting runs that another process has made due, or whose deadline has
 expired."""
+_AT_ONCE = 1_000
+"""How many of them a look finds at most."""
 _SOON_S = 0.25
 """How often to look again while such runs wait for each other."""
 
@@ -84,7 +87,7 @@ class Recovery:
         self._places = places
         self._active = active
         self._begin = begin
-        self._lost_only: Any = _LostRuns(journal)
+        self._lost_only: Any = LostRuns(journal, _CONTINUED)
         self._unresumable: set[str] = set()
         """The runs that can't be resumed here, which was logged."""
         self._beginning: set[asyncio.Task[None]] = set()
@@ -127,13 +130,10 @@ class Recovery:
             self._journal._on_due.remove(wake)
 
     async def _continue_due(self) -> None:
-        for run in await self._journal.due(pipelines=[*self._pipelines]):
-            run_id = run.run_id
-            others = self._unresumable, self._active, self._continuing
-            if any(run_id in each for each in others):
-                continue
+        skipped = self._unresumable | self._active.keys() | self._continuing
+        for run in await self._journal._due([*self._pipelines], _AT_ONCE, skipped):
             await self._places.wait()
-            self._continuing.add(run_id)
+            self._continuing.add(run.run_id)
             task = asyncio.create_task(self._continue(run))
             self._beginning.add(task)
             task.add_done_callback(self._beginning.discard)
@@ -206,34 +206,9 @@ class Recovery:
         run_id = run.run_id
         try:
             await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
-        except (ServiceStoppingError, _NotLostError):
+        except (ServiceStoppingError, NotLostError):
             pass
         except Exception as error:
             log_unresumed(run_id, error)
             if not isinstance(error, _PASSING):
                 self._unresumable.add(run_id)
-
-
-class _NotLostError(Exception):
-    """Another process has ended or deleted a run since this one found it."""
-
-
-class _LostRuns:
-    """A journal that opens no run but those that have lost their process."""
-
-    def __init__(self, journal: SQLJournal) -> None:
-        self._journal = journal
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
-
-    async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
-        def read_lost(stored: StoredRun) -> Any:
-            # Only now, no other process can end it. Of one that was interrupted, earlier versions
-            # have not stored the cause in its events.
-            is_stopped = stored.status is RunStatus.INTERRUPTED and stored.cause in _CONTINUED
-            if not stored.segments or (stored.has_ended and not is_stopped):
-                raise _NotLostError
-            return read(stored)
-
-        return await self._journal.open(run_id, wait=wait, read=read_lost)

@@ -373,7 +373,11 @@ class Cycles:
         self._run(state, random.choice([0, 0, random.randint(1, 9)]), cancel=True)
         was_asked = self._take_outcome(state).get("asked")  # unknown if that process was killed
         effects = _effects_in(state.folder)
-        for kill in [*random.choices(range(1, len(self.points) + 1), k=random.randint(0, 2)), 0]:
+        kills = [*random.choices(range(1, len(self.points) + 1), k=random.randint(0, 2)), 0]
+        if self._database.status(state.folder, state.run_id)[0] == "interrupted":
+            self.cancelled += 1  # it was waiting, and has ended at once
+            kills = []
+        for kill in kills:
             state.kills = (*state.kills, kill) if kill else state.kills
             self._run(state, kill)
             self._check(state)

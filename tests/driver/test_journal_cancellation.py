@@ -279,7 +279,8 @@ async def test_a_run_cancelled_while_resume_all_runs_it_is_no_error(
             started.set()
 
     known = Orchestrator(run.steps, name="p", observers=[observe])
-    resuming = asyncio.ensure_future(resume_all(run.journal, [known]))  # type: ignore[arg-type]
+    journal: Any = run.journal
+    resuming = asyncio.ensure_future(resume_all(journal, [known], interrupted=True))
     await started.wait()
     await asyncio.sleep(0.001)
 

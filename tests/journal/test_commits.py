@@ -106,7 +106,7 @@ def test_runs_that_share_results_store_them_in_one_order(tmp_path: Path) -> None
     batches = [
         CommitBatch(
             *(run_id, store.claim(run_id, claim), [], None, False),
-            remembered=[remembered(key, run_id, 1, 1, 0.0) for key in keys],
+            remembered=[remembered(key, run_id, 1, 1, 0.0, None) for key in keys],
         )
         for run_id, keys in (("r1", "db"), ("r2", "ca"))
     ]

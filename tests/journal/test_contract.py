@@ -1459,6 +1459,18 @@ async def test_the_latest_success_of_a_call_is_found_until_it_is_too_old(
     assert await journal.cached("another", 60_000) is None
 
 
+def test_in_virtual_time_a_success_becomes_too_old(make_journal: Any) -> None:
+    async def main() -> None:
+        async with make_journal() as journal:
+            await store_result(journal, "r", ONE)
+            await asyncio.sleep(86_000)
+            assert await journal.cached("key", 86_400_000) == ("r", 1, 1.5, ONE)
+            await asyncio.sleep(401)
+            assert await journal.cached("key", 86_400_000) is None
+
+    run_in_virtual_time(main())
+
+
 async def test_a_success_that_is_not_stored_is_found_by_nobody(journal: Any, database: Any) -> None:
     session = await opened(journal)
     session.append(started())

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from postgres_server import PostgresServer
 
-from asyncflow import RunReport, WorkflowStep, run_pipeline
+from asyncflow import Pipeline, RunReport, WorkflowStep, each, run_pipeline
 from asyncflow._core.errors import JournalError, LeaseLostError
 from asyncflow.events import AttemptStarted, Event, RunFinished, RunStarted, StepSucceeded
 from asyncflow.journal import PostgresJournal
@@ -325,3 +326,29 @@ async def test_the_rights_that_the_guide_grants_suffice(
 
     assert report.all_passed
     assert remaining == []
+
+
+async def test_equal_results_that_two_processes_store_at_once_cause_no_deadlock(dsn: str) -> None:
+    def pipeline(journal: PostgresJournal, numbers: list[int]) -> Pipeline:
+        made = Pipeline("squares", journal=journal)
+
+        @made.step
+        async def source() -> list[int]:
+            return numbers
+
+        @made.step(cache_ms=1)
+        async def square(number: int = each(source)) -> int:
+            await asyncio.sleep(0.001)
+            return number**2
+
+        return made
+
+    numbers = [*range(200)]
+    async with PostgresJournal(dsn) as one, PostgresJournal(dsn) as other:
+        for _ in range(3):
+            await asyncio.gather(pipeline(one, numbers).run(), pipeline(other, numbers[::-1]).run())
+
+    await asyncio.sleep(1)  # the server counts with a delay
+    with psycopg.connect(dsn) as connection:
+        query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert connection.execute(query).fetchone() == (0,)

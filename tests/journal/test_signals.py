@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,16 +73,19 @@ async def due(journal: Any) -> list[str]:
 
 
 def in_virtual_time(test: Any) -> Any:
-    def run(make_journal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        more = [monkeypatch] if "monkeypatch" in signature(test).parameters else []
+    own = signature(test)
+    journals = Parameter("make_journal", Parameter.POSITIONAL_OR_KEYWORD)
+    others = [each for name, each in own.parameters.items() if name != "journal"]
 
+    def run(make_journal: Any, **fixtures: Any) -> None:
         async def main() -> None:
             async with make_journal() as journal:
-                await test(journal, *more)
+                await test(journal, **fixtures)
 
         run_in_virtual_time(main())
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
+    run.__signature__ = own.replace(parameters=[journals, *others])  # type: ignore[attr-defined]
     return run
 
 
@@ -609,6 +612,19 @@ async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
 
 
 @in_virtual_time
+async def test_runs_are_due_in_the_order_in_which_they_have_become_due(journal: Any) -> None:
+    orders = Orders(deadline_ms=1_000)
+    for run_id in "abcd":
+        await orders.run(journal, run_id)
+    await asyncio.sleep(60)
+    for run_id in "cad":
+        await journal.signal(run_id, "approved", True)
+
+    assert await due(journal) == ["c", "a", "d", "b"]
+    assert [record.run_id for record in await journal.due(limit=2)] == ["c", "a"]
+
+
+@in_virtual_time
 async def test_a_signal_to_a_run_that_is_deleted_meanwhile_leaves_nothing(journal: Any) -> None:
     orders = Orders()
     await orders.run(journal)
@@ -699,6 +715,55 @@ async def test_a_run_that_waits_is_pruned_only_if_that_is_asked_for(journal: Any
     assert await journal.prune(timedelta(0)) == 0
     assert await journal.prune(timedelta(0), status="WAITING") == 1
     assert await journal.runs() == []
+
+
+@pytest.mark.parametrize("status", ["WAITING", "FAILED"])
+@in_virtual_time
+async def test_a_run_that_was_answered_lately_is_not_pruned(
+    journal: Any, database: Any, status: str
+) -> None:
+    orders = Orders(deadline_ms=1_000) if status == "FAILED" else Orders()
+    await orders.run(journal)
+    if status == "FAILED":
+        await asyncio.sleep(60)
+        await orders.run(journal)
+    database.query("UPDATE runs SET updated_at = 1")
+    database.query("UPDATE signals SET sent_at = 1")
+    await journal.signal("r", "approved", True)
+
+    assert (await journal.record("r")).status == status
+    assert await journal.prune(timedelta(days=90), status=status) == 0
+    database.query("UPDATE signals SET sent_at = 1")
+    assert await journal.prune(timedelta(days=90), status=status) == 1
+
+
+async def test_pruning_takes_no_run_that_is_being_continued(
+    make_journal: Any, database: Any
+) -> None:
+    chance, orders = random.Random(3), Orders()
+    async with make_journal() as journal, make_journal() as other:
+
+        async def prune() -> int:
+            count = 0
+            for _ in range(6):
+                await asyncio.sleep(chance.random() / 50)
+                count += await other.prune(timedelta(0), status="WAITING")
+            return count
+
+        run_ids = [f"r{number}" for number in range(60)]
+        for run_id in run_ids:
+            await orders.run(journal, run_id)
+        await asyncio.gather(*(journal.signal(run_id, "approved", True) for run_id in run_ids))
+        pruned, reports = await asyncio.gather(prune(), resume_all(journal, [orders.pipeline]))
+        left = await journal.runs(limit=None)
+        for record in left:
+            assert (await journal.report(record.run_id)).status is RunStatus.PASSED
+
+    assert len(left) == len(reports) == len(run_ids) - pruned
+    (strays,) = database.query(
+        "SELECT COUNT(*) FROM signals WHERE run_id NOT IN (SELECT run_id FROM runs)"
+    )
+    assert strays == (0,)
 
 
 @in_virtual_time

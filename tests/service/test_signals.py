@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def orders(**wait: Any) -> Pipeline:
 
 
 def in_virtual_time(test: Any) -> Any:
-    def run(tmp_path: Path) -> None:
-        run_in_virtual_time(test(tmp_path))
+    def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        more = [monkeypatch] if "monkeypatch" in signature(test).parameters else []
+        run_in_virtual_time(test(tmp_path, *more))
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
@@ -131,6 +133,31 @@ async def test_a_service_without_a_journal_sends_signals_to_its_runs(tmp_path: P
         assert (await run.report())["publish"].output == "draft: True"
         with pytest.raises(LookupError, match="has no run 'x' now"):
             await service.signal("x", "approved", True)
+
+
+@in_virtual_time
+async def test_runs_that_cannot_be_continued_hold_up_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncflow.service._recovery._AT_ONCE", 3)
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        new = orders()  # a deployment has added an input, which older runs do not have
+
+        @new.step(depends_on=["publish"])
+        async def ship(address: str) -> str:
+            return address
+
+        older = [f"older {number}" for number in range(5)]
+        for run_id in older:
+            await orders().with_options(journal=journal, run_id=run_id).run()
+            await journal.signal(run_id, "approved", True)
+        await new.with_options(journal=journal, run_id="r").run(address="x")
+        await journal.signal("r", "approved", True)
+        async with Service([new], journal=journal):
+            await asyncio.sleep(3)
+
+        assert (await journal.record("r")).status == "PASSED"
+        assert [record.run_id for record in await journal.due()] == older
 
 
 @in_virtual_time
