@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from asyncflow.testing import VirtualTimeLoop
+
 ROOT = Path(__file__).parents[1]
 
 FENCE = re.compile(
@@ -37,7 +39,7 @@ SLOW = (
     r'"process"|"spawn"|subprocess\.Popen|time\.sleep\('
     r"|^(from|import) (airflow|celery|dbos|langgraph|prefect)\b"
 )
-"""What the code of a page has that starts processes or sleeps."""
+"""What the code of a page has that starts processes or blocks: such a page runs in real time."""
 
 
 class Block(NamedTuple):
@@ -95,11 +97,15 @@ def pages() -> list[Any]:
         pytest.param(
             page,
             id=str(page.relative_to(ROOT)),
-            marks=[pytest.mark.process] if re.search(SLOW, code, re.M) else [],
+            marks=[pytest.mark.process] if is_slow(page) else [],
         )
         for page in found
-        if (code := "".join(block.code for block in blocks_of(page) if block.runs))
+        if any(block.runs for block in blocks_of(page))
     ]
+
+
+def is_slow(page: Path) -> bool:
+    return any(re.search(SLOW, block.code, re.M) for block in blocks_of(page) if block.runs)
 
 
 @contextlib.contextmanager
@@ -125,13 +131,15 @@ def run_page(page: Path) -> list[str]:
 
     They share a namespace and an event loop, like the lines of one ``python -m asyncio`` session. A
     block that awaits nothing runs outside of the loop, so that it can start another one. A block
-    whose first line is a comment with the path of a module is also saved there.
+    whose first line is a comment with the path of a module is also saved there. What only sleeps
+    does so in virtual time, so that a busy machine changes no order.
     """
+    loop_factory = None if is_slow(page) else VirtualTimeLoop
     differences = []
     module = types.ModuleType("__page__")
     sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
     try:
-        with own_logging(), asyncio.Runner() as runner:
+        with own_logging(), asyncio.Runner(loop_factory=loop_factory) as runner:
             for block in blocks_of(page):
                 if not block.runs:
                     if block.needs and "ASYNCFLOW_ALL_BLOCKS" in os.environ:
