@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
@@ -570,32 +570,40 @@ def capturing_notes() -> tuple[Notes, StartedAttempt] | None:
     return run.outer if run.notes is None or not run.notes.takes_logs else (run.notes, running)
 
 
-def remaining_s() -> float:
-    """Return how many seconds the running attempt has left; infinite outside of one."""
-    if _attempt.get(None) is None and _sent_attempt() is None:
-        return math.inf
-    left_ms = current_step().remaining_ms()
-    return math.inf if left_ms is None else left_ms / 1000
+class Surroundings(NamedTuple):
+    """What a run has of the attempt that runs it."""
+
+    left_s: float = math.inf
+    """How many seconds the attempt has left."""
+    notes: tuple[Notes, StartedAttempt] | None = None
+    """As `capturing_notes` returns it."""
+    secrets: SecretTexts | None = None
+    """The secrets of its run, if that has any."""
+    pools: frozenset[Pool] = frozenset()
+    """The pools of which it, and those around its run, hold slots."""
 
 
-def pools_around() -> frozenset[Pool]:
-    """Return the pools of which the running attempt, and those around its run, hold slots."""
+_NOTHING_AROUND = Surroundings()
+
+
+def surroundings() -> Surroundings:
+    """Return what a run that starts now has of the attempt that is running."""
     running = _attempt.get(None)
-    if running is None:
-        return frozenset()
+    if running is None and _sent_attempt() is None:
+        return _NOTHING_AROUND
+    left_ms = current_step().remaining_ms()
+    left_s, notes = math.inf if left_ms is None else left_ms / 1000, capturing_notes()
+    if running is None:  # of a run in another process
+        return Surroundings(left_s, notes)
     run = _run.get()
     pool = run.plan.steps[run.plan.index[running[0]]].pool
-    return run.pools if pool is None else run.pools | {pool}
+    pools = run.pools if pool is None else run.pools | {pool}
+    return Surroundings(left_s, notes, run.secrets, pools)
 
 
 def current_clock() -> Callable[[], float] | None:
     """Return the clock of the run one of whose actions is running; ``None`` outside of one."""
     return None if _attempt.get(None) is None else _run.get().clock
-
-
-def known_secrets() -> SecretTexts | None:
-    """Return the secrets of the run one of whose actions is running, if it has any."""
-    return None if _attempt.get(None) is None else _run.get().secrets
 
 
 def current_run() -> str | None:

@@ -11,21 +11,17 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-from asyncflow._core.graph import PlanView
+from asyncflow._core.graph import Plan
 from asyncflow._core.step import WorkflowStep
 
 _PARAMETER = re.compile(r"\*\*|\w+")
 _AFTER_SOURCE = re.compile(r", |\)")
 
 
-class Fingerprints(PlanView[tuple[str, str]]):
-    """For each step of a plan, the data that its action takes, as text, and its version."""
-
-    __slots__ = ()
-
-    def of(self, index: int) -> tuple[str, str]:
-        step = self._plan.steps[index]
-        return _data_of(step, self._plan.resources), step.version
+def fingerprints_of(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Return the data that each step's action takes, as text, and the step's version, by name."""
+    steps = [plan.steps[at] for at in plan.order]
+    return {step.name: (_data_of(step, plan.resources), step.version) for step in steps}
 
 
 def difference(stored: tuple[str, str], now: tuple[str, str]) -> str | None:

@@ -17,18 +17,17 @@ dictionaries of names cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from itertools import accumulate
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names
 from asyncflow._core.errors import CyclicDependencyError, MissingInputError
-from asyncflow._core.record import made_by, record, replace
+from asyncflow._core.record import derived, made_by, record, replace
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import did_you_mean
 
 K = TypeVar("K")
-V = TypeVar("V")
 
 
 def topological_sort(steps: Iterable[WorkflowStep]) -> list[str]:
@@ -75,6 +74,14 @@ class Plan:
     """The steps with any policy beside attempts, their time limit and the backoff between them."""
     cleanups: frozenset[int]
     """The clean-up steps: ``run_if`` is ``"failure"`` or ``"always"``."""
+    _bound: tuple[set[str], Bindings] | None = derived()
+    """What `bindings` has returned last, and the names of the inputs for which."""
+    depends_on: Mapping[str, tuple[str, ...]] = made_by(default_factory=dict)
+    """The dependencies of each step, all by name, in the topological order. All runs share it."""
+    max_retries: Mapping[str, int] = made_by(default_factory=dict)
+    """How many attempts each step has in all, in the same way."""
+    secret: tuple[str, ...] = ()
+    """The steps whose output is secret, by name."""
     targets: frozenset[str] = frozenset()
     """The steps that the caller has named, if not all steps run."""
     resources: frozenset[str] = frozenset()
@@ -91,6 +98,17 @@ class Plan:
     keeps_waiting: bool = False
     """Whether a run must stay in its process while it waits: what a signal answers would have to be
     made again later, because it is not stored."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_bound", None)
+
+    def bindings(self, inputs: Set[str]) -> Bindings:
+        """Return what `bind` and `bind_conditions` do. Most runs have the inputs of the latest."""
+        bound = self._bound
+        if bound is None or bound[0] != inputs:
+            bound = {*inputs}, Bindings(bind(self, inputs), bind_conditions(self, inputs))
+            object.__setattr__(self, "_bound", bound)
+        return bound[1]
 
 
 class Dependents:
@@ -158,8 +176,17 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     chained, flows = _chains(steps, index, special)
     signals = frozenset(at for at in special if steps[at].signal is not None)
     answered = _reachable(signals, dependencies.__getitem__) if signals else set()
+    in_order = [steps[at] for at in order]
+    depends_on = {step.name: step.depends_on for step in in_order}
+    for at in after_all:
+        depends_on[steps[at].name] = tuple([steps[other].name for other in dependencies[at]])
     return Plan(
-        *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
+        *(steps, index, dependencies, dependents, tiers, order),
+        depends_on=depends_on,
+        max_retries={step.name: step.max_retries for step in in_order},
+        special=special,
+        cleanups=cleanups,
+        secret=tuple(steps[at].name for at in special if steps[at].secret),
         chained=chained,
         flows=flows,
         signals=signals,
@@ -334,6 +361,14 @@ Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action gets its arguments: pairs of a parameter and its source, which is the index of a
 step, for its output, or the name of a run input or a resource."""
 
+
+class Bindings(NamedTuple):
+    """Where the actions and the conditions of a plan get their arguments, by step."""
+
+    actions: list[Binding]
+    conditions: dict[int, Binding]
+
+
 ITEM = -1
 """Stands in a binding for the step over whose output the action is mapped."""
 
@@ -481,11 +516,6 @@ def _check_same_process(step: WorkflowStep, parameter: str) -> None:
     )
 
 
-def secret_steps(plan: Plan) -> tuple[str, ...]:
-    """Return the names of the steps whose output is secret."""
-    return tuple(plan.steps[index].name for index in plan.special if plan.steps[index].secret)
-
-
 def with_dependents(
     names: Iterable[str], dependencies: Iterable[tuple[str, Iterable[str]]]
 ) -> set[str]:
@@ -495,74 +525,3 @@ def with_dependents(
         for other in needed:
             dependents.setdefault(other, []).append(name)
     return _reachable(names, lambda name: dependents.get(name, ()))
-
-
-class PlanView(Mapping[str, V]):
-    """A mapping from each step of a plan, by name and in topological order, to something of it."""
-
-    __slots__ = ("_plan",)
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def of(self, index: int) -> V:
-        """Return that of the step with an index."""
-        raise NotImplementedError  # pragma: no cover - each view has its own
-
-    def __getitem__(self, name: str) -> V:
-        return self.of(self._plan.index[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._plan.steps[index].name for index in self._plan.order)
-
-    def __len__(self) -> int:
-        return len(self._plan.steps)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return dict, (self.copy(),)  # without the actions, which may not be picklable
-
-    def copy(self) -> dict[str, V]:
-        """Return the same as a dictionary, which does not keep the plan."""
-        steps, of = self._plan.steps, self.of
-        return {steps[index].name: of(index) for index in self._plan.order}
-
-
-def detached(mapping: Mapping[str, V]) -> Mapping[str, V]:
-    """Return a mapping that does not keep a plan."""
-    return mapping.copy() if isinstance(mapping, PlanView) else mapping
-
-
-class MaxRetriesView(PlanView[int]):
-    """For each step of a plan, how many attempts there are in all."""
-
-    __slots__ = ()
-
-    def of(self, index: int) -> int:
-        return self._plan.steps[index].max_retries
-
-    def copy(self) -> dict[str, int]:
-        """Return the same as a dictionary. Each run makes one, so that it is made fast."""
-        steps = map(self._plan.steps.__getitem__, self._plan.order)
-        return {step.name: step.max_retries for step in steps}
-
-
-class DependencyView(PlanView[tuple[str, ...]]):
-    """For each step of a plan, the names of its dependencies."""
-
-    __slots__ = ()
-
-    def of(self, index: int) -> tuple[str, ...]:
-        named = self._plan.steps[index].depends_on
-        if named or index not in self._plan.cleanups:
-            return named
-        return tuple(self._plan.steps[other].name for other in self._plan.dependencies[index])
-
-    def copy(self) -> dict[str, tuple[str, ...]]:
-        """Return the same as a dictionary, made fast as well."""
-        if self._plan.cleanups:
-            return super().copy()
-        steps = map(self._plan.steps.__getitem__, self._plan.order)
-        return {step.name: step.depends_on for step in steps}

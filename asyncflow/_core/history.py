@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
-from asyncflow._core.graph import detached
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, end_of
@@ -123,16 +122,6 @@ class History:
         else:
             name, started_ms, queued_ms = started.step, started.at_ms, started.queued_ms
         self.left_out.setdefault(name, LeftOut()).add(started_ms, queued_ms, ended_ms)
-
-    def detach(self) -> None:
-        """Let go of the pipeline, which the mappings of the first event are views of."""
-        if isinstance(first := self.log[0], RunStarted):
-            self.log[0] = replace(
-                first,
-                dependencies=detached(first.dependencies),
-                max_retries=detached(first.max_retries),
-                fingerprints=detached(first.fingerprints),
-            )
 
     def results(self) -> dict[str, StepResult]:
         """Return the results of the steps, in topological order."""

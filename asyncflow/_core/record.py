@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NoReturn, TypeVar, dataclass_transform, overload
+from typing import Any, Literal, NoReturn, TypeVar, dataclass_transform, overload
 
 from asyncflow._core.value_size import safe_repr
 
@@ -39,7 +39,7 @@ def made_by(default_factory: Callable[[], T]) -> T:
     return _Made(default_factory)  # type: ignore[return-value]
 
 
-def derived() -> Any:
+def derived(*, init: Literal[False] = False) -> Any:
     """Make a slot that the class fills by itself, and that is no field."""
     return _DERIVED
 

@@ -30,14 +30,11 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.fingerprint import Fingerprints, difference
+from asyncflow._core.fingerprint import difference, fingerprints_of
 from asyncflow._core.graph import (
     ITEM,
     Binding,
-    DependencyView,
-    MaxRetriesView,
     Plan,
-    secret_steps,
     with_dependents,
 )
 from asyncflow._core.record import replace
@@ -87,14 +84,14 @@ def resume(
         run.started.run_id,
         run.at_ms,
         wall_time,
-        DependencyView(plan),
-        Fingerprints(plan),
+        plan.depends_on,
+        fingerprints_of(plan),
         found.outdated,
         found.unfinished,
         found.recalled,
         afresh,
-        max_retries=MaxRetriesView(plan),
-        secret=secret_steps(plan),
+        max_retries=plan.max_retries,
+        secret=plan.secret,
     )
     run.apply(event)
     restored = {
@@ -165,7 +162,7 @@ def rerun(
     reasons = _of_takers(plan, bindings, conditions, other_inputs)
     reasons |= dict.fromkeys(from_steps, "the rerun starts from it")
     # Unlike a resumption, a rerun does not have what was stored before its step became secret.
-    secret = secret_steps(plan)
+    secret = plan.secret
     found = _judge(
         *(origin, plan, known, reasons, secret, bindings, conditions),
         afresh=True,
@@ -271,7 +268,7 @@ def _judge(
     if plan.signals:
         # One may have been sent before its turn.
         gone = begun & outdated.keys() | (_signals(plan) & reasons.keys())
-        begun |= with_dependents(gone, DependencyView(plan).items()) & _signals(plan)
+        begun |= with_dependents(gone, plan.depends_on.items()) & _signals(plan)
     asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
     restored = {name: None for name in valid if name not in asked_again}
     recalled = _recalled(plan, restored, not_stored, bindings, conditions)
@@ -301,7 +298,7 @@ def _void_answers(plan: Plan, recalled: Collection[str]) -> set[str]:
     """Return the signals that answer a result which is made again."""
     if not (plan.signals and recalled):
         return set()
-    return _signals(plan) & with_dependents(recalled, DependencyView(plan).items())
+    return _signals(plan) & with_dependents(recalled, plan.depends_on.items())
 
 
 def _of_takers(
@@ -366,7 +363,7 @@ def _verdicts(
     valid: dict[str, None] = {}
     by_item: dict[str, str] = {}
     outdated: dict[str, str] = {}
-    shape, fingerprints = DependencyView(plan), Fingerprints(plan)
+    shape, fingerprints = plan.depends_on, fingerprints_of(plan)
     for name, needed in shape.items():
         if name not in run.fingerprints:
             continue  # a new step

@@ -80,10 +80,9 @@ class AdmissionQueue:
         """How long a node has been queued, or has waited since it was admitted."""
         return max(0.0, at_ms - self._since.get(node, at_ms))
 
-    def take_all(self) -> list[int]:
+    def take_all(self) -> deque[int]:
         """Return all queued nodes, if none of them has to wait."""
-        taken = list(self._line)
-        self._line.clear()
+        taken, self._line = self._line, deque()
         return taken
 
     def take(self) -> Iterator[int]:

@@ -160,13 +160,13 @@ class RunState:
 
     def succeed(self, node: int, at_ms: float, output: Any) -> None:
         """Apply the success of an attempt that `begin` has started."""
-        started = self._latest[node]
-        assert isinstance(started, tuple)
+        started: StartedAttempt = self._latest[node]  # type: ignore[assignment]  # from `begin`
         ended = self._ends[node] = started, at_ms, output
-        if self._unnoted.pop(node, None) is None:
-            self._note(ended)
-        else:
+        if node in self._unnoted:
+            del self._unnoted[node]
             self.history.leave_out(started, at_ms)
+        else:
+            self._note(ended)
         self._phases[node] = _SETTLED
         if self.is_limited:
             self.queue.leave(node)
@@ -635,7 +635,8 @@ class RunState:
 
     def running_attempt(self, node: int) -> events.AttemptStarted | None:
         """The attempt of the node that is running, if one is."""
-        return self.latest_attempt(node) if self.is_attempting(node) else None
+        is_running = self._phases[node] is _ATTEMPTING
+        return self.step_runs.latest_attempt(node) if is_running else None
 
     def last_error(self, node: int) -> BaseException | None:
         """The error of the latest attempt of a node that has failed; also before a resumption."""
@@ -672,7 +673,7 @@ class RunState:
 
     def output(self, step: int) -> Any:
         """The output of a step that has settled; ``None`` unless it has succeeded."""
-        return self.step_runs.output(step)
+        return output_of(self._ends[step])
 
     def lacks_output(self, step: int) -> bool:
         """Whether a step that has settled did not succeed."""
@@ -711,7 +712,6 @@ class RunState:
         assert finished is not None
         run = self.history.folded() if is_resumed else None
         known = started if run is None else run
-        self.history.detach()
         return report_of(
             self.history,
             started.run_id,

@@ -19,6 +19,7 @@ class ActionData:
 
     def __init__(self, start: RunStart, state: RunState) -> None:
         self.bindings = start.bindings
+        self._step_count = len(start.bindings)
         self.items: dict[int, Any] = {}
         self._conditions = start.conditions
         self._inputs = start.inputs
@@ -30,7 +31,7 @@ class ActionData:
 
     def of_action(self, node: int) -> dict[str, Any]:
         """Return what the action of a step, or of an item, is called with."""
-        is_item = node >= len(self.bindings)
+        is_item = node >= self._step_count
         step = self._state.step_runs.owner_of(node) if is_item else node
         signature = self._state.step_runs.steps[step].signature
         return self._collect(node, self.bindings[step], signature)
@@ -47,14 +48,10 @@ class ActionData:
                 arguments[parameter] = self._inputs[source]
             elif source == ITEM:
                 arguments[parameter] = self.items[node]
-            elif not self._has_only_default(parameter, source, signature):
+            elif not (self._state.lacks_output(source) and _has_default(parameter, signature)):
                 arguments[parameter] = self._state.output(source)
         return arguments
 
-    def _has_only_default(self, parameter: str, source: int, signature: Signature) -> bool:
-        """Whether a parameter would receive an output that does not exist, and has a default."""
-        return (
-            self._state.lacks_output(source)
-            and parameter in signature.names
-            and parameter not in signature.required
-        )
+
+def _has_default(parameter: str, signature: Signature) -> bool:
+    return parameter in signature.names and parameter not in signature.required

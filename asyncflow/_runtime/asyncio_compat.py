@@ -112,8 +112,11 @@ def cancel_scope() -> anyio.CancelScope | None:
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """Return the loop's clock, without the method around it where that adds nothing."""
-    is_common = getattr(loop.time, "__func__", None) is _COMMON_TIME
-    return time.monotonic if is_common else loop.time
+    return time.monotonic if _has_common_time(loop) else loop.time
+
+
+def _has_common_time(loop: asyncio.AbstractEventLoop) -> bool:
+    return getattr(loop.time, "__func__", None) is _COMMON_TIME
 
 
 def wall_clock() -> Callable[[], float]:
@@ -126,4 +129,4 @@ def wall_clock() -> Callable[[], float]:
 
 def has_virtual_time(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the loop's clock is its own, and not the one that all real loops share."""
-    return abs(loop.time() - time.monotonic()) > 1
+    return not _has_common_time(loop) and abs(loop.time() - time.monotonic()) > 1

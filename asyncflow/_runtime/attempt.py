@@ -87,7 +87,7 @@ class Attempts:
         """Called when a success was reported that is not that of a fallback."""
         self._engines: RemoteAttempts | None = None
         plan = scope.plan
-        if any(plan.steps[index].remote for index in plan.special):
+        if plan.special and any(plan.steps[index].remote for index in plan.special):
             from asyncflow._runtime.remote_attempt import RemoteAttempts  # few need it
 
             to_keep = outputs_to_keep(plan, scope.start.bindings, scope.start.conditions)

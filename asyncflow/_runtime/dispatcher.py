@@ -36,7 +36,7 @@ class EventDispatcher:
         self._session = None if persistence is None else persistence.session
         self.observers = observers
         self._run = host
-        self.has_entries = any(entry_of(observer) is not None for observer in observers)
+        self.has_entries = any(map(entry_of, observers))
         """Whether an observer does something in the context of each attempt."""
 
     def emit(self, event: Event, stored: Event | None = None) -> None:

@@ -25,12 +25,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.graph import (
     Binding,
-    DependencyView,
-    MaxRetriesView,
     Plan,
-    bind,
-    bind_conditions,
-    secret_steps,
 )
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.step import WorkflowStep
@@ -378,15 +373,15 @@ def begin(request: Request) -> RunStart:
     Raise `ValueError` if nothing provides a parameter of an action, or two things do.
     """
     plan, inputs = request.plan, request.inputs
-    bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+    bindings, conditions = plan.bindings(inputs.keys())
     event = RunStarted(
         request.run_id,
         request.clock(),
-        DependencyView(plan),
+        plan.depends_on,
         request.pipeline,
         inputs=redacted(inputs, request.secret_inputs),
-        max_retries=MaxRetriesView(plan),
-        secret=secret_steps(plan),
+        max_retries=plan.max_retries,
+        secret=plan.secret,
         signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
         parent=request.parent,
         parent_step=request.parent_step,

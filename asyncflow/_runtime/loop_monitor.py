@@ -212,16 +212,16 @@ class _Monitor:
                 known = set() if watched is None else watched.watches
                 watched = self._loops[handle.loop] = _WatchedLoop(handle.loop, known)
             watched.watches.add(ref(handle))
-            self._start_thread()
+            if self._thread is None:
+                self._start_thread()
 
     def remove(self, handle: Watch, *, ends_the_thread: bool) -> None:
         with self._lock:
             watched = self._loops.get(handle.loop)
             if watched is not None:  # else the loop was closed, or this is the child of a fork
                 watched.watches.discard(ref(handle))
-                if not watched.watches:
-                    del self._loops[handle.loop]
-            if not ends_the_thread or self._watched():
+            # The thread forgets the loop at its next look, unless another run has begun by then.
+            if (self._thread is not None and not ends_the_thread) or self._watched():
                 return
             thread = self._release_thread()
         if thread is not None:
@@ -244,7 +244,7 @@ class _Monitor:
 
     def _begin_again(self) -> None:
         with self._lock:
-            if self._watched():
+            if self._thread is None and self._watched():
                 self._start_thread()
 
     def _watched(self) -> list[_WatchedLoop]:
@@ -255,16 +255,15 @@ class _Monitor:
         return list(self._loops.values())
 
     def _start_thread(self) -> None:
-        if self._thread is None:
-            self._end = threading.Event()
-            # Not a daemon: those may crash the interpreter while it ends.
-            self._thread = threading.Thread(
-                target=self._run, args=(self._end,), name="asyncflow loop monitor"
-            )
-            try:
-                Context().run(self._thread.start)  # it may inherit that: no attempt's
-            except RuntimeError:  # the process may have no more threads: its runs continue without
-                self._thread = None
+        self._end = threading.Event()
+        # Not a daemon: those may crash the interpreter while it ends.
+        self._thread = threading.Thread(
+            target=self._run, args=(self._end,), name="asyncflow loop monitor"
+        )
+        try:
+            Context().run(self._thread.start)  # it may inherit that: no attempt's
+        except RuntimeError:  # the process may have no more threads: its runs continue without
+            self._thread = None
 
     def _release_thread(self) -> threading.Thread | None:
         """Let the thread end, and return it to be joined."""

@@ -39,7 +39,10 @@ _ITEMS_A_TURN = 100
 
 
 class MapRunner:
-    """Runs the items of mapped steps, each mapped step in one task."""
+    """Runs the items of mapped steps, each mapped step in one task.
+
+    ``items`` are those that are under way, by node.
+    """
 
     def __init__(
         self,
@@ -52,7 +55,7 @@ class MapRunner:
         self._run = host
         self._dispatcher = dispatcher
         self._stop_control = stop
-        self._items = data.items
+        self.items = data.items
         self._state = scope.state
         self._plan = scope.plan
         self._now_ms = scope.run_context.now_ms
@@ -127,8 +130,8 @@ class MapRunner:
 
     def forget(self, item: int, task: asyncio.Task[Any] | None = None) -> None:
         """Forget an item that has ended in its task, if that is known, or will never start."""
-        if item in self._items:
-            del self._items[item]
+        if item in self.items:
+            del self.items[item]
             self.note_change(item)
             if not self._state.keeps(item):
                 owner = self._state.step_runs.owner_of(item)
@@ -195,7 +198,7 @@ class MapRunner:
         stored = state.stored_end(node, self._now_ms(), number)
         if stored is None:
             item = state.add_item(node, self._now_ms(), number)
-            self._items[item] = value
+            self.items[item] = value
             self._run.advance()
             while state.is_queued(item) or state.parks_too_many(node):
                 await self._change(node)

@@ -30,9 +30,14 @@ class NestedRuns:
     The attempts of the run start in ``context``, and ``stop`` stops one, although it runs.
     """
 
-    def __init__(self, context: Context, stop: Callable[[AttemptKey], object]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: Context,
+        stop: Callable[[AttemptKey], object],
+    ) -> None:
         context.run(_nested.set, self)
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._stop: Callable[[AttemptKey], object] | None = stop
         self._runs: dict[AttemptKey, set[NestedLink]] = {}
         self._drain_reason = ""
@@ -112,7 +117,8 @@ class NestedLink:
 
 def enter_outer_run(drain: Callable[[str], object]) -> NestedLink | None:
     """Note that the current attempt runs a run; ``None`` if there is none in this loop."""
-    runs, attempt = _nested.get(None), current_attempt()
+    runs = _nested.get(None)
+    attempt = None if runs is None else current_attempt()
     if runs is None or attempt is None:
         return None
     _, started = attempt

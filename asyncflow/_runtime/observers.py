@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeAlias, cast
 
 from asyncflow._core.arguments import is_async
@@ -60,8 +60,10 @@ def entry_of(observer: Observer) -> Callable[[AttemptStarted], object] | None:
     return cast("_Entering", observer).enter_attempt
 
 
-def for_run(observers: Iterable[AnyObserver]) -> tuple[Observer, ...]:
+def for_run(observers: Sequence[AnyObserver]) -> tuple[Observer, ...]:
     """Return the observers of a run that is about to start."""
+    if not observers:
+        return ()
     return tuple(own for each in observers if (own := _of_one_run(each)) is not None)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import check_names
 from asyncflow._core.context import current_attempt, is_inside_run
-from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.graph import Plan, plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import RunState, Schedule
@@ -195,7 +195,7 @@ class Orchestrator:
 
         A clean-up step that names none depends on all steps that it looks at.
         """
-        return dict(DependencyView(self._plan))
+        return dict(self._plan.depends_on)
 
     def with_options(self, **options: Unpack[Options]) -> Orchestrator:
         """Return another one with the same steps, and with other values for these options.
@@ -271,7 +271,7 @@ class Orchestrator:
         GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` adds how each step
         ended.
         """
-        return to_mermaid(DependencyView(self._plan))
+        return to_mermaid(self._plan.depends_on)
 
     async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline and return its report, even when steps failed.
@@ -329,7 +329,8 @@ class Orchestrator:
         request = self._request(options.run_id if link is None else link.run_id, inputs)
         self._prepare_places()
         if options.journal is None:
-            check_not_cached(request.plan)
+            if request.plan.special:
+                check_not_cached(request.plan)
             return await self._execute(request, begin(request), None, link)
         wait = options.on_active == "wait"
         if wait and is_inside_run(request.run_id):
@@ -539,8 +540,9 @@ class Orchestrator:
 
     def _prepare_places(self) -> None:
         """Check that the steps can run where they are to run, before anything does."""
-        prepare_workers(self._plan)
-        check_engines(self._plan.steps[index] for index in self._plan.special)
+        if self._plan.special:
+            prepare_workers(self._plan)
+            check_engines(self._plan.steps[index] for index in self._plan.special)
 
     def _check_secret_inputs(self) -> None:
         taken = parameters_of(self._plan.steps)
@@ -707,7 +709,7 @@ def _check_asyncio() -> None:
 
 
 def _checked_inputs(inputs: object) -> dict[str, Any]:
-    if inputs is None:
+    if not inputs and (inputs is None or type(inputs) is dict):
         return {}
     if not isinstance(inputs, Mapping):
         raise TypeError(

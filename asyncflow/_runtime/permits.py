@@ -181,7 +181,6 @@ class Permits:
         self._context = scope.run_context
         self._now_ms = scope.run_context.now_ms
         self._loop = scope.loop
-        self._clock = pool_clock(scope.loop)
         self.turns: dict[int, asyncio.Future[None]] = {}
         self._held: dict[int, PoolTicket | Permit] = {}
         """What each node holds or waits for: a mere ticket if it never had to wait."""
@@ -193,11 +192,17 @@ class Permits:
         """The nodes that were started and are not in line yet, in order."""
         self._late: list[PoolTicket | Permit] = []
         """What is released when the nodes that its attempts have made ready are in line."""
-        self._has_priorities = any(scope.plan.steps[index].priority for index in scope.plan.special)
+        self._has_priorities = self._queue.is_limited and any(
+            scope.plan.steps[index].priority for index in scope.plan.special
+        )
         self._reported_ms: dict[Pool, float] = {}
         """Until when each pool that it watches is paused, as far as that was reported."""
         self._threads: dict[int, ThreadEnd] = {}
         """Resolved when the abandoned thread of a node has ended."""
+
+    @property
+    def _clock(self) -> Clock:
+        return pool_clock(self._loop)
 
     def measure(self, node: int, step: WorkflowStep, arguments: Mapping[str, Any]) -> None:
         """Find out how much a node needs of its pool, from what its action is called with.

@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.context import capturing_notes
@@ -72,10 +70,10 @@ class Run:
         self._dispatcher = EventDispatcher(scope, self, observers)
         self._stop_control = StopControl(scope, self)
         self._starter = Starter(scope, self, self._dispatcher, self._stop_control)
-        self._nested = NestedRuns(scope.context, self._stop_attempt)
+        self._nested = NestedRuns(scope.loop, scope.context, self._stop_attempt)
         self._outer: NestedLink | None = None
         """Its link to the run around it, if there is one."""
-        self._at_end = ExitStack()
+        self._at_end: list[Callable[[], object]] = []
         self._is_broken = self._is_closed = self._has_stopped = False
         waits = self._starter.waits
         self._may_suspend = may_suspend and waits is not None and waits.is_stored
@@ -96,15 +94,14 @@ class Run:
         failure: BaseException | None = None
         late: asyncio.CancelledError | None = None
         causes: Sequence[BaseException | None] = ()
-        with self._at_end:  # also if the loop is given up
+        try:
             self._watch()
             try:
                 async with asyncio.TaskGroup() as self._starter.group:
-                    # From the loop, not from here: the traceback of an eager task that fails at
-                    # once would keep our callers' frames, and one of them holds the report.
                     if cancellation is None:
-                        self._open_resources()
-                        self._starter.advance_soon()
+                        if self._openers:
+                            self._open_resources()
+                        self._starter.begin()
                     # What leaves the body of a group is kept by it in a cycle, so nothing does.
                     late = await outlast(self._is_over, self._until_settled, self._on_cancel)
                     cancellation = late or cancellation
@@ -116,8 +113,11 @@ class Run:
                         cancellation = cancellation or late
             except asyncio.CancelledError as at_exit:
                 cancellation = at_exit
+        finally:  # also if the loop is given up
+            while self._at_end:
+                self._at_end.pop()()
         failed = [] if self._resources is None else self._resources.take_failures()
-        cache = self._starter.cache
+        cache = None if self._scope.persistence is None else self._starter.cache
         self._close()
         persistence = self._scope.persistence
         if persistence is not None:
@@ -185,20 +185,20 @@ class Run:
 
     def _watch(self) -> None:
         """Begin with what ends with the run: its deadline, the loop monitor, log records."""
-        self._at_end.callback(self._stop_control.close)
-        self._at_end.callback(watch(self._scope.loop, self._on_block).stop)
-        self._at_end.callback(self._forget_deadline)
-        self._set_deadline()
+        at_end = self._at_end
+        at_end += self._stop_control.close, watch(self._scope.loop, self._on_block).stop
+        if self._state.deadlines.deadline_ms is not None:
+            self._set_deadline()
+            at_end.append(self._forget_deadline)
         notes = self._scope.notes
         if notes is not None and notes.takes_logs:
             from asyncflow._runtime.log_capture import capture  # few need it
 
-            self._at_end.callback(capture(notes, capturing_notes).end)
+            at_end.append(capture(notes, capturing_notes).end)
 
     def _set_deadline(self) -> None:
         loop, deadline_s = self._scope.loop, self._scope.run_context.deadline_s
-        if deadline_s < math.inf:
-            self._deadline = loop.call_at(deadline_s, self._time_out, context=self._scope.context)
+        self._deadline = loop.call_at(deadline_s, self._time_out, context=self._scope.context)
 
     def _forget_deadline(self) -> None:
         if self._deadline is not None:
@@ -224,7 +224,8 @@ class Run:
         if scope.run_context.secrets is not None:
             scope.run_context.secrets.clear()
         self._nested.close()
-        let_go(state.errors)
+        if state.errors:
+            let_go(state.errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._stop_control, self._starter, self._resources
 
@@ -238,10 +239,10 @@ class Run:
     # Resources.
 
     def _open_resources(self) -> None:
-        """Begin to open the resources of the steps that may still run, if there are any."""
+        """Begin to open the resources of the steps that may still run, if these take any."""
         if self._state.status is RunStatus.INTERRUPTED:
             return
-        needed = self._needed_resources() if self._openers else {}
+        needed = self._needed_resources()
         if needed:
             from asyncflow._runtime.resources import RunResources  # few need it
 
@@ -291,6 +292,8 @@ class Run:
             waiter.set_result(None)
 
     def _is_over(self) -> bool:
+        if self._scope.live:
+            return False
         return self._is_settled() or (self._may_suspend and self._is_at_rest())
 
     def _is_settled(self) -> bool:
@@ -310,7 +313,8 @@ class Run:
     def wakes(self) -> None:
         """Let the deadline count again, because a step that waited for a signal is about to end."""
         since_s, self._rests_since_s = self._rests_since_s, None
-        if since_s is None or self._deadline is not None:
+        has_deadline = self._state.deadlines.deadline_ms is not None
+        if since_s is None or self._deadline is not None or not has_deadline:
             return
         rested_s = self._scope.loop.time() - since_s
         self._scope.run_context.deadline_s += rested_s  # type: ignore[misc]  # it moves with it
@@ -319,7 +323,9 @@ class Run:
 
     def settled(self, node: int) -> None:
         """See to what follows the end of a node's task."""
-        self._starter.forget(node, self._scope.live.pop(node, None))
+        task = self._scope.live.pop(node, None)
+        if self._starter.maps.items:
+            self._starter.maps.forget(node, task)
         self.advance()
 
     def advance(self) -> None:
@@ -506,4 +512,7 @@ class Run:
 
 
 def _first(causes: Sequence[BaseException | None]) -> BaseException | None:
-    return next((cause for cause in causes if cause is not None), None)
+    for cause in causes:
+        if cause is not None:
+            return cause
+    return None

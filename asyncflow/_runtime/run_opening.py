@@ -11,8 +11,7 @@ from typing import Any
 
 from asyncflow._core.annotations import input_types
 from asyncflow._core.errors import PayloadError, RunIdInUseError
-from asyncflow._core.fingerprint import Fingerprints
-from asyncflow._core.graph import DependencyView, bind, bind_conditions
+from asyncflow._core.fingerprint import fingerprints_of
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
@@ -110,7 +109,7 @@ class _RunOpening:
             start = begin(request)
             check_cached(request.pipeline, request.plan, start.bindings, request.secret_inputs)
             event = replace(
-                start.event, fingerprints=Fingerprints(request.plan), signals=self._signals()
+                start.event, fingerprints=fingerprints_of(request.plan), signals=self._signals()
             )
             return start._replace(event=event, stored_event=replace(event, inputs=given))
         self._check_pipeline(stored)
@@ -140,10 +139,10 @@ class _RunOpening:
                 name in stored.sent or (wait.until is not None and wait.until <= now_s)
                 for name, wait in stored.waits.items()
             )
-            and DependencyView(request.plan) == {n: s.depends_on for n, s in stored.steps.items()}
+            and request.plan.depends_on == {n: s.depends_on for n, s in stored.steps.items()}
             and all(
                 stored.fingerprints.get(name) == fingerprint
-                for name, fingerprint in Fingerprints(request.plan).items()
+                for name, fingerprint in fingerprints_of(request.plan).items()
             )
         )
 
@@ -165,7 +164,7 @@ class _RunOpening:
         request, plan = self._request, self._request.plan
         new = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
-        bindings, conditions = bind(plan, inputs), bind_conditions(plan, inputs)
+        bindings, conditions = plan.bindings(inputs.keys())
         event, checkpoint = resume(
             stored,
             plan,
@@ -236,7 +235,7 @@ class _RunOpening:
                 others[name] = f"its input {name!r} has another value"
         event = replace(
             start.event,
-            fingerprints=Fingerprints(plan),
+            fingerprints=fingerprints_of(plan),
             signals=self._signals(),
             rerun_of=origin.run_id,
             label=request.label or origin.label,

@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.context import (
     RunContext,
-    capturing_notes,
     enter_run,
-    known_secrets,
-    pools_around,
-    remaining_s,
+    surroundings,
 )
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
@@ -91,16 +88,17 @@ def open_scope(
     persistence: RunPersistence | None,
 ) -> RunScope:
     """Return the scope of a run that is about to begin, in the task that runs it."""
-    loop = asyncio.get_running_loop()
+    loop, outer = asyncio.get_running_loop(), surroundings()
     # The clock of a run stands still while no process runs it.
     at_ms = 0.0 if start.checkpoint is None else start.checkpoint.at_ms
-    started_s = loop.time() - at_ms / 1000
+    now_s = loop.time()
+    started_s = now_s - at_ms / 1000
     began_ms, deadline_ms = state.deadlines.began_ms, state.deadlines.deadline_ms
     deadline_s = math.inf
     if deadline_ms is not None:  # a run that waited has used up a part of it
-        deadline_s = loop.time() + (deadline_ms - (at_ms - began_ms)) / 1000
+        deadline_s = now_s + (deadline_ms - (at_ms - began_ms)) / 1000
     clock, notes = clock_of(loop), None
-    secrets = _secrets_of(start, known_secrets())
+    secrets = _secrets_of(start, outer.secrets)
     if observers or (persistence is not None and persistence.takes_notes):
         secrets = secrets or SecretTexts()
         notes = _notes_of(loop, clock, started_s, start, observers, persistence, secrets)
@@ -115,9 +113,9 @@ def open_scope(
         cancel_requested=cancel_requested,
         notes=notes,
         secrets=secrets,
-        outer_ends_s=loop.time() + remaining_s(),
-        outer=None if notes is not None and notes.takes_logs else capturing_notes(),
-        pools=pools_around(),
+        outer_ends_s=now_s + outer.left_s,
+        outer=None if notes is not None and notes.takes_logs else outer.notes,
+        pools=outer.pools,
         checkpoints=checkpoints,
     )
     context = contextvars.copy_context()

@@ -73,8 +73,10 @@ class Starter:
             self.waits = Waits(scope, host, dispatcher, attempts, self._start_task)
         self.is_held = self.is_advancing = False
         plan = scope.plan
-        has_measures = any(plan.steps[index].measures for index in plan.special)
-        self._calls_users_code = bool(scope.start.conditions) or has_measures
+        self._step_count = len(plan.steps)
+        self._calls_users_code = bool(scope.start.conditions) or (
+            scope.state.is_limited and any(plan.steps[index].measures for index in plan.special)
+        )
         self._unchecked: list[int] | None = None
         """What the planned look for unstarted nodes will look at; ``None`` if none is planned."""
 
@@ -104,10 +106,14 @@ class Starter:
         """What lets steps reuse results, if some have ``cache_ms``."""
         return self._runner.cache
 
-    def forget(self, node: int, task: asyncio.Task[Any] | None) -> None:
-        """Forget the item that a node is, if it is one, since it has ended in its task."""
-        if self._data.items:
-            self.maps.forget(node, task)
+    def begin(self) -> None:
+        """Start the first steps."""
+        # An eager task may fail at once. Its error's traceback would keep the frames of our
+        # callers, and one of them holds the report: so it starts from the loop.
+        if self._scope.loop.get_task_factory() is None:
+            self.advance()
+        else:
+            self.advance_soon()
 
     def advance_soon(self) -> None:
         """Start what is ready, from the next turn of the loop on."""
@@ -134,8 +140,9 @@ class Starter:
             if again:
                 self._start(again, is_again=True)
             while queue.is_dirty:
-                for node in queue.take_placed():
-                    self._permits.readmit(node)
+                if queue.has_limit:
+                    for node in queue.take_placed():
+                        self._permits.readmit(node)
                 self._start(self._state.take_ready())
                 if queue.is_dirty:
                     self.skip_unreachable()
@@ -143,7 +150,8 @@ class Starter:
             self._run.broken(bug, "a step could not be started")
         finally:
             self.is_advancing = False
-        self._permits.release_late()
+        if queue.is_limited:
+            self._permits.release_late()
         if not self._scope.live:
             self._run.advance()
 
@@ -152,7 +160,7 @@ class Starter:
             return
         live, launch, permits = self._scope.live, self._runner.launch, self._permits
         prefix, task_name = self._watchdog.prefix, self._watchdog.task_name
-        all_steps, steps = self._state.step_runs.steps, len(self._scope.plan.steps)
+        all_steps, step_count = self._state.step_runs.steps, self._step_count
         shortest_s, awaited = math.inf, self._awaited
         for node in batch:
             step, coroutine = all_steps[node], None
@@ -167,7 +175,7 @@ class Starter:
                 self.waits.begin(node)
                 continue
             if step.map_over is not None:
-                if node < steps:
+                if node < step_count:
                     coroutine = self.maps.run(node, step)
                 else:
                     self.maps.note_change(node)
@@ -179,7 +187,7 @@ class Starter:
             if step.timeout_s is not None and step.timeout_s < shortest_s:
                 shortest_s = step.timeout_s
             # Before 3.12, each attempt has a task of its own, which has that name.
-            own_name = f"{prefix}{step.name}#1" if node < steps else task_name(node, 1)
+            own_name = f"{prefix}{step.name}#1" if node < step_count else task_name(node, 1)
             name = None if WAIT_FOR_MAKES_A_TASK else own_name
             task = self.group.create_task(coroutine or launch(node), name=name)
             if not task.done():  # an eager one may be

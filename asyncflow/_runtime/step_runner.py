@@ -55,6 +55,7 @@ class StepRunner:
         self._stop_control = stop
         self._data = data
         self._bindings = data.bindings
+        self._step_count = len(data.bindings)
         self._state = scope.state
         self._steps = scope.state.step_runs.steps
         self._persistence = scope.persistence
@@ -113,7 +114,7 @@ class StepRunner:
                 self._dispatcher.enter(AttemptStarted(*running))
             bindings = self._bindings
             try:
-                if node >= len(bindings) or bindings[node]:
+                if node >= self._step_count or bindings[node]:
                     awaitable = step.action(**self._data.of_action(node))
                 else:
                     awaitable = step.action()

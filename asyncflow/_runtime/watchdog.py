@@ -91,6 +91,8 @@ class Watchdog:
         self._warned: set[tuple[int, int]] = set()
         self.horizon = math.inf
         """The planned look is for attempts cancelled at this time, or later."""
+        self._shortest_s = math.inf
+        """What is cancelled in so many seconds, or later, has a look planned for it."""
 
     def task_name(self, node: int, attempt: int) -> str:
         """Return the name of the task in which an attempt runs."""
@@ -104,14 +106,17 @@ class Watchdog:
     def expect(self, cancelled_s: float) -> None:
         """Plan a look for an attempt that is cancelled at the given time of the loop's clock."""
         if cancelled_s < self.horizon:
-            self.stop()
+            if self._timer is not None:
+                self.stop()
             self.horizon = cancelled_s
             look_at = cancelled_s + GRACE_S
             self._timer = self._loop.call_at(look_at, self._look, context=self._context)
 
     def expect_in(self, seconds: float) -> None:
         """Do the same for an attempt that is cancelled so many seconds from now."""
-        self.expect(self._loop.time() + seconds)
+        if seconds < self._shortest_s:
+            self._shortest_s = seconds
+            self.expect(self._loop.time() + seconds)
 
     def stop(self) -> None:
         """Plan no look."""
@@ -148,7 +153,7 @@ class Watchdog:
         return None
 
     def _look(self) -> None:
-        self._timer, self.horizon = None, math.inf
+        self._timer, self.horizon, self._shortest_s = None, math.inf, math.inf
         latest_s = self._loop.time() - GRACE_S + TIMER_SLACK_S
         overdue = []
         for node, running, cancelled_s in self._suspects():

@@ -19,7 +19,7 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.graph import Plan, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.state import RunState, Schedule
 from asyncflow.events import (
@@ -168,7 +168,7 @@ class Simulation:
         self.timed_out = False
 
     def run(self) -> RunReport:
-        self.emit(RunStarted("r1", 1_000.0, DependencyView(self.plan)))
+        self.emit(RunStarted("r1", 1_000.0, self.plan.depends_on))
         while self.state.unsettled:
             self.stop_if_due()
             self.scenario.chance.choice(self.possible())()
@@ -522,7 +522,7 @@ class TestAnyRun:
         for name, result in report.items():
             assert result.status is simulation.status[index[name]]
             assert result.on_purpose is (index[name] in simulation.on_purpose)
-            assert result.depends_on == DependencyView(simulation.plan)[name]
+            assert result.depends_on == simulation.plan.depends_on[name]
             assert (result.output is None) == (result.status is not SUCCESS)
             assert (result.reason is None) == (result.status in (SUCCESS, FAILED))
             if result.items is None:
@@ -550,9 +550,7 @@ class TestAnyRun:
         report = Simulation(scenario).run()
 
         oracle = nx.DiGraph(
-            (needed, name)
-            for name, needs in DependencyView(scenario.plan()).items()
-            for needed in needs
+            (needed, name) for name, needs in scenario.plan().depends_on.items() for needed in needs
         )
         oracle.add_nodes_from(scenario.edges)
         expected = dict[str, tuple[StepStatus, bool]]()

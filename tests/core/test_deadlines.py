@@ -13,7 +13,7 @@ from asyncflow import (
     StepTimeoutError,
     WorkflowStep,
 )
-from asyncflow._core.graph import DependencyView, plan
+from asyncflow._core.graph import plan
 from asyncflow._core.scheduler import Limit
 from asyncflow._core.state import RunState
 from asyncflow.events import AttemptFailed, AttemptStarted, RunStarted
@@ -27,7 +27,7 @@ async def nothing() -> None: ...
 
 def state_of(step: WorkflowStep, deadline_ms: float | None = None, **options: Any) -> RunState:
     state = RunState(plan([step]), deadline_ms=deadline_ms, **options)
-    state.apply(RunStarted("r1", 1_000.0, DependencyView(state._plan)))
+    state.apply(RunStarted("r1", 1_000.0, state._plan.depends_on))
     state.take_ready()
     return state
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncflow import WorkflowStep
-from asyncflow._core.fingerprint import Fingerprints, difference, parameters_of
+from asyncflow._core.fingerprint import difference, fingerprints_of, parameters_of
 from asyncflow._core.graph import plan
 
 
@@ -26,7 +26,7 @@ async def nothing(): ...
 
 def of(action, *arguments, **options):
     steps = [WorkflowStep(name, source) for name in ("a", "b", "c")]
-    return Fingerprints(plan([*steps, WorkflowStep("x", action, *arguments, **options)]))["x"]
+    return fingerprints_of(plan([*steps, WorkflowStep("x", action, *arguments, **options)]))["x"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_fingerprint_tells_the_parameters_again(source_of, is_mapped):
     step = WorkflowStep("x", namespace["action"], source_of, map_over=map_over)
     planned = plan([*(WorkflowStep(name, source) for name in sources if name != "x"), step])
 
-    data, _ = Fingerprints(planned)["x"]
+    data, _ = fingerprints_of(planned)["x"]
 
     named = {p: "" if name == p else name for p, name in source_of.items()}
     assert parameters_of(data, step.depends_on) == (named, map_over or "")
@@ -83,7 +83,7 @@ def test_policies_are_not_part_of_a_fingerprint():
 
 
 def test_pickled_fingerprints_are_a_dict_without_the_plan():
-    fingerprints = Fingerprints(plan([WorkflowStep("a", source, version="2")]))
+    fingerprints = fingerprints_of(plan([WorkflowStep("a", source, version="2")]))
 
     assert fingerprints == {"a": ("()", "2")}
     assert len(fingerprints) == 1

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import pickle
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,7 +29,6 @@ from asyncflow import (
 from asyncflow._core.graph import (
     ITEM,
     Binding,
-    DependencyView,
     Plan,
     bind,
     bind_conditions,
@@ -151,31 +149,14 @@ class TestRefusal:
         assert str(refused.value) == f"a pipeline is made of WorkflowStep objects, not {kind}"
 
 
-class TestDependencyView:
-    @given(graphs())
-    def test_a_dependency_view_maps_names_in_topological_order(self, edges: Edges) -> None:
-        steps = steps_of(edges)
+@given(graphs())
+def test_a_plan_has_the_dependencies_by_name_in_topological_order(edges: Edges) -> None:
+    steps = steps_of(edges)
 
-        view = DependencyView(plan(steps))
+    planned = plan(steps)
 
-        assert dict(view) == {name: tuple(needs) for name, needs in edges.items()}
-        assert list(view) == topological_sort(steps)
-        assert len(view) == len(edges)
-        assert repr(view) == repr(dict(view))
-
-    def test_a_pickled_view_is_a_dict_without_actions(self) -> None:
-        edges: Edges = {"b": ["a"], "a": []}
-        steps = [WorkflowStep(name, lambda: nothing(), needs) for name, needs in edges.items()]
-
-        back = pickle.loads(pickle.dumps(DependencyView(plan(steps))))
-
-        assert back == {"a": (), "b": ("a",)}
-        assert list(back) == ["a", "b"]
-        assert type(back) is dict
-
-    def test_a_view_raises_key_error_for_an_unknown_step(self) -> None:
-        with pytest.raises(KeyError):
-            DependencyView(plan([]))["a"]
+    assert planned.depends_on == {name: tuple(needs) for name, needs in edges.items()}
+    assert list(planned.depends_on) == list(planned.max_retries) == topological_sort(steps)
 
 
 DIAMOND: Edges = {"d": ["b", "c"], "c": ["a"], "b": ["a"], "a": [], "e": ["d"], "f": []}
@@ -263,7 +244,7 @@ class TestCleanUp:
         assert list(map(sorted, planned.dependents)) == [[], [0, 2, 3], [0, 3], []]
         assert planned.cleanups == {0, 3}
         assert planned.special == (0, 3)
-        assert dict(DependencyView(planned)) == {
+        assert dict(planned.depends_on) == {
             "a": (),
             "b": ("a",),
             "tidy": ("a", "b"),
@@ -280,7 +261,7 @@ class TestCleanUp:
             for name, needs in edges.items()
         ]
 
-        view = DependencyView(plan(steps))
+        view = plan(steps).depends_on
 
         last = {name for name in chosen if not edges[name]}
         oracle = oracle_of(edges)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.graph import Plan, plan
 from asyncflow._core.state import RunState, Schedule
 from asyncflow.events import (
     AttemptStarted,
@@ -38,7 +38,7 @@ class Run:
     def __init__(self, *steps: WorkflowStep, **options: Any) -> None:
         self.plan: Plan = plan(steps)
         self.state = RunState(self.plan, **options)
-        self.state.apply(RunStarted("r1", 1_000.0, DependencyView(self.plan)))
+        self.state.apply(RunStarted("r1", 1_000.0, self.plan.depends_on))
 
     def apply(self, *events: Event) -> None:
         for event in events:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from asyncflow import PayloadError, RunStatus, StepStatus, WorkflowStep
-from asyncflow._core.fingerprint import Fingerprints
-from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
+from asyncflow._core.fingerprint import fingerprints_of
+from asyncflow._core.graph import bind, bind_conditions, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.resume import resume
@@ -41,7 +41,7 @@ CHAIN = step("a"), step("b", "a"), step("c", "b")
 
 def started(*steps):
     planned = plan(steps)
-    return RunStarted("r", 1_000.0, DependencyView(planned), "p", dict(Fingerprints(planned)))
+    return RunStarted("r", 1_000.0, planned.depends_on, "p", fingerprints_of(planned))
 
 
 def payload(value):

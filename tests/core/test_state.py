@@ -22,7 +22,7 @@ from asyncflow import (
     StepStatus,
     WorkflowStep,
 )
-from asyncflow._core.graph import DependencyView, Plan, plan
+from asyncflow._core.graph import Plan, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step_runs import Checkpoint, _Map
@@ -104,7 +104,7 @@ def plan_of(edges: Edges, max_retries: int = 1) -> Plan:
 
 def started(plan: Plan, **options: Any) -> RunState:
     state = RunState(plan, **options)
-    state.apply(RunStarted("r1", 1_000.0, DependencyView(plan)))
+    state.apply(RunStarted("r1", 1_000.0, plan.depends_on))
     return state
 
 
@@ -398,14 +398,14 @@ class TestTable:
 
 def checkpoint_of(plan: Plan, *stored: Event, unfinished: Sequence[str] = ()) -> Checkpoint:
     """Return the checkpoint of a run in which that has happened, and all of which holds."""
-    run = StoredRun([RunStarted("r1", 1_000.0, DependencyView(plan)), *stored])
+    run = StoredRun([RunStarted("r1", 1_000.0, plan.depends_on), *stored])
     run.apply(resumption(plan, unfinished))
     return Checkpoint("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), run)
 
 
 def resumption(plan: Plan, unfinished: Sequence[str] = ()) -> RunResumed:
     reasons = dict.fromkeys(unfinished, "it had not finished")
-    return RunResumed("r1", 5.0, 2_000.0, DependencyView(plan), {}, unfinished=reasons)
+    return RunResumed("r1", 5.0, 2_000.0, plan.depends_on, {}, unfinished=reasons)
 
 
 def succeeded(name: str, output: object = None) -> tuple[Event, ...]:
@@ -1305,8 +1305,6 @@ def test_100_000_steps_fold_in_linear_time(
 #   `exempt_cleanups`, which are only tested for truth.
 # - `RunState._on_step_succeeded` without its fast path (`started` is `None`): the slow path through
 #   `AttemptLog.result` gives the same result.
-# - `StepRuns.depends_on` and `DependencyView.__getitem__` that use the edges of the plan also for
-#   steps that name their dependencies: these are the same.
 # - `Readiness.__init__` with `None` for what the start of the run sets before anything reads it.
 # - `Readiness` that checks clean-up steps while other steps have not settled: they are not ready,
 #   and are deferred once more.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asyncflow import Attempt, IllegalEventError, Pool, RunStatus, StepStatus, WorkflowStep
-from asyncflow._core.graph import DependencyView, plan
+from asyncflow._core.graph import plan
 from asyncflow._core.state import RunState
 from asyncflow.events import (
     AttemptFailed,
@@ -48,7 +48,7 @@ def mapped(*, run_if: Any = "success", pool: Pool | None = None, **options: Any)
         ),
         **options,
     )
-    state.apply(RunStarted("r1", 1_000.0, DependencyView(state._plan)))
+    state.apply(RunStarted("r1", 1_000.0, state._plan.depends_on))
     assert state.take_ready() == [0]
     state.apply(AttemptStarted("a", 1, 1.0))
     state.apply(StepSucceeded("a", 1, 2.0, "abc"))

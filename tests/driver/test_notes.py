@@ -26,7 +26,7 @@ from memory_journal import MemoryJournal, MemorySession
 from pydantic import SecretStr
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
-from asyncflow._core.context import known_secrets
+from asyncflow._core.context import surroundings
 from asyncflow._runtime import notes
 from asyncflow.events import (
     Event,
@@ -933,7 +933,7 @@ async def test_what_outlives_a_run_holds_none_of_its_secrets() -> None:
 
     async def inner() -> None:
         kept.append(contextvars.copy_context())
-        texts = [context.run(known_secrets) for context in kept]
+        texts = [context.run(surroundings).secrets for context in kept]
         assert [known and known.replaced("hunter2") for known in texts] == ["<secret>"] * 2
 
     report = await run_pipeline(
@@ -941,7 +941,7 @@ async def test_what_outlives_a_run_holds_none_of_its_secrets() -> None:
     )
 
     report.raise_for_failures()
-    texts = [context.run(known_secrets) for context in kept]
+    texts = [context.run(surroundings).secrets for context in kept]
     assert [known and known.replaced("hunter2") for known in texts] == ["hunter2"] * 2
 
 

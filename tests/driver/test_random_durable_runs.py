@@ -31,7 +31,7 @@ from asyncflow import (
     topological_sort,
 )
 from asyncflow._core.composition import ForwardOutputs
-from asyncflow._core.graph import DependencyView, bind, bind_conditions, plan
+from asyncflow._core.graph import bind, bind_conditions, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output
 from asyncflow._core.resume import resume
@@ -157,7 +157,7 @@ class Execution:
         # A clean-up step follows steps that run again, and a rerun repeats failed items that were
         # tolerated; and then so do their dependents.
         late = {it.name for it in self.steps if it.run_if != "success" or it.tolerated_failures}
-        for name, needed in DependencyView(plan(self.steps)).items():
+        for name, needed in plan(self.steps).depends_on.items():
             if late.intersection(needed):
                 late.add(name)
         assert again <= late or self.kind == "changing"
@@ -475,7 +475,7 @@ def may_differ(execution):
     A clean-up step can have seen that a secret could not be computed again. A step can have lost
     its other attempts to a deadline that the run no longer has.
     """
-    events, shape = execution.journal.stored[RUN_ID], DependencyView(plan(execution.steps))
+    events, shape = execution.journal.stored[RUN_ID], plan(execution.steps).depends_on
     recalled = {
         name for event in events if isinstance(event, RunResumed) for name in event.recalled
     }
@@ -638,14 +638,14 @@ async def rerun_everywhere(pipeline, seed):
 def check_nothing_is_missing(rerun, events):
     """Check that a rerun has taken over all that had succeeded and holds."""
     late = {step.name for step in rerun.steps if step.run_if != "success"}
-    for name, needed in DependencyView(plan(rerun.steps)).items():
+    for name, needed in plan(rerun.steps).depends_on.items():
         if late.intersection(needed):
             late.add(name)
     again = with_chains(rerun.steps, {step.name for step in rerun.steps if step.secret})
     done = successes(events)
     failed = {e.step for e in events if isinstance(e, StepFailed) and key_of(e) not in done}
     shape, by_item = plan(rerun.steps), set()
-    for name, needed in DependencyView(shape).items():
+    for name, needed in shape.depends_on.items():
         step = shape.steps[shape.index[name]]
         flows, runs = shape.index[name] in shape.flows, (late | by_item).intersection(needed)
         if runs and not (flows and runs == by_item.intersection([step.map_over])):

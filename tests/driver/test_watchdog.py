@@ -8,7 +8,7 @@ import time
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._core.graph import DependencyView, plan
+from asyncflow._core.graph import plan
 from asyncflow._core.state import RunState
 from asyncflow._runtime.durable import OutputTypes, Request, begin
 from asyncflow._runtime.run_scope import open_scope
@@ -45,7 +45,7 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
     )
     state = RunState(planned)
     for event in [
-        RunStarted("r1", 1.0, DependencyView(planned)),
+        RunStarted("r1", 1.0, planned.depends_on),
         AttemptStarted("a", 1, 1.0),
         AttemptStarted("x[0]", 1, 1.0),
         StepSucceeded("a", 1, 2.0, [1]),

@@ -25,8 +25,8 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow._core.fingerprint import Fingerprints
-from asyncflow._core.graph import DependencyView, plan
+from asyncflow._core.fingerprint import fingerprints_of
+from asyncflow._core.graph import plan
 from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptStarted,
@@ -342,8 +342,8 @@ async def leave(journal: Any, status: str, run_id: str = "r", parent: str = "") 
     started = RunStarted(
         run_id,
         1.0,
-        DependencyView(planned),
-        fingerprints=Fingerprints(planned),
+        planned.depends_on,
+        fingerprints=fingerprints_of(planned),
         parent=parent,
         parent_step=parent and "s",
     )
