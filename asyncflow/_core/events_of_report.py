@@ -178,6 +178,7 @@ class _Teller:
         for item, each in _numbered(items):
             self._tell_item(_Node(name, item, each, each.history, ends_in))
         self._tell_left_out(step)
+        self._tell_earlier_end(step, of_items)
         self._tell_origin(step)
         self._tell_end(step, self._ended_ms(step, [*own, *of_items]))
         if result.reused:
@@ -198,6 +199,18 @@ class _Teller:
         self._map_starts[step.step] = starts
         for segment, at_ms in starts.items():
             self._tell(segment, MapStarted(step.step, at_ms, how_many, not result.left_out))
+
+    def _tell_earlier_end(self, step: _Node, attempts: Sequence[Attempt]) -> None:
+        """Tell the end of a mapped step in the last segment with attempts of it, if it came first.
+
+        Otherwise it would seem to have lasted as long as that segment, because it ends in a later
+        one, in which it has not run.
+        """
+        last = max(_active(attempts), default=step.ends_in)
+        if last < step.ends_in:
+            at_ms = self._ended_ms(step._replace(ends_in=last), attempts)
+            if self._end_of(last) - at_ms > _ROUNDING_MS:
+                self._tell(last, StepCancelled(step.step, 0, at_ms, "", None))
 
     def _tell_left_out(self, step: _Node) -> None:
         """Tell of the items that succeeded and that the result only counts."""

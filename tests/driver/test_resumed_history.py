@@ -352,3 +352,14 @@ class TestJson:
 
         with pytest.raises(ValueError, match=r"version is 4, and this asyncflow reads up to 3"):
             RunReport.from_json(json.dumps(document))
+
+
+def test_events_of_a_report_end_a_mapped_step_before_its_segment_if_it_ended_before():
+    item = StepResult("tell[0]", SUCCESS, 1, 2.0, started_ms=1.0, reused=True, item=0)
+    tell = StepResult("tell", CANCELLED, 1, 2.0, started_ms=1.0, recorded=(), items=(item,))
+    segments = [Segment(0.0, 0.0, 10.0), Segment(10.0, 60.0, 12.0)]
+    report = RunReport("r", [tell], total_duration_ms=12.0, wall_time=0.0, segments=segments)
+
+    view = RunView(report.events()).steps["tell"]
+
+    assert view.duration_ms(12.0) == 2.0
