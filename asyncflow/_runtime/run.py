@@ -300,11 +300,14 @@ class Run:
         return not self._scope.live and (not self._state.unsettled or self._is_broken)
 
     def _is_at_rest(self) -> bool:
-        """Whether nothing is left but to wait for signals."""
-        waits, state = self._starter.waits, self._state
+        """Whether nothing is left but to wait for signals, and none may have come."""
+        waits = self._starter.waits
+        return waits is not None and not waits.is_looking and self._only_waits()
+
+    def _only_waits(self) -> bool:
+        state = self._state
         return (
-            waits is not None
-            and waits.is_at_rest
+            bool(state.awaiting)
             and state.stop_reason is None
             and not (state.queue.is_dirty or self._starter.is_held or self._scope.live)
             and not state.has_parked
@@ -400,8 +403,11 @@ class Run:
         if self._is_closed or self._drain_reason or state.stop_reason is not None:
             return
         self._drain_reason = reason
-        if self._may_drain_asleep and self._is_at_rest():
+        waits = self._starter.waits
+        if waits is not None and self._may_drain_asleep and self._only_waits():
             self._may_suspend = True
+            waits.close()  # what may have come is for the next segment
+            waits.stop()
             self._wake_if_settled()
             return
         self._stop_control.is_draining = True

@@ -33,7 +33,8 @@ from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
 class Waits:
     """What a run waits for.
 
-    ``start_task`` starts a coroutine in the task group of the run.
+    ``start_task`` starts a coroutine in the task group of the run. ``is_looking`` says whether
+    something may have come that was not looked at.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Waits:
         """What was sent to the process, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._expired: list[str] = []
-        self._is_looking = self._must_look = self._is_closed = False
+        self.is_looking = self._must_look = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         """What is looking."""
         if self._mailbox is not None:
@@ -75,11 +76,6 @@ class Waits:
         """Whether a journal takes the signals, so that the run may end its segment and wait."""
         return self._mailbox is not None
 
-    @property
-    def is_at_rest(self) -> bool:
-        """Whether nothing but signals is awaited, and what may have come was looked at."""
-        return bool(self._state.awaiting) and not self._is_looking
-
     def begin(self, node: int) -> None:
         """Let a step wait whose turn has come, since then or since an earlier segment."""
         name = self._steps[node].name
@@ -88,7 +84,7 @@ class Waits:
         if self._mailbox is not None:
             self._look_soon()
         elif name in self._kept:
-            self._is_looking = True
+            self.is_looking = True
             self._call_soon(self._take_kept)
 
     def _call_soon(self, call: Callable[[], None]) -> None:
@@ -195,11 +191,11 @@ class Waits:
                 )
             return
         self._kept[name] = value
-        self._is_looking = True
+        self.is_looking = True
         self._call_soon(self._take_kept)
 
     def _take_kept(self) -> None:
-        self._is_looking, persistence = False, self._scope.persistence
+        self.is_looking, persistence = False, self._scope.persistence
         for node, wait in list(self._state.awaiting.items()):
             if wait.step in self._kept and self._wakes(node):
                 value, step = self._kept[wait.step], self._steps[node]
@@ -212,8 +208,8 @@ class Waits:
     def _look_soon(self) -> None:
         """Read what the journal has received, once more if that is being done."""
         self._must_look = True
-        if not (self._is_looking or self._is_closed) and self._state.awaiting:
-            self._is_looking = True
+        if not (self.is_looking or self._is_closed) and self._state.awaiting:
+            self.is_looking = True
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
             look = self._look()
@@ -244,7 +240,7 @@ class Waits:
 
     def _looked(self, look: Coroutine[Any, Any, None], _: object) -> None:
         look.close()
-        self._is_looking, self._task = False, None
+        self.is_looking, self._task = False, None
         if self._must_look and self._state.stop_reason is None:
             self._look_soon()  # it came after the last look
         self._run.advance()

@@ -658,6 +658,22 @@ async def test_draining_a_run_that_only_waits_leaves_it_waiting(journal: Any) ->
 
 
 @in_virtual_time
+async def test_draining_a_run_that_looks_for_a_signal_leaves_that_for_later(journal: Any) -> None:
+    orders = Orders()
+    options = {"journal": journal, "run_id": "r", "on_wait": "stay"}
+    async with orders.pipeline.with_options(**options).start() as run:
+        await asyncio.sleep(60)
+        await journal.signal("r", "approved", True)
+        while not any(task.get_name().endswith(":signals") for task in asyncio.all_tasks()):
+            await asyncio.sleep(0)
+        run.drain("the service was shut down")
+        report = await run.report()
+
+    assert report.status is RunStatus.WAITING
+    assert (await orders.run(journal))["publish"].output == "draft: True"
+
+
+@in_virtual_time
 async def test_a_drained_run_with_steps_that_run_keeps_since_when_it_waits(journal: Any) -> None:
     orders = Orders(deadline_ms=100_000, default=False)
 
