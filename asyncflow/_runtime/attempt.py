@@ -31,7 +31,6 @@ from asyncflow._core.results import REDACTED_OUTPUT, Interruption, Payload, Step
 from asyncflow._core.scheduler import AfterFailure
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import (
     FAILURES,
     WAIT_FOR_MAKES_A_TASK,
@@ -40,11 +39,8 @@ from asyncflow._runtime.asyncio_compat import (
     outlast,
     running_task,
 )
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.outcome import as_failure, step_cancelled, timeout_error
-from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow._runtime.stop_control import StopControl
+from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.watchdog import HeartbeatTimer
 from asyncflow.events import (
     AttemptFailed,
@@ -66,21 +62,10 @@ _ALMOST_NOTHING_S = 1e-9
 class Attempts:
     """Makes single attempts, and reports how they end."""
 
-    def __init__(
-        self,
-        scope: RunScope,
-        host: Host,
-        dispatcher: EventDispatcher,
-        permits: Permits,
-        stop: StopControl,
-        data: ActionData,
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
+        scope, self._run, self._dispatcher, self._stop_control, self._permits = parts
         self._scope = scope
-        self._run = host
-        self._dispatcher = dispatcher
-        self._permits = permits
-        self._stop_control = stop
-        self._data = data
+        self._data = scope.data
         self._state = scope.state
         self._context = scope.run_context
         self.on_success: Callable[[int, AttemptStarted, float], object] | None = None
@@ -91,8 +76,7 @@ class Attempts:
             from asyncflow._runtime.remote_attempt import RemoteAttempts  # few need it
 
             to_keep = outputs_to_keep(plan, scope.start.bindings, scope.start.conditions)
-            watchdog = stop.watchdog
-            self._engines = RemoteAttempts(scope, dispatcher, permits, watchdog, to_keep)
+            self._engines = RemoteAttempts(parts, to_keep)
 
     async def bounded(
         self, node: int, attempt: int, make_attempt: Callable[[], Awaitable[float | None]]

@@ -27,11 +27,8 @@ from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult, cache_key
-from asyncflow._runtime.action_data import ActionData
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.durable import CachingJournal, CachingSession
-from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow._runtime.stop_control import StopControl
+from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import AttemptStarted, StepReused, StepTakenOver
 
 
@@ -60,20 +57,11 @@ _under_way: WeakKeyDictionary[
 class StepCache:
     """Lets the steps of one run reuse results."""
 
-    def __init__(
-        self,
-        scope: RunScope,
-        host: Host,
-        dispatcher: EventDispatcher,
-        stop: StopControl,
-        data: ActionData,
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
+        scope, self._run, self._dispatcher, self._stop_control, _ = parts
         persistence = scope.persistence
         assert persistence is not None
-        self._run = host
-        self._dispatcher = dispatcher
-        self._stop_control = stop
-        self._data = data
+        self._data = scope.data
         self._persistence = persistence
         self._journal = cast("CachingJournal", persistence.journal)
         self._session = cast("CachingSession", persistence.session)

@@ -26,12 +26,9 @@ from asyncflow._core.results import Interruption, StepStatus, outputs_of, with_n
 from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import ItemEnd
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.outcome import as_failure, step_cancelled
-from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow._runtime.stop_control import StopControl
+from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import MapStarted, StepCancelled, StepFailed, StepSkipped, StepSucceeded
 
 _ITEMS_A_TURN = 100
@@ -44,18 +41,9 @@ class MapRunner:
     ``items`` are those that are under way, by node.
     """
 
-    def __init__(
-        self,
-        scope: RunScope,
-        host: Host,
-        dispatcher: EventDispatcher,
-        stop: StopControl,
-        data: ActionData,
-    ) -> None:
-        self._run = host
-        self._dispatcher = dispatcher
-        self._stop_control = stop
-        self.items = data.items
+    def __init__(self, parts: Parts) -> None:
+        scope, self._run, self._dispatcher, self._stop_control, _ = parts
+        self.items = scope.data.items
         self._state = scope.state
         self._plan = scope.plan
         self._now_ms = scope.run_context.now_ms

@@ -28,11 +28,9 @@ from asyncflow._core.errors import NotSendableError
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.results import Payload
 from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.engine import Engine, EngineCall
-from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.run_scope import RunScope
-from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
+from asyncflow._runtime.run_scope import Parts
+from asyncflow._runtime.watchdog import HeartbeatTimer
 from asyncflow.events import AttemptBegan
 
 _Said = TypeVar("_Said")
@@ -46,21 +44,13 @@ class RemoteAttempts:
     The outputs of the nodes ``to_keep`` may stay on the engines that make them.
     """
 
-    def __init__(
-        self,
-        scope: RunScope,
-        dispatcher: EventDispatcher,
-        permits: Permits,
-        watchdog: Watchdog,
-        to_keep: frozenset[int],
-    ) -> None:
+    def __init__(self, parts: Parts, to_keep: frozenset[int]) -> None:
+        scope, _, self._dispatcher, stop, self._permits = parts
         self._run_context = scope.run_context
         self._context = scope.context
         self._state = scope.state
         self._notes = scope.notes
-        self._dispatcher = dispatcher
-        self._permits = permits
-        self._watchdog = watchdog
+        self._watchdog = stop.watchdog
         self._to_keep = to_keep
 
     def submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.context import (
@@ -23,14 +23,18 @@ from asyncflow._core.record import record
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption
 from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.state import RunState
+from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of
 from asyncflow._runtime.durable import RunPersistence, RunStart
 from asyncflow._runtime.observers import Observer
 
 if TYPE_CHECKING:
     from asyncflow._runtime.checkpoint_writer import CheckpointWriter
+    from asyncflow._runtime.dispatcher import EventDispatcher
     from asyncflow._runtime.durable import CheckpointSession
     from asyncflow._runtime.notes import NoteQueue
+    from asyncflow._runtime.permits import Permits
+    from asyncflow._runtime.stop_control import StopControl
 
 
 class Host(Protocol):
@@ -71,12 +75,27 @@ class RunScope:
     loop: asyncio.AbstractEventLoop
     live: dict[int, asyncio.Task[Any]]
     """The task of each node that was started and has not ended."""
+    data: ActionData
+    """What actions and conditions are called with."""
     persistence: RunPersistence | None
     """The run's part of a journal, if it has one."""
     notes: NoteQueue | None
     """Takes what attempts say; ``None`` if nothing receives it."""
     checkpoints: CheckpointWriter | None
     """Stores the checkpoints of steps; ``None`` without a journal that does."""
+
+
+class Parts(NamedTuple):
+    """The run and what it has made, for those that run nodes, or wait for them.
+
+    They lead back to the run. So what gets them ends with it.
+    """
+
+    scope: RunScope
+    run: Host
+    dispatcher: EventDispatcher
+    stop_control: StopControl
+    permits: Permits
 
 
 def open_scope(
@@ -136,6 +155,7 @@ def open_scope(
         context=context,
         loop=loop,
         live={},
+        data=ActionData(start, state),
         persistence=persistence,
         notes=notes,
         checkpoints=writer,

@@ -22,13 +22,12 @@ from asyncflow._core.results import Interruption
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import name_suffix
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import FAILURES, WAIT_FOR_MAKES_A_TASK
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.mapping import MapRunner
 from asyncflow._runtime.outcome import as_failure, step_cancelled
 from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow._runtime.run_scope import Host, Parts, RunScope
 from asyncflow._runtime.step_runner import StepRunner
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import StepFailed, StepSkipped
@@ -58,19 +57,19 @@ class Starter:
         self._state = scope.state
         self._now_ms = scope.run_context.now_ms
         self._is_resumed = scope.start.checkpoint is not None
-        self._data = ActionData(scope.start, scope.state)
+        self._data = scope.data
         self._permits = Permits(scope, host, dispatcher, stop)
-        self._runner = StepRunner(scope, host, dispatcher, self._permits, stop, self._data)
+        parts = Parts(scope, host, dispatcher, stop, self._permits)
+        self._runner = StepRunner(parts)
         cache = self._runner.cache
         self._awaited: Mapping[int, object] = {} if cache is None else cache.awaited
-        self.maps = MapRunner(scope, host, dispatcher, stop, self._data)
+        self.maps = MapRunner(parts)
         self._signals = scope.plan.signals
         self.waits: Waits | None = None
         if self._signals:
             from asyncflow._runtime.waits import Waits  # few pipelines wait
 
-            attempts = self._runner.attempts
-            self.waits = Waits(scope, host, dispatcher, attempts, self._start_task)
+            self.waits = Waits(parts, self._runner.attempts, self._start_task)
         self.is_held = self.is_advancing = False
         plan = scope.plan
         self._step_count = len(plan.steps)

@@ -22,15 +22,11 @@ from asyncflow._core.context import enter_attempt
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import WAIT_FOR_MAKES_A_TASK, cancel_count
 from asyncflow._runtime.attempt import Attempts
 from asyncflow._runtime.attempt_311 import make_only_attempt
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.durable import RunPersistence
-from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow._runtime.stop_control import StopControl
+from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import AttemptStarted, StepFailed, StepSucceeded
 
 if TYPE_CHECKING:
@@ -40,35 +36,24 @@ if TYPE_CHECKING:
 class StepRunner:
     """Runs the attempts of nodes, each node in one task."""
 
-    def __init__(
-        self,
-        scope: RunScope,
-        host: Host,
-        dispatcher: EventDispatcher,
-        permits: Permits,
-        stop: StopControl,
-        data: ActionData,
-    ) -> None:
-        self._run = host
-        self._dispatcher = dispatcher
-        self._permits = permits
-        self._stop_control = stop
-        self._data = data
-        self._bindings = data.bindings
-        self._step_count = len(data.bindings)
+    def __init__(self, parts: Parts) -> None:
+        scope, self._run, self._dispatcher, self._stop_control, self._permits = parts
+        self._data = scope.data
+        self._bindings = scope.data.bindings
+        self._step_count = len(self._bindings)
         self._state = scope.state
         self._steps = scope.state.step_runs.steps
         self._persistence = scope.persistence
         self._now_ms = scope.run_context.now_ms
         self._last_errors = scope.run_context.last_errors
         self._saved = scope.run_context.checkpoints.saved
-        self.attempts = Attempts(scope, host, dispatcher, permits, stop, data)
+        self.attempts = Attempts(parts)
         self.cache: StepCache | None = None
         caches = self._persistence is not None and self._persistence.caches
         if caches and any(scope.plan.steps[index].cache_ms for index in scope.plan.special):
             from asyncflow._runtime.caching import StepCache  # few need it
 
-            self.cache = StepCache(scope, host, dispatcher, stop, data)
+            self.cache = StepCache(parts)
             self.attempts.on_success = self.cache.succeeded
 
     def launch(self, node: int) -> Coroutine[Any, Any, object]:

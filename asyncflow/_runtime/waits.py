@@ -24,9 +24,8 @@ from asyncflow._core.signal import fits, type_text
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
 from asyncflow._runtime.attempt import Attempts
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.durable import SignalSession
-from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
 
 
@@ -38,16 +37,10 @@ class Waits:
     """
 
     def __init__(
-        self,
-        scope: RunScope,
-        host: Host,
-        dispatcher: EventDispatcher,
-        attempts: Attempts,
-        start_task: Callable[..., asyncio.Task[None]],
+        self, parts: Parts, attempts: Attempts, start_task: Callable[..., asyncio.Task[None]]
     ) -> None:
+        scope, self._run, self._dispatcher, *_ = parts
         self._scope = scope
-        self._run = host
-        self._dispatcher = dispatcher
         self._attempts = attempts
         self._start_task = start_task
         self._state = scope.state
