@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python import base as axe
+from browser.axe import violations
 from browser.live_processes import ServerThread
 from compared_runs import store_two_runs
 from playwright.async_api import expect
 
 from asyncflow.journal import SQLiteJournal
-
-AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
 
@@ -66,11 +63,7 @@ async def test_the_comparison_is_accessible_and_fits(
 
     for path in ("compare", "compare?a=monday", "compare?a=tuesday"):
         await page.goto(site.url + path)
-        await page.evaluate(AXE)
-        found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-        assert not [
-            (each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]
-        ]
+        assert await violations(page) == []
         for width in (390, 1024):
             await page.set_viewport_size({"width": width, "height": 800})
             assert await page.evaluate("document.documentElement.scrollWidth") <= width

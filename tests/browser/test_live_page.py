@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import pytest_asyncio
-from axe_playwright_python import base as axe
+from browser.axe import violations
 from browser.live_processes import HOSTILE, Gates, Process, ServerThread
 from playwright.async_api import Locator, Page, expect
 
@@ -21,7 +21,6 @@ from asyncflow import Pipeline
 from asyncflow.journal import SQLiteJournal
 
 TOKEN = "a token that is hard to guess"
-AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
 expect.set_options(timeout=15_000)
@@ -211,7 +210,7 @@ async def test_a_cancellation_is_confirmed_by_keyboard(tab: Tab, site: ServerThr
 
     await page.keyboard.press("Enter")
     await expect(question).to_be_visible()
-    await assert_accessible(page)
+    assert await violations(page) == []
     await expect(page.get_by_role("button", name="Keep it running")).to_be_focused()
     await page.keyboard.press("ArrowDown")  # a key of the page
     await page.keyboard.press("Enter")
@@ -349,7 +348,7 @@ async def test_a_run_is_run_again_from_its_page(tab: Tab, site: ServerThread) ->
     await page.get_by_role("button", name="Rerun …").click()
     choice = page.get_by_label("What runs again")
     await expect(choice).to_have_value("*")  # nothing has failed
-    await assert_accessible(page)
+    assert await violations(page) == []
     await choice.select_option("=second")
     await page.get_by_role("button", name="Rerun", exact=True).click()
 
@@ -512,7 +511,7 @@ async def test_the_token_is_requested_once(tab: Tab, tmp_path: Path, foreign_sit
     await page.get_by_label("Token").fill("not the token at all")
     await page.keyboard.press("Enter")
     await expect(page.get_by_role("alert")).to_contain_text("That is not the token.")
-    await assert_accessible(page)
+    assert await violations(page) == []
 
     await page.get_by_label("Token").fill(TOKEN)
     await page.get_by_role("button", name="Show the runs").click()
@@ -587,16 +586,6 @@ async def test_the_list_shows_that_the_server_is_gone(tab: Tab, start: Any) -> N
 # Accessibility.
 
 
-async def assert_accessible(page: Page) -> None:
-    """Assert that the page violates no accessibility rule."""
-    await page.evaluate(AXE)
-    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    broken = [
-        (each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]
-    ]
-    assert not broken, page.url
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_pages_are_accessible(browser: Any, site: ServerThread, scheme: Any) -> None:
     gates = site.start(f"accessible-{scheme}")
@@ -605,13 +594,13 @@ async def test_the_pages_are_accessible(browser: Any, site: ServerThread, scheme
 
     for path in ("", "?text=nothing", "runs/accessibl"):
         await page.goto(site.url + path)
-        await assert_accessible(page)
+        assert await violations(page) == []
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(button(page, "Cancel")).to_be_visible()
-    await assert_accessible(page)
+    assert await violations(page) == []
     site.stop()
     await expect(button(page, "Resume")).to_be_visible()
-    await assert_accessible(page)
+    assert await violations(page) == []
     await page.close()
 
 
@@ -656,13 +645,13 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         await page.goto(f"{site.url}runs/waits")
         await page.get_by_role("link", name="Its pipeline").click()
         await expect(page.locator("#header")).to_contain_text("waits for approved, count")
-        await assert_accessible(page)
+        assert await violations(page) == []
         await page.get_by_role("link", name="waits").first.click()
         await expect(live(page)).to_have_text("waiting for a signal")
         await expect(page.locator("#header")).to_contain_text("Waits forapproved since")
         forms = page.locator("form.signal")
         await expect(forms).to_have_count(5)
-        await assert_accessible(page)
+        assert await violations(page) == []
 
         # A key of the page is a letter in a field, and a wrong value is refused beside it.
         field = page.get_by_label("JSON")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from axe_playwright_python import base as axe
+from browser.axe import violations
 from browser.conftest import Open
 from golden_run import GOLDEN
 from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed
@@ -23,8 +22,6 @@ from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.html_report import to_html
 from asyncflow.web import serve
 
-AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
-
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
 COPIED = """() => new Promise((resolve) => { document.addEventListener(
   "copy", () => resolve(document.activeElement.value), { once: true }); })"""
@@ -35,11 +32,8 @@ def told() -> str:
     return to_html(GOLDEN, NOTES)
 
 
-async def violations(page: Page) -> list[str]:
+async def open_all(page: Page) -> None:
     await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
-    await page.evaluate(AXE)
-    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [f"{each['id']}: {each['nodes'][0]['html']}" for each in found["violations"]]
 
 
 def lines(page: Page) -> Any:
@@ -219,6 +213,7 @@ async def test_the_page_with_notes_violates_no_accessibility_rule(
     opened: Open, told: str, scheme: str, tab: str
 ) -> None:
     page = await opened(told, color_scheme=scheme, at=f"#step=extract{tab}")
+    await open_all(page)
 
     assert await violations(page) == []
 
@@ -445,5 +440,6 @@ async def test_the_live_page_with_notes_violates_no_accessibility_rule(
         await page.goto("about:blank")
         await page.goto(f"{site.url}runs/r{at}")
         await expect(page.locator("#live-word")).to_have_text("ended")
+        await open_all(page)
         assert await violations(page) == []
     await context.close()

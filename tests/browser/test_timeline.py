@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import PIL.ImageChops
 import pytest
+from browser.axe import violations
 from golden_run import GOLDEN
 from mapped_run import mapped_run
 from resumed_run import RESUMED, crashed_often
@@ -261,17 +261,10 @@ async def test_an_attempt_of_each_segment_can_be_selected_and_linked(opened: Ope
 async def test_the_page_of_a_resumed_run_violates_no_accessibility_rule(
     opened: Open, scheme: str
 ) -> None:
-    axe = pytest.importorskip(
-        "axe_playwright_python.base", reason="needs axe to check accessibility"
-    )
-    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
     page = await opened(to_html(RESUMED), color_scheme=scheme, at="#step=load&attempt=2")
     await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
 
-    await page.evaluate(script)
-    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-
-    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
+    assert await violations(page) == []
 
 
 async def test_a_live_page_of_a_run_that_resumes_gets_the_gap_and_keeps_its_zoom(
