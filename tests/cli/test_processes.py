@@ -114,20 +114,19 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_stops_a_run_gracefully_and_the_run_can_be_resumed(
-    shell: Shell, environment: dict[str, str], number: signal.Signals
+    shell: Shell, environment: dict[str, str]
 ) -> None:
     process = Process(
         shell, environment, "run", "slow:sleeping", "--run-id", "r1"
     ).wait_until_started()
 
-    process.send(number)
+    process.send(signal.SIGTERM)
     code, out, err = process.wait()
 
-    assert code == 128 + number
+    assert code == 143
     assert out.startswith("cleaned up\nPipeline INTERRUPTED\n")
-    assert f"{number.name}: stopping; running steps are cleaning up. " in err
+    assert "SIGTERM: stopping; running steps are cleaning up. " in err
     assert err.endswith("To resume it: asyncflow resume r1 slow:sleeping\n")
     assert "Traceback" not in err
     (run,) = shell.json("runs", "--json")

@@ -78,6 +78,10 @@ def make(**options):
         self.query(f"UPDATE leases SET expires_at = 1 WHERE run_id LIKE '{run_id}'")
 
 
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""Marks a slow test of threads, polls and leases in this process: no database has a part in it."""
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> TestedDatabase:
     if request.param == "sqlite":

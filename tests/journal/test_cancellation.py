@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal.conftest import on_sqlite
 
 from asyncflow import (
     JournalError,
@@ -174,6 +175,7 @@ async def test_a_step_is_not_retried_after_its_nested_run_was_cancelled(
     assert error.subgroup(RunCancelledError)
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_polling_costs_one_statement_per_second_for_any_number_of_runs(
     make_journal: Make,
@@ -192,6 +194,7 @@ async def test_polling_costs_one_statement_per_second_for_any_number_of_runs(
         await session.close()
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_a_failed_poll_is_repeated(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.9)
@@ -215,6 +218,7 @@ async def test_a_failed_poll_is_repeated(make_journal: Make) -> None:
 # --- before, during and after a run --------------------------------------------------------------
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_repeated_requests_cancel_a_run_once(make_journal: Make) -> None:
     cleaning, proceed = asyncio.Event(), asyncio.Event()

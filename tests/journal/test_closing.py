@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal.conftest import on_sqlite
 
 from asyncflow import JournalError, Orchestrator, WorkflowStep, resume_all, run_pipeline
 from asyncflow.journal import SQLiteJournal
@@ -269,6 +270,7 @@ def test_a_blocking_close_waits_for_other_loops_only(make_journal: Make) -> None
     asyncio.run(main())
 
 
+@on_sqlite
 @pytest.mark.realtime
 def test_a_blocking_close_waits_for_so_long(make_journal: Make) -> None:
     async def main() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvloop
 from freed import without_collector
+from journal.conftest import on_sqlite
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
@@ -285,6 +286,7 @@ async def refused_open(journal: Any) -> Exception:
     raise AssertionError
 
 
+@on_sqlite
 @pytest.mark.realtime
 def test_a_hang_is_detected_at_once_while_a_journal_is_open(make_journal: Make) -> None:
     async def main() -> None:
@@ -727,6 +729,7 @@ async def test_a_short_run_renews_nothing(journal: Any) -> None:
     assert calls == []
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_a_blocked_loop_keeps_its_leases(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=0.2)
@@ -758,6 +761,7 @@ async def test_a_renewal_reports_a_lost_lease(make_journal: Make, database: Any)
     await other.close()
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_a_lease_that_cannot_be_renewed_fails_the_run(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.2)
@@ -788,6 +792,7 @@ async def test_a_transaction_that_an_event_breaks_reports_the_cause(journal: Any
     assert await journal.runs() == []
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_a_failed_renewal_is_retried(make_journal: Make) -> None:
     journal = make_journal(lease_s=0.5)
@@ -827,6 +832,7 @@ async def test_another_journal_takes_over_a_run_whose_lease_has_expired(
     assert await stored_events(second) == [started(), attempt(2)]
 
 
+@on_sqlite
 @pytest.mark.realtime
 async def test_a_session_of_a_closed_loop_is_released(make_journal: Make, database: Any) -> None:
     journal = make_journal(lease_s=2)
@@ -1137,6 +1143,7 @@ def test_processes_write_concurrently(database: Any) -> None:
     assert database.query("SELECT count(*) FROM events") == [(3 * 5 * 21,)]
 
 
+@on_sqlite
 @pytest.mark.process
 def test_an_unclosed_journal_does_not_keep_the_interpreter_alive(database: Any) -> None:
     body = """

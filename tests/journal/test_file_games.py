@@ -93,8 +93,13 @@ def pipeline(*actions: Callable[[], Any]) -> list[WorkflowStep]:
 async def nothing() -> None: ...
 
 
-@pytest.mark.parametrize("stage", ["claimed", "first step", "last step", "ended"])
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize(
+    ("game", "stage"),
+    [
+        *((game, "first step") for game in GAMES),
+        *(("copied", stage) for stage in ("claimed", "last step", "ended")),
+    ],
+)
 async def test_a_run_fails_at_the_next_commit(path: Path, game: str, stage: str) -> None:
     play, says = GAMES[game]
     calls = []
@@ -127,7 +132,7 @@ async def test_a_run_fails_at_the_next_commit(path: Path, game: str, stage: str)
 
 
 @pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("game", ["moved", "copied", "emptied", "wal cut", "shm deleted"])
 async def test_a_second_caller_does_not_get_the_run(path: Path, game: str, own: bool) -> None:
     play, _ = GAMES[game]
     journal, other = SQLiteJournal(path, lease_s=0.3), SQLiteJournal(path)

@@ -82,9 +82,7 @@ HOSTS = {
     ),
     "auto": (["-o", "asyncio_mode=auto", "--import-mode=append"], "pytest.fixture", "", ""),
     "anyio": (["-p", "no:asyncio", "--import-mode=importlib"], "pytest.fixture", "anyio", "anyio"),
-    "anyio beside asyncio": ([], "pytest.fixture", "anyio", "anyio"),
     "anyio beside asyncio auto": (["-o", "asyncio_mode=auto"], "pytest.fixture", "anyio", "anyio"),
-    "anyio auto": (["-p", "no:asyncio", "-o", "anyio_mode=auto"], "pytest.fixture", "", ""),
     "none": (["-p", "no:asyncio", "-p", "no:anyio"], "", "", "skip"),
     "xdist": (["-n", "2", "-o", "asyncio_mode=auto"], "pytest.fixture", "", ""),
 }
