@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import ge, gt, le, lt
 from types import UnionType
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
@@ -55,7 +56,7 @@ def fits(value: Any, hint: Any) -> bool:
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return fits(value, arguments[0])
+        return fits(value, arguments[0]) and _is_within(value, arguments[1:])
     if origin in (Union, UnionType):
         return any(fits(value, each) for each in arguments)
     if origin is Literal:
@@ -79,3 +80,23 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(value, list | set | frozenset):
         return all(fits(each, arguments[0]) for each in value)
     return True
+
+
+_BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "ge": ge,
+    "gt": gt,
+    "le": le,
+    "lt": lt,
+    "min_length": lambda value, bound: len(value) >= bound,
+    "max_length": lambda value, bound: len(value) <= bound,
+}
+
+
+def _is_within(value: Any, metadata: Iterable[object]) -> bool:
+    """Whether a value is within the bounds of annotated_types, or of a `msgspec.Meta`."""
+    return all(
+        holds(value, bound)
+        for each in metadata
+        for name, holds in _BOUNDS.items()
+        if (bound := getattr(each, name, None)) is not None and not callable(bound)
+    )

@@ -21,6 +21,7 @@ from asyncflow._core.annotations import output_type
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.errors import (
     JournalError,
+    PayloadError,
     RunCancelledError,
 )
 from asyncflow._core.graph import (
@@ -28,6 +29,7 @@ from asyncflow._core.graph import (
     Plan,
 )
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.signal import fits, type_text
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Checkpoint, Key
@@ -302,7 +304,11 @@ class RunPersistence:
 
         Raise `PayloadError` if it is not of the signal's type.
         """
-        return self.journal.decode(f"signal {name!r}", payload, self.types[name])
+        subject, hint = f"signal {name!r}", self.types[name]
+        value = self.journal.decode(subject, payload, hint)
+        if not fits(value, hint):
+            raise PayloadError(subject, f"must be of type {type_text(hint)}")
+        return value
 
     async def close(
         self, run_id: str

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -49,6 +50,13 @@ def to_plain(value: Any) -> msgspec.Raw:
         value, by_alias=False, round_trip=True, warnings=False
     )
     return msgspec.Raw(data)
+
+
+@lru_cache(256)
+def schema_of_model(cls: Any) -> dict[str, Any]:
+    """Return the JSON schema of a model, by the names of its fields, or raise an error."""
+    schema: dict[str, Any] = cls.model_json_schema(by_alias=False)
+    return schema
 
 
 def model_from_json(cls: type, data: Any, **names: bool) -> Any:

@@ -44,6 +44,7 @@ from asyncflow.journal._models import (
     given_fields,
     is_model,
     model_from_json,
+    schema_of_model,
     set_given_fields,
     to_plain,
     with_given,
@@ -119,7 +120,7 @@ class Codec:
     def schema(self, hint: Any) -> dict[str, Any]:
         """Return the JSON schema of a type; empty if there is none."""
         try:
-            return msgspec.json.schema(hint)
+            return msgspec.json.schema(hint, schema_hook=schema_of_model)
         except Exception:  # it asks types of users for theirs
             return {}
 

@@ -1,4 +1,4 @@
-"""Checks a JSON value against a JSON schema, as far as `msgspec.json.schema` makes one.
+"""Checks a JSON value against a JSON schema, as far as msgspec and pydantic usually make one.
 
 A journal does not know the types of a pipeline. So a run stores the schemas of its signals, and a
 sender learns at once that its value can't be right. What a schema does not say, the run itself
@@ -7,9 +7,15 @@ finds when it takes the value.
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import re
+import uuid
 from collections.abc import Callable, Mapping
+from operator import ge, gt, le, lt
 from typing import Any
+
+import msgspec
 
 _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
@@ -22,9 +28,26 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
+_BOUNDS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "minimum": ("must be at least {}", ge),
+    "maximum": ("must be at most {}", le),
+    "exclusiveMinimum": ("must be above {}", gt),
+    "exclusiveMaximum": ("must be below {}", lt),
+}
+_LENGTHS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "minLength": ("must have at least {} characters", ge),
+    "maxLength": ("must have at most {} characters", le),
+    "minItems": ("must have at least {} items", ge),
+    "maxItems": ("must have at most {} items", le),
+}
+_FORMATS = {"date": datetime.date, "uuid": uuid.UUID, "decimal": decimal.Decimal}
+"""What pydantic reads as other formats is not what they say."""
+
+
 def mismatch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> str:
     """Return why a value does not fit a schema; empty if it does."""
-    root = root or schema
+    if root is None or "$defs" in schema:  # pydantic's part of another schema has its own
+        root = schema
     if "$ref" in schema:
         definition = schema["$ref"].rpartition("/")[2]
         return mismatch(value, root.get("$defs", {}).get(definition, {}), root)
@@ -38,18 +61,43 @@ def mismatch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | No
     kind = schema.get("type", "")
     if kind in _TYPES and not _TYPES[kind](value):
         return f"must be of type {kind}"
+    if kind in ("integer", "number"):
+        return _beyond(value, schema, _BOUNDS)
+    if kind in ("string", "array") and (problem := _beyond(len(value), schema, _LENGTHS)):
+        return problem
+    if kind == "string":
+        return _mismatch_of_text(value, schema)
     if kind == "array":
         return _mismatch_of_items(value, schema, root)
     if kind == "object":
         return _mismatch_of_fields(value, schema, root)
-    if "pattern" in schema and isinstance(value, str) and not re.search(schema["pattern"], value):
+    return ""
+
+
+def _beyond(
+    number: float,
+    schema: Mapping[str, Any],
+    bounds: Mapping[str, tuple[str, Callable[[Any, Any], bool]]],
+) -> str:
+    """Return which bound of a schema a value, or its length, exceeds."""
+    for name, (words, holds) in bounds.items():
+        if name in schema and not holds(number, schema[name]):
+            return words.format(schema[name])
+    return ""
+
+
+def _mismatch_of_text(value: str, schema: Mapping[str, Any]) -> str:
+    if "pattern" in schema and not re.search(schema["pattern"], value):
         return f"must match {schema['pattern']!r}"
+    if (name := schema.get("format")) in _FORMATS:
+        try:
+            msgspec.convert(value, _FORMATS[name])
+        except msgspec.ValidationError:
+            return f"must be a {name}"
     return ""
 
 
 def _mismatch_of_items(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
-    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        return "has too few items, or too many"
     items, first = schema.get("items"), schema.get("prefixItems", [])
     for at, each in enumerate(value):
         of_each = first[at] if at < len(first) else items
@@ -65,6 +113,8 @@ def _mismatch_of_fields(value: Any, schema: Mapping[str, Any], root: Mapping[str
             return f"lacks {name!r}"
     for name, each in value.items():
         of_each = fields.get(name, others)
+        if of_each is False:
+            return f"has an unknown field {name!r}"
         if isinstance(of_each, Mapping) and (problem := mismatch(each, of_each, root)):
             return f"{name!r} {problem}"
     return ""
