@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -19,6 +21,7 @@ from asyncflow._views.preview import moment_iso, moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.html_report._event_log import EventLog
 from asyncflow.html_report._page_model import (
+    MOST_EVENTS_WHOLE,
     NO_CONTEXT,
     PageContext,
     PageModel,
@@ -42,7 +45,7 @@ _BUNDLES = {
         *("items.css", "notes.css", "media.css"),
     ),
     "page.js": (
-        *("base.js", "moments.js", "selection.js", "items.js", "steps.js", "events.js"),
+        *("base.js", "moments.js", "rows.js", "selection.js", "items.js", "steps.js", "events.js"),
         *("timeline.js", "minimap.js", "graph.js", "pointer.js", "keys.js", "copy.js"),
         *("details.js", "log.js", "update.js"),
     ),
@@ -169,15 +172,15 @@ def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: b
 def asset(name: str, package: str = "asyncflow.html_report") -> str:
     """Return the text of a file in the ``assets`` folder of a package, or of one made of several.
 
-    Styles and scripts lose their comments, which have lines of their own, and their indentation,
-    and styles the spaces that separate nothing.
+    Styles and scripts lose their indentation and their comments, which have lines of their own or
+    are at the end of one and have no quotes, and styles the spaces that separate nothing.
     """
     folder = resources.files(package).joinpath("assets")
     files = _BUNDLES.get(name, (name,))
     text = "\n".join(folder.joinpath(each).read_text(encoding="utf-8") for each in files)
     if not name.endswith((".css", ".js")):
         return text
-    lines = (line.strip() for line in text.splitlines())
+    lines = (re.sub(r"\s+// [^\"'`]*$", "", line).strip() for line in text.splitlines())
     text = "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
     if name.endswith(".css"):
         text = re.sub(r"\s*([{};,>])\s*|(:) ", r"\1\2", text).replace(";}", "}")
@@ -200,9 +203,32 @@ def _given(model: PageModel, log: EventLog) -> Mapping[str, Any]:
         "graph": draw_graph(view.edges) if model.is_drawn else None,
         "names": list(view.steps),
         "log": log,
+        "is_long": len(log.events) > MOST_EVENTS_WHOLE,
         "resume": model.context.resume if _can_resume(model) else "",
         "is_alone": False,
     }
+
+
+class PackedRows:
+    """The rows of a section: HTML, or packed for the script, which draws those in view."""
+
+    def __init__(self, are_packed: bool) -> None:
+        self._are_packed = are_packed
+        self._rows: dict[int, str] = {}
+
+    def put(self, number: int, row: Markup, is_drawn: bool) -> str:
+        """Return what the section has of a row. ``is_drawn`` says whether it always has it."""
+        row = row.strip()
+        if not self._are_packed:
+            return row
+        self._rows[number] = row
+        return row if is_drawn else ""
+
+    def __html__(self) -> str:
+        if not self._rows:
+            return ""
+        packed = base64.b64encode(zlib.compress(json.dumps(self._rows).encode())).decode()
+        return f'<script type="text/plain" data-packed>{packed}</script>'
 
 
 @cache
@@ -219,6 +245,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["pack"] = PackedRows
     environment.filters.update(
         ms=duration,
         name=name_text,

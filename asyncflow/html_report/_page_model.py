@@ -45,19 +45,26 @@ from asyncflow.html_report._timeline import (
     running_at,
 )
 
-MOST_STEPS_DRAWN = 2_000
-MOST_EDGES_DRAWN = 6_000
+MOST_STEPS_WHOLE, MOST_EVENTS_WHOLE = 200, 500
+"""Of more, a page has the rows packed, and draws those that come into view. Without its script, it
+shows the steps that need attention, and the last events."""
+MOST_STEPS_DRAWN = 500
+"""Of more, the graph is not drawn."""
+MOST_URGENT = 50
+"""How many these are at most."""
+MOST_EDGES = 6_000
+"""With more, the graph is not drawn, and nothing is marked before or after a selected step."""
 MOST_STEPS_DETAILED = 2_000
-"""Of more steps, only those that did not succeed have details."""
-MOST_STEPS_DETAILED_LIVE = 200
-"""How many they are at most in the page of a server, which has the details of the others."""
+"""Of more steps, only those that did not succeed have details in a file."""
+_MOST_OPEN = 10
+"""Larger tiers of a large run are closed at first if all of their steps succeeded."""
 MOST_ITEMS = 30
 """Of more items of a mapped step, those that went wrong are shown first."""
 MOST_ITEM_ROWS = 300
 MOST_CELLS, ALL_CELLS = 2_000, 8_000
 """Of more items of a mapped step, and of all such steps together, a cell stands for several."""
 MOST_TOGETHER = 50
-"""How many rows a browser lays out together when they come into view."""
+"""How many rows of the timeline are drawn together when they come into view."""
 MOST_EARLIER = 50
 """Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
 MOST_EARLIER_TRACES = 20
@@ -65,7 +72,7 @@ MOST_EARLIER_TRACES = 20
 last ones have tracebacks."""
 
 # In bytes of the page: all of a kind together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 22_000, range(160, 4_000)
+_ALL_OUTPUTS, _OUTPUT = 21_000, range(150, 4_000)
 _ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
@@ -101,10 +108,9 @@ _BAR = (
     StepStatus.RUNNING,
     StepStatus.PENDING,
 )
+_URGENT = (StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.RUNNING)
 _BY_URGENCY = (
-    StepStatus.FAILED,
-    StepStatus.CANCELLED,
-    StepStatus.RUNNING,
+    *_URGENT,
     StepStatus.PENDING,
     StepStatus.SKIPPED,
     StepStatus.SUCCESS,
@@ -202,9 +208,10 @@ class TierRows(NamedTuple):
     rows: tuple[TimelineRow, ...]
     counts: list[StatusBadge]
     """How many of its steps have which status."""
+    is_open: bool = True
 
     def blocks(self) -> Iterator[tuple[TimelineRow, ...]]:
-        """Return its rows in the blocks that are laid out together."""
+        """Return its rows in the blocks that are drawn together."""
         for at in range(0, len(self.rows), MOST_TOGETHER):
             yield self.rows[at : at + MOST_TOGETHER]
 
@@ -215,6 +222,7 @@ class PageModel:
     ``now_ms`` is the moment that is shown, in milliseconds since the run started. ``is_served``
     says whether a server has what the page leaves out. ``numbers`` identify the steps in the page.
     ``causes`` has, for each step that a failure skipped or cancelled, the step that failed.
+    ``urgent`` are the steps that a large run shows even without a script.
     """
 
     def __init__(
@@ -240,6 +248,9 @@ class PageModel:
             for needed in step.depends_on:
                 self.needed_by[needed].append(name)
         self._slow_ms = self._slow_from()
+        self._edges = sum(len(step.depends_on) for step in view.steps.values())
+        urgent = [step for step in view.steps.values() if step.status in _URGENT]
+        self.urgent = [step.name for step in sorted(urgent, key=_urgency)[:MOST_URGENT]]
         self._mapped = sum(each.items is not None for each in view.steps.values())
         self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
@@ -324,18 +335,34 @@ class PageModel:
         """The steps that have details."""
         if self._only is not None:
             return [self.view.steps[self._only]]
+        if self.is_large and self.is_served:
+            return [self.view.steps[name] for name in self.urgent]
         steps = list(self.view.steps.values())
         if len(steps) <= MOST_STEPS_DETAILED:
             return steps
         odd = [step for step in steps if step.status is not StepStatus.SUCCESS]
-        most = MOST_STEPS_DETAILED_LIVE if self.is_served else MOST_STEPS_DETAILED
-        return sorted(odd, key=_urgency)[:most]
+        return sorted(odd, key=_urgency)[:MOST_STEPS_DETAILED]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the rows of its steps are drawn when they come into view."""
+        return len(self.view.steps) > MOST_STEPS_WHOLE
 
     @property
     def is_drawn(self) -> bool:
         """Whether the graph is small enough to be of use."""
-        edges = sum(map(len, self.view.edges.values()))
-        return len(self.view.steps) <= MOST_STEPS_DRAWN and edges <= MOST_EDGES_DRAWN
+        return len(self.view.steps) <= MOST_STEPS_DRAWN and self._edges <= MOST_EDGES
+
+    @property
+    def needs(self) -> str:
+        """The numbers of the steps that each step depends on, for the script of the page."""
+        if self._edges > MOST_EDGES:
+            return ""
+        needed = [
+            [str(self.numbers[each]) for each in step.depends_on if each in self.numbers]
+            for step in self.view.steps.values()
+        ]
+        return "|".join(map(",".join, needed))
 
     # A step or an item.
 
@@ -575,7 +602,9 @@ class PageModel:
             band = self.timeline.band(number, steps, self.now_ms)
             tally = Counter(step.status for step in steps)
             counts = [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
-            yield TierRows(number, band, tuple(map(self.row, steps)), counts)
+            has_passed = tally[StepStatus.SUCCESS] == len(steps) > _MOST_OPEN
+            is_open = not (self.is_large and has_passed)
+            yield TierRows(number, band, tuple(map(self.row, steps)), counts, is_open)
 
     def row(self, step: StepView) -> TimelineRow:
         """Return the row of a step or an item."""

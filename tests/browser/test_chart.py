@@ -466,62 +466,115 @@ def large(count: int, done: int) -> list[Event]:
     return events
 
 
-NOT_LAID_OUT = """document.querySelectorAll(".line.step").length
-  - [...document.querySelectorAll(".line.step")]
-    .filter((each) => each.checkVisibility({contentVisibilityAuto: true})).length"""
+def broken(count: int) -> list[Event]:
+    """Return the events of a large run that ends at its last step, which fails."""
+    name, at_ms = f"step_{count - 1:04}", count * 1.0
+    failed = [AttemptStarted(name, 1, at_ms), StepFailed(name, 1, at_ms + 20, ValueError("no"))]
+    return [*large(count, count - 1), *failed, RunFinished(at_ms + 20, RunStatus.FAILED)]
 
 
-async def test_of_5000_steps_those_in_view_are_laid_out(opened: Open) -> None:
-    page = await opened(to_html(large(5_000, 5_000)))
+IN_VIEW = """(of) => { const line = of.getBoundingClientRect();
+  const box = of.closest(".scroll").getBoundingClientRect();
+  return line.top >= box.top && line.bottom <= box.bottom; }"""
 
-    assert await page.evaluate(NOT_LAID_OUT) > 4_000
+
+async def test_of_2000_steps_those_in_view_are_drawn(opened: Open) -> None:
+    html = to_html(broken(2_000))
+    assert len(html.encode()) < 500_000
+    page = await opened(html)
+    lines, rows = page.locator(".line.step"), page.locator("#steps-table tbody tr")
+
+    assert await page.locator(".rows[open]").count() == 1  # not those that only passed
     height = await page.locator(".chart").evaluate("(of) => of.scrollHeight")
-    assert height == pytest.approx(5_000 * 26 + 10 * 25 + 66, abs=30)
+    assert height == pytest.approx(500 * 26 + 4 * 25 + 66, abs=30)
     await page.locator("#gantt-scroll").evaluate("(of) => { of.scrollTop = of.scrollHeight; }")
-    await page.wait_for_function(
-        """() => document.querySelector('.line.step[data-i="4999"]')
-          .checkVisibility({contentVisibilityAuto: true})"""
-    )
-    assert await page.evaluate(NOT_LAID_OUT) > 4_000
-    await page.evaluate("asyncflow.choose(2345)")
-    assert await page.locator('.line.step[data-i="2345"]').evaluate(
-        """(of) => { const line = of.getBoundingClientRect();
-          const box = of.closest(".scroll").getBoundingClientRect();
-          return line.top >= box.top && line.bottom <= box.bottom; }"""
-    )
+    await page.locator('.line.step[data-i="1999"]').wait_for()
+    assert await lines.count() < 200
+    assert await rows.count() == 100
+    await page.locator("#steps .scroll").evaluate("(of) => { of.scrollTop = of.scrollHeight; }")
+    await page.locator('#steps-table tr[data-i="150"]').wait_for(state="attached")
+    assert await page.evaluate("document.querySelectorAll('*').length") < 8_000
 
 
-async def test_without_a_script_all_of_500_steps_can_be_seen(opened: Open) -> None:
+async def test_what_is_not_drawn_yet_is_found_linked_and_exported(opened: Open) -> None:
+    page = await opened(to_html(broken(2_000)), at="#step=step_1334")
+
+    for query in ('.line.step[data-i="1334"]', '#steps-table tr[data-i="1334"]'):
+        await page.locator(f"{query}.chosen").wait_for()
+        assert await page.locator(query).evaluate(IN_VIEW)
+    assert await page.locator("#one h3").inner_text() == "step_1334"
+    assert await page.locator(".line.upstream").count() == 0  # in a tier that is closed
+    assert await page.locator("#events-table tr.chosen").count() == 2
+    await page.locator("#panel .needs a", has_text="step_0834").click()
+    assert await page.locator("#one h3").inner_text() == "step_0834"
+    assert await page.locator('.line.downstream[data-i="1334"]').count() == 1
+
+    await page.locator("#find").fill("step_067")
+    assert await page.locator("#steps-table tbody tr").count() == 10
+    assert await page.locator(".line.step:visible").count() == 10
+    await page.locator("#find").fill("")
+    await page.locator("#find-status").select_option("failed")
+    await page.keyboard.press("Escape")
+    await page.locator("#event-text").fill("step_1998")
+    assert await page.evaluate(
+        "[...document.querySelectorAll('#events-table tbody tr')].map((row) => row.dataset.i)"
+    ) == ["1998", "1998"]
+    await page.locator("#steps-table thead button", has_text="Duration").click()
+    await page.locator("#steps-table thead button", has_text="#").click()
+    await page.locator("#steps-table thead button", has_text="#").click()
+    assert await page.locator("#steps-table tbody tr").first.get_attribute("data-i") == "1999"
+
+
+async def test_a_large_run_says_without_a_script_and_on_paper_what_failed(opened: Open) -> None:
+    html = to_html(broken(2_000))
+    static = await opened(html, java_script_enabled=False)
+    for query in (".line.step", "#steps-table tbody tr", "article"):
+        assert await static.locator(query).count() == 1
+    assert await static.locator(".tierhead").count() == 4
+    assert "Of 2,000 steps, only those that failed" in await static.locator("#steps").inner_text()
+
+    page = await opened(html)
+    await page.locator('.line.step[data-i="1500"]').wait_for()
+    assert not await page.locator(".static").first.is_visible()
+    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    await page.emulate_media(media="print")
+    assert await page.locator("#steps-table tbody tr").count() == 1
+    assert await page.locator('.line.step[data-i="1999"]').is_visible()
+    assert await page.locator(".static").first.is_visible()
+    await page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert await page.locator("#steps-table tbody tr").count() == 100
+
+
+async def test_without_a_script_all_of_200_steps_can_be_seen(opened: Open) -> None:
     from playwright.async_api import expect
 
-    page = await opened(to_html(large(500, 500)), java_script_enabled=False)
+    page = await opened(to_html(large(200, 200)), java_script_enabled=False)
 
-    line = page.locator('.line.step[data-i="499"]')
+    line = page.locator('.line.step[data-i="199"]')
     await line.scroll_into_view_if_needed()
 
-    await expect(line).to_have_text(re.compile("step_0499"), use_inner_text=True)
+    await expect(line).to_have_text(re.compile("step_0199"), use_inner_text=True)
 
 
-async def test_an_update_of_a_large_table_replaces_the_rows_that_changed(opened: Open) -> None:
+async def test_an_update_of_a_large_run_keeps_what_is_drawn_and_scrolled(opened: Open) -> None:
     page = await opened(to_html(large(600, 300)))
-    await page.evaluate("(found) => asyncflow.update(found)", sections_of(large(600, 300)))
     await page.locator("#steps-table thead button", has_text="Step").click()
     await page.locator("#steps-table thead button", has_text="Step").click()  # downwards
-    await page.evaluate(
-        "for (const row of document.querySelectorAll('#steps-table tr')) row.mine = true"
-    )
+    boxes = {"#gantt-scroll": '.line.step[data-i="301"]', "#steps .scroll": "#steps-table tbody tr"}
+    for box in boxes:
+        await page.locator(box).evaluate("(of) => { of.scrollTop = 7_000; }")
+    await page.locator(boxes["#gantt-scroll"]).wait_for()
+    before = [await page.locator(box).evaluate("(of) => of.scrollTop") for box in boxes]
 
     await page.evaluate("(found) => asyncflow.update(found)", sections_of(large(600, 302)))
 
-    rows = await page.evaluate(
-        """[...document.querySelectorAll("#steps-table tbody tr")]
-          .map((row) => [+row.dataset.i, row.mine === true, row.dataset.s])"""
+    assert [await page.locator(box).evaluate("(of) => of.scrollTop") for box in boxes] == before
+    line = page.locator('.line.step[data-i="301"]')
+    assert await line.locator(".symbol").get_attribute("aria-label") == "SUCCESS"
+    numbers = await page.evaluate(
+        "[...document.querySelectorAll('#steps-table tbody tr')].map((row) => +row.dataset.i)"
     )
-    assert [number for number, _, _ in rows] == list(reversed(range(600)))
-    assert {number for number, kept, _ in rows if not kept} == {300, 301}
-    assert {number for number, _, status in rows if status == "success"} == set(range(302))
-    events = await page.locator("#events-table tbody tr").count()
-    assert events == 1 + 2 * 302
+    assert numbers[:3] == [599, 598, 597]
 
 
 async def test_an_update_that_changes_a_whole_table_replaces_it(opened: Open) -> None:

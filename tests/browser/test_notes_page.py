@@ -386,7 +386,7 @@ async def test_a_long_output_is_loaded_whole(tab: Page, site: Site) -> None:
 async def test_a_large_run_has_its_details_on_demand(
     tab: Page, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncflow.html_report._page_model.MOST_STEPS_DETAILED", 10)
+    monkeypatch.setattr("asyncflow.html_report._page_model.MOST_STEPS_WHOLE", 10)
     gate = Gate()
 
     async def work() -> str:
@@ -399,7 +399,7 @@ async def test_a_large_run_has_its_details_on_demand(
 
     await expect(tab.locator("#one h3")).to_have_text("s7")
     await expect(tab.locator("#one")).to_contain_text("'done'")
-    await expect(tab.locator("#details article")).to_have_count(2)
+    await expect(tab.locator("#details article")).to_have_count(1)
     await tab.goto(f"{site.url}runs/r#step=gate")
     await expect(tab.locator("#details article.selected")).to_contain_text("RUNNING")
     gate.is_open.set()

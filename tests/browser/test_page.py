@@ -944,7 +944,7 @@ async def test_a_page_of_500_steps_is_usable(opened: Open) -> None:
     await page.locator("#find").fill("step_0499")
     assert await page.locator(".line.step:visible").count() == 1
     await page.keyboard.press("ArrowDown")
-    assert (await selected(page))["details"] == "499"
+    assert await page.locator("#one h3").inner_text() == "step_0499"
     await page.keyboard.press("Escape")
     line = page.locator('.line.step[data-i="499"]')
     assert await line.evaluate(
@@ -960,7 +960,6 @@ async def test_a_page_of_5000_steps_opens(opened: Open) -> None:
     assert "The graph is not drawn" in await page.locator("#dag").inner_text()
     await page.evaluate("asyncflow.choose(4321)")
     assert (await selected(page))["row"] == "4321"
-    assert "the table shows" in (await page.locator("#panel").inner_text()).lower()
 
 
 async def test_a_live_page_shows_its_connection_state(opened: Open) -> None:

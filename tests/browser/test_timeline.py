@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import Any
@@ -44,9 +45,16 @@ async def screenshot(page: Any, query: str) -> PIL.Image.Image:
 async def colour_of(page: Any, name: str) -> Colour:
     """Return a colour of the page's theme, such as ``failed``."""
     text = await page.evaluate(
-        "(name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`)", name
+        """(name) => { const box = document.createElement("i");
+          box.style.color = `var(--${name})`;
+          document.body.append(box);
+          const { color } = getComputedStyle(box);
+          box.remove();
+          return color; }""",
+        name,
     )
-    return (int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16))
+    red, green, blue = map(int, re.findall(r"\d+", text))
+    return (red, green, blue)
 
 
 def share_of(picture: PIL.Image.Image, colour: Colour) -> float:

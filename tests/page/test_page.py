@@ -719,7 +719,7 @@ def test_a_page_of_thousands_of_steps_says_what_it_omits() -> None:
 
     assert "The graph is not drawn, because 2500 steps are too many to read." in text
     assert "7002 events are left out here, because a page lists at most 3000." in text
-    assert "0 of 2500 steps are shown here: those that did not succeed." in text
+    assert "0 of 2500 steps have details here: those that did not succeed." in text
     assert "step_number_02499" in text
 
 

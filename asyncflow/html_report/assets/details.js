@@ -71,8 +71,11 @@ const showDetails = () => {
   const inPage = chosen !== null && $(`s${chosen}`);
   // The page knows more now than the step that was loaded whole.
   if (oneBox.dataset.i === chosen && inPage && stateThen && stateThen !== stateOf(inPage)) clearOne();
-  if (server.detailsUrl && chosen !== null && !inPage) {
-    const now = document.querySelector(`#steps-table tr[data-i="${chosen}"]`)?.dataset.s, had = articleOf(chosen)?.dataset.s;
+  if (chosen !== null && !inPage && packed.details?.[chosen]) {
+    oneBox.dataset.i = chosen;
+    oneBox.innerHTML = packed.details[chosen];
+  } else if (server.detailsUrl && chosen !== null && !inPage) {
+    const now = rowOf(chosen).dataset.s, had = articleOf(chosen)?.dataset.s;
     const isOld = had !== now || ["running", "pending"].includes(now);
     if (oneBox.dataset.i !== chosen || (had && isOld && Date.now() - fetchedAt > 2000)) fetchStep(chosen);
   }

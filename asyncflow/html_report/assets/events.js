@@ -1,25 +1,20 @@
 // The filter of the events.
 const eventText = $("event-text"), eventKind = $("event-kind"), eventStep = $("event-step");
 const readKinds = () => {
-  const kinds = [...new Set(all("#events-table tr[data-ms]").map((row) => row.cells[1].textContent))].sort();
+  const kinds = [...new Set(tables.events.rows.map(({ html }) => /<\/td><td>(\w+)</.exec(html)?.[1]).filter(Boolean))].sort();
   if (kinds.join() === [...eventKind.options].slice(1).map((each) => each.value).join()) return;
   const before = eventKind.value;
   eventKind.length = 1;
   for (const kind of kinds) eventKind.add(new Option(kind, kind));
   eventKind.value = kinds.includes(before) ? before : "";
 };
-let areFiltered = false;
-function filterEvents() {
-  const text = eventText.value.trim().toLowerCase(), kind = eventKind.value;
+const filterEvents = (again = false) => {
+  const text = eventText.value.trim().toLowerCase(), kind = eventKind.value, { rows } = tables.events;
   const only = eventStep.checked && chosen !== null, filtering = only || text !== "" || kind !== "";
-  if (!filtering && !areFiltered) return;
-  areFiltered = filtering;
-  for (const row of all("#events-table tr[data-ms]")) {
-    row.hidden = (kind && row.cells[1].textContent !== kind) || (only && row.dataset.i !== chosen)
-      || (text && !row.textContent.toLowerCase().includes(text));
-  }
-}
-for (const input of [eventText, eventKind, eventStep]) input.addEventListener("input", () => { filterEvents(); remember(); });
+  showRows("events", !filtering ? rows : rows.filter((each) => { const row = elementOf(each); return row.dataset.ms && (!kind || row.cells[1].textContent === kind)
+    && (!only || row.dataset.i === chosen) && (!text || row.textContent.toLowerCase().includes(text)); }), again);
+};
+for (const input of [eventText, eventKind, eventStep]) input.addEventListener("input", () => { filterEvents(true); remember(); });
 
 // Exports the events that the filter shows.
 const timeOf = (ms) => {
@@ -29,7 +24,7 @@ const timeOf = (ms) => {
   const moment = new Date(clock[at + 1] + ms - clock[at]);
   return Number.isNaN(+moment) ? null : moment.toISOString();
 };
-const records = () => all("#events-table tr[data-ms]:not([hidden])").map((row) => ({
+const records = () => tables.events.shown.map(elementOf).filter((row) => row.dataset.ms).map((row) => ({
   at_ms: +row.dataset.ms, time: timeOf(+row.dataset.ms), event: row.cells[1].textContent,
   step: row.dataset.i === undefined ? row.cells[2].textContent || null : names[row.dataset.i],
   attempt: row.dataset.a ? +row.dataset.a.split(".").at(-1) : null, item: row.dataset.item ? +row.dataset.item : null,

@@ -1,17 +1,26 @@
 // The selection: a step, or an attempt or an item of it. The address has it too, with the filters and the zoom.
-let chosen = null, attempt = null, item = null, names = [], numbers = new Map();
+let chosen = null, attempt = null, item = null, names = [], numbers = new Map(), needs = [], neededBy = [];
 const readNames = () => {
-  names = all("#steps-table tbody tr").map((row) => [row.dataset.i, row.querySelector("th").textContent]);
-  names.sort((one, other) => one[0] - other[0]);
-  names = names.map(([, name]) => name);
+  names = parse(`<p>${tables.steps.rows.map(({ html }) => /<th [^>]*>(.*?)<\/th>/s.exec(html)[1]).join("\n")}</p>`)[0].textContent.split("\n");
+  if (!tables.steps.rows.length) names = [];
   numbers = new Map(names.map((name, number) => [name, String(number)]));
+  needs = $("steps-table").dataset.needs.split("|").map((each) => each.split(",").filter(Boolean));
+  neededBy = names.map(() => []);
+  needs.forEach((each, number) => { for (const needed of each) neededBy[needed].push(String(number)); });
+};
+// All steps that one leads to, directly or through others.
+const reach = (number, next) => {
+  const found = new Set(), left = [number];
+  while (left.length) for (const each of next[left.pop()] ?? []) if (!found.has(each)) { found.add(each); left.push(each); }
+  return found;
 };
 const address = () => {
   const box = $("gantt-scroll"), state = {
     step: chosen === null ? "" : names[chosen], attempt, item,
     find: find.value, status: findStatus.value, events: eventText.value, kind: eventKind.value, only: eventStep.checked ? "yes" : "",
     show: [...only].join(), items: root.classList.contains("items-in-order") ? "order" : "",
-    closed: all(".rows:not([open])").map((tier) => tier.dataset.key.slice(5)).join(),
+    closed: all(".rows:not([open], [data-closed])").map((tier) => tier.dataset.key.slice(5)).join(),
+    opened: all(".rows[data-closed][open]").map((tier) => tier.dataset.key.slice(5)).join(),
     zoom: zooms.gantt > 1 ? zooms.gantt.toPrecision(4) : "",
     from: zooms.gantt > 1 && box?.scrollLeft ? (box.scrollLeft / (trackOf().width * zooms.gantt)).toPrecision(4) : "",
     tab: tab === "log" ? tab : "",
@@ -22,7 +31,10 @@ const address = () => {
 };
 const replaceAddress = () => history.replaceState(null, "", address() || location.pathname + location.search);
 let replacing = 0;
-const remember = () => { clearTimeout(replacing); replacing = setTimeout(replaceAddress, 100); }; // browsers refuse too many changes
+const remember = () => { // browsers refuse too many changes, and an update may still have to follow the address
+  clearTimeout(replacing);
+  replacing = setTimeout(() => updating.then(replaceAddress), 100);
+};
 const readAddress = (said) => {
   if (!said.has("step")) return [null, null, null];
   const number = numbers.get(said.get("step"));
@@ -31,26 +43,41 @@ const readAddress = (said) => {
   // An attempt is segment.number, or its number in the first one.
   return [number, /^[1-9]\d*(\.[1-9]\d*)?$/.test(of ?? "") ? of : null, /^\d{1,9}$/.test(at ?? "") ? at : null];
 };
-const show = (scroll) => {
-  for (const each of all(".chosen, .selected, .beside")) each.classList.remove("chosen", "selected", "beside");
+const isChosen = (row) => row.dataset.i === chosen && (attempt === null || row.dataset.a === attempt) && (item === null || row.dataset.item === item);
+// Marks what is drawn of the selected step, and of those before and after it.
+const mark = () => {
+  for (const each of all(".chosen, .selected, .upstream, .downstream, .beside")) each.classList.remove("chosen", "selected", "upstream", "downstream", "beside");
   for (const each of all("[aria-current]")) each.removeAttribute("aria-current");
-  body.classList.toggle("has-selection", chosen !== null);
-  showDetails();
-  showItem();
-  if (chosen === null) return filterEvents();
-  const is = `[data-i="${chosen}"]`;
+  if (chosen === null) return;
+  const is = `[data-i="${chosen}"]`, before = reach(chosen, needs), after = reach(chosen, neededBy);
   for (const each of all(`.line.step${is}, .node${is}, .listed${is}, #steps-table tr${is}`)) each.classList.add("chosen");
-  for (const each of all(`#events-table tr${is}`)) {
-    if ((attempt === null || each.dataset.a === attempt) && (item === null || each.dataset.item === item)) each.classList.add("chosen");
-  }
+  for (const each of all("#events-table tr")) if (isChosen(each)) each.classList.add("chosen");
   for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}, .listed${is}`)) each.setAttribute("aria-current", "true");
-  for (const each of all(`.edge[data-f="${chosen}"], .edge[data-t="${chosen}"]`)) each.classList.add("beside");
+  for (const [side, those] of [["upstream", before], ["downstream", after]]) {
+    for (const each of all(".line.step, .node, .listed, #steps-table tr")) each.classList.toggle(side, those.has(each.dataset.i));
+    those.add(chosen);
+  }
+  for (const { dataset: { f, t }, classList } of all(".edge")) {
+    const isDirect = f === chosen || t === chosen || !classList.contains("bundled");
+    classList.toggle("beside", isDirect && [before, after].some((those) => those.has(f) && those.has(t)));
+  }
   $(`s${chosen}`)?.classList.add("selected");
   if (attempt !== null) {
     for (const each of all(`.line.step${is} .bar[data-a="${attempt}"], :is(#s${chosen}, #one) tr[data-a="${attempt}"]`)) each.classList.add("chosen");
   }
+};
+const show = (scroll) => {
+  body.classList.toggle("has-selection", chosen !== null);
+  showDetails();
   filterEvents();
-  if (scroll) reveal();
+  if (scroll && chosen !== null) {
+    drawBlock(document.querySelector(`.block[data-of~="${chosen}"]`));
+    drawRow("steps", tables.steps.rows[chosen]);
+    drawRow("events", tables.events.shown.find((row) => row.html.includes(` data-i="${chosen}"`) && isChosen(elementOf(row))));
+  }
+  mark();
+  showItem();
+  if (scroll && chosen !== null) reveal();
 };
 const reveal = () => {
   const into = (box, one) => {
@@ -101,9 +128,9 @@ const follow = () => {
   eventStep.checked = state.has("only");
   setOnly((state.get("show") ?? "").split(","));
   root.classList.toggle("items-in-order", state.get("items") === "order");
-  const closed = (state.get("closed") ?? "").split(",");
-  for (const tier of all(".rows")) tier.open = !closed.includes(tier.dataset.key.slice(5));
-  filterSteps();
+  const [closed, opened] = ["closed", "opened"].map((name) => (state.get(name) ?? "").split(","));
+  for (const tier of all(".rows")) tier.open = "closed" in tier.dataset ? opened.includes(tier.dataset.key.slice(5)) : !closed.includes(tier.dataset.key.slice(5));
+  filterSteps(true);
   zooms.gantt = Math.min(Math.max(number("zoom"), 1), mostGantt());
   zooms.dag = number("graph") && Math.min(Math.max(number("graph"), 0.05), 4);
   applyGantt();
@@ -115,7 +142,7 @@ addEventListener("popstate", follow);
 addEventListener("hashchange", follow);
 
 // The steps that the filter shows, in the order of the timeline.
-const inOrder = () => all(".rows[open] .line.step:not([hidden])").map((line) => line.dataset.i);
+const inOrder = () => all(`.rows${fitting ? "" : "[open]"} :is(.block, .line.step:not([hidden], .block *))`).flatMap((each) => (each.dataset.of ? stepsOf(each) : each.dataset.i));
 const move = (by) => {
   const order = inOrder();
   if (!order.length) return;

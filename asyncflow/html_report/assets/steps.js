@@ -1,58 +1,51 @@
 // The filter of the steps.
 const find = $("find"), findStatus = $("find-status");
-let isFiltered = false, only = new Set();
+let only = new Set();
 const setOnly = (traits) => {
   const chips = all("[data-only]");
   only = new Set(chips.map((chip) => chip.dataset.only).filter((each) => traits.includes(each)));
   for (const chip of chips) chip.setAttribute("aria-pressed", String(only.has(chip.dataset.only)));
 };
-const filterSteps = () => {
+const filterSteps = (again = false) => {
   const words = find.value.trim().toLowerCase().split(/\s+/).filter(Boolean), status = findStatus.value;
   const filtering = words.length > 0 || status !== "" || only.size > 0;
-  if (!filtering && !isFiltered) return; // thousands of steps take time
-  isFiltered = filtering;
-  let count = 0;
-  const fits = new Map();
-  for (const row of all("#steps-table tbody tr")) {
-    const text = row.textContent.toLowerCase();
-    const has = row.dataset.is?.split(" ") ?? [];
-    const fit = (!status || row.dataset.s === status) && (!only.size || has.some((trait) => only.has(trait))) && words.every((word) => text.includes(word));
-    fits.set(row.dataset.i, fit);
-    row.hidden = !fit;
-    count += fit;
-  }
+  const shown = !filtering ? tables.steps.rows : tables.steps.rows.filter((each) => {
+    const row = elementOf(each), text = row.textContent.toLowerCase(), has = row.dataset.is?.split(" ") ?? [];
+    return (!status || row.dataset.s === status) && (!only.size || has.some((trait) => only.has(trait))) && words.every((word) => text.includes(word));
+  });
+  fitting = filtering ? new Set(shown.map(({ made }) => made.dataset.i)) : null;
+  body.classList.toggle("filtering", filtering);
+  showRows("steps", order ? sorted(shown) : shown, again);
   for (const line of all(".line.step")) {
-    line.hidden = !fits.get(line.dataset.i);
+    line.hidden = !fits(line.dataset.i);
     const items = line.nextElementSibling;
     if (items?.matches(".items")) items.hidden = line.hidden;
   }
-  for (const tier of all(".tier")) tier.hidden = filtering && !tier.querySelector(".line.step:not([hidden])");
-  for (const node of all(".node, .listed")) node.classList.toggle("faint", !fits.get(node.dataset.i));
-  sizeBlocks();
-  $("found").textContent = filtering ? `${count} of ${fits.size}` : "";
+  layBlocks();
+  for (const tier of all(".tier")) tier.hidden = filtering && !tier.querySelector(":is(.line.step, .block):not([hidden])");
+  for (const node of all(".node, .listed")) node.classList.toggle("faint", !fits(node.dataset.i));
+  $("found").textContent = filtering ? `${shown.length} of ${names.length}` : "";
 };
-find.addEventListener("input", () => { filterSteps(); remember(); });
-findStatus.addEventListener("change", () => { filterSteps(); remember(); });
+for (const input of [find, findStatus]) input.addEventListener("input", () => { filterSteps(true); remember(); });
 
 // Sorting the table of steps.
 let order = null;
 const sortBy = (button) => {
   const column = +button.dataset.sort;
   order = { column, down: order?.column === column && !order.down };
-  sort();
+  filterSteps(true);
 };
-const sort = () => {
-  if (!order) return;
+const sorted = (shown) => {
   const { column, down } = order, table = $("steps-table");
   const number = table.tHead.rows[0].cells[column].classList.contains("number");
   const key = (row) => {
-    const of = row.cells[column];
+    const of = elementOf(row).cells[column];
     return number ? parseFloat(of.dataset.v ?? (of.textContent === "–" ? -1 : of.textContent)) : of.textContent.trim().toLowerCase();
   };
-  const rows = [...table.tBodies[0].rows].map((row) => [key(row), +row.dataset.i, row]);
+  const rows = shown.map((row) => [key(row), +row.made.dataset.i, row]);
   const compare = (one, other) => (number ? one - other : one.localeCompare(other, undefined, { numeric: true }));
   rows.sort((one, other) => (down ? -1 : 1) * compare(one[0], other[0]) || one[1] - other[1]);
-  table.tBodies[0].append(...rows.map(([, , row]) => row));
   for (const head of table.tHead.rows[0].cells) head.removeAttribute("aria-sort");
   table.tHead.rows[0].cells[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+  return rows.map(([, , row]) => row);
 };

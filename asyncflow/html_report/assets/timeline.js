@@ -86,11 +86,7 @@ const ticksNow = () => {
   view = [box.scrollLeft / full, (box.scrollLeft + width) / full];
   drawMap(from, to, step);
 };
-document.addEventListener("toggle", (event) => { if (event.target.matches(".rows")) remember(); }, true);
-// A browser that has not laid out a block yet reserves its height.
-const sizeBlocks = () => {
-  for (const each of all(".block.large")) each.style.containIntrinsicSize = `${isFiltered ? "" : "auto "}${each.querySelectorAll(".line.step:not([hidden])").length * 26}px`;
-};
+document.addEventListener("toggle", (event) => { if (event.target.matches(".rows")) { drawBlocks(); remember(); } }, true);
 // Paper does not scroll.
 let printed = null;
 addEventListener("beforeprint", () => {

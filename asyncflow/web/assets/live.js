@@ -216,7 +216,7 @@
 
   // The steps and their statuses are those of the table; the server says which inputs there are.
   function fill() {
-    const rows = [...document.querySelectorAll("#steps-table tbody tr")].sort((one, other) => one.dataset.i - other.dataset.i);
+    const rows = window.asyncflow.stepRows();
     const isWhole = rows.every((row) => ["success", "skipped"].includes(row.dataset.s));
     const steps = element("optgroup", "", { label: "One step, and what depends on it" });
     steps.append(...rows.map((row) => row.querySelector("th").textContent).map((name) => element("option", name, { value: `=${name}` })));
