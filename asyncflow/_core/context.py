@@ -160,7 +160,7 @@ class StepContext:
     def cancel_requested(self) -> bool:
         """Whether the attempt must stop. A thread can't be cancelled, so it should check this.
 
-        In a step with ``runs_in="thread"`` it becomes true when a time limit passes, a heartbeat
+        In a step with ``runs_in="thread"`` it becomes true when a time limit expires, a heartbeat
         is missed, or the run cancels the step; then it stays true. Any thread may read it. In the
         event loop, where an `asyncio.CancelledError` reports the same, it is true in a task that
         was asked to cancel; and it is false in threads that such a step starts itself. In a
@@ -200,7 +200,7 @@ class StepContext:
             unit: What is counted, in the plural.
 
         Raises:
-            TypeError: ``done`` or ``total`` is not a number, or ``unit`` not a text.
+            TypeError: ``done`` or ``total`` is not a number, or ``unit`` not a string.
             ValueError: A number is negative, infinite or NaN.
         """
         if type(done) not in _NUMBERS or not 0 <= done < _LARGE:
@@ -251,8 +251,8 @@ class StepContext:
 
         Args:
             name: What displays call it.
-            data_or_path: Bytes; a text; a path (`os.PathLike`), whose file is read at once, while
-                a ``str`` is a text; a list of dictionaries with plain values, which becomes a
+            data_or_path: Bytes; a string, which is never a path; a path (`os.PathLike`), whose
+                file is read at once; a list of dictionaries with plain values, which becomes a
                 table; or whatever else can be written as JSON. At most 1,000,000 bytes.
             media_type: ``"image/png"``, ``"image/svg+xml"``, ``"application/json"``,
                 ``"text/csv"``, ``"text/markdown"`` or ``"text/plain"``. By default it follows from

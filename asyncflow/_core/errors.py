@@ -258,8 +258,8 @@ class OutputLostError(_AttributedError, LookupError):
     """An output that stayed on an engine is not there any more, as after the loss of its worker.
 
     A step that takes it fails with this error and is not retried, since each attempt would miss it
-    too. The step that made it does not run again by itself: it has succeeded, and may have had
-    effects. A new run, or a resumption of one with a journal, makes the output again.
+    too. The step that made it does not run again: it has succeeded, and may have had effects. A new
+    run, or a resumption of one with a journal, makes the output again.
 
     Attributes:
         engine: The engine.
@@ -360,7 +360,7 @@ class JournalError(_AttributedError):
     """A journal could not read or write.
 
     The message says what happened, and what is safe. What was committed before stays committed:
-    once the cause is mended, the same run can be started again under its id.
+    once the cause is gone, the same run can be started again under its id.
 
     Attributes:
         journal: Which journal it is: its file, or its address without the password.

@@ -69,7 +69,7 @@ _BURST = 10.0
 
 @record
 class PoolStats:
-    """How a `Pool` stands at the moment."""
+    """The current state of a `Pool`."""
 
     in_use: int
     """How many of its slots are taken."""
@@ -85,7 +85,7 @@ class PoolStats:
 
 @suggests_arguments
 class Pool:
-    """What steps share that call the same service: at most ``size`` of their attempts run at once.
+    """A limit that steps of the same service share: at most ``size`` of their attempts run at once.
 
     Share the object: ``WorkflowStep(..., pool=openai)``, in one pipeline or in many. It limits all
     concurrent runs of the process together, in any event loop or thread. Within a run it is first
@@ -94,8 +94,8 @@ class Pool:
     its slot while it runs; between two attempts, a step holds none. Waiting for a slot is no part
     of the step's time; see `StepResult.queued_ms`.
 
-    If a step's `Retry.on` returns milliseconds, the service has named a time: the pool is paused
-    until then. No attempt starts in it meanwhile, in any run.
+    If a step's `Retry.on` returns milliseconds, the service has named a time: the pool is paused,
+    and no attempt starts in it before then, in any run.
 
     A step that runs another pipeline must not share a pool with it: it would wait for itself.
 
@@ -191,7 +191,7 @@ class Pool:
 
     @property
     def title(self) -> str:
-        """What texts call it."""
+        """Its name in messages."""
         return "its pool" if self.name is None else f"pool {self.name!r}"
 
     def pause(self, ms: float) -> None:
@@ -208,7 +208,7 @@ class Pool:
         self._pause(clock, clock.now_s() + min(ms, self.max_pause_ms) / 1000, "")
 
     def stats(self) -> PoolStats:
-        """Return how it stands at the moment; any thread may ask."""
+        """Return its current state; any thread may ask."""
         pause = self._pause_of(present_clock())
         retries_left = math.inf if self.retry_budget is None else self._budget
         return PoolStats(

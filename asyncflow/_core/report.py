@@ -393,7 +393,7 @@ class RunReport(Mapping[str, StepResult]):
         return json_schema(cls)
 
     def events(self) -> Iterator[Event]:
-        """Yield what happened in the run, as an observer was told it, in order.
+        """Yield what happened in the run, as an observer receives it, in order.
 
         A report that a run has just made has its events, without what its steps said. Any other has
         results alone (one that resumed a run, came from a journal or as JSON, or was pickled): then
@@ -421,7 +421,7 @@ class RunReport(Mapping[str, StepResult]):
         """Return the report as one page of HTML that needs no network and no other file.
 
         It shows the first failure with its traceback, a timeline of all attempts, the graph, all
-        steps and events, and the beginnings of inputs and outputs, also with JavaScript off. It
+        steps and events, and the beginnings of inputs and outputs, even with JavaScript off. It
         contains nothing secret.
 
         Raises:

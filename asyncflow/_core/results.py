@@ -288,7 +288,7 @@ class StepResult:
     def history(self) -> tuple[Attempt, ...]:
         """Each attempt that has ended, with its own figures, in order.
 
-        In a resumed run, those of all segments, also of a step that the latest segment skipped.
+        In a resumed run, those of all segments, even of a step that the latest segment skipped.
         Empty for a step that never started in this run. For a mapped step, ``items`` have the
         attempts; here are only those of items that the latest segment does not have.
         """

@@ -155,7 +155,7 @@ class WorkflowStep:
             branches that a condition may skip, and is an ordinary step otherwise. If a condition
             has skipped all its dependencies, it is skipped by condition too. ``"failure"`` and
             ``"always"`` are for clean-up and notification. They also run when the run stops
-            because a step failed or its deadline passed, once everything else has ended. Without
+            because a step failed or its deadline expired, once everything else has ended. Without
             ``depends_on``, they depend on all steps but the clean-up steps that name none either.
             A step that depends on all has an edge from each: thousands of those among
             thousands of steps make millions of edges and take seconds to plan, so let each name
@@ -172,7 +172,7 @@ class WorkflowStep:
             Where the action runs there, ``runs_in`` says. ``timeout_ms`` and ``deadline_ms`` count
             from when the action begins, so waiting for a worker does not count.
         version: Change it when the action changes its meaning. In a run with a journal, a stored
-            result of another version no longer holds.
+            result of another version is no longer valid.
         cache_ms: How many milliseconds old a success may be that the step, or the item, reuses
             instead of running: one of the same pipeline, step and ``version`` with the same
             arguments, in any run of the journal. ``None`` (the default) means it always runs. It

@@ -76,7 +76,7 @@ class RunProgress(NamedTuple):
 
 
 class RunOwner(Protocol):
-    """Awaits the runs that are begun in it, however they end: an `asyncio.TaskGroup`, for one."""
+    """Awaits the runs that are begun in it, however they end, such as an `asyncio.TaskGroup`."""
 
     def create_task(
         self, coro: Coroutine[Any, Any, None], /, *, name: str | None = None
@@ -421,7 +421,7 @@ class RunHandle:
     async def report(self) -> RunReport:
         """Wait until the run is over, and return its report, even when steps failed.
 
-        It may be awaited many times, also concurrently, and a wait that is cancelled does not
+        It may be awaited many times, even concurrently, and a wait that is cancelled does not
         cancel the run.
 
         Raises:

@@ -93,19 +93,19 @@ class Plans:
 
 @suggests_arguments
 class Orchestrator:
-    """A pipeline that was checked and planned once and can be run many times, also concurrently.
+    """A pipeline that is checked and planned once and can run many times, even concurrently.
 
     Args:
         steps: The steps, in any order.
         fail_fast: What happens when the last attempt of a step fails. If true (the default), the
-            running steps are cancelled and the others skipped, clean-up steps aside; if false,
+            running steps are cancelled and the others skipped, except clean-up steps; if false,
             only the steps that depend on the failed one are skipped.
         schedule: ``"tiers"`` (the default) starts a tier when the one before has ended;
             ``"ready"`` starts a step as soon as its own dependencies have succeeded.
         max_concurrency: How many attempts may run at the same time, at least 1; ``None`` (the
             default) means no limit. A step that waits for its next attempt does not count.
         deadline_ms: How many milliseconds the run may take; ``None`` (the default) means no
-            limit. When they have passed, the running steps are cancelled and the others skipped,
+            limit. When they expire, the running steps are cancelled and the others skipped,
             and the report is returned; clean-up steps (`WorkflowStep`'s ``run_if``) still run.
         targets: The names of the steps to be run; all others are left out, except what these
             depend on. ``None`` (the default) means all.
@@ -205,7 +205,7 @@ class Orchestrator:
         ``await orchestrator.with_options(run_id="monday").run()``.
 
         Args:
-            **options: Whatever `Orchestrator` takes beside the steps, and what a run takes:
+            **options: Whatever `Orchestrator` takes besides the steps, and what a run takes:
 
                 ``run_id`` identifies the run, as a string; ``None``, the default, makes a random
                 id for each run.
@@ -309,8 +309,8 @@ class Orchestrator:
     def start(self, /, **inputs: Any) -> RunHandle:
         """Return a handle of a run, which starts when it is entered.
 
-        ``async with orchestrator.start(url=...) as run`` runs the pipeline meanwhile, and ends it
-        with the block. The run has the id of the options, or a random one.
+        ``async with orchestrator.start(url=...) as run`` runs the pipeline during the block, and
+        ends it with the block. The run has the id of the options, or a random one.
 
         Args:
             **inputs: As `run` takes them. They are checked when it starts.

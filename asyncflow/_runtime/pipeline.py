@@ -253,15 +253,15 @@ class _Declaration:
 class Pipeline:
     """Steps that are declared where their functions are: ``@pipeline.step``.
 
-    A pipeline is an iterable of its `WorkflowStep` objects: `run_pipeline`, and whatever else takes
-    steps, accepts it. It holds no state of any run: it can be run many times, also concurrently.
-    Steps can be added at any time; a run has those that were there when it began.
+    A pipeline is an iterable of its `WorkflowStep` objects: whatever takes steps, such as
+    `run_pipeline`, accepts it. It holds no state of any run: it can run many times, even
+    concurrently. Steps can be added at any time; a run has those that were there when it began.
 
     Args:
         name: What it is called in a journal, and when another pipeline includes it; a non-empty
             string.
         step_options: Defaults for the arguments of `step`, such as
-            ``{"max_retries": 3, "timeout_ms": 10_000}``. What a step says itself wins. The steps of
+            ``{"max_retries": 3, "timeout_ms": 10_000}``. A step's own arguments win. The steps of
             an included pipeline have those of their own. A ``retry`` policy applies to the steps
             that have more than one attempt, ``slots``, ``tokens`` and a ``priority`` to those with
             a pool, ``tolerated_failures`` and ``keep_outputs`` to mapped steps.
@@ -315,10 +315,9 @@ class Pipeline:
     def with_options(self, **options: Unpack[Options]) -> Pipeline:
         """Return the same pipeline with other values for these options.
 
-        Both have the same steps, also those that are added later to either of them. It is cheap,
-        since nothing is planned again unless the targets, the engine or the resources change. So
-        each run may have one of its own:
-        ``await pipeline.with_options(run_id="monday").run(url=...)``.
+        Both have the same steps, even those added later to either of them. It is cheap, since
+        nothing is planned again unless the targets, the engine or the resources change. So each run
+        may have one of its own: ``await pipeline.with_options(run_id="monday").run(url=...)``.
 
         Args:
             **options: As `Orchestrator.with_options` takes them. A value replaces the one before,
@@ -614,8 +613,8 @@ class Pipeline:
     def start(self, /, **inputs: Any) -> RunHandle:
         """Return a handle of a run with these inputs, which starts when it is entered.
 
-        ``async with pipeline.start(url=...) as run`` runs the pipeline meanwhile, and ends it with
-        the block. The run has the id of the options, or a random one.
+        ``async with pipeline.start(url=...) as run`` runs the pipeline during the block, and ends
+        it with the block. The run has the id of the options, or a random one.
 
         Raises:
             ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.

@@ -80,8 +80,8 @@ async def resume_all(
     or its deadline has expired.
 
     A service calls it when it starts, before or while it takes new work. The runs resume
-    concurrently. A run that another replica takes first is left to it. A nested run is left to the
-    step that runs it, and resumes by itself only if its outer run ends without it. A run that can't
+    concurrently. A run that another replica takes first is left to it. The step that started a
+    nested run resumes it; this call does so only if the outer run ends without it. A run that can't
     resume, for example because its pipeline is not among those given, is logged as an error and
     left as it is; it stops neither the other runs nor the service.
 

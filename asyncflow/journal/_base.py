@@ -346,7 +346,7 @@ class SQLJournal:
             The statistics; of no runs if there is no such pipeline.
 
         Raises:
-            TypeError: The name is not a text, or the number is none.
+            TypeError: The name is not a string, or the number is none.
             ValueError: The number is below 1.
             JournalError: The journal can't be read.
         """
@@ -366,7 +366,7 @@ class SQLJournal:
             The duration; ``None`` if fewer than three have passed, or the name is empty.
 
         Raises:
-            TypeError: The name is not a text.
+            TypeError: The name is not a string.
             JournalError: The journal can't be read.
         """
         check_text("pipeline", pipeline)
@@ -577,7 +577,7 @@ class SQLJournal:
             RunAlreadyActiveError: Another process owns it, and ``wait`` is false.
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             JournalError: The journal can't be read or written.
-            TypeError: The id is not a text.
+            TypeError: The id is not a string.
             ValueError: No database could hold it.
         """
         check_new_id(run_id)

@@ -59,7 +59,7 @@ class PostgresJournal(SQLJournal):
 
     Raises:
         ImportError: psycopg or libpq is missing.
-        TypeError: The address is not a text.
+        TypeError: The address is not a string.
         ValueError: The address can't be read, there is no such ``codec`` or level, or a number is
             out of range.
         JournalError: When it is used: the database can't be reached, read or written. The message
