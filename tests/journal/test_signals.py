@@ -388,6 +388,45 @@ async def test_an_approval_is_not_reused_for_another_draft(journal: Any) -> None
 
 
 @in_virtual_time
+async def test_an_early_approval_is_void_once_what_had_ended_is_made_anew(
+    journal: Any,
+) -> None:
+    def orders(version: str, *fails: str) -> Pipeline:
+        pipeline = Pipeline("orders")
+
+        @pipeline.step(version=version)
+        async def draft() -> str:
+            if "draft" in fails:
+                raise ValueError("no draft")
+            return f"draft{version}"
+
+        @pipeline.step
+        async def check(draft: str = after(draft)) -> str:
+            if "check" in fails:
+                raise ValueError("not checked")
+            return draft
+
+        pipeline.signal("approved", bool, depends_on=[check])
+        return pipeline
+
+    async def run(run_id: str, *pipelines: Pipeline) -> RunReport:
+        """Run the first pipeline, approve before that is asked, and resume with the second."""
+        first, second = (each.with_options(journal=journal, run_id=run_id) for each in pipelines)
+        assert (await first.run()).status is RunStatus.FAILED
+        await journal.signal(run_id, "approved", True)
+        return await second.run()
+
+    same = await run("same", orders("1", "check"), orders("1"))
+    another = await run("another", orders("1", "check"), orders("2"))
+    again = await run("again", orders("1", "draft"), orders("1"))
+
+    assert [each.status for each in (same, another, again)] == ["PASSED", "WAITING", "PASSED"]
+    with pytest.raises(ValueError, match="has another value"):
+        await journal.signal("again", "approved", False)
+    await journal.signal("another", "approved", False)  # the old approval is gone
+
+
+@in_virtual_time
 async def test_an_approval_that_has_counted_is_void_when_its_draft_is_made_anew(
     journal: Any,
 ) -> None:

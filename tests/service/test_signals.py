@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import Pipeline, RunNotFoundError, after
+from asyncflow import JournalError, Pipeline, RunNotFoundError, after
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
@@ -171,3 +171,74 @@ async def test_runs_of_other_pipelines_that_are_due_are_left_alone(tmp_path: Pat
             await asyncio.sleep(60)
 
         assert [record.run_id for record in await journal.due()] == ["o"]
+
+
+def nesting(journals: list[SQLiteJournal], **limits: Any) -> Pipeline:
+    """Return a pipeline with a step that runs orders, under an id made of its own."""
+    daily = Pipeline("daily")
+
+    @daily.step(**limits)
+    async def order() -> str:
+        inner = orders().with_options(run_id="inner", journal=journals[-1])
+        report = await inner.run()
+        report.raise_for_failures()
+        return str(report["publish"].output)
+
+    return daily
+
+
+async def statuses(journal: SQLiteJournal) -> dict[str, str]:
+    return {record.run_id: str(record.status) for record in await journal.runs()}
+
+
+@in_virtual_time
+async def test_a_nested_run_waits_in_its_process_and_is_answered_there(tmp_path: Path) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        daily = nesting([journal], timeout_ms=None)
+        async with Service([daily, orders()], journal=journal) as service:
+            handle = await service.start("daily", "outer")
+            await asyncio.sleep(LONG_S)
+            waiting = await statuses(journal)
+            await service.signal("inner", "approved", True)
+            report = await handle.report()
+
+            assert waiting == {"outer": "RUNNING", "inner": "RUNNING"}
+            assert report["order"].output == "draft: True"
+            assert await statuses(journal) == {"outer": "PASSED", "inner": "PASSED"}
+            assert len((await journal.report("inner")).segments) == 1
+
+
+@in_virtual_time
+async def test_a_parents_time_limit_ends_a_nested_run_for_good(tmp_path: Path) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        daily = nesting([journal], timeout_ms=1_000)
+        async with Service([daily, orders()], journal=journal) as service:
+            await (await service.start("daily", "outer")).report()
+            await service.signal("inner", "approved", True)  # kept for a resumption
+            await asyncio.sleep(LONG_S)
+
+            assert await statuses(journal) == {"outer": "FAILED", "inner": "INTERRUPTED"}
+
+
+@in_virtual_time
+async def test_after_a_crash_a_nested_run_that_waits_continues_with_its_parent_alone(
+    tmp_path: Path,
+) -> None:
+    journals = [SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)]
+    daily = nesting(journals, timeout_ms=None)
+    run = asyncio.create_task(daily.with_options(run_id="outer", journal=journals[0]).run())
+    await asyncio.sleep(1)
+    await journals[0].aclose()
+    with pytest.raises(JournalError):
+        await run
+
+    journals.append(SQLiteJournal(tmp_path / "runs.db"))
+    async with journals[1] as journal:
+        await journal.signal("inner", "approved", True)
+        async with Service([daily, orders()], journal=journal) as service:
+            await asyncio.sleep(60)
+
+            assert service.runs == []
+            assert await statuses(journal) == {"outer": "PASSED", "inner": "PASSED"}
+            assert (await journal.report("outer"))["order"].output == "draft: True"
+            assert (await journal.report("inner"))["draft"].attempts == 1
