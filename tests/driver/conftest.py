@@ -47,8 +47,7 @@ _ABOUT_DATA = frozenset(
         *("observers", "pipeline", "pool_needs", "rerun", "resumed_history"),
     )
 )
-"""Files about what steps receive, leave, say and store, which depends on no loop: uvloop and debug
-mode would repeat them."""
+"""Files about what steps receive, leave, say and store, which depends on no loop."""
 
 _ABOUT_ORDER = frozenset(
     f"test_{subject}"
@@ -57,19 +56,18 @@ _ABOUT_ORDER = frozenset(
         *("preview", "retry", "signals"),
     )
 )
-"""Files about what starts after what, which the core decides on any loop. On uvloop, whose time is
-real, a few milliseconds of a busy machine would decide it instead."""
+"""Files about what starts after what, which depends on when a loop begins a task. Debug mode begins
+it as asyncio does; and on uvloop, whose time is real, a busy machine would decide the order."""
 
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, type[asyncio.AbstractEventLoop]]:
-    if item.get_closest_marker("process"):  # another process has its own loop
+    # Another process has its own loop.
+    if item.path.stem in _ABOUT_DATA or item.get_closest_marker("process"):
         return {"asyncio": LOOPS["asyncio"]}
-    if item.path.stem in _ABOUT_DATA:
-        return {name: loop for name, loop in LOOPS.items() if name not in {"debug", "uvloop"}}
     if item.path.stem in _ABOUT_ORDER or item.get_closest_marker("exact_time"):
-        return {name: loop for name, loop in LOOPS.items() if issubclass(loop, VirtualTimeLoop)}
+        return {name: loop for name, loop in LOOPS.items() if name not in {"debug", "uvloop"}}
     return LOOPS
 
 
