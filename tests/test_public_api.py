@@ -19,6 +19,7 @@ from public_api import MODULES, SNAPSHOT, public_api
 
 import asyncflow
 import asyncflow.events
+import asyncflow.service
 import asyncflow.testing
 
 PUBLIC = asyncflow.__all__
@@ -72,7 +73,9 @@ def test_a_public_name_can_be_pickled_by_its_name(name: str) -> None:
     assert pickle.loads(pickle.dumps(public)) is public
 
 
-@pytest.mark.parametrize("module", [asyncflow, asyncflow.events, asyncflow.testing])
+@pytest.mark.parametrize(
+    "module", [asyncflow, asyncflow.events, asyncflow.service, asyncflow.testing]
+)
 def test_a_public_name_has_its_own_docstring(module: ModuleType) -> None:
     for name in module.__all__:
         if name in ALIASES:

@@ -6,10 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
-import uvloop
 
 from asyncflow import Retry, RunReport, WorkflowStep, run_pipeline
 from asyncflow._runtime.loop_monitor import has_gil
@@ -22,12 +20,6 @@ pytestmark = [
 ]
 
 BLOCK_S = 0.25
-
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.SelectorEventLoop,
-    "uvloop": uvloop.new_event_loop,
-}
-each_loop = pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
 
 
 def block() -> None:
@@ -44,25 +36,18 @@ async def waits() -> None:
         await asyncio.sleep(0.01)
 
 
-def run(
-    *steps: WorkflowStep,
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop,
-) -> tuple[RunReport, list[Event]]:
+def run(*steps: WorkflowStep) -> tuple[RunReport, list[Event]]:
     events: list[Event] = []
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner() as runner:
         report = runner.run(run_pipeline(steps, fail_fast=False, observers=[events.append]))
     return report, events
 
 
-@each_loop
-def test_a_step_that_blocks_is_named_with_the_line(
-    loop_factory: Callable[[], asyncio.AbstractEventLoop], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_step_that_blocks_is_named_with_the_line(caplog: pytest.LogCaptureFixture) -> None:
     report, events = run(
         WorkflowStep("waits", waits),
         WorkflowStep("blocks", blocks, ["waits"]),
         WorkflowStep("after", waits, ["blocks"]),
-        loop_factory=loop_factory,
     )
 
     (blocked,) = [event for event in events if isinstance(event, LoopBlocked)]
@@ -100,25 +85,6 @@ def test_each_blocking_attempt_is_reported_and_the_result_has_the_sum() -> None:
     assert isinstance(events[-2], StepFailed | LoopBlocked)
 
 
-def test_an_item_that_blocks_is_reported_with_its_index() -> None:
-    async def numbers() -> list[int]:
-        return [1, 2]
-
-    async def work(numbers: int) -> None:
-        if numbers == 2:
-            block()
-
-    report, events = run(
-        WorkflowStep("numbers", numbers),
-        WorkflowStep("work", work, ["numbers"], map_over="numbers"),
-    )
-
-    (blocked,) = [event for event in events if isinstance(event, LoopBlocked)]
-    assert (blocked.step, blocked.item) == ("work", 1)
-    assert report["work"].items is not None
-    assert report["work"].status == "SUCCESS"
-
-
 def test_a_block_in_a_nested_run_is_reported_by_that_run_alone() -> None:
     inner: list[Event] = []
 
@@ -129,27 +95,6 @@ def test_a_block_in_a_nested_run_is_reported_by_that_run_alone() -> None:
 
     assert [event.step for event in inner if isinstance(event, LoopBlocked)] == ["inner"]
     assert not [event for event in outer if isinstance(event, LoopBlocked)]
-
-
-def test_a_third_party_task_that_blocks_is_not_blamed_on_a_step(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def third_party() -> None:
-        await asyncio.sleep(0.02)
-        block()
-
-    async def main() -> list[Event]:
-        events: list[Event] = []
-        task = asyncio.create_task(third_party(), name="third party")
-        await run_pipeline([WorkflowStep("waits", waits)], observers=[events.append])
-        await task
-        return events
-
-    with asyncio.Runner() as runner:
-        events = runner.run(main())
-
-    assert not [event for event in events if isinstance(event, LoopBlocked)]
-    assert caplog.records == []
 
 
 def blocking_steps(events: list[Event]) -> list[str]:

@@ -62,21 +62,6 @@ async def test_an_attempt_does_not_see_context_changes_of_the_one_before():
     assert flaky.tasks[1:] == ["a#2"]  # an eager task receives its first name too late to see it
 
 
-async def test_a_retry_is_named_even_if_the_attempt_before_changed_no_context():
-    names = []
-
-    async def action() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        names.append(task.get_name().rpartition(":")[2])
-        if current_step().attempt < 3:
-            raise OSError
-
-    await run_pipeline([WorkflowStep("a", action, max_retries=3)])
-
-    assert names[1:] == ["a#2", "a#3"]
-
-
 @pytest.mark.parametrize("pool", [None, Pool(1)], ids=["no pool", "pool"])
 async def test_a_third_party_that_cancels_an_attempt_before_its_first_line_only_delays_it(
     pool: Pool | None,
@@ -122,25 +107,10 @@ async def test_a_run_can_be_cancelled_in_any_turn_between_two_isolated_attempts(
 
     started = sum(isinstance(event, AttemptStarted) for event in events)
     assert flaky.seen == ["clean"] * started
-    assert sum(isinstance(event, StepCancelled) for event in events) == (started > 0)
+    assert flaky.cleaned == (started == 2)
+    cancelled = [event.attempt for event in events if isinstance(event, StepCancelled)]
+    assert cancelled == ([started] if started else [])
     assert (pool.in_use, pool.waiting) == (0, 0)
-
-
-async def test_an_isolated_attempt_is_cancelled_with_the_run_and_cleans_up():
-    flaky, events = Flaky(), []
-    step = WorkflowStep("a", flaky.slow, max_retries=2)
-    run = asyncio.ensure_future(run_pipeline([step], observers=[events.append]))
-
-    while len(flaky.seen) < 2:
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    run.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await run
-
-    assert flaky.cleaned
-    (cancelled,) = [event for event in events if isinstance(event, StepCancelled)]
-    assert cancelled.attempt == 2
 
 
 async def test_an_isolated_attempt_that_returns_a_value_when_stopped_succeeds():

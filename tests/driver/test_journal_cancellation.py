@@ -139,9 +139,8 @@ async def test_a_run_cancelled_at_its_start_calls_no_action() -> None:
     assert run.ends() == [("never", REASON)]
 
 
-async def test_a_run_can_be_cancelled_while_it_restores_many_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def restoring(monkeypatch: pytest.MonkeyPatch) -> tuple[Watched, asyncio.Task[Any]]:
+    """Resume a run of many steps, and return it while it restores them."""
     monkeypatch.setattr(runtime_run, "_REUSED_A_TURN", 10)
     steps = [WorkflowStep(f"s{number}", quick) for number in range(35)]
 
@@ -149,10 +148,17 @@ async def test_a_run_can_be_cancelled_while_it_restores_many_steps(
         raise ValueError("no")
 
     run = Watched(*steps, WorkflowStep("broken", broken, [step.name for step in steps]))
-    assert not (await run.start()).all_passed
+    await run.start()
     task = run.start()
     await run.until(StepReused)
     assert sum(isinstance(event, StepReused) for event in run.received) < 35
+    return run, task
+
+
+async def test_a_run_can_be_cancelled_while_it_restores_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, task = await restoring(monkeypatch)
 
     run.cancel()
 
@@ -165,17 +171,7 @@ async def test_a_run_can_be_cancelled_while_it_restores_many_steps(
 async def test_a_journal_failure_while_many_steps_are_restored_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtime_run, "_REUSED_A_TURN", 10)
-    steps = [WorkflowStep(f"s{number}", quick) for number in range(35)]
-
-    async def broken() -> None:
-        raise ValueError("no")
-
-    run = Watched(*steps, WorkflowStep("broken", broken, [step.name for step in steps]))
-    await run.start()
-    task = run.start()
-    await run.until(StepReused)
-    assert sum(isinstance(event, StepReused) for event in run.received) < 35
+    run, task = await restoring(monkeypatch)
 
     run.journal.open_sessions["r"].fail(JournalError("memory", "the disk is full"))
 

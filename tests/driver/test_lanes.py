@@ -96,34 +96,6 @@ async def test_an_internal_error_between_two_attempts_is_raised_instead_of_hangi
         )
 
 
-@LANES
-async def test_a_third_party_does_not_shorten_a_backoff(options):
-    tasks, calls = [], []
-
-    async def flaky():
-        tasks.append(asyncio.current_task())
-        calls.append(asyncio.get_running_loop().time())
-        if len(calls) == 1:
-            raise ValueError("once")
-
-    async def third_party():
-        while not tasks:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.005)
-        for name in {task.get_name() for task in asyncio.all_tasks()}:
-            if name.endswith("flaky#1"):
-                for task in asyncio.all_tasks():
-                    if task.get_name() == name:
-                        task.cancel()
-
-    step = WorkflowStep("flaky", flaky, max_retries=2, retry=20, **in_lane(options))
-    report, _ = await asyncio.gather(run_pipeline([step]), third_party())
-
-    assert report.all_passed
-    assert report["flaky"].attempts == 2
-    assert calls[1] - calls[0] >= 0.019
-
-
 async def test_a_task_that_a_third_party_cancels_before_its_first_line_is_started_again():
     loop = asyncio.get_running_loop()
     if loop.get_task_factory() is not None:

@@ -108,19 +108,6 @@ def test_a_task_that_blocks_is_reported_with_the_line(factory):
 
 
 @pytest.mark.realtime
-def test_each_of_several_consecutive_blocks_is_reported_once():
-    async def main():
-        findings = Findings()
-        handle = watch(asyncio.get_running_loop(), findings)
-        for name in ("first", "second", "third"):
-            await blocking(name, 0.15)
-        handle.stop()
-        return findings
-
-    assert run(main()).names == ["first", "second", "third"]
-
-
-@pytest.mark.realtime
 def test_each_of_two_tasks_that_block_in_the_same_turn_is_reported():
     async def main():
         findings = Findings()

@@ -58,19 +58,7 @@ def imports(statement: str, packages: list[str]) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-OURS = ["asyncflow.logs", "asyncflow.otel", "asyncflow._views.event_text"]
 THEIRS = ["opentelemetry", "opentelemetry.sdk", "opentelemetry.semconv", "structlog"]
-
-
-@pytest.mark.process
-def test_asyncflow_alone_imports_none_of_their_packages() -> None:
-    run = """
-import asyncio, asyncflow
-async def act(): ...
-asyncio.run(asyncflow.run_pipeline([asyncflow.WorkflowStep("a", act)]))
-"""
-
-    assert imports(run, [*OURS, *THEIRS]) == []
 
 
 @pytest.mark.process
