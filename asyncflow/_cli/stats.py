@@ -5,7 +5,8 @@ Rules of the drawing:
 1. A column is a run, the latest one at the right. A row is a step.
 2. Each outcome has a symbol of its own, which its colour only repeats. The legend names them.
 3. Steps that failed most often come first, then the flakiest; the others are in their order.
-4. Narrow terminals leave out the middle of long names, and columns of early runs. Figures are of
+4. Of one step, the bars are its durations, and below are its errors over the runs, and these.
+5. Narrow terminals leave out the middle of long names, and columns of early runs. Figures are of
    all runs that were read.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import click
@@ -28,12 +30,13 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
-from asyncflow._core.statistics import StepOutcome, by_trouble
+from asyncflow._core.statistics import StepOutcome, StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
-from asyncflow._views.outcomes import OUTCOMES, items_text
+from asyncflow._views.outcomes import OUTCOMES, frequency_text, items_text
+from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import listed_status, statistics_document
-from asyncflow.live._theme import COLOURS, Theme, fit, status_for_run, theme_for, widest
+from asyncflow.live._theme import COLOURS, Theme, elide, fit, status_for_run, theme_for, widest
 
 _MOST_RUNS, _DEFAULT_RUNS = 1_000, 50
 _GAP = "  "
@@ -45,12 +48,15 @@ _LEAST_NAME, _NAME, _LEAST_GRID = 16, 24, 10
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
 _ASCII_SYMBOLS = {"↻": "r", "=": "="}
 """For the symbols that no theme has."""
+_MOST_ERRORS, _MOST_ENDS = 5, 20
+"""How many groups of errors, and how many runs, the history of a step shows."""
 _NO_RUN = " "
 """A run without the step, or without a duration."""
 
 
 @click.command()
 @click.argument("pipeline", metavar="[PIPELINE]", required=False, shell_complete=complete_pipeline)
+@click.argument("step", metavar="[STEP]", required=False)
 @journal_option
 @click.option(
     "--runs",
@@ -61,21 +67,33 @@ _NO_RUN = " "
     help="How many of the latest runs to read.",
 )
 @json_option
-def stats(pipeline: str | None, journal: str, count: int, as_json: bool) -> None:
+def stats(pipeline: str | None, step: str | None, journal: str, count: int, as_json: bool) -> None:
     """Show how each step ended in the latest runs of a pipeline, and how long it takes.
 
     PIPELINE is its name; "" stands for all runs whose pipeline has none. It can be left out if the
-    journal has the runs of one pipeline only.
+    journal has the runs of one pipeline only. With STEP, show the history of that step: its
+    durations, its errors in groups, and how it ended in each run.
     """
     require_journal(journal)
     found = asyncio.run(_read(journal, pipeline, count))
+    if step is not None:
+        if step not in found.steps:
+            hint = did_you_mean(step, found.steps) or f"; it has {some_of([*found.steps])}"
+            raise click.UsageError(escape_controls(f"the pipeline has no step {step!r}{hint}"))
+        found = replace(found, steps={step: found.steps[step]})
     if as_json:
         click.echo(json.dumps(statistics_document(found), indent=2))
         return
     console = stdout_console()
     theme = theme_for(console.encoding, also=f"{_BARS}{''.join(_ASCII_SYMBOLS)}")
-    drawing = _Drawing(found, theme, console.width)
-    console.print(Text("\n").join(drawing.lines()), soft_wrap=True)
+    times = [None if run.duration_s is None else run.duration_s * 1000 for run in found.runs]
+    if step is not None:
+        times = [*found.steps[step].durations_ms]
+    drawing = _Drawing(found, times, theme, console.width)
+    lines = drawing.lines()
+    if step is not None:
+        lines += _history(found, found.steps[step], theme, console.width)
+    console.print(Text("\n").join(lines), soft_wrap=True)
     if drawing.shown < len(found.runs):
         write_note(f"{drawing.shown} of {plural(len(found.runs), 'run')} fit; figures are of all")
 
@@ -98,6 +116,41 @@ async def _read(journal: str, pipeline: str | None, count: int) -> PipelineStati
     raise CommandError(f"{problem}{nearest}", NOT_FOUND)
 
 
+def _history(
+    found: PipelineStatistics, step: StepStatistics, theme: Theme, width: int
+) -> Iterator[Text]:
+    """Yield the errors of a step over runs, and how it ended in each, the latest run first."""
+    for group in step.error_groups[:_MOST_ERRORS]:
+        first = local_moment_text(found.runs[group.runs[-1]].started_at)
+        yield Text()
+        yield Text(elide(escape_controls(group.error), width, theme.ellipsis))
+        latest, earliest = (found.runs[place].run_id for place in (group.runs[0], group.runs[-1]))
+        seen = f"first seen {first} in {earliest}, last in {latest}"
+        yield Text(escape_controls(f"  {frequency_text(group, step)}, {seen}"))
+    yield Text()
+    rows = [
+        (
+            record.run_id,
+            local_moment_text(record.started_at),
+            OUTCOMES[outcome].words,
+            _ms(took),
+            error,
+        )
+        for record, outcome, took, error in zip(
+            found.runs, step.outcomes, step.durations_ms, step.errors, strict=True
+        )
+        if outcome is not None
+    ][:_MOST_ENDS]
+    titles = ("RUN", "STARTED", "ENDED", "TOOK", "ERROR")
+    widths = [widest(column) for column in zip(titles, *rows, strict=True)][:-1]
+    for row in (titles, *rows):
+        *cells, last = map(escape_controls, row)
+        fixed = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        left = max(width - sum(widths) - len(_GAP) * len(widths), _LEAST_NAME)
+        line = _GAP.join([*fixed, elide(last, left, theme.ellipsis)]).rstrip()
+        yield Text(line, "bold" if row is titles else "")
+
+
 class _GridRow(NamedTuple):
     """A row of the grid."""
 
@@ -110,8 +163,16 @@ class _GridRow(NamedTuple):
 class _Drawing:
     """The statistics of a pipeline as lines of text."""
 
-    def __init__(self, found: PipelineStatistics, theme: Theme, width: int) -> None:
+    def __init__(
+        self,
+        found: PipelineStatistics,
+        times: Sequence[float | None],
+        theme: Theme,
+        width: int,
+    ) -> None:
         self._found = found
+        self._times = times
+        """What the bars show for each run, in milliseconds."""
         self._theme = theme
         self._width = width
         self._is_ascii = theme.ellipsis.isascii()
@@ -189,8 +250,8 @@ class _Drawing:
         return [text.rjust(width) for text, width in zip(figures, self._columns, strict=False)]
 
     def _sparkline(self, grid: int) -> Text:
-        """Return a bar for the duration of each run, from the shortest one to the longest."""
-        times = [run.duration_s for run in reversed(self._found.runs[: self.shown])]
+        """Return a bar for each duration, from the shortest one to the longest."""
+        times = self._times[: self.shown][::-1]
         known = [took for took in times if took is not None]
         shortest, longest = min(known, default=0.0), max(known, default=0.0)
         scale = (len(self._bars) - 1) / ((longest - shortest) or math.inf)
@@ -199,7 +260,7 @@ class _Drawing:
             for took in times
         ]
         label = fit(_DURATION, self._name_width)
-        ends = f"{duration(shortest * 1000)} to {duration(longest * 1000)}"
+        ends = f"{duration(shortest)} to {duration(longest)}"
         return Text(f"{label}{_GAP}{''.join(bars)}{' ' * (grid - self.shown)}{_GAP}{ends}")
 
     def _legend(self) -> Text:

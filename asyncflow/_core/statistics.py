@@ -17,10 +17,12 @@ Rules:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
+from asyncflow._core.error_text import describe_error
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
@@ -55,6 +57,17 @@ class StepRun(NamedTuple):
     duration_ms: float | None
     """``None`` if it did not run there, or has not ended."""
     items: ItemCounts = _NO_ITEMS
+    error: str = ""
+    """What it failed with, or what its last failed attempt did; empty if nothing failed."""
+
+
+class SameErrors(NamedTuple):
+    """The runs in which a step failed in the same way, numbers in the message aside."""
+
+    error: str
+    """That of the latest of these runs."""
+    runs: list[int]
+    """The places of these runs among all, the latest one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,19 @@ class StepStatistics:
     included; 0 for a step that is not mapped."""
     retried_items: tuple[int, ...]
     """How many items of it passed after a retry in each run."""
+    errors: tuple[str, ...] = ()
+    """With which error it failed in each run, or an attempt of it before one that passed; empty
+    where nothing failed. Those of items are left out."""
+
+    @property
+    def error_groups(self) -> list[SameErrors]:
+        """The runs with errors in groups of the same error, the most frequent one first."""
+        groups: dict[str, SameErrors] = {}
+        for place, error in enumerate(self.errors):
+            if error:
+                group = groups.setdefault(re.sub(r"\d+", "0", error), SameErrors(error, []))
+                group.runs.append(place)
+        return sorted(groups.values(), key=lambda group: -len(group.runs))
 
     @property
     def passed_ms(self) -> list[float]:
@@ -127,7 +153,9 @@ def step_runs(run: StoredRun, items: Mapping[str, ItemCounts]) -> dict[str, Step
     found = {}
     for name, step in run.steps.items():
         counts = items.get(name, _NO_ITEMS)
-        found[name] = StepRun(_outcome(step, counts), _duration_ms(step), counts)
+        outcome = _outcome(step, counts)
+        error = _error(step) if outcome in ("FAILED", "RETRIED") else ""
+        found[name] = StepRun(outcome, _duration_ms(step), counts, error)
     return found
 
 
@@ -141,6 +169,11 @@ def _outcome(step: StepView, items: ItemCounts) -> StepOutcome:
     series = step.attempts[step.fresh_from :]
     retried = items.retried or any(attempt.end in _FAILURES for attempt in series)
     return "RETRIED" if retried else "SUCCESS"
+
+
+def _error(step: StepView) -> str:
+    errors = [step.error, *(each.error for each in reversed(step.attempts))]
+    return next((describe_error(error) for error in errors if error is not None), "")
 
 
 def _duration_ms(step: StepView) -> float | None:
@@ -162,6 +195,7 @@ def step_statistics(runs: Sequence[Mapping[str, StepRun]]) -> dict[str, StepStat
             tuple([each and each.duration_ms for each in in_runs]),
             tuple([each.failed for each in items]),
             tuple([each.retried for each in items]),
+            tuple([each.error if each else "" for each in in_runs]),
         )
     return found
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
-from asyncflow._core.statistics import StepOutcome, StepStatistics
+from asyncflow._core.statistics import SameErrors, StepOutcome, StepStatistics
+from asyncflow._core.text import plural
 
 
 class ShownOutcome(NamedTuple):
@@ -33,6 +34,12 @@ OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
     "RUNNING": _like(StepStatus.RUNNING, "running"),
     "PENDING": _like(StepStatus.PENDING, "did not run"),
 }
+
+
+def frequency_text(group: SameErrors, step: StepStatistics) -> str:
+    """Return in how many runs of a step an error occurred: ``in 4 of 60 runs``."""
+    ran = sum(outcome is not None for outcome in step.outcomes)
+    return f"in {len(group.runs):,} of {plural(ran, 'run')}"
 
 
 def items_text(step: StepStatistics) -> str:

@@ -237,6 +237,7 @@ def statistics_document(found: PipelineStatistics) -> dict[str, Any]:
                 "durations_ms": step.durations_ms,
                 "failed_items": step.failed_items,
                 "retried_items": step.retried_items,
+                "errors": step.errors,
             }
             for name, step in found.steps.items()
         ],

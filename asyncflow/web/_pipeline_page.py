@@ -1,8 +1,9 @@
-"""The page of a pipeline: its latest runs as a chart and as a grid of steps by runs, with figures.
+"""The page of a pipeline: its latest runs as one grid, with figures, and the history of a step.
 
 Rules of the drawings:
 
-1. A column is a run, the latest one at the right.
+1. A column is a run, the latest one at the right: its duration as a bar, and below how its steps
+   ended.
 2. An outcome has a symbol of its own, which its colour only repeats.
 3. Places from left to right are shares of the width; those from top to bottom are pixels.
 """
@@ -23,7 +24,7 @@ from asyncflow._core.pool import Pool
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import duration, plural
-from asyncflow._views.outcomes import OUTCOMES, items_text
+from asyncflow._views.outcomes import OUTCOMES, frequency_text, items_text
 from asyncflow._views.preview import ago, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
 from asyncflow.journal._base import SQLJournal
@@ -65,13 +66,15 @@ async def pipeline_page(
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
     occurring = {outcome for step in steps.values() for outcome in step.outcomes}
     drawn = min(len(columns), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
+    chosen = found.steps.get(request.query_params.get("step", ""))
     return render(
         request,
         "pipeline.html",
         found=found,
+        history=chosen and _history(request.query_params["step"], chosen, columns),
         name=name_text(name) if name else "Runs without a pipeline name",
         columns=columns[:drawn][::-1],
-        bars=bars(found.runs),
+        bars=bars(found.runs[:drawn]),
         waits={run_id: ", ".join(map(name_text, each.waits)) for run_id, each in summaries.items()},
         more_waiting=len(waiting) - len(summaries),
         links={column.record.run_id: column.link for column in columns},
@@ -81,6 +84,7 @@ async def pipeline_page(
         pools=[(name_text(pool.title), pool, pool.stats()) for pool in pools_of(name)],
         outcomes={each.lower(): shown for each, shown in OUTCOMES.items() if each in occurring},
         name_text=name_text,
+        step_link=lambda step: f"?{urlencode({'step': step}, errors='replace')}#history",
         items_text=items_text,
         badges=RUN_BADGES,
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
@@ -137,11 +141,6 @@ class RunBar(NamedTuple):
     """Its upper edge, in pixels from the top."""
     height: float
 
-    @property
-    def middle(self) -> float:
-        """Where its symbol is, in percent from the left."""
-        return round(self.x + self.width / 2, 3)
-
 
 class _Bars(NamedTuple):
     bars: list[RunBar]
@@ -156,7 +155,7 @@ def bars(runs: Sequence[RunRecord]) -> _Bars:
     times = [0.0 if run.damaged else run.latest_ms for run in runs]
     top = _round_above(max(times, default=0.0))
     scale = (_BOTTOM - _TOP) / top
-    column = 100 / max(len(runs), 12)
+    column = 100 / max(len(runs), 1)  # as wide as those of the grid
     drawn = []
     for place, (run, took_ms) in enumerate(zip(reversed(runs), reversed(times), strict=True)):
         height = max(took_ms * scale, _LEAST_HEIGHT)
@@ -202,8 +201,60 @@ class _StepCell(NamedTuple):
 class _StepRow(NamedTuple):
     """A step in the grid."""
 
+    step: str
     name: str
+    """The same as it is shown."""
     cells: Sequence[_StepCell]
+
+
+class _StepEnd(NamedTuple):
+    """How a step ended in a run."""
+
+    column: _RunColumn
+    cell: _StepCell
+    took: str
+    share: float
+    """Of the longest duration, in percent."""
+    error: str
+
+
+class _StepHistory(NamedTuple):
+    """A step over the runs of its pipeline."""
+
+    name: str
+    errors: list[tuple[str, str, _RunColumn, _RunColumn]]
+    """Each error, in how many runs it occurred, and the first and the last of these."""
+    ends: list[_StepEnd]
+
+
+def _history(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepHistory:
+    longest_ms = max((took_ms for took_ms in step.durations_ms if took_ms), default=1.0)
+    cells = _row(name, step, columns).cells[::-1]
+    return _StepHistory(
+        name_text(name),
+        [
+            (
+                name_text(each.error),
+                frequency_text(each, step),
+                columns[each.runs[-1]],
+                columns[each.runs[0]],
+            )
+            for each in step.error_groups
+        ],
+        [
+            _StepEnd(
+                column,
+                cell,
+                "" if took_ms is None else duration(took_ms),
+                round(100 * (took_ms or 0.0) / longest_ms, 2),
+                name_text(error),
+            )
+            for column, cell, took_ms, error in zip(
+                columns, cells, step.durations_ms, step.errors, strict=True
+            )
+            if cell.kind
+        ],
+    )
 
 
 def _column(request: Request, record: RunRecord) -> _RunColumn:
@@ -221,4 +272,4 @@ def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _Ste
         took = "" if took_ms is None else f", {duration(took_ms)}"
         words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
         cells.append(_StepCell(kind, shown.symbol, words, step_url(column.link, name)))
-    return _StepRow(name_text(name), cells[::-1])
+    return _StepRow(name, name_text(name), cells[::-1])

@@ -118,6 +118,27 @@ def test_a_narrow_terminal_shows_fewer_runs_of_which_all_count(
     assert "60 runs" in lines[0]
 
 
+def test_a_step_has_a_history_with_its_errors_in_groups(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(*map(a_run, range(10)))
+    on_a_terminal(monkeypatch, 120)
+
+    lines = shell("stats", "etl", LONG).stdout.splitlines()
+
+    assert any(line.startswith("duration") and "90 ms to 990 ms" in line for line in lines)
+    at = lines.index("ValueError: bad")
+    assert lines[at + 1].startswith("  in 2 of 10 runs, first seen 1970-01-01 ")
+    assert lines[at + 1].endswith(" in r04, last in r09")
+    assert "OSError: away" in lines
+    table = lines[[line.split()[:2] for line in lines].index(["RUN", "STARTED"]) + 1 :]
+    assert [row.split()[0] for row in table] == [f"r{number:02}" for number in range(9, -1, -1)]
+    assert re.split("  +", table[0])[2:] == ["failed", "990 ms", "ValueError: bad"]
+    assert re.split("  +", table[2])[2:] == ["succeeded after a retry", "790 ms", "OSError: away"]
+    wrong = shell("stats", "etl", "extrct", exits=2).stderr
+    assert "the pipeline has no step 'extrct' (did you mean 'extract'?)" in wrong
+
+
 def test_an_encoding_without_symbols_has_letters_and_digits(shell: Shell) -> None:
     store(*map(a_run, range(5)))
 

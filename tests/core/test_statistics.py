@@ -13,6 +13,7 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.statistics import (
     STEP_OUTCOMES,
     ItemCounts,
+    SameErrors,
     StepRun,
     by_trouble,
     median,
@@ -112,7 +113,9 @@ def test_a_step_has_one_outcome_and_one_duration_in_a_run(
 ) -> None:
     run = StoredRun([RunStarted("r", 0.0, {"a": ()}), *events])
 
-    assert step_runs(run, {}) == {"a": StepRun(outcome, duration_ms)}  # type: ignore[arg-type]
+    found = step_runs(run, {})["a"]
+    assert found._replace(error="") == StepRun(outcome, duration_ms)  # type: ignore[arg-type]
+    assert bool(found.error) == (outcome in ("FAILED", "RETRIED"))
 
 
 @pytest.mark.parametrize("events", [GOLDEN, RESUMED])
@@ -200,6 +203,19 @@ def test_a_step_that_never_ended_has_no_figures() -> None:
     assert (step.median_ms, step.p95_ms, step.last_ms, step.flakiness) == (None,) * 4
 
 
+def test_errors_are_grouped_over_runs_numbers_in_their_messages_aside() -> None:
+    errors = ["", "KeyError: 'row 7'", "OSError: away", "KeyError: 'row 12'", ""]
+    runs = [{"a": StepRun("FAILED" if each else "SUCCESS", 1.0, error=each)} for each in errors]
+
+    step = step_statistics([*runs, {}])["a"]
+
+    assert step.errors == (*errors, "")
+    assert step.error_groups == [
+        SameErrors("KeyError: 'row 7'", [1, 3]),
+        SameErrors("OSError: away", [2]),
+    ]
+
+
 def test_steps_are_those_of_the_latest_run_and_then_those_that_it_lacks() -> None:
     def run(*names: str) -> dict[str, StepRun]:
         return {name: StepRun("SUCCESS", 1.0) for name in names}
@@ -222,9 +238,10 @@ STEP_RUNS = st.builds(
 def test_statistics_stay_within_what_was_measured(runs: list[dict[str, StepRun]]) -> None:
     for name, step in step_statistics(runs).items():
         assert [
-            None if outcome is None else StepRun(outcome, duration_ms, ItemCounts(*items))
-            for outcome, duration_ms, *items in zip(
-                *(step.outcomes, step.durations_ms, step.failed_items, step.retried_items),
+            None if outcome is None else StepRun(outcome, duration_ms, ItemCounts(*items), error)
+            for outcome, duration_ms, error, *items in zip(
+                *(step.outcomes, step.durations_ms, step.errors),
+                *(step.failed_items, step.retried_items),
                 strict=True,
             )
         ] == [run.get(name) for run in runs]
