@@ -28,7 +28,7 @@ from asyncflow.web import _stream, app, serve
 __all__ = ["PATIENCE_S", "Server", "serving", "slow_viewers"]
 
 STEPS, RUN = 2_500, "r"
-PATIENCE_S = 5.0
+PATIENCE_S = 3.0
 """How long the server waits for a slow client; by default it would be 20 seconds."""
 
 

@@ -46,7 +46,7 @@ def test_200_viewers_that_read_nothing_cost_little_memory_and_are_dropped(server
         give_up_at = time.monotonic() + 120
         while (status := status_of_stream(server.port)) == 200 and time.monotonic() < give_up_at:
             time.sleep(0.1)
-        drop_at = time.monotonic() + PATIENCE_S + 5
+        drop_at = time.monotonic() + PATIENCE_S + 3
         while time.monotonic() < drop_at:
             most = max(most, server.rss_mb - before)
             time.sleep(0.5)
