@@ -358,7 +358,7 @@ def _path(
 
 
 def wrapped(name: str) -> tuple[str, ...]:
-    """Return a name in lines that fit into a box; what does not fit is cut off with an ellipsis."""
+    """Return a name in lines that fit into a box, without its middle if it takes too many."""
     lines, line, width = [], "", 0.0
     for word in _WORDS.findall(escape_controls(name)):
         if line and width + _width(word) > TEXT_WIDTH:
@@ -372,8 +372,11 @@ def wrapped(name: str) -> tuple[str, ...]:
             width += _width(letter)
     lines.append(line)
     if len(lines) > MOST_LINES:
-        lines[MOST_LINES - 1] = f"{lines[MOST_LINES - 1][:-1]}…"
-    return tuple(lines[:MOST_LINES])
+        tail = "".join(lines)[-99:]
+        while _width(f"…{tail}") > TEXT_WIDTH:
+            tail = tail[1:]
+        lines[MOST_LINES - 1 :] = [f"…{tail}"]
+    return tuple(lines)
 
 
 def _width(text: str) -> float:

@@ -25,6 +25,7 @@ from asyncflow.html_report._page_model import (
     NO_CONTEXT,
     PageContext,
     PageModel,
+    halves,
     line_text,
     name_text,
     reason_text,
@@ -249,6 +250,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         ms=duration,
         name=name_text,
+        halves=halves,
         line=line_text,
         reason=reason_text,
         moment=moment_text,

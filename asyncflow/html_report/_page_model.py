@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
@@ -73,15 +74,17 @@ last ones have tracebacks."""
 
 # In bytes of the page: all of a kind together, and the limits of each one.
 _ALL_OUTPUTS, _OUTPUT = 21_000, range(150, 4_000)
-_ALL_TRACES, _TRACE = 30_000, range(400, 12_000)
+_ALL_TRACES, _TRACE = 29_000, range(400, 12_000)
 _EARLIER_ROWS = 200
 """What an earlier attempt takes beside its traceback."""
-_ALL_WORDS, _WORDS = 10_000, range(80, 240)
+_ALL_WORDS, _WORDS = 9_000, range(80, 240)
 """Errors in one line, one for each failed attempt. The page has each one about three times."""
 _WHOLE = 1_000_000
 """An output or a traceback of a step that is shown alone."""
 _REASON = 400
 _NAME = 160
+_TAIL = re.compile(r"(?<=[_.\-/ ])[^\n]{8,20}$")
+"""The end of a long name, from where it may break."""
 
 RUN_BADGES: Mapping[str, tuple[str, str]] = defaultdict(
     lambda: ("pending", "○"),
@@ -730,13 +733,22 @@ class PageModel:
 
 
 def name_text(name: str) -> str:
-    """Return a name in one line, cut to a length that can be read."""
-    return _cut(line_text(name), _NAME)
+    """Return a name in one line, without its middle if it is too long to be read."""
+    text = line_text(name)
+    return text if len(text) <= _NAME else f"{text[: _NAME // 2]}…{text[1 - _NAME // 2 :]}"
+
+
+def halves(name: str) -> tuple[str, str]:
+    """Return a long name as two lines, of which the last one has what its end distinguishes."""
+    found = _TAIL.search(name)
+    tail = found[0] if found else name[-20:]
+    return name.removesuffix(tail), tail
 
 
 def reason_text(reason: str) -> str:
     """Return a reason in one line, which may have the names of steps in it."""
-    return _cut(line_text(reason), _REASON)
+    text = line_text(reason)
+    return text if len(text) <= _REASON else f"{text[: _REASON - 1]}…"
 
 
 def line_text(text: str) -> str:
@@ -749,10 +761,6 @@ def line_text(text: str) -> str:
 def step_url(url: str, step: str) -> str:
     """Return the address of a step in the page of a run, which knows it by its `name_text`."""
     return f"{url}#step={quote(name_text(step), safe='')}"
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _urgency(step: StepView) -> int:

@@ -84,10 +84,10 @@ def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme
     head, name = _status(step.status, theme), printable(step.name, theme.encoding)
     head.append(elide_middle(name, max(width - _INDENT, 1), theme.ellipsis), "bold")
     note = f"  {_note(step)}"
-    yield head.append(note, "dim") if head.cell_len + len(note) <= width else head
+    yield head.append(note) if head.cell_len + len(note) <= width else head
     for frame in user_frames(step.error)[-frames:] if frames else []:
         place = f'File "{_shown_path(frame.path)}", line {frame.line}, in {frame.function}'
-        yield _line(f"  {place}", width, theme, "dim")
+        yield _line(f"  {place}", width, theme)
         if frame.code:
             yield _line(f"    {frame.code}", width, theme)
     lines = [

@@ -106,7 +106,9 @@ def _note(
         if cells in _BAR_WIDTHS:
             done, left = bar(_settled_items(step), step.item_count, cells, theme)
             text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{left}  ", "dim")
-    colour = COLOURS[step.status] if step.status is StepStatus.FAILED else "dim"
+    colour = {StepStatus.FAILED: COLOURS[StepStatus.FAILED], StepStatus.RUNNING: ""}.get(
+        step.status, "dim"
+    )
     if step.retry_at_ms is not None:
         colour = "yellow"
     text.append(elide(words, width - text.cell_len, theme.ellipsis), colour)

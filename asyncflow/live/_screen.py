@@ -181,7 +181,7 @@ class FrameRenderer:
         name = elide_middle(printable(by.label, self._theme.encoding), width, self._theme.ellipsis)
         self._label_width = max(self._label_width, cell_len(name))
         padding = " " * (min(self._label_width, width) - cell_len(name))
-        return Text(f"{name}{padding}", "dim cyan", no_wrap=True, end="").append(" | ", "dim")
+        return Text(f"{name}{padding}", "cyan", no_wrap=True, end="").append(" | ", "dim")
 
     def _unfinished_line(self, printed: Printed, width: int) -> Text:
         text = Text() if printed.by is None else self._label(printed.by)

@@ -17,6 +17,7 @@ from browser.axe import violations
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN, HOSTILE, LONG, SECRET
 
 from asyncflow import RunStatus, StepStatus
+from asyncflow._views.dag import wrapped
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptStarted,
@@ -32,6 +33,7 @@ from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, sections
 from asyncflow.html_report._page import page as page_of
+from asyncflow.html_report._page_model import name_text
 from asyncflow.html_report._timeline import Timeline, bars_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
@@ -278,6 +280,26 @@ async def test_a_name_of_60_characters_is_readable_in_every_view(opened: Open, g
     assert fits == [LONG] * 4
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+async def test_names_that_differ_at_their_ends_look_different(opened: Open, width: int) -> None:
+    stem = "enrich_order_with_address_and_customer_lifetime_value_" * 2
+    names = [f"{stem}v{number}" for number in (2, 3)]
+    events = [RunStarted("r", 0.0, dict.fromkeys(names, ()))]
+    page = await opened(to_html(events), viewport={"width": width, "height": 900})
+
+    ends = await page.evaluate(
+        """[...document.querySelectorAll(".line.step .name > :last-child")]
+          .map((of) => of.textContent + (of.scrollWidth > of.clientWidth ? " cut" : ""))"""
+    )
+    assert ends == ["lifetime_value_v2", "lifetime_value_v3"]
+    lines = [wrapped(name) for name in names]
+    assert [(len(each), each[3][0], each[3][-3:]) for each in lines] == [
+        (4, "…", "_v2"),
+        (4, "…", "_v3"),
+    ]
+    assert name_text("x" * 200 + "_v2").endswith("x_v2")
+
+
 async def test_text_stays_inside_the_boxes_of_the_graph(opened: Open, golden: str) -> None:
     page = await opened(golden)
 
@@ -299,6 +321,20 @@ async def test_a_narrow_screen_needs_no_horizontal_scrolling(opened: Open, golde
     page = await opened(golden, viewport={"width": 400, "height": 800})
 
     assert await page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+async def test_events_are_readable_on_a_phone(opened: Open, golden: str) -> None:
+    page = await opened(golden, viewport={"width": 390, "height": 800})
+
+    widths = await page.evaluate(
+        """[...document.querySelectorAll("#events-table td:last-child")]
+          .map((of) => of.getBoundingClientRect().width)"""
+    )
+
+    assert min(widths) > 200
+    assert await page.locator("#events .scroll").evaluate(
+        "(of) => of.scrollWidth <= of.clientWidth"
+    )
 
 
 async def test_the_start_is_shown_once_in_the_timezone_of_the_browser(

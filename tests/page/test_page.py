@@ -543,7 +543,7 @@ def structure_of(parsed: Parsed) -> list[tuple[str, list[str]]]:
     return [
         (tag, sorted(set(each) - {"title"}))
         for tag, each in parsed.elements
-        if tag not in ("wbr", "text", "title")
+        if tag not in ("wbr", "text", "title") and (each or tag != "span")
     ]
 
 
