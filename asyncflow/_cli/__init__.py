@@ -49,6 +49,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command, with the modules that only it needs."""
+        command: click.Command
         match cmd_name:
             case "run":
                 from asyncflow._cli.run import run as command

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -450,6 +450,39 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option("--prints", is_flag=True, help="Store what steps print in the journal."),
     log_options,
 )
+
+
+class GroupedCommand(click.Command):
+    """A command with so many options that its help has them in groups, and examples at its end."""
+
+    groups: Mapping[str, Sequence[str]] = {
+        "Inputs": ("--input", "--input-json", "--inputs"),
+        "What runs, and how": (
+            *("--target", "--from", "--all", "--schedule", "--keep-going", "--engine", "--wait"),
+            *("--status", "--since", "--jobs", "--dry-run"),
+        ),
+        "What is stored": (
+            "--journal",
+            "--no-journal",
+            "--run-id",
+            "--label",
+            "--logs",
+            "--prints",
+        ),
+        "What is shown": ("--html", "--trace", "--json", "--quiet", "--log-level", "-v", "-h"),
+    }
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those of each group together."""
+        for title, names in self.groups.items():
+            records = [
+                option.get_help_record(ctx)
+                for name in names
+                for option in self.get_params(ctx)
+                if name in option.opts
+            ]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record is not None])
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -32,7 +32,7 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunNotFoundError,
 )
-from asyncflow._core.report import RunReport
+from asyncflow._core.report import RunReport, result_note
 from asyncflow._core.results import (
     Attempt,
     RunStatus,
@@ -111,13 +111,15 @@ def write_html(
     *,
     resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
+    orphaned: bool = False,
 ) -> None:
     """Write the page of a run.
 
     ``notes`` are more notes than those among the events. ``resume`` is the command that resumes the
-    run, and ``usual_ms`` says how long steps usually take, by name.
+    run, ``usual_ms`` says how long steps usually take, by name, and ``orphaned`` whether its
+    process died.
     """
-    page = load_html_writer()(events, notes, resume=resume, usual_ms=usual_ms)
+    page = load_html_writer()(events, notes, resume=resume, usual_ms=usual_ms, orphaned=orphaned)
     _write_file(path, page, "the HTML report")
 
 
@@ -146,6 +148,22 @@ def format_report(report: RunReport) -> str:
     if report.stop_reason is None or report.status is RunStatus.PASSED:
         return str(report)
     return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
+
+
+def format_steps(report: RunReport, *, most: int = 40) -> str:
+    """Return a report as text; of one with more steps, with those that ended alike in one line."""
+    if len(report) <= most:
+        return format_report(report)
+    alike: dict[tuple[StepStatus, str], list[str]] = {}
+    first, *lines = format_report(report).splitlines()
+    for result, line in zip(report.values(), lines, strict=False):
+        note = result_note(result, len(report.segments)) if result.error is None else line
+        alike.setdefault((result.status, note), []).append(line)
+    steps = [
+        same[0] if len(same) == 1 else f"[{status:<7}] {plural(len(same), 'step')}{note}"
+        for (status, note), same in alike.items()
+    ]
+    return "\n".join([first, *steps, *lines[len(report) :]])
 
 
 def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:

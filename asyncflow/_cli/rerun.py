@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from asyncflow._cli.options import (
+    GroupedCommand,
     RunFlags,
     dry_run_option,
     label_option,
@@ -18,8 +19,14 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
 
+_EXAMPLES = """\b
+Examples:
+  asyncflow rerun latest etl:pipeline --from load
+  asyncflow rerun calm-otter etl:pipeline --input days=7 --dry-run
+"""
 
-@click.command()
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @run_argument
 @pipelines_argument
 @click.option(

@@ -24,6 +24,7 @@ from asyncflow._cli.loader import LoadedPipeline
 from asyncflow._cli.options import (
     PIPELINES,
     AnyJournal,
+    GroupedCommand,
     RunFlags,
     complete_run,
     dry_run_option,
@@ -62,7 +63,15 @@ _SEVERITY = (PASSED, RUN_WAITING, RUN_FAILED, INVALID)
 """The exit codes of runs, the worst last."""
 
 
-@click.command()
+_EXAMPLES = """\b
+Examples:
+  asyncflow resume latest etl:pipeline --dry-run
+  asyncflow resume calm-otter etl:pipeline --input token=@env:TOKEN
+  asyncflow resume --status FAILED --since yesterday --jobs 4 etl:pipeline
+"""
+
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @click.argument("run", metavar="[RUN]", required=False, shell_complete=complete_run)
 @pipelines_argument
 @status_option("Resume all runs with this status, of which none is named: FAILED, for one.")

@@ -26,6 +26,7 @@ from asyncflow._cli.options import (
     LATEST,
     PIPELINES,
     AnyJournal,
+    GroupedCommand,
     RunFlags,
     check_files,
     complete_target,
@@ -49,8 +50,15 @@ from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
 
+_EXAMPLES = """\b
+Examples:
+  asyncflow run etl:pipeline --input days=3 --label "order 12345"
+  asyncflow run etl.py --target load --html run.html
+  asyncflow run shop.etl --run-id monday --inputs inputs.json --input token=@env:TOKEN
+"""
 
-@click.command()
+
+@click.command(cls=GroupedCommand, epilog=_EXAMPLES)
 @click.argument("target", metavar="MODULE:PIPELINE", shell_complete=complete_target)
 @run_options
 @click.option("--no-journal", is_flag=True, help="Store nothing of the run.")

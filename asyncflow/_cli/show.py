@@ -32,6 +32,7 @@ from asyncflow._cli.output import (
     format_earlier_attempts,
     format_endured,
     format_report,
+    format_steps,
     format_tracebacks,
     stdout_console,
     stdout_for_results_only,
@@ -201,6 +202,7 @@ class _ShownRun:
 @click.argument("step", metavar="[STEP]", required=False)
 @journal_option
 @click.option("--timeline", is_flag=True, help="Show when each attempt of each step ran.")
+@click.option("--all", "everything", is_flag=True, help="List every step, even of many.")
 @click.option("--events", is_flag=True, help="Show all events, one a line.")
 @json_option
 @html_option
@@ -210,6 +212,7 @@ def show(
     step: str | None,
     journal: str,
     timeline: bool,
+    everything: bool,
     events: bool,
     as_json: bool,
     html: Path | None,
@@ -218,8 +221,9 @@ def show(
     """Show a run: its report, and the tracebacks of failed steps; or one of its steps.
 
     RUN is its id, the start of its id, or "latest", which is the default. STEP is a step, or an
-    item of a mapped step, such as 'fetch[3]': what it received, its attempts, output and log. The
-    exit code is 0 however the run ended.
+    item of a mapped step, such as 'fetch[3]': what it received, its attempts, output and log. Of
+    more than 40 steps, those that ended alike have one line. The exit code is 0 however the run
+    ended.
     """
     if as_json and timeline:
         raise click.UsageError("--timeline and --json exclude each other")
@@ -238,6 +242,7 @@ def show(
             [each.event for each in shown.notes],
             resume=resume_command(shown.record.run_id, journal),
             usual_ms=shown.usual_ms,
+            orphaned=shown.record.status is RunStatus.ORPHANED,
         )
         write_note(f"HTML report: {html}")
     if trace is not None:
@@ -254,7 +259,7 @@ def show(
         lines = [f"{at_ms / 1000:12.3f} s  {text}" for at_ms, text in _described(shown)]
         write_result("\n".join(lines))
     if not (timeline or events):
-        write_result(format_report(shown.report))
+        write_result((format_report if everything else format_steps)(shown.report))
         if shown.record.status is RunStatus.ORPHANED:
             running = [each for each in shown.report.values() if each.status is StepStatus.RUNNING]
             write_result("\n".join(f"{escape_controls(each.step_name)} {DIED}" for each in running))

@@ -465,10 +465,14 @@ def report_of(history: History, run_id: str, **facts: Any) -> RunReport:
 
 def result_line(result: StepResult, segment: int) -> str:
     """Return the line that the text of a report has for a step; there are so many segments."""
-    parts = [
-        f"[{result.status:<7}] {escape_controls(result.step_name)} "
-        f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
-    ]
+    name = escape_controls(result.step_name)
+    took = f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
+    return f"[{result.status:<7}] {name} {took}{result_note(result, segment)}"
+
+
+def result_note(result: StepResult, segment: int) -> str:
+    """Return the end of that line: what is notable of the step, after a colon."""
+    parts = []
     if result.waiting_since is not None:
         parts.append("waits for a signal")
     if result.reason is not None:
@@ -490,11 +494,12 @@ def result_line(result: StepResult, segment: int) -> str:
         parts.append(f"reused from run {origin}" if origin else "reused")
     elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
         parts.append(f"run again because {escape_controls(result.rerun_reason)}")
-    line, earlier = ": ".join(parts), 0 if result.reused else earlier_attempts(result, segment)
+    note = "".join(f": {part}" for part in parts)
+    earlier = 0 if result.reused else earlier_attempts(result, segment)
     if not earlier:
-        return line
+        return note
     attempts = "1 attempt" if earlier == 1 else f"{earlier} attempts"
-    return f"{line}{';' if parts[1:] else ':'} {attempts} before the run was resumed"
+    return f"{note}{';' if parts else ':'} {attempts} before the run was resumed"
 
 
 def tolerated_text(failed: int, count: int) -> str:

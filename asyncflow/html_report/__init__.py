@@ -36,6 +36,7 @@ def to_html(
     *,
     resume: str = "",
     usual_ms: Mapping[str, float] | None = None,
+    orphaned: bool = False,
 ) -> str:
     """Return the page of a run: one HTML file that needs no network and no other file.
 
@@ -52,6 +53,8 @@ def to_html(
             By default, the page of events that a journal stored has one with placeholders.
         usual_ms: How many milliseconds steps usually take, by name, which the page shows beside
             their duration and marks on the timeline. By default it shows nothing of that.
+        orphaned: Whether no process runs it, although it has not ended, as a journal knows. Then
+            its page says that steps were running when their process died.
 
     Raises:
         ValueError: There is no event.
@@ -80,5 +83,7 @@ def to_html(
     view, log = RunView(events), event_log(events)
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
-    context = PageContext(said, resume=resume, usual_ms=usual_ms or {})
+    context = PageContext(
+        said, resume=resume, usual_ms=usual_ms or {}, is_orphaned=orphaned and view.is_running
+    )
     return page(view, log, context, now_ms=view.at_ms)

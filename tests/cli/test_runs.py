@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from rich.console import Console
 
@@ -35,7 +36,7 @@ from asyncflow.events import (
 )
 from asyncflow.journal import SQLiteJournal
 
-from .conftest import ROOT, Shell
+from .conftest import COMMANDS, ROOT, Shell
 
 
 async def fine() -> str:
@@ -175,6 +176,55 @@ def test_an_invalid_time_is_wrong_usage(shell: Shell, text: str) -> None:
     store_run("first")
 
     assert "use an age (2h, 3d) or an ISO date" in shell("runs", "--since", text, exits=2).stderr
+
+
+def test_the_page_of_an_orphan_says_that_its_process_died(shell: Shell, orphan: str) -> None:
+    shell("show", orphan, "--html", "orphan.html")
+
+    page = (shell.directory / "orphan.html").read_text(encoding="utf-8")
+    assert "was running when its process died" in page
+    assert "Last event after" in page
+    assert "Running for" not in page
+
+
+def test_show_groups_the_steps_of_a_large_run_and_lists_all_if_asked(shell: Shell) -> None:
+    shell.write(
+        "large.py",
+        """
+        from asyncflow import WorkflowStep
+
+        async def fine(): ...
+
+        async def fail():
+            raise OSError("no disk")
+
+        first = [WorkflowStep(f"s{n}", fail if n == 7 else fine) for n in range(30)]
+        steps = [*first, *[WorkflowStep(f"t{n}", fine, [f"s{n}"]) for n in range(30)]]
+        """,
+    )
+    shell("run", "large:steps", "--run-id", "r", "--quiet", exits=1)
+
+    grouped = shell("show", "r").stdout.partition("\n\n")[0].splitlines()
+    listed = shell("show", "r", "--all").stdout.partition("\n\n")[0].splitlines()
+
+    assert grouped[1:3] == ["Pipeline FAILED", "[SUCCESS] 29 steps"]
+    assert re.fullmatch(r"\[FAILED \] s7 \(1 attempt.*\): OSError: no disk", grouped[3])
+    assert grouped[4] == "[SKIPPED] 30 steps: step 's7' failed and fail_fast is on"
+    assert grouped[5].startswith("Total: ")
+    assert len(listed) == len(grouped) - 3 + 60
+
+
+@pytest.mark.parametrize("name", ["run", "resume", "rerun"])
+def test_help_has_each_option_in_one_group_and_ends_with_examples(shell: Shell, name: str) -> None:
+    text = shell(name, "--help").stdout
+    options = [
+        option.opts[0] for option in COMMANDS[name].params if isinstance(option, click.Option)
+    ]
+
+    assert [text.count(f"\n  {option} ") for option in options] == [1] * len(options)
+    assert max(map(len, text.splitlines())) <= 100
+    last = text[text.index("Examples:") :].splitlines()[1:]
+    assert all(line.startswith(f"    asyncflow {name} ") for line in last)
 
 
 def test_the_list_shows_twenty_runs_and_a_hint_that_more_match(shell: Shell) -> None:
