@@ -60,7 +60,7 @@ def let_go(errors: Iterable[BaseException]) -> None:
     error: that would be a reference cycle. A frame can be cleared only when it has ended, so this
     is for the end of the run.
     """
-    pending, seen = list(errors), set[int]()
+    pending, seen, frames = list(errors), set[int](), set[FrameType]()
     while pending:
         error = pending.pop()
         if id(error) in seen:
@@ -68,17 +68,21 @@ def let_go(errors: Iterable[BaseException]) -> None:
         seen.add(id(error))
         trace = error.__traceback__
         while trace is not None:
-            _clear_internal(trace.tb_frame)
+            _clear_internal(trace.tb_frame, frames)
             trace = trace.tb_next
         pending += [each for each in (error.__cause__, error.__context__) if each is not None]
         if isinstance(error, BaseExceptionGroup):
             pending += error.exceptions
 
 
-def _clear_internal(frame: FrameType | None) -> None:
-    """Clear the internal frames that have called a frame, as far as they are of this run."""
+def _clear_internal(frame: FrameType | None, seen: set[FrameType]) -> None:
+    """Clear the internal frames that have called a frame, as far as they are of this run.
+
+    It ends at one of those ``seen``, and adds its own: all errors share the frames of the loop.
+    """
     is_called_by_run = False
-    while frame is not None:
+    while frame is not None and frame not in seen:
+        seen.add(frame)
         if is_internal_frame(frame.f_code.co_filename):
             is_called_by_run = True
             try:  # noqa: SIM105 - `suppress` costs more than all else here
