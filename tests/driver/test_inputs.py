@@ -127,3 +127,12 @@ async def test_a_stored_input_that_no_step_takes_any_more_is_no_mistake() -> Non
     assert report.inputs["days"] == 3
     with refused("days"):
         await run_pipeline(changed, inputs={"days": 3}, run_id="r", journal=journal)
+
+
+async def test_each_run_of_an_orchestrator_has_the_inputs_that_it_is_given() -> None:
+    orchestrator = Orchestrator(STEPS)
+
+    runs = [await orchestrator.run(**inputs) for inputs in ({}, {"url": "a"}, {"factor": 3}, {})]
+
+    assert [run["extract"].output for run in runs] == ["default", "a", "default", "default"]
+    assert [run["double"].output for run in runs] == [[2, 4], [2, 4], [3, 6], [2, 4]]
