@@ -33,7 +33,8 @@ from asyncflow._runtime.loop_monitor import watch
 from asyncflow._runtime.nested_runs import AttemptKey, NestedLink, NestedRuns, enter_outer_run
 from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
-from asyncflow._runtime.run_scope import RunScope
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.run_scope import Parts, RunScope
 from asyncflow._runtime.starter import Starter
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import LoopBlocked, RunFinished, RunInterrupted, RunTimedOut
@@ -69,7 +70,9 @@ class Run:
         self._resources: RunResources | None = None
         self._dispatcher = EventDispatcher(scope, self, observers)
         self._stop_control = StopControl(scope, self)
-        self._starter = Starter(scope, self, self._dispatcher, self._stop_control)
+        self._permits = Permits(scope, self, self._dispatcher, self._stop_control)
+        parts = Parts(scope, self, self._dispatcher, self._stop_control, self._permits)
+        self._starter = Starter(parts)
         self._nested = NestedRuns(scope.loop, scope.context, self._stop_attempt)
         self._outer: NestedLink | None = None
         """Its link to the run around it, if there is one."""
@@ -227,7 +230,7 @@ class Run:
         if state.errors:
             let_go(state.errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
-        del self._dispatcher, self._stop_control, self._starter, self._resources
+        del self._dispatcher, self._stop_control, self._permits, self._starter, self._resources
 
     async def _send(self, name: str, value: Any) -> None:
         """Take a signal from the handle of the run."""
@@ -462,7 +465,7 @@ class Run:
 
     def _report_interruption(self, why: Interruption) -> None:
         if self._state.status is not RunStatus.INTERRUPTED or self._overrides(why):
-            paused = self._starter.paused_pool()
+            paused = self._permits.paused_pool()
             reason = f"{why.reason} {paused}" if paused else why.reason
             self._dispatcher.emit(RunInterrupted(self._now_ms(), reason, why.cause))
 
@@ -477,7 +480,7 @@ class Run:
         if self._resources is not None and self._resources.is_opening:
             self._resources.time_out(deadline_ms)
         elif self._state.stop_reason is None and self._state.ordinary_unsettled:
-            paused = self._starter.paused_pool()
+            paused = self._permits.paused_pool()
             self._dispatcher.emit(RunTimedOut(self._now_ms(), deadline_ms, paused))
             self._stop_soon()
 

@@ -23,13 +23,10 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import name_suffix
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, WAIT_FOR_MAKES_A_TASK
-from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.mapping import MapRunner
 from asyncflow._runtime.outcome import as_failure, step_cancelled
-from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.run_scope import Host, Parts, RunScope
+from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.step_runner import StepRunner
-from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import StepFailed, StepSkipped
 
 if TYPE_CHECKING:
@@ -47,19 +44,14 @@ class Starter:
 
     group: asyncio.TaskGroup
 
-    def __init__(
-        self, scope: RunScope, host: Host, dispatcher: EventDispatcher, stop: StopControl
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
+        scope, self._run, self._dispatcher, stop, self._permits = parts
         self._scope = scope
-        self._run = host
-        self._dispatcher = dispatcher
         self._watchdog = stop.watchdog
         self._state = scope.state
         self._now_ms = scope.run_context.now_ms
         self._is_resumed = scope.start.checkpoint is not None
         self._data = scope.data
-        self._permits = Permits(scope, host, dispatcher, stop)
-        parts = Parts(scope, host, dispatcher, stop, self._permits)
         self._runner = StepRunner(parts)
         cache = self._runner.cache
         self._awaited: Mapping[int, object] = {} if cache is None else cache.awaited
@@ -95,10 +87,6 @@ class Starter:
 
     def _start_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> Any:
         return self.group.create_task(coroutine, **options)
-
-    def paused_pool(self) -> str:
-        """Return which paused pool nodes wait for, and why, as an end of a sentence."""
-        return self._permits.paused_pool()
 
     @property
     def cache(self) -> StepCache | None:

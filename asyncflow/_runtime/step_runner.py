@@ -128,9 +128,9 @@ class StepRunner:
         """Make attempts of a node, in either lane, until it has ended."""
         attempt = 0
         attempts, lane = self.attempts, self.run_plain if is_plain else self.attempts.make
-        is_cached = self.cache is not None and step.cache_ms is not None
+        cache = None if step.cache_ms is None else self.cache
         try:
-            if is_cached and not await self._must_run(node, step):
+            if cache is not None and not await self._must_run(node, step, cache):
                 return
             while True:
                 if step.needs_permit and not self._permits.may_start(node):
@@ -165,17 +165,15 @@ class StepRunner:
                 self._last_errors.pop(self._state.step_runs.key_of(node), None)
             if self._saved:  # that the journal has stays there, unless the step has succeeded
                 self._saved.pop(self._state.step_runs.key_of(node), None)
-            if is_cached and self.cache is not None:
-                self.cache.give_up(node)
-            is_parked = is_cached and self.cache is not None and self.cache.is_parked(node)
-            if step.needs_permit and not is_parked:
+            if cache is not None:
+                cache.give_up(node)
+            if step.needs_permit and not (cache is not None and cache.is_parked(node)):
                 self._permits.forget(node)  # no action was called with what it still holds
 
-    async def _must_run(self, node: int, step: WorkflowStep) -> bool:
+    async def _must_run(self, node: int, step: WorkflowStep, cache: StepCache) -> bool:
         """Whether a node with ``cache_ms`` must run; if not, its task is over."""
-        assert self.cache is not None
         try:
-            return await self.cache.may_start(node, step)
+            return await cache.may_start(node, step)
         except PayloadError as error:  # an argument can't be stored, so no key has it
             item = self._state.step_runs.item_of(node)
             self._dispatcher.emit(StepFailed(step.name, 0, self._now_ms(), error, item))
