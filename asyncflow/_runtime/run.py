@@ -158,9 +158,9 @@ class Run:
         if persistence is not None:
             persistence.session.watch(self._on_journal_stop)
             flush = persistence.session.flush
-        self._outer = enter_outer_run(self._drain_soon)
+        self._outer = enter_outer_run(self.drain_soon)
         if self._link is not None:
-            self._link.begin(state, self._cancel_soon, self._drain_soon, flush, self._send)
+            self._link.begin(self, state, flush)
         self._dispatcher.emit(start.event, start.stored_event)
         if start.void and self._scope.checkpoints is not None:
             self._scope.checkpoints.discard(start.void)
@@ -232,7 +232,7 @@ class Run:
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
         del self._dispatcher, self._stop_control, self._permits, self._starter, self._resources
 
-    async def _send(self, name: str, value: Any) -> None:
+    async def send(self, name: str, value: Any) -> None:
         """Take a signal from the handle of the run."""
         waits = self._starter.waits
         if waits is None:
@@ -386,7 +386,8 @@ class Run:
         self.interrupt(bug, Interruption("bug", reason))
         self._stop_soon()  # also what has started since an earlier interruption
 
-    def _drain_soon(self, reason: str) -> None:
+    def drain_soon(self, reason: str) -> None:
+        """Start nothing more, from the next turn of the loop on."""
         self._scope.loop.call_soon(self._drain, reason, context=self._scope.context)
 
     @property
@@ -447,7 +448,8 @@ class Run:
                 why, Interruption("cancelled", "the run was cancelled through its journal")
             )
 
-    def _cancel_soon(self, error: RunCancelledError, why: Interruption) -> None:
+    def cancel_soon(self, error: RunCancelledError, why: Interruption) -> None:
+        """Stop the run, from the next turn of the loop on."""
         self._scope.loop.call_soon(self._cancel, error, why, context=self._scope.context)
 
     def _cancel(self, error: RunCancelledError, why: Interruption) -> None:

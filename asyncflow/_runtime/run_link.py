@@ -26,6 +26,7 @@ from asyncflow.events import (
 
 if TYPE_CHECKING:
     from asyncflow._core.state import RunState
+    from asyncflow._runtime.run import Run
 
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
@@ -80,9 +81,8 @@ class RunLink:
         self.ended: list[str] = []
         self.ended_items: dict[str, array[int]] = {}
         self.has_news, self.has_begun, self.has_ended = Notifier(), Notifier(), Notifier()
-        self._stop: Callable[[RunCancelledError, Interruption], object] | None = None
-        self._drain: Callable[[str], object] | None = None
-        self._send: Callable[[str, Any], Awaitable[None]] | None = None
+        self._run: Run | None = None
+        """What it stops and sends signals to, while that runs."""
         self.flush: Callable[[], Awaitable[None]] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -100,39 +100,30 @@ class RunLink:
             self.has_ended.notify()
         self.has_news.notify()
 
-    def begin(
-        self,
-        state: RunState,
-        stop: Callable[[RunCancelledError, Interruption], object],
-        drain: Callable[[str], object],
-        flush: Callable[[], Awaitable[None]] | None,
-        send: Callable[[str, Any], Awaitable[None]],
-    ) -> None:
-        """Note that the run has begun, and how to stop it and to send it signals."""
-        self._send = send
-        self.is_begun, self.state = True, state
-        self._stop, self._drain, self.flush = stop, drain, flush
+    def begin(self, run: Run, state: RunState, flush: Callable[[], Awaitable[None]] | None) -> None:
+        """Note that the run has begun."""
+        self.is_begun, self._run, self.state, self.flush = True, run, state, flush
         self.has_begun.notify()
 
     def stop(self, error: RunCancelledError, why: Interruption) -> None:
         """Stop the run, from the next turn of the loop on, if it has not ended."""
-        if self._stop is not None:
-            self._stop(error, why)
+        if self._run is not None:
+            self._run.cancel_soon(error, why)
 
     def drain(self, reason: str) -> None:
         """Drain the run, from the next turn of the loop on, if it has not ended."""
-        if self._drain is not None:
-            self._drain(reason)
+        if self._run is not None:
+            self._run.drain_soon(reason)
 
     async def send(self, name: str, value: Any) -> None:
         """Send a signal to the run, which must be running."""
-        if self._send is None:
+        if self._run is None:
             raise ValueError(f"run {self.run_id!r} is not running, so it takes no signal {name!r}")
-        await self._send(name, value)
+        await self._run.send(name, value)
 
     def end(self) -> None:
         """Let go of the run."""
-        self._stop = self._drain = self.flush = self._send = None
+        self._run = self.flush = None
 
     def close(self, report: RunReport | None) -> None:
         """Note that the run is over, and wake all who wait for news of it."""
