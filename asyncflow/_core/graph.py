@@ -76,10 +76,8 @@ class Plan:
     """The clean-up steps: ``run_if`` is ``"failure"`` or ``"always"``."""
     _bound: tuple[set[str], Bindings] | None = derived()
     """What `bindings` has returned last, and the names of the inputs for which."""
-    depends_on: Mapping[str, tuple[str, ...]] = made_by(default_factory=dict)
-    """The dependencies of each step, all by name, in the topological order. All runs share it."""
-    max_retries: Mapping[str, int] = made_by(default_factory=dict)
-    """How many attempts each step has in all, in the same way."""
+    _depends_on: dict[str, tuple[str, ...]] | None = derived()
+    _max_retries: dict[str, int] | None = derived()
     secret: tuple[str, ...] = ()
     """The steps whose output is secret, by name."""
     targets: frozenset[str] = frozenset()
@@ -100,7 +98,30 @@ class Plan:
     made again later, because it is not stored."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_bound", None)
+        for found_later in ("_bound", "_depends_on", "_max_retries"):
+            object.__setattr__(self, found_later, None)
+
+    @property
+    def depends_on(self) -> Mapping[str, tuple[str, ...]]:
+        """The dependencies of each step, all by name, in topological order. All runs share it."""
+        found = self._depends_on
+        if found is None:
+            steps = self.steps
+            found = {steps[at].name: steps[at].depends_on for at in self.order}
+            for at in self.cleanups:  # one may come after all steps, and name none
+                found[steps[at].name] = tuple([steps[to].name for to in self.dependencies[at]])
+            object.__setattr__(self, "_depends_on", found)
+        return found
+
+    @property
+    def max_retries(self) -> Mapping[str, int]:
+        """How many attempts each step has in all, in the same way."""
+        found = self._max_retries
+        if found is None:
+            in_order = map(self.steps.__getitem__, self.order)
+            found = {step.name: step.max_retries for step in in_order}
+            object.__setattr__(self, "_max_retries", found)
+        return found
 
     def bindings(self, inputs: Set[str]) -> Bindings:
         """Return what `bind` and `bind_conditions` do. Most runs have the inputs of the latest."""
@@ -176,16 +197,8 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     chained, flows = _chains(steps, index, special)
     signals = frozenset(at for at in special if steps[at].signal is not None)
     answered = _reachable(signals, dependencies.__getitem__) if signals else set()
-    in_order = [steps[at] for at in order]
-    depends_on = {step.name: step.depends_on for step in in_order}
-    for at in after_all:
-        depends_on[steps[at].name] = tuple([steps[other].name for other in dependencies[at]])
     return Plan(
-        *(steps, index, dependencies, dependents, tiers, order),
-        depends_on=depends_on,
-        max_retries={step.name: step.max_retries for step in in_order},
-        special=special,
-        cleanups=cleanups,
+        *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
         secret=tuple(steps[at].name for at in special if steps[at].secret),
         chained=chained,
         flows=flows,
