@@ -75,7 +75,11 @@ def _kill_at_random(
             (place := folder / f"{shape}-{schedule}").mkdir()
             combinations.append(Cycles(forks, place, shape, schedule, database))
     ways = [Cycles.kill_at_random_points] * 8 + [Cycles.kill_at_random_times] * 4
-    ways += [Cycles.kill_one_of_two] * 3 + [Cycles.jump] + [Cycles.cancel_without_a_process] * 4
+    ways += (
+        [Cycles.kill_one_of_two] * 3
+        + [Cycles.jump, Cycles.stall]
+        + [Cycles.cancel_without_a_process] * 4
+    )
     games = [Cycles.play_with_files] * 3 + [Cycles.play_between]
     senders = [Cycles.kill_senders] * 8
     if options.journal == "postgres":
@@ -88,6 +92,7 @@ def _kill_at_random(
     seconds = time.monotonic() - began
     killed = sum(cycles.killed for cycles in combinations)
     faults = [f"{sum(cycles.jumps for cycles in combinations)} clocks have jumped"]
+    faults.append(f"{sum(cycles.stalls for cycles in combinations)} owners stood still")
     faults.append(f"{sum(cycles.cancelled for cycles in combinations)} runs were cancelled")
     if isinstance(database, Server):
         faults.append(f"{database.cuts} connections were cut")

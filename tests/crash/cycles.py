@@ -163,9 +163,9 @@ class Cycles:
         self._engine, self._folder, self._shape, self._schedule = engine, folder, shape, schedule
         self._database = database or Files()
         self._numbers = count()
-        self.games = self.jumps = self.cancelled = 0
-        """How many games there were with files, how often a clock has jumped, and how many runs
-        were cancelled that had no process."""
+        self.games = self.jumps = self.stalls = self.cancelled = 0
+        """How many games there were with files, how often a clock has jumped or an owner has stood
+        still, and how many runs were cancelled that had no process."""
         self.killed = 0
         """How many processes were killed."""
         self.has_signals = shape in SIGNALS
@@ -252,6 +252,25 @@ class Cycles:
         self._check_end(state)
         for each in (before, state):
             shutil.rmtree(each.folder)
+
+    def stall(self, random: Random) -> None:
+        """Let the owner of a run stand still for longer than its lease, beside another process.
+
+        Meanwhile the run may be cancelled too. What the owner does when it wakes up counts no more.
+        """
+        state = self._copy(self.start)
+        point = random.randint(1, len(self.points))
+        cancel_after_s = random.choice([None, random.uniform(0.01, 2 * self.whole_s)])
+        state.note, state.stops = f"stalled at {point}, cancelled after {cancel_after_s} s", 2
+        state.is_cancelled = cancel_after_s is not None
+        options: Any = {"stall": point, "cancel_after_s": cancel_after_s, "may_fail": True}
+        self._run(state, 0, rival=True, **options)
+        self.stalls += 1
+        self._check(state)
+        if state.is_cancelled:
+            self._run(state, 0)  # it may end as cancelled
+        self._resume(state)
+        shutil.rmtree(state.folder)
 
     def jump(self, random: Random) -> None:
         """Let the wall clock of one of two processes jump that run the same run; kill it or not."""
@@ -438,9 +457,14 @@ class Cycles:
         cancel: bool = False,
         send: bool = False,
         sender_kill: int = 0,
+        stall: int = 0,
+        cancel_after_s: float | None = None,
     ) -> list[int]:
         task = {
             "cancel": cancel,
+            "stall": stall,
+            "has_short_lease": bool(stall),
+            "cancel_after_s": cancel_after_s,
             "send": send,
             "sender_point": sender_kill,
             "is_answered": self.has_signals and not (cancel or send),

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["GAMES", "JUMPS", "PUT_BACK", "jump_clock", "play", "put_back", "shift_clock"]
+__all__ = [
+    "GAMES",
+    "JUMPS",
+    "PUT_BACK",
+    "SHORT_LEASE_S",
+    "jump_clock",
+    "play",
+    "put_back",
+    "shift_clock",
+    "stall",
+]
 
 _SUFFIXES = ("", "-wal", "-shm")
 
@@ -55,6 +66,9 @@ GAMES: dict[str, Callable[[Path], None]] = {
 PUT_BACK = ("move", "move all")
 """The games after which nothing is lost."""
 
+SHORT_LEASE_S = 0.6
+"""The lease of processes that may stand still."""
+
 JUMPS = ("+1 h", "-1 h")
 """How far the wall clock jumps."""
 
@@ -77,6 +91,18 @@ def jump_clock(jump: str) -> None:
     """Let the wall clock of this process jump."""
     seconds = {"+1 h": 3_600, "-1 h": -3_600}[jump]
     _offset_s[0] += seconds
+
+
+def stall() -> None:
+    """Let this process stand still for longer than its lease."""
+    own = os.getpid()
+    waker = os.fork()
+    if waker == 0:
+        time.sleep(2 * SHORT_LEASE_S)
+        os.kill(own, signal.SIGCONT)
+        os._exit(0)
+    os.kill(own, signal.SIGSTOP)
+    os.waitpid(waker, 0)
 
 
 _offset_s = [0.0]

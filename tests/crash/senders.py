@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import aclosing
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ def answers_in(folder: Path, name: str) -> Answers:
 async def send(journal: Any, folder: Path, run_id: str, names: Iterable[str]) -> None:
     """Send a value to each signal of which it is not known yet whether it has one."""
     random = Random(len(lines_of(folder / "sent")))
-    async with journal:
+    async with aclosing(journal):
         for name in names:
             tried, accepted, is_refused = answers_in(folder, name)
             if accepted is not None or is_refused:

@@ -79,6 +79,25 @@ def test_no_signal_is_lost_or_counts_twice_wherever_a_process_dies(
     assert cycles.killed >= AT_LEAST
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("shape", SIGNALS)
+def test_an_owner_that_stands_still_has_no_say_when_it_wakes_up(
+    forks: Forks, folder: Path, shape: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    server = None
+    if kind == "postgres":
+        start, dsn = request.getfixturevalue("postgres_server"), request.getfixturevalue("dsn")
+        server = Server(start, dsn)
+    cycles, random = Cycles(forks, folder, shape, "tiers", server), Random(9)
+
+    try:
+        for _ in range(10):
+            cycles.stall(random)
+    finally:
+        if server is not None:
+            server.close()
+
+
 def test_each_statement_and_each_effect_has_kill_points(forks: Forks, folder: Path) -> None:
     points = Cycles(forks, folder, "chain", "tiers").points
 

@@ -39,7 +39,7 @@ from asyncflow.journal import (
     SQLiteJournal,
     _postgres_connection,  # noqa: F401  # else each child would import psycopg
 )
-from tests.crash.faults import jump_clock, play, shift_clock
+from tests.crash.faults import SHORT_LEASE_S, jump_clock, play, shift_clock, stall
 from tests.crash.kill_points import Reaper
 from tests.crash.senders import send
 from tests.crash.shapes import INPUTS, SHAPES, SIGNALS, STAYING, World
@@ -59,9 +59,10 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     same run concurrently; ``is_answered``: whether another one sends its signals, and
     ``sender_point``: where one is killed before that; ``run_id``; ``dsn``: the address of the
     database, if it is not a file in the folder; ``game``: what is done to that file, and ``jump``:
-    how far the clock jumps, each with the number of the point; ``may_fail``: whether the journal
-    may fail for another reason; ``cancel``: whether to cancel the run instead; ``send``: whether to
-    send its signals instead.
+    how far the clock jumps, each with the number of the point; ``stall``: the point at which the
+    owner stands still, and ``cancel_after_s``: when another process cancels the run then;
+    ``may_fail``: whether the journal may fail for another reason; ``cancel``: whether to cancel the
+    run instead; ``send``: whether to send its signals instead.
     """
     folder = Path(task["folder"])
     steps = SHAPES[task["shape"]](World(folder, reaper))
@@ -82,14 +83,16 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
 
 
 def _journal(task: dict[str, Any]) -> Any:
+    options = {"lease_s": SHORT_LEASE_S} if task.get("has_short_lease") else {}
     if task.get("dsn"):
-        return PostgresJournal(task["dsn"])
-    return SQLiteJournal(Path(task["folder"]) / "runs.db")
+        return PostgresJournal(task["dsn"], **options)
+    return SQLiteJournal(Path(task["folder"]) / "runs.db", **options)
 
 
 async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[str, Any]) -> None:
     async with _journal(task) as journal:
         if task.get("cancel"):
+            await asyncio.sleep(task["cancel_after_s"] or 0)
             with suppress(RunNotFoundError):
                 outcome["asked"] = await journal.cancel(task["run_id"])
             return
@@ -162,10 +165,12 @@ def serve() -> None:
     print("[]", flush=True)  # ready
     for line in sys.stdin:
         task = json.loads(line)
-        undisturbed = {**task, "point": 0, "game": None, "jump": None}
+        undisturbed = {**task, "point": 0, "game": None, "jump": None, "stall": 0}
         children = [_fork(task)]
         if task["rival"]:
             children.append(_fork(undisturbed))
+        if task["cancel_after_s"]:
+            children.append(_fork({**undisturbed, "cancel": True}))
         sender = _fork_sender(undisturbed) if task["is_answered"] else 0
         if task["ms"]:
             time.sleep(task["ms"] / 1000)
@@ -217,6 +222,8 @@ def _faults_of(task: dict[str, Any]) -> dict[int, Callable[[], object]]:
     if task.get("jump"):
         jump, point = task["jump"]
         faults[point] = partial(jump_clock, jump)
+    if task.get("stall"):
+        faults[task["stall"]] = stall
     return faults
 
 

@@ -10,6 +10,7 @@ from asyncflow.events import AttemptStarted, StepSucceeded
 from tests.explore.cases import Act, Case, Fault, Flow, Step, random_flow
 from tests.explore.explorer import VARIATIONS, case_of, check, explore, shrink
 from tests.explore.model import violations
+from tests.explore.waits import first_problem
 from tests.explore.world import Pipeline
 
 FIRST = 1_000_000_000
@@ -23,6 +24,14 @@ def test_random_runs_disturbed_at_random_moments_keep_every_promise(runs):
     failure = explore(FIRST, runs)
 
     assert failure is None, f"repeat it: python -m tests.explore --replay {failure.number}"
+
+
+@pytest.mark.parametrize(
+    ("first", "runs"), [(0, 60), pytest.param(1_000, 1_000, marks=pytest.mark.exhaustive)]
+)
+@pytest.mark.timeout(900)
+def test_random_runs_that_wait_end_as_the_model_says(first, runs):
+    assert first_problem(first, runs) == ""
 
 
 @pytest.mark.parametrize("number", [77_000_015_013, 20_261_127_000_860_321])

@@ -6,6 +6,8 @@
    handler written by hand. The processor time may be 1.5 times as much.
 3. Runs: 1,000 concurrent runs of ten steps, without and with a journal.
 4. Kills: two replicas that are killed in a loop, see `tests.load.kills`.
+5. Waits: 1,000 runs that wait for signals while replicas are killed, on SQLite and PostgreSQL; and
+   what a million waiting runs cost, see `tests.load.waits`.
 
 The exit code is 1 if something grows, is lost, or costs too much.
 """
@@ -29,6 +31,7 @@ from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 from tests.load.kills import kills
+from tests.load.waits import rows, waits
 from tests.service.client import Connection, Site, running_site, until
 
 MOST_GROWTH_KB = 8_192
@@ -42,7 +45,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=4_000, help="for each handler compared")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--only", choices=["load", "cost", "runs", "kills"])
+    parser.add_argument("--only", choices=["load", "cost", "runs", "kills", "waits", "rows"])
     options = parser.parse_args()
     problems: list[str] = []
     if options.only in (None, "load"):
@@ -53,6 +56,11 @@ def main() -> int:
         asyncio.run(many_runs())
     if options.only in (None, "kills"):
         problems += asyncio.run(kills(options.minutes * 60, options.seed))
+    for kind in ("sqlite", "postgres"):
+        if options.only in (None, "waits"):
+            problems += asyncio.run(waits(kind, options.seed))
+        if options.only in (None, "rows"):
+            asyncio.run(rows(kind))
     for problem in problems:
         print(f"PROBLEM: {problem}")
     return 1 if problems else 0

@@ -2,7 +2,7 @@
 
 It listens at a free port and prints it. Its pipeline ``work`` has three steps in a row. Each takes
 ``pause_s``, and then appends a line to a file: its effect, which must happen once. The pipeline
-``orders`` is for `tests.load.kills`.
+``orders`` is for `tests.load.kills`, and ``approvals`` for `tests.load.waits`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from asyncflow import Pipeline, RunAlreadyActiveError, after, current_step
+from asyncflow import (
+    JournalError,
+    Orchestrator,
+    Pipeline,
+    RunAlreadyActiveError,
+    Signal,
+    WorkflowStep,
+    after,
+    current_step,
+)
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import ClientDisconnectedError, Service, ServiceUnavailableError
 
@@ -102,6 +111,33 @@ async def ship(stock: Path, pause_s: float, poison: bool, _: None = after(start_
     if poison:
         os.kill(os.getpid(), signal.SIGKILL)
     Path(stock, current_step().run_id).touch()
+
+
+# Runs that wait for signals, for `tests.load.waits`.
+
+ROUNDS = 3
+"""How many signals each of these runs waits for, one after the other."""
+
+
+async def publish() -> None:
+    step = current_step()
+    if effects:
+        os.write(effects[0], f"{step.run_id}/{step.step_name} {time.time()}\n".encode())
+
+
+approvals = Orchestrator(
+    [
+        step
+        for number in range(ROUNDS)
+        for step in (
+            WorkflowStep(
+                f"approved{number}", Signal(int), [f"publish{number - 1}"] if number else []
+            ),
+            WorkflowStep(f"publish{number}", publish, [f"approved{number}"]),
+        )
+    ],
+    name="approvals",
+)
 
 
 # What a service often does: it asks two others at once, and answers with what they say.
@@ -181,7 +217,7 @@ def make_app(options: argparse.Namespace) -> Starlette:
     elif options.journal:
         journal = SQLiteJournal(options.journal, lease_s=options.lease_s)
     service = Service(
-        [work, offers, orders],
+        [work, offers, orders, approvals],
         journal=journal,
         max_runs=options.max_runs,
         grace_ms=options.grace_ms,
@@ -228,6 +264,16 @@ def make_app(options: argparse.Namespace) -> Starlette:
         was_asked = await service.cancel(request.path_params["run_id"], "the customer asked for it")
         return PlainTextResponse(str(was_asked))
 
+    async def start_approval(request: Request) -> Response:
+        with suppress(RunAlreadyActiveError):
+            await service.start(approvals, request.path_params["run_id"])
+        return PlainTextResponse("")
+
+    async def approve(request: Request) -> Response:
+        query = request.query_params
+        await service.signal(request.path_params["run_id"], query["name"], int(query["value"]))
+        return PlainTextResponse("")
+
     async def pauses(request: Request) -> Response:
         pause_s = float(request.query_params["pause_s"])
         if request.path_params["how"] == "by-hand":
@@ -261,6 +307,9 @@ def make_app(options: argparse.Namespace) -> Starlette:
             }
         )
 
+    async def locked(_: Request, error: Exception) -> Response:
+        return PlainTextResponse(str(error), 503)
+
     async def full(_: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceUnavailableError)
         return PlainTextResponse(str(error), 503, {"Retry-After": str(error.retry_after_s)})
@@ -274,11 +323,17 @@ def make_app(options: argparse.Namespace) -> Starlette:
             Route("/wait/{run_id}", wait, methods=["POST"]),
             Route("/orders/{run_id}", order, methods=["POST"]),
             Route("/cancel/{run_id}", cancel, methods=["POST"]),
+            Route("/approvals/{run_id}", start_approval, methods=["POST"]),
+            Route("/approve/{run_id}", approve, methods=["POST"]),
             Route("/pauses/{how}", pauses, methods=["POST"]),
             Route("/offers/{how}", offers_of, methods=["POST"]),
             Route("/figures", figures),
         ],
-        exception_handlers={ServiceUnavailableError: full, ClientDisconnectedError: gone},
+        exception_handlers={
+            JournalError: locked,
+            ServiceUnavailableError: full,
+            ClientDisconnectedError: gone,
+        },
         lifespan=lifespan,
     )
 
