@@ -45,6 +45,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--requests", type=int, default=4_000, help="for each handler compared")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument("--waiting", type=int, default=1_000, help="how many runs wait")
     parser.add_argument("--only", choices=["load", "cost", "runs", "kills", "waits", "rows"])
     options = parser.parse_args()
     problems: list[str] = []
@@ -58,7 +59,7 @@ def main() -> int:
         problems += asyncio.run(kills(options.minutes * 60, options.seed))
     for kind in ("sqlite", "postgres"):
         if options.only in (None, "waits"):
-            problems += asyncio.run(waits(kind, options.seed))
+            problems += asyncio.run(waits(kind, options.seed, options.waiting))
         if options.only in (None, "rows"):
             asyncio.run(rows(kind))
     for problem in problems:

@@ -113,7 +113,7 @@ class Office:
         return len(run_ids) / (clock() - began_s)
 
 
-async def waits(kind: str, seed: int, runs: int = 1_000) -> list[str]:
+async def waits(kind: str, seed: int, runs: int) -> list[str]:
     """Send signals to waiting runs while replicas are killed; return what is wrong."""
     print(f"{runs:,} waiting runs on {kind}, seed {seed}", flush=True)
     run_ids = [f"r{number}" for number in range(runs)]
