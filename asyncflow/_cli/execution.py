@@ -311,7 +311,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         write_note(f"HTML report: {flags.html}", quiet=flags.quiet)
     if flags.trace is not None:
         view = RunView(end.events)
-        write_trace(flags.trace, view, view.at_ms)
+        write_trace(flags.trace, view, view.at_ms, end.events)
         write_note(f"Trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
         resume = _resume_command(execution, report, execution.journal)

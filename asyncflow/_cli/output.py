@@ -123,14 +123,14 @@ def write_html(
     _write_file(path, page, "the HTML report")
 
 
-def write_trace(path: Path, view: RunView, now_ms: float) -> None:
-    """Write the trace of a run.
+def write_trace(path: Path, view: RunView, now_ms: float, notes: Iterable[Event]) -> None:
+    """Write the trace of a run, with the log records among its notes.
 
     ``now_ms`` is the present, in milliseconds since the run started.
     """
     from asyncflow._views.trace import to_trace  # few commands need it
 
-    _write_file(path, json.dumps(to_trace(view, now_ms)), "the trace")
+    _write_file(path, json.dumps(to_trace(view, now_ms, notes)), "the trace")
 
 
 def _write_file(path: Path, text: str, what: str) -> None:

@@ -234,7 +234,7 @@ def show(
     if step is not None:
         asyncio.run(_show_step(journal, run, step, as_json=as_json))
         return
-    shown = asyncio.run(_read(journal, run, for_page=html is not None))
+    shown = asyncio.run(_read(journal, run, with_notes=bool(html or trace)))
     if html is not None:
         write_html(
             html,
@@ -247,7 +247,7 @@ def show(
         write_note(f"HTML report: {html}")
     if trace is not None:
         view = RunView(each.event for each in shown.events)
-        write_trace(trace, view, _now_of(shown, view))
+        write_trace(trace, view, _now_of(shown, view), [each.event for each in shown.notes])
         write_note(f"Trace: {trace}")
     if as_json:
         click.echo(_events_as_json(shown) if events else shown.report.to_json(indent=2))
@@ -269,7 +269,7 @@ def show(
 
 
 async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> None:
-    shown = await _read(journal, run, for_page=False)
+    shown = await _read(journal, run, with_notes=False)
     step, item = step_and_item(text, shown.report.keys())
     assert step is not None
     result = result_of(shown.report, step, item)
@@ -290,12 +290,12 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
         write_result(f"\n{format_error(result.error)}")
 
 
-async def _read(journal: str, run: str, *, for_page: bool) -> _ShownRun:
+async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
         report = await opened.report(record.run_id)
         events = await opened.events(record.run_id)
-        if not for_page:
+        if not with_notes:
             return _ShownRun(record, report, events)
         usual_ms: Mapping[str, float] = {}
         if record.pipeline:

@@ -1,14 +1,17 @@
 """A run in the Trace Event Format, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-Attempts overlap, so they are nestable async slices: those of a step, or of an item of a mapped
-step, have an ``id`` of their own, and viewers draw each id on a line of its own. Times are wall
+Steps overlap, so each of them, and each item of a mapped step, is a thread of the trace, on whose
+line viewers draw its attempts. An arrow leads from the end of a step to the start of each that
+depends on it, and a log record is an instant: viewers draw both for threads only. Times are wall
 clock since the run started, so the pauses of a resumed run are as long as they were.
 
-The format: "Trace Event Format" by Google, sections "Async Events" and "Counter Events".
+The format: "Trace Event Format" by Google, sections "Duration Events", "Flow Events", "Instant
+Events" and "Counter Events".
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, zip_longest
 from typing import Any
@@ -18,22 +21,24 @@ from asyncflow._core.results import failure_text
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import escape_controls
 from asyncflow._views.axis import changing_counts
-from asyncflow._views.event_text import place_text
+from asyncflow._views.event_text import place_text, subject
+from asyncflow._views.notes import log_text
 from asyncflow._views.run_view import RunView
+from asyncflow.events import Event, StepLogged
 
 _Event = dict[str, Any]
 
 _BLOCKED = "event loop blocked"
 
 
-def to_trace(view: RunView, now_ms: float) -> dict[str, Any]:
+def to_trace(view: RunView, now_ms: float, notes: Iterable[Event] = ()) -> dict[str, Any]:
     """Return the trace of a run, for `json.dumps`. It has neither inputs nor outputs.
 
     ``now_ms`` is the present, at which the slices of what runs end, in milliseconds since the run
-    started.
+    started. The trace has those of the notes that are log records.
     """
     return {
-        "traceEvents": [*_Trace(view, now_ms).events()],
+        "traceEvents": [*_Trace(view, now_ms).events(notes)],
         "displayTimeUnit": "ms",
         "otherData": {"run_id": view.run_id, "pipeline": view.pipeline, "status": view.word},
     }
@@ -45,14 +50,26 @@ class _Trace:
         self._now_ms = now_ms
         self._pauses_ms = [*accumulate(view.pauses_ms, initial=0.0)]
         """How long the run had paused when each segment began."""
+        self._threads: dict[str, int] = {}
+        """The numbers of those of the trace, by name; the first one is the run's."""
 
-    def events(self) -> Iterator[_Event]:
+    def events(self, notes: Iterable[Event]) -> Iterator[_Event]:
         """Yield the events in the order of their times; viewers rely on it."""
         pipeline = f" of {self._view.pipeline}" if self._view.pipeline else ""
         name = escape_controls(f"run {self._view.run_id}{pipeline}")
         yield {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": name}}
-        # The sort is stable: where times are equal, a slice begins before those in it.
-        yield from sorted([*self._of_run(), *self._of_steps(), *self._counter()], key=_time_of)
+        run, steps, arrows = [*self._of_run()], [*self._of_steps()], [*self._arrows()]
+        heads, tails = [head for head, _ in arrows], [tail for _, tail in arrows]
+        # The sort is stable: where times are equal, a slice begins before those in it, and an arrow
+        # leaves a slice before that ends, and comes to one after that has begun.
+        events = [*run, *tails, *steps, *heads, *self._logs(notes), *self._counter()]
+        for thread, number in self._threads.items():
+            yield self._about_thread("thread_name", number, {"name": thread})
+            yield self._about_thread("thread_sort_index", number, {"sort_index": number})
+        yield from sorted(events, key=_time_of)
+
+    def _about_thread(self, what: str, number: int, facts: dict[str, Any]) -> _Event:
+        return {"ph": "M", "name": what, "pid": 1, "tid": number, "args": facts}
 
     def _of_run(self) -> Iterator[_Event]:
         segments = self._view.segments
@@ -69,7 +86,7 @@ class _Trace:
 
     def _of_step(self, step: StepView) -> Iterator[_Event]:
         name = escape_controls(step.name)
-        id_ = f"step {name}"
+        id_ = _thread_of(name)
         for time in step.active:
             number = time.segment
             attempts = [each for each in step.attempts if each.segment == number]
@@ -116,6 +133,41 @@ class _Trace:
             yield self._end(id_, _BLOCKED, latest_ms, number)
         yield self._end(id_, name, ended_ms, number)
 
+    def _arrows(self) -> Iterator[tuple[_Event, _Event]]:
+        """Yield the two ends of each arrow: where it comes to, and where it comes from."""
+        number = 0
+        for step in self._view.steps.values():
+            for source in map(self._view.steps.get, step.depends_on):
+                if source is None or not source.active or not step.active:
+                    continue
+                time, begun = source.active[-1], step.active[-1]
+                ended_ms = self._now_ms if time.ended_ms is None else time.ended_ms
+                if (time.segment, ended_ms) > (begun.segment, begun.started_ms):
+                    continue  # it did not wait for this end
+                number += 1
+                yield (
+                    self._arrow_end("f", number, step, begun.started_ms, begun.segment),
+                    self._arrow_end("s", number, source, ended_ms, time.segment),
+                )
+
+    def _arrow_end(
+        self, kind: str, number: int, step: StepView, at_ms: float, segment: int
+    ) -> _Event:
+        thread = _thread_of(escape_controls(step.name))
+        event = self._end(thread, "dependency", at_ms, segment)
+        return {**event, "ph": kind, "id": number, "bp": "e"}
+
+    def _logs(self, notes: Iterable[Event]) -> Iterator[_Event]:
+        segments = self._view.segments
+        for note in notes:
+            step = self._view.steps.get(note.step) if isinstance(note, StepLogged) else None
+            if step is None or not isinstance(note, StepLogged):
+                continue
+            number = sum(segment.at_ms <= note.at_ms for segment in segments)
+            facts = {"level": logging.getLevelName(note.level), "logger": note.logger}
+            event = self._end(_thread_of(subject(note)), log_text(note.message), note.at_ms, number)
+            yield {**event, "ph": "i", "s": "t", "args": facts}
+
     def _counter(self) -> Iterator[_Event]:
         """Yield how many attempts run, each time that this changes."""
         spans = (
@@ -139,24 +191,26 @@ class _Trace:
     def _begin(
         self, id_: str, name: str, at_ms: float, segment: int, facts: dict[str, Any]
     ) -> _Event:
-        return {**self._end(id_, name, at_ms, segment), "ph": "b", "args": facts}
+        return {**self._end(id_, name, at_ms, segment), "ph": "B", "args": facts}
 
     def _end(self, id_: str, name: str, at_ms: float, segment: int) -> _Event:
-        # One category for all: viewers nest only slices of the same category and id.
         ts = self._ts(at_ms, segment)
         return {
-            "ph": "e",
+            "ph": "E",
             "cat": "asyncflow",
-            "id": id_,
             "name": name,
             "pid": 1,
-            "tid": 1,
+            "tid": self._threads.setdefault(id_, len(self._threads) + 1),
             "ts": ts,
         }
 
     def _ts(self, at_ms: float, segment: int) -> float:
         """Return a time of a segment in microseconds since the run started, pauses included."""
         return round((at_ms + self._pauses_ms[segment - 1]) * 1000, 3)
+
+
+def _thread_of(step: str) -> str:
+    return f"step {step}"
 
 
 def _time_of(event: _Event) -> float:

@@ -12,7 +12,7 @@ from .conftest import Shell
 
 def _names(shell: Shell, name: str) -> list[str]:
     trace: dict[str, Any] = json.loads((shell.directory / name).read_text(encoding="utf-8"))
-    return [event["name"] for event in trace["traceEvents"] if event["ph"] == "b"]
+    return [event["name"] for event in trace["traceEvents"] if event["ph"] == "B"]
 
 
 def test_a_resumed_run_writes_the_trace_of_all_its_segments(shell: Shell) -> None:

@@ -21,6 +21,8 @@ from asyncflow.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StepLogged,
+    StepProgressed,
     StepSucceeded,
 )
 from asyncflow.testing import run_in_virtual_time
@@ -34,19 +36,24 @@ def _slices(trace: dict[str, Any]) -> dict[str, list[tuple[str, float, float, in
     found: dict[str, list[tuple[str, float, float, int, Any]]] = defaultdict(list)
     stacks: dict[str, list[Any]] = defaultdict(list)
     latest = 0.0
+    threads = {}
     for event in trace["traceEvents"]:
+        if event["name"] == "thread_name":
+            threads[event["tid"]] = event["args"]["name"]
         if event["ph"] == "M":
             continue
         assert event["ts"] >= latest
         latest = event["ts"]
-        if event["ph"] == "b":
-            stacks[event["id"]].append(event)
-        elif event["ph"] == "e":
-            begin = stacks[event["id"]].pop()
-            assert (begin["name"], begin["cat"]) == (event["name"], event["cat"])
-            depth = len(stacks[event["id"]])
-            slice_ = (event["name"], begin["ts"], event["ts"], depth, begin["args"])
-            found[event["id"]].append(slice_)
+        if event["ph"] == "B":
+            stacks[threads[event["tid"]]].append(event)
+        elif event["ph"] == "E":
+            thread = threads[event["tid"]]
+            begin = stacks[thread].pop()
+            assert begin["name"] == event["name"]
+            depth = len(stacks[thread])
+            found[thread].append((event["name"], begin["ts"], event["ts"], depth, begin["args"]))
+        elif event["ph"] in "sf":  # an arrow without a slice around its end is not drawn
+            assert stacks[threads[event["tid"]]]
     assert not any(stacks.values())
     for slices in found.values():
         slices.sort(key=lambda each: (each[1], each[3], each[2]))
@@ -76,6 +83,51 @@ def test_an_attempt_says_on_which_worker_of_an_engine_it_ran() -> None:
         ("attempt 1", 20_000.0, 50_000.0, 1),
     ]
     assert slices[2][4] == {"end": "succeeded", "on": "dask, worker w1"}
+
+
+def test_an_arrow_leads_from_the_end_of_a_step_to_each_that_waited_for_it() -> None:
+    view = RunView(
+        [
+            RunStarted("r", 0.0, {"a": (), "b": (), "c": ("a", "b"), "d": ("c",)}),
+            AttemptStarted("a", 1, 0.0),
+            AttemptStarted("b", 1, 0.0),
+            StepSucceeded("a", 1, 5.0, None),
+            StepSucceeded("b", 1, 9.0, None),
+            AttemptStarted("c", 1, 9.0),
+        ]
+    )
+    trace = to_trace(view, 20.0)
+    _slices(trace)
+
+    ends: dict[int, dict[str, tuple[str, float]]] = defaultdict(dict)
+    threads = {
+        each["tid"]: each["args"]["name"]
+        for each in trace["traceEvents"]
+        if each["name"] == "thread_name"
+    }
+    for event in trace["traceEvents"]:
+        if event["ph"] in "sf":
+            ends[event["id"]][event["ph"]] = threads[event["tid"]], event["ts"]
+    assert [*ends.values()] == [
+        {"s": ("step a", 5_000.0), "f": ("step c", 9_000.0)},
+        {"s": ("step b", 9_000.0), "f": ("step c", 9_000.0)},
+    ]
+
+
+def test_a_log_record_is_an_instant_on_the_line_of_its_step_or_item() -> None:
+    view = RunView([RunStarted("r", 0.0, {"a": ()}), AttemptStarted("a", 1, 0.0)])
+    notes: list[Event] = [
+        StepLogged("a", 1, 3.0, 30, "shop", "only 3 boxes"),
+        StepProgressed("a", 1, 4.0, 1, 2),
+        StepLogged("gone", 1, 5.0, 30, "shop", "of a step that the run does not have"),
+    ]
+
+    events = to_trace(view, 20.0, notes)["traceEvents"]
+
+    (instant,) = [event for event in events if event["ph"] == "i"]
+    (line,) = {event["tid"] for event in events if event["name"] == "attempt 1"}
+    assert (instant["name"], instant["ts"], instant["tid"]) == ("only 3 boxes", 3_000.0, line)
+    assert instant["args"] == {"level": "WARNING", "logger": "shop"}
 
 
 def test_attempts_backoff_and_queues_are_nested_slices() -> None:
