@@ -1665,17 +1665,12 @@ async def test_a_person_can_read_the_database(journal: Any, database: Any) -> No
     assert json.loads(rows[0][2])["dependencies"] == {"a": [], "b": ["a"]}
 
 
-@pytest.mark.parametrize(
-    "run_id", ["a\0b", "\ud800", '"a', "a\n", "\x1b[2J", "a\x7f", "a\x85", ".", ".."]
-)
-async def test_a_run_id_unsafe_in_urls_or_terminals_is_refused(journal: Any, run_id: str) -> None:
-    with pytest.raises(ValueError, match="so it must have no control characters") as caught:
-        await opened(journal, run_id)
+async def test_a_run_id_unsafe_in_urls_or_terminals_is_refused(journal: Any) -> None:
+    for run_id in ("a\0b", "\ud800", '"a', "a\n", "\x1b[2J", "a\x7f", "a\x85", ".", ".."):
+        with pytest.raises(ValueError, match="so it must have no control characters") as caught:
+            await opened(journal, run_id)
 
-    assert f"run_id can't be {run_id!r}: " in str(caught.value)
-
-
-async def test_an_empty_run_id_is_refused(journal: Any) -> None:
+        assert f"run_id can't be {run_id!r}: " in str(caught.value)
     with pytest.raises(ValueError, match="must not be empty; leave it out for a generated one"):
         await opened(journal, "")
 
@@ -1690,16 +1685,16 @@ async def test_every_other_run_id_is_accepted(journal: Any, make_journal: Make) 
     assert [(await journal.record(run_id)).run_id for run_id in ids] == ids
 
 
-@pytest.mark.parametrize("run_id", ["", "a\0b", "\ud800", '"a'])
 @pytest.mark.parametrize("ask", ["record", "report", "events", "cancel", "forget"])
-async def test_an_impossible_run_id_is_not_found(journal: Any, ask: str, run_id: str) -> None:
+async def test_an_impossible_run_id_is_not_found(journal: Any, ask: str) -> None:
     await store_run(journal, "ab")
 
-    with pytest.raises(RunNotFoundError) as caught:
-        await getattr(journal, ask)(run_id)
+    for run_id in ("", "a\0b", "\ud800", '"a'):
+        with pytest.raises(RunNotFoundError) as caught:
+            await getattr(journal, ask)(run_id)
 
-    assert repr(run_id) in str(caught.value)
-    str(caught.value).encode()
+        assert repr(run_id) in str(caught.value)
+        str(caught.value).encode()
 
 
 @pytest.mark.parametrize("run_id", ["a\n", ".", ".."])
