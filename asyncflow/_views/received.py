@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.fingerprint import parameters_of
@@ -43,10 +44,16 @@ def _received(view: RunView, step: StepView, parameter: str, source: str, mapped
     inputs = view.shown_inputs
     if not source and parameter not in step.depends_on:
         if parameter in inputs:
-            return Received(parameter, "input", value=preview(inputs[parameter], _VALUE))
+            return Received(parameter, "input", value=_in_a_line(inputs[parameter]))
         return Received(parameter, "default")
     source = source or parameter
     maker, value = view.steps.get(source), None
     if maker is not None and maker.status is StepStatus.SUCCESS:
-        value = preview(visible_output(maker), _VALUE)
+        value = _in_a_line(visible_output(maker))
     return Received(parameter, "item" if source == mapped else "step", source, value)
+
+
+def _in_a_line(value: object) -> Preview:
+    shown = preview(value, _VALUE)
+    text = re.sub(r"(?<=[\[({])\n *|\n *(?=[\])}])", "", shown.text)
+    return shown._replace(text=re.sub(r"\n *", " ", text))

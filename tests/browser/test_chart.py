@@ -535,12 +535,12 @@ async def test_a_large_run_says_without_a_script_and_on_paper_what_failed(opened
 
     page = await opened(html)
     await page.locator('.line.step[data-i="1500"]').wait_for()
-    assert not await page.locator(".static").first.is_visible()
+    assert not await page.locator("#steps .static").is_visible()
     await page.evaluate("dispatchEvent(new Event('beforeprint'))")
     await page.emulate_media(media="print")
     assert await page.locator("#steps-table tbody tr").count() == 1
     assert await page.locator('.line.step[data-i="1999"]').is_visible()
-    assert await page.locator(".static").first.is_visible()
+    assert await page.locator("#steps .static").is_visible()
     await page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert await page.locator("#steps-table tbody tr").count() == 100
 

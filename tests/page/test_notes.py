@@ -352,9 +352,9 @@ def stored(fingerprint: str, **more: object) -> list[Event]:
 @pytest.mark.parametrize(
     ("fingerprint", "text"),
     [
-        ("(rows=extract)", "Parameters rows from extract { 'rows': [0, 1, 2"),
-        ("(extract)", "Parameters extract from extract { 'rows': ["),
-        ("(rows=extract) for each of extract", "rows one item of extract { 'rows': ["),
+        ("(rows=extract)", "Parameters rows from extract {'rows': [0, 1, 2"),
+        ("(extract)", "Parameters extract from extract {'rows': ["),
+        ("(rows=extract) for each of extract", "rows one item of extract {'rows': ["),
         ("(x=a, b=c), y)", "x from a, b=c) y its default"),
         ("(url)", "url input 'https://x'"),
         ("(key)", "key input redacted: it is secret"),
@@ -485,5 +485,5 @@ def test_the_first_failure_says_what_the_step_received() -> None:
 
     shown = words("failure", [*events[:-1], *failure, events[-1]], [])
 
-    assert "What it received rows from extract { 'rows': [0, 1, 2" in shown
+    assert "What it received rows from extract {'rows': [0, 1, 2" in shown
     assert "What it received" not in words("failure", [started("load"), *failure], [])
