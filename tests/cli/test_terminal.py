@@ -77,11 +77,11 @@ class Window:
             time.sleep(0.02)
 
 
-@pytest.fixture(params=[80, 200])
+@pytest.fixture
 def window(
     request: pytest.FixtureRequest, shell: Shell, environment: dict[str, str]
 ) -> Iterator[Window]:
-    made = Window(shell, environment, request.param)
+    made = Window(shell, environment, getattr(request, "param", 80))
     yield made
     made.terminal.close()
 
@@ -211,6 +211,7 @@ def test_no_color_changes_no_text(shell: Shell, environment: dict[str, str]) -> 
     assert re.search(rb"\x1b\[[0-9;]*3[0-7]", coloured.terminal.written)
 
 
+@pytest.mark.parametrize("window", [80, 200], indirect=True)
 def test_a_table_and_a_timeline_fit_the_terminal(shell: Shell, window: Window) -> None:
     long = "etl:failing_with_a_name_that_is_as_long_as_names_of_pipelines_may_become_some_day"
     path = shell.directory / "etl.py"
