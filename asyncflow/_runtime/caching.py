@@ -71,7 +71,9 @@ class StepCache:
         self._now_ms = scope.run_context.now_ms
         self._pipeline = scope.start.event.pipeline
         calls_of = _under_way.setdefault(scope.loop, WeakKeyDictionary())
-        self._calls = calls_of.setdefault(self._journal, {})
+        # The journal itself: a service resumes runs by way of a wrapper.
+        owner = getattr(self._journal.cached, "__self__", self._journal)
+        self._calls = calls_of.setdefault(owner, {})
         self._hints: dict[str, dict[str, Any]] = {}
         """The types of each step's arguments."""
         self._led: dict[int, _Call] = {}

@@ -252,7 +252,7 @@ class RunPersistence:
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(journal) if self.takes_notes else None
         self.prints = self.takes_notes and wants_prints(journal)
-        has_cache = callable(getattr(type(journal), "cached", None))
+        has_cache = callable(getattr(journal, "cached", None))
         self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
         self.takes_signals = callable(getattr(type(session), "receive", None))

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
@@ -27,6 +28,11 @@ from asyncflow._runtime.attempt import Attempts
 from asyncflow._runtime.durable import SignalSession
 from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
+
+_AGAIN_S = 1.0
+"""When to look again if the journal has refused a look, such as a locked file."""
+
+_log = logging.getLogger("asyncflow")
 
 
 class Waits:
@@ -61,6 +67,8 @@ class Waits:
         self.is_looking = self._must_look = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         """What is looking."""
+        self._again: asyncio.TimerHandle | None = None
+        """The next look after one that the journal has refused."""
         if self._mailbox is not None:
             self._mailbox.on_signal(self._look_soon)
 
@@ -95,6 +103,8 @@ class Waits:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+        if self._again is not None:
+            self._again.cancel()
 
     def _announce(self, node: int, since: float, refused: str = "") -> None:
         step = self._steps[node]
@@ -227,7 +237,11 @@ class Waits:
         except asyncio.CancelledError:
             self._must_look = True  # the run stops, or another task of the caller did this
         except JournalError as error:
-            self._run.interrupt(error, Interruption("journal", "its journal has failed"))
+            # What was sent is safe there, so the run must not end. If its journal has failed for
+            # good, its session stops it.
+            _log.warning("run %r looks for its signals again: %s", self._scope.run_id, error)
+            context = self._scope.context.copy()
+            self._again = self._scope.loop.call_later(_AGAIN_S, self._look_soon, context=context)
         except BaseException as bug:
             self._run.broken(bug, "a signal could not be received")
 

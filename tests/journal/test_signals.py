@@ -26,6 +26,7 @@ from asyncflow import (
     after,
     resume_all,
 )
+from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
 from asyncflow._runtime.waits import Waits
 from asyncflow.events import StepWaiting
@@ -182,6 +183,35 @@ async def test_a_look_that_another_task_cancels_is_taken_again(journal: Any) -> 
         await sending
 
         assert (await asyncio.wait_for(run, 60))["publish"].output == "draft: True"
+
+
+@pytest.mark.parametrize("on_wait", ["stay", "suspend"])
+@in_virtual_time
+async def test_a_look_that_the_journal_refuses_ends_no_run(
+    journal: Any, monkeypatch: pytest.MonkeyPatch, on_wait: str
+) -> None:
+    receive, refusals = Signals.receive, [JournalError("runs.db", "it is locked")]
+
+    def refuse_once(signals: Signals, *claim: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return receive(signals, *claim)
+
+    orders = Orders(deadline_ms=5_000, default=False)
+    monkeypatch.setattr(Signals, "receive", refuse_once)
+    for expected in ("draft: True", "draft: False"):
+        run_id, refusals[:] = expected, [JournalError("runs.db", "it is locked")]
+        run = asyncio.ensure_future(orders.run(journal, run_id, on_wait=on_wait))
+        await asyncio.sleep(2)
+        if "True" in expected:
+            await journal.signal(run_id, "approved", True)
+        report = await asyncio.wait_for(run, 60)
+        if on_wait == "suspend":
+            assert report.status is RunStatus.WAITING
+            await asyncio.sleep(10)
+            (report,) = await resume_all(journal, [orders.pipeline])
+
+        assert report["publish"].output == expected
 
 
 @in_virtual_time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,49 @@ async def test_runs_that_cannot_be_continued_hold_up_no_others(
 
         assert (await journal.record("r")).status == "PASSED"
         assert [record.run_id for record in await journal.due()] == older
+
+
+@in_virtual_time
+async def test_equal_calls_of_a_run_that_continues_and_one_that_stays_are_made_once(
+    tmp_path: Path,
+) -> None:
+    calls, pipeline = [], Pipeline("quotes")
+    gate = pipeline.signal("gate", bool)
+
+    @pipeline.step(cache_ms=60_000)
+    async def quote(gate: bool = after(gate)) -> int:
+        calls.append(gate)
+        await asyncio.sleep(10)
+        return 7
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        await pipeline.with_options(journal=journal, run_id="continues").run()
+        async with Service([pipeline.with_options(on_wait="stay")], journal=journal) as service:
+            await service.start("quotes", "stays")
+            for run_id in ("continues", "stays"):
+                await service.signal(run_id, "gate", True)
+            for run_id in ("continues", "stays"):
+                assert await until_ended(journal, run_id) == "PASSED"
+
+    assert calls == [True]
+
+
+@in_virtual_time
+async def test_what_a_continued_run_logs_is_stored(tmp_path: Path) -> None:
+    pipeline = orders()
+
+    @pipeline.step(depends_on=["publish"])
+    async def tell() -> None:
+        logging.getLogger("shop").warning("published")
+
+    async with SQLiteJournal(tmp_path / "runs.db", logs="WARNING") as journal:
+        async with Service([pipeline], journal=journal) as service:
+            await (await service.start("orders", "r")).report()
+            await service.signal("r", "approved", True)
+            await until_ended(journal)
+
+        (note,) = await journal.notes("r")
+        assert "published" in str(note)
 
 
 @in_virtual_time
