@@ -353,7 +353,7 @@ class StepSkipped:
     step: str
     at_ms: float
     reason: str
-    on_purpose: bool = False
+    by_condition: bool = False
     """Whether its ``when`` or its ``run_if`` is the cause, and not a failure."""
     item: int | None = None
     """The item, if the same item of the step over which it is mapped did not succeed."""

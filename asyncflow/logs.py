@@ -29,7 +29,7 @@ _WARNINGS = (
 )
 _ENDS = (events.StepSucceeded, events.StepFailed, events.StepCancelled)
 _EVENT_FIELDS = (
-    *("pipeline", "queued_ms", "retry_in_ms", "reason", "on_purpose"),
+    *("pipeline", "queued_ms", "retry_in_ms", "reason", "by_condition"),
     *("deadline_ms", "status", "stop_reason", "blocked_ms", "where"),
     *("engine", "worker", "pool", "until_ms", "by"),
 )
@@ -187,7 +187,7 @@ class _RunLog:
             return logging.ERROR
         if isinstance(event, events.RunFinished):
             return _LEVELS.get(event.status, self._level)
-        if isinstance(event, events.StepSkipped) and (event.on_purpose or event.item is not None):
+        if isinstance(event, events.StepSkipped) and (event.by_condition or event.item is not None):
             return self._level  # what stopped the item before it in its lane was logged
         if isinstance(event, _WARNINGS):
             return logging.WARNING

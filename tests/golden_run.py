@@ -90,7 +90,7 @@ GOLDEN: list[Event] = [
     AttemptStarted("rates", 1, 0.6),
     AttemptStarted("token", 1, 250.0, queued_ms=249.0),
     StepSucceeded("token", 1, 300.0, SECRET),
-    StepSkipped("archive", 301.0, "its condition was false", on_purpose=True),
+    StepSkipped("archive", 301.0, "its condition was false", by_condition=True),
     AttemptFailed("rates", 1, 400.0, _NETWORK, 500.0),
     StepSucceeded("extract", 1, 900.0, {"rows": 3, "html": "<script>alert('output')</script>"}),
     AttemptStarted("rates", 2, 1000.0, queued_ms=100.0),

@@ -16,7 +16,7 @@ __all__ = [
     "raised",
     "report_of",
     "skipped",
-    "skipped_on_purpose",
+    "skipped_by_condition",
     "succeeded",
 ]
 
@@ -66,8 +66,8 @@ def skipped(name: str, reason: str = "it depends on step 'a', which failed") -> 
     return StepResult(name, SKIPPED, reason=reason, recorded=())
 
 
-def skipped_on_purpose(name: str) -> StepResult:
-    return StepResult(name, SKIPPED, reason="its when was false", recorded=(), on_purpose=True)
+def skipped_by_condition(name: str) -> StepResult:
+    return StepResult(name, SKIPPED, reason="its when was false", recorded=(), by_condition=True)
 
 
 def mapped(name: str, *items: StepResult, **fields: Any) -> StepResult:

@@ -66,7 +66,7 @@ RESUMED: list[Event] = [
     StepReused("extract", 1200.0),
     AttemptStarted("load", 1, 1200.0),
     StepSucceeded("load", 1, 1700.0, None),
-    StepSkipped("alert", 1700.0, "no dependency failed", on_purpose=True),
+    StepSkipped("alert", 1700.0, "no dependency failed", by_condition=True),
     AttemptStarted("publish", 1, 1700.0),
     StepSucceeded("publish", 1, 2000.0, None),
     RunFinished(2000.0, RunStatus.PASSED),

@@ -386,7 +386,7 @@ class _Teller:
             self._tell(ends_in, StepCancelled(name, number, at_ms, reason or "", error, item))
         elif result.status is StepStatus.SKIPPED:
             at_ms = self._end_of(ends_in)
-            self._tell(ends_in, StepSkipped(name, at_ms, reason or "", result.on_purpose, item))
+            self._tell(ends_in, StepSkipped(name, at_ms, reason or "", result.by_condition, item))
 
     def _tell(self, segment: int, event: Event) -> None:
         self._told[min(segment, self._latest) - 1].append(event)

@@ -344,7 +344,7 @@ def _of_skip(name: str, skip: StepSkipped, depends_on: tuple[str, ...]) -> StepR
         reason=skip.reason,
         recorded=(),
         depends_on=depends_on,
-        on_purpose=skip.on_purpose,
+        by_condition=skip.by_condition,
         item=skip.item,
     )
 

@@ -294,7 +294,7 @@ class StoredRun:
 
     def _on_step_skipped(self, event: events.StepSkipped) -> None:
         step = self._step(event)
-        step.reason, step.on_purpose = event.reason, event.on_purpose
+        step.reason, step.by_condition = event.reason, event.by_condition
         self._settle(step, StepStatus.SKIPPED, event)
 
     def _on_step_reused(self, event: events.StepReused) -> None:
@@ -433,9 +433,9 @@ class StoredRun:
         """Note that the run stops if a step did not run, or not to its end, because of that."""
         if status is StepStatus.CANCELLED:
             self.was_stopping = True
-        elif status is StepStatus.SKIPPED and not step.on_purpose:
+        elif status is StepStatus.SKIPPED and not step.by_condition:
             needed = [self.steps[name] for name in step.depends_on if name in self.steps]
-            if not any(blocks_dependents(other.status, other.on_purpose) for other in needed):
+            if not any(blocks_dependents(other.status, other.by_condition) for other in needed):
                 self.was_stopping = True
 
     def _move(self, step: StepView, status: StepStatus, event: Any = None) -> None:
@@ -487,7 +487,7 @@ class StoredRun:
             begins_anew = event.afresh or (key[1] is None and key[0] in event.unfinished)
             # What a condition skipped asks it again, and tells until then what dependents lacked.
             if key[0] in outdated or (
-                begins_anew and blocks_dependents(step.status, step.on_purpose)
+                begins_anew and blocks_dependents(step.status, step.by_condition)
             ):
                 del self._settled[key]
         for key in list(self._pending):
@@ -620,7 +620,7 @@ def _restore(step: StepView, before: StepView) -> None:
     if step.started_ms is None:  # it was mapped, and had no items
         step.started_ms, step.active = before.started_ms, [*before.active]
     step.output, step.error = before.output, before.error
-    step.reason, step.on_purpose = before.reason, before.on_purpose
+    step.reason, step.by_condition = before.reason, before.by_condition
     step.item_count, step.tally = before.item_count, before.tally
     step.origin, step.origin_ms = before.origin, before.origin_ms
     step.origin_attempts, step.keeps_outputs = before.origin_attempts, before.keeps_outputs

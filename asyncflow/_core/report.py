@@ -213,7 +213,7 @@ class RunReport(Mapping[str, StepResult]):
         """Whether every step succeeded or was skipped by condition. True for an empty pipeline."""
         return all(
             result.status is StepStatus.SUCCESS
-            or (result.status is StepStatus.SKIPPED and result.on_purpose)
+            or (result.status is StepStatus.SKIPPED and result.by_condition)
             for result in self._by_name.values()
         )
 

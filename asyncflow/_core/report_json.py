@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.record import replace
 from asyncflow._core.results import (
+    EARLIER_NAMES,
     Attempt,
     RestoredOutput,
     RunStatus,
@@ -64,8 +65,6 @@ def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
         raise _refusal("version", problem)
     if version < 3 and "outcome" in document:
         document = {**document, "status": _TEXT.read(document["outcome"], "outcome").upper()}
-    if "forked_from" in document:  # its name in older reports
-        document = {**document, "rerun_of": document["forked_from"]}
     values = _from_json(_REPORT, document)
     _check_segments(values["results"], max(1, len(values["segments"])))
     return values
@@ -136,12 +135,15 @@ def _from_json(table: _Table, document: dict[str, Any], where: str = "") -> dict
     """Return the fields of an object; ``where`` is its place with a dot: ``results[3].``."""
     values = {}
     for name, kind in table.items():
+        given = name if name in document else EARLIER_NAMES.get(name, name)
         if kind is None:
             values[name] = _output_from_json(document, where)
-        elif kind.default is not ... and name not in document:
+        elif given in document:
+            values[name] = kind.read(document[given], where + given)
+        elif kind.default is not ...:
             values[name] = kind.default
         else:
-            values[name] = kind.read(_value(document, name, where), where + name)
+            raise _refusal(where + name, "is missing")
     return values
 
 
@@ -154,12 +156,6 @@ def _schema_of(table: _Table) -> dict[str, Any]:
             properties[name] = kind.schema
     required = [name for name, kind in table.items() if kind is not None]
     return {"type": "object", "properties": properties, "required": required}
-
-
-def _value(document: dict[str, Any], name: str, where: str) -> Any:
-    if name not in document:
-        raise _refusal(where + name, "is missing")
-    return document[name]
 
 
 def _refusal(place: str, problem: str) -> ValueError:
@@ -177,7 +173,9 @@ def _output_to_json(output: object) -> dict[str, object]:
 def _output_from_json(document: dict[str, Any], where: str) -> object:
     if "output_repr" in document:
         return RestoredOutput(_TEXT.read(document["output_repr"], where + "output_repr"))
-    return _value(document, "output", where)
+    if "output" not in document:
+        raise _refusal(where + "output", "is missing")
+    return document["output"]
 
 
 def _is_writable(value: Any, levels: int = 100) -> bool:
@@ -341,7 +339,7 @@ _RESULT: _Table = {
     "queued_ms": _NUMBER,
     "loop_blocked_ms": _NUMBER,
     "abandoned": _FLAG,
-    "on_purpose": _FLAG,
+    "by_condition": _FLAG,
     "items": _or_null(_plain("a list or null", list, type(None)), _RESULTS),
     "reused": _FLAG,
     "rerun_reason": _TEXT_OR_NULL,

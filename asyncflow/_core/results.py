@@ -25,6 +25,9 @@ from asyncflow._core.value_size import safe_repr
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
 """How an attempt ended; it crashed if its process died or its journal failed."""
 
+EARLIER_NAMES: Mapping[str, str] = {"rerun_of": "forked_from", "by_condition": "on_purpose"}
+"""What earlier journals and reports in JSON call fields that have another name now."""
+
 
 class StepStatus(enum.StrEnum):
     """The state of a step. The last four are final."""
@@ -239,7 +242,7 @@ class StepResult:
     each of them counts up to 30 ms less than it took."""
     abandoned: bool = False
     """Whether a thread of it outlived its limit and was still running when its attempt ended."""
-    on_purpose: bool = False
+    by_condition: bool = False
     """For a skipped step, whether the pipeline asked for it, as opposed to a failure: its ``when``
     was false, its ``run_if`` did not apply, or it depends on such a step."""
     items: tuple[StepResult, ...] | None = None
@@ -335,10 +338,10 @@ class StepResult:
         return StepResult, tuple(values.values())
 
 
-def blocks_dependents(status: StepStatus, on_purpose: bool) -> bool:
+def blocks_dependents(status: StepStatus, by_condition: bool) -> bool:
     """Whether steps that depend on one with this status can't run."""
     if status is StepStatus.SKIPPED:
-        return not on_purpose
+        return not by_condition
     return status in (StepStatus.FAILED, StepStatus.CANCELLED)
 
 

@@ -325,7 +325,7 @@ def _with_results(known: Mapping[Key, StepView], *, afresh: bool) -> set[str]:
     return {
         name
         for (name, _), one in known.items()
-        if not (afresh and one.status is skipped and not one.on_purpose)
+        if not (afresh and one.status is skipped and not one.by_condition)
     }
 
 
@@ -384,7 +384,9 @@ def _verdicts(
             by_item[name] = f"items of step {again[0]!r}, over which it is mapped, run again"
         elif failed:
             by_item[name] = "1 item had failed" if failed == 1 else f"{failed} items had failed"
-        elif step is not None and not (afresh and blocks_dependents(step.status, step.on_purpose)):
+        elif step is not None and not (
+            afresh and blocks_dependents(step.status, step.by_condition)
+        ):
             valid[name] = None
         elif plan.steps[index].map_over is not None:
             by_item[name] = "it had not finished"

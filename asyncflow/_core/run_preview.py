@@ -217,7 +217,7 @@ def _certain_skips(plan: Plan, state: RunState, at_ms: float) -> dict[str, str]:
         for each in state.take_unreachable():
             name = plan.steps[each.step].name
             found[name] = each.reason
-            state.apply(StepSkipped(name, at_ms, each.reason, each.on_purpose))
+            state.apply(StepSkipped(name, at_ms, each.reason, each.by_condition))
     return found
 
 

@@ -350,7 +350,7 @@ class SkippedStep(NamedTuple):
 
     step: int
     reason: str
-    on_purpose: bool
+    by_condition: bool
 
 
 class Readiness:
@@ -523,12 +523,12 @@ class Readiness:
         if run_if != "success":
             has_failed = any(other in self.failed_by for other in needed)
             if run_if == "failure" and not has_failed:
-                self._skip(step, 'run_if="failure", and no dependency failed', on_purpose=True)
+                self._skip(step, 'run_if="failure", and no dependency failed', by_condition=True)
                 return False
             if run_if != "unless_failed" or not has_failed:
                 if run_if == "unless_failed" and needed and self.skipped_by.keys() >= {*needed}:
                     reason = 'run_if="unless_failed", and no dependency succeeded'
-                    self._skip(step, reason, on_purpose=True)
+                    self._skip(step, reason, by_condition=True)
                     return False
                 # It can do without the outputs of its dependencies, but not without its items.
                 needed = () if source is None else (self._plan.index[source],)
@@ -541,13 +541,18 @@ class Readiness:
             if cause is not None:
                 grounds[step] = cause
                 reason = f"{why} {cause!r}, which {what}"
-                self._skip(step, reason, on_purpose=grounds is self.skipped_by)
+                self._skip(step, reason, by_condition=grounds is self.skipped_by)
                 return False
         return True
 
     def _skip(
-        self, step: int, reason: str, *, phase: Phase = Phase.UNREACHABLE, on_purpose: bool = False
+        self,
+        step: int,
+        reason: str,
+        *,
+        phase: Phase = Phase.UNREACHABLE,
+        by_condition: bool = False,
     ) -> None:
         self._phases[step] = phase
-        self.unreachable.append(SkippedStep(step, reason, on_purpose))
+        self.unreachable.append(SkippedStep(step, reason, by_condition))
         self._queue.is_dirty = True

@@ -441,7 +441,7 @@ class RunState:
         self._ends[node] = event
         if event.item is not None:
             return
-        grounds = self._readiness.skipped_by if event.on_purpose else self._readiness.failed_by
+        grounds = self._readiness.skipped_by if event.by_condition else self._readiness.failed_by
         grounds.setdefault(node, event.step)
 
     def _on_step_reused(self, node: int, event: events.StepReused) -> None:
@@ -453,7 +453,7 @@ class RunState:
             raise IllegalEventError(event, "no result of it was stored")
         self._ends[node] = restored
         if event.item is None and restored.status is not StepStatus.SUCCESS:
-            is_skipped = restored.on_purpose
+            is_skipped = restored.by_condition
             grounds = self._readiness.skipped_by if is_skipped else self._readiness.failed_by
             grounds[node] = event.step
         elif restored.status is StepStatus.FAILED:

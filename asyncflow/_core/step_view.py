@@ -127,7 +127,7 @@ class StepView:
     error: BaseException | None = None
     reason: str | None = None
     """Why it was skipped or cancelled."""
-    on_purpose: bool = False
+    by_condition: bool = False
     """Whether the pipeline asked for it to be skipped."""
     reused: bool = False
     """Whether its result was restored from the journal, so that it did not run again."""
@@ -201,7 +201,7 @@ class StepView:
             self.queued_ms,
             self.blocked_ms,
             self.abandoned,
-            self.on_purpose,
+            self.by_condition,
             items,
             self.reused,
             self.rerun_reason,

@@ -243,7 +243,7 @@ class Starter:
         else:
             reason = f"its condition{name_suffix(condition)} was not met"
             now_ms = self._now_ms()
-            self._dispatcher.emit(StepSkipped(step.name, now_ms, reason, on_purpose=True))
+            self._dispatcher.emit(StepSkipped(step.name, now_ms, reason, by_condition=True))
         return False
 
     def _measure(self, node: int, step: WorkflowStep) -> bool:
@@ -284,13 +284,13 @@ class Starter:
 
     def skip_unreachable(self) -> None:
         """Report the steps that will never start."""
-        for index, reason, on_purpose in self._state.take_unreachable():
+        for index, reason, by_condition in self._state.take_unreachable():
             now_ms = self._now_ms()
             if self._state.step_runs.pending_attempts(index) is not None:
                 self.report_cancelled(index, now_ms)
             else:
                 name = self._state.step_runs.steps[index].name
-                self._dispatcher.emit(StepSkipped(name, now_ms, reason, on_purpose))
+                self._dispatcher.emit(StepSkipped(name, now_ms, reason, by_condition))
 
     def report_unstarted(self, node: int, now_ms: float) -> None:
         """Report a node that was scheduled and will not start, since the run stops."""

@@ -124,7 +124,7 @@ def lost_steps(view: RunView) -> list[LostSteps]:
     groups: dict[tuple[StepStatus, str], list[str]] = defaultdict(list)
     for name, step in view.steps.items():
         is_lost = step.status is StepStatus.CANCELLED and step.error is None
-        if is_lost or (step.status is StepStatus.SKIPPED and not step.on_purpose):
+        if is_lost or (step.status is StepStatus.SKIPPED and not step.by_condition):
             groups[step.status, step.reason or ""].append(name)
     lost = [LostSteps(status, reason, names) for (status, reason), names in groups.items()]
     return sorted(

@@ -124,7 +124,7 @@ class RunView(StoredRun):
         for name, step in self.steps.items():
             cause = None if first is None else first.name
             if step.status is StepStatus.SKIPPED:
-                if step.on_purpose:
+                if step.by_condition:
                     continue
                 lost = next((each for each in step.depends_on if self._is_lost(each)), None)
                 if lost is not None:
@@ -138,7 +138,7 @@ class RunView(StoredRun):
 
     def _is_lost(self, name: str) -> bool:
         step = self.steps.get(name)
-        return step is not None and blocks_dependents(step.status, step.on_purpose)
+        return step is not None and blocks_dependents(step.status, step.by_condition)
 
     @property
     def flows(self) -> dict[str, str]:

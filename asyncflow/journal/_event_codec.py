@@ -35,6 +35,7 @@ from asyncflow._core.errors import (
     WorkerLostError,
 )
 from asyncflow._core.results import (
+    EARLIER_NAMES,
     ENDED,
     REDACTED,
     Payload,
@@ -187,8 +188,9 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, (_, read) in _CONVERSIONS.items():
             if name in values:
                 values[name] = read(values[name])
-        if "forked_from" in values:  # its name in older journals
-            values["rerun_of"] = values.pop("forked_from")
+        for name, earlier in EARLIER_NAMES.items():
+            if earlier in values:
+                values[name] = values.pop(earlier)
         if cls is RunFinished:
             values["status"] = _END_OF.get(values.pop("outcome", None))
         for name, fits in _checks(cls):

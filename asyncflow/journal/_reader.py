@@ -392,7 +392,7 @@ class JournalReader:
         step, received = run.settled().get((name, None)), self.store.signals.read(run_id)
         if step is None or received.get(name) is not None:
             return True  # the row of the value that was sent tells whether this is the same
-        if step.status is StepStatus.SKIPPED and step.on_purpose:
+        if step.status is StepStatus.SKIPPED and step.by_condition:
             raise ValueError(
                 f"signal {name!r} of run {run_id!r} was skipped by its condition, so it takes no "
                 "value"

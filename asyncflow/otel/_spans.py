@@ -195,7 +195,7 @@ class RunSpans:
 
     def _skip(self, event: events.StepSkipped) -> None:
         reason = escape_controls(event.reason)
-        status = _OK if event.on_purpose else Status(StatusCode.ERROR, reason)
+        status = _OK if event.by_condition else Status(StatusCode.ERROR, reason)
         self._end_step(event, result_of(event), status, {semconv.REASON: reason})
 
     def _reuse(self, event: events.StepReused) -> None:

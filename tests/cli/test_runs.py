@@ -454,8 +454,8 @@ def store_resumed_run(mapped: int = 0) -> None:
         RunResumed("r", 2_000.0, 1_032.7, edges, {}, unfinished={"load": "so"}, afresh=True),
         AttemptStarted("load", 1, 2_000.0),
         StepSucceeded("load", 1, 3_000.0, Payload("json", b"1")),
-        StepSkipped("alert", 3_000.0, "nothing has failed", on_purpose=True),
-        StepSkipped("rows", 3_000.0, "there is nothing to do", on_purpose=True),
+        StepSkipped("alert", 3_000.0, "nothing has failed", by_condition=True),
+        StepSkipped("rows", 3_000.0, "there is nothing to do", by_condition=True),
         RunFinished(3_000.0, RunStatus.PASSED),
     ]
 

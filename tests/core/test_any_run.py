@@ -159,7 +159,7 @@ class Simulation:
         self.unreachable: list[tuple[int, str, bool]] = []  # not skipped yet
         self.attempts: dict[int, int] = {}
         self.status: dict[int, StepStatus] = {}
-        self.on_purpose: set[int] = set()
+        self.by_condition: set[int] = set()
         self.ever_scheduled: set[int] = set()
         self.dropped_items: set[int] = set()
         self.unscheduled_at_stop: set[int] | None = None
@@ -253,7 +253,7 @@ class Simulation:
         self.check_start(node)
         condition = self.scenario.conditions.get(name)
         if condition == "no":
-            self.on_purpose.add(node)
+            self.by_condition.add(node)
             self.emit(StepSkipped(name, self.now, "its condition was not met", True))
             self.settle(node, SKIPPED)
         elif condition == "raises":
@@ -273,12 +273,12 @@ class Simulation:
             assert all(self.status.get(other) is SUCCESS for other in needed)
         if self.plan.steps[node].run_if == "unless_failed":
             assert all(
-                self.status[other] is SUCCESS or other in self.on_purpose for other in needed
+                self.status[other] is SUCCESS or other in self.by_condition for other in needed
             )
         assert all(other in self.status for other in needed)
         if self.plan.steps[node].run_if == "failure":
             assert any(
-                self.status[other] is not SUCCESS and other not in self.on_purpose
+                self.status[other] is not SUCCESS and other not in self.by_condition
                 for other in needed
             )
         if self.scenario.schedule == "tiers":
@@ -356,10 +356,10 @@ class Simulation:
         self.settle(node, CANCELLED)
 
     def skip(self) -> None:
-        node, reason, on_purpose = self.pick(self.unreachable)
-        if on_purpose:
-            self.on_purpose.add(node)
-        self.emit(StepSkipped(self.name(node), self.now, reason, on_purpose))
+        node, reason, by_condition = self.pick(self.unreachable)
+        if by_condition:
+            self.by_condition.add(node)
+        self.emit(StepSkipped(self.name(node), self.now, reason, by_condition))
         self.settle(node, SKIPPED)
 
     # Mapped steps.
@@ -521,7 +521,7 @@ class TestAnyRun:
         assert list(report) == [simulation.name(step) for step in simulation.plan.order]
         for name, result in report.items():
             assert result.status is simulation.status[index[name]]
-            assert result.on_purpose is (index[name] in simulation.on_purpose)
+            assert result.by_condition is (index[name] in simulation.by_condition)
             assert result.depends_on == simulation.plan.depends_on[name]
             assert (result.output is None) == (result.status is not SUCCESS)
             assert (result.reason is None) == (result.status in (SUCCESS, FAILED))
@@ -572,7 +572,7 @@ class TestAnyRun:
             else:
                 fails = condition == "raises" or scenario.will_fail(name)
                 expected[name] = (FAILED if fails else SUCCESS), False
-        assert {name: (one.status, one.on_purpose) for name, one in report.items()} == expected
+        assert {name: (one.status, one.by_condition) for name, one in report.items()} == expected
         for result in report.skipped:
             assert result.reason is not None
             if " on step " in result.reason:

@@ -299,7 +299,7 @@ def arguments(
     return by_position, by_name
 
 
-def is_on_purpose(error: BaseException) -> bool:
+def is_by_condition(error: BaseException) -> bool:
     """Whether a ``raise`` of this package has raised it, and not Python within an expression."""
     trace = error.__traceback__
     assert trace is not None
@@ -326,7 +326,7 @@ def check(face: Face, wrong: inspect.Parameter, args: list[Any], kwargs: dict[st
 
 
 def check_refusal(error: Exception, where: str, parameter: str) -> None:
-    assert is_on_purpose(error), f"{where} lets Python raise {error!r}"
+    assert is_by_condition(error), f"{where} lets Python raise {error!r}"
     if isinstance(error, TypeError | ValueError):
         words = [parameter.removesuffix("s"), *SAYS.get(parameter, parameter).split("|")]
         assert any(word in str(error) for word in words), f"{where} is not named: {error}"

@@ -248,7 +248,7 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         lambda: IllegalEventError(StepSkipped("load", 1.5, "why"), "the step has ended"),
         RuntimeError,
         {"event": StepSkipped("load", 1.5, "why"), "state": "the step has ended"},
-        "StepSkipped(step='load', at_ms=1.5, reason='why', on_purpose=False, item=None) "
+        "StepSkipped(step='load', at_ms=1.5, reason='why', by_condition=False, item=None) "
         "cannot happen: the step has ended",
     ),
     (

@@ -1,4 +1,4 @@
-"""Which steps are ready: clean-up steps, skips on purpose, and a stopping run."""
+"""Which steps are ready: clean-up steps, skips by condition, and a stopping run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Run:
 
     def take_unreachable(self) -> dict[str, tuple[str, bool]]:
         return {
-            self.plan.steps[skipped.step].name: (skipped.reason, skipped.on_purpose)
+            self.plan.steps[skipped.step].name: (skipped.reason, skipped.by_condition)
             for skipped in self.state.take_unreachable()
         }
 
@@ -92,7 +92,7 @@ class TestRunIf:
             (failure_of("a"), "always failure"),
             (cancellation_of("a"), "always failure"),
             ([StepSkipped("a", 2.0, "why")], "always failure"),
-            ([StepSkipped("a", 2.0, "why", on_purpose=True)], "always"),
+            ([StepSkipped("a", 2.0, "why", by_condition=True)], "always"),
         ],
     )
     def test_decides_after_which_ends_of_its_dependencies_a_step_runs(
@@ -135,7 +135,7 @@ class TestRunIf:
 
         run.start("a")
         run.succeed("a")
-        run.apply(*(StepSkipped(name, 2.0, "why", on_purpose=True) for name in "bc"))
+        run.apply(*(StepSkipped(name, 2.0, "why", by_condition=True) for name in "bc"))
         run.apply(*failure_of("d"))
 
         assert run.take_ready() == ["join"]
@@ -182,11 +182,11 @@ class TestRunIf:
         }
         assert run.state.status == "PASSED"
 
-    def test_a_failure_takes_precedence_over_a_skip_on_purpose(self, schedule: Schedule) -> None:
+    def test_a_failure_takes_precedence_over_a_skip_by_condition(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), step("c", ["a", "b"]), schedule=schedule, fail_fast=False)
         run.take_ready()
 
-        run.apply(StepSkipped("a", 1.0, "why", on_purpose=True), *failure_of("b"))
+        run.apply(StepSkipped("a", 1.0, "why", by_condition=True), *failure_of("b"))
 
         assert run.take_unreachable() == {"c": ("it depends on step 'b', which failed", False)}
 

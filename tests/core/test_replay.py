@@ -190,12 +190,12 @@ class TestStops:
             ([RunTimedOut(1.0, 1.0)], True),
             ([StepFailed("a", 1, 1.0, BOOM), StepSkipped("b", 1.0, "why")], False),
             ([success("a", 1.0), StepSkipped("b", 1.0, "why")], True),
-            ([success("a", 1.0), StepSkipped("b", 1.0, "why", on_purpose=True)], False),
+            ([success("a", 1.0), StepSkipped("b", 1.0, "why", by_condition=True)], False),
             (
                 [
                     success("a", 1.0),
-                    StepSkipped("b", 1.0, "why", on_purpose=True),
-                    StepSkipped("c", 1.0, "why", on_purpose=True),
+                    StepSkipped("b", 1.0, "why", by_condition=True),
+                    StepSkipped("c", 1.0, "why", by_condition=True),
                 ],
                 False,
             ),

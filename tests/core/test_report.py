@@ -22,7 +22,7 @@ from results import (
     raised,
     report_of,
     skipped,
-    skipped_on_purpose,
+    skipped_by_condition,
     succeeded,
 )
 
@@ -185,7 +185,7 @@ class TestText:
 class TestMapping:
     def test_it_is_true_if_all_passed_as_a_response_is_if_it_is_ok(self) -> None:
         assert report_of()
-        assert report_of(succeeded("a"), skipped_on_purpose("b"))
+        assert report_of(succeeded("a"), skipped_by_condition("b"))
         assert not report_of(succeeded("a"), skipped("b"))
         assert not report_of(succeeded("a"), failed("b", OSError()))
 
@@ -254,13 +254,13 @@ class TestMapping:
             ([succeeded("a")], True),
             ([succeeded("a"), failed("b", ValueError())], False),
             ([succeeded("a"), skipped("b")], False),
-            ([succeeded("a"), skipped_on_purpose("b")], True),
-            ([skipped_on_purpose("a"), skipped("b")], False),
-            ([dataclasses.replace(cancelled("a"), on_purpose=True)], False),
+            ([succeeded("a"), skipped_by_condition("b")], True),
+            ([skipped_by_condition("a"), skipped("b")], False),
+            ([dataclasses.replace(cancelled("a"), by_condition=True)], False),
             ([succeeded("a"), cancelled("b")], False),
         ],
     )
-    def test_a_run_passed_if_every_step_succeeded_or_was_skipped_on_purpose(
+    def test_a_run_passed_if_every_step_succeeded_or_was_skipped_by_condition(
         self, results: list[StepResult], passed: bool
     ) -> None:
         assert report_of(*results).all_passed is passed
@@ -313,7 +313,7 @@ class TestResults:
             "StepResult(step_name='a', status=<StepStatus.SUCCESS: 'SUCCESS'>, attempts=1, "
             "duration_ms=0.0, output=[2], error=None, reason=None, started_ms=None, "
             "depends_on=(), queued_ms=0.0, loop_blocked_ms=0.0, abandoned=False, "
-            "on_purpose=False, items=None, reused=False, rerun_reason=None, secret=False, "
+            "by_condition=False, items=None, reused=False, rerun_reason=None, secret=False, "
             "origin='', engine='', worker='', item=None, left_out=0, waiting_since=None, "
             "waiting_until=None)"
         )
@@ -500,7 +500,7 @@ class TestPickle:
         attempts = (Attempt(1, 0.5, 1.25, None), Attempt(2, 3.0, 0.25, None))
         report = report_of(
             succeeded("a", {(1, 2): {3}}, attempts=2, recorded=attempts, depends_on=("x",)),
-            skipped_on_purpose("b"),
+            skipped_by_condition("b"),
             mapped("c", succeeded("c[0]", queued_ms=1.0), queued_ms=1.0),
             succeeded("d", loop_blocked_ms=101.0, abandoned=True),
         )

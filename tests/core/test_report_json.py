@@ -23,7 +23,7 @@ from results import (
     raised,
     report_of,
     skipped,
-    skipped_on_purpose,
+    skipped_by_condition,
     succeeded,
 )
 
@@ -37,6 +37,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
+from asyncflow._core.results import EARLIER_NAMES
 
 SUCCESS = StepStatus.SUCCESS
 
@@ -162,7 +163,7 @@ class TestJson:
                 loop_blocked_ms=150.5,
                 abandoned=True,
             ),
-            skipped_on_purpose("e"),
+            skipped_by_condition("e"),
             mapped("f", succeeded("f[0]", {"x": 1}, queued_ms=7.0), skipped("f[1]"), attempts=1),
         )
         report.stop_reason = "step 'x' failed"
@@ -337,13 +338,16 @@ class TestJson:
             with pytest.raises(ValueError, match=rf"[^\w]{name} is missing$"):
                 RunReport.from_json(json.dumps(document))
 
-    def test_the_earlier_name_of_the_run_that_is_rerun_is_read(self) -> None:
-        document = json.loads(report_of(succeeded("a")).to_json())
-        del document["rerun_of"]
+    def test_fields_with_their_earlier_names_are_read(self) -> None:
+        report = report_of(skipped_by_condition("a"))
+        report.rerun_of = "r0"
+        text = report.to_json()
+        for name, earlier in EARLIER_NAMES.items():
+            text = text.replace(f'"{name}"', f'"{earlier}"')
 
-        report = RunReport.from_json(json.dumps({**document, "forked_from": "r0"}))
+        read = RunReport.from_json(text)
 
-        assert report.rerun_of == "r0"
+        assert (read.rerun_of, read["a"].by_condition) == ("r0", True)
 
     @pytest.mark.parametrize("segment", [0, 3])
     def test_an_attempt_of_a_segment_that_there_is_not_is_refused(self, segment: int) -> None:

@@ -231,7 +231,7 @@ def test_a_condition_is_asked_again_but_its_skip_outdates_nothing():
         [
             started(*steps),
             *done("a", output=REDACTED),
-            StepSkipped("b", 2.0, "no", on_purpose=True),
+            StepSkipped("b", 2.0, "no", by_condition=True),
             *done("told"),
             RunInterrupted(3.0, "why"),
         ]

@@ -305,8 +305,8 @@ class TestCauses:
             StepFailed("b", 1, 2.0, BOOM),
             StepFailed("a", 1, 3.0, BOOM),
             *(StepSkipped(name, 3.0, "why") for name in ("c", "d", "e")),
-            StepSkipped("f", 3.0, "on purpose", on_purpose=True),
-            StepSkipped("g", 3.0, "on purpose", on_purpose=True),
+            StepSkipped("f", 3.0, "by condition", by_condition=True),
+            StepSkipped("g", 3.0, "by condition", by_condition=True),
             StepSkipped("h", 3.0, "why"),
         )
 

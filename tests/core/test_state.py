@@ -206,7 +206,7 @@ def event_of(kind: type, attempt: int) -> Event:
         "count": None,
         "cause": "",
         "keeps_outputs": True,
-        "on_purpose": False,
+        "by_condition": False,
         "secret": False,
         "blocked_ms": 150.0,
         "where": "app.py:1 in x",
@@ -526,19 +526,19 @@ class TestResumed:
         assert state.take_ready() == [0, 2]
 
     @pytest.mark.parametrize(
-        ("end", "reason", "on_purpose"),
+        ("end", "reason", "by_condition"),
         [
             (StepFailed("a", 0, 2.0, BOOM), "it depends on step 'a', which failed", False),
             (StepSkipped("a", 2.0, "why"), "it depends on step 'a', which failed", False),
             (
-                StepSkipped("a", 2.0, "why", on_purpose=True),
+                StepSkipped("a", 2.0, "why", by_condition=True),
                 "it depends on step 'a', which was skipped",
                 True,
             ),
         ],
     )
     def test_dependents_of_a_reused_failure_or_skip_are_unreachable(
-        self, end: Event, reason: str, on_purpose: bool, schedule: Schedule
+        self, end: Event, reason: str, by_condition: bool, schedule: Schedule
     ) -> None:
         planned = plan_of({"a": [], "b": ["a"], "c": []})
         state = resumed(planned, end, schedule=schedule, fail_fast=False)
@@ -548,8 +548,8 @@ class TestResumed:
         assert state.take_ready() == [2]
         state.apply(AttemptStarted("c", 1, 6.0))
         state.apply(StepSucceeded("c", 1, 7.0, None))
-        assert state.take_unreachable() == [(1, reason, on_purpose)]
-        assert state.status == ("PASSED" if on_purpose else "FAILED")
+        assert state.take_unreachable() == [(1, reason, by_condition)]
+        assert state.status == ("PASSED" if by_condition else "FAILED")
 
     def test_results_can_be_reused_after_a_stop(self, schedule: Schedule) -> None:
         planned = plan_of({"a": [], "b": []})
@@ -562,7 +562,7 @@ class TestResumed:
 
     def test_a_clean_up_step_that_was_skipped_is_not_ready_again(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
-        skipped = StepSkipped("b", 3.0, "why", on_purpose=True)
+        skipped = StepSkipped("b", 3.0, "why", by_condition=True)
         state = resumed(planned, *succeeded("a"), skipped, schedule=schedule)
 
         for name in "ab":
@@ -783,17 +783,17 @@ class TestResults:
         state.apply(event_of(StepSkipped, 0))
         assert state.status == "FAILED"
         state = state_in("scheduled", schedule)
-        state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
+        state.apply(StepSkipped("x", 3.0, "why", by_condition=True))
         assert state.status == "PASSED"
 
-    def test_the_result_of_a_step_skipped_on_purpose_says_so(self) -> None:
+    def test_the_result_of_a_step_skipped_by_condition_says_so(self) -> None:
         state = state_in("scheduled", "tiers")
 
-        state.apply(StepSkipped("x", 3.0, "why", on_purpose=True))
+        state.apply(StepSkipped("x", 3.0, "why", by_condition=True))
 
         result = state.result(1)
         assert result is not None
-        assert (result.status, result.reason, result.on_purpose) == (SKIPPED, "why", True)
+        assert (result.status, result.reason, result.by_condition) == (SKIPPED, "why", True)
 
     def test_a_step_whose_condition_raised_has_failed_without_an_attempt(self) -> None:
         state = state_in("scheduled", "tiers")
@@ -1065,7 +1065,7 @@ class TestReadiness:
         state.take_ready()
         state.apply(AttemptStarted("a", 1, 1.0))
         state.apply(AttemptFailed("a", 1, 2.0, BOOM, 0.0))
-        state.apply(StepSkipped("b", 2.0, "why", on_purpose=True))
+        state.apply(StepSkipped("b", 2.0, "why", by_condition=True))
         state.enqueue_retry(0, 3.0)
         if phase == "rescheduled":
             assert state.take_ready() == [0]

@@ -261,7 +261,7 @@ def nested(world: World) -> Steps:
 
 
 def cleaned_up(world: World) -> Steps:
-    """A resource is rented, used and given back; two steps are skipped on purpose, and joined."""
+    """A resource is rented, used and given back; two steps are skipped by condition, and joined."""
 
     async def rent(seed: int) -> str:
         await world.act()

@@ -94,7 +94,9 @@ def is_attempt_of(event, step):
 
 
 @schedules
-async def test_a_step_whose_condition_is_false_is_skipped_on_purpose_with_its_descendants(schedule):
+async def test_a_step_whose_condition_is_false_is_skipped_by_condition_with_its_descendants(
+    schedule,
+):
     def is_large(source):
         return len(source) > 100
 
@@ -426,7 +428,7 @@ async def test_a_join_is_an_ordinary_step_when_the_run_stops(schedule):
 
 
 @schedules
-async def test_a_join_whose_items_a_condition_skipped_is_skipped_on_purpose(schedule):
+async def test_a_join_whose_items_a_condition_skipped_is_skipped_by_condition(schedule):
     items = {"map_over": "b", "parameters": {"number": "b"}}
     report = await run_pipeline(
         [
@@ -438,7 +440,7 @@ async def test_a_join_whose_items_a_condition_skipped_is_skipped_on_purpose(sche
     )
 
     assert report.all_passed
-    assert (report["join"].status, report["join"].on_purpose) == (SKIPPED, True)
+    assert (report["join"].status, report["join"].by_condition) == (SKIPPED, True)
     assert report["join"].reason == "its items depend on step 'b', which was skipped"
 
 

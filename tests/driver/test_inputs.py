@@ -79,7 +79,7 @@ async def test_actions_conditions_and_items_take_inputs() -> None:
     report = await run_pipeline(STEPS, inputs=inputs)
 
     assert report["extract"].output == "x"
-    assert report["gather"].on_purpose
+    assert report["gather"].by_condition
     assert report["double"].output == [5, 10]
 
 

@@ -674,12 +674,12 @@ async def test_a_mapped_clean_up_step_is_skipped_if_its_source_has_no_output(run
     assert loaded == []
 
 
-async def test_a_mapped_clean_up_step_is_skipped_on_purpose_with_its_source():
+async def test_a_mapped_clean_up_step_is_skipped_by_condition_with_its_source():
     source, mapped = over([1, 2], double, run_if="always")
 
     report = await run_pipeline([replace(source, when=lambda: False), mapped])
 
-    assert report["m"].on_purpose
+    assert report["m"].by_condition
     assert report.all_passed
 
 

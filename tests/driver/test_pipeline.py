@@ -279,7 +279,7 @@ class TestRuns:
         etl = Pipeline("etl")
         etl.step(when=lambda go: go)(nothing)
 
-        assert (await etl.run(go=False))["nothing"].on_purpose
+        assert (await etl.run(go=False))["nothing"].by_condition
 
     async def test_its_orchestrator_has_its_options_and_takes_the_options_of_a_run(self) -> None:
         events: list[object] = []

@@ -401,7 +401,7 @@ def assert_shows(view, report):
 
 def assert_step_shows(step, result, now_ms):
     assert step.status is result.status
-    assert step.on_purpose == result.on_purpose
+    assert step.by_condition == result.by_condition
     assert (step.reason, text_of(step.error)) == (result.reason, text_of(result.error))
     assert step.started_ms == result.started_ms
     # Of items that it only counts, a result does not tell the retries of each.
@@ -442,7 +442,7 @@ def text_of(value):
 def known(report, secret):
     """Return what two runs of one pipeline must have in common."""
     return {
-        name: (result.status, result.on_purpose, None if name in secret else result.output)
+        name: (result.status, result.by_condition, None if name in secret else result.output)
         for name, result in report.items()
     }
 

@@ -117,7 +117,7 @@ def test_a_resumed_run_keeps_what_happened_before(form):
         (2, 1, 19.0, 2.0, None),
     ]
     assert (load.started_ms, load.duration_ms) == pytest.approx((10.0, 6.0))
-    assert (alert.status, alert.on_purpose, alert.attempts) == (SKIPPED, True, 1)
+    assert (alert.status, alert.by_condition, alert.attempts) == (SKIPPED, True, 1)
     assert told(alert) == [(1, 1, 14.0, 5.0, None)]
     assert (alert.started_ms, alert.duration_ms) == pytest.approx((14.0, 5.0))
     assert (report["extract"].reused, told(report["extract"])) == (True, [(1, 1, 0.0, 10.0, None)])

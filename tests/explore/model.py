@@ -819,9 +819,9 @@ class _Run:
         is_blocked = any(
             _blocks(each.end) and not (each is flow and first is not None) for each in ends
         )
-        is_unwanted = any(type(each.end) is StepSkipped and each.end.on_purpose for each in ends)
+        is_unwanted = any(type(each.end) is StepSkipped and each.end.by_condition for each in ends)
         is_pointless = bool(ends) and all(
-            type(each.end) is StepSkipped and each.end.on_purpose for each in ends
+            type(each.end) is StepSkipped and each.end.by_condition for each in ends
         )
         source = None if spec.maps is None else self.steps[spec.maps].end
         if started_ms is not None:
@@ -850,7 +850,7 @@ class _Run:
             _require(isinstance(end.error, KeyError), "another error than its condition's:", end)
             return
         _require(type(end) is StepSkipped, "it has not started:", end)
-        if end.on_purpose:
+        if end.by_condition:
             if spec.run_if == "success":
                 _require(not is_blocked, "a dependency has failed:", end)
                 _require(is_unwanted or spec.when == "no", "nobody asked for that:", end)
@@ -860,7 +860,7 @@ class _Run:
                     never = is_pointless
                 else:
                     never = spec.run_if == "failure" and not is_blocked
-                never |= type(source) is StepSkipped and source.on_purpose
+                never |= type(source) is StepSkipped and source.by_condition
                 _require(never or spec.when == "no", "nobody asked for that:", end)
         elif not spec.is_cleanup:
             is_right = is_blocked or was_stopped or spec.when == "exit"
@@ -1057,7 +1057,7 @@ def _status_of(end: Any) -> StepStatus:
 def _blocks(end: Any) -> bool:
     """Whether the dependents of a step that ended like this can't run."""
     if type(end) is StepSkipped:
-        return not end.on_purpose
+        return not end.by_condition
     return type(end) in (StepFailed, StepCancelled)
 
 

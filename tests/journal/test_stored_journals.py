@@ -98,7 +98,7 @@ def test_a_stored_passed_run_has_a_report(path: Path) -> None:
     assert [item.attempts for item in report["price"].items or ()] == [2, 2, 2]
     assert isinstance((report["price"].items or ())[0].history[0].error, RestoredError)
     assert report["clean/tidy"].output == {"1": "one"}
-    assert report["never"].on_purpose
+    assert report["never"].by_condition
 
 
 def test_stored_runs_that_did_not_pass_have_reports(path: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_frames_of_a_cause_are_left_out() -> None:
 
 
 def test_lost_steps_are_grouped_by_reason_the_cancelled_ones_first() -> None:
-    names = dict.fromkeys(("bad", "a", "b", "c", "d", "e", "f", "g", "h", "on purpose"), ())
+    names = dict.fromkeys(("bad", "a", "b", "c", "d", "e", "f", "g", "h", "by condition"), ())
     events = [
         RunStarted("r", 0.0, names, max_retries={"bad": 2}),
         MapStarted("bad", 1.0, 3),
@@ -219,7 +219,7 @@ def test_lost_steps_are_grouped_by_reason_the_cancelled_ones_first() -> None:
         AttemptStarted("e", 1, 1.0),
         StepCancelled("e", 1, 2.0, "it had to stop", RuntimeError("no clean-up")),
         *(StepSkipped(name, 2.0, f"reason {name}") for name in "fgh"),
-        StepSkipped("on purpose", 2.0, "its condition was false", on_purpose=True),
+        StepSkipped("by condition", 2.0, "its condition was false", by_condition=True),
         RunFinished(3.0, RunStatus.FAILED),
     ]
 
@@ -301,5 +301,5 @@ def test_the_end_of_any_run_fits(seed: int, cut: int | None, width: int, height:
     assert shown == {
         name
         for name, step in view.steps.items()
-        if step.status in ("FAILED", "CANCELLED", "SKIPPED") and not step.on_purpose
+        if step.status in ("FAILED", "CANCELLED", "SKIPPED") and not step.by_condition
     }

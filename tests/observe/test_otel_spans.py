@@ -365,7 +365,7 @@ async def test_a_run_that_continues_after_a_failure_records_the_first_one(otel):
     assert ends(otel, "c")[:2] == ("success", "OK")
 
 
-async def test_a_step_that_is_skipped_on_purpose_is_ok(otel):
+async def test_a_step_that_is_skipped_by_condition_is_ok(otel):
     await run_pipeline(
         [WorkflowStep("a", fail, when=lambda: False)], name="p", observers=[otel.observer]
     )

@@ -197,7 +197,7 @@ def test_a_mapped_step_has_a_bar_for_each_segment_in_which_it_ran() -> None:
         MapStarted("fetch", 2100.0, 1),
         AttemptStarted("fetch", 1, 2100.0, item=0),
     ]
-    skipped = StepSkipped("fetch", 2000.0, "its condition was false", on_purpose=True)
+    skipped = StepSkipped("fetch", 2000.0, "its condition was false", by_condition=True)
 
     running = bars(RunView([*first, resumed, *again]), "fetch")
     not_run = bars(RunView([*first, resumed, skipped]), "fetch")

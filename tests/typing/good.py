@@ -406,7 +406,7 @@ async def main() -> None:
     assert_type(result.queued_ms, float)
     assert_type(result.loop_blocked_ms, float)
     assert_type(result.abandoned, bool)
-    assert_type(result.on_purpose, bool)
+    assert_type(result.by_condition, bool)
     number: int = result.output
     status: str = result.status
     if result.status is StepStatus.FAILED and isinstance(result.error, StepTimeoutError):
