@@ -29,7 +29,7 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult, cache_key
 from asyncflow._runtime.durable import CachingJournal, CachingSession
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import AttemptStarted, StepReused, StepTakenOver
+from asyncflow.events import AttemptStarted, RunResumed, StepReused, StepTakenOver
 
 
 class _Call:
@@ -69,7 +69,12 @@ class StepCache:
         self._state = scope.state
         self._live = scope.live
         self._now_ms = scope.run_context.now_ms
+        start, checkpoint = scope.start.event, scope.start.checkpoint
+        if isinstance(start, RunResumed):
+            assert checkpoint is not None
+            start = checkpoint.replay.started
         self._pipeline = scope.start.event.pipeline
+        self._from_steps = frozenset(start.from_steps)
         calls_of = _under_way.setdefault(scope.loop, WeakKeyDictionary())
         # The journal itself: a service resumes runs by way of a wrapper.
         owner = getattr(self._journal.cached, "__self__", self._journal)
@@ -101,8 +106,8 @@ class StepCache:
             self._park(node, call)
             return False
         call.is_led, self._led[node] = True, call
-        if self._state.latest_attempt(node) is not None:
-            return True  # it continues with its attempts
+        if self._state.latest_attempt(node) is not None or step.name in self._from_steps:
+            return True  # it continues with its attempts, or the rerun asks for a new result
         return not await self._reuse(node, step, key)
 
     def _key_of(self, node: int, step: WorkflowStep) -> str | None:

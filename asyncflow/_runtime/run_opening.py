@@ -239,6 +239,7 @@ class _RunOpening:
             signals=self._signals(),
             rerun_of=origin.run_id,
             label=request.label or origin.label,
+            from_steps=tuple(from_steps),
         )
         found = rerun(
             origin,

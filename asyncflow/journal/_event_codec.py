@@ -393,6 +393,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "unfinished": (dict, dict),
     "recalled": (list, tuple),
     "rerun_reasons": (dict, dict),
+    "from_steps": (list, tuple),
     "output": (_write_payload, _read_payload),
     "max_retries": (dict, dict),
     "secret": (list, tuple),

@@ -10,6 +10,7 @@ from memory_journal import MemoryJournal
 
 from asyncflow import (
     JournalError,
+    Orchestrator,
     Pipeline,
     Pool,
     RunStatus,
@@ -190,6 +191,28 @@ async def test_a_rerun_says_from_which_run_the_result_comes():
     report = await durable.rerun("two", "three")
 
     assert (report["load"].reused, report["load"].origin) == (True, "one")
+
+
+async def test_a_step_that_a_rerun_starts_from_is_called_even_if_the_rerun_is_resumed():
+    calls, failures = Calls(), []
+
+    async def check():
+        if failures:
+            raise ConnectionError(failures.pop())
+
+    steps = [*calls.items(keys=["k", "k"]), WorkflowStep("check", check)]
+    etl = Orchestrator(steps, name="p", journal=MemoryJournal())
+    await etl.with_options(run_id="one").run()
+    failures.append("once")
+
+    cut_short = await etl.rerun("one", "two", from_=["check", "load"])
+    resumed = await etl.with_options(run_id="two").run()
+    from_its_source = await etl.rerun("two", "three", from_="source")
+
+    assert cut_short["load"].status is StepStatus.SKIPPED
+    assert [item.output for item in resumed["load"].items] == ["k 2", "k 2"]
+    assert [item.origin for item in from_its_source["load"].items] == ["two", "two"]
+    assert calls.made == ["k", "k"]
 
 
 async def test_a_pruned_run_takes_what_others_could_reuse_with_it(tmp_path):

@@ -10,9 +10,11 @@ import pytest
 
 from asyncflow import (
     Orchestrator,
+    Pipeline,
     RunNotFoundError,
     RunUnreadableError,
     WorkflowStep,
+    after,
     current_step,
     run_pipeline,
 )
@@ -79,6 +81,38 @@ async def test_the_copy_says_the_same_and_can_be_rerun(
         assert report.all_passed
         assert work.calls == ["load"]
     assert [record.run_id for record in await journal.runs()] == ["other", "r"]
+
+
+async def test_a_copy_has_a_result_from_the_cache_with_its_origin_but_no_cache(
+    make_journal: Any, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+    etl = Pipeline("etl")
+
+    @etl.step(cache_ms=3_600_000)
+    async def load() -> int:
+        calls.append("load")
+        return 3
+
+    @etl.step
+    async def check(rows: int = after(load)) -> None:
+        calls.append("check")
+        raise ValueError(rows)
+
+    journal = make_journal()
+    for run_id in ("first", "second"):
+        await etl.with_options(journal=journal, run_id=run_id).run()
+    calls.clear()
+
+    await journal.export("second", tmp_path / "copy.db")
+
+    async with SQLiteJournal(tmp_path / "copy.db") as copy:
+        at_home = etl.with_options(journal=copy)
+        assert (await copy.report("second"))["load"].origin == "first"
+        again = await at_home.rerun("second", "again")
+        assert (again["load"].origin, calls) == ("first", ["check"])
+        await at_home.with_options(run_id="new").run()
+        assert calls == ["check", "load", "check"]
 
 
 async def test_what_has_become_secret_is_left_out(
