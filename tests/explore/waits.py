@@ -164,11 +164,11 @@ class _Model:
             if at in self.results:
                 continue
             needed = [self.results.get(need) for need in step.needs]
+            if None in needed:
+                continue  # its turn has not come, whether it will run or not
             if any(each is not None and each.status != "SUCCESS" for each in needed):
                 ends = [each.end_s for each in needed if each is not None]
                 self.results[at] = Result("SKIPPED", None, max(ends))
-                continue
-            if None in needed:
                 continue
             ready_s = max(begin_s, *(each.end_s for each in needed if each), 0.0)
             if step.kind == "waits":
