@@ -85,7 +85,7 @@ def test_a_program_shows_its_run_in_a_terminal() -> None:
         "load 商品      | WARNING the table is empty",
     ]
     assert re.fullmatch(
-        r"✓ PASSED in \d+ ms: 3 succeeded, 1 retried \(extract orders\)  run r", lines[2]
+        r"✓ PASSED in [\d.]+ m?s: 3 succeeded, 1 retried \(extract orders\)  run r", lines[2]
     )
     assert lines[3:] == ["True"]
 
