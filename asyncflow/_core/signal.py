@@ -76,7 +76,7 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is tuple or not arguments:
         return True
     if isinstance(value, Mapping):
-        return all(fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items())
+        return all(all(map(fits, pair, arguments)) for pair in value.items())  # a Counter has one
     if isinstance(value, list | set | frozenset):
         return all(fits(each, arguments[0]) for each in value)
     return True
@@ -95,8 +95,15 @@ _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
 def _is_within(value: Any, metadata: Iterable[object]) -> bool:
     """Whether a value is within the bounds of annotated_types, or of a `msgspec.Meta`."""
     return all(
-        holds(value, bound)
+        _holds(holds, value, bound)
         for each in metadata
         for name, holds in _BOUNDS.items()
         if (bound := getattr(each, name, None)) is not None and not callable(bound)
     )
+
+
+def _holds(holds: Callable[[Any, Any], bool], value: Any, bound: Any) -> bool:
+    try:
+        return holds(value, bound)
+    except TypeError:  # of a union, it concerns another type
+        return True

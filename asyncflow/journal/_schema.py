@@ -12,6 +12,7 @@ import decimal
 import re
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -87,8 +88,9 @@ def _beyond(
 
 
 def _mismatch_of_text(value: str, schema: Mapping[str, Any]) -> str:
-    if "pattern" in schema and not re.search(schema["pattern"], value):
-        return f"must match {schema['pattern']!r}"
+    with suppress(re.error):  # pydantic's patterns are those of Rust
+        if "pattern" in schema and not re.search(schema["pattern"], value):
+            return f"must match {schema['pattern']!r}"
     if (name := schema.get("format")) in _FORMATS:
         try:
             msgspec.convert(value, _FORMATS[name])

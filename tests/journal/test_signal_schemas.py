@@ -7,16 +7,18 @@ import datetime
 import decimal
 import json
 import uuid
+from collections import Counter
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import pydantic
 import pytest
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from asyncflow import PayloadError, Pipeline
 from asyncflow._core.results import Payload
+from asyncflow._core.signal import fits
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._schema import mismatch
@@ -65,6 +67,7 @@ ORDER = {"count": 1, "to": HOME, "at": "2026-01-01T10:00", "size": "l"}
         (float, [1, 1.5], [True, "1"]),
         (Annotated[int, msgspec.Meta(ge=0, lt=10)], [0, 9], [-1, 10, 1.5]),
         (Annotated[float, msgspec.Meta(gt=0, le=1)], [0.5, 1], [0, 1.5]),
+        (Annotated[int | None, Ge(1)], [1, None], [1.5]),
         (Annotated[str, msgspec.Meta(min_length=2, max_length=3)], ["ab"], ["a", "abcd"]),
         (Annotated[str, msgspec.Meta(pattern="^[ab]+$")], ["ab"], ["c"]),
         (Annotated[list[int], msgspec.Meta(min_length=1)], [[1]], [[], ["a"]]),
@@ -94,6 +97,16 @@ def test_a_schema_excludes_what_its_type_excludes(
         with pytest.raises(PayloadError):
             CODEC.decode("it", Payload("json", json.dumps(value).encode()), hint)
         assert mismatch(value, schema)
+
+
+class Named(pydantic.BaseModel):
+    name: str = pydantic.Field(pattern=r"^\p{L}+$")
+
+
+def test_a_pattern_that_only_pydantic_can_read_is_left_to_the_run() -> None:
+    schema = json.loads(json.dumps(CODEC.schema(Named)))
+
+    assert mismatch({"name": "Zoë"}, schema) == ""
 
 
 class Even(pydantic.BaseModel):
@@ -152,3 +165,16 @@ def test_the_process_of_a_run_checks_bounds(hint: Any) -> None:
 
     assert refused.status == "WAITING"
     assert report["number"].output == 0
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [
+        (Annotated[int | None, Ge(1)], None),
+        (Annotated[int | list[int], MinLen(1)], 0),
+        (Counter[str], Counter("a")),
+    ],
+    ids=str,
+)
+def test_a_bound_concerns_the_values_that_can_have_it(hint: Any, value: object) -> None:
+    assert fits(value, hint)
