@@ -241,7 +241,9 @@ class RunPersistence:
     def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
         self.session = session
         self.has_closed = False
-        self.journal = journal
+        # What opens only some runs, as `LostRuns`, lacks what else the class of a journal has.
+        self.journal: Journal = getattr(journal, "__wrapped__", journal)
+        journal = self.journal
         self.types = types
         # A run without a journal needs none of it.
         from asyncflow._core.remote_output import RemoteOutput

@@ -152,11 +152,11 @@ class LostRuns:
     """
 
     def __init__(self, journal: Journal, causes: Collection[str | None] | None) -> None:
-        self._journal = journal
+        self.__wrapped__ = journal
         self._causes = causes
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
+        return getattr(self.__wrapped__, name)
 
     @property
     def logs(self) -> Any:
@@ -181,7 +181,7 @@ class LostRuns:
                 raise NotLostError
             return read(stored)
 
-        return await self._journal.open(run_id, wait=wait, read=read_lost)
+        return await self.__wrapped__.open(run_id, wait=wait, read=read_lost)
 
 
 async def is_left_alone(journal: RecoverableJournal, nested: RecoverableRun) -> bool:
