@@ -709,7 +709,7 @@ def _check_asyncio() -> None:
 
 
 def _checked_inputs(inputs: object) -> dict[str, Any]:
-    if not inputs and (inputs is None or type(inputs) is dict):
+    if inputs is None or (type(inputs) is dict and not inputs):
         return {}
     if not isinstance(inputs, Mapping):
         raise TypeError(

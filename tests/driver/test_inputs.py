@@ -73,6 +73,15 @@ async def test_the_name_of_an_input_must_be_text() -> None:
         await run_pipeline(STEPS, inputs={1: "x"})  # type: ignore[dict-item]
 
 
+async def test_inputs_without_a_truth_value_are_refused_by_their_type() -> None:
+    class Array:
+        def __bool__(self) -> bool:
+            raise ValueError("the truth value of an array is ambiguous")
+
+    with pytest.raises(TypeError, match=r"inputs must be a mapping .* not Array"):
+        await run_pipeline(STEPS, inputs=Array())  # type: ignore[arg-type]
+
+
 async def test_actions_conditions_and_items_take_inputs() -> None:
     inputs = {"url": "x", "is_on": 0, "factor": 5}
 
