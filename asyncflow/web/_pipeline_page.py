@@ -212,6 +212,8 @@ class _StepEnd(NamedTuple):
 
     column: _RunColumn
     cell: _StepCell
+    ended: str
+    """How, in words."""
     took: str
     share: float
     """Of the longest duration, in percent."""
@@ -245,14 +247,15 @@ def _history(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> 
             _StepEnd(
                 column,
                 cell,
+                OUTCOMES[outcome].words,
                 "" if took_ms is None else duration(took_ms),
                 round(100 * (took_ms or 0.0) / longest_ms, 2),
                 name_text(error),
             )
-            for column, cell, took_ms, error in zip(
-                columns, cells, step.durations_ms, step.errors, strict=True
+            for column, cell, outcome, took_ms, error in zip(
+                columns, cells, step.outcomes, step.durations_ms, step.errors, strict=True
             )
-            if cell.kind
+            if outcome is not None
         ],
     )
 

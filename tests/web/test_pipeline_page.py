@@ -215,6 +215,17 @@ async def test_a_pipeline_of_many_steps_shows_fewer_runs_and_steps(
     assert page.count('class="bar ') == 5
 
 
+async def test_a_step_without_a_row_has_a_history(
+    make_client: Any, journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pipeline_page, "_MOST_STEPS", 1)
+    await failing("etl").with_options(journal=journal).run()
+
+    page = await page_of(make_client(app(journal)), "/pipelines/etl?step=refuse")
+
+    assert 'id="history"' in page
+
+
 async def test_the_page_shows_the_pools_of_a_pipeline_that_runs_here(
     make_client: Any, any_journal: Any
 ) -> None:
