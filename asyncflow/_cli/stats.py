@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import click
+from rich.cells import set_cell_size
 from rich.text import Text
 
 from asyncflow._cli.options import (
@@ -145,7 +146,7 @@ def _history(
     widths = [widest(column) for column in zip(titles, *rows, strict=True)][:-1]
     for row in (titles, *rows):
         *cells, last = map(escape_controls, row)
-        fixed = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        fixed = map(set_cell_size, cells, widths)
         left = max(width - sum(widths) - len(_GAP) * len(widths), _LEAST_NAME)
         line = _GAP.join([*fixed, elide(last, left, theme.ellipsis)]).rstrip()
         yield Text(line, "bold" if row is titles else "")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
+from rich.cells import cell_len
 from rich.console import Console
 
 from asyncflow import RunStatus
@@ -36,9 +37,9 @@ LONG = "normalise_customer_addresses_against_the_national_register"
 STEPS: dict[str, tuple[str, ...]] = {"extract": (), LONG: ("extract",), "load": (LONG,)}
 
 
-def a_run(number: int, pipeline: str = "etl") -> list[Event]:
+def a_run(number: int, pipeline: str = "etl", prefix: str = "r") -> list[Event]:
     """Return the events of a run: every fourth one retries, every fifth one fails."""
-    run_id, took = f"r{number:02}", 100.0 * (number + 1)
+    run_id, took = f"{prefix}{number:02}", 100.0 * (number + 1)
     start = RunStarted(run_id, 1_000.0 * number, STEPS, pipeline)
     middle: list[Event] = [AttemptStarted(LONG, 1, 10.0), StepSucceeded(LONG, 1, took, None)]
     if number % 4 == 3:
@@ -137,6 +138,18 @@ def test_a_step_has_a_history_with_its_errors_in_groups(
     assert re.split("  +", table[2])[2:] == ["succeeded after a retry", "790 ms", "OSError: away"]
     wrong = shell("stats", "etl", "extrct", exits=2).stderr
     assert "the pipeline has no step 'extrct' (did you mean 'extract'?)" in wrong
+
+
+def test_the_history_of_a_step_has_columns_of_cells(shell: Shell) -> None:
+    store(a_run(0, prefix="夜"), a_run(1, prefix="night"))
+
+    *_, title, narrow, wide = shell("stats", "etl", LONG).stdout.splitlines()
+
+    places = {
+        cell_len(line[: line.index(word)])
+        for line, word in zip((title, narrow, wide), ("STARTED", "1970", "1970"), strict=True)
+    }
+    assert len(places) == 1
 
 
 def test_an_encoding_without_symbols_has_letters_and_digits(shell: Shell) -> None:
