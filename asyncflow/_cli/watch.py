@@ -83,7 +83,8 @@ async def _follow(
     while True:
         # Before the events: those of a run that has ended are all there.
         record = await journal.record(run_id)
-        for stored in await journal.events(run_id, after):
+        come = await journal.events(run_id, after)
+        for stored in come:
             after, event = stored.position, stored.event
             finished = event if isinstance(event, RunFinished) else None
             if finished is None:
@@ -91,8 +92,9 @@ async def _follow(
         for stored in await journal.notes(run_id, after=noted, kinds=[StepProgressed]):
             noted = stored.position
             observe(stored.event)
-        if record.status is not RunStatus.RUNNING:
-            if finished is not None:  # no later process has resumed it
+        if record.status is RunStatus.RUNNING:
+            await asyncio.sleep(_PAUSE_S)
+        elif not come:  # else another process may have resumed it since
+            if finished is not None:  # it is no orphan
                 observe(finished)
             return record
-        await asyncio.sleep(_PAUSE_S)

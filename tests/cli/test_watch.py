@@ -87,29 +87,31 @@ def test_ctrl_c_stops_watching_alone(shell: Shell, monkeypatch: pytest.MonkeyPat
     assert "stopped watching; the run goes on" in shell("watch", "r", exits=130).stderr
 
 
+FIRST: list[Event] = [
+    RunStarted("r", 1.0, {"a": ()}),
+    AttemptStarted("a", 1, 0.0),
+    StepFailed("a", 1, 1.0, OSError("no disk")),
+    RunFinished(2.0, RunStatus.FAILED),
+]
+SECOND: list[Event] = [
+    RunResumed("r", 2.0, 9.0, {"a": ()}, {}, afresh=True),
+    AttemptStarted("a", 1, 3.0),
+    StepSucceeded("a", 1, 4.0, None),
+    RunFinished(5.0, RunStatus.PASSED),
+]
+
+
 def test_it_sees_each_event_once_while_the_run_goes_on(tmp_path: Any) -> None:
     """And the end of an earlier process is no end."""
-    first: list[Event] = [
-        RunStarted("r", 1.0, {"a": ()}),
-        AttemptStarted("a", 1, 0.0),
-        StepFailed("a", 1, 1.0, OSError("no disk")),
-        RunFinished(2.0, RunStatus.FAILED),
-    ]
-    second: list[Event] = [
-        RunResumed("r", 2.0, 9.0, {"a": ()}, {}, afresh=True),
-        AttemptStarted("a", 1, 3.0),
-        StepSucceeded("a", 1, 4.0, None),
-        RunFinished(5.0, RunStatus.PASSED),
-    ]
     seen: list[Event] = []
 
     async def write(journal: Any) -> None:
-        for events in (first, second):
+        for events in (FIRST, SECOND):
             session, _ = await journal.open("r", wait=False, read=bool)
             for event in events:
                 session.append(event)
                 await session.flush()
-                if event is not first[-1]:
+                if event is not FIRST[-1]:
                     await asyncio.sleep(1.0)
             await session.close()
 
@@ -124,4 +126,44 @@ def test_it_sees_each_event_once_while_the_run_goes_on(tmp_path: Any) -> None:
     record = run_in_virtual_time(watch())
 
     assert record.status is RunStatus.PASSED
-    assert [type(event) for event in seen] == [type(event) for event in (*first[:-1], *second)]
+    assert [type(event) for event in seen] == [type(event) for event in (*FIRST[:-1], *SECOND)]
+
+
+def test_a_run_that_is_resumed_between_two_reads_has_not_ended(tmp_path: Any) -> None:
+    seen: list[Event] = []
+
+    class Resuming:
+        """Another process resumes the run once its record was read."""
+
+        def __init__(self, journal: Any) -> None:
+            self.events, self.notes, self._journal = journal.events, journal.notes, journal
+            self._segments = [FIRST, SECOND[:-1], SECOND[-1:]]
+            self._session: Any = None
+
+        async def write(self) -> None:
+            if self._segments:
+                if self._session is None:
+                    self._session, _ = await self._journal.open("r", wait=False, read=bool)
+                events = self._segments.pop(0)
+                for event in events:
+                    self._session.append(event)
+                await self._session.flush()
+                if isinstance(events[-1], RunFinished):
+                    await self._session.close()
+                    self._session = None
+
+        async def record(self, run_id: str) -> Any:
+            record = await self._journal.record(run_id)
+            await self.write()
+            return record
+
+    async def watch() -> Any:
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            resuming: Any = Resuming(journal)
+            await resuming.write()
+            return await _follow(resuming, "r", seen.append)
+
+    record = run_in_virtual_time(watch())
+
+    assert record.status is RunStatus.PASSED
+    assert [type(event) for event in seen] == [type(event) for event in (*FIRST[:-1], *SECOND)]
