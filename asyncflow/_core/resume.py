@@ -264,10 +264,12 @@ def _judge(
     with_items = {name for name, item in known if item is not None}
     unfinished = {n: why for n, why in by_item.items() if n in with_items} | run.unfinished()
     not_stored = _not_stored(known, outdated, secret)
-    begun = unfinished.keys() | _with_results(known, afresh=afresh)
+    with_results = _with_results(known, afresh=afresh)
+    begun = unfinished.keys() | with_results
     if plan.signals:
-        # One may have been sent before its turn.
-        gone = begun & outdated.keys() | (_signals(plan) & reasons.keys())
+        # One may have been sent before its turn, but no later than what it answers was outdated.
+        gone = with_results & outdated.keys() | (_signals(plan) & reasons.keys())
+        begun -= _signals(plan) - with_results
         begun |= with_dependents(gone, plan.depends_on.items()) & _signals(plan)
     asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
     restored = {name: None for name in valid if name not in asked_again}

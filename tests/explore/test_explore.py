@@ -34,7 +34,6 @@ def test_random_runs_that_wait_end_as_the_model_says(first, runs):
     assert first_problem(first, runs) == ""
 
 
-@pytest.mark.xfail(reason="a second resumption deletes a value sent early since the first one")
 def test_a_value_that_is_sent_early_after_a_change_outlives_the_next_resumption():
     assert first_problem(1_331, 1) == ""
 

@@ -146,7 +146,8 @@ class _Model:
         for at, step in enumerate(self.case.steps):
             result = self.results.get(at)
             is_void = bool(again.intersection(step.needs))
-            if result is not None and at in self.case.changed and step.kind != "waits":
+            has_run = result is not None and result.status != "SKIPPED"
+            if has_run and at in self.case.changed and step.kind != "waits":
                 is_void = True
             if is_void:
                 again.add(at)
