@@ -76,9 +76,7 @@ class StepCache:
         self._pipeline = scope.start.event.pipeline
         self._from_steps = frozenset(start.from_steps)
         calls_of = _under_way.setdefault(scope.loop, WeakKeyDictionary())
-        # The journal itself: a service resumes runs by way of a wrapper.
-        owner = getattr(self._journal.cached, "__self__", self._journal)
-        self._calls = calls_of.setdefault(owner, {})
+        self._calls = calls_of.setdefault(self._journal, {})
         self._hints: dict[str, dict[str, Any]] = {}
         """The types of each step's arguments."""
         self._led: dict[int, _Call] = {}

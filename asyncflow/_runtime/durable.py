@@ -241,9 +241,9 @@ class RunPersistence:
     def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
         self.session = session
         self.has_closed = False
-        # What opens only some runs, as `LostRuns`, lacks what else the class of a journal has.
-        self.journal: Journal = getattr(journal, "__wrapped__", journal)
-        journal = self.journal
+        # `LostRuns` opens a journal's runs, and is not what keeps them.
+        kept_in: Journal = getattr(journal, "__wrapped__", journal)
+        self.journal = kept_in
         self.types = types
         # A run without a journal needs none of it.
         from asyncflow._core.remote_output import RemoteOutput
@@ -252,9 +252,9 @@ class RunPersistence:
         self._remote = RemoteOutput
         self._streams, self._own_logger = STREAMS, OWN_LOGGER
         self.takes_notes = callable(getattr(type(session), "append_note", None))
-        self.logs = log_level_of(journal) if self.takes_notes else None
-        self.prints = self.takes_notes and wants_prints(journal)
-        has_cache = callable(getattr(journal, "cached", None))
+        self.logs = log_level_of(kept_in) if self.takes_notes else None
+        self.prints = self.takes_notes and wants_prints(kept_in)
+        has_cache = callable(getattr(type(kept_in), "cached", None))
         self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
         self.takes_signals = callable(getattr(type(session), "receive", None))

@@ -158,16 +158,6 @@ class LostRuns:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__wrapped__, name)
 
-    @property
-    def logs(self) -> Any:
-        """As that of the journal."""
-        return getattr(self._journal, "logs", None)
-
-    @property
-    def prints(self) -> Any:
-        """As that of the journal."""
-        return getattr(self._journal, "prints", None)
-
     async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
         """Open a run, or raise `NotLostError`."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -30,8 +29,7 @@ from asyncflow import (
 from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
 from asyncflow._runtime.waits import Waits
-from asyncflow.events import StepLogged, StepWaiting
-from asyncflow.journal import SQLiteJournal
+from asyncflow.events import StepWaiting
 from asyncflow.journal._signals import Signals
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.testing import run_in_virtual_time
@@ -113,26 +111,6 @@ async def test_a_run_that_only_waits_ends_its_segment_and_continues_with_the_sig
     assert orders.calls == ["draft", "publish"]
     assert len(second.segments) == 2
     assert await due(journal) == []
-
-
-async def test_a_run_that_waited_is_cached_and_logged_as_any_other() -> None:
-    pipeline = Pipeline("p")
-    approved, calls = pipeline.signal("approved", bool), []
-
-    @pipeline.step(depends_on=[approved], cache_ms=DAY_MS)
-    async def publish() -> None:
-        calls.append("publish")
-        logging.getLogger("publisher").warning("published")
-
-    async with SQLiteJournal(":memory:", logs="WARNING") as journal:
-        for run_id in ("first", "second"):
-            await pipeline.with_options(journal=journal, run_id=run_id).run()
-            await journal.signal(run_id, "approved", True)
-            await resume_all(journal, [pipeline])
-        (logged,) = await journal.notes("first", kinds=[StepLogged])
-
-    assert calls == ["publish"]
-    assert logged.event.message == "published"
 
 
 @in_virtual_time
