@@ -624,7 +624,7 @@ PICTURE = "<img src=x onerror=window.hacked=1>"
 def approval(run_id: str, journal: SQLiteJournal) -> Pipeline:
     """Return a pipeline that waits for a value of each kind that has a field of its own."""
     orders = Pipeline(f"orders {HOSTILE}")
-    types = {"approved": bool, "count": int, "colour": Literal["red", "blue"], "note": str}
+    types = {"approved": bool, "count": int, "colour": Literal["red", "blue"], "toString": str}
     steps = [orders.signal(name, hint) for name, hint in types.items()]
     steps.append(orders.signal(PICTURE, dict[str, int]))
 
@@ -674,6 +674,7 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         await expect(forms.nth(1)).to_contain_text("Stored.")
         await page.get_by_label("Choice").select_option("blue")
         await forms.nth(2).get_by_role("button").press("Enter")
+        await expect(forms.nth(2)).to_contain_text("Stored.")  # until then, all buttons are off
         await page.get_by_role("textbox", name="Text", exact=True).fill("a draft")
         await forms.nth(0).get_by_role("button", name="No").press("Enter")
         await expect(forms.nth(0)).to_contain_text("Stored.")
@@ -694,6 +695,6 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         "approved": False,
         "count": -12345678901234567890,
         "colour": "blue",
-        "note": "a draft",
+        "toString": "a draft",
         PICTURE: {"a": 1},
     }

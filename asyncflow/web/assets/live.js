@@ -67,7 +67,7 @@
     if (!can.cancel) question.close();
     if (can.note || !said) say(can.note);
     const waits = can.signals || {};
-    for (const [name, each] of signals) if (!(name in waits)) {
+    for (const [name, each] of signals) if (!Object.hasOwn(waits, name)) {
       if (each.contains(document.activeElement)) note.focus();
       each.remove();
       signals.delete(name);
