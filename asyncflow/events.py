@@ -98,6 +98,8 @@ class RunStarted:
     """What the run is about, for people who look for it, if it has a label."""
     from_steps: tuple[str, ...] = ()
     """In a rerun, the steps that it was asked to run again: they reuse no result of any run."""
+    process: str = ""
+    """The process that runs it from here on, as ``host:pid``, in a run with a journal."""
 
 
 @record
@@ -141,6 +143,9 @@ class RunResumed:
         Each completes the sentence "it runs again because …".
         """
         return {**dict.fromkeys(self.recalled, RECALLED), **self.unfinished, **self.outdated}
+
+    process: str = ""
+    """The process that runs it now, as ``host:pid``, in a run with a journal."""
 
 
 @record

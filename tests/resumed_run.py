@@ -40,7 +40,14 @@ def _with_traceback() -> ConnectionError:
 OUTAGE = _with_traceback()
 
 RESUMED: list[Event] = [
-    RunStarted("nightly", _START, DEPENDENCIES, "nightly import", max_retries=_MAX_RETRIES),
+    RunStarted(
+        "nightly",
+        _START,
+        DEPENDENCIES,
+        "nightly import",
+        max_retries=_MAX_RETRIES,
+        process="one:11",
+    ),
     AttemptStarted("extract", 1, 0.0),
     StepSucceeded("extract", 1, 400.0, 3),
     AttemptStarted("load", 1, 400.0),
@@ -62,6 +69,7 @@ RESUMED: list[Event] = [
         afresh=True,
         pipeline="nightly import",
         max_retries=_MAX_RETRIES,
+        process="two:22",
     ),
     StepReused("extract", 1200.0),
     AttemptStarted("load", 1, 1200.0),

@@ -51,6 +51,8 @@ def step_text(
         "Log": [_note_line(view, each.event) for each in notes],
     }
     lines = [result_line(result, segments)]
+    if process := view.process_of(view.steps[step]):
+        lines.append(f"Ran in process {escape_controls(process)}")
     for title, of_part in parts.items():
         if of_part:
             lines += [title, *[f"  {line}" for line in of_part]]

@@ -116,6 +116,7 @@ class _Teller:
             rerun_of=report.rerun_of,
             label=report.label,
             rerun_reasons=self._reasons() if self._latest == 1 else {},
+            process=self._segments[0].process,
         )
 
     def _resumption(self, number: int) -> RunResumed:
@@ -138,6 +139,7 @@ class _Teller:
             recalled=tuple([name for name, why in reasons.items() if why == RECALLED]),
             afresh=bool(anew) and not outdated,
             secret=self._secret(),
+            process=segment.process,
         )
 
     def _dependencies(self) -> dict[str, tuple[str, ...]]:

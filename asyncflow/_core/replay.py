@@ -154,7 +154,7 @@ class StoredRun:
 
     def _begin(self, event: events.RunStarted | events.RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
-        self.segments.append(Segment(at_ms, event.wall_time))
+        self.segments.append(Segment(at_ms, event.wall_time, process=event.process))
         self.signals = event.signals
         if self.status is not RunStatus.WAITING:
             self.limited_from_ms = at_ms

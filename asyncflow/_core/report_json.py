@@ -354,7 +354,12 @@ _RESULT: _Table = {
 }
 
 
-_SEGMENT: _Table = {"at_ms": _NUMBER, "wall_time": _NUMBER, "ended_ms": _NUMBER_OR_NULL}
+_SEGMENT: _Table = {
+    "at_ms": _NUMBER,
+    "wall_time": _NUMBER,
+    "ended_ms": _NUMBER_OR_NULL,
+    "process": _TEXT._replace(default=""),
+}
 
 
 def _inputs_to_json(inputs: Mapping[str, object]) -> dict[str, object]:

@@ -143,6 +143,9 @@ class Segment(NamedTuple):
     ended_ms: float | None = None
     """When it ended; ``None`` for a segment whose run has not ended. A segment whose process died
     lasted until its latest event."""
+    process: str = ""
+    """The process, as ``host:pid``; empty without a journal, and in journals of before this was
+    kept."""
 
 
 class _WithOutput(Protocol):

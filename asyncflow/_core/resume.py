@@ -64,15 +64,16 @@ def resume(
     new_inputs: Collection[str],
     fail_fast: bool,
     wall_time: float,
+    process: str,
     decode: Callable[[str, Payload], Any],
 ) -> tuple[RunResumed, Checkpoint]:
     """Decide which results of a stored run are valid, and resume its replay.
 
     The pipeline, the bindings and the conditions are as they are now. ``new_inputs`` are the names
-    of those that the run did not have before, and ``wall_time`` is the present, in seconds since
-    the epoch. ``decode`` makes a value of the payload of a step's output, or raises `PayloadError`,
-    as this does then. Return the event that begins the new segment, and the checkpoint that it
-    starts from.
+    of those that the run did not have before, ``wall_time`` is the present, in seconds since the
+    epoch, and ``process`` is this one. ``decode`` makes a value of the payload of a step's output,
+    or raises `PayloadError`, as this does then. Return the event that begins the new segment, and
+    the checkpoint that it starts from.
     """
     known = _of_plan(run.settled(), plan)
     has_failed = _has_failed(run, plan, known)
@@ -92,6 +93,7 @@ def resume(
         afresh,
         max_retries=plan.max_retries,
         secret=plan.secret,
+        process=process,
     )
     run.apply(event)
     restored = {

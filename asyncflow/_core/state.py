@@ -42,7 +42,13 @@ from asyncflow._core.graph import Plan
 from asyncflow._core.history import History, of_plain
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, report_of
-from asyncflow._core.results import InterruptionCause, RunStatus, StepResult, StepStatus
+from asyncflow._core.results import (
+    InterruptionCause,
+    RunStatus,
+    Segment,
+    StepResult,
+    StepStatus,
+)
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
     Checkpoint,
@@ -712,6 +718,7 @@ class RunState:
         assert finished is not None
         run = self.history.folded() if is_resumed else None
         known = started if run is None else run
+        first = Segment(0.0, started.wall_time, finished.at_ms, started.process)
         return report_of(
             self.history,
             started.run_id,
@@ -721,7 +728,7 @@ class RunState:
             pipeline=started.pipeline,
             inputs=started.inputs,
             status=finished.status,
-            segments=() if run is None else run.segments,
+            segments=(first,) if run is None else run.segments,
             parent=known.parent,
             parent_step=known.parent_step,
             rerun_of=known.rerun_of,

@@ -5,6 +5,8 @@ A run without a journal does not load this module.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
@@ -109,7 +111,10 @@ class _RunOpening:
             start = begin(request)
             check_cached(request.pipeline, request.plan, start.bindings, request.secret_inputs)
             event = replace(
-                start.event, fingerprints=fingerprints_of(request.plan), signals=self._signals()
+                start.event,
+                fingerprints=fingerprints_of(request.plan),
+                signals=self._signals(),
+                process=_this_process(),
             )
             return start._replace(event=event, stored_event=replace(event, inputs=given))
         self._check_pipeline(stored)
@@ -173,6 +178,7 @@ class _RunOpening:
             new_inputs=new,
             fail_fast=request.fail_fast,
             wall_time=request.clock(),
+            process=_this_process(),
             decode=self._decode_output,
         )
         pipeline, signals = request.pipeline or stored.started.pipeline, self._signals()
@@ -240,6 +246,7 @@ class _RunOpening:
             rerun_of=origin.run_id,
             label=request.label or origin.label,
             from_steps=tuple(from_steps),
+            process=_this_process(),
         )
         found = rerun(
             origin,
@@ -348,3 +355,7 @@ def _is_equal(one: Any, other: Any) -> bool:
         return is_same_value(one, other)
     except Exception:  # arrays, for example, have no single truth value
         return False
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

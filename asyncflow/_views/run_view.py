@@ -68,6 +68,10 @@ class RunView(StoredRun):
             for name, value in self.inputs.items()
         }
 
+    def process_of(self, step: StepView) -> str:
+        """Return the process in which a step ran last, as ``host:pid``; empty if it is unknown."""
+        return self.segments[step.active[-1].segment - 1].process if step.active else ""
+
     @property
     def wall_time(self) -> float:
         """When the run started, in seconds since the epoch (UTC)."""

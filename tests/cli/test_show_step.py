@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 
 from .conftest import Shell
@@ -41,16 +44,17 @@ def test_a_step_with_what_it_received_its_attempts_log_and_error(shop: Shell) ->
     lines = shown.splitlines()
     assert lines[0].startswith("Run first of shop, started ")
     assert lines[1].startswith("[FAILED ] load (2 attempt(s), ")
-    assert lines[2:5] == [
+    assert lines[2] == f"Ran in process {socket.gethostname()}:{os.getpid()}"
+    assert lines[3:6] == [
         "Received",
         "  rows is the output of extract: [7, 8]",
         "  table is its default",
     ]
-    assert lines[5] == "Attempts"
-    assert lines[6].startswith("  1 failed after ")
-    assert lines[7].endswith(": OSError: no disk")
-    assert lines[8] == "Log"
-    assert lines[9].endswith(" INFO shop: attempt 1")
+    assert lines[6] == "Attempts"
+    assert lines[7].startswith("  1 failed after ")
+    assert lines[8].endswith(": OSError: no disk")
+    assert lines[9] == "Log"
+    assert lines[10].endswith(" INFO shop: attempt 1")
     assert lines[-1] == "OSError: no disk"
     assert "Traceback" in shown
 

@@ -76,6 +76,7 @@ def resume_with(events, *steps, fail_fast=True, new_inputs=()):
         new_inputs=new_inputs,
         fail_fast=fail_fast,
         wall_time=2_000.0,
+        process="host:1",
         decode=decode,
     )
 
@@ -376,7 +377,7 @@ def test_a_run_resumes_three_times_with_changing_pipelines():
 def test_targets_do_not_change_the_stored_results_of_other_steps():
     run = StoredRun([started(*CHAIN), *done("a", "b", "c")])
     planned = plan(CHAIN, ["b"])
-    options = {"fail_fast": True, "wall_time": 2.0, "decode": decode}
+    options = {"fail_fast": True, "wall_time": 2.0, "process": "", "decode": decode}
 
     _, checkpoint = resume(
         run,

@@ -212,6 +212,7 @@ class Execution:
                 new_inputs=(),
                 fail_fast=self.pipeline.options["fail_fast"],
                 wall_time=self.received[0].wall_time,
+                process=self.received[0].process,
                 decode=decode,
             )
             assert repr(event) == repr(self.received[0])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import pickle
+import socket
 
 import pytest
 from memory_journal import MemoryJournal
@@ -121,9 +123,10 @@ def test_a_resumed_run_keeps_what_happened_before(form):
     assert told(alert) == [(1, 1, 14.0, 5.0, None)]
     assert (alert.started_ms, alert.duration_ms) == pytest.approx((14.0, 5.0))
     assert (report["extract"].reused, told(report["extract"])) == (True, [(1, 1, 0.0, 10.0, None)])
-    assert [(each.at_ms, each.ended_ms) for each in report.segments] == [
-        (0.0, pytest.approx(19.0)),
-        (pytest.approx(19.0), pytest.approx(21.0)),
+    here = f"{socket.gethostname()}:{os.getpid()}"
+    assert [(each.at_ms, each.ended_ms, each.process) for each in report.segments] == [
+        (0.0, pytest.approx(19.0), here),
+        (pytest.approx(19.0), pytest.approx(21.0), here),
     ]
     assert report.total_duration_ms == pytest.approx(21.0)
     assert report.all_passed

@@ -460,7 +460,7 @@ def test_the_details_list_all_attempts_by_segment_with_their_old_errors() -> Non
 
     assert (
         "Before the run was resumed: 2 attempts # Ended Started Took Backoff "
-        "Segment 1, 2026-01-01 00:00:00 UTC "
+        "Segment 1, 2026-01-01 00:00:00 UTC, one:11 "
         "1 failed 400 ms 200 ms 100 ms TimeoutError: no connection Traceback"
     ) in text
     assert (
@@ -469,6 +469,13 @@ def test_the_details_list_all_attempts_by_segment_with_their_old_errors() -> Non
     ) in text
     assert "# Ended Started Took Backoff Since the run was resumed 1 succeeded 1.2 s" in text
     assert "Attempts 3 (2 earlier)" in text
+
+
+def test_a_page_says_in_which_process_each_step_ran() -> None:
+    details = section("details", RESUMED)
+
+    assert "Process two:22" in section("header", RESUMED)
+    assert (details.count("Process one:11"), details.count("Process two:22")) == (2, 2)
 
 
 def test_a_skipped_step_that_ran_before_says_so_everywhere() -> None:

@@ -299,7 +299,7 @@ def test_a_check_may_return_false_and_a_cancellation_is_replayed():
             INPUTS,
             faults=only(),
             cancel_everywhere=True,
-            check=lambda report: "extract" not in report or report["extract"].attempts < 1,
+            check=lambda report: "double" not in report or report["double"].attempts < 1,
         )
 
     assert raised.value.cancel_at > 0
