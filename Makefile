@@ -221,9 +221,10 @@ $(VENV)/.has-release: pyproject.toml constraints.txt | $(VENV)/.is-made
 	@$(install) --group release
 	@touch $@
 
+# The tables of options are made from the commands, so these must be importable.
 $(VENV)/.has-docs: pyproject.toml constraints.txt | $(VENV)/.is-made
 	@echo "installing what builds the documentation ..." >&2
-	@$(install) --group docs
+	@$(install) --editable ".[cli]" --group docs
 	@touch $@
 
 $(VENV)/.has-dev: pyproject.toml constraints.txt | $(VENV)/.is-made
