@@ -240,8 +240,11 @@ class Waits:
             # What was sent is safe there, so the run must not end. If its journal has failed for
             # good, its session stops it.
             _log.warning("run %r looks for its signals again: %s", self._scope.run_id, error)
-            context = self._scope.context.copy()
-            self._again = self._scope.loop.call_later(_AGAIN_S, self._look_soon, context=context)
+            if self._again is not None:
+                self._again.cancel()
+            if not self._is_closed:
+                loop, context = self._scope.loop, self._scope.context.copy()
+                self._again = loop.call_later(_AGAIN_S, self._look_soon, context=context)
         except BaseException as bug:
             self._run.broken(bug, "a signal could not be received")
 

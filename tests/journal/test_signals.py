@@ -215,6 +215,25 @@ async def test_a_look_that_the_journal_refuses_ends_no_run(
 
 
 @in_virtual_time
+async def test_looks_that_the_journal_refuses_leave_no_timer(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise JournalError("runs.db", "it is locked")
+
+    monkeypatch.setattr(Signals, "receive", refuse)
+    staying = Orders().pipeline.with_options(journal=journal, run_id="r", on_wait="stay")
+    async with staying.start() as run:
+        await asyncio.sleep(0.2)
+        await run.signal("approved", True)  # another look, before the next one
+        await asyncio.sleep(0.2)
+        run.drain("the service stops")
+
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert [each for each in timers if not each.cancelled() and "Waits" in repr(each)] == []
+
+
+@in_virtual_time
 async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
