@@ -13,10 +13,12 @@ from asyncflow._cli.options import (
     journal_option,
     open_journal,
     require_journal,
+    resume_command,
     run_argument,
 )
 from asyncflow._cli.output import RUN_FAILED, CommandError, write_note
 from asyncflow._core.errors import PayloadError
+from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow.journal import RunRecord
 
@@ -63,3 +65,6 @@ def signal(run: str, name: str, value: str, journal: str) -> None:
     except (ValueError, PayloadError) as error:
         raise CommandError(str(error), RUN_FAILED) from error
     write_note(escape_controls(f"signal {name!r} of run {record.run_id} is stored"))
+    if record.status is RunStatus.WAITING:
+        resume = resume_command(record.run_id, journal)
+        write_note(escape_controls(f"To resume it, unless a service does: {resume}"))

@@ -138,6 +138,8 @@ class RunSummary:
     """The steps that run now, in topological order."""
     waits: tuple[str, ...] = ()
     """The steps that wait for a signal."""
+    answered: tuple[str, ...] = ()
+    """Those of them to which a value was sent that no process has taken yet."""
     failed_step: str = ""
     """The step that failed first, if the run failed."""
     error: BaseException | None = None
@@ -152,10 +154,13 @@ class RunSummary:
     def line(self) -> str:
         """What runs now or is waited for, the first error, or why the run stopped.
 
-        ``12 of 20, load``, or ``3 of 5, waits for approved``.
+        ``12 of 20, load``, ``3 of 5, waits for approved`` or, once that was sent and until a
+        process takes it, ``3 of 5, has an answer for approved``.
         """
         if self.steps is not None:
             now, verb = (self.active, "") if self.active else (self.waits, "waits for ")
+            if self.answered and not self.active:
+                now, verb = self.answered, "has an answer for "
             first = f", {verb}{now[0]}" if now else ""
             more = f" and {len(now) - 1} more" if len(now) > 1 else ""
             return f"{self.settled} of {self.steps}{first}{more}"

@@ -229,14 +229,16 @@ class JournalReader:
         )
         return {
             run_id: replace(
-                self._summary(events.get(run_id, ()), has_ended=has_ended),
+                self._summary(run_id, events.get(run_id, ()), has_ended=has_ended),
                 usual_ms=usual_ms.get(pipelines.get(run_id, "")),
             )
             for has_ended, run_ids in ((False, running), (True, ended))
             for run_id in run_ids
         }
 
-    def _summary(self, rows: Sequence[Sequence[Any]], *, has_ended: bool) -> RunSummary:
+    def _summary(
+        self, run_id: str, rows: Sequence[Sequence[Any]], *, has_ended: bool
+    ) -> RunSummary:
         try:
             events = [_brief_event_of(row) for row in rows]
             starts = [each for each in events if isinstance(each, RunStarted | RunResumed)]
@@ -250,8 +252,12 @@ class JournalReader:
             unsettled = run.counts[StepStatus.PENDING] + run.counts[StepStatus.RUNNING]
             active = [n for n, step in run.steps.items() if step.status is StepStatus.RUNNING]
             waits = [n for n, step in run.steps.items() if step.waiting_since is not None]
+            sent = self.store.signals.read(run_id) if waits else {}
+            answered = [name for name in waits if sent.get(name) is not None]
             count = len(run.steps)
-            return RunSummary(inputs, count, count - unsettled, tuple(active), tuple(waits))
+            return RunSummary(
+                inputs, count, count - unsettled, tuple(active), tuple(waits), tuple(answered)
+            )
         last = events[-1]
         if isinstance(last, StepFailed):
             return RunSummary(inputs, failed_step=last.step, error=last.error)

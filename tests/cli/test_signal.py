@@ -41,10 +41,15 @@ def test_a_run_that_waits_exits_with_5_and_says_how_to_answer(waiting: str, shel
 def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> None:
     still = shell("run", "orders", "--run-id", "r1", exits=5).stderr
     answered = shell("signal", "r1", "approved", "true").stderr
+    listed = shell("runs").stdout
     report = shell("resume", "r1", "orders").stdout
 
     assert "run r1 still waits for a signal, so nothing ran; this is its report" in still
-    assert answered == "signal 'approved' of run r1 is stored\n"
+    assert answered == (
+        "signal 'approved' of run r1 is stored\n"
+        "To resume it, unless a service does: asyncflow resume r1 MODULE:PIPELINE\n"
+    )
+    assert "1 of 3, has an answer for approved" in listed
     assert "Pipeline PASSED" in report
     assert "[SUCCESS] approved" in report
 
@@ -81,6 +86,7 @@ def test_what_shows_runs_knows_one_that_waits(waiting: str, shell: Shell) -> Non
     assert listed["status"] == "WAITING"
     assert "waits for a signal" in shown
     assert "WAITING" in shell("runs").stdout
+    assert "1 of 3, waits for approved" in shell("runs").stdout
     assert "0 failed" not in shell("stats", "orders").stdout
 
 
