@@ -179,7 +179,8 @@ def _no_logs(record: RunRecord) -> str:
     return (
         f"run {run_id} has no logs: its steps logged nothing, or only below "
         "the level that it kept; `asyncflow run` keeps INFO unless --logs says otherwise, and "
-        'a program asks its journal: SQLiteJournal(..., logs="INFO")'
+        "what they print only with --prints; a program asks its journal: "
+        'SQLiteJournal(..., logs="INFO", prints=True)'
     )
 
 

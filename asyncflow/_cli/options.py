@@ -126,9 +126,14 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
         raise click.UsageError(
             f"{len(found)} runs start with {run!r}: {some}{more}; type more of the id"
         )
-    if not found:
+    if found:
+        return found[0]
+    if unknown.hint:
         raise unknown
-    return found[0]
+    if run == LATEST:
+        raise CommandError(f"journal {unknown.journal} has no runs", NOT_FOUND)
+    listing = f"asyncflow runs{journal_flag(unknown.journal)}"
+    raise CommandError(f"{unknown}; to list its runs: {listing}", NOT_FOUND)
 
 
 def journal_flag(journal: str) -> str:
@@ -447,7 +452,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         help="Store what steps log in the journal, from this level on, by default "
         f"{_KEPT}; {_OFF} stores nothing. `asyncflow logs` shows it.",
     ),
-    click.option("--prints", is_flag=True, help="Store what steps print in the journal."),
+    click.option("--prints", is_flag=True, help="Store what steps print in the journal, as logs."),
     log_options,
 )
 

@@ -341,8 +341,7 @@ def _explain(error: BaseException) -> CommandError:
         case CommandError():
             return error
         case RunNotFoundError():
-            hint = "" if error.hint else "; `asyncflow runs` lists its runs"
-            return CommandError(f"{error}{hint}", NOT_FOUND)
+            return CommandError(str(error), NOT_FOUND)
         case RunAlreadyActiveError():
             return CommandError(
                 f"run {error.run_id!r} is active in {error.owner}; wait for it with --wait, or "

@@ -130,7 +130,8 @@ def runs(
     elif shown:
         write_table(shown, summaries)
     else:
-        write_note("no matching runs")
+        hint = "" if label is None else "; --label is the whole label, and --text a part of it"
+        write_note(f"no matching runs{hint}")
     if len(shown) < len(records) and limit is None:
         write_note("more runs match; --limit 0 lists all")
 

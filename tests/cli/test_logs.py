@@ -216,8 +216,8 @@ def test_a_run_without_logs_says_how_to_keep_them(shell: Shell) -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "run s has no logs: its steps logged nothing, or only below the level that it kept; "
-        "`asyncflow run` keeps INFO unless --logs says otherwise, and a program asks its journal: "
-        'SQLiteJournal(..., logs="INFO")\n'
+        "`asyncflow run` keeps INFO unless --logs says otherwise, and what they print only with "
+        '--prints; a program asks its journal: SQLiteJournal(..., logs="INFO", prints=True)\n'
     )
     assert shell("logs", "s", "--follow").stderr == result.stderr
 

@@ -130,6 +130,8 @@ def test_a_label_is_given_shown_and_found(shell: Shell) -> None:
     assert header.split()[-1] == "LABEL"
     assert [row.endswith("order 123456") for row in rows] == [False, True, True, False]
     assert "LABEL" not in shell("runs", "--text", "plain").stdout
+    part = shell("runs", "--label", "12345").stderr
+    assert part == "no matching runs; --label is the whole label, and --text a part of it\n"
     assert shell("show", "one").stdout.startswith("Run one (order 12345) of etl, started ")
     assert "at most 200 characters" in shell("run", "etl", "--label", "x" * 201, exits=2).stderr
 
@@ -342,7 +344,20 @@ def test_an_unknown_run_is_reported_with_a_suggestion(shell: Shell, name: str) -
     result = shell("show", name, exits=4)
 
     assert result.stderr.startswith(f"Error: journal asyncflow.db has no run {name!r}")
-    assert "did you mean 'first'?" in result.stderr or "`asyncflow runs` lists" in result.stderr
+    assert (
+        "did you mean 'first'?" in result.stderr
+        or "to list its runs: asyncflow runs" in result.stderr
+    )
+
+
+def test_an_unknown_run_of_another_journal_is_looked_for_in_that_one(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--run-id", "a", "--journal", "other.db")
+    shell("forget", "a", "--journal", "other.db")
+
+    assert "other.db has no runs\n" in shell("show", "--journal", "other.db", exits=4).stderr
+    assert shell("show", "b", "--journal", "other.db", exits=4).stderr.endswith(
+        "; to list its runs: asyncflow runs --journal other.db\n"
+    )
 
 
 def test_show_as_json_is_the_report(shell: Shell) -> None:
