@@ -225,11 +225,11 @@ class Resumer:
                 f"its pipeline has no name, so this server can't tell which one it is; {what} "
                 "with its steps, its id and this journal"
             )
-        known = ", ".join(map(repr, self._pipelines)) or "none"
+        known = ", ".join(map(repr, self._pipelines))
         raise ResumeRefusedError(
             f"this server has no pipeline {name!r}"
-            f"{did_you_mean(name, self._pipelines)}; it has {known}; "
-            f"give it the pipeline with pipelines={{{name!r}: …}}, or {what} "
+            f"{did_you_mean(name, self._pipelines)}{known and f'; it has {known}'}; give it the "
+            f"pipeline with `asyncflow ui --pipeline` or pipelines={{{name!r}: …}}, or {what} "
             "with its steps, its id and this journal"
         )
 

@@ -172,7 +172,8 @@ async def test_repeated_requests_resume_a_run_once(make_client: Any, journal: An
     ("name", "reason"),
     [
         ("", "its pipeline has no name"),
-        ("slwo", "has no pipeline 'slwo' (did you mean 'slow'?)"),
+        ("slwo", "has no pipeline 'slwo' (did you mean 'slow'?); it has 'slow'; give it the"),
+        ("other", "with `asyncflow ui --pipeline` or pipelines={'other': …}, or resume it"),
     ],
 )
 async def test_a_run_of_an_unknown_pipeline_cannot_be_resumed(
