@@ -401,6 +401,13 @@ def kept_logs(logs: str | None) -> str | None:
     return None if logs == _OFF else logs
 
 
+logs_option = click.option(
+    "--logs",
+    metavar="LEVEL",
+    type=click.Choice([*LEVELS, _OFF], case_sensitive=False),
+    help="Store what steps log in the journal, from this level on, by default "
+    f"{_KEPT}; {_OFF} stores nothing. `asyncflow logs` shows it.",
+)
 _WAIT = click.option(
     "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
 )
@@ -445,13 +452,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     trace_option,
     json_option,
     click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
-    click.option(
-        "--logs",
-        metavar="LEVEL",
-        type=click.Choice([*LEVELS, _OFF], case_sensitive=False),
-        help="Store what steps log in the journal, from this level on, by default "
-        f"{_KEPT}; {_OFF} stores nothing. `asyncflow logs` shows it.",
-    ),
+    logs_option,
     click.option("--prints", is_flag=True, help="Store what steps print in the journal, as logs."),
     log_options,
 )

@@ -18,6 +18,7 @@ from asyncflow._cli.options import (
     journal_option,
     kept_logs,
     log_options,
+    logs_option,
     open_journal,
 )
 from asyncflow._cli.output import (
@@ -28,7 +29,6 @@ from asyncflow._cli.output import (
     logs_on_stderr,
     write_note,
 )
-from asyncflow._cli.project import project_defaults
 from asyncflow._runtime.orchestrator import Orchestrator
 
 _TOKEN = "ASYNCFLOW_TOKEN"
@@ -62,6 +62,7 @@ _TOKEN = "ASYNCFLOW_TOKEN"
     help="A pipeline whose runs the pages can resume; repeatable.",
 )
 @click.option("--open", "opens", is_flag=True, help="Open the pages in a browser.")
+@logs_option
 @log_options
 def ui(
     journal: str,
@@ -70,6 +71,7 @@ def ui(
     token: str | None,
     targets: Sequence[str],
     opens: bool,
+    logs: str | None,
     log_level: int | None,
 ) -> None:
     """Serve pages that show the runs of a journal as they happen, until a signal stops it.
@@ -91,9 +93,9 @@ def ui(
         if opens:
             webbrowser.open(url)
 
-    logs = kept_logs(project_defaults().get("logs"))
-    with logs_on_stderr(log_level, logs):
-        code = asyncio.run(_serve(journal, logs, host, port, token, pipelines, on_ready))
+    kept = kept_logs(logs)
+    with logs_on_stderr(log_level, kept, is_asked=logs is not None):
+        code = asyncio.run(_serve(journal, kept, host, port, token, pipelines, on_ready))
     sys.exit(code)
 
 

@@ -84,6 +84,12 @@ def test_what_is_wrong_is_named(project: Shell, table: str, problem: str) -> Non
     assert problem in project("run", "flows:pipeline", exits=2).stderr
 
 
+def test_the_pages_refuse_an_unknown_level_as_a_run_does(project: Shell) -> None:
+    project.write("pyproject.toml", "[tool.asyncflow]\nlogs = 'LOUD'\n")
+
+    assert "'LOUD' is not one of" in project("ui", exits=2).stderr
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
