@@ -380,8 +380,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("public", "left_out"),
         [
-            (Pipeline, {"targets", "run_id", "on_active", "on_wait", "event_buffer"}),
-            (Orchestrator, {"run_id", "on_active", "on_wait", "event_buffer"}),
+            (Pipeline, {"targets", "run_id", "label", "on_active", "on_wait", "event_buffer"}),
+            (Orchestrator, {"run_id", "label", "on_active", "on_wait", "event_buffer"}),
             (run_pipeline, {"event_buffer"}),
         ],
     )
