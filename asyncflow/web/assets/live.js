@@ -279,7 +279,8 @@
     asks.addEventListener("submit", (event) => {
       event.preventDefault();
       const field = group.querySelector("input, select, textarea"), text = field ? field.value : event.submitter.value;
-      send(name, kind === "string" ? JSON.stringify(text) : kind === "number" ? String(Number(text)) : text, answer);
+      const written = { string: JSON.stringify, number: (number) => String(Number(number)), integer: (number) => number.replace(/^(-?)0+(?=\d)/, "$1") }[kind];
+      send(name, written ? written(text) : text, answer);
     });
     return asks;
   }
