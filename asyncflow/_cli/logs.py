@@ -17,13 +17,14 @@ import click
 from rich.text import Text
 
 from asyncflow._cli.options import (
+    LATEST,
     AnyJournal,
+    complete_run,
     find_run,
     journal_option,
     json_option,
     open_journal,
     require_journal,
-    run_argument,
 )
 from asyncflow._cli.output import RUN_FAILED, CommandError, some_of, stdout_console, write_note
 from asyncflow._core.arguments import LEVELS
@@ -77,7 +78,7 @@ class _Wanted:
 
 
 @click.command()
-@run_argument
+@click.argument("run", metavar="[RUN]", default=LATEST, shell_complete=complete_run)
 @click.argument("step", metavar="[STEP]", required=False)
 @journal_option
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Only attempts number N.")
@@ -107,8 +108,9 @@ def logs(
 ) -> None:
     """Show what the steps of a run logged, and what they attached.
 
-    RUN is its id, the start of its id, or "latest". STEP is a step, or an item of a mapped step:
-    fetch, 'fetch[3]'. `asyncflow run` keeps log records from INFO on, unless --logs says otherwise.
+    RUN is its id, the start of its id, or "latest", which is the default. STEP is a step, or an
+    item of a mapped step: fetch, 'fetch[3]'. `asyncflow run` keeps log records from INFO on, unless
+    --logs says otherwise.
     """
     require_journal(journal)
     number = None if level is None else LEVELS[level]

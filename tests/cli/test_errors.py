@@ -28,7 +28,7 @@ def test_the_help_lists_the_commands(shell: Shell) -> None:
     assert "..." not in text.partition("Commands:")[2]
 
 
-@pytest.mark.parametrize("command", [["rnu"], ["run"], ["run", "etl:pipeline", "--fast"], ["logs"]])
+@pytest.mark.parametrize("command", [["rnu"], ["run"], ["run", "etl:pipeline", "--fast"], ["diff"]])
 def test_wrong_usage_exits_with_2_and_shows_the_usage(shell: Shell, command: list[str]) -> None:
     result = shell(*command, exits=2)
 

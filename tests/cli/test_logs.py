@@ -101,6 +101,7 @@ def test_each_record_is_a_line_with_time_level_step_and_message(stored: Shell) -
 def test_a_step_or_an_item_can_be_chosen(stored: Shell) -> None:
     assert {line[9:14] for line in texts(stored("logs", "monday", "extract"))} == {"extra"}
     assert len(texts(stored("logs", "latest", "load[1]"))) == 1
+    assert stored("logs").stdout == stored("logs", "latest").stdout
 
 
 def test_an_attempt_can_be_chosen(stored: Shell) -> None:
