@@ -266,6 +266,12 @@ def show(
         for form in (format_tracebacks, format_endured, format_earlier_attempts):
             if part := form(shown.report):
                 write_result(f"\n{part}")
+        if shown.record.status is RunStatus.WAITING:
+            from asyncflow._cli.execution import next_commands  # few need it
+
+            resume = resume_command(shown.record.run_id, journal)
+            for hint in next_commands(shown.report, resume, journal):
+                write_note(escape_controls(hint))
 
 
 async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> None:

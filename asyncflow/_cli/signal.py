@@ -50,8 +50,8 @@ def signal(run: str, name: str, value: str, journal: str) -> None:
         raise click.UsageError("JSON is nested too deeply") from error
     except ValueError as error:
         raise click.UsageError(
-            f"{value!r} is no JSON ({error}); put a text in double quotes within single ones: "
-            f"""'"{value}"'"""
+            f"{value!r} is no JSON ({error}); yes and no are true and false, and a text stands in "
+            f"""double quotes within single ones: '"{value}"'"""
         ) from error
 
     async def send() -> RunRecord:

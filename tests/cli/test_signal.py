@@ -55,7 +55,9 @@ def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> N
 
 
 def test_a_signal_that_can_not_be_right_is_refused(waiting: str, shell: Shell) -> None:
-    assert "is no JSON" in shell("signal", "r1", "approved", "yes", exits=2).stderr
+    unquoted = shell("signal", "r1", "approved", "yes", exits=2).stderr
+    assert "is no JSON" in unquoted
+    assert "yes and no are true and false" in unquoted
     wrong = shell("signal", "r1", "approved", '"yes"', exits=1).stderr
     assert "signal 'approved' must be of type boolean, not \"yes\"" in wrong
     shell("signal", "r2", "approved", "true", exits=4)
@@ -81,10 +83,12 @@ def test_a_value_that_is_nested_too_deeply_is_refused(waiting: str, shell: Shell
 
 def test_what_shows_runs_knows_one_that_waits(waiting: str, shell: Shell) -> None:
     (listed,) = shell.json("runs", "--json", "--status", "waiting")
-    shown = shell("show", "r1").stdout
+    shown = shell("show", "r1")
 
     assert listed["status"] == "WAITING"
-    assert "waits for a signal" in shown
+    assert "waits for a signal" in shown.stdout
+    assert "To answer it: asyncflow signal r1 approved JSON\n" in shown.stderr
+    assert "Then resume it: asyncflow resume r1 MODULE:PIPELINE\n" in shown.stderr
     assert "WAITING" in shell("runs").stdout
     assert "1 of 3, waits for approved" in shell("runs").stdout
     assert "0 failed" not in shell("stats", "orders").stdout
