@@ -283,7 +283,8 @@ def logs_on_stderr(
     ``level`` is the lowest level of the records; by default warnings, or what the code configured.
     A journal stores records from the level ``stored`` on: they are made, even if none is shown. If
     the user has not asked for that, the level that the code configured stands, because its handlers
-    would show more.
+    would show more. Code that has configured no more than a handler of a logger of its own may
+    choose that logger's level.
     """
     root = logging.getLogger()
     before, handler = root.level, None

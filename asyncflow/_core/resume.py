@@ -85,13 +85,13 @@ def resume(
         run.started.run_id,
         run.at_ms,
         wall_time,
-        plan.depends_on,
+        dict(plan.depends_on),  # observers receive it, and other runs have the plan too
         fingerprints_of(plan),
         found.outdated,
         found.unfinished,
         found.recalled,
         afresh,
-        max_retries=plan.max_retries,
+        max_retries=dict(plan.max_retries),
         secret=plan.secret,
         process=process,
     )

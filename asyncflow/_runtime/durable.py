@@ -385,10 +385,10 @@ def begin(request: Request) -> RunStart:
     event = RunStarted(
         request.run_id,
         request.clock(),
-        plan.depends_on,
+        dict(plan.depends_on),  # observers receive it, and other runs have the plan too
         request.pipeline,
         inputs=redacted(inputs, request.secret_inputs),
-        max_retries=plan.max_retries,
+        max_retries=dict(plan.max_retries),
         secret=plan.secret,
         signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
         parent=request.parent,

@@ -357,7 +357,8 @@ class SQLJournal:
     async def usual_ms(self, pipeline: str) -> float | None:
         """Return how many milliseconds a run of a pipeline usually takes.
 
-        It is the median of its latest 20 runs that passed, reruns and pauses left out.
+        It is the median of those of its latest 20 runs that passed which are no reruns, pauses
+        left out.
 
         Args:
             pipeline: The name of the pipeline.

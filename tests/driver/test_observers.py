@@ -129,6 +129,23 @@ async def test_a_base_exception_of_an_observer_ends_the_run_before_it_starts(jou
     assert store is None or not store.open_sessions
 
 
+@pytest.mark.parametrize("durable", [False, True])
+async def test_what_an_observer_does_to_an_event_concerns_no_other_run(durable):
+    def forget(event):
+        if isinstance(event, RunStarted):
+            event.dependencies.clear()
+            event.max_retries.clear()
+
+    seen = []
+    journal = MemoryJournal() if durable else None
+    orchestrator = Orchestrator([WorkflowStep("a", succeed)], journal=journal)
+
+    await orchestrator.with_options(observers=[forget]).run()
+    await orchestrator.with_options(observers=[seen.append]).run()
+
+    assert (seen[0].dependencies, seen[0].max_retries) == ({"a": ()}, {"a": 1})
+
+
 async def test_a_stored_run_that_has_passed_is_not_observed_again():
     recorder, journal = Recorder(), MemoryJournal()
 
