@@ -194,7 +194,13 @@ class Service:
     # --- runs -----------------------------------------------------------------------------------
 
     async def start(
-        self, pipeline: str | Pipeline | Orchestrator, /, run_id: str | None = None, **inputs: Any
+        self,
+        pipeline: str | Pipeline | Orchestrator,
+        /,
+        run_id: str | None = None,
+        *,
+        label: str | None = None,
+        **inputs: Any,
     ) -> RunHandle:
         """Start a run, or resume it, and return when its start is stored.
 
@@ -204,6 +210,8 @@ class Service:
             pipeline: One of the pipelines that the service was given, or its name. Others are
                 refused, such as what ``with_options`` makes of it.
             run_id: Identifies the run; a random id by default.
+            label: Says to people what the run is about: ``"order 12345"``; by default that of the
+                pipeline.
             **inputs: The inputs of the run.
 
         Raises:
@@ -217,6 +225,8 @@ class Service:
                 run.
         """
         chosen = self._find(pipeline)
+        if label is not None:
+            chosen = chosen.with_options(label=label)
         check_run_id("run_id", run_id)
         self._check_open()
         await self._places.take()

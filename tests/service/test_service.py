@@ -214,6 +214,25 @@ async def test_a_pipeline_with_other_options_is_not_mistaken_for_that_of_the_ser
 
 
 @in_virtual_time
+async def test_a_run_is_started_with_a_label_which_a_resumption_keeps(
+    work: Work, tmp_path: Path
+) -> None:
+    named: dict[str, Any] = {"other": work.pipeline}
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with Service(named, journal=journal, grace_ms=0) as service:
+            with pytest.raises(ValueError, match="label must have at most"):
+                await service.start("other", label="x" * 1_000)
+            await service.start("other", "r", label="order 12345")
+            await asyncio.sleep(0.5)
+
+        async with Service(named, journal=journal):
+            await asyncio.sleep(3)
+
+        (found,) = await journal.runs(label="order 12345")
+        assert (found.run_id, found.pipeline, found.status) == ("r", "other", "PASSED")
+
+
+@in_virtual_time
 async def test_a_run_is_stored_and_resumed_under_the_name_that_the_service_knows(
     work: Work, tmp_path: Path
 ) -> None:
