@@ -213,7 +213,8 @@ class Codec:
         )
         if _is_checkpoint(subject):
             return PayloadError(subject, f"{limit} and save where the action has come to")
-        where = "give where it is" if _is_input(subject) else "return where"
+        verb = _give(subject)
+        where = "return where" if verb == "return" else f"{verb} where it is"
         return PayloadError(subject, f"{limit} and {where}, or raise max_payload_bytes")
 
     def _decoder(self, hint: Any) -> tuple[msgspec.json.Decoder[Any], bool]:
@@ -288,8 +289,8 @@ def _no_client_hint(subject: str) -> str:
 
 def _way_out(subject: str, value: Any, hint: Any, needs_type: bool) -> str:
     """Return what to do if a value does not come back equal."""
-    if _is_checkpoint(subject):
-        return "save plain data"
+    if (verb := _give(subject)) in ("save", "send"):
+        return f"{verb} plain data"
     if hint is Any:
         annotate = (
             "the parameter that takes it" if _is_input(subject) else "what the action returns"
@@ -303,9 +304,9 @@ def _way_out(subject: str, value: Any, hint: Any, needs_type: bool) -> str:
 
 
 def _give(subject: str) -> str:
-    if _is_checkpoint(subject):
-        return "save"
-    return "give" if _is_input(subject) else "return"
+    """Return what the user does with such a value."""
+    verbs = {"input": "give", "the checkpoint": "save", "signal": "send"}
+    return next((verb for start, verb in verbs.items() if subject.startswith(start)), "return")
 
 
 def _is_input(subject: str) -> bool:

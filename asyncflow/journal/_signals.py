@@ -26,8 +26,8 @@ from asyncflow.journal._sql import NOW, OWNER, Database, Statement, marks
 SENT, EXPIRED = "sent", "expired"
 """The kinds of rows."""
 _DUE_NOW = "{now} - 1e11"
-"""The ``due_at`` of a waiting run that a signal has reached: long past, whatever becomes of the
-clock, and later for each signal."""
+"""The ``due_at`` of a waiting run that a signal has reached: 3,000 years ago, whatever becomes of
+the clock, and later for each signal."""
 
 _LEASE = f"SELECT {OWNER} FROM leases l WHERE l.run_id = ?{{lock}}"
 _RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"

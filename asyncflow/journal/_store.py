@@ -184,14 +184,14 @@ _LAST = (
 _LAST_OF_LEASE = "(SELECT COALESCE(MAX(e.position), 0) FROM events e WHERE e.run_id = l.run_id)"
 _LAST_NOTE = "(SELECT COALESCE(MAX(n.position), 0) FROM notes n WHERE n.run_id = l.run_id)"
 # A process continues what was answered since: pruned, an accepted signal would be lost.
-_UNANSWERED = (
-    "NOT EXISTS (SELECT 1 FROM signals s WHERE s.run_id = r.run_id AND s.sent_at > {now} - ?)"
+_WAS_ANSWERED = (
+    "EXISTS (SELECT 1 FROM signals s WHERE s.run_id = r.run_id AND s.sent_at > {now} - ?)"
 )
 _ENDED = (
     f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE} "
     "FROM leases l JOIN runs r ON r.run_id = l.run_id "
     f"WHERE {FREE} AND r.status NOT IN ('running', 'waiting') "
-    f"AND r.updated_at <= {{now}} - ? AND {_UNANSWERED}"
+    f"AND r.updated_at <= {{now}} - ? AND NOT {_WAS_ANSWERED}"
 )
 _ENDED_AS = _ENDED.replace("r.status NOT IN ('running', 'waiting')", "r.status = ?")
 _STRAY = (
@@ -201,7 +201,7 @@ _STRAY = (
 _DELETABLE = (
     f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
     "r.run_id = l.run_id AND (r.status IN ('running', ?) OR r.updated_at > {now} - ? "
-    f"OR NOT {_UNANSWERED}))"
+    f"OR {_WAS_ANSWERED}))"
 )
 
 
