@@ -31,12 +31,20 @@ def difference_text(compared: RunComparison | StepComparison) -> str:
 
 
 def run_difference_text(compared: RunComparison) -> str:
-    """Return the difference of two runs, and how much of it the critical path has."""
+    """Return the difference of two runs, and what the steps of the critical path have of it.
+
+    These can differ by more than the runs, or the other way: the baseline may have had another
+    path, and steps that only one of the runs has don't count.
+    """
     text, critical_ms = difference_text(compared), compared.critical_difference_ms
     if not compared.has_notable_duration:
         return text
-    sign = "+" if critical_ms >= 0 else "-"
-    return f"{text}, {sign}{duration(abs(critical_ms))} of it on the critical path"
+    share, took = critical_ms / compared.difference_ms, duration(abs(critical_ms))
+    # A little more than all of it reads as all.
+    if 0 <= share <= 1 or (share > 1 and took == duration(abs(compared.difference_ms))):
+        return f"{text}, {took} of it on the critical path"
+    change = "more" if critical_ms > 0 else "less"
+    return f"{text}; the steps of its critical path that ran in both took {took} {change}"
 
 
 def step_facts(step: StepComparison) -> list[str]:

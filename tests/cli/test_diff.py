@@ -48,7 +48,7 @@ Run       tuesday of etl
           train: ValueError: column 'season' has 3 unknown values
 Baseline  monday of etl
           PASSED after 5.0 s, started {local_moment_text(MONDAY)}
-Duration  ▲ 2.4 s slower (1.5×), +2.4 s of it on the critical path
+Duration  ▲ 2.4 s slower (1.5×), 2.4 s of it on the critical path
 Inputs    days: 30 → 31
           dry_run: False (added)
           token: secret, so it is not known whether it changed

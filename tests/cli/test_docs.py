@@ -74,6 +74,6 @@ def normalized(text: str, shell: Shell) -> str:
     text = text.replace(f"{shell.directory}/", "")
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC(\+\d\d:\d\d)?", "DATE", text)
     text = re.sub(r"\d\.\d{3} s|\d+(\.\d+)? ?ms", "TIME", text)
-    path = r"(, [+-]TIME of it on the critical path)?"
+    path = r"(, TIME of it on the critical path|; the steps of its [\w ]+ took TIME \w+)?"
     text = re.sub(rf"[▲▼] TIME \w+ \([\d.]+×\){path}", "about the same", text)
     return re.sub(" +", " ", text)

@@ -6,9 +6,15 @@ import pytest
 from results import mapped, report_of, skipped, succeeded
 
 from asyncflow import RestoredOutput, RunReport, RunStatus
-from asyncflow._core.comparison import InputChange, StepComparison
+from asyncflow._core.comparison import InputChange, StepComparison, compare
 from asyncflow._core.results import REDACTED_OUTPUT
-from asyncflow._views.comparison_text import difference_text, error_text, input_text, step_facts
+from asyncflow._views.comparison_text import (
+    difference_text,
+    error_text,
+    input_text,
+    run_difference_text,
+    step_facts,
+)
 
 
 def step(run_ms: float, baseline_ms: float) -> StepComparison:
@@ -34,6 +40,35 @@ def test_a_difference_in_time_has_a_unit_and_a_factor(
 
 def test_a_difference_that_is_not_known_has_no_words() -> None:
     assert difference_text(StepComparison("x", skipped("x"), succeeded("x"))) == ""
+
+
+@pytest.mark.parametrize(
+    ("run_ms", "baseline_ms", "words"),
+    [
+        ((3e3, 3e3), (1e3, 1e3), "2.0 s slower (3.0×), 2.0 s of it on the critical path"),
+        ((1e3, 1e3), (3e3, 3e3), "2.0 s faster (0.3×), 2.0 s of it on the critical path"),
+        (
+            (1_400.0, 1_600.0),
+            (3_200.0, 3_200.0),
+            "1.6 s faster (0.5×); the steps of its critical path that ran in both took 1.8 s less",
+        ),
+        (
+            (3_000.0, 3_000.0),
+            (2_900.0, 5_000.0),
+            "2.0 s faster (0.6×); the steps of its critical path that ran in both took 100 ms more",
+        ),
+        ((1e3, 1e3), (1e3, 1e3), "about the same"),
+    ],
+)
+def test_the_difference_of_two_runs_agrees_with_that_of_the_critical_path(
+    run_ms: tuple[float, float], baseline_ms: tuple[float, float], words: str
+) -> None:
+    runs = [
+        report_of(succeeded("on_the_path", duration_ms=step_ms), total_duration_ms=total_ms)
+        for step_ms, total_ms in (run_ms, baseline_ms)
+    ]
+
+    assert run_difference_text(compare(*runs)) == words
 
 
 def test_the_facts_of_a_step_name_all_that_differs() -> None:
