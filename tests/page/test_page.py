@@ -48,7 +48,7 @@ from asyncflow.events import (
 )
 from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log
-from asyncflow.html_report._page import Live, page, sections, security_policy
+from asyncflow.html_report._page import Live, details, page, sections, security_policy
 from asyncflow.html_report._page_model import PageContext
 from asyncflow.testing import run_in_virtual_time
 
@@ -263,6 +263,16 @@ def test_long_lists_of_failures_and_skipped_steps_are_capped() -> None:
     assert "and 100 more" in skipped
     assert "299 more failures" in failed
     assert "and 249 more" in failed
+
+
+def test_long_lists_of_dependencies_and_dependents_are_capped() -> None:
+    few = {f"s{n}": () for n in range(80)}
+    many = {f"t{n}": ("s0",) for n in range(70)}
+    events: list[Event] = [RunStarted("r", 0.0, {**few, "last": tuple(few), **many})]
+    view = RunView(events)
+
+    for step, words in (("last", "s59 and 20 more"), ("s0", "t58 and 11 more")):
+        assert words in re.sub("<[^>]*>", "", details(view, step, now_ms=0.0))
 
 
 def test_each_step_has_a_row_in_the_table_with_its_figures() -> None:
