@@ -148,7 +148,10 @@ def journal_flag(journal: str) -> str:
 
 def resume_command(run_id: str, journal: str) -> str:
     """Return the command that resumes a run, for a user who knows where its pipeline is."""
-    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE{journal_flag(journal)}"
+    # The command looks there, too.
+    is_known = os.environ.get(PIPELINES) or project_defaults().get("pipelines")
+    target = "" if is_known else " MODULE:PIPELINE"
+    return f"asyncflow resume {shlex.quote(run_id)}{target}{journal_flag(journal)}"
 
 
 # Completion in a shell.

@@ -345,7 +345,7 @@ class Site:
         return RedirectResponse(path_in(request, "/"))
 
     async def _run(self, request: Request) -> Response:
-        return await run_page(request, self._journal)
+        return await run_page(request, self._journal, self.resumer)
 
     async def _compare(self, request: Request) -> Response:
         return await compare_page(request, self._journal)

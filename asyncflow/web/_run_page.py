@@ -55,7 +55,7 @@ _MOST_NEAREST, _MOST_SOUGHT, _LONGEST_SOUGHT = 5, 1_000, 60
 """Ids are compared in a time that grows with the square of their length, or faster."""
 
 
-async def run_page(request: Request, journal: SQLJournal) -> Response:
+async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Answer with the page of a run."""
     run_id = named_run(request)
     stored = await journal.events(run_id)
@@ -79,6 +79,7 @@ async def run_page(request: Request, journal: SQLJournal) -> Response:
         pipeline_url=link_to(request, "pipelines", record.pipeline),
     )
     context = await _context(request, journal, record)
+    context = context._replace(resume=_resume_command(journal, record, resumer))
     html = await asyncio.to_thread(_made, stored, noted, record, context, live)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
@@ -101,7 +102,6 @@ async def _context(request: Request, journal: SQLJournal, record: RunRecord) -> 
     """Return what the page of a run says beside its events and notes."""
     return PageContext(
         is_orphaned=record.status is RunStatus.ORPHANED,
-        resume=_resume_command(journal, record.run_id),
         related=await _related(request, journal, record),
         attachments_url=attachments_url(request, record.run_id),
         **await _usual(journal, record),
@@ -140,11 +140,16 @@ def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
     return notes
 
 
-def _resume_command(journal: SQLJournal, run_id: str) -> str:
-    """Return the command that resumes a run, as far as this server knows it."""
+def _resume_command(journal: SQLJournal, record: RunRecord, resumer: Resumer) -> str:
+    """Return the command that resumes a run, as far as this server knows it.
+
+    It is empty if the page has a button for that.
+    """
+    if resumer.can_resume(record):
+        return ""
     path = getattr(journal, "path", None)
     where = "JOURNAL" if path in (None, ":memory:") else shlex.quote(str(path))
-    return f"asyncflow resume {shlex.quote(run_id)} MODULE:PIPELINE --journal {where}"
+    return f"asyncflow resume {shlex.quote(record.run_id)} MODULE:PIPELINE --journal {where}"
 
 
 async def show_details(request: Request, journal: SQLJournal) -> Response:
@@ -193,9 +198,7 @@ async def follow(
         return json_answer({"more": True})
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    context = PageContext(
-        resume=_resume_command(journal, run_id), attachments_url=attachments_url(request, run_id)
-    )
+    context = PageContext(attachments_url=attachments_url(request, run_id))
     related = partial(_related, request, journal)
     updates = _updates(run_id, after, journal, feeds, resumer, context, related)
     return UpdateStream(updates, viewers)
@@ -231,7 +234,11 @@ async def _updates(
     def render(
         view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
     ) -> dict[str, bytes]:
-        now = context._replace(notes=notes, is_orphaned=record.status is RunStatus.ORPHANED)
+        now = context._replace(
+            notes=notes,
+            is_orphaned=record.status is RunStatus.ORPHANED,
+            resume=_resume_command(journal, record, resumer),
+        )
         parts = sections(view, event_log(events), now, now_ms=now_ms)
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
         return {**encoded, ACTIONS: _actions(view, record, resumer)}

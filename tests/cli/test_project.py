@@ -30,6 +30,8 @@ def test_a_run_is_stored_and_resumed_without_naming_anything_again(project: Shel
     resumed = project("resume", "first", "--quiet", exits=1)
     assert "run again because it had failed" in resumed.stdout
     assert "A rerun of run first" in project("rerun", "first", "--dry-run").stdout
+    project("show", "first", "--html", "shown.html")
+    assert ">asyncflow resume first<" in (project.directory / "shown.html").read_text("utf-8")
 
 
 def test_an_option_and_a_variable_come_first(

@@ -249,9 +249,11 @@ async def test_the_command_has_the_file_of_the_journal(make_client: Any, tmp_pat
     await failing().with_options(run_id="r", journal=journal).run()
 
     answer = await make_client(app(journal)).get("/runs/r")
+    resumable = await make_client(app(journal, pipelines={"reports": failing()})).get("/runs/r")
     journal.close()
 
     assert f"asyncflow resume r MODULE:PIPELINE --journal &#39;{path}&#39;" in answer.text
+    assert "asyncflow resume" not in resumable.text  # it has a button instead
 
 
 async def test_the_details_of_a_step_are_sent_whole(make_client: Any, noted: NotedJournal) -> None:
