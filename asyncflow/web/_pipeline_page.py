@@ -1,4 +1,4 @@
-"""The page of a pipeline: its latest runs as one grid, with figures, and the history of a step.
+"""The page of a pipeline: its latest runs as one grid, with figures; a run or a step of it.
 
 Rules of the drawings:
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -34,6 +34,7 @@ from asyncflow.journal._queries import (
     listed_status,
     statistics_document,
 )
+from asyncflow.web._compare_page import compare_url
 from asyncflow.web._responses import (
     json_answer,
     link_to,
@@ -66,25 +67,38 @@ async def pipeline_page(
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
     occurring = {outcome for step in steps.values() for outcome in step.outcomes}
     drawn = min(len(columns), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
-    chosen = found.steps.get(request.query_params.get("step", ""))
+    asked = request.query_params
+    chosen = found.steps.get(asked.get("step", ""))
+    chosen_run = next((each for each in columns if each.record.run_id == asked.get("run")), None)
     return render(
         request,
         "pipeline.html",
         found=found,
-        history=chosen and _history(request.query_params["step"], chosen, columns),
+        history=chosen and _history(asked["step"], chosen, columns),
+        run=chosen_run,
+        ends=chosen_run and _ends_in(chosen_run, columns.index(chosen_run), steps),
         name=name_text(name) if name else "Runs without a pipeline name",
         columns=columns[:drawn][::-1],
         bars=bars(found.runs[:drawn]),
         waits={run_id: ", ".join(map(name_text, each.waits)) for run_id, each in summaries.items()},
         more_waiting=len(waiting) - len(summaries),
         links={column.record.run_id: column.link for column in columns},
-        rows=[_row(each, step, columns[:drawn]) for each, step in steps.items()],
+        compare=chosen_run and compare_url(request, chosen_run.record.run_id),
+        rows=[
+            _StepRow(
+                each,
+                name_text(each),
+                [_cell(each, step, at, column) for at, column in enumerate(columns[:drawn])][::-1],
+            )
+            for each, step in steps.items()
+        ],
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
         pools=[(name_text(pool.title), pool, pool.stats()) for pool in pools_of(name)],
         outcomes={each.lower(): shown for each, shown in OUTCOMES.items() if each in occurring},
         name_text=name_text,
         step_link=lambda step: f"?{urlencode({'step': step}, errors='replace')}#history",
+        run_link=lambda run_id: f"?{urlencode({'run': run_id}, errors='replace')}#run",
         items_text=items_text,
         badges=RUN_BADGES,
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
@@ -210,6 +224,8 @@ class _StepRow(NamedTuple):
 class _StepEnd(NamedTuple):
     """How a step ended in a run."""
 
+    title: str
+    """The run's id in the history of a step, the step's name in the details of a run."""
     column: _RunColumn
     cell: _StepCell
     ended: str
@@ -230,33 +246,44 @@ class _StepHistory(NamedTuple):
 
 
 def _history(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepHistory:
-    longest_ms = max((took_ms for took_ms in step.durations_ms if took_ms), default=1.0)
-    cells = _row(name, step, columns).cells[::-1]
-    return _StepHistory(
-        name_text(name),
-        [
-            (
-                name_text(each.error),
-                frequency_text(each, step),
-                columns[each.runs[-1]],
-                columns[each.runs[0]],
-            )
-            for each in step.error_groups
-        ],
-        [
-            _StepEnd(
-                column,
-                cell,
-                OUTCOMES[outcome].words,
-                "" if took_ms is None else duration(took_ms),
-                round(100 * (took_ms or 0.0) / longest_ms, 2),
-                name_text(error),
-            )
-            for column, cell, outcome, took_ms, error in zip(
-                columns, cells, step.outcomes, step.durations_ms, step.errors, strict=True
-            )
-            if outcome is not None
-        ],
+    errors = [
+        (
+            name_text(each.error),
+            frequency_text(each, step),
+            columns[each.runs[-1]],
+            columns[each.runs[0]],
+        )
+        for each in step.error_groups
+    ]
+    longest_ms = max(filter(None, step.durations_ms), default=1.0)
+    ends = [
+        _end(column.record.run_id, name, step, at, column, longest_ms)
+        for at, column in enumerate(columns)
+        if step.outcomes[at] is not None
+    ]
+    return _StepHistory(name_text(name), errors, ends)
+
+
+def _ends_in(column: _RunColumn, at: int, steps: Mapping[str, StepStatistics]) -> list[_StepEnd]:
+    """Return how the steps of a run ended."""
+    of_run = {name: step for name, step in steps.items() if step.outcomes[at] is not None}
+    longest_ms = max(filter(None, (step.durations_ms[at] for step in of_run.values())), default=1.0)
+    return [_end(name, name, step, at, column, longest_ms) for name, step in of_run.items()]
+
+
+def _end(
+    title: str, name: str, step: StepStatistics, at: int, column: _RunColumn, longest_ms: float
+) -> _StepEnd:
+    outcome, took_ms = step.outcomes[at], step.durations_ms[at]
+    assert outcome is not None  # the run has the step
+    return _StepEnd(
+        name_text(title),
+        column,
+        _cell(name, step, at, column),
+        OUTCOMES[outcome].words,
+        "" if took_ms is None else duration(took_ms),
+        round(100 * (took_ms or 0.0) / longest_ms, 2),
+        name_text(step.errors[at]),
     )
 
 
@@ -264,15 +291,11 @@ def _column(request: Request, record: RunRecord) -> _RunColumn:
     return _RunColumn(record, listed_status(record), link_to(request, "runs", record.run_id))
 
 
-def _row(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepRow:
-    cells = []
-    for column, outcome, took_ms in zip(columns, step.outcomes, step.durations_ms, strict=False):
-        if outcome is None:
-            cells.append(_StepCell("", "", "", ""))
-            continue
-        shown = OUTCOMES[outcome]
-        kind = outcome.lower()
-        took = "" if took_ms is None else f", {duration(took_ms)}"
-        words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
-        cells.append(_StepCell(kind, shown.symbol, words, step_url(column.link, name)))
-    return _StepRow(name, name_text(name), cells[::-1])
+def _cell(name: str, step: StepStatistics, at: int, column: _RunColumn) -> _StepCell:
+    outcome, took_ms = step.outcomes[at], step.durations_ms[at]
+    if outcome is None:
+        return _StepCell("", "", "", "")
+    shown = OUTCOMES[outcome]
+    took = "" if took_ms is None else f", {duration(took_ms)}"
+    words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
+    return _StepCell(outcome.lower(), shown.symbol, words, step_url(column.link, name))

@@ -91,7 +91,7 @@ async def open_tab(browser: Any) -> AsyncIterator[Any]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["", "pipelines/orders"])
+@pytest.mark.parametrize("path", ["", "pipelines/orders", "pipelines/orders?run=nightly-59"])
 async def test_a_page_violates_no_accessibility_rule_and_fits(
     open_tab: Any, site: ServerThread, path: str, scheme: str
 ) -> None:

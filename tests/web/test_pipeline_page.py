@@ -82,6 +82,27 @@ async def test_each_run_has_a_bar_that_links_to_its_page(
     assert 'class="median"' in drawing
 
 
+async def test_the_symbol_of_a_run_shows_its_steps_beside_the_grid(
+    make_client: Any, any_journal: Any
+) -> None:
+    labelled = failing("etl").with_options(run_id="one & two", label="order 1<2")
+    await labelled.with_options(journal=any_journal).run()
+    client = make_client(app(any_journal))
+    page = await page_of(client, "/pipelines/etl")
+    (link,) = re.findall(r'href="(\?run=[^"]*)#run"', page)
+
+    chosen = await page_of(client, "/pipelines/etl" + unescape(link))
+
+    details = chosen[chosen.index('<section id="run"') :].partition("</section>")[0]
+    assert 'href="/runs/one%20%26%20two">Open the run' in details
+    assert "order 1&lt;2, started" in details
+    rows = re.findall(r'<th scope="row"><a href="([^"]*)">(\w+)</a>', details)
+    assert rows == [(f"/runs/one%20%26%20two#step={each}", each) for each in ("extract", "refuse")]
+    assert re.search(r"failed</td><td class=\"number\">[\d.]+ ms</td>.*<td>\w+Error: ", details)
+    assert '<th scope="col" class="chosen">' in chosen
+    assert 'id="run"' not in await page_of(client, "/pipelines/etl?run=unknown")
+
+
 def record(number: int, took_ms: float, status: Any = RunStatus.PASSED, **more: Any) -> RunRecord:
     return RunRecord(f"r{number}", "p", status, 1.0, 1.0, None, latest_ms=took_ms, **more)
 
