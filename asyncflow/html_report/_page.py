@@ -249,6 +249,7 @@ def _environment() -> jinja2.Environment:
     environment.globals["pack"] = PackedRows
     environment.filters.update(
         ms=duration,
+        grouped="{:,}".format,
         name=name_text,
         halves=halves,
         line=line_text,

@@ -470,7 +470,7 @@ def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
     begun = RunView(events[:1])
 
     assert 'data-details-url="/d" data-notes-url="/n"' in html
-    assert "0 of 2001 steps have details here: those that did not succeed. Select another" in html
+    assert "0 of 2,001 steps have details here: those that did not succeed. Select another" in html
     assert "<article" not in html
     assert PageModel(begun, 1.0, SERVED).detailed == []
     assert len(PageModel(begun, 1.0).detailed) == 2_000

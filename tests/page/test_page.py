@@ -734,9 +734,10 @@ def test_a_page_of_60_failures_is_smaller_than_320_kb_and_each_more_adds_a_littl
 def test_a_page_of_thousands_of_steps_says_what_it_omits() -> None:
     text = Parsed(to_html(run_of(2_500, width=50))).text
 
-    assert "The graph is not drawn, because 2500 steps are too many to read." in text
-    assert "7002 events are left out here, because a page lists at most 3000." in text
-    assert "0 of 2500 steps have details here: those that did not succeed." in text
+    assert "The graph is not drawn, because 2,500 steps are too many to read." in text
+    assert "7,002 events are left out here, because a page lists at most 3,000." in text
+    assert "2,500 succeeded" in text
+    assert "0 of 2,500 steps have details here: those that did not succeed." in text
     assert "step_number_02499" in text
 
 
