@@ -72,6 +72,7 @@ async def test_runs_are_listed_newest_first(make_client: Any, journal_with_runs:
     for word in ("PASSED", "FAILED", "INTERRUPTED"):
         assert f"</span> {word}</span>" in page
     assert "order &lt;1&gt;" in page
+    assert "Runs in" not in page  # none has a process
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,7 @@ async def test_each_run_says_what_runs_or_went_wrong_and_its_inputs(
     brief = [unescape(each) for each in re.findall('<div class="brief">(.*?)</div>', page)]
     told = [re.sub("<[^>]*>", "", each) for each in brief]
     assert told[0] == "1 of 2, gate"
+    assert re.search(r'Runs in</th>(?s:.*)where">process \d+ on ', page)
     assert told[1].startswith("crawl: ValueError: no page of")
     assert "…" in told[1]
     assert told[1].endswith("day='2024-06-01', key=redacted, a=1, b=2, …")
