@@ -560,8 +560,8 @@ def _is_sound(row: RunRow) -> bool:
     try:
         others = row.parent, row.parent_step, row.forked_from, row.label
         checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others)
-        for text in (row.pipeline, *others):
-            from_column(text or "")
+        for text in (row.pipeline, *filter(None, others)):
+            from_column(text)
     except (AttributeError, TypeError, ValueError):  # it is no text, or none of ours
         return False
     times = row.started_at, row.updated_at

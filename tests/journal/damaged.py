@@ -388,7 +388,9 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
         feed = _updates(run_id, 0, journal, feeds, resumer, PageContext(), _related)
         async with aclosing(feed) as updates:
             update = await anext(updates)
-            found["feed"] = RunUnreadable(update.trouble) if update.trouble else update.sections
+            here = str(path).encode()  # in the command that resumes the run
+            parts = {name: part.replace(here, b"") for name, part in update.sections.items()}
+            found["feed"] = RunUnreadable(update.trouble) if update.trouble else parts
         found["other report"] = (await journal.report(BYSTANDER)).to_json()
         found["resume"] = await _resume(journal, run_id)
         with suppress(RunNotFoundError, RunAlreadyActiveError):
