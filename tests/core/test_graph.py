@@ -325,7 +325,7 @@ class TestSize:
 
         ratio = cpu_seconds(lambda: plan(many)) / cpu_seconds(lambda: plan(few))
 
-        assert ratio < 5 * 2
+        assert ratio < 5 * 3  # 25 if it were quadratic; caches make large graphs dearer
 
     @pytest.mark.exhaustive
     def test_one_step_with_100_000_dependencies_is_planned_in_linear_time(self) -> None:
@@ -337,7 +337,7 @@ class TestSize:
 
         ratio = cpu_seconds(lambda: plan(many)) / cpu_seconds(lambda: plan(few))
 
-        assert ratio < 5 * 2
+        assert ratio < 5 * 3  # 25 if it were quadratic; caches make large graphs dearer
 
 
 def traces() -> list[Any]:
