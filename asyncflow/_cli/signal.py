@@ -50,7 +50,7 @@ def signal(run: str, name: str, value: str, journal: str) -> None:
         raise click.UsageError("JSON is nested too deeply") from error
     except ValueError as error:
         raise click.UsageError(
-            f"{value!r} is no JSON ({error}); yes and no are true and false, and a text stands in "
+            f"{value!r} is no JSON ({error}); yes and no are true and false, and a string has "
             f"""double quotes within single ones: '"{value}"'"""
         ) from error
 

@@ -362,14 +362,14 @@ class Readiness:
     resumed.
 
     Attributes:
-        ordinary_unsettled: How many steps have not settled, clean-up steps aside.
+        ordinary_unsettled: How many steps have not settled, without clean-up steps.
         failed_by: The settled steps that failed, or did not run because of a failure, each with
             the name of the step that failed first. A step asks this of each of its dependencies.
         skipped_by: The same for steps that were skipped by condition.
         flowing: The mapped steps of which an item has succeeded, so that steps which are mapped
             over them have something to do, whatever becomes of the others.
         unreachable: The steps that will never start, until they are taken.
-        stop_reason: Why nothing becomes ready any more, clean-up steps aside.
+        stop_reason: Why nothing but clean-up steps becomes ready any more.
     """
 
     def __init__(

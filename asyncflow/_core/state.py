@@ -692,7 +692,7 @@ class RunState:
 
     @property
     def ordinary_unsettled(self) -> int:
-        """How many steps have not settled, clean-up steps aside."""
+        """How many steps have not settled, without clean-up steps."""
         return (
             self._readiness.ordinary_unsettled if self._plan.cleanups else self._readiness.unsettled
         )

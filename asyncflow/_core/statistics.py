@@ -62,7 +62,7 @@ class StepRun(NamedTuple):
 
 
 class SameErrors(NamedTuple):
-    """The runs in which a step failed in the same way, numbers in the message aside."""
+    """The runs in which a step failed in the same way, whatever numbers its message has."""
 
     error: str
     """That of the latest of these runs."""

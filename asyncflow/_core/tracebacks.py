@@ -34,7 +34,7 @@ _INTERNAL = r"[/\\]asyncflow[/\\](?!examples[/\\])(\w+[/\\]_\w+|_\w+[/\\]\w+|_\w
 
 @cache
 def is_internal_frame(path: str) -> bool:
-    """Whether the source file of a frame belongs to asyncflow, its examples aside."""
+    """Whether the source file of a frame belongs to asyncflow, and not to its examples."""
     if path.startswith(_PACKAGE):
         return not path.startswith("examples", len(_PACKAGE))
     return re.search(_INTERNAL, path) is not None

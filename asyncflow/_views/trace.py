@@ -126,7 +126,7 @@ class _Trace:
         yield self._begin(id_, name, attempt.started_ms, number, facts)
         latest_ms = attempt.started_ms
         for block in attempt.blocks:
-            # Rounding aside, one attempt's blocks don't overlap.
+            # But for rounding, one attempt's blocks don't overlap.
             from_ms = max(block.at_ms - block.blocked_ms, latest_ms)
             latest_ms = min(max(block.at_ms, from_ms), ended_ms)
             yield self._begin(id_, _BLOCKED, from_ms, number, {"where": block.where})

@@ -36,7 +36,7 @@ class ModelError(ValueError):
 
 
 def is_model(cls: object) -> bool:
-    """Whether a class is a model of pydantic, a dataclass of pydantic aside."""
+    """Whether a class is a model of pydantic, and not a dataclass of it."""
     return isinstance(cls, type) and hasattr(cls, "__pydantic_root_model__")
 
 

@@ -198,7 +198,7 @@ class NoteFilter:
             object.__setattr__(self, "level", level)
 
     def conditions(self) -> tuple[str, list[Any]]:
-        """Return the conditions of SQL, ``text`` aside, and their values."""
+        """Return the conditions of SQL but for ``text``, and their values."""
         found: list[tuple[str, list[Any]]] = [("position > ?", [self.after])]
         if self.before is not None:
             found.append(("position < ?", [self.before]))

@@ -301,7 +301,7 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
     is_migrated = False
 
     def wait(self, gen: Generator[Any, Any, T], *_: Any, **__: Any) -> T:
-        """Do psycopg's network operations, connecting aside, with a time limit."""
+        """Do psycopg's network operations except connecting, with a time limit."""
         with _Selector() as selector:
             try:
                 wanted = next(gen)

@@ -444,7 +444,7 @@ class Store:
         return position, note, bool(requests)
 
     def notes(self, run_id: str, where: NoteFilter, page: int) -> list[Sequence[Any]]:
-        """Return rows of notes that a filter selects, ``text`` aside, at most a page of them.
+        """Return rows of notes that a filter selects but for ``text``, at most a page of them.
 
         They are those of the lowest positions, or with ``newest`` those of the highest ones, in the
         order of the filter.
