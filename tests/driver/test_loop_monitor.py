@@ -569,7 +569,7 @@ from asyncflow._runtime.loop_monitor import watch
 async def main(inherited):
     found = []
     handle = watch(asyncio.get_running_loop(), lambda *found_: found.append(found_))
-    time.sleep(0.2)
+    time.sleep(0.6)  # the thread may start late
     await asyncio.sleep(0)
     if inherited is None and (child := os.fork()) == 0:
         os._exit(child_main(handle))
@@ -590,7 +590,7 @@ def child_main(handle):
 async def child(inherited):
     found = []
     handle = watch(asyncio.get_running_loop(), lambda *each: found.append(each))
-    time.sleep(0.2)
+    time.sleep(0.6)  # the thread may start late
     await asyncio.sleep(0)
     handle.stop()
     inherited.stop()
@@ -619,7 +619,7 @@ async def main():
         os._exit(0)
     os.waitpid(child, 0)
     await asyncio.sleep(0)
-    time.sleep(0.2)
+    time.sleep(0.6)  # the thread may start late
     await asyncio.sleep(0)
     handle.stop()
     return before, len(found), threading.active_count()

@@ -56,7 +56,8 @@ async def test_a_value_from_the_page_continues_the_run(make_client: Any, any_jou
 
     assert (answer.status_code, answer.json()) == (200, {"done": "stored"})
     assert resumed.json() == {"done": "resumed"}
-    report = await waiting().with_options(journal=any_journal, run_id="a/b").run()
+    continued = waiting().with_options(journal=any_journal, run_id="a/b", on_active="wait")
+    report = await continued.run()
     assert report["send"].output is True
 
 
