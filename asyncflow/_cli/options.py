@@ -146,12 +146,17 @@ def journal_flag(journal: str) -> str:
     return " --journal " + ("DSN" if is_postgres_address(journal) else shlex.quote(journal))
 
 
-def resume_command(run_id: str, journal: str) -> str:
-    """Return the command that resumes a run, for a user who knows where its pipeline is."""
-    # The command looks there, too.
-    is_known = os.environ.get(PIPELINES) or project_defaults().get("pipelines")
-    target = "" if is_known else " MODULE:PIPELINE"
-    return f"asyncflow resume {shlex.quote(run_id)}{target}{journal_flag(journal)}"
+def resume_command(record: RunRecord, journal: str) -> str:
+    """Return the command that resumes a run, as far as the journal and the project tell."""
+    target = f" {shlex.quote(named_target(record))}"
+    if os.environ.get(PIPELINES) or project_defaults().get("pipelines"):
+        target = ""  # the command looks there, too
+    return f"asyncflow resume {shlex.quote(record.run_id)}{target}{journal_flag(journal)}"
+
+
+def named_target(record: RunRecord) -> str:
+    """Return MODULE:PIPELINE of a run; a pipeline without a name has it as its name."""
+    return record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
 
 
 # Completion in a shell.

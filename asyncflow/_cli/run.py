@@ -33,6 +33,7 @@ from asyncflow._cli.options import (
     find_run,
     journal_flag,
     label_option,
+    named_target,
     open_journal,
     run_options,
 )
@@ -195,8 +196,8 @@ def pipeline_of(
     """Return the target whose pipeline has the name of the run's."""
     belongs = f"run {record.run_id!r} belongs to pipeline {record.pipeline!r}"
     if not targets:
-        like = record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
-        line = f"asyncflow {command} {record.run_id} {like}{journal_flag(flags.journal)}"
+        where = f"{named_target(record)}{journal_flag(flags.journal)}"
+        line = f"asyncflow {command} {record.run_id} {where}"
         raise click.UsageError(
             f"{belongs}; name it: {escape_controls(line)}, or in ${PIPELINES}, or as "
             "`pipelines` of [tool.asyncflow] in pyproject.toml"

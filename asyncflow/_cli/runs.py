@@ -77,7 +77,22 @@ def _check_text(text: str | None) -> str | None:
 # runs
 
 
+def _check_nothing(words: tuple[str, ...]) -> None:
+    if words:
+        line = f"asyncflow runs --text {shlex.quote(' '.join(words))}"
+        raise click.UsageError(
+            escape_controls(f"the list takes options only; to search it: {line}")
+        )
+
+
 @click.command()
+@click.argument(
+    "words",
+    metavar="",
+    nargs=-1,
+    expose_value=False,
+    callback=lambda ctx, param, words: _check_nothing(words),
+)
 @journal_option
 @status_option(f"Only runs with this status: {', '.join(RunStatus)}.")
 @click.option("--pipeline", metavar="NAME", help="Only runs of the pipeline with this name.")

@@ -240,7 +240,7 @@ def show(
             html,
             [each.event for each in shown.events],
             [each.event for each in shown.notes],
-            resume=resume_command(shown.record.run_id, journal),
+            resume=resume_command(shown.record, journal),
             usual_ms=shown.usual_ms,
             orphaned=shown.record.status is RunStatus.ORPHANED,
         )
@@ -269,7 +269,7 @@ def show(
         if shown.record.status is RunStatus.WAITING:
             from asyncflow._cli.execution import next_commands  # few need it
 
-            resume = resume_command(shown.record.run_id, journal)
+            resume = resume_command(shown.record, journal)
             for hint in next_commands(shown.report, resume, journal):
                 write_note(escape_controls(hint))
 

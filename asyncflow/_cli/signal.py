@@ -66,5 +66,5 @@ def signal(run: str, name: str, value: str, journal: str) -> None:
         raise CommandError(str(error), RUN_FAILED) from error
     write_note(escape_controls(f"signal {name!r} of run {record.run_id} is stored"))
     if record.status is RunStatus.WAITING:
-        resume = resume_command(record.run_id, journal)
+        resume = resume_command(record, journal)
         write_note(escape_controls(f"To resume it, unless a service does: {resume}"))

@@ -50,7 +50,7 @@ def watch(run: str | None, journal: str, as_json: bool) -> None:
     write_report(report, as_json=as_json, is_shown=is_shown, with_traces=not is_shown)
     if record.status is RunStatus.ORPHANED:
         write_note("no process runs it any more")
-    for hint in next_commands(report, resume_command(record.run_id, journal), journal):
+    for hint in next_commands(report, resume_command(record, journal), journal):
         write_note(escape_controls(hint))
     sys.exit(exit_code_of(record.status))
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from asyncflow._core.report import tolerated_text
 from asyncflow._core.results import (
-    RunStatus,
     StepStatus,
     failure_text,
     fallbacks_text,
@@ -36,20 +35,14 @@ class LostSteps(NamedTuple):
 
 
 def verdict(view: RunView) -> str:
-    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 4 skipped, 3 retried, 9 reused``.
-
-    Of a run that passed, it names the steps that were retried, and counts what failed all the same.
-    Of one that waits, it names the steps that wait.
-    """
+    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``."""
     counts = [
         f"{view.counts[status]:,} {_WORDS.get(status, status.lower())}"
         for status in _COUNTED
         if view.counts[status]
     ]
     if retried := retried_steps(view):
-        # What failed matters more, and the line is short.
-        names = f" ({_names(retried)})" if view.status is RunStatus.PASSED else ""
-        counts.append(f"{len(retried):,} retried{names}")
+        counts.append(f"{len(retried):,} retried ({_names(retried)})")
     endured = [*endured_steps(view)]
     if tolerated := sum(step.tally[StepStatus.FAILED] for step in endured):
         counts.append(f"{plural(tolerated, 'item')} failed, tolerated")

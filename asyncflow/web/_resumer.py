@@ -100,6 +100,18 @@ class Resumer:
         )
         return record.status is not RunStatus.WAITING or await has_begun()
 
+    async def preview(self, record: RunRecord) -> str:
+        """Return what resuming a run would do with its steps: ``2 reused, 3 to run``."""
+        pipeline = self._pipelines.get(record.pipeline)
+        if not self.can_resume(record) or not hasattr(pipeline, "preview"):
+            return ""
+        try:
+            found = await pipeline.with_options(journal=self._journal).preview(record.run_id)
+        except (ValueError, TypeError, RunNotFoundError, PayloadError):
+            return ""  # the resumption would be refused, and says why
+        counts = {"reused": found.reused, "to run": found.runs, "waiting": found.waits}
+        return ", ".join(f"{len(steps):,} {word}" for word, steps in counts.items() if steps)
+
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
         """Return what a page offers for rerunning a run; ``None`` if it can't be.
 

@@ -219,14 +219,19 @@ async def _updates(
     context: PageContext,
     related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
 ) -> AsyncGenerator[Update, None]:
+    preview = ""
+
     async def prepare() -> None:
-        nonlocal context
-        context = context._replace(related=await related_of(await journal.record(run_id)))
+        nonlocal context, preview
+        record = await journal.record(run_id)
+        context = context._replace(related=await related_of(record))
+        preview = await resumer.preview(record)
 
     with suppress(JournalError, RunNotFoundError):  # the feed reports it
         record = await journal.record(run_id)
         if after and await _is_over(journal, run_id, after):
-            yield Update(after, {ACTIONS: _actions(None, record, resumer)}, None, "ended")
+            preview = await resumer.preview(record)
+            yield Update(after, {ACTIONS: _actions(None, record, resumer, preview)}, None, "ended")
             return
         if not feeds.has(run_id):  # the first viewer's parts are those of all others
             context = context._replace(**await _usual(journal, record))
@@ -241,14 +246,14 @@ async def _updates(
         )
         parts = sections(view, event_log(events), now, now_ms=now_ms)
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
-        return {**encoded, ACTIONS: _actions(view, record, resumer)}
+        return {**encoded, ACTIONS: _actions(view, record, resumer, preview)}
 
     async with aclosing(feeds.updates(run_id, after, render, prepare)) as updates:
         async for update in updates:
             yield update
 
 
-def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes:
+def _actions(view: RunView | None, record: RunRecord, resumer: Resumer, preview: str) -> bytes:
     """Return the actions on a run, and a note about them, as JSON."""
     is_running = record.status is RunStatus.RUNNING
     is_left = record.status is RunStatus.ORPHANED or record.cause in ("drained", "resource")
@@ -260,6 +265,7 @@ def _actions(view: RunView | None, record: RunRecord, resumer: Resumer) -> bytes
     actions = {
         "cancel": (is_running and not stops) or is_left or is_waiting,
         "resume": can_resume,
+        "preview": preview,
         "rerun": resumer.rerun_options(record),
         "note": "to resume it here, give this server its pipeline" if needs_pipeline else "",
         "orphaned": record.status is RunStatus.ORPHANED,

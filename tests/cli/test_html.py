@@ -70,9 +70,22 @@ def test_a_page_has_the_command_that_resumes_its_run(shell: Shell) -> None:
     shell("run", "etl:failing", "--run-id", "r 1", "--html", "run.html", *where, exits=1)
     shell("show", "r 1", "--journal", "my runs.db", "--html", "shown.html")
 
-    for name, target in (("run.html", "etl:failing"), ("shown.html", "MODULE:PIPELINE")):
+    for name in ("run.html", "shown.html"):
         page = html.unescape((shell.directory / name).read_text(encoding="utf-8"))
-        assert f"asyncflow resume 'r 1' {target} --journal 'my runs.db'" in page
+        assert "asyncflow resume 'r 1' etl:failing --journal 'my runs.db'" in page
+
+
+def test_a_page_says_what_its_command_lacks_if_the_pipeline_has_a_name_of_its_own(
+    shell: Shell,
+) -> None:
+    shell.write("talker.py", TALKER)
+    shell("run", "talker:pipeline", "--run-id", "r1", "--quiet", exits=1)
+    shell("show", "r1", "--html", "shown.html")
+
+    page = (shell.directory / "shown.html").read_text(encoding="utf-8")
+
+    assert "asyncflow resume r1 MODULE:PIPELINE" in page
+    assert "MODULE:PIPELINE is where its code is, such as etl.py, with pipeline talker" in page
 
 
 @pytest.mark.parametrize("path", ["no/where/out.html", "."])

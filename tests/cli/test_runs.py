@@ -112,6 +112,12 @@ def test_options_filter_the_runs(shell: Shell, orphan: str) -> None:
     assert "status must be one of RUNNING, PASSED, FAILED, INTERRUPTED, ORPHANED" in refused
 
 
+def test_a_text_without_its_option_is_pointed_to_it(shell: Shell) -> None:
+    refused = shell("runs", "order", "12345", exits=2).stderr
+
+    assert "asyncflow runs --text 'order 12345'" in refused
+
+
 def test_a_label_is_given_shown_and_found(shell: Shell) -> None:
     shell("run", "etl:pipeline", "--run-id", "one", "--label", "order 12345")
     shell("run", "etl:pipeline", "--run-id", "two", "--label", "order 123456")

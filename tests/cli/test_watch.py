@@ -38,7 +38,7 @@ def test_the_end_of_a_run_and_its_exit_code_are_those_of_run(shell: Shell) -> No
     assert "] the run passed after " in lines[-2]
     assert lines[-1] == "To show it again: asyncflow show pipeline"
     assert "OSError: no disk" in watched[1].stderr
-    assert "To resume it: asyncflow resume failing MODULE:PIPELINE" in watched[1].stderr
+    assert "To resume it: asyncflow resume failing etl:failing" in watched[1].stderr
     assert shell.json("watch", "pipeline", "--json")["status"] == "PASSED"
 
 

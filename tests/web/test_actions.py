@@ -19,6 +19,7 @@ from asyncflow import (
 )
 from asyncflow.events import RunStarted
 from asyncflow.web import app
+from asyncflow.web._resumer import Resumer
 
 AS_SCRIPT = {"accept": "application/json"}
 
@@ -125,6 +126,25 @@ async def test_a_run_is_resumed_in_the_server(make_client: Any, any_journal: Any
     assert (await ended(any_journal, "r")).status == "PASSED"
     report = await any_journal.report("r")
     assert report["extract"].reused
+
+
+async def test_the_page_says_what_resuming_would_run(make_client: Any, journal: Any) -> None:
+    gate = Gate()
+    await interrupt(gate, journal, "r")
+    resumer, record = Resumer(journal, {"slow": slow(gate)}), await journal.record("r")
+
+    assert await resumer.preview(record) == "1 reused, 1 to run"
+    assert await Resumer(journal, {}).preview(record) == ""
+    secret = Pipeline("slow", secret_inputs=["token"])
+
+    @secret.step
+    async def extract(token: str) -> None: ...
+
+    assert await Resumer(journal, {"slow": secret}).preview(record) == ""  # it would be refused
+    stream = make_client(app(journal, pipelines={"slow": slow(gate)})).stream("GET", "/events/r")
+    async with stream as answer:
+        updates = "".join([line async for line in answer.aiter_lines()])
+    assert '"preview": "1 reused, 1 to run"' in updates
 
 
 async def test_a_run_of_a_decorated_pipeline_is_resumed(make_client: Any, journal: Any) -> None:

@@ -64,6 +64,7 @@
   function offer(now) {
     can = now;
     for (const [name, button] of Object.entries(buttons)) if (button) button.hidden = !can[name];
+    if (buttons.resume) buttons.resume.textContent = `Resume the run${can.preview ? ` (${can.preview})` : ""}`;
     if (!can.cancel) question.close();
     if (can.note || !said) say(can.note);
     const waits = can.signals || {};
