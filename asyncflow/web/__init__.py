@@ -48,7 +48,6 @@ def app(
     pipelines: Mapping[str, Resumable] | None = None,
     token: str | None = None,
     allowed_hosts: Iterable[str] | None = None,
-    max_viewers: int = 200,
     grace_s: float = 30.0,
 ) -> Starlette:
     """Return the pages as an ASGI application, to mount into another one or to serve.
@@ -67,16 +66,13 @@ def app(
         allowed_hosts: Host names, without ports, that requests may use beside those of this
             machine (``localhost``, ``127.0.0.1``, ``[::1]``). By default there are no others, or
             with a token, all.
-        max_viewers: How many pages may follow their runs at a time; at least 1, 200 by default.
-            Another page says that it can't, and tries again.
         grace_s: How many seconds resumed runs may take to clean up when the service ends.
 
     Raises:
-        TypeError: One of ``pipelines`` is no pipeline, ``token`` is no ``str``, or ``max_viewers``
-            is no ``int``.
-        ValueError: ``token`` is too short, ``max_viewers`` is below 1, or ``grace_s`` is negative.
+        TypeError: One of ``pipelines`` is no pipeline, or ``token`` is no ``str``.
+        ValueError: ``token`` is too short, or ``grace_s`` is negative.
     """
-    return _app(Site(journal, pipelines, token, allowed_hosts, max_viewers), grace_s)
+    return _app(Site(journal, pipelines, token, allowed_hosts), grace_s)
 
 
 def _app(site: Site, grace_s: float) -> Starlette:
@@ -108,7 +104,6 @@ async def serve(
     pipelines: Mapping[str, Resumable] | None = None,
     token: str | None = None,
     allowed_hosts: Iterable[str] | None = None,
-    max_viewers: int = 200,
     grace_s: float = 30.0,
     on_ready: Callable[[str], object] = lambda url: None,
 ) -> None:
@@ -127,7 +122,6 @@ async def serve(
         pipelines: As `app` takes them.
         token: As `app` takes it.
         allowed_hosts: As `app` takes them.
-        max_viewers: As `app` takes it.
         grace_s: As `app` takes it.
         on_ready: Called with the URL of the list of runs, without the token, once the server
             accepts connections.
@@ -149,7 +143,7 @@ async def serve(
             f"other machines can reach host {host!r}, so it needs a token of at least 16 "
             "characters, token=secrets.token_urlsafe(), or host='127.0.0.1'"
         )
-    site = Site(journal, pipelines, token, allowed_hosts, max_viewers)
+    site = Site(journal, pipelines, token, allowed_hosts)
     pages = _app(site, grace_s)
     try:
         await serve_app(

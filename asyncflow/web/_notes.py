@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import QueryParams
@@ -25,7 +25,6 @@ _MOST, _BY_DEFAULT = 5_000, 1_000
 _LONGEST_TEXT = 1_000
 _KINDS = {"log": StepLogged, "progress": StepProgressed, "attachment": StepAttached}
 _LEVELS = logging.getLevelNamesMapping()
-_AsJson: TypeAlias = Callable[[StoredEvent], dict[str, object]]
 _TEXTS = ("application/json", "text/csv", "text/markdown", "text/plain")
 
 
@@ -34,9 +33,7 @@ def attachments_url(request: Request, run_id: str) -> str:
     return f"{link_to(request, 'api/runs', run_id)}/attachments"
 
 
-async def list_notes(
-    request: Request, journal: SQLJournal, run_id: str, as_json: _AsJson
-) -> Response:
+async def list_notes(request: Request, journal: SQLJournal, run_id: str) -> Response:
     """Answer with the notes of a run that the query selects."""
     try:
         selection = _selection(request.query_params)
@@ -44,15 +41,17 @@ async def list_notes(
     except ValueError as error:
         return problem(request, 400, "The query is invalid", str(error))
     base = attachments_url(request, run_id)
-    return await asyncio.to_thread(_answer, stored, selection["after"], base, as_json)
+    notes = [_as_json(each, base) for each in stored]
+    last = stored[-1].position if stored else selection["after"]
+    return json_answer({"notes": notes, "last": last})
 
 
-def _answer(stored: Sequence[StoredEvent], after: object, base: str, as_json: _AsJson) -> Response:
-    notes = [as_json(each) for each in stored]
-    for note in notes:
-        if note.pop("data", None) is not None:
-            note["url"] = f"{base}/{note['position']}"
-    return json_answer({"notes": notes, "last": stored[-1].position if stored else after})
+def _as_json(stored: StoredEvent, base: str) -> dict[str, object]:
+    note, position = stored.event, stored.position
+    names = [field.name for field in fields(note) if field.name != "data"]
+    found = {name: getattr(note, name) for name in names}
+    url = {"url": f"{base}/{position}"} if isinstance(note, StepAttached) else {}
+    return {"position": position, "event": type(note).__name__, **found, **url}
 
 
 def _selection(query: QueryParams) -> dict[str, Any]:

@@ -10,7 +10,6 @@ Rules of the drawings:
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from starlette.responses import Response
 from asyncflow._core.pool import Pool
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
-from asyncflow._core.text import duration, plural
+from asyncflow._core.text import did_you_mean, duration, plural
 from asyncflow._views.outcomes import OUTCOMES, frequency_text, items_text
 from asyncflow._views.preview import ago, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
@@ -47,7 +46,6 @@ from asyncflow.web._responses import (
 _RUNS, _MOST_RUNS = 50, 1_000
 _MOST_STEPS, _MOST_CELLS, _LEAST_RUNS = 1_000, 20_000, 5
 """Of a pipeline of many steps, the grid shows fewer runs; and at most so many of its steps."""
-_MOST_NEAREST = 5
 _MOST_WAITING = 5
 """Of how many runs that wait the page says for what."""
 
@@ -123,14 +121,10 @@ async def pipeline_api(request: Request, journal: SQLJournal) -> Response:
 
 
 async def _unknown(request: Request, journal: SQLJournal, name: str) -> Response:
-    names = await journal.pipelines()
-    near = difflib.get_close_matches(name, names, n=_MOST_NEAREST, cutoff=0.4)
-    text = f"The journal has no runs of pipeline {name!r}. They may have been pruned."
-    if near:
-        text += f" Did you mean {' or '.join(map(repr, near))}?"
-    links = [(each, link_to(request, "pipelines", each)) for each in near if each]
-    home = ("All runs", path_in(request, "/"))
-    return problem(request, 404, "There is no such pipeline", text, links=[*links, home])
+    hint = did_you_mean(name, await journal.pipelines())
+    text = f"The journal has no runs of pipeline {name!r}{hint}. They may have been pruned."
+    links = [("All runs", path_in(request, "/"))]
+    return problem(request, 404, "There is no such pipeline", text, links=links)
 
 
 # --- the chart -----------------------------------------------------------------------------------

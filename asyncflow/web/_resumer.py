@@ -29,19 +29,13 @@ from asyncflow.journal._queries import RunRecord
 
 
 class Resumable(Protocol):
-    """An `Orchestrator`, or anything else that runs a pipeline.
-
-    If it has ``rerun``, ``steps`` and ``secret_inputs`` like that, runs can be rerun too. If it
-    has ``resources``, no page asks for inputs of these names.
-    """
+    """An `Orchestrator` or a `Pipeline`, as far as a type checker sees here."""
 
     def with_options(self, *, run_id: str = ..., journal: Any) -> Any:
         """Return what runs it under this id, with this journal, by its ``run`` or ``rerun``."""
         ...
 
 
-_OF_A_RERUN = ("rerun", "steps", "secret_inputs")
-"""What a pipeline has that can rerun a run."""
 _LOOK_EVERY_S = 0.02
 _LONGEST_WAIT_S = 3.0
 """How long the response to a resumption waits for the run to begin."""
@@ -73,7 +67,7 @@ class Resumer:
 
     def pools_of(self, pipeline: str) -> list[Pool]:
         """Return the pools of a pipeline's steps, if it is one of these."""
-        steps = getattr(self._pipelines.get(pipeline), "steps", ())
+        steps = self._pipelines[pipeline].steps if pipeline in self._pipelines else ()
         return list(dict.fromkeys([step.pool for step in steps if step.pool is not None]))
 
     def can_resume(self, record: RunRecord) -> bool:
@@ -102,9 +96,9 @@ class Resumer:
 
     async def preview(self, record: RunRecord) -> str:
         """Return what resuming a run would do with its steps: ``2 reused, 3 to run``."""
-        pipeline = self._pipelines.get(record.pipeline)
-        if not self.can_resume(record) or not hasattr(pipeline, "preview"):
+        if not self.can_resume(record):
             return ""
+        pipeline = self._pipelines[record.pipeline]
         try:
             found = await pipeline.with_options(journal=self._journal).preview(record.run_id)
         except (ValueError, TypeError, RunNotFoundError, PayloadError):
@@ -117,11 +111,11 @@ class Resumer:
 
         These are the names of the inputs that can be given, and of those that are secret.
         """
-        pipeline: Any = self._pipelines.get(record.pipeline)
-        if record.damaged or not all(hasattr(pipeline, name) for name in _OF_A_RERUN):
+        pipeline = self._pipelines.get(record.pipeline)
+        if record.damaged or pipeline is None:
             return None
-        secret, resources = pipeline.secret_inputs, getattr(pipeline, "resources", ())
-        names = [name for name in inputs_of(pipeline.steps) if name not in resources]
+        secret = pipeline.secret_inputs
+        names = [name for name in inputs_of(pipeline.steps) if name not in pipeline.resources]
         return {
             "inputs": [name for name in names if name not in secret],
             "secret": [name for name in names if name in secret],
@@ -142,9 +136,9 @@ class Resumer:
         once.
         """
         self._check_pipeline(record, "rerun it")
-        pipeline: Any = self._pipelines[record.pipeline]
-        if self.rerun_options(record) is None:
-            raise ResumeRefusedError("its pipeline here can't rerun a run, or the run is damaged")
+        pipeline = self._pipelines[record.pipeline]
+        if record.damaged:
+            raise ResumeRefusedError("it is damaged")
         await self._check_steps(record, "rerun")
         self._check_pipeline(record, "rerun it")  # as in resume
         if everything:
@@ -249,7 +243,7 @@ class Resumer:
         """Refuse steps that the run does not have: targets may have left them out."""
         events = [each.event for each in await self._journal.events(record.run_id)]
         had = latest_steps(events)
-        steps = getattr(self._pipelines[record.pipeline], "steps", ())
+        steps = self._pipelines[record.pipeline].steps
         others = [step.name for step in steps if had and step.name not in had]
         if others:
             raise ResumeRefusedError(
@@ -299,15 +293,15 @@ class Resumer:
                 _log.warning("run %r is still cleaning up after %g s", run_id, grace_s)
 
 
-def _runnable(name: str, pipeline: Any) -> Resumable:
-    """Return the object that runs a pipeline."""
+def _runnable(name: str, pipeline: Any) -> Any:
+    """Return the `Orchestrator` of a pipeline."""
     runnable = getattr(pipeline, "orchestrator", pipeline)
     if not callable(getattr(runnable, "with_options", None)):
         raise TypeError(
             f"pipelines[{name!r}] must be a Pipeline or an Orchestrator, not "
             f"{type(pipeline).__name__}; Orchestrator(steps, name={name!r}) makes one of steps"
         )
-    return runnable  # type: ignore[no-any-return]
+    return runnable
 
 
 def _why_not(error: Exception) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -24,11 +22,10 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
-from asyncflow._core.results import RestoredOutput, RunStatus, to_restored_error
-from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
+from asyncflow._core.results import RunStatus
 from asyncflow._views.event_text import ended_as
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import StoredEvent, record_document
+from asyncflow.journal._queries import record_document
 from asyncflow.web._auth import Guard, Token, log_in, login_required
 from asyncflow.web._compare_page import compare_page
 from asyncflow.web._feed import RunFeeds
@@ -45,9 +42,8 @@ from asyncflow.web._responses import (
     wants_json,
 )
 from asyncflow.web._resumer import Resumer, ResumeRefusedError
-from asyncflow.web._run_page import follow, run_page, show_details, unknown_run
+from asyncflow.web._run_page import follow, run_page, show_details
 from asyncflow.web._runs_page import query_in, runs_page, selected
-from asyncflow.web._stream import Viewers
 
 
 async def cancel(request: Request, journal: SQLJournal) -> Response:
@@ -168,10 +164,8 @@ def _refused(request: Request, run_id: str, title: str, text: str) -> Response:
 
 
 _MOST_BYTES = 1_048_576
-_EVENTS, _NOTES, _RERUN, _SIGNAL = "/events", "/notes", "/rerun", "/signal"
+_NOTES, _RERUN, _SIGNAL = "/notes", "/rerun", "/signal"
 _ATTACHMENT = re.compile(r"/attachments/(\d{1,15})$", re.ASCII)
-_DEEPEST = 50
-_LONGEST = 2_000
 
 
 async def list_runs(request: Request, journal: SQLJournal) -> Response:
@@ -188,13 +182,11 @@ async def list_runs(request: Request, journal: SQLJournal) -> Response:
 async def show_run(request: Request, journal: SQLJournal) -> Response:
     """Answer with one run, or with what the end of the path asks for.
 
-    That is its events, its notes, or one of its attachments.
+    That is its notes, or one of its attachments.
     """
     run_id = named_run(request)
-    if _ends_in(request, _EVENTS):
-        return await _events(request, journal, run_id.removesuffix(_EVENTS))
     if _ends_in(request, _NOTES):
-        return await list_notes(request, journal, run_id.removesuffix(_NOTES), event_json)
+        return await list_notes(request, journal, run_id.removesuffix(_NOTES))
     if found := _ATTACHMENT.search(_path_as_sent(request)):
         return await attachment(journal, run_id.removesuffix(found[0]), int(found[1]))
     return json_answer(record_document(await journal.record(run_id)))
@@ -207,53 +199,6 @@ def _path_as_sent(request: Request) -> str:
 
 def _ends_in(request: Request, name: str) -> bool:
     return _path_as_sent(request).endswith(name)
-
-
-async def _events(request: Request, journal: SQLJournal, run_id: str) -> Response:
-    after = request.query_params.get("after", "0")
-    if not after.isascii() or not after.isdigit() or len(after) > 15:
-        detail = f"after must be the position of an event, not {after!r}"
-        return problem(request, 400, "The query is invalid", detail)
-    stored = await journal.events(run_id, int(after))
-    last = stored[-1].position if stored else int(after)
-    # There may be hundreds of thousands of events.
-    return await asyncio.to_thread(_events_answer, stored, last)
-
-
-def _events_answer(stored: Sequence[StoredEvent], last: int) -> Response:
-    return json_answer({"events": [event_json(each) for each in stored], "last": last})
-
-
-def event_json(stored: StoredEvent) -> dict[str, object]:
-    """Return an event for JSON: its position, the name of its class, and its fields."""
-    event = stored.event
-    values = {field.name: _json_of(getattr(event, field.name)) for field in fields(event)}
-    return {"position": stored.position, "event": type(event).__name__, **values}
-
-
-def _json_of(value: Any, depth: int = 0) -> Any:
-    """Return a value for JSON; the ``repr`` of one that JSON lacks."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, str):
-        return str(value)  # a status is a subclass
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, BaseException):
-        return _error_json(value)
-    is_endless = depth == 0 and extent(value, MOST_BYTES) in ("large", "deep")
-    if isinstance(value, RestoredOutput) or is_endless or depth > _DEEPEST:
-        return {"repr": safe_repr(value)[:_LONGEST]}
-    if isinstance(value, list | tuple):
-        return [_json_of(each, depth + 1) for each in value]
-    if isinstance(value, Mapping):
-        return {str(name): _json_of(each, depth + 1) for name, each in value.items()}
-    return {"repr": safe_repr(value)[:_LONGEST]}
-
-
-def _error_json(error: BaseException) -> dict[str, str]:
-    kept = to_restored_error(error)
-    return {"type": kept.type_name, "message": kept.message}
 
 
 class _RunConvertor(Convertor[str]):
@@ -275,7 +220,6 @@ class Site:
     """The pages of one journal.
 
     ``hosts`` are the host names that requests may use, beside those of this machine.
-    ``max_viewers`` says how many pages may follow runs at a time.
     """
 
     def __init__(
@@ -284,13 +228,11 @@ class Site:
         pipelines: Mapping[str, Any] | None,
         secret: str | None,
         hosts: Iterable[str] | None,
-        max_viewers: int,
     ) -> None:
         self._journal = journal
         self._token = None if secret is None else Token(secret)
         self._hosts = () if hosts is None and secret is None else hosts
         self._feeds = RunFeeds(journal)
-        self._viewers = Viewers(max_viewers)
         self.resumer = Resumer(journal, pipelines or {})
 
     def end_streams(self) -> None:
@@ -305,24 +247,37 @@ class Site:
     @property
     def routes(self) -> Sequence[Route]:
         """Which path leads where. An id may have slashes, so it comes last."""
-        act = ["POST"]
+        journal, resumer, token = self._journal, self.resumer, self._token
+        run, act = "{run_id:asyncflow_run}", ["POST"]
         return [
-            Route("/", self._runs),
-            Route("/runs", self._to_runs),
-            Route("/compare", self._compare),
-            Route("/runs/{run_id:asyncflow_run}", self._run),
-            Route("/events/{run_id:asyncflow_run}", self._follow),
-            Route("/details/{run_id:asyncflow_run}", self._details),
-            Route("/cancel/{run_id:asyncflow_run}", self._cancel, methods=act),
-            Route("/resume/{run_id:asyncflow_run}", self._resume, methods=act),
-            Route("/pipelines/{pipeline:asyncflow_run}", self._pipeline),
-            Route("/api/pipelines/{pipeline:asyncflow_run}", self._api_pipeline),
-            Route("/api/compare", self._compare),
-            Route("/api/runs", self._api_runs),
-            Route("/api/runs/{run_id:asyncflow_run}/rerun", self._api_rerun, methods=act),
-            Route("/api/runs/{run_id:asyncflow_run}/signal", self._api_signal, methods=act),
-            Route("/api/runs/{run_id:asyncflow_run}", self._api_run),
-            Route("/login", self._login, methods=act),
+            Route("/", partial(runs_page, journal=journal, pipelines=resumer.names)),
+            Route("/runs", _to_runs),
+            Route("/compare", partial(compare_page, journal=journal)),
+            Route(f"/runs/{run}", partial(run_page, journal=journal, resumer=resumer)),
+            Route(
+                f"/events/{run}",
+                partial(follow, journal=journal, resumer=resumer, feeds=self._feeds),
+            ),
+            Route(f"/details/{run}", partial(show_details, journal=journal)),
+            Route(f"/cancel/{run}", partial(cancel, journal=journal), methods=act),
+            Route(f"/resume/{run}", partial(resume, journal=journal, resumer=resumer), methods=act),
+            Route(
+                "/pipelines/{pipeline:asyncflow_run}",
+                partial(pipeline_page, journal=journal, pools_of=resumer.pools_of),
+            ),
+            Route(
+                "/api/pipelines/{pipeline:asyncflow_run}", partial(pipeline_api, journal=journal)
+            ),
+            Route("/api/compare", partial(compare_page, journal=journal)),
+            Route("/api/runs", partial(list_runs, journal=journal)),
+            Route(
+                f"/api/runs/{run}/rerun",
+                partial(rerun, journal=journal, resumer=resumer),
+                methods=act,
+            ),
+            Route(f"/api/runs/{run}/signal", partial(signal, journal=journal), methods=act),
+            Route(f"/api/runs/{run}", partial(show_run, journal=journal)),
+            *([Route("/login", partial(log_in, token=token), methods=act)] if token else []),
             Route("/assets/{name}", asset_response),
         ]
 
@@ -330,63 +285,23 @@ class Site:
     def exception_handlers(self) -> Mapping[Any, Any]:
         """What answers in place of a handler that failed."""
         return {
-            RunNotFoundError: self._unknown,
+            RunNotFoundError: _unknown_run,
             RunUnreadableError: _unreadable_run,
             JournalError: _unreadable,
             HTTPException: _no_such_page,
             ClientDisconnect: _gone,
         }
 
-    async def _runs(self, request: Request) -> Response:
-        return await runs_page(request, self._journal, self.resumer.names)
 
-    async def _to_runs(self, request: Request) -> Response:
-        """Redirect a shortened address of a run to the list of all runs."""
-        return RedirectResponse(path_in(request, "/"))
+async def _to_runs(request: Request) -> Response:
+    """Redirect a shortened address of a run to the list of all runs."""
+    return RedirectResponse(path_in(request, "/"))
 
-    async def _run(self, request: Request) -> Response:
-        return await run_page(request, self._journal, self.resumer)
 
-    async def _compare(self, request: Request) -> Response:
-        return await compare_page(request, self._journal)
-
-    async def _details(self, request: Request) -> Response:
-        return await show_details(request, self._journal)
-
-    async def _follow(self, request: Request) -> Response:
-        return await follow(request, self._journal, self._feeds, self._viewers, self.resumer)
-
-    async def _cancel(self, request: Request) -> Response:
-        return await cancel(request, self._journal)
-
-    async def _resume(self, request: Request) -> Response:
-        return await resume(request, self._journal, self.resumer)
-
-    async def _pipeline(self, request: Request) -> Response:
-        return await pipeline_page(request, self._journal, self.resumer.pools_of)
-
-    async def _api_pipeline(self, request: Request) -> Response:
-        return await pipeline_api(request, self._journal)
-
-    async def _api_runs(self, request: Request) -> Response:
-        return await list_runs(request, self._journal)
-
-    async def _api_run(self, request: Request) -> Response:
-        return await show_run(request, self._journal)
-
-    async def _api_rerun(self, request: Request) -> Response:
-        return await rerun(request, self._journal, self.resumer)
-
-    async def _api_signal(self, request: Request) -> Response:
-        return await signal(request, self._journal)
-
-    async def _login(self, request: Request) -> Response:
-        if self._token is None:
-            raise HTTPException(404)
-        return await log_in(request, self._token)
-
-    async def _unknown(self, request: Request, error: RunNotFoundError) -> Response:
-        return await unknown_run(request, self._journal, error)
+async def _unknown_run(request: Request, error: RunNotFoundError) -> Response:
+    text = f"The journal has no run {error.run_id!r}. It may have been pruned."
+    links = [("All runs", path_in(request, "/"))]
+    return problem(request, 404, "There is no such run", text, links=links)
 
 
 async def _unreadable(request: Request, error: JournalError) -> Response:

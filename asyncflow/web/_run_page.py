@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -39,7 +38,7 @@ from asyncflow.web._responses import (
     wants_json,
 )
 from asyncflow.web._resumer import Resumer
-from asyncflow.web._stream import UpdateStream, Viewers
+from asyncflow.web._stream import UpdateStream
 
 
 def position_of(text: str | None) -> int:
@@ -49,10 +48,6 @@ def position_of(text: str | None) -> int:
 
 _MOST_NESTED = 200
 """How many of the runs that its steps have started a page links to, the latest ones."""
-_AGAIN_S = 10
-"""When a page may ask again to follow a run."""
-_MOST_NEAREST, _MOST_SOUGHT, _LONGEST_SOUGHT = 5, 1_000, 60
-"""Ids are compared in a time that grows with the square of their length, or faster."""
 
 
 async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
@@ -180,28 +175,19 @@ def _made_details(
 
 
 async def follow(
-    request: Request, journal: SQLJournal, feeds: RunFeeds, viewers: Viewers, resumer: Resumer
+    request: Request, journal: SQLJournal, feeds: RunFeeds, resumer: Resumer
 ) -> Response:
     """Answer with the stream of what changes in a run after what the browser has seen."""
     run_id = named_run(request)
     after = position_of(request.headers.get("last-event-id") or request.query_params.get("after"))
-    # A page polls when it has seen the end, and when its stream was refused: it can't see why.
-    is_poll = wants_json(request)
-    if is_poll and await _is_over(journal, run_id, after):
-        return json_answer({"more": False})
-    if viewers.is_full:
-        text = f"{viewers.most} pages follow runs, which is the limit. Try again in {_AGAIN_S} s."
-        refusal = problem(request, 503, "There are too many viewers", text)
-        refusal.headers["retry-after"] = str(_AGAIN_S)
-        return refusal
-    if is_poll:
-        return json_answer({"more": True})
+    if wants_json(request):  # a page polls when it has seen the end
+        return json_answer({"more": not await _is_over(journal, run_id, after)})
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
     context = PageContext(attachments_url=attachments_url(request, run_id))
     related = partial(_related, request, journal)
     updates = _updates(run_id, after, journal, feeds, resumer, context, related)
-    return UpdateStream(updates, viewers)
+    return UpdateStream(updates)
 
 
 async def _is_over(journal: SQLJournal, run_id: str, after: int) -> bool:
@@ -283,24 +269,6 @@ def _field(schema: Mapping[str, Any]) -> dict[str, Any]:
         return {"kind": "choice", "choices": [json.dumps(each) for each in schema["enum"]]}
     kind = schema.get("type")
     return {"kind": kind if kind in ("boolean", "integer", "number", "string") else "json"}
-
-
-async def unknown_run(request: Request, journal: SQLJournal, error: RunNotFoundError) -> Response:
-    """Answer a request for an unknown run with those that it may mean."""
-    ids = [record.run_id for record in await journal.runs(limit=_MOST_SOUGHT)]
-    near = await asyncio.to_thread(_nearest, error.run_id, ids)
-    links = [(run_id, link_to(request, "runs", run_id)) for run_id in near]
-    text = f"The journal has no run {error.run_id!r}. It may have been pruned."
-    if near:
-        text += f" Did you mean {' or '.join(map(repr, near))}?"
-    return problem(request, 404, "There is no such run", text, links=[*links, *_home(request)])
-
-
-def _nearest(run_id: str, ids: list[str]) -> list[str]:
-    if len(run_id) > _LONGEST_SOUGHT:
-        return []
-    ids = [each for each in ids if len(each) <= _LONGEST_SOUGHT]
-    return difflib.get_close_matches(run_id, ids, n=_MOST_NEAREST, cutoff=0.4)
 
 
 def _home(request: Request) -> list[tuple[str, str]]:

@@ -15,8 +15,6 @@ _STREAMS_END_S = 1
 """How long responses may take to end before their connections are cut."""
 _ALL_ENDS_S = 3
 """How long anything may take; then the server logs an error."""
-_SEND_BUFFER = 131_072
-"""How many bytes the system may hold for a client; by itself it holds up to some megabytes."""
 
 _ANOTHER_HOST = "name another host, such as 127.0.0.1"
 _ANOTHER_PORT = "name another port, or 0 for any that is free"
@@ -87,9 +85,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.create_server(address[:2], family=family, backlog=128)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # of connections
-        return listening
+        return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, ValueError) as error:  # of a name that can't be encoded
         number = getattr(error, "errno", None) or errno.EINVAL
         why = getattr(error, "strerror", None) or error

@@ -280,26 +280,6 @@ async def test_a_question_about_an_ended_run_is_withdrawn(tab: Tab, site: Server
     await expect(page.get_by_role("dialog")).to_be_hidden()
 
 
-async def test_one_viewer_too_many_is_told_so_and_follows_later(tab: Tab, tmp_path: Path) -> None:
-    site, page = ServerThread(tmp_path, max_viewers=1), tab.page
-    tab.expected = ["503"]
-    gates = site.start("r")
-    other = await page.context.new_page()
-    await other.goto(f"{site.url}runs/r")
-    await expect(live(other)).to_have_text("live")
-
-    await page.bring_to_front()
-    await page.goto(f"{site.url}runs/r")
-    await expect(live(page)).to_have_text("not live: too many viewers, next attempt in 10 s")
-    await expect(button(page, "Cancel")).to_be_hidden()
-    await other.close()
-
-    await expect(live(page)).to_have_text("live")
-    gates.open("first", "second", "third")
-    await expect(badge(page)).to_contain_text("PASSED")
-    site.close()
-
-
 async def test_filters_zoom_and_theme_survive_a_reload(tab: Tab, site: ServerThread) -> None:
     gates, page = site.start("reloaded"), tab.page
     gates.open("first")

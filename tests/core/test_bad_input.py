@@ -468,7 +468,6 @@ REFUSED: list[tuple[Callable[..., Any], str, list[Any]]] = [
     (served, "port", [None, -1, 65_536, 10**5_000, 1.5, True, "80"]),
     (served, "pipelines", [1, "x", [1]]),
     (served, "token", [1, "short"]),
-    (served, "max_viewers", [0, "x", True]),
     (served, "grace_s", [-1, "x", float("nan")]),
     (served, "on_ready", [None, 1, Unprintable()]),
     (answered, "run", [None, 1, "x", Unprintable()]),

@@ -14,7 +14,7 @@ from postgres_server import PostgresServer
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import VirtualTimeLoop
 
-REAL_SOCKETS = ("test_serve", "test_slow_clients")
+REAL_SOCKETS = ("test_serve",)
 """The modules whose tests use real sockets, and so real time."""
 
 

@@ -60,14 +60,11 @@ def slow(gate: Gate, name: str = "slow") -> Orchestrator:
 
 def updates_in(text: str) -> list[dict[str, Any]]:
     """Return the updates of a stream, each with its id."""
-    updates, pieces = [], ""
+    updates = []
     for message in text.replace("\r\n", "\n").split("\n\n"):
         fields = dict(line.split(": ", 1) for line in message.splitlines() if ": " in line)
-        if fields.get("event") == "piece":
-            pieces += fields["data"]
         if fields.get("event") == "update":
-            updates.append({**json.loads(pieces + fields["data"]), "id": int(fields["id"])})
-            pieces = ""
+            updates.append({**json.loads(fields["data"]), "id": int(fields["id"])})
     return updates
 
 

@@ -268,6 +268,8 @@ async def test_a_run_that_another_process_resumes_first_is_left_alone(
     class Late:
         """A pipeline that loses the race for the lease."""
 
+        steps = ()
+
         def with_options(self, **options: Any) -> Any:
             return self
 
@@ -289,6 +291,8 @@ async def test_the_answer_does_not_wait_for_a_run_that_starts_slowly(
 
     class Slow:
         """A pipeline that starts slowly."""
+
+        steps = ()
 
         def with_options(self, **options: Any) -> Any:
             return self
@@ -314,6 +318,8 @@ async def test_a_resume_interrupted_by_the_shutdown_is_not_an_error(
 
     class Slow:
         """A pipeline that starts slowly."""
+
+        steps = ()
 
         def with_options(self, **options: Any) -> Any:
             return self

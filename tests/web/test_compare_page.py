@@ -117,7 +117,7 @@ async def test_an_unknown_run_is_reported(client: Any) -> None:
     for query in ("a=monda", "a=monday&b=tuesda"):
         answer = await client.get(f"/compare?{query}")
         assert answer.status_code == 404
-        assert "Did you mean" in answer.text
+        assert "The journal has no run" in answer.text
 
 
 async def test_programs_receive_the_comparison_as_json(client: Any) -> None:

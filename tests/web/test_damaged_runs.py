@@ -32,9 +32,9 @@ async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path:
             "UPDATE events SET payload = '[1,2,9]' WHERE payload = '[1,2,3]' AND run_id = 'bad'",
         )
 
-        pages = [await client.get(url) for url in ("/runs/bad", "/api/runs/bad/events")]
+        pages = [await client.get(url) for url in ("/runs/bad",)]
         pages.append(await client.post("/resume/bad", headers={"origin": "http://127.0.0.1:8765"}))
-        others = [await client.get(url) for url in ("/", "/runs/good", "/api/runs/good/events")]
+        others = [await client.get(url) for url in ("/", "/runs/good", "/api/runs")]
 
     for page in pages:
         assert page.status_code == 409
@@ -42,7 +42,6 @@ async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path:
         assert "its checksum is wrong" in page.text
         assert "Other runs are not affected." in page.text
     assert "<h1>The run can&#39;t be read</h1>" in pages[0].text
-    assert pages[1].json()["error"] == "The run can't be read"
     assert [page.status_code for page in others] == [200] * 3
 
 

@@ -46,14 +46,13 @@ async def test_an_id_with_a_trailing_line_break_or_slash_names_another_run(
     answers = [
         await client.get(f"/runs/{sent}"),
         await client.get(f"/api/runs/{sent}"),
-        await client.get(f"/api/runs/{sent}/events"),
         await client.get(f"/events/{sent}"),
         await client.post(f"/cancel/{sent}"),
         await client.post(f"/resume/{sent}"),
     ]
     gate.is_open.set()
 
-    assert [answer.status_code for answer in answers] == [404] * 6
+    assert [answer.status_code for answer in answers] == [404] * 5
     assert {answer.json()["error"] for answer in answers} == {"There is no such run"}
     assert (await running).all_passed
 
@@ -98,13 +97,12 @@ async def test_an_id_that_ends_like_a_route_is_distinguished_from_it(
     make_client: Any, journal: Any
 ) -> None:
     await passing("one").with_options(run_id="r", journal=journal).run()
-    await passing("two").with_options(run_id="r/events", journal=journal).run()
+    await passing("two").with_options(run_id="r/notes", journal=journal).run()
     client = make_client(app(journal))
 
-    assert (await client.get("/api/runs/r%2Fevents")).json()["pipeline"] == "two"
-    events = (await client.get("/api/runs/r%2Fevents/events")).json()["events"]
-    assert events[0]["pipeline"] == "two"
-    assert (await client.get("/api/runs/r/events")).json()["events"][0]["pipeline"] == "one"
+    assert (await client.get("/api/runs/r%2Fnotes")).json()["pipeline"] == "two"
+    for path in ("r%2Fnotes/notes", "r/notes"):
+        assert (await client.get(f"/api/runs/{path}")).json() == {"notes": [], "last": 0}
 
 
 def test_a_url_built_from_an_id_contains_the_whole_id() -> None:

@@ -1,4 +1,4 @@
-"""The update stream of one viewer, and the limit on viewers."""
+"""The update stream of one viewer."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import httpx
 import pytest
 from sse_starlette.sse import AppStatus
-from web.runs import Gate, passing, slow
-from web.test_run_page import updates_in
+from web.runs import Gate, slow
 
 from asyncflow.web import app
 from asyncflow.web._feed import Update
-from asyncflow.web._stream import UpdateStream, Viewers
+from asyncflow.web._stream import UpdateStream
 
 
 class EndlessUpdates:
@@ -57,38 +55,20 @@ class Connection:
         await self.is_left.wait()
         return {"type": "http.disconnect"}
 
-    async def serve(self, source: EndlessUpdates, viewers: Viewers) -> None:
+    async def serve(self, source: EndlessUpdates) -> None:
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
-        await UpdateStream(source.updates(), viewers)(scope, self.receive, self.send)
+        await UpdateStream(source.updates())(scope, self.receive, self.send)
 
 
 async def test_updates_are_closed_when_the_viewer_disconnects() -> None:
-    source, connection, viewers = EndlessUpdates(), Connection(takes=1_000_000), Viewers(1)
-    serving = asyncio.create_task(connection.serve(source, viewers))
+    source, connection = EndlessUpdates(), Connection(takes=1_000_000)
+    serving = asyncio.create_task(connection.serve(source))
     await asyncio.sleep(1)
-    assert viewers.is_full
 
     connection.is_left.set()
     await serving
 
     assert source.is_closed
-    assert not viewers.is_full
-
-
-async def test_an_update_is_sent_in_pieces() -> None:
-    source, connection = EndlessUpdates(size=1_000_000), Connection(takes=100)
-
-    serving = asyncio.create_task(connection.serve(source, Viewers(1)))
-    await asyncio.sleep(1)
-    connection.is_left.set()
-    await serving
-
-    pieces = connection.sent[2:]
-    assert max(map(len, pieces)) < 17_000
-    assert source.count == 2
-    (update,) = updates_in(b"".join(pieces).decode())
-    expected = {"sections": {"a": "x" * 1_000_000}, "trouble": None, "end": None, "id": 1}
-    assert update == expected
 
 
 async def test_a_lost_connection_is_noticed_before_much_more_is_written_to_it() -> None:
@@ -100,14 +80,14 @@ async def test_a_lost_connection_is_noticed_before_much_more_is_written_to_it() 
         asyncio.get_running_loop().call_soon(connection.is_left.set)
 
     connection.send = send  # type: ignore[method-assign]
-    await connection.serve(EndlessUpdates(size=1_000_000), Viewers(1))
+    await connection.serve(EndlessUpdates(size=1_000_000))
 
     assert written < 5  # from the fifth on, asyncio logs a warning
 
 
 async def test_a_viewer_that_reads_nothing_lets_go_of_the_page_after_20_seconds() -> None:
-    source, connection, viewers = EndlessUpdates(), Connection(takes=4), Viewers(1)
-    serving = asyncio.create_task(connection.serve(source, viewers))
+    source, connection = EndlessUpdates(), Connection(takes=4)
+    serving = asyncio.create_task(connection.serve(source))
 
     await asyncio.sleep(19)
     assert not source.is_closed
@@ -116,24 +96,10 @@ async def test_a_viewer_that_reads_nothing_lets_go_of_the_page_after_20_seconds(
     assert source.count == 3  # no update was produced meanwhile
 
     # The app can't cut the connection: it ends when the viewer reads again, and counts until then.
-    assert viewers.is_full
     assert not serving.done()
     connection.is_read.set()
     await serving
     assert connection.is_done
-    assert not viewers.is_full
-
-
-async def test_a_viewer_that_reads_little_by_little_has_no_more_time() -> None:
-    source, connection = EndlessUpdates(size=1_000_000), Connection(takes=1_000, pause_s=10)
-    started_at = asyncio.get_running_loop().time()
-
-    await connection.serve(source, Viewers(1))
-
-    assert source.is_closed
-    assert source.count == 1
-    assert connection.is_done
-    assert 40 < asyncio.get_running_loop().time() - started_at < 100
 
 
 async def test_an_idle_stream_sends_pings() -> None:
@@ -144,7 +110,7 @@ async def test_an_idle_stream_sends_pings() -> None:
             await asyncio.sleep(1_000)
             yield Update(0, {}, None, None)
 
-    serving = asyncio.create_task(connection.serve(NoUpdates(), Viewers(1)))
+    serving = asyncio.create_task(connection.serve(NoUpdates()))
     await asyncio.sleep(21)
     connection.is_left.set()
     await serving
@@ -152,42 +118,11 @@ async def test_an_idle_stream_sends_pings() -> None:
     assert [b"event: ping\r\ndata: " in each for each in connection.sent] == [False, *[True] * 5]
 
 
-async def test_beyond_max_viewers_a_stream_is_refused(make_client: Any, journal: Any) -> None:
-    gate = Gate()
-    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
-    await gate.has_started.wait()
-    await passing().with_options(run_id="ended", journal=journal).run()
-    client, as_script = make_client(app(journal, max_viewers=2)), {"accept": "application/json"}
-
-    async def watch() -> httpx.Response:
-        answer: httpx.Response = await client.get("/events/r")
-        return answer
-
-    watching = [asyncio.create_task(watch()) for _ in range(2)]
-    await asyncio.sleep(1)
-    refused = await client.get("/events/r")
-    poll = await client.get("/events/r", headers=as_script)
-    last = len(await journal.events("ended"))
-    ended = await client.get(f"/events/ended?after={last}", headers=as_script)
-    page = await client.get("/runs/r")
-    gate.is_open.set()
-    await asyncio.gather(running, *watching)
-    accepted = await client.get("/events/r")
-
-    for answer in (refused, poll):
-        assert answer.status_code == 503
-        assert answer.headers["retry-after"] == "10"
-        assert "2 pages follow runs, which is the limit" in answer.text
-    assert ended.json() == {"more": False}
-    assert page.status_code == 200
-    assert updates_in(accepted.text)[-1]["end"] == "ended"
-
-
 async def test_when_the_server_stops_the_response_is_completed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, connection = EndlessUpdates(), Connection(takes=1_000_000)
-    serving = asyncio.create_task(connection.serve(source, Viewers(1)))
+    serving = asyncio.create_task(connection.serve(source))
     await asyncio.sleep(1)
 
     monkeypatch.setattr(AppStatus, "should_exit", True)  # uvicorn's signal handler sets it
@@ -208,11 +143,3 @@ async def test_a_request_for_the_head_of_a_stream_ends(make_client: Any, journal
 
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/event-stream")
-
-
-@pytest.mark.parametrize(("most", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
-def test_an_invalid_limit_on_viewers_is_refused(
-    journal: Any, most: Any, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match="max_viewers must be"):
-        app(journal, max_viewers=most)

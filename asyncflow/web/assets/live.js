@@ -1,7 +1,4 @@
 // Follows a run, cancels it, resumes it or reruns it, and sends what its steps wait for. The attributes of #live say how.
-//
-// What the server sends is one JSON text for each update. It comes in any number of events "piece"
-// and one event "update", so that a slow connection shows that it is alive.
 (function () {
   "use strict";
   const live = document.getElementById("live");
@@ -44,7 +41,7 @@
   const seen = {}; // the parts that the page has
   let [url, after] = live.dataset.eventsUrl.split("?after=");
   let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {}, trouble = null;
-  let pieces = "", isFresh = false, isActing = false;
+  let isFresh = false, isActing = false;
 
   function show(state, text) {
     if (live.dataset.state === state && word.textContent === text) return;
@@ -86,7 +83,6 @@
 
   // What came last through a connection that was lost.
   function forget() {
-    pieces = "";
     isFresh = false;
     trouble = null;
   }
@@ -108,7 +104,6 @@
     heard = Date.now();
     source = new EventSource(`${url}?after=${after}`);
     source.addEventListener("ping", alive);
-    source.addEventListener("piece", (event) => { pieces += event.data; alive(); });
     source.addEventListener("update", update);
     source.addEventListener("error", () => {
       forget();
@@ -123,11 +118,7 @@
     let answer = null;
     try { answer = await poll(); } catch { /* no server answers */ } // a script can't see why a stream was refused
     if (source) return;
-    if (answer?.status === 401) { location.reload(); return; }
-    const seconds = answer?.status === 503 && Number(answer.headers.get("retry-after"));
-    if (!seconds) { lost(); return; }
-    show("disconnected", `not live: too many viewers, next attempt in ${seconds} s`);
-    connectIn(seconds * 1000);
+    if (answer?.status === 401) location.reload(); else lost();
   }
 
   function alive() {
@@ -142,8 +133,7 @@
   }
 
   function update(event) {
-    const data = JSON.parse(pieces + event.data);
-    pieces = "";
+    const data = JSON.parse(event.data);
     trouble = data.trouble;
     isFresh = true;
     if (data.sections.live) offer(data.sections.live);
@@ -176,7 +166,6 @@
     try {
       const answer = await poll();
       if (answer.status === 401) { location.reload(); return; }
-      if (answer.status === 503 && answer.headers.has("retry-after")) { refused(); return; }
       if (!answer.ok) throw new Error(String(answer.status));
       const data = await answer.json();
       if (data.more) connect();
