@@ -63,8 +63,11 @@ class Attempts:
     """Makes single attempts, and reports how they end."""
 
     def __init__(self, parts: Parts) -> None:
-        scope, self._run, self._dispatcher, self._stop_control, self._permits = parts
-        self._scope = scope
+        scope = self._scope = parts.scope
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
+        self._stop_control = parts.stop_control
+        self._permits = parts.permits
         self._data = scope.data
         self._state = scope.state
         self._context = scope.run_context

@@ -58,8 +58,10 @@ class StepCache:
     """Lets the steps of one run reuse results."""
 
     def __init__(self, parts: Parts) -> None:
-        scope, self._run, self._dispatcher, self._stop_control, _ = parts
-        persistence = scope.persistence
+        scope, persistence = parts.scope, parts.scope.persistence
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
+        self._stop_control = parts.stop_control
         assert persistence is not None
         self._data = scope.data
         self._persistence = persistence

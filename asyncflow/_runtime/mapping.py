@@ -42,7 +42,10 @@ class MapRunner:
     """
 
     def __init__(self, parts: Parts) -> None:
-        scope, self._run, self._dispatcher, self._stop_control, _ = parts
+        scope = parts.scope
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
+        self._stop_control = parts.stop_control
         self.items = scope.data.items
         self._state = scope.state
         self._plan = scope.plan

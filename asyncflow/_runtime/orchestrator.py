@@ -588,10 +588,9 @@ class Orchestrator:
             # No variable may hold the run: what it raises holds this frame, and would hold itself.
             report = await Run(
                 open_scope(
-                    request.run_id, self._plan, start, self._state(start), watching, persistence
+                    request, start, self._state(start), watching, options.resources, persistence
                 ),
                 watching,
-                options.resources,
                 link,
                 may_suspend=not request.stays,
             ).execute()

@@ -45,12 +45,14 @@ class RemoteAttempts:
     """
 
     def __init__(self, parts: Parts, to_keep: frozenset[int]) -> None:
-        scope, _, self._dispatcher, stop, self._permits = parts
+        scope = parts.scope
+        self._dispatcher = parts.dispatcher
+        self._permits = parts.permits
         self._run_context = scope.run_context
         self._context = scope.context
         self._state = scope.state
         self._notes = scope.notes
-        self._watchdog = stop.watchdog
+        self._watchdog = parts.stop_control.watchdog
         self._to_keep = to_keep
 
     def submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:

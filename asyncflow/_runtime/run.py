@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.context import capturing_notes
@@ -34,6 +34,7 @@ from asyncflow._runtime.nested_runs import AttemptKey, NestedLink, NestedRuns, e
 from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
 from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.run_deadline import RunDeadline
 from asyncflow._runtime.run_scope import Parts, RunScope
 from asyncflow._runtime.starter import Starter
 from asyncflow._runtime.stop_control import StopControl
@@ -57,7 +58,6 @@ class Run:
         self,
         scope: RunScope,
         observers: tuple[Observer, ...],
-        resources: Mapping[str, OpenResource],
         link: RunLink | None,
         *,
         may_suspend: bool = False,
@@ -66,77 +66,66 @@ class Run:
         self._state = scope.state
         self._now_ms = scope.run_context.now_ms
         self._link = link
-        self._openers = resources
-        self._resources: RunResources | None = None
         self._dispatcher = EventDispatcher(scope, self, observers)
         self._stop_control = StopControl(scope, self)
         self._permits = Permits(scope, self, self._dispatcher, self._stop_control)
-        parts = Parts(scope, self, self._dispatcher, self._stop_control, self._permits)
-        self._starter = Starter(parts)
+        self._deadline: RunDeadline | None = None
+        if scope.state.deadlines.deadline_ms is not None:
+            self._deadline = RunDeadline(scope, self._time_out)
+        self._starter = Starter(
+            Parts(
+                scope=scope,
+                run=self,
+                dispatcher=self._dispatcher,
+                stop_control=self._stop_control,
+                permits=self._permits,
+                deadline=self._deadline,
+            )
+        )
+        self._resources: RunResources | None = None
         self._nested = NestedRuns(scope.loop, scope.context, self._stop_attempt)
         self._outer: NestedLink | None = None
         """Its link to the run around it, if there is one."""
-        self._at_end: list[Callable[[], object]] = []
-        self._is_broken = self._is_closed = self._has_stopped = False
         waits = self._starter.waits
         self._may_suspend = may_suspend and waits is not None and waits.is_stored
-        self._deadline: asyncio.TimerHandle | None = None
-        self._rests_since_s: float | None = None
-        """Since when nothing is left but to wait for signals, by the loop's clock."""
+        self._is_broken = self._is_closed = self._has_stopped = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
         self._wake_up: asyncio.Future[None] | None = None
-        self._interruption: BaseException | None = None
-        self._cancelled: RunCancelledError | None = None
-        self._drain_reason = ""
+        self._causes = _Causes()
         if scope.notes is not None:
             scope.notes.open(self._dispatcher)
 
     async def execute(self) -> RunReport:
-        """Run the pipeline; return its report, or raise what has interrupted it."""
-        cancellation: BaseException | None = await self._begin()
+        """Run the pipeline; return its report, or raise what has ended it early."""
+        persistence, causes = self._scope.persistence, self._causes
         failure: BaseException | None = None
         late: asyncio.CancelledError | None = None
-        causes: Sequence[BaseException | None] = ()
+        at_end: list[Callable[[], object]] = []
+        await self._begin()
         try:
-            self._watch()
-            try:
-                async with asyncio.TaskGroup() as self._starter.group:
-                    if cancellation is None:
-                        if self._openers:
-                            self._open_resources()
-                        self._starter.begin()
-                    # What leaves the body of a group is kept by it in a cycle, so nothing does.
-                    late = await outlast(self._is_over, self._until_settled, self._on_cancel)
-                    cancellation = late or cancellation
-                    if self._starter.waits is not None:
-                        self._starter.waits.close()  # a step that started now had no resources
-                    if self._resources is not None:
-                        causes = (self._interruption, cancellation, self._cancelled)
-                        late = await self._resources.close(_first(causes), self._on_cancel)
-                        cancellation = cancellation or late
-            except asyncio.CancelledError as at_exit:
-                cancellation = at_exit
+            self._watch(at_end)
+            async with asyncio.TaskGroup() as self._starter.group:
+                await self._run_nodes()
+        except asyncio.CancelledError as at_exit:
+            causes.cancellation = causes.cancellation or at_exit
         finally:  # also if the loop is given up
-            while self._at_end:
-                self._at_end.pop()()
+            while at_end:
+                at_end.pop()()
         failed = [] if self._resources is None else self._resources.take_failures()
-        cache = None if self._scope.persistence is None else self._starter.cache
+        cache = self._starter.cache
         self._close()
-        persistence = self._scope.persistence
         if persistence is not None:
             failure, late = await persistence.close(self._scope.run_id)
-            cancellation = late or cancellation
+            causes.cancellation = causes.cancellation or late
+            if causes.interruption is None:
+                causes.interruption = failure
             if cache is not None:
                 cache.close()
-            if self._interruption is None:
-                self._interruption = failure
-            if cancellation is not None and isinstance(self._interruption, JournalError):
-                self._interruption = None  # a cancellation from outside always gets through
-        raised = _first((self._interruption, cancellation, self._cancelled))
+        raised = causes.first()
         if failed:
             raised = self._report_resources(failed, raised)
         if self._outer is not None:
-            if raised is self._cancelled and self._state.cause == "drained":
+            if raised is causes.cancelled and self._state.cause == "drained":
                 raised = await self._outer.stand_still() or raised
             self._outer.leave()
             self._outer = None  # it refers back to us
@@ -148,11 +137,11 @@ class Run:
             return self._state.report()
         finally:
             # Or what is raised would keep itself, through this frame or that of an observer.
-            self._interruption = self._cancelled = None
-            del self, cache, cancellation, failure, late, causes, raised, failed
+            causes.clear()
+            del self, cache, failure, late, raised, failed
 
-    async def _begin(self) -> asyncio.CancelledError | None:
-        """Report that the run begins; return the cancellation that came meanwhile, if any."""
+    async def _begin(self) -> None:
+        """Report that the run begins, and what it reuses of earlier segments or another run."""
         start, state, persistence = self._scope.start, self._state, self._scope.persistence
         flush = None
         if persistence is not None:
@@ -166,47 +155,49 @@ class Run:
             self._scope.checkpoints.discard(start.void)
         for taken, stored_event in start.taken:  # in the same turn: all or nothing
             self._dispatcher.emit(taken, stored_event)
-        cancellation = None
         order = () if start.checkpoint is None else self._scope.plan.order
         for count, index in enumerate(order):
             stored = state.stored_end(index, self._now_ms())
             if stored is not None:
                 self._dispatcher.emit(stored)
             # The first turn is for the journal, which may have been asked to cancel the run.
-            if count % _REUSED_A_TURN == 0 and cancellation is None:
+            if count % _REUSED_A_TURN == 0 and self._causes.cancellation is None:
                 try:
                     await asyncio.sleep(0)
                 except asyncio.CancelledError as early:
-                    cancellation = early
+                    self._causes.cancellation = early
         self._stop_is_due = False
-        if cancellation is not None:
-            self._report_interruption(by_caller(cancellation))
-            self._stop()
+        if self._causes.cancellation is not None:
+            self._on_cancel(self._causes.cancellation)
         elif state.stop_reason is not None:
             self._stop_soon()
-        return cancellation
 
-    def _watch(self) -> None:
+    def _watch(self, at_end: list[Callable[[], object]]) -> None:
         """Begin with what ends with the run: its deadline, the loop monitor, log records."""
-        at_end = self._at_end
         at_end += self._stop_control.close, watch(self._scope.loop, self._on_block).stop
-        if self._state.deadlines.deadline_ms is not None:
-            self._set_deadline()
-            at_end.append(self._forget_deadline)
+        if self._deadline is not None:
+            self._deadline.start()
+            at_end.append(self._deadline.stop)
         notes = self._scope.notes
         if notes is not None and notes.takes_logs:
             from asyncflow._runtime.log_capture import capture  # few need it
 
             at_end.append(capture(notes, capturing_notes).end)
 
-    def _set_deadline(self) -> None:
-        loop, deadline_s = self._scope.loop, self._scope.run_context.deadline_s
-        self._deadline = loop.call_at(deadline_s, self._time_out, context=self._scope.context)
+    async def _run_nodes(self) -> None:
+        """Start what may start, and wait until all nodes have ended and all resources are closed.
 
-    def _forget_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        It raises nothing: what leaves the body of a task group is kept by that in a cycle.
+        """
+        if self._causes.cancellation is None:
+            if self._scope.resources:
+                self._open_resources()
+            self._starter.begin()
+        await outlast(self._is_over, self._until_settled, self._on_cancel)
+        if self._starter.waits is not None:
+            self._starter.waits.close()  # a step that started now had no resources
+        if self._resources is not None:
+            await self._resources.close(self._causes.first(), self._on_cancel)
 
     def _close(self) -> None:
         """Report the end of the run, and let go of what could outlive it or refers back to it."""
@@ -220,8 +211,8 @@ class Run:
         if scope.checkpoints is not None:
             scope.checkpoints.close()
         if not self._is_broken:
-            now_ms = self._now_ms()
-            self._dispatcher.emit(RunFinished(now_ms, state.status, state.stop_reason, state.cause))
+            end = RunFinished(self._now_ms(), state.status, state.stop_reason, state.cause)
+            self._dispatcher.emit(end)
         if scope.notes is not None:
             scope.notes.close()
         if scope.run_context.secrets is not None:
@@ -230,7 +221,8 @@ class Run:
         if state.errors:
             let_go(state.errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
-        del self._dispatcher, self._stop_control, self._permits, self._starter, self._resources
+        del self._dispatcher, self._stop_control, self._permits, self._starter
+        del self._deadline, self._resources
 
     async def send(self, name: str, value: Any) -> None:
         """Take a signal from the handle of the run."""
@@ -262,7 +254,7 @@ class Run:
             if not self._state.has_ended(index)
             for _, source in (*bindings[index], *conditions.get(index, ()))
         }
-        return {name: each for name, each in self._openers.items() if name in taken}
+        return {name: each for name, each in self._scope.resources.items() if name in taken}
 
     def _report_resources(
         self, failed: list[ResourceFailure], raised: BaseException | None
@@ -287,16 +279,13 @@ class Run:
         await self._wake_up
 
     def _wake_if_settled(self) -> None:
-        if self._is_at_rest() and self._rests_since_s is None:
-            self._forget_deadline()
-            self._rests_since_s = self._scope.loop.time()
+        if self._deadline is not None and self._is_at_rest():
+            self._deadline.rest()
         waiter = self._wake_up
         if waiter is not None and not waiter.done() and self._is_over():
             waiter.set_result(None)
 
     def _is_over(self) -> bool:
-        if self._scope.live:
-            return False
         return self._is_settled() or (self._may_suspend and self._is_at_rest())
 
     def _is_settled(self) -> bool:
@@ -315,17 +304,6 @@ class Run:
             and not (state.queue.is_dirty or self._starter.is_held or self._scope.live)
             and not state.has_parked
         )
-
-    def wakes(self) -> None:
-        """Let the deadline count again, because a step that waited for a signal is about to end."""
-        since_s, self._rests_since_s = self._rests_since_s, None
-        has_deadline = self._state.deadlines.deadline_ms is not None
-        if since_s is None or self._deadline is not None or not has_deadline:
-            return
-        rested_s = self._scope.loop.time() - since_s
-        self._scope.run_context.deadline_s += rested_s  # type: ignore[misc]  # it moves with it
-        self._state.deadlines.began_ms += rested_s * 1000
-        self._set_deadline()
 
     def settled(self, node: int) -> None:
         """See to what follows the end of a node's task."""
@@ -370,9 +348,9 @@ class Run:
     def interrupt(self, error: BaseException | None, why: Interruption) -> None:
         """Stop the run; it raises the error in the end, unless it has been interrupted before."""
         if error is not None:
-            if self._interruption is not None:
+            if self._causes.interruption is not None:
                 return
-            self._interruption = error
+            self._causes.interruption = error
         if not self._state.has_finished:
             self._report_interruption(why)
             self._stop_soon()
@@ -390,13 +368,6 @@ class Run:
         """Start nothing more, from the next turn of the loop on."""
         self._scope.loop.call_soon(self._drain, reason, context=self._scope.context)
 
-    @property
-    def _may_drain_asleep(self) -> bool:
-        """Whether a run that stays in its process while it waits need not be interrupted."""
-        waits, plan = self._starter.waits, self._scope.plan
-        is_stored = waits is not None and waits.is_stored
-        return is_stored and self._outer is None and not plan.keeps_waiting
-
     def _drain(self, reason: str) -> None:
         """Start nothing more, but let the attempts that are running end.
 
@@ -404,17 +375,17 @@ class Run:
         waits for signals.
         """
         state = self._state
-        if self._is_closed or self._drain_reason or state.stop_reason is not None:
+        if self._is_closed or self._stop_control.drain_reason or state.stop_reason is not None:
             return
-        self._drain_reason = reason
+        self._stop_control.drain_reason = reason
         waits = self._starter.waits
-        if waits is not None and self._may_drain_asleep and self._only_waits():
+        may_suspend = self._outer is None and not self._scope.plan.keeps_waiting
+        if waits is not None and waits.is_stored and may_suspend and self._only_waits():
             self._may_suspend = True
             waits.close()  # what may have come is for the next segment
             waits.stop()
             self._wake_if_settled()
             return
-        self._stop_control.is_draining = True
         self._nested.drain(reason)
         steps = len(self._scope.plan.steps)
         running = [node for node in self._scope.live if node < steps and state.has_begun(node)]
@@ -424,8 +395,9 @@ class Run:
     def backs_off(self) -> None:
         """Interrupt the run, which drains: a node would have to wait."""
         if self._state.stop_reason is None:
-            self._cancelled = RunCancelledError(self._scope.run_id, self._drain_reason)
-            self._report_interruption(Interruption("drained", self._drain_reason))
+            reason = self._stop_control.drain_reason
+            self._causes.cancelled = RunCancelledError(self._scope.run_id, reason)
+            self._report_interruption(Interruption("drained", reason))
         # Otherwise the run has not begun, or stops everything.
         if self._state.status is RunStatus.INTERRUPTED and not self._stop_is_due:
             self._stop(spare_running=True)
@@ -456,12 +428,13 @@ class Run:
         """Stop the run, which raises this error in the end, unless all of its steps have ended."""
         if self._is_closed or self._is_settled():
             return
-        if self._cancelled is None or self._overrides(why):
-            self._cancelled = error
+        if self._causes.cancelled is None or self._overrides(why):
+            self._causes.cancelled = error
         self._report_interruption(why)
         self._stop_soon()
 
     def _on_cancel(self, cancellation: asyncio.CancelledError) -> None:
+        self._causes.cancellation = self._causes.cancellation or cancellation
         self._report_interruption(by_caller(cancellation))
         self._stop()
 
@@ -522,8 +495,24 @@ class Run:
         self._wake_if_settled()
 
 
-def _first(causes: Sequence[BaseException | None]) -> BaseException | None:
-    for cause in causes:
-        if cause is not None:
-            return cause
-    return None
+class _Causes:
+    """What has ended a run early: the first of each kind."""
+
+    interruption: BaseException | None = None
+    """What ends the program, the failure of the journal, or a bug of asyncflow."""
+    cancellation: asyncio.CancelledError | None = None
+    """That of the caller."""
+    cancelled: RunCancelledError | None = None
+    """The run itself was cancelled or drained."""
+
+    def first(self) -> BaseException | None:
+        """Return what the run raises, if anything."""
+        if self.cancellation is not None and isinstance(self.interruption, JournalError):
+            return self.cancellation  # one from outside always gets through
+        for cause in (self.interruption, self.cancellation, self.cancelled):
+            if cause is not None:
+                return cause
+        return None
+
+    def clear(self) -> None:
+        self.interruption = self.cancellation = self.cancelled = None

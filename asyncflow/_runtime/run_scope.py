@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.context import (
@@ -25,7 +25,7 @@ from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.state import RunState
 from asyncflow._runtime.action_data import ActionData
 from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of
-from asyncflow._runtime.durable import RunPersistence, RunStart
+from asyncflow._runtime.durable import Request, RunPersistence, RunStart
 from asyncflow._runtime.observers import Observer
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from asyncflow._runtime.dispatcher import EventDispatcher
     from asyncflow._runtime.durable import CheckpointSession
     from asyncflow._runtime.notes import NoteQueue
+    from asyncflow._runtime.options import OpenResource
     from asyncflow._runtime.permits import Permits
+    from asyncflow._runtime.run_deadline import RunDeadline
     from asyncflow._runtime.stop_control import StopControl
 
 
@@ -51,9 +53,6 @@ class Host(Protocol):
 
     def broken(self, bug: BaseException, reason: str) -> None:
         """Do the same for a bug of asyncflow. The state may be wrong from here on."""
-
-    def wakes(self) -> None:
-        """A step that waited for a signal is about to end."""
 
     def backs_off(self) -> None:
         """A node is about to wait for its next attempt, in a run that drains."""
@@ -77,6 +76,8 @@ class RunScope:
     """The task of each node that was started and has not ended."""
     data: ActionData
     """What actions and conditions are called with."""
+    resources: Mapping[str, OpenResource]
+    """What opens each resource of the run."""
     persistence: RunPersistence | None
     """The run's part of a journal, if it has one."""
     notes: NoteQueue | None
@@ -85,7 +86,8 @@ class RunScope:
     """Stores the checkpoints of steps; ``None`` without a journal that does."""
 
 
-class Parts(NamedTuple):
+@record
+class Parts:
     """The run and what it has made, for those that run nodes, or wait for them.
 
     They lead back to the run. So what gets them ends with it.
@@ -96,17 +98,19 @@ class Parts(NamedTuple):
     dispatcher: EventDispatcher
     stop_control: StopControl
     permits: Permits
+    deadline: RunDeadline | None
 
 
 def open_scope(
-    run_id: str,
-    plan: Plan,
+    request: Request,
     start: RunStart,
     state: RunState,
     observers: Sequence[Observer],
+    resources: Mapping[str, OpenResource],
     persistence: RunPersistence | None,
 ) -> RunScope:
     """Return the scope of a run that is about to begin, in the task that runs it."""
+    run_id, plan = request.run_id, request.plan
     loop, outer = asyncio.get_running_loop(), surroundings()
     # The clock of a run stands still while no process runs it.
     at_ms = 0.0 if start.checkpoint is None else start.checkpoint.at_ms
@@ -156,6 +160,7 @@ def open_scope(
         loop=loop,
         live={},
         data=ActionData(start, state),
+        resources=resources,
         persistence=persistence,
         notes=notes,
         checkpoints=writer,

@@ -30,7 +30,6 @@ from asyncflow._runtime.step_runner import StepRunner
 from asyncflow.events import StepFailed, StepSkipped
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.caching import StepCache
     from asyncflow._runtime.waits import Waits
 
 
@@ -45,16 +44,18 @@ class Starter:
     group: asyncio.TaskGroup
 
     def __init__(self, parts: Parts) -> None:
-        scope, self._run, self._dispatcher, stop, self._permits = parts
-        self._scope = scope
-        self._watchdog = stop.watchdog
+        scope = self._scope = parts.scope
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
+        self._permits = parts.permits
+        self._watchdog = parts.stop_control.watchdog
         self._state = scope.state
         self._now_ms = scope.run_context.now_ms
         self._is_resumed = scope.start.checkpoint is not None
         self._data = scope.data
         self._runner = StepRunner(parts)
-        cache = self._runner.cache
-        self._awaited: Mapping[int, object] = {} if cache is None else cache.awaited
+        self.cache = self._runner.cache
+        self._awaited: Mapping[int, object] = {} if self.cache is None else self.cache.awaited
         self.maps = MapRunner(parts)
         self._signals = scope.plan.signals
         self.waits: Waits | None = None
@@ -87,11 +88,6 @@ class Starter:
 
     def _start_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> Any:
         return self.group.create_task(coroutine, **options)
-
-    @property
-    def cache(self) -> StepCache | None:
-        """What lets steps reuse results, if some have ``cache_ms``."""
-        return self._runner.cache
 
     def begin(self) -> None:
         """Start the first steps."""

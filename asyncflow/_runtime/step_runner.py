@@ -37,7 +37,11 @@ class StepRunner:
     """Runs the attempts of nodes, each node in one task."""
 
     def __init__(self, parts: Parts) -> None:
-        scope, self._run, self._dispatcher, self._stop_control, self._permits = parts
+        scope = parts.scope
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
+        self._stop_control = parts.stop_control
+        self._permits = parts.permits
         self._data = scope.data
         self._bindings = scope.data.bindings
         self._step_count = len(self._bindings)

@@ -45,8 +45,10 @@ class Waits:
     def __init__(
         self, parts: Parts, attempts: Attempts, start_task: Callable[..., asyncio.Task[None]]
     ) -> None:
-        scope, self._run, self._dispatcher, *_ = parts
-        self._scope = scope
+        scope = self._scope = parts.scope
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
+        self._deadline = parts.deadline
         self._attempts = attempts
         self._start_task = start_task
         self._state = scope.state
@@ -153,7 +155,8 @@ class Waits:
         """Whether a step still waits, which is about to end."""
         if node not in self._state.awaiting or self._state.stop_reason is not None:
             return False
-        self._run.wakes()
+        if self._deadline is not None:
+            self._deadline.resume()
         return True
 
     def _succeed(

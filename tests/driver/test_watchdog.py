@@ -54,8 +54,8 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
         AttemptStarted("m", 1, 3.0, item=0),
     ]:
         state.apply(event)
-    start = begin(Request("r1", "", planned, OutputTypes(planned), {}, (), fail_fast=True))
-    scope = open_scope("r1", planned, start, state, (), None)
+    request = Request("r1", "", planned, OutputTypes(planned), {}, (), fail_fast=True)
+    scope = open_scope(request, begin(request), state, (), {}, None)
 
     attempt = Watchdog(scope, {})._attempt_named(name)
 
