@@ -43,8 +43,8 @@ def chains(rounds: int) -> Iterator[Row]:
         )
         yield Row(f"{what} / TaskGroup and semaphore", value, at_most)
     _peak_mb(_MANY)  # what is imported when it is first needed
-    grown = _peak_mb(10 * _MANY) / _peak_mb(_MANY)
-    yield Row("keep_outputs=False: memory of 100,000 items / of 10,000", grown, 1.5)
+    grown = _peak_mb(3 * _MANY) / _peak_mb(_MANY)
+    yield Row("keep_outputs=False: memory of 30,000 items / of 10,000", grown, 1.1)
 
 
 def _peak_mb(items: int) -> float:

@@ -34,9 +34,7 @@ def testing_kit(rounds: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         test = "import pytest\n\n\n@pytest.mark.parametrize('n', range(1_000))\ndef test_it(n): ..."
         Path(folder, "test_trivial.py").write_text(test, encoding="utf-8")
-        value = ratio(
-            lambda: _pytest_s(folder), lambda: _pytest_s(folder, "-p", "no:asyncflow"), rounds
-        )
+        value = ratio(lambda: _pytest_s(folder), lambda: _pytest_s(folder, "-p", "no:asyncflow"), 3)
     yield Row("1,000 trivial tests with the plugin / without", value, 1.05)
 
 

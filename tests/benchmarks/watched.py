@@ -34,8 +34,7 @@ async def working() -> None:
 
 def watched(rounds: int) -> Iterator[Row]:
     """Yield ratios of the CPU time of all threads, the drawing one included."""
-    steps = pipeline(SHAPES["layered"](10_000), working)
-    pairs = max(3, rounds // 2)
+    steps = pipeline(SHAPES["layered"](2_000), working)
     with _terminal() as (terminal, nowhere):
         for place, console in {
             "on a terminal": Console(
@@ -44,9 +43,9 @@ def watched(rounds: int) -> Iterator[Row]:
             "as lines": Console(file=nowhere, force_terminal=False),
         }.items():
             value = ratio(
-                lambda console=console: cpu_s(steps, console), lambda: cpu_s(steps, None), pairs
+                lambda console=console: cpu_s(steps, console), lambda: cpu_s(steps, None), rounds
             )
-            yield Row(f"10,000 steps of 0.5 ms, watched {place} / not watched", value, MAX_OF_A_RUN)
+            yield Row(f"2,000 steps of 0.5 ms, watched {place} / not watched", value, MAX_OF_A_RUN)
 
 
 def cpu_s(steps: Sequence[WorkflowStep], console: Console | None) -> float:
