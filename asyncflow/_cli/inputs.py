@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -36,8 +35,6 @@ _HOW_TO_WRITE: Mapping[Any, str] = {
     bytes: "in Base64",
 }
 _VARIABLE = "@env:"
-_SHOWN_VALUES = 10
-"""How many of its possible values an error shows."""
 _CONSTRAINT = re.compile(r"Expected `[^`]*` ")
 """How an error of msgspec starts that names a constraint beyond the type: "of length <= 3"."""
 
@@ -173,26 +170,8 @@ def _accepted(kind: Any) -> str:
         return _one_of([each.value for each in kind])
     is_plain = isinstance(kind, type) and not arguments
     name = kind.__name__ if is_plain else str(kind).replace("typing.", "")
-    how = _HOW_TO_WRITE.get(kind) if is_plain else None
-    how = how or _as_json(origin or kind, arguments)
-    return f"{name}, {how}" if how else name
+    return f"{name}, {_HOW_TO_WRITE.get(kind, 'as JSON') if is_plain else 'as JSON'}"
 
 
 def _one_of(values: Sequence[Any]) -> str:
-    some = ["null" if value is None else repr(value) for value in values[:_SHOWN_VALUES]]
-    return f"one of {', '.join(some)}{', …' if len(values) > _SHOWN_VALUES else ''}"
-
-
-def _as_json(kind: Any, arguments: tuple[Any, ...]) -> str:
-    """Return how to write what is neither text nor a scalar."""
-    if not isinstance(kind, type):
-        return ""
-    if is_model(kind):
-        return "" if getattr(kind, "__pydantic_root_model__", False) else "as a JSON object"
-    if issubclass(kind, Mapping) or is_dataclass(kind) or hasattr(kind, "__struct_fields__"):
-        return "as a JSON object"
-    if not issubclass(kind, Collection) or issubclass(kind, str | bytes):
-        return ""
-    such_as = {int: ", such as [1, 2]", str: ', such as ["a", "b"]'}
-    of_one_type = len(arguments) == 1 and isinstance(arguments[0], type)
-    return "as a JSON array" + (such_as.get(arguments[0], "") if of_one_type else "")
+    return f"one of {', '.join('null' if value is None else repr(value) for value in values)}"

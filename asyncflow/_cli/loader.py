@@ -64,7 +64,7 @@ def select_targets(orchestrator: Orchestrator, targets: Sequence[str]) -> Orches
 
 def _import(place: str) -> ModuleType:
     is_file = place.endswith(".py") or os.sep in place
-    root, name = _locate(place) if is_file else (_current_directory(), place)
+    root, name = _locate(place) if is_file else (Path.cwd(), place)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))  # as `python file.py` and `python -m module` do
     importlib.invalidate_caches()
@@ -88,7 +88,7 @@ def _import(place: str) -> ModuleType:
 
 def _locate(file: str) -> tuple[Path, str]:
     """Return the directory to import a file from, and the name of its module there."""
-    path = _current_directory() / file
+    path = Path.cwd() / file
     if not path.is_file():
         hint = did_you_mean(path.name, [each.name for each in path.parent.glob("*.py")])
         raise CommandError(f"there is no file {file!r}{hint}", INVALID)
@@ -97,15 +97,6 @@ def _locate(file: str) -> tuple[Path, str]:
         parts.append(root.name)
         root = root.parent
     return root, ".".join(reversed(parts))
-
-
-def _current_directory() -> Path:
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        raise CommandError(
-            "the current directory does not exist any more; change to another one", INVALID
-        ) from None
 
 
 def _missing(place: str, missing: str) -> CommandError:
@@ -159,7 +150,7 @@ def _look_up(module: ModuleType, name: str) -> Any:
             found = getattr(found, part)
         except AttributeError:
             pipelines = _pipelines_in(found)
-            hint = did_you_mean(part, [*pipelines, *_factories_in(found, module.__name__)])
+            hint = did_you_mean(part, pipelines)
             if pipelines and not hint:
                 hint = f"; its pipelines are: {', '.join(pipelines)}"
             owner = f"{module.__name__}:{name}".removesuffix(f".{part}").removesuffix(f":{part}")
@@ -187,18 +178,6 @@ def _is_list_of_steps(value: object) -> bool:
     if not isinstance(value, list | tuple) or not value:
         return False
     return all(isinstance(each, WorkflowStep) for each in value)
-
-
-def _factories_in(owner: Any, module: str) -> list[str]:
-    """Return the names of functions of the module itself that may return a pipeline."""
-    return [
-        name
-        for name, each in getattr(owner, "__dict__", {}).items()
-        if inspect.isfunction(each)
-        and each.__module__ == module
-        and not inspect.iscoroutinefunction(each)
-        and _needs_nothing(each)
-    ]
 
 
 def _needs_nothing(function: Callable[..., Any]) -> bool:

@@ -37,8 +37,6 @@ PIPELINES = "ASYNCFLOW_PIPELINES"
 
 _VARIABLE = "ASYNCFLOW_JOURNAL"
 _DEFAULT = "asyncflow.db"
-_SUFFIXES = ("", "-wal", "-shm", "-journal")
-"""What the names of a journal's files add to its own name."""
 _COMPLETIONS = 50
 
 
@@ -66,30 +64,15 @@ def require_journal(journal: str) -> None:
 
 
 def check_files(html: Path | None, trace: Path | None, journal: str) -> None:
-    """Refuse to write a page without its extra, or over a file that the journal has or may create.
-
-    Nor may one of the two files replace the other.
-    """
+    """Refuse to write a page without its extra, or over the journal or another of these files."""
+    taken = [] if is_postgres_address(journal) else [Path(journal).resolve()]
     for option, path in (("--html", html), ("--trace", trace)):
-        if path is not None:
-            _check_is_not_of_journal(option, path, journal)
+        if path is not None and path.resolve() in taken:
+            problem = f"{str(path)!r} is the journal, or the file of --html; name another file"
+            raise click.BadParameter(problem, param_hint=f"'{option}'")
+        taken += [] if path is None else [path.resolve()]
     if html is not None:
-        if trace is not None and html.resolve() == trace.resolve():
-            problem = "it is the file of --html; name another one"
-            raise click.BadParameter(problem, param_hint="'--trace'")
         load_html_writer()
-
-
-def _check_is_not_of_journal(option: str, path: Path, journal: str) -> None:
-    base = Path(journal).resolve()  # the other files are beside the target of a link
-    for suffix in () if is_postgres_address(journal) else _SUFFIXES:
-        file = Path(f"{base}{suffix}")
-        if path.resolve() == file or (path.exists() and file.exists() and path.samefile(file)):
-            raise click.BadParameter(
-                f"{str(path)!r} is part of the journal {journal!r}, which would be lost; name "
-                "another file",
-                param_hint=f"'{option}'",
-            )
 
 
 def open_journal(journal: str, *, logs: str | None = None, prints: bool = False) -> AnyJournal:

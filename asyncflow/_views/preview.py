@@ -26,11 +26,6 @@ class Preview(NamedTuple):
     redacted: bool = False
     """Whether the value is secret."""
 
-    @property
-    def size(self) -> int:
-        """How many bytes it takes in a page."""
-        return _size(self.text)
-
 
 def preview(value: object, limit: int) -> Preview:
     """Return the beginning of a value's ``repr``, in at most ``limit`` bytes of HTML.
@@ -50,11 +45,6 @@ def preview(value: object, limit: int) -> Preview:
 def error_words(error: BaseException, limit: int) -> str:
     """Return ``ErrorType: message`` in one line of at most about ``limit`` bytes of HTML."""
     return shortened(describe_error(error), limit)
-
-
-def share(room: int, among: int, limits: range) -> int:
-    """Return how many bytes of HTML one of several texts has, if they share a room."""
-    return min(max(room // max(among, 1), limits.start), limits.stop)
 
 
 def shortened(text: str, limit: int) -> str:

@@ -8,13 +8,13 @@ from typing import NamedTuple, TypeVar
 
 from asyncflow._core.text import escape_controls
 from asyncflow._views.event_text import describe_event, subject
-from asyncflow._views.preview import share, shortened
+from asyncflow._views.preview import shortened
 from asyncflow.events import Event, RunResumed, RunStarted
 
 MOST_LOGGED = 3_000
 """Of more events, a log has the first and the last ones."""
-_ALL_TEXTS, _TEXT = 16_000, range(80, 300)
-"""The bytes of all long texts in a page together, and the limits of each one."""
+_TEXT = 200
+"""How many bytes of an event's text a log has at most."""
 
 T = TypeVar("T")
 
@@ -45,15 +45,7 @@ def event_log(events: Sequence[Event]) -> EventLog:
     """Return the log of the events of a run."""
     resumed = accumulate(isinstance(event, RunResumed) for event in events)
     listed, left_out = _first_and_last([*zip(events, resumed, strict=True)])
-    return _log([_logged(event, 1 + count) for event, count in listed], left_out)
-
-
-def _log(listed: Sequence[LoggedEvent], left_out: int) -> EventLog:
-    long = sum(len(each.text) > _TEXT.start for each in listed)
-    limit = share(_ALL_TEXTS, long, _TEXT)
-    return EventLog(
-        tuple([each._replace(text=_short(each.text, limit)) for each in listed]), left_out
-    )
+    return EventLog(tuple([_logged(event, 1 + count) for event, count in listed]), left_out)
 
 
 def _first_and_last(entries: Sequence[T]) -> tuple[Sequence[T], int]:
@@ -68,8 +60,5 @@ def _logged(event: Event, segment: int) -> LoggedEvent:
     if step is not None:  # which has a column of its own
         text = text.removeprefix(subject(event)).lstrip(": ")
     attempt, item = getattr(event, "attempt", None) or None, getattr(event, "item", None)
+    text = shortened(escape_controls(text[: _TEXT + 1]), _TEXT)
     return LoggedEvent(at_ms, type(event).__name__, text, step, attempt, item, segment)
-
-
-def _short(text: str, limit: int) -> str:
-    return shortened(escape_controls(text[: limit + 1]), limit)

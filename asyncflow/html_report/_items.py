@@ -38,8 +38,7 @@ class ItemCells(NamedTuple):
     counts: dict[str, int]
     """How many items have which outcome, in the order of `OUTCOMES`."""
     height: int
-    by_outcome: tuple[CellPath, ...]
-    in_order: tuple[CellPath, ...]
+    paths: tuple[CellPath, ...]
     data: str
     """The cells by outcome, for the script of the page: ``failed 17:1f39.1+20,2f64+45|success …``
     says that item 17 failed, and that its attempt 1 started at 39.1 ms and failed after 20 ms."""
@@ -71,7 +70,6 @@ class ItemCells(NamedTuple):
             {outcome: outcomes.count(outcome) for outcome in OUTCOMES if outcome in shown},
             -(-len(cells) // _COLUMNS) * _PITCH,
             _paths([outcome for outcome, _ in ordered]),
-            _paths(shown),
             "|".join(
                 " ".join([outcome, *(_data(number, items.get(number), latest) for _, number in of)])
                 for outcome, of in groupby(ordered, key=lambda cell: cell[0])

@@ -2,10 +2,8 @@
 
 Rules:
 
-1. The lines of all logs share a room. Failed steps have theirs first, and small logs leave their
-   share to large ones. A log loses its first lines.
-2. Pictures share a room too, and the largest ones are left out. A page that a server sends has
-   links in their place.
+1. A log loses its first lines: the more steps, the more of them.
+2. Large pictures are left out. A page that a server sends has links in their place.
 3. What is attached is shown, never run: a picture as an image, everything else as text.
 """
 
@@ -14,7 +12,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -29,21 +27,18 @@ from asyncflow._views.notes import (
     log_text,
 )
 from asyncflow._views.preview import Preview, printable, shortened
-from asyncflow._views.preview import share as share_of
 from asyncflow._views.progress import ProgressText, percentage, progress_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepLogged
 
+_ALL_LINES, _LEAST_LINES, _FAILED_LINES, _LIVE_LINES = 2_400, 5, 50, 20
+"""How many log lines a file has of all steps together, of each one at least, and of one that
+failed; and how many a page has of a step if it loads others."""
 # In bytes of the page.
-_ALL_LINES, _ALL_LIVE_LINES = 120_000, 24_000
-_MESSAGE, _TRACE, _MARKUP = 1_500, 4_000, 150
-"""What a message has at most, the traceback of a line, and what a line takes beside them."""
-_FAILED_MESSAGE = 300
-_ALL_PICTURES = 2_000_000
-_ALL_TEXTS, _TEXT = 40_000, range(400, 6_000)
+_MESSAGE, _TRACE, _FAILED_MESSAGE = 1_500, 4_000, 300
+"""What a message has at most, the traceback of a line, and a message beside a failure."""
+_PICTURE, _TEXT = 500_000, 4_000
 
-_MOST_LIVE_LINES = 20
-"""How many lines a step has at most in a page that loads others."""
 _MOST_ROWS, _MOST_COLUMNS, _CELL = 50, 20, 200
 _MOST_ITEMS = 20
 """Of how many running items of a step the progress is shown."""
@@ -143,47 +138,20 @@ class NotesModel:
         self._now_ms = now_ms
         self._is_orphaned = is_orphaned
         self._url = attachments_url
-        self._counts = self._lines_within_limits(steps) if notes else {}
-        attached = [each for step in steps for each in notes.attached(step.name)]
-        self._pictures = self._pictures_within_limits(attached)
-        texts = sum(not is_picture(each.note.media_type) for each in attached)
-        self._text_limit = share_of(_ALL_TEXTS, texts, _TEXT)
+        self._lines = max(_ALL_LINES // max(len(steps), 1), _LEAST_LINES)
 
     def __bool__(self) -> bool:
         return bool(self._notes)
 
     # Logs.
 
-    def _lines_within_limits(self, steps: Sequence[StepView]) -> dict[str, int]:
-        """Return how many lines of each step are shown."""
-        left, found = _ALL_LIVE_LINES if self._url else _ALL_LINES, {}
-        urgent = [step for step in steps if step.status is StepStatus.FAILED]
-        others = [step for step in steps if step.status is not StepStatus.FAILED]
-        for group in (urgent, others):
-            costs = {step.name: self._costs(step) for step in group}
-            among = len(costs)
-            for name in sorted(costs, key=lambda name: sum(costs[name])):
-                limit, taken, count = left // max(among, 1), 0, 0
-                for cost in costs[name]:
-                    if taken + cost > limit:
-                        break
-                    taken, count = taken + cost, count + 1
-                found[name], left, among = count, left - taken, among - 1
-        return found
-
-    def _costs(self, step: StepView) -> list[int]:
-        """Return how many bytes each of its lines takes, the last line first."""
-        lines = self._notes.lines(step.name)
-        if self._url:
-            lines = lines[-_MOST_LIVE_LINES:]
-        return [_cost(line) for line in reversed(lines)]
-
     def log(self, step: StepView) -> StepLog | None:
         """Return the log of a step; ``None`` if it has logged nothing."""
         lines = self._notes.lines(step.name)
         if not lines:
             return None
-        shown = lines[len(lines) - self._counts.get(step.name, 0) :]
+        most = max(self._lines, _FAILED_LINES) if _failed(step) else self._lines
+        shown = lines[-(_LIVE_LINES if self._url else most) :]
         rows = [_row(line.note, _MESSAGE) for line in shown]
         return StepLog(rows, self._notes.count(step.name), lines[-1].position)
 
@@ -233,16 +201,6 @@ class NotesModel:
 
     # Attachments.
 
-    def _pictures_within_limits(self, attached: Iterable[AttachedData]) -> frozenset[int]:
-        """Return which pictures are in the page, by the identity of their notes: small ones."""
-        left, found = _ALL_PICTURES, set[int]()
-        pictures = [each for each in attached if is_picture(each.note.media_type)]
-        for each in sorted(pictures, key=lambda each: each.size):
-            left -= each.size * 4 // 3
-            if left >= 0:
-                found.add(id(each.note))
-        return frozenset(found)
-
     def attachments(self, step: StepView) -> list[Attachment]:
         """Return what a step has attached."""
         return [self._shown(each) for each in self._notes.attached(step.name)[:_MOST_ATTACHMENTS]]
@@ -259,20 +217,17 @@ class NotesModel:
         if is_picture(note.media_type):
             if url:
                 return found._replace(picture=url)
-            if id(note) in self._pictures:
+            if each.size <= _PICTURE:
                 data = base64.b64encode(note.data).decode()
                 return found._replace(picture=f"data:{note.media_type};base64,{data}")
-            most = _size_text(_ALL_PICTURES)
-            why = (
-                f"left out, because the pictures of a page have at most {most}; the journal has it"
-            )
+            why = f"left out, because it has more than {_size_text(_PICTURE)}; the journal has it"
             return found._replace(left_out=why)
         text = note.data.decode("utf-8", "replace")
         if note.media_type in _DELIMITERS:
             return self._table(found, text, each)
         if note.media_type == "application/json" and not each.is_cut:
             text = _indented(text)
-        shown = shortened(printable(text), self._text_limit)
+        shown = shortened(printable(text), _TEXT)
         is_cut = each.is_cut or len(shown) < len(printable(text))
         return found._replace(text=Preview(shown.removesuffix("…") if is_cut else shown, is_cut))
 
@@ -287,7 +242,7 @@ class NotesModel:
         except csv.Error as error:  # such as a field of more than 131,072 characters
             return found._replace(left_out=f"not shown as a table: {error}")
         width = max(map(len, rows), default=0)
-        table, left = [], self._text_limit * 2
+        table, left = [], _TEXT * 2
         for row in rows:
             cells = [shortened(printable(cell), _CELL) for cell in row[:_MOST_COLUMNS]]
             cells += [""] * (min(width, _MOST_COLUMNS) - len(cells))
@@ -319,16 +274,6 @@ def _row(note: StepLogged, limit: int) -> LogRow:
         shortened(printable(log_text(note.message)), limit),
         shortened(printable(note.traceback), _TRACE),
     )
-
-
-def _cost(line: LogLine) -> int:
-    note = line.note
-    return _MARKUP + min(_bytes(note.message), _MESSAGE) + min(_bytes(note.traceback), _TRACE)
-
-
-def _bytes(text: str) -> int:
-    """Return about how many bytes a text takes in a page."""
-    return len(text.encode("utf-8", "replace")) + 4 * sum(map(text.count, "<>&"))
 
 
 def _left_out(shown: int, rows: int, columns: int, *, is_cut: bool) -> str:

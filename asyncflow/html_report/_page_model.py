@@ -25,7 +25,7 @@ from asyncflow._core.results import (
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import RunNotes
-from asyncflow._views.preview import Preview, error_trace, error_words, preview, share
+from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView, ran_before
@@ -72,13 +72,8 @@ MOST_EARLIER_TRACES = 20
 """Of more attempts with errors that were not the last one of their step, in all steps together, the
 last ones have tracebacks."""
 
-# In bytes of the page: all of a kind together, and the limits of each one.
-_ALL_OUTPUTS, _OUTPUT = 21_000, range(150, 4_000)
-_ALL_TRACES, _TRACE = 29_000, range(400, 12_000)
-_EARLIER_ROWS = 200
-"""What an earlier attempt takes beside its traceback."""
-_ALL_WORDS, _WORDS = 9_000, range(80, 240)
-"""Errors in one line, one for each failed attempt. The page has each one about three times."""
+# In bytes of the page.
+_OUTPUT, _TRACE, _EARLIER_TRACE, _FIRST_TRACE, _WORDS = 2_000, 4_000, 2_000, 12_000, 240
 _WHOLE = 1_000_000
 """An output or a traceback of a step that is shown alone."""
 _REASON = 400
@@ -258,15 +253,7 @@ class PageModel:
         self.timeline = Timeline.until(now_ms, view.segments)
         self._is_critical = frozenset(self.path)
         self._critical_edges = frozenset(pairwise(self.path))
-        failed = view.counts[StepStatus.FAILED] + view.counts[StepStatus.CANCELLED]
-        self._trace_limit = share(_ALL_TRACES, failed, _TRACE) if only is None else _WHOLE
-        # Earlier attempts take some of the room for outputs.
         self._traced = self._traced_attempts()
-        traced = len(self._traced)
-        room = share(_ALL_OUTPUTS // 2, traced + failed, _TRACE)
-        self._earlier_limit = room if only is None else _WHOLE
-        taken = traced * (self._earlier_limit + _EARLIER_ROWS)
-        self._outputs = self._within_limits(_ALL_OUTPUTS - taken)
         self.notes = NotesModel(
             view,
             context.notes or RunNotes(),
@@ -275,10 +262,6 @@ class PageModel:
             is_orphaned=context.is_orphaned,
             attachments_url=context.attachments_url,
         )
-        errors = sum(
-            attempt.error is not None for step in view.steps.values() for attempt in step.attempts
-        )
-        self._words_limit = share(_ALL_WORDS, errors, _WORDS)
 
     # The run.
 
@@ -529,7 +512,7 @@ class PageModel:
 
     def output(self, step: StepView) -> Preview:
         """Return the preview of a step's output."""
-        return self._outputs[step.name]
+        return preview(visible_output(step), self._most(_OUTPUT))
 
     def received(self, step: StepView) -> list[Received] | None:
         """Return what each parameter of a step receives; ``None`` if that is not known."""
@@ -547,21 +530,8 @@ class PageModel:
             if each.error is not None and each.error is not step.error
         )
 
-    def _within_limits(self, left: int) -> dict[str, Preview]:
-        """Return the previews of all outputs: small ones leave their share to large ones."""
-        steps = [step for step in self.detailed if step.status is StepStatus.SUCCESS]
-        if self._only is not None:
-            return {step.name: preview(visible_output(step), _WHOLE) for step in steps}
-        among = max(len(steps), 1)
-        most = share(4 * left, among, _OUTPUT)
-        found = {step.name: preview(visible_output(step), most) for step in steps}
-        for name in sorted(found, key=lambda name: found[name].size):
-            limit = max(left // among, _OUTPUT.start)
-            if found[name].size > limit:
-                found[name] = preview(visible_output(self.view.steps[name]), limit)
-            left -= found[name].size
-            among -= 1
-        return found
+    def _most(self, limit: int) -> int:
+        return limit if self._only is None else _WHOLE
 
     def short_output(self, item: StepView) -> Preview:
         """Return the preview of an item's output."""
@@ -573,11 +543,11 @@ class PageModel:
 
     def trace(self, error: BaseException) -> Preview:
         """Return what is shown of an error's traceback."""
-        return self._trace(error, self._trace_limit)
+        return self._trace(error, self._most(_TRACE))
 
     def earlier_trace(self, error: BaseException) -> Preview:
         """Return what is shown of the traceback of an attempt that was not the last one."""
-        return self._trace(error, self._earlier_limit)
+        return self._trace(error, self._most(_EARLIER_TRACE))
 
     def _trace(self, error: BaseException, limit: int) -> Preview:
         if id(error) not in self._traces:
@@ -586,15 +556,11 @@ class PageModel:
 
     def first_trace(self, error: BaseException) -> Preview:
         """Return what is shown of the traceback of the first failure."""
-        return error_trace(error, _TRACE.stop)
+        return error_trace(error, _FIRST_TRACE)
 
     def words(self, error: BaseException) -> str:
         """Return an error in one line."""
-        return error_words(error, self._words_limit)
-
-    def first_words(self, error: BaseException) -> str:
-        """Return the error of the first failure in one line."""
-        return error_words(error, _WORDS.stop)
+        return error_words(error, _WORDS)
 
     # The timeline.
 

@@ -1,21 +1,15 @@
-"""The list of a journal's runs: which of them a request selects, how they stand, and a drawing.
+"""The list of a journal's runs: which of them a request selects, and how they stand.
 
 However many runs there are, the list takes three queries: one for its rows, one for what it says of
 them beside their records, one for the counts. For each pipeline that runs, one more tells how long
 that usually takes.
-
-Rules of the drawing:
-
-1. A run has the shape of its status, which its colour only repeats.
-2. Durations have a logarithmic scale, because runs of milliseconds stand beside runs of hours.
-3. Places from left to right are shares of the width; those from top to bottom are pixels.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -25,7 +19,6 @@ from starlette.responses import Response
 
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import duration, escape_controls
-from asyncflow._views.axis import tick_step_ms
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow._views.progress import left_text
 from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
@@ -124,109 +117,6 @@ def _place_of(before: str) -> tuple[float, str]:
     return started_at, run_id
 
 
-HEIGHT, _TOP, _BOTTOM = 168, 12, 140
-_MARGIN = 2.5
-"""Of the width, at either end, in percent."""
-
-_WORDS = {
-    0.001: "1 ms",
-    0.01: "10 ms",
-    0.1: "100 ms",
-    1: "1 s",
-    10: "10 s",
-    60: "1 min",
-    600: "10 min",
-    3_600: "1 h",
-    36_000: "10 h",
-    86_400: "1 d",
-    864_000: "10 d",
-    8_640_000: "100 d",
-}
-_DURATIONS_S = tuple(_WORDS)
-_DAY_S = 86_400
-_MOST_TICKS = 6
-
-
-class Dot(NamedTuple):
-    """A run in the drawing."""
-
-    run_id: str
-    status: str
-    """A `RunStatus`."""
-    started_at: float
-    """In seconds since the epoch."""
-    duration_s: float
-
-
-class AxisMark(NamedTuple):
-    """A time or a duration on an axis."""
-
-    at: float
-    """In percent from the left, or in pixels from the top."""
-    value: float
-    """A time in seconds since the epoch, or a duration in seconds."""
-    words: str = ""
-    """The label of a duration."""
-
-
-class Scatter(NamedTuple):
-    """The drawing of durations over start times."""
-
-    dots: list[tuple[float, float, Dot]]
-    """Each run with its place: in percent from the left, and in pixels from the top."""
-    times: list[AxisMark]
-    durations: list[AxisMark]
-    form: str
-    """How its times are labelled: by ``second``, ``minute``, ``day``, or ``moment`` (the last two
-    together)."""
-
-
-def scatter(dots: Sequence[Dot]) -> Scatter | None:
-    """Return the drawing of some runs; ``None`` if there are none."""
-    if not dots:
-        return None
-    starts = [dot.started_at for dot in dots]
-    first, last = min(starts), max(starts)
-    if last - first < 10:  # a single one is drawn in the middle
-        middle = (first + last) / 2
-        first, last = middle - 5, middle + 5
-    low, high = _range_of([dot.duration_s for dot in dots])
-
-    def across(time: float) -> float:
-        share = (time - first) / (last - first)
-        return round(_MARGIN + share * (100 - 2 * _MARGIN), 3)
-
-    def down(duration_s: float) -> float:
-        share = math.log(max(duration_s, low) / low) / math.log(high / low)
-        return round(_BOTTOM - share * (_BOTTOM - _TOP), 2)
-
-    step = tick_step_ms((last - first) / _MOST_TICKS * 1000) / 1000
-    times = range(math.ceil(first / step), math.floor(last / step) + 1)
-    return Scatter(
-        [(across(dot.started_at), down(dot.duration_s), dot) for dot in dots],
-        [AxisMark(across(tick * step), tick * step) for tick in times],
-        [AxisMark(down(each), each, _WORDS[each]) for each in _DURATIONS_S if low <= each <= high],
-        _form_of(step, last - first),
-    )
-
-
-def _form_of(step_s: float, span_s: float) -> str:
-    if step_s >= _DAY_S:
-        return "day"
-    if span_s > _DAY_S / 2:
-        return "moment"
-    return "minute" if step_s >= 60 else "second"
-
-
-def _range_of(durations_s: Sequence[float]) -> tuple[float, float]:
-    """Return the marks of the scale below and above all durations."""
-    shortest = max(min(durations_s), _DURATIONS_S[0])
-    longest = max(max(durations_s), shortest)
-    low = max(each for each in _DURATIONS_S if each <= shortest)
-    high = next((each for each in _DURATIONS_S if each > longest), longest * 2)
-    return low, high
-
-
 class _ListRow(NamedTuple):
     """A run in the list."""
 
@@ -273,22 +163,14 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
     summaries = await journal.summaries(runs)
     nothing = RunSummary()
     rows = [_row(request, record, summaries.get(record.run_id, nothing), now_s) for record in runs]
-    dots = [
-        Dot(row.record.run_id, row.status, row.record.started_at, row.duration_s)
-        for row in rows
-        if not row.record.damaged
-    ]
     return render(
         request,
         "runs.html",
         query=query,
         rows=rows,
-        drawing=scatter(dots),
-        links={row.record.run_id: row.link for row in rows},
         chips=await _chips(journal, query, now_s),
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
-        statuses=[*RunStatus],
         meanings={
             status: _MEANINGS.get(status, status.lower()) for status in (*RunStatus, DAMAGED)
         },

@@ -543,7 +543,7 @@ async def test_the_list_is_updated_and_can_be_filtered(tab: Tab, tmp_path: Path)
     await page.get_by_role("link", name="Show all", exact=True).click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)
 
-    await page.locator(".plot a").last.click()
+    await page.locator("#list th a").last.click()
     await expect(badge(page)).to_contain_text("PASSED")
     await page.get_by_role("link", name="All runs").click()
     await expect(page.locator("#list tbody tr")).to_have_count(2)

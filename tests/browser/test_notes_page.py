@@ -198,15 +198,6 @@ async def test_without_a_script_logs_and_attachments_are_visible(opened: Open, t
         await expect(page.locator(query)).to_be_hidden()
 
 
-async def test_a_printed_page_has_the_details_though_a_log_is_open(opened: Open, told: str) -> None:
-    page = await opened(told, at="#step=extract&tab=log")
-    await page.emulate_media(media="print")
-
-    await expect(page.locator("#log")).to_be_hidden()
-    await expect(page.locator("#s0 .lines li").last).to_be_visible()
-    assert await page.locator("article:visible").count() == 12
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("tab", ["", "&tab=log"])
 async def test_the_page_with_notes_violates_no_accessibility_rule(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import re
 from collections.abc import Awaitable, Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -364,24 +361,6 @@ async def test_the_page_is_complete_without_javascript(opened: Open, golden: str
         assert not await page.locator(query).first.is_visible()
 
 
-async def test_the_printed_page_is_light_complete_and_without_buttons(
-    opened: Open, golden: str
-) -> None:
-    page = await opened(golden, color_scheme="dark")
-    await page.emulate_media(media="print", color_scheme="dark")
-
-    assert not await page.locator("button:visible:not(thead *)").count()
-    assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == (
-        "rgb(255, 255, 255)"
-    )
-    assert await page.locator("article:visible").count() == len(VIEW.steps)
-    assert await page.evaluate(
-        "[...document.querySelectorAll('.scroll')]"
-        ".every((each) => each.scrollHeight <= each.clientHeight + 2)"
-    )
-    assert (await page.pdf()).startswith(b"%PDF")
-
-
 # No active content and no requests.
 
 
@@ -614,7 +593,7 @@ async def test_the_panel_has_buttons_to_move_and_to_close(opened: Open, golden: 
     assert await selected(page) == NOTHING
 
 
-# Filtering, sorting, exporting.
+# Filtering and sorting.
 
 
 async def test_the_filter_hides_other_steps_in_every_view(opened: Open, golden: str) -> None:
@@ -680,50 +659,6 @@ async def test_events_are_filtered_by_text_kind_and_step(opened: Open, golden: s
     assert await rows.count() == 3
     await page.locator("#event-kind").select_option("")
     assert await rows.count() == sum(getattr(event, "step", None) == "rates" for event in GOLDEN)
-
-
-async def test_the_visible_events_are_exported(opened: Open, golden: str, tmp_path: Path) -> None:
-    page = await opened(golden)
-
-    files = {}
-    for kind in ("json", "csv"):
-        async with page.expect_download() as waiting:
-            await page.locator(f'[data-export="{kind}"]').click()
-        download = await waiting.value
-        assert download.suggested_filename == f"nightly-2026-01-01-events.{kind}"
-        await download.save_as(tmp_path / kind)
-        files[kind] = (tmp_path / kind).read_text(encoding="utf-8")
-
-    records = json.loads(files["json"])
-    assert len(records) == len(GOLDEN)
-    assert records[6] == {
-        "at_ms": 400,
-        "time": "2026-01-01T00:00:00.400Z",
-        "event": "AttemptFailed",
-        "step": "rates",
-        "attempt": 1,
-        "item": None,
-        "text": "attempt 1 failed, retrying in 500 ms: "
-        "ConnectionError: the server of the rates closed the connection",
-    }
-    assert records[-1]["time"] == "2026-01-01T01:00:01.000Z"
-    rows = list(csv.DictReader(io.StringIO(files["csv"])))
-    assert [row["event"] for row in rows] == [record["event"] for record in records]
-    assert [row["text"] for row in rows] == [record["text"] for record in records]
-    assert page.requests == [] or all(url.startswith("blob:") for url in page.requests)
-
-
-async def test_an_exported_cell_is_not_a_formula(opened: Open, tmp_path: Path) -> None:
-    page = await opened(
-        to_html([RunStarted("r", 0.0, {"=1+1": ()}), AttemptStarted("=1+1", 1, 0.0)])
-    )
-
-    async with page.expect_download() as waiting:
-        await page.locator('[data-export="csv"]').click()
-    await (await waiting.value).save_as(tmp_path / "csv")
-
-    rows = list(csv.DictReader((tmp_path / "csv").read_text(encoding="utf-8").splitlines()))
-    assert rows[1]["step"] == "'=1+1"
 
 
 # Zooming and panning.

@@ -324,38 +324,3 @@ async def test_the_usual_end_of_a_step_is_marked_and_told(opened: Open) -> None:
     await page.mouse.move(mark["x"] + 1, mark["y"] + 10)
     assert await page.locator("#tip").inner_text() == "usually 250 ms"
     assert "1.0 s, usually 250 ms" in await page.locator("#details").inner_text()
-
-
-# On paper.
-
-
-async def test_a_printed_page_counts_the_events_instead_of_listing_them(opened: Open) -> None:
-    width, height = 718, 1043  # of A4 paper without its margins
-    page = await opened(
-        to_html(mapped_run(6, retried=True, items=400)),
-        viewport={"width": width, "height": height},
-    )
-    await page.emulate_media(media="print")
-
-    assert not await page.locator("#events-table").is_visible()
-    assert await page.evaluate(
-        """() => { const right = (id) => document.getElementById(id).getBoundingClientRect().right;
-          return right("steps-table") <= right("table") + 1; }"""
-    )
-    text = " ".join((await page.locator("#history").inner_text()).split())
-    assert text == "Events 816 events, not printed"
-    assert 1 <= (await page.pdf()).count(b"/Type /Page\n") <= 3
-
-
-async def test_a_zoomed_timeline_is_printed_as_a_whole_and_stays_zoomed(opened: Open) -> None:
-    page = await opened(to_html(RESUMED), "#zoom=8.000&from=0.5000")
-    chart = """() => { const box = document.getElementById("gantt-scroll");
-      return [box.firstElementChild.style.getPropertyValue("--zoom"), box.scrollLeft > 0]; }"""
-    assert await page.evaluate(chart) == ["8", True]
-
-    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    printed = await page.evaluate(chart)
-    await page.evaluate("dispatchEvent(new Event('afterprint'))")
-
-    assert printed == ["1", False]
-    assert await page.evaluate(chart) == ["8", True]

@@ -130,19 +130,16 @@ def test_a_missing_extra_is_reported_before_the_run(
     assert not list(shell.directory.glob("*.db"))
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
 @pytest.mark.parametrize("command", [["run", "etl:failing"], ["show", "r1"], ["resume", "r1"]])
-def test_the_page_never_overwrites_the_journal(
-    shell: Shell, command: list[str], suffix: str
-) -> None:
+def test_the_page_never_overwrites_the_journal(shell: Shell, command: list[str]) -> None:
     shell("run", "etl:failing", "--run-id", "r1", "--quiet", exits=1)
     runs_before = shell("runs").stdout
     target = ["etl:failing"] if command[0] == "resume" else []
 
-    for path in (f"asyncflow.db{suffix}", f"../{shell.directory.name}/asyncflow.db{suffix}"):
+    for path in ("asyncflow.db", f"../{shell.directory.name}/asyncflow.db"):
         result = shell(*command, *target, "--html", path, exits=2)
         assert "Invalid value for '--html'" in result.stderr
-        assert "is part of the journal" in result.stderr
+        assert "is the journal" in result.stderr
 
     assert shell("runs").stdout == runs_before
 

@@ -75,8 +75,7 @@ def test_text_is_converted_to_a_path(shell: Shell) -> None:
         ("mode=fast", "input 'mode' must be one of 'full', 'part'\n"),
         (
             "rows=[[1]]",
-            "input 'rows' must be list[tuple[int, str]], as a JSON array: Expected `array` of "
-            "length 2",
+            "input 'rows' must be list[tuple[int, str]], as JSON: Expected `array` of length 2",
         ),
         ("strange=x", "input 'strange' must be Exception"),
         ("dais=3", "no step takes an input 'dais' (did you mean 'days'?)"),
@@ -112,15 +111,14 @@ def test_an_input_of_another_type_is_wrong_usage(shell: Shell, pair: str, says: 
         ("Annotated[int, 'a number']", "int, such as 3"),
         ("NewType('Days', int)", "int, such as 3"),
         ("NewType('Days', NewType('Count', int))", "int, such as 3"),
-        ("TypeVar('Days', bound=int)", "~Days"),
-        ("list[int]", "list[int], as a JSON array, such as [1, 2]"),
-        ("set[str]", 'set[str], as a JSON array, such as ["a", "b"]'),
-        ("tuple[datetime.date, ...]", "tuple[datetime.date, ...], as a JSON array"),
-        ("list", "list, as a JSON array"),
-        ("dict[str, int]", "dict[str, int], as a JSON object"),
-        ("Point", "Point, as a JSON object"),
-        ("Named", "Named, as a JSON object"),
-        ("Many", "one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"),
+        ("TypeVar('Days', bound=int)", "~Days, as JSON"),
+        ("list[int]", "list[int], as JSON"),
+        ("set[str]", "set[str], as JSON"),
+        ("tuple[datetime.date, ...]", "tuple[datetime.date, ...], as JSON"),
+        ("list", "list, as JSON"),
+        ("dict[str, int]", "dict[str, int], as JSON"),
+        ("Point", "Point, as JSON"),
+        ("Named", "Named, as JSON"),
     ],
 )
 def test_a_refusal_describes_the_accepted_type_with_an_example(
@@ -136,8 +134,6 @@ def test_a_refusal_describes_the_accepted_type_with_an_example(
         class Colour(enum.Enum):
             RED = "red"
             GREEN = 2
-
-        Many = enum.Enum("Many", {{f"N{{number}}": number for number in range(99)}})
 
         @dataclasses.dataclass
         class Point:
@@ -334,27 +330,27 @@ def test_models_are_made_of_json(shell: Shell, more: tuple[str, ...]) -> None:
     [
         (
             '{"line": {"sku": "hunter2", "count": 0}}',
-            "input 'line' must be Line, as a JSON object: not a valid Line: count: Input should be "
+            "input 'line' must be Line, as JSON: not a valid Line: count: Input should be "
             "greater than 0\n",
         ),
         ('{"line": {"sku": 3}}', "sku: Input should be a valid string; count: Field required\n"),
         (
             '{"maybe": {"sku": "a", "count": "hunter2"}}',
-            "a JSON object, or null: not a valid Lin",
+            "as JSON, or null: not a valid Lin",
         ),
         (
             '{"lines": [{"sku": "hunter2", "count": 1}, {"sku": "a"}]}',
-            "input 'lines' must be list[models.Line], as a JSON array: not a valid Line: count: "
+            "input 'lines' must be list[models.Line], as JSON: not a valid Line: count: "
             "Field required - at `$[1]`\n",
         ),
-        ('{"tags": ["\\ud800"]}', "input 'tags' must be Tags\n"),
+        ('{"tags": ["\\ud800"]}', "input 'tags' must be Tags, as JSON\n"),
         (
             '{"tags": [1]}',
-            "input 'tags' must be Tags: not a valid Tags: 0: Input should be",
+            "input 'tags' must be Tags, as JSON: not a valid Tags: 0: Input should be",
         ),
         (
             '{"point": {"x": 0}}',
-            "must be Point, as a JSON object: not a valid Point: ",
+            "must be Point, as JSON: not a valid Point: ",
         ),
     ],
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import pytest
 
 from .conftest import Shell
@@ -100,9 +97,6 @@ def test_a_malformed_target_is_wrong_usage(shell: Shell, target: str) -> None:
         ("lists", "there are several pipelines in 'lists'; name one: lists:one, lists:two"),
         ("classes", "there is no pipeline in 'classes'; name a function that returns one: cla"),
         ("classes:pipelin", "there is no 'pipelin' in 'classes'\n"),
-        ("classes:mak", "there is no 'mak' in 'classes' (did you mean 'make'?)"),
-        ("classes:job", "there is no 'job' in 'classes'\n"),
-        ("classes:need", "there is no 'need' in 'classes'\n"),
         ("classes:Pipeline", "'classes:Pipeline' is a class that needs arguments; name a pipeline"),
         ("etl:pipelin", "there is no 'pipelin' in 'etl' (did you mean 'pipeline'?)"),
         ("etl:xyz", "there is no 'xyz' in 'etl'; its pipelines are: nameless, pipeline"),
@@ -203,18 +197,3 @@ def test_a_file_that_shadows_another_module_is_refused(shell: Shell) -> None:
     result = shell("plan", "json.py:pipeline", exits=3)
 
     assert "which is another module already; give the file another name" in result.stderr
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't remove it")
-@pytest.mark.parametrize("target", ["etl:pipeline", "etl.py:pipeline"])
-def test_a_deleted_current_directory_is_reported(shell: Shell, target: str) -> None:
-    gone = shell.directory / "gone"
-    gone.mkdir()
-    os.chdir(gone)
-    gone.rmdir()
-
-    result = shell("plan", target, exits=3)
-
-    assert result.stderr == (
-        "Error: the current directory does not exist any more; change to another one\n"
-    )

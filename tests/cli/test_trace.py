@@ -35,8 +35,8 @@ def test_without_a_journal_the_trace_is_made_of_the_observed_events(shell: Shell
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--trace", "asyncflow.db-wal"], "is part of the journal"),
-        (["--trace", "out", "--html", "./out"], "it is the file of --html"),
+        (["--trace", "asyncflow.db"], "is the journal"),
+        (["--trace", "out", "--html", "./out"], "the file of --html"),
         (["--trace", "no/where"], "does not exist"),
     ],
 )

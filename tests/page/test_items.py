@@ -62,19 +62,15 @@ def test_each_outcome_of_an_item_has_cells_what_went_wrong_first() -> None:
 
     order = ["failed", "cancelled", "retried", "running", "success", "pending"]
     assert cells.counts == dict.fromkeys(order, 1)
-    assert cells.by_outcome == tuple(
+    assert cells.paths == tuple(
         CellPath(outcome, f"M{at * 8} 0h7v7h-7z") for at, outcome in enumerate(order)
     )
-    numbers = [2, 4, 1, 3, 0, 5]
-    assert dict(cells.in_order) == {
-        outcome: f"M{at * 8} 0h7v7h-7z" for outcome, at in zip(order, numbers, strict=True)
-    }
 
 
 def test_cells_beside_each_other_are_one_shape() -> None:
     cells = cells_of(mapped_run(1, retried=True, items=80))
 
-    assert dict(cells.by_outcome)["success"] == "M8 0h311v7h-311zM0 8h319v7h-319z"
+    assert dict(cells.paths)["success"] == "M8 0h311v7h-311zM0 8h319v7h-319z"
 
 
 def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> None:
@@ -82,15 +78,13 @@ def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> 
 
     assert cells.each == 5
     assert cells.counts == {"failed": 3, "success": 9_997}
-    assert {outcome: area(path) for outcome, path in cells.in_order} == {
+    assert {outcome: area(path) for outcome, path in cells.paths} == {
         "failed": 3,
         "success": 1_997,
     }
     assert re.match(r"failed 0:1f0\+20 3333:\S+ 6666:\S+\|success 5:", cells.data)
     assert len(cells.data) < 50_000
-    assert sum(len(path) for order in (cells.by_outcome, cells.in_order) for _, path in order) < (
-        5_000
-    )
+    assert sum(len(path) for _, path in cells.paths) < 5_000
 
 
 def test_an_item_of_many_attempts_has_the_latest_ones_if_there_are_too_many() -> None:

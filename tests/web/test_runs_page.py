@@ -286,13 +286,3 @@ async def test_an_unknown_path_or_method_is_reported(make_client: Any, journal: 
     assert "There is no such page" in nowhere.text
     assert wrong.headers["allow"] == "POST"
     assert program.json()["detail"] == "This path takes GET, HEAD only."
-
-
-async def test_each_status_has_a_shape_of_its_own(make_client: Any, journal: Any) -> None:
-    await passing().with_options(run_id="r", journal=journal).run()
-
-    page = await make_client(app(journal)).get("/")
-    key = re.findall(r'<svg width="14".*?>\s*(.+?)\s*</svg>(\w+)</li>', page.text, re.DOTALL)
-
-    assert {status for _, status in key} == set(RunStatus)
-    assert len({shape for shape, _ in key}) == len(RunStatus)

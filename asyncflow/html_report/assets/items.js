@@ -2,11 +2,10 @@
 const ENDS = { s: "succeeded", f: "failed", t: "timed out", c: "cancelled", x: "crashed", r: "running" };
 const COLUMNS = 40, PITCH = 8;
 const cellsOf = (number) => {
-  const found = (articleOf(number)?.querySelector(".cells")?.dataset.cells ?? "").split("|").filter(Boolean).flatMap((group) => {
+  return (articleOf(number)?.querySelector(".cells")?.dataset.cells ?? "").split("|").filter(Boolean).flatMap((group) => {
     const [outcome, ...cells] = group.split(" ");
     return cells.map((cell) => { const [at, attempts] = cell.split(":"); return { at, outcome, attempts }; });
   });
-  return root.classList.contains("items-in-order") ? found.sort((one, other) => one.at - other.at) : found;
 };
 const chooseCell = (strip, event) => {
   const box = strip.getBoundingClientRect(), pitch = (box.width / (COLUMNS * PITCH - 1)) * PITCH, number = strip.closest("article").dataset.i;

@@ -74,11 +74,3 @@ document.addEventListener("scroll", ({ target }) => {
   if (packed[id] && id in tables) drawMore(id, target);
   if (target.id === "gantt-scroll") drawBlocks();
 }, true);
-// Paper has the steps that need attention.
-const isUrgent = (number) => ["failed", "cancelled", "running"].includes(rowOf(number).dataset.s);
-addEventListener("beforeprint", () => {
-  if (!packed.steps) return;
-  bodyOf("steps").replaceChildren(...tables.steps.shown.map(elementOf).filter((row) => isUrgent(row.dataset.i)));
-  for (const block of all(".block").filter((each) => each.style.height)) block.innerHTML = stepsOf(block).filter(isUrgent).map((number) => packed.gantt[number]).join("");
-});
-addEventListener("afterprint", () => drawRows("steps"));

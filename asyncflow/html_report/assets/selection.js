@@ -18,7 +18,7 @@ const address = () => {
   const box = $("gantt-scroll"), state = {
     step: chosen === null ? "" : names[chosen], attempt, item,
     find: find.value, status: findStatus.value, events: eventText.value, kind: eventKind.value, only: eventStep.checked ? "yes" : "",
-    show: [...only].join(), items: root.classList.contains("items-in-order") ? "order" : "",
+    show: [...only].join(),
     closed: all(".rows:not([open], [data-closed])").map((tier) => tier.dataset.key.slice(5)).join(),
     opened: all(".rows[data-closed][open]").map((tier) => tier.dataset.key.slice(5)).join(),
     zoom: zooms.gantt > 1 ? zooms.gantt.toPrecision(4) : "",
@@ -127,7 +127,6 @@ const follow = () => {
   }
   eventStep.checked = state.has("only");
   setOnly((state.get("show") ?? "").split(","));
-  root.classList.toggle("items-in-order", state.get("items") === "order");
   const [closed, opened] = ["closed", "opened"].map((name) => (state.get(name) ?? "").split(","));
   for (const tier of all(".rows")) tier.open = "closed" in tier.dataset ? opened.includes(tier.dataset.key.slice(5)) : !closed.includes(tier.dataset.key.slice(5));
   filterSteps(true);
@@ -160,13 +159,11 @@ const moveAttempt = (by) => {
 
 addEventListener("click", (event) => {
   if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  const target = event.target.closest?.("a[href^='#s'], [data-i], [data-sort], [data-zoom], [data-export], [data-only], [data-order], .strip-of-cells");
+  const target = event.target.closest?.("a[href^='#s'], [data-i], [data-sort], [data-zoom], [data-only], .strip-of-cells");
   if (!target || dragged) return;
   if (target.dataset.sort) return sortBy(target);
   if (target.dataset.zoom) return zoomBy(target.dataset.of, target.dataset.zoom);
-  if (target.dataset.export) return save(target.dataset.export);
   if (target.dataset.only) { setOnly([...only].includes(target.dataset.only) ? [...only].filter((each) => each !== target.dataset.only) : [...only, target.dataset.only]); filterSteps(); return remember(); }
-  if ("order" in target.dataset) { root.classList.toggle("items-in-order"); showItem(); return remember(); }
   if (target.matches(".strip-of-cells")) return chooseCell(target, event);
   const link = event.target.closest("a, button, summary, pre, input");
   const number = link ? /^#s(\d+)$/.exec(link.getAttribute("href") ?? "")?.[1] : target.dataset.i;

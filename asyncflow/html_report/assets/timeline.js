@@ -87,19 +87,3 @@ const ticksNow = () => {
   drawMap(from, to, step);
 };
 document.addEventListener("toggle", (event) => { if (event.target.matches(".rows")) { drawBlocks(); remember(); } }, true);
-// Paper does not scroll.
-let printed = null;
-addEventListener("beforeprint", () => {
-  printed = [zooms.gantt, $("gantt-scroll")?.scrollLeft, all(".rows:not([open])")];
-  for (const tier of printed[2]) tier.open = true;
-  zooms.gantt = 1;
-  applyGantt();
-  ticksNow();
-});
-addEventListener("afterprint", () => {
-  for (const tier of printed?.[2] ?? []) tier.open = false;
-  if (!printed || printed[0] === 1) return;
-  zooms.gantt = printed[0];
-  applyGantt();
-  $("gantt-scroll").scrollLeft = printed[1];
-});

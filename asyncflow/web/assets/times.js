@@ -4,18 +4,10 @@ function showTimes(inside) {
   const units = [["d", 86400, 172800], ["h", 3600, 3600], ["min", 60, 60], ["s", 1, 1]];
   for (const element of inside.querySelectorAll("[data-time]")) {
     const at = Number(element.dataset.time), exact = momentText(new Date(at * 1000));
-    switch (element.dataset.form) {
-      case "exact": element.textContent = exact; break;
-      case "second": element.textContent = exact.slice(11, 19); break;
-      case "minute": element.textContent = exact.slice(11, 16); break;
-      case "moment": element.textContent = exact.slice(5, 16); break;
-      case "day": element.textContent = exact.slice(5, 10); break;
-      default: {
-        const unit = units.find((each) => now - at >= each[2]);
-        element.textContent = unit ? `${Math.floor((now - at) / unit[1])} ${unit[0]} ago` : "just now";
-        element.title = exact;
-      }
-    }
+    if (element.dataset.form === "exact") { element.textContent = exact; continue; }
+    const unit = units.find((each) => now - at >= each[2]);
+    element.textContent = unit ? `${Math.floor((now - at) / unit[1])} ${unit[0]} ago` : "just now";
+    element.title = exact;
   }
 }
 
