@@ -150,6 +150,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
             usual = asyncio.ensure_future(_expect_usual(view, journal, execution))
             await asyncio.wait([task])
             usual.cancel()
+            await asyncio.wait([usual])  # it reads the journal
     failure: ResourceError | None = None
     try:
         report = None if task.cancelled() else task.result()

@@ -74,10 +74,7 @@ class Plan:
     """The steps with any policy beside attempts, their time limit and the backoff between them."""
     cleanups: frozenset[int]
     """The clean-up steps: ``run_if`` is ``"failure"`` or ``"always"``."""
-    _bound: tuple[set[str], Bindings] | None = derived()
-    """What `bindings` has returned last, and the names of the inputs for which."""
-    _depends_on: dict[str, tuple[str, ...]] | None = derived()
-    _max_retries: dict[str, int] | None = derived()
+    _cache: _PlanCache = derived()
     secret: tuple[str, ...] = ()
     """The steps whose output is secret, by name."""
     targets: frozenset[str] = frozenset()
@@ -98,38 +95,45 @@ class Plan:
     made again later, because it is not stored."""
 
     def __post_init__(self) -> None:
-        for found_later in ("_bound", "_depends_on", "_max_retries"):
-            object.__setattr__(self, found_later, None)
+        object.__setattr__(self, "_cache", _PlanCache())
 
     @property
     def depends_on(self) -> Mapping[str, tuple[str, ...]]:
         """The dependencies of each step, all by name, in topological order. All runs share it."""
-        found = self._depends_on
+        found = self._cache.depends_on
         if found is None:
             steps = self.steps
             found = {steps[at].name: steps[at].depends_on for at in self.order}
             for at in self.cleanups:  # one may come after all steps, and name none
                 found[steps[at].name] = tuple([steps[to].name for to in self.dependencies[at]])
-            object.__setattr__(self, "_depends_on", found)
+            self._cache.depends_on = found
         return found
 
     @property
     def max_retries(self) -> Mapping[str, int]:
         """How many attempts each step has in all, in the same way."""
-        found = self._max_retries
+        found = self._cache.max_retries
         if found is None:
             in_order = map(self.steps.__getitem__, self.order)
-            found = {step.name: step.max_retries for step in in_order}
-            object.__setattr__(self, "_max_retries", found)
+            found = self._cache.max_retries = {step.name: step.max_retries for step in in_order}
         return found
 
     def bindings(self, inputs: Set[str]) -> Bindings:
         """Return what `bind` and `bind_conditions` do. Most runs have the inputs of the latest."""
-        bound = self._bound
+        bound = self._cache.bindings
         if bound is None or bound[0] != inputs:
             bound = {*inputs}, Bindings(bind(self, inputs), bind_conditions(self, inputs))
-            object.__setattr__(self, "_bound", bound)
+            self._cache.bindings = bound
         return bound[1]
+
+
+class _PlanCache:
+    """What was found out about a plan when it was first asked for."""
+
+    bindings: tuple[set[str], Bindings] | None = None
+    """Those that were asked for last, and the names of the inputs for which."""
+    depends_on: dict[str, tuple[str, ...]] | None = None
+    max_retries: dict[str, int] | None = None
 
 
 class Dependents:

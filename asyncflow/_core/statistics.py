@@ -85,7 +85,7 @@ class StepStatistics:
     included; 0 for a step that is not mapped."""
     retried_items: tuple[int, ...]
     """How many items of it passed after a retry in each run."""
-    errors: tuple[str, ...] = ()
+    errors: tuple[str, ...]
     """With which error it failed in each run, or an attempt of it before one that passed; empty
     where nothing failed. Those of items are left out."""
 

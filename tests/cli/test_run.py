@@ -130,6 +130,31 @@ def test_a_generated_name_is_never_used_twice(
     }
 
 
+def test_the_look_for_the_usual_durations_has_ended_when_the_run_has(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    read = SQLiteJournal.events
+
+    async def look(view: object, journal: object, execution: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            done.append("the look has ended")
+
+    async def events(journal: SQLiteJournal, run_id: str) -> list[object]:
+        done.append("the journal is read")
+        return [*await read(journal, run_id)]
+
+    monkeypatch.setattr("asyncflow._cli.execution._expect_usual", look)
+    monkeypatch.setattr(SQLiteJournal, "events", events)
+
+    shell("run", "etl:pipeline", "--html", "run.html")
+
+    assert done == ["the look has ended", "the journal is read"]
+
+
 def test_an_option_or_a_variable_selects_the_journal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
