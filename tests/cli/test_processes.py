@@ -101,14 +101,14 @@ class Process:
     def wait(self) -> tuple[int, str, str]:
         """Wait for the end; return the exit code, the standard output and the standard error."""
         try:
-            out, err = self._process.communicate(timeout=20)
+            out, err = self._process.communicate(timeout=60)
         finally:
             self._process.kill()
         return self._process.returncode, out, err
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline, f"{path.name} never came"
         time.sleep(0.01)

@@ -59,19 +59,19 @@ class Window:
 
     def __call__(self, *arguments: str, **variables: str) -> tuple[int, str]:
         """Run the last command; return its exit code and the text on the screen."""
-        code = self.start(*arguments, **variables).wait(timeout=20)
+        code = self.start(*arguments, **variables).wait(timeout=60)
         self.terminal.close()
         return code, self.terminal.text
 
     def run_first(self, *arguments: str) -> tuple[int, str]:
         """Run a command that others follow; return its exit code and the text on the screen."""
-        code = self.start(*arguments, "--text", "etl").wait(timeout=20)
+        code = self.start(*arguments, "--text", "etl").wait(timeout=60)
         self.wait_for("etl")
         return code, self.terminal.text
 
     def wait_for(self, text: str) -> None:
         """Wait until the screen shows the text."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while text not in self.terminal.text:
             assert time.monotonic() < deadline, self.terminal.text
             time.sleep(0.02)
@@ -186,7 +186,7 @@ def test_a_redirected_report_is_that_of_files(
         stdin=device,
         stdout=device,
         stderr=device,
-        timeout=20,
+        timeout=60,
     ).returncode
     window.terminal.close()
 
@@ -254,7 +254,7 @@ def test_ctrl_c_stops_the_run_and_restores_the_terminal(
     window.wait_for("RUNNING")
 
     window.terminal.press(b"\x03")
-    code = process.wait(timeout=20)
+    code = process.wait(timeout=60)
     window.terminal.close()
 
     text = window.terminal.text

@@ -122,7 +122,7 @@ def test_a_browser_is_opened_only_on_request(shell: Shell, monkeypatch: pytest.M
 
 def visit_and_stop(url: str) -> None:
     """Send SIGTERM to this process when the server answers."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with suppress(OSError):
             visit(url)

@@ -44,7 +44,7 @@ from asyncflow.journal import SQLiteJournal
 
 pytestmark = pytest.mark.process
 
-A_WHILE_S = 20
+A_WHILE_S = 60
 """More than anything here takes on a machine that is busy."""
 
 

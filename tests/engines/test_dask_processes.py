@@ -35,7 +35,7 @@ from asyncflow.engines.dask import DaskEngine
 
 pytestmark = pytest.mark.process
 
-A_WHILE_S = 50
+A_WHILE_S = 100
 """More than anything here takes on a machine that is busy, and less than Dask takes to notice."""
 
 

@@ -212,7 +212,7 @@ async def test_the_command_of_the_container_continues_after_a_restart(
         ) as server:
             try:
                 async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-                    async with asyncio.timeout(30):
+                    async with asyncio.timeout(90):
                         while not await is_healthy(client):
                             await asyncio.sleep(0.05)
                     yield client
