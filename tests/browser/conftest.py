@@ -24,7 +24,9 @@ async def browser() -> AsyncIterator[Any]:
         pytest.skip("these tests need playwright, which is not installed")
     if CHROMIUM is None:
         pytest.skip("these tests need Chromium, which is not installed")
-    from playwright.async_api import async_playwright
+    from playwright.async_api import async_playwright, expect
+
+    expect.set_options(timeout=15_000)  # a busy machine takes its time
 
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(

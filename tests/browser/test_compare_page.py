@@ -53,11 +53,8 @@ async def test_two_runs_are_compared_without_a_script(browser: Any, site: Server
     await page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_comparison_is_accessible_and_fits(
-    browser: Any, site: ServerThread, scheme: Any
-) -> None:
-    page = await browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+async def test_the_comparison_is_accessible_and_fits(browser: Any, site: ServerThread) -> None:
+    page = await browser.new_page(viewport={"width": 1280, "height": 900})
     messages: list[str] = []
     page.on("console", lambda message: messages.append(message.text))
 

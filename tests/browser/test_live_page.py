@@ -23,7 +23,6 @@ from asyncflow.journal import SQLiteJournal
 TOKEN = "a token that is hard to guess"
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
-expect.set_options(timeout=15_000)
 
 
 class Tab:
@@ -566,11 +565,10 @@ async def test_the_list_shows_that_the_server_is_gone(tab: Tab, start: Any) -> N
 # Accessibility.
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_pages_are_accessible(browser: Any, site: ServerThread, scheme: Any) -> None:
-    gates = site.start(f"accessible-{scheme}")
+async def test_the_pages_are_accessible(browser: Any, site: ServerThread) -> None:
+    gates = site.start("accessible")
     gates.open("first")
-    page = await browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page = await browser.new_page(viewport={"width": 1280, "height": 900})
 
     for path in ("", "?text=nothing", "runs/accessibl"):
         await page.goto(site.url + path)

@@ -198,12 +198,11 @@ async def test_without_a_script_logs_and_attachments_are_visible(opened: Open, t
         await expect(page.locator(query)).to_be_hidden()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("tab", ["", "&tab=log"])
 async def test_the_page_with_notes_violates_no_accessibility_rule(
-    opened: Open, told: str, scheme: str, tab: str
+    opened: Open, told: str, tab: str
 ) -> None:
-    page = await opened(told, color_scheme=scheme, at=f"#step=extract{tab}")
+    page = await opened(told, at=f"#step=extract{tab}")
     await open_all(page)
 
     assert await violations(page) == []
@@ -416,16 +415,15 @@ async def test_details_that_cannot_be_loaded_say_so(tab: Page, site: Site) -> No
     tab.complaints.clear()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_live_page_with_notes_violates_no_accessibility_rule(
-    browser: Any, site: Site, scheme: Any
+    browser: Any, site: Site
 ) -> None:
     await failing().with_options(run_id="r", journal=site.journal).run()
     site.journal.said["r"] += [
         logged("extract", "hello"),
         attached("extract", "a.csv", "text/csv", "a,b\n1,2"),
     ]
-    context = await browser.new_context(color_scheme=scheme)
+    context = await browser.new_context()
     page = await context.new_page()
     for at in ("#step=extract", "#step=extract&tab=log"):
         await page.goto("about:blank")

@@ -404,12 +404,11 @@ async def test_the_security_policy_blocks_injected_markup(opened: Open, golden: 
     page.complaints.clear()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_the_page_of_a_run_that_has_not_ended_violates_no_accessibility_rule(
-    opened: Open, scheme: str
+    opened: Open,
 ) -> None:
     html = to_html(GOLDEN[: EVENTS_BEFORE_CRASH - 3])
-    page = await opened(html, color_scheme=scheme, at="#step=rates&attempt=2")
+    page = await opened(html, at="#step=rates&attempt=2")
     await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
 
     assert await violations(page) == []

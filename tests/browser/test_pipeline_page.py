@@ -90,12 +90,11 @@ async def open_tab(browser: Any) -> AsyncIterator[Any]:
     assert complaints == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", ["", "pipelines/orders", "pipelines/orders?run=nightly-59"])
 async def test_a_page_violates_no_accessibility_rule_and_fits(
-    open_tab: Any, site: ServerThread, path: str, scheme: str
+    open_tab: Any, site: ServerThread, path: str
 ) -> None:
-    page = await open_tab(site.url + path, color_scheme=scheme)
+    page = await open_tab(site.url + path)
 
     for width in (1440, 390):
         await page.set_viewport_size({"width": width, "height": 900})

@@ -265,11 +265,8 @@ async def test_an_attempt_of_each_segment_can_be_selected_and_linked(opened: Ope
     page.requests.clear()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_the_page_of_a_resumed_run_violates_no_accessibility_rule(
-    opened: Open, scheme: str
-) -> None:
-    page = await opened(to_html(RESUMED), color_scheme=scheme, at="#step=load&attempt=2")
+async def test_the_page_of_a_resumed_run_violates_no_accessibility_rule(opened: Open) -> None:
+    page = await opened(to_html(RESUMED), at="#step=load&attempt=2")
     await page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
 
     assert await violations(page) == []
