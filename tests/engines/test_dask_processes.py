@@ -105,7 +105,7 @@ async def test_a_killed_worker_is_told_of_at_once_and_no_other_body_begins(
         call = recorded(linger, diary=diary)
         running = asyncio.create_task(engine.run(call.call))
         await begun(call)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(A_WHILE_S):
             while not words(diary):  # the worker reports a body just before its first line
                 await asyncio.sleep(0.01)
         killed_s = time.monotonic()

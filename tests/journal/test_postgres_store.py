@@ -418,21 +418,23 @@ def test_a_store_gives_up_on_a_server_that_hangs_for_longer_than_a_lease(
 def test_a_store_gives_up_on_a_server_that_is_down_for_longer_than_a_lease(
     make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
-    store = make_store(lease_s=0.5)
+    store = make_store(lease_s=1)
     token = store.claim("r", MINE)
+    database, attempts = store.database, list[None]()
+    connect, connection = database._connect, database._connection
+    database._connect = lambda: attempts.append(None) or connect()
     postgres_server.stop()
+    connection.answered_at = time.monotonic()  # however long that took
 
-    started = time.monotonic()
     with pytest.raises(JournalError, match=r"the connection was lost.*refused") as caught:
         store.write(lambda: [batch("r", token, 1)])
-    waited = time.monotonic() - started
+    waiting = len(attempts)
     # The store does not wait again before the server has answered once.
     with pytest.raises(JournalError, match=r"the connection was lost.*refused"):
         store.write(lambda: [batch("r", token, 1)])
-    not_waited = time.monotonic() - started - waited
     postgres_server.start()
 
-    assert not_waited < 0.5 <= waited + 0.4
+    assert len(attempts) - 1 == waiting > 1
     assert type(caught.value) is JournalError
     assert store.write(lambda: [batch("r", token, 1)]) == {}
     postgres_server.restart()
