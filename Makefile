@@ -95,11 +95,10 @@ test-realtime: $(tested)
 
 # What repeats fast tests with more cases, in debug mode or with kills reaches no other line, so its coverage is not
 # measured, which takes two thirds more time.
-repeats := crash or debug or exhaustive or hypothesis
+repeats := crash or debug or exhaustive
 test-slow: $(tested)
 	@$(pytest) $(parallel) -m "slow and not ($(repeats) or ray or realtime or uvloop)" --timeout=300
-	@$(unmeasured) $(parallel) -m "($(repeats)) and not (ray or realtime or uvloop)" \
-		--hypothesis-profile=thorough --timeout=300
+	@$(unmeasured) $(parallel) -m "($(repeats)) and not (ray or realtime or uvloop)" --timeout=300
 
 covered: $(tested)
 	$(call require,99)

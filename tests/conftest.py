@@ -38,7 +38,7 @@ settings.register_profile(
     # mutmut runs all tests many times in one process, with new instances of their classes.
     suppress_health_check=[HealthCheck.differing_executors],
 )
-# More examples, and the same ones each time: what fails for one change must not be an older bug.
+# More of them by hand, the same each time: what fails for one change must not be an older bug.
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=50)
 settings.register_profile(
     "random", settings.get_profile("quick"), max_examples=2_000, derandomize=False, print_blob=True
