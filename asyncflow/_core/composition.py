@@ -28,13 +28,7 @@ from asyncflow._core.argument_names import arguments_of, check_arguments
 from asyncflow._core.arguments import Signature, Upstream, function_of, upstream_defaults
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import record, replace
-from asyncflow._core.step import (
-    Action,
-    StepPolicies,
-    WorkflowStep,
-    check_of_items,
-    parameters_of,
-)
+from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_of_items, parameters_of
 from asyncflow._core.text import did_you_mean
 
 Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]

@@ -31,12 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.fingerprint import difference, fingerprints_of
-from asyncflow._core.graph import (
-    ITEM,
-    Binding,
-    Plan,
-    with_dependents,
-)
+from asyncflow._core.graph import ITEM, Binding, Plan, with_dependents
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import is_remote
 from asyncflow._core.replay import StoredRun, decode_outputs

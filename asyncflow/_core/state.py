@@ -42,13 +42,7 @@ from asyncflow._core.graph import Plan
 from asyncflow._core.history import History, of_plain
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, report_of
-from asyncflow._core.results import (
-    InterruptionCause,
-    RunStatus,
-    Segment,
-    StepResult,
-    StepStatus,
-)
+from asyncflow._core.results import InterruptionCause, RunStatus, Segment, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
     Checkpoint,

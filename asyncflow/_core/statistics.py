@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from asyncflow._core.error_text import describe_error
 from asyncflow._core.replay import StoredRun
@@ -32,8 +32,6 @@ StepOutcome: TypeAlias = Literal[
 ]
 """How a step ended in a run: its `StepStatus`, or ``RETRIED`` if it succeeded after an attempt that
 had failed, and ``REUSED`` if the run took over its result."""
-
-STEP_OUTCOMES: tuple[StepOutcome, ...] = get_args(StepOutcome)
 
 _FAILURES = ("failed", "timed out")
 

@@ -42,13 +42,7 @@ from asyncflow._runtime.asyncio_compat import (
 from asyncflow._runtime.outcome import as_failure, step_cancelled, timeout_error
 from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.watchdog import HeartbeatTimer
-from asyncflow.events import (
-    AttemptFailed,
-    AttemptStarted,
-    StepCancelled,
-    StepFailed,
-    StepSucceeded,
-)
+from asyncflow.events import AttemptFailed, AttemptStarted, StepCancelled, StepFailed, StepSucceeded
 
 if TYPE_CHECKING:
     from asyncflow._runtime.remote_attempt import RemoteAttempt, RemoteAttempts
@@ -70,7 +64,7 @@ class Attempts:
         self._permits = parts.permits
         self._data = scope.data
         self._state = scope.state
-        self._context = scope.run_context
+        self._run_context = scope.run_context
         self.on_success: Callable[[int, AttemptStarted, float], object] | None = None
         """Called when a success was reported that is not that of a fallback."""
         self._engines: RemoteAttempts | None = None
@@ -90,10 +84,10 @@ class Attempts:
             asyncio.CancelledError: The run stops the node, and the attempt has not begun.
         """
         while True:
-            limit_s, now_ms = None, self._context.now_ms()
+            limit_s, now_ms = None, self._run_context.now_ms()
             limit = self._state.deadlines.begin_limit(node, now_ms)
             if limit is not None:
-                self._stop_control.watchdog.expect(self._context.at_s(limit.ends_ms))
+                self._stop_control.watchdog.expect(self._run_context.at_s(limit.ends_ms))
                 limit_s = max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
             if not WAIT_FOR_MAKES_A_TASK:  # pragma: no branch - before 3.12
                 if attempt == 1:
@@ -178,7 +172,7 @@ class Attempts:
 
     def start_of(self, node: int) -> AttemptStarted:
         """Return the event of an attempt that starts now."""
-        runs, now_ms = self._state.step_runs, self._context.now_ms()
+        runs, now_ms = self._state.step_runs, self._run_context.now_ms()
         queued_ms = self._state.queue.queued_ms(node, now_ms)
         step, attempt = runs.steps[node], runs.next_attempt(node)
         engine = "" if step.remote is None else step.remote.name
@@ -188,9 +182,9 @@ class Attempts:
         """Await the action, in the event loop or in a worker."""
         arguments = self._data.of_action(node)
         limit = self._state.deadlines.latest_limit(node)
-        ends_s = math.inf if limit is None else self._context.at_s(limit.ends_ms)
+        ends_s = math.inf if limit is None else self._run_context.at_s(limit.ends_ms)
         heartbeat = self._heartbeat_of(node, step)
-        extras, key = self._context.extras, (step.name, running.item)
+        extras, key = self._run_context.extras, (step.name, running.item)
         extras[key] = AttemptExtras(ends_s, heartbeat, self._results_for(step))
         try:
             if step.runs_in == "loop":
@@ -218,7 +212,7 @@ class Attempts:
         if step.runs_in == "process":
             return run_in_process(step.action, arguments, heartbeat, self._scope.notes)
         if not step.is_cleanup:
-            ends_s = min(ends_s, self._context.deadline_s)
+            ends_s = min(ends_s, self._run_context.deadline_s)
         return run_in_thread(
             step.action,
             arguments,
@@ -306,7 +300,7 @@ class Attempts:
         state, stop = self._state, self._stop_control
         running, name = state.running_attempt(node), state.step_runs.name_of(node)
         assert running is not None
-        ended_ms, attempt, follows = self._context.now_ms(), running.attempt, _NOTHING_FOLLOWS
+        ended_ms, attempt, follows = self._run_context.now_ms(), running.attempt, _NOTHING_FOLLOWS
         cause: BaseException | None = None
         if cancel_count() or node in stop.missed_heartbeat:
             limit = stop.cause_of(node, running, ended_ms, returned=error is None)
@@ -371,7 +365,7 @@ class Attempts:
 
     def fail_crashed(self, node: int, latest: AttemptStarted, crash: StepCrashedError) -> None:
         """Report a node whose process has died too often while it ran."""
-        now_ms = self._context.now_ms()
+        now_ms = self._run_context.now_ms()
         error, output, payload = self.fall_back(node, latest.attempt, crash)
         if error is None:
             self._report_success(node, latest, now_ms, output, payload, crash)
@@ -389,13 +383,11 @@ class Attempts:
     ) -> None:
         """Report a success, or the failure for which the output is that of the fallback."""
         secret = self._state.step_runs.steps[node].secret
-        if secret and self._context.secrets is not None:
-            self._context.secrets.add(output)
+        if secret and self._run_context.secrets is not None:
+            self._run_context.secrets.add(output)
         step, attempt, item = running.step, running.attempt, running.item
-        success, persistence = (
-            StepSucceeded(step, attempt, ended_ms, output, item, secret, cause),
-            self._scope.persistence,
-        )
+        success = StepSucceeded(step, attempt, ended_ms, output, item, secret, cause)
+        persistence = self._scope.persistence
         stored = None if persistence is None else persistence.stored(success, payload)
         self._dispatcher.emit(success, stored)
         if self.on_success is not None and cause is None:
@@ -428,7 +420,7 @@ class Attempts:
         # If it had not started, the run has reported already that it was skipped.
         if not self._state.has_ended(node) and self._state.latest_attempt(node) is not None:
             error = self._state.last_error(node)
-            now_ms = self._context.now_ms()
+            now_ms = self._run_context.now_ms()
             self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))
         self._run.settled(node)
 

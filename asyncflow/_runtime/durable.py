@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from asyncflow._core.annotations import output_type
 from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._core.errors import (
-    JournalError,
-    PayloadError,
-    RunCancelledError,
-)
-from asyncflow._core.graph import (
-    Binding,
-    Plan,
-)
+from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
+from asyncflow._core.graph import Binding, Plan
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.signal import fits, type_text
 from asyncflow._core.step import WorkflowStep

@@ -180,9 +180,7 @@ class RunHandle:
     ) -> None:
         if self._awaited == "left to owner":
             return
-        has_cancelled = self._link.is_over and _ends_the_program(
-            self._error
-        )  # as `_tell` has done it
+        has_cancelled = self._link.is_over and _ends_the_program(self._error)  # in `_tell`
         cancelled_body, self._body = self._body if has_cancelled else None, None
         if cancelled_body is not None:
             cancelled_body.uncancel()

@@ -77,6 +77,14 @@ def _present_clock() -> Clock:
 pools.present_clock = _present_clock
 
 
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
+    """Call a function in a later turn of a loop, from any thread."""
+    # In the thread of the loop, another way than this one takes ten times as long. And the
+    # collector may have called us, so that nothing may be done here but this.
+    is_here = asyncio._get_running_loop() is loop
+    (loop.call_soon if is_here else loop.call_soon_threadsafe)(call, *args)
+
+
 class Permit:
     """What an attempt has to wait for: slots of a pool, and a token of a limiter.
 
@@ -100,16 +108,9 @@ class Permit:
         """Take note of a call of the pool: that the slots are there, or when to look again."""
         if at_s is not None and (at_s != self._at_s or self._loop.is_closed()):
             self._at_s = at_s
-            self._soon(self._set_timer, at_s)
+            _call_soon(self._loop, self._set_timer, at_s)
         elif at_s is None and (self._waiter is not None or self._loop.is_closed()):
-            self._soon(self._wake_up)
-
-    def _soon(self, callback: Callable[..., object], *args: float) -> None:
-        # In the thread of the loop, another way than this one takes ten times as long. And the
-        # collector may have called us, so that nothing may be done here but this.
-        is_here = asyncio._get_running_loop() is self._loop
-        call_soon = self._loop.call_soon if is_here else self._loop.call_soon_threadsafe
-        call_soon(callback, *args)
+            _call_soon(self._loop, self._wake_up)
 
     def _wake_up(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -162,6 +163,10 @@ class Permit:
             self.ticket.release(unused=unused)
 
 
+def _ticket_of(held: PoolTicket | Permit | None) -> PoolTicket | None:
+    return held.ticket if isinstance(held, Permit) else held
+
+
 class Permits:
     """Lets the attempts of a run wait for what they must hold.
 
@@ -178,7 +183,7 @@ class Permits:
         self._state = scope.state
         self._queue = scope.state.queue
         self._steps = scope.state.step_runs.steps
-        self._context = scope.run_context
+        self._run_context = scope.run_context
         self._now_ms = scope.run_context.now_ms
         self._loop = scope.loop
         self.turns: dict[int, asyncio.Future[None]] = {}
@@ -257,7 +262,7 @@ class Permits:
             pool._watch(self)
             if pool._is_gated:
                 self.note_pause(pool)
-            if pool in self._context.pools:
+            if pool in self._run_context.pools:
                 _log.warning(
                     "step %r waits for %s, of which a step around its run holds a slot: if it "
                     "needs that one, it waits for itself; give the nested run a pool of its own",
@@ -296,7 +301,7 @@ class Permits:
             except BaseException:
                 self._give_back(node)
                 raise
-            ticket = held.ticket if isinstance(held, Permit) else held
+            ticket = _ticket_of(held)
             if has_place and (ticket is None or not ticket.is_paused):
                 return
             # The run has become full meanwhile, or the pool was paused.
@@ -307,7 +312,7 @@ class Permits:
     def _give_back(self, node: int) -> None:
         """Release what a node holds, which keeps its place in line."""
         held = self._held.pop(node, None)
-        ticket = held.ticket if isinstance(held, Permit) else held
+        ticket = _ticket_of(held)
         if held is not None:
             if ticket is not None:
                 self._ages[node] = ticket.age
@@ -323,7 +328,7 @@ class Permits:
             pool._earn_retry()
         thread = self._threads.get(node) if self._threads else None
         if thread is not None and not thread.done():
-            slots = held.ticket if isinstance(held, Permit) else held
+            slots = _ticket_of(held)
             if slots is not None:
                 thread.call_at_once(slots.release)  # from any thread, even if the loop is closed
             thread.add_done_callback(lambda _: held.release())
@@ -377,10 +382,8 @@ class Permits:
 
     def note_pause(self, pool: Pool) -> None:
         """Report soon that a pool is paused. Any thread may call it."""
-        is_here = asyncio._get_running_loop() is self._loop
-        call_soon = self._loop.call_soon if is_here else self._loop.call_soon_threadsafe
         with suppress(RuntimeError):  # the loop is closed
-            call_soon(self._report_pause, pool)
+            _call_soon(self._loop, self._report_pause, pool)
 
     def _report_pause(self, pool: Pool) -> None:
         pause = pool._pause_of(self._clock)
@@ -396,7 +399,7 @@ class Permits:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""
         for node, held in self._held.items():
             pool = self._state.step_runs.steps[node].pool
-            ticket = held.ticket if isinstance(held, Permit) else held
+            ticket = _ticket_of(held)
             if pool is not None and ticket is not None and not ticket.has_slots:
                 pause = pool._pause_of(self._clock)
                 if pause is not None:
@@ -410,7 +413,7 @@ class Permits:
         pool = step.pool
         if pool is None or not pool.pauses:
             return
-        until_s = self._context.at_s(ended_ms + min(named_ms, pool.max_pause_ms))
+        until_s = self._run_context.at_s(ended_ms + min(named_ms, pool.max_pause_ms))
         name = self._state.step_runs.name_of(node)
         if named_ms > pool.max_pause_ms:
             _log.warning(
@@ -421,7 +424,7 @@ class Permits:
         pool._watch(self)
         pool._pause(self._clock, until_s, name)
         held = self._held.get(node)
-        ticket = held.ticket if isinstance(held, Permit) else held
+        ticket = _ticket_of(held)
         if is_retried and ticket is not None:
             self._ages[node] = ticket.age
 
@@ -468,7 +471,7 @@ class Permits:
         if node in self._threads and not await self._thread_has_ended(node):
             return False
         if self._state.is_limited:
-            since_ms = (ends_s - self._context.started_s) * 1000
+            since_ms = (ends_s - self._run_context.started_s) * 1000
             since_ms = since_ms if waits_in_line else self._now_ms()
             self._state.enqueue_retry(node, since_ms, first=keeps_place)
             await self._wait_for_turn(node)

@@ -328,11 +328,11 @@ class Run:
         running = self._stop_control.watchdog.attempt_of(task)
         if running is None:
             return
-        step = self._scope.plan.steps[self._scope.plan.index[running.step]]
-        if step.runs_in != "loop" or step.remote is not None:
-            return  # what runs elsewhere only waits in its task, which others may hold up
         name, attempt, item = running.step, running.attempt, running.item
         index = self._scope.plan.index[name]
+        step = self._scope.plan.steps[index]
+        if step.runs_in != "loop" or step.remote is not None:
+            return  # what runs elsewhere only waits in its task, which others may hold up
         if item is None or self._state.step_runs.has_item(index, item):
             self._dispatcher.emit(
                 LoopBlocked(name, attempt, self._now_ms(), blocked_ms, where, item)
@@ -489,7 +489,7 @@ class Run:
         if self._starter.waits is not None:
             self._starter.waits.stop()
         if self._scope.live:
-            control.watchdog.expect_in(0)
+            control.watchdog.expect_in(0)  # it warns of what has not stopped in its grace period
         if state.queue.is_dirty:
             self._starter.advance_soon()
         self._wake_if_settled()

@@ -21,14 +21,7 @@ from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatu
 from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.step_cache import check_cached
-from asyncflow._runtime.durable import (
-    Journal,
-    Request,
-    RunPersistence,
-    RunStart,
-    begin,
-    redacted,
-)
+from asyncflow._runtime.durable import Journal, Request, RunPersistence, RunStart, begin, redacted
 from asyncflow.events import RunStarted
 
 

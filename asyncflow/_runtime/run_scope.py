@@ -13,11 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._core.context import (
-    RunContext,
-    enter_run,
-    surroundings,
-)
+from asyncflow._core.context import RunContext, enter_run, surroundings
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
 from asyncflow._core.results import REDACTED_OUTPUT, Interruption

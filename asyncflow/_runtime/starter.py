@@ -255,7 +255,7 @@ class Starter:
             failure = as_failure(error, step.name, 0) if isinstance(error, FAILURES) else error
             now_ms, item = self._now_ms(), runs.item_of(node)
             self._dispatcher.emit(StepFailed(step.name, attempt, now_ms, failure, item))
-            if failure is error and not isinstance(error, FAILURES):
+            if not isinstance(error, FAILURES):
                 reason = f"a function of step {step.name!r} raised {type(error).__name__}"
                 self._run.interrupt(error, Interruption("step", reason))
             self.maps.forget(node)

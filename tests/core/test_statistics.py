@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from golden_run import GOLDEN, HOSTILE, LONG
 from hypothesis import given
@@ -11,9 +13,9 @@ from resumed_run import RESUMED
 from asyncflow import RunStatus, StepTimeoutError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.statistics import (
-    STEP_OUTCOMES,
     ItemCounts,
     SameErrors,
+    StepOutcome,
     StepRun,
     by_trouble,
     median,
@@ -135,7 +137,7 @@ def test_every_outcome_of_the_golden_run_is_told() -> None:
     assert outcomes["rates"] == "RETRIED"
     assert outcomes["archive"] == "SKIPPED"
     assert outcomes[HOSTILE] == "FAILED"
-    assert outcomes[LONG] in STEP_OUTCOMES
+    assert outcomes[LONG] in get_args(StepOutcome)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_steps_are_those_of_the_latest_run_and_then_those_that_it_lacks() -> Non
 
 STEP_RUNS = st.builds(
     StepRun,
-    st.sampled_from(STEP_OUTCOMES),
+    st.sampled_from(get_args(StepOutcome)),
     st.none() | st.floats(0, 1e9, allow_nan=False),
     st.builds(ItemCounts, st.integers(0, 9), st.integers(0, 9)),
 )
