@@ -368,7 +368,7 @@ class RunStart(NamedTuple):
     """The steps and items whose stored checkpoints are not valid any more."""
 
 
-def begin(request: Request) -> RunStart:
+def new_start(request: Request) -> RunStart:
     """Return how a new run starts.
 
     Raise `ValueError` if nothing provides a parameter of an action, or two things do.

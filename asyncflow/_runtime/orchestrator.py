@@ -31,7 +31,7 @@ from asyncflow._runtime.durable import (
     Request,
     RunPersistence,
     RunStart,
-    begin,
+    new_start,
 )
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.interception import replacements, report_watchers
@@ -331,7 +331,7 @@ class Orchestrator:
         if options.journal is None:
             if request.plan.special:
                 check_not_cached(request.plan)
-            return await self._execute(request, begin(request), None, link)
+            return await self._execute(request, new_start(request), None, link)
         wait = options.on_active == "wait"
         if wait and is_inside_run(request.run_id):
             raise ValueError(f"a step of run {request.run_id!r} can't wait for the end of that run")

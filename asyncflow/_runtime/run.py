@@ -192,7 +192,7 @@ class Run:
         if self._causes.cancellation is None:
             if self._scope.resources:
                 self._open_resources()
-            self._starter.begin()
+            self._starter.start_first()
         await outlast(self._is_over, self._until_settled, self._on_cancel)
         if self._starter.waits is not None:
             self._starter.waits.close()  # a step that started now had no resources

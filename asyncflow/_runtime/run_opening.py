@@ -21,7 +21,14 @@ from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatu
 from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.step_cache import check_cached
-from asyncflow._runtime.durable import Journal, Request, RunPersistence, RunStart, begin, redacted
+from asyncflow._runtime.durable import (
+    Journal,
+    Request,
+    RunPersistence,
+    RunStart,
+    new_start,
+    redacted,
+)
 from asyncflow.events import RunStarted
 
 
@@ -101,7 +108,7 @@ class _RunOpening:
     def read(self, stored: StoredRun) -> RunStart | RunReport:
         request, given = self._request, self._given
         if not stored.segments:
-            start = begin(request)
+            start = new_start(request)
             check_cached(request.pipeline, request.plan, start.bindings, request.secret_inputs)
             event = replace(
                 start.event,
@@ -218,7 +225,7 @@ class _RunOpening:
         secret = origin.secret_inputs.union(request.secret_inputs)
         inputs = self._all_inputs(origin, "rerun it")
         name = request.pipeline or origin.pipeline
-        start = begin(request._replace(pipeline=name, inputs=inputs, secret_inputs=secret))
+        start = new_start(request._replace(pipeline=name, inputs=inputs, secret_inputs=secret))
         assert isinstance(start.event, RunStarted)
         check_cached(name, plan, start.bindings, secret)
         stored_inputs = {

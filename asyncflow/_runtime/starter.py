@@ -89,7 +89,7 @@ class Starter:
     def _start_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> Any:
         return self.group.create_task(coroutine, **options)
 
-    def begin(self) -> None:
+    def start_first(self) -> None:
         """Start the first steps."""
         # An eager task may fail at once. Its error's traceback would keep the frames of our
         # callers, and one of them holds the report: so it starts from the loop.
@@ -155,7 +155,7 @@ class Starter:
                 if (step.when or self._is_resumed) and not self._ask_condition(node):
                     continue
             if self.waits is not None and node in self._signals:
-                self.waits.begin(node)
+                self.waits.wait(node)
                 continue
             if step.map_over is not None:
                 if node < step_count:

@@ -79,7 +79,7 @@ class Waits:
         """Whether a journal takes the signals, so that the run may end its segment and wait."""
         return self._mailbox is not None
 
-    def begin(self, node: int) -> None:
+    def wait(self, node: int) -> None:
         """Let a step wait whose turn has come, since then or since an earlier segment."""
         name = self._steps[node].name
         before = self._before.pop(name, None)

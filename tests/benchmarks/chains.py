@@ -17,8 +17,6 @@ from asyncflow import Pool, RunReport, WorkflowStep, run_pipeline
 from asyncflow.testing import run_in_virtual_time
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["chains"]
-
 _SIZES = 20, 10, 5
 _ITEMS = 200
 _MANY = 10_000

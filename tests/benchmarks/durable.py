@@ -35,8 +35,6 @@ from asyncflow.journal import SQLiteJournal
 from tests.benchmarks.graphs import SHAPES, pipeline
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["durable"]
-
 MAX_OF_BY_HAND = 2.5
 IN_FLIGHT = 50
 LENGTH = 100

@@ -25,8 +25,6 @@ from asyncflow import WorkflowStep, run_pipeline
 from asyncflow.engines.executor import ExecutorEngine
 from tests.benchmarks.ratios import Row
 
-__all__ = ["engines"]
-
 FAN, CHAIN, MANY = 200, 50, 3_000
 LARGE = 100_000_000
 MAX_OF_A_CALL = 2.0

@@ -32,8 +32,6 @@ from asyncflow.journal import SQLiteJournal
 from asyncflow.web import app
 from tests.benchmarks.ratios import Row
 
-__all__ = ["looking_back"]
-
 RUNS, STEPS, PIPELINES = 100_000, 20, 10
 READ = 60
 """How many runs of each pipeline are written as runs are."""

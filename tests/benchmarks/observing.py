@@ -28,8 +28,6 @@ from asyncflow.otel import OpenTelemetryObserver
 from tests.benchmarks.graphs import SHAPES, pipeline, suspending
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["observing"]
-
 COUNT = 1_000
 
 

@@ -15,8 +15,6 @@ from tests.benchmarks.by_hand import run_by_hand
 from tests.benchmarks.graphs import instant, suspending
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["pool_policies", "pools", "refusals"]
-
 # Work that suspends once measures 1.3 to 1.5 on 3.13, instant work up to 2.6: 7 to 16 us more for
 # an attempt, for slots that other loops, threads and runs share, for queued_ms, and for events and
 # a result of each attempt. For work of one millisecond that is 2 %. The limit finds costs that are

@@ -19,8 +19,6 @@ from asyncflow import Orchestrator, WorkflowStep, current_step
 from asyncflow.journal import SQLiteJournal
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["saying"]
-
 LINES = 100
 """How many records each step logs."""
 STEPS = 50

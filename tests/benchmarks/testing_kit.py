@@ -18,8 +18,6 @@ from asyncflow.examples.etl import pipeline as etl
 from asyncflow.testing import Faults, explore, fake, run_in_virtual_time
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["testing_kit"]
-
 INPUTS = {"source": "penguins.csv", "database": "etl.db", "workspace": "folder"}
 RUNS = 1_000
 

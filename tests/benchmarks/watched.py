@@ -19,8 +19,6 @@ from asyncflow.live import LiveView
 from tests.benchmarks.graphs import SHAPES, pipeline
 from tests.benchmarks.ratios import Row, ratio
 
-__all__ = ["watched"]
-
 WORK_S = 0.0005
 """The CPU time of each step."""
 MAX_OF_A_RUN = 1.08

@@ -10,7 +10,7 @@ import pytest
 from asyncflow import WorkflowStep
 from asyncflow._core.graph import plan
 from asyncflow._core.state import RunState
-from asyncflow._runtime.durable import OutputTypes, Request, begin
+from asyncflow._runtime.durable import OutputTypes, Request, new_start
 from asyncflow._runtime.run_scope import open_scope
 from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
@@ -55,7 +55,7 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
     ]:
         state.apply(event)
     request = Request("r1", "", planned, OutputTypes(planned), {}, (), fail_fast=True)
-    scope = open_scope(request, begin(request), state, (), {}, None)
+    scope = open_scope(request, new_start(request), state, (), {}, None)
 
     attempt = Watchdog(scope, {})._attempt_named(name)
 
