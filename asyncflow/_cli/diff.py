@@ -26,6 +26,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.comparison_text import (
+    arrow,
     difference_text,
     error_text,
     input_text,
@@ -100,7 +101,7 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
     lines = [*_run("Run", run, console), *_run("Baseline", baseline, console)]
     if run.pipeline != baseline.pipeline:
         lines += _wrapped("Pipeline", "these are runs of different pipelines", console)
-    lines += _wrapped("Duration", f"{_arrow(compared)}{run_difference_text(compared)}", console)
+    lines += _wrapped("Duration", f"{arrow(compared)}{run_difference_text(compared)}", console)
     inputs = [f"{escape_controls(each.name)}: {input_text(each)}" for each in compared.inputs]
     for number, text in enumerate(inputs):
         lines += _wrapped("" if number else "Inputs", text, console)
@@ -128,12 +129,6 @@ def _wrapped(label: str, text: str, console: Console, indent: int = _LABEL) -> l
     return [
         Text(f"{'' if at else label:<{indent}}{part}".rstrip()) for at, part in enumerate(parts)
     ]
-
-
-def _arrow(compared: RunComparison | StepComparison) -> str:
-    if not compared.has_notable_duration or compared.difference_ms is None:
-        return ""
-    return "▲ " if compared.difference_ms > 0 else "▼ "
 
 
 # The steps.
@@ -190,7 +185,7 @@ def _cells(step: StepComparison, theme: Theme) -> list[str]:
         status,
         _took(step.baseline, theme),
         _took(run, theme),
-        change or f"{_arrow(step)}{difference_text(step)}",
+        change or f"{arrow(step)}{difference_text(step)}",
     ]
 
 

@@ -30,6 +30,13 @@ def difference_text(compared: RunComparison | StepComparison) -> str:
     return f"{duration(abs(difference_ms))} {'slower' if difference_ms > 0 else 'faster'}{times}"
 
 
+def arrow(compared: RunComparison | StepComparison) -> str:
+    """Return an arrow up if a run or a step was notably slower, one down if it was faster."""
+    if not compared.has_notable_duration or compared.difference_ms is None:
+        return ""
+    return "▲ " if compared.difference_ms > 0 else "▼ "
+
+
 def run_difference_text(compared: RunComparison) -> str:
     """Return the difference of two runs, and what the steps of the critical path have of it.
 

@@ -37,9 +37,10 @@ failed; and how many a page has of a step if it loads others."""
 # In bytes of the page.
 _MESSAGE, _TRACE, _FAILED_MESSAGE = 1_500, 4_000, 300
 """What a message has at most, the traceback of a line, and a message beside a failure."""
-_PICTURE, _TEXT = 500_000, 4_000
+_PICTURE, _TEXT, _CELL = 500_000, 4_000, 200
 
-_MOST_ROWS, _MOST_COLUMNS, _CELL = 50, 20, 200
+_MOST_ROWS, _MOST_COLUMNS = 50, 20
+
 _MOST_ITEMS = 20
 """Of how many running items of a step the progress is shown."""
 _MOST_ATTACHMENTS = 100
@@ -223,40 +224,17 @@ class NotesModel:
             why = f"left out, because it has more than {_size_text(_PICTURE)}; the journal has it"
             return found._replace(left_out=why)
         text = note.data.decode("utf-8", "replace")
-        if note.media_type in _DELIMITERS:
-            return self._table(found, text, each)
+        if note.media_type == "text/csv":
+            table = [
+                [shortened(printable(cell), _CELL) for cell in row[:_MOST_COLUMNS]]
+                for row in islice(csv.reader(text.splitlines()), _MOST_ROWS + 1)
+            ]
+            return found._replace(table=table, left_out=_left_out(text, each))
         if note.media_type == "application/json" and not each.is_cut:
             text = _indented(text)
         shown = shortened(printable(text), _TEXT)
         is_cut = each.is_cut or len(shown) < len(printable(text))
         return found._replace(text=Preview(shown.removesuffix("…") if is_cut else shown, is_cut))
-
-    def _table(self, found: Attachment, text: str, each: AttachedData) -> Attachment:
-        if each.is_cut:
-            text = text.rpartition("\n")[0]
-        delimiter = _DELIMITERS[each.note.media_type]
-        lines = csv.reader(text.splitlines(), delimiter=delimiter, strict=False)
-        try:
-            rows = list(islice(lines, _MOST_ROWS + 1))
-            rest = sum(1 for _ in lines)
-        except csv.Error as error:  # such as a field of more than 131,072 characters
-            return found._replace(left_out=f"not shown as a table: {error}")
-        width = max(map(len, rows), default=0)
-        table, left = [], _TEXT * 2
-        for row in rows:
-            cells = [shortened(printable(cell), _CELL) for cell in row[:_MOST_COLUMNS]]
-            cells += [""] * (min(width, _MOST_COLUMNS) - len(cells))
-            left -= sum(len(cell.encode()) + 10 for cell in cells)
-            if left < 0:
-                break
-            table.append(cells)
-        return found._replace(
-            table=table,
-            left_out=_left_out(len(table), len(rows) + rest, width, is_cut=each.is_cut),
-        )
-
-
-_DELIMITERS = {"text/csv": ",", "text/tab-separated-values": "\t"}
 
 
 def _failed(step: StepView) -> bool:
@@ -276,14 +254,9 @@ def _row(note: StepLogged, limit: int) -> LogRow:
     )
 
 
-def _left_out(shown: int, rows: int, columns: int, *, is_cut: bool) -> str:
-    parts = []
-    if shown < rows or is_cut:
-        of = "" if is_cut else f" of {rows - 1:,}"
-        parts.append(f"the first {max(shown - 1, 0):,}{of} rows are shown")
-    if columns > _MOST_COLUMNS:
-        parts.append(f"the first {_MOST_COLUMNS} of {columns} columns are shown")
-    return "; ".join(parts)
+def _left_out(text: str, table: AttachedData) -> str:
+    is_all = len(text.splitlines()) <= _MOST_ROWS + 1 and not table.is_cut
+    return "" if is_all else f"the first {_MOST_ROWS} rows are shown"
 
 
 def _indented(text: str) -> str:

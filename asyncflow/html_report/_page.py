@@ -57,32 +57,25 @@ _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "de
 
 
 class Live(NamedTuple):
-    """What a page needs to follow a run, and to act on it."""
+    """The addresses that the page of a server needs to follow a run, and to act on it."""
 
-    events_url: str
+    events: str
     """The stream of the sections that change."""
-    cancel_url: str
-    resume_url: str | None = None
-    """``None`` if the page can't resume the run."""
-    token: str | None = None
-    """Sent along with an action."""
-    script_url: str | None = None
+    cancel: str
+    resume: str
+    rerun: str
+    signal: str
+    details: str
+    """The details of one step, as HTML; the query names it."""
+    notes: str
+    """The notes of the run, as JSON."""
+    script: str
     """The script that follows the run and acts. It reads this from the ``data-`` attributes of the
     element ``#live``, and calls ``window.asyncflow.update``."""
-    runs_url: str | None = None
-    """The list of all runs."""
-    rerun_url: str | None = None
-    """``None`` if the page can't run it again."""
-    signal_url: str = ""
-    """Where a value goes for a step that waits for it."""
-    compare_url: str | None = None
+    runs: str
+    pipeline: str
+    compare: str | None
     """The comparison with the last run of the pipeline that passed; ``None`` if there is none."""
-    details_url: str = ""
-    """The details of one step, as HTML; the query names it."""
-    notes_url: str = ""
-    """The notes of the run, as JSON."""
-    pipeline_url: str | None = None
-    """The page of the run's pipeline."""
 
 
 def page(

@@ -7,7 +7,6 @@ one.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -65,51 +64,21 @@ _MAX_TICKS = 10
 
 
 class Scale(NamedTuple):
-    """Which cell shows which time.
-
-    A pause between two segments takes one cell, which shows no time.
-    """
+    """Which cell shows which time."""
 
     end_ms: float
     cells: int
-    begins: tuple[float, ...] = (0.0,)
-    """When each segment begins; just the first one if there is no room for pauses."""
-    firsts: tuple[int, ...] = (0,)
-    """The first cell of each segment, not counting the pauses before it."""
 
-    @classmethod
-    def of(cls, end_ms: float, cells: int, begins: tuple[float, ...]) -> Scale:
-        """Return a scale in which each segment has a cell at least, if there are enough."""
-        scale, firsts = cls(end_ms, cells, begins), [0]
-        for number in range(1, len(begins)):
-            first = math.ceil(begins[number] / end_ms * scale._times)
-            most = scale._times - len(begins) + number
-            firsts.append(max(min(first, most), firsts[-1] + 1))
-        return scale._replace(firsts=tuple(firsts))
+    def cell(self, ms: float) -> int:
+        """Return the cell of a time."""
+        return min(max(int(ms / self.end_ms * self.cells), 0), self.cells - 1)
 
-    @property
-    def pauses(self) -> list[int]:
-        """The cells of the pauses."""
-        return [first + number for number, first in enumerate(self.firsts[1:])]
-
-    def cell(self, ms: float, segment: int | None = None) -> int:
-        """Return the cell of a time, in its segment or else in the latest one at that time."""
-        return self.span(ms, ms, segment)[0]
-
-    def span(self, start_ms: float, end_ms: float, segment: int | None = None) -> range:
-        """Return the cells of a span of time in a segment; at least one."""
-        number = bisect_right(self.begins, start_ms) if segment is None else segment
-        before = min(max(number, 1), len(self.begins)) - 1
-        least, most = self.firsts[before], ([*self.firsts, self._times])[before + 1] - 1
-        first = min(max(int(start_ms / self.end_ms * self._times), least), most)
+    def span(self, start_ms: float, end_ms: float) -> range:
+        """Return the cells of a span of time; at least one."""
+        first = self.cell(start_ms)
         # A time that ends where a cell begins does not reach into that cell.
-        last = min(math.ceil(end_ms / self.end_ms * self._times) - 1, most)
-        return range(first + before, max(last, first) + before + 1)
-
-    @property
-    def _times(self) -> int:
-        """How many cells show times."""
-        return self.cells - len(self.begins) + 1
+        last = min(math.ceil(end_ms / self.end_ms * self.cells) - 1, self.cells - 1)
+        return range(first, max(last, first) + 1)
 
 
 class _Cell(NamedTuple):
@@ -129,6 +98,8 @@ class _Grid(NamedTuple):
     name: int
     duration: int
     scale: Scale
+    pauses: frozenset[int]
+    """In which cells the run was resumed."""
     now_ms: float
     critical: frozenset[str]
     flows: frozenset[str]
@@ -178,10 +149,8 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
     names = [f"  {name}" if name in flows else name for name in view.steps]
     name = min(widest(names), max((width - status - longest) * 3 // 10, 6))
     cells = max(width - status - name - longest - 7, 1)
-    begins = tuple([segment.at_ms for segment in view.segments]) or (0.0,)
-    if len(begins) > 1 + cells // 5:
-        begins = begins[:1]
-    scale = Scale.of(max(now_ms, 0.001), cells, begins)
+    scale = Scale(max(now_ms, 0.001), cells)
+    pauses = frozenset(scale.cell(segment.at_ms) for segment in view.segments[1:])
     critical = frozenset(view.critical_path(now_ms))
     count, pause = len(view.segments), duration(view.paused_ms)
     many = f"{count - 1} pauses, {pause} in all"
@@ -189,7 +158,7 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
     sizes = status, name, longest
     marked = critical, flows
     return _Grid(
-        *(theme, glyphs, *sizes, scale, now_ms, *marked, count, resumed, is_orphaned),
+        *(theme, glyphs, *sizes, scale, pauses, now_ms, *marked, count, resumed, is_orphaned),
     )
 
 
@@ -229,7 +198,7 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     skipped = step.reason if step.status is StepStatus.SKIPPED else None
     row: dict[int, _Cell] = {}
     if skipped is None or step.active:
-        row = dict.fromkeys(grid.scale.pauses, _Cell(glyphs.resumed, "dim", "resumed"))
+        row = dict.fromkeys(grid.pauses, _Cell(glyphs.resumed, "dim", "resumed"))
         row |= _cells(step, grid)
         used.update(cell.part for cell in row.values())
     left = cells  # for the reason, if there is one
@@ -260,8 +229,6 @@ def _legend(grid: _Grid, used: set[str], width: int) -> list[Text]:
             lines[-1] += f"   {entry}"
         else:
             lines.append(entry)
-    if grid.segments > 1 and "resumed" not in used:  # no room for the pauses
-        lines.append(f"faint: before the run was resumed, {grid.resumed}")
     return [Text(), *(Text(line, "dim") for line in lines)] if lines else []
 
 
@@ -286,7 +253,7 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
     def paint(
         start_ms: float, end_ms: float | None, segment: int, part: str, colour: str
     ) -> tuple[range, str]:
-        span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms, segment)
+        span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms)
         if segment < grid.segments and "dim" not in colour:
             colour = f"dim {colour}"
         row.update(dict.fromkeys(span, _Cell(getattr(glyphs, part), colour, part)))

@@ -15,6 +15,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
 from asyncflow._core.text import duration, plural
 from asyncflow._views.comparison_text import (
+    arrow,
     difference_text,
     error_text,
     input_text,
@@ -26,17 +27,11 @@ from asyncflow._views.event_text import took
 from asyncflow._views.preview import error_trace, moment_iso, moment_text
 from asyncflow.html_report._page_model import RUN_BADGES, StatusBadge, name_text, step_url
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import RunRecord
 from asyncflow.web._responses import link_to, path_in, problem, render, wants_json
 
 _MOST_ROWS = 500
-"""Of more steps, only those that differ are shown."""
-_MOST_NAMED = 5
-"""How many steps the summary names that are slower, and how many that are faster."""
-_MOST_OFFERED = 100
+"""How many steps are shown."""
 _TRACE = 6_000
-_LEAST_WIDTH = 0.4
-"""How wide a bar is at least, in percent."""
 
 
 class _ComparedRun(NamedTuple):
@@ -57,22 +52,12 @@ class _ComparedStep(NamedTuple):
 
     step: StepComparison
     name: str
-    link: str | None
+    link: str
     """The step on the page of the run, or of the baseline if only that has it."""
     badge: StatusBadge | None
     figures: tuple[str, str]
-    widths: tuple[float, float]
-    """The bars of the baseline and of the run, in percent of the longest one."""
     words: str
     facts: Sequence[str]
-
-    @property
-    def trend(self) -> str:
-        """``"slower"``, ``"faster"``, or nothing if the difference in time is not notable."""
-        difference_ms = self.step.difference_ms
-        if difference_ms is None or not self.step.has_notable_duration:
-            return ""
-        return "slower" if difference_ms > 0 else "faster"
 
 
 def compare_url(request: Request, run_id: str, baseline: str = "") -> str:
@@ -100,79 +85,50 @@ async def compare_page(request: Request, journal: SQLJournal) -> Response:
         compared = await journal.compare(run_id, baseline)
         body = await asyncio.to_thread(compared.to_json)
         return Response(body, media_type="application/json")
-    offered = await journal.runs(limit=_MOST_OFFERED)
     if not (run_id and baseline):
-        return _page(request, run_id, baseline, offered, None, note)
+        return _page(request, run_id, baseline, None, note)
     compared = await journal.compare(run_id, baseline)
-    return await asyncio.to_thread(_page, request, run_id, baseline, offered, compared, "")
+    return await asyncio.to_thread(_page, request, run_id, baseline, compared, "")
 
 
 def _page(
-    request: Request,
-    run_id: str,
-    baseline: str,
-    offered: Sequence[RunRecord],
-    compared: RunComparison | None,
-    note: str,
+    request: Request, run_id: str, baseline: str, compared: RunComparison | None, note: str
 ) -> Response:
     """Return the page, with the comparison or just the question which runs to compare."""
-    only_notable = "only" in request.query_params
-    given = {} if compared is None else _given(request, compared, only_notable)
     return render(
         request,
         "compare.html",
         action=path_in(request, "/compare"),
         run_id=run_id,
         baseline=baseline,
-        offered=[record.run_id for record in offered],
         note=note,
-        swapped=compare_url(request, baseline, run_id),
-        here=compare_url(request, run_id, baseline),
-        only_notable=only_notable,
         compared=compared,
         moment=moment_text,
         iso=moment_iso,
         plural=plural,
-        **given,
+        **({} if compared is None else _given(request, compared)),
     )
 
 
-def _given(request: Request, compared: RunComparison, only_notable: bool) -> dict[str, Any]:
-    notable = compared.notable_steps
-    is_short = len(compared.steps) <= _MOST_ROWS
-    if is_short and not only_notable:
-        shown: Sequence[StepComparison] = compared.steps
-    else:
-        differ = {step.step_name for step in notable[:_MOST_ROWS]}
-        shown = [step for step in compared.steps if step.step_name in differ]
-    links = (
-        link_to(request, "runs", compared.run.run_id),
-        link_to(request, "runs", compared.baseline.run_id),
-    )
-    both = [each for step in shown for each in (step.run, step.baseline) if each is not None]
-    longest_ms = max((each.duration_ms for each in both), default=0.0)
-    rows = [_row(step, links, longest_ms) for step in shown]
-    by_extent = [_row(step, links, longest_ms) for step in notable if step.has_notable_duration]
-    trends = {
-        trend: [row for row in by_extent if row.trend == trend] for trend in ("slower", "faster")
-    }
+def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
+    show_all = "all" in request.query_params
+    shown = compared.steps if show_all else compared.notable_steps
+    run_id, baseline = compared.run.run_id, compared.baseline.run_id
+    links = link_to(request, "runs", run_id), link_to(request, "runs", baseline)
+    before, now = compared.baseline.status, compared.run.status
     return {
         "sides": (
             _side("Run", compared.run, links[0]),
             _side("Baseline", compared.baseline, links[1]),
         ),
-        "statuses": _statuses(compared),
-        "duration_words": run_difference_text(compared),
-        "is_slower": compared.difference_ms > 0,
+        "statuses": f"{now} in both" if before == now else pair(before, now),
+        "duration_words": arrow(compared) + run_difference_text(compared),
         "inputs": [(name_text(each.name), input_text(each)) for each in compared.inputs],
-        "trends": {trend: (found[:_MOST_NAMED], found) for trend, found in trends.items() if found},
-        "others": {
-            change: [name_text(step.step_name) for step in compared.steps if step.change == change]
-            for change in ("added", "removed")
-        },
-        "rows": rows,
-        "notable": len(notable),
-        "is_short": is_short,
+        "rows": [_row(step, links) for step in shown[:_MOST_ROWS]],
+        "swapped": compare_url(request, baseline, run_id),
+        "every": f"{compare_url(request, run_id, baseline)}&all=1",
+        "hidden": max(len(shown) - _MOST_ROWS, 0),
+        "others": len(compared.steps) - len(shown),
     }
 
 
@@ -191,22 +147,15 @@ def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
     )
 
 
-def _statuses(compared: RunComparison) -> str:
-    before, now = compared.baseline.status, compared.run.status
-    return f"{now} in both" if before == now else pair(before, now)
-
-
-def _row(step: StepComparison, links: tuple[str, str], longest_ms: float) -> _ComparedStep:
+def _row(step: StepComparison, links: tuple[str, str]) -> _ComparedStep:
     run, baseline = step.run, step.baseline
-    link = links[1] if run is None else links[0]
     return _ComparedStep(
         step,
         name_text(step.step_name),
-        step_url(link, step.step_name),
+        step_url(links[1] if run is None else links[0], step.step_name),
         None if run is None else _badge(run.status),
         (_took(baseline), _took(run)),
-        (_width(baseline, longest_ms), _width(run, longest_ms)),
-        step.change if step.change != "both" else difference_text(step),
+        step.change if step.change != "both" else arrow(step) + difference_text(step),
         step_facts(step),
     )
 
@@ -217,10 +166,3 @@ def _badge(status: StepStatus) -> StatusBadge:
 
 def _took(result: StepResult | None) -> str:
     return "–" if result is None or result.started_ms is None else duration(result.duration_ms)
-
-
-def _width(result: StepResult | None, longest_ms: float) -> float:
-    if result is None or result.started_ms is None:
-        return 0.0
-    share = result.duration_ms / longest_ms if longest_ms else 0.0
-    return round(max(share * 100, _LEAST_WIDTH), 2)

@@ -37,7 +37,6 @@ from asyncflow.web._compare_page import compare_url
 from asyncflow.web._responses import (
     json_answer,
     link_to,
-    named_pipeline,
     path_in,
     problem,
     render,
@@ -54,7 +53,7 @@ async def pipeline_page(
     request: Request, journal: SQLJournal, pools_of: Callable[[str], Sequence[Pool]]
 ) -> Response:
     """Answer with the page of a pipeline; ``pools_of`` tells the pools that it has here."""
-    name = named_pipeline(request)
+    name = request.path_params["pipeline"]
     found = await journal.statistics(name, runs=_RUNS)
     if not found.runs:
         return await _unknown(request, journal, name)
@@ -110,7 +109,7 @@ async def pipeline_page(
 
 async def pipeline_api(request: Request, journal: SQLJournal) -> Response:
     """Answer with the statistics of a pipeline as JSON."""
-    name, count = named_pipeline(request), request.query_params.get("runs", str(_RUNS))
+    name, count = request.path_params["pipeline"], request.query_params.get("runs", str(_RUNS))
     if not count.isascii() or not count.isdigit() or not 1 <= int(count[:9]) <= _MOST_RUNS:
         detail = f"runs must be a number from 1 to {_MOST_RUNS:,}, not {count!r}"
         return problem(request, 400, "The query is invalid", detail)

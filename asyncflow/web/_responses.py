@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -26,8 +25,6 @@ _SERVED = {
     "times.js": ("text/javascript", "asyncflow.web"),
 }
 """The media type and the package of each asset that the server sends."""
-_NO_TEXT = "\ufffd"
-"""A server replaces bytes of a path by it that are no UTF-8."""
 _A_YEAR = "public, max-age=31536000, immutable"
 
 _TEMPLATES = Environment(
@@ -60,32 +57,6 @@ def requested_url(request: Request) -> str:
     sent = _sent_path(request)
     query = request.scope["query_string"].decode("latin-1")
     return (sent if unquote(sent) == path else quote(path)) + (f"?{query}" if query else "")
-
-
-def named_run(request: Request) -> str:
-    """Return the id of the run that a path names.
-
-    Raise `HTTPException` if it names none, because the path is no UTF-8.
-    """
-    return _named(request, "run_id")
-
-
-def named_pipeline(request: Request) -> str:
-    """Return the name of the pipeline that a path names, which may be empty.
-
-    Raise `HTTPException` if it names none, because the path is no UTF-8.
-    """
-    return _named(request, "pipeline")
-
-
-def _named(request: Request, what: str) -> str:
-    name: str = request.path_params[what]
-    if _NO_TEXT in name:  # which it may have itself
-        try:
-            unquote(_sent_path(request), errors="strict")
-        except UnicodeDecodeError:
-            raise HTTPException(404) from None
-    return name
 
 
 def _sent_path(request: Request) -> str:

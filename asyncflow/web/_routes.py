@@ -35,7 +35,6 @@ from asyncflow.web._responses import (
     asset_response,
     json_answer,
     link_to,
-    named_run,
     path_in,
     problem,
     requested_url,
@@ -48,7 +47,7 @@ from asyncflow.web._runs_page import query_in, runs_page, selected
 
 async def cancel(request: Request, journal: SQLJournal) -> Response:
     """Request the cancellation of a run."""
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     record = await journal.record(run_id)
     if await journal.cancel(run_id):
         done = {RunStatus.RUNNING: "cancelling", RunStatus.WAITING: "cancelled"}
@@ -61,7 +60,7 @@ async def cancel(request: Request, journal: SQLJournal) -> Response:
 
 async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Resume a run in this process."""
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     record = await journal.record(run_id)
     try:
         has_begun = await resumer.resume(record)
@@ -78,7 +77,7 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
     """
     if not _ends_in(request, _RERUN):
         raise HTTPException(405, headers={"Allow": "GET"})
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     record = await journal.record(run_id)
     try:
         wanted = await _wanted(request)
@@ -100,7 +99,7 @@ async def signal(request: Request, journal: SQLJournal) -> Response:
     """
     if not _ends_in(request, _SIGNAL):
         raise HTTPException(405, headers={"Allow": "GET"})
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     try:
         given = await _object_in(request)
         if given.keys() != {"name", "value"} or not isinstance(given["name"], str):
@@ -184,7 +183,7 @@ async def show_run(request: Request, journal: SQLJournal) -> Response:
 
     That is its notes, or one of its attachments.
     """
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     if _ends_in(request, _NOTES):
         return await list_notes(request, journal, run_id.removesuffix(_NOTES))
     if found := _ATTACHMENT.search(_path_as_sent(request)):

@@ -32,7 +32,6 @@ from asyncflow.web._responses import (
     html_answer,
     json_answer,
     link_to,
-    named_run,
     path_in,
     problem,
     wants_json,
@@ -52,7 +51,7 @@ _MOST_NESTED = 200
 
 async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Answer with the page of a run."""
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     stored = await journal.events(run_id)
     record = await journal.record(run_id)
     if not stored:
@@ -61,17 +60,17 @@ async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> R
     noted = await journal.notes(run_id)
     passed = await journal.last_passed(run_id)
     live = Live(
-        events_url=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
-        cancel_url=link_to(request, "cancel", run_id),
-        resume_url=link_to(request, "resume", run_id),
-        rerun_url=f"{link_to(request, 'api/runs', run_id)}/rerun",
-        signal_url=f"{link_to(request, 'api/runs', run_id)}/signal",
-        script_url=asset_url(request, "live.js"),
-        runs_url=path_in(request, "/"),
-        compare_url=compare_url(request, run_id) if passed else None,
-        details_url=link_to(request, "details", run_id),
-        notes_url=f"{link_to(request, 'api/runs', run_id)}/notes",
-        pipeline_url=link_to(request, "pipelines", record.pipeline),
+        events=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
+        cancel=link_to(request, "cancel", run_id),
+        resume=link_to(request, "resume", run_id),
+        rerun=f"{link_to(request, 'api/runs', run_id)}/rerun",
+        signal=f"{link_to(request, 'api/runs', run_id)}/signal",
+        script=asset_url(request, "live.js"),
+        runs=path_in(request, "/"),
+        compare=compare_url(request, run_id) if passed else None,
+        details=link_to(request, "details", run_id),
+        notes=f"{link_to(request, 'api/runs', run_id)}/notes",
+        pipeline=link_to(request, "pipelines", record.pipeline),
     )
     context = await _context(request, journal, record)
     context = context._replace(resume=_resume_command(journal, record, resumer))
@@ -149,7 +148,7 @@ def _resume_command(journal: SQLJournal, record: RunRecord, resumer: Resumer) ->
 
 async def show_details(request: Request, journal: SQLJournal) -> Response:
     """Answer with the details of one step, whole, as a part of the page."""
-    run_id, step = named_run(request), request.query_params.get("step", "")
+    run_id, step = request.path_params["run_id"], request.query_params.get("step", "")
     stored = await journal.events(run_id)
     noted = await journal.notes(run_id, step=step)
     record = await journal.record(run_id)
@@ -178,7 +177,7 @@ async def follow(
     request: Request, journal: SQLJournal, feeds: RunFeeds, resumer: Resumer
 ) -> Response:
     """Answer with the stream of what changes in a run after what the browser has seen."""
-    run_id = named_run(request)
+    run_id = request.path_params["run_id"]
     after = position_of(request.headers.get("last-event-id") or request.query_params.get("after"))
     if wants_json(request):  # a page polls when it has seen the end
         return json_answer({"more": not await _is_over(journal, run_id, after)})

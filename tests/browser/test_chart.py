@@ -342,26 +342,6 @@ async def test_the_edges_of_a_clean_up_step_show_when_it_is_selected(
     assert text == ["Depends on publish", "Needed by tidy"]
 
 
-async def test_a_phone_has_a_list_instead_of_the_drawing(opened: Open, page_html: str) -> None:
-    page = await opened(page_html, viewport={"width": 390, "height": 844})
-
-    assert not await page.locator("#dag-scroll").is_visible()
-    assert await page.locator("#dag-list > li").count() == 8
-    assert await page.locator("#dag-list .listed").count() == len(NUMBERS)
-    entry = page.locator(".listed", has_text="train")
-    assert await entry.get_by_role("img", name="FAILED").is_visible()
-    await entry.click()
-    assert "step=train" in page.url
-    assert await entry.get_attribute("aria-current") == "true"
-    await page.locator("#find").fill("join")
-    assert await page.locator(".listed:visible").count() == 1
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
-
-    await page.set_viewport_size({"width": 1280, "height": 900})
-    await page.wait_for_function("() => !document.querySelector('.listed')")
-    assert await page.locator("#dag-scroll").is_visible()
-
-
 # Items.
 
 

@@ -936,7 +936,12 @@ async def test_a_live_page_shows_its_connection_state(opened: Open) -> None:
     events = GOLDEN[:EVENTS_BEFORE_CRASH]
     view = RunView(events)
     page = await opened(
-        page_of(view, event_log(events), now_ms=view.at_ms, live=Live("/e", "/c", "/r"))
+        page_of(
+            view,
+            event_log(events),
+            now_ms=view.at_ms,
+            live=Live(*[f"/{name}" for name in Live._fields]),
+        )
     )
 
     assert (await page.locator("#live-state").inner_text()).strip() == "connecting"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import re
 
 import pytest
@@ -233,7 +232,7 @@ def test_texts_tables_and_json_are_shown_as_text() -> None:
     assert "<td>+2</td><td>&lt;b&gt;2&lt;/b&gt;</td>" in html
     assert "row 47" in text
     assert "row 48" not in text
-    assert "the first 50 of 82 rows are shown" in text
+    assert "the first 50 rows are shown" in text
 
 
 def test_the_page_of_a_server_links_to_attachments() -> None:
@@ -276,12 +275,7 @@ def test_large_pictures_are_left_out_of_a_page() -> None:
         ("text/csv", "", "a.txt 0 bytes"),
         ("text/csv", 'a,b\n1,2,3\n"x', "a b 1 2 3 x"),
         ("text/csv", "a\n" + "1\n" * 60_000, "the first 50 rows are shown"),
-        ("text/csv", ",".join("abc") * 20, "the first 20 of 41 columns are shown"),
-        ("text/csv", "name\n" + "x" * 190_000, "name the first 0 rows are shown"),
-        ("text/csv", "漢" * 60 + "," + "漢" * 60, "漢"),
-        ("text/csv", '"' + "x\n" * 5, "x"),
-        ("text/csv", "a" * 150 + ("\n" + ",".join(["b" * 200] * 20)) * 50, "rows are shown"),
-        ("text/tab-separated-values", "a\tb\n1\t2", "a b 1 2"),
+        ("text/csv", "name\n" + "x" * 190_000, "the first 50 rows are shown"),
     ],
 )
 def test_any_data_can_be_shown(media_type: str, data: bytes | str, text: str) -> None:
@@ -289,16 +283,6 @@ def test_any_data_can_be_shown(media_type: str, data: bytes | str, text: str) ->
 
     assert text in Parsed(html).text
     assert len(html) < 320_000
-
-
-def test_a_table_that_cannot_be_parsed_says_so() -> None:
-    before = csv.field_size_limit(10)
-    try:
-        html = to_html(GOLDEN, [attached("extract", "a.csv", "text/csv", "x" * 11)])
-    finally:
-        csv.field_size_limit(before)
-
-    assert "not shown as a table: field larger than field limit (10)" in html
 
 
 # Notes of runs.
@@ -459,13 +443,13 @@ def test_an_attempt_without_its_traceback_can_be_shown_whole() -> None:
 
 def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:
     events = run_of(2_001)
-    live = Live("/e", "/c", details_url="/d", notes_url="/n")
+    live = Live(*[f"/{name}" for name in Live._fields])
     view = RunView(events[:-1])
 
     html = page(view, event_log(events[:-1]), SERVED, now_ms=view.at_ms, live=live)
     begun = RunView(events[:1])
 
-    assert 'data-details-url="/d" data-notes-url="/n"' in html
+    assert 'data-details-url="/details" data-notes-url="/notes"' in html
     assert "0 of 2,001 steps have details here: those that did not succeed. Select another" in html
     assert "<article" not in html
     assert PageModel(begun, 1.0, SERVED).detailed == []

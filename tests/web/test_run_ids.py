@@ -72,17 +72,6 @@ async def test_the_journal_receives_the_exact_run_id(make_client: Any, run_id: s
     assert journal.requested == [run_id] * 5
 
 
-@pytest.mark.parametrize("sent", ["a%FF", "%ED%A0%80"])
-async def test_an_undecodable_id_is_not_found(make_client: Any, sent: str) -> None:
-    journal = RecordingJournal()  # an id with the replacement character could exist
-    pages: Any = app(journal)  # type: ignore[arg-type]
-
-    answer = await make_client(pages).post(f"/cancel/{sent}", headers=AS_SCRIPT)
-
-    assert answer.status_code == 404
-    assert journal.requested == []
-
-
 @pytest.mark.parametrize("name", [".", ".."])
 async def test_a_dot_segment_names_no_run(make_client: Any, journal: Any, name: str) -> None:
     await passing().with_options(run_id="nightly", journal=journal).run()

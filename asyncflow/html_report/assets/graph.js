@@ -1,4 +1,4 @@
-// The graph. On a phone it is a list.
+// The graph.
 const LEGIBLE = 0.64;
 const fitDag = () => {
   const box = $("dag-scroll"), graph = box?.firstElementChild;
@@ -22,22 +22,6 @@ const centreDag = () => {
   box.scrollLeft += (inner.left + inner.right - outer.left - outer.right) / 2;
   box.scrollTop += (inner.top + inner.bottom - outer.top - outer.bottom) / 2;
 };
-const isPhone = matchMedia("(max-width: 700px)");
-const listDag = () => {
-  const list = $("dag-list");
-  list?.replaceChildren(...(isPhone.matches ? all(".tier") : []).map((tier) => {
-    const entry = document.createElement("li"), title = document.createElement("span");
-    title.textContent = tier.querySelector(".tierhead .label span").textContent;
-    entry.append(title, ...all(".line.step", tier).map((line) => {
-      const link = line.querySelector(".label").cloneNode(true);
-      link.className = "listed";
-      link.dataset.i = line.dataset.i;
-      return link;
-    }));
-    return entry;
-  }));
-};
-isPhone.addEventListener("change", () => { listDag(); ready(); });
 const zoomDag = (factor, event = null) => {
   const box = $("dag-scroll"), graph = box?.firstElementChild;
   if (!graph) return;

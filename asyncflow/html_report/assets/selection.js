@@ -50,11 +50,11 @@ const mark = () => {
   for (const each of all("[aria-current]")) each.removeAttribute("aria-current");
   if (chosen === null) return;
   const is = `[data-i="${chosen}"]`, before = reach(chosen, needs), after = reach(chosen, neededBy);
-  for (const each of all(`.line.step${is}, .node${is}, .listed${is}, #steps-table tr${is}`)) each.classList.add("chosen");
+  for (const each of all(`.line.step${is}, .node${is}, #steps-table tr${is}`)) each.classList.add("chosen");
   for (const each of all("#events-table tr")) if (isChosen(each)) each.classList.add("chosen");
-  for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}, .listed${is}`)) each.setAttribute("aria-current", "true");
+  for (const each of all(`.line.step${is} > a, #steps-table tr${is} th a, .node${is}`)) each.setAttribute("aria-current", "true");
   for (const [side, those] of [["upstream", before], ["downstream", after]]) {
-    for (const each of all(".line.step, .node, .listed, #steps-table tr")) each.classList.toggle(side, those.has(each.dataset.i));
+    for (const each of all(".line.step, .node, #steps-table tr")) each.classList.toggle(side, those.has(each.dataset.i));
     those.add(chosen);
   }
   for (const { dataset: { f, t }, classList } of all(".edge")) {

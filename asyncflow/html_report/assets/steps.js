@@ -23,7 +23,7 @@ const filterSteps = (again = false) => {
   }
   layBlocks();
   for (const tier of all(".tier")) tier.hidden = filtering && !tier.querySelector(":is(.line.step, .block):not([hidden])");
-  for (const node of all(".node, .listed")) node.classList.toggle("faint", !fits(node.dataset.i));
+  for (const node of all(".node")) node.classList.toggle("faint", !fits(node.dataset.i));
   $("found").textContent = filtering ? `${shown.length} of ${names.length}` : "";
 };
 for (const input of [find, findStatus]) input.addEventListener("input", () => { filterSteps(true); remember(); });

@@ -37,7 +37,6 @@ const ready = () => {
   localTimes();
   readNames();
   readKinds();
-  listDag();
   if (chosen !== null && !(chosen in names)) [chosen, attempt, item] = [null, null, null];
   filterSteps();
   show(false);

@@ -55,13 +55,13 @@
   // Without a connection the page may show a run that is no longer like that.
   function enable() {
     const isOff = isActing || !["live", "orphaned", "waiting", "ended"].includes(live.dataset.state);
-    for (const button of [...Object.values(buttons), yes, start, ...live.querySelectorAll(".signal button")]) if (button) button.disabled = isOff;
+    for (const button of [...Object.values(buttons), yes, start, ...live.querySelectorAll(".signal button")]) button.disabled = isOff;
   }
 
   function offer(now) {
     can = now;
-    for (const [name, button] of Object.entries(buttons)) if (button) button.hidden = !can[name];
-    if (buttons.resume) buttons.resume.textContent = `Resume the run${can.preview ? ` (${can.preview})` : ""}`;
+    for (const [name, button] of Object.entries(buttons)) button.hidden = !can[name];
+    buttons.resume.textContent = `Resume the run${can.preview ? ` (${can.preview})` : ""}`;
     if (!can.cancel) question.close();
     if (can.note || !said) say(can.note);
     const waits = can.signals || {};
@@ -294,12 +294,12 @@
     enable();
   }
 
-  if (buttons.rerun) buttons.rerun.addEventListener("click", () => { fill(); form.showModal(); });
+  buttons.rerun.addEventListener("click", () => { fill(); form.showModal(); });
   start.addEventListener("click", rerun);
   form.addEventListener("keydown", (event) => event.stopPropagation());
   buttons.cancel.addEventListener("click", () => question.showModal());
   yes.addEventListener("click", () => { question.close(); act(buttons.cancel, live.dataset.cancelUrl); });
-  if (buttons.resume) buttons.resume.addEventListener("click", () => act(buttons.resume, live.dataset.resumeUrl));
+  buttons.resume.addEventListener("click", () => act(buttons.resume, live.dataset.resumeUrl));
   question.addEventListener("keydown", (event) => event.stopPropagation()); // the page has keys of its own
   document.addEventListener("visibilitychange", () => {
     clearTimeout(hidden);
