@@ -56,23 +56,6 @@ def test_an_invalid_filter_is_wrong_usage(shell: Shell, options: list[str]) -> N
     assert f"Invalid value for '{options[0]}'" in result.stderr
 
 
-def test_an_impossible_pipeline_name_matches_no_runs(shell: Shell) -> None:
-    shell("run", "etl:pipeline", "--quiet")
-
-    assert shell("runs", "--pipeline", "\udcff").stderr == "no matching runs\n"
-
-
-@pytest.mark.parametrize("run", ["\udcff", "a\udcff", '"a', "a\n", ".", ".."])
-@pytest.mark.parametrize("command", [["show"], ["cancel"], ["resume", "--quiet"]])
-def test_an_impossible_run_id_is_not_found(shell: Shell, command: list[str], run: str) -> None:
-    shell("run", "etl:pipeline", "--quiet", "--run-id", "a")
-    target = ["etl:pipeline"] if command[0] == "resume" else []
-
-    result = shell(*command, run, *target, exits=4)
-
-    assert f"has no run {run!r}" in result.stderr
-
-
 def exit_of(error: BaseException) -> tuple[int, BaseException | None]:
     with pytest.raises(click.exceptions.Exit) as caught, explained_errors():
         raise error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import sys
 
 import pytest
 
@@ -112,22 +111,6 @@ def test_a_page_that_cannot_be_written_after_the_run_is_reported_in_one_line(she
 
     assert "Pipeline PASSED" in result.stdout
     assert result.stderr.startswith("Error: the HTML report can't be written: ")
-
-
-def test_a_missing_extra_is_reported_before_the_run(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("asyncflow.html_report")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith("asyncflow.html_report._page")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-
-    for command in (["run", "etl:pipeline"], ["show", "latest"]):
-        result = shell(*command, "--html", "out.html", exits=2)
-        assert result.stderr.count("\n") == 1
-        assert "pip install 'asyncflow-tiers[report]'" in result.stderr
-    assert not list(shell.directory.glob("*.db"))
 
 
 @pytest.mark.parametrize("command", [["run", "etl:failing"], ["show", "r1"], ["resume", "r1"]])

@@ -184,27 +184,6 @@ def test_a_refusal_states_the_violated_constraint(
     assert text not in result.stderr
 
 
-def test_text_that_violates_a_constraint_is_tried_as_json(shell: Shell) -> None:
-    shell.write(
-        "narrow.py",
-        """
-        from typing import Annotated
-        from msgspec import Meta
-        from asyncflow import WorkflowStep
-
-        async def report_inputs(value: Annotated[str, Meta(pattern="^[A-Z]+$")]):
-            return value
-        steps = [WorkflowStep("report_inputs", report_inputs)]
-        """,
-    )
-
-    report = shell.json(
-        "run", "narrow:steps", "--quiet", "--no-journal", "--json", "--input", 'value="ABC"'
-    )
-
-    assert report["results"][0]["output"] == "ABC"
-
-
 def test_a_wrong_value_is_not_shown_because_it_may_be_secret(shell: Shell) -> None:
     shell.write("typed.py", TYPED)
 

@@ -104,14 +104,6 @@ def test_a_step_or_an_item_can_be_chosen(stored: Shell) -> None:
     assert stored("logs").stdout == stored("logs", "latest").stdout
 
 
-def test_an_attempt_can_be_chosen(stored: Shell) -> None:
-    assert texts(stored("logs", "monday", "extract", "--attempt", "2")) == [
-        "INFO     extract#2  asking for rows",
-        "ATTACHED extract#2  ../rows.csv (text/plain)",
-    ]
-    assert "nothing matches" in stored("logs", "monday", "load", "--attempt", "2").stderr
-
-
 def test_a_run_that_only_attached_something_has_no_logs(stored: Shell) -> None:
     store("quiet", STEPS[:1], logs=None)
 
@@ -124,10 +116,6 @@ def test_an_unknown_step_without_a_near_one_is_answered_with_the_steps(stored: S
     result = stored("logs", "monday", "q", exits=2)
 
     assert "the run has no step 'q'; it has extract, load" in result.stderr
-
-
-def test_an_unknown_run_is_not_found(stored: Shell) -> None:
-    assert "'tuesday'" in stored("logs", "tuesday", exits=4).stderr
 
 
 def test_a_level_leaves_lower_records_and_attachments_out(stored: Shell) -> None:
@@ -305,31 +293,6 @@ def test_a_terminal_has_colours(stored: Shell, monkeypatch: pytest.MonkeyPatch) 
 
     assert isinstance(terminal.file, io.StringIO)
     assert "\x1b[1;31mERROR    \x1b[0m\x1b[36mload[2]    \x1b[0mrow 3\n" in terminal.file.getvalue()
-
-
-def test_a_log_record_on_standard_error_is_no_printed_line(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
-    shell.write(
-        "says.py",
-        """
-        import logging
-        from asyncflow import Pipeline
-
-        pipeline = Pipeline("says")
-
-        @pipeline.step
-        async def say():
-            print("printed")
-            logging.getLogger("x").warning("logged")
-        """,
-    )
-
-    shell("run", "says:pipeline", "--logs", "INFO", "--prints", "--run-id", "r", "--quiet")
-
-    notes = [json.loads(line) for line in shell("logs", "r", "--json").stdout.splitlines()]
-    assert [note["message"] for note in notes] == ["printed", "logged"]
 
 
 def test_a_directory_for_attachments_that_cannot_be_made_is_explained(stored: Shell) -> None:

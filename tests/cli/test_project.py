@@ -108,15 +108,6 @@ def test_what_is_no_table_is_named(project: Shell, text: str, name: str) -> None
     assert f"{name!r} in pyproject.toml must be a table" in said
 
 
-def test_an_empty_text_sets_nothing(project: Shell) -> None:
-    project.write("pyproject.toml", "[tool.asyncflow]\njournal = ''\n")
-
-    said = project("run", "flows:failing", "--run-id", "first", exits=1).stderr
-
-    assert (project.directory / "asyncflow.db").exists()
-    assert said.endswith("To resume it: asyncflow resume first flows:failing\n")
-
-
 def test_help_shows_no_password_of_the_journal(shell: Shell) -> None:
     dsn = "postgresql://u:SECRETPW@localhost/x"
     shell.write("pyproject.toml", f"[tool.asyncflow]\njournal = '{dsn}'\n")
@@ -125,12 +116,3 @@ def test_help_shows_no_password_of_the_journal(shell: Shell) -> None:
 
     assert "SECRETPW" not in said
     assert "by default asyncflow.db" in " ".join(said.split())
-
-
-def test_a_project_without_the_table_has_the_usual_defaults(shell: Shell) -> None:
-    shell.write("flows.py", PIPELINES)
-    shell.write("pyproject.toml", "[project]\nname = 'x'\n")
-
-    shell("run", "flows:pipeline", "--quiet")
-
-    assert (shell.directory / "asyncflow.db").exists()

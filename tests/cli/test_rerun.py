@@ -205,14 +205,6 @@ def test_a_dry_run_shows_what_would_run_and_runs_nothing(failed: Shell) -> None:
     assert failed("runs", "--json").stdout == before
 
 
-def test_a_dry_run_refuses_what_the_command_refuses(failed: Shell) -> None:
-    other = failed("resume", "first", "shop:other", "--dry-run", exits=3)
-    unknown = failed("rerun", "first", "shop:pipeline", "--from", "laod", "--dry-run", exits=2)
-
-    assert "'shop:other' can't run: run 'first' belongs to pipeline 'shop'" in other.stderr
-    assert "did you mean 'load'" in unknown.stderr
-
-
 def test_the_missing_files_of_a_night_are_listed_and_fetched_next_morning(shell: Shell) -> None:
     """The chain of the guide on nightly jobs, as a newcomer runs it."""
     shell.write(

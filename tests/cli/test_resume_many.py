@@ -45,6 +45,8 @@ SHOP = """
     async def fails():
         raise ValueError("other")
 """
+
+
 FORGETS = """
         import sqlite3
         from contextlib import closing

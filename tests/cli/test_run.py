@@ -72,14 +72,6 @@ def test_on_a_terminal_the_end_of_the_live_view_takes_the_place_of_the_report(
     assert ('"status": "FAILED"' in terminal.text) is (options == ["--json"])
 
 
-def test_with_keep_going_only_dependents_of_a_failed_step_are_skipped(shell: Shell) -> None:
-    report = shell.json("run", "etl:failing", "--keep-going", "--quiet", "--json", exits=1)
-
-    statuses = {each["step_name"]: each["status"] for each in report["results"]}
-    assert statuses == {"bad": "FAILED", "good": "SUCCESS", "more": "SUCCESS", "lost": "SKIPPED"}
-    assert report["stop_reason"] is None
-
-
 def test_a_target_runs_with_only_its_dependencies(shell: Shell) -> None:
     result = shell("run", "etl:failing", "--target", "more", "--quiet")
 
@@ -189,14 +181,6 @@ def test_the_journal_of_the_command_line_overrides_that_of_the_pipeline(
     assert len(shell.json("runs", "--json")) == 1
 
 
-def test_running_a_passed_run_id_again_shows_its_report(shell: Shell) -> None:
-    first = shell("run", "etl:pipeline", "--quiet", "--run-id", "r1")
-    second = shell("run", "etl:pipeline", "--run-id", "r1")
-
-    assert second.stdout == first.stdout
-    assert "run r1 has passed, so nothing ran" in second.stderr
-
-
 @pytest.mark.parametrize("name", ["-x", "", "latest", "a\0b", '"quoted"'])
 def test_a_run_id_that_other_commands_could_not_accept_is_refused(shell: Shell, name: str) -> None:
     result = shell("run", "etl:pipeline", "--run-id", name, exits=2)
@@ -255,33 +239,6 @@ def test_warnings_go_to_the_standard_error_unless_the_module_configures_logging(
 
     assert shown.stderr == "WARNING warner: look out\n"
     assert configured.stderr == ""
-
-
-def test_a_module_can_configure_logging(shell: Shell) -> None:
-    shell.write(
-        "talker.py",
-        """
-        import logging
-        import sys
-        from asyncflow import WorkflowStep
-
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-
-        async def talk() -> None:
-            logging.getLogger("talker").info("all is well")
-
-        steps = [WorkflowStep("talk", talk)]
-        """,
-    )
-    root = logging.getLogger()
-    handlers, level, root.handlers = root.handlers, root.level, []
-    try:
-        shown = shell("run", "talker:steps", "--quiet")
-    finally:
-        root.handlers = handlers
-        root.setLevel(level)
-
-    assert shown.stderr == "all is well\n"
 
 
 TALKER = """
@@ -556,33 +513,6 @@ def test_what_steps_log_is_stored_from_info_on_unless_an_option_says_otherwise(
         "talk: 1 of 2 rows",
     ]
     assert "hello" not in result.stderr
-
-
-def test_a_program_that_has_configured_logging_sees_no_more_of_it(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shell.write(
-        "talk.py",
-        """
-        import logging
-        from asyncflow import WorkflowStep
-
-        logging.basicConfig(force=True)
-
-        async def talk():
-            logging.getLogger("app").info("hello")
-
-        steps = [WorkflowStep("talk", talk)]
-        """,
-    )
-    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's
-
-    plain = shell("run", "talk:steps", "--quiet", "--run-id", "plain")
-    shell("run", "talk:steps", "--quiet", "--run-id", "asked", "--logs", "INFO")
-
-    assert plain.stderr == ""
-    assert "has no logs" in shell("logs", "plain").stderr
-    assert "hello" in shell("logs", "asked").stdout
 
 
 @pytest.mark.parametrize("option", [["--logs", "INFO"], ["--prints"]])

@@ -186,15 +186,6 @@ def test_an_invalid_time_is_wrong_usage(shell: Shell, text: str) -> None:
     assert "use an age (2h, 3d) or an ISO date" in shell("runs", "--since", text, exits=2).stderr
 
 
-def test_the_page_of_an_orphan_says_that_its_process_died(shell: Shell, orphan: str) -> None:
-    shell("show", orphan, "--html", "orphan.html")
-
-    page = (shell.directory / "orphan.html").read_text(encoding="utf-8")
-    assert "was running when its process died" in page
-    assert "Last event after" in page
-    assert "Running for" not in page
-
-
 def test_show_groups_the_steps_of_a_large_run_and_lists_all_if_asked(shell: Shell) -> None:
     shell.write(
         "large.py",
@@ -263,25 +254,6 @@ def test_a_missing_journal_is_not_created(shell: Shell, command: list[str]) -> N
         assert "--journal" in result.stderr
         assert result.stdout == ""
     assert not list(shell.directory.glob("*.db*"))
-
-
-def test_control_characters_of_a_run_id_are_escaped(shell: Shell) -> None:
-    for name in ("up\u202e\u20281", "up\u202e\u20282"):
-        runs = [
-            shell("run", "etl:failing", "--run-id", name, exits=1),
-            shell("run", "etl:pipeline", "--run-id", f"{name}p"),
-            shell("run", "etl:pipeline", "--run-id", f"{name}p"),
-            shell("resume", name, exits=2),
-            shell("cancel", name, exits=1),
-            shell("show", f"{name[:-1]}3", exits=4),
-            shell("show", name),
-            shell("runs"),
-        ]
-        assert not any({"\u202e", "\u2028"} & {*run.output} for run in runs)
-    several = shell("show", "up", exits=2)
-
-    assert not {"\u202e", "\u2028"} & {*several.output}
-    assert "up\\u202e\\u20282, up" in several.stderr
 
 
 @pytest.mark.parametrize("command", [["run", "etl:pipeline"], ["runs"], ["show", "r"], ["ui"]])
@@ -503,27 +475,6 @@ def test_runs_and_show_tell_the_same_duration_and_the_span_with_pauses(shell: Sh
     assert report["span_ms"] == pytest.approx(33_700.0)
 
 
-def test_show_lists_what_happened_before_a_run_was_resumed(shell: Shell) -> None:
-    store_resumed_run()
-
-    lines = shell("show", "r").stdout.splitlines()[1:]
-
-    assert lines == [
-        "Pipeline PASSED",
-        "[SUCCESS] load (3 attempt(s), 2500ms): run again because so; "
-        "2 attempts before the run was resumed",
-        "[SKIPPED] alert (1 attempt(s), 500ms): nothing has failed; "
-        "1 attempt before the run was resumed",
-        "[SKIPPED] rows (0 attempt(s), 0ms): there is nothing to do",
-        "Total: 3000ms",
-        "",
-        "Before the run was resumed:",
-        "  load: attempt 1 failed: OSError: the disk is full",
-        "  load: attempt 2 failed: OSError: the disk is full",
-        "  alert: attempt 1 succeeded",
-    ]
-
-
 # resume
 
 
@@ -573,28 +524,6 @@ def test_a_variable_names_the_pipelines_to_resume(
     assert "which is none of etl:pipeline, etl:failing (did you mean 'etl'?)" in unknown.stderr
 
 
-def test_a_resume_needs_the_secret_inputs_again(shell: Shell) -> None:
-    shell.write(
-        "vault.py",
-        """
-        from asyncflow import Pipeline
-        pipeline = Pipeline("vault", secret_inputs=["key"])
-        @pipeline.step
-        async def unlock(key: str):
-            assert key == "right", "the wrong key"
-        """,
-    )
-    command = ["vault:pipeline", "--quiet"]
-    shell("run", *command, "--run-id", "r1", "--input", "key=wrong", exits=1)
-
-    missing = shell("resume", "r1", *command, exits=3)
-    shell("resume", "r1", *command, "--input", "key=right")
-
-    assert "input 'key' of run 'r1' is secret" in missing.stderr
-    for path in shell.directory.glob("asyncflow.db*"):
-        assert b"wrong" not in path.read_bytes().replace(b"the wrong key", b"")
-
-
 # Active runs.
 
 
@@ -639,30 +568,6 @@ def test_a_run_that_has_ended_cannot_be_cancelled(shell: Shell) -> None:
     result = shell("cancel", "first", exits=1)
 
     assert result.stderr == "Error: run 'first' has ended\n"
-
-
-def test_a_run_without_a_process_is_cancelled_once_one_takes_it(shell: Shell, orphan: str) -> None:
-    shell.write(
-        "etl.py",
-        """
-        from asyncflow import Pipeline
-
-        pipeline = Pipeline("etl")
-
-        @pipeline.step
-        async def one():
-            print("runs")
-        """,
-    )
-
-    asked = shell("cancel", orphan)
-    ended = shell("resume", orphan, "etl:pipeline", exits=1)
-    resumed = shell("resume", orphan, "etl:pipeline")
-
-    expected = "run orphan has no process; the next to take it up ends it as cancelled\n"
-    assert asked.stderr == expected
-    assert "runs" not in ended.stdout
-    assert "runs" in resumed.stdout
 
 
 def test_a_resume_of_an_active_run_can_wait_for_it(active_run: Any, shell: Shell) -> None:

@@ -198,19 +198,6 @@ def test_a_redirected_report_is_that_of_files(
     assert "✗" not in output
 
 
-def test_no_color_changes_no_text(shell: Shell, environment: dict[str, str]) -> None:
-    shell("run", "etl:failing", "--quiet", exits=1)
-    plain, coloured = (Window(shell, environment, 80) for _ in range(2))
-
-    code, text = plain("show", "latest", NO_COLOR="1")
-    _, same = coloured("show", "latest")
-
-    assert code == 0
-    assert text == same
-    assert not re.search(rb"\x1b\[[0-9;]*3[0-7]", plain.terminal.written)
-    assert re.search(rb"\x1b\[[0-9;]*3[0-7]", coloured.terminal.written)
-
-
 @pytest.mark.parametrize("window", [80, 200], indirect=True)
 def test_a_table_and_a_timeline_fit_the_terminal(shell: Shell, window: Window) -> None:
     long = "etl:failing_with_a_name_that_is_as_long_as_names_of_pipelines_may_become_some_day"

@@ -105,19 +105,6 @@ async def test_the_cause_of_a_timeout_is_shown() -> None:
     )
 
 
-async def test_an_unprintable_error_is_shown_by_its_type() -> None:
-    class Mute(Exception):
-        def __str__(self) -> str:
-            raise RuntimeError("no words")
-
-    async def fail() -> None:
-        raise Mute
-
-    text = format_error(await error_of(fail))
-
-    assert "Mute" in text
-
-
 def test_an_error_whose_traceback_cannot_be_formatted_is_shown_without_it() -> None:
     class Torn(Exception):
         def __getattribute__(self, name: str) -> Any:

@@ -149,19 +149,6 @@ def test_an_unknown_pipeline_is_reported_before_the_server_starts(
     assert "did you mean 'made'?" in shell("ui", exits=3).stderr
 
 
-def test_a_missing_extra_is_reported_in_one_line(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shell("run", "etl:pipeline", "--quiet")
-    monkeypatch.delitem(sys.modules, "asyncflow.web", raising=False)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-
-    result = shell("ui", exits=2)
-
-    assert "pip install 'asyncflow-tiers[web]'" in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
 # Completion.
 
 

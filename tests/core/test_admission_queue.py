@@ -39,50 +39,11 @@ class Harness:
         return self.take()
 
 
-class TestLimit:
-    def test_without_a_limit_all_nodes_are_admitted_at_once_in_order(self) -> None:
-        harness = Harness(None, "---", {})
-
-        assert not harness.queue.is_limited
-        assert harness.take() == [0, 1, 2]
-        assert harness.take() == []
-
-    def test_no_more_nodes_are_admitted_than_the_limit_allows(self) -> None:
-        harness = Harness(2, "-----", {})
-
-        assert harness.queue.is_limited
-        assert harness.take() == [0, 1]
-        assert harness.take() == []
-        assert harness.leave(1) == [2]
-        assert harness.leave(0, 2) == [3, 4]
-
-    def test_a_node_that_enters_without_queueing_takes_a_slot_too(self) -> None:
-        harness = Harness(2, "---", {})
-        harness.queue.enter(2)
-
-        assert harness.take() == [0]
-
-
 class TestPools:
     def test_a_node_that_waits_for_no_pool_has_no_queued_time(self) -> None:
         harness = Harness(None, "a-", {"a": 1})
 
         assert [harness.queue.queued_ms(node, 7.0) for node in (0, 1)] == [7.0, 0.0]
-
-    def test_no_more_nodes_are_admitted_than_their_pool_has_slots(self) -> None:
-        harness = Harness(None, "aaabb", {"a": 2, "b": 1})
-
-        assert harness.queue.is_limited
-        assert harness.take() == [0, 1, 3]
-        assert harness.leave(0) == [2]
-        assert harness.leave(3) == [4]
-        assert harness.leave(1, 2, 4) == []
-
-    def test_a_node_that_waits_for_a_pool_blocks_no_other_node(self) -> None:
-        harness = Harness(2, "aaa--", {"a": 1})
-
-        assert harness.take() == [0, 3]
-        assert harness.leave(3) == [4]
 
     def test_a_node_held_up_by_a_pool_is_admitted_before_later_ones(self) -> None:
         harness = Harness(2, "aaa--a", {"a": 1})
@@ -95,14 +56,6 @@ class TestPools:
         assert harness.leave(2) == [5]
         assert harness.leave(5) == [6]
 
-    def test_the_limit_applies_to_nodes_that_a_pool_held_up(self) -> None:
-        harness = Harness(2, "aaaa-", {"a": 2})
-        assert harness.take() == [0, 1]
-
-        assert harness.leave(0) == [2]
-        assert harness.leave(1) == [3]
-        assert harness.leave(2) == [4]
-
     def test_a_free_slot_of_a_pool_does_not_admit_a_node_to_a_full_run(self) -> None:
         harness = Harness(2, "aa--", {"a": 1})
         assert harness.take() == [0, 2]
@@ -112,23 +65,8 @@ class TestPools:
         assert harness.take() == []
         assert harness.leave(2) == [1]
 
-    def test_a_full_pool_does_not_hold_up_another_pool(self) -> None:
-        harness = Harness(None, "aabb", {"a": 1, "b": 1})
-        assert harness.take() == [0, 2]
-
-        assert harness.leave(2) == [3]
-        assert harness.leave(0) == [1]
-
 
 class TestDirty:
-    def test_the_queue_is_dirty_after_a_put(self) -> None:
-        queue = AdmissionQueue(None, [WorkflowStep("a", nothing)], ())
-        assert queue.is_dirty is False
-
-        queue.put([0], 1.0)
-
-        assert queue.is_dirty is True
-
     @pytest.mark.parametrize(
         ("pools", "limit", "is_dirty"), [("-", 1, False), ("--", 1, True), ("aa", None, True)]
     )
@@ -174,9 +112,3 @@ class TestTime:
         assert harness.queue.queued_ms(0, 7.0) == 0.0
         harness.queue.put([0], 8.0)
         assert harness.queue.queued_ms(0, 9.5) == 1.5
-
-    def test_queued_time_is_zero_without_a_limit(self) -> None:
-        harness = Harness(None, "-", {})
-
-        assert harness.queue.queued_ms(0, 7.0) == 0.0
-        harness.queue.begin(0, 5.0)

@@ -31,13 +31,6 @@ def test_an_attempt_reads_what_the_latest_one_before_it_has_saved_and_never_its_
     assert seen == ["one", "two again"]
 
 
-def test_an_attempt_that_has_saved_nothing_leaves_the_checkpoint_of_the_one_before():
-    checkpoints = Checkpoints()
-    checkpoints.save(attempt(1), "one", is_last=False)
-
-    assert [checkpoints.last(attempt(number)) for number in (1, 2, 3)] == [None, "one", "one"]
-
-
 def test_what_was_stored_is_earlier_than_an_attempt_of_any_number():
     checkpoints = Checkpoints(stored={("a", None): saved("before")})
     first = checkpoints.last(attempt(1))
@@ -48,16 +41,6 @@ def test_what_was_stored_is_earlier_than_an_attempt_of_any_number():
         "before",
         "now",
     )
-
-
-def test_steps_and_items_have_checkpoints_of_their_own():
-    checkpoints = Checkpoints()
-    for running in (attempt(1), attempt(1, 0), attempt(1, 1), attempt(1, step="b")):
-        checkpoints.save(running, running, is_last=False)
-
-    for running in (attempt(2), attempt(2, 0), attempt(2, 1), attempt(2, step="b")):
-        step, _, *rest = running
-        assert checkpoints.last(running) == (step, 1, *rest)
 
 
 def test_what_the_action_changes_later_changes_no_checkpoint():

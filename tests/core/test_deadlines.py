@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from asyncflow import (
-    ActionNotAwaitableError,
     ResultRefusedError,
     Retry,
     StepTimeoutError,
@@ -210,26 +209,6 @@ class TestPolicy:
         assert state.deadlines.after_failure(0, BOOM, 200.0).delay_ms == 20.0
         assert state.deadlines.after_failure(0, OSError("boom"), 200.0).delay_ms is None
 
-    def test_the_policy_is_not_called_after_the_last_attempt(self) -> None:
-        def on(error: Exception) -> bool:
-            raise AssertionError
-
-        state = state_of(WorkflowStep("x", nothing, retry=Retry(on=on), max_retries=2))
-
-        run_until(2, state, 10, 0)
-
-        assert state.deadlines.after_failure(0, BOOM, 200.0).delay_ms is None
-
-    def test_an_error_of_the_policy_propagates(self) -> None:
-        def on(error: Exception) -> bool:
-            raise KeyError("on")
-
-        state = state_of(WorkflowStep("x", nothing, retry=Retry(on=on), max_retries=2))
-        run_until(1, state, 10, 0)
-
-        with pytest.raises(KeyError):
-            state.deadlines.after_failure(0, BOOM, 200.0)
-
     def test_a_requested_delay_that_ends_too_late_prevents_the_retry(self) -> None:
         retry = Retry(on=lambda error: 60)
         for deadline_ms, expected in ((70.0, None), (70.1, 60.0)):
@@ -250,17 +229,6 @@ class TestPolicy:
         assert state.deadlines.after_failure(0, refusal, 110.0).delay_ms == 5.0
         assert state.deadlines.after_failure(0, BOOM, 110.0).delay_ms is None
         assert state.deadlines.after_failure(0, refusal, 145.0).delay_ms is None
-
-    def test_an_action_that_returned_no_awaitable_is_never_retried_whatever_the_policy(
-        self,
-    ) -> None:
-        retry = Retry(on=lambda error: True)
-        state = state_of(WorkflowStep("x", nothing, retry=retry, max_retries=3))
-        run_until(1, state, 10, 0)
-
-        error = ActionNotAwaitableError("x", "int")
-
-        assert state.deadlines.after_failure(0, error, 110.0).delay_ms is None
 
 
 # Of the mutants that mutmut makes of `Deadlines`, one survives: its `after_failure` allows a

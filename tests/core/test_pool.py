@@ -66,9 +66,6 @@ class Hand:
         self.now = max(self.now, until) if until < math.inf else self.now
 
 
-def ignore(at_s: float | None) -> None: ...
-
-
 def closed(at_s: float | None) -> None:
     raise RuntimeError("Event loop is closed")
 
@@ -162,19 +159,6 @@ class TestLine:
 
         assert (pool.in_use, pool.waiting) == (1, 1)
         assert (second.has_slots, third.has_slots) == (True, False)
-
-    def test_a_ticket_that_leaves_the_line_is_not_called_and_takes_no_slot(self) -> None:
-        pool, hand = Pool(1), Hand()
-        first = take(pool)
-        impatient, patient = hand.join(pool, "impatient"), hand.join(pool, "patient")
-
-        impatient.release()
-        impatient.release()
-        assert (pool.in_use, pool.waiting) == (1, 1)
-        first.release()
-
-        assert hand.order == ["patient"]
-        assert (impatient.has_slots, patient.has_slots) == (False, True)
 
     def test_a_slot_skips_tickets_whose_event_loop_is_closed(self) -> None:
         pool, hand = Pool(1), Hand()
@@ -288,17 +272,6 @@ class TestLine:
             assert pool.waiting == len(waiting)
             assert all(ticket.has_slots == (n in inside) for n, ticket in tickets.items())
 
-    def test_a_ticket_that_needs_much_is_not_overtaken(self) -> None:
-        pool, hand = Pool(3), Hand()
-        held = [take(pool), take(pool)]
-        hand.join(pool, "large", slots=3)
-        hand.join(pool, "small")
-
-        assert hand.order == []  # there is a slot for the small one, and it waits
-        for ticket in held:
-            ticket.release()
-        assert hand.order == ["large"]
-
     def test_a_ticket_with_an_earlier_age_has_the_place_of_that(self) -> None:
         pool, hand = Pool(1), Hand()
         first = take(pool)
@@ -379,12 +352,6 @@ class TestRate:
     def test_without_a_rate_all_may_start_at_once(self) -> None:
         assert starts_of(Pool(10), [5.0] * 10) == [5.0] * 10
 
-    @pytest.mark.parametrize("rate", [5, 3, 0.3, 7.7, 1000, 1e-6])
-    def test_starts_are_spread_evenly(self, rate: float) -> None:
-        starts = starts_of(Pool(100, per_second=rate), [100.0] * 100)
-
-        assert starts == pytest.approx([100.0 + n / rate for n in range(100)])
-
     def test_a_rate_may_be_that_of_a_minute(self) -> None:
         assert starts_of(Pool(9, per_minute=30), [0.0] * 4) == pytest.approx([0, 2, 4, 6])
 
@@ -446,18 +413,6 @@ class TestRate:
 
         assert hand.order == ["used", "unused", "next"]  # at 10 s, and not at 70 s
 
-    def test_all_move_up_if_those_before_them_leave_the_line(self) -> None:
-        pool, hand = Pool(100, per_second=1), Hand()
-        hand.join(pool)
-        waiting = [hand.join(pool) for _ in range(50)]
-        hand.join(pool, "last")
-
-        for ticket in waiting:
-            ticket.release(unused=True)
-        hand.run()
-
-        assert hand.starts == pytest.approx([0.0, 1.0])
-
     @pytest.mark.parametrize("now", [0.0, 1_000.5, 10_000.0])
     def test_each_clock_has_starts_of_its_own(self, now: float) -> None:
         pool, hand, other = Pool(4, per_second=1), Hand(1_000.0), Hand(now)
@@ -476,29 +431,6 @@ class TestRate:
 
 
 class TestPause:
-    def test_those_who_wait_when_it_begins_start_at_its_end(self) -> None:
-        pool, hand = Pool(1), Hand()
-        first = take(pool)
-        for name in "abc":
-            hand.join(pool, name)
-        pool._pause(hand.clock, 60.0, "ask")
-
-        hand.now = 1.0
-        first.release()
-        hand.run()
-
-        assert (hand.order, hand.starts) == (["a"], pytest.approx([60]))
-
-    def test_at_its_end_as_many_start_as_there_are_slots(self) -> None:
-        pool, hand = Pool(3), Hand()
-        pool._pause(hand.clock, 2.0, "ask")
-        for name in "abcd":
-            hand.join(pool, name)
-
-        hand.run()
-
-        assert (hand.order, hand.starts) == (["a", "b", "c"], pytest.approx([2] * 3))
-
     def test_the_longer_pause_wins(self) -> None:
         pool, hand = Pool(1), Hand()
         for until in (5.0, 9.0, 2.0):
@@ -572,19 +504,6 @@ class TestBudget:
 
         assert burst == [True] * 10 + [False]
         assert after == [True, False]
-
-    def test_no_more_than_the_burst_is_saved_up(self) -> None:
-        pool = Pool(1, retry_budget=5)
-        for _ in range(100):
-            pool._earn_retry()
-
-        assert pool.stats().retries_left == 10
-        assert [pool._spend_retry() for _ in range(11)].count(True) == 10
-
-    def test_without_one_there_are_any_number(self) -> None:
-        pool = Pool(1)
-
-        assert all(pool._spend_retry() for _ in range(1_000))
 
 
 class TestFairness:

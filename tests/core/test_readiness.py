@@ -144,22 +144,6 @@ class TestRunIf:
             "empty": ('run_if="unless_failed", and no dependency succeeded', True),
         }
 
-    def test_one_failed_dependency_is_enough(self, schedule: Schedule) -> None:
-        run = Run(
-            *(step(name) for name in "abc"),
-            step("alarm", ["a", "b", "c"], run_if="failure"),
-            schedule=schedule,
-            fail_fast=False,
-        )
-        run.take_ready()
-
-        run.start("a", "c")
-        run.succeed("a", "c")
-        assert run.take_ready() == []
-        run.apply(*failure_of("b"))
-
-        assert run.take_ready() == ["alarm"]
-
     def test_dependents_of_a_clean_up_step_follow_its_end(self, schedule: Schedule) -> None:
         run = Run(
             step("a"),
@@ -182,60 +166,9 @@ class TestRunIf:
         }
         assert run.state.status == "PASSED"
 
-    def test_a_failure_takes_precedence_over_a_skip_by_condition(self, schedule: Schedule) -> None:
-        run = Run(step("a"), step("b"), step("c", ["a", "b"]), schedule=schedule, fail_fast=False)
-        run.take_ready()
-
-        run.apply(StepSkipped("a", 1.0, "why", by_condition=True), *failure_of("b"))
-
-        assert run.take_unreachable() == {"c": ("it depends on step 'b', which failed", False)}
-
-    def test_a_clean_up_step_without_dependencies_comes_after_all_others(
-        self, schedule: Schedule
-    ) -> None:
-        run = Run(step("tidy", run_if="always"), step("a"), step("b", ["a"]), schedule=schedule)
-        order = []
-
-        while batch := run.take_ready():
-            order.append(batch)
-            run.start(*batch)
-            run.succeed(*batch)
-
-        assert order == [["a"], ["b"], ["tidy"]]
-
 
 @each_schedule
 class TestStop:
-    @pytest.mark.parametrize("stop", [*failure_of("a")[1:], TIMED_OUT])
-    def test_clean_up_steps_run_after_all_others_have_settled(
-        self, schedule: Schedule, stop: Event
-    ) -> None:
-        run = Run(
-            *(step("a"), step("b"), step("c", ["a", "b"])),
-            step("tidy_a", ["a"], run_if="always"),
-            step("tidy", run_if="always"),
-            schedule=schedule,
-        )
-        run.take_ready()
-        run.start("a", "b")
-
-        run.apply(stop)
-        if stop is TIMED_OUT:
-            run.apply(StepCancelled("a", 1, 51.0, "why", None))
-        assert run.take_ready() == []
-        assert list(run.skip_unreachable()) == ["c"]
-        assert run.take_ready() == []
-        assert run.state.ordinary_unsettled == 1
-        run.apply(StepCancelled("b", 1, 60.0, "why", None))
-
-        assert run.state.ordinary_unsettled == 0
-        seen = run.take_ready()
-        while len(seen) < 2:
-            run.start(*seen)
-            run.succeed(*seen)
-            seen += run.take_ready()
-        assert seen == ["tidy_a", "tidy"] if schedule == "ready" else sorted(seen)
-
     def test_a_clean_up_step_waits_for_the_clean_up_step_that_it_names(
         self, schedule: Schedule
     ) -> None:
@@ -330,20 +263,6 @@ class TestStop:
         run.apply(*failure_of("b"))
 
         assert run.take_ready() == ["tidy"]
-
-    def test_dependents_of_a_clean_up_step_are_unreachable_and_do_not_delay_it(
-        self, schedule: Schedule
-    ) -> None:
-        run = Run(step("a"), step("tidy", run_if="always"), step("b", ["tidy"]), schedule=schedule)
-        run.take_ready()
-
-        run.apply(*failure_of("a"))
-
-        assert run.skip_unreachable() == {"b": (FAILED_FAST, False)}
-        assert run.take_ready() == ["tidy"]
-        run.start("tidy")
-        run.succeed("tidy")
-        assert run.state.unsettled == 0
 
     def test_a_deadline_is_the_stop_reason_only_if_it_comes_first(self, schedule: Schedule) -> None:
         run = Run(step("a"), step("b"), schedule=schedule)

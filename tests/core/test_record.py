@@ -103,10 +103,6 @@ def test_the_module_dataclasses_knows_its_fields_and_defaults() -> None:
     assert [f.name for f in dataclasses.fields(Limits)] == ["low", "high"]  # type: ignore[arg-type]
 
 
-def test_each_record_gets_its_own_default() -> None:
-    assert Point(1).seen is not Point(1).seen
-
-
 @pytest.mark.parametrize("replacing", [replace, dataclasses.replace, Limits.__replace__])  # type: ignore[attr-defined]
 def test_a_changed_record_is_checked_again(replacing: Any) -> None:
     assert replacing(Limits(low=3), high=5) == Limits(low=3, high=5)
@@ -126,12 +122,6 @@ def test_a_frozen_record_can_be_hashed_and_not_changed() -> None:
     assert {limits, Limits(low=3), Limits()} == {limits, Limits()}
     with pytest.raises(TypeError, match="unhashable"):
         hash(Point(1))
-
-
-def test_keyword_only_arguments_must_be_named() -> None:
-    with pytest.raises(TypeError, match="positional"):
-        Limits(1)  # type: ignore[misc]
-    assert Limits.__match_args__ == ()
 
 
 @pytest.mark.parametrize("data", [Point(1, 3.0, ["a"]), Limits(low=3)])

@@ -85,21 +85,6 @@ def restored(checkpoint):
     return sorted(name for name, item in checkpoint.restored if item is None)
 
 
-def test_completed_steps_are_restored_and_the_others_resume():
-    event, checkpoint = resume_with(
-        [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], *CHAIN
-    )
-
-    assert (event.run_id, event.at_ms, event.wall_time) == ("r", 3.0, 2_000.0)
-    assert (event.outdated, event.unfinished) == ({}, {"b": "it had not finished"})
-    assert not event.afresh
-    assert restored(checkpoint) == ["a"]
-    assert checkpoint.restored["a", None].output == 1
-    assert checkpoint.pending_attempts["b", None].crashes == 1
-    assert event.rerun_reasons == {"b": "it had not finished"}
-    assert (checkpoint.run_id, checkpoint.wall_time, checkpoint.at_ms) == ("r", 1_000.0, 3.0)
-
-
 @pytest.mark.parametrize(
     ("more", "fail_fast", "afresh"),
     [
@@ -136,39 +121,6 @@ def test_a_step_that_a_failure_skipped_stays_skipped_when_the_run_resumes():
     assert checkpoint.restored["c", None].status is StepStatus.SKIPPED
 
 
-@pytest.mark.parametrize(
-    ("b", "reason"),
-    [
-        (step("b", "a", version="2"), "its version is '2', and was ''"),
-        (step("b", "a", action=alone), "its action asks for (), and asked for (**)"),
-        (step("b"), "its action asks for (), and asked for (**)"),
-        (step("b", "a", "n"), "it depends on 'a', 'n', and depended on 'a'"),
-    ],
-)
-def test_a_changed_step_is_outdated_with_its_dependents(b, reason):
-    a, _, c = CHAIN
-
-    event, checkpoint = resume_with([started(*CHAIN), *done("a", "b", "c")], a, b, c, step("n"))
-
-    assert event.outdated == {"b": reason, "c": "step 'b', which it depends on, runs again"}
-    assert restored(checkpoint) == ["a"]
-
-
-def test_a_step_that_lost_its_dependencies_is_outdated():
-    before = step("a"), WorkflowStep("b", alone, ["a"])
-
-    event, _ = resume_with([started(*before), *done("a", "b")], step("a"), WorkflowStep("b", alone))
-
-    assert event.outdated == {"b": "it depends on nothing, and depended on 'a'"}
-
-
-def test_an_unreadable_output_is_an_error_and_does_not_rerun_its_step():
-    events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
-
-    with pytest.raises(PayloadError, match=r"output of step 'a' is broken; nothing has run: .*'a'"):
-        resume_with(events, *CHAIN)
-
-
 def test_the_output_of_an_outdated_step_is_not_read():
     events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
 
@@ -176,22 +128,6 @@ def test_the_output_of_an_outdated_step_is_not_read():
 
     assert event.outdated.keys() == {"a", "b"}
     assert restored(checkpoint) == []
-
-
-def test_a_new_input_outdates_the_steps_that_take_it():
-    async def limited(limit=0): ...
-
-    steps = step("a", action=limited), step("b", "a"), step("c")
-
-    event, checkpoint = resume_with(
-        [started(*steps), *done("a", "b", "c")], *steps, new_inputs=["limit"]
-    )
-
-    assert event.outdated == {
-        "a": "the run did not have the input 'limit' before",
-        "b": "step 'a', which it depends on, runs again",
-    }
-    assert restored(checkpoint) == ["c"]
 
 
 def test_a_later_success_replaces_an_earlier_secret_one():
@@ -248,26 +184,6 @@ def test_a_condition_is_asked_again_but_its_skip_outdates_nothing():
         run.apply(RunInterrupted(4.0, "why"))
 
 
-def test_new_steps_have_no_rerun_reason_and_removed_steps_are_dropped():
-    event, checkpoint = resume_with(
-        [started(*CHAIN), *done("a"), AttemptStarted("b", 1, 3.0)], CHAIN[0], step("n", "a")
-    )
-
-    assert (event.outdated, event.unfinished) == ({}, {})
-    assert restored(checkpoint) == ["a"]
-    assert checkpoint.pending_attempts == {}
-
-
-def test_a_clean_up_step_without_dependencies_runs_again_after_all_others():
-    steps = step("a"), step("b"), step("end", run_if="always")
-    event, checkpoint = resume_with(
-        [started(*steps), *done("a"), *failed("b"), *done("end")], *steps
-    )
-
-    assert event.outdated == {"end": "step 'b', which it depends on, runs again"}
-    assert restored(checkpoint) == ["a"]
-
-
 class TestSecrets:
     def steps(self, *, last=act, **options):
         return [
@@ -276,16 +192,6 @@ class TestSecrets:
             step("last", "use", "login", action=last, **options),
         ]
 
-    def test_a_secret_that_is_needed_is_recalled(self):
-        steps = self.steps()
-        event, checkpoint = resume_with(
-            [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
-        )
-
-        assert event.recalled == ("login",)
-        assert restored(checkpoint) == ["use"]
-        assert "is secret" in event.rerun_reasons["login"]
-
     def test_a_secret_that_only_a_condition_takes_is_recalled_too(self):
         steps = self.steps(last=alone, when=lambda login: True)
         event, _ = resume_with(
@@ -293,15 +199,6 @@ class TestSecrets:
         )
 
         assert event.recalled == ("login",)
-
-    def test_a_secret_that_no_step_takes_is_not_recalled(self):
-        steps = self.steps(last=alone)
-        event, checkpoint = resume_with(
-            [started(*steps), *done("login", output=REDACTED), *done("use")], *steps
-        )
-
-        assert event.recalled == ()
-        assert restored(checkpoint) == ["login", "use"]
 
     def test_the_secrets_that_a_recalled_step_takes_are_recalled_too(self):
         steps = step("key", secret=True), step("login", "key", secret=True), step("use", "login")
@@ -328,17 +225,6 @@ class TestSecrets:
 
         assert event.recalled == ("ids",)
         assert checkpoint.restored == {}
-
-    @pytest.mark.parametrize(("is_needed", "recalled"), [(True, ("fetch",)), (False, ())])
-    def test_secret_items_are_restored_if_no_step_takes_them(self, is_needed, recalled):
-        steps = [step("ids"), step("fetch", "ids", map_over="ids", secret=True)]
-        if is_needed:
-            steps.append(step("use", "fetch"))
-        events = [started(*steps), *done("ids", output=[1, 2]), *self.items("fetch", REDACTED, 0)]
-        event, checkpoint = resume_with(events, *steps)
-
-        assert event.recalled == recalled
-        assert (("fetch", 0) in checkpoint.restored) is not is_needed
 
     def test_an_outdated_step_is_not_recalled(self):
         steps = self.steps()
@@ -372,22 +258,3 @@ def test_a_run_resumes_three_times_with_changing_pipelines():
     assert restored(checkpoint) == []
     assert event.outdated.keys() == {"a", "b", "c"}
     assert isinstance(event, RunResumed)
-
-
-def test_targets_do_not_change_the_stored_results_of_other_steps():
-    run = StoredRun([started(*CHAIN), *done("a", "b", "c")])
-    planned = plan(CHAIN, ["b"])
-    options = {"fail_fast": True, "wall_time": 2.0, "process": "", "decode": decode}
-
-    _, checkpoint = resume(
-        run,
-        planned,
-        bindings=bind(planned),
-        conditions={},
-        new_inputs=(),
-        **options,
-    )
-    assert restored(checkpoint) == ["a", "b"]
-
-    _, checkpoint = resume_with(run, *CHAIN)
-    assert restored(checkpoint) == ["a", "b", "c"]

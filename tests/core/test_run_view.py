@@ -16,7 +16,6 @@ from golden_run import (
     golden_report,
 )
 from mapped_run import chain_run
-from resumed_run import RESUMED
 
 from asyncflow import (
     Attempt,
@@ -27,14 +26,12 @@ from asyncflow import (
     StepResult,
     StepStatus,
 )
-from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Segment
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
     AttemptStarted,
-    LoopBlocked,
     MapStarted,
     RunFinished,
     RunInterrupted,
@@ -46,7 +43,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    ThreadAbandoned,
 )
 
 PENDING, RUNNING, SUCCESS = StepStatus.PENDING, StepStatus.RUNNING, StepStatus.SUCCESS
@@ -123,19 +119,6 @@ class TestEngines:
 
 
 class TestRun:
-    def test_a_view_without_events_is_empty(self):
-        view = RunView()
-
-        assert (view.word, view.ended_steps, view.tiers, view.ms_at(5.0)) == ("RUNNING", 0, [], 0.0)
-        assert view.first_failure is None
-
-    def test_a_view_has_the_tiers_of_the_pipeline(self):
-        view = view_of(run_started("a", b=("a",), c=(), d=("b", "c", "elsewhere")))
-
-        assert view.tiers == [["a", "c"], ["b"], ["d"]]
-        assert [step.tier for step in view.steps.values()] == [0, 1, 0, 2]
-        assert view.steps["a"].max_retries == 3
-
     @pytest.mark.parametrize(
         ("events", "word", "reason"),
         [
@@ -216,75 +199,7 @@ def told(view):
     return lines
 
 
-def test_the_golden_run_has_these_steps():
-    found = told(RunView(GOLDEN))
-
-    assert found == [line.format(LONG=LONG, HOSTILE=HOSTILE) for line in TOLD.splitlines()]
-
-
-TOLD = """\
-extract SUCCESS reused: 0.5 +899.5; 1.1 0.5 succeeded
-rates SUCCESS reused: 0.6 +2599.4 (100 queued); 1.1 0.6 failed; 1.2 1000 failed; 1.3 2400 succeeded
-token SUCCESS reused: 250 +50 (249 queued); 1.1 250 succeeded
-archive SKIPPED reused: 0 +0
-validate SUCCESS reused: 2600.5 +399.5; 1.1 2600.5 succeeded
-{LONG} SUCCESS: 2600.6 +1897.4; 1.1 2600.6 crashed; 2.2 4002 succeeded
-fetch CANCELLED: 4002 +900.5 (198 queued)
-fetch[0] SUCCESS: 4002.5 +197.5; 2.1 4002.5 succeeded
-fetch[1] CANCELLED: 4002.6 +898.4; 2.1 4002.6 cancelled
-fetch[2] CANCELLED: 4002.7 +898.4; 2.1 4002.7 timed out abandoned
-fetch[3] CANCELLED: 4201 +701 (198 queued); 2.1 4201 cancelled
-index SUCCESS reused: 3000.5 +0.4 (0.1 queued); 1.1 3000.5 succeeded on tcp://10.0.0.7:40001
-{HOSTILE} FAILED: 4501 +399; 2.1 4501 failed; 2.2 4700 failed
-load SKIPPED: 0 +0
-notify SKIPPED: 0 +0
-tidy SUCCESS: 4903 +97; 2.1 4903 succeeded"""
-
-
 class TestStep:
-    def test_attempts_are_added_one_after_the_other(self):
-        view = view_of(run_started("a"))
-        step = view.steps["a"]
-        assert (step.latest, step.retry_at_ms, step.duration_ms(9.0)) == (None, None, None)
-
-        view.apply(AttemptStarted("a", 1, 1.0, queued_ms=0.5))
-        assert (step.status, step.retry_at_ms, step.duration_ms(9.0)) == (RUNNING, None, 8.0)
-
-        view.apply(AttemptFailed("a", 1, 2.0, BOOM, 7.0))
-        assert step.retry_at_ms == 9.0
-        assert step.latest.end == "failed"
-
-        view.apply(AttemptStarted("a", 2, 9.0, queued_ms=1.5))
-        assert step.retry_at_ms is None
-
-        view.apply(StepSucceeded("a", 2, 10.0, "A"))
-        assert (step.status, step.output, step.duration_ms(99.0)) == (SUCCESS, "A", 9.0)
-        assert [(each.number, each.end) for each in step.attempts] == [
-            (1, "failed"),
-            (2, "succeeded"),
-        ]
-        assert (step.queued_ms, step.attempt_count, step.retry_at_ms) == (2.0, 2, None)
-
-    def test_loop_blocks_and_abandoned_threads_belong_to_their_attempt(self):
-        view = view_of(
-            run_started("a"),
-            AttemptStarted("a", 1, 1.0),
-            AttemptFailed("a", 1, 2.0, BOOM, 0.0),
-            AttemptStarted("a", 2, 2.0),
-            LoopBlocked("a", 1, 3.0, 150.0, "x.py:1 in a"),
-            LoopBlocked("a", 7, 3.0, 150.0, "of no attempt that was seen"),
-            ThreadAbandoned("a", 2, 4.0),
-        )
-
-        step = view.steps["a"]
-        assert [len(each.blocks) for each in step.attempts] == [1, 0]
-        assert (step.blocked_ms, step.abandoned) == (150.0, True)
-
-    def test_an_abandoned_thread_of_an_unknown_attempt_is_ignored(self):
-        view = view_of(run_started("a"), ThreadAbandoned("a", 2, 4.0))
-
-        assert not view.steps["a"].abandoned
-
     def test_a_mapped_step_counts_its_items(self):
         step = RunView(GOLDEN).steps["fetch"]
 
@@ -312,26 +227,8 @@ class TestCauses:
 
         assert view.causes() == {"c": "a", "d": "b", "e": "a", "h": "b"}
 
-    def test_an_interrupted_run_has_no_causes(self):
-        view = view_of(
-            run_started("a", b=("a",)),
-            AttemptStarted("a", 1, 1.0),
-            RunInterrupted(2.0, "the caller was cancelled"),
-            StepCancelled("a", 1, 2.0, "the caller was cancelled", None),
-            StepSkipped("b", 2.0, "the caller was cancelled"),
-        )
-
-        assert view.causes() == {}
-
 
 class TestResumed:
-    def test_the_end_of_an_unknown_attempt_is_ignored(self):
-        view = view_of(
-            RunResumed("r", 50.0, 200.0, {"a": ()}, {}), AttemptFailed("a", 2, 51.0, BOOM, 2.0)
-        )
-
-        assert view.steps["a"].attempts == []
-
     def test_a_step_that_became_secret_hides_its_stored_outputs(self):
         events = [
             run_started("a", "b"),
@@ -356,20 +253,6 @@ class TestResumed:
         assert view.steps["b"].items[1].output is None
         assert later.steps["b"].items[0].output == SECRET
 
-    def test_removed_steps_are_not_shown(self):
-        view = view_of(
-            run_started("a", "b"),
-            AttemptStarted("a", 1, 1.0),
-            AttemptStarted("b", 1, 1.0),
-            RunResumed(
-                "r", 2.0, 200.0, {"b": ()}, {}, unfinished={"b": "it had not finished", "a": "gone"}
-            ),
-        )
-
-        assert list(view.steps) == ["b"]
-        assert (view.steps["b"].status, view.counts[RUNNING]) == (RUNNING, 1)
-        assert view.steps["b"].attempts[0].end == "crashed"
-
 
 TWO = (Segment(0.0, 100.0, 5.0), Segment(5.0, 200.0))
 
@@ -393,15 +276,6 @@ def attempts_of(result):
 
 
 class TestResults:
-    def test_the_backoffs_between_attempts_are_derived(self):
-        history = (Attempt(1, 1.0, 1.0, BOOM), Attempt(2, 6.0, 1.0, None, queued_ms=1.5))
-        result = StepResult("a", SUCCESS, 2, 6.0, "A", started_ms=1.0, recorded=history)
-
-        assert attempts_of(result) == [
-            (1, 1.0, 2.0, "failed", 2.5),
-            (2, 6.0, 7.0, "succeeded", None),
-        ]
-
     @pytest.mark.parametrize(
         ("attempts", "shown"),
         [
@@ -485,11 +359,6 @@ class TestReports:
             )
             assert len(view.segments) == len(whole.segments)
             assert SECRET not in repr(view.steps)
-
-    def test_a_report_of_a_resumed_run_gives_the_view_of_its_events(self):
-        report = StoredRun(RESUMED).report(lambda step, payload: payload)
-
-        assert told(RunView(report.events())) == told(RunView(RESUMED))
 
 
 # --- chains of mapped steps ----------------------------------------------------------------------

@@ -13,7 +13,6 @@ from cpu_time import cpu_seconds
 from strategies import Edges
 
 from asyncflow import (
-    ActionNotAwaitableError,
     Attempt,
     IllegalEventError,
     RunStatus,
@@ -377,16 +376,6 @@ class TestTable:
                 state.apply(FINISHED)
             assert state.has_finished is (phase in ("settled", "after the run"))
 
-    def test_refused_events_do_not_change_the_report_of_a_run(self, schedule: Schedule) -> None:
-        state = state_in("attempting", schedule)
-
-        for kind in (AttemptStarted, StepSkipped):
-            refused(state, event_of(kind, 2))
-        state.apply(StepSucceeded("x", 1, 10.0, "X"))
-        state.apply(FINISHED)
-
-        assert [result.output for result in state.report().results] == ["A", "X"]
-
     def test_an_empty_run_has_nothing_to_do(self, schedule: Schedule) -> None:
         state = started(plan_of({}), schedule=schedule)
 
@@ -512,54 +501,6 @@ class TestResumed:
         assert (report["a"].reused, report["b"].reused) == (True, False)
         assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
 
-    @pytest.mark.parametrize("is_limited", [True, False])
-    def test_a_reused_step_takes_no_slot(self, is_limited: bool, schedule: Schedule) -> None:
-        planned = plan_of({"a": [], "b": [], "c": []})
-        state = resumed(
-            planned,
-            *succeeded("b"),
-            schedule=schedule,
-            max_concurrency=2 if is_limited else None,
-        )
-        state.apply(StepReused("b", 5.0))
-
-        assert state.take_ready() == [0, 2]
-
-    @pytest.mark.parametrize(
-        ("end", "reason", "by_condition"),
-        [
-            (StepFailed("a", 0, 2.0, BOOM), "it depends on step 'a', which failed", False),
-            (StepSkipped("a", 2.0, "why"), "it depends on step 'a', which failed", False),
-            (
-                StepSkipped("a", 2.0, "why", by_condition=True),
-                "it depends on step 'a', which was skipped",
-                True,
-            ),
-        ],
-    )
-    def test_dependents_of_a_reused_failure_or_skip_are_unreachable(
-        self, end: Event, reason: str, by_condition: bool, schedule: Schedule
-    ) -> None:
-        planned = plan_of({"a": [], "b": ["a"], "c": []})
-        state = resumed(planned, end, schedule=schedule, fail_fast=False)
-
-        state.apply(StepReused("a", 5.0))
-
-        assert state.take_ready() == [2]
-        state.apply(AttemptStarted("c", 1, 6.0))
-        state.apply(StepSucceeded("c", 1, 7.0, None))
-        assert state.take_unreachable() == [(1, reason, by_condition)]
-        assert state.status == ("PASSED" if by_condition else "FAILED")
-
-    def test_results_can_be_reused_after_a_stop(self, schedule: Schedule) -> None:
-        planned = plan_of({"a": [], "b": []})
-        state = resumed(planned, *succeeded("a"), schedule=schedule)
-
-        state.apply(INTERRUPTED)
-        state.apply(StepReused("a", 50.0))
-
-        assert [skipped.step for skipped in state.take_unreachable()] == [1]
-
     def test_a_clean_up_step_that_was_skipped_is_not_ready_again(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
         skipped = StepSkipped("b", 3.0, "why", by_condition=True)
@@ -651,16 +592,6 @@ class TestResumed:
 
 
 class TestResults:
-    def test_a_success_of_the_first_attempt_has_the_output_and_one_attempt(self) -> None:
-        state = started(plan_of({"x": []}))
-
-        state.apply(AttemptStarted("x", 1, 2.0, 1.5))
-        state.apply(StepSucceeded("x", 1, 5.0, "X"))
-
-        expected = StepResult("x", SUCCESS, 1, 3.0, "X", None, None, 2.0, None, queued_ms=1.5)
-        assert state.result(0) == expected
-        assert expected.history == (Attempt(1, 2.0, 3.0, None, 1.5),)
-
     @pytest.mark.parametrize(
         ("end", "status", "error", "reason"),
         [
@@ -711,62 +642,6 @@ class TestResults:
         cancelled = kind is StepCancelled
         assert result.history == (Attempt(1, 2.0, 8.0, BOOM, cancelled=cancelled),)
 
-    def test_a_step_cancelled_after_its_second_attempt_has_no_third_one(self) -> None:
-        state = started(plan_of({"x": []}, max_retries=3))
-        one, two = OSError("one"), OSError("two")
-
-        for event in (
-            AttemptStarted("x", 1, 2.0),
-            AttemptFailed("x", 1, 5.0, one, 5.0),
-            AttemptStarted("x", 2, 10.0),
-            AttemptFailed("x", 2, 17.0, two, 13.0),
-            StepCancelled("x", 2, 20.0, "why", two),
-        ):
-            state.apply(event)
-
-        result = state.result(0)
-        history = (Attempt(1, 2.0, 3.0, one), Attempt(2, 10.0, 7.0, two))
-        assert result == StepResult("x", CANCELLED, 2, 18.0, None, two, "why", 2.0, history)
-
-    def test_a_skipped_step_has_a_reason_and_no_attempt(self) -> None:
-        state = state_in("unreachable", "tiers")
-
-        state.apply(StepSkipped("x", 3.0, "why"))
-
-        result = state.result(1)
-        assert result == StepResult("x", SKIPPED, 0, 0.0, None, None, "why", None, (), ("a",))
-        assert result.history == ()
-
-    def test_a_report_has_the_start_and_the_duration_of_the_run(self) -> None:
-        state = state_in("after the run", "tiers")
-
-        report = state.report()
-
-        assert report.stop_reason is None
-        assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
-        assert report.total_duration_ms == FINISHED.at_ms
-        assert list(report) == ["a", "x"]
-
-    def test_a_report_has_the_stop_reason(self) -> None:
-        state = state_in("dropped", "tiers")
-
-        state.apply(StepSkipped("x", 60.0, "why"))
-        state.apply(RunFinished(100.0, RunStatus.INTERRUPTED))
-
-        assert state.report().stop_reason == INTERRUPTED.reason
-
-    def test_a_report_is_in_topological_order(self) -> None:
-        planned = plan_of({"c": ["a"], "a": [], "b": []})
-        state = started(planned)
-
-        while state.unsettled:
-            for step in reversed(state.take_ready()):
-                state.apply(AttemptStarted(planned.steps[step].name, 1, 1.0))
-                state.apply(StepSucceeded(planned.steps[step].name, 1, 2.0, step))
-        state.apply(FINISHED)
-
-        assert list(state.report()) == ["a", "b", "c"]
-
     @pytest.mark.parametrize("schedule", ["tiers", "ready"])
     def test_a_run_passes_only_if_every_step_succeeds(self, schedule: Schedule) -> None:
         assert state_in("attempting", schedule).status == "PASSED"
@@ -785,24 +660,6 @@ class TestResults:
         state = state_in("scheduled", schedule)
         state.apply(StepSkipped("x", 3.0, "why", by_condition=True))
         assert state.status == "PASSED"
-
-    def test_the_result_of_a_step_skipped_by_condition_says_so(self) -> None:
-        state = state_in("scheduled", "tiers")
-
-        state.apply(StepSkipped("x", 3.0, "why", by_condition=True))
-
-        result = state.result(1)
-        assert result is not None
-        assert (result.status, result.reason, result.by_condition) == (SKIPPED, "why", True)
-
-    def test_a_step_whose_condition_raised_has_failed_without_an_attempt(self) -> None:
-        state = state_in("scheduled", "tiers")
-
-        state.apply(StepFailed("x", 0, 3.0, BOOM))
-
-        result = state.result(1)
-        assert result == StepResult("x", FAILED, 0, 0.0, None, BOOM, None, None, (), ("a",))
-        assert result.history == ()
 
     def test_a_result_has_queued_time_loop_blocks_and_abandoned_threads(self) -> None:
         state = state_in("scheduled", "tiers")
@@ -841,156 +698,7 @@ class TestResults:
         assert result.depends_on == ("b", "a")
 
 
-class TestAttempts:
-    def test_another_attempt_follows_while_any_is_left(self) -> None:
-        state = started(plan_of({"x": []}, max_retries=3))
-        decisions = []
-
-        for attempt in (1, 2, 3):
-            state.apply(AttemptStarted("x", attempt, 1.0))
-            decisions.append(state.deadlines.after_failure(0, BOOM, 1.0).delay_ms)
-            state.apply(AttemptFailed("x", attempt, 2.0, BOOM, 0.0))
-
-        assert decisions == [0.0, 0.0, None]
-
-    def test_the_next_attempt_follows_after_the_delay_of_the_step(self) -> None:
-        state = started(plan([WorkflowStep("x", nothing, max_retries=2, retry=250)]))
-
-        state.apply(AttemptStarted("x", 1, 1.0))
-        delay_ms = state.deadlines.after_failure(0, BOOM, 1.0).delay_ms
-
-        assert delay_ms == 250.0
-        assert type(delay_ms) is float
-
-    def test_an_action_that_returned_no_awaitable_is_not_retried(self) -> None:
-        state = started(plan_of({"x": []}, max_retries=3))
-
-        state.apply(AttemptStarted("x", 1, 1.0))
-
-        error = ActionNotAwaitableError("x", "int")
-        assert state.deadlines.after_failure(0, error, 1.0).delay_ms is None
-
-    def test_the_error_of_the_latest_failed_attempt_is_known(self) -> None:
-        state = started(plan_of({"x": []}, max_retries=3))
-        one, two = OSError("one"), OSError("two")
-        seen = [state.last_error(0)]
-
-        for event in (
-            AttemptStarted("x", 1, 1.0),
-            AttemptFailed("x", 1, 2.0, one, 0.0),
-            AttemptStarted("x", 2, 3.0),
-            AttemptFailed("x", 2, 4.0, two, 0.0),
-        ):
-            state.apply(event)
-            seen.append(state.last_error(0))
-
-        assert seen == [None, None, one, one, two]
-
-    def test_the_latest_attempt_is_known_and_whether_it_runs(self) -> None:
-        state = started(plan_of({"x": []}, max_retries=3))
-        first, second = AttemptStarted("x", 1, 1.0), AttemptStarted("x", 2, 3.0)
-        seen = [(state.step_runs.latest[0], state.running_attempt(0))]
-
-        for event in (
-            first,
-            AttemptFailed("x", 1, 2.0, BOOM, 0.0),
-            second,
-            StepSucceeded("x", 2, 4.0, None),
-        ):
-            state.apply(event)
-            seen.append((state.step_runs.latest[0], state.running_attempt(0)))
-
-        assert seen == [
-            (None, None),
-            (first, first),
-            (first, None),
-            (second, second),
-            (second, None),
-        ]
-
-
 class TestReadiness:
-    def test_tiers_are_the_default(self) -> None:
-        planned = plan_of({"a": [], "b": [], "c": ["a"]})
-        state = started(planned)
-
-        state.take_ready()
-        state.apply(AttemptStarted("a", 1, 1.0))
-        state.apply(StepSucceeded("a", 1, 2.0, None))
-
-        assert state.take_ready() == []
-
-    @each_schedule
-    def test_dependents_of_a_cancelled_or_skipped_step_are_unreachable(
-        self, schedule: Schedule
-    ) -> None:
-        for ends in (
-            [AttemptStarted("a", 1, 1.0), StepCancelled("a", 1, 2.0, "why", None)],
-            [StepSkipped("a", 1.0, "why")],
-        ):
-            planned = plan_of({"a": [], "b": ["a"]})
-            state = started(planned, schedule=schedule, fail_fast=False)
-            assert state.take_ready() == [0]
-
-            for event in ends:
-                state.apply(event)
-
-            assert state.take_ready() == []
-            assert state.take_unreachable() == [(1, "it depends on step 'a', which failed", False)]
-
-    def test_tiers_wait_for_the_tier_before(self) -> None:
-        planned = plan_of({"a": [], "b": [], "c": ["a"]})
-        state = started(planned, schedule="tiers")
-
-        assert names(planned, state.take_ready()) == ["a", "b"]
-        state.apply(AttemptStarted("a", 1, 1.0))
-        state.apply(StepSucceeded("a", 1, 2.0, None))
-        assert state.take_ready() == []
-        assert not state.queue.is_dirty
-        state.apply(AttemptStarted("b", 1, 1.0))
-        state.apply(StepSucceeded("b", 1, 2.0, None))
-        assert state.queue.is_dirty
-        assert names(planned, state.take_ready()) == ["c"]
-
-    def test_the_ready_schedule_does_not_wait_for_other_steps(self) -> None:
-        planned = plan_of({"a": [], "b": [], "c": ["a"]})
-        state = started(planned, schedule="ready")
-
-        assert names(planned, state.take_ready()) == ["a", "b"]
-        state.apply(AttemptStarted("a", 1, 1.0))
-        state.apply(StepSucceeded("a", 1, 2.0, None))
-
-        assert state.queue.is_dirty
-        assert names(planned, state.take_ready()) == ["c"]
-
-    @each_schedule
-    def test_dependents_of_a_failed_step_are_unreachable_and_name_it(
-        self, schedule: Schedule
-    ) -> None:
-        planned = plan_of({"a": [], "b": [], "c": ["b", "a"], "d": ["c"], "e": ["b"]})
-        state = started(planned, schedule=schedule, fail_fast=False)
-        skipped: dict[str, str] = {}
-
-        state.take_ready()
-        state.apply(AttemptStarted("a", 1, 1.0))
-        state.apply(StepFailed("a", 1, 2.0, BOOM))
-        state.apply(AttemptStarted("b", 1, 1.0))
-        state.apply(StepSucceeded("b", 1, 2.0, None))
-        assert state.stop_reason is None
-        assert names(planned, state.take_ready()) == ["e"]
-        state.apply(AttemptStarted("e", 1, 1.0))
-        state.apply(StepSucceeded("e", 1, 2.0, None))
-        while state.queue.is_dirty:
-            assert state.take_ready() == []
-            for step, reason, _ in state.take_unreachable():
-                skipped[planned.steps[step].name] = reason
-                state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
-            state.take_ready()
-
-        reason = "it depends on step 'a', which failed"
-        assert skipped == {"c": reason, "d": reason}
-        assert state.unsettled == 0
-
     @each_schedule
     def test_under_fail_fast_a_failure_makes_all_unscheduled_steps_unreachable(
         self, schedule: Schedule
@@ -1029,31 +737,6 @@ class TestReadiness:
         assert state.stop_reason == "again"
         # What the first one has kept from starting keeps its reason.
         assert state.take_unreachable() == [(1, INTERRUPTED.reason, False)]
-
-    @each_schedule
-    def test_a_step_in_backoff_frees_its_slot_and_is_queued_again(self, schedule: Schedule) -> None:
-        planned = plan_of({"a": [], "b": [], "c": []}, max_retries=2)
-        state = started(planned, schedule=schedule, max_concurrency=1)
-        assert state.is_limited
-
-        assert names(planned, state.take_ready()) == ["a"]
-        state.apply(AttemptStarted("a", 1, 1.0))
-        state.apply(AttemptFailed("a", 1, 2.0, BOOM, 3.0))
-        assert names(planned, state.take_ready()) == ["b"]
-        state.apply(AttemptStarted("b", 1, 3.0))
-        state.enqueue_retry(0, 5.0)
-        assert state.queue.is_dirty
-        assert state.take_ready() == []
-        state.apply(StepSucceeded("b", 1, 7.0, None))
-        assert names(planned, state.take_ready()) == ["c"]
-        state.apply(AttemptStarted("c", 1, 8.0))
-        state.apply(StepSucceeded("c", 1, 9.0, None))
-
-        assert names(planned, state.take_ready()) == ["a"]
-        assert state.queue.queued_ms(0, 9.5) == 4.5
-        state.apply(AttemptStarted("a", 2, 9.5, 4.5))
-        state.apply(StepSucceeded("a", 2, 10.0, None))
-        assert state.unsettled == 0
 
     @each_schedule
     @pytest.mark.parametrize("phase", ["queued", "rescheduled"])
@@ -1100,20 +783,6 @@ class TestReadiness:
         state.apply(StepSkipped(planned.steps[step].name, 3.0, reason))
 
         assert state.take_ready() == []
-
-    @each_schedule
-    def test_a_replayed_step_is_not_scheduled_again_and_takes_a_slot(
-        self, schedule: Schedule
-    ) -> None:
-        planned = plan_of({"a": [], "b": [], "c": [], "d": []})
-        state = started(planned, schedule=schedule, max_concurrency=3)
-
-        state.apply(AttemptStarted("a", 1, 1.0))
-        state.apply(AttemptStarted("b", 1, 1.0))
-
-        assert names(planned, state.take_ready()) == ["c"]
-        state.apply(StepSucceeded("a", 1, 2.0, None))
-        assert names(planned, state.take_ready()) == ["d"]
 
     @each_schedule
     def test_a_replayed_step_may_start_after_the_stop_if_it_was_ready_before(
@@ -1181,19 +850,6 @@ class TestReadiness:
 
         assert state.take_ready() == [3]
         assert state.queue.queued_ms(3, 8.0) == 2.0
-
-    @each_schedule
-    def test_all_ready_steps_are_scheduled_if_there_is_no_limit(self, schedule: Schedule) -> None:
-        planned = plan_of({"b": [], "a": [], "c": ["a"]})
-        state = RunState(planned, schedule=schedule)
-        assert state.queue.is_dirty is False
-        assert state.take_ready() == []
-
-        state.apply(STARTED)
-
-        assert state.queue.is_dirty
-        assert state.take_ready() == [0, 1]
-        assert state.take_ready() == []
 
 
 @functools.cache

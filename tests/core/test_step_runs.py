@@ -80,38 +80,6 @@ class TestItems:
         assert state.step_runs.owner_of(3) == 1
         assert state.step_runs.items(1) == [2, 3]
 
-    def test_the_limit_counts_items_and_not_their_step(self) -> None:
-        state = mapped(max_concurrency=2)
-        nodes = [state.add_item(1, 4.0) for _ in range(4)]
-
-        assert state.take_ready() == nodes[:2]
-        assert [state.is_queued(node) for node in nodes] == [False, False, True, True]
-        assert list(filter(state.is_scheduled, nodes)) == nodes[:2]
-        state.apply(AttemptStarted("m", 1, 5.0, item=0))
-        assert state.take_ready() == []
-        state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
-
-        assert state.take_ready() == nodes[2:3]
-        assert state.queue.queued_ms(nodes[3], 9.0) == 5.0
-
-    def test_each_item_has_its_own_attempts(self) -> None:
-        state = mapped(random=float)
-        one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
-        state.take_ready()
-
-        for event in (
-            AttemptStarted("m", 1, 5.0, item=1),
-            AttemptFailed("m", 1, 6.0, BOOM, 0.0, item=1),
-            AttemptStarted("m", 2, 7.0, item=1),
-            AttemptStarted("m", 1, 8.0, item=0),
-        ):
-            state.apply(event)
-
-        running = [state.running_attempt(node) for node in (one, two)]
-        assert [start and start.attempt for start in running] == [1, 2]
-        assert (state.last_error(one), state.last_error(two)) == (None, BOOM)
-        assert state.deadlines.after_failure(two, BOOM, 8.0).delay_ms == 0.0
-
     def test_a_mapped_step_ends_after_its_items_and_has_their_results(self) -> None:
         state = mapped(max_concurrency=5)
         for _ in range(2):
@@ -153,46 +121,6 @@ class TestItems:
         state.apply(RunFinished(11.0, RunStatus.PASSED))
         assert list(state.report()) == ["a", "m"]
 
-    def test_a_step_without_items_may_end_at_once(self) -> None:
-        state = mapped()
-
-        state.apply(StepSucceeded("m", 0, 4.0, []))
-
-        result = state.result(1)
-        assert result is not None
-        assert (result.items, result.attempts, result.output) == ((), 0, [])
-
-    def test_a_failed_item_does_not_end_its_step(self) -> None:
-        state = mapped(fail_fast=False)
-        state.add_item(1, 4.0)
-        state.take_ready()
-        state.apply(AttemptStarted("m", 1, 5.0, item=0))
-
-        state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
-
-        assert (state.status, state.stop_reason, state.unsettled) == ("PASSED", None, 1)
-        state.apply(StepFailed("m", 0, 7.0, BOOM))
-        assert (state.status, state.unsettled) == ("FAILED", 0)
-        result = state.result(1)
-        assert result is not None
-        assert (result.status, result.error) == (StepStatus.FAILED, BOOM)
-
-    def test_a_cancelled_item_does_not_end_its_step(self) -> None:
-        state = mapped()
-        state.add_item(1, 4.0)
-        state.take_ready()
-        state.apply(AttemptStarted("m", 1, 5.0, item=0))
-        state.apply(INTERRUPTED)
-
-        state.apply(StepCancelled("m", 1, 61.0, "why", None, item=0))
-        state.apply(StepCancelled("m", 0, 62.0, "why", None))
-
-        result = state.result(1)
-        assert result is not None
-        assert result.items is not None
-        assert [item.status for item in result.items] == [StepStatus.CANCELLED]
-        assert (result.status, result.reason) == (StepStatus.CANCELLED, "why")
-
 
 class TestRefusal:
     def test_a_step_has_no_items_before_its_map_starts(self) -> None:
@@ -222,15 +150,6 @@ class TestRefusal:
 
         assert refused(state, event) == "the item has not been started"
         assert len(state.step_runs.steps) == 2
-        assert state.step_runs.items(1) == []
-
-    def test_no_item_starts_after_its_step_has_ended(self) -> None:
-        state = mapped()
-        state.apply(StepSucceeded("m", 0, 4.0, []))
-
-        assert refused(state, AttemptStarted("m", 1, 5.0, item=0)) == (
-            "the item has not been started"
-        )
         assert state.step_runs.items(1) == []
 
     @pytest.mark.parametrize("is_scheduled", [False, True])
@@ -298,21 +217,6 @@ class TestStop:
         assert state.take_ready() == ([waiting] if is_exempt_from_stop else [])
         assert (state.step_runs.ends_of_items(1) is None) is is_exempt_from_stop
 
-    @pytest.mark.parametrize("limit", [None, 1])
-    def test_a_scheduled_item_that_is_dropped_frees_its_slot(self, limit: int | None) -> None:
-        state = mapped(run_if="always", max_concurrency=limit)
-        one, two = state.add_item(1, 4.0), state.add_item(1, 4.0)
-        assert state.take_ready()[0] == one
-
-        state.drop_item(one)
-
-        assert state.take_ready() == ([two] if limit else [])
-        state.apply(AttemptStarted("m", 1, 5.0, item=1))
-        state.apply(StepSucceeded("m", 1, 6.0, "B", item=1))
-        results = state.step_runs.ends_of_items(1)
-        assert results is not None
-        assert [result.name for result in results] == ["m[1]"]
-
     def test_a_queued_item_that_is_dropped_frees_no_slot(self) -> None:
         state = mapped(run_if="always", max_concurrency=1)
         one, two, three = (state.add_item(1, 4.0) for _ in range(3))
@@ -324,37 +228,6 @@ class TestStop:
         state.apply(AttemptStarted("m", 1, 5.0, item=0))
         state.apply(StepSucceeded("m", 1, 6.0, "A", item=0))
         assert state.take_ready() == [three]
-
-    @pytest.mark.parametrize("run_if", ["success", "always"])
-    def test_an_item_expanded_during_a_stop_starts_only_if_its_step_is_exempt(
-        self, run_if: Any
-    ) -> None:
-        state = mapped(run_if=run_if)
-        state.apply(RunTimedOut(50.0, 50.0))
-
-        node = state.add_item(1, 51.0)
-
-        is_exempt_from_stop = run_if == "always"
-        assert state.take_ready() == ([node] if is_exempt_from_stop else [])
-        assert not state.is_queued(node)
-        assert (state.step_runs.ends_of_items(1) == []) is not is_exempt_from_stop
-
-    def test_the_failure_of_an_item_stops_the_run_and_drops_the_others(self) -> None:
-        state = mapped(max_concurrency=1)
-        state.add_item(1, 4.0)
-        waiting = state.add_item(1, 4.0)
-        state.take_ready()
-        state.apply(AttemptStarted("m", 1, 5.0, item=0))
-
-        state.apply(StepFailed("m", 1, 6.0, BOOM, item=0))
-
-        assert state.stop_reason == "step 'm' failed and fail_fast is on"
-        assert not state.is_queued(waiting)
-        assert state.take_ready() == []
-        items = state.step_runs.ends_of_items(1)
-        assert items is not None
-        assert [item.status for item in items] == [StepStatus.FAILED]
-        assert items[0].error is BOOM
 
 
 class TestBlocked:

@@ -16,7 +16,6 @@ from asyncflow import (
     RunStatus,
     StepStatus,
     WorkflowStep,
-    current_step,
     run_pipeline,
 )
 from asyncflow.events import AttemptStarted, StepReused
@@ -244,18 +243,6 @@ async def test_an_output_that_no_longer_fits_its_annotation_is_made_anew(tmp_pat
             report = await run_pipeline([step], journal=journal, name="p")
 
     assert (made, report["load"].output) == ([1, 2], "text")
-
-
-async def test_statistics_count_what_was_reused_as_no_duration(tmp_path):
-    calls = Calls(takes_ms=1)
-
-    async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        for _ in range(3):
-            await run(calls.step(), journal)
-        statistics = (await journal.statistics("p")).steps["load"]
-
-    assert statistics.outcomes == ("REUSED", "REUSED", "SUCCESS")
-    assert [each is None for each in statistics.durations_ms] == [True, True, False]
 
 
 # Equal calls at once.
@@ -516,18 +503,6 @@ async def test_an_item_waits_once_for_equal_ones(monkeypatch):
     assert len(parked) == 49
 
 
-async def test_who_waits_for_calls_that_fail_waits_once_for_each_of_them(monkeypatch):
-    from asyncflow._core.state import RunState
-
-    journal, calls, parked, park = MemoryJournal(), Calls(failures=50), [], RunState.park
-    monkeypatch.setattr(RunState, "park", lambda *args: parked.append(park(*args)))
-
-    await run(calls.items(50), journal, fail_fast=False)
-
-    assert len(calls.made) == 50
-    assert len(parked) == 49
-
-
 @pytest.mark.exact_time
 @pytest.mark.parametrize(
     ("options", "policies", "most"),
@@ -646,20 +621,3 @@ async def test_a_journal_that_cannot_find_results_lets_every_step_run():
         await run(calls.step(), journal)
 
     assert calls.made == ["k", "k"]
-
-
-async def test_an_interrupted_step_that_is_resumed_is_reused_by_others():
-    journal, calls = MemoryJournal(), Calls()
-
-    async def load(key):
-        if current_step().attempt == 1:
-            await asyncio.sleep(10)
-        return await calls.load(key)
-
-    step = WorkflowStep("load", load, cache_ms=AN_HOUR)
-    await run(step, journal, run_id="one")
-    died = journal.died_after(2, "one")
-    await run(step, died, run_id="one")
-    report = await run(step, died, run_id="two")
-
-    assert report["load"].reused

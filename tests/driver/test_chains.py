@@ -14,15 +14,11 @@ from turn_counting import TurnCountingLoop
 
 from asyncflow import (
     Orchestrator,
-    Pipeline,
     Pool,
-    RunCancelledError,
     RunReport,
     StepStatus,
     WorkflowStep,
-    collect,
     current_step,
-    each,
     run_pipeline,
 )
 from asyncflow._core.record import replace
@@ -200,32 +196,6 @@ async def test_a_stream_flows_on_through_the_chain_while_it_still_produces():
     report = await run_pipeline(steps, schedule="ready")
 
     assert report["total"].output == [51, 41]
-
-
-@pytest.mark.exact_time
-async def test_a_chain_of_decorated_functions_flows():
-    pipeline = Pipeline("chain", schedule="ready")
-    order = []
-
-    @pipeline.step
-    async def numbers() -> list[int]:
-        return [0, 1]
-
-    @pipeline.step(tolerated_failures=1)
-    async def fetch(n: int = each(numbers)) -> int:
-        await asyncio.sleep((2 - n) / 1000)
-        order.append(f"fetch {n}")
-        return n
-
-    @pipeline.step
-    async def parse(n: int = each(collect(fetch))) -> int:
-        order.append(f"parse {n}")
-        return n
-
-    report = await pipeline.run()
-
-    assert order == ["fetch 1", "parse 1", "fetch 0", "parse 0"]
-    assert report["parse"].output == [0, 1]
 
 
 # Backpressure.
@@ -489,23 +459,6 @@ def test_a_chain_that_is_cancelled_in_any_turn_leaves_nothing_behind(eager):
     assert turns > 10
 
 
-async def test_a_drained_chain_ends_what_runs_and_resumes_with_the_rest():
-    chain, journal = Chain(8), MemoryJournal()
-    orchestrator = Orchestrator(chain.steps(), schedule="ready", journal=journal)
-    orchestrator = orchestrator.with_options(run_id="r")
-
-    async with orchestrator.start() as run:
-        async for event in run.events():
-            if isinstance(event, StepSucceeded) and (event.step, event.item) == ("store", 6):
-                run.drain("of a deployment")
-        with pytest.raises(RunCancelledError, match="of a deployment"):
-            await run.report()
-    report = await orchestrator.run()
-
-    assert report["total"].output == [n * 10 + 2 for n in range(8)]
-    assert len(chain.calls) == len({*chain.calls})
-
-
 # Durable.
 
 
@@ -614,14 +567,6 @@ async def test_what_is_not_kept_flows_on_and_only_counts_and_failures_stay(sched
         assert statuses(result) == dict.fromkeys((1, 4), FAILED if name == "fetch" else SKIPPED)
     assert "2 of 6 items failed, tolerated" in str(report)
     assert RunReport.from_json(report.to_json())["fetch"].left_out == 4
-
-
-@SCHEDULES
-async def test_a_step_after_one_that_keeps_nothing_has_the_whole_list(schedule):
-    report = await run_pipeline(slim(Chain(4), whole=True), schedule=schedule)
-
-    assert report["total"].output == [2, 12, 22, 32]
-    assert report["parse"].output is None
 
 
 @pytest.mark.parametrize("journal", [None, MemoryJournal()])

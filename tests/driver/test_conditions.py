@@ -335,28 +335,6 @@ async def test_a_missing_output_is_passed_as_none():
     assert report["clean up"].output == ("done", None, {"a": None, "b": report["b"].error})
 
 
-async def test_a_missing_output_is_the_default_of_its_parameter_if_that_has_one():
-    async def clean_up(b="nothing", c="nothing", **others):
-        return b, c, others
-
-    async def nothing():
-        return None
-
-    report = await run_pipeline(
-        [
-            WorkflowStep("a", succeed),
-            WorkflowStep("b", fail),
-            WorkflowStep("c", nothing),
-            WorkflowStep("d", succeed, ["b"]),
-            WorkflowStep("clean up", clean_up, ["a", "b", "c", "d"], run_if="always"),
-        ],
-        fail_fast=False,
-    )
-
-    # What succeeded with None has an output, and **others has no defaults.
-    assert report["clean up"].output == ("nothing", None, {"a": "done", "d": None})
-
-
 # Joins.
 
 
@@ -389,21 +367,6 @@ async def test_a_join_runs_after_a_skipped_branch_with_defaults_for_missing_outp
     assert asked == [("done", None, "skipped")]
     assert report["next"].status is SUCCESS
     assert not join_step.is_cleanup
-
-
-async def test_a_join_in_a_thread_has_its_defaults():
-    def join(a, b="nothing"):
-        return f"{a} and {b}"
-
-    report = await run_pipeline(
-        [
-            WorkflowStep("a", succeed),
-            WorkflowStep("b", fail, when=lambda: False),
-            WorkflowStep("join", join, ["a", "b"], run_if="unless_failed", runs_in="thread"),
-        ]
-    )
-
-    assert report["join"].output == "done and nothing"
 
 
 @schedules

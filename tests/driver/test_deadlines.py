@@ -221,27 +221,6 @@ async def test_a_run_that_exceeds_its_deadline_skips_the_rest_and_is_not_raised(
     assert report["waits"].reason == report["runs"].reason == report.stop_reason
 
 
-async def test_a_mapped_step_cancelled_by_the_runs_deadline_has_its_own_error():
-    async def numbers():
-        return range(3)
-
-    async def hang(numbers):
-        await asyncio.Event().wait()
-
-    report = await run_pipeline(
-        [
-            WorkflowStep("numbers", numbers),
-            WorkflowStep("m", hang, ["numbers"], map_over="numbers"),
-        ],
-        deadline_ms=10,
-    )
-
-    assert report["m"].status is StepStatus.CANCELLED
-    assert report["m"].error.kind == "run"
-    assert str(report["m"].error).startswith("step 'm' was running when the run exceeded")
-    assert [item.error.kind for item in report["m"].items] == ["run"] * 3
-
-
 async def test_a_deadline_that_the_run_meets_leaves_no_timer():
     async def succeed():
         return 1

@@ -39,9 +39,7 @@ from asyncflow.engines import RemoteOutput
 from asyncflow.events import (
     AttemptBegan,
     AttemptStarted,
-    StepCancelled,
     StepSucceeded,
-    StepTakenOver,
     ThreadAbandoned,
 )
 
@@ -168,16 +166,6 @@ async def test_mapped_and_included_steps_run_on_the_engine_and_what_joins_them_h
         ("double", 0),
         ("double", 1),
     ]
-
-
-async def test_an_orchestrator_can_be_given_an_engine_later_and_lose_it(engine):
-    plain = Orchestrator([WorkflowStep("a", sleeps(0))])
-
-    given = plain.with_options(engine=engine)
-    taken_back = given.with_options(engine=None)
-
-    assert (await given.run())["a"].engine == "fake"
-    assert (await taken_back.run())["a"].engine == (await plain.run())["a"].engine == ""
 
 
 @pytest.mark.parametrize(
@@ -324,17 +312,6 @@ async def test_10_000_attempts_with_a_limit_pass_behind_two_workers():
     assert report.all_passed
 
 
-async def test_what_a_cleanup_raises_is_the_cause_of_the_timeout(engine):
-    error = OSError("could not clean up")
-
-    report = await run_pipeline(
-        [WorkflowStep("a", cleans_up(0, error), timeout_ms=20)], engine=engine
-    )
-
-    assert isinstance(report["a"].error, StepTimeoutError)
-    assert report["a"].error.__cause__ is error
-
-
 @counts_time
 async def test_the_deadline_of_a_step_does_not_count_the_wait_for_a_worker():
     engine, attempts = FakeEngine(workers=1), []
@@ -407,17 +384,6 @@ async def test_an_engine_that_raises_a_cancellation_by_itself_fails_the_attempt(
     assert isinstance(report["a"].error, StepCancelledError)
     assert report["a"].attempts == 2
     assert asyncio.current_task().cancelling() == 0
-
-
-async def test_the_error_of_the_action_stays_as_it_is(engine):
-    error = TimeoutError("the server's")
-
-    async def action():
-        raise error
-
-    report = await run_pipeline([WorkflowStep("a", action)], engine=engine)
-
-    assert report["a"].error is error
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt("now"), SystemExit(3)])
@@ -676,20 +642,6 @@ async def test_a_stopped_attempt_that_returns_a_value_has_succeeded(engine):
     assert isinstance(report["error"].error, OSError)
 
 
-@counts_time
-async def test_an_attempt_that_never_began_is_cancelled_without_its_body(events):
-    engine = FakeEngine(workers=1)
-    steps = [WorkflowStep("a", forever), WorkflowStep("b", forever)]
-    run = asyncio.create_task(run_pipeline(steps, engine=engine, observers=[events.append]))
-    await asyncio.sleep(0.01)
-    run.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await run
-    assert {e.step for e in events if isinstance(e, StepCancelled)} == {"a", "b"}
-    assert {e.step for e in events if isinstance(e, AttemptBegan)} == {"a"}
-
-
 async def test_what_an_engine_raises_when_a_queued_attempt_is_stopped_is_kept():
     class Broken(FakeEngine):
         async def run(self, call, /):
@@ -753,20 +705,6 @@ async def test_heartbeats_count_from_when_the_body_begins():
     assert report["b"].error.kind == "heartbeat"
     assert round(report["b"].duration_ms) == 250
     engine.calls[1].beat()  # too late, and without effect
-
-
-async def test_a_body_may_beat_as_soon_as_it_begins():
-    class Beating(FakeEngine):
-        async def run(self, call, /):
-            call.began("w1")
-            call.beat()
-            return 7
-
-    report = await run_pipeline(
-        [WorkflowStep("a", sleeps(0), heartbeat_ms=1_000)], engine=Beating()
-    )
-
-    assert report["a"].output == 7
 
 
 @counts_time
@@ -924,18 +862,6 @@ async def test_an_output_stays_where_only_the_engine_needs_it():
         await copy.fetch()
 
 
-async def test_an_output_that_may_not_stay_is_brought_home():
-    class Greedy(FakeEngine):
-        async def run(self, call, /):
-            output = await super().run(call)
-            self.kept[call.step.name] = output
-            return RemoteOutput("fake", "w1", 3, call.step.name, lambda: self._fetch("c"))
-
-    report = await run_pipeline([WorkflowStep("c", make)], engine=Greedy())
-
-    assert report["c"].output == "large"
-
-
 async def test_a_lost_output_fails_its_consumer_for_good_and_its_producer_runs_once():
     engine = FakeEngine(keeps=True)
 
@@ -1031,25 +957,6 @@ async def test_a_resumed_run_leaves_an_output_where_it_was_if_no_step_needs_it()
     again = await run_pipeline(steps, **options)
     assert again["a"].output.worker == "w1"
     assert (again["c"].engine, again["c"].worker) == ("fake", "w3")
-
-
-async def test_a_rerun_makes_an_output_again_that_a_step_needs_which_runs(events):
-    journal, engine = MemoryJournal(), FakeEngine(keeps=True)
-    pipeline = Orchestrator(chain(), engine=engine, journal=journal)
-    await pipeline.with_options(run_id="r").run()
-    engine.kept.clear()
-    engine.calls.clear()
-
-    report = await pipeline.with_options(observers=[events.append]).rerun("r", from_="c")
-
-    assert report["c"].output == "largerr"
-    assert [call.step.name for call in engine.calls] == ["a", "b", "c"]
-    assert "stayed on an engine, so it was not stored" in report["b"].rerun_reason
-    taken = [event for event in events if isinstance(event, StepTakenOver)]
-    assert [(each.step, repr(each.output)) for each in taken] == [
-        ("a", "<RemoteOutput of 100 bytes on fake at w1>"),
-        ("b", "<RemoteOutput of 100 bytes on fake at w1>"),
-    ]
 
 
 async def test_a_queued_attempt_is_stored_before_it_is_submitted():

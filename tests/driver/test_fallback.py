@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -120,18 +119,6 @@ class TestWhatItReturns:
         assert report["invert"].error is None
         assert "1 of 3 items fell back" in str(report)
 
-    async def test_is_in_the_json_of_the_report(self) -> None:
-        steps = [WorkflowStep("page", fail, fallback=Fallback()), *mapped(fallback=Fallback(0.0))]
-
-        report = await run_pipeline(steps)
-        again = RunReport.from_json(report.to_json())
-
-        fell_back = [each["fell_back"] for each in json.loads(report.to_json())["results"]]
-        assert fell_back == [True, False, False]
-        assert again["page"].fell_back
-        assert [item.fell_back for item in items_of(again, "invert")] == [True, False, False]
-        assert str(again) == str(report)
-
     @pytest.mark.exact_time
     async def test_stands_in_for_an_attempt_that_exceeded_its_limit(self) -> None:
         fallback = Fallback()
@@ -194,14 +181,6 @@ class TestWhatItRaises:
         error = report["invert"].error
         assert isinstance(error, ExceptionGroup)
         assert error.exceptions == (wrong,)
-
-    async def test_may_be_the_same_error(self) -> None:
-        def again(error: Exception) -> None:
-            raise error
-
-        report = await run_pipeline([WorkflowStep("page", fail, fallback=again)])
-
-        assert (report["page"].status, report["page"].error) == (FAILED, BROKEN)
 
     async def test_a_cancellation_is_a_failure(self) -> None:
         fallback = Fallback(asyncio.CancelledError())

@@ -200,26 +200,6 @@ class TestABlock:
         with pytest.raises(RunCancelledError, match="its block raised LookupError"):
             await run.report()
 
-    async def test_it_may_be_left_in_the_turn_in_which_the_run_ends(self) -> None:
-        turns = 0
-        while True:
-            async with Orchestrator([WorkflowStep("a", quick)]).start() as run:
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-            events = await read(run)
-            assert kinds(events)[-1] == "RunFinished"
-            passed = "RunInterrupted" not in kinds(events)
-            assert run.status == ("PASSED" if passed else "INTERRUPTED")
-            if passed:
-                break
-            turns += 1
-        for more in range(1, 6):
-            async with Orchestrator([WorkflowStep("a", quick)]).start() as run:
-                for _ in range(turns + more):
-                    await asyncio.sleep(0)
-            assert run.status == "PASSED"
-            assert (await run.report()).all_passed
-
     async def test_a_stored_report_is_there_at_once_and_without_events(self) -> None:
         pipeline = gated(gate := Gate(), journal=MemoryJournal()).with_options(run_id="r")
         gate.opened.set()
@@ -328,32 +308,6 @@ class TestCancellation:
         assert caught.value.report is None
         assert not seen
         assert not gate.started.is_set()
-
-    async def test_while_the_journal_opens_nothing_runs(self) -> None:
-        gate, journal = Gate(), MemoryJournal(latency_s=0.01)
-        run = gated(gate, journal=journal).with_options(run_id="r").start()
-        asyncio.get_running_loop().call_later(journal.latency_s / 2, run.cancel, "no")
-
-        with pytest.raises(RunCancelledError, match="was cancelled: no") as caught:
-            async with run:
-                raise AssertionError
-
-        assert caught.value.report is None
-        assert not journal.open_sessions
-        assert not gate.started.is_set()
-
-    async def test_between_the_start_and_the_first_turn_nothing_runs(self) -> None:
-        gate, seen = Gate(), list[Event]()
-        run = gated(gate, observers=[seen.append]).start()
-        entering = asyncio.create_task(run.__aenter__())
-        asyncio.get_running_loop().call_soon(run.cancel, "no")
-
-        with pytest.raises(RunCancelledError, match="was cancelled: no"):
-            await entering
-            await run.report()  # eager tasks had begun
-
-        assert not gate.ended or gate.ended == ["cancelled"]
-        assert run.status == "INTERRUPTED"
 
     async def test_after_the_end_it_changes_nothing(self) -> None:
         async with Orchestrator([WorkflowStep("a", quick)]).start() as run:
@@ -509,25 +463,6 @@ class TestCancellation:
         assert scope.cancelled_caught
         assert gate.ended == ["cancelled"]
         assert run.status == "INTERRUPTED"
-
-    async def test_of_a_task_group_ends_the_run_first(self) -> None:
-        gate = Gate()
-
-        async def watch() -> None:
-            async with gated(gate).start() as run:
-                await run.report()
-
-        async def fail() -> None:
-            await gate.started.wait()
-            raise LookupError
-
-        with pytest.raises(ExceptionGroup) as caught:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(watch())
-                group.create_task(fail())
-
-        assert [type(each) for each in caught.value.exceptions] == [LookupError]
-        assert gate.ended == ["cancelled"]
 
 
 class TestReaders:
@@ -881,20 +816,6 @@ class TestAnOwner:
             await run.report()
         assert reasons(caught.value.report) == {"the caller was cancelled"}
 
-    async def test_its_owner_and_its_handle_may_cancel_it_in_one_turn(self) -> None:
-        gate = Gate()
-        with pytest.raises(ExceptionGroup):
-            async with asyncio.TaskGroup() as group:
-                run = await gated(gate).start().begin(group)
-                await gate.started.wait()
-                run.cancel("enough")
-                raise LookupError
-
-        with pytest.raises(RunCancelledError, match="enough") as caught:
-            await run.report()
-        assert caught.value.report is not None
-        assert caught.value.report["gate"].status is StepStatus.CANCELLED
-
     async def test_an_error_that_nobody_awaits_is_logged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -942,26 +863,6 @@ class TestAnOwner:
             await run.report()
 
         assert owner.raised == [error]
-
-    async def test_what_ends_the_program_is_raised_by_the_block_that_awaits_the_run(self) -> None:
-        owner, error = Owner(), SystemExit(3)
-
-        with pytest.raises(SystemExit):
-            async with await raising(error).start().begin(owner):
-                await asyncio.sleep(3600)
-
-        assert owner.raised == []
-
-    async def test_a_detach_after_the_end_changes_nothing(self) -> None:
-        owner, error = Owner(), SystemExit(3)
-
-        with pytest.raises(SystemExit):
-            async with await raising(error).start().begin(owner) as run:
-                with pytest.raises(asyncio.CancelledError):
-                    await asyncio.sleep(3600)
-                run.detach()
-
-        assert owner.raised == []
 
     async def test_a_detached_block_is_not_cancelled_by_what_ends_the_program(self) -> None:
         owner, error = Owner(), SystemExit(3)

@@ -73,27 +73,6 @@ def test_the_same_orchestrator_runs_in_several_threads_at_once():
     assert len(set(outputs)) == 3
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"schedule": "tier"},
-        {"max_concurrency": 0},
-        {"observers": [None]},
-        {"max_concurrency": 2.0},
-        {"max_concurrency": True},
-        {"observers": print},
-        {"observers": None},
-        {"observers": [succeed]},
-        {"fail_fast": "no"},
-    ],
-)
-def test_invalid_options_are_refused_when_the_pipeline_is_made(options):
-    (name,) = options
-
-    with pytest.raises((TypeError, ValueError), match=name.removesuffix("s")):
-        Orchestrator([], **options)
-
-
 async def test_an_unusable_input_or_run_id_is_refused_before_anything_runs():
     ran = []
 

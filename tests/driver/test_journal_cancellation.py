@@ -200,18 +200,6 @@ async def stopping(run: Watched) -> asyncio.Task[Any]:
     return task
 
 
-async def test_a_second_cancel_request_changes_nothing() -> None:
-    run = Watched(WorkflowStep("slow", cleaning_up))
-    task = await stopping(run)
-
-    run.cancel()
-
-    with pytest.raises(RunCancelledError):
-        await task
-    assert sum(isinstance(event, RunInterrupted) for event in run.received) == 1
-    assert run.ends() == [("slow", REASON)]
-
-
 async def test_a_run_that_has_ended_is_not_interrupted() -> None:
     journal = MemoryJournal(latency_s=0.01)
     run = Watched(WorkflowStep("quick", quick), journal=journal)

@@ -56,26 +56,6 @@ async def test_an_action_can_return_a_generator_based_coroutine(options):
     assert report["old"].output == 7
 
 
-@LANES
-async def test_an_observer_sees_the_start_of_an_attempt_outside_of_its_context(options):
-    from asyncflow import current_step
-
-    seen = []
-
-    def observe(event: Event) -> None:
-        if isinstance(event, AttemptStarted):
-            with pytest.raises(RuntimeError):
-                current_step()
-            seen.append(event.step)
-
-    report = await run_pipeline(
-        [WorkflowStep("a", nothing, **in_lane(options))], observers=[observe]
-    )
-
-    assert report.all_passed
-    assert seen == ["a"]
-
-
 @pytest.mark.parametrize("attempts", [1, 2])
 @LANES
 async def test_an_internal_error_between_two_attempts_is_raised_instead_of_hanging(

@@ -282,19 +282,6 @@ async def test_a_stream_is_closed_when_the_run_stops():
     assert (report["m"].status, report["m"].error) == (CANCELLED, None)
 
 
-async def test_a_stream_whose_closing_raises_as_the_run_stops_leaves_the_step_cancelled():
-    broken = OSError("cannot close")
-    items = AsyncItems(2, "hang", broken)
-
-    async def fail_later():
-        await asyncio.sleep(0.002)
-        raise ValueError
-
-    report = await run_pipeline([*over(items, double), WorkflowStep("f", fail_later, ["source"])])
-
-    assert (report["m"].status, report["m"].error) == (CANCELLED, broken)
-
-
 @pytest.mark.parametrize("max_concurrency", [None, 1, 2])
 async def test_a_step_whose_item_was_stopped_before_it_started_has_not_succeeded(max_concurrency):
     async def double_at_once(item):
@@ -416,28 +403,6 @@ async def test_a_third_party_that_cancels_a_waiting_mapped_step_changes_nothing(
     )
 
     assert report["m"].output == [item * 2 for item in range(250)]
-
-
-async def test_a_third_party_that_cancels_items_before_their_first_line_changes_nothing():
-    attacked = []
-
-    def attacking_items():
-        for item in range(20):
-            if item == 10:
-                attacked.extend(step_tasks() - {asyncio.current_task()})
-                for task in attacked:
-                    task.cancel()
-            yield item
-
-    async def at_once(item):
-        return item
-
-    report = await run_pipeline(over(attacking_items, at_once))
-
-    assert report.all_passed
-    assert report["m"].attempts == 20
-    # Eager items have ended before the attack.
-    assert attacked or asyncio.get_running_loop().get_task_factory()
 
 
 # Limits.

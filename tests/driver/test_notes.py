@@ -16,7 +16,6 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 from uuid import UUID
 
 import pytest
@@ -238,9 +237,6 @@ def quiet_logging() -> Callable[[], object]:
     return lambda: (list(root.handlers), root.level, sys.stdout, sys.stderr)
 
 
-# Where the records come from.
-
-
 async def test_a_record_in_a_nested_run_belongs_to_the_inner_step() -> None:
     inner = Listener()
 
@@ -255,6 +251,9 @@ async def test_a_record_in_a_nested_run_belongs_to_the_inner_step() -> None:
 
     assert outer.said == [("nest", None, "before")]
     assert inner.said == [("deep", None, "from the inside")]
+
+
+# Where the records come from.
 
 
 async def test_the_outer_step_keeps_the_records_of_a_nested_run_that_keeps_none() -> None:
@@ -282,24 +281,6 @@ async def test_concurrent_runs_keep_their_own_records() -> None:
     one, two = await asyncio.gather(*[heard(*steps, inputs={"number": n}) for n in (1, 2)])
 
     assert (one.messages, two.messages) == (["run 1"] * 3, ["run 2"] * 3)
-
-
-def test_runs_of_two_loops_keep_their_own_records() -> None:
-    found: dict[int, Listener] = {}
-
-    def run(number: int) -> None:
-        async def talk() -> None:
-            log.info("run %d", number)
-
-        found[number] = run_in_virtual_time(heard(WorkflowStep("talk", talk)))
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in (1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert [found[number].messages for number in (1, 2)] == [["run 1"], ["run 2"]]
 
 
 async def test_a_step_in_a_thread_says_what_it_does() -> None:
@@ -441,19 +422,6 @@ async def test_a_level_that_is_no_number_counts_as_none(wanting: Any) -> None:
     assert (await heard(WorkflowStep("work", work), listener=Other())).messages == []
 
 
-async def test_a_mock_gets_no_records() -> None:
-    listener = mock.Mock()
-
-    async def work() -> None:
-        log.error("hello")
-        print("hello")
-
-    await run_pipeline([WorkflowStep("work", work)], observers=[listener])
-
-    events = [call.args[0] for call in listener.call_args_list]
-    assert [event for event in events if isinstance(event, StepLogged)] == []
-
-
 def test_without_a_collector_nothing_of_a_run_that_talks_stays() -> None:
     async def work() -> Held:
         log.info("hello")
@@ -581,20 +549,6 @@ async def test_unconfigured_logging_still_writes_warnings(
     assert capsys.readouterr().err == "kept and written\nat the root\n"
 
 
-async def test_warnings_outside_of_steps_are_written_too(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    async def work() -> None:
-        context = contextvars.Context()
-        context.run(log.warning, "outside")
-
-    with unconfigured():
-        listener = await heard(WorkflowStep("work", work))
-
-    assert listener.messages == []
-    assert capsys.readouterr().err == "outside\n"
-
-
 async def test_without_a_last_resort_nothing_is_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -640,17 +594,6 @@ async def test_a_level_that_is_set_meanwhile_stays() -> None:
         await heard(WorkflowStep("work", work))
 
         assert root.level == logging.ERROR
-
-
-async def test_the_level_that_a_program_sets_anew_stays_although_it_is_the_same() -> None:
-    with unconfigured() as root:
-
-        async def work() -> None:
-            logging.basicConfig(level=logging.INFO, force=True, handlers=[logging.NullHandler()])
-
-        await heard(WorkflowStep("work", work))
-
-        assert root.level == logging.INFO
 
 
 async def test_a_configured_level_stands() -> None:
@@ -743,19 +686,6 @@ async def test_another_wrapper_may_come_while_lines_are_kept_and_stay(
     assert (first.messages, second.messages) == (["first", "again"], ["second"])
     assert third.messages == ["second"]
     assert sys.stdout is wrapper
-
-
-async def test_two_runs_wrap_a_stream_alike() -> None:
-    # Another thread may be within a print, which holds no reference to the stream.
-    found: list[Any] = []
-
-    async def work() -> None:
-        found.append(sys.stdout)
-
-    for _ in range(2):
-        await heard(WorkflowStep("work", work), listener=PrintListener())
-
-    assert found[0] is found[1] is not sys.stdout
 
 
 async def test_a_program_without_standard_streams_prints_nothing(

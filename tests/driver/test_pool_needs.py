@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncflow import Pipeline, Pool, Retry, StepStatus, WorkflowStep, each, run_pipeline
+from asyncflow import Pool, Retry, StepStatus, WorkflowStep, run_pipeline
 from asyncflow.events import AttemptStarted, StepFailed
 from asyncflow.journal import SQLiteJournal
 
@@ -210,26 +210,6 @@ def test_what_can_never_be_had_is_refused_when_the_step_is_made():
         WorkflowStep("a", second, pool=pool, slots="2")
     with pytest.raises(TypeError, match="priority must be an int, not float"):
         WorkflowStep("a", second, pool=pool, priority=1.5)
-
-
-async def test_the_decorator_of_a_pipeline_takes_them_too():
-    pipeline, pool = Pipeline("p"), Pool(3, tokens_per_minute=60)
-
-    @pipeline.step
-    async def prompts() -> list[str]:
-        return ["a", "bb"]
-
-    @pipeline.step(pool=pool, slots=2, tokens=len_of_prompt, priority=3)
-    async def ask(prompt: str = each(prompts)) -> str:
-        return prompt
-
-    report = await pipeline.run()
-
-    assert [round(item.started_ms) for item in report["ask"].items] == [0, 1_000]
-
-
-def len_of_prompt(prompt: str) -> int:
-    return len(prompt)
 
 
 @pytest.mark.long_time

@@ -18,7 +18,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow.events import AttemptStarted, PoolPaused
+from asyncflow.events import PoolPaused
 from asyncflow.testing import run_in_virtual_time
 
 
@@ -369,23 +369,6 @@ async def test_steps_that_wait_for_a_pause_can_be_cancelled_in_any_turn():
             await run
 
         assert (pool.in_use, pool.waiting) == (0, 0)
-
-
-@pytest.mark.exact_time
-async def test_an_attempt_in_a_thread_pauses_its_pool_too():
-    pool, events = Pool(1), []
-
-    def ask():
-        if current_step().attempt == 1:
-            raise Refused(1_000)
-
-    await run_pipeline(
-        [WorkflowStep("ask", ask, pool=pool, runs_in="thread", max_retries=2, retry=NAMED)],
-        observers=[events.append],
-    )
-
-    starts = [event.at_ms for event in events if isinstance(event, AttemptStarted)]
-    assert [round(start) for start in starts] == [0, 1_000]
 
 
 def refused_step(pool, **options):

@@ -32,11 +32,7 @@ from asyncflow import (
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
-    AttemptStarted,
-    RunFinished,
     RunStarted,
-    StepReused,
-    StepSucceeded,
     StepTakenOver,
 )
 from asyncflow.journal import SQLiteJournal
@@ -188,17 +184,6 @@ class TestWhatIsTakenOver:
 
         assert report["take"].output == "{'a': True}"
 
-    async def test_an_equal_value_that_is_written_otherwise_changes_nothing(self, journal):
-        async def take(options: dict[str, int]) -> int:
-            return len(options)
-
-        orchestrator = Orchestrator([WorkflowStep("take", take)], journal=journal)
-        await orchestrator.with_options(run_id="r").run(options={"a": 1, "b": 2})
-
-        report = await orchestrator.rerun("r", inputs={"options": {"b": 2, "a": 1}})
-
-        assert taken(report) == ["take"]
-
     async def test_an_input_of_a_condition_counts_too(self, journal):
         calls: list[str] = []
 
@@ -348,40 +333,6 @@ class TestTheNewRun:
         )
         assert report.critical_path == []
         assert work.calls.total() == 0
-
-    async def test_what_it_takes_over_is_stored_with_its_start(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-        journal.latency_s = 0.05
-
-        await work.pipeline(journal).rerun("r", "f", from_="load")
-
-        kinds = [type(event) for event in journal.stored["f"]]
-        assert kinds == [
-            RunStarted,
-            *[StepTakenOver] * 3,
-            *[StepReused] * 3,
-            AttemptStarted,
-            StepSucceeded,
-            RunFinished,
-        ]
-
-    async def test_it_resumes_like_any_run(self, journal):
-        work = Work()
-        await work.pipeline(journal).with_options(run_id="r").run()
-        work.broken.add("load")
-        rerun = await work.pipeline(journal).rerun("r", "f", from_="load")
-        work.broken.clear()
-        del journal.stored["r"]
-
-        resumed = await work.pipeline(journal).with_options(run_id="f").run()
-
-        assert rerun.status == "FAILED"
-        assert resumed.status == "PASSED"
-        assert taken(resumed) == ["extract", "clean", "count"]
-        assert resumed.rerun_of == "r"
-        assert resumed["load"].attempts == 2
-        assert work.calls == {"extract": 1, "clean": 1, "count": 1, "load": 3}
 
     @pytest.mark.parametrize("schedule", ["tiers", "ready"])
     async def test_a_crash_anywhere_runs_no_step_again_that_it_had_taken_over(self, schedule):
@@ -663,23 +614,6 @@ class TestAStoredRerun:
         assert taken(report) == ["extract", "clean", "count"]
         assert work.calls["extract"] == 1
 
-    async def test_a_file_has_what_memory_has(self, tmp_path: Path):
-        work = Work()
-        async with SQLiteJournal(tmp_path / "runs.db") as journal:
-            pipeline = work.pipeline(journal)
-            await pipeline.with_options(run_id="r").run()
-            before = await journal.events("r"), await journal.record("r")
-            report = await pipeline.rerun("r", "f", from_="load")
-            after_ = await journal.events("r"), await journal.record("r")
-            await journal.forget("r")
-            stored = await journal.report("f")
-            record = await journal.record("f")
-
-        assert repr(before) == repr(after_)
-        assert stored.to_json() == report.to_json()
-        assert record.rerun_of == "r"
-        assert record.parent == ""
-
 
 class TestParents:
     async def test_a_run_within_a_step_knows_its_parent(self, journal):
@@ -697,25 +631,6 @@ class TestParents:
 
         assert report.parent == ""
         assert (stored.parent, stored.parent_step) == ("r", "outer")
-
-    async def test_a_file_lists_the_runs_of_a_parent(self, tmp_path: Path):
-        work = Work()
-        async with SQLiteJournal(tmp_path / "runs.db") as journal:
-
-            async def outer() -> None:
-                await work.pipeline(journal).with_options(run_id="child").run()
-                await work.pipeline(journal).rerun("child", "rerun", from_="load")
-
-            await run_pipeline([WorkflowStep("outer", outer)], journal=journal, run_id="r")
-            children = await journal.runs(parent="r")
-            others = await journal.runs(parent="child")
-
-        assert [(each.run_id, each.parent, each.parent_step) for each in children] == [
-            ("rerun", "r", "outer"),
-            ("child", "r", "outer"),
-        ]
-        assert [each.rerun_of for each in children] == ["child", ""]
-        assert others == []
 
 
 class TestWhatARerunCosts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import itertools
 import re
@@ -167,27 +166,6 @@ async def test_a_nested_run_takes_what_its_parent_has_opened(log: Log) -> None:
 
     assert report["nested"].output == "inner"
     assert log == ["open db", "inner has db", "inner ends", "close db"]
-
-
-async def test_a_class_and_a_partial_open_resources_too() -> None:
-    class Client:
-        async def __aenter__(self) -> Client:
-            return self
-
-        async def __aexit__(self, *_: object) -> None:
-            pass
-
-    @asynccontextmanager
-    async def connect(address: str) -> AsyncIterator[str]:
-        yield address
-
-    async def both(http: Client, db: str) -> tuple[bool, str]:
-        return isinstance(http, Client), db
-
-    resources: dict[str, Open] = {"http": Client, "db": functools.partial(connect, "here")}
-    report = await run_pipeline([WorkflowStep("both", both)], resources=resources)
-
-    assert report["both"].output == (True, "here")
 
 
 # What is refused before anything runs.
@@ -529,26 +507,6 @@ async def test_an_error_while_closing_keeps_the_report(log: Log) -> None:
     assert log[2:] == ["close http", "db is told OSError", "close db"]
 
 
-async def test_of_two_errors_while_closing_the_second_is_logged(
-    log: Log, caplog: pytest.LogCaptureFixture
-) -> None:
-    first, second = OSError("first"), OSError("second")
-    resources = {
-        "db": log.resource("db", close_error=second),
-        "http": log.resource("http", close_error=first),
-    }
-
-    async def action(db: str, http: str) -> None:
-        pass
-
-    with pytest.raises(ResourceError) as caught:
-        await run_pipeline([WorkflowStep("a", action)], run_id="r", resources=resources)
-
-    assert caught.value.__cause__ is first
-    assert second.__context__ is first
-    assert caplog.messages == ["run 'r': resource 'db' failed while it closed: OSError: second"]
-
-
 async def test_a_cancellation_precedes_an_error_while_closing(
     log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -853,9 +811,6 @@ async def test_a_run_without_anyio_needs_no_scopes(
     assert log[-1] == "close db"
 
 
-# With a journal.
-
-
 async def test_a_journal_stores_neither_resources_nor_their_names(log: Log) -> None:
     journal = MemoryJournal()
 
@@ -866,6 +821,9 @@ async def test_a_journal_stores_neither_resources_nor_their_names(log: Log) -> N
     assert report.all_passed
     assert "db" not in str(journal.stored)
     assert "secret pool" not in str(journal.stored)
+
+
+# With a journal.
 
 
 async def test_a_step_that_takes_a_resource_now_keeps_its_result(log: Log) -> None:

@@ -259,22 +259,6 @@ def test_a_step_keeps_its_attempts_when_the_pipeline_changes_between_segments():
     assert repr(stored_report(journal).results) == repr(report.results)
 
 
-def test_no_report_tells_that_a_secret_is_none():
-    journal = MemoryJournal()
-
-    async def log_in():
-        return None
-
-    async def main():
-        return await run([WorkflowStep("log_in", log_in, secret=True)], journal)
-
-    report = run_in_virtual_time(main())
-
-    assert report["log_in"].output is None
-    assert report.to_json() == stored_report(journal).to_json()
-    assert "output=RestoredOutput(text='redacted')" in repr(report["log_in"])
-
-
 @pytest.mark.parametrize("form", ["in process", "stored", "pickled", "json"])
 def test_a_cancelled_attempt_is_still_cancelled_when_its_step_is_skipped_later(form):
     journal = MemoryJournal()
@@ -311,16 +295,6 @@ class TestSpan:
         report = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0, segments=segments)
 
         assert report.span_ms == 80.0
-
-    def test_a_run_that_was_never_resumed_has_one_segment_and_no_pause(self):
-        ended = RunReport("r", [], total_duration_ms=80.0, wall_time=1_000.0)
-        running = RunReport(
-            "r", [], total_duration_ms=80.0, wall_time=1_000.0, status=RunStatus.RUNNING
-        )
-
-        assert ended.segments == (Segment(0.0, 1_000.0, 80.0),)
-        assert running.segments == (Segment(0.0, 1_000.0, None),)
-        assert ended.span_ms == running.span_ms == 80.0
 
 
 class TestJson:

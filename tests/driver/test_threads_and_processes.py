@@ -27,8 +27,10 @@ from asyncflow import (
 )
 from asyncflow.events import StepCancelled, StepSucceeded, ThreadAbandoned
 
-FAILED, CANCELLED = StepStatus.FAILED, StepStatus.CANCELLED
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
+
+
+FAILED, CANCELLED = StepStatus.FAILED, StepStatus.CANCELLED
 
 
 class Blocking:

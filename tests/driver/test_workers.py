@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copyreg
 import io
 import logging
@@ -39,7 +38,6 @@ from asyncflow._runtime.permits import Permit
 from asyncflow._runtime.workers import limiter_for, run_in_process, run_in_thread
 
 ROOT = Path(__file__).parents[2]
-variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 
 
 class Work:
@@ -78,19 +76,6 @@ async def in_thread(function, arguments=None):
 # Threads.
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), SystemExit(3), asyncio.CancelledError("of the function")]
-)
-async def test_an_error_from_a_thread_is_raised_unchanged(error):
-    def function():
-        raise error
-
-    with pytest.raises(type(error)) as raised:
-        await in_thread(function)
-
-    assert raised.value is error
-
-
 async def test_an_error_from_a_thread_is_in_no_reference_cycle():
     class Precious(Exception):
         pass
@@ -108,39 +93,6 @@ async def test_an_error_from_a_thread_is_in_no_reference_cycle():
         assert reference() is None
 
 
-@pytest.mark.parametrize("error", [None, KeyError("x")])
-async def test_a_stopped_run_waits_for_the_thread_and_receives_its_value_or_error(error):
-    thread = Work(error)
-    task = await thread.start()
-
-    for _ in range(3):
-        task.cancel()
-        await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert not task.done()
-    thread.release.set()
-    await asyncio.wait([task])
-
-    assert task.exception() is error
-    assert error or task.result() == "done"
-    assert thread.abandoned == []
-
-
-@pytest.mark.parametrize("error", [None, KeyError("x")])
-async def test_a_thread_is_abandoned_when_its_time_is_up(error):
-    thread = Work(error)
-    task = await thread.start(ends=asyncio.get_running_loop().time())
-
-    task.cancel()
-    await asyncio.wait([task])
-
-    assert task.cancelled()
-    (ended,) = thread.abandoned
-    assert not ended.done()
-    thread.release.set()
-    assert await ended is None
-
-
 async def test_the_future_of_an_abandoned_thread_can_be_cancelled():
     thread = Work()
     task = await thread.start(ends=asyncio.get_running_loop().time())
@@ -150,28 +102,6 @@ async def test_the_future_of_an_abandoned_thread_can_be_cancelled():
     thread.abandoned[0].cancel()
     thread.release.set()
     await in_thread(int)
-
-
-def test_an_abandoned_thread_can_outlive_the_loop(monkeypatch):
-    complaints = []
-    monkeypatch.setattr(threading, "excepthook", complaints.append)
-    threads = []
-
-    async def main():
-        thread = Work()
-        task = await thread.start(ends=asyncio.get_running_loop().time())
-        threads.extend(t for t in threading.enumerate() if "AnyIO" in t.name)
-        task.cancel()
-        await asyncio.wait([task])
-        return thread
-
-    thread = asyncio.run(main())
-    thread.release.set()
-    for each in threads:
-        each.join()
-
-    assert threads
-    assert complaints == []
 
 
 async def test_a_function_cancelled_before_a_thread_starts_it_is_never_called():
@@ -233,25 +163,10 @@ async def test_an_awaitable_that_is_no_coroutine_is_refused_too():
         await in_thread(work.return_argument, {"value": asyncio.Future()})
 
 
-# Limits.
-
-
 async def test_threads_and_processes_share_the_limits_of_the_loop():
     assert limiter_for("thread") is anyio.to_thread.current_default_thread_limiter()
     assert limiter_for("process") is anyio.to_process.current_default_process_limiter()
     assert limiter_for("loop") is None
-
-
-async def test_a_thread_takes_no_limiter_token_by_itself():
-    thread = Work()
-    task = await thread.start()
-
-    limiter = limiter_for("thread")
-
-    assert limiter is not None
-    assert limiter.borrowed_tokens == 0
-    thread.release.set()
-    await task
 
 
 # Turns after which a test cancels; more than any operation here takes.

@@ -241,21 +241,6 @@ async def test_a_body_that_runs_is_awaited_until_its_time_is_up_and_then_abandon
     await thread
 
 
-async def test_a_body_without_a_limit_is_awaited_although_it_was_cancelled(
-    engine: ExecutorEngine, executors: list[HandExecutor]
-) -> None:
-    recorded = adding(limit_s=None)
-    attempt = asyncio.create_task(engine.run(recorded.call))
-    await turns()
-    end = executors[0].begin()
-    attempt.cancel()
-    await asyncio.sleep(1e6)
-    end()
-
-    assert await attempt == 42
-    assert recorded.threads == []
-
-
 async def test_an_abandoned_body_occupies_its_worker() -> None:
     executor = HandExecutor(max_workers=1)
     async with ExecutorEngine(lambda: executor) as engine:

@@ -111,16 +111,6 @@ async def test_the_action_knows_its_attempt() -> None:
     assert (is_cancelled, results) == (False, {})
 
 
-async def test_no_attempt_is_the_current_one_when_the_answer_is_made() -> None:
-    async def made_and_after() -> None:
-        packed = pack_call(RecordedCall(WorkflowStep("add", add), {"a": 1, "b": 1}).call, None)
-        await run_packed(packed, {}, RecordedHost())
-        with pytest.raises(RuntimeError, match="only while a step's action runs"):
-            current_step()
-
-    await asyncio.create_task(made_and_after())
-
-
 async def test_a_deadline_includes_the_wait_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     async def left_ms() -> float | None:
         return current_step().remaining_ms()
@@ -767,11 +757,3 @@ def test_a_heartbeat_after_the_end_of_the_loop_is_dropped() -> None:
     pulse = Pulse(loop, 1.0, lambda: None)
     loop.close()
     pulse.beat()
-
-
-def test_a_call_has_no_limit_without_one() -> None:
-    async def left() -> float | None:
-        return current_step().remaining_ms()
-
-    recorded = RecordedCall(WorkflowStep("act", left, timeout_ms=None))
-    assert asyncio.run(outcome_of(recorded)) is None

@@ -4,7 +4,6 @@ import asyncio
 import csv
 import errno
 import io
-import itertools
 import os
 import signal
 import sqlite3
@@ -22,7 +21,6 @@ from hypothesis import strategies as st
 
 from asyncflow import current_step, parallel_groups
 from asyncflow.examples import etl as etl_module
-from asyncflow.examples._load import replace_table
 from asyncflow.examples.etl import main, run_etl
 
 ROOT = Path(__file__).parents[2]
@@ -158,29 +156,10 @@ def test_any_usual_delimiter_and_line_ending_is_found(etl, database, delimiter: 
     assert table(database) == [(2, "a,b;c\td|e", 1), (3, "f", 2)]
 
 
-def test_a_file_of_one_column_needs_no_delimiter(etl, database):
-    etl("size\n1\n2\n")
-
-    assert table(database) == [(2, 1), (3, 2)]
-
-
-def test_the_last_line_needs_no_line_ending(etl, database):
-    etl("a,b\n1,2")
-
-    assert table(database) == [(2, 1, 2)]
-
-
 def test_quoted_newlines_delimiters_and_quotes_are_preserved_and_lines_counted(etl, database):
     etl('id,note\r\n1,"two\r\nlines, and a ""quote"""\r\n2,plain\r\n')
 
     assert table(database) == [(2, 1, 'two\r\nlines, and a "quote"'), (4, 2, "plain")]
-
-
-def test_blank_lines_are_no_rows_but_count_as_lines(etl, database):
-    etl("\na,b\n\n1,2\n\n\n3,4\n\n")
-
-    assert table(database) == [(4, 1, 2), (7, 3, 4)]
-    assert quarantine(database) == []
 
 
 # Headers.
@@ -204,15 +183,6 @@ def test_columns_of_the_same_name_fail(etl):
 
     assert status == 1
     assert "two columns have the same name" in out
-
-
-def test_a_header_alone_makes_a_table_without_rows(etl, database):
-    status, out, _ = etl("a,b\n")
-
-    assert status == 0
-    assert columns(database) == {"a": "TEXT", "b": "TEXT"}
-    assert table(database) == []
-    assert "0 row(s) loaded" in out
 
 
 @pytest.mark.parametrize(
@@ -330,41 +300,6 @@ def test_the_type_of_a_column_is_found_and_its_values_converted(
     assert quarantine(database) == []
 
 
-def test_a_type_needs_19_of_20_values(etl, database):
-    etl(column(*["1"] * 19, "x"))
-    assert (columns(database)["x"], len(quarantine(database))) == ("INTEGER", 1)
-
-    etl(column(*["1"] * 18, "x"))
-    assert (columns(database)["x"], len(quarantine(database))) == ("TEXT", 0)
-
-
-def test_a_date_that_does_not_exist_is_quarantined(etl, database):
-    etl(column(*["2024-02-28"] * 39, "2024-02-30"))
-
-    assert columns(database)["x"] == "DATE"
-    assert [line for line, *_ in quarantine(database)] == [41]
-
-
-def test_a_few_reals_make_a_column_real_instead_of_being_errors(etl, database):
-    etl(column(*["1"] * 99, "1.5"))
-
-    assert columns(database)["x"] == "REAL"
-    assert quarantine(database) == []
-
-
-def test_missing_values_are_null_in_every_column(etl, database):
-    etl("a,b,c\n1,x,2024-01-31\nNA,,n/a\nNaN,NULL, na \n")
-
-    assert columns(database) == {"a": "INTEGER", "b": "TEXT", "c": "DATE"}
-    assert [row[1:] for row in table(database)][1:] == [(None, None, None)] * 2
-
-
-def test_a_column_without_any_value_is_text(etl, database):
-    etl("a,b\n1,\n2,NA\n")
-
-    assert columns(database)["b"] == "TEXT"
-
-
 # The database.
 
 
@@ -378,27 +313,6 @@ def test_a_second_load_gives_the_same_database(etl, database):
     assert status == 0
     assert len(quarantine(database)) == 2
     assert dump(database) == before
-
-
-def test_a_new_version_of_a_file_replaces_the_old_one(etl, database):
-    etl("a,b\n" + "1,2\n" * 20 + "3\n")
-
-    etl("c\n5\n")
-
-    assert columns(database) == {"c": "INTEGER"}
-    assert table(database) == [(2, 5)]
-    assert quarantine(database) == []
-
-
-def test_several_files_share_a_database(etl, database):
-    rows = "x,y\n" * 10
-    etl(f"a,b\n{rows}1\n", name="one.csv")
-    etl(f"a,b\n2\n{rows}", name="Two Files.2024.csv")
-
-    assert query(database, "SELECT table_name, source_line, raw FROM etl_quarantine") == [
-        ("one", 12, "1"),
-        ("two_files_2024", 2, "2"),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -431,35 +345,6 @@ def test_a_table_that_the_pipeline_did_not_create_is_not_replaced(etl, database)
     assert status == 1
     assert "the database has a table 'data' that this pipeline did not create" in out
     assert dump(database) == before
-
-
-def test_a_file_that_is_not_a_database_is_not_overwritten(etl, database):
-    database.write_text("my diary\n" * 1000)
-
-    status, out, _ = etl("a,b\n1,2\n")
-
-    assert status == 1
-    assert "[FAILED ] load (1 attempt(s)" in out
-    assert "DatabaseError: file is not a database" in out
-    assert database.read_text() == "my diary\n" * 1000
-
-
-async def test_a_locked_database_has_three_attempts(tmp_path, database, monkeypatch):
-    locked = itertools.repeat(sqlite3.OperationalError("database is locked"), 2)
-
-    def replace_when_unlocked(*arguments):
-        for error in locked:
-            raise error
-        return replace_table(*arguments)
-
-    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
-    monkeypatch.setattr(etl_module, "replace_table", replace_when_unlocked)
-
-    report = await run_etl(tmp_path / "data.csv", database)
-
-    assert report.all_passed
-    assert report["load"].attempts == 3
-    assert table(database) == [(2, 1, 2)]
 
 
 def test_a_database_in_a_missing_folder_is_a_clear_error_of_load(
@@ -498,36 +383,6 @@ def test_a_process_killed_during_the_load_leaves_the_old_database_intact(etl, da
 
     assert ended.returncode == -signal.SIGKILL
     assert database.with_name("out.db-journal").exists()  # the process had begun to write
-    assert dump(database) == before
-
-
-async def test_a_load_that_is_cancelled_stops_and_leaves_the_old_database_intact(
-    tmp_path, database, monkeypatch
-):
-    source = tmp_path / "data.csv"
-    source.write_text("a,b\n1,2\n")
-    await run_etl(source, database)
-    before = dump(database)
-    loop, written = asyncio.get_running_loop(), []
-
-    def replace_and_be_cancelled(database, table, rows, quarantine):
-        def cancelled_after_the_first():
-            for row in rows:
-                written.append(row)
-                yield row
-                loop.call_soon_threadsafe(run.cancel)
-                wait_for_the_stop_request()
-                written.append("stop requested")
-
-        return replace_table(database, table, cancelled_after_the_first(), quarantine)
-
-    monkeypatch.setattr(etl_module, "replace_table", replace_and_be_cancelled)
-    source.write_text("a,b\n" + "3,4\n" * 100)
-    run = asyncio.ensure_future(run_etl(source, database))
-    with pytest.raises(asyncio.CancelledError):
-        await run
-
-    assert written == [[2, 3, 4], "stop requested"]
     assert dump(database) == before
 
 
@@ -572,35 +427,6 @@ async def test_a_source_has_three_attempts(tmp_path, database, monkeypatch):
 
     assert report.all_passed
     assert report["extract"].attempts == 3
-
-
-class FailsOnFirstRead(type(Path())):
-    """A source whose first read gives junk, and then an error."""
-
-    content: ClassVar[list[bytes]] = []
-
-    def open(self, *args, **kwargs):
-        return BrokenFile(self.content.pop())
-
-
-class BrokenFile(io.BytesIO):
-    def read1(self, size: int | None = -1) -> bytes:
-        chunk = super().read1(size)
-        if not chunk and b"junk" in self.getvalue():
-            raise OSError(errno.EIO, "Input/output error")
-        return chunk
-
-
-async def test_a_second_attempt_discards_the_data_of_the_first(tmp_path, database, monkeypatch):
-    (tmp_path / "data.csv").touch()
-    monkeypatch.setattr(FailsOnFirstRead, "content", [b"a,b\n1,2\n", b"junk,junk\n" * 100_000])
-
-    report = await run_etl(FailsOnFirstRead(tmp_path / "data.csv"), database)
-
-    assert report["extract"].attempts == 2
-    assert columns(database) == {"a": "INTEGER", "b": "INTEGER"}
-    assert table(database) == [(2, 1, 2)]
-    assert quarantine(database) == []
 
 
 class InterruptedAt(io.StringIO):

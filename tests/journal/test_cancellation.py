@@ -38,7 +38,6 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
 )
-from asyncflow.testing import run_in_virtual_time
 
 Make = Callable[..., Any]
 
@@ -124,30 +123,6 @@ async def test_a_cancellation_through_another_journal_arrives_with_the_next_poll
         with pytest.raises(RunCancelledError):
             await task
     assert time.monotonic() - begun < 5  # one second on an idle machine
-
-
-def test_a_run_in_virtual_time_is_cancelled_through_its_journal(make_journal: Make) -> None:
-    async def main() -> float:
-        async with make_journal() as journal:
-            task = asyncio.ensure_future(
-                run_pipeline(quick_and_slow(), journal=journal, run_id="r")
-            )
-            await asyncio.sleep(60)
-            assert await journal.cancel("r")
-            with pytest.raises(RunCancelledError):
-                await task
-        return asyncio.get_running_loop().time() - 1_000  # where virtual time starts
-
-    assert run_in_virtual_time(main()) == pytest.approx(60)
-
-
-async def test_a_step_can_cancel_its_own_run(journal: Any) -> None:
-    async def give_up() -> None:
-        assert await journal.cancel(current_step().run_id)
-        await sleep_forever()
-
-    with pytest.raises(RunCancelledError):
-        await run_pipeline([WorkflowStep("give_up", give_up)], journal=journal)
 
 
 async def test_a_step_is_not_retried_after_its_nested_run_was_cancelled(

@@ -226,22 +226,6 @@ def test_a_thread_that_closes_a_journal_waits_for_the_runs_of_loops(
     asyncio.run(main())
 
 
-async def test_two_threads_may_close_a_journal_at_once(
-    make_journal: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = make_journal()
-    await journal.runs()
-    read = journal._read
-
-    async def read_late(call: Any) -> Any:
-        await asyncio.to_thread(journal.close)
-        return await read(call)
-
-    monkeypatch.setattr(journal, "_read", read_late)
-
-    assert await journal.aclose() == []
-
-
 def test_a_blocking_close_waits_for_other_loops_only(make_journal: Make) -> None:
     journal = make_journal(close_timeout_s=60)
     is_active, stop = threading.Event(), threading.Event()

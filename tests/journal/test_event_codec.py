@@ -48,11 +48,9 @@ from asyncflow.events import (
 )
 from asyncflow.journal._event_codec import (
     EventRow,
-    column_of,
     event_checksum,
     event_of,
     event_without_output,
-    from_column,
     row_of,
 )
 
@@ -198,11 +196,6 @@ def test_an_event_read_without_its_output_still_says_that_its_step_fell_back() -
     assert isinstance(event.error, RestoredError)
 
 
-@given(texts)
-def test_every_text_comes_back_from_its_column(text: str) -> None:
-    assert from_column(column_of(text)) == text
-
-
 def test_the_status_of_a_run_is_stored_as_it_has_always_been() -> None:
     stored = row_of("r", 9, RunFinished(1.0, RunStatus.PASSED))
 
@@ -257,14 +250,6 @@ def test_an_unprintable_error_is_stored_with_a_placeholder() -> None:
     assert again.type_name.endswith(".Unprintable")
     assert again.message == "<Unprintable, whose str raised ValueError>"
     assert again.__notes__ == ["<UnprintableNote, whose str raised ValueError>", "fine"]
-
-
-@pytest.mark.parametrize("notes", [None, 7, "text"])
-def test_malformed_notes_are_ignored(notes: Any) -> None:
-    error = ValueError("x")
-    error.__notes__ = notes
-
-    assert restored_from_row(error).message == "x"
 
 
 def test_a_long_message_is_truncated() -> None:

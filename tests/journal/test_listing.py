@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -179,14 +178,6 @@ async def test_text_search_covers_ids_and_names_and_ignores_case(journal: Any) -
     assert await ids(journal.runs(text="nightly", pipeline="etl", status="PASSED")) == ["Nightly-1"]
 
 
-async def test_every_character_of_a_search_text_matches_itself(journal: Any) -> None:
-    characters = string.punctuation + " ÄßİK"
-    await a_run(journal, f"-{characters}")
-
-    for character in [*characters, characters, characters.lower()[:30]]:
-        assert await ids(journal.runs(text=character)) == [f"-{characters}"], character
-
-
 # --- by whether a process runs them --------------------------------------------------------------
 
 
@@ -288,12 +279,6 @@ async def test_an_invalid_filter_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         await journal.runs(**filters)
-
-
-async def test_the_longest_search_text_is_accepted(journal: Any) -> None:
-    await a_run(journal, "ä" * 1_000)
-
-    assert len(await journal.runs(text="Ä" * 1_000)) == 1
 
 
 async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:

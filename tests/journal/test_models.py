@@ -402,26 +402,6 @@ async def test_a_resumed_run_has_real_models(journal: SQLiteJournal) -> None:
         await run_pipeline(first, journal=journal, run_id="r", inputs={"line": Line(sku="b")})
 
 
-async def test_a_model_that_has_changed_is_named_with_its_step(journal: SQLiteJournal) -> None:
-    async def order() -> Line:
-        return LINE
-
-    async def order_again() -> Ordered:
-        return Ordered(quantity=1)
-
-    end = WorkflowStep("end", fail, {"ship": "order"})
-    await run_pipeline([WorkflowStep("order", order), end], journal=journal, run_id="r")
-
-    with pytest.raises(PayloadError) as caught:
-        await run_pipeline([WorkflowStep("order", order_again), end], journal=journal, run_id="r")
-
-    assert str(caught.value) == (
-        "the stored output of step 'order' can't be read from the journal: ValidationError: not a "
-        "valid Ordered: quantity: Field required; nothing has run: make its type or the journal "
-        "fit, or give step 'order' another version so that it runs again"
-    )
-
-
 def test_a_value_of_a_model_is_not_in_its_error() -> None:
     payload = CODEC.encode(SUBJECT, {"sku": "a", "count": "hunter2"}, Any)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from asyncflow import RunStatus, WorkflowStep, current_step, run_pipeline
-from asyncflow._core.errors import JournalError, LeaseLostError
+from asyncflow._core.errors import JournalError
 from asyncflow.events import (
     AttemptStarted,
     NoteEvent,
@@ -22,7 +21,6 @@ from asyncflow.events import (
     StepProgressed,
 )
 from asyncflow.journal import StoredEvent
-from asyncflow.journal._notes import NoteFilter
 
 Make = Callable[..., Any]
 
@@ -107,12 +105,6 @@ async def test_the_data_of_attachments_are_left_out_on_request(journal: Any) -> 
     assert found.event == StepAttached("a", 1, 3.0, "plot", "image/png", b"")
 
 
-def test_more_notes_than_a_page_are_read_one_page_after_the_other() -> None:
-    forth, back = NoteFilter(after=3), NoteFilter(after=3, newest=True)
-
-    assert (forth.beyond(9).after, back.beyond(9).after, back.beyond(9).before) == (9, 3, 9)
-
-
 async def test_a_text_is_found_beyond_the_first_page(journal: Any) -> None:
     said = [StepLogged("a", 1, 1.0, 20, "db", f"number {number}") for number in range(2_500)]
     await store(journal, *said)
@@ -170,23 +162,6 @@ async def test_notes_alone_are_stored_in_a_moment(journal: Any) -> None:
     await session.close()
 
 
-async def test_notes_of_an_owner_that_lost_its_lease_are_not_written(
-    make_journal: Make, journal: Any, database: Any
-) -> None:
-    session = await opened(journal)
-    await session.flush()
-    database.expire_leases()
-    other, _ = await make_journal().open("r", wait=False, read=bool)
-
-    session.append_note(SAID[0])
-    with pytest.raises(LeaseLostError):
-        await session.close()
-    session.append_note(SAID[1])
-
-    await other.close()
-    assert await journal.notes("r") == []
-
-
 async def test_a_failed_write_of_notes_is_a_failure_of_the_journal(
     journal: Any, database: Any
 ) -> None:
@@ -197,16 +172,6 @@ async def test_a_failed_write_of_notes_is_a_failure_of_the_journal(
     session.append_note(SAID[0])
     with pytest.raises(JournalError):
         await session.close()
-
-
-async def test_notes_go_with_their_run(journal: Any, database: Any) -> None:
-    for run_id in ("forgotten", "pruned", "kept"):
-        await store(journal, *SAID, run_id=run_id)
-    await journal.forget("forgotten")
-    database.query("UPDATE runs SET updated_at = 1 WHERE run_id = 'pruned'")
-    assert await journal.prune(timedelta(days=1)) == 1
-
-    assert database.query("SELECT DISTINCT run_id FROM notes") == [("kept",)]
 
 
 async def test_damaged_data_of_an_attachment_are_noticed_when_they_are_read(

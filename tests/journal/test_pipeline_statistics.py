@@ -20,7 +20,6 @@ from asyncflow.events import (
     Event,
     MapStarted,
     RunFinished,
-    RunInterrupted,
     RunResumed,
     RunStarted,
     StepFailed,
@@ -467,15 +466,6 @@ async def test_a_failed_run_says_its_first_error(journal: Any) -> None:
     assert (found.failed_step, describe_error(found.error)) == ("a", "KeyError: 'first'")
     plain = await summary(journal, "two", *FAILED, status=RunStatus.FAILED)
     assert describe_error(plain.error) == "ValueError: bad day"
-
-
-async def test_an_interrupted_run_says_why_it_stopped(journal: Any) -> None:
-    why = "the caller was cancelled"
-    events = [RunInterrupted(9.0, why), RunFinished(10.0, RunStatus.INTERRUPTED, why)]
-
-    found = await summary(journal, "r", *events, status=None)
-
-    assert found.stop_reason == why
 
 
 async def test_secret_inputs_are_hidden_also_those_that_became_secret(journal: Any) -> None:

@@ -23,7 +23,6 @@ from asyncflow import (
     RunStatus,
     RunWaitingError,
     StepStatus,
-    StepTimeoutError,
     after,
     resume_all,
 )
@@ -319,16 +318,6 @@ def test_values_that_only_python_calls_equal_differ(
     run_in_virtual_time(main())
 
 
-@in_virtual_time
-async def test_the_order_of_keys_makes_no_other_value(journal: Any) -> None:
-    pipeline = Pipeline("any")
-    pipeline.signal("answer", dict[str, int])
-    await pipeline.with_options(journal=journal, run_id="r").run()
-
-    await journal.signal("r", "answer", {"a": 1, "b": 2})
-    await journal.signal("r", "answer", {"b": 2, "a": 1})
-
-
 def broken_after(orders: Orders) -> Orders:
     """Add a step that fails each time, after what is published."""
 
@@ -589,22 +578,6 @@ async def test_a_run_deadline_does_not_count_while_a_run_waits_without_a_process
 
     assert (short.status, long.status) == ("FAILED", "PASSED")
     assert short.total_duration_ms == pytest.approx(200, abs=1)
-
-
-@in_virtual_time
-async def test_in_virtual_time_the_deadline_of_a_run_without_a_process_expires(
-    journal: Any,
-) -> None:
-    orders = Orders(deadline_ms=2 * DAY_MS)
-    await orders.run(journal)
-    await asyncio.sleep(DAY_MS / 1000)
-    assert await due(journal) == []
-    await asyncio.sleep(DAY_MS / 1000 + 1)
-    assert await due(journal) == ["r"]
-
-    (report,) = await resume_all(journal, [orders.pipeline])
-
-    assert isinstance(report["approved"].error, StepTimeoutError)
 
 
 @in_virtual_time

@@ -407,19 +407,6 @@ def test_a_connection_that_cannot_roll_back_is_replaced(path: Path) -> None:
     database.close()
 
 
-def test_a_transaction_that_sqlite_rolled_back_is_not_rolled_back_again(path: Path) -> None:
-    database = _sqlite.SQLite(str(path), "FULL", 1.0)
-    with (
-        pytest.raises(JournalError, match="no transaction is active"),
-        database.transaction() as it,
-    ):
-        it.execute("ROLLBACK")
-
-    with database.transaction() as cursor:
-        cursor.execute("SELECT count(*) FROM runs")
-    database.close()
-
-
 async def test_the_synchronous_option_is_applied(path: Path) -> None:
     for synchronous, number in (("FULL", 2), ("NORMAL", 1)):
         async with SQLiteJournal(path, synchronous=synchronous) as journal:  # type: ignore[arg-type]
@@ -488,17 +475,6 @@ def test_a_checkpoint_blocks_writers_and_its_failure_is_ignored(
         cursor.execute("SELECT count(*) FROM events")
         assert cursor.fetchone() == (0,)
     database.close()
-
-
-async def test_a_journal_can_be_in_memory() -> None:
-    async with SQLiteJournal(":memory:") as journal:
-        session = await opened(journal)
-        session.append(run_started())
-        await session.close()
-        assert len(await journal.runs()) == 1
-        session, run = await journal.open("r", wait=False, read=lambda run: run)
-        assert run.started == run_started()
-        await session.close()
 
 
 @pytest.mark.parametrize(

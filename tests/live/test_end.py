@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
-from golden_run import GOLDEN
 from hypothesis import given
 from hypothesis import strategies as st
 from mapped_run import chain_run
@@ -172,14 +171,6 @@ def test_the_error_of_an_item_is_shown_once() -> None:
     assert shown == ["  ExceptionGroup: the first is t[3]: OSError: x (1 sub-exception)"]
 
 
-def test_a_path_elsewhere_stays_as_it_is() -> None:
-    trace = 'Traceback (most recent call last):\n  File "/srv/etl.py", line 3, in go\nValueError: x'
-
-    lines = lines_of(run_of_40({"train": RestoredError("ValueError", "x", trace)}))
-
-    assert lines[2:4] == ['  File "/srv/etl.py", line 3, in go', "  ValueError: x"]
-
-
 def test_the_current_directory_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = 'Traceback (most recent call last):\n  File "/srv/etl.py", line 3, in go'
     gone = tmp_path / "gone"
@@ -271,17 +262,6 @@ def test_a_run_that_passed_names_what_was_retried_and_counts_what_failed() -> No
     assert lines_of(events, width=150)[-1].startswith(
         "✓ PASSED in 12 ms: 7 succeeded, 5 retried (s0, s1, s2, 2 more), 1 item failed, tolerated"
     )
-
-
-def test_the_golden_run_ends_with_its_failure() -> None:
-    lines = lines_of(GOLDEN, width=220)
-
-    assert lines[-1] == (
-        "✗ FAILED in 5.0 s of 1 h 0 min: 7 succeeded, 1 failed, 1 cancelled, 3 skipped, 3 retried "
-        "(rates, normalise_customer_addresses_against_the_national_register_v2, "
-        "<script>alert('step')</script>), 6 reused"
-    )
-    assert lines[1] == "✗ FAILED     <script>alert('step')</script>  attempt 2 of 2, 399 ms"
 
 
 @given(

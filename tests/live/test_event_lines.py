@@ -112,10 +112,6 @@ def test_each_item_that_fell_back_has_a_line() -> None:
     ]
 
 
-def test_items_of_unknown_number_have_a_line_every_ten_seconds() -> None:
-    assert items_of(None, ms=100) == [f"m: {count} items" for count in (101, 201, 301, 401)]
-
-
 def progress_of(total: float | None, *, seconds: int, step: float = 1) -> list[str]:
     """Return the lines of a step that reports its progress every second."""
     events: list[Any] = [RunStarted("r", 0.0, {"s": ()}), AttemptStarted("s", 1, 0.0)]
@@ -136,11 +132,6 @@ def test_progress_has_a_line_for_each_tenth_if_that_is_rarer() -> None:
 
     assert lines[0] == "s: 30 of 300 rows (10 %), 1/s, 4 min 30 s left"
     assert len(lines) == 10
-
-
-def test_progress_has_a_line_every_ten_seconds_if_that_is_rarer() -> None:
-    assert len(progress_of(300, seconds=30, step=10)) == 3
-    assert progress_of(None, seconds=25) == ["s: 10 rows, 1/s", "s: 20 rows, 1/s"]
 
 
 def test_a_resumed_run_starts_with_its_resumption() -> None:

@@ -112,16 +112,6 @@ class TestGoldenRun:
         assert all("…" not in line for line in lines)
         assert all(any(name in line for line in lines) for name in run.view.steps)
 
-    def test_a_frame_of_four_lines(self) -> None:
-        lines = lines_of(run_of(GOLDEN), width=19, height=4)
-
-        assert lines == [
-            "✓7 ✗1 ■1 ⊘3",
-            "✗ <sc…t>    399 ms",
-            "━━━  12 of 12 steps",
-            "✗ FAILED  5.0 s",
-        ]
-
 
 WAITING = """\
 nightly import  run nightly-2026-01-01
@@ -177,11 +167,6 @@ class TestResumedRun:
 
         assert lines == RESUMING.splitlines()
 
-    def test_its_last_frame_has_both_durations_and_the_earlier_attempts(self) -> None:
-        lines = lines_of(run_of(RESUMED))
-
-        assert lines == RESUMED_AT_THE_END.splitlines()
-
     def test_attempts_of_this_segment_and_earlier_ones_are_counted_apart(self) -> None:
         failed = AttemptFailed("load", 1, 1300.0, ValueError("no"), 1.0)
         events = [*RESUMED[:14], failed, AttemptStarted("load", 2, 1301.0)]
@@ -199,15 +184,6 @@ tier 3  ○ PENDING    alert    ran before the run was resumed             200 m
         ○ PENDING    publish
 ━━━━━━━━━━━━━━━━─────────────────────────────────────────────────  1 of 4 steps
 ▷ RUNNING  1.3 s   ✓ 1 succeeded  ▷ 1 running  ○ 2 pending"""
-
-RESUMED_AT_THE_END = """\
-nightly import  run nightly · resumed, 3 d 0 h with the pause
-tier 1  ✓ SUCCESS    extract  reused                                     400 ms
-tier 2  ✓ SUCCESS    load     2 earlier attempts                          1.1 s
-tier 3  ⊘ SKIPPED    alert    ran before the run was resumed, no de…     200 ms
-        ✓ SUCCESS    publish                                             300 ms
-━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━  4 of 4 steps
-✓ PASSED  2.0 s   ✓ 3 succeeded  ⊘ 1 skipped"""
 
 
 def test_a_pause_of_a_pool_has_a_line_until_it_ends() -> None:
@@ -325,16 +301,6 @@ class TestTenThousandSteps:
         assert sum("✗ FAILED" in line for line in lines[:-1]) == 9
         assert sum("▷ RUNNING" in line for line in lines[:-1]) == 10
 
-    def test_running_steps_are_shown_as_far_as_they_fit(self) -> None:
-        names = [f"s{number}" for number in range(10_000)]
-        run = run_of([started(*names), *(AttemptStarted(name, 1, 0.0) for name in names)])
-
-        lines = lines_of(run)
-
-        assert len(lines) == 23
-        assert lines[1] == "tier 1  ▷ 10,000 running"
-        assert [line.split()[2] for line in lines[2:-2]] == names[:19]  # those that started first
-
     def test_completed_tiers_between_running_ones_share_a_line(self) -> None:
         run = run_of([RunStarted("r", 0.0, layers(10_000, 2))])
         for number in [*range(1, 8_000, 2), 8_001]:
@@ -352,46 +318,8 @@ class TestTenThousandSteps:
             "tiers 4002–5000  ○ 1,998 pending",
         ]
 
-    def test_in_a_frame_of_few_lines_all_running_tiers_share_a_line(self) -> None:
-        run = run_of([RunStarted("r", 0.0, layers(10_000, 2))])
-        for number in range(4):
-            run.apply(AttemptStarted(f"s{number}", 1, 0.0))
-
-        lines = lines_of(run, height=6)
-
-        assert lines[1:-2] == [
-            "tiers 1–2        ▷ 4 running",
-            "tier 1           ▷ RUNNING    s0                                           0 ms",
-            "tiers 3–5000     ○ 9,996 pending",
-        ]
-
-    def test_a_failure_in_a_hidden_tier_is_counted(self) -> None:
-        run = run_of([RunStarted("r", 0.0, layers(10_000, 10))])
-        for number in range(105):
-            run.apply(AttemptStarted(f"s{number}", 1, 0.0))
-            if number < 100:
-                run.apply(StepFailed(f"s{number}", 1, 1.0, ValueError("x")))
-
-        lines = lines_of(run, height=5)
-
-        assert lines[1:3] == [
-            "tier 11         ▷ 5 running  ○ 5 pending",
-            "tiers 12–1000   ○ 9,890 pending",
-        ]
-        assert "✗ 100 failed" in lines[-1]
-
 
 class TestFrame:
-    def test_small_tiers_are_expanded_if_they_fit(self) -> None:
-        edges = {**dict.fromkeys((f"a{n}" for n in range(30)), ()), "b": ("a0",), "c": ("b",)}
-        run = run_of([RunStarted("r", 0.0, edges)])
-
-        assert lines_of(run)[1:-2] == [
-            "tier 1  ○ 30 pending",
-            "tier 2  ○ PENDING    b",
-            "tier 3  ○ PENDING    c",
-        ]
-
     def test_a_bar_is_full_only_at_completion(self) -> None:
         assert bar(999, 1_000, 10, ASCII) == ("#" * 9, "-")
         assert bar(1, 1_000, 10, ASCII) == ("#", "-" * 9)

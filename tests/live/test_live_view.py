@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import io
 import logging
 import os
 import re
-import struct
 import sys
-import termios
 import threading
 import time
 import warnings
@@ -25,7 +22,7 @@ from rich.console import Console
 from rich.text import Text
 from terminals import Terminal
 
-from asyncflow import WorkflowStep, current_step, run_pipeline
+from asyncflow import WorkflowStep, run_pipeline
 from asyncflow.events import Event, RunStarted, StepLogged
 from asyncflow.live import LiveView
 from asyncflow.live import _renderer as renderer_module
@@ -243,29 +240,6 @@ async def test_frames_are_drawn_during_a_run(screen: ProgramScreen) -> None:
     assert screen.lines()[0] == "flaky | half a line and the rest"
 
 
-async def test_an_unfinished_line_is_hidden_if_only_the_frame_fits(
-    open_terminal: Callable[..., ProgramScreen],
-) -> None:
-    screen, proceed = open_terminal(40, 5), asyncio.Event()
-
-    async def print_lines() -> None:
-        print("half a line", end="")
-        await proceed.wait()
-        print(" and the rest")
-
-    with LiveView() as view:
-        run = asyncio.ensure_future(
-            run_pipeline([WorkflowStep("s", print_lines)], observers=[view])
-        )
-        await screen.until(lambda: "▷ RUNNING" in screen.now)
-        before = screen.now
-        proceed.set()
-        await run
-
-    assert "half" not in before
-    assert screen.lines()[0] == "s | half a line and the rest"
-
-
 def test_lines_of_concurrent_threads_are_not_mixed(screen: ProgramScreen) -> None:
     async def print_lines(number: int) -> None:
         def lines() -> None:
@@ -292,36 +266,6 @@ def test_lines_of_concurrent_threads_are_not_mixed(screen: ProgramScreen) -> Non
     assert lines[1_000].startswith("✓ PASSED")
 
 
-async def test_lines_of_different_steps_are_not_mixed(screen: ProgramScreen) -> None:
-    both, rest = asyncio.Event(), asyncio.Event()
-
-    async def talks() -> None:
-        print("one ", end="")
-        both.set()
-        await rest.wait()
-        print("line\nand a rest", end="")
-
-    async def interrupts() -> None:
-        await both.wait()
-        print("half", end="")
-        rest.set()
-
-    steps = [
-        WorkflowStep("talks", talks),
-        WorkflowStep("interrupts", interrupts),
-        WorkflowStep("last", quick, ["talks", "interrupts"]),
-    ]
-    with LiveView() as view:
-        await run_pipeline(steps, observers=[view])
-
-    lines = screen.lines()
-    assert sorted(lines[:3]) == [
-        "interrupts | half",
-        "talks      | and a rest",
-        "talks      | one line",
-    ]
-
-
 async def test_an_unfinished_line_ends_with_its_attempt(screen: ProgramScreen) -> None:
     proceed, calls = asyncio.Event(), 0
 
@@ -343,28 +287,6 @@ async def test_an_unfinished_line_ends_with_its_attempt(screen: ProgramScreen) -
 
     assert now.splitlines()[:2] == ["flaky | attempt 1", "flaky | attempt 2"]
     assert screen.lines()[:2] == ["flaky | attempt 1", "flaky | attempt 2"]
-
-
-def test_a_long_name_keeps_its_ends_and_its_item(screen: ProgramScreen) -> None:
-    async def numbers() -> range:
-        return range(12)
-
-    async def talk(number: int) -> None:
-        if number > 9:
-            print("\x1b[31mred", number)
-
-    steps = [
-        WorkflowStep("numbers", numbers),
-        WorkflowStep(
-            "normalise_all_customer_addresses", talk, {"number": "numbers"}, map_over="numbers"
-        ),
-    ]
-    with LiveView() as view:
-        asyncio.run(run_pipeline(steps, observers=[view]))
-
-    assert screen.lines()[:2] == [f"normalise_…esses[{n}] | red {n}" for n in (10, 11)]
-    # The colour that a step leaves on is not that of the next name.
-    assert b"red 10\r\n\x1b[0m" in screen.terminal.written
 
 
 def test_a_rewritten_line_is_shown_once(screen: ProgramScreen) -> None:
@@ -423,21 +345,6 @@ async def test_a_run_is_shown_in_a_terminal_of_any_size(
     assert report.all_passed
     assert not live_threads()
     assert screen.terminal.written
-
-
-async def test_a_terminal_of_unknown_size_gets_frames(screen: ProgramScreen) -> None:
-    size = struct.pack("HHHH", 0, 0, 0, 0)  # as `docker exec -t` and `expect` create it
-    fcntl.ioctl(screen.terminal.device, termios.TIOCSWINSZ, size)
-
-    with LiveView() as view:
-        print("hello")
-        await run_pipeline([WorkflowStep("quick", quick)], observers=[view])
-    print("after that")
-
-    lines = screen.lines()
-    assert lines[0] == "hello"
-    assert lines[1].startswith("✓ PASSED in ")
-    assert lines[-1] == "after that"
 
 
 def test_a_frame_of_another_width_leaves_nothing_of_the_one_before_below_it() -> None:
@@ -524,58 +431,6 @@ async def test_many_runs_have_one_line_each(
 
     assert [line.split()[0] for line in lines] == [*(f"run-{n}" for n in range(6)), last.split()[0]]
     assert sum("✓ PASSED" in line for line in screen.lines()) == count + 1
-
-
-def test_a_view_without_runs_draws_nothing(screen: ProgramScreen) -> None:
-    with LiveView():
-        pass
-
-    assert screen.lines() == []
-
-
-async def test_successive_runs_have_one_end_each(screen: ProgramScreen) -> None:
-    with LiveView() as view:
-        for number in range(3):
-            await run_pipeline([WorkflowStep("s", quick)], run_id=f"run-{number}", observers=[view])
-            print("after", number)
-
-    lines = screen.lines()
-    assert [line.split()[-1] for line in lines] == [
-        each for number in range(3) for each in (f"run-{number}", f"{number}")
-    ]
-
-
-async def test_a_nested_run_ends_above_the_outer_run(screen: ProgramScreen) -> None:
-    view = LiveView()
-
-    async def outer() -> None:
-        await run_pipeline([WorkflowStep("inner step", quick)], run_id="in", observers=[view])
-
-    await run_pipeline([WorkflowStep("outer step", outer)], run_id="out", observers=[view])
-
-    assert not live_threads()
-    text = "\n".join(screen.lines())
-    assert text.index("run in") < text.index("run out")
-    assert text.count("✓ PASSED") == 2
-
-
-def test_runs_in_the_loops_of_several_threads_share_a_view(screen: ProgramScreen) -> None:
-    view = LiveView()
-
-    def run(number: int) -> None:
-        steps = [WorkflowStep(f"{number}.{n}", quick) for n in range(5)]
-        for _ in range(3):
-            asyncio.run(run_pipeline(steps, observers=[view]))
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(5)]
-    with view:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    assert sum("✓ PASSED" in line for line in screen.lines()) == 15
-    assert not live_threads()
 
 
 class TestEnds:
@@ -801,16 +656,6 @@ async def test_a_slow_terminal_does_not_delay_the_run(monkeypatch: pytest.Monkey
     (thread,) = live_threads()
     gate.set()
     thread.join()
-
-
-def test_the_context_of_a_step_is_available_while_it_prints(screen: ProgramScreen) -> None:
-    async def print_lines() -> None:
-        print(current_step().step_name)
-
-    with LiveView() as view:
-        asyncio.run(run_pipeline([WorkflowStep("the step", print_lines)], observers=[view]))
-
-    assert screen.lines()[0] == "the step | the step"
 
 
 class PrintListener:

@@ -313,16 +313,6 @@ class TestErrors:
 
         assert command == "::error title=Step s failed::E: x"
 
-    def test_without_a_workspace_the_current_directory_is_the_repository(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.delenv("GITHUB_WORKSPACE")
-        trace = 'Traceback (most recent call last):\n  File "a.py", line 3, in go\nValueError'
-
-        (command,) = self.commands(report_of([failed("s", RestoredError("E", "x", trace))]))
-
-        assert command == "::error title=Step s failed,file=a.py,line=3::E: x"
-
     def test_there_are_at_most_ten(self) -> None:
         results = [failed(f"step {number}", ValueError("x")) for number in range(12)]
 

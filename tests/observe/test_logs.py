@@ -298,18 +298,3 @@ def test_a_logger_and_a_level_can_be_given_by_name(caplog):
 def test_an_invalid_logger_or_level_is_refused_when_the_observer_is_made(arguments, error, problem):
     with pytest.raises(error, match=problem):
         LoggingObserver(*arguments)
-
-
-def test_one_observer_serves_concurrent_runs(log, records):
-    observer = LoggingObserver(log)
-
-    async def main():
-        runs = (
-            run_pipeline([WorkflowStep("a", items)], run_id=run_id, observers=[observer])
-            for run_id in ("r1", "r2")
-        )
-        await asyncio.gather(*runs)
-
-    run_in_virtual_time(main())
-
-    assert sorted(record.run_id for record in records) == ["r1"] * 4 + ["r2"] * 4

@@ -103,12 +103,6 @@ def test_a_step_or_items_that_fell_back_say_so() -> None:
     assert "1 of 2 items fell back" in inverted
 
 
-def test_an_empty_report_is_a_table_too() -> None:
-    report = run_in_virtual_time(run_pipeline([]))
-
-    assert "no steps" in _Page(report._repr_html_()).rows[0]
-
-
 def test_of_many_steps_those_that_did_not_succeed_stay() -> None:
     names = [f"step {number}" for number in range(MOST_ROWS + 20)]
     view = RunView([RunStarted("r", 0.0, dict.fromkeys(names, ()))])

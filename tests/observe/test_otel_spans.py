@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import threading
 from contextvars import ContextVar
 
 import pytest
@@ -18,7 +17,6 @@ from results import HostileError
 from telemetry import Telemetry, status_of
 
 from asyncflow import (
-    Orchestrator,
     RestoredError,
     RunStatus,
     WorkflowStep,
@@ -195,23 +193,6 @@ async def test_the_span_of_an_attempt_is_current_in_its_action(otel, durable, ma
             assert paths(otel).count(path) == count
 
 
-async def test_spans_made_in_the_thread_of_a_step_are_within_its_attempt(otel):
-    def act(**_):
-        with otel.tracer.start_as_current_span("in the thread"):
-            assert threading.current_thread() is not threading.main_thread()
-        if current_step().attempt == 1:
-            raise ValueError
-
-    await run_pipeline(
-        [WorkflowStep("a", act, runs_in="thread", max_retries=2)], observers=[otel.observer]
-    )
-
-    assert [path for path in paths(otel) if "thread" in path] == [
-        "RUN > a > a attempt 1 > in the thread",
-        "RUN > a > a attempt 2 > in the thread",
-    ]
-
-
 async def test_a_run_is_within_the_span_that_is_current_for_its_caller(otel):
     async def nested():
         await run_pipeline([WorkflowStep("inner", instant)], name="n", observers=[otel.observer])
@@ -277,23 +258,6 @@ async def test_conditions_and_sources_of_items_are_outside_the_span_of_an_attemp
     assert found == [0, 0]
 
 
-async def test_concurrent_runs_have_separate_traces(otel):
-    orchestrator = Orchestrator(
-        [WorkflowStep("a", slow), WorkflowStep("b", slow, ["a"])], observers=[otel.observer]
-    )
-
-    await asyncio.gather(
-        *(orchestrator.with_options(run_id=f"r{number}").run() for number in range(3))
-    )
-
-    assert paths(otel).count("RUN > b > b attempt 1") == 3
-    traces = {}
-    for span in otel.spans:
-        run_id = span.attributes["cicd.pipeline.run.id"]
-        traces.setdefault(span.context.trace_id, set()).add(run_id)
-    assert sorted(traces.values(), key=min) == [{"r0"}, {"r1"}, {"r2"}]
-
-
 # Outcomes.
 
 
@@ -348,46 +312,6 @@ async def test_a_step_that_fell_back_is_ok_and_its_attempts_have_failed(otel):
     assert recorded["exception.message"] == "nothing there"
 
 
-async def test_a_run_that_continues_after_a_failure_records_the_first_one(otel):
-    await run_pipeline(
-        [WorkflowStep("a", fail), WorkflowStep("b", instant, ["a"]), WorkflowStep("c", slow)],
-        fail_fast=False,
-        observers=[otel.observer],
-    )
-
-    assert ends(otel, "RUN") == (
-        *("failure", "ERROR", "a failed: LookupError: nothing there", "LookupError"),
-    )
-    why = "it depends on step 'a', which failed"
-    assert ends(otel, "b") == ("skip", "ERROR", why, None)
-    assert otel.span("b").attributes["asyncflow.reason"] == why
-    assert otel.links(otel.span("b")) == ["a"]
-    assert ends(otel, "c")[:2] == ("success", "OK")
-
-
-async def test_a_step_that_is_skipped_by_condition_is_ok(otel):
-    await run_pipeline(
-        [WorkflowStep("a", fail, when=lambda: False)], name="p", observers=[otel.observer]
-    )
-
-    assert ends(otel, "a") == ("skip", "OK", None, None)
-    assert otel.span("a").start_time == otel.span("a").end_time
-    assert ends(otel, "RUN p") == ("success", "OK", None, None)
-
-
-async def test_the_deadline_of_a_run_is_recorded_as_such(otel):
-    await run_pipeline(
-        [WorkflowStep("a", forever), WorkflowStep("b", instant, ["a"])],
-        deadline_ms=50,
-        observers=[otel.observer],
-    )
-
-    why = "the run exceeded its deadline of 50 ms"
-    assert ends(otel, "RUN") == ("timeout", "ERROR", why, None)
-    assert ends(otel, "a")[:3] == ("timeout", "ERROR", why)
-    assert ends(otel, "b") == ("skip", "ERROR", why, None)
-
-
 @pytest.mark.parametrize(
     ("action", "result", "error"),
     [(fail, "failure", "LookupError"), (forever, "timeout", "asyncflow.StepTimeoutError")],
@@ -412,34 +336,6 @@ async def test_a_step_that_is_cancelled_between_two_attempts_ends_with_its_last_
     assert ends(otel, "b")[3] == error
     assert len(exceptions(otel.span("b attempt 1"))) == 1
     assert exceptions(otel.span("b")) == []
-
-
-async def test_a_cancelled_run_ends_all_its_spans(otel):
-    run = asyncio.ensure_future(
-        run_pipeline(
-            [WorkflowStep("a", forever), WorkflowStep("b", instant, ["a"])],
-            observers=[otel.observer],
-        )
-    )
-    await asyncio.sleep(0.01)
-
-    run.cancel()
-    await asyncio.wait([run])
-
-    assert ends(otel, "RUN") == ("cancellation", "ERROR", "the caller was cancelled", None)
-    assert ends(otel, "a attempt 1")[:2] == ("cancellation", "ERROR")
-    assert ends(otel, "b")[:2] == ("skip", "ERROR")
-
-
-async def test_system_exit_is_recorded_on_the_attempt_that_raised_it(otel):
-    async def leave():
-        raise SystemExit(3)
-
-    with pytest.raises(SystemExit):
-        await run_pipeline([WorkflowStep("a", leave)], observers=[otel.observer])
-
-    assert ends(otel, "a attempt 1")[3] == "SystemExit"
-    assert ends(otel, "RUN")[0] == "cancellation"
 
 
 async def test_failures_of_items_are_recorded_on_their_attempts_and_as_a_group_on_the_step(otel):

@@ -87,17 +87,6 @@ def test_of_very_many_items_a_cell_stands_for_several_as_the_worst_of_them() -> 
     assert sum(len(path) for _, path in cells.paths) < 5_000
 
 
-def test_an_item_of_many_attempts_has_the_latest_ones_if_there_are_too_many() -> None:
-    events: list[Event] = [RunStarted("r", 0.0, {"fetch": ()}), MapStarted("fetch", 0.0, 2)]
-    for attempt in range(1, 4_100):
-        events.append(AttemptStarted("fetch", attempt, attempt * 2.0, item=0))
-        events.append(
-            AttemptFailed("fetch", attempt, attempt * 2.0 + 1, ValueError("no"), 1.0, item=0)
-        )
-
-    assert re.findall(r"(\d+)f", cells_of(events).data) == ["4095", "4096", "4097", "4098", "4099"]
-
-
 @pytest.mark.parametrize(
     ("retried", "text"), [(False, "×6<br>"), (True, '×6 <span class="dim">then another')]
 )
@@ -146,11 +135,6 @@ def test_a_step_is_slow_if_it_took_longer_than_nine_of_ten() -> None:
     found = traits_of(timed(*range(1, 21)))
 
     assert [name for name, traits in found.items() if traits == "slow"] == ["s18", "s19"]
-
-
-@pytest.mark.parametrize("took_ms", [(1.0,) * 30, tuple(range(1, 10))], ids=["equal", "few"])
-def test_no_step_is_slow_among_equals_or_few(took_ms: tuple[float, ...]) -> None:
-    assert set(traits_of(timed(*took_ms)).values()) == {""}
 
 
 def test_a_step_is_slow_if_it_took_twice_as_long_as_it_usually_does() -> None:

@@ -68,12 +68,6 @@ def test_an_edge_that_spans_layers_passes_them_beside_the_steps() -> None:
     assert abs(bends[0].down - drawn.places[1].down) >= 0.3
 
 
-def test_a_missing_or_later_dependency_has_no_edge() -> None:
-    drawn = layout({"a": ("gone", "b"), "b": ("b",)})
-
-    assert drawn.edges == ()
-
-
 def test_a_large_graph_is_laid_out() -> None:
     dependencies: Edges = {}
     for number in range(600):

@@ -12,7 +12,7 @@ from page.test_page import Parsed, run_of, run_of_failures, started
 
 from asyncflow import RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._core.record import replace
-from asyncflow._views.notes import MOST_LINES, TAIL, RunNotes, level_name
+from asyncflow._views.notes import MOST_LINES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -57,21 +57,6 @@ def test_the_last_lines_of_a_step_are_kept_and_all_are_counted() -> None:
     assert (notes.count("b"), notes.lines("b")) == (0, ())
 
 
-def test_the_tail_of_an_attempt_outlives_the_lines_of_others() -> None:
-    notes = RunNotes()
-    for n in range(TAIL + 5):
-        notes.apply(logged("a", f"item 3: {n}", at_ms=n, item=3), position=n + 1)
-    for _ in range(MOST_LINES):
-        notes.apply(logged("a", "item 4", at_ms=99, item=4))
-
-    tail = notes.tail("a", 1, 3)
-    late = notes.tail("a", 1, 3, since_ms=TAIL + 4)
-
-    assert [line.note.message for line in tail] == [f"item 3: {n}" for n in range(5, TAIL + 5)]
-    assert [line.position for line in late] == [TAIL + 5]
-    assert notes.tail("a", 2, 3) == []
-
-
 def test_pictures_and_the_rest_of_long_texts_need_not_be_kept() -> None:
     notes = RunNotes(with_pictures=False)
     notes.apply(attached("a", "x.png", "image/png", b"p" * 100), position=7)
@@ -83,14 +68,6 @@ def test_pictures_and_the_rest_of_long_texts_need_not_be_kept() -> None:
     assert (text.size, len(text.note.data)) == (100_000, 65_536)
     assert RunNotes([png.note])
     assert not RunNotes()
-
-
-@pytest.mark.parametrize(
-    ("level", "name"),
-    [(0, "DEBUG"), (10, "DEBUG"), (20, "INFO"), (35, "WARNING"), (40, "ERROR"), (60, "CRITICAL")],
-)
-def test_a_level_has_the_name_of_the_next_one_below(level: int, name: str) -> None:
-    assert level_name(level) == name
 
 
 # Logs.
@@ -106,14 +83,6 @@ def test_a_log_has_time_level_attempt_item_logger_and_message() -> None:
     assert "4.710 WARNING attempt 2 app.db row 2 has <b>no</b> price" in text
     assert "4.720 CRITICAL attempt 2 app.db gave up Traceback Traceback (most recent" in text
     assert "4.300 INFO [3] app.db page 3" in text
-
-
-def test_the_failure_has_the_last_lines_of_the_attempt_that_failed() -> None:
-    text = words("failure", GOLDEN, NOTES)
-
-    assert "The last log lines before it failed 4.710 WARNING attempt 2" in text
-    assert "gave up" in text
-    assert "the first attempt" not in text
 
 
 def test_the_failure_of_a_resumed_run_has_no_lines_of_an_earlier_segment() -> None:
@@ -187,14 +156,6 @@ def test_the_progress_of_a_running_step_is_on_its_rows_and_in_its_details() -> N
     assert '<rect class="f-running" width="24%"' in shown("details", events, notes)
 
 
-def test_the_progress_of_an_orphaned_step_has_stopped() -> None:
-    events: list[Event] = [started("a"), AttemptStarted("a", 1, 0.0)]
-
-    text = words("details", events, [progressed("a", 4, at_ms=1000.0)], is_orphaned=True)
-
-    assert "stopped at 4 rows · 4/s" in text
-
-
 def test_an_attempt_does_not_show_the_progress_of_the_one_before() -> None:
     events: list[Event] = [
         started("a"),
@@ -209,9 +170,6 @@ def test_an_attempt_does_not_show_the_progress_of_the_one_before() -> None:
     assert "1 of 9" in words("details", events, [before, progressed("a", 1, 9, at_ms=70.0)])
 
 
-# Attachments.
-
-
 def test_pictures_are_in_the_page_of_a_run_as_images_only() -> None:
     parsed = Parsed(to_html(GOLDEN, NOTES))
 
@@ -220,6 +178,9 @@ def test_pictures_are_in_the_page_of_a_run_as_images_only() -> None:
     assert svg["src"] == f"data:image/svg+xml;base64,{base64.b64encode(HOSTILE_SVG).decode()}"
     assert svg["alt"] == "chart.svg"
     assert len(parsed.tags("script")) == 1
+
+
+# Attachments.
 
 
 def test_texts_tables_and_json_are_shown_as_text() -> None:
@@ -299,13 +260,6 @@ def test_notes_may_be_among_the_events_or_beside_them_or_beside_a_report() -> No
     assert among == beside
     assert "hello" in Parsed(to_html(report, [note])).text
     assert to_html(GOLDEN) == to_html(GOLDEN, [])
-
-
-def test_the_tabs_of_a_page_are_hidden_until_a_step_has_a_log() -> None:
-    parsed = Parsed(to_html(GOLDEN))
-
-    assert "hidden" in next(each for each in parsed.tags("div") if each.get("id") == "tabs")
-    assert 'class="lines"' not in to_html(GOLDEN)
 
 
 # Parameters, tracebacks and commands.
@@ -409,36 +363,6 @@ def test_the_details_of_one_step_are_whole() -> None:
     assert "characters left out" not in html
     with pytest.raises(KeyError):
         details(view, "unknown", now_ms=1.0)
-
-
-def test_a_whole_output_is_offered_by_a_server() -> None:
-    events: list[Event] = [started("a", "b")]
-    for name, output in (("a", 1), ("b", "y" * 50_000)):
-        events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, 9.0, output)]
-    view = RunView(events)
-
-    served = Parsed(shown("details", events, [], attachments_url="/x"))
-    whole = details(view, "b", SERVED, now_ms=9.0)
-
-    assert [each for each in served.tags("button") if "data-whole" in each] != []
-    assert served.text.count("Show all of it") == 1
-    assert "Show all of it" not in words("details", events, [])
-    assert "y" * 50_000 in whole
-
-
-def test_an_attempt_without_its_traceback_can_be_shown_whole() -> None:
-    def failed(text: str) -> ValueError:
-        return ValueError(text)  # whose traceback is a line
-
-    events: list[Event] = [started("a", "b")]
-    for name, count in (("a", 30), ("b", 3)):
-        for number in range(1, count):
-            events += [AttemptStarted(name, number, 1.0)]
-            events += [AttemptFailed(name, number, 1.0, failed("no"), 1.0)]
-        events += [AttemptStarted(name, count, 2.0), StepFailed(name, count, 3.0, failed("end"))]
-    model = PageModel(RunView(events), 99.0, SERVED)
-
-    assert [model.is_cut(step) for step in model.detailed] == [True, False]
 
 
 def test_the_page_of_a_server_has_few_details_of_a_large_run() -> None:

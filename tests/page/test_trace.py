@@ -220,16 +220,3 @@ async def test_items_have_lines_of_their_own_and_no_value_is_in_it() -> None:
     assert slices["step eat[2]"][0][4]["error"] == "ValueError: odd"
     assert slices["step eat"][0][4]["depends on"] == "fruits"
     assert "kiwi" not in json.dumps(trace)
-
-
-def test_a_backoff_lasts_until_the_end_if_no_attempt_follows() -> None:
-    view = RunView(
-        [
-            RunStarted("r", 1_000.0, {"a": ()}),
-            AttemptStarted("a", 1, 0.0),
-            AttemptFailed("a", 1, 5.0, OSError("x"), 100.0),
-        ]
-    )
-
-    slices = _named(to_trace(view, now_ms=30.0), "step a")
-    assert slices[-1] == ("backoff", 5_000, 30_000, 1)

@@ -42,13 +42,6 @@ def test_the_usual_end_is_marked_from_the_start_of_the_step_on() -> None:
     assert html.count(" usual end</li>") == 1
 
 
-def test_an_end_beyond_the_axis_is_only_told() -> None:
-    html = to_html(run(ended=False), usual_ms={"b": 3_000.0})
-
-    assert ticks(html) == []
-    assert "<dd>0 ms, usually 3.0 s</dd>" in html
-
-
 def test_an_item_has_no_mark_and_neither_has_a_step_of_several_segments() -> None:
     events = mapped_run(3, retried=True)
     assert len(ticks(to_html(events, usual_ms={"fetch": 1.0, "fetch[0]": 1.0}))) == 1

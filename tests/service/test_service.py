@@ -26,7 +26,6 @@ from asyncflow import (
     WorkflowStep,
     web,
 )
-from asyncflow._core.errors import SHUTDOWN
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import (
     ClientDisconnectedError,
@@ -181,15 +180,6 @@ async def test_the_steps_of_a_service_run_on_its_engine(work: Work) -> None:
 
 
 @in_virtual_time
-async def test_a_service_whose_engine_is_not_open_cannot_be_entered(work: Work) -> None:
-    engine = FakeEngine()
-    engine.open = False
-
-    with pytest.raises(RuntimeError, match=r"step 'first' can't run on engine 'fake': .*not open"):
-        await Service([work.pipeline], engine=engine).__aenter__()
-
-
-@in_virtual_time
 async def test_a_pipeline_that_the_service_does_not_have_is_refused(work: Work) -> None:
     async with Service({"steps": [WorkflowStep("a", partial(asyncio.sleep, 0))]}) as service:
         with pytest.raises(LookupError, match=r"no pipeline 'step' \(did you mean 'steps'\?\)"):
@@ -246,23 +236,6 @@ async def test_a_run_is_stored_and_resumed_under_the_name_that_the_service_knows
         async with Service(named, journal=journal):
             await asyncio.sleep(3)
         assert await statuses(journal) == {"r": "PASSED"}
-
-
-@in_virtual_time
-async def test_a_start_that_is_cancelled_cancels_its_run(work: Work, tmp_path: Path) -> None:
-    async with (
-        SQLiteJournal(tmp_path / "runs.db") as journal,
-        Service([work.pipeline], journal=journal) as service,
-    ):
-        starting = asyncio.create_task(service.start("work"))
-        await asyncio.sleep(0)
-        starting.cancel()
-
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        await asyncio.sleep(0.2)
-        assert service.runs == []
-    assert work.done == []
 
 
 class SlowJournal(SQLiteJournal):
@@ -404,14 +377,6 @@ async def test_above_the_limit_a_run_is_refused_until_another_one_has_ended(work
             await service.start("work")
         # They took 10, 20 and 10 s.
         assert refused.value.retry_after_s == 7
-
-
-@in_virtual_time
-async def test_without_a_limit_there_may_be_any_number_of_runs(work: Work) -> None:
-    async with Service([work.pipeline], max_runs=None) as service:
-        runs = [await service.start("work") for _ in range(150)]
-
-        assert all([(await run.report()).all_passed for run in runs])
 
 
 # --- answering a request -------------------------------------------------------------------------
@@ -664,21 +629,6 @@ async def test_a_cancelled_run_whose_process_dies_while_it_cleans_up_is_not_cont
         record = await later.record("r")
     assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
     assert work.done == []
-
-
-@in_virtual_time
-async def test_a_run_that_was_cancelled_in_the_words_of_a_shutdown_is_not_resumed(
-    work: Work, tmp_path: Path
-) -> None:
-    async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        async with Service([work.pipeline], journal=journal) as service:
-            await service.start("work", "r", pause_s=60)
-            await service.cancel("r", SHUTDOWN)
-
-        async with Service([work.pipeline], journal=journal, resume_every_s=1):
-            await asyncio.sleep(5)
-        record = await journal.record("r")
-        assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
 
 
 @in_virtual_time

@@ -115,18 +115,6 @@ async def test_an_approval_outlives_a_restart_of_the_service(tmp_path: Path) -> 
 
 
 @in_virtual_time
-async def test_a_drain_leaves_a_run_that_only_waits_waiting(tmp_path: Path) -> None:
-    async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        stays = orders().with_options(on_wait="stay")
-        async with Service([stays], journal=journal) as service:
-            run = await service.start("orders", "r")
-            await asyncio.sleep(60)
-            assert service.runs == [run]
-
-        assert (await journal.record("r")).status == "WAITING"
-
-
-@in_virtual_time
 async def test_a_service_without_a_journal_sends_signals_to_its_runs(tmp_path: Path) -> None:
     async with Service([orders()]) as service:
         run = await service.start("orders", "r")

@@ -14,7 +14,7 @@ import pytest
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._core.errors import HangError
 from asyncflow._runtime.workers import run_in_process, run_in_thread
-from asyncflow.testing import VirtualTimeLoop, run_in_virtual_time
+from asyncflow.testing import run_in_virtual_time
 
 
 def now_s():
@@ -230,17 +230,6 @@ def test_a_virtual_time_loop_can_run_in_debug_mode():
 
     assert run_in_virtual_time(main(), debug=True)
     assert not run_in_virtual_time(main(), debug=False)
-
-
-def test_two_loops_have_two_clocks():
-    async def main():
-        await asyncio.sleep(5)
-        return now_s()
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as first:
-        assert first.run(main()) == 5
-        assert first.run(main()) == 10
-    assert run_in_virtual_time(main()) == 5
 
 
 async def order_of_three_tasks_and_their_timers():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ from asyncflow import (
     RunAlreadyActiveError,
     RunCancelledError,
     WorkflowStep,
-    after,
 )
-from asyncflow.events import RunStarted
 from asyncflow.web import app
 from asyncflow.web._resumer import Resumer
 
@@ -92,23 +89,6 @@ async def test_an_ended_run_cannot_be_cancelled(make_client: Any, journal: Any) 
     assert (await client.post("/cancel/unknown")).status_code == 404
 
 
-async def test_a_run_without_a_process_is_cancelled_once_one_takes_it(
-    make_client: Any, any_journal: Any
-) -> None:
-    session, _ = await any_journal.open("r", wait=False, read=bool)
-    session.append(RunStarted("r", 1.0, {"extract": (), "load": ("extract",)}, "etl"))
-    await session.close()
-    client = make_client(app(any_journal, pipelines={"etl": passing()}))
-
-    answer = await client.post("/cancel/r", headers=AS_SCRIPT)
-
-    assert answer.json() == {"done": "cancelled-later"}
-    assert (await any_journal.record("r")).status == "ORPHANED"
-    assert (await client.post("/resume/r", headers=AS_SCRIPT)).json() == {"done": "resumed"}
-    record = await ended(any_journal, "r")
-    assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
-
-
 # Resuming.
 
 
@@ -145,30 +125,6 @@ async def test_the_page_says_what_resuming_would_run(make_client: Any, journal: 
     async with stream as answer:
         updates = "".join([line async for line in answer.aiter_lines()])
     assert '"preview": "1 reused, 1 to run"' in updates
-
-
-async def test_a_run_of_a_decorated_pipeline_is_resumed(make_client: Any, journal: Any) -> None:
-    etl, calls = Pipeline("etl"), []
-
-    @etl.step
-    async def extract() -> int:
-        return 1
-
-    @etl.step
-    async def load(rows: int = after(extract)) -> int:
-        calls.append(rows)
-        if len(calls) == 1:
-            raise ValueError("once")
-        return rows
-
-    await etl.orchestrator.with_options(run_id="r", journal=journal).run()
-
-    answer = await make_client(app(journal, pipelines={"etl": etl})).post(
-        "/resume/r", headers=AS_SCRIPT
-    )
-
-    assert answer.json() == {"done": "resumed"}
-    assert (await ended(journal, "r")).status == "PASSED"
 
 
 async def test_repeated_requests_resume_a_run_once(make_client: Any, journal: Any) -> None:
@@ -370,27 +326,6 @@ async def test_a_run_cancelled_from_its_page_logs_no_error(
     await asyncio.sleep(1)
 
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="")
-
-
-async def test_a_resumed_run_does_not_inherit_the_context_of_the_request(
-    make_client: Any, journal: Any
-) -> None:
-    gate, seen = Gate(), []
-    await interrupt(gate, journal, "r")
-
-    async def read_variable() -> None:
-        seen.append(VARIABLE.get())
-
-    pipeline = Orchestrator([WorkflowStep("gate", read_variable)], name="slow")
-    VARIABLE.set("of the request")
-
-    await make_client(app(journal, pipelines={"slow": pipeline})).post("/resume/r")
-    await ended(journal, "r")
-
-    assert seen == [""]
 
 
 # Shutdown.

@@ -260,16 +260,6 @@ async def test_the_form_refuses_a_request_that_is_too_long(
     assert answer.status_code == 413
 
 
-async def test_the_form_redirects_to_the_list_by_default(
-    make_client: Any, journal_with_run: Any
-) -> None:
-    answer = await make_client(app(journal_with_run, token=TOKEN)).post(
-        "/login", data={"token": TOKEN}
-    )
-
-    assert answer.headers["location"] == "/"
-
-
 async def test_a_server_without_a_token_has_no_form(
     make_client: Any, journal_with_run: Any
 ) -> None:

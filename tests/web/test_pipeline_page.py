@@ -122,12 +122,6 @@ def test_bars_are_in_proportion_and_within_the_drawing() -> None:
     assert lefts[-1] + drawn.bars[-1].width < 100
 
 
-def test_runs_that_took_no_time_or_did_not_pass_are_drawn() -> None:
-    assert bars([record(1, 0.0, RunStatus.FAILED)]).median is None
-    assert [value for value, _ in bars([record(1, 0.5)]).marks] == [0.0, 0.5, 1.0]
-    assert bars([]).bars == []
-
-
 @pytest.mark.parametrize("name", ["a/b", "ä ö", "a?b#c", "%2F", "..x", "", HOSTILE])
 async def test_a_pipeline_with_any_name_has_a_page(
     make_client: Any, journal: Any, name: str
@@ -143,15 +137,6 @@ async def test_a_pipeline_with_any_name_has_a_page(
     assert "<script>alert" not in page
     assert "/runs/r%201#step=a%2Bb%20c%23%26" in page
     assert ("Runs without a pipeline name" in page) == (not name)
-
-
-async def test_a_name_that_no_path_can_have_leads_nowhere(make_client: Any, journal: Any) -> None:
-    await named("\ud800").with_options(run_id="r", journal=journal).run()
-    client = make_client(app(journal))
-
-    (link,) = set(re.findall(r'href="(/pipelines/[^"]*)"', await page_of(client, "/")))
-
-    assert (await client.get(link)).status_code == 404
 
 
 async def test_the_api_returns_the_statistics(make_client: Any, any_journal: Any) -> None:

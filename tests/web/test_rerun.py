@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from web.runs import Gate, failing, passing, slow
+from web.runs import passing
 
 from asyncflow import Orchestrator, Pipeline, WorkflowStep, after, run_pipeline
 from asyncflow.web import app
@@ -188,33 +188,6 @@ async def test_an_unknown_pipeline_is_refused(make_client: Any, journal: Any) ->
     assert missing.status_code == 404
 
 
-async def test_steps_that_the_run_left_out_are_refused(make_client: Any, journal: Any) -> None:
-    await failing("etl").with_options(run_id="r", journal=journal).run()
-    client = make_client(app(journal, pipelines={"etl": passing()}))
-
-    answer = await client.post("/api/runs/r/rerun")
-
-    assert "select the steps: asyncflow rerun RUN MODULE:PIPELINE" in answer.json()["detail"]
-
-
-async def test_a_server_that_stops_interrupts_what_it_runs_again(
-    make_client: Any, journal: Any
-) -> None:
-    gate = Gate()
-    gate.is_open.set()
-    await slow(gate).with_options(run_id="r", journal=journal).run()
-    gate.is_open.clear()
-    gate.has_started.clear()
-    pages: Any = app(journal, pipelines={"slow": slow(gate)})
-    async with pages.router.lifespan_context(pages):
-        answer = await make_client(pages).post("/api/runs/r/rerun", json={"all": True})
-        await gate.has_started.wait()
-    closed = await make_client(pages).post("/api/runs/r/rerun")
-
-    assert (await journal.record(answer.json()["run_id"])).status == "INTERRUPTED"
-    assert "this server is stopping; rerun it once it runs again" in closed.json()["detail"]
-
-
 async def test_the_page_of_a_rerun_links_to_the_run_that_it_comes_from(
     make_client: Any, journal: Any, work: Work
 ) -> None:
@@ -251,22 +224,6 @@ async def test_the_pages_of_a_run_and_of_one_that_its_step_starts_link_to_each_o
     assert (
         '<dt>Started by</dt><dd><a class="mono" href="/runs/r#step=a%20step">r</a>, a step</dd>'
     ) in child
-
-
-async def test_a_run_whose_id_ends_in_rerun_is_not_taken_for_another_one(
-    make_client: Any, journal: Any
-) -> None:
-    await passing().with_options(run_id="r", journal=journal).run()
-    await passing().with_options(run_id="r/rerun", journal=journal).run()
-    client = make_client(app(journal, pipelines={"etl": passing()}))
-
-    assert (await client.post("/api/runs/r%2Frerun")).status_code == 405
-    assert (await client.get("/api/runs/r%2Frerun")).json()["run_id"] == "r/rerun"
-    assert len(await journal.runs()) == 2
-    await asyncio.sleep(0.001)  # in virtual time, the new run would start at the same moment
-    assert (await client.post("/api/runs/r%2Frerun/rerun")).status_code == 201
-    (new, *_) = await journal.runs()
-    assert new.rerun_of == "r/rerun"
 
 
 async def test_a_parent_without_a_journal_is_named_without_a_link(

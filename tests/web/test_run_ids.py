@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from starlette.routing import Route
 from web.runs import Gate, passing, slow
 
 from asyncflow import RunNotFoundError
@@ -72,16 +71,6 @@ async def test_the_journal_receives_the_exact_run_id(make_client: Any, run_id: s
     assert journal.requested == [run_id] * 5
 
 
-@pytest.mark.parametrize("name", [".", ".."])
-async def test_a_dot_segment_names_no_run(make_client: Any, journal: Any, name: str) -> None:
-    await passing().with_options(run_id="nightly", journal=journal).run()
-    client = make_client(app(journal), headers=AS_SCRIPT)
-
-    for act in ("cancel", "resume"):
-        # A client normalizes the path to "/cancel" or "/".
-        assert (await client.post(f"/{act}/{name}")).status_code in (404, 405)
-
-
 async def test_an_id_that_ends_like_a_route_is_distinguished_from_it(
     make_client: Any, journal: Any
 ) -> None:
@@ -92,9 +81,3 @@ async def test_an_id_that_ends_like_a_route_is_distinguished_from_it(
     assert (await client.get("/api/runs/r%2Fnotes")).json()["pipeline"] == "two"
     for path in ("r%2Fnotes/notes", "r/notes"):
         assert (await client.get(f"/api/runs/{path}")).json() == {"notes": [], "last": 0}
-
-
-def test_a_url_built_from_an_id_contains_the_whole_id() -> None:
-    route = Route("/runs/{run_id:asyncflow_run}", app, name="run")
-
-    assert str(route.url_path_for("run", run_id="a/b\n")) == "/runs/a/b\n"

@@ -239,30 +239,6 @@ async def test_an_internal_error_is_not_exposed(make_client: Any) -> None:
     assert "secret" not in answer.text
 
 
-async def test_invalid_unicode_is_shown_on_all_pages(make_client: Any, any_journal: Any) -> None:
-    odd = "odd \ud800 \x00"
-
-    async def give() -> dict[str, str]:
-        return {"text": "\x00", odd[:3]: "x"}
-
-    async def fail() -> None:
-        raise ValueError(odd)
-
-    steps = [WorkflowStep(f"give {odd}", give), WorkflowStep("fail", fail)]
-    await (
-        Orchestrator(steps, name=f"name {odd}").with_options(run_id="r", journal=any_journal).run()
-    )
-    client = make_client(app(any_journal))
-
-    for url in ("/", "/runs/r", "/events/r", "/api/runs", "/api/runs/r"):
-        answer = await client.get(url)
-        assert answer.status_code == 200, url
-        assert "odd" in answer.text
-    assert (await client.post("/resume/r")).status_code == 409
-    for query in ("/?pipeline=%ED%A0%80", "/?text=%ED%A0%80", "/runs/%ED%A0%80"):
-        assert (await client.get(query)).status_code in (200, 400, 404)
-
-
 async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
     make_client: Any, journal: Any
 ) -> None:

@@ -159,28 +159,6 @@ async def test_a_resumed_run_is_cancelled_with_the_server(journal: Any) -> None:
     assert (await journal.record("r")).status == "INTERRUPTED"
 
 
-async def test_a_step_that_raises_system_exit_does_not_end_the_server(journal: Any) -> None:
-    from asyncflow import Orchestrator, WorkflowStep
-
-    calls = []
-
-    async def raise_system_exit() -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise ValueError("first")
-        raise SystemExit(3)
-
-    pipeline = Orchestrator([WorkflowStep("exits", raise_system_exit)], name="p")
-    await pipeline.with_options(run_id="r", journal=journal).run()
-
-    async with served(journal, pipelines={"p": pipeline}) as (client, task):
-        await client.post("/resume/r")
-        while len(calls) < 2:
-            await asyncio.sleep(0.01)
-        assert (await client.get("/runs/r")).status_code == 200
-        assert not task.done()
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "runs.example", ""])
 async def test_an_address_beyond_this_machine_requires_a_token(journal: Any, host: str) -> None:
     with pytest.raises(ValueError, match="needs a token of at least 16 characters"):

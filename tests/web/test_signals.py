@@ -85,17 +85,6 @@ async def test_a_refused_value_is_answered_in_the_words_of_the_journal(
     assert (await post(client, True)).status_code == 200  # a second click
 
 
-async def test_a_passed_run_takes_no_other_value(make_client: Any, journal: Any) -> None:
-    await suspended(journal)
-    await journal.signal("r", "approved", True)
-    await waiting().with_options(journal=journal, run_id="r").run()
-    client = make_client(app(journal))
-
-    assert (await post(client, True)).status_code == 200
-    assert (await post(client, False)).status_code == 409
-    assert (await post(client, True, run_id="unknown")).status_code == 404
-
-
 @pytest.mark.parametrize("body", ["", "no JSON", "[]", '{"name": "approved"}', "[" * 100_000])
 async def test_a_request_that_names_no_value_is_invalid(
     make_client: Any, journal: Any, body: str
@@ -150,15 +139,6 @@ async def test_a_run_that_waits_on_is_not_said_to_be_resumed(
 
     assert answer.json() == {"done": "waiting"}
     assert await journal.events("r") == events
-
-
-async def test_a_run_that_waits_is_cancelled_at_once(make_client: Any, journal: Any) -> None:
-    await suspended(journal)
-
-    answer = await make_client(app(journal)).post("/cancel/r")
-
-    assert answer.headers["location"] == "/runs/r?done=cancelled"
-    assert (await journal.record("r")).status == "INTERRUPTED"
 
 
 async def test_each_page_says_what_a_run_waits_for(make_client: Any, journal: Any) -> None:
