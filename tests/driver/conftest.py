@@ -87,27 +87,21 @@ it is about. In real time, how long a test takes depends on the load of the mach
 
 
 @pytest.fixture(autouse=True)
-async def passes_in_time(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Fail a test that takes long in virtual time, unless it is marked ``long_time``."""
+async def ends_in_time_and_leaves_nothing(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Check that no task outlives the test and the loop reported no error.
+
+    A test that takes long in virtual time fails too, unless it is marked ``long_time``. One fixture
+    checks both, since each costs as much as a short test.
+    """
     loop = asyncio.get_running_loop()
-    started_s = loop.time()
+    errors: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    before, started_s = asyncio.all_tasks(), loop.time()
 
     yield
 
     if isinstance(loop, VirtualTimeLoop) and not request.node.get_closest_marker("long_time"):
         took_s = loop.time() - started_s
         assert took_s <= _UNANNOUNCED_S, f"mark the test as long_time, or let it end: {took_s:g} s"
-
-
-@pytest.fixture(autouse=True)
-async def nothing_leaks() -> AsyncIterator[None]:
-    """Check that no task outlives the test and the loop reported no error."""
-    loop = asyncio.get_running_loop()
-    errors: list[dict[str, object]] = []
-    loop.set_exception_handler(lambda _, context: errors.append(context))
-    before = asyncio.all_tasks()
-
-    yield
-
     assert {task for task in asyncio.all_tasks() if task not in before} <= {asyncio.current_task()}
     assert errors == []
