@@ -111,7 +111,9 @@ class TestSummary:
         page = Page(markdown)
         assert ", <code>" not in markdown  # it has no label
         assert markdown.startswith("\n### <code>r</code> FAILED\n\nFAILED in 100 ms&#58; 1 succ")
-        assert "1 succeeded, 1 failed, 2 skipped, 1 retried. Run <code>r</code>.\n" in markdown
+        assert (
+            "1 succeeded, 1 failed, 2 skipped, 1 retried (fetch). Run <code>r</code>.\n" in markdown
+        )
         assert page.cells[:5] == ["train", "FAILED", "1", "0 ms", "ValueError: no such row"]
         assert len(page.traces) == 1
         assert "raise error\nValueError: no such row" in page.traces[0]
