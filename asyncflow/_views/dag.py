@@ -5,8 +5,8 @@ Rules:
 1. The layers are the tiers, from left to right (K. Sugiyama, S. Tagawa and M. Toda, "Methods for
    visual understanding of hierarchical system structures", 1981). An edge over several layers has
    a bend in each one that it passes.
-2. Barycenters of neighbours order each layer, and neighbours swap places if fewer edges cross then.
-3. Each box lies as near to its neighbours as its layer lets it, and so that edges are straight.
+2. Barycenters of neighbours order each layer.
+3. The boxes of a layer lie below each other, and all layers about the same middle.
 4. A step that runs after nearly all others, as a clean-up step does, has a badge in place of its
    edges, which would cross everything. They are drawn straight, for a reader who asks for them.
 5. It needs nothing but the standard library, and the same pipeline gives the same drawing.
@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from html import escape
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.text import escape_controls
@@ -30,9 +30,7 @@ _Edge: TypeAlias = tuple[int, int]
 _Layers: TypeAlias = list[list[int]]
 _Neighbours: TypeAlias = Mapping[int, Sequence[int]]
 
-_SWEEPS, _PLACINGS = 8, 10
-_MOST_SWAPPED = 2_000
-"""With more links, neighbours don't swap, because a page must not take seconds."""
+_SWEEPS = 8
 _MOST_BENDS = 8_000
 """With more, edges go straight from step to step."""
 _FEWEST_BUNDLED, _SHARE_BUNDLED = 6, 0.8
@@ -93,7 +91,7 @@ def _layout(count: int, edges: tuple[_Edge, ...]) -> Layout:
             if layer[other] - layer[one] == 1:
                 before[other].append(one)
                 after[one].append(other)
-    down = _lowered(_ordered(layers, before, after), before, after, count)
+    down = _stacked(_ordered(layers, before, after), count)
     top = min(down.values(), default=0.0) - 0.5
     places = [Place(at, round(down[number] - top, 3)) for number, at in enumerate(layer)]
     return Layout(
@@ -152,29 +150,10 @@ def _ordered(layers: _Layers, before: _Neighbours, after: _Neighbours) -> _Layer
                 }
                 layer.sort(key=centre.__getitem__)
                 at.update((number, place) for place, number in enumerate(layer))
-            _swap(current, before, after, at)
             crossings = _crossings(current, after)
             if crossings < fewest:
                 best, fewest = [list(layer) for layer in current], crossings
     return best
-
-
-def _swap(layers: _Layers, before: _Neighbours, after: _Neighbours, at: dict[int, int]) -> None:
-    """Swap those that lie beside each other as long as fewer edges cross then."""
-    if sum(map(len, after.values())) > _MOST_SWAPPED:
-        return
-    for layer in layers:
-        for place in chain.from_iterable([range(len(layer) - 1)] * 4):
-            one, other = layer[place : place + 2]
-            fewer = sum(
-                (at[each] > at[beside]) - (at[each] < at[beside])
-                for neighbours in (before, after)
-                for each in neighbours.get(one, ())
-                for beside in neighbours.get(other, ())
-            )
-            if fewer > 0:
-                layer[place : place + 2] = other, one
-                at[one], at[other] = place + 1, place
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:
@@ -194,51 +173,20 @@ def _crossings(layers: _Layers, after: _Neighbours) -> int:
     return crossings
 
 
-def _lowered(
-    layers: _Layers, before: _Neighbours, after: _Neighbours, count: int
-) -> dict[int, float]:
-    """Return how far down each step and bend lies: in line with the median of its neighbours.
+def _stacked(layers: _Layers, count: int) -> dict[int, float]:
+    """Return how far down each step and bend lies: below each other, each layer about the middle.
 
-    They are those on the side with more of them, so that a step stands in the middle of a fan. The
-    first sweeps look back only, or ahead only, so that the layers spread.
+    The steps have the numbers below ``count``.
     """
-    down = {number: 0.0 for layer in layers for number in layer}
-
-    def wanted(number: int, sides: Sequence[_Neighbours]) -> float:
-        near: Sequence[int] = max([each.get(number, ()) for each in sides], key=len)
-        if not near:
-            return down[number]
-        return _median(sorted([down[each] for each in near]))
-
-    for sweep in range(_PLACINGS):
-        forward = sweep % 2 == 0
-        sides = (before, after) if sweep >= 4 else (before if forward else after,)
-        for layer in layers if forward else layers[::-1]:
-            places = [wanted(number, sides) for number in layer]
-            down.update(zip(layer, _apart(places, layer, count), strict=True))
+    down: dict[int, float] = {}
+    for layer in layers:
+        heights = [1.0 if number < count else _BEND_HEIGHT for number in layer]
+        below = accumulate(heights, initial=-sum(heights) / 2)
+        down |= {
+            number: top + height / 2
+            for number, top, height in zip(layer, below, heights, strict=False)
+        }
     return down
-
-
-def _apart(wanted: list[float], layer: list[int], count: int) -> list[float]:
-    """Return the places nearest to the wanted ones in which nothing overlaps, in this order.
-
-    With the gaps taken off, these are the nearest sequence that does not fall, as in isotonic
-    regression: neighbours that would fall are pooled at their median.
-    """
-    heights = [1.0 if number < count else _BEND_HEIGHT for number in layer]
-    offsets = [0.0, *accumulate((one + other) / 2 for one, other in pairwise(heights))]
-    pools: list[list[float]] = []
-    for each, offset in zip(wanted, offsets, strict=True):
-        pool = [each - offset]
-        while pools and _median(pools[-1]) > _median(pool):
-            pool = sorted(pools.pop() + pool)
-        pools.append(pool)
-    flat = [middle for pool in pools for middle in [_median(pool)] * len(pool)]
-    return [middle + offset for middle, offset in zip(flat, offsets, strict=True)]
-
-
-def _median(ordered: list[float]) -> float:
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 BOX_WIDTH, GAP_ACROSS, GAP_DOWN, MARGIN = 226, 60, 16, 12

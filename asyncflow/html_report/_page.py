@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
@@ -107,8 +107,23 @@ def page(
 
 
 def page_policy(*, is_live: bool) -> str:
-    """Return the Content-Security-Policy of a page, which a server sends as a header too."""
-    return security_policy([asset("page.css")], [asset("page.js")], is_live=is_live)
+    """Return the Content-Security-Policy of a page, which a server sends as a header too.
+
+    It allows the page's style and script, and nothing else. A page that ``is_live`` may also load
+    scripts and pictures from its own origin, and connect to that.
+    """
+    own = ["'self'"] if is_live else []
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"style-src {_source(asset('page.css'))}",
+            " ".join(["script-src", *own, _source(asset("page.js"))]),
+            " ".join(["img-src", *own, "data:"]),
+            *(["connect-src 'self'"] if is_live else []),
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
 
 
 def sections(
@@ -139,27 +154,6 @@ def details(view: RunView, step: str, context: PageContext = NO_CONTEXT, *, now_
 def _can_resume(model: PageModel) -> bool:
     has_stopped = model.view.status in (RunStatus.FAILED, RunStatus.INTERRUPTED)
     return model.context.is_orphaned or has_stopped
-
-
-def security_policy(styles: Sequence[str], scripts: Sequence[str], *, is_live: bool = False) -> str:
-    """Return the Content-Security-Policy that allows these texts, and nothing else.
-
-    ``styles`` and ``scripts`` are the texts of a page's ``style`` and ``script`` elements. A page
-    that ``is_live`` may also load scripts and pictures from its own origin, and connect to that.
-    Any other has its pictures in it.
-    """
-    own = ["'self'"] if is_live else []
-    return "; ".join(
-        [
-            "default-src 'none'",
-            " ".join(["style-src", *map(_source, styles)]),
-            " ".join(["script-src", *own, *map(_source, scripts)]),
-            " ".join(["img-src", *own, "data:"]),
-            *(["connect-src 'self'"] if is_live else []),
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
 
 
 @cache

@@ -19,9 +19,6 @@ _MOST_LAYER_POINTS = 200
 _LEAST_WIDTH, _LEAST_HEIGHT = 1 / 250, 1 / 4
 """How much of the timeline, and of a bar's height, the failed attempt of an item takes at least."""
 _ICON_WIDTH, _ABANDONED_WIDTH = 1.8, 5.0
-_NARROWER = 5
-"""By how much a timeline is narrower on the screen of a phone."""
-_LABEL_WIDTH = 12.0
 _GAP, _MOST_GAPS = 1.6, 25.0
 """A break, and all breaks together; in percent of a timeline of 900 pixels, like the widths."""
 
@@ -34,8 +31,6 @@ class Break(NamedTuple):
     segment: int
     """The segment that begins after it."""
     pause_ms: float
-    is_crowded: bool
-    """Whether another label is so near that this one's is shown only when zoomed in."""
 
 
 class Bar(NamedTuple):
@@ -69,8 +64,6 @@ class Icon(NamedTuple):
     is_crowded: bool
     """Whether the next icon, or the end of the row, is so near that this one is shown only when
     zoomed in."""
-    is_near: bool
-    """The same on a narrow screen."""
 
 
 class OutcomeLayer(NamedTuple):
@@ -161,15 +154,15 @@ class Timeline(NamedTuple):
 
     def breaks(self, pauses_ms: Sequence[float]) -> list[Break]:
         """Return the breaks between the segments, given the pauses between them."""
-        found: list[Break] = []
-        labelled = -math.inf
-        for segment, pause_ms in enumerate(pauses_ms, 2):
-            left = round(self.at(self.begins[segment - 1], segment) - self.gap, self.decimals)
-            label = min(max(left, _LABEL_WIDTH / 2), 100 - _LABEL_WIDTH / 2)
-            is_crowded = label - labelled < _LABEL_WIDTH
-            found.append(Break(left, self.gap, segment, pause_ms, is_crowded))
-            labelled = labelled if is_crowded else label
-        return found
+        return [
+            Break(
+                round(self.at(self.begins[segment - 1], segment) - self.gap, self.decimals),
+                self.gap,
+                segment,
+                pause_ms,
+            )
+            for segment, pause_ms in enumerate(pauses_ms, 2)
+        ]
 
 
 def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...]:
@@ -230,10 +223,9 @@ def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:
         if kinds:
             left = bar.left + bar.width
             width = _ABANDONED_WIDTH if bar.abandoned else _ICON_WIDTH
-            is_crowded, is_near = next_left - left < width, next_left - left < width * _NARROWER
+            is_crowded = next_left - left < width
             icons += [
-                Icon(kind, left, bar.attempt, bar.segment, is_crowded, is_near)
-                for kind in reversed(kinds)
+                Icon(kind, left, bar.attempt, bar.segment, is_crowded) for kind in reversed(kinds)
             ]
             next_left = next_left if is_crowded else left
         elif next_left == math.inf:  # an icon beyond the end of the row would seem to be its own

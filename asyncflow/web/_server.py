@@ -16,9 +16,6 @@ _STREAMS_END_S = 1
 _ALL_ENDS_S = 3
 """How long anything may take; then the server logs an error."""
 
-_ANOTHER_HOST = "name another host, such as 127.0.0.1"
-_ANOTHER_PORT = "name another port, or 0 for any that is free"
-
 
 class _Server(uvicorn.Server):
     """A server that leaves signals to its caller."""
@@ -89,8 +86,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, ValueError) as error:  # of a name that can't be encoded
         number = getattr(error, "errno", None) or errno.EINVAL
         why = getattr(error, "strerror", None) or error
-        is_host = number == errno.EADDRNOTAVAIL or isinstance(error, ValueError | socket.gaierror)
-        hint = _ANOTHER_HOST if is_host else _ANOTHER_PORT
+        hint = "name another port, 0 for any that is free, or another host"
         raise OSError(number, f"can't listen at {host}, port {port}: {why}; {hint}") from error
 
 

@@ -296,12 +296,7 @@ async def test_a_live_page_of_a_run_that_resumes_gets_the_gap_and_keeps_its_zoom
 async def test_many_segments_stay_readable(opened: Open, width: int) -> None:
     page = await opened(to_html(crashed_often(60)), viewport={"width": width, "height": 900})
 
-    texts = page.locator(".pauses svg text").filter(visible=True)
-    labels = [await each.bounding_box() for each in await texts.all()]
-
-    assert len(labels) == (1 if width < 700 else 7)
-    for one, other in pairwise(labels):
-        assert one["x"] + one["width"] <= other["x"]
+    assert await page.locator(".pauses svg text").filter(visible=True).count() == 0
     bars = await page.locator('.line.step[data-i="1"] .bar rect').all()
     assert len(bars) >= 61
     assert await page.evaluate("document.documentElement.scrollWidth") <= width

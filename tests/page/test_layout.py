@@ -5,10 +5,8 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 
 from hypothesis import given
-from hypothesis import strategies as st
 from strategies import Edges, graphs
 
-from asyncflow._views import dag
 from asyncflow._views.dag import Layout, layout
 
 
@@ -86,20 +84,6 @@ def test_a_layout_drops_its_bends_when_they_are_too_many() -> None:
 
     assert not any(bends for _, _, bends in drawn.edges)
     assert len(drawn.places) == len(dependencies)
-
-
-@given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))
-def test_places_are_as_close_to_the_wanted_ones_as_the_gaps_allow(wanted: list[float]) -> None:
-    layer = list(range(len(wanted)))
-
-    drawn = dag._apart(wanted, layer, len(layer))
-
-    assert all(other - one >= 1 - 1e-9 for one, other in pairwise(drawn))
-    # Moving all of them together brings them no closer.
-    distance = sum(abs(place - each) for place, each in zip(drawn, wanted, strict=True))
-    for offset in (-1.0, -0.1, 0.1, 1.0):
-        moved = sum(abs(place + offset - each) for place, each in zip(drawn, wanted, strict=True))
-        assert moved >= distance - 1e-6
 
 
 def test_a_level_planar_graph_has_no_crossing_edges() -> None:

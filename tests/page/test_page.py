@@ -44,7 +44,7 @@ from asyncflow.events import (
 )
 from asyncflow.html_report import to_html
 from asyncflow.html_report._event_log import event_log
-from asyncflow.html_report._page import Live, details, page, sections, security_policy
+from asyncflow.html_report._page import Live, details, page, page_policy, sections
 from asyncflow.html_report._page_model import PageContext
 from asyncflow.testing import run_in_virtual_time
 
@@ -173,7 +173,7 @@ def test_the_security_policy_allows_only_the_style_and_script_of_the_page(
 
 
 def test_a_live_page_may_connect_only_to_its_origin() -> None:
-    policy = security_policy(["a"], ["b"], is_live=True)
+    policy = page_policy(is_live=True)
 
     assert "connect-src 'self'" in policy
     assert "img-src 'self' data:;" in policy
@@ -428,11 +428,8 @@ def test_a_step_with_many_segments_stays_readable() -> None:
     assert "Before the run was resumed: 60 attempts in 60 segments" in text
     assert "10 of them are not listed here" in text
     assert not any("open" in each for each in parsed_section("details", events).tags("details"))
-    labels = [
-        each for each in parsed_section("gantt", events).tags("text") if each.get("y") == "14"
-    ]
-    assert len(labels) == 60
-    assert sum("class" not in each for each in labels) <= 9
+    classes = [each.get("class") for each in parsed_section("gantt", events).tags("div")]
+    assert "line pauses many" in classes  # their labels show only when zoomed in
 
 
 def test_items_of_earlier_segments_keep_their_errors() -> None:
