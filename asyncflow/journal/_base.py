@@ -12,7 +12,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -48,6 +48,7 @@ from asyncflow.journal._queries import (
 )
 from asyncflow.journal._reader import JournalReader
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
+from asyncflow.journal._signals import SentSignal
 from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
 from asyncflow.journal._worker import (
@@ -126,8 +127,9 @@ class SQLJournal:
         )
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
-        self._on_due: list[Callable[[], object]] = []
-        """Called when a signal was sent by way of this journal, which may have made a run due."""
+        self._on_signal: list[Callable[[str], object]] = []
+        """Called with the run to which a signal was sent by way of this journal, which may be due
+        now. Any thread may do that."""
 
     # --- queries --------------------------------------------------------------------------------
 
@@ -472,16 +474,17 @@ class SQLJournal:
         payload = self.encode(f"signal {name!r}", value, hint)
         if not await self._read(self._reader.check_signal, run_id, name, payload):
             return
-        await self._write(self._worker.signal, run_id, name, payload)
-        for call in list(self._on_due):
-            call()
+        await self._write(self._worker.signals.ask(SentSignal(run_id, name, payload)))
+        for call in list(self._on_signal):
+            call(run_id)
 
     async def due(
         self, *, pipelines: Iterable[str] | None = None, limit: int | None = 1_000
     ) -> list[RunRecord]:
         """Return the waiting runs that are to be continued, the one that was due first first.
 
-        A signal has reached them, their deadline has expired, or they were cancelled.
+        A signal has reached them, their deadline has expired, or they were cancelled. A run that a
+        process has claimed since then is no longer among them.
 
         Args:
             pipelines: Only those of the pipelines with these names; ``None`` for all.
@@ -496,11 +499,15 @@ class SQLJournal:
         return await self._due(names, limit)
 
     async def _due(
-        self, pipelines: Iterable[str] | None, limit: int, skipped: Collection[str] = ()
+        self,
+        pipelines: Iterable[str] | None,
+        limit: int,
+        skipped: Collection[str] = (),
+        among: Sequence[str] | None = None,
     ) -> list[RunRecord]:
-        """Do the same; a service skips runs that it has, or can't continue."""
+        """Do the same; a service skips runs that it has, or can't continue, or looks at some."""
         now = virtual_now(asyncio.get_running_loop())
-        return await self._read(self._reader.due, now, pipelines, limit, skipped)
+        return await self._read(self._reader.due, now, pipelines, limit, skipped, among)
 
     async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
@@ -605,10 +612,11 @@ class SQLJournal:
     async def _open(
         self, run_id: str, within: str | None, read: Callable[[StoredRun], T]
     ) -> tuple[SQLSession, T]:
-        loop, claim = asyncio.get_running_loop(), PendingClaim(self._worker)
+        loop = asyncio.get_running_loop()
+        claim = PendingClaim(self._worker, run_id, loop, within)
         try:
             # Only when the claim is committed, the events can't change any more.
-            lease = await self._write(claim.claim, run_id, loop, within)
+            lease = await self._write(self._worker.claims.ask(claim))
             # A new run has no events, and does not wait for other reads.
             answer = await (self._read if lease.committed else self._write)(
                 self._read_history, lease, read

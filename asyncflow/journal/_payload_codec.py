@@ -84,6 +84,7 @@ class Codec:
             _cloudpickle()  # if it is missing, fail before an action has run
         self._max_bytes = max_bytes
         self._cached_decoder = lru_cache(_DECODERS)(_new_decoder)
+        self._cached_schema = lru_cache(_DECODERS)(_schema_of)
 
     def __reduce__(self) -> tuple[type[Codec], tuple[str, int]]:
         return Codec, (self._name, self._max_bytes)  # for the process of a step
@@ -120,9 +121,9 @@ class Codec:
     def schema(self, hint: Any) -> dict[str, Any]:
         """Return the JSON schema of a type; empty if there is none."""
         try:
-            return msgspec.json.schema(hint, schema_hook=schema_of_model)
-        except Exception:  # it asks types of users for theirs
-            return {}
+            return self._cached_schema(hint)
+        except TypeError:  # the hint can't be hashed
+            return _schema_of(hint)
 
     def _from_json(self, codec: str, data: bytes, hint: Any) -> Any:
         if codec.endswith(_GIVEN):
@@ -223,6 +224,13 @@ class Codec:
             return self._cached_decoder(hint)
         except TypeError:  # the hint can't be hashed
             return _new_decoder(hint)
+
+
+def _schema_of(hint: Any) -> dict[str, Any]:
+    try:
+        return msgspec.json.schema(hint, schema_hook=schema_of_model)
+    except Exception:  # it asks types of users for theirs
+        return {}
 
 
 class _IsFullError(Exception):

@@ -127,18 +127,18 @@ class PostgresStore(Store):
 
     database: Postgres
 
-    def claim(self, run_id: str, claim: Claim) -> int:
+    def claim(self, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
         attempts = count(1)
 
-        def attempt() -> int:
-            is_first = next(attempts) == 1
-            try:
-                return Store.claim(self, run_id, claim)
-            except RunAlreadyActiveError:
-                token = None if is_first else self._token(run_id, claim.process)
-                if token is None:
-                    raise
-                return token
+        def attempt() -> list[int | Exception]:
+            is_first, found = next(attempts) == 1, Store.claim(self, wanted)
+            if is_first:
+                return found
+            return [
+                (isinstance(token, RunAlreadyActiveError) and self._token(run_id, claim.process))
+                or token
+                for (run_id, claim), token in zip(wanted, found, strict=True)
+            ]
 
         return self.retry(attempt)
 

@@ -364,11 +364,17 @@ class JournalReader:
         pipelines: Iterable[str] | None,
         limit: int,
         skipped: Collection[str],
+        among: Sequence[str] | None,
     ) -> list[RunRecord]:
-        """Return the waiting runs to continue, of these pipelines if there are any names."""
+        """Return the waiting runs to continue that no process has claimed; see `Signals.due`."""
         names = None if pipelines is None else [*map(column_of, pipelines)]
-        rows = map(self.store.lists.run, self.store.signals.due(now, names, limit, skipped))
-        return [_record_of(row) for row in rows if row is not None and row.status == "waiting"]
+        due = self.store.signals.due(now, names, limit, skipped, among)
+        rows = self.store.lists.some(due)
+        return [
+            _record_of(row)
+            for row in map(rows.get, due)
+            if row and row.status == "waiting" and _is_orphaned(row.owner, row.process)
+        ]
 
     def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:
         """Return whether a value is news to a run, whose step may have taken it already.
@@ -376,7 +382,11 @@ class JournalReader:
         Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
         or if its step has another value, or was skipped by its condition.
         """
-        rows = self.store.lists.step_events([run_id]).get(run_id, ())
+        lists = self.store.lists
+        # While it waits for this, nothing but the types is of interest.
+        is_waited_for = name in self.store.signals.waited_for(run_id)
+        read = lists.latest_starts if is_waited_for else lists.step_events
+        rows = read([run_id]).get(run_id, ())
         if not rows:
             raise self.unknown(run_id)
         run = StoredRun(without_items=True)
@@ -395,8 +405,11 @@ class JournalReader:
             if problem:
                 shown = safe_text(str, payload.data.decode())
                 raise ValueError(f"signal {name!r} {problem}, not {shown}")
-        step, received = run.settled().get((name, None)), self.store.signals.read(run_id)
-        if step is None or received.get(name) is not None:
+        step = run.settled().get((name, None))
+        if step is None:
+            return True
+        received = self.store.signals.read(run_id)
+        if received.get(name) is not None:
             return True  # the row of the value that was sent tells whether this is the same
         if step.status is StepStatus.SKIPPED and step.by_condition:
             raise ValueError(

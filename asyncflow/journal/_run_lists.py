@@ -90,6 +90,10 @@ _STARTS = (
     f"{_OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
     f"OR {{bytes}}(e.payload) <= {_LONGEST_START})"
 )
+_LATEST_START = (
+    f"{_OF_STEPS} AND e.position = (SELECT MAX(f.position) FROM events f {{of_steps}} WHERE "
+    "f.run_id = e.run_id AND f.item IS NULL AND f.kind IN ('RunStarted', 'RunResumed'))"
+)
 _FIRST_FAILURE = (
     "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = ("
     "SELECT MIN(f.position) FROM events f {of_steps} WHERE f.run_id = r.run_id "
@@ -155,6 +159,13 @@ class RunLists:
         rows = self._runs({"r.run_id = ?": [run_id]}, None)
         return rows[0] if rows else None
 
+    def some(self, run_ids: Sequence[str]) -> dict[Any, RunRow]:
+        """Return the rows of runs, by run id."""
+        found: list[RunRow] = []
+        for chunk in chunks(padded(run_ids)):
+            found += self._runs({f"r.run_id IN ({marks(len(chunk))})": chunk}, None)
+        return {row.run_id: row for row in found}
+
     def runs(self, where: RunFilter) -> list[RunRow]:
         """Return the runs that a filter selects; as SQL can't tell, orphaned ones are running."""
         return self._runs(self._conditions(where), where.limit)
@@ -191,6 +202,10 @@ class RunLists:
         A long output is left out.
         """
         return self._brief([(_OF_STEPS, run_ids)])
+
+    def latest_starts(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
+        """Return the row of the event with which each run began its latest segment."""
+        return self._brief([(_LATEST_START, run_ids)])
 
     def item_counts(self, run_ids: Sequence[str]) -> dict[Any, dict[Any, tuple[Any, Any]]]:
         """Return how many items failed and how many were retried, by run and by step.

@@ -33,7 +33,7 @@ from asyncflow.events import (
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
-from asyncflow.journal._signals import forget
+from asyncflow.journal._signals import SentSignal, forget
 from asyncflow.journal._sql import Statement, virtual_now
 from asyncflow.journal._store import Change, CommitBatch
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
@@ -242,7 +242,8 @@ class CommitQueue:
 
     async def send(self, run_id: str, name: str, payload: Payload | None) -> None:
         """Store a signal, or that its deadline has expired."""
-        await self.loop.run_in_executor(self._thread, self._worker.signal, run_id, name, payload)
+        job = self._worker.signals.ask(SentSignal(run_id, name, payload))
+        await self.loop.run_in_executor(self._thread, job)
 
     async def receive(self, lease: Lease) -> dict[str, Payload | None]:
         """Return what was sent to a run."""

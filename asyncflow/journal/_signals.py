@@ -16,12 +16,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._sql import NOW, OWNER, Database, Statement, marks
+from asyncflow.journal._sql import NOW, OWNER, Database, Statement, marks, padded
+
+
+class SentSignal(NamedTuple):
+    """What is sent to a run; without a payload, that the deadline of a step has expired."""
+
+    run_id: str
+    name: str
+    payload: Payload | None
+
 
 SENT, EXPIRED = "sent", "expired"
 """The kinds of rows."""
@@ -43,6 +52,7 @@ _REPLACE = (
 _WAKE = f"UPDATE runs SET due_at = {_DUE_NOW} WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
 _TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
+_IS_TOLD = "SELECT 1 FROM leases WHERE run_id = ? AND token = ? AND signal_token IS NOT NULL"
 _ALL = "SELECT name, kind, codec, data FROM signals WHERE run_id = ?"
 _SIGNALLED = (
     "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
@@ -98,41 +108,56 @@ class Signals:
         self._database = database
         self._retry = retry
 
-    def send(self, run_id: str, name: str, payload: Payload | None, sender: str) -> None:
-        """Store a signal, or with ``None`` that its deadline has expired, and wake the run.
+    def send(self, sent: Sequence[SentSignal], sender: str) -> list[Exception | None]:
+        """Store signals and wake their runs; return for each why it does not count, if so.
 
-        An expiry that comes second changes nothing. Raise `ValueError` if a value comes second and
-        differs, or if the run has passed, and `RunNotFoundError` if the run has been deleted.
+        That is a `ValueError` if a value comes second and differs, or if the run has passed, and a
+        `RunNotFoundError` if the run has been deleted. An expiry that comes second changes nothing.
         """
-        self._retry(lambda: self._send(run_id, name, payload, sender))
+        problems: list[Exception | None] = self._retry(lambda: self._send_all(sent, sender))
+        return problems
 
-    def _send(self, run_id: str, name: str, payload: Payload | None, sender: str) -> None:
-        column = column_of(name)
+    def _send_all(self, sent: Sequence[SentSignal], sender: str) -> list[Exception | None]:
+        problems: list[Exception | None] = [None] * len(sent)
         with self._database.transaction() as cursor:
-            (owner,) = self._row(cursor, _LEASE, run_id) or (None,)
-            run = self._row(cursor, _RUN, run_id)
-            # With an owner, it is about to write its first event. Without, the row of a signal
-            # would answer the next run of this id.
-            if run is None and owner is None:
-                raise RunNotFoundError(run_id, self._database.name)
-            status, waits = run or (None, None)
-            found = self._row(cursor, _FIND, run_id, column)
-            if found is not None:
-                kind, *sent = found
-                if payload is None or (kind == SENT and is_same(Payload(*sent), payload)):
-                    return
-                # A run that ended with it waits anew when it is resumed.
-                if kind != EXPIRED or status not in ("failed", "interrupted"):
-                    raise ValueError(why_second(run_id, name, kind))
-            elif status == "passed":
-                raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
-            kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
-            sql = _INSERT if found is None else _REPLACE
-            self._execute(cursor, sql, (kind, codec, data, sender, run_id, column))
-            if status == "waiting" and name in json.loads(waits or "[]"):
-                self._execute(cursor, *wake(run_id))
-            elif owner is not None:
-                self._execute(cursor, _TELL, (run_id,))
+            # In one order, so that two processes that lock leases never wait for each other.
+            for at in sorted(range(len(sent)), key=lambda at: sent[at].run_id):
+                try:
+                    self._send(cursor, *sent[at], sender)
+                except (ValueError, RunNotFoundError) as problem:
+                    problems[at] = problem
+        return problems
+
+    def _send(
+        self, cursor: Any, run_id: str, name: str, payload: Payload | None, sender: str
+    ) -> None:
+        """Store one signal; raise an error before anything is written."""
+        column = column_of(name)
+        (owner,) = self._row(cursor, _LEASE, run_id) or (None,)
+        run = self._row(cursor, _RUN, run_id)
+        # With an owner, it is about to write its first event. Without, the row of a signal would
+        # answer the next run of this id.
+        if run is None and owner is None:
+            raise RunNotFoundError(run_id, self._database.name)
+        status, waits = run or (None, None)
+        is_waited_for = status == "waiting" and name in json.loads(waits or "[]")
+        found = self._row(cursor, _FIND, run_id, column)
+        if found is not None:
+            kind, *before = found
+            if payload is None or (kind == SENT and is_same(Payload(*before), payload)):
+                return
+            # A run that ended with it waits anew when it is resumed.
+            if kind != EXPIRED or status not in ("failed", "interrupted"):
+                raise ValueError(why_second(run_id, name, kind))
+        elif status == "passed":
+            raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
+        kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
+        sql = _INSERT if found is None else _REPLACE
+        self._execute(cursor, sql, (kind, codec, data, sender, run_id, column))
+        if is_waited_for:
+            self._execute(cursor, *wake(run_id))
+        elif owner is not None:
+            self._execute(cursor, _TELL, (run_id,))
 
     def _execute(self, cursor: Any, sql: str, parameters: Sequence[Any]) -> None:
         cursor.execute(self._database.translate(sql), parameters)
@@ -147,6 +172,8 @@ class Signals:
 
         A signal that comes later tells the owner again.
         """
+        if not self._rows(_IS_TOLD, run_id, token):
+            return self.read(run_id)  # a transaction would wait for the disk
 
         def attempt() -> dict[str, Payload | None]:
             with self._database.transaction() as cursor:
@@ -166,6 +193,15 @@ class Signals:
         received: dict[str, Payload | None] = self._retry(attempt)
         return received
 
+    def waited_for(self, run_id: str) -> list[str]:
+        """Return the signals that a run waits for which no process runs."""
+        return [
+            name
+            for status, waits in self._rows(_RUN, run_id)
+            if status == "waiting"
+            for name in json.loads(waits or "[]")
+        ]
+
     def signalled(self) -> list[tuple[str, int]]:
         """Return the claims whose owner must look, each a run id and a token."""
         return [(run_id, token) for run_id, token in self._rows(_SIGNALLED)]
@@ -175,19 +211,22 @@ class Signals:
         now: float | None,
         pipelines: Sequence[str] | None,
         limit: int,
-        skipped: Collection[str] = (),
+        skipped: Collection[str],
+        among: Sequence[str] | None,
     ) -> list[str]:
         """Return the waiting runs to continue but for those skipped, the one due first first.
 
-        ``now`` is the present in virtual time.
+        ``now`` is the present in virtual time. Of the few runs ``among``, if it is not ``None``.
         """
-        sql = _DUE
+        sql, wanted = _DUE, padded(among or ())
         if pipelines is not None:
             # As an expression, or SQLite would go through all runs of these pipelines.
             sql += f" AND r.pipeline || '' IN ({marks(len(pipelines)) or 'NULL'})"
+        if among is not None:
+            sql += f" AND r.run_id IN ({marks(len(wanted)) or 'NULL'})"
         sql += " ORDER BY r.due_at LIMIT ?"
         # Whatever is skipped, as many others are found.
-        rows = self._rows(sql, now, *(pipelines or ()), limit + len(skipped))
+        rows = self._rows(sql, now, *(pipelines or ()), *wanted, limit + len(skipped))
         return [run_id for (run_id,) in rows if run_id not in skipped][:limit]
 
     def _rows(self, sql: str, *parameters: Any) -> list[Any]:

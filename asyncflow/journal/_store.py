@@ -220,21 +220,31 @@ class Store:
     def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
         cursor.execute(self.database.translate(sql), parameters)
 
-    def claim(self, run_id: str, claim: Claim) -> int:
-        """Claim a run and return the token of the claim. It takes a request to cancel over.
+    def claim(self, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
+        """Claim runs, and return the token of each claim. It takes a request to cancel over.
 
-        Raise `RunAlreadyActiveError` if it has another owner, whose claim is not void, and
-        `RunUnreadableError` if the row of its lease is damaged.
+        Instead, there is a `RunAlreadyActiveError` for a run that has another owner, whose claim is
+        not void, and a `RunUnreadableError` if the row of its lease is damaged.
         """
+        found: dict[int, int | Exception] = {}
         with self.database.transaction() as cursor:
-            self.make_lease(cursor, run_id)
-            self._execute(cursor, _LEASE, (run_id,))
-            lease = cursor.fetchone()
-            _check_free(run_id, lease, claim)
-            token = self._token_of(run_id, lease) + 1
-            self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
-            if lease[-2] == token - 1:
-                self._cancel_nested(cursor, run_id)
+            # In one order, so that two processes that lock leases never wait for each other.
+            for at in sorted(range(len(wanted)), key=lambda at: wanted[at][0]):
+                try:
+                    found[at] = self._claim(cursor, *wanted[at])
+                except (RunAlreadyActiveError, RunUnreadableError) as error:
+                    found[at] = error
+        return [found[at] for at in range(len(wanted))]
+
+    def _claim(self, cursor: Cursor, run_id: str, claim: Claim) -> int:
+        self.make_lease(cursor, run_id)
+        self._execute(cursor, _LEASE, (run_id,))
+        lease = cursor.fetchone()
+        _check_free(run_id, lease, claim)
+        token = self._token_of(run_id, lease) + 1
+        self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
+        if lease[-2] == token - 1:
+            self._cancel_nested(cursor, run_id)
         return token
 
     def make_lease(self, cursor: Cursor, run_id: str) -> None:

@@ -18,10 +18,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from asyncflow._core.error_text import describe_fully
@@ -29,10 +30,13 @@ from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiv
 from asyncflow._core.results import Payload
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
+from asyncflow.journal._signals import SentSignal
 from asyncflow.journal._sql import DatabaseChangedError
 from asyncflow.journal._store import Claim, CommitBatch, Store
 
 T = TypeVar("T")
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
 
 _Wait = tuple[concurrent.futures.Future[None], Collection[str], asyncio.AbstractEventLoop | None]
 
@@ -107,6 +111,8 @@ class JournalWorker:
         self.store = store
         self.name = store.database.name
         self._claim = claim
+        self.claims: Together[PendingClaim, Lease] = Together(self._claim_all)
+        self.signals: Together[SentSignal, None] = Together(self._send_all)
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
         self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
@@ -120,35 +126,58 @@ class JournalWorker:
 
     # --- claims ---------------------------------------------------------------------------------
 
-    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop, within: str | None) -> Lease:
-        """Claim a run, and read the position of its last event.
+    def _claim_all(self, wanted: Sequence[PendingClaim]) -> list[Lease | Exception]:
+        """Claim runs in one transaction, and read the position of the last event of each.
 
-        ``loop`` runs it, and ``within`` is the run whose action asks for it, if one does. Raise
-        `RunAlreadyActiveError` if another process, or another run of this one, owns it.
+        The answer for a run that another process, or another run of this one, owns is a
+        `RunAlreadyActiveError`.
         """
-        before = self._claimed.get(run_id)
-        if before and not (before.released or before.loop.is_closed()):
-            raise RunAlreadyActiveError(run_id, self._claim.owner)
         requested_at = time.monotonic()
-        claim, process = new_claim(self._claim.process)
-        held_claims.add(claim)  # before the database has it, or another journal could take it
+        claims = {each: new_claim(self._claim.process) for each in wanted if self._may_claim(each)}
+        names = {name for name, _ in claims.values()}
+        held_claims.update(names)  # before the database has them, or another journal takes them
+        asked = [
+            (each.run_id, self._claim._replace(process=process))
+            for each, (_, process) in claims.items()
+        ]
         try:
-            token = self.call(self.store.claim, run_id, self._claim._replace(process=process))
+            tokens = self.call(self.store.claim, asked)
         except BaseException:
-            held_claims.discard(claim)
+            held_claims.difference_update(names)
             raise
-        lease = Lease(run_id, token, loop, claim, within)
-        lease.valid_until = requested_at + self._claim.lease_s
+        answers: dict[PendingClaim, Lease | Exception] = {}
+        for (each, (name, _)), token in zip(claims.items(), tokens, strict=True):
+            if isinstance(token, Exception):
+                held_claims.discard(name)
+                answers[each] = token
+            else:
+                lease = Lease(each.run_id, token, each.loop, name, each.within)
+                lease.valid_until = requested_at + self._claim.lease_s
+                answers[each] = self._held(lease, requested_at)
+        for each, answer in answers.items():
+            if isinstance(answer, Lease):
+                each.settle(answer)
+        refusal = partial(RunAlreadyActiveError, owner=self._claim.owner)
+        return [answers.get(each) or refusal(each.run_id) for each in wanted]
+
+    def _may_claim(self, wanted: PendingClaim) -> bool:
+        """Whether a run that is wanted is not one of this process, which may be cleaning up."""
+        before = self._claimed.get(wanted.run_id)
+        is_free = before is None or before.released or before.loop.is_closed()
+        return is_free and not wanted.is_abandoned
+
+    def _held(self, lease: Lease, requested_at: float) -> Lease | Exception:
+        """Return a lease, held; or why its events can't be counted, and it is released."""
         if not self._leases:
             self._renew_at = requested_at + self._claim.lease_s / 3
             self._poll_at = requested_at + self._poll_s
-        self._leases[run_id, lease.token] = self._claimed[run_id] = lease
+        self._leases[lease.run_id, lease.token] = self._claimed[lease.run_id] = lease
         try:
-            positions = self.call(self.store.last_positions, run_id)
-            lease.committed, lease.noted, lease.cancel_requested = positions
-        except BaseException:
+            positions = self.call(self.store.last_positions, lease.run_id)
+        except Exception as error:
             self.release(lease)
-            raise
+            return error
+        lease.committed, lease.noted, lease.cancel_requested = positions
         return lease
 
     def release(self, lease: Lease) -> None:
@@ -305,12 +334,12 @@ class JournalWorker:
                 lease.cancel_requested = True
                 lease.notify()
 
-    def signal(self, run_id: str, name: str, payload: Payload | None) -> None:
-        """Store a signal, or that its deadline has expired, and tell the run if it is one here."""
-        self.call(self.store.signals.send, run_id, name, payload, self._claim.owner)
-        lease = self._claimed.get(run_id)
-        if lease is not None:
-            self._tell_signals([(run_id, lease.token)])
+    def _send_all(self, sent: Sequence[SentSignal]) -> Sequence[Exception | None]:
+        """Store signals, and tell the runs that are here; return what is wrong with each."""
+        problems = self.call(self.store.signals.send, sent, self._claim.owner)
+        here = [self._claimed.get(each.run_id) for each in sent]
+        self._tell_signals((lease.run_id, lease.token) for lease in here if lease is not None)
+        return problems
 
     def _tell_signals(self, claims: Iterable[tuple[str, int]]) -> None:
         for key in claims:
@@ -395,23 +424,33 @@ def _prepared(lease: Lease, batch: CommitBatch) -> tuple[Lease, CommitBatch]:
 
 
 class PendingClaim:
-    """A claim that the worker thread is making while the task that wants it may be cancelled."""
+    """A claim that the worker thread is making while the task that wants it may be cancelled.
 
-    def __init__(self, worker: JournalWorker) -> None:
+    ``loop`` runs the run, and ``within`` is the run whose action asks for it, if one does.
+    """
+
+    def __init__(
+        self,
+        worker: JournalWorker,
+        run_id: str,
+        loop: asyncio.AbstractEventLoop,
+        within: str | None,
+    ) -> None:
+        self.run_id = run_id
+        self.loop = loop
+        self.within = within
         self._worker = worker
         self._lock = threading.Lock()
-        self._abandoned = False
+        self.is_abandoned = False
         self.lease: Lease | None = None
         """The lease, once the run is claimed."""
 
-    def claim(self, run_id: str, loop: asyncio.AbstractEventLoop, within: str | None) -> Lease:
-        """Claim the run. Called in the worker thread."""
-        lease = self._worker.claim(run_id, loop, within)
+    def settle(self, lease: Lease) -> None:
+        """Have the lease. Called in the worker thread."""
         with self._lock:
-            self.lease, abandoned = lease, self._abandoned
-        if abandoned:
+            self.lease, is_abandoned = lease, self.is_abandoned
+        if is_abandoned:
             self.release()
-        return lease
 
     def release(self) -> None:
         """Release the lease, which exists. Called in the worker thread."""
@@ -421,12 +460,57 @@ class PendingClaim:
     def abandon(self, thread: WorkerThread) -> None:
         """Have the lease released, now or as soon as it exists. Called in the event loop."""
         with self._lock:
-            self._abandoned, lease = True, self.lease
+            self.is_abandoned, lease = True, self.lease
         if lease:
             try:
                 thread.submit(self.release)
             except JournalError:  # the journal is closed
                 lease.let_go()
+
+
+class Together(Generic[Question, Answer]):
+    """Answers in one transaction what several tasks ask for at a time.
+
+    A commit waits for the disk, and other processes for the commit. ``answer_all`` returns an
+    answer, or an error, for each of the questions; called in the worker thread.
+    """
+
+    def __init__(
+        self, answer_all: Callable[[Sequence[Question]], Sequence[Answer | Exception]]
+    ) -> None:
+        self._answer_all = answer_all
+        self._asked: deque[_Asked[Question, Answer]] = deque()
+
+    def ask(self, question: Question) -> Callable[[], Answer]:
+        """Return the job for the worker thread that answers a question. Any thread may ask."""
+        asked = _Asked[Question, Answer](question)
+        self._asked.append(asked)
+        return partial(self._answer, asked)
+
+    def _answer(self, asked: _Asked[Question, Answer]) -> Answer:
+        """Answer a question, and all that wait for their jobs, unless an earlier job has."""
+        if not asked.answers:
+            group = {asked: None}
+            while self._asked:
+                group[self._asked.popleft()] = None
+            # If that fails, each of the others asks again, alone, and gets an error of its own.
+            answers = self._answer_all([each.question for each in group])
+            for each, answer in zip(group, answers, strict=True):
+                each.answers.append(answer)
+        answer = asked.answers.pop()
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        finally:
+            del answer  # its traceback refers to this frame
+
+
+class _Asked(Generic[Question, Answer]):
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.answers: list[Answer | Exception] = []
+        """The answer, once there is one."""
 
 
 # --- the thread ----------------------------------------------------------------------------------

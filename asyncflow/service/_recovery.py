@@ -9,7 +9,9 @@ Rules:
    runs, the fewer of them resume at a time, and none beside others with which fewer have died. So a
    killer ends up alone, and a run beside it has seen few processes die.
 4. A run that waits for a signal is none of these. What has become due of them is looked for more
-   often, and at once when this journal has taken a signal. Those that are not due cost nothing.
+   often. Those that are not due cost nothing.
+5. The service whose journal has taken a signal continues the run at once, and the others leave it
+   the time to do so: they would all claim the same runs, and all but one in vain.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ _DUE_EVERY_S = 1.0
 expired."""
 _AT_ONCE = 1_000
 """How many of them a look finds at most."""
+_TOGETHER = 64
+"""How many runs that have received a signal one look is for; a power of two."""
 _SOON_S = 0.25
 """How often to look again while such runs wait for each other."""
 
@@ -115,23 +119,38 @@ class Recovery:
     async def run_due(self) -> None:
         """Continue the runs that waited and are due, until this is cancelled."""
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
-        wake = partial(loop.call_soon_threadsafe, woken.set)  # another loop may have sent it
-        self._journal._on_due.append(wake)
+        signalled: dict[str, None] = {}
+
+        def take(run_id: str) -> None:
+            signalled[run_id] = None
+            woken.set()
+
+        def wake(run_id: str) -> None:  # another loop may have sent it
+            loop.call_soon_threadsafe(take, run_id)
+
+        self._journal._on_signal.append(wake)
+        look_at_s = loop.time()
         try:
             while True:
                 woken.clear()
+                among = [signalled.popitem()[0] for _ in range(min(len(signalled), _TOGETHER))]
+                is_look_at_all = loop.time() >= look_at_s
+                if is_look_at_all:
+                    look_at_s = loop.time() + _DUE_EVERY_S
                 try:
-                    await self._continue_due()
+                    await self._continue_due(None if is_look_at_all else among)
                 except JournalError as error:
                     _log.warning("the service can't look for runs that are due: %s", error)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), _DUE_EVERY_S)
+                if not signalled:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(woken.wait(), look_at_s - loop.time())
         finally:
-            self._journal._on_due.remove(wake)
+            self._journal._on_signal.remove(wake)
 
-    async def _continue_due(self) -> None:
+    async def _continue_due(self, among: Sequence[str] | None) -> None:
+        """Continue the runs that are due, or those among some runs."""
         skipped = self._unresumable | self._active.keys() | self._continuing
-        for run in await self._journal._due([*self._pipelines], _AT_ONCE, skipped):
+        for run in await self._journal._due([*self._pipelines], _AT_ONCE, skipped, among):
             await self._places.wait()
             self._continuing.add(run.run_id)
             task = asyncio.create_task(self._continue(run))

@@ -494,10 +494,10 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_during_the_claim(
     claiming, proceed = threading.Event(), threading.Event()
     claim = journal._store.claim
 
-    def slowly(*args: Any) -> int:
+    def slowly(*args: Any) -> Any:
         claiming.set()
         proceed.wait(20)
-        return int(claim(*args))
+        return claim(*args)
 
     journal._store.claim = slowly
     opening = asyncio.create_task(opened(journal))

@@ -101,25 +101,25 @@ def test_a_process_with_another_clock_goes_by_the_wall_clock(
     make_store: MakeStore, clocks: Clocks, elsewhere: dict[str, str]
 ) -> None:
     mine, theirs = make_store(), make_store(**elsewhere)
-    token = mine.claim("r", MINE)
+    (token,) = mine.claim([("r", MINE)])
     clocks.boot_s += HOUR
 
-    with pytest.raises(RunAlreadyActiveError):
-        theirs.claim("r", THEIRS)
+    (refusal,) = theirs.claim([("r", THEIRS)])
+    assert isinstance(refusal, RunAlreadyActiveError)
     clocks.wall_s += 31
 
-    assert theirs.claim("r", THEIRS) == token + 1
+    assert theirs.claim([("r", THEIRS)]) == [token + 1]
 
 
 @pytest.mark.parametrize("jump_s", [HOUR, -HOUR])
 def test_the_leases_of_an_earlier_boot_of_the_machine_are_free(
     make_store: MakeStore, clocks: Clocks, jump_s: float
 ) -> None:
-    token = make_store().claim("r", MINE)
+    (token,) = make_store().claim([("r", MINE)])
     clocks.boot_s = 1.0
     clocks.wall_s += jump_s
 
-    assert make_store(boot="the next one").claim("r", THEIRS) == token + 1
+    assert make_store(boot="the next one").claim([("r", THEIRS)]) == [token + 1]
 
 
 @pytest.mark.parametrize("is_unknown", [True, False])
@@ -127,17 +127,17 @@ def test_without_the_boot_leases_expire_by_the_wall_clock(
     make_store: MakeStore, clocks: Clocks, is_unknown: bool
 ) -> None:
     store = make_store(boot="" if is_unknown else "boot")
-    token = store.claim("r", MINE)
+    (token,) = store.claim([("r", MINE)])
     if not is_unknown:
         with store.database.transaction() as cursor:  # as an earlier version stores it
             cursor.execute("UPDATE leases SET clock = NULL, boot_expires_at = NULL")
     clocks.boot_s += HOUR
 
-    with pytest.raises(RunAlreadyActiveError):
-        store.claim("r", THEIRS)
+    (refusal,) = store.claim([("r", THEIRS)])
+    assert isinstance(refusal, RunAlreadyActiveError)
     clocks.wall_s += 31
 
-    assert store.claim("r", THEIRS) == token + 1
+    assert store.claim([("r", THEIRS)]) == [token + 1]
 
 
 # --- this machine --------------------------------------------------------------------------------

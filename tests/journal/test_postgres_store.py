@@ -61,6 +61,13 @@ def batch(
     return CommitBatch(run_id, token, rows, change, release)
 
 
+def claim(store: PostgresStore, run_id: str, how: Claim) -> int:
+    (token,) = store.claim([(run_id, how)])
+    if isinstance(token, Exception):
+        raise token
+    return token
+
+
 def positions(store: PostgresStore, run_id: str) -> list[int]:
     return [row[0] for row in store.events(run_id)]
 
@@ -73,7 +80,7 @@ def process_of(store: PostgresStore) -> int:
 
 
 def test_events_come_back_unchanged(store: PostgresStore) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     events = [
         AttemptStarted("%s ? ü", 1, 1 / 3),
         StepSucceeded("a", 1, 1e-9, Payload("cloudpickle", bytes(range(256)) * 10), item=2**40),
@@ -92,7 +99,7 @@ def test_events_come_back_unchanged(store: PostgresStore) -> None:
 def test_a_cut_idle_connection_is_replaced(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     postgres_server.cut_connections()
 
     store.write(lambda: [batch("r", token, 1)])
@@ -113,13 +120,13 @@ def test_a_connection_that_is_cut_before_its_first_use_is_replaced(
 
     monkeypatch.setattr(store.database, "_connect", connect_and_cut)
 
-    assert store.claim("r", MINE) > 0
+    assert claim(store, "r", MINE) > 0
 
 
 def test_a_cancellation_request_survives_a_cut_connection(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     assert store.cancelled() == []
     postgres_server.cut_connections()
 
@@ -136,7 +143,7 @@ def test_a_cancellation_request_survives_a_cut_connection(
 def test_a_store_survives_a_restart_between_two_transactions(
     store: PostgresStore, postgres_server: PostgresServer, mode: str
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     store.write(lambda: [batch("r", token, 1)])
 
     postgres_server.restart(mode)
@@ -153,7 +160,7 @@ def test_a_store_survives_a_restart_between_two_transactions(
 def test_a_store_survives_a_restart_during_a_transaction(
     store: PostgresStore, postgres_server: PostgresServer, mode: str
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     taken = []
 
     def take() -> Sequence[CommitBatch]:
@@ -171,7 +178,7 @@ def test_a_store_survives_a_restart_during_a_transaction(
 def test_a_store_survives_a_short_outage(
     store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     postgres_server.stop()
     tried = executor.submit(store.write, lambda: [batch("r", token, 1)])
     until(lambda: store.database.answered_at and store.database._connection is None)
@@ -185,7 +192,7 @@ def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
     store: PostgresStore, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
-    store.claim("r", MINE)
+    claim(store, "r", MINE)
     postgres_server.stop()
     read = executor.submit(second.lists.runs, RunFilter())
     until(lambda: second.database.answered_at)
@@ -201,7 +208,7 @@ def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
 def test_an_unacknowledged_commit_is_not_repeated(
     store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     with postgres_server.unacknowledged_commits() as cut:
         writing = executor.submit(store.write, lambda: [batch("r", token, 1, 2)])
@@ -215,7 +222,7 @@ def test_an_unacknowledged_commit_is_not_repeated(
 def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
     store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    token, only = store.claim("r", MINE), store.claim("only released", MINE)
+    token, only = claim(store, "r", MINE), claim(store, "only released", MINE)
     batches = [batch("r", token, 1, release=True), batch("only released", only, release=True)]
 
     with postgres_server.unacknowledged_commits() as cut:
@@ -223,26 +230,26 @@ def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
         cut()
 
     assert writing.result() == {}
-    assert store.claim("r", MINE) == token + 1
+    assert claim(store, "r", MINE) == token + 1
 
 
 def test_an_unacknowledged_release_alone_is_not_a_lost_lease(
     store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     with postgres_server.unacknowledged_commits() as cut:
         writing = executor.submit(store.write, lambda: [batch("r", token, release=True)])
         cut()
 
     assert writing.result() == {}
-    assert store.claim("r", MINE) == token + 1
+    assert claim(store, "r", MINE) == token + 1
 
 
 def test_an_interrupted_release_is_repeated(
     store: PostgresStore, postgres_server: PostgresServer
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections()
@@ -251,17 +258,17 @@ def test_an_interrupted_release_is_repeated(
     lost = store.write(take)
 
     assert lost == {}
-    assert store.claim("r", MINE) == token + 1
+    assert claim(store, "r", MINE) == token + 1
 
 
 def test_an_unacknowledged_claim_is_recognized_as_its_own(
     store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    first = store.claim("r", MINE)
+    first = claim(store, "r", MINE)
     store.release("r", first)
 
     with postgres_server.unacknowledged_commits() as cut:
-        claiming = executor.submit(store.claim, "r", MINE)
+        claiming = executor.submit(claim, store, "r", MINE)
         cut()
 
     assert claiming.result() == first + 1
@@ -272,17 +279,17 @@ def test_another_owners_claim_is_not_mistaken_for_an_unacknowledged_one(
     store: PostgresStore, make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     other = make_store()
-    other.claim("r", MINE)
+    claim(other, "r", MINE)
     pid = process_of(store)
 
     def is_dead(process: str) -> bool:
         has_cut = postgres_server.cut_connections(f"pid = {pid}")
         if has_cut:
-            other.claim("r", TAKEOVER)
+            claim(other, "r", TAKEOVER)
         return bool(has_cut)
 
     with pytest.raises(RunAlreadyActiveError) as caught:
-        store.claim("r", MINE._replace(is_void=is_dead))
+        claim(store, "r", MINE._replace(is_void=is_dead))
 
     assert caught.value.owner == "another owner"
 
@@ -291,12 +298,12 @@ def test_a_lease_lost_while_the_connection_was_cut_prevents_writes(
     store: PostgresStore, make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     other = make_store()
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     pid = process_of(store)
 
     def take() -> Sequence[CommitBatch]:
         postgres_server.cut_connections(f"pid = {pid}")
-        theirs = other.claim("r", TAKEOVER)
+        theirs = claim(other, "r", TAKEOVER)
         other.write(lambda: [batch("r", theirs, 1, attempt=7)])
         return [batch("r", token, 1, 2)]
 
@@ -312,8 +319,8 @@ def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
     postgres_server: PostgresServer,
     executor: ThreadPoolExecutor,
 ) -> None:
-    a, b = store.claim("a", MINE), store.claim("b", MINE)
-    make_store().claim("b", TAKEOVER)
+    a, b = claim(store, "a", MINE), claim(store, "b", MINE)
+    claim(make_store(), "b", TAKEOVER)
 
     with postgres_server.unacknowledged_commits() as cut:
         writing = executor.submit(store.write, lambda: [batch("a", a, 1), batch("b", b, 1)])
@@ -343,10 +350,10 @@ def jump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
 def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_which_is_fenced(
     store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
 ) -> None:
-    other, token = make_store(), store.claim("r", MINE)
+    other, token = make_store(), claim(store, "r", MINE)
     jump(3_600)
 
-    theirs = other.claim("r", TAKEOVER)
+    theirs = claim(other, "r", TAKEOVER)
 
     assert store.write(lambda: [batch("r", token, 1)]) == {("r", token): None}
     assert other.write(lambda: [batch("r", theirs, 1)]) == {}
@@ -355,15 +362,15 @@ def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_wh
 def test_a_jump_of_the_servers_clock_backwards_prolongs_a_lease_until_it_is_renewed(
     store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
 ) -> None:
-    other, token = make_store(), store.claim("r", MINE)
+    other, token = make_store(), claim(store, "r", MINE)
     jump(-3_600)
     with pytest.raises(RunAlreadyActiveError):
-        other.claim("r", MINE)
+        claim(other, "r", MINE)
     assert store.renew([("r", token)], 30.0) == set()
 
     jump(-3_600 + 31)
 
-    assert other.claim("r", MINE) == token + 1
+    assert claim(other, "r", MINE) == token + 1
 
 
 # --- processes and servers that hang --------------------------------------------------------------
@@ -373,12 +380,12 @@ def test_a_client_that_hangs_in_a_transaction_does_not_block_others(
     store: PostgresStore, make_store: MakeStore
 ) -> None:
     slow = make_store(lease_s=0.6)
-    token = slow.claim("r", MINE._replace(lease_s=0.01))
+    token = claim(slow, "r", MINE._replace(lease_s=0.01))
 
     def hang() -> None:
         with slow.database.transaction() as cursor:
             cursor.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
-            assert store.claim("r", TAKEOVER) == token + 1  # waits for the row
+            assert claim(store, "r", TAKEOVER) == token + 1  # waits for the row
 
     with pytest.raises(JournalError, match="idle-in-transaction timeout"):
         hang()
@@ -389,7 +396,7 @@ def test_a_client_that_hangs_in_a_transaction_does_not_block_others(
 def test_a_store_survives_a_short_hang_of_the_server(
     store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     with postgres_server.frozen():
         writing = executor.submit(store.write, lambda: [batch("r", token, 1)])
@@ -405,7 +412,7 @@ def test_a_store_gives_up_on_a_server_that_hangs_for_longer_than_a_lease(
     make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     store = make_store(lease_s=0.5)
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     with postgres_server.frozen(), pytest.raises(JournalError) as caught:
         store.write(lambda: [batch("r", token, 1)])
@@ -419,7 +426,7 @@ def test_a_store_gives_up_on_a_server_that_is_down_for_longer_than_a_lease(
     make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     store = make_store(lease_s=1)
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     database, attempts = store.database, list[None]()
     connect, connection = database._connect, database._connection
     database._connect = lambda: attempts.append(None) or connect()
@@ -445,14 +452,14 @@ def test_a_client_with_a_wrong_clock_takes_no_lease_from_others(
     store: PostgresStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_store()
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     monkeypatch.setattr("time.time", lambda: 1e12)
 
     with pytest.raises(RunAlreadyActiveError):
-        other.claim("r", MINE)
-    other.claim("other", MINE)
+        claim(other, "r", MINE)
+    claim(other, "other", MINE)
     with pytest.raises(RunAlreadyActiveError):
-        store.claim("other", MINE)
+        claim(store, "other", MINE)
 
     assert store.write(lambda: [batch("r", token, 1)]) == {}
 
@@ -463,11 +470,11 @@ def test_a_client_with_a_wrong_clock_takes_no_lease_from_others(
 def test_a_run_pruned_during_a_claim_is_claimed_as_a_new_one(
     dsn: str, store: PostgresStore, executor: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
-    store.release("r", store.claim("r", MINE))
+    store.release("r", claim(store, "r", MINE))
 
     with psycopg.connect(dsn) as pruning:
         pruning.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
-        claiming = executor.submit(store.claim, "r", MINE)
+        claiming = executor.submit(claim, store, "r", MINE)
         until(lambda: postgres_server.execute(WAITING_FOR_A_LOCK))
         pruning.execute("DELETE FROM asyncflow.leases")
 
@@ -509,7 +516,7 @@ def test_a_transaction_that_conflicts_with_another_is_retried(
     store: PostgresStore, fail_once: Callable[[str], None], state: str
 ) -> None:
     fail_once(state)
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     lost = store.write(lambda: [batch("r", token, 1)])
 
@@ -528,7 +535,7 @@ def test_a_permanent_failure_says_what_is_safe(
     store: PostgresStore, fail_once: Callable[[str], None], state: str, problem: str
 ) -> None:
     fail_once(state)
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
 
     with pytest.raises(JournalError) as caught:
         store.write(lambda: [batch("r", token, 1)])
@@ -541,7 +548,7 @@ def test_a_permanent_failure_says_what_is_safe(
 
 def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> None:
     for name in ("old", "active"):
-        token = store.claim(name, MINE)
+        token = claim(store, name, MINE)
         ended = Change("passed", 1, "", 0.0)
         release = name == "old"
         rows = batch(name, token, 1, 2).rows
@@ -562,7 +569,7 @@ def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> Non
 def test_a_run_resumed_during_pruning_is_not_pruned(
     dsn: str, store: PostgresStore, executor: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
-    token = store.claim("r", MINE)
+    token = claim(store, "r", MINE)
     rows = batch("r", token, 1).rows
     store.write(lambda: [CommitBatch("r", token, rows, Change("passed", 1, "", 0.0), True)])
 

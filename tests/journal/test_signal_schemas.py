@@ -22,6 +22,7 @@ from asyncflow._core.signal import fits
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._schema import mismatch
+from asyncflow.journal._signals import SentSignal
 from asyncflow.testing import run_in_virtual_time
 
 CODEC = Codec("json", 1_000_000)
@@ -153,7 +154,7 @@ def test_the_process_of_a_run_checks_bounds(hint: Any) -> None:
             run = pipeline.with_options(journal=journal, run_id="r")
             await run.run()
             payload = Payload("json", b"-1")
-            await journal._write(journal._worker.signal, "r", "number", payload)
+            await journal._write(journal._worker.signals.ask(SentSignal("r", "number", payload)))
             refused = await run.run()
             async with run.with_options(on_wait="stay").start() as stays:
                 with pytest.raises(ValueError, match="signal 'number' must be of type"):

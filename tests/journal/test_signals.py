@@ -30,7 +30,7 @@ from asyncflow._core.errors import JournalError, PayloadError
 from asyncflow._core.results import Payload
 from asyncflow._runtime.waits import Waits
 from asyncflow.events import StepWaiting
-from asyncflow.journal._signals import Signals
+from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.testing import run_in_virtual_time
 
@@ -243,7 +243,7 @@ async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
     async def look_late(waits: Any) -> None:
         if waits._expired:
             payload = Payload("json", b'"maybe"')
-            await journal._write(journal._worker.signal, "r", "approved", payload)
+            await journal._write(journal._worker.signals.ask(SentSignal("r", "approved", payload)))
             monkeypatch.setattr(Waits, "_look", look)
         await look(waits)
 
@@ -258,7 +258,7 @@ async def test_a_deadline_that_expired_before_it_was_removed_leaves_the_step_wai
     journal: Any,
 ) -> None:
     await Orders(deadline_ms=DAY_MS).run(journal)
-    await journal._write(journal._worker.signal, "r", "approved", None)
+    await journal._write(journal._worker.signals.ask(SentSignal("r", "approved", None)))
 
     orders = Orders()
     assert (await orders.run(journal)).status is RunStatus.WAITING
@@ -506,7 +506,8 @@ async def test_a_wrongly_typed_signal_does_not_wedge_a_run_for_good(journal: Any
     orders = Orders()
     await orders.run(journal)
     # Whoever writes to the database by itself is checked by nobody.
-    await journal._write(journal._worker.signal, "r", "approved", Payload("json", b'"yes"'))
+    unchecked = SentSignal("r", "approved", Payload("json", b'"yes"'))
+    await journal._write(journal._worker.signals.ask(unchecked))
 
     report = await orders.run(journal)
     events = [each.event for each in await journal.events("r")]
@@ -673,6 +674,20 @@ async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
     assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
     assert await due(journal) == []
     assert orders.calls == ["draft"]
+
+
+@in_virtual_time
+async def test_a_run_that_a_process_has_claimed_is_not_due(journal: Any) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+    before = await due(journal)
+
+    session, _ = await journal.open("r", wait=False, read=lambda stored: stored)
+    meanwhile = await due(journal)
+    await session.close()
+
+    assert (before, meanwhile, await due(journal)) == (["r"], [], ["r"])
 
 
 @in_virtual_time
@@ -958,7 +973,7 @@ def test_a_look_for_what_is_due_reads_only_that(
 
     signals = Signals(database, lambda attempt: attempt())
     signals._rows = explain  # type: ignore[method-assign]
-    signals.due(None, pipelines, 10)
+    signals.due(None, pipelines, 10, (), None)
     database.close()
 
     assert ["runs_due" in plan for plan in plans] == [True]

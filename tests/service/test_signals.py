@@ -71,6 +71,33 @@ async def test_a_service_continues_a_run_when_its_signal_comes(tmp_path: Path) -
 
 
 @in_virtual_time
+async def test_each_service_continues_at_once_only_what_its_own_journal_has_received(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, claimed = SQLiteJournal.open, []
+
+    async def note(journal: SQLiteJournal, run_id: str, **options: Any) -> Any:
+        claimed.append((journal, run_id))
+        return await claim(journal, run_id, **options)
+
+    path = tmp_path / "runs.db"
+    async with SQLiteJournal(path) as first, SQLiteJournal(path) as second:
+        async with (
+            Service([orders()], journal=first) as a,
+            Service([orders()], journal=second) as b,
+        ):
+            for service, run_id in ((a, "r"), (b, "s")):
+                await (await service.start("orders", run_id)).report()
+            await asyncio.sleep(10.5)  # between two looks at all that is due
+            monkeypatch.setattr(SQLiteJournal, "open", note)
+            await asyncio.gather(a.signal("s", "approved", True), b.signal("r", "approved", True))
+            for run_id in "rs":
+                assert await until_ended(first, run_id) == "PASSED"
+
+        assert sorted(claimed, key=str) == sorted([(first, "s"), (second, "r")], key=str)
+
+
+@in_virtual_time
 async def test_a_service_continues_a_run_whose_deadline_has_expired_within_a_second(
     tmp_path: Path,
 ) -> None:
