@@ -120,30 +120,6 @@ class TestRunIf:
             name: why for name, why in expected.items() if name not in runs.split()
         }
 
-    def test_a_join_needs_one_success_and_no_failure(self, schedule: Schedule) -> None:
-        sources = [step(name) for name in "abcd"]
-        run = Run(
-            *sources,
-            step("join", ["a", "b"], run_if="unless_failed"),
-            step("fails", ["a", "b", "d"], run_if="unless_failed"),
-            step("empty", ["b", "c"], run_if="unless_failed"),
-            step("after", ["empty"]),
-            schedule=schedule,
-            fail_fast=False,
-        )
-        run.take_ready()
-
-        run.start("a")
-        run.succeed("a")
-        run.apply(*(StepSkipped(name, 2.0, "why", by_condition=True) for name in "bc"))
-        run.apply(*failure_of("d"))
-
-        assert run.take_ready() == ["join"]
-        assert run.take_unreachable() == {
-            "fails": ("it depends on step 'd', which failed", False),
-            "empty": ('run_if="unless_failed", and no dependency succeeded', True),
-        }
-
     def test_dependents_of_a_clean_up_step_follow_its_end(self, schedule: Schedule) -> None:
         run = Run(
             step("a"),
@@ -192,15 +168,6 @@ class TestStop:
         assert run.take_ready() == []
         run.succeed("one")
         assert run.take_ready() == ["two"]
-
-    def test_no_step_is_exempt_from_an_interruption(self, schedule: Schedule) -> None:
-        run = Run(step("a"), step("tidy", run_if="always"), schedule=schedule)
-        run.take_ready()
-
-        run.apply(INTERRUPTED)
-
-        assert run.take_unreachable() == {"tidy": (INTERRUPTED.reason, False)}
-        assert not run.state.is_exempt_from_stop(1)
 
     def test_an_interruption_skips_clean_up_steps_that_were_exempt_from_a_failure(
         self, schedule: Schedule

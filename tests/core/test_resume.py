@@ -17,10 +17,8 @@ from asyncflow.events import (
     MapStarted,
     RunFinished,
     RunInterrupted,
-    RunResumed,
     RunStarted,
     StepFailed,
-    StepReused,
     StepSkipped,
     StepSucceeded,
 )
@@ -158,32 +156,6 @@ def test_a_step_that_ran_after_a_failure_is_outdated_although_the_fixed_run_lack
     assert restored(checkpoint) == ["z"]
 
 
-def test_a_condition_is_asked_again_but_its_skip_outdates_nothing():
-    steps = (
-        step("a", secret=True),
-        step("b", "a", when=lambda a: False),
-        step("told", "b", run_if="always"),
-    )
-    run = StoredRun(
-        [
-            started(*steps),
-            *done("a", output=REDACTED),
-            StepSkipped("b", 2.0, "no", by_condition=True),
-            *done("told"),
-            RunInterrupted(3.0, "why"),
-        ]
-    )
-
-    for _ in range(2):
-        event, checkpoint = resume_with(run, *steps)
-
-        assert (event.outdated, event.unfinished) == ({}, {})
-        assert event.recalled == ("a",)
-        assert restored(checkpoint) == ["told"]
-
-        run.apply(RunInterrupted(4.0, "why"))
-
-
 class TestSecrets:
     def steps(self, *, last=act, **options):
         return [
@@ -233,28 +205,3 @@ class TestSecrets:
 
         assert event.outdated.keys() == {"login", "use"}
         assert event.recalled == ()
-
-
-def test_a_run_resumes_three_times_with_changing_pipelines():
-    run = StoredRun([started(*CHAIN), *done("a", "b"), AttemptStarted("c", 1, 3.0)])
-    a, b, c = CHAIN
-
-    # The pipeline has no step c.
-    event, checkpoint = resume_with(run, a, b)
-    assert restored(checkpoint) == ["a", "b"]
-    assert (event.outdated, event.unfinished) == ({}, {})
-
-    # It has c again, and b has changed.
-    b2 = step("b", "a", version="2")
-    event, checkpoint = resume_with(run, a, b2, c)
-    assert restored(checkpoint) == ["a"]
-    assert event.outdated.keys() == {"b", "c"}
-    assert checkpoint.pending_attempts == {}
-    for each in (StepReused("a", 3.0), *done("b")):
-        run.apply(each)
-
-    # a has changed too.
-    event, checkpoint = resume_with(run, step("a", version="3"), b2, c)
-    assert restored(checkpoint) == []
-    assert event.outdated.keys() == {"a", "b", "c"}
-    assert isinstance(event, RunResumed)

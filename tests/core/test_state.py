@@ -16,7 +16,6 @@ from asyncflow import (
     Attempt,
     IllegalEventError,
     RunStatus,
-    StepCrashedError,
     StepResult,
     StepStatus,
     WorkflowStep,
@@ -480,27 +479,6 @@ class TestResumed:
         why = "no result of it was stored" if phase in may_reuse else PHASES[phase]
         assert refused(state, StepReused("x", 10.0)) == why
 
-    def test_a_result_is_reused_once_and_makes_its_dependents_ready(
-        self, schedule: Schedule
-    ) -> None:
-        planned = plan_of({"a": [], "b": ["a"]})
-        state = resumed(planned, *succeeded("a"), schedule=schedule)
-        assert state.take_ready() == []
-        assert state.stored_end(0, 5.0) == StepReused("a", 5.0)
-        assert state.stored_end(1, 5.0) is None
-        assert refused(state, StepReused("b", 5.0)) == "no result of it was stored"
-
-        state.apply(StepReused("a", 5.0))
-
-        assert refused(state, StepReused("a", 5.0)) == "the step has ended"
-        assert state.take_ready() == [1]
-        state.apply(AttemptStarted("b", 1, 6.0))
-        state.apply(StepSucceeded("b", 1, 7.0, None))
-        state.apply(RunFinished(8.0, RunStatus.PASSED))
-        report = state.report()
-        assert (report["a"].reused, report["b"].reused) == (True, False)
-        assert (report.run_id, report.wall_time) == ("r1", 1_000.0)
-
     def test_a_clean_up_step_that_was_skipped_is_not_ready_again(self, schedule: Schedule) -> None:
         planned = plan([WorkflowStep("a", nothing), WorkflowStep("b", nothing, run_if="failure")])
         skipped = StepSkipped("b", 3.0, "why", by_condition=True)
@@ -510,24 +488,6 @@ class TestResumed:
             state.apply(StepReused(name, 5.0))
 
         assert (state.take_ready(), state.take_unreachable(), state.unsettled) == ([], [], 0)
-
-    def test_a_step_with_a_pending_attempt_continues_with_the_next_one(
-        self, schedule: Schedule
-    ) -> None:
-        planned = plan_of({"a": []})
-        begun = AttemptStarted("a", 1, 1.0)
-        state = resumed(planned, begun, unfinished=["a"], schedule=schedule)
-        assert state.take_ready() == [0]
-        assert "the latest attempt was" in refused(state, AttemptStarted("a", 1, 6.0))
-
-        state.apply(AttemptStarted("a", 2, 6.0))
-        state.apply(StepSucceeded("a", 2, 8.0, "A"))
-        state.apply(RunFinished(8.0, RunStatus.PASSED))
-
-        result = state.report()["a"]
-        assert (result.attempts, result.started_ms, result.duration_ms) == (2, 1.0, 6.0)
-        assert [type(each.error) for each in result.history] == [StepCrashedError, type(None)]
-        assert result.rerun_reason == "it had not finished"
 
     @pytest.mark.parametrize("is_scheduled", [True, False])
     def test_a_step_with_a_pending_attempt_is_cancelled_by_a_stop(
@@ -547,37 +507,6 @@ class TestResumed:
         assert (result.status, result.attempts, len(result.history)) == (CANCELLED, 1, 1)
         refusal = StepCancelled("b", 1, 50.0, "why", None)
         assert refused(state, refusal) == "the step was ready when the run stopped"
-
-    @pytest.mark.parametrize("fail_fast", [True, False])
-    @pytest.mark.parametrize("limit", [None, 1])
-    def test_the_first_event_of_an_item_that_crashed_too_often_is_its_failure(
-        self, fail_fast: bool, limit: int | None, schedule: Schedule
-    ) -> None:
-        mapped = WorkflowStep("x", takes_any, ["a"], map_over="a")
-        planned = plan([WorkflowStep("a", nothing), mapped])
-        error = StepCrashedError("x[0]", 1, 1)
-        state = resumed(
-            planned,
-            *succeeded("a", [1]),
-            MapStarted("x", 2.0),
-            AttemptStarted("x", 1, 3.0, item=0),
-            schedule=schedule,
-            fail_fast=fail_fast,
-            max_concurrency=limit,
-        )
-
-        for event in (
-            StepReused("a", 5.0),
-            MapStarted("x", 5.0),
-            StepFailed("x", 1, 5.0, error, 0),
-            StepFailed("x", 0, 5.0, ExceptionGroup("items", [error])),
-            RunFinished(6.0, RunStatus.FAILED),
-        ):
-            state.apply(event)
-
-        items = state.report()["x"].items
-        assert items is not None
-        assert [(item.status, item.attempts) for item in items] == [(FAILED, 1)]
 
     def test_an_unknown_item_cannot_end_before_its_first_attempt(self, schedule: Schedule) -> None:
         state = state_in("mapping", schedule)
@@ -641,25 +570,6 @@ class TestResults:
         assert result.recorded is None
         cancelled = kind is StepCancelled
         assert result.history == (Attempt(1, 2.0, 8.0, BOOM, cancelled=cancelled),)
-
-    @pytest.mark.parametrize("schedule", ["tiers", "ready"])
-    def test_a_run_passes_only_if_every_step_succeeds(self, schedule: Schedule) -> None:
-        assert state_in("attempting", schedule).status == "PASSED"
-        assert state_in("unreachable", schedule).status == "FAILED"
-        for kind, status in (
-            (StepSucceeded, "PASSED"),
-            (StepFailed, "FAILED"),
-            (StepCancelled, "FAILED"),
-        ):
-            state = state_in("attempting", schedule)
-            state.apply(event_of(kind, 1))
-            assert state.status == status
-        state = state_in("scheduled", schedule)
-        state.apply(event_of(StepSkipped, 0))
-        assert state.status == "FAILED"
-        state = state_in("scheduled", schedule)
-        state.apply(StepSkipped("x", 3.0, "why", by_condition=True))
-        assert state.status == "PASSED"
 
     def test_a_result_has_queued_time_loop_blocks_and_abandoned_threads(self) -> None:
         state = state_in("scheduled", "tiers")

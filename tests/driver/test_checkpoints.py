@@ -223,22 +223,6 @@ async def test_a_checkpoint_is_gone_when_the_version_of_its_step_changes():
     assert seen == [(1, None), (1, None)]
 
 
-async def test_a_checkpoint_is_gone_when_a_step_before_it_runs_again():
-    journal, seen = MemoryJournal(), []
-
-    def steps(version):
-        return [
-            WorkflowStep("source", lambda: asyncio.sleep(0, 1), version=version),
-            WorkflowStep("a", work(seen, fail_until=2), ["source"]),
-        ]
-
-    for version in ("1", "2"):
-        await run_pipeline(steps(version), journal=journal, run_id="r")
-
-    assert seen == [(1, None), (1, None)]
-    assert not saved_in(journal)
-
-
 async def test_the_checkpoint_of_an_item_is_gone_when_the_items_are_made_anew():
     journal, seen = MemoryJournal(), []
 

@@ -357,27 +357,6 @@ class TestResume:
         assert work.calls == {"a": 1, "told": 1, "b": 4}
         assert report["never"].rerun_reason is None
 
-    async def test_a_join_after_a_skipped_branch_resumes_and_keeps_its_result(
-        self, work, journal, schedule
-    ):
-        steps = [
-            work.step("a"),
-            WorkflowStep("never", work.action("never"), ["a"], when=lambda: False),
-            work.step("join", "a", "never", run_if="unless_failed"),
-            work.step("b", "join"),
-        ]
-        work.broken.add("join")
-        await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
-        work.broken = {"b"}
-        await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
-        work.broken = set()
-
-        report = await run_pipeline(steps, schedule=schedule, journal=journal, run_id="r")
-
-        assert report.all_passed
-        assert work.calls == {"a": 1, "join": 2, "b": 2}
-        assert [report[name].reused for name in ("a", "join", "b")] == [True, True, False]
-
     async def test_a_run_stopped_at_its_first_event_still_restores_completed_steps(
         self, work, journal
     ):
@@ -440,15 +419,6 @@ class TestChangedPipelines:
         assert report["b"].rerun_reason == "its version is '2', and was ''"
         assert report["d"].rerun_reason == "step 'b', which it depends on, runs again"
         assert work.calls == Counter("bd")
-
-    async def test_policies_can_change(self, work, journal):
-        await self.run_until_d_fails(work, journal)
-
-        report = await run_pipeline(
-            work.diamond(max_retries=5, timeout_ms=None, retry=3), journal=journal, run_id="r"
-        )
-
-        assert reused(report) == ["a", "b", "c"]
 
     async def test_other_dependencies_or_parameters_run_again(self, work, journal):
         await self.run_until_d_fails(work, journal)

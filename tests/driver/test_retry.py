@@ -21,8 +21,6 @@ from asyncflow import (
 from asyncflow.events import AttemptFailed, RunFinished
 from asyncflow.testing import VirtualTimeLoop
 
-AT_ONCE = {"base_ms": 0}
-
 
 class Failing:
     """Raises these errors, one an attempt, then returns the number of the attempt."""
@@ -67,25 +65,6 @@ async def test_the_policy_decides_the_backoffs(retry, expected):
 
     assert backoffs == expected
     assert result.output == 4
-
-
-@pytest.mark.parametrize("on", [OSError, (OSError, KeyError), lambda e: isinstance(e, OSError)])
-async def test_only_the_named_failures_are_retried(on):
-    result, backoffs = await backoffs_of(Retry(on=on, **AT_ONCE), OSError(), ValueError("other"))
-
-    assert backoffs == [0]
-    assert (result.status, result.attempts) == (StepStatus.FAILED, 2)
-    assert str(result.error) == "other"
-
-
-async def test_a_number_from_on_is_the_exact_backoff():
-    answers = iter([3, 0, 1.5, True, False])
-    retry = Retry(base_ms=7, factor=1, jitter=False, on=lambda _: next(answers))
-
-    result, backoffs = await backoffs_of(retry, *some(9))
-
-    assert backoffs == [3, 0, 1.5, 7]
-    assert result.attempts == 5
 
 
 async def test_on_receives_a_timeout_too():

@@ -114,24 +114,6 @@ async def test_a_run_that_only_waits_ends_its_segment_and_continues_with_the_sig
 
 
 @in_virtual_time
-async def test_a_signal_that_comes_before_its_turn_is_kept(journal: Any) -> None:
-    orders = Orders()
-    pipeline = Pipeline("gated")
-    gate = pipeline.signal("gate", bool)
-    pipeline.signal("approved", str, depends_on=[gate])
-    run = pipeline.with_options(journal=journal, run_id="g").run
-
-    await run()
-    await journal.signal("g", "approved", "yes")
-    assert await due(journal) == []  # nothing waits for it yet
-    await journal.signal("g", "gate", True)
-    report = await run()
-
-    assert report["approved"].output == "yes"
-    assert orders.calls == []
-
-
-@in_virtual_time
 async def test_a_signal_that_comes_while_a_segment_ends_is_for_the_next_one(journal: Any) -> None:
     is_open = []
 
