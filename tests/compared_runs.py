@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from segments import store_segment
+
 from asyncflow import RunStatus
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
@@ -29,10 +31,7 @@ async def store(journal: Any, events: list[Event]) -> None:
     """Store the events of a run."""
     start = events[0]
     assert isinstance(start, RunStarted)
-    session, _ = await journal.open(start.run_id, wait=False, read=bool)
-    for event in events:
-        session.append(event)
-    await session.close()
+    await store_segment(journal, start.run_id, *events)
 
 
 async def store_two_runs(journal: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import pytest
 from rich.console import Console
+from segments import store_segment
 
 from asyncflow import Orchestrator, RunCancelledError, RunReport, RunStatus, WorkflowStep
 from asyncflow._core.results import Payload
@@ -455,10 +456,7 @@ def store_resumed_run(mapped: int = 0) -> None:
     async def store() -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
             for segment in (before, after):
-                session, _ = await journal.open("r", wait=False, read=bool)
-                for event in segment:
-                    session.append(event)
-                await session.close()
+                await store_segment(journal, "r", *segment)
 
     asyncio.run(store())
 

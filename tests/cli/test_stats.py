@@ -14,6 +14,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
+from segments import store_segment
 
 from asyncflow import RunStatus
 from asyncflow._cli import commands
@@ -65,10 +66,7 @@ def store(*runs: list[Event]) -> None:
         async with SQLiteJournal("asyncflow.db") as journal:
             for events in runs:
                 assert isinstance(events[0], RunStarted)
-                session, _ = await journal.open(events[0].run_id, wait=False, read=bool)
-                for event in events:
-                    session.append(event)
-                await session.close()
+                await store_segment(journal, events[0].run_id, *events)
 
     asyncio.run(write())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from segments import store_segment
 
 from asyncflow import Orchestrator, RunNotFoundError, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
@@ -17,10 +18,8 @@ async def store(
     status: RunStatus = RunStatus.PASSED,
     pipeline: str = "etl",
 ) -> None:
-    session, _ = await journal.open(run_id, wait=False, read=bool)
-    session.append(RunStarted(run_id, at, {"a": ()}, pipeline))
-    session.append(RunFinished(9.0, status))
-    await session.close()
+    begun = RunStarted(run_id, at, {"a": ()}, pipeline)
+    await store_segment(journal, run_id, begun, RunFinished(9.0, status))
 
 
 async def last_passed(journal: Any, run_id: str) -> str | None:

@@ -20,6 +20,7 @@ import pytest
 import uvloop
 from freed import without_collector
 from journal.conftest import on_sqlite
+from segments import store_segment
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
@@ -87,10 +88,7 @@ async def test_appended_events_are_read_when_the_run_is_opened_again(
     make_journal: Make, journal: Any
 ) -> None:
     events = [started(), attempt(), StepSucceeded("a", 1, 2.0, Payload("json", b"7"))]
-    session = await opened(journal)
-    for event in events:
-        session.append(event)
-    await session.close()
+    await store_segment(journal, "r", *events)
 
     again, at_ms = await make_journal().open("r", wait=False, read=lambda run: run.at_ms)
 
@@ -1206,11 +1204,8 @@ async def store_run(
     pipeline: str = "",
     wall_time: float = 1.0,
 ) -> None:
-    session = await opened(journal, run_id)
-    session.append(started(run_id, pipeline, wall_time))
-    if status:
-        session.append(RunFinished(9.0, status))
-    await session.close()
+    ended = [RunFinished(9.0, status)] if status else []
+    await store_segment(journal, run_id, started(run_id, pipeline, wall_time), *ended)
 
 
 async def ids(runs: Any) -> list[str]:
@@ -1259,10 +1254,8 @@ async def test_a_record_follows_the_events_of_its_run(make_journal: Make) -> Non
     session.append(RunFinished(2.0, RunStatus.PASSED))
     await session.close()
     assert await record() == ("PASSED", None)
-    session = await opened(journal)
-    session.append(RunResumed("r", 2.0, 2.0, {"a": ()}, {}))
-    session.append(RunFinished(2.0, RunStatus.FAILED))
-    await session.close()
+    resumed = RunResumed("r", 2.0, 2.0, {"a": ()}, {})
+    await store_segment(journal, "r", resumed, RunFinished(2.0, RunStatus.FAILED))
     assert await record() == ("FAILED", None)
 
 
@@ -1283,32 +1276,26 @@ async def test_events_can_be_read_from_a_position(journal: Any) -> None:
 
 async def test_a_value_that_cannot_be_decoded_becomes_a_placeholder(make_journal: Make) -> None:
     pickling, plain = make_journal(codec="cloudpickle"), make_journal()
-    session = await opened(pickling)
     inputs = {"secret": REDACTED, "url": pickling.encode("x", "http", str)}
     begun = RunStarted("r", 1.0, {"a": ()}, inputs=inputs)
-    session.append(begun)
-    pickled = pickling.encode("the output", {1, 2}, Any)
-    session.append(attempt())
-    session.append(StepSucceeded("a", 1, 1.0, pickled))
-    session.append(StepSucceeded("a", 0, 1.0, None))
-    await session.close()
+    pickled = StepSucceeded("a", 1, 1.0, pickling.encode("the output", {1, 2}, Any))
+    nothing = StepSucceeded("a", 0, 1.0, None)
+    await store_segment(pickling, "r", begun, attempt(), pickled, nothing)
 
     seen = await stored_events(plain)
 
     shown = {"secret": REDACTED_OUTPUT, "url": "http"}
     assert seen[0] == RunStarted("r", 1.0, {"a": ()}, inputs=shown)
-    placeholder, nothing = (event.output for event in seen[2:])  # type: ignore[union-attr]
+    placeholder, none = (event.output for event in seen[2:])  # type: ignore[union-attr]
     assert isinstance(placeholder, RestoredOutput)
     assert "pickled" in placeholder.text
-    assert nothing is None
+    assert none is None
     assert (await stored_events(pickling))[2] == StepSucceeded("a", 1, 1.0, {1, 2})
 
 
 async def test_inconsistent_events_make_no_report(journal: Any) -> None:
-    session = await opened(journal)
-    for event in (started(), attempt(), StepSucceeded("x", 1, 2.0, None)):
-        session.append(event)
-    await session.close()
+    unknown = StepSucceeded("x", 1, 2.0, None)
+    await store_segment(journal, "r", started(), attempt(), unknown)
 
     for read in (journal.report, journal.events, partial(opened, journal)):
         with pytest.raises(RunUnreadableError, match=r"does not follow .*KeyError") as caught:
@@ -1491,12 +1478,9 @@ async def test_an_age_without_a_unit_prunes_nothing(journal: Any, age: Any) -> N
 
 async def test_pruning_deletes_large_runs_one_by_one(journal: Any) -> None:
     for run_id, count in (("small 1", 1), ("small 2", 1), ("large 1", 1_500), ("large 2", 2_500)):
-        session = await opened(journal, run_id)
-        session.append(started(run_id))
-        for number in range(count):
-            session.append(attempt(number))
-        session.append(RunFinished(1.0, RunStatus.PASSED))
-        await session.close()
+        attempts = [attempt(number) for number in range(count)]
+        ended = RunFinished(1.0, RunStatus.PASSED)
+        await store_segment(journal, run_id, started(run_id), *attempts, ended)
     store, portions = journal._store, []
     prune = store.prune
     store.prune = lambda ids, *age: portions.append(ids) or prune(ids, *age)

@@ -36,6 +36,7 @@ from journal.damaged import (
     write,
 )
 from journal.stored_runs import STORED
+from segments import store_segment
 
 from asyncflow import JournalError, RunNotFoundError, RunStatus, RunUnreadableError
 from asyncflow._core.results import Payload
@@ -216,7 +217,6 @@ async def reports(path: Path) -> dict[str, str]:
 async def store(
     journal: Any, run_id: str = "r", *more: Event, status: Any = RunStatus.PASSED
 ) -> None:
-    session, _ = await journal.open(run_id, wait=False, read=bool)
     output = Payload("json", b'{"rows":20}')
     events = [
         RunStarted(run_id, 5.0, {"a": (), "b": ("a",)}, "etl"),
@@ -224,9 +224,8 @@ async def store(
         StepSucceeded("a", 1, 2.0, output),
         *more,
     ]
-    for event in events + ([RunFinished(9.0, status)] if status else []):
-        session.append(event)
-    await session.close()
+    ended = [RunFinished(9.0, status)] if status else []
+    await store_segment(journal, run_id, *events, *ended)
 
 
 @pytest.mark.parametrize(
@@ -301,11 +300,9 @@ async def test_missing_rows_are_noticed(
 @pytest.mark.parametrize("status", [None, RunStatus.FAILED])
 async def test_a_missing_segment_is_noticed(journal: Any, database: Any, status: Any) -> None:
     await store(journal, "r", status=RunStatus.FAILED)
-    session, _ = await journal.open("r", wait=False, read=bool)
-    session.append(RunResumed("r", 9.0, 20.0, {"a": (), "b": ("a",)}, {}))
-    if status:
-        session.append(RunFinished(9.5, status))
-    await session.close()
+    ended = [RunFinished(9.5, status)] if status else []
+    resumed = RunResumed("r", 9.0, 20.0, {"a": (), "b": ("a",)}, {})
+    await store_segment(journal, "r", resumed, *ended)
     database.query("DELETE FROM events WHERE position > 4")
 
     with pytest.raises(RunUnreadableError, match="later ones are missing"):

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from segments import store_segment
 
 from asyncflow import RunStatus
 from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, RunResumed, RunStarted
@@ -23,11 +24,8 @@ async def a_run(
     status: Any = RunStatus.PASSED,
     pipeline: str = "",
 ) -> None:
-    session, _ = await journal.open(run_id, wait=False, read=bool)
-    session.append(RunStarted(run_id, wall_time, {"a": ()}, pipeline))
-    if status:
-        session.append(RunFinished(9.0, status))
-    await session.close()
+    ended = [RunFinished(9.0, status)] if status else []
+    await store_segment(journal, run_id, RunStarted(run_id, wall_time, {"a": ()}, pipeline), *ended)
 
 
 async def ids(runs: Any) -> list[str]:
@@ -62,11 +60,8 @@ async def test_a_record_counts_the_processes_that_have_died_since_the_run_last_e
 @pytest.mark.parametrize("parent", ["r", "a/b", '"quoted"', "a\0\ud800"])
 async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, parent: str) -> None:
     for run_id, within, wall_time in (("one", parent, 1.0), ("two", parent, 2.0), ("x", "", 3.0)):
-        session, _ = await journal.open(run_id, wait=False, read=bool)
-        session.append(
-            RunStarted(run_id, wall_time, {}, parent=within, parent_step=within, rerun_of=within)
-        )
-        await session.close()
+        origin = {"parent": within, "parent_step": within, "rerun_of": within}
+        await store_segment(journal, run_id, RunStarted(run_id, wall_time, {}, **origin))
 
     found = await journal.runs(parent=parent)
 
@@ -85,9 +80,7 @@ async def test_runs_are_found_by_the_run_whose_step_started_them(journal: Any, p
 
 async def test_runs_are_found_by_their_label_and_by_a_part_of_it(journal: Any) -> None:
     for run_id, label in (("one", "order 12345"), ("two", "Order 123456"), ("x", "")):
-        session, _ = await journal.open(run_id, wait=False, read=bool)
-        session.append(RunStarted(run_id, 1.0, {}, label=label))
-        await session.close()
+        await store_segment(journal, run_id, RunStarted(run_id, 1.0, {}, label=label))
 
     (found,) = await journal.runs(label="order 12345")
 
@@ -103,14 +96,10 @@ async def test_runs_are_found_by_their_label_and_by_a_part_of_it(journal: Any) -
 
 async def test_runs_are_found_by_what_interrupted_them(journal: Any) -> None:
     for run_id, cause in (("one", "drained"), ("two", "drained"), ("x", "cancelled"), ("y", None)):
-        session, _ = await journal.open(run_id, wait=False, read=bool)
-        session.append(RunStarted(run_id, 1.0, {}))
-        session.append(RunInterrupted(1.0, "why", cause))
-        session.append(RunFinished(2.0, RunStatus.INTERRUPTED, "why", cause))
-        await session.close()
-    session, _ = await journal.open("one", wait=False, read=bool)
-    session.append(RunResumed("one", 2.0, 3.0, {}, {}))
-    await session.close()
+        interrupted = RunInterrupted(1.0, "why", cause)
+        ended = RunFinished(2.0, RunStatus.INTERRUPTED, "why", cause)
+        await store_segment(journal, run_id, RunStarted(run_id, 1.0, {}), interrupted, ended)
+    await store_segment(journal, "one", RunResumed("one", 2.0, 3.0, {}, {}))
 
     found = await journal.runs(cause="drained")
 
@@ -235,10 +224,8 @@ async def test_the_duration_of_a_run_leaves_its_pauses_out_and_its_span_does_not
     make_journal: Any,
 ) -> None:
     journal = make_journal()
-    session, _ = await journal.open("r", wait=False, read=bool)
-    session.append(RunStarted("r", 100.0, {"a": ()}))
-    session.append(AttemptStarted("a", 1, 2_000.0))
-    await session.close()
+    begun = RunStarted("r", 100.0, {"a": ()}), AttemptStarted("a", 1, 2_000.0)
+    await store_segment(journal, "r", *begun)
     orphan, so_far = await journal.record("r"), await journal.report("r")
 
     session, _ = await journal.open("r", wait=False, read=bool)

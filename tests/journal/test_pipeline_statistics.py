@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from golden_run import GOLDEN
 from resumed_run import RESUMED
+from segments import store_segment
 
 from asyncflow import RestoredOutput, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.error_text import describe_error
@@ -32,13 +33,6 @@ from asyncflow.journal._queries import RunFilter, RunRecord
 from asyncflow.journal._run_lists import RunLists
 
 LONG_OUTPUT = Payload("json", b'"' + b"x" * 10_000 + b'"')
-
-
-async def store(journal: Any, run_id: str, events: Sequence[Event]) -> None:
-    session, _ = await journal.open(run_id, wait=False, read=bool)
-    for event in events:
-        session.append(event)
-    await session.close()
 
 
 def of_one_step(
@@ -110,7 +104,9 @@ async def test_a_step_that_fell_back_counts_as_failed_however_long_its_output(
 ) -> None:
     output = Payload("json", b'"' + b"x" * length + b'"')
     success = StepSucceeded("a", 1, 5.0, output, error=ValueError("bad day"))
-    await store(journal, "r", of_one_step("r", 100.0, AttemptStarted("a", 1, 0.0), success))
+    await store_segment(
+        journal, "r", *of_one_step("r", 100.0, AttemptStarted("a", 1, 0.0), success)
+    )
 
     found = await journal.statistics("etl")
 
@@ -133,7 +129,7 @@ async def test_the_durations_of_a_resumed_run_are_those_of_its_report(
         else event
         for event in events
     ]
-    await store(journal, first.run_id, stored)
+    await store_segment(journal, first.run_id, *stored)
 
     found = await journal.statistics(first.pipeline)
     report = await journal.report(first.run_id)
@@ -176,8 +172,8 @@ async def test_the_items_of_a_mapped_step_count(journal: Any) -> None:
         StepSucceeded("a", 1, 3.0, Payload("json", b"0"), item=3),
         StepSucceeded("a", 0, 9.0, None),
     ]
-    await store(journal, "r", of_one_step("r", 1.0, *begins, *retried, *ends))
-    await store(journal, "s", of_one_step("s", 2.0, *passed(3.0)))
+    await store_segment(journal, "r", *of_one_step("r", 1.0, *begins, *retried, *ends))
+    await store_segment(journal, "s", *of_one_step("s", 2.0, *passed(3.0)))
 
     found = await journal.statistics("etl")
 
@@ -207,7 +203,7 @@ async def test_a_mapped_step_that_failed_first_took_the_time_of_both_segments(
         StepSucceeded("a", 0, 11_261.0, None),
         RunFinished(11_261.0, RunStatus.PASSED),
     ]
-    await store(journal, "r", of_one_step("r", 1.0, *first, *second, status=None))
+    await store_segment(journal, "r", *of_one_step("r", 1.0, *first, *second, status=None))
 
     found = await journal.statistics("etl")
 
@@ -220,9 +216,11 @@ async def test_a_mapped_step_that_failed_first_took_the_time_of_both_segments(
 
 async def test_only_the_latest_runs_of_the_pipeline_count(journal: Any) -> None:
     for number in range(4):
-        await store(journal, f"r{number}", of_one_step(f"r{number}", number, *passed(number)))
-    await store(journal, "x", of_one_step("x", 9.0, *passed(50.0), pipeline="other"))
-    await store(journal, "y", of_one_step("y", 9.0, *passed(60.0), pipeline=""))
+        await store_segment(
+            journal, f"r{number}", *of_one_step(f"r{number}", number, *passed(number))
+        )
+    await store_segment(journal, "x", *of_one_step("x", 9.0, *passed(50.0), pipeline="other"))
+    await store_segment(journal, "y", *of_one_step("y", 9.0, *passed(60.0), pipeline=""))
 
     found = await journal.statistics("etl", runs=2)
 
@@ -237,7 +235,9 @@ async def test_only_the_latest_runs_of_the_pipeline_count(journal: Any) -> None:
 
 async def test_more_runs_than_one_statement_takes_are_read(journal: Any) -> None:
     for number in range(70):
-        await store(journal, f"r{number}", of_one_step(f"r{number}", number, *passed(number)))
+        await store_segment(
+            journal, f"r{number}", *of_one_step(f"r{number}", number, *passed(number))
+        )
 
     found = await journal.statistics("etl", runs=600)
 
@@ -260,7 +260,7 @@ async def test_a_damaged_run_is_marked_and_the_others_count(
 ) -> None:
     for number in range(3):
         events = of_one_step(f"r{number}", 1.0 + number, *passed(number))
-        await store(journal, f"r{number}", events)
+        await store_segment(journal, f"r{number}", *events)
     database.query(damage)
 
     found = await journal.statistics("etl")
@@ -278,7 +278,7 @@ async def test_a_damaged_run_is_marked_and_the_others_count(
 
 async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
     events = of_one_step("r", 1.0, *passed(3.0, LONG_OUTPUT))
-    await store(journal, "r", events)
+    await store_segment(journal, "r", *events)
 
     (rows,) = (await journal._read(journal._reader.store.lists.step_events, ["r"])).values()
     found = await journal.statistics("etl")
@@ -295,7 +295,7 @@ async def test_long_outputs_that_a_rerun_takes_over_are_not_read(
 ) -> None:
     taken = StepTakenOver("a", 0.0, "q", 2, 7.0, LONG_OUTPUT)
     events = of_one_step("r", 1.0, taken, StepReused("a", 1.0, origin="q"))
-    await store(journal, "r", events)
+    await store_segment(journal, "r", *events)
 
     (rows,) = (await journal._read(journal._reader.store.lists.step_events, ["r"])).values()
     found = await journal.statistics("etl")
@@ -380,7 +380,7 @@ async def test_pipelines_are_named_in_their_order(journal: Any) -> None:
     assert await journal.pipelines() == []
     for number, name in enumerate(["etl", "", "b\0\ud800", "etl", "Zoo", "ätl"]):
         events = of_one_step(f"r{number}", number, *passed(1.0), pipeline=name)
-        await store(journal, f"r{number}", events)
+        await store_segment(journal, f"r{number}", *events)
 
     assert await journal.pipelines() == ["", "Zoo", "b\0\ud800", "etl", "ätl"]
 
@@ -388,7 +388,7 @@ async def test_pipelines_are_named_in_their_order(journal: Any) -> None:
 async def test_a_damaged_name_is_listed_as_far_as_it_can_be_read(
     journal: Any, database: Any
 ) -> None:
-    await store(journal, "r", of_one_step("r", 1.0, *passed(1.0)))
+    await store_segment(journal, "r", *of_one_step("r", 1.0, *passed(1.0)))
     database.query("UPDATE runs SET pipeline = '\"{'")
 
     assert await journal.pipelines() == ['"{']
@@ -409,7 +409,7 @@ async def test_no_count_is_negative_if_runs_change_between_two_reads(journal: An
 
 
 async def summary(journal: Any, run_id: str, *events: Event, **options: Any) -> RunSummary:
-    await store(journal, run_id, of_one_step(run_id, 1.0, *events, **options))
+    await store_segment(journal, run_id, *of_one_step(run_id, 1.0, *events, **options))
     found: RunSummary = (await journal.summaries(await journal.runs()))[run_id]
     return found
 
@@ -421,7 +421,7 @@ async def test_a_running_run_says_what_runs_now(journal: Any) -> None:
         *passed(1.0),
         *(AttemptStarted("c", 1, 9.0), MapStarted("b", 9.0, 2), AttemptStarted("b", 1, 9.0, 0, 0)),
     ]
-    await store(journal, "r", events)
+    await store_segment(journal, "r", *events)
 
     found = (await journal.summaries(await journal.runs()))["r"]
 
@@ -431,7 +431,7 @@ async def test_a_running_run_says_what_runs_now(journal: Any) -> None:
 async def test_a_run_usually_takes_the_median_of_the_last_that_passed(journal: Any) -> None:
     async def run(run_id: str, took_ms: float, status: Any = RunStatus.PASSED, **start: Any) -> Any:
         ended = [RunFinished(took_ms, status)] if status else []
-        await store(journal, run_id, [RunStarted(run_id, 1.0, {"a": ()}, **start), *ended])
+        await store_segment(journal, run_id, *[RunStarted(run_id, 1.0, {"a": ()}, **start), *ended])
         return await journal.usual_ms("etl")
 
     assert await run("one", 100.0, pipeline="etl") is None

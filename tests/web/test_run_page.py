@@ -10,6 +10,7 @@ import time
 from html import unescape
 from typing import Any
 
+from segments import store_segment
 from web.runs import Gate, failing, first_update, passing, slow, updates_in
 
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
@@ -243,15 +244,9 @@ async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
     make_client: Any, journal: Any
 ) -> None:
     async def store(run_id: str, ms: float) -> None:
-        session, _ = await journal.open(run_id, wait=False, read=bool)
-        for event in (
-            RunStarted(run_id, 0.0, {"load": ()}, "etl"),
-            AttemptStarted("load", 1, 0.0),
-            StepSucceeded("load", 1, ms, None),
-            RunFinished(ms, RunStatus.PASSED),
-        ):
-            session.append(event)
-        await session.close()
+        begun = RunStarted(run_id, 0.0, {"load": ()}, "etl"), AttemptStarted("load", 1, 0.0)
+        ended = StepSucceeded("load", 1, ms, None), RunFinished(ms, RunStatus.PASSED)
+        await store_segment(journal, run_id, *begun, *ended)
 
     client = make_client(app(journal))
     await store("a", 1_000.0)
