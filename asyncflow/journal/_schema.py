@@ -34,6 +34,11 @@ _BOUNDS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "maximum": ("must be at most {}", le),
     "exclusiveMinimum": ("must be above {}", gt),
     "exclusiveMaximum": ("must be below {}", lt),
+    # Of fractions, libraries differ in what a multiple is.
+    "multipleOf": (
+        "must be a multiple of {}",
+        lambda n, of: float in map(type, (n, of)) or n % of == 0,
+    ),
 }
 _LENGTHS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minLength": ("must have at least {} characters", ge),

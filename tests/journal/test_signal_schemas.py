@@ -72,6 +72,7 @@ ORDER = {"count": 1, "to": HOME, "at": "2026-01-01T10:00", "size": "l"}
         (Annotated[str, msgspec.Meta(min_length=2, max_length=3)], ["ab"], ["a", "abcd"]),
         (Annotated[str, msgspec.Meta(pattern="^[ab]+$")], ["ab"], ["c"]),
         (Annotated[list[int], msgspec.Meta(min_length=1)], [[1]], [[], ["a"]]),
+        (Annotated[int, msgspec.Meta(multiple_of=5)], [0, -10], [11]),
         (Literal["yes", 1], ["yes", 1], ["no", 2]),
         (Size, ["s"], ["m"]),
         (datetime.date, ["2026-01-01"], ["tomorrow"]),
