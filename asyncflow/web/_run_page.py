@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
@@ -205,12 +205,15 @@ async def _updates(
     related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
 ) -> AsyncGenerator[Update, None]:
     preview = ""
+    answered: Collection[str] = ()
 
     async def prepare() -> None:
-        nonlocal context, preview
+        nonlocal context, preview, answered
         record = await journal.record(run_id)
         context = context._replace(related=await related_of(record))
         preview = await resumer.preview(record)
+        if record.status is RunStatus.WAITING:
+            answered = (await journal.summaries([record]))[run_id].answered
 
     with suppress(JournalError, RunNotFoundError):  # the feed reports it
         record = await journal.record(run_id)
@@ -231,14 +234,20 @@ async def _updates(
         )
         parts = sections(view, event_log(events), now, now_ms=now_ms)
         encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
-        return {**encoded, ACTIONS: _actions(view, record, resumer, preview)}
+        return {**encoded, ACTIONS: _actions(view, record, resumer, preview, answered)}
 
     async with aclosing(feeds.updates(run_id, after, render, prepare)) as updates:
         async for update in updates:
             yield update
 
 
-def _actions(view: RunView | None, record: RunRecord, resumer: Resumer, preview: str) -> bytes:
+def _actions(
+    view: RunView | None,
+    record: RunRecord,
+    resumer: Resumer,
+    preview: str,
+    answered: Collection[str] = (),
+) -> bytes:
     """Return the actions on a run, and a note about them, as JSON."""
     is_running = record.status is RunStatus.RUNNING
     is_left = record.status is RunStatus.ORPHANED or record.cause in ("drained", "resource")
@@ -255,7 +264,12 @@ def _actions(view: RunView | None, record: RunRecord, resumer: Resumer, preview:
         "note": "to resume it here, give this server its pipeline" if needs_pipeline else "",
         "orphaned": record.status is RunStatus.ORPHANED,
         "waiting": is_waiting,
-        "signals": {name: _field(view.signals.get(name, {})) for name in waits} if view else {},
+        "signals": {
+            name: {"kind": "answered"} if name in answered else _field(view.signals.get(name, {}))
+            for name in waits
+        }
+        if view
+        else {},
     }
     return json.dumps(actions).encode()
 

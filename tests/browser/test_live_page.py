@@ -646,6 +646,10 @@ async def test_a_person_answers_what_a_run_waits_for_by_keyboard(
         await forms.nth(4).get_by_role("button").press("Enter")
         await expect(forms.nth(4)).to_contain_text("Stored.")
         await expect(forms.nth(4).get_by_role("status")).to_be_focused()
+        await page.reload()
+        await expect(forms.nth(4)).to_contain_text("It has an answer.")
+        await expect(forms.nth(4).get_by_role("button")).to_have_count(0)
+        assert await violations(page) == []
 
         await page.get_by_label("Whole number").fill("-012345678901234567890")
         await page.keyboard.press("Enter")

@@ -128,6 +128,15 @@ async def test_the_page_asks_for_a_value_of_the_type(journal: Any, hint: Any, fi
     assert (offered["waiting"], offered["cancel"], offered["note"]) == (True, True, "")
 
 
+async def test_the_page_asks_for_no_second_answer(journal: Any) -> None:
+    await suspended(journal)
+    await journal.signal("r", "approved", True)
+
+    offered = (await first_update(app(journal), "r"))["sections"]["live"]
+
+    assert offered["signals"] == {"approved": {"kind": "answered"}}
+
+
 async def test_a_run_that_waits_on_is_not_said_to_be_resumed(
     make_client: Any, journal: Any
 ) -> None:

@@ -253,7 +253,9 @@
     const asks = element("form", "", { className: "signal" }), group = element("fieldset", ""), answer = element("p", "", { tabIndex: -1 });
     answer.setAttribute("role", "status");
     group.append(element("legend", name));
-    if (kind === "boolean") {
+    if (kind === "answered") {
+      answer.textContent = "It has an answer. The run continues once a process takes it up.";
+    } else if (kind === "boolean") {
       group.append(element("button", "Yes", { value: "true" }), " ", element("button", "No", { value: "false" }));
     } else {
       const field = element({ choice: "select", json: "textarea" }[kind] || "input", "", {});
