@@ -164,25 +164,6 @@ def complete_run(
     return []
 
 
-def complete_pipeline(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    """Let the shell complete the name of a pipeline that has runs."""
-    journal = ctx.params.get("journal") or _default_journal()
-    if not journal_exists(journal):
-        return []
-
-    async def names() -> list[str]:
-        async with open_journal(journal) as opened:
-            return await opened.pipelines()
-
-    with suppress(Exception):  # as above
-        # bash inserts a name without quoting it.
-        found = [name for name in asyncio.run(names()) if shlex.quote(name) == name]
-        return [CompletionItem(name) for name in found if name.startswith(incomplete)]
-    return []
-
-
 async def _runs_that_start_with(journal: str, incomplete: str) -> list[CompletionItem]:
     async with open_journal(journal) as opened:
         runs = await opened.runs(text=incomplete, limit=_COMPLETIONS)

@@ -24,7 +24,6 @@ from rich.cells import set_cell_size
 from rich.text import Text
 
 from asyncflow._cli.options import (
-    complete_pipeline,
     journal_option,
     json_option,
     open_journal,
@@ -56,7 +55,7 @@ _NO_RUN = " "
 
 
 @click.command()
-@click.argument("pipeline", metavar="[PIPELINE]", required=False, shell_complete=complete_pipeline)
+@click.argument("pipeline", metavar="[PIPELINE]", required=False)
 @click.argument("step", metavar="[STEP]", required=False)
 @journal_option
 @click.option(

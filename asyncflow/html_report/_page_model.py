@@ -67,7 +67,7 @@ MOST_CELLS, ALL_CELLS = 2_000, 8_000
 MOST_TOGETHER = 50
 """How many rows of the timeline are drawn together when they come into view."""
 MOST_EARLIER = 50
-"""Of more attempts of a step before the run was resumed, those that did not succeed are listed."""
+"""Of more attempts of a step, those that did not succeed are listed, the last ones."""
 MOST_EARLIER_TRACES = 20
 """Of more attempts with errors that were not the last one of their step, in all steps together, the
 last ones have tracebacks."""
@@ -144,18 +144,6 @@ class ConcurrencyStrip(NamedTuple):
     """An SVG path, 100 wide, and one high for each attempt."""
     most: int
     """At least 1."""
-
-
-class EarlierAttempts(NamedTuple):
-    """The attempts of a step, and of its items, before the run was resumed."""
-
-    number: int
-    segments: int
-    """In how many segments they were."""
-    groups: list[tuple[int, list[tuple[str, AttemptView]]]]
-    """Those that are listed, by segment; each with the index of its item: ``[3]``."""
-    left_out: int
-    """How many are not listed."""
 
 
 class NestedRun(NamedTuple):
@@ -466,33 +454,32 @@ class PageModel:
             return str(count)
         return f"{count} of {step.max_retries}"
 
-    def earlier(self, step: StepView) -> EarlierAttempts | None:
-        """Return its attempts before the run was resumed, unless it simply succeeded then."""
+    def attempts_by_segment(
+        self, step: StepView
+    ) -> tuple[list[tuple[int, list[tuple[str, AttemptView]]]], int]:
+        """Return its attempts by segment, with those of items before the latest one.
+
+        Each has the index of its item: ``[3]``. Nothing if it simply succeeded. The number says how
+        many are left out.
+        """
         runs = [("", step)]
         for number, item in [*step.former_items.items(), *(step.items or {}).items()]:
             runs.append((f"[{number}]", item))
+        latest = len(self.view.segments)
         found = [
             (name, attempt)
             for name, run in runs
             for attempt in run.attempts
-            if attempt.segment < len(self.view.segments)
+            if not name or attempt.segment < latest
         ]
-        odd = [each for each in found if each[1].end != "succeeded"]
-        if not found or (step.reused and not odd):
-            return None
+        odd = [each for each in found if each[1].end not in ("succeeded", None)]
+        if not odd and (step.reused or len(found) <= 1):
+            return [], 0
         listed = found if len(found) <= MOST_EARLIER else odd[-MOST_EARLIER:]
         listed.sort(key=lambda each: (each[1].segment, each[1].started_ms))
         groups = groupby(listed, lambda each: each[1].segment)
-        return EarlierAttempts(
-            len(found),
-            len({attempt.segment for _, attempt in found}),
-            [(segment, list(attempts)) for segment, attempts in groups],
-            len(found) - len(listed),
-        )
-
-    def current(self, step: StepView) -> list[AttemptView]:
-        """Return its attempts in the latest segment."""
-        return [each for each in step.attempts if each.segment == len(self.view.segments)]
+        left_out = len(found) - len(listed)
+        return [(segment, list(attempts)) for segment, attempts in groups], left_out
 
     def is_traced(self, attempt: AttemptView) -> bool:
         """Whether the traceback of an attempt that was not the last one of its step is shown."""

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.pool import Pool
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, plural
@@ -49,10 +48,8 @@ _MOST_WAITING = 5
 """Of how many runs that wait the page says for what."""
 
 
-async def pipeline_page(
-    request: Request, journal: SQLJournal, pools_of: Callable[[str], Sequence[Pool]]
-) -> Response:
-    """Answer with the page of a pipeline; ``pools_of`` tells the pools that it has here."""
+async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
+    """Answer with the page of a pipeline."""
     name = request.path_params["pipeline"]
     found = await journal.statistics(name, runs=_RUNS)
     if not found.runs:
@@ -91,7 +88,6 @@ async def pipeline_page(
         ],
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
-        pools=[(name_text(pool.title), pool, pool.stats()) for pool in pools_of(name)],
         outcomes={each.lower(): shown for each, shown in OUTCOMES.items() if each in occurring},
         name_text=name_text,
         step_link=lambda step: f"?{urlencode({'step': step}, errors='replace')}#history",

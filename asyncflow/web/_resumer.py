@@ -19,7 +19,6 @@ from asyncflow._core.errors import (
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.pool import Pool
 from asyncflow._core.replay import latest_steps
 from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.step import inputs_of
@@ -64,11 +63,6 @@ class Resumer:
     def names(self) -> list[str]:
         """The names of its pipelines."""
         return list(self._pipelines)
-
-    def pools_of(self, pipeline: str) -> list[Pool]:
-        """Return the pools of a pipeline's steps, if it is one of these."""
-        steps = self._pipelines[pipeline].steps if pipeline in self._pipelines else ()
-        return list(dict.fromkeys([step.pool for step in steps if step.pool is not None]))
 
     def can_resume(self, record: RunRecord) -> bool:
         """Return whether a run can be resumed, and its pipeline is one of these."""

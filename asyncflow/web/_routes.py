@@ -262,7 +262,7 @@ class Site:
             Route(f"/resume/{run}", partial(resume, journal=journal, resumer=resumer), methods=act),
             Route(
                 "/pipelines/{pipeline:asyncflow_run}",
-                partial(pipeline_page, journal=journal, pools_of=resumer.pools_of),
+                partial(pipeline_page, journal=journal),
             ),
             Route(
                 "/api/pipelines/{pipeline:asyncflow_run}", partial(pipeline_api, journal=journal)

@@ -10,7 +10,6 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from rich.cells import cell_len
 from rich.console import Console
@@ -211,15 +210,3 @@ def test_a_damaged_run_has_a_mark(shell: Shell) -> None:
 
     assert "!✓" in shown
     assert "! damaged" in shown
-
-
-def test_the_shell_completes_pipelines(shell: Shell) -> None:
-    def completed(word: str) -> list[str]:
-        completion = ShellComplete(commands, {}, "asyncflow", "_ASYNCFLOW_COMPLETE")
-        return [item.value for item in completion.get_completions(["stats"], word)]
-
-    assert completed("") == []
-    store(a_run(1), a_run(2, "load $(x)"), a_run(3, "export"))
-    assert completed("e") == ["etl", "export"]
-    shell.write("asyncflow.db", "no database")
-    assert completed("") == []

@@ -409,15 +409,14 @@ def test_the_details_list_all_attempts_by_segment_with_their_old_errors() -> Non
     text = section("details", RESUMED)
 
     assert (
-        "Before the run was resumed: 2 attempts # Ended Started Took Backoff "
-        "Segment 1, 2026-01-01 00:00:00 UTC, one:11 "
+        "# Ended Started Took Backoff Segment 1, 2026-01-01 00:00:00 UTC, one:11 "
         "1 failed 400 ms 200 ms 100 ms TimeoutError: no connection Traceback"
     ) in text
     assert (
         "2 failed 700 ms 300 ms – ConnectionError: the database is down Traceback "
         "Copy Traceback (most recent call last)"
     ) in text
-    assert "# Ended Started Took Backoff Since the run was resumed 1 succeeded 1.2 s" in text
+    assert re.search(r"Segment 2, 2026-01-04 00:00:01 UTC(, \S+)? 1 succeeded 1.2 s", text)
     assert "Attempts 3 (2 earlier)" in text
 
 
@@ -425,9 +424,7 @@ def test_a_step_with_many_segments_stays_readable() -> None:
     events = crashed_often(60)
     text = section("details", events)
 
-    assert "Before the run was resumed: 60 attempts in 60 segments" in text
-    assert "10 of them are not listed here" in text
-    assert not any("open" in each for each in parsed_section("details", events).tags("details"))
+    assert "11 more attempts are not listed, those that succeeded first of all." in text
     classes = [each.get("class") for each in parsed_section("gantt", events).tags("div")]
     assert "line pauses many" in classes  # their labels show only when zoomed in
 
@@ -443,10 +440,9 @@ def test_items_of_earlier_segments_keep_their_errors() -> None:
 
     details, gantt = section("details", events), parsed_section("gantt", events)
 
-    assert "Before the run was resumed: 200 attempts" in details
     assert "[0] 1 failed 0 ms 20 ms – ConnectionError: reset by peer Traceback" in details
     assert details.count("1 failed") == 6
-    assert "194 of them are not listed here, those that succeeded first of all." in details
+    assert "194 more attempts are not listed, those that succeeded first of all." in details
     assert "200 attempts: 194 succeeded, 6 failed, before the run was resumed" in gantt.text
     kinds = [each.get("class") or "" for each in gantt.tags("g")]
     assert [each for each in kinds if "items" in each] == [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from web.runs import failing, passing
 
-from asyncflow import Orchestrator, Pool, RunStatus, WorkflowStep
+from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import statistics_document
 from asyncflow.web import _pipeline_page, app
@@ -229,29 +229,3 @@ async def test_a_step_without_a_row_has_a_history(
     page = await page_of(make_client(app(journal)), "/pipelines/etl?step=refuse")
 
     assert 'id="history"' in page
-
-
-async def test_the_page_shows_the_pools_of_a_pipeline_that_runs_here(
-    make_client: Any, any_journal: Any
-) -> None:
-    model, free = Pool(4, name="model"), Pool(2)
-    steps = [
-        WorkflowStep("ask", fine, pool=model),
-        WorkflowStep("again", fine, pool=model),
-        WorkflowStep("other", fine, pool=free),
-    ]
-    etl = Orchestrator(steps, name="etl")
-    await etl.with_options(journal=any_journal).run()
-    model.pause(30_000)
-
-    here = await page_of(make_client(app(any_journal, pipelines={"etl": etl})), "/pipelines/etl")
-    elsewhere = await page_of(make_client(app(any_journal)), "/pipelines/etl")
-
-    pools = here[here.index('id="h-pools"') :].partition("</table>")[0]
-    found = re.findall(r"<tr>(.*?)</tr>", pools)[1:]
-    rows = [unescape(re.sub(r"<[^>]*>", " ", row)).split() for row in found]
-    assert [" ".join(row) for row in rows] == [
-        "pool 'model' 0 of 4 0 for another 30.0 s",
-        "its pool 0 of 2 0 no",
-    ]
-    assert "h-pools" not in elsewhere
