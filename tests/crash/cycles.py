@@ -186,14 +186,16 @@ class Cycles:
 
     # Scenarios.
 
-    def sweep(self, before: State | None = None) -> list[State]:
+    def sweep(self, before: State | None = None, every: int = 1) -> list[State]:
         """Kill at every point, and resume after each; return the states that the kills leave.
 
         Args:
             before: The state that an earlier process has left; by default nothing has run.
+            every: To kill at every third point only, say 3. An even number would leave out all that
+                come before a statement, or all that come after one.
         """
         killed = []
-        for point in count(1):
+        for point in count(1, every):
             state = self.kill(before or self.start, point)
             if state is None:
                 return killed
