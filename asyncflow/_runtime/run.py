@@ -34,7 +34,6 @@ from asyncflow._runtime.nested_runs import AttemptKey, NestedLink, NestedRuns, e
 from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
 from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.run_deadline import RunDeadline
 from asyncflow._runtime.run_scope import Parts, RunScope
 from asyncflow._runtime.starter import Starter
 from asyncflow._runtime.stop_control import StopControl
@@ -43,6 +42,7 @@ from asyncflow.events import LoopBlocked, RunFinished, RunInterrupted, RunTimedO
 if TYPE_CHECKING:
     from asyncflow._runtime.options import OpenResource
     from asyncflow._runtime.resources import ResourceFailure, RunResources
+    from asyncflow._runtime.run_deadline import RunDeadline
     from asyncflow._runtime.run_link import RunLink
 
 _log = logging.getLogger("asyncflow")
@@ -71,6 +71,8 @@ class Run:
         self._permits = Permits(scope, self, self._dispatcher, self._stop_control)
         self._deadline: RunDeadline | None = None
         if scope.state.deadlines.deadline_ms is not None:
+            from asyncflow._runtime.run_deadline import RunDeadline  # few runs have one
+
             self._deadline = RunDeadline(scope, self._time_out)
         self._starter = Starter(
             Parts(
