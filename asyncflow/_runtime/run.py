@@ -139,8 +139,8 @@ class Run:
             return self._state.report()
         finally:
             # Or what is raised would keep itself, through this frame or that of an observer.
-            causes.clear()
-            del self, cache, failure, late, raised, failed
+            causes.interruption = causes.cancellation = causes.cancelled = None
+            del self, causes, cache, failure, late, raised, failed
 
     async def _begin(self) -> None:
         """Report that the run begins, and what it reuses of earlier segments or another run."""
@@ -288,6 +288,8 @@ class Run:
             waiter.set_result(None)
 
     def _is_over(self) -> bool:
+        if self._scope.live:
+            return False
         return self._is_settled() or (self._may_suspend and self._is_at_rest())
 
     def _is_settled(self) -> bool:
@@ -515,6 +517,3 @@ class _Causes:
             if cause is not None:
                 return cause
         return None
-
-    def clear(self) -> None:
-        self.interruption = self.cancellation = self.cancelled = None
