@@ -719,6 +719,26 @@ async def test_draining_a_run_that_only_waits_leaves_it_waiting(journal: Any) ->
 
 
 @in_virtual_time
+async def test_draining_a_run_whose_nested_run_only_waits_interrupts_both(journal: Any) -> None:
+    orders, outer = Orders(), Pipeline("outer")
+
+    @outer.step(timeout_ms=None)
+    async def order() -> str:
+        report = await orders.run(journal, "nested", on_wait="stay")
+        return report["publish"].output  # type: ignore[no-any-return]
+
+    outer = outer.with_options(journal=journal, run_id="outer")
+    async with outer.start() as run:
+        await asyncio.sleep(60)
+        run.drain("the service was shut down")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+
+    await journal.signal("nested", "approved", True)
+    assert (await outer.run())["order"].output == "draft: True"
+
+
+@in_virtual_time
 async def test_draining_a_run_that_looks_for_a_signal_leaves_that_for_later(journal: Any) -> None:
     orders = Orders()
     options = {"journal": journal, "run_id": "r", "on_wait": "stay"}
