@@ -32,28 +32,23 @@ from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
 from tests.benchmarks.pools import MAX_OF_A_SEMAPHORE, pool_policies, pools, refusals
-from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.ratios import Row, on_this_python, ratio
 from tests.benchmarks.saying import saying
 from tests.benchmarks.testing_kit import testing_kit
 from tests.benchmarks.watched import watched
 from tests.traces import NO_TRACES, trace_files
 
-# What each version of Python reaches on two cores of which others use a part, and a tenth more: a
-# regression shows, and noise passes. "wide" is fan and layered.
-LIMITS: dict[str, tuple[float, float, float]] = {
-    # subject: on 3.11, 3.12, and 3.13 or newer
-    "chain": (1.4, 1.45, 1.45),
-    "wide": (1.7, 1.45, 1.5),
-    "observed": (1.85, 1.5, 2.0),
-    "third attempt": (2.5, 3.8, 4.2),
-    "fail-fast": (1.5, 1.6, 1.75),
-    "memory": (1.35, 1.3, 1.3),
-    "import": (1.7, 1.6, 1.65),
+# What each Python reaches, and a tenth more: a regression shows, and noise passes. "wide" is fan
+# and layered.
+LIMITS: dict[str, float] = {
+    "chain": on_this_python(1.4, 1.4, 1.4),
+    "wide": on_this_python(1.65, 1.4, 1.4),
+    "observed": on_this_python(1.6, 1.65, 1.7),
+    "third attempt": on_this_python(2.4, 3.7, 3.9),
+    "fail-fast": on_this_python(1.4, 1.4, 1.65),
+    "memory": on_this_python(1.37, 1.3, 1.3),
+    "import": on_this_python(1.8, 1.7, 1.65),
 }
-
-
-def limit(subject: str) -> float:
-    return LIMITS[subject][min(max(sys.version_info[1], 11), 13) - 11]
 
 
 def cpu_s(work: Callable[[], Awaitable[Mapping[str, Any] | list[Any]]]) -> float:
@@ -74,11 +69,11 @@ def against_the_hand_written_loop(rounds: int) -> Iterator[Row]:
     for shape, edges in SHAPES.items():
         for action in (instant, suspending):
             steps = pipeline(edges(1_000), action)
-            at_most = limit("chain" if shape == "chain" else "wide")
+            at_most = LIMITS["chain" if shape == "chain" else "wide"]
             value = _against_by_hand(steps, 3 * rounds)
             yield Row(f"{shape} of 1,000 steps, {action.__name__}", value, at_most)
             value = _against_by_hand(steps, 3 * rounds, observers=[[].append])
-            at_most = limit("observed")
+            at_most = LIMITS["observed"]
             yield Row("   with an observer that stores every event", value, at_most)
 
 
@@ -108,7 +103,7 @@ def retries(rounds: int) -> Iterator[Row]:
 
     steps = flaky_steps()
     value = _against_by_hand(steps, 3 * rounds)
-    yield Row("1,000 steps that succeed at the third attempt", value, limit("third attempt"))
+    yield Row("1,000 steps that succeed at the third attempt", value, LIMITS["third attempt"])
 
 
 def fail_fast(rounds: int) -> Iterator[Row]:
@@ -124,7 +119,7 @@ def fail_fast(rounds: int) -> Iterator[Row]:
         *(WorkflowStep(f"s{i}", sleeping) for i in range(5_000)),
     ]
     value = _against_by_hand(steps, 2 * rounds)
-    yield Row("fail-fast with 5,000 sleeping siblings", value, limit("fail-fast"))
+    yield Row("fail-fast with 5,000 sleeping siblings", value, LIMITS["fail-fast"])
 
 
 def mapped(rounds: int) -> Iterator[Row]:
@@ -218,7 +213,7 @@ def memory(_: int) -> Iterator[Row]:
         asyncio.run(measured())  # a warm-up: the loop's set of tasks has its size now
         live[name] = asyncio.run(measured())
     value = live["ours"] / live["by hand"]
-    yield Row("memory of a live step / by hand", value, limit("memory"))
+    yield Row("memory of a live step / by hand", value, LIMITS["memory"])
 
     orchestrator = Orchestrator([WorkflowStep(f"s{i}", instant) for i in range(count)])
 
@@ -255,7 +250,7 @@ def importing(rounds: int) -> Iterator[Row]:
             )
 
         value = ratio(lambda: cost_s("asyncflow"), lambda: cost_s("anyio"), rounds)
-    yield Row("import asyncio, asyncflow / import asyncio, anyio", value, limit("import"))
+    yield Row("import asyncio, asyncflow / import asyncio, anyio", value, LIMITS["import"])
 
 
 def makespans(_: int) -> Iterator[Row]:

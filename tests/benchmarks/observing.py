@@ -70,7 +70,7 @@ def _sdk(*, sampled: bool) -> OpenTelemetryObserver:
 
 
 OBSERVERS: list[tuple[str, Callable[[], ObserverFactory], float]] = [
-    ("LoggingObserver, its level off", lambda: _logging(logging.WARNING), 1.5),
+    ("LoggingObserver, its level off", lambda: _logging(logging.WARNING), 1.6),
     ("LoggingObserver", lambda: _logging(logging.INFO), 6.0),
     (
         "OpenTelemetryObserver, no SDK",

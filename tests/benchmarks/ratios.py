@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,11 @@ class Row(NamedTuple):
         return f"{self.subject:<58}{self.value:>9.2f} {self.unit:<6}{limit:<14}" + (
             "" if self.holds else "TOO MUCH"
         )
+
+
+def on_this_python(*limits: float) -> float:
+    """Return the limit for this Python of those for 3.11, 3.12, and 3.13 or newer."""
+    return limits[min(max(sys.version_info[1], 11), 13) - 11]
 
 
 def ratio(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> float:
