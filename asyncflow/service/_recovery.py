@@ -19,9 +19,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.errors import (
@@ -133,23 +134,28 @@ class Recovery:
         try:
             while True:
                 woken.clear()
-                among = [signalled.popitem()[0] for _ in range(min(len(signalled), _TOGETHER))]
+                skipped = self._unresumable | self._active.keys() | self._continuing
+                # One that still runs may be due when its segment has ended.
+                free = (run_id for run_id in signalled if run_id not in skipped)
+                among = [*islice(free, _TOGETHER)]
                 is_look_at_all = loop.time() >= look_at_s
                 if is_look_at_all:
                     look_at_s = loop.time() + _DUE_EVERY_S
+                    signalled.clear()
+                for run_id in among:
+                    signalled.pop(run_id, None)
                 try:
-                    await self._continue_due(None if is_look_at_all else among)
+                    await self._continue_due(None if is_look_at_all else among, skipped)
                 except JournalError as error:
                     _log.warning("the service can't look for runs that are due: %s", error)
-                if not signalled:
+                if len(among) < _TOGETHER:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(woken.wait(), look_at_s - loop.time())
         finally:
             self._journal._on_signal.remove(wake)
 
-    async def _continue_due(self, among: Sequence[str] | None) -> None:
+    async def _continue_due(self, among: Sequence[str] | None, skipped: Set[str]) -> None:
         """Continue the runs that are due, or those among some runs."""
-        skipped = self._unresumable | self._active.keys() | self._continuing
         for run in await self._journal._due([*self._pipelines], _AT_ONCE, skipped, among):
             await self._places.wait()
             self._continuing.add(run.run_id)
