@@ -35,7 +35,6 @@ class _Commands(click.Group):
     """Imports a command when it runs, and explains errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
         from asyncflow._cli.output import explained_errors
         from asyncflow._cli.project import project_defaults
 
@@ -44,7 +43,6 @@ class _Commands(click.Group):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

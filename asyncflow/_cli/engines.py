@@ -61,7 +61,6 @@ def _problem(what: str, error: Exception) -> CommandError:
 
 
 def _maker_of(name: str) -> Callable[[], Any]:
-    """Return what makes the engine with a name."""
     scheme, separator, address = name.partition("://")
     if scheme == "dask" and address:
         return partial(_dask, f"tcp://{address}")

@@ -83,8 +83,6 @@ class Rerun:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What to run, and how to report it."""
-
     loaded: LoadedPipeline
     inputs: Mapping[str, Any]
     journal: str | None
@@ -95,8 +93,6 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How the execution ended."""
-
     report: RunReport
     events: Iterable[Event]
     signal: int | None
@@ -105,7 +101,6 @@ class RunEnd:
     is_shown: bool
     """Whether the live view shows the end on a terminal."""
     failure: ResourceError | None = None
-    """What a resource of the run failed with."""
 
 
 async def execute(execution: Execution) -> RunEnd:

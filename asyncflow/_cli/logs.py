@@ -51,8 +51,6 @@ _SHORTEST_S, _LONGEST_S = 0.3, 1.0
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """Which notes to show, and how."""
-
     step: str | None
     item: int | None
     attempt: int | None
@@ -187,8 +185,6 @@ def _no_logs(record: RunRecord) -> str:
 
 
 class _NoteWriter:
-    """Writes notes to standard output."""
-
     def __init__(self, view: RunView, wanted: _Wanted) -> None:
         self._view = view
         self._wanted = wanted

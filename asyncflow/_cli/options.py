@@ -155,7 +155,6 @@ def complete_target(
 def complete_run(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Let the shell complete the id of a run."""
     journal = ctx.params.get("journal") or _default_journal()
     if not journal_exists(journal):
         return []
@@ -222,7 +221,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON."
 
 
 def _file_option(name: str, help_: str) -> Callable[[Any], Any]:
-    """Return the option of a file that a command writes."""
     return click.option(
         name,
         metavar="FILE",
@@ -261,7 +259,6 @@ def _check_status(status: str | None) -> RunStatus | None:
 
 
 def status_option(help_: str) -> Callable[[Any], Any]:
-    """Return the option that selects runs by their status."""
     return click.option(
         "--status",
         metavar="STATUS",
@@ -342,8 +339,6 @@ baseline_argument = click.argument(
 
 @dataclass(frozen=True, slots=True)
 class RunFlags:
-    """The values of `run_options`."""
-
     input_: Sequence[str]
     input_json: str | None
     inputs: str | None

@@ -269,7 +269,6 @@ class _StderrHandler(logging.Handler):
     """Writes to the current standard error, which a live view may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
         with not_printed():
             write_note(self.format(record))
 

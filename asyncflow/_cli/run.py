@@ -179,13 +179,11 @@ class RunToResume(NamedTuple):
 
 
 async def read_run(journal: str, run: str) -> RunToResume:
-    """Return the run that an argument names."""
     async with open_journal(journal) as opened:
         return await with_steps(opened, await find_run(opened, run))
 
 
 async def with_steps(journal: AnyJournal, record: RunRecord) -> RunToResume:
-    """Return a run with the steps that it has."""
     events = [each.event for each in await journal.events(record.run_id)]
     return RunToResume(record, latest_steps(events))
 

@@ -152,7 +152,6 @@ def runs(
 
 
 def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary]) -> None:
-    """Write a table of runs."""
     console = stdout_console()
     theme = theme_for(console.encoding)
     now = datetime.now().astimezone()

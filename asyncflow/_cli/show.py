@@ -186,8 +186,6 @@ _TIMELINE_WIDTH = 80
 
 @dataclass(frozen=True, slots=True)
 class _ShownRun:
-    """What a journal has of a run to show."""
-
     record: RunRecord
     report: RunReport
     events: Sequence[StoredEvent]

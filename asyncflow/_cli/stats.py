@@ -152,8 +152,6 @@ def _history(
 
 
 class _GridRow(NamedTuple):
-    """A row of the grid."""
-
     name: str
     cells: Sequence[tuple[str, str]]
     """For each run, the latest first, a symbol and its colour."""
@@ -190,7 +188,6 @@ class _Drawing:
         self.shown = min(grid, max(left - self._name_width, 1))
 
     def lines(self) -> list[Text]:
-        """Return all lines."""
         grid = max(self.shown, len("RUNS"))
         header = ["STEP".ljust(self._name_width), "RUNS".ljust(grid), *self._aligned(_HEADER)]
         lines = [Text(self._title(), "bold"), Text(), Text(_GAP.join(header).rstrip(), "bold")]

@@ -40,8 +40,6 @@ _BEND_HEIGHT = 0.3
 
 
 class Place(NamedTuple):
-    """Where something lies."""
-
     layer: int
     """Counted from 0."""
     down: float
@@ -55,7 +53,6 @@ class Layout(NamedTuple):
     height: float
     """In steps' heights."""
     places: tuple[Place, ...]
-    """The place of each step."""
     edges: tuple[tuple[int, int, tuple[Place, ...]], ...]
     """From which step to which, and over which bends."""
     bundled: frozenset[int] = frozenset()

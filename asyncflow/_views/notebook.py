@@ -60,7 +60,6 @@ def to_notebook_html(view: RunView) -> str:
 
 
 def of_report(report: RunReport) -> str:
-    """Return the steps of a report as a table."""
     view = view_of(report)
     return to_notebook_html(view)
 

@@ -34,8 +34,6 @@ _Attempt: TypeAlias = tuple[str, int | None, int]
 
 
 class LogLine(NamedTuple):
-    """A line of the log of a step."""
-
     position: int
     """The place of its note in the journal; 0 if it has none."""
     note: StepLogged
@@ -49,11 +47,9 @@ class AttachedData(NamedTuple):
     note: StepAttached
     """Its data may be missing or cut: see `RunNotes`."""
     size: int
-    """How many bytes the attachment has."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether the data is not all of it."""
         return len(self.note.data) < self.size
 
 

@@ -11,8 +11,6 @@ from asyncflow._core.text import plural
 
 
 class ShownOutcome(NamedTuple):
-    """What stands for an outcome."""
-
     symbol: str
     """One cell wide, and clear without colour."""
     words: str

@@ -18,13 +18,10 @@ _DEEPEST = 8
 
 
 class Preview(NamedTuple):
-    """The text that stands for a value."""
-
     text: str
     cut: bool
     """Whether the value is longer."""
     redacted: bool = False
-    """Whether the value is secret."""
 
 
 def preview(value: object, limit: int) -> Preview:

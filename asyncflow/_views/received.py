@@ -18,8 +18,6 @@ Source: TypeAlias = Literal["step", "item", "input", "default", "all"]
 
 
 class Received(NamedTuple):
-    """A parameter, and what it receives."""
-
     parameter: str
     source: Source
     """``"item"``: an item of a step's output; ``"all"``: the outputs of all dependencies."""

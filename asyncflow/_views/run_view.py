@@ -103,13 +103,11 @@ class RunView(StoredRun):
 
     @property
     def ended_steps(self) -> int:
-        """How many steps have ended, in whatever way."""
         unsettled = self.counts[StepStatus.PENDING] + self.counts[StepStatus.RUNNING]
         return len(self.steps) - unsettled
 
     @property
     def waiting(self) -> list[StepView]:
-        """The steps that wait for a signal."""
         return [step for step in self.steps.values() if step.waiting_since is not None]
 
     @property

@@ -35,7 +35,6 @@ class GuardedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write whole lines."""
         written: int = self._stream.write(without_commands(text))
         return written
 

@@ -20,11 +20,8 @@ T = TypeVar("T")
 
 
 class LoggedEvent(NamedTuple):
-    """One event."""
-
     at_ms: float
     kind: str
-    """The name of its class."""
     text: str
     step: str | None = None
     attempt: int | None = None
@@ -42,7 +39,6 @@ class EventLog(NamedTuple):
 
 
 def event_log(events: Sequence[Event]) -> EventLog:
-    """Return the log of the events of a run."""
     resumed = accumulate(isinstance(event, RunResumed) for event in events)
     listed, left_out = _first_and_last([*zip(events, resumed, strict=True)])
     return EventLog(tuple([_logged(event, 1 + count) for event, count in listed]), left_out)

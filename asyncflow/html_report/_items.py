@@ -23,8 +23,6 @@ _ENDS = {None: "r", "crashed": "x"}
 
 
 class CellPath(NamedTuple):
-    """All cells of one outcome."""
-
     outcome: str
     path: str
     """In the language of SVG. Cells beside each other are one shape."""
@@ -126,7 +124,6 @@ class ErrorGroup(NamedTuple):
     items: list[int]
     """The items that have one, in order."""
     number: int
-    """How many errors there are."""
     is_final: bool
     """Whether they made their items fail; otherwise another attempt followed."""
 

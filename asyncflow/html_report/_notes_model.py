@@ -48,11 +48,8 @@ _MOST_ATTACHMENTS = 100
 
 
 class LogRow(NamedTuple):
-    """A line of a log."""
-
     level: int
     word: str
-    """The level in words."""
     at: str
     """When it was logged, in seconds since the run started."""
     attempt: int
@@ -63,12 +60,8 @@ class LogRow(NamedTuple):
 
 
 class StepLog(NamedTuple):
-    """The log of a step."""
-
     rows: Sequence[LogRow]
-    """Its last lines."""
     total: int
-    """How many lines it has."""
     latest: int
     """The place of its last line in the journal; 0 if it has none."""
 
@@ -82,8 +75,6 @@ class FailedLog(NamedTuple):
 
 
 class ShownProgress(NamedTuple):
-    """The progress of a step or an item."""
-
     text: ProgressText
     share: float | None
     """From 0 to 1; ``None`` if the total is unknown."""
@@ -99,8 +90,6 @@ class ShownProgress(NamedTuple):
 
 
 class Attachment(NamedTuple):
-    """What is shown of an attachment."""
-
     name: str
     item: int | None
     attempt: int
@@ -108,7 +97,6 @@ class Attachment(NamedTuple):
     url: str
     """Where a server has all of it; empty in a page of its own."""
     picture: str = ""
-    """The URL of its picture."""
     text: Preview | None = None
     table: Sequence[Sequence[str]] = ()
     """The first rows of a table, the head first."""
@@ -203,11 +191,9 @@ class NotesModel:
     # Attachments.
 
     def attachments(self, step: StepView) -> list[Attachment]:
-        """Return what a step has attached."""
         return [self._shown(each) for each in self._notes.attached(step.name)[:_MOST_ATTACHMENTS]]
 
     def attachments_left_out(self, step: StepView) -> int:
-        """Return how many attachments of a step are not listed."""
         return max(len(self._notes.attached(step.name)) - _MOST_ATTACHMENTS, 0)
 
     def _shown(self, each: AttachedData) -> Attachment:

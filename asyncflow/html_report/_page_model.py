@@ -126,7 +126,6 @@ class StatusBadge(NamedTuple):
     """A status, and how many steps have it."""
 
     kind: str
-    """Its CSS class."""
     symbol: str
     word: str
     number: int = 0
@@ -138,8 +137,6 @@ class StatusBadge(NamedTuple):
 
 
 class ConcurrencyStrip(NamedTuple):
-    """How many attempts ran at once."""
-
     path: str
     """An SVG path, 100 wide, and one high for each attempt."""
     most: int
@@ -147,8 +144,6 @@ class ConcurrencyStrip(NamedTuple):
 
 
 class NestedRun(NamedTuple):
-    """A run that a step has started."""
-
     run_id: str
     url: str
     status: str
@@ -167,13 +162,11 @@ class PageContext(NamedTuple):
     """What a page says of a run beside its events."""
 
     notes: RunNotes | None = None
-    """What its steps have said."""
     is_orphaned: bool = False
     """Whether the run has not ended and its process is gone."""
     resume: str = ""
     """The command that resumes the run, which is shown if it can be resumed."""
     related: RelatedRuns = RelatedRuns()
-    """The runs that it links to."""
     usual_ms: Mapping[str, float] = {}
     """How many milliseconds each step usually takes, by name, as far as that is known."""
     usual_run_ms: float | None = None
@@ -187,13 +180,10 @@ NO_CONTEXT = PageContext()
 
 
 class TierRows(NamedTuple):
-    """A tier of the timeline."""
-
     number: int
     band: TierBand | None
     rows: tuple[TimelineRow, ...]
     counts: list[StatusBadge]
-    """How many of its steps have which status."""
     is_open: bool = True
 
     def blocks(self) -> Iterator[tuple[TimelineRow, ...]]:
@@ -255,7 +245,6 @@ class PageModel:
 
     @property
     def badge(self) -> StatusBadge:
-        """The status of the run."""
         word = "ORPHANED" if self.context.is_orphaned else self.view.word
         return StatusBadge(*RUN_BADGES[word], word)
 
@@ -283,7 +272,6 @@ class PageModel:
 
     @property
     def counts(self) -> list[StatusBadge]:
-        """How many steps have which status."""
         counts = self.view.counts
         return [self.status(each, counts[each]) for each in STATUS_SYMBOLS if counts[each]]
 
@@ -295,7 +283,6 @@ class PageModel:
 
     @property
     def consequences(self) -> list[StepView]:
-        """The steps that a failure skipped or cancelled."""
         return [self.view.steps[name] for name in self.causes]
 
     @property
@@ -306,7 +293,6 @@ class PageModel:
 
     @property
     def detailed(self) -> list[StepView]:
-        """The steps that have details."""
         if self._only is not None:
             return [self.view.steps[self._only]]
         if self.is_large and self.is_served:
@@ -341,17 +327,14 @@ class PageModel:
     # A step or an item.
 
     def status(self, status: StepStatus, number: int = 0) -> StatusBadge:
-        """Return the badge of a status."""
         if status is StepStatus.RUNNING and self.context.is_orphaned:
             return StatusBadge("orphaned", RUN_SYMBOLS["ORPHANED"], status.value, number)
         return StatusBadge(status.lower(), STATUS_SYMBOLS[status], status.value, number)
 
     def is_critical(self, name: str) -> bool:
-        """Whether a step is on the critical path."""
         return name in self._is_critical
 
     def is_critical_edge(self, first: str, last: str) -> bool:
-        """Whether the critical path leads straight from one step to the other."""
         return (first, last) in self._critical_edges
 
     def chain(self, step: StepView) -> list[str]:
@@ -381,7 +364,6 @@ class PageModel:
         return lane
 
     def duration(self, step: StepView) -> float | None:
-        """Return how long a step has taken so far, in milliseconds."""
         return step.duration_ms(self.now_ms)
 
     def traits(self, step: StepView) -> str:
@@ -414,7 +396,6 @@ class PageModel:
         return ran_before(step)
 
     def verb(self, step: StepView) -> str:
-        """Return what a failure did to a step."""
         return "cancelled" if step.status is StepStatus.CANCELLED else "skipped"
 
     def note(self, step: StepView) -> str:
@@ -498,7 +479,6 @@ class PageModel:
         return frozenset(map(id, failed[-MOST_EARLIER_TRACES:] if self._only is None else failed))
 
     def output(self, step: StepView) -> Preview:
-        """Return the preview of a step's output."""
         return preview(visible_output(step), self._most(_OUTPUT))
 
     def received(self, step: StepView) -> list[Received] | None:
@@ -521,15 +501,12 @@ class PageModel:
         return limit if self._only is None else _WHOLE
 
     def short_output(self, item: StepView) -> Preview:
-        """Return the preview of an item's output."""
         return preview(visible_output(item), 80)
 
     def value(self, value: object) -> Preview:
-        """Return the preview of an input."""
         return preview(value, 1_500)
 
     def trace(self, error: BaseException) -> Preview:
-        """Return what is shown of an error's traceback."""
         return self._trace(error, self._most(_TRACE))
 
     def earlier_trace(self, error: BaseException) -> Preview:
@@ -542,17 +519,14 @@ class PageModel:
         return self._traces[id(error)]
 
     def first_trace(self, error: BaseException) -> Preview:
-        """Return what is shown of the traceback of the first failure."""
         return error_trace(error, _FIRST_TRACE)
 
     def words(self, error: BaseException) -> str:
-        """Return an error in one line."""
         return error_words(error, _WORDS)
 
     # The timeline.
 
     def rows(self) -> Iterator[TierRows]:
-        """Return the rows of the timeline, tier by tier."""
         for number, names in enumerate(self.view.tiers):
             steps = [self.view.steps[name] for name in names]
             band = self.timeline.band(number, steps, self.now_ms)
@@ -563,7 +537,6 @@ class PageModel:
             yield TierRows(number, band, tuple(map(self.row, steps)), counts, is_open)
 
     def row(self, step: StepView) -> TimelineRow:
-        """Return the row of a step or an item."""
         bars = tuple(map(self._ended, bars_of(step, self.timeline, self.now_ms)))
         layers = [
             (
@@ -586,7 +559,6 @@ class PageModel:
         return part._replace(end="crashed") if has_died else part
 
     def occurring(self) -> set[str]:
-        """Return which parts of the legend the timeline has."""
         found = set[str]()
         for step in self.view.steps.values():
             for each in step.all_attempts():
@@ -625,12 +597,10 @@ class PageModel:
 
     @property
     def breaks(self) -> list[Break]:
-        """The breaks of its axis."""
         return self.timeline.breaks(self.view.pauses_ms)
 
     @property
     def strip(self) -> ConcurrencyStrip:
-        """How many attempts ran at once."""
         attempts: defaultdict[int, list[AttemptView]] = defaultdict(list)
         for step in self.view.steps.values():
             for attempt in step.all_attempts():
@@ -662,7 +632,6 @@ class PageModel:
         return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"
 
     def retries(self, step: StepView) -> int:
-        """Return how many attempts of its items were not the first one."""
         items = (step.items or {}).values()
         return sum(max(len(item.attempts) - item.fresh_from - 1, 0) for item in items)
 
@@ -676,12 +645,10 @@ class PageModel:
         return [(number, items[number]) for number in chosen]
 
     def cells(self, step: StepView) -> ItemCells:
-        """Return a cell for each of its items."""
         most = max(min(MOST_CELLS, ALL_CELLS // max(self._mapped, 1)), 1)
         return ItemCells.of(step, self.item_count(step), most)
 
     def error_groups(self, step: StepView) -> list[ErrorGroup]:
-        """Return the errors of its items in groups."""
         return ErrorGroup.of(sorted((step.items or {}).items()))
 
 

@@ -108,7 +108,6 @@ class Timeline(NamedTuple):
 
     @classmethod
     def until(cls, now_ms: float, segments: Sequence[Segment] = ()) -> Timeline:
-        """Return the timeline of a run until a moment."""
         span_ms = max(now_ms, 0.001)
         begins = tuple([segment.at_ms for segment in segments]) or (0.0,)
         return cls(span_ms, max(math.ceil(math.log10(span_ms)), 4), begins)
@@ -134,13 +133,11 @@ class Timeline(NamedTuple):
     def bar(
         self, kind: BarKind, start_ms: float, end_ms: float, segment: int = 1, attempt: int = 0
     ) -> Bar:
-        """Return the bar between two times of a segment."""
         left = self.at(start_ms, segment)
         width = round(max(self.at(end_ms, segment) - left, 0.0), self.decimals)
         return Bar(kind, left, width, start_ms, end_ms, attempt, segment=segment)
 
     def band(self, number: int, steps: Iterable[StepView], now_ms: float) -> TierBand | None:
-        """Return the band of a tier, if any of its steps has started."""
         bars = [
             self.bar("items", time.started_ms, _end_of(time, now_ms), time.segment)
             for step in steps
@@ -214,7 +211,6 @@ def _bars_of(
 
 
 def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:
-    """Return the icons of the bars of a row, in the same order."""
     icons: list[Icon] = []
     next_left = math.inf
     for bar in reversed([bar for bar in bars if bar.kind in ("attempt", "items")]):

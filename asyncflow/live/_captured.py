@@ -27,8 +27,6 @@ _FLUSHES = 10
 
 
 class PrintedBy(NamedTuple):
-    """The attempt that printed something."""
-
     run_id: str
     step: str
     item: int | None
@@ -41,8 +39,6 @@ class PrintedBy(NamedTuple):
 
 
 class Printed(NamedTuple):
-    """A piece of output."""
-
     by: PrintedBy | None
     """``None`` if no step printed it."""
     text: str
@@ -60,7 +56,6 @@ class Output(NamedTuple):
 
     @property
     def lines(self) -> list[Printed]:
-        """All whole lines."""
         return [*(each for printed, _ in self.before for each in printed), *self.printed]
 
 
@@ -94,7 +89,6 @@ class CapturedOutput:
         return self._is_open and os.getpid() == self._process
 
     def begin(self) -> None:
-        """Replace the streams."""
         for stream in (sys.stdout, sys.stderr):
             if self._terminal is not None and _terminal_of(stream) == self._terminal:
                 captured = CapturedStream(self, stream)

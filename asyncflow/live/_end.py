@@ -66,7 +66,6 @@ def _verdict(view: RunView, width: int, theme: Theme) -> list[Text]:
 
 
 def _failed(steps: Sequence[StepView], room: int, width: int, theme: Theme) -> list[Text]:
-    """Return the blocks of failed steps, in as much detail as there is room for."""
     shown = steps if 2 * len(steps) <= room else steps[: max((room - 1) // 2, 0)]
     more = [f"{theme.ellipsis} and {len(steps) - len(shown):,} more with errors"]
     more = more if len(shown) < len(steps) and room > 0 else []

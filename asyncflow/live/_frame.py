@@ -88,7 +88,6 @@ class LiveRun:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its first event has arrived."""
         return bool(self.view.segments)
 
     def now_ms(self) -> float:
@@ -376,6 +375,5 @@ def _choice(
 
 
 def _first(run: LiveRun, count: int) -> Iterator[str]:
-    """Return the steps that are shown first: running ones, and as many failed ones."""
     failed = min(len(run.failed), max(count - len(run.running), count // 2))
     return chain(islice(run.failed, failed), islice(run.running, max(count - failed, 0)))

@@ -105,8 +105,6 @@ class _Pace:
 
 
 class _Items:
-    """The items of a mapped step."""
-
     def __init__(self, started: MapStarted) -> None:
         self._name, self._count = started.step, started.count
         self._settled = self._failed = 0
@@ -128,8 +126,6 @@ class _Items:
 
 
 class _RunLines:
-    """The lines of one run."""
-
     def __init__(self) -> None:
         self.run_id = ""
         self._max_retries: Mapping[str, int] = {}

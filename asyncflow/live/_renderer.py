@@ -40,7 +40,6 @@ class EventBuffer:
         self.is_open = True
 
     def drain(self) -> list[Event]:
-        """Remove and return the events."""
         return [self.events.popleft() for _ in range(len(self.events))]
 
 

@@ -110,7 +110,6 @@ class FrameRenderer:
         self._runs: dict[EventBuffer, LiveRun] = {}
         self.has_shown_end = False
         self._output = Output([], [], [])
-        """What is not drawn yet."""
         self._label_width = 0
         """How many cells the names before printed lines have."""
 

@@ -70,7 +70,6 @@ class Scale(NamedTuple):
     cells: int
 
     def cell(self, ms: float) -> int:
-        """Return the cell of a time."""
         return min(max(int(ms / self.end_ms * self.cells), 0), self.cells - 1)
 
     def span(self, start_ms: float, end_ms: float) -> range:
@@ -89,8 +88,6 @@ class _Cell(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    """What all rows of a timeline share."""
-
     theme: Theme
     glyphs: _Glyphs
     status: int
@@ -163,7 +160,6 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
 
 
 def _axis(grid: _Grid) -> list[Text]:
-    """Return the labels of the ticks, and below them the axis."""
     glyphs, scale = grid.glyphs, grid.scale
     labels, line = "", [glyphs.corner, *(glyphs.rule * (scale.cells - 1))]
     least_ms = scale.end_ms * max(_MIN_TICK_CELLS / scale.cells, 1 / _MAX_TICKS)
@@ -283,7 +279,6 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
 
 
 def _attempts(step: StepView, is_mapped: bool) -> list[AttemptView]:
-    """Return the attempts in the order in which they are drawn."""
     if not is_mapped:
         return [each for each in step.attempts if not each.is_queued]
     begun = [each for each in step.all_attempts() if not each.is_queued]

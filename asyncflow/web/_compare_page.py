@@ -35,8 +35,6 @@ _TRACE = 6_000
 
 
 class _ComparedRun(NamedTuple):
-    """One of the two runs."""
-
     title: str
     report: RunReport
     link: str
@@ -44,12 +42,9 @@ class _ComparedRun(NamedTuple):
     took: str
     why: str
     trace: str
-    """The traceback of its first failure."""
 
 
 class _ComparedStep(NamedTuple):
-    """A step in the table."""
-
     step: StepComparison
     name: str
     link: str

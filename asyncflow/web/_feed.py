@@ -54,10 +54,7 @@ Prepare = Callable[[], Awaitable[object]]
 
 
 class Update(NamedTuple):
-    """What a viewer receives at a time."""
-
     position: int
-    """The position of the latest event in it."""
     sections: dict[str, bytes]
     """What has changed, as JSON, by the id of its element."""
     trouble: str | None
@@ -125,7 +122,6 @@ class RunFeed:
 
     @property
     def is_watched(self) -> bool:
-        """Whether there are viewers."""
         return self._viewers > 0
 
     def close(self) -> None:
@@ -269,21 +265,17 @@ def now_of(view: RunView, record: RunRecord) -> float:
 
 
 class RunFeeds:
-    """The feeds of all runs that have viewers."""
-
     def __init__(self, journal: SQLJournal) -> None:
         self._journal = journal
         self._feeds: dict[str, RunFeed] = {}
         self._is_closed = False
 
     def has(self, run_id: str) -> bool:
-        """Whether a run has viewers."""
         return run_id in self._feeds
 
     async def updates(
         self, run_id: str, after: int, render: Render, prepare: Prepare | None = None
     ) -> AsyncGenerator[Update, None]:
-        """Yield what changes in a run, until it has ended; see `RunFeed.updates`."""
         if self._is_closed:
             return
         feed = self._feeds.get(run_id)

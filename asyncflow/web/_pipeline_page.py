@@ -49,7 +49,6 @@ _MOST_WAITING = 5
 
 
 async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
-    """Answer with the page of a pipeline."""
     name = request.path_params["pipeline"]
     found = await journal.statistics(name, runs=_RUNS)
     if not found.runs:
@@ -131,8 +130,6 @@ _LEAST_HEIGHT = 2.0
 
 
 class RunBar(NamedTuple):
-    """The duration of a run."""
-
     record: RunRecord
     status: str
     """A `RunStatus`, or `DAMAGED`."""
@@ -184,16 +181,12 @@ def _round_above(value: float) -> float:
 
 
 class _RunColumn(NamedTuple):
-    """A run in the grid."""
-
     record: RunRecord
     status: str
     link: str
 
 
 class _StepCell(NamedTuple):
-    """A step in a run."""
-
     kind: str
     """Its CSS class; empty for a run without the step."""
     symbol: str
@@ -202,23 +195,17 @@ class _StepCell(NamedTuple):
 
 
 class _StepRow(NamedTuple):
-    """A step in the grid."""
-
     step: str
     name: str
-    """The same as it is shown."""
     cells: Sequence[_StepCell]
 
 
 class _StepEnd(NamedTuple):
-    """How a step ended in a run."""
-
     title: str
     """The run's id in the history of a step, the step's name in the details of a run."""
     column: _RunColumn
     cell: _StepCell
     ended: str
-    """How, in words."""
     took: str
     share: float
     """Of the longest duration, in percent."""
@@ -226,8 +213,6 @@ class _StepEnd(NamedTuple):
 
 
 class _StepHistory(NamedTuple):
-    """A step over the runs of its pipeline."""
-
     name: str
     errors: list[tuple[str, str, _RunColumn, _RunColumn]]
     """Each error, in how many runs it occurred, and the first and the last of these."""
@@ -254,7 +239,6 @@ def _history(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> 
 
 
 def _ends_in(column: _RunColumn, at: int, steps: Mapping[str, StepStatistics]) -> list[_StepEnd]:
-    """Return how the steps of a run ended."""
     of_run = {name: step for name, step in steps.items() if step.outcomes[at] is not None}
     longest_ms = max(filter(None, (step.durations_ms[at] for step in of_run.values())), default=1.0)
     return [_end(name, name, step, at, column, longest_ms) for name, step in of_run.items()]

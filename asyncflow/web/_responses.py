@@ -85,7 +85,6 @@ def asset_url(request: Request, name: str) -> str:
 
 
 def render(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    """Return the page of a template."""
     html = _TEMPLATES.get_template(template).render(
         nonce=request.scope["asyncflow.nonce"],
         home=path_in(request, "/"),

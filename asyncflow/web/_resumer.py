@@ -61,7 +61,6 @@ class Resumer:
 
     @property
     def names(self) -> list[str]:
-        """The names of its pipelines."""
         return list(self._pipelines)
 
     def can_resume(self, record: RunRecord) -> bool:
@@ -288,7 +287,6 @@ class Resumer:
 
 
 def _runnable(name: str, pipeline: Any) -> Any:
-    """Return the `Orchestrator` of a pipeline."""
     runnable = getattr(pipeline, "orchestrator", pipeline)
     if not callable(getattr(runnable, "with_options", None)):
         raise TypeError(

@@ -46,7 +46,6 @@ from asyncflow.web._runs_page import query_in, runs_page, selected
 
 
 async def cancel(request: Request, journal: SQLJournal) -> Response:
-    """Request the cancellation of a run."""
     run_id = request.path_params["run_id"]
     record = await journal.record(run_id)
     if await journal.cancel(run_id):
@@ -59,7 +58,6 @@ async def cancel(request: Request, journal: SQLJournal) -> Response:
 
 
 async def resume(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
-    """Resume a run in this process."""
     run_id = request.path_params["run_id"]
     record = await journal.record(run_id)
     try:
@@ -235,12 +233,10 @@ class Site:
         self.resumer = Resumer(journal, pipelines or {})
 
     def end_streams(self) -> None:
-        """End all update streams."""
         self._feeds.close()
 
     @property
     def middleware(self) -> Sequence[Middleware]:
-        """What every request passes through."""
         return [Middleware(Guard, token=self._token, hosts=self._hosts, login=login_required)]
 
     @property

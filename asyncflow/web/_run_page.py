@@ -50,7 +50,6 @@ _MOST_NESTED = 200
 
 
 async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
-    """Answer with the page of a run."""
     run_id = request.path_params["run_id"]
     stored = await journal.events(run_id)
     record = await journal.record(run_id)

@@ -61,7 +61,6 @@ class RunQuery(NamedTuple):
 
     @property
     def has_conditions(self) -> bool:
-        """Whether it leaves out runs."""
         return any((self.text, self.pipeline, self.status, self.since))
 
     def url(self, **changes: str) -> str:
@@ -118,8 +117,6 @@ def _place_of(before: str) -> tuple[float, str]:
 
 
 class _ListRow(NamedTuple):
-    """A run in the list."""
-
     record: RunRecord
     status: str
     """A `RunStatus`, or `DAMAGED`."""
@@ -134,12 +131,9 @@ class _ListRow(NamedTuple):
     parent_link: str
     """Its parent, at the step that started it."""
     origin_link: str
-    """The run that it is a rerun of."""
 
 
 class _Chip(NamedTuple):
-    """A status that the list can be filtered by."""
-
     status: str
     """Empty for all runs."""
     number: int | None
