@@ -17,6 +17,7 @@ __all__ = [
     "report_of",
     "skipped",
     "skipped_by_condition",
+    "statuses",
     "succeeded",
 ]
 
@@ -86,3 +87,8 @@ def raised(error: BaseException) -> BaseException:
         raise error
     except BaseException as caught:
         return caught
+
+
+def statuses(report: RunReport) -> dict[str, StepStatus]:
+    """Return how each step has ended."""
+    return {name: result.status for name, result in report.items()}

@@ -7,6 +7,7 @@ import contextvars
 
 import pytest
 from memory_journal import MemoryJournal
+from results import statuses
 from third_party import step_tasks
 
 from asyncflow import (
@@ -38,10 +39,6 @@ async def fail():
 
 async def hang():
     await asyncio.Event().wait()
-
-
-def statuses(report):
-    return {name: result.status for name, result in report.items()}
 
 
 # Conditions.

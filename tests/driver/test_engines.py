@@ -12,6 +12,7 @@ import pytest
 from fake_engine import Abandoning, FakeEngine
 from freed import Holding, without_collector
 from memory_journal import MemoryJournal
+from results import statuses
 from third_party import step_tasks
 
 from asyncflow import (
@@ -97,10 +98,6 @@ def cleans_up(seconds, then=None):
 
 def kinds(events):
     return [type(event).__name__ for event in events]
-
-
-def statuses(report):
-    return {name: result.status for name, result in report.items()}
 
 
 # Where steps run.

@@ -12,6 +12,7 @@ from functools import partial
 import anyio
 import pytest
 from freed import Holding, without_collector
+from results import statuses
 
 from asyncflow import (
     ActionNotAwaitableError,
@@ -48,10 +49,6 @@ async def fail() -> None:
 
 async def forever() -> None:
     await asyncio.Event().wait()
-
-
-def statuses(report):
-    return {name: result.status for name, result in report.items()}
 
 
 def needs_virtual_time():

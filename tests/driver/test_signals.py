@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from orders import orders
+from results import statuses
 
 from asyncflow import (
     Orchestrator,
@@ -32,27 +34,6 @@ async def nothing():
 
 async def fail():
     raise ValueError("broken")
-
-
-def orders(**wait):
-    """A pipeline of a draft, its approval, and what is published."""
-    pipeline = Pipeline("orders")
-
-    @pipeline.step
-    async def draft() -> str:
-        return "draft"
-
-    approved = pipeline.signal("approved", bool, depends_on=[draft], **wait)
-
-    @pipeline.step
-    async def publish(draft: str = after(draft), approved: bool = after(approved)) -> str:
-        return f"{draft}: {approved}"
-
-    return pipeline
-
-
-def statuses(report):
-    return {name: result.status for name, result in report.items()}
 
 
 async def until_waiting(run, *names):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orders import orders
 
 from asyncflow import JournalError, Pipeline, RunNotFoundError, after
 from asyncflow.journal import SQLiteJournal
@@ -16,22 +17,6 @@ from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
 
 LONG_S = 600
-
-
-def orders(**wait: Any) -> Pipeline:
-    pipeline = Pipeline("orders")
-
-    @pipeline.step
-    async def draft() -> str:
-        return "draft"
-
-    approved = pipeline.signal("approved", bool, depends_on=[draft], **wait)
-
-    @pipeline.step
-    async def publish(draft: str = after(draft), approved: bool = after(approved)) -> str:
-        return f"{draft}: {approved}"
-
-    return pipeline
 
 
 def in_virtual_time(test: Any) -> Any:
