@@ -16,6 +16,7 @@ from asyncflow import (
     Attempt,
     IllegalEventError,
     RunStatus,
+    StepCrashedError,
     StepResult,
     StepStatus,
     WorkflowStep,
@@ -507,6 +508,37 @@ class TestResumed:
         assert (result.status, result.attempts, len(result.history)) == (CANCELLED, 1, 1)
         refusal = StepCancelled("b", 1, 50.0, "why", None)
         assert refused(state, refusal) == "the step was ready when the run stopped"
+
+    @pytest.mark.parametrize("fail_fast", [True, False])
+    @pytest.mark.parametrize("limit", [None, 1])
+    def test_the_first_event_of_an_item_that_crashed_too_often_is_its_failure(
+        self, fail_fast: bool, limit: int | None, schedule: Schedule
+    ) -> None:
+        mapped = WorkflowStep("x", takes_any, ["a"], map_over="a")
+        planned = plan([WorkflowStep("a", nothing), mapped])
+        error = StepCrashedError("x[0]", 1, 1)
+        state = resumed(
+            planned,
+            *succeeded("a", [1]),
+            MapStarted("x", 2.0),
+            AttemptStarted("x", 1, 3.0, item=0),
+            schedule=schedule,
+            fail_fast=fail_fast,
+            max_concurrency=limit,
+        )
+
+        for event in (
+            StepReused("a", 5.0),
+            MapStarted("x", 5.0),
+            StepFailed("x", 1, 5.0, error, 0),
+            StepFailed("x", 0, 5.0, ExceptionGroup("items", [error])),
+            RunFinished(6.0, RunStatus.FAILED),
+        ):
+            state.apply(event)
+
+        items = state.report()["x"].items
+        assert items is not None
+        assert [(item.status, item.attempts) for item in items] == [(FAILED, 1)]
 
     def test_an_unknown_item_cannot_end_before_its_first_attempt(self, schedule: Schedule) -> None:
         state = state_in("mapping", schedule)

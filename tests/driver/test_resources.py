@@ -697,6 +697,19 @@ async def test_a_time_limit_in_a_resource_stops_the_run(log: Log) -> None:
     assert caught.value.report.stop_reason == "a resource has cancelled it"
 
 
+async def test_a_cancel_scope_in_a_resource_stops_the_run(log: Log) -> None:
+    @asynccontextmanager
+    async def limited() -> AsyncIterator[str]:
+        with anyio.move_on_after(1):
+            yield "db"
+
+    with pytest.raises(ResourceError, match=r"resource 'db' stopped the run$") as caught:
+        await run_pipeline([log.step("a", takes_s=60)], resources={"db": limited})
+
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    assert log == ["a has db", "a ends"]
+
+
 async def test_resources_open_and_close_in_the_same_task(log: Log) -> None:
     tasks: list[Any] = []
 
