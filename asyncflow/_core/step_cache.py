@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,6 +30,8 @@ class CachedResult(NamedTuple):
 
 def cache_key(pipeline: str, step: WorkflowStep, arguments: Mapping[str, Payload]) -> str:
     """Return the key of a call: two calls have the same one only if they are equal."""
+    import hashlib  # OpenSSL takes long to load, and few steps have a key
+
     digest = hashlib.sha256()
     parts = [pipeline.encode(errors="surrogatepass"), step.name.encode(errors="surrogatepass")]
     parts.append(step.version.encode(errors="surrogatepass"))

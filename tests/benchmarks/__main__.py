@@ -47,7 +47,7 @@ LIMITS: dict[str, float] = {
     "third attempt": on_this_python(2.4, 3.7, 3.9),
     "fail-fast": on_this_python(1.4, 1.4, 1.65),
     "memory": on_this_python(1.37, 1.3, 1.3),
-    "import": on_this_python(1.8, 1.7, 1.65),
+    "import": on_this_python(1.8, 1.7, 1.6),
 }
 
 
