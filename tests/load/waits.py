@@ -125,6 +125,7 @@ async def waits(kind: str, seed: int, runs: int) -> list[str]:
                 await asyncio.gather(*(office.ask(f"/approvals/{run_id}") for run_id in starting))
             await until(lambda: _all_wait(journal, runs))
             rate = await office.send_round(0, run_ids, _SLOW)
+            await until(lambda: _all_published(office, runs))  # not due any more when it is claimed
             await until(lambda: _all_wait(journal, runs))
             print(f"in peace: {_latencies(office, 0)}; {rate:.0f} signals a second", flush=True)
             office.is_killing = True
@@ -153,6 +154,10 @@ async def _replicas(office: Office) -> AsyncIterator[None]:
 async def _all_wait(journal: Any, runs: int) -> bool:
     counts, due = await journal.counts(), await journal.due(limit=1)
     return bool(counts[RunStatus.WAITING] == runs and not due)
+
+
+async def _all_published(office: Office, runs: int) -> bool:
+    return len({line for line, _ in _effects_of(office.effects)}) == runs
 
 
 async def _all_passed(journal: Any, runs: int) -> bool:
