@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from orders import orders
+from approvals import orders
 from results import statuses
 
 from asyncflow import (

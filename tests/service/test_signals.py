@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orders import orders
+from approvals import orders
 
 from asyncflow import JournalError, Pipeline, RunNotFoundError, after
 from asyncflow.journal import SQLiteJournal
