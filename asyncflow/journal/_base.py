@@ -474,7 +474,7 @@ class SQLJournal:
         payload = self.encode(f"signal {name!r}", value, hint)
         if not await self._read(self._reader.check_signal, run_id, name, payload):
             return
-        await self._write(self._worker.signals.ask(SentSignal(run_id, name, payload)))
+        await self._write(self._worker.send_signal, SentSignal(run_id, name, payload))
         for call in list(self._on_signal):
             call(run_id)
 
@@ -616,7 +616,7 @@ class SQLJournal:
         claim = PendingClaim(self._worker, run_id, loop, within)
         try:
             # Only when the claim is committed, the events can't change any more.
-            lease = await self._write(self._worker.claims.ask(claim))
+            lease = await self._write(self._worker.claim_run, claim)
             # A new run has no events, and does not wait for other reads.
             answer = await (self._read if lease.committed else self._write)(
                 self._read_history, lease, read

@@ -27,6 +27,8 @@ import math
 import types
 import typing
 import uuid
+from contextlib import suppress
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
@@ -121,9 +123,11 @@ class Codec:
     def schema(self, hint: Any) -> dict[str, Any]:
         """Return the JSON schema of a type; empty if there is none."""
         try:
-            return self._cached_schema(hint)
-        except TypeError:  # the hint can't be hashed
-            return _schema_of(hint)
+            return deepcopy(self._cached_schema(hint))
+        except Exception:  # the hint can't be hashed, or a type of a user has none, perhaps not yet
+            with suppress(Exception):
+                return _schema_of(hint)
+            return {}
 
     def _from_json(self, codec: str, data: bytes, hint: Any) -> Any:
         if codec.endswith(_GIVEN):
@@ -227,10 +231,7 @@ class Codec:
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:
-    try:
-        return msgspec.json.schema(hint, schema_hook=schema_of_model)
-    except Exception:  # it asks types of users for theirs
-        return {}
+    return msgspec.json.schema(hint, schema_hook=schema_of_model)
 
 
 class _IsFullError(Exception):

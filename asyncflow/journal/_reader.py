@@ -368,13 +368,20 @@ class JournalReader:
     ) -> list[RunRecord]:
         """Return the waiting runs to continue that no process has claimed; see `Signals.due`."""
         names = None if pipelines is None else [*map(column_of, pipelines)]
-        due = self.store.signals.due(now, names, limit, skipped, among)
-        rows = self.store.lists.some(due)
-        return [
-            _record_of(row)
-            for row in map(rows.get, due)
-            if row and row.status == "waiting" and _is_orphaned(row.owner, row.process)
-        ]
+        found: list[RunRecord] = []
+        seen = set(skipped)
+        while wanted := limit - len(found):
+            due = self.store.signals.due(now, names, wanted, seen, among)
+            rows = self.store.lists.some(due)
+            found += [
+                _record_of(row)
+                for row in map(rows.get, due)
+                if row and row.status == "waiting" and _is_orphaned(row.owner, row.process)
+            ]
+            if len(due) < wanted:
+                break
+            seen.update(due)
+        return found
 
     def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:
         """Return whether a value is news to a run, whose step may have taken it already.

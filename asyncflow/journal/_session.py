@@ -242,8 +242,8 @@ class CommitQueue:
 
     async def send(self, run_id: str, name: str, payload: Payload | None) -> None:
         """Store a signal, or that its deadline has expired."""
-        job = self._worker.signals.ask(SentSignal(run_id, name, payload))
-        await self.loop.run_in_executor(self._thread, job)
+        sent = SentSignal(run_id, name, payload)
+        await self.loop.run_in_executor(self._thread, self._worker.send_signal, sent)
 
     async def receive(self, lease: Lease) -> dict[str, Payload | None]:
         """Return what was sent to a run."""

@@ -125,7 +125,7 @@ class Signals:
                 try:
                     self._send(cursor, *sent[at], sender)
                 except (ValueError, RunNotFoundError) as problem:
-                    problems[at] = problem
+                    problems[at] = problem.with_traceback(None)  # or it would keep the others
         return problems
 
     def _send(

@@ -233,7 +233,7 @@ class Store:
                 try:
                     found[at] = self._claim(cursor, *wanted[at])
                 except (RunAlreadyActiveError, RunUnreadableError) as error:
-                    found[at] = error
+                    found[at] = error.with_traceback(None)  # or it would keep the others
         return [found[at] for at in range(len(wanted))]
 
     def _claim(self, cursor: Cursor, run_id: str, claim: Claim) -> int:

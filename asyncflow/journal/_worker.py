@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from asyncflow._core.error_text import describe_fully
@@ -111,8 +111,8 @@ class JournalWorker:
         self.store = store
         self.name = store.database.name
         self._claim = claim
-        self.claims: Together[PendingClaim, Lease] = Together(self._claim_all)
-        self.signals: Together[SentSignal, None] = Together(self._send_all)
+        self.claim_run = Shared(self._claim_all)
+        self.send_signal = Shared(self._send_all)
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
         self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
@@ -141,7 +141,7 @@ class JournalWorker:
             for each, (_, process) in claims.items()
         ]
         try:
-            tokens = self.call(self.store.claim, asked)
+            tokens = self.call(self.store.claim, asked) if asked else []
         except BaseException:
             held_claims.difference_update(names)
             raise
@@ -468,36 +468,26 @@ class PendingClaim:
                 lease.let_go()
 
 
-class Together(Generic[Question, Answer]):
-    """Answers in one transaction what several tasks ask for at a time.
+# --- the thread ----------------------------------------------------------------------------------
+
+_MOST_AT_ONCE = 64
+"""How many jobs share a call at most. Leases are renewed between calls."""
+
+
+class Shared(Generic[Question, Answer]):
+    """The function of jobs that share a transaction if they are right behind one another.
 
     A commit waits for the disk, and other processes for the commit. ``answer_all`` returns an
-    answer, or an error, for each of the questions; called in the worker thread.
+    answer, or an error, for each of the questions.
     """
 
     def __init__(
         self, answer_all: Callable[[Sequence[Question]], Sequence[Answer | Exception]]
     ) -> None:
-        self._answer_all = answer_all
-        self._asked: deque[_Asked[Question, Answer]] = deque()
+        self.answer_all = answer_all
 
-    def ask(self, question: Question) -> Callable[[], Answer]:
-        """Return the job for the worker thread that answers a question. Any thread may ask."""
-        asked = _Asked[Question, Answer](question)
-        self._asked.append(asked)
-        return partial(self._answer, asked)
-
-    def _answer(self, asked: _Asked[Question, Answer]) -> Answer:
-        """Answer a question, and all that wait for their jobs, unless an earlier job has."""
-        if not asked.answers:
-            group = {asked: None}
-            while self._asked:
-                group[self._asked.popleft()] = None
-            # If that fails, each of the others asks again, alone, and gets an error of its own.
-            answers = self._answer_all([each.question for each in group])
-            for each, answer in zip(group, answers, strict=True):
-                each.answers.append(answer)
-        answer = asked.answers.pop()
+    def __call__(self, question: Question) -> Answer:
+        (answer,) = self.answer_all([question])
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -506,16 +496,10 @@ class Together(Generic[Question, Answer]):
             del answer  # its traceback refers to this frame
 
 
-class _Asked(Generic[Question, Answer]):
-    def __init__(self, question: Question) -> None:
-        self.question = question
-        self.answers: list[Answer | Exception] = []
-        """The answer, once there is one."""
-
-
-# --- the thread ----------------------------------------------------------------------------------
-
-_Job = tuple[concurrent.futures.Future[Any], Callable[..., Any], tuple[Any, ...]]
+class _ThreadJob(NamedTuple):
+    future: concurrent.futures.Future[Any]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
 
 class WorkerThread(concurrent.futures.Executor):
@@ -532,7 +516,7 @@ class WorkerThread(concurrent.futures.Executor):
         self._name = name
         self._journal = journal
         self._routine = routine
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_ThreadJob | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -562,7 +546,7 @@ class WorkerThread(concurrent.futures.Executor):
                 )
             if self._thread is None:
                 self._thread = self._start()
-            self._jobs.put((future, fn, args))
+            self._jobs.put(_ThreadJob(future, fn, args))
         return future
 
     def end(self, last: Callable[[], object]) -> None:
@@ -572,7 +556,7 @@ class WorkerThread(concurrent.futures.Executor):
                 return
             self._ended = True
             if self.has_started:
-                self._jobs.put((concurrent.futures.Future(), last, ()))
+                self._jobs.put(_ThreadJob(concurrent.futures.Future(), last, ()))
                 self._jobs.put(None)
 
     def join(self) -> None:
@@ -594,26 +578,60 @@ class WorkerThread(concurrent.futures.Executor):
 
     def _work(self) -> None:
         pause: float | None = None
+        ahead: list[_ThreadJob | None] = []
+        """A job that has been taken, and can't share the call of the one before."""
         while True:
             try:
-                job = self._jobs.get(timeout=pause)
+                job = ahead.pop() if ahead else self._jobs.get(timeout=pause)
             except queue.Empty:
                 pass
             else:
                 if job is None:
                     return
-                _run_job(*job)
+                _run_jobs(self._with_alike(job, ahead))
                 del job  # it would keep the result alive
             pause = self._routine()
 
+    def _with_alike(self, first: _ThreadJob, ahead: list[_ThreadJob | None]) -> list[_ThreadJob]:
+        """Return a job with those right behind it that can share its call."""
+        jobs = [first]
+        if isinstance(first.function, Shared):
+            with suppress(queue.Empty):
+                while len(jobs) < _MOST_AT_ONCE and not ahead:
+                    job = self._jobs.get_nowait()
+                    if job is not None and job.function is first.function:
+                        jobs.append(job)
+                    else:
+                        ahead.append(job)
+        return jobs
+
+
+def _run_jobs(jobs: list[_ThreadJob]) -> None:
+    """Run jobs that have not been cancelled, in one call if there are several."""
+    jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+    if len(jobs) > 1:
+        shared = jobs[0].function
+        assert isinstance(shared, Shared)
+        try:
+            answers = shared.answer_all([job.arguments[0] for job in jobs])
+        except Exception:  # it may be the fault of any of them: each has a call of its own
+            pass
+        else:
+            for job, answer in zip(jobs, answers, strict=True):
+                if isinstance(answer, Exception):
+                    job.future.set_exception(answer)
+                else:
+                    job.future.set_result(answer)
+            return
+    while jobs:  # an error refers to this frame, which must not keep its future
+        _run_job(*jobs.pop(0))
+
 
 def _run_job(
-    future: concurrent.futures.Future[Any], fn: Callable[..., Any], args: tuple[Any, ...]
+    future: concurrent.futures.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
     try:
-        result = fn(*args)
+        result = function(*arguments)
     except BaseException as error:
         future.set_exception(error)
         del future  # the error refers to this frame, and so to it

@@ -10,8 +10,8 @@ Rules:
    killer ends up alone, and a run beside it has seen few processes die.
 4. A run that waits for a signal is none of these. What has become due of them is looked for more
    often. Those that are not due cost nothing.
-5. The service whose journal has taken a signal continues the run at once, and the others leave it
-   the time to do so: they would all claim the same runs, and all but one in vain.
+5. The service whose journal has taken a signal continues the run at once. The others look once a
+   second, and leave out what it has claimed: they would all claim it, and all but one in vain.
 """
 
 from __future__ import annotations

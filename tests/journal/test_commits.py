@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from freed import without_collector
 
-from asyncflow import JournalError, Orchestrator, RunAlreadyActiveError, Signal, WorkflowStep
+from asyncflow import Orchestrator, RunAlreadyActiveError, Signal, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._sqlite import SQLite
@@ -121,13 +123,15 @@ def test_runs_that_share_results_store_them_in_one_order(tmp_path: Path) -> None
 
 
 @asynccontextmanager
-async def at_once(journal: SQLiteJournal, asked: Any, count: int) -> AsyncIterator[None]:
-    """Hold the thread that writes until so many questions wait for it."""
-    free = threading.Event()
-    journal._write_thread.submit(free.wait)
+async def at_once(journal: SQLiteJournal, count: int) -> AsyncIterator[None]:
+    """Hold the thread that writes until so many jobs wait for it."""
+    thread, free = journal._write_thread, threading.Event()
+    thread.submit(free.wait)
     try:
+        while thread._jobs.qsize():
+            await asyncio.sleep(0)
         yield
-        while len(asked._asked) < count:
+        while thread._jobs.qsize() < count:
             await asyncio.sleep(0)
     finally:
         free.set()
@@ -143,14 +147,13 @@ async def test_runs_that_start_at_once_and_signals_that_come_at_once_share_commi
 ) -> None:
     run_ids = [f"r{number}" for number in range(20)]
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        worker = journal._worker
         disk_commits.clear()
-        async with at_once(journal, worker.claims, 20):
+        async with at_once(journal, 20):
             runs = [asyncio.create_task(waiting(journal, run_id).run()) for run_id in run_ids]
         await asyncio.gather(*runs)
         starting = len(disk_commits)
         disk_commits.clear()
-        async with at_once(journal, worker.signals, 20):
+        async with at_once(journal, 20):
             sent = [
                 asyncio.create_task(journal.signal(run_id, "approved", True)) for run_id in run_ids
             ]
@@ -165,11 +168,10 @@ async def test_each_of_several_claims_and_signals_at_once_has_an_answer_of_its_o
     tmp_path: Path,
 ) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        worker = journal._worker
-        async with at_once(journal, worker.claims, 3):
+        async with at_once(journal, 3):
             runs = [asyncio.create_task(waiting(journal, run_id).run()) for run_id in "rrs"]
         reports = await asyncio.gather(*runs, return_exceptions=True)
-        async with at_once(journal, worker.signals, 3):
+        async with at_once(journal, 3):
             sent = [
                 asyncio.create_task(journal.signal(run_id, "approved", value))
                 for run_id, value in (("r", True), ("r", False), ("s", False))
@@ -182,41 +184,117 @@ async def test_each_of_several_claims_and_signals_at_once_has_an_answer_of_its_o
         assert [run.run_id for run in await journal.due()] == ["r", "s"]
 
 
-async def test_what_was_asked_for_beside_a_failure_is_done_nevertheless(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim, calls = Store.claim, []
-
-    def fail_once(store: Store, wanted: Any) -> Any:
-        calls.append(len(wanted))
-        if len(calls) == 1:
-            raise JournalError("runs.db", "the disk is full")
-        return claim(store, wanted)
-
-    monkeypatch.setattr(Store, "claim", fail_once)
+async def test_what_is_done_beside_a_failure_is_done_nevertheless(tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        async with at_once(journal, journal._worker.claims, 3):
-            runs = [asyncio.create_task(waiting(journal, run_id).run()) for run_id in "rst"]
-        reports = await asyncio.gather(*runs, return_exceptions=True)
+        await asyncio.gather(*(waiting(journal, run_id).run() for run_id in "abc"))
+        await journal.signal("b", "approved", True)
+        with closing(sqlite3.connect(tmp_path / "runs.db")) as database, database:
+            database.execute("UPDATE signals SET data = NULL")
+        async with at_once(journal, 3):
+            sent = [
+                asyncio.create_task(journal.signal(run_id, "approved", True)) for run_id in "abc"
+            ]
+        answers = await asyncio.gather(*sent, return_exceptions=True)
 
-    assert calls == [3, 1, 1]
-    assert [type(report) is JournalError for report in reports] == [True, False, False]
+        assert [type(answer) for answer in answers] == [type(None), TypeError, type(None)]
+        assert sorted(run.run_id for run in await journal.due()) == ["a", "b", "c"]
 
 
-async def test_a_claim_made_beside_others_for_a_run_that_was_cancelled_is_given_up(
+async def test_a_signal_whose_sender_was_cancelled_before_its_turn_is_not_sent(
     tmp_path: Path,
 ) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
-        async with at_once(journal, journal._worker.claims, 2):
-            runs = [asyncio.create_task(waiting(journal, run_id).run()) for run_id in "rs"]
-            while len(journal._worker.claims._asked) < 2:
+        await asyncio.gather(*(waiting(journal, run_id).run() for run_id in "rs"))
+        async with at_once(journal, 2):
+            sent = [
+                asyncio.create_task(journal.signal(run_id, "approved", True)) for run_id in "rs"
+            ]
+            while journal._write_thread._jobs.qsize() < 2:
                 await asyncio.sleep(0)
-            runs[1].cancel()
-            await asyncio.wait(runs[1:])
-        await runs[0]
-        report = await waiting(journal, "s").run()
+            sent[0].cancel()
+            await asyncio.wait(sent[:1])
+        await sent[1]
+        due = [run.run_id for run in await journal.due()]
+        await journal.signal("r", "approved", False)
 
-    assert (runs[1].cancelled(), report.status) == (True, "WAITING")
+    assert due == ["s"]
+
+
+async def test_a_run_that_was_cancelled_while_it_starts_can_be_started_at_once(
+    tmp_path: Path,
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        await waiting(journal, "r").run()
+        reading = threading.Event()
+        journal._read_thread.submit(reading.wait)  # the history of the run is read behind this
+        cancelled = asyncio.create_task(waiting(journal, "r").run())
+        while not (lease := journal._worker._claimed.get("r")) or lease.released:
+            await asyncio.sleep(0)
+        async with at_once(journal, 3):
+            other = asyncio.create_task(waiting(journal, "s").run())
+            while not journal._write_thread._jobs.qsize():
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            again = asyncio.create_task(waiting(journal, "r").run())
+        reading.set()
+        reports = await asyncio.gather(other, again)
+
+    assert [report.status for report in reports] == ["WAITING", "WAITING"]
+
+
+async def test_leases_are_renewed_between_many_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, sizes = Store.claim, []
+
+    def count(store: Store, wanted: Any) -> Any:
+        sizes.append(len(wanted))
+        return claim(store, wanted)
+
+    monkeypatch.setattr(Store, "claim", count)
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        async with at_once(journal, 150):
+            runs = [asyncio.create_task(waiting(journal, f"r{n}").run()) for n in range(150)]
+        await asyncio.gather(*runs)
+
+    assert sizes == [64, 64, 22]
+
+
+async def test_a_refused_claim_or_signal_is_in_no_reference_cycle(tmp_path: Path) -> None:
+    kinds = RunAlreadyActiveError, ValueError
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        SQLiteJournal(tmp_path / "runs.db") as other,
+    ):
+        session, _ = await journal.open("r", wait=False, read=bool)
+        await waiting(journal, "s").run()
+        await journal.signal("s", "approved", True)
+        with without_collector():
+            for refused in (
+                other.open("r", wait=False, read=bool),
+                other.signal("s", "approved", False),
+            ):
+                with suppress(*kinds):  # `pytest.raises` would keep it
+                    pytest.fail(f"not refused: {await refused}")
+            del refused
+            await other.due()  # its threads have forgotten their last jobs
+            left = [error for error in gc.get_objects() if type(error) in kinds]
+        await session.close()
+
+    assert left == []
+
+
+async def test_a_run_of_this_process_is_refused_without_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        session, _ = await journal.open("r", wait=False, read=bool)
+        with monkeypatch.context() as patch:
+            patch.delattr(Store, "claim")
+            with pytest.raises(RunAlreadyActiveError):
+                await journal.open("r", wait=False, read=bool)
+        await session.close()
 
 
 async def test_a_look_for_signals_that_finds_nothing_costs_no_commit(

@@ -30,6 +30,7 @@ from asyncflow._core.errors import JournalError, PayloadError
 from asyncflow._core.results import Payload
 from asyncflow._runtime.waits import Waits
 from asyncflow.events import StepWaiting
+from asyncflow.journal._session import CommitQueue
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.testing import run_in_virtual_time
@@ -225,7 +226,7 @@ async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
     async def look_late(waits: Any) -> None:
         if waits._expired:
             payload = Payload("json", b'"maybe"')
-            await journal._write(journal._worker.signals.ask(SentSignal("r", "approved", payload)))
+            await journal._write(journal._worker.send_signal, SentSignal("r", "approved", payload))
             monkeypatch.setattr(Waits, "_look", look)
         await look(waits)
 
@@ -240,7 +241,7 @@ async def test_a_deadline_that_expired_before_it_was_removed_leaves_the_step_wai
     journal: Any,
 ) -> None:
     await Orders(deadline_ms=DAY_MS).run(journal)
-    await journal._write(journal._worker.signals.ask(SentSignal("r", "approved", None)))
+    await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
 
     orders = Orders()
     assert (await orders.run(journal)).status is RunStatus.WAITING
@@ -489,7 +490,7 @@ async def test_a_wrongly_typed_signal_does_not_wedge_a_run_for_good(journal: Any
     await orders.run(journal)
     # Whoever writes to the database by itself is checked by nobody.
     unchecked = SentSignal("r", "approved", Payload("json", b'"yes"'))
-    await journal._write(journal._worker.signals.ask(unchecked))
+    await journal._write(journal._worker.send_signal, unchecked)
 
     report = await orders.run(journal)
     events = [each.event for each in await journal.events("r")]
@@ -661,15 +662,17 @@ async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
 @in_virtual_time
 async def test_a_run_that_a_process_has_claimed_is_not_due(journal: Any) -> None:
     orders = Orders()
-    await orders.run(journal)
-    await journal.signal("r", "approved", True)
+    for run_id in "rs":
+        await orders.run(journal, run_id)
+        await journal.signal(run_id, "approved", True)
     before = await due(journal)
 
     session, _ = await journal.open("r", wait=False, read=lambda stored: stored)
-    meanwhile = await due(journal)
+    meanwhile, first = await due(journal), await journal.due(limit=1)
     await session.close()
 
-    assert (before, meanwhile, await due(journal)) == (["r"], [], ["r"])
+    assert (before, meanwhile, await due(journal)) == (["r", "s"], ["s"], ["r", "s"])
+    assert [run.run_id for run in first] == ["s"]
 
 
 @in_virtual_time
@@ -739,15 +742,25 @@ async def test_draining_a_run_whose_nested_run_only_waits_interrupts_both(journa
 
 
 @in_virtual_time
-async def test_draining_a_run_that_looks_for_a_signal_leaves_that_for_later(journal: Any) -> None:
-    orders = Orders()
+async def test_draining_a_run_that_looks_for_a_signal_leaves_that_for_later(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, receive, is_draining = Orders(), CommitQueue.receive, asyncio.Event()
+
+    async def receive_late(queue: CommitQueue, lease: Any) -> Any:
+        await is_draining.wait()
+        return await receive(queue, lease)
+
     options = {"journal": journal, "run_id": "r", "on_wait": "stay"}
     async with orders.pipeline.with_options(**options).start() as run:
         await asyncio.sleep(60)
+        monkeypatch.setattr(CommitQueue, "receive", receive_late)
         await journal.signal("r", "approved", True)
         while not any(task.get_name().endswith(":signals") for task in asyncio.all_tasks()):
             await asyncio.sleep(0)
         run.drain("the service was shut down")
+        await asyncio.sleep(0)
+        is_draining.set()
         report = await run.report()
 
     assert report.status is RunStatus.WAITING
