@@ -20,7 +20,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -130,7 +129,7 @@ class Recovery:
             loop.call_soon_threadsafe(take, run_id)
 
         self._journal._on_signal.append(wake)
-        look_at_s = loop.time()
+        looks_at_all, look_at_s = True, 0.0
         try:
             while True:
                 woken.clear()
@@ -138,19 +137,22 @@ class Recovery:
                 # One that still runs may be due when its segment has ended.
                 free = (run_id for run_id in signalled if run_id not in skipped)
                 among = [*islice(free, _TOGETHER)]
-                is_look_at_all = loop.time() >= look_at_s
-                if is_look_at_all:
+                if looks_at_all:
                     look_at_s = loop.time() + _DUE_EVERY_S
                     signalled.clear()
                 for run_id in among:
                     signalled.pop(run_id, None)
                 try:
-                    await self._continue_due(None if is_look_at_all else among, skipped)
+                    await self._continue_due(None if looks_at_all else among, skipped)
                 except JournalError as error:
                     _log.warning("the service can't look for runs that are due: %s", error)
-                if len(among) < _TOGETHER:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(woken.wait(), look_at_s - loop.time())
+                looks_at_all = loop.time() >= look_at_s
+                if len(among) < _TOGETHER and not looks_at_all:
+                    try:
+                        async with asyncio.timeout_at(look_at_s):
+                            await woken.wait()
+                    except TimeoutError:
+                        looks_at_all = True  # even if the clock says that it is a little early
         finally:
             self._journal._on_signal.remove(wake)
 
