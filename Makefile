@@ -98,7 +98,8 @@ test-realtime: $(tested)
 repeats := crash or debug or exhaustive
 test-slow: $(tested)
 	@$(pytest) $(parallel) -m "slow and not ($(repeats) or ray or realtime or uvloop)" --timeout=300
-	@$(unmeasured) $(parallel) -m "($(repeats)) and not (ray or realtime or uvloop)" --timeout=300
+	@$(unmeasured) $(parallel) --dist=load --maxschedchunk=1 -m "($(repeats)) and not (ray or realtime or uvloop)" \
+		--timeout=300
 
 covered: $(tested)
 	$(call require,99)

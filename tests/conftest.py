@@ -63,7 +63,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test as ``slow`` that has one of the slow marks."""
+    """Mark each test as ``slow`` that has one of the slow marks, and let crashes come first.
+
+    These wait for leases for up to a minute, while which others can run.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("crash") is None)
     for item in items:
         for name in NEEDS.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(NEEDS[name])
