@@ -28,7 +28,7 @@ from tests.benchmarks.ratios import Row
 FAN, CHAIN, MANY = 200, 50, 3_000
 LARGE = 100_000_000
 MAX_OF_A_CALL = 2.0
-MIN_SPEEDUP = 1.7
+MIN_SPEEDUP = 1.3
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 

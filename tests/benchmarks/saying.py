@@ -22,8 +22,8 @@ from tests.benchmarks.ratios import Row, ratio
 LINES = 100
 """How many records each step logs."""
 STEPS = 50
-MAX_OF_A_FILE = 1.55
-MAX_OF_PROGRESS_US = 1.0
+MAX_OF_A_FILE = 1.8
+MAX_OF_PROGRESS_US = 1.6
 
 _numbers = count()
 _log = logging.getLogger("benchmark")
