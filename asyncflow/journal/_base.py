@@ -359,8 +359,8 @@ class SQLJournal:
     async def usual_ms(self, pipeline: str) -> float | None:
         """Return how many milliseconds a run of a pipeline usually takes.
 
-        It is the median of those of its latest 20 runs that passed which are no reruns, pauses
-        left out.
+        It is the median of its latest 20 runs that passed, without the reruns among them. Pauses
+        do not count.
 
         Args:
             pipeline: The name of the pipeline.
@@ -505,7 +505,7 @@ class SQLJournal:
         skipped: Collection[str] = (),
         among: Sequence[str] | None = None,
     ) -> list[RunRecord]:
-        """Do the same; a service skips runs that it has, or can't continue, or looks at some."""
+        """Do the same without the runs ``skipped``, or only for those ``among``."""
         now = virtual_now(asyncio.get_running_loop())
         return await self._read(self._reader.due, now, pipelines, limit, skipped, among)
 

@@ -6,7 +6,7 @@ that a person can read them.
 
 Each row has a checksum of all its other columns, its run and its position included. So a row that
 has changed is noticed, and so is one that belongs to another run or stood at another place. It is
-meant for accidents: a program that changes a row on purpose can compute it.
+meant for accidents: a program that deliberately changes a row can compute it.
 """
 
 from __future__ import annotations

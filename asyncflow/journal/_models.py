@@ -108,7 +108,7 @@ def set_given_fields(value: Any, given: list[list[str]]) -> None:
 
 
 def _models(value: Any) -> Iterator[Any]:
-    """Yield all models in a value, in the order of fields and elements; those of sets aside."""
+    """Yield all models in a value, in the order of fields and elements, but none of sets."""
     stack = [value]
     while stack:
         each = stack.pop()

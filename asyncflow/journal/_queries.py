@@ -123,7 +123,7 @@ def listed_status(record: RunRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a list says of a run beside its record. Times aside, it is of the run's latest events.
+    """What a list says of a run beside its record; but for times, it comes from the latest events.
 
     All of it is empty if what it would be read from is damaged.
     """

@@ -133,8 +133,8 @@ class JournalReader:
             before, problem = row, _contradiction(run_id, row, events, len(events))
             if not problem:
                 break
-            # Between the two reads it may have begun, resumed, ended or been deleted. Then its row
-            # is another one now, lease aside. A damaged one may have NaN, which differs from NaN.
+            # Between the two reads it may have begun, resumed, ended or been deleted. Then columns
+            # other than those of its lease have changed. NaN in a damaged row differs from itself.
             row = self.store.lists.run(run_id)
             if repr(row and row[:_FIXED]) == repr(before and before[:_FIXED]):
                 raise RunUnreadableError(self._name, run_id, problem)

@@ -197,7 +197,7 @@ class RunLists:
         return [RunRow(*row) for row in self._read(sql, values)]
 
     def step_events(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
-        """Return the rows of the events of runs, those of items aside, by run and in their order.
+        """Return the rows of the events of runs, without those of items, by run and in their order.
 
         A long output is left out.
         """
@@ -228,7 +228,7 @@ class RunLists:
     ) -> dict[Any, list[Sequence[Any]]]:
         """Return rows of events that say briefly how runs stand, as `step_events` returns them.
 
-        Of the runs ``running``, all events are wanted, those of items aside. Of those ``ended``,
+        Of the runs ``running``, all events are wanted but those of items. Of those ``ended``,
         the starts are: the first event, unless it is long, and those with which they were resumed.
         Of those ``failed``, the first failure of a step is, after the last resumption. Of those
         ``interrupted``, the last event is.

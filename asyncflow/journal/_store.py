@@ -223,8 +223,8 @@ class Store:
     def claim(self, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
         """Claim runs, and return the token of each claim. It takes a request to cancel over.
 
-        Instead, there is a `RunAlreadyActiveError` for a run that has another owner, whose claim is
-        not void, and a `RunUnreadableError` if the row of its lease is damaged.
+        The answer for a run with another owner, whose claim is not void, is a
+        `RunAlreadyActiveError`, and for one whose lease has a damaged row a `RunUnreadableError`.
         """
         found: dict[int, int | Exception] = {}
         with self.database.transaction() as cursor:

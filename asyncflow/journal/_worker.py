@@ -153,10 +153,9 @@ class JournalWorker:
             else:
                 lease = Lease(each.run_id, token, each.loop, name, each.within)
                 lease.valid_until = requested_at + self._claim.lease_s
-                answers[each] = self._held(lease, requested_at)
-        for each, answer in answers.items():
-            if isinstance(answer, Lease):
-                each.settle(answer)
+                answer = answers[each] = self._held(lease, requested_at)
+                if isinstance(answer, Lease):
+                    each.settle(answer)
         refusal = partial(RunAlreadyActiveError, owner=self._claim.owner)
         return [answers.get(each) or refusal(each.run_id) for each in wanted]
 

@@ -134,20 +134,23 @@ class Recovery:
             while True:
                 woken.clear()
                 skipped = self._unresumable | self._active.keys() | self._continuing
-                # One that still runs may be due when its segment has ended.
-                free = (run_id for run_id in signalled if run_id not in skipped)
-                among = [*islice(free, _TOGETHER)]
+                among: list[str] | None = None
                 if looks_at_all:
                     look_at_s = loop.time() + _DUE_EVERY_S
                     signalled.clear()
-                for run_id in among:
-                    signalled.pop(run_id, None)
+                else:
+                    # One that still runs may be due when its segment has ended.
+                    free = (run_id for run_id in signalled if run_id not in skipped)
+                    among = [*islice(free, _TOGETHER)]
+                    for run_id in among:
+                        del signalled[run_id]
                 try:
-                    await self._continue_due(None if looks_at_all else among, skipped)
+                    if among != []:
+                        await self._continue_due(among, skipped)
                 except JournalError as error:
                     _log.warning("the service can't look for runs that are due: %s", error)
                 looks_at_all = loop.time() >= look_at_s
-                if len(among) < _TOGETHER and not looks_at_all:
+                if not looks_at_all and (among is None or len(among) < _TOGETHER):
                     try:
                         async with asyncio.timeout_at(look_at_s):
                             await woken.wait()
