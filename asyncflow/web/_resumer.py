@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -79,7 +80,8 @@ class Resumer:
         run_id, pipeline = record.run_id, self._pipelines[record.pipeline]
 
         async def has_begun() -> bool:
-            return await self._journal.record(run_id) != record
+            now = await self._journal.record(run_id)
+            return replace(now, owner=record.owner) != record  # a claimed run has yet to begin
 
         start = pipeline.with_options(run_id=run_id, journal=self._journal).run
         await self._begun(

@@ -266,6 +266,33 @@ async def test_the_answer_does_not_wait_for_a_run_that_starts_slowly(
     assert clock() - asked_s >= 3
 
 
+async def test_a_run_that_is_only_claimed_has_not_begun(make_client: Any, journal: Any) -> None:
+    gate, proceed = Gate(), asyncio.Event()
+    await interrupt(gate, journal, "r")
+
+    class Claimed:
+        """A pipeline that starts slowly when it has claimed its run."""
+
+        steps = ()
+
+        def with_options(self, **options: Any) -> Any:
+            return self
+
+        async def run(self) -> None:
+            session, _ = await journal.open("r", wait=False, read=lambda stored: None)
+            await proceed.wait()
+            await session.close()
+
+    client = make_client(app(journal, pipelines={"slow": Claimed()}))
+    asking = asyncio.create_task(client.post("/resume/r"))
+    await asyncio.sleep(1)
+
+    assert (await journal.record("r")).owner
+    assert not asking.done()
+    proceed.set()
+    await asking
+
+
 async def test_a_resume_interrupted_by_the_shutdown_is_not_an_error(
     make_client: Any, journal: Any
 ) -> None:
