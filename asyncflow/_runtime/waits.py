@@ -231,8 +231,8 @@ class Waits:
                 self._must_look = False
                 await mailbox.flush()  # a signal that is void must not be read again
                 while self._expired:
-                    await mailbox.send(self._expired[-1], None)
-                    self._expired.pop()
+                    await mailbox.send(self._expired[0], None)
+                    del self._expired[0]  # not the last one, which may have come meanwhile
                 sent = await mailbox.receive()
                 for node, wait in list(self._state.awaiting.items()):
                     if wait.step in sent:

@@ -237,6 +237,25 @@ async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
 
 
 @in_virtual_time
+async def test_a_deadline_that_expires_while_another_one_is_stored_counts(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = CommitQueue.send
+
+    async def send_slowly(queue: CommitQueue, *signal: Any) -> None:
+        await asyncio.sleep(1)
+        await send(queue, *signal)
+
+    monkeypatch.setattr(CommitQueue, "send", send_slowly)
+    pipeline = Pipeline("offers")
+    for deadline_ms in (1_000, 1_500):
+        pipeline.signal(f"in_{deadline_ms}", bool, deadline_ms=deadline_ms, default=False)
+    staying = pipeline.with_options(journal=journal, run_id="r", on_wait="stay")
+
+    assert (await asyncio.wait_for(staying.run(), 60)).all_passed
+
+
+@in_virtual_time
 async def test_a_deadline_that_expired_before_it_was_removed_leaves_the_step_waiting(
     journal: Any,
 ) -> None:
