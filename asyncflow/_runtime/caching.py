@@ -182,9 +182,8 @@ class StepCache:
         del self._calls[call.key]
         call.is_stored = True
         for cache, nodes in call.parked.items():
-            for node in nodes:
-                cache._unpark(node)
-            cache._run.advance()
+            if [node for node in nodes if cache._unpark(node)]:  # else its run has stopped
+                cache._run.advance()
 
     def give_up(self, node: int) -> None:
         """Let others lead the call of a node that has ended without a success."""

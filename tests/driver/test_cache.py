@@ -342,6 +342,22 @@ async def test_a_run_that_waits_for_an_equal_call_can_be_cancelled():
 
 
 @pytest.mark.exact_time
+async def test_a_run_that_closes_while_it_waits_for_an_equal_call_holds_up_no_other():
+    journal, calls = MemoryJournal(latency_s=0.02), Calls()
+    leader = asyncio.ensure_future(run(calls.step(), journal))
+    await asyncio.sleep(0.005)
+    cancelled, other = (asyncio.ensure_future(run(calls.step(), journal)) for _ in range(2))
+    while not calls.running:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.015)  # the call has ended, and is not stored yet
+
+    cancelled.cancel()
+
+    assert (await asyncio.wait_for(other, 60))["load"].output == "k 1"
+    assert (await leader).all_passed
+
+
+@pytest.mark.exact_time
 async def test_what_waits_for_an_equal_call_is_skipped_when_the_run_stops():
     journal, calls = MemoryJournal(), Calls(takes_ms=1_000)
 
