@@ -33,6 +33,7 @@ from asyncflow.journal._cached import Lookups
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
+from asyncflow.journal._overviews import Overviews
 from asyncflow.journal._payload_codec import CODECS, Codec
 from asyncflow.journal._queries import (
     LARGEST,
@@ -46,7 +47,8 @@ from asyncflow.journal._queries import (
     check_text,
     parse_status,
 )
-from asyncflow.journal._reader import JournalReader
+from asyncflow.journal._reader import RunReader
+from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
 from asyncflow.journal._signals import SentSignal
 from asyncflow.journal._sql import virtual_now
@@ -114,7 +116,10 @@ class SQLJournal:
         self._claim = Claim(owner or this_owner(), this_process(), lease_s, is_void)
         self._worker = JournalWorker(store, self._claim)
         self._write_thread = WorkerThread(_THREAD, name, self._worker.tick)
-        self._reader = JournalReader(second or store, self._codec)
+        self._reading = reading = second or store
+        self._lists = RunLists(reading)
+        self._overviews = Overviews(reading, self._lists, self._codec)
+        self._reader = RunReader(reading, self._lists, self._codec)
         self._read_thread = (
             WorkerThread(_THREAD, name, lambda: None) if second else self._write_thread
         )
@@ -178,7 +183,7 @@ class SQLJournal:
             cause=cause,
             label=label,
         )
-        return await self._read(self._reader.runs, where)
+        return await self._read(self._lists.runs, where)
 
     async def record(self, run_id: str) -> RunRecord:
         """Return the record of a run.
@@ -188,7 +193,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        return await self._read(self._reader.record, run_id)
+        return await self._read(self._lists.record, run_id)
 
     async def orphans(self) -> list[RunRecord]:
         """Return the runs that have not ended and that no process runs, the latest start first.
@@ -300,10 +305,10 @@ class SQLJournal:
             JournalError: The journal can't be read, or the file can't be written.
         """
         await self._check_id(run_id)
-        await self._read(self._reader.check_exists, run_id)
+        await self._read(self._lists.check_exists, run_id)
         from asyncflow.journal._export import export_run  # it makes a journal, as this module does
 
-        await self._read(export_run, self._reader.store, run_id, os.fspath(path))
+        await self._read(export_run, self._reading, run_id, os.fspath(path))
 
     async def compare(self, run_id: str, baseline: str) -> RunComparison:
         """Compare a run with another one, as `RunReport.compare` does, and their steps' versions.
@@ -331,7 +336,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        return await self._read(self._reader.last_passed, run_id)
+        return await self._read(self._lists.last_passed, run_id)
 
     async def statistics(self, pipeline: str, *, runs: int = 50) -> PipelineStatistics:
         """Return the latest runs of a pipeline, and the statistics of its steps over them.
@@ -354,7 +359,7 @@ class SQLJournal:
         """
         check_text("pipeline", pipeline)
         check_count("runs", runs, 1)
-        return await self._read(self._reader.statistics, pipeline, runs)
+        return await self._read(self._overviews.statistics, pipeline, runs)
 
     async def usual_ms(self, pipeline: str) -> float | None:
         """Return how many milliseconds a run of a pipeline usually takes.
@@ -373,7 +378,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         check_text("pipeline", pipeline)
-        return await self._read(self._reader.usual_ms, pipeline)
+        return await self._read(self._lists.usual_ms, pipeline)
 
     async def pipelines(self) -> list[str]:
         """Return the names of the pipelines that have runs, sorted; ``""`` for runs without one.
@@ -381,7 +386,7 @@ class SQLJournal:
         Raises:
             JournalError: The journal can't be read.
         """
-        return await self._read(self._reader.pipelines)
+        return await self._read(self._lists.pipelines)
 
     async def counts(
         self, *, pipeline: str | None = None, since: datetime | float | None = None
@@ -395,7 +400,7 @@ class SQLJournal:
         Raises:
             TypeError, ValueError, JournalError: As `runs` raises them.
         """
-        return await self._read(self._reader.counts, RunFilter(pipeline=pipeline, since=since))
+        return await self._read(self._lists.counts, RunFilter(pipeline=pipeline, since=since))
 
     async def summaries(self, records: Iterable[RunRecord]) -> dict[str, RunSummary]:
         """Return what a list of runs says beside their records, by run id, with one query.
@@ -410,7 +415,7 @@ class SQLJournal:
         listed = [*records] if isinstance(records, Iterable) else records
         if not isinstance(listed, list) or not all(isinstance(e, RunRecord) for e in listed):
             raise TypeError("records must be a list of RunRecord objects, as runs() returns it")
-        return await self._read(self._reader.summaries, listed)
+        return await self._read(self._overviews.summaries, listed)
 
     # --- changes --------------------------------------------------------------------------------
 
@@ -442,7 +447,7 @@ class SQLJournal:
             return True
         was_asked = await self._write(self._worker.cancel, run_id)
         if not was_asked:
-            await self._read(self._reader.check_exists, run_id)
+            await self._read(self._lists.check_exists, run_id)
         return was_asked
 
     async def signal(self, run_id: str, name: str, value: Any) -> None:
@@ -507,7 +512,7 @@ class SQLJournal:
     ) -> list[RunRecord]:
         """Do the same without the runs ``skipped``, or only for those ``among``."""
         now = virtual_now(asyncio.get_running_loop())
-        return await self._read(self._reader.due, now, pipelines, limit, skipped, among)
+        return await self._read(self._lists.due, now, pipelines, limit, skipped, among)
 
     async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
@@ -539,7 +544,7 @@ class SQLJournal:
         age_s = older_than.total_seconds()
         check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
         column = ended_as and status_column(ended_as)
-        ended = await self._read(self._reader.store.ended, age_s, column)
+        ended = await self._read(self._reading.ended, age_s, column)
         count = 0
         for run_ids in _transactions(ended):
             count += await self._write(self._worker.call, self._store.prune, run_ids, age_s, column)
@@ -556,14 +561,14 @@ class SQLJournal:
             JournalError: The journal can't be read or written.
         """
         await self._check_id(run_id)
-        await self._read(self._reader.check_exists, run_id)
+        await self._read(self._lists.check_exists, run_id)
         await self._write(self._worker.call, self._store.forget, run_id, self._claim)
 
     async def _check_id(self, run_id: str, what: str = "run_id") -> None:
         check_text(what, run_id)
         if not is_storable(run_id):
             # Some databases would answer that there is no such run, some would fail.
-            raise await self._read(self._reader.unknown, run_id)
+            raise await self._read(self._lists.unknown, run_id)
 
     async def _write(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._write_thread, call, *args)
@@ -637,17 +642,12 @@ class SQLJournal:
         committed = lease.committed
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
         run.must_stop = lease.cancel_requested
-        return self._answer(run, read)
-
-    def _answer(self, run: StoredRun, read: Callable[[StoredRun], T]) -> T:
-        if run.waits:
-            run.sent = self._reader.store.signals.read(run.run_id)
         return read(run)
 
     async def _cancel_waiting(self, run_id: str) -> bool:
         """End a run that waits for a signal, which no process runs, and return whether it did."""
-        record = await self._read(self._reader.waiting, run_id)
-        if record is None:
+        row = await self._read(self._lists.row, run_id)
+        if row is None or row.status != "waiting":
             return False
         try:
             session, run = await self.open(run_id, wait=False, read=lambda stored: stored)
@@ -671,7 +671,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        return await self._read(lambda: self._answer(self._reader.run(run_id), read))
+        return await self._read(lambda: read(self._reader.run(run_id)))
 
     async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
         """Return a result that an equal call has stored. A run calls this; see `asyncflow.Journal`.
@@ -685,7 +685,7 @@ class SQLJournal:
         with self._lock:
             lookups = self._lookups.get(loop)
             if lookups is None:
-                read = self._reader.store.cached
+                read = self._reading.cached
                 lookups = self._lookups[loop] = Lookups(self._read_thread, read)
         return await lookups.find(key, age_ms / 1000)
 
@@ -720,9 +720,8 @@ class SQLJournal:
 
     async def __aenter__(self: Self) -> Self:
         try:
-            await self._write(
-                self._store.lists.runs, RunFilter(limit=0)
-            )  # whatever is wrong shows now
+            # What keeps it from being opened shows now.
+            await self._write(self._store.read, "SELECT 1 FROM runs LIMIT 0")
         except BaseException:
             await self.aclose()  # `__aexit__` is not called
             raise
@@ -761,7 +760,7 @@ class SQLJournal:
                         waiting.cancel()
                 # They may have to wait for the disk. A read may release a claim.
                 if self._read_thread.has_started:
-                    await self._read(self._reader.store.database.close)
+                    await self._read(self._reading.database.close)
                 if self._write_thread.has_started:
                     await self._write(self._worker.close)
         finally:
@@ -791,7 +790,7 @@ class SQLJournal:
     def _end(self) -> None:
         self._closed = True
         self._write_thread.end(self._worker.close)
-        self._read_thread.end(self._reader.store.database.close)
+        self._read_thread.end(self._reading.database.close)
 
     def __del__(self) -> None:
         # Without the attribute, its construction has failed.

@@ -64,10 +64,14 @@ def _rows_of(
 ) -> tuple[dict[str, list[Any]], list[Sequence[Any]]]:
     """Return the rows of a run in each table, and those of its events, as of one moment."""
     while True:
-        rows = {table: source.rows(table, names, run_id) for table, names in columns.items()}
+        selects = {
+            table: f"SELECT {', '.join(names)} FROM {table} WHERE run_id = ?"
+            for table, names in columns.items()
+        }
+        rows = {table: source.read(sql, [run_id]) for table, sql in selects.items()}
         events = source.events(run_id)
         # It may have resumed or ended meanwhile.
-        if rows["runs"] == source.rows("runs", columns["runs"], run_id):
+        if rows["runs"] == source.read(selects["runs"], [run_id]):
             break
     history = [event for _, event in events]
     starts = [each for each in history if isinstance(each, RunStarted | RunResumed)]

@@ -38,7 +38,8 @@ import msgspec.inspect
 
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import MissingExtraError, PayloadError
-from asyncflow._core.results import Payload
+from asyncflow._core.remote_output import RemoteOutput, is_remote
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
 from asyncflow._core.text import escape_controls
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
 from asyncflow.journal._models import (
@@ -56,6 +57,7 @@ CODECS = ("json", "cloudpickle")
 
 _PLAIN, _TUPLE = "json-plain", "json-tuple"
 _GIVEN = "+given"
+_PICKLED = 'it is pickled, and read only with codec="cloudpickle"'
 _USE_PICKLE = 'pass codec="cloudpickle" to the journal'
 _DECODERS = 256
 """How many decoders to cache. A hint may be a type that was made for one pipeline."""
@@ -119,6 +121,22 @@ class Codec:
             problem = f"can't be read from the journal: {describe_fully(error)}"
             raise PayloadError(subject, problem) from error
         raise PayloadError(subject, f"can't be read from the journal: {_why_unreadable(codec)}")
+
+    def shown(self, subject: str, payload: Payload) -> Any:
+        """Return a value for those who don't know its type, or what stands for it.
+
+        Raise `PayloadError` if it can't be decoded, although it needs no code of the user.
+        """
+        if payload == REDACTED:
+            return REDACTED_OUTPUT
+        if is_remote(payload):
+            return RemoteOutput.from_payload(payload)
+        try:
+            return self.decode(subject, payload, Any)
+        except PayloadError:
+            if payload.codec == "cloudpickle":
+                return RestoredOutput(f"<{_PICKLED}>")
+            raise
 
     def schema(self, hint: Any) -> dict[str, Any]:
         """Return the JSON schema of a type; empty if there is none."""

@@ -159,11 +159,6 @@ class PostgresStore(Store):
     renew = _retried(Store.renew)
     release = _retried(Store.release)
     cancel = _retried(Store.cancel)
-    cancelled = _retried(Store.cancelled)
-    events = _retried(Store.events)
-    last_positions = _retried(Store.last_positions)
-    notes = _retried(Store.notes)
-    ended = _retried(Store.ended)
     prune = _retried(Store.prune)
     forget = _retried(Store.forget)
 

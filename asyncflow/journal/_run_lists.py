@@ -1,29 +1,43 @@
-"""The SQL statements that read many runs: lists of runs, and what their statistics need.
+"""Lists of runs: what the rows of `runs` say, in SQL and as `RunRecord`.
 
-What is read may be damaged: values may be of any type, and a row of `events` is checked by those
-who decode it.
+Every method runs in the journal's thread for reading. A row may be damaged: its values may be of
+any type, and its record says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Any, NamedTuple
+from itertools import chain, starmap
+from typing import Any, NamedTuple, get_args
 
-from asyncflow._core.results import RunStatus
-from asyncflow.journal._event_codec import column_of, status_column
-from asyncflow.journal._queries import RunFilter, parse_status
-from asyncflow.journal._sql import (
-    EVENT_COLUMNS,
-    OF_FAILED_ITEMS,
-    OWNER,
-    Database,
-    Parameters,
-    chunks,
-    marks,
-    padded,
+from asyncflow._core.errors import RunNotFoundError, RunUnreadableError
+from asyncflow._core.results import InterruptionCause, RunStatus
+from asyncflow._core.statistics import usual
+from asyncflow._core.text import did_you_mean
+from asyncflow.events import Event, RunFinished, RunStarted
+from asyncflow.journal._event_codec import (
+    column_of,
+    from_column,
+    is_moment,
+    run_checksum,
+    status_column,
 )
+from asyncflow.journal._machine import is_void
+from asyncflow.journal._queries import (
+    UNFINISHED,
+    USUAL_RUNS,
+    PipelineStatistics,
+    RunFilter,
+    RunRecord,
+    parse_status,
+)
+from asyncflow.journal._signals import Signals
+from asyncflow.journal._sql import OWNER, chunks, marks, padded
+from asyncflow.journal._store import Store
+
+_PAGE = 1_000
+"""How many runs to read at a time when only orphaned ones are wanted: SQL can't tell which are."""
 
 
 class RunRow(NamedTuple):
@@ -71,50 +85,8 @@ _RUNS = (
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
     f"CASE WHEN r.status = 'running' THEN {_STARTS_SINCE_END} ELSE 0 END "
-    "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id"
-)
-_LONGEST_OUTPUT = 4_096
-"""How many bytes of an output are read where no caller needs it, so that its row can be checked."""
-_LONGEST_START = 65_536
-"""The same for the first event of a run, of which only the inputs are shown."""
-_BRIEF = ", ".join(
-    f"CASE WHEN e.kind IN ('StepSucceeded', 'StepTakenOver') "
-    f"AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} THEN NULL ELSE e.{column} END"
-    if column in ("payload", "data")
-    else f"e.{column}"
-    for column in EVENT_COLUMNS
-)
-"""The columns of an event, without a long output."""
-_OF_STEPS = "events e {of_steps} WHERE e.item IS NULL AND e.run_id IN ({ids})"
-_STARTS = (
-    f"{_OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
-    f"OR {{bytes}}(e.payload) <= {_LONGEST_START})"
-)
-_LATEST_START = (
-    f"{_OF_STEPS} AND e.position = (SELECT MAX(f.position) FROM events f {{of_steps}} WHERE "
-    "f.run_id = e.run_id AND f.item IS NULL AND f.kind IN ('RunStarted', 'RunResumed'))"
-)
-_FIRST_FAILURE = (
-    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = ("
-    "SELECT MIN(f.position) FROM events f {of_steps} WHERE f.run_id = r.run_id "
-    "AND f.item IS NULL AND f.kind = 'StepFailed' AND f.position > COALESCE("
-    "(SELECT MAX(g.position) FROM events g {of_steps} WHERE g.run_id = r.run_id "
-    "AND g.item IS NULL AND g.kind = 'RunResumed'), 0)) AND r.run_id IN ({ids})"
-)
-"""The ids are those of `runs`: PostgreSQL would ask this of all runs, and then compare the ids."""
-_ITEM_COUNTS = (
-    "SELECT i.run_id, i.step, SUM(i.failed), SUM(1 - i.failed) FROM ("
-    "SELECT e.run_id, e.step, MAX(CASE WHEN e.kind = 'AttemptFailed' THEN 0 ELSE 1 END) AS failed "
-    "FROM (SELECT s.run_id, s.step, MAX(s.position) AS began FROM events s {of_steps} "
-    "WHERE s.item IS NULL AND s.kind = 'MapStarted' AND s.run_id IN ({ids}) "
-    "GROUP BY s.run_id, s.step) m JOIN events e {of_failed_items} ON e.run_id = m.run_id "
-    f"AND e.step = m.step AND e.position > m.began WHERE {OF_FAILED_ITEMS.format(table='e.')} "
-    "GROUP BY e.run_id, e.step, e.item) i GROUP BY i.run_id, i.step"
-)
-"""How many items of a mapped step failed, and how many only in attempts before their last one."""
-_LAST_CHANGE = (
-    "runs r JOIN events e ON e.run_id = r.run_id WHERE e.position = r.last_event "
-    "AND r.run_id IN ({ids})"
+    "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id WHERE {where} "
+    "ORDER BY r.started_at DESC, r.run_id DESC"
 )
 _PIPELINES = (
     "WITH RECURSIVE named (pipeline) AS (SELECT MIN(r.pipeline) FROM runs r UNION ALL "
@@ -123,168 +95,270 @@ _PIPELINES = (
 )
 """One search of an index for each name, whatever the number of runs."""
 _COUNTS = "SELECT r.status, COUNT(*) FROM runs r WHERE {where} GROUP BY r.status"
-_RUNNING = (
+_LEASES = (
     f"SELECT {OWNER}, l.process FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
     "WHERE {where}"
 )
 _BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
 """The condition for runs before a place, by how many parts of the place are given."""
 
-_PARTS = 8
-"""How many SELECTs, each with so many ids, one statement joins at most."""
+Conditions = dict[str, Sequence[Any]]
+"""SQL conditions, each with its values; one without values is left out."""
 
 
 class RunLists:
-    """Executes these statements on one database.
+    """Reads lists of runs from a store."""
 
-    ``retry`` returns what a call returns, which it may repeat.
-    """
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._signals = Signals(store)
 
-    def __init__(
-        self, database: Database, retry: Callable[[Callable[[], list[Any]]], list[Any]]
-    ) -> None:
-        self._database = database
-        self._retry = retry
+    def rows(self, where: RunFilter) -> list[RunRow]:
+        """Return the rows that a filter selects; as SQL can't tell, orphaned runs are running."""
+        return self._rows(self._conditions(where), where.limit)
 
-    def _read(self, sql: str, values: Parameters = ()) -> list[Any]:
-        def attempt() -> list[Any]:
-            with self._database.reading() as cursor:
-                cursor.execute(self._database.translate(sql), values)
-                return cursor.fetchall()
-
-        return self._retry(attempt)
-
-    def run(self, run_id: str) -> RunRow | None:
+    def row(self, run_id: str) -> RunRow | None:
         """Return the row of a run; ``None`` if there is none."""
-        rows = self._runs({"r.run_id = ?": [run_id]}, None)
+        rows = self._rows({"r.run_id = ?": [run_id]}, None)
         return rows[0] if rows else None
 
-    def some(self, run_ids: Sequence[str]) -> dict[Any, RunRow]:
-        """Return the rows of runs, by run id."""
-        found: list[RunRow] = []
-        for chunk in chunks(padded(run_ids)):
-            found += self._runs({f"r.run_id IN ({marks(len(chunk))})": chunk}, None)
-        return {row.run_id: row for row in found}
+    def _rows(self, conditions: Conditions, limit: int | None) -> list[RunRow]:
+        last = ("", []) if limit is None else (" LIMIT ?", [limit])
+        return [RunRow(*row) for row in self._read(_RUNS, conditions, *last)]
 
-    def runs(self, where: RunFilter) -> list[RunRow]:
-        """Return the runs that a filter selects; as SQL can't tell, orphaned ones are running."""
-        return self._runs(self._conditions(where), where.limit)
+    def _read(
+        self, sql: str, conditions: Conditions, last: str = "", values: Sequence[Any] = ()
+    ) -> list[Any]:
+        """Return the rows that a SELECT finds where those conditions are met that have values."""
+        where = " AND ".join(condition for condition, given in conditions.items() if given)
+        sql = sql.replace("{where}", where or "1 = 1") + last
+        return self._store.read(sql, [*chain(*conditions.values()), *values])
 
-    def _conditions(self, where: RunFilter) -> dict[str, Sequence[Any]]:
+    def runs(self, where: RunFilter) -> list[RunRecord]:
+        """Return the runs that a filter selects."""
+        if where.status not in UNFINISHED:
+            return [record_of(row) for row in self.rows(where)]
+        found: list[RunRecord] = []
+        page = replace(where, limit=_PAGE)
+        while where.limit is None or len(found) < where.limit:
+            records = [record_of(row) for row in self.rows(page)]
+            found += [record for record in records if record.status is where.status]
+            if len(records) < _PAGE:
+                break
+            page = replace(page, before=records[-1].place)
+        return found[: where.limit]
+
+    def record(self, run_id: str) -> RunRecord:
+        """Return the record of a run; a damaged one if the run has events and no row."""
+        row = self.row(run_id)
+        if row is None:
+            self.check_exists(run_id)
+            row = RunRow(run_id, *[None] * (len(RunRow._fields) - 1))
+        return record_of(row)
+
+    def last_passed(self, run_id: str) -> RunRecord | None:
+        """Return the last run of the same pipeline that passed and started before a run."""
+        record = self.record(run_id)
+        if not record.pipeline:
+            return None
+        before = record.place
+        where = RunFilter(RunStatus.PASSED, pipeline=record.pipeline, before=before, limit=1)
+        return next(iter(self.runs(where)), None)
+
+    def due(
+        self,
+        now: float | None,
+        pipelines: Iterable[str] | None,
+        limit: int,
+        skipped: Collection[str],
+        among: Sequence[str] | None,
+    ) -> list[RunRecord]:
+        """Return the waiting runs to continue that no process has claimed; see `Signals.due`."""
+        names = None if pipelines is None else [*map(column_of, pipelines)]
+        found: list[RunRecord] = []
+        seen = set(skipped)
+        while wanted := limit - len(found):
+            due = self._signals.due(now, names, wanted, seen, among)
+            rows: dict[Any, RunRow] = {}
+            for chunk in chunks(padded(due)):
+                of_chunk = self._rows({f"r.run_id IN ({marks(len(chunk))})": chunk}, None)
+                rows.update((row.run_id, row) for row in of_chunk)
+            found += [
+                record_of(row)
+                for row in map(rows.get, due)
+                if row and row.status == "waiting" and _is_orphaned(row.owner, row.process)
+            ]
+            if len(due) < wanted:
+                break
+            seen.update(due)
+        return found
+
+    def counts(self, where: RunFilter) -> dict[RunStatus, int]:
+        """Return how many of the runs that a filter selects have which status."""
+        counts = dict.fromkeys(RunStatus, 0)
+        for column, count in self._read(_COUNTS, self._conditions(where)):
+            counts[_STATUSES.get(column, RunStatus.RUNNING)] += count
+        if counts[RunStatus.RUNNING]:
+            running = self._conditions(replace(where, status=RunStatus.RUNNING))
+            leases = self._read(_LEASES, running)
+            # Others may have begun between the two reads.
+            orphaned = min(sum(starmap(_is_orphaned, leases)), counts[RunStatus.RUNNING])
+            counts[RunStatus.ORPHANED] = orphaned
+            counts[RunStatus.RUNNING] -= orphaned
+        return counts
+
+    def pipelines(self) -> list[str]:
+        """Return the names of the pipelines that have runs, sorted."""
+        return sorted({name_of(column) for (column,) in self._store.read(_PIPELINES)})
+
+    def usual_ms(self, pipeline: str) -> float | None:
+        """Return how long runs of a pipeline usually take, in milliseconds."""
+        if not pipeline:
+            return None
+        passed = self.runs(RunFilter(RunStatus.PASSED, pipeline=pipeline, limit=USUAL_RUNS))
+        return usual(PipelineStatistics(pipeline, tuple(passed), {}).passed_ms)
+
+    def check_exists(self, run_id: str) -> None:
+        """Check that there is a run, even a damaged one."""
+        try:
+            if not self._store.last_positions(run_id)[0]:
+                raise self.unknown(run_id)
+        except RunUnreadableError:
+            pass  # there is something of it
+
+    def unknown(self, run_id: str) -> RunNotFoundError:
+        """Return the error for a run that does not exist, with the most similar id."""
+        others = [record.run_id for record in self.runs(RunFilter(limit=1_000))]
+        return RunNotFoundError(run_id, self._store.database.name, did_you_mean(run_id, others))
+
+    def _conditions(self, where: RunFilter) -> Conditions:
         before = where.before
         place = before if before is None or isinstance(before, tuple) else (before,)
-        pipeline = None if where.pipeline is None else column_of(where.pipeline)
-        parent = None if where.parent is None else column_of(where.parent)
-        label = None if where.label is None else column_of(where.label)
-        status = parse_status(where.status)
-        pattern = None if where.text is None else self._database.pattern(where.text)
         return {
-            "r.status = ?": _some(status and status_column(status)),
+            "r.status = ?": _some(parse_status(where.status), status_column),
             "r.cause = ?": _some(where.cause),
-            "r.pipeline = ?": _some(pipeline),
-            "r.parent = ?": _some(parent),
+            "r.pipeline = ?": _some(where.pipeline, column_of),
+            "r.parent = ?": _some(where.parent, column_of),
             "r.started_at >= ?": _some(where.since),
             _BEFORE[len(place or ())]: place or (),
-            "r.label = ?": _some(label),
-            "(r.run_id {like} ? OR r.pipeline {like} ? OR r.label {like} ?)": _some(pattern) * 3,
+            "r.label = ?": _some(where.label, column_of),
+            "(r.run_id {like} ? OR r.pipeline {like} ? OR r.label {like} ?)": 3
+            * _some(where.text, self._store.database.pattern),
         }
 
-    def _runs(self, conditions: Mapping[str, Sequence[Any]], limit: int | None) -> list[RunRow]:
-        where, values = _joined(conditions)
-        sql = f"{_RUNS} WHERE {where} ORDER BY r.started_at DESC, r.run_id DESC"
-        if limit is not None:
-            sql, values = f"{sql} LIMIT ?", [*values, limit]
-        return [RunRow(*row) for row in self._read(sql, values)]
 
-    def step_events(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
-        """Return the rows of the events of runs, without those of items, by run and in their order.
+def _some(value: Any, as_column: Callable[[Any], object] | None = None) -> list[Any]:
+    if value is None:
+        return []
+    return [value if as_column is None else as_column(value)]
 
-        A long output is left out.
-        """
-        return self._brief([(_OF_STEPS, run_ids)])
 
-    def latest_starts(self, run_ids: Sequence[str]) -> dict[Any, list[Sequence[Any]]]:
-        """Return the row of the event with which each run began its latest segment."""
-        return self._brief([(_LATEST_START, run_ids)])
+def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], count: int) -> str:
+    """Return in what the row of a run and its events contradict each other; empty if in nothing.
 
-    def item_counts(self, run_ids: Sequence[str]) -> dict[Any, dict[Any, tuple[Any, Any]]]:
-        """Return how many items failed and how many were retried, by run and by step.
-
-        Only steps with such items are there, and only what came after they last began counts.
-        """
-        found: dict[Any, dict[Any, tuple[Any, Any]]] = {}
-        for chunk in chunks(padded(run_ids)):
-            rows = self._read(_ITEM_COUNTS.replace("{ids}", marks(len(chunk))), chunk)
-            for run_id, step, failed, retried in rows:
-                found.setdefault(run_id, {})[step] = failed, retried
-        return found
-
-    def brief_events(
-        self,
-        running: Sequence[str],
-        ended: Sequence[str],
-        failed: Sequence[str],
-        interrupted: Sequence[str],
-    ) -> dict[Any, list[Sequence[Any]]]:
-        """Return rows of events that say briefly how runs stand, as `step_events` returns them.
-
-        Of the runs ``running``, all events are wanted but those of items. Of those ``ended``,
-        the starts are: the first event, unless it is long, and those with which they were resumed.
-        Of those ``failed``, the first failure of a step is, after the last resumption. Of those
-        ``interrupted``, the last event is.
-        """
-        return self._brief(
-            [
-                (_OF_STEPS, running),
-                (_STARTS, ended),
-                (_FIRST_FAILURE, failed),
-                (_LAST_CHANGE, interrupted),
-            ]
+    ``events`` are its events, or those of steps alone, and ``count`` says how many it has in all.
+    """
+    if row is None:
+        return "its row is missing" if events else ""
+    if not _is_sound(row):
+        return "its row is damaged"
+    if not events:
+        return "its events are missing"
+    first, last = events[0], events[-1]
+    if not isinstance(first, RunStarted) or (first.run_id, *_columns_of(first)) != (
+        run_id,
+        row.pipeline,
+        row.parent or "",
+        row.parent_step or "",
+        row.forked_from or "",
+        row.label or "",
+    ):
+        return "its first event does not fit its row"
+    status = last.status if isinstance(last, RunFinished) else RunStatus.RUNNING
+    has_gap = count < row.last_event or (status not in UNFINISHED and count != row.last_event)
+    if status_column(status) != row.status or has_gap:
+        return (
+            f"its last event is {count}, a {type(last).__name__}, and does not fit its row, which "
+            f"says {row.status!r} after event {row.last_event}: later ones are missing"
         )
-
-    def _brief(self, wanted: Iterable[tuple[str, Sequence[str]]]) -> dict[Any, list[Sequence[Any]]]:
-        parts: list[tuple[str, list[str]]] = []
-        for source, run_ids in wanted:
-            for chunk in chunks(padded(run_ids)):
-                sql = f"SELECT {_BRIEF} FROM {source}".replace("{ids}", marks(len(chunk)))
-                parts.append((sql, chunk))
-        rows: list[Sequence[Any]] = []
-        for at in range(0, len(parts), _PARTS):
-            several = parts[at : at + _PARTS]
-            sql = " UNION ALL ".join(sql for sql, _ in several)
-            rows += self._read(sql, [*chain(*(chunk for _, chunk in several))])
-        found: dict[Any, list[Sequence[Any]]] = {}
-        for row in sorted(rows, key=_position_of):
-            found.setdefault(row[0], []).append(row)
-        return found
-
-    def counts(self, where: RunFilter) -> list[tuple[Any, int]]:
-        """Return how many of the runs that a filter selects have which status in their row."""
-        return self._aggregate(_COUNTS, where)
-
-    def leases_of_running(self, where: RunFilter) -> list[tuple[Any, Any]]:
-        """Return the lease holder and the process of each run that has not ended, as `RunRow`."""
-        return self._aggregate(_RUNNING, replace(where, status=RunStatus.RUNNING))
-
-    def _aggregate(self, sql: str, where: RunFilter) -> list[Any]:
-        conditions, values = _joined(self._conditions(where))
-        return self._read(sql.replace("{where}", conditions), values)
-
-    def pipelines(self) -> list[Any]:
-        """Return the names of the pipelines that have runs, as their columns have them."""
-        return [name for (name,) in self._read(_PIPELINES)]
+    return ""
 
 
-def _position_of(row: Sequence[Any]) -> int:
-    position = row[1]
-    return position if isinstance(position, int) else 0  # a damaged one is of any type
+def _columns_of(event: RunStarted) -> list[str]:
+    return [
+        column_of(text)
+        for text in (event.pipeline, event.parent, event.parent_step, event.rerun_of, event.label)
+    ]
 
 
-def _joined(conditions: Mapping[str, Sequence[Any]]) -> tuple[str, list[Any]]:
-    """Return those conditions that have values as one, and all values."""
-    where = " AND ".join(condition for condition, values in conditions.items() if values)
-    return where or "1 = 1", [*chain(*conditions.values())]
+def name_of(column: object) -> str:
+    """Return a name from its column, or something like it if the column is damaged."""
+    try:
+        return from_column(column)  # type: ignore[arg-type]
+    except (AttributeError, TypeError, ValueError):
+        return _text_of(column)
 
 
-def _some(value: Any) -> list[Any]:
-    return [] if value is None else [value]
+def record_of(row: RunRow) -> RunRecord:
+    is_damaged = not _is_sound(row)
+    status = _STATUSES.get(row.status, RunStatus.RUNNING)
+    if status is RunStatus.RUNNING and _is_orphaned(row.owner, row.process):
+        status = RunStatus.ORPHANED
+
+    def text(column: Any) -> str:
+        return "" if is_damaged else from_column(column or "")
+
+    return RunRecord(
+        run_id=_text_of(row.run_id),
+        pipeline=text(row.pipeline),
+        status=status,
+        started_at=row.started_at if is_moment(row.started_at) else 0.0,
+        updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
+        owner=None if row.owner is None else _text_of(row.owner),
+        latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
+        paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
+        damaged=is_damaged,
+        parent=text(row.parent),
+        parent_step=text(row.parent_step),
+        rerun_of=text(row.forked_from),
+        label=text(row.label),
+        cause=row.cause if row.cause in get_args(InterruptionCause) else None,
+        crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
+    )
+
+
+def _is_orphaned(owner: object, process: object) -> bool:
+    """Whether no process runs a run that has not ended, by its lease."""
+    return owner is None or is_void(process if isinstance(process, str) else "")
+
+
+_STATUSES: Mapping[object, RunStatus] = {
+    status_column(each): each for each in RunStatus if each is not RunStatus.ORPHANED
+}
+
+
+def _is_sound(row: RunRow) -> bool:
+    """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
+    try:
+        others = row.parent, row.parent_step, row.forked_from, row.label
+        checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others)
+        for text in (row.pipeline, *filter(None, others)):
+            from_column(text)
+    except (AttributeError, TypeError, ValueError):  # it is no text, or none of ours
+        return False
+    times = row.started_at, row.updated_at
+    return (
+        checksum == row.checksum
+        and row.status in _STATUSES
+        and isinstance(row.last_event, int)
+        and all(map(is_moment, times))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (float, int) and 0 <= value < 1e14  # type: ignore[operator]
+
+
+def _text_of(value: object) -> str:
+    """Return a value as a text without surrogates."""
+    return str(value).encode("utf-8", "backslashreplace").decode()

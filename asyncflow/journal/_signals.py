@@ -15,13 +15,16 @@ owner ends its segment, or finds the run waiting:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, from_column
 from asyncflow.journal._sql import NOW, OWNER, Database, Statement, marks, padded
+
+if TYPE_CHECKING:
+    from asyncflow.journal._store import Store
 
 
 class SentSignal(NamedTuple):
@@ -77,7 +80,8 @@ def write_wait(
     cursor: Any, database: Database, run_id: str, waits: dict[str, float | None]
 ) -> None:
     """Note what a run waits for whose segment ends; its lease is locked."""
-    names = set(_received(cursor, database, run_id))
+    cursor.execute(database.translate(_ALL), [run_id])
+    names = set(_received(cursor.fetchall()))
     cursor.execute(database.translate(_CANCELLED), [run_id])
     is_due = bool(names & waits.keys()) or cursor.fetchone() is not None
     ends = [at for at in waits.values() if at is not None]
@@ -90,23 +94,19 @@ def wake(run_id: str) -> Statement:
     return Statement(_WAKE, (run_id,))
 
 
-def _received(cursor: Any, database: Database, run_id: str) -> dict[str, Payload | None]:
-    cursor.execute(database.translate(_ALL), [run_id])
+def _received(rows: Iterable[Sequence[Any]]) -> dict[str, Payload | None]:
     return {
         from_column(name): Payload(codec, bytes(data)) if kind == SENT else None
-        for name, kind, codec, data in cursor.fetchall()
+        for name, kind, codec, data in rows
     }
 
 
 class Signals:
-    """Executes these statements on one database.
+    """Executes these statements on one store. It may repeat them: each may be done twice."""
 
-    ``retry`` returns what a call returns, which it may repeat: each of them may be done twice.
-    """
-
-    def __init__(self, database: Database, retry: Callable[[Callable[[], Any]], Any]) -> None:
-        self._database = database
-        self._retry = retry
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._database = store.database
 
     def send(self, sent: Sequence[SentSignal], sender: str) -> list[Exception | None]:
         """Store signals and wake their runs; return for each why it does not count, if so.
@@ -114,8 +114,7 @@ class Signals:
         That is a `ValueError` if a value comes second and differs, or if the run has passed, and a
         `RunNotFoundError` if the run has been deleted. An expiry that comes second changes nothing.
         """
-        problems: list[Exception | None] = self._retry(lambda: self._send_all(sent, sender))
-        return problems
+        return self._store.retry(lambda: self._send_all(sent, sender))
 
     def _send_all(self, sent: Sequence[SentSignal], sender: str) -> list[Exception | None]:
         problems: list[Exception | None] = [None] * len(sent)
@@ -172,39 +171,33 @@ class Signals:
 
         A signal that comes later tells the owner again.
         """
-        if not self._rows(_IS_TOLD, run_id, token):
+        if not self._store.read(_IS_TOLD, (run_id, token)):
             return self.read(run_id)  # a transaction would wait for the disk
 
         def attempt() -> dict[str, Payload | None]:
             with self._database.transaction() as cursor:
                 self._execute(cursor, _TOLD, (run_id, token))
-                return _received(cursor, self._database, run_id)
+                self._execute(cursor, _ALL, [run_id])
+                return _received(cursor.fetchall())
 
-        received: dict[str, Payload | None] = self._retry(attempt)
-        return received
+        return self._store.retry(attempt)
 
     def read(self, run_id: str) -> dict[str, Payload | None]:
         """Return the same for any reader."""
-
-        def attempt() -> dict[str, Payload | None]:
-            with self._database.reading() as cursor:
-                return _received(cursor, self._database, run_id)
-
-        received: dict[str, Payload | None] = self._retry(attempt)
-        return received
+        return _received(self._store.read(_ALL, [run_id]))
 
     def waited_for(self, run_id: str) -> list[str]:
         """Return the signals that a run waits for which no process runs."""
         return [
             name
-            for status, waits in self._rows(_RUN, run_id)
+            for status, waits in self._store.read(_RUN, [run_id])
             if status == "waiting"
             for name in json.loads(waits or "[]")
         ]
 
     def signalled(self) -> list[tuple[str, int]]:
         """Return the claims whose owner must look, each a run id and a token."""
-        return [(run_id, token) for run_id, token in self._rows(_SIGNALLED)]
+        return [(run_id, token) for run_id, token in self._store.read(_SIGNALLED)]
 
     def due(
         self,
@@ -226,17 +219,9 @@ class Signals:
             sql += f" AND r.run_id IN ({marks(len(wanted)) or 'NULL'})"
         sql += " ORDER BY r.due_at LIMIT ?"
         # Whatever is skipped, as many others are found.
-        rows = self._rows(sql, now, *(pipelines or ()), *wanted, limit + len(skipped))
+        values = [now, *(pipelines or ()), *wanted, limit + len(skipped)]
+        rows = self._store.read(sql, values)
         return [run_id for (run_id,) in rows if run_id not in skipped][:limit]
-
-    def _rows(self, sql: str, *parameters: Any) -> list[Any]:
-        def attempt() -> list[Any]:
-            with self._database.reading() as cursor:
-                self._execute(cursor, sql, parameters)
-                return cursor.fetchall()
-
-        rows: list[Any] = self._retry(attempt)
-        return rows
 
 
 def is_same(first: Payload, second: Payload) -> bool:

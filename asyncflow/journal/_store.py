@@ -1,6 +1,7 @@
 """The SQL statements of a journal about single runs: their leases, what is written, their events.
 
-They are the same for every database, and so are those that read many runs (`RunLists`).
+They are the same for every database, as are those that read many runs
+(`asyncflow.journal._run_lists`, `asyncflow.journal._briefs`).
 
 - `runs` has one row per run, written with its first event. Its status follows the events.
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
@@ -47,8 +48,7 @@ from asyncflow.journal._event_codec import (
     run_checksum,
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
-from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._signals import Signals, wake, write_wait
+from asyncflow.journal._signals import wake, write_wait
 from asyncflow.journal._sql import (
     EVENT_COLUMNS,
     FREE,
@@ -210,12 +210,20 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.lists = RunLists(database, self.retry)
-        self.signals = Signals(database, self.retry)
 
     def retry(self, attempt: Callable[[], T]) -> T:
         """Return what a call returns. A store may repeat it."""
         return attempt()
+
+    def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
+        """Return the rows that a SELECT finds."""
+
+        def attempt() -> list[Any]:
+            with self.database.reading() as cursor:
+                self._execute(cursor, sql, parameters)
+                return cursor.fetchall()
+
+        return self.retry(attempt)
 
     def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
         cursor.execute(self.database.translate(sql), parameters)
@@ -299,9 +307,7 @@ class Store:
 
     def cancelled(self) -> list[tuple[str, int]]:
         """Return the claims that were asked to stop, each a run id and a token."""
-        with self.database.reading() as cursor:
-            self._execute(cursor, _CANCELLED)
-            return [(run_id, token) for run_id, token in cursor.fetchall()]
+        return [(run_id, token) for run_id, token in self.read(_CANCELLED)]
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
         """Write batches in one transaction; return the claims for which nothing was written.
@@ -387,9 +393,7 @@ class Store:
 
         Raise `RunUnreadableError` if a row is damaged or missing, or a newer asyncflow wrote it.
         """
-        with self.database.reading() as cursor:
-            self._execute(cursor, _EVENTS, (run_id, after))
-            rows = cursor.fetchall()
+        rows = self.read(_EVENTS, (run_id, after))
         return [
             (position, self._event(run_id, position, row))
             for position, row in enumerate(rows, after + 1)
@@ -411,9 +415,7 @@ class Store:
 
     def checkpoints(self, run_id: str) -> dict[Key, Payload]:
         """Return what the steps and items of a run have saved."""
-        with self.database.reading() as cursor:
-            self._execute(cursor, SELECT_CHECKPOINTS, (run_id,))
-            rows = cursor.fetchall()
+        rows = self.read(SELECT_CHECKPOINTS, (run_id,))
         return checkpoints_of(self.database.name, run_id, rows)
 
     def cached(self, wanted: Wanted, now: float | None) -> dict[str, CachedResult]:
@@ -422,19 +424,10 @@ class Store:
         ``now`` is the present in virtual time.
         """
         rows: list[Sequence[Any]] = []
-        with self.database.reading() as cursor:
-            for chunk in chunks(padded(list(wanted))):
-                sql = SELECT_CACHED.replace("{keys}", marks(len(chunk)))
-                self._execute(cursor, sql, [now, *chunk])
-                rows += cursor.fetchall()
+        for chunk in chunks(padded(list(wanted))):
+            sql = SELECT_CACHED.replace("{keys}", marks(len(chunk)))
+            rows += self.read(sql, [now, *chunk])
         return cached_of(self.database.name, wanted, rows)
-
-    def rows(self, table: str, columns: Sequence[str], run_id: str) -> list[Sequence[Any]]:
-        """Return the rows of a run in a table."""
-        sql = f"SELECT {', '.join(columns)} FROM {table} WHERE run_id = ?"
-        with self.database.reading() as cursor:
-            self._execute(cursor, sql, (run_id,))
-            return cursor.fetchall()
 
     def last_positions(self, run_id: str) -> tuple[int, int, bool]:
         """Return the positions of the last event and note of a run, and whether it must stop.
@@ -443,9 +436,7 @@ class Store:
 
         Raise `RunUnreadableError` if the run has no events, or a row is damaged.
         """
-        with self.database.reading() as cursor:
-            self._execute(cursor, _LAST, (run_id,) * 4)
-            ((position, runs, requests, note),) = cursor.fetchall()
+        ((position, runs, requests, note),) = self.read(_LAST, (run_id,) * 4)
         if not isinstance(position, int):
             problem = f"the position of an event is {position!r}"
             raise RunUnreadableError(self.database.name, run_id, problem)
@@ -467,9 +458,7 @@ class Store:
             f"SELECT {', '.join(columns)} FROM notes WHERE run_id = ? AND {conditions} "
             f"ORDER BY position {'DESC' if where.newest else 'ASC'} LIMIT ?"
         )
-        with self.database.reading() as cursor:
-            self._execute(cursor, sql, [run_id, *values, page])
-            return cursor.fetchall()
+        return self.read(sql, [run_id, *values, page])
 
     def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
         """Return the runs that ended so long ago and have no owner, with how many rows they have.
@@ -477,12 +466,9 @@ class Store:
         Without a status, free leases that have no run are among them.
         """
         sql, values = (_ENDED, []) if status is None else (_ENDED_AS, [status])
-        with self.database.reading() as cursor:
-            self._execute(cursor, f"{sql} ORDER BY r.run_id", [*values, age_s, age_s])
-            rows = cursor.fetchall()
-            if status is None:
-                self._execute(cursor, _STRAY)
-                rows += cursor.fetchall()
+        rows = self.read(f"{sql} ORDER BY r.run_id", [*values, age_s, age_s])
+        if status is None:
+            rows += self.read(_STRAY)
         # A damaged position is of any type; these serve to divide the runs into transactions.
         return [(id_, at if isinstance(at, int) else 0) for id_, at in rows]
 

@@ -30,7 +30,7 @@ from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiv
 from asyncflow._core.results import Payload
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
-from asyncflow.journal._signals import SentSignal
+from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sql import DatabaseChangedError
 from asyncflow.journal._store import Claim, CommitBatch, Store
 
@@ -110,6 +110,7 @@ class JournalWorker:
     def __init__(self, store: Store, claim: Claim) -> None:
         self.store = store
         self.name = store.database.name
+        self._signals = Signals(store)
         self._claim = claim
         self.claim_run = Shared(self._claim_all)
         self.send_signal = Shared(self._send_all)
@@ -268,7 +269,7 @@ class JournalWorker:
             self._poll_at = now + self._poll_s
             with suppress(Exception):  # if that matters, renewing or writing fails as well
                 self._request_cancel(self.call(self.store.cancelled))
-                self._tell_signals(self.call(self.store.signals.signalled))
+                self._tell_signals(self.call(self._signals.signalled))
         self._report_ends()  # a loop may have stopped
         due = min(self._renew_at, self._poll_at)
         return max(0.0, due - time.monotonic()) if self._leases else None
@@ -335,7 +336,7 @@ class JournalWorker:
 
     def _send_all(self, sent: Sequence[SentSignal]) -> Sequence[Exception | None]:
         """Store signals, and tell the runs that are here; return what is wrong with each."""
-        problems = self.call(self.store.signals.send, sent, self._claim.owner)
+        problems = self.call(self._signals.send, sent, self._claim.owner)
         here = [self._claimed.get(each.run_id) for each in sent]
         self._tell_signals((lease.run_id, lease.token) for lease in here if lease is not None)
         return problems
@@ -351,7 +352,7 @@ class JournalWorker:
         """Return what was sent to a run that this journal owns."""
         if lease.failure:
             raise self._failure(lease.failure)
-        return self.call(self.store.signals.receive, lease.run_id, lease.token)
+        return self.call(self._signals.receive, lease.run_id, lease.token)
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -314,13 +314,12 @@ async def test_readers_do_not_block_writers(journal: Any) -> None:
 async def test_a_reader_that_misses_events_is_refused(journal: Any) -> None:
     """The reading connection can lead to a standby that lags behind."""
     await store_run(journal, "r", status=RunStatus.PASSED)
-    reader = journal._reader
-    reader.store.events = lambda run_id, after=0: [(1, started())]
+    journal._reading.events = lambda run_id, after=0: [(1, started())]
 
     with pytest.raises(JournalError, match=r"up to 1 of the 2 events of run 'r'"):
         await opened(journal)
 
-    del reader.store.events
+    del journal._reading.events
     await (await opened(journal)).close()  # the claim was released
 
 
@@ -330,14 +329,14 @@ async def test_a_lease_lost_before_its_events_are_read_is_reported_as_lost(
     first, second = make_journal(), make_journal()
     await store_run(first, "r")
     reading, proceed = threading.Event(), threading.Event()
-    events = first._reader.store.events
+    events = first._reading.events
 
     def read_late(*args: Any) -> Any:
         reading.set()
         assert proceed.wait(20)
         return events(*args)
 
-    first._reader.store.events = read_late
+    first._reading.events = read_late
     opening = asyncio.create_task(opened(first))
     await wait_until(reading.is_set)
     database.expire_leases()
@@ -1558,14 +1557,14 @@ async def test_an_active_run_is_not_forgotten(
 
 async def test_a_run_pruned_during_a_read_is_not_found(journal: Any, database: Any) -> None:
     await store_run(journal, "r", status=RunStatus.PASSED)
-    events = journal._reader.store.events
+    events = journal._reading.events
 
     def after_pruning(*filters: Any) -> Any:
         for table in ("events", "runs", "leases"):
             database.query(f"DELETE FROM {table}")
         return events(*filters)
 
-    journal._reader.store.events = after_pruning
+    journal._reading.events = after_pruning
 
     with pytest.raises(RunNotFoundError):
         await journal.report("r")

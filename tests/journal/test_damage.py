@@ -322,10 +322,9 @@ async def test_missing_last_events_of_a_run_that_has_not_ended_are_not_noticed(
 
 async def test_a_run_that_ends_between_two_reads_is_read_again(journal: Any) -> None:
     await store(journal)
-    reader = journal._reader
-    run = reader.store.lists.run
-    seen = [(await journal._read(run, "r"))._replace(status="running", updated_at=1.0)]
-    reader.store.lists.run = lambda run_id: seen.pop() if seen else run(run_id)
+    row = journal._lists.row
+    seen = [(await journal._read(row, "r"))._replace(status="running", updated_at=1.0)]
+    journal._lists.row = lambda run_id: seen.pop() if seen else row(run_id)
 
     assert (await journal.report("r")).status == "PASSED"
     assert not seen

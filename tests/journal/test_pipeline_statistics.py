@@ -29,8 +29,9 @@ from asyncflow.events import (
     StepTakenOver,
 )
 from asyncflow.journal import RunSummary
+from asyncflow.journal._overviews import OF_STEPS, read_brief
 from asyncflow.journal._queries import RunFilter, RunRecord
-from asyncflow.journal._run_lists import RunLists
+from asyncflow.journal._store import Store
 
 LONG_OUTPUT = Payload("json", b'"' + b"x" * 10_000 + b'"')
 
@@ -53,6 +54,10 @@ def passed(took_ms: float, output: Payload | None = None) -> list[Event]:
 
 
 FAILED: list[Event] = [AttemptStarted("a", 1, 0.0), StepFailed("a", 1, 9.0, ValueError("bad day"))]
+
+
+async def brief_events(journal: Any, *run_ids: str) -> Any:
+    return await journal._read(read_brief, journal._reading, (OF_STEPS, run_ids))
 
 
 async def numbers(count: int) -> list[int]:
@@ -145,7 +150,7 @@ async def test_what_is_read_does_not_grow_with_the_number_of_items(journal: Any)
     await mapped(journal, "few", 1)
     await mapped(journal, "many", 200)
 
-    rows = await journal._read(journal._reader.store.lists.step_events, ["few", "many"])
+    rows = await brief_events(journal, "few", "many")
 
     assert len(rows["few"]) == len(rows["many"]) == 10
     assert all(row[4] is None for each in rows.values() for row in each)
@@ -280,7 +285,7 @@ async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
     events = of_one_step("r", 1.0, *passed(3.0, LONG_OUTPUT))
     await store_segment(journal, "r", *events)
 
-    (rows,) = (await journal._read(journal._reader.store.lists.step_events, ["r"])).values()
+    (rows,) = (await brief_events(journal, "r")).values()
     found = await journal.statistics("etl")
 
     assert sum(len(str(row)) for row in rows) < 2_000
@@ -297,7 +302,7 @@ async def test_long_outputs_that_a_rerun_takes_over_are_not_read(
     events = of_one_step("r", 1.0, taken, StepReused("a", 1.0, origin="q"))
     await store_segment(journal, "r", *events)
 
-    (rows,) = (await journal._read(journal._reader.store.lists.step_events, ["r"])).values()
+    (rows,) = (await brief_events(journal, "r")).values()
     found = await journal.statistics("etl")
 
     assert sum(len(str(row)) for row in rows) < 2_000
@@ -315,13 +320,12 @@ async def test_a_run_that_changes_between_two_reads_is_not_damaged(
     for event in of_one_step("r", 1.0, *passed(3.0), status=None):
         session.append(event)
     await session.flush()
-    reader = journal._reader
-    before = await journal._read(reader.store.lists.runs, RunFilter())
+    before = await journal._read(journal._lists.rows, RunFilter())
     session.append(RunFinished(100.0, RunStatus.PASSED))
     await session.close()
     if change == "is deleted":
         await journal.forget("r")
-    reader.store.lists.runs = lambda where: before  # of an earlier moment
+    journal._lists.rows = lambda where: before  # of an earlier moment
 
     found = await journal.statistics("etl")
 
@@ -349,22 +353,22 @@ async def test_summaries_and_statistics_use_indexes(
         )
         database.query("ANALYZE runs, events")
     plans: list[str] = []
-    read = RunLists._read
+    read = Store.read
 
-    def explained(lists: RunLists, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def explained(store: Store, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         kind = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
-        plans.append(str(read(lists, f"{kind} {sql}", values)))
-        return read(lists, sql, values)
+        plans.append(str(read(store, f"{kind} {sql}", values)))
+        return read(store, sql, values)
 
-    monkeypatch.setattr(RunLists, "_read", explained)
+    monkeypatch.setattr(Store, "read", explained)
     statuses: list[Any] = ["RUNNING", "FAILED", "INTERRUPTED", "PASSED"]
     numbers = range(1, 21)
     records = [RunRecord(f"r{n}", "etl", statuses[n % 4], 0.0, 0.0, None) for n in numbers]
 
     await journal.summaries(records)
     run_ids = [each.run_id for each in records]
-    await journal._read(journal._reader.store.lists.step_events, run_ids)
-    await journal._read(journal._reader.store.lists.item_counts, run_ids)
+    await brief_events(journal, *run_ids)
+    await journal._read(journal._overviews._item_counts, run_ids)
     await journal.runs(parent="r")
 
     assert len(plans) == 4
@@ -396,9 +400,8 @@ async def test_a_damaged_name_is_listed_as_far_as_it_can_be_read(
 
 async def test_no_count_is_negative_if_runs_change_between_two_reads(journal: Any) -> None:
     """A run begins, and its process dies, between the two."""
-    lists = journal._reader.store.lists
-    lists.counts = lambda where: [("running", 1)]
-    lists.leases_of_running = lambda where: [(None, None)] * 2
+    rows: list[list[Any]] = [[("running", 1)], [(None, None)] * 2]
+    journal._reading.read = lambda *select: rows.pop(0)
 
     counts = await journal.counts()
 

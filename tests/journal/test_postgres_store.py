@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psycopg
 import pytest
@@ -19,6 +20,7 @@ from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
 from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._store import Change, Claim, CommitBatch
 
 MINE = Claim("me", '{"claim": "mine"}', 30.0, lambda process: False)
@@ -105,6 +107,16 @@ def test_a_cut_idle_connection_is_replaced(
     store.write(lambda: [batch("r", token, 1)])
 
     assert positions(store, "r") == [1]
+
+
+def test_a_cut_connection_fails_no_read(
+    store: PostgresStore, postgres_server: PostgresServer
+) -> None:
+    claim(store, "r", MINE)
+
+    for read in (partial(store.checkpoints, "r"), partial(store.cached, {"key": 1.0}, None)):
+        postgres_server.cut_connections()
+        assert read() == {}
 
 
 def test_a_connection_that_is_cut_before_its_first_use_is_replaced(
@@ -194,7 +206,7 @@ def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
     second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
     claim(store, "r", MINE)
     postgres_server.stop()
-    read = executor.submit(second.lists.runs, RunFilter())
+    read = executor.submit(RunLists(second).rows, RunFilter())
     until(lambda: second.database.answered_at)
     postgres_server.start()
 
@@ -490,7 +502,7 @@ def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
     """Return a function that makes the first event write fail with an SQLSTATE."""
 
     def prepare(state: str) -> None:
-        store.lists.runs(RunFilter())
+        RunLists(store).rows(RunFilter())
         with psycopg.connect(dsn) as connection:
             # A rollback does not reset a sequence.
             connection.execute("CREATE SEQUENCE failures")
@@ -559,7 +571,7 @@ def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> Non
 
     assert found == [("old", 2)]
     assert pruned == 1
-    assert [run.run_id for run in store.lists.runs(RunFilter("PASSED", "", 0.0))] == ["active"]
+    assert [run.run_id for run in RunLists(store).rows(RunFilter("PASSED", "", 0.0))] == ["active"]
     with psycopg.connect(dsn) as connection:
         for table in ("runs", "leases", "events"):
             names = connection.execute(f"SELECT DISTINCT run_id FROM asyncflow.{table}".encode())

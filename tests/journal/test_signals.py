@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +33,7 @@ from asyncflow.events import StepWaiting
 from asyncflow.journal._session import CommitQueue
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sqlite import SQLite
+from asyncflow.journal._store import Store
 from asyncflow.testing import run_in_virtual_time
 
 SUCCESS, PENDING, SKIPPED = StepStatus.SUCCESS, StepStatus.PENDING, StepStatus.SKIPPED
@@ -996,18 +997,15 @@ async def test_a_signal_a_resumption_and_a_cancellation_at_once_leave_one_owner(
 def test_a_look_for_what_is_due_reads_only_that(
     tmp_path: Path, pipelines: list[str] | None
 ) -> None:
-    database = SQLite(str(tmp_path / "runs.db"), "NORMAL", 1.0)
+    store = Store(SQLite(str(tmp_path / "runs.db"), "NORMAL", 1.0))
     plans: list[str] = []
 
-    def explain(sql: str, *parameters: Any) -> list[Any]:
-        with database.reading() as cursor:
-            cursor.execute(f"EXPLAIN QUERY PLAN {database.translate(sql)}", parameters)
-            plans.extend(row[3] for row in cursor.fetchall())
+    def explain(sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        plans.extend(row[3] for row in Store.read(store, f"EXPLAIN QUERY PLAN {sql}", parameters))
         return []
 
-    signals = Signals(database, lambda attempt: attempt())
-    signals._rows = explain  # type: ignore[method-assign]
-    signals.due(None, pipelines, 10, (), None)
-    database.close()
+    store.read = explain  # type: ignore[method-assign]
+    Signals(store).due(None, pipelines, 10, (), None)
+    store.database.close()
 
     assert ["runs_due" in plan for plan in plans] == [True]
