@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, cast
 
 from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
-from asyncflow._core.results import Interruption, Payload
+from asyncflow._core.results import Interruption, Payload, StepStatus
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import fits, type_text
 from asyncflow._core.text import did_you_mean, safe_text
@@ -31,6 +31,8 @@ from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
 
 _AGAIN_S = 1.0
 """When to look again if the journal has refused a look, such as a locked file."""
+
+_HAS_ANOTHER = "has another value already; the first one counts"
 
 _log = logging.getLogger("asyncflow")
 
@@ -62,8 +64,8 @@ class Waits:
         self._mailbox: SignalSession | None = None
         if persistence is not None and persistence.takes_signals:
             self._mailbox = cast("SignalSession", persistence.session)
-        self._kept: dict[str, Any] = {}
-        """What was sent to the process, by name."""
+        self._kept: dict[str, tuple[Any, Payload | None]] = {}
+        """What was sent to the process, and how it is stored, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._expired: list[str] = []
         self.is_looking = self._must_look = self._is_closed = False
@@ -175,40 +177,46 @@ class Waits:
         Raise `ValueError` if the pipeline has no such signal, its type is another one, or another
         value was sent before.
         """
-        plan, persistence = self._scope.plan, self._scope.persistence
+        plan, persistence, run_id = self._scope.plan, self._scope.persistence, self._scope.run_id
         node = plan.index.get(name)
-        names = [self._steps[at].name for at in sorted(plan.signals)]
-        if node is None or (signal := self._steps[node].signal) is None:
+        step = None if node is None else self._steps[node]
+        if step is None or (signal := step.signal) is None:
+            names = [self._steps[at].name for at in sorted(plan.signals)]
             hint = did_you_mean(name, names)
-            raise ValueError(f"run {self._scope.run_id!r} waits for no signal {name!r}{hint}")
+            raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
         if not fits(value, signal.type):
             raise ValueError(
                 f"signal {name!r} must be of type {type_text(signal.type)}, not "
                 f"{safe_text(repr, value)}"
             )
-        if persistence is not None and self._mailbox is not None:
-            await self._mailbox.send(name, persistence.output(name, self._steps[node], value))
+        end = self._state.result_of(name)
+        if end is not None and end.status is StepStatus.SUCCESS:
+            # It need not have been sent: it is the default, or a rerun has taken it over.
+            self._kept.setdefault(name, (end.output, None))
+        if name in self._kept:
+            if not is_same_value(self._kept[name][0], value):
+                is_late = end is not None and end.fell_back
+                why = "comes too late: its deadline has expired" if is_late else _HAS_ANOTHER
+                raise ValueError(f"signal {name!r} of run {run_id!r} {why}")
             return
-        if name in self._kept or self._state.status_of(name) is not None:
-            if name not in self._kept or not is_same_value(self._kept[name], value):
-                raise ValueError(
-                    f"signal {name!r} of run {self._scope.run_id!r} has another value, or has "
-                    "expired; the first one counts"
-                )
+        payload = None if persistence is None else persistence.output(name, step, value)
+        if self._mailbox is not None and not (end is not None and end.by_condition):
+            await self._mailbox.send(name, payload)
             return
-        self._kept[name] = value
+        if end is not None:
+            problem = safe_text(str, end.error) if end.error is not None else end.reason
+            raise ValueError(
+                f"signal {name!r} of run {run_id!r} takes no value any more: {problem}"
+            )
+        self._kept[name] = value, payload
         self.is_looking = True
         self._call_soon(self._take_kept)
 
     def _take_kept(self) -> None:
-        self.is_looking, persistence = False, self._scope.persistence
+        self.is_looking = False
         for node, wait in list(self._state.awaiting.items()):
             if wait.step in self._kept and self._wakes(node):
-                value, step = self._kept[wait.step], self._steps[node]
-                payload = None
-                if persistence is not None:
-                    payload = persistence.output(wait.step, step, value)
-                self._succeed(node, value, payload, None)
+                self._succeed(node, *self._kept[wait.step], None)
         self._run.advance()
 
     def _look_soon(self) -> None:

@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 from approvals import orders
+from memory_journal import MemoryJournal
 from results import statuses
 
 from asyncflow import (
     Orchestrator,
+    PayloadError,
     Pipeline,
     Retry,
     RunCancelledError,
@@ -369,6 +371,18 @@ async def test_a_fake_answers_a_signal():
         report = await pipeline.run()
 
     assert report["publish"].output == "draft: True"
+
+
+async def test_a_value_that_the_journal_cannot_store_is_refused_and_the_run_waits_on():
+    pipeline = Pipeline("orders")
+    pipeline.signal("approved", object)
+    async with pipeline.with_options(journal=MemoryJournal()).start() as run:
+        await until_waiting(run, "approved")
+        with pytest.raises(PayloadError, match="is no JSON"):
+            await run.signal("approved", {"a", "set"})
+        await run.signal("approved", True)
+
+        assert (await run.report())["approved"].output is True
 
 
 @pytest.mark.parametrize(

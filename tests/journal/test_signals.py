@@ -377,6 +377,29 @@ async def test_a_signal_that_its_condition_has_skipped_takes_no_value(journal: A
 
 
 @in_virtual_time
+async def test_the_handle_of_a_run_refuses_what_its_journal_would_refuse(journal: Any) -> None:
+    orders = Orders()
+    orders.pipeline.signal("insured", bool, when=lambda: False)
+    orders.pipeline.signal("paid", bool, depends_on=["publish"])
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+    await orders.run(journal)
+    pipeline = orders.pipeline.with_options(journal=journal, on_wait="stay")
+    await pipeline.with_options(on_wait="suspend").rerun("r", "again")
+
+    async with pipeline.with_options(run_id="again").start() as run:
+        await asyncio.sleep(1)
+        await run.signal("approved", True)
+        with pytest.raises(ValueError, match="has another value already; the first one counts"):
+            await run.signal("approved", False)
+        with pytest.raises(ValueError, match="'insured' of run 'again' takes no value any more"):
+            await run.signal("insured", True)
+        await run.signal("paid", True)
+
+    await journal.signal("again", "approved", True)
+
+
+@in_virtual_time
 async def test_a_signal_whose_value_is_void_takes_another_one(journal: Any) -> None:
     orders = Orders(deadline_ms=1_000, default=False)
     await orders.run(journal)
