@@ -20,7 +20,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -347,17 +347,22 @@ def _report_to_github(report: RunReport) -> None:
         write_note(escape_controls(f"the report for GitHub can't be written: {error}"))
 
 
-def next_commands(report: RunReport, resume: str, journal: str) -> list[str]:
+def next_commands(
+    report: RunReport, resume: str, journal: str, answered: Collection[str] = ()
+) -> list[str]:
     """Return what a user may want to do after the end of a run that a journal has, in words.
 
-    ``resume`` is the command that resumes it.
+    ``resume`` is the command that resumes it. ``answered`` are the signals that it waits for and
+    that have come.
     """
     run_id, flag = shlex.quote(report.run_id), journal_flag(journal)
     if report.status is RunStatus.PASSED:
         return [f"To show it again: asyncflow show {run_id}{flag}"]
     if report.status is RunStatus.WAITING:
-        names = map(shlex.quote, report.waiting)
+        names = [shlex.quote(name) for name in report.waiting if name not in answered]
         answers = [f"To answer it: asyncflow signal {run_id} {name} JSON{flag}" for name in names]
+        if answered:
+            return [*answers, f"It has an answer for {', '.join(answered)}; to resume it: {resume}"]
         return [*answers, f"Then resume it: {resume}"]
     return [f"To resume it: {resume}"]
 

@@ -189,6 +189,8 @@ class _ShownRun:
     record: RunRecord
     report: RunReport
     events: Sequence[StoredEvent]
+    answered: Collection[str] = ()
+    """The signals that it waits for and that have come."""
     notes: Sequence[StoredEvent] = ()
     """What its steps have said, if that is shown."""
     usual_ms: Mapping[str, float] | None = None
@@ -268,7 +270,7 @@ def show(
             from asyncflow._cli.execution import next_commands  # few need it
 
             resume = resume_command(shown.record, journal)
-            for hint in next_commands(shown.report, resume, journal):
+            for hint in next_commands(shown.report, resume, journal, shown.answered):
                 write_note(escape_controls(hint))
 
 
@@ -299,13 +301,16 @@ async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
         record = await find_run(opened, run)
         report = await opened.report(record.run_id)
         events = await opened.events(record.run_id)
+        answered: Collection[str] = ()
+        if record.status is RunStatus.WAITING:
+            answered = (await opened.summaries([record]))[record.run_id].answered
         if not with_notes:
-            return _ShownRun(record, report, events)
+            return _ShownRun(record, report, events, answered)
         usual_ms: Mapping[str, float] = {}
         if record.pipeline:
             usual_ms = (await opened.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
         notes = await opened.notes(record.run_id)
-        return _ShownRun(record, report, events, notes, usual_ms)
+        return _ShownRun(record, report, events, answered, notes, usual_ms)
 
 
 def _write_head(shown: _ShownRun) -> None:

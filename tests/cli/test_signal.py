@@ -42,6 +42,7 @@ def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> N
     still = shell("run", "orders", "--run-id", "r1", exits=5).stderr
     answered = shell("signal", "r1", "approved", "true").stderr
     listed = shell("runs").stdout
+    shown = shell("show", "r1").stderr
     report = shell("resume", "r1", "orders").stdout
 
     assert "run r1 still waits for a signal, so nothing ran; this is its report" in still
@@ -50,6 +51,9 @@ def test_a_signal_is_stored_and_the_run_resumes(waiting: str, shell: Shell) -> N
         "To resume it, unless a service does: asyncflow resume r1 MODULE:PIPELINE\n"
     )
     assert "1 of 3, has an answer for approved" in listed
+    assert shown == (
+        "It has an answer for approved; to resume it: asyncflow resume r1 MODULE:PIPELINE\n"
+    )
     assert "Pipeline PASSED" in report
     assert "[SUCCESS] approved" in report
 
