@@ -406,7 +406,7 @@ def tolerates(step: WorkflowStep, failed: int, count: int | None) -> bool:
     tolerated = step.tolerated_failures
     if isinstance(tolerated, int):
         return failed <= tolerated
-    if not failed or count is None:
+    if not failed or count is None or count < failed:  # a collection may not know its length
         return not failed or tolerated > 0
     return failed / count <= tolerated  # not `failed <= tolerated * count`: 0.29 * 100 < 29
 

@@ -91,7 +91,7 @@ class MapRunner:
                     return
                 with suppress(asyncio.CancelledError):
                     await self._change(node)
-            if count is None and is_complete:
+            if is_complete:  # it may have told another length, or have grown meanwhile
                 count = state.step_runs.count_of_items(node)
             failure = common_error(step, items, count, failure)
             if failure is not None:

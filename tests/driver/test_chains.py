@@ -392,6 +392,20 @@ async def test_an_int_is_a_count_and_a_float_a_share(failed, count, tolerated, s
     assert len(report["m"].items) == count
 
 
+@pytest.mark.parametrize("told", [0, 2, 100])
+async def test_a_share_is_of_the_items_that_came_whatever_their_collection_told(told):
+    class Page(list):
+        def __len__(self):
+            return told
+
+    for failed, status in ((1, SUCCESS), (3, FAILED)):
+        values = Page([-1] * failed + [1] * (4 - failed))
+
+        report = await run_pipeline(over(values, 0.5), False)
+
+        assert (report["m"].status, len(report["m"].items)) == (status, 4)
+
+
 @pytest.mark.exact_time
 async def test_beyond_the_tolerance_fail_fast_stops_as_soon_as_that_is_certain():
     calls = []
