@@ -36,6 +36,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
 )
 from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import outlast
@@ -358,8 +359,8 @@ class Service:
     async def events(self, run_id: str, after: int = 0) -> AsyncGenerator[StoredEvent, None]:
         """Yield the events of a run from the journal, as they are stored, until the run has ended.
 
-        They are those of any run, from its first event on, whichever process runs it. For a run of
-        this service, `RunHandle.events` has them sooner.
+        They are those of any run, from its first event on, whichever process runs it, and also
+        while it waits for a signal. For a run of this service, `RunHandle.events` has them sooner.
 
         Args:
             run_id: The run.
@@ -388,7 +389,8 @@ class Service:
                 if stored.position > after:
                     yield stored
                     after = stored.position
-            if batch and isinstance(batch[-1].event, RunFinished):
+            end = batch[-1].event if batch else None
+            if isinstance(end, RunFinished) and end.status is not RunStatus.WAITING:
                 return
             if not batch:
                 after = 0  # the run was forgotten, and its id is used again

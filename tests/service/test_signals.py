@@ -12,6 +12,7 @@ import pytest
 from approvals import orders
 
 from asyncflow import JournalError, Pipeline, RunNotFoundError, after
+from asyncflow.events import RunFinished
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
@@ -53,6 +54,29 @@ async def test_a_service_continues_a_run_when_its_signal_comes(tmp_path: Path) -
         assert (status, took_s < 0.5) == ("PASSED", True)
         assert (await journal.report("r"))["publish"].output == "draft: True"
         assert (await journal.record("s")).status == "WAITING"
+
+
+@in_virtual_time
+async def test_a_reader_of_events_goes_on_through_a_wait(tmp_path: Path) -> None:
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([orders()], journal=journal) as service,
+    ):
+        await (await service.start("orders", "r")).report()
+
+        async def answer() -> None:
+            await asyncio.sleep(LONG_S)
+            await service.signal("r", "approved", True)
+
+        answering = asyncio.ensure_future(answer())
+        ends = [
+            stored.event.status
+            async for stored in service.events("r")
+            if isinstance(stored.event, RunFinished)
+        ]
+        await answering
+
+    assert ends == ["WAITING", "PASSED"]
 
 
 @in_virtual_time
