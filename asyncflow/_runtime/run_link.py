@@ -128,8 +128,9 @@ class RunLink:
     def close(self, report: RunReport | None) -> None:
         """Note that the run is over, and wake all who wait for news of it."""
         self.state, self.report = None, report
-        if report is not None and not self.count:  # it had passed earlier
-            self.ended, self.total = list(report), len(report)
+        if report is not None and not self.count:  # it had passed earlier, or waits on
+            pending, self.total = StepStatus.PENDING, len(report)
+            self.ended = [name for name in report if report[name].status is not pending]
         for news in (self.has_begun, self.has_news, self.has_ended):
             news.notify()
 

@@ -862,6 +862,19 @@ async def test_resuming_without_news_returns_the_stored_report_and_writes_nothin
 
 
 @in_virtual_time
+async def test_what_has_not_ended_in_a_run_that_waits_on_is_no_result_of_its_handle(
+    journal: Any,
+) -> None:
+    orders = Orders()
+    for _ in range(2):  # the second time it has no news
+        pipeline = orders.pipeline.with_options(journal=journal, run_id="r")
+        async with pipeline.start() as run:
+            ended = [result.step_name async for result in run.results()]
+
+            assert (ended, run.progress.done) == (["draft"], 1)
+
+
+@in_virtual_time
 async def test_a_run_that_waits_is_pruned_only_if_that_is_asked_for(journal: Any) -> None:
     await Orders().run(journal)
 
