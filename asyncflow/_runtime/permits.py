@@ -324,7 +324,12 @@ class Permits:
         if held is None:
             return
         pool = self._steps[node].pool
-        if pool is not None and pool.retry_budget is not None and self._state.has_succeeded(node):
+        if (
+            pool is not None
+            and pool.retry_budget is not None
+            and self._state.has_succeeded(node)
+            and self._state.step_runs.error(node) is None  # else its fallback has
+        ):
             pool._earn_retry()
         thread = self._threads.get(node) if self._threads else None
         if thread is not None and not thread.done():

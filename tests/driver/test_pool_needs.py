@@ -321,6 +321,17 @@ async def test_successes_earn_retries():
     assert pool.stats().retries_left == pytest.approx(3)
 
 
+async def test_a_failure_with_a_fallback_earns_no_retry():
+    pool = Pool(1, retry_budget=0.5)
+
+    report = await run_pipeline(
+        [numbers(*range(12)), failing(pool, 12, fallback=lambda error: None)]
+    )
+
+    assert sum(item.attempts - 1 for item in report["ask"].items) == 10
+    assert pool.stats().retries_left == 0
+
+
 async def test_a_retry_at_a_named_time_spends_nothing():
     pool = Pool(1, retry_budget=0)
     for _ in range(10):
