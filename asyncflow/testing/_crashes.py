@@ -121,8 +121,8 @@ def crash_everywhere(
         RuntimeError: An event loop is running this code, or a child process did not die as it must.
         TypeError: ``check`` is async or returns something else, or an argument has the wrong
             type.
-        ValueError: The inputs are wrong, as `Orchestrator.run` says, or ``journal`` makes another
-            database each time, so that nothing is resumed.
+        ValueError: The inputs are wrong, as `Orchestrator.run` says; a step refuses its signal; or
+            ``journal`` makes another database each time, so that nothing is resumed.
         BaseException: What else `Orchestrator.run` raises.
     """
     if asyncio._get_running_loop() is not None:
@@ -293,9 +293,13 @@ class _Lives:
             if wrap is not None:
                 pipeline = pipeline.with_options(journal=wrap(real))
             report = await pipeline.run(**self._inputs)
+            unsent = dict(self._signals)
             while answered := report.waiting.keys() & self._signals.keys():
                 for name in sorted(answered):
-                    await real.signal(run_id, name, self._signals[name])
+                    if name not in unsent:
+                        value = safe_repr(self._signals[name])
+                        raise ValueError(f"signals: step {name!r} refuses {value}, and waits on")
+                    await real.signal(run_id, name, unsent.pop(name))
                 report = await pipeline.run(**self._inputs)
             return report
         finally:

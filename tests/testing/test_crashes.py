@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import datetime
 from functools import partial
 
 import pytest
@@ -288,6 +289,16 @@ def test_a_run_that_waits_crashes_and_resumes_with_its_signals(tmp_path):
     assert found.repeated.keys() == {"draft", "publish"}
     with pytest.raises(ValueError, match="signals names 'draft', which waits for no signal"):
         crash_everywhere(orders, journal, signals={"draft": True})
+
+
+def test_a_signal_that_its_step_refuses_is_not_sent_again_and_again(tmp_path):
+    orders = Pipeline("orders")
+    orders.signal("day", datetime)
+
+    with pytest.raises(ValueError, match="signals: step 'day' refuses 'Monday', and waits on"):
+        crash_everywhere(
+            orders, lambda: SQLiteJournal(tmp_path / "runs.db"), signals={"day": "Monday"}
+        )
 
 
 @pytest.mark.process
