@@ -22,7 +22,7 @@ pytestmark = pytest.mark.crash
 
 SCHEDULES = ["tiers", "ready"]
 SWEPT = [shape for shape in SHAPES if shape not in STAYING]
-AT_LEAST = 36
+AT_LEAST = 30
 """How many processes of each shape are killed; `make crash` kills as many as one likes."""
 
 
@@ -104,6 +104,20 @@ def test_each_statement_and_each_effect_has_kill_points(forks: Forks, folder: Pa
 
     assert {"before BEGIN", "before INSERT", "before COMMIT", "after COMMIT"} <= {*points}
     assert {"before the effect of third -", "after the effect of third -"} <= {*points}
+
+
+@pytest.mark.timeout(300)
+def test_a_process_may_die_while_it_makes_and_migrates_the_tables(
+    forks: Forks, folder: Path
+) -> None:
+    cycles = Cycles(forks, folder, "chain", "tiers", has_tables=False)
+    random = Random(10)
+
+    cycles.sweep()
+    for _ in range(8):
+        cycles.kill_one_of_two(random)
+
+    assert {"before CREATE", "before ALTER", "before DROP"} <= {*cycles.points}
 
 
 def test_the_promises_hold_in_fresh_interpreters(folder: Path) -> None:

@@ -69,7 +69,7 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     outcome: dict[str, Any] = {}
     try:
         if task.get("send"):
-            asyncio.run(send(_journal(task), folder, task["run_id"], SIGNALS[task["shape"]]))
+            asyncio.run(send(journal_of(task), folder, task["run_id"], SIGNALS[task["shape"]]))
             return
         asyncio.run(_run(task, steps, reaper, outcome))
     except JournalError as error:
@@ -82,7 +82,7 @@ def do(task: dict[str, Any], reaper: Reaper) -> None:
     part.rename(folder / "outcome")
 
 
-def _journal(task: dict[str, Any]) -> Any:
+def journal_of(task: dict[str, Any]) -> Any:
     options = {"lease_s": SHORT_LEASE_S} if task.get("has_short_lease") else {}
     if task.get("dsn"):
         return PostgresJournal(task["dsn"], **options)
@@ -90,7 +90,7 @@ def _journal(task: dict[str, Any]) -> Any:
 
 
 async def _run(task: dict[str, Any], steps: Any, reaper: Reaper, outcome: dict[str, Any]) -> None:
-    async with _journal(task) as journal:
+    async with journal_of(task) as journal:
         if task.get("cancel"):
             await asyncio.sleep(task["cancel_after_s"] or 0)
             with suppress(RunNotFoundError):
