@@ -52,15 +52,14 @@ async def opened(browser: Any, tabs: dict[str, list[Any]], tmp_path: Path) -> As
     tabs_in_use: list[tuple[str, Any]] = []
     complaints: list[str] = []
 
-    async def open_page(html: str, at: str = "", **options: Any) -> Any:
+    async def open_page(html: str, at: str = "", width: int = 1280, **options: Any) -> Any:
         path = tmp_path / f"page{len(tabs_in_use)}.html"
         path.write_text(html, encoding="utf-8")
-        options = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"} | options
-        free = tabs.setdefault(repr(sorted(options.items())), [])
+        free = tabs.setdefault(repr(options), [])
         page = free.pop() if free else await _new_tab(browser, options)
-        tabs_in_use.append((repr(sorted(options.items())), page))
+        tabs_in_use.append((repr(options), page))
         page.requests, page.complaints = [], complaints
-        await page.set_viewport_size(options["viewport"])
+        await page.set_viewport_size({"width": width, "height": 900})
         await page.mouse.move(0, 0)
         await page.goto(path.as_uri() + at)
         assert page.requests.pop(0).startswith("file:")
@@ -74,7 +73,7 @@ async def opened(browser: Any, tabs: dict[str, list[Any]], tmp_path: Path) -> As
 
 
 async def _new_tab(browser: Any, options: dict[str, Any]) -> Any:
-    page = await (await browser.new_context(**options)).new_page()
+    page = await (await browser.new_context(color_scheme="light", **options)).new_page()
     page.on("request", lambda each: page.requests.append(each.url))
     page.on("console", lambda each: page.complaints.append(each.text))
     page.on("pageerror", lambda each: page.complaints.append(str(each)))
@@ -85,5 +84,5 @@ async def _new_tab(browser: Any, options: dict[str, Any]) -> Any:
 async def _reset_tab(page: Any) -> None:
     """Clear the local storage and the emulated media of a tab."""
     await page.evaluate("localStorage.clear()")
-    await page.emulate_media(media="null")
+    await page.emulate_media(media="null", color_scheme="light")
     await page.goto("about:blank")

@@ -582,18 +582,16 @@ async def test_the_pages_are_accessible(browser: Any, site: ServerThread) -> Non
     await page.close()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-async def test_pages_fit_the_width_of_the_window(
-    browser: Any, site: ServerThread, width: int
-) -> None:
-    gates = site.start(f"a-name-of-sixty-characters-for-a-run-that-was-given-a-long-{width}")
+async def test_pages_fit_the_width_of_the_window(tab: Tab, site: ServerThread) -> None:
+    gates = site.start("a-name-of-sixty-characters-for-a-run-that-was-given-a-long-name")
     gates.open("first", "second", "third")
-    page = await browser.new_page(viewport={"width": width, "height": 800})
+    tab.expected = ["404"]
 
     for path in ("", "runs/" + quote("unknown" * 30)):
-        await page.goto(site.url + path)
-        assert await page.evaluate("document.documentElement.scrollWidth") <= width
-    await page.close()
+        await tab.page.goto(site.url + path)
+        for width in (390, 1280):
+            await tab.page.set_viewport_size({"width": width, "height": 800})
+            assert await tab.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 PICTURE = "<img src=x onerror=window.hacked=1>"
