@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
@@ -95,10 +96,27 @@ def wake(run_id: str) -> Statement:
 
 
 def _received(rows: Iterable[Sequence[Any]]) -> dict[str, Payload | None]:
-    return {
-        from_column(name): Payload(codec, bytes(data)) if kind == SENT else None
-        for name, kind, codec, data in rows
-    }
+    return {from_column(name): _sent(*row) for name, *row in rows if isinstance(name, str)}
+
+
+def _sent(kind: object, codec: object, data: object) -> Payload | None:
+    """Return what a row says was sent; ``None`` for an expired deadline.
+
+    What is damaged is a value that no run takes: it deletes that and waits on.
+    """
+    if kind == EXPIRED:
+        return None
+    if kind == SENT and isinstance(codec, str) and isinstance(data, bytes | memoryview):
+        return Payload(codec, bytes(data))
+    return Payload("damaged", b"")
+
+
+def _names_in(waits: Any) -> list[Any] | None:
+    """Return what a waiting run waits for; ``None`` if that is damaged."""
+    with suppress(TypeError, ValueError):
+        names = json.loads(waits or "[]")
+        return names if isinstance(names, list) else None
+    return None
 
 
 class Signals:
@@ -139,11 +157,12 @@ class Signals:
         if run is None and owner is None:
             raise RunNotFoundError(run_id, self._database.name)
         status, waits = run or (None, None)
-        is_waited_for = status == "waiting" and name in json.loads(waits or "[]")
+        names = _names_in(waits)
+        is_waited_for = status == "waiting" and (names is None or name in names)
         found = self._row(cursor, _FIND, run_id, column)
         if found is not None:
-            kind, *before = found
-            if payload is None or (kind == SENT and is_same(Payload(*before), payload)):
+            kind, before = found[0], _sent(*found)
+            if payload is None or (before is not None and is_same(before, payload)):
                 return
             # A run that ended with it waits anew when it is resumed.
             if kind != EXPIRED or status not in ("failed", "interrupted"):
@@ -192,7 +211,7 @@ class Signals:
             name
             for status, waits in self._store.read(_RUN, [run_id])
             if status == "waiting"
-            for name in json.loads(waits or "[]")
+            for name in _names_in(waits) or ()
         ]
 
     def signalled(self) -> list[tuple[str, int]]:

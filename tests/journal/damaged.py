@@ -164,8 +164,9 @@ async def write(path: Path) -> None:
 def remove_types(path: Path) -> None:
     """Remove the types and the constraints of all columns."""
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        tables = ("runs", ""), ("leases", ", UNIQUE (run_id)"), ("events", ""), ("notes", "")
-        for table, key in tables:
+        keys = {"leases": ", UNIQUE (run_id)", "signals": ", UNIQUE (run_id, name)"}
+        for table in ("runs", "leases", "events", "notes", "signals"):
+            key = keys.get(table, "")
             names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
             database.execute(f"ALTER TABLE {table} RENAME TO strict_{table}")
             database.execute(f"CREATE TABLE {table} ({', '.join(names)}{key})")

@@ -37,7 +37,7 @@ from journal.damaged import (
 from journal.stored_runs import STORED
 from segments import store_segment
 
-from asyncflow import JournalError, RunNotFoundError, RunStatus, RunUnreadableError
+from asyncflow import JournalError, Pipeline, RunNotFoundError, RunStatus, RunUnreadableError
 from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptStarted,
@@ -480,3 +480,42 @@ def test_a_damaged_note_hides_no_other_and_stops_no_run(tmp_path: Path) -> None:
                     each,
                 )
             assert len(found) == 3 or column == "position"
+
+
+def test_a_damaged_signal_hides_no_run_and_its_step_takes_another_one(tmp_path: Path) -> None:
+    path, copy, pipeline = tmp_path / "intact.db", tmp_path / "damaged.db", Pipeline("orders")
+    pipeline.signal("approved", bool)
+
+    async def run(journal: Any, run_id: str) -> RunStatus:
+        return (await pipeline.with_options(journal=journal, run_id=run_id).run()).status
+
+    async def let_runs_wait() -> None:
+        async with SQLiteJournal(path) as journal:
+            for run_id in ("r", "other"):
+                await run(journal, run_id)
+            await journal.signal("r", "approved", True)
+
+    async def read_and_resume() -> RunStatus:
+        async with SQLiteJournal(copy) as journal:
+            summaries = await journal.summaries(await journal.runs())
+            assert summaries["other"].waits == ("approved",)
+            with suppress(ValueError):  # the first one may count
+                await journal.signal("r", "approved", True)
+            if await run(journal, "r") is RunStatus.WAITING:
+                await journal.signal("r", "approved", True)
+            return await run(journal, "r")
+
+    run_in_virtual_time(let_runs_wait())
+    remove_types(path)
+    for table, column in [("signals", each) for each in ("kind", "codec", "data", "name")] + [
+        ("runs", "waits")
+    ]:
+        with closing(sqlite3.connect(path)) as database:
+            query = f"SELECT rowid, {column} FROM {table} WHERE run_id = 'r'"
+            ((row, stored),) = database.execute(query).fetchall()
+        for value in changes(stored):
+            shutil.copy(path, copy)
+            with closing(sqlite3.connect(copy)) as database, database:
+                set_value(table, column, row, value)(database)
+
+            assert run_in_virtual_time(read_and_resume()) is RunStatus.PASSED, (column, value)
