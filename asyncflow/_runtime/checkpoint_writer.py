@@ -13,17 +13,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 
-from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._core.graph import Plan
 from asyncflow._core.results import Payload, StepStatus
-from asyncflow._core.state import RunState
 from asyncflow._core.step_runs import Key
 from asyncflow._runtime.durable import CheckpointSession
+from asyncflow._runtime.run_scope import RunScope
 from asyncflow.events import (
     AttemptFailed,
     Event,
@@ -40,39 +37,27 @@ _ENDS = frozenset({AttemptFailed, StepFailed, StepCancelled, StepSucceeded, Step
 
 
 class CheckpointWriter:
-    """Stores the checkpoints of one run.
+    """Stores the checkpoints of one run, which has a journal whose sessions take them."""
 
-    ``context`` is that of the run: a timer belongs to no attempt. ``secret`` are the steps whose
-    checkpoints are not stored. ``stored`` are those that the journal has, and ``void`` those of
-    them to delete.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        context: contextvars.Context,
-        plan: Plan,
-        state: RunState,
-        checkpoints: Checkpoints,
-        session: CheckpointSession,
-        secret: Collection[str],
-        stored: Iterable[Key],
-    ) -> None:
-        self._loop = loop
+    def __init__(self, scope: RunScope, session: CheckpointSession) -> None:
+        self._loop = scope.loop
         self._thread = threading.get_ident()
-        self._context = context
-        self._index = plan.index
-        self._state = state
-        self._checkpoints = checkpoints
+        self._context = scope.context
+        """That of the run: a timer belongs to no attempt."""
+        self._index = scope.plan.index
+        self._state = scope.state
+        self._checkpoints = scope.run_context.checkpoints
         self._session = session
-        self._secret = secret
-        self._stored = set(stored)
+        self._secret = scope.start.event.secret
+        """The steps whose checkpoints are not stored."""
+        self._stored = {*scope.start.saved, *scope.start.void}
+        """Those that the journal has."""
         self.has_any = bool(self._stored)
         """Whether a step has saved anything, in any process."""
         self._unstored: dict[Key, Payload] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
-        checkpoints.on_save = self._take
+        self._checkpoints.on_save = self._take
 
     def discard(self, keys: Iterable[Key]) -> None:
         """Delete stored checkpoints."""

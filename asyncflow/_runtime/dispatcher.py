@@ -11,13 +11,17 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncflow._core.results import Interruption
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.observers import Observer, entry_of, log_failure
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow.events import AttemptStarted, Event, NoteEvent
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.checkpoint_writer import CheckpointWriter
+    from asyncflow._runtime.durable import CheckpointSession
 
 
 class EventDispatcher:
@@ -30,7 +34,13 @@ class EventDispatcher:
         notes, persistence = scope.notes, scope.persistence
         self._notes = notes
         self._takes_logs = notes is not None and notes.takes_logs
-        self._checkpoints = scope.checkpoints
+        self.checkpoints: CheckpointWriter | None = None
+        """Stores the checkpoints of steps; ``None`` without a journal that does."""
+        if persistence is not None and persistence.takes_checkpoints:
+            from asyncflow._runtime.checkpoint_writer import CheckpointWriter  # others need none
+
+            session = cast("CheckpointSession", persistence.session)
+            self.checkpoints = CheckpointWriter(scope, session)
         self._persistence = persistence
         self._state = scope.state
         self._session = None if persistence is None else persistence.session
@@ -46,8 +56,8 @@ class EventDispatcher:
         """
         if self._notes is not None and self._notes.has_any:
             self._notes.before(event)
-        if self._checkpoints is not None and self._checkpoints.has_any:
-            self._checkpoints.before(event)
+        if self.checkpoints is not None and self.checkpoints.has_any:
+            self.checkpoints.before(event)
         self._state.apply(event)
         if self._session is not None:
             self._session.append(event if stored is None else stored)

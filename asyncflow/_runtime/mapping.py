@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set, Sized
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from asyncflow._core.chains import ItemQueue
 from asyncflow._core.error_text import describe_error
@@ -33,6 +33,16 @@ from asyncflow.events import MapStarted, StepCancelled, StepFailed, StepSkipped,
 
 _ITEMS_A_TURN = 100
 """After how many items of a mapped step other tasks get a turn."""
+
+
+class _Iteration(NamedTuple):
+    """How the iteration over the items of a mapped step has ended."""
+
+    is_complete: bool = False
+    failure: Exception | None = None
+    """What the step fails with, whatever becomes of the items that there are."""
+    stopped_by: BaseException | None = None
+    """What it raised as the run stopped it, or for the run to raise."""
 
 
 class MapRunner:
@@ -62,56 +72,69 @@ class MapRunner:
 
     async def run(self, node: int, step: WorkflowStep) -> None:
         """Run a mapped step to its end. It raises nothing."""
-        state, emit, now_ms = self._state, self._dispatcher.emit, self._now_ms
-        is_complete = False
-        error: BaseException | None = None
-        failure: Exception | None = None
         try:
-            queue = state.items_for(node)
+            queue = self._state.items_for(node)
             count = count_of(self._source_of(step)) if queue is None else queue.count
-            emit(MapStarted(step.name, now_ms(), count, step.keep_outputs))
-            try:
-                if queue is None:
-                    is_complete = await self._add_items(node, step)
-                else:
-                    is_complete = await self._add_items_of(queue, node, step)
-            except GeneratorExit:  # pragma: no cover - the loop was closed over it
-                raise
-            except BaseException as raised:
-                strip_internal_frames(raised)
-                error = raised
-                if not isinstance(raised, FAILURES):
-                    reason = f"step {step.name!r} raised {type(raised).__name__}"
-                    self._run.interrupt(raised, Interruption("step", reason))
-                elif node not in self._stop_control.requested:
-                    forget_cancels()
-                    failure = as_failure(error, step.name, 0)
-            while (items := state.step_runs.ends_of_items(node)) is None:
+            start = MapStarted(step.name, self._now_ms(), count, step.keep_outputs)
+            self._dispatcher.emit(start)
+            iteration = await self._iterate(node, step, queue)
+            while (items := self._state.step_runs.ends_of_items(node)) is None:
                 if self._is_broken:
                     return
                 with suppress(asyncio.CancelledError):
                     await self._change(node)
-            if is_complete:  # it may have told another length, or have grown meanwhile
-                count = state.step_runs.count_of_items(node)
-            failure = common_error(step, items, count, failure)
-            if failure is not None:
-                emit(StepFailed(step.name, 0, now_ms(), failure))
-            elif not is_complete or not self._have_all_ended(node, items):
-                emit(step_cancelled(state, node, now_ms(), error))
-            elif queue is not None and not state.has_succeeded(queue.source):
-                cause = step.map_over or ""
-                reason = f"its items depend on step {cause!r}, which did not succeed"
-                emit(StepCancelled(step.name, 0, now_ms(), reason, None, cause=cause))
-            else:
-                output = outputs_of(items) if step.keep_outputs else None
-                success = StepSucceeded(step.name, 0, now_ms(), output, secret=step.secret)
-                persistence = self._persistence
-                emit(success, None if persistence is None else persistence.stored(success, None))
+            if iteration.is_complete:  # it may have told another length, or have grown meanwhile
+                count = self._state.step_runs.count_of_items(node)
+            failure = common_error(step, items, count, iteration.failure)
+            self._report_end(node, step, items, iteration, failure)
         except BaseException as bug:
             self._run.broken(bug, f"step {step.name!r} could not be run")
         finally:
             self._wake_up_chain(node)
             self._run.settled(node)
+
+    async def _iterate(self, node: int, step: WorkflowStep, queue: ItemQueue | None) -> _Iteration:
+        """Take the items of a mapped step from its source, until that ends or the run stops."""
+        try:
+            if queue is None:
+                return _Iteration(await self._add_items(node, step))
+            return _Iteration(await self._add_items_of(queue, node, step))
+        except GeneratorExit:  # pragma: no cover - the loop was closed over it
+            raise
+        except BaseException as error:
+            strip_internal_frames(error)
+            if not isinstance(error, FAILURES):
+                reason = f"step {step.name!r} raised {type(error).__name__}"
+                self._run.interrupt(error, Interruption("step", reason))
+            elif node not in self._stop_control.requested:
+                forget_cancels()
+                return _Iteration(failure=as_failure(error, step.name, 0))
+            return _Iteration(stopped_by=error)
+
+    def _report_end(
+        self,
+        node: int,
+        step: WorkflowStep,
+        items: list[ItemEnd],
+        iteration: _Iteration,
+        failure: Exception | None,
+    ) -> None:
+        """Report how a mapped step ends, whose items have all ended."""
+        state, emit, now_ms = self._state, self._dispatcher.emit, self._now_ms()
+        queue = state.items_for(node)
+        if failure is not None:
+            emit(StepFailed(step.name, 0, now_ms, failure))
+        elif not iteration.is_complete or not self._have_all_ended(node, items):
+            emit(step_cancelled(state, node, now_ms, iteration.stopped_by))
+        elif queue is not None and not state.has_succeeded(queue.source):
+            cause = step.map_over or ""
+            reason = f"its items depend on step {cause!r}, which did not succeed"
+            emit(StepCancelled(step.name, 0, now_ms, reason, None, cause=cause))
+        else:
+            output = outputs_of(items) if step.keep_outputs else None
+            success = StepSucceeded(step.name, 0, now_ms, output, secret=step.secret)
+            persistence = self._persistence
+            emit(success, None if persistence is None else persistence.stored(success, None))
 
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""

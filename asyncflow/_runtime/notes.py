@@ -104,16 +104,14 @@ class _NotesOfAttempt:
 class NoteQueue:
     """The notes of one run.
 
-    ``started_s`` is the time of ``clock`` when the run started. ``secrets`` are replaced in texts,
-    and ``secret`` are the names of the secret steps. Log records are kept from ``level`` on;
+    ``now_ms`` returns the milliseconds since the start of the run. ``secrets`` are replaced in
+    texts, and ``secret`` are the names of the secret steps. Log records are kept from ``level`` on;
     ``None`` for none.
     """
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], float],
-        started_s: float,
+        now_ms: Callable[[], float],
         *,
         secrets: SecretTexts,
         secret: Collection[str] = (),
@@ -125,13 +123,12 @@ class NoteQueue:
         self.takes_logs = level is not None or prints
         self.has_any = False
         """Whether an attempt has said something."""
-        self._loop = loop
+        self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._context: contextvars.Context | None = contextvars.copy_context()
         """The context of the task that runs the run: what observers do belongs to no attempt."""
-        self._clock = clock
-        self._started_s = started_s
+        self._now_ms = now_ms
         self._secret = frozenset(secret)
         self._secrets = secrets
         self._receiver: EventDispatcher | None = None
@@ -157,7 +154,7 @@ class NoteQueue:
         key = running[0], running[4], running[1]
         with self._lock:
             attempt = self._attempts.get(key) or self._attempt(key)
-            attempt.latest = (self._clock() - self._started_s) * 1000, done, total, unit
+            attempt.latest = self._now_ms(), done, total, unit
             if not attempt.is_waiting and self._is_open():
                 attempt.is_waiting = True
                 self._waiting.append(attempt)
@@ -274,9 +271,6 @@ class NoteQueue:
                 self._attempts[key] = attempt
         return attempt
 
-    def _now_ms(self) -> float:
-        return (self._clock() - self._started_s) * 1000
-
     def _put(self, note: NoteEvent) -> None:
         self._queue.append(note)
         self._wake()
@@ -348,7 +342,7 @@ class NoteQueue:
         with self._lock:
             self._is_scheduled = False
         self._pass_on()
-        now = self._clock()
+        now = self._loop.time()
         if self._waiting and now >= self._report_at:
             self._report_at = now + _REPORT_S
             for _ in range(len(self._waiting)):

@@ -153,8 +153,8 @@ class Run:
         if self._link is not None:
             self._link.begin(self, state, flush)
         self._dispatcher.emit(start.event, start.stored_event)
-        if start.void and self._scope.checkpoints is not None:
-            self._scope.checkpoints.discard(start.void)
+        if start.void and self._dispatcher.checkpoints is not None:
+            self._dispatcher.checkpoints.discard(start.void)
         for taken, stored_event in start.taken:  # in the same turn: all or nothing
             self._dispatcher.emit(taken, stored_event)
         order = () if start.checkpoint is None else self._scope.plan.order
@@ -210,8 +210,8 @@ class Run:
             self._link.end()
         if scope.notes is not None:
             scope.notes.finish()
-        if scope.checkpoints is not None:
-            scope.checkpoints.close()
+        if self._dispatcher.checkpoints is not None:
+            self._dispatcher.checkpoints.close()
         if not self._is_broken:
             end = RunFinished(self._now_ms(), state.status, state.stop_reason, state.cause)
             self._dispatcher.emit(end)

@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.context import RunContext, enter_run, surroundings
@@ -25,9 +25,7 @@ from asyncflow._runtime.durable import Request, RunPersistence, RunStart
 from asyncflow._runtime.observers import Observer
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.checkpoint_writer import CheckpointWriter
     from asyncflow._runtime.dispatcher import EventDispatcher
-    from asyncflow._runtime.durable import CheckpointSession
     from asyncflow._runtime.notes import NoteQueue
     from asyncflow._runtime.options import OpenResource
     from asyncflow._runtime.permits import Permits
@@ -78,8 +76,6 @@ class RunScope:
     """The run's part of a journal, if it has one."""
     notes: NoteQueue | None
     """Takes what attempts say; ``None`` if nothing receives it."""
-    checkpoints: CheckpointWriter | None
-    """Stores the checkpoints of steps; ``None`` without a journal that does."""
 
 
 @record
@@ -120,8 +116,8 @@ def open_scope(
     secrets = _secrets_of(start, outer.secrets)
     if observers or (persistence is not None and persistence.takes_notes):
         secrets = secrets or SecretTexts()
-        notes = _notes_of(loop, clock, started_s, start, observers, persistence, secrets)
-    checkpoints = Checkpoints() if persistence is None else persistence.checkpoints(start.saved)
+        now_ms = lambda: (clock() - started_s) * 1000  # noqa: E731
+        notes = _notes_of(now_ms, start, observers, persistence, secrets)
     run_context = RunContext(
         run_id,
         plan,
@@ -135,17 +131,10 @@ def open_scope(
         outer_ends_s=now_s + outer.left_s,
         outer=None if notes is not None and notes.takes_logs else outer.notes,
         pools=outer.pools,
-        checkpoints=checkpoints,
+        checkpoints=Checkpoints() if persistence is None else persistence.checkpoints(start.saved),
     )
     context = contextvars.copy_context()
     context.run(enter_run, run_context)
-    writer = None
-    if persistence is not None and persistence.takes_checkpoints:
-        from asyncflow._runtime.checkpoint_writer import CheckpointWriter  # others need none
-
-        session = cast("CheckpointSession", persistence.session)
-        stored, secret = {*start.saved, *start.void}, start.event.secret
-        writer = CheckpointWriter(loop, context, plan, state, checkpoints, session, secret, stored)
     return RunScope(
         run_id=run_id,
         plan=plan,
@@ -159,14 +148,11 @@ def open_scope(
         resources=resources,
         persistence=persistence,
         notes=notes,
-        checkpoints=writer,
     )
 
 
 def _notes_of(
-    loop: asyncio.AbstractEventLoop,
-    clock: Callable[[], float],
-    started_s: float,
+    now_ms: Callable[[], float],
     start: RunStart,
     observers: Sequence[Observer],
     persistence: RunPersistence | None,
@@ -181,9 +167,7 @@ def _notes_of(
         levels.append(persistence.logs)
         prints = prints or persistence.prints
     return NoteQueue(
-        loop,
-        clock,
-        started_s,
+        now_ms,
         secrets=secrets,
         secret=start.event.secret,
         level=min((level for level in levels if level is not None), default=None),
