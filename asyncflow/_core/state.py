@@ -351,10 +351,13 @@ class RunState:
             self._submitted.add(node)
 
     def _on_attempt_began(self, node: int, event: events.AttemptBegan) -> None:
-        self._begin_submitted(node, self._check_latest(node, event), event.at_ms)
+        self._check_latest(node, event)
+        self._begin_submitted(node, event.at_ms)
 
-    def _begin_submitted(self, node: int, submitted: events.AttemptStarted, at_ms: float) -> None:
+    def _begin_submitted(self, node: int, at_ms: float) -> None:
         """Let an attempt that was submitted to an engine start only now: until then it waited."""
+        submitted = self.latest_attempt(node)
+        assert submitted is not None
         waited_ms = at_ms - submitted.at_ms
         queued_ms = submitted.queued_ms + waited_ms
         self._latest[node] = replace(submitted, at_ms=at_ms, queued_ms=queued_ms)
@@ -362,9 +365,9 @@ class RunState:
         self.deadlines.begin(node, waited_ms)
 
     def _on_attempt_failed(self, node: int, event: events.AttemptFailed) -> None:
-        latest = self._check_latest(node, event)
+        self._check_latest(node, event)
         if node in self._submitted:
-            self._begin_submitted(node, latest, event.at_ms)
+            self._begin_submitted(node, event.at_ms)
         self._fail(node, event.error)
         self._phases[node] = Phase.WAITING
 
@@ -377,12 +380,10 @@ class RunState:
         | events.StepFailed
         | events.StepCancelled
         | events.ThreadAbandoned,
-    ) -> events.AttemptStarted:
-        """Return a node's latest attempt, which must be the one that the event is about."""
-        latest = self.latest_attempt(node)
-        if latest is None or latest.attempt != event.attempt:
-            raise IllegalEventError(event, f"the latest attempt is {latest!r}")
-        return latest
+    ) -> None:
+        """Check that a node's latest attempt is the one that the event is about."""
+        if event.attempt == 0 or self.step_runs.next_attempt(node) != event.attempt + 1:
+            raise IllegalEventError(event, f"the latest attempt is {self.latest_attempt(node)!r}")
 
     def _fail(self, node: int, error: BaseException) -> None:
         self._last_errors[node] = error
@@ -640,8 +641,10 @@ class RunState:
 
     def last_error(self, node: int) -> BaseException | None:
         """The error of the latest attempt of a node that has failed; also before a resumption."""
+        if node in self._last_errors:
+            return self._last_errors[node]
         pending = self.step_runs.pending_attempts(node)
-        return self._last_errors.get(node, None if pending is None else pending.error)
+        return None if pending is None else pending.error
 
     def result(self, node: int) -> StepResult | None:
         """The result of a node, if it has ended."""

@@ -71,14 +71,15 @@ class StepRunner:
             return make_only_attempt(
                 node, self._state, self._stop_control, make_attempt, self._now_ms
             )
-        return self._make_first(node, step)
+        return self._make_plain(node, step, 1)
 
-    async def _make_first(self, node: int, step: WorkflowStep) -> float | None:
-        """Make the first attempt of a plain node within its limit; not before 3.12."""
+    async def _make_plain(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
+        """Make an attempt of a plain node within its limit, in this task; not before 3.12."""
         # Read before the timer starts: a collection or another process may come between the two,
         # and an attempt that started later than its timer would seem to end before its limit.
         started_ms = self._now_ms()
-        return await asyncio.wait_for(self.run_plain(node, step, 1, started_ms), step.timeout_s)
+        made = self.run_plain(node, step, attempt, started_ms)
+        return await asyncio.wait_for(made, step.timeout_s)
 
     async def run_plain(
         self, node: int, step: WorkflowStep, attempt: int, started_ms: float | None = None
@@ -146,10 +147,10 @@ class StepRunner:
                     await self._store_start(node, self._persistence)
                 if step.remote is not None:
                     delay_ms = await attempts.make_on_engine(node, step, attempt)
-                elif is_plain and attempt == 1 and not WAIT_FOR_MAKES_A_TASK:
+                elif is_plain and attempts.shares_task(node, attempt):
                     if step.timeout_s is not None:
                         self._stop_control.watchdog.expect_in(step.timeout_s)
-                    delay_ms = await self._make_first(node, step)
+                    delay_ms = await self._make_plain(node, step, attempt)
                 else:
                     make_attempt = partial(lane, node, step, attempt)
                     delay_ms = await attempts.bounded(node, attempt, make_attempt)
