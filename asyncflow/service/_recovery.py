@@ -20,8 +20,8 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.errors import (
@@ -118,55 +118,48 @@ class Recovery:
 
     async def run_due(self) -> None:
         """Continue the runs that waited and are due, until this is cancelled."""
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
-        signalled: dict[str, None] = {}
+        loop, signalled = asyncio.get_running_loop(), asyncio.Queue[str]()
 
-        def take(run_id: str) -> None:
-            signalled[run_id] = None
-            woken.set()
+        def on_signal(run_id: str) -> None:  # another loop may have sent it
+            loop.call_soon_threadsafe(signalled.put_nowait, run_id)
 
-        def wake(run_id: str) -> None:  # another loop may have sent it
-            loop.call_soon_threadsafe(take, run_id)
-
-        self._journal._on_signal.append(wake)
-        looks_at_all, look_at_s = True, 0.0
+        self._journal._on_signal.append(on_signal)
         try:
             while True:
-                woken.clear()
-                skipped = self._unresumable | self._active.keys() | self._continuing
-                among: list[str] | None = None
-                if looks_at_all:
-                    look_at_s = loop.time() + _DUE_EVERY_S
-                    signalled.clear()
-                else:
-                    # One that still runs may be due when its segment has ended.
-                    free = (run_id for run_id in signalled if run_id not in skipped)
-                    among = [*islice(free, _TOGETHER)]
-                    for run_id in among:
-                        del signalled[run_id]
-                try:
-                    if among != []:
-                        await self._continue_due(among, skipped)
-                except JournalError as error:
-                    _log.warning("the service can't look for runs that are due: %s", error)
-                looks_at_all = loop.time() >= look_at_s
-                if not looks_at_all and (among is None or len(among) < _TOGETHER):
-                    try:
-                        async with asyncio.timeout_at(look_at_s):
-                            await woken.wait()
-                    except TimeoutError:
-                        looks_at_all = True  # even if the clock says that it is a little early
+                look_at_s = loop.time() + _DUE_EVERY_S
+                await self._continue_due(None)
+                with suppress(TimeoutError):  # the next look finds what this leaves
+                    async with asyncio.timeout_at(look_at_s):
+                        await self._continue_signalled(signalled)
         finally:
-            self._journal._on_signal.remove(wake)
+            self._journal._on_signal.remove(on_signal)
 
-    async def _continue_due(self, among: Sequence[str] | None, skipped: Set[str]) -> None:
+    async def _continue_signalled(self, signalled: asyncio.Queue[str]) -> None:
+        """Continue the runs that receive a signal, until this is cancelled."""
+        while True:
+            run_ids = [await signalled.get()]
+            while len(run_ids) < _TOGETHER and not signalled.empty():
+                run_ids.append(signalled.get_nowait())
+            if among := [run_id for run_id in run_ids if run_id not in self._left_alone()]:
+                await self._continue_due(among)
+
+    async def _continue_due(self, among: Sequence[str] | None) -> None:
         """Continue the runs that are due, or those among some runs."""
-        for run in await self._journal._due([*self._pipelines], _AT_ONCE, skipped, among):
+        try:
+            names, skipped = [*self._pipelines], self._left_alone()
+            found = await self._journal._due(names, _AT_ONCE, skipped, among)
+        except JournalError as error:
+            _log.warning("the service can't look for runs that are due: %s", error)
+            return
+        for run in found:
             await self._places.wait()
             self._continuing.add(run.run_id)
             task = asyncio.create_task(self._continue(run))
             self._beginning.add(task)
             task.add_done_callback(self._beginning.discard)
+
+    def _left_alone(self) -> Set[str]:
+        return self._unresumable | self._active.keys() | self._continuing
 
     async def _continue(self, run: RecoverableRun) -> None:
         """Continue a run for which a place was taken."""
