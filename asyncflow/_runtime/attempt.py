@@ -27,7 +27,7 @@ from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, rejec
 from asyncflow._core.context import AttemptExtras, enter_attempt
 from asyncflow._core.errors import ResultRefusedError, StepCrashedError
 from asyncflow._core.graph import outputs_to_keep
-from asyncflow._core.results import REDACTED_OUTPUT, Interruption, Payload, StepResult
+from asyncflow._core.results import REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.scheduler import AfterFailure
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
@@ -39,7 +39,7 @@ from asyncflow._runtime.asyncio_compat import (
     outlast,
     running_task,
 )
-from asyncflow._runtime.outcome import as_failure, step_cancelled, timeout_error
+from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled, timeout_error
 from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.watchdog import HeartbeatTimer
 from asyncflow.events import AttemptFailed, AttemptStarted, StepCancelled, StepFailed, StepSucceeded
@@ -391,9 +391,7 @@ class Attempts:
             self._run_context.secrets.add(output)
         step, attempt, item = running.step, running.attempt, running.item
         success = StepSucceeded(step, attempt, ended_ms, output, item, secret, cause)
-        persistence = self._scope.persistence
-        stored = None if persistence is None else persistence.stored(success, payload)
-        self._dispatcher.emit(success, stored)
+        self._dispatcher.succeed(success, payload)
         if self.on_success is not None and cause is None:
             self.on_success(node, running, ended_ms)
 
@@ -409,9 +407,9 @@ class Attempts:
         emit = self._dispatcher.emit
         name, attempt, item = running.step, running.attempt, running.item
         if not isinstance(error, FAILURES):
-            reason = f"step {name!r} raised {type(error).__name__}"
-            emit(StepCancelled(name, attempt, ended_ms, reason, error, item))
-            self._run.interrupt(error, Interruption("step", reason))
+            why = raised_by(f"step {name!r}", error)
+            emit(StepCancelled(name, attempt, ended_ms, why.reason, error, item))
+            self._run.interrupt(error, why)
         elif is_stopped:
             emit(step_cancelled(self._state, node, ended_ms, error))
         elif delay_ms is not None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from asyncflow._core.results import Interruption
+from asyncflow._core.results import Interruption, Payload
 from asyncflow._runtime.asyncio_compat import FAILURES
 from asyncflow._runtime.observers import Observer, entry_of, log_failure
 from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow.events import AttemptStarted, Event, NoteEvent
+from asyncflow.events import AttemptStarted, Event, NoteEvent, StepSucceeded
 
 if TYPE_CHECKING:
     from asyncflow._runtime.checkpoint_writer import CheckpointWriter
@@ -63,6 +63,11 @@ class EventDispatcher:
             self._session.append(event if stored is None else stored)
         if self.observers:
             self._call_observers(event, lambda observer: observer)
+
+    def succeed(self, success: StepSucceeded, payload: Payload | None) -> None:
+        """Do the same with a success, whose output a journal stores as the payload."""
+        persistence = self._persistence
+        self.emit(success, None if persistence is None else persistence.stored(success, payload))
 
     def notify(self, event: Event) -> None:
         """Notify the observers of an event that was applied."""

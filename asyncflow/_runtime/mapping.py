@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from asyncflow._core.chains import ItemQueue
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.results import Interruption, StepStatus, outputs_of, with_note
+from asyncflow._core.results import StepStatus, outputs_of, with_note
 from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import ItemEnd
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
-from asyncflow._runtime.outcome import as_failure, step_cancelled
+from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled
 from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import MapStarted, StepCancelled, StepFailed, StepSkipped, StepSucceeded
 
@@ -104,8 +104,7 @@ class MapRunner:
         except BaseException as error:
             strip_internal_frames(error)
             if not isinstance(error, FAILURES):
-                reason = f"step {step.name!r} raised {type(error).__name__}"
-                self._run.interrupt(error, Interruption("step", reason))
+                self._run.interrupt(error, raised_by(f"step {step.name!r}", error))
             elif node not in self._stop_control.requested:
                 forget_cancels()
                 return _Iteration(failure=as_failure(error, step.name, 0))
@@ -133,8 +132,7 @@ class MapRunner:
         else:
             output = outputs_of(items) if step.keep_outputs else None
             success = StepSucceeded(step.name, 0, now_ms, output, secret=step.secret)
-            persistence = self._persistence
-            emit(success, None if persistence is None else persistence.stored(success, None))
+            self._dispatcher.succeed(success, None)
 
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""

@@ -13,12 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context, ContextVar
-from typing import TypeAlias
 
 from asyncflow._core.context import current_attempt
-
-AttemptKey: TypeAlias = tuple[str, int | None]
-"""The step and the item of an attempt."""
+from asyncflow._core.step_runs import Key
 
 _nested: ContextVar[NestedRuns] = ContextVar("asyncflow.nested_runs")
 """Those of the run whose action is running."""
@@ -34,15 +31,15 @@ class NestedRuns:
         self,
         loop: asyncio.AbstractEventLoop,
         context: Context,
-        stop: Callable[[AttemptKey], object],
+        stop: Callable[[Key], object],
     ) -> None:
         context.run(_nested.set, self)
         self._loop = loop
-        self._stop: Callable[[AttemptKey], object] | None = stop
-        self._runs: dict[AttemptKey, set[NestedLink]] = {}
+        self._stop: Callable[[Key], object] | None = stop
+        self._runs: dict[Key, set[NestedLink]] = {}
         self._drain_reason = ""
 
-    def enter(self, key: AttemptKey, drain: Callable[[str], object]) -> NestedLink | None:
+    def enter(self, key: Key, drain: Callable[[str], object]) -> NestedLink | None:
         """Note that an attempt runs a run; return its link, or ``None`` in another loop.
 
         ``drain`` drains the run, from the next turn of the loop on.
@@ -71,7 +68,7 @@ class NestedRuns:
             for nested in runs:
                 nested.drain(reason)
 
-    def check(self, key: AttemptKey) -> None:
+    def check(self, key: Key) -> None:
         """Stop an attempt if its run drains and all of its nested runs stand still."""
         runs = self._runs.get(key, set())
         if all(nested.may_raise for nested in runs):
@@ -92,7 +89,7 @@ class NestedLink:
     ``runs`` are all nested runs of the other run, and ``drain`` is as `NestedRuns.enter` takes it.
     """
 
-    def __init__(self, runs: NestedRuns, key: AttemptKey, drain: Callable[[str], object]) -> None:
+    def __init__(self, runs: NestedRuns, key: Key, drain: Callable[[str], object]) -> None:
         self._runs = runs
         self.key = key
         self.drain = drain

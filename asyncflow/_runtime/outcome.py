@@ -66,6 +66,11 @@ def step_cancelled(
     return StepCancelled(name, attempt, at_ms, reason, error, item)
 
 
+def raised_by(what: str, error: BaseException) -> Interruption:
+    """Return why a run stops when a part of a step has raised what must end the program."""
+    return Interruption("step", f"{what} raised {type(error).__name__}")
+
+
 def by_caller(cancellation: asyncio.CancelledError) -> Interruption:
     """Return why a run stops whose caller was cancelled, with the message of the cancellation.
 

@@ -26,11 +26,12 @@ from asyncflow._core.context import capturing_notes
 from asyncflow._core.errors import JournalError, ResourceError, RunCancelledError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Interruption, RunStatus
+from asyncflow._core.step_runs import Key
 from asyncflow._core.tracebacks import let_go
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.loop_monitor import watch
-from asyncflow._runtime.nested_runs import AttemptKey, NestedLink, NestedRuns, enter_outer_run
+from asyncflow._runtime.nested_runs import NestedLink, NestedRuns, enter_outer_run
 from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
 from asyncflow._runtime.permits import Permits
@@ -406,7 +407,7 @@ class Run:
         if self._state.status is RunStatus.INTERRUPTED and not self._stop_is_due:
             self._stop(spare_running=True)
 
-    def _stop_attempt(self, key: AttemptKey) -> None:
+    def _stop_attempt(self, key: Key) -> None:
         """Stop an attempt whose nested runs start nothing more, since this run drains."""
         self.backs_off()
         for node, task in list(self._scope.live.items()):

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.errors import StepCrashedError
-from asyncflow._core.results import Interruption
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import name_suffix
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, WAIT_FOR_MAKES_A_TASK
 from asyncflow._runtime.mapping import MapRunner
-from asyncflow._runtime.outcome import as_failure, step_cancelled
+from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled
 from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.step_runner import StepRunner
 from asyncflow.events import StepFailed, StepSkipped
@@ -233,9 +232,9 @@ class Starter:
             self._run.advance()
         except BaseException as error:
             strip_internal_frames(error)
-            reason = f"the condition of step {step.name!r} raised {type(error).__name__}"
-            self._dispatcher.emit(StepSkipped(step.name, self._now_ms(), reason))
-            self._run.interrupt(error, Interruption("step", reason))
+            why = raised_by(f"the condition of step {step.name!r}", error)
+            self._dispatcher.emit(StepSkipped(step.name, self._now_ms(), why.reason))
+            self._run.interrupt(error, why)
         else:
             reason = f"its condition{name_suffix(condition)} was not met"
             now_ms = self._now_ms()
@@ -256,8 +255,7 @@ class Starter:
             now_ms, item = self._now_ms(), runs.item_of(node)
             self._dispatcher.emit(StepFailed(step.name, attempt, now_ms, failure, item))
             if not isinstance(error, FAILURES):
-                reason = f"a function of step {step.name!r} raised {type(error).__name__}"
-                self._run.interrupt(error, Interruption("step", reason))
+                self._run.interrupt(error, raised_by(f"a function of step {step.name!r}", error))
             self.maps.forget(node)
             self._run.advance()
         return False
@@ -283,7 +281,7 @@ class Starter:
         for index, reason, by_condition in self._state.take_unreachable():
             now_ms = self._now_ms()
             if self._state.step_runs.pending_attempts(index) is not None:
-                self.report_cancelled(index, now_ms)
+                self._report_cancelled(index, now_ms)
             else:
                 name = self._state.step_runs.steps[index].name
                 self._dispatcher.emit(StepSkipped(name, now_ms, reason, by_condition))
@@ -292,7 +290,7 @@ class Starter:
         """Report a node that was scheduled and will not start, since the run stops."""
         state = self._state
         if state.step_runs.pending_attempts(node) is not None:
-            self.report_cancelled(node, now_ms)  # it started before the run was resumed
+            self._report_cancelled(node, now_ms)  # it started before the run was resumed
         elif state.step_runs.item_of(node) is None:
             name, reason = state.step_runs.steps[node].name, state.stop_reason or ""
             self._dispatcher.emit(StepSkipped(name, now_ms, reason))
@@ -301,7 +299,7 @@ class Starter:
         self._permits.forget(node)
         self.maps.forget(node)
 
-    def report_cancelled(self, node: int, now_ms: float) -> None:
+    def _report_cancelled(self, node: int, now_ms: float) -> None:
         """Report the end of a node that has started and of which no attempt is running."""
         error = self._state.last_error(node)
         self._dispatcher.emit(step_cancelled(self._state, node, now_ms, error))

@@ -19,13 +19,14 @@ from functools import partial
 from typing import Any, cast
 
 from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
-from asyncflow._core.results import Interruption, Payload, StepStatus
+from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import fits, type_text
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
 from asyncflow._runtime.attempt import Attempts
 from asyncflow._runtime.durable import SignalSession
+from asyncflow._runtime.outcome import raised_by
 from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
 
@@ -149,8 +150,7 @@ class Waits:
         elif isinstance(error, FAILURES):
             self._dispatcher.emit(StepFailed(step.name, 0, now_ms, error))
         else:
-            reason = f"the fallback of step {step.name!r} raised {type(error).__name__}"
-            self._run.interrupt(error, Interruption("step", reason))
+            self._run.interrupt(error, raised_by(f"the fallback of step {step.name!r}", error))
         self._run.advance()
 
     def _wakes(self, node: int) -> bool:
@@ -165,9 +165,7 @@ class Waits:
         self, node: int, output: Any, payload: Payload | None, late: StepTimeoutError | None
     ) -> None:
         success = StepSucceeded(self._steps[node].name, 0, self._now_ms(), output, error=late)
-        persistence = self._scope.persistence
-        stored = None if persistence is None else persistence.stored(success, payload)
-        self._dispatcher.emit(success, stored)
+        self._dispatcher.succeed(success, payload)
 
     # What is sent.
 
