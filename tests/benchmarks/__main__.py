@@ -44,7 +44,7 @@ LIMITS: dict[str, float] = {
     "chain": on_this_python(1.35, 1.35, 1.4),
     "wide": on_this_python(1.5, 1.35, 1.45),
     "observed": on_this_python(1.55, 1.6, 1.65),
-    "third attempt": on_this_python(2.3, 3.6, 4.0),
+    "third attempt": on_this_python(2.3, 3.6, 3.8),
     "fail-fast": on_this_python(1.75, 1.65, 1.75),
     "memory": on_this_python(1.4, 1.35, 1.35),
     "import": on_this_python(1.8, 1.75, 1.75),
