@@ -21,6 +21,7 @@ from asyncflow import (
     Orchestrator,
     Pipeline,
     ResourceError,
+    Retry,
     RunAlreadyActiveError,
     RunCancelledError,
     WorkflowStep,
@@ -722,6 +723,30 @@ async def test_what_a_step_starts_in_a_service_is_not_nested_and_outlives_a_shut
 
         orders = [await journal.record(f"order {number}") for number in range(3)]
         assert [(order.parent, order.status) for order in orders] == [("", "PASSED")] * 3
+
+
+@in_virtual_time
+async def test_a_step_that_starts_the_next_run_and_retries_loses_nothing_in_a_shutdown(
+    tmp_path: Path,
+) -> None:
+    turns = Pipeline("turns")
+
+    @turns.step(max_retries=10, retry=Retry(on=lambda error: 1_000 * error.retry_after_s))
+    async def go_on(turn: int) -> None:
+        await asyncio.sleep(1)
+        if turn < 3:
+            await service.start(turns, f"turn {turn + 1}", turn=turn + 1)
+
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        for life in range(2):
+            async with Service([turns], journal=journal) as service:
+                if not life:
+                    await service.start(turns, "turn 1", turn=1)
+                await asyncio.sleep(1.5 if not life else 60)  # at first, turn 2 is running
+
+            found = await statuses(journal)
+            assert found["turn 2"] == "PASSED" if life else "INTERRUPTED"
+        assert found["turn 3"] == "PASSED"
 
 
 @in_virtual_time
