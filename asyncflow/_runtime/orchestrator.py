@@ -384,8 +384,7 @@ class Orchestrator:
             BaseException: What else `run` raises.
         """
         _check_asyncio()
-        if not isinstance(run_id, str):
-            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        _check_stored_id(run_id)
         check_run_id("new_id", new_id)
         options = self._options
         new_id = options.run_id if new_id is None else new_id
@@ -433,8 +432,7 @@ class Orchestrator:
             PayloadError: A value can't be stored, or a stored one can't be read.
             JournalError: The journal fails.
         """
-        if not isinstance(run_id, str):
-            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        _check_stored_id(run_id)
         if from_ is not None and not rerun:
             raise ValueError("from_ is an argument of a rerun; give rerun=True too")
         from_steps = self._checked_from_steps(from_) if rerun else None
@@ -471,13 +469,18 @@ class Orchestrator:
             PayloadError: A stored value can't be read: it is a pickle, and the journal reads none.
             JournalError: The journal fails.
         """
-        if not isinstance(run_id, str):
-            raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
+        _check_stored_id(run_id)
         journal, options, plans = self._journal_of("report()"), self._options, self._plans
         from asyncflow._runtime.run_opening import read_report  # as in _run
 
         request = Request(
-            run_id, options.name, plans.whole, plans.types, {}, options.secret_inputs, True
+            run_id=run_id,
+            pipeline=options.name,
+            plan=plans.whole,
+            types=plans.types,
+            inputs={},
+            secret_inputs=options.secret_inputs,
+            fail_fast=options.fail_fast,
         )
         return await read_report(journal, request)
 
@@ -523,19 +526,19 @@ class Orchestrator:
             self._check_takes(checked)
         within = current_attempt()
         return Request(
-            _random_id() if run_id is None else run_id,
-            options.name,
-            self._plan,
-            self._plans.types,
-            checked,
-            options.secret_inputs,
-            options.fail_fast,
-            "" if within is None else within[0],
-            "" if within is None else within[1].step,
+            run_id=_random_id() if run_id is None else run_id,
+            pipeline=options.name,
+            plan=self._plan,
+            types=self._plans.types,
+            inputs=checked,
+            secret_inputs=options.secret_inputs,
+            fail_fast=options.fail_fast,
+            parent="" if within is None else within[0],
+            parent_step="" if within is None else within[1].step,
             # A nested run would end its step without an end of its own.
-            options.on_wait == "stay" or within is not None or self._plan.keeps_waiting,
-            wall_clock(),
-            options.label,
+            stays=options.on_wait == "stay" or within is not None or self._plan.keeps_waiting,
+            clock=wall_clock(),
+            label=options.label,
         )
 
     def _prepare_places(self) -> None:
@@ -682,6 +685,11 @@ def check_engines(steps: Iterable[WorkflowStep]) -> None:
             message = f"step {step.name!r} can't run on engine {step.remote.name!r}: {error}{hint}"
             kinds = (RuntimeError, TypeError, ValueError)
             raise next(kind for kind in kinds if isinstance(error, kind))(message) from error
+
+
+def _check_stored_id(run_id: object) -> None:
+    if not isinstance(run_id, str):
+        raise TypeError(f"run_id must be a str, not {type(run_id).__name__}")
 
 
 def _random_id() -> str:

@@ -83,19 +83,19 @@ class RemoteAttempts:
         now_ms, ends_s = self._run_context.now_ms(), self._run_context.ends_s(step)
         limit = self._state.deadlines.of(node, now_ms)
         return EngineCall(
-            self._run_context.run_id,
-            step,
-            started,
-            arguments,
-            None if limit is None else (limit.ends_ms - now_ms) / 1000,
-            None if ends_s == math.inf else max(0.0, ends_s - self._run_context.clock()),
-            node in self._to_keep,
-            attempt.begin,
-            None if step.heartbeat_ms is None else attempt.beat,
-            attempt.while_it_lasts(partial(self._on_saved, started)),
-            attempt.while_it_lasts(partial(self._permits.abandon, node)),
-            attempt.while_it_lasts(partial(self._on_unconfirmed, node)),
-            self._notes,
+            run_id=self._run_context.run_id,
+            step=step,
+            running=started,
+            arguments=arguments,
+            limit_s=None if limit is None else (limit.ends_ms - now_ms) / 1000,
+            deadline_s=None if ends_s == math.inf else max(0.0, ends_s - self._run_context.clock()),
+            may_keep=node in self._to_keep,
+            began=attempt.begin,
+            beat=None if step.heartbeat_ms is None else attempt.beat,
+            saved=attempt.while_it_lasts(partial(self._on_saved, started)),
+            abandon=attempt.while_it_lasts(partial(self._permits.abandon, node)),
+            unconfirmed=attempt.while_it_lasts(partial(self._on_unconfirmed, node)),
+            notes=self._notes,
         )
 
     def _on_began(self, node: int, worker: str) -> None:

@@ -414,7 +414,7 @@ class JournalWorker:
 def _prepared(lease: Lease, batch: CommitBatch) -> tuple[Lease, CommitBatch]:
     """Return a batch with the positions of its notes; empty if earlier events were not written."""
     if lease.failure:
-        batch = batch._replace(rows=(), change=None, notes=(), statements=())
+        batch = CommitBatch(lease.run_id, lease.token, (), None, batch.release)
     elif batch.notes:
         first = lease.noted + 1
         notes, replaced = latest_only(batch.notes, first, lease.progress)

@@ -1404,6 +1404,26 @@ async def test_the_latest_success_of_a_call_is_found_until_it_is_too_old(
     assert await journal.cached("another", 60_000) is None
 
 
+async def test_a_success_on_its_way_when_an_earlier_event_is_not_stored_is_found_by_nobody(
+    journal: Any, database: Any
+) -> None:
+    session = await opened(journal)
+    session.append(started())
+    session.append(attempt())
+    await session.flush()
+    session.append(StepSucceeded("a", 1, 2.0, ONE))
+    session.append_cached("key", 1, 1.5)
+    lease, batch = session.take_batch()
+    lease.fail(JournalError("journal", "the disk is full"))
+
+    journal._worker.submit([(lease, batch)])
+    await journal._write(journal._worker.commit)
+
+    assert database.query("SELECT key FROM cached_results") == []
+    with pytest.raises(JournalError, match="the disk is full"):
+        await session.close()
+
+
 async def test_a_success_that_is_not_stored_is_found_by_nobody(journal: Any, database: Any) -> None:
     session = await opened(journal)
     session.append(started())
