@@ -78,7 +78,7 @@ class ServerThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._main(),))
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(50)
 
     async def _main(self) -> None:
         self._serving = asyncio.current_task()
@@ -114,12 +114,12 @@ class ServerThread:
         self._loop.call_soon_threadsafe(self._run.cancel)
 
     def _run_in_loop(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(50)
 
     def close(self) -> None:
         assert self._serving is not None
         self._loop.call_soon_threadsafe(self._serving.cancel)
-        self._thread.join(20)
+        self._thread.join(50)
         self._loop.close()
 
 
@@ -141,7 +141,7 @@ class Process:
         """Send the process a signal if it is alive, and return its exit code."""
         if self._process.poll() is None:
             self._process.send_signal(number)
-        code = self._process.wait(timeout=20)
+        code = self._process.wait(timeout=50)
         assert self._process.stdout is not None
         self._process.stdout.close()
         return code

@@ -27,7 +27,7 @@ KILLER = """
         @pipeline.step
         async def kill():
             os.kill(os.getpid(), number)
-            await asyncio.sleep(30)
+            await asyncio.sleep(120)
         return pipeline
 
     term, int_ = pipeline_that_sends(signal.SIGTERM), pipeline_that_sends(signal.SIGINT)
@@ -37,7 +37,7 @@ KILLER = """
     async def cancel():
         async with SQLiteJournal("asyncflow.db") as journal:
             assert await journal.cancel("r1")
-        await asyncio.sleep(30)
+        await asyncio.sleep(120)
 """
 
 
@@ -71,7 +71,7 @@ def test_a_signal_before_the_run_starts_leaves_no_report(
 ) -> None:
     async def wait(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.sleep(30)
+        await asyncio.sleep(120)
 
     monkeypatch.setattr("asyncflow.journal.SQLiteJournal.open", wait)
 
@@ -86,7 +86,7 @@ async def test_the_second_signal_ends_the_process_without_waiting_for_the_loop(
 ) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    task = asyncio.ensure_future(asyncio.sleep(30))
+    task = asyncio.ensure_future(asyncio.sleep(120))
 
     with stopped_by_signals(task, "stopping") as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -131,7 +131,7 @@ async def test_a_signal_after_the_end_of_the_run_has_no_effect(
 
 @pytest.mark.realtime
 async def test_a_signal_delivered_to_another_thread_wakes_the_loop() -> None:
-    task = asyncio.ensure_future(asyncio.sleep(30))
+    task = asyncio.ensure_future(asyncio.sleep(120))
 
     with stopped_by_signals(task, "stopping"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -139,7 +139,7 @@ async def test_a_signal_delivered_to_another_thread_wakes_the_loop() -> None:
             # Only the new thread can receive the signal then.
             thread = threading.Thread(target=receive_signal)
             thread.start()
-            done, _ = await asyncio.wait([task], timeout=5)
+            done, _ = await asyncio.wait([task], timeout=50)
             thread.join()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

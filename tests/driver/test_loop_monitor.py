@@ -71,7 +71,7 @@ def monitors():
 
 
 def wait_until(condition):
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 50
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.005)

@@ -967,7 +967,7 @@ async def test_a_record_that_waits_for_another_thread_blocks_none() -> None:
                 target=contextvars.copy_context().run, args=(log.info, "from the thread")
             )
             thread.start()
-            thread.join(5)
+            thread.join(30)
             return "blocked" if thread.is_alive() else "free"
 
     async def work() -> None:

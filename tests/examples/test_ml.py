@@ -108,7 +108,7 @@ async def test_the_loop_keeps_running_while_models_train(ml: ModuleType) -> None
 
     def train_until_the_loop_has_ticked() -> None:
         loop.call_soon_threadsafe(training.set)
-        assert ticked.wait(timeout=10), "the loop stood still"
+        assert ticked.wait(timeout=50), "the loop stood still"
 
     loop, training = asyncio.get_running_loop(), asyncio.Event()
     steps = ml.pipeline({"stub": Stub(train_until_the_loop_has_ticked)})
@@ -124,7 +124,7 @@ async def test_models_train_concurrently_and_none_in_the_thread_of_the_loop(ml: 
 
     def train_until_all_do() -> None:
         threads.append(threading.get_ident())
-        all_are_training.wait(timeout=10)
+        all_are_training.wait(timeout=50)
 
     steps = ml.pipeline({f"stub {number}": Stub(train_until_all_do) for number in range(4)})
 

@@ -514,7 +514,7 @@ async def test_a_run_in_another_process_is_cancelled(journal: Any, database: Any
 
         assert await journal.cancel("r")
 
-        out, _ = await asyncio.to_thread(process.communicate, timeout=20)
+        out, _ = await asyncio.to_thread(process.communicate, timeout=50)
     assert out == "cleaned up\nr\n"
     assert process.returncode == 0
     assert (await journal.record("r")).status == "INTERRUPTED"

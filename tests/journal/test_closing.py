@@ -291,7 +291,7 @@ def test_a_journal_renews_no_lease_of_a_closed_loop(make_journal: Make) -> None:
         session, _ = runner.run(journal.open("r", wait=False, read=bool))
     journal._worker._renew_at = 0.0
 
-    journal._write_thread.submit(journal._worker.tick).result(20)
+    journal._write_thread.submit(journal._worker.tick).result(50)
 
     asyncio.run(make_journal().open("r", wait=False, read=bool))
     del session

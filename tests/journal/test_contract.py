@@ -292,13 +292,13 @@ async def test_readers_do_not_block_writers(journal: Any) -> None:
 
     def read(run: StoredRun) -> int:
         reading.set()
-        assert proceed.wait(20)
+        assert proceed.wait(50)
         return len(run.segments)
 
     opening = asyncio.create_task(journal.open("r", wait=False, read=read))
     await wait_until(reading.is_set)
     history = asyncio.create_task(journal.runs())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         await store_run(journal, "other")
     assert not history.done()
     proceed.set()
@@ -513,7 +513,7 @@ async def test_a_claim_is_released_if_its_caller_is_cancelled_right_after_it(
     opening = asyncio.create_task(opened(journal))
     await asyncio.sleep(0)  # the claim is submitted
     # The thread has the claim; the task has not received it yet.
-    journal._write_thread.submit(int).result(20)
+    journal._write_thread.submit(int).result(50)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
@@ -527,7 +527,7 @@ async def test_a_claim_is_free_if_its_caller_is_cancelled_after_the_journal_is_c
     journal = make_journal()
     opening = asyncio.create_task(opened(journal))
     await asyncio.sleep(0)  # the claim is submitted
-    journal._write_thread.submit(int).result(20)  # and made
+    journal._write_thread.submit(int).result(50)  # and made
     assert journal.close() == ["r"]
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -539,7 +539,7 @@ async def test_a_claim_is_free_if_its_caller_is_cancelled_after_the_journal_is_c
 async def test_a_claim_is_released_if_its_coroutine_is_closed(journal: Any) -> None:
     opening = journal.open("r", wait=False, read=bool)
     opening.send(None)
-    journal._write_thread.submit(int).result(20)  # the claim exists
+    journal._write_thread.submit(int).result(50)  # the claim exists
 
     opening.close()
 
@@ -650,7 +650,7 @@ async def test_after_a_failure_no_flush_returns_even_if_its_events_are_stored(jo
         session.append(started())
         waiting = asyncio.create_task(session.flush())
         await a_few_loop_iterations()
-    journal._write_thread.submit(int).result(20)  # the event is stored; the loop does not know yet
+    journal._write_thread.submit(int).result(50)  # the event is stored; the loop does not know yet
     session._lease.fail(JournalError("x", "the lease is lost"))
 
     assert await stored_events(journal) == [started()]
@@ -691,7 +691,7 @@ async def test_no_event_is_written_after_a_failed_write(journal: Any) -> None:
 
 @pytest.mark.realtime
 async def test_leases_of_idle_runs_are_renewed(make_journal: Make, database: Any) -> None:
-    journal = make_journal(lease_s=0.3)
+    journal = make_journal(lease_s=1)
     session = await opened(journal)
 
     def expiry() -> float:
@@ -699,7 +699,7 @@ async def test_leases_of_idle_runs_are_renewed(make_journal: Make, database: Any
         return float(at)
 
     first = expiry()
-    await wait_until(lambda: expiry() > first + 0.5)  # longer than the lease
+    await wait_until(lambda: expiry() > first + 1.5)  # longer than the lease
 
     with pytest.raises(RunAlreadyActiveError):
         await opened(make_journal())
@@ -720,12 +720,12 @@ async def test_a_short_run_renews_nothing(journal: Any) -> None:
 @on_sqlite
 @pytest.mark.realtime
 async def test_a_blocked_loop_keeps_its_leases(make_journal: Make, database: Any) -> None:
-    journal = make_journal(lease_s=0.2)
+    journal = make_journal(lease_s=1)
     session = await opened(journal)
     ((first,),) = database.query("SELECT expires_at FROM leases")
 
-    end = time.monotonic() + 20
-    while database.query("SELECT expires_at FROM leases")[0][0] < first + 0.3:
+    end = time.monotonic() + 50
+    while database.query("SELECT expires_at FROM leases")[0][0] < first + 1.5:
         assert time.monotonic() < end
 
     session.append(started())
@@ -1146,7 +1146,7 @@ asyncio.run(main())
 """
     before = time.monotonic()
     with start_process(database, body) as process:
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=50)
 
     assert out == "stored\n"
     assert process.returncode == 0

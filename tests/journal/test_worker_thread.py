@@ -20,7 +20,7 @@ def test_a_cancelled_job_does_not_run() -> None:
 
     cancelled = thread.submit(done.append, 1).cancel()
     proceed.set()
-    thread.submit(done.append, 2).result(20)
+    thread.submit(done.append, 2).result(50)
 
     assert cancelled
     assert done == [2]
@@ -51,7 +51,7 @@ def test_the_routine_runs_after_jobs_and_when_its_pause_is_over() -> None:
 def test_a_forked_process_has_no_worker_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
     thread = WorkerThread("x", "runs.db", lambda: None)
-    thread.submit(int).result(20)
+    thread.submit(int).result(50)
 
     with monkeypatch.context() as fork:
         fork.setattr(os, "getpid", lambda: -1)
@@ -80,6 +80,6 @@ def test_the_next_job_retries_a_thread_that_could_not_start(
             thread.submit(int)
     assert not thread.has_started
 
-    assert thread.submit(int).result(20) == 0
+    assert thread.submit(int).result(50) == 0
     thread.end(int)
     thread.join()

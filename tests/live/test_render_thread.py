@@ -40,7 +40,7 @@ class Recorder:
 
     def end(self) -> None:
         self.is_ending.set()
-        assert self.may_end.wait(10)
+        assert self.may_end.wait(50)
 
 
 def test_a_run_that_starts_while_the_thread_ends_gets_a_new_thread() -> None:
@@ -52,7 +52,7 @@ def test_a_run_that_starts_while_the_thread_ends_gets_a_new_thread() -> None:
 
     renders = RenderThread(make)
     renders.observer(waits=False)(FINISHED)
-    assert made[0].is_ending.wait(10)
+    assert made[0].is_ending.wait(50)
     starting = threading.Thread(
         target=lambda: renders.observer(waits=False)(STARTED), name="starting"
     )
@@ -95,7 +95,7 @@ def test_the_thread_continues_while_another_run_is_active(waits: bool) -> None:
     assert not recorder.is_ending.wait(0.05)
     second(FINISHED)
 
-    assert recorder.is_ending.wait(10)
+    assert recorder.is_ending.wait(50)
     renders.close()
     assert recorder.events.count(FINISHED) == 2
 

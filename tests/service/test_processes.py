@@ -79,7 +79,7 @@ async def test_half_of_500_clients_leave_and_their_runs_end_or_continue(tmp_path
     assert len(stopped_at) > len(cancelled) / 2  # others may have been between two steps
     late_s = [stopped_at[name] - left_at[name] for name in stopped_at]
     print(f"cancelled after {1000 * max(late_s):.0f} ms at most")
-    assert max(late_s) < 3  # 50 ms on an idle machine; without the cancellation, 6 s
+    assert max(late_s) < 5  # 50 ms on an idle machine; without the cancellation, 6 s
     found = effects_of(tmp_path / "effects")
     assert steps_of(set(names) - cancelled) <= found.keys()
     assert not [name for name in cancelled if f"{name}/third" in found]

@@ -413,7 +413,7 @@ async def test_a_position_is_sent_with_the_sections_that_include_it() -> None:
         view: RunView, events: Sequence[Event], *others: Any
     ) -> dict[str, bytes]:
         if len(events) == 3:  # the viewer takes the previous update while this one is rendered
-            during_render.append(asyncio.run_coroutine_threadsafe(following(), loop).result(20))
+            during_render.append(asyncio.run_coroutine_threadsafe(following(), loop).result(50))
         return render(view, events, *others)
 
     async with aclosing(RunFeeds(source).updates("r", 0, render_slowly_at_last)) as updates:
