@@ -249,7 +249,12 @@ class Codec:
 
 
 def _schema_of(hint: Any) -> dict[str, Any]:
-    return msgspec.json.schema(hint, schema_hook=schema_of_model)
+    schema = msgspec.json.schema(hint, schema_hook=schema_of_model)
+    # msgspec leaves it out: by its standard, a text without a time zone has another format.
+    for kind, name in ((datetime.datetime, "date-time"), (datetime.time, "time")):
+        if hint is kind:
+            schema["format"] = name
+    return schema
 
 
 class _IsFullError(Exception):

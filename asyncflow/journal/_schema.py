@@ -13,6 +13,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -46,8 +47,15 @@ _LENGTHS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minItems": ("must have at least {} items", ge),
     "maxItems": ("must have at most {} items", le),
 }
-_FORMATS = {"date": datetime.date, "uuid": uuid.UUID, "decimal": decimal.Decimal}
-"""What pydantic reads as other formats is not what they say."""
+_FORMATS: Mapping[str, tuple[Callable[[str], object], ...]] = {
+    "date": (partial(msgspec.convert, type=datetime.date),),
+    "uuid": (partial(msgspec.convert, type=uuid.UUID),),
+    "decimal": (partial(msgspec.convert, type=decimal.Decimal),),
+    "date-time": (lambda text: datetime.datetime.fromisoformat(text.upper()), float),
+    "time": (lambda text: datetime.time.fromisoformat(text.upper()), float),
+}
+"""What reads a text of a format. Of the last two, pydantic takes more than msgspec, such as
+seconds, and these take all of that."""
 
 
 def mismatch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> str:
@@ -96,12 +104,12 @@ def _mismatch_of_text(value: str, schema: Mapping[str, Any]) -> str:
     with suppress(re.error):  # pydantic's patterns are those of Rust
         if "pattern" in schema and not re.search(schema["pattern"], value):
             return f"must match {schema['pattern']!r}"
-    if (name := schema.get("format")) in _FORMATS:
-        try:
-            msgspec.convert(value, _FORMATS[name])
-        except msgspec.ValidationError:
-            return f"must be a {name}"
-    return ""
+    name = schema.get("format", "")
+    for read in _FORMATS.get(name, ()):
+        with suppress(ValueError, msgspec.ValidationError):
+            read(value)
+            return ""
+    return f"must be a {name}" if name in _FORMATS else ""
 
 
 def _mismatch_of_items(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
