@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, MissingExtraError
@@ -160,6 +161,7 @@ _MIGRATION_LOCK = 0x6173796E63666C6F
 """The advisory lock for migrations: the first letters of asyncflow."""
 
 _TABLES = re.compile(r"\b(runs|leases|events|notes|signals|checkpoints|cached_results)\b")
+_MARK = re.compile(r"\?")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 _DIALECT = {
@@ -289,8 +291,9 @@ class Postgres:
 def _translated(sql: str) -> str:
     for placeholder, own in _DIALECT.items():
         sql = sql.replace(placeholder, own)
-    own = _TABLES.sub(r"asyncflow.\1", sql).replace("%", "%%").replace("?", "%s")
-    return own.replace("{now}", _NOW)
+    numbers = count(1)
+    own = _TABLES.sub(r"asyncflow.\1", sql).replace("{now}", _NOW)
+    return _MARK.sub(lambda _: f"${next(numbers)}", own)
 
 
 class _Connection(psycopg.Connection[tuple[Any, ...]]):
@@ -387,8 +390,8 @@ def _name(parameters: Mapping[str, Any]) -> str:
 
 
 def _cursor_of(connection: _Connection) -> Cursor:
-    # For type checkers, psycopg's cursor takes literal statements only.
-    return cast("Cursor", connection.cursor())
+    # Any other one parses a long statement each time. For type checkers, it takes literals only.
+    return cast("Cursor", psycopg.RawCursor(connection))
 
 
 def _version(connection: _Connection) -> int:
