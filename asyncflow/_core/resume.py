@@ -91,6 +91,7 @@ def resume(
         process=process,
     )
     run.apply(event)
+    run.sent = {name: each for name, each in run.sent.items() if name not in event.outdated}
     restored = {
         key: step
         for key, step in _of_plan(run.settled(), plan).items()

@@ -104,7 +104,11 @@ class SignalSession(JournalSession, Protocol):
         """
 
     async def receive(self) -> Mapping[str, Payload | None]:
-        """Return what was sent to the run, by name; ``None`` stands for an expired deadline."""
+        """Return what was sent to the run, by name; ``None`` stands for an expired deadline.
+
+        It need not contain values that came before the run was opened, which the replay has, or
+        what this has returned before.
+        """
         ...
 
 

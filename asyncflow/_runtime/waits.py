@@ -41,8 +41,7 @@ _log = logging.getLogger("asyncflow")
 class Waits:
     """What a run waits for.
 
-    ``start_task`` starts a coroutine in the task group of the run. ``is_looking`` says whether
-    something may have come that was not looked at.
+    ``start_task`` starts a coroutine in the task group of the run.
     """
 
     def __init__(
@@ -61,6 +60,11 @@ class Waits:
         checkpoint = scope.start.checkpoint
         self._before = {} if checkpoint is None else dict(checkpoint.replay.waits)
         """The waits of earlier segments, by step."""
+        sent = {} if checkpoint is None else checkpoint.replay.sent
+        self._sent: dict[str, Payload | None] = {
+            name: payload for name, payload in sent.items() if payload is not None
+        }
+        """What the journal has received for steps that have not taken it, by name."""
         persistence = scope.persistence
         self._mailbox: SignalSession | None = None
         if persistence is not None and persistence.takes_signals:
@@ -69,7 +73,7 @@ class Waits:
         """What was sent to the process, and how it is stored, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._expired: list[str] = []
-        self.is_looking = self._must_look = self._is_closed = False
+        self._takes_soon = self._is_reading = self._must_look = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         """What is looking."""
         self._again: asyncio.TimerHandle | None = None
@@ -82,16 +86,20 @@ class Waits:
         """Whether a journal takes the signals, so that the run may end its segment and wait."""
         return self._mailbox is not None
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether something may have come that was not looked at."""
+        return self._takes_soon or self._is_reading
+
     def wait(self, node: int) -> None:
         """Let a step wait whose turn has come, since then or since an earlier segment."""
         name = self._steps[node].name
         before = self._before.pop(name, None)
         self._announce(node, self._wall_s() if before is None else before.since)
-        if self._mailbox is not None:
+        if name in self._sent or name in self._kept:
+            self._take_soon()
+        elif self._mailbox is not None:
             self._look_soon()
-        elif name in self._kept:
-            self.is_looking = True
-            self._call_soon(self._take_kept)
 
     def _call_soon(self, call: Callable[[], None]) -> None:
         # In a copy: what follows the end of a step enters the context itself.
@@ -207,21 +215,28 @@ class Waits:
                 f"signal {name!r} of run {run_id!r} takes no value any more: {problem}"
             )
         self._kept[name] = value, payload
-        self.is_looking = True
-        self._call_soon(self._take_kept)
+        self._take_soon()
 
-    def _take_kept(self) -> None:
-        self.is_looking = False
-        for node, wait in list(self._state.awaiting.items()):
-            if wait.step in self._kept and self._wakes(node):
-                self._succeed(node, *self._kept[wait.step], None)
+    def _take_soon(self) -> None:
+        self._takes_soon = True
+        self._call_soon(self._take_all)
+
+    def _take_all(self) -> None:
+        """Let the steps that wait take what was sent to them."""
+        self._takes_soon = False
+        if not self._is_closed:
+            for node, wait in list(self._state.awaiting.items()):
+                if wait.step in self._sent:
+                    self._take(node, wait, self._sent.pop(wait.step))
+                elif wait.step in self._kept and self._wakes(node):
+                    self._succeed(node, *self._kept[wait.step], None)
         self._run.advance()
 
     def _look_soon(self) -> None:
         """Read what the journal has received, once more if that is being done."""
         self._must_look = True
-        if not (self.is_looking or self._is_closed) and self._state.awaiting:
-            self.is_looking = True
+        if not (self._is_reading or self._is_closed) and self._state.awaiting:
+            self._is_reading = True
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
             look = self._look()
@@ -235,14 +250,13 @@ class Waits:
         try:
             while self._must_look and self._state.awaiting:
                 self._must_look = False
-                await mailbox.flush()  # a signal that is void must not be read again
+                if self._expired:
+                    await mailbox.flush()  # or what is void would count as the first
                 while self._expired:
                     await mailbox.send(self._expired[0], None)
                     del self._expired[0]  # not the last one, which may have come meanwhile
-                sent = await mailbox.receive()
-                for node, wait in list(self._state.awaiting.items()):
-                    if wait.step in sent:
-                        self._take(node, wait, sent[wait.step])
+                self._sent.update(await mailbox.receive())
+                self._take_all()
         except asyncio.CancelledError:
             self._must_look = True  # the run stops, or another task of the caller did this
         except JournalError as error:
@@ -259,7 +273,7 @@ class Waits:
 
     def _looked(self, look: Coroutine[Any, Any, None], _: object) -> None:
         look.close()
-        self.is_looking, self._task = False, None
+        self._is_reading, self._task = False, None
         if self._must_look and self._state.stop_reason is None:
             self._look_soon()  # it came after the last look
         self._run.advance()
@@ -282,4 +296,3 @@ class Waits:
             return
         if self._wakes(node):
             self._succeed(node, value, stored, None)
-            self._run.advance()

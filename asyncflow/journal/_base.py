@@ -642,6 +642,8 @@ class SQLJournal:
         committed = lease.committed
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
         run.must_stop = lease.cancel_requested
+        # Until the database has that the run continues, a value may take the place of an expiry.
+        lease.is_told = None in run.sent.values()
         return read(run)
 
     async def _cancel_waiting(self, run_id: str) -> bool:

@@ -45,7 +45,7 @@ def export_run(source: Store, run_id: str, path: str) -> None:
                 cursor.execute(f"SELECT name FROM pragma_table_info('{table}')")
                 columns[table] = [name for (name,) in cursor.fetchall()]
             rows, events = _rows_of(source, run_id, columns)
-            target.make_lease(cursor, run_id)
+            target.make_leases(cursor, [run_id])
             for table, names in (*columns.items(), ("events", EVENT_COLUMNS)):
                 values = ", ".join(names), marks(len(names))
                 sql = "INSERT INTO {} ({}) VALUES ({})".format(table, *values)

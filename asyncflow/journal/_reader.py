@@ -63,14 +63,15 @@ class RunReader:
         self._codec = codec
 
     def history(self, run_id: str, last: int) -> StoredRun:
-        """Return the replay of a claimed run, whose last position is known, with checkpoints.
+        """Return the replay of a claimed run, whose last position is known, with all that it has.
 
         Raises:
             LeaseLostError: There are more: another process has claimed the run meanwhile.
             JournalError: There are fewer: the database that is read lags behind.
         """
-        run, _ = self._replay(run_id, last)
-        run.checkpoints = self._store.checkpoints(run_id)
+        with self._store.database.reading():
+            run, _ = self._replay(run_id, last)
+            run.checkpoints = self._store.checkpoints(run_id)
         return run
 
     def passed(self, run_id: str) -> StoredRun | None:
@@ -112,7 +113,7 @@ class RunReader:
         except Exception as error:
             problem = f"it does not follow from the events before it ({describe_fully(error)})"
             raise RunUnreadableError(self._name, run_id, problem, position) from error
-        if run.waits:
+        if run.waits or last is not None:  # its owner asks only for what comes later
             run.sent = self._signals.read(run_id)
         return run, stored
 
@@ -185,9 +186,10 @@ class RunReader:
         Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
         or if its step has another value, or was skipped by its condition.
         """
-        # While it waits for this, nothing but the types is of interest.
-        wanted = LATEST_START if name in self._signals.waited_for(run_id) else OF_STEPS
-        rows = read_brief(self._store, (wanted, [run_id])).get(run_id, ())
+        with self._store.database.reading():
+            # While it waits for this, nothing but the types is of interest.
+            wanted = LATEST_START if name in self._signals.waited_for(run_id) else OF_STEPS
+            rows = read_brief(self._store, (wanted, [run_id])).get(run_id, ())
         if not rows:
             raise self._lists.unknown(run_id)
         run = StoredRun(without_items=True)

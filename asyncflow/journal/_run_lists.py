@@ -220,11 +220,10 @@ class RunLists:
 
     def check_exists(self, run_id: str) -> None:
         """Check that there is a run, even a damaged one."""
-        try:
-            if not self._store.last_positions(run_id)[0]:
-                raise self.unknown(run_id)
-        except RunUnreadableError:
-            pass  # there is something of it
+        last = self._store.last_positions([run_id])[run_id]
+        # If it can't be read, there is something of it.
+        if not (isinstance(last, RunUnreadableError) or last[0]):
+            raise self.unknown(run_id)
 
     def unknown(self, run_id: str) -> RunNotFoundError:
         """Return the error for a run that does not exist, with the most similar id."""

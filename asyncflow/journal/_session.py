@@ -112,9 +112,17 @@ class SQLSession:
 
     async def send(self, name: str, payload: Payload | None) -> None:
         await self._queue.send(self._lease.run_id, name, payload)
+        if payload is None:  # the first one may have come long ago
+            self._lease.is_told = True
 
     async def receive(self) -> dict[str, Payload | None]:
-        return await self._queue.receive(self._lease)
+        if not (self._lease.is_told or await self._queue.is_told(self._lease)):
+            return {}
+        self._lease.is_told = True  # until something was received: this may be cancelled, or fail
+        await self.flush()  # what is void must not be read again
+        received = await self._queue.receive(self._lease)
+        self._lease.is_told = False
+        return received
 
     def execute(self, statement: Statement) -> None:
         """Commit a change of other rows with the events of this turn, or not at all."""
@@ -244,6 +252,10 @@ class CommitQueue:
         """Store a signal, or that its deadline has expired."""
         sent = SentSignal(run_id, name, payload)
         await self.loop.run_in_executor(self._thread, self._worker.send_signal, sent)
+
+    async def is_told(self, lease: Lease) -> bool:
+        """Whether something was sent to a run since it was claimed or has received."""
+        return await self.loop.run_in_executor(self._thread, self._worker.is_told, lease)
 
     async def receive(self, lease: Lease) -> dict[str, Payload | None]:
         """Return what was sent to a run."""

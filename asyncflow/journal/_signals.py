@@ -7,7 +7,8 @@ counts. A row stays, so that the same value may be sent again, until what it ans
 A sender locks the lease of the run, as its owner does when it writes. So a signal is there when the
 owner ends its segment, or finds the run waiting:
 
-- While a process runs it, ``signal_token`` tells the owner to look.
+- While a process runs it, ``signal_token`` tells the owner to look. What came before its claim,
+  the owner reads with the history of the run.
 - While it waits, ``runs.waits`` has the names that it waits for, and ``runs.due_at`` when a process
   must continue it: at the earliest deadline, or at once.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._sql import NOW, OWNER, Database, Statement, marks, padded
+from asyncflow.journal._sql import NOW, OWNER, Statement, marks, padded
 
 if TYPE_CHECKING:
     from asyncflow.journal._store import Store
@@ -56,16 +57,18 @@ _REPLACE = (
 _WAKE = f"UPDATE runs SET due_at = {_DUE_NOW} WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
 _TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
-_IS_TOLD = "SELECT 1 FROM leases WHERE run_id = ? AND token = ? AND signal_token IS NOT NULL"
+_ARE_TOLD = "SELECT run_id FROM leases WHERE signal_token IS NOT NULL AND run_id IN ({run_ids})"
 _ALL = "SELECT name, kind, codec, data FROM signals WHERE run_id = ?"
 _SIGNALLED = (
     "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
 )
 _DUE = f"SELECT r.run_id FROM runs r WHERE r.due_at IS NOT NULL AND r.due_at <= {NOW}"
 _FORGET = "DELETE FROM signals WHERE run_id = ? AND name = ?"
-_CANCELLED = "SELECT 1 FROM leases WHERE run_id = ? AND cancel_token = token"
 _WAIT = (
-    f"UPDATE runs SET waits = ?, due_at = CASE WHEN ? THEN {_DUE_NOW} ELSE ? END WHERE run_id = ?"
+    "UPDATE runs SET waits = ?, due_at = CASE WHEN EXISTS (SELECT 1 FROM leases l "
+    "WHERE l.run_id = runs.run_id AND l.cancel_token = l.token) OR EXISTS (SELECT 1 FROM signals s "
+    f"WHERE s.run_id = runs.run_id AND s.name IN ({{names}})) THEN {_DUE_NOW} ELSE ? END "
+    "WHERE run_id = ?"
 )
 
 
@@ -77,17 +80,12 @@ def forget(run_id: str, name: str, *, only_expired: bool = False) -> Statement:
     return Statement(sql, parameters)
 
 
-def write_wait(
-    cursor: Any, database: Database, run_id: str, waits: dict[str, float | None]
-) -> None:
-    """Note what a run waits for whose segment ends; its lease is locked."""
-    cursor.execute(database.translate(_ALL), [run_id])
-    names = set(_received(cursor.fetchall()))
-    cursor.execute(database.translate(_CANCELLED), [run_id])
-    is_due = bool(names & waits.keys()) or cursor.fetchone() is not None
-    ends = [at for at in waits.values() if at is not None]
-    values = [json.dumps([*waits]), is_due, min(ends, default=None), run_id]
-    cursor.execute(database.translate(_WAIT), values)
+def waiting(run_id: str, waits: dict[str, float | None]) -> Statement:
+    """Return what notes for what a run waits whose segment ends; its lease is locked."""
+    names = padded([*map(column_of, waits)])
+    due_at = min((at for at in waits.values() if at is not None), default=None)
+    sql = _WAIT.replace("{names}", marks(len(names)))
+    return Statement(sql, [json.dumps([*waits]), *names, due_at, run_id])
 
 
 def wake(run_id: str) -> Statement:
@@ -174,7 +172,7 @@ class Signals:
         self._execute(cursor, sql, (kind, codec, data, sender, run_id, column))
         if is_waited_for:
             self._execute(cursor, *wake(run_id))
-        elif owner is not None:
+        if owner is not None:  # it may not have written yet that it has continued the run
             self._execute(cursor, _TELL, (run_id,))
 
     def _execute(self, cursor: Any, sql: str, parameters: Sequence[Any]) -> None:
@@ -185,13 +183,17 @@ class Signals:
         row: Sequence[Any] | None = cursor.fetchone()
         return row
 
+    def told(self, run_ids: Sequence[str]) -> set[str]:
+        """Return those of a few runs whose owner is to receive what was sent to them."""
+        wanted = padded(run_ids)
+        rows = self._store.read(_ARE_TOLD.replace("{run_ids}", marks(len(wanted))), wanted)
+        return {run_id for (run_id,) in rows}
+
     def receive(self, run_id: str, token: int) -> dict[str, Payload | None]:
         """Return what was sent to a run, by name, for its owner; ``None`` for an expired deadline.
 
         A signal that comes later tells the owner again.
         """
-        if not self._store.read(_IS_TOLD, (run_id, token)):
-            return self.read(run_id)  # a transaction would wait for the disk
 
         def attempt() -> dict[str, Payload | None]:
             with self._database.transaction() as cursor:

@@ -79,7 +79,10 @@ class Database(Protocol):
         ...
 
     def reading(self) -> AbstractContextManager[Cursor]:
-        """Return a cursor for SELECTs."""
+        """Return a cursor for SELECTs.
+
+        What is read within the block, also in inner ones, is of one database.
+        """
         ...
 
     def close(self) -> None:

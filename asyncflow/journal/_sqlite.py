@@ -224,6 +224,7 @@ class SQLite:
         self._patience_s = patience_s
         self._clock = clock or this_machine()
         self._connection: sqlite3.Connection | None = None
+        self._is_reading = False
         self._opened = opened or threading.Event()
         self._wal = (0, 0)
         """The size of the WAL after this connection's last commit, in bytes, and its version: that
@@ -262,10 +263,14 @@ class SQLite:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Cursor]:
         with self._translated_errors():
-            connection = self._connected()
-            if self._file:
+            connection, is_inner = self._connected(), self._is_reading
+            if self._file and not is_inner:
                 self._file.check(self.name)
-            yield connection.cursor()
+            self._is_reading = True
+            try:
+                yield connection.cursor()
+            finally:
+                self._is_reading = is_inner
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

@@ -48,7 +48,7 @@ from asyncflow.journal._event_codec import (
     run_checksum,
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
-from asyncflow.journal._signals import wake, write_wait
+from asyncflow.journal._signals import waiting, wake
 from asyncflow.journal._sql import (
     EVENT_COLUMNS,
     FREE,
@@ -130,15 +130,9 @@ TABLES_OF_A_RUN = "events", "notes", "signals", "checkpoints", "cached_results",
 _NOTE = (*NoteRow._fields, "checksum")
 """The columns of `notes`."""
 
-_MAKE_LEASE = (
-    # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
-    "INSERT INTO leases (run_id, token, expires_at) VALUES (?, CAST({now} * 1000 AS BIGINT), 0) "
-    "ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
-)
-_LEASE = (
-    "SELECT l.owner, l.process, {valid}, l.cancel_token, l.token FROM leases l "
-    "WHERE l.run_id = ?{lock}"
-)
+_NEW_LEASE = "(?, CAST({now} * 1000 AS BIGINT), 0)"
+_LEASES = "SELECT l.owner, l.process, {valid}, l.cancel_token, l.token, l.run_id FROM leases l"
+_LEASE = f"{_LEASES} WHERE l.run_id = ?{{lock}}"
 _CONTINUES = "(r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'resource'))"
 """Whether a run without an owner is one that a service resumes."""
 _CLAIM = (
@@ -175,7 +169,7 @@ _EVENTS = (
     "ORDER BY position"
 )
 _LAST = (
-    "SELECT COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
+    "SELECT CAST(? AS TEXT), COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?), "
     "(SELECT COUNT(*) FROM leases WHERE run_id = ? AND cancel_token = token), "
     # A damaged position must not prevent the next ones.
@@ -234,33 +228,46 @@ class Store:
         The answer for a run with another owner, whose claim is not void, is a
         `RunAlreadyActiveError`, and for one whose lease has a damaged row a `RunUnreadableError`.
         """
-        found: dict[int, int | Exception] = {}
+        found: list[int | Exception] = []
         with self.database.transaction() as cursor:
+            leases: dict[str, Sequence[Any]] = {}
             # In one order, so that two processes that lock leases never wait for each other.
-            for at in sorted(range(len(wanted)), key=lambda at: wanted[at][0]):
+            for chunk in chunks(sorted({run_id for run_id, _ in wanted})):
+                self.make_leases(cursor, chunk)
+                sql = f"{_LEASES} WHERE l.run_id IN ({marks(len(chunk))}) ORDER BY l.run_id{{lock}}"
+                self._execute(cursor, sql, chunk)
+                leases.update((lease[-1], lease) for lease in cursor.fetchall())
+            for run_id, claim in wanted:
                 try:
-                    found[at] = self._claim(cursor, *wanted[at])
+                    token = self._claim(cursor, leases[run_id], claim)
                 except (RunAlreadyActiveError, RunUnreadableError) as error:
-                    found[at] = error.with_traceback(None)  # or it would keep the others
-        return [found[at] for at in range(len(wanted))]
+                    found.append(error.with_traceback(None))  # or it would keep the others
+                else:
+                    found.append(token)
+                    leases[run_id] = (claim.owner, claim.process, True, None, token, run_id)
+        return found
 
-    def _claim(self, cursor: Cursor, run_id: str, claim: Claim) -> int:
-        self.make_lease(cursor, run_id)
-        self._execute(cursor, _LEASE, (run_id,))
-        lease = cursor.fetchone()
+    def _claim(self, cursor: Cursor, lease: Sequence[Any], claim: Claim) -> int:
+        *_, cancel_token, _, run_id = lease
         _check_free(run_id, lease, claim)
         token = self._token_of(run_id, lease) + 1
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
-        if lease[-2] == token - 1:
+        if cancel_token == token - 1:
             self._cancel_nested(cursor, run_id)
         return token
 
-    def make_lease(self, cursor: Cursor, run_id: str) -> None:
-        """Make the row of a run's lease, if there is none, in a transaction."""
-        self._execute(cursor, _MAKE_LEASE, (run_id,))
+    def make_leases(self, cursor: Cursor, run_ids: Sequence[str]) -> None:
+        """Make the rows of the leases of a few runs, where there are none, in a transaction."""
+        values = ", ".join([_NEW_LEASE] * len(run_ids))
+        # Not DO NOTHING: in PostgreSQL, another transaction could delete the row that is there.
+        sql = (
+            f"INSERT INTO leases (run_id, token, expires_at) VALUES {values} "
+            "ON CONFLICT (run_id) DO UPDATE SET token = leases.token"
+        )
+        self._execute(cursor, sql, run_ids)
 
     def _token_of(self, run_id: str, lease: Sequence[Any]) -> int:
-        token = lease[-1]
+        token = lease[-2]
         if not isinstance(token, int):
             raise RunUnreadableError(self.database.name, run_id, "the row of its lease is damaged")
         return token
@@ -384,7 +391,7 @@ class Store:
             changed = change.status, change.cause, change.position, change.unpaused_at
             self._execute(cursor, _CHANGE_RUN, (*changed, batch.run_id))
         if change and change.waits:
-            write_wait(cursor, self.database, batch.run_id, change.waits)
+            self._execute(cursor, *waiting(batch.run_id, change.waits))
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 
@@ -429,20 +436,30 @@ class Store:
             rows += self.read(sql, [now, *chunk])
         return cached_of(self.database.name, wanted, rows)
 
-    def last_positions(self, run_id: str) -> tuple[int, int, bool]:
-        """Return the positions of the last event and note of a run, and whether it must stop.
+    def last_positions(
+        self, run_ids: Sequence[str]
+    ) -> dict[str, tuple[int, int, bool] | RunUnreadableError]:
+        """Return the positions of the last event and note of runs, and whether each must stop.
 
-        A position is 0 if there is none.
-
-        Raise `RunUnreadableError` if the run has no events, or a row is damaged.
+        A position is 0 if there is none. The answer for a run that has no events, or a damaged row,
+        is a `RunUnreadableError`.
         """
-        ((position, runs, requests, note),) = self.read(_LAST, (run_id,) * 4)
+        rows: list[Sequence[Any]] = []
+        for chunk in chunks(padded(run_ids)):
+            sql = " UNION ALL ".join([_LAST] * len(chunk))
+            rows += self.read(sql, [run_id for run_id in chunk for _ in range(5)])
+        return {run_id: self._last_of(run_id, *row) for run_id, *row in rows}
+
+    def _last_of(
+        self, run_id: str, position: Any, runs: int, requests: int, note: int
+    ) -> tuple[int, int, bool] | RunUnreadableError:
         if not isinstance(position, int):
             problem = f"the position of an event is {position!r}"
-            raise RunUnreadableError(self.database.name, run_id, problem)
-        if runs and not position:
-            raise RunUnreadableError(self.database.name, run_id, "its events are missing")
-        return position, note, bool(requests)
+        elif runs and not position:
+            problem = "its events are missing"
+        else:
+            return position, note, bool(requests)
+        return RunUnreadableError(self.database.name, run_id, problem)
 
     def notes(self, run_id: str, where: NoteFilter, page: int) -> list[Sequence[Any]]:
         """Return rows of notes that a filter selects but for ``text``, at most a page of them.

@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -85,6 +85,9 @@ class Lease:
         self.cancel_requested = False
         self.signalled = False
         """Whether a signal may have come that the run has not read."""
+        self.is_told = False
+        """Whether the run must receive what was sent to it, whatever the database says. Its event
+        loop alone changes this."""
         self.on_change: Callable[[], object] | None = None
         """Called in the event loop after a change that no job of this run reports."""
 
@@ -114,6 +117,7 @@ class JournalWorker:
         self._claim = claim
         self.claim_run = Shared(self._claim_all)
         self.send_signal = Shared(self._send_all)
+        self.is_told = Shared(self._are_told)
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
         self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
@@ -147,16 +151,19 @@ class JournalWorker:
             held_claims.difference_update(names)
             raise
         answers: dict[PendingClaim, Lease | Exception] = {}
+        leases: dict[PendingClaim, Lease] = {}
         for (each, (name, _)), token in zip(claims.items(), tokens, strict=True):
             if isinstance(token, Exception):
                 held_claims.discard(name)
                 answers[each] = token
             else:
-                lease = Lease(each.run_id, token, each.loop, name, each.within)
+                lease = leases[each] = Lease(each.run_id, token, each.loop, name, each.within)
                 lease.valid_until = requested_at + self._claim.lease_s
-                answer = answers[each] = self._held(lease, requested_at)
-                if isinstance(answer, Lease):
-                    each.settle(answer)
+                self._hold(lease, requested_at)
+        for each, answer in zip(leases, self._counted([*leases.values()]), strict=True):
+            answers[each] = answer
+            if isinstance(answer, Lease):
+                each.settle(answer)
         refusal = partial(RunAlreadyActiveError, owner=self._claim.owner)
         return [answers.get(each) or refusal(each.run_id) for each in wanted]
 
@@ -166,19 +173,28 @@ class JournalWorker:
         is_free = before is None or before.released or before.loop.is_closed()
         return is_free and not wanted.is_abandoned
 
-    def _held(self, lease: Lease, requested_at: float) -> Lease | Exception:
-        """Return a lease, held; or why its events can't be counted, and it is released."""
+    def _hold(self, lease: Lease, requested_at: float) -> None:
         if not self._leases:
             self._renew_at = requested_at + self._claim.lease_s / 3
             self._poll_at = requested_at + self._poll_s
         self._leases[lease.run_id, lease.token] = self._claimed[lease.run_id] = lease
+
+    def _counted(self, leases: Sequence[Lease]) -> Iterator[Lease | Exception]:
+        """Yield each lease; or why its events can't be counted, and it is released."""
+        found: Mapping[str, tuple[int, int, bool] | Exception] = {}
+        failure: Exception | None = None
         try:
-            positions = self.call(self.store.last_positions, lease.run_id)
+            found = self.call(self.store.last_positions, [lease.run_id for lease in leases])
         except Exception as error:
-            self.release(lease)
-            return error
-        lease.committed, lease.noted, lease.cancel_requested = positions
-        return lease
+            failure = error
+        for lease in leases:
+            last = self._failure(failure) if failure else found[lease.run_id]
+            if isinstance(last, Exception):
+                self.release(lease)
+                yield last
+            else:
+                lease.committed, lease.noted, lease.cancel_requested = last
+                yield lease
 
     def release(self, lease: Lease) -> None:
         """Release a lease without writing events. If that fails, the lease expires."""
@@ -348,10 +364,16 @@ class JournalWorker:
                 lease.signalled = True
                 lease.notify()
 
+    def _are_told(self, leases: Sequence[Lease]) -> Sequence[bool | Exception]:
+        """Whether something was sent to each of these runs, which it has not received."""
+        told = self.call(self._signals.told, [lease.run_id for lease in leases])
+        return [
+            self._failure(lease.failure) if lease.failure else lease.run_id in told
+            for lease in leases
+        ]
+
     def receive(self, lease: Lease) -> dict[str, Payload | None]:
-        """Return what was sent to a run that this journal owns."""
-        if lease.failure:
-            raise self._failure(lease.failure)
+        """Return what was sent to such a run."""
         return self.call(self._signals.receive, lease.run_id, lease.token)
 
     # --- the end --------------------------------------------------------------------------------

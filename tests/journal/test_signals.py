@@ -149,6 +149,69 @@ async def test_a_signal_that_comes_while_a_segment_ends_is_for_the_next_one(jour
 
 
 @in_virtual_time
+async def test_a_signal_that_comes_just_after_the_history_was_read_is_taken(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, read = Orders(), journal._read_history
+    await orders.run(journal)
+
+    def read_just_before(*args: Any) -> Any:
+        answer = read(*args)
+        sent = SentSignal("r", "approved", Payload("json", b"true"))
+        journal._write_thread.submit(journal._worker.send_signal, sent).result()
+        return answer
+
+    monkeypatch.setattr(journal, "_read_history", read_just_before)
+    report = await asyncio.wait_for(orders.run(journal, on_wait="stay"), 60)
+
+    assert report["publish"].output == "draft: True"
+
+
+@in_virtual_time
+async def test_a_value_that_takes_the_place_of_an_expiry_while_a_run_resumes_is_taken(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, read = Orders(deadline_ms=10_000, default=False), journal._read_history
+
+    @orders.pipeline.step
+    async def slow() -> None:
+        await asyncio.sleep(5)
+
+    @orders.pipeline.step(depends_on=["slow"])
+    async def slow_too() -> None: ...
+
+    async with orders.pipeline.with_options(journal=journal, run_id="r").start() as run:
+        await asyncio.sleep(1)
+        run.drain("the service was shut down")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+    await asyncio.sleep(60)
+    await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
+
+    def read_just_before(*args: Any) -> Any:
+        answer = read(*args)
+        sent = SentSignal("r", "approved", Payload("json", b"true"))
+        journal._write_thread.submit(journal._worker.send_signal, sent).result()
+        return answer
+
+    monkeypatch.setattr(journal, "_read_history", read_just_before)
+
+    assert (await orders.run(journal))["publish"].output == "draft: True"
+
+
+@in_virtual_time
+async def test_a_continued_run_takes_what_was_sent_without_another_look(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = Orders()
+    await orders.run(journal)
+    await journal.signal("r", "approved", True)
+
+    monkeypatch.setattr(CommitQueue, "is_told", None)
+    assert (await orders.run(journal))["publish"].output == "draft: True"
+
+
+@in_virtual_time
 async def test_a_look_that_another_task_cancels_is_taken_again(journal: Any) -> None:
     turns = range(8)
     for turn in turns:
