@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.graph import Plan
 from asyncflow._core.record import record
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
 from asyncflow._core.state import RunState
@@ -172,8 +173,9 @@ def preview_of_start(
     event: RunStarted | RunResumed,
     taken: Sequence[StepTakenOver],
     checkpoint: Checkpoint,
+    now_s: float,
 ) -> RunPreview:
-    """Return the preview of a run that would start so.
+    """Return the preview of a run that would start so, by the wall clock at ``now_s``.
 
     ``state`` is the state of that run, to which nothing has happened yet.
     """
@@ -200,13 +202,25 @@ def preview_of_start(
         else:
             condition = _condition(step, has_begun=state.had_begun(index))
             decision: Decision = "runs" if step.signal is None else "waits"
-            if step.signal is not None and step.name in checkpoint.replay.sent:
-                reason = "its signal has come"
+            if step.signal is not None and not (
+                isinstance(event, RunResumed) and step.name in event.outdated
+            ):
+                reason = _end_of_wait(step, checkpoint.replay, now_s) or reason
             reason = reason or _NOT_YET[decision]
             items, reused = _count_of_items(step, restored), counts.get(step.name, 0)
             steps.append(StepPreview(step.name, decision, reason, condition, items, reused))
     is_rerun = isinstance(event, RunStarted)
     return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
+
+
+def _end_of_wait(step: WorkflowStep, run: StoredRun, now_s: float) -> str:
+    """Return what ends the wait of a step at once; empty if nothing does."""
+    if run.sent.get(step.name) is not None:
+        return "its signal has come"
+    wait = run.waits.get(step.name)
+    if wait is None or step.deadline_ms is None or wait.since + step.deadline_ms / 1000 > now_s:
+        return ""
+    return "its deadline has expired"
 
 
 def _certain_skips(plan: Plan, state: RunState, at_ms: float) -> dict[str, str]:

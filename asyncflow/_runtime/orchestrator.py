@@ -447,8 +447,9 @@ class Orchestrator:
             return preview_of_report(start)
         assert start.checkpoint is not None  # a stored run has events
         taken = [event for event, _ in start.taken]
+        state, now_s = self._state(start), request.clock()
         return preview_of_start(
-            run_id, self._plan, self._state(start), start.event, taken, start.checkpoint
+            run_id, self._plan, state, start.event, taken, start.checkpoint, now_s
         )
 
     async def report(self, run_id: str) -> RunReport:

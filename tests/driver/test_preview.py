@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -22,6 +23,7 @@ from asyncflow import (
 )
 from asyncflow._core.run_preview import RunPreview
 from asyncflow.journal import SQLiteJournal
+from asyncflow.testing import run_in_virtual_time
 
 ALARM = "step 'load', which it depends on, runs again"
 
@@ -295,3 +297,33 @@ async def test_a_step_waits_for_its_signal_which_may_have_come(tmp_path: Path):
     assert [step.step_name for step in waiting.waits] == ["approved"]
     assert told(answered)["approved"] == ("waits", "its signal has come", "")
     assert told(rerun)["approved"] == ("waits", "no signal has come", "")
+
+
+def test_a_preview_says_that_a_signal_is_void_and_that_a_deadline_has_expired():
+    def orders(version: str = "", **wait: Any) -> Pipeline:
+        pipeline = Pipeline("orders")
+
+        @pipeline.step(version=version)
+        async def draft() -> str:
+            return "draft"
+
+        pipeline.signal("approved", bool, depends_on=[draft], **wait)
+        return pipeline
+
+    async def reasons() -> list[str | None]:
+        async with SQLiteJournal(":memory:") as journal:
+            options: Any = {"journal": journal, "run_id": "r"}
+            late = orders(deadline_ms=1_000).with_options(**options)
+            await late.run()
+            await asyncio.sleep(2)
+            expired = await late.preview("r")
+            await journal.signal("r", "approved", True)
+            changed = orders("2").with_options(**options)
+            void = await changed.preview("r")
+            assert (await changed.run()).status == "WAITING"
+        return [expired["approved"].reason, void["approved"].reason]
+
+    assert run_in_virtual_time(reasons()) == [
+        "its deadline has expired",
+        "step 'draft', which it depends on, runs again",
+    ]
