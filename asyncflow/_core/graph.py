@@ -385,6 +385,10 @@ class Bindings(NamedTuple):
     actions: list[Binding]
     conditions: dict[int, Binding]
 
+    def sources(self, step: int) -> list[int | str]:
+        """Return where the action and the condition of a step get their arguments."""
+        return [source for _, source in (*self.actions[step], *self.conditions.get(step, ()))]
+
 
 ITEM = -1
 """Stands in a binding for the step over whose output the action is mapped."""
@@ -492,9 +496,7 @@ def _check_single_source(
         )
 
 
-def outputs_to_keep(
-    plan: Plan, bindings: Sequence[Binding], conditions: Mapping[int, Binding]
-) -> frozenset[int]:
+def outputs_to_keep(plan: Plan, bindings: Bindings) -> frozenset[int]:
     """Return the steps whose outputs may stay on the engines that make them.
 
     Only steps on the same engine take such an output, and at least one does. No condition takes it,
@@ -506,7 +508,7 @@ def outputs_to_keep(
     taken: set[int] = set()
     needed_here = {plan.index[name] for name in plan.targets}
     needed_here.update(at for at in engines if steps[at].map_over or steps[at].retry.until)
-    for step, binding in zip(steps, bindings, strict=True):
+    for step, binding in zip(steps, bindings.actions, strict=True):
         for _, source in binding:
             if source == ITEM:
                 needed_here.add(plan.index[step.map_over or ""])
@@ -514,7 +516,7 @@ def outputs_to_keep(
                 taken.add(source)
                 if engines.get(source) is not step.remote:
                     needed_here.add(source)
-    for binding in conditions.values():
+    for binding in bindings.conditions.values():
         needed_here.update(source for _, source in binding if isinstance(source, int))
     moves = {at for at, engine in engines.items() if engine is not None and engine.moves_data}
     return frozenset((moves & taken) - needed_here)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.fingerprint import difference, fingerprints_of
-from asyncflow._core.graph import ITEM, Binding, Plan, with_dependents
+from asyncflow._core.graph import ITEM, Bindings, Plan, with_dependents
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import is_remote
 from asyncflow._core.replay import StoredRun, decode_outputs
@@ -54,8 +54,7 @@ def resume(
     run: StoredRun,
     plan: Plan,
     *,
-    bindings: Sequence[Binding],
-    conditions: Mapping[int, Binding],
+    bindings: Bindings,
     new_inputs: Collection[str],
     fail_fast: bool,
     wall_time: float,
@@ -64,18 +63,18 @@ def resume(
 ) -> tuple[RunResumed, Checkpoint]:
     """Decide which results of a stored run are valid, and resume its replay.
 
-    The pipeline, the bindings and the conditions are as they are now. ``new_inputs`` are the names
-    of those that the run did not have before, ``wall_time`` is the present, in seconds since the
-    epoch, and ``process`` is this one. ``decode`` makes a value of the payload of a step's output,
-    or raises `PayloadError`, as this does then. Return the event that begins the new segment, and
-    the checkpoint that it starts from.
+    The pipeline and the bindings are as they are now. ``new_inputs`` are the names of those that
+    the run did not have before, ``wall_time`` is the present, in seconds since the epoch, and
+    ``process`` is this one. ``decode`` makes a value of the payload of a step's output, or raises
+    `PayloadError`, as this does then. Return the event that begins the new segment, and the
+    checkpoint that it starts from.
     """
     known = _of_plan(run.settled(), plan)
     has_failed = _has_failed(run, plan, known)
     afresh = run.has_ended or run.was_stopping or (fail_fast and has_failed)
     why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
-    reasons = _of_takers(plan, bindings, conditions, why_new)
-    found = _judge(run, plan, known, reasons, (), bindings, conditions, afresh=afresh)
+    reasons = _of_takers(plan, bindings, why_new)
+    found = _judge(run, plan, known, reasons, (), bindings, afresh=afresh)
     event = RunResumed(
         run.started.run_id,
         run.at_ms,
@@ -144,8 +143,7 @@ def rerun(
     event: RunStarted,
     plan: Plan,
     *,
-    bindings: Sequence[Binding],
-    conditions: Mapping[int, Binding],
+    bindings: Bindings,
     from_steps: Collection[str],
     other_inputs: Mapping[str, str],
     decode: Callable[[str, Payload], Any],
@@ -157,12 +155,12 @@ def rerun(
     again. The rest is as for `resume`.
     """
     known = _of_plan(origin.settled(), plan)
-    reasons = _of_takers(plan, bindings, conditions, other_inputs)
+    reasons = _of_takers(plan, bindings, other_inputs)
     reasons |= dict.fromkeys(from_steps, "the rerun starts from it")
     # Unlike a resumption, a rerun does not have what was stored before its step became secret.
     secret = plan.secret
     found = _judge(
-        *(origin, plan, known, reasons, secret, bindings, conditions),
+        *(origin, plan, known, reasons, secret, bindings),
         afresh=True,
         runs_failed_items=True,
     )
@@ -243,8 +241,7 @@ def _judge(
     known: Mapping[Key, StepView],
     reasons: Mapping[str, str],
     secret: Collection[str],
-    bindings: Sequence[Binding],
-    conditions: Mapping[int, Binding],
+    bindings: Bindings,
     *,
     afresh: bool,
     runs_failed_items: bool = False,
@@ -271,14 +268,13 @@ def _judge(
         begun |= with_dependents(gone, plan.depends_on.items()) & _signals(plan)
     asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
     restored = {name: None for name in valid if name not in asked_again}
-    recalled = _recalled(plan, restored, not_stored, bindings, conditions)
+    recalled = _recalled(plan, restored, not_stored, bindings)
     void = _void_answers(plan, recalled) - reasons.keys()
     if void:
         # What these let run may need other outputs that were not stored.
         why = "what it answers was not stored, and is made again"
         return _judge(
-            *(run, plan, known, {**reasons, **dict.fromkeys(void, why)}),
-            *(secret, bindings, conditions),
+            *(run, plan, known, {**reasons, **dict.fromkeys(void, why)}, secret, bindings),
             afresh=afresh,
             runs_failed_items=runs_failed_items,
         )
@@ -301,19 +297,14 @@ def _void_answers(plan: Plan, recalled: Collection[str]) -> set[str]:
     return _signals(plan) & with_dependents(recalled, plan.depends_on.items())
 
 
-def _of_takers(
-    plan: Plan,
-    bindings: Sequence[Binding],
-    conditions: Mapping[int, Binding],
-    reasons: Mapping[str, str],
-) -> dict[str, str]:
+def _of_takers(plan: Plan, bindings: Bindings, reasons: Mapping[str, str]) -> dict[str, str]:
     """Return the steps that take one of these inputs, for their action or their ``when``.
 
     The answer has for each step the reason that ``reasons`` has for its input.
     """
     found: dict[str, str] = {}
     for index, step in enumerate(plan.steps if reasons else ()):
-        for _, source in (*bindings[index], *conditions.get(index, ())):
+        for source in bindings.sources(index):
             if isinstance(source, str) and source in reasons:
                 found.setdefault(step.name, reasons[source])
     return found
@@ -441,8 +432,7 @@ def _recalled(
     plan: Plan,
     restored: Mapping[str, None],
     not_stored: Collection[str],
-    bindings: Sequence[Binding],
-    conditions: Mapping[int, Binding],
+    bindings: Bindings,
 ) -> tuple[str, ...]:
     """Return the steps whose outputs were not stored and which steps that run need."""
     recalled, needed = [], set()
@@ -452,7 +442,7 @@ def _recalled(
             recalled.append(step.name)
         elif step.name in restored:
             continue
-        for _, source in (*bindings[index], *conditions.get(index, ())):
+        for source in bindings.sources(index):
             if source == ITEM:
                 needed.add(plan.index[step.map_over or ""])
             elif isinstance(source, int):

@@ -10,10 +10,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from asyncflow._core.graph import ITEM, Binding, Plan
+from asyncflow._core.graph import ITEM, Bindings, Plan
 from asyncflow._core.results import Payload
 from asyncflow._core.step import WorkflowStep
 
@@ -44,7 +44,7 @@ def cache_key(pipeline: str, step: WorkflowStep, arguments: Mapping[str, Payload
 
 
 def check_cached(
-    pipeline: str, plan: Plan, bindings: Sequence[Binding], secret_inputs: Collection[str]
+    pipeline: str, plan: Plan, bindings: Bindings, secret_inputs: Collection[str]
 ) -> None:
     """Check that the results of all steps with ``cache_ms`` may be reused.
 
@@ -56,7 +56,7 @@ def check_cached(
                 f"step {step.name!r} has cache_ms, which reuses results of the pipeline of that "
                 "name: give the pipeline one"
             )
-        for parameter, source in bindings[index]:
+        for parameter, source in bindings.actions[index]:
             origin = plan.index[step.map_over or ""] if source == ITEM else source
             if isinstance(origin, str):
                 what, is_secret = f"input {origin!r}", origin in secret_inputs

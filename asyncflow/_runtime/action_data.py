@@ -18,10 +18,10 @@ class ActionData:
     """
 
     def __init__(self, start: RunStart, state: RunState) -> None:
-        self.bindings = start.bindings
-        self._step_count = len(start.bindings)
+        self.bindings = start.bindings.actions
+        self._step_count = len(self.bindings)
         self.items: dict[int, Any] = {}
-        self._conditions = start.conditions
+        self._conditions = start.bindings.conditions
         self._inputs = start.inputs
         self._state = state
 

@@ -72,7 +72,7 @@ class Attempts:
         if plan.special and any(plan.steps[index].remote for index in plan.special):
             from asyncflow._runtime.remote_attempt import RemoteAttempts  # few need it
 
-            to_keep = outputs_to_keep(plan, scope.start.bindings, scope.start.conditions)
+            to_keep = outputs_to_keep(plan, scope.start.bindings)
             self._engines = RemoteAttempts(parts, to_keep)
 
     async def bounded(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from asyncflow._core.annotations import output_type
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
-from asyncflow._core.graph import Binding, Plan
+from asyncflow._core.graph import Bindings, Plan
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow._core.signal import fits, type_text
 from asyncflow._core.step import WorkflowStep
@@ -358,8 +358,7 @@ class RunStart(NamedTuple):
     """How a run starts or resumes."""
 
     inputs: Mapping[str, Any]
-    bindings: list[Binding]
-    conditions: Mapping[int, Binding]
+    bindings: Bindings
     event: RunStarted | RunResumed
     stored_event: RunStarted | RunResumed | None = None
     """The event as the journal stores it."""
@@ -378,7 +377,6 @@ def new_start(request: Request) -> RunStart:
     Raise `ValueError` if nothing provides a parameter of an action, or two things do.
     """
     plan, inputs = request.plan, request.inputs
-    bindings, conditions = plan.bindings(inputs.keys())
     event = RunStarted(
         request.run_id,
         request.clock(),
@@ -392,7 +390,7 @@ def new_start(request: Request) -> RunStart:
         parent_step=request.parent_step,
         label=request.label,
     )
-    return RunStart(inputs, bindings, conditions, event)
+    return RunStart(inputs, plan.bindings(inputs.keys()), event)
 
 
 def redacted(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:

@@ -250,12 +250,11 @@ class Run:
             self._resources.open(name, self._scope.context.copy())
 
     def _needed_resources(self) -> dict[str, OpenResource]:
-        bindings, conditions = self._scope.start.bindings, self._scope.start.conditions
         taken = {
             source
             for index in self._scope.plan.order
             if not self._state.has_ended(index)
-            for _, source in (*bindings[index], *conditions.get(index, ()))
+            for source in self._scope.start.bindings.sources(index)
         }
         return {name: each for name, each in self._scope.resources.items() if name in taken}
 

@@ -169,12 +169,11 @@ class _RunOpening:
         request, plan = self._request, self._request.plan
         new = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
-        bindings, conditions = plan.bindings(inputs.keys())
+        bindings = plan.bindings(inputs.keys())
         event, checkpoint = resume(
             stored,
             plan,
             bindings=bindings,
-            conditions=conditions,
             new_inputs=new,
             fail_fast=request.fail_fast,
             wall_time=request.clock(),
@@ -193,7 +192,6 @@ class _RunOpening:
         return RunStart(
             inputs,
             bindings,
-            conditions,
             replace(event, inputs={name: shown[name] for name in added}),
             replace(event, inputs=added),
             replace(checkpoint, pipeline=event.pipeline, inputs=shown),
@@ -253,7 +251,6 @@ class _RunOpening:
             replace(event, inputs=stored_inputs),
             plan,
             bindings=start.bindings,
-            conditions=start.conditions,
             from_steps=from_steps,
             other_inputs=others,
             decode=self._decode_output,

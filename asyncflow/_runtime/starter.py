@@ -65,7 +65,7 @@ class Starter:
         self.is_held = self.is_advancing = False
         plan = scope.plan
         self._step_count = len(plan.steps)
-        self._calls_users_code = bool(scope.start.conditions) or (
+        self._calls_users_code = bool(scope.start.bindings.conditions) or (
             scope.state.is_limited and any(plan.steps[index].measures for index in plan.special)
         )
         self._unchecked: list[int] | None = None

@@ -544,7 +544,7 @@ class TestOutputsToKeep:
 
     def kept(self, *steps: WorkflowStep, targets: Iterable[str] | None = None) -> list[str]:
         planned = plan(steps, targets)
-        found = outputs_to_keep(planned, bind(planned), bind_conditions(planned))
+        found = outputs_to_keep(planned, planned.bindings(set()))
         return [planned.steps[index].name for index in sorted(found)]
 
     async def make(self) -> None: ...

@@ -8,7 +8,7 @@ import pytest
 
 from asyncflow import PayloadError, RunStatus, StepStatus, WorkflowStep
 from asyncflow._core.fingerprint import fingerprints_of
-from asyncflow._core.graph import bind, bind_conditions, plan
+from asyncflow._core.graph import plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.resume import resume
@@ -69,8 +69,7 @@ def resume_with(events, *steps, fail_fast=True, new_inputs=()):
     return resume(
         run,
         planned,
-        bindings=bind(planned, new_inputs),
-        conditions=bind_conditions(planned, new_inputs),
+        bindings=planned.bindings(set(new_inputs)),
         new_inputs=new_inputs,
         fail_fast=fail_fast,
         wall_time=2_000.0,

@@ -31,7 +31,7 @@ from asyncflow import (
     topological_sort,
 )
 from asyncflow._core.composition import ForwardOutputs
-from asyncflow._core.graph import bind, bind_conditions, plan
+from asyncflow._core.graph import plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output
 from asyncflow._core.resume import resume
@@ -207,8 +207,7 @@ class Execution:
             event, past = resume(
                 StoredRun(self.stored),
                 planned,
-                bindings=bind(planned),
-                conditions=bind_conditions(planned),
+                bindings=planned.bindings(set()),
                 new_inputs=(),
                 fail_fast=self.pipeline.options["fail_fast"],
                 wall_time=self.received[0].wall_time,
