@@ -89,14 +89,14 @@ class Attempts:
             if limit is not None:
                 self._stop_control.watchdog.expect(self._run_context.at_s(limit.ends_ms))
                 limit_s = max((limit.ends_ms - now_ms) / 1000, _ALMOST_NOTHING_S)
-            if self.shares_task(node, attempt):
+            if self.take_task(node, attempt):
                 return await asyncio.wait_for(make_attempt(), limit_s)
             ended = await self._in_own_task(node, attempt, limit_s, make_attempt)
             if ended:
                 return ended[0]
 
-    def shares_task(self, node: int, attempt: int) -> bool:
-        """Whether an attempt is made in the task of its node, which gets its name then."""
+    def take_task(self, node: int, attempt: int) -> bool:
+        """Give the task of a node the name of an attempt; return False if it can't make that."""
         if WAIT_FOR_MAKES_A_TASK or (attempt > 1 and not self._context_is_clean()):
             return False
         if attempt > 1:

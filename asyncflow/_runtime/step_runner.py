@@ -147,7 +147,7 @@ class StepRunner:
                     await self._store_start(node, self._persistence)
                 if step.remote is not None:
                     delay_ms = await attempts.make_on_engine(node, step, attempt)
-                elif is_plain and attempts.shares_task(node, attempt):
+                elif is_plain and attempts.take_task(node, attempt):
                     if step.timeout_s is not None:
                         self._stop_control.watchdog.expect_in(step.timeout_s)
                     delay_ms = await self._make_plain(node, step, attempt)
