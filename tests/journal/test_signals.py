@@ -34,7 +34,7 @@ from asyncflow.journal._session import CommitQueue
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._store import Store
-from asyncflow.testing import run_in_virtual_time
+from asyncflow.testing import fake, run_in_virtual_time
 
 SUCCESS, PENDING, SKIPPED = StepStatus.SUCCESS, StepStatus.PENDING, StepStatus.SKIPPED
 DAY_MS = 86_400_000
@@ -922,6 +922,17 @@ async def test_resuming_without_news_returns_the_stored_report_and_writes_nothin
     assert report.status is RunStatus.WAITING
     assert await count(journal) == before
     assert orders.calls == ["draft"]
+
+
+@in_virtual_time
+async def test_a_fake_answers_a_run_that_waits_already(journal: Any) -> None:
+    orders = Orders()
+    assert (await orders.run(journal)).status is RunStatus.WAITING
+
+    with fake(orders.pipeline, approved=True):
+        report = await orders.run(journal)
+
+    assert report["publish"].output == "draft: True"
 
 
 @in_virtual_time
