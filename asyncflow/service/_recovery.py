@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -140,7 +140,8 @@ class Recovery:
             run_ids = [await signalled.get()]
             while len(run_ids) < _TOGETHER and not signalled.empty():
                 run_ids.append(signalled.get_nowait())
-            if among := [run_id for run_id in run_ids if run_id not in self._left_alone()]:
+            skipped = self._left_alone()
+            if among := [run_id for run_id in run_ids if run_id not in skipped]:
                 await self._continue_due(among)
 
     async def _continue_due(self, among: Sequence[str] | None) -> None:
@@ -154,9 +155,12 @@ class Recovery:
         for run in found:
             await self._places.wait()
             self._continuing.add(run.run_id)
-            task = asyncio.create_task(self._continue(run))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+            self._begin_soon(self._continue(run))
+
+    def _begin_soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
 
     def _left_alone(self) -> Set[str]:
         return self._unresumable | self._active.keys() | self._continuing
@@ -189,9 +193,7 @@ class Recovery:
                 self._unresumable.add(run.run_id)
             else:
                 await self._places.wait()
-                task = asyncio.create_task(self._resume_one(pipeline, run))
-                self._beginning.add(task)
-                task.add_done_callback(self._beginning.discard)
+                self._begin_soon(self._resume_one(pipeline, run))
         # If this is cancelled, they begin nevertheless, or the service refuses them: a cancelled
         # start would be stored as a run that was cancelled for good.
         if self._beginning:
