@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from datetime import datetime
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -292,12 +292,20 @@ def test_a_run_that_waits_crashes_and_resumes_with_its_signals(tmp_path):
 
 
 def test_a_signal_that_its_step_refuses_is_not_sent_again_and_again(tmp_path):
-    orders = Pipeline("orders")
-    orders.signal("day", datetime)
+    @dataclass
+    class Amount:
+        euros: int
 
-    with pytest.raises(ValueError, match="signals: step 'day' refuses 'Monday', and waits on"):
+        def __post_init__(self):
+            if self.euros < 0:
+                raise ValueError("must be at least 0")
+
+    orders = Pipeline("orders")
+    orders.signal("paid", Amount)
+
+    with pytest.raises(ValueError, match=r"step 'paid' refuses \{'euros': -1\}, and waits"):
         crash_everywhere(
-            orders, lambda: SQLiteJournal(tmp_path / "runs.db"), signals={"day": "Monday"}
+            orders, lambda: SQLiteJournal(tmp_path / "runs.db"), signals={"paid": {"euros": -1}}
         )
 
 
