@@ -46,6 +46,7 @@ the clock, and later for each signal."""
 _LEASE = f"SELECT {OWNER} FROM leases l WHERE l.run_id = ?{{lock}}"
 _RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
 _FIND = "SELECT kind, codec, data FROM signals WHERE run_id = ? AND name = ?"
+_LATEST = "SELECT kind FROM events WHERE run_id = ? AND step = ? ORDER BY position DESC LIMIT 1"
 _INSERT = (
     "INSERT INTO signals (kind, codec, data, sent_by, run_id, name, sent_at) "
     "VALUES (?, ?, ?, ?, ?, ?, {now})"
@@ -162,8 +163,14 @@ class Signals:
             kind, before = found[0], _sent(*found)
             if payload is None or (before is not None and is_same(before, payload)):
                 return
-            # A run that ended with it waits anew when it is resumed.
-            if kind != EXPIRED or status not in ("failed", "interrupted"):
+            # A run that ended with it waits anew when it is resumed, unless the step has a value:
+            # the default, or that of its fallback, since the sender looked.
+            if (
+                kind != EXPIRED
+                or status not in ("failed", "interrupted")
+                or self._row(cursor, _LATEST, run_id, column)
+                in (("StepSucceeded",), ("StepReused",))
+            ):
                 raise ValueError(why_second(run_id, name, kind))
         elif status == "passed":
             raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")

@@ -168,6 +168,26 @@ async def test_a_signal_that_comes_just_after_the_history_was_read_is_taken(
 
 
 @in_virtual_time
+async def test_a_value_that_comes_just_after_the_default_was_taken_is_refused(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = Orders(deadline_ms=1_000, default=False)
+
+    @orders.pipeline.step(depends_on=["publish"])
+    async def fails() -> None:
+        raise ConnectionError
+
+    await orders.run(journal)
+    await asyncio.sleep(60)
+    report = await orders.run(journal)
+    assert report.status is RunStatus.FAILED
+    monkeypatch.setattr(journal._reader, "check_signal", lambda *_: True)  # it looked before that
+
+    with pytest.raises(ValueError, match="too late"):
+        await journal.signal("r", "approved", True)
+
+
+@in_virtual_time
 async def test_a_value_that_takes_the_place_of_an_expiry_while_a_run_resumes_is_taken(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
