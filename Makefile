@@ -46,8 +46,7 @@ arguments = -o cache_dir=$(abspath $(VENV))/.pytest_cache
 # SQLite waits for the disk at each commit, and memory keeps nobody waiting.
 memory := $(shell df --output=avail /dev/shm 2>/dev/null | awk '$$1 > 4000000 { print "TMPDIR=/dev/shm" }')
 branches = $(shell $(py) -c "import sys; print('--branch' * (sys.version_info >= (3, 14)))")
-unmeasured = $(memory) $(py) -m pytest $(arguments)
-pytest = $(if $(COVERAGE),$(memory) $(py) -m coverage run $(branches) -m pytest $(arguments),$(unmeasured))
+pytest = $(memory) $(py) $(if $(COVERAGE),-m coverage run $(branches)) -m pytest $(arguments)
 # A worker that has nothing left to do takes over tests of another one.
 parallel := --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal
 # $(call require,percentage): hold what has been reached so far against that.
@@ -93,13 +92,8 @@ test-all: test test-realtime test-slow covered
 test-realtime: $(tested)
 	@$(pytest) -m "realtime or uvloop" --timeout=300
 
-# What repeats fast tests with more cases, in debug mode or with kills reaches no other line, so its coverage is not
-# measured, which takes two thirds more time.
-repeats := crash or debug or exhaustive
 test-slow: $(tested)
-	@$(pytest) $(parallel) -m "slow and not ($(repeats) or ray or realtime or uvloop)" --timeout=300
-	@$(unmeasured) $(parallel) --dist=load --maxschedchunk=1 -m "($(repeats)) and not (ray or realtime or uvloop)" \
-		--timeout=300
+	@$(pytest) $(parallel) -m "slow and not (ray or realtime or uvloop)" --timeout=300
 
 covered: $(tested)
 	$(call require,99)
