@@ -433,15 +433,19 @@ def broken(count: int) -> list[Event]:
     return [*large(count, count - 1), *failed, RunFinished(at_ms + 20, RunStatus.FAILED)]
 
 
+@pytest.fixture(scope="session")
+def broken_html() -> str:
+    return to_html(broken(2_000))
+
+
 IN_VIEW = """(of) => { const line = of.getBoundingClientRect();
   const box = of.closest(".scroll").getBoundingClientRect();
   return line.top >= box.top && line.bottom <= box.bottom; }"""
 
 
-async def test_of_2000_steps_those_in_view_are_drawn(opened: Open) -> None:
-    html = to_html(broken(2_000))
-    assert len(html.encode()) < 500_000
-    page = await opened(html)
+async def test_of_2000_steps_those_in_view_are_drawn(opened: Open, broken_html: str) -> None:
+    assert len(broken_html.encode()) < 500_000
+    page = await opened(broken_html)
     lines, rows = page.locator(".line.step"), page.locator("#steps-table tbody tr")
 
     assert await page.locator(".rows[open]").count() == 1  # not those that only passed
@@ -456,8 +460,8 @@ async def test_of_2000_steps_those_in_view_are_drawn(opened: Open) -> None:
     assert await page.evaluate("document.querySelectorAll('*').length") < 8_000
 
 
-async def test_what_is_not_drawn_yet_is_found_and_linked(opened: Open) -> None:
-    page = await opened(to_html(broken(2_000)), at="#step=step_1334")
+async def test_what_is_not_drawn_yet_is_found_and_linked(opened: Open, broken_html: str) -> None:
+    page = await opened(broken_html, at="#step=step_1334")
 
     for query in ('.line.step[data-i="1334"]', '#steps-table tr[data-i="1334"]'):
         await page.locator(f"{query}.chosen").wait_for()
@@ -485,9 +489,10 @@ async def test_what_is_not_drawn_yet_is_found_and_linked(opened: Open) -> None:
     assert await page.locator("#steps-table tbody tr").first.get_attribute("data-i") == "1999"
 
 
-async def test_a_large_run_says_without_a_script_what_failed(opened: Open) -> None:
-    html = to_html(broken(2_000))
-    static = await opened(html, java_script_enabled=False)
+async def test_a_large_run_says_without_a_script_what_failed(
+    opened: Open, broken_html: str
+) -> None:
+    static = await opened(broken_html, java_script_enabled=False)
     for query in (".line.step", "#steps-table tbody tr", "article"):
         assert await static.locator(query).count() == 1
     assert await static.locator(".tierhead").count() == 4

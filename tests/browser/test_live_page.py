@@ -229,20 +229,6 @@ async def test_a_cancellation_is_confirmed_by_keyboard(tab: Tab, site: ServerThr
     assert gates.has_cleaned_up("first")
 
 
-async def test_the_question_leaves_a_margin_on_a_phone(tab: Tab, site: ServerThread) -> None:
-    gates, page = site.start("on-a-phone"), tab.page
-    await page.set_viewport_size({"width": 390, "height": 844})
-    await page.goto(f"{site.url}runs/{gates.run_id}")
-
-    await button(page, "Cancel").click()
-
-    box = await page.get_by_role("dialog").bounding_box()
-    assert box is not None
-    assert box["x"] >= 12
-    assert box["x"] + box["width"] <= 378
-    site.stop()
-
-
 async def test_without_a_connection_nothing_can_be_cancelled_or_resumed(
     tab: Tab, site: ServerThread, start: Any
 ) -> None:
@@ -267,11 +253,17 @@ async def test_without_a_connection_nothing_can_be_cancelled_or_resumed(
     await expect(button(page, "Resume")).to_be_disabled()
 
 
-async def test_a_question_about_an_ended_run_is_withdrawn(tab: Tab, site: ServerThread) -> None:
+async def test_a_question_fits_a_phone_and_is_withdrawn_when_the_run_ends(
+    tab: Tab, site: ServerThread
+) -> None:
     gates, page = site.start("ended-meanwhile"), tab.page
+    await page.set_viewport_size({"width": 390, "height": 844})
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await button(page, "Cancel").click()
-    await expect(page.get_by_role("dialog")).to_be_visible()
+    box = await page.get_by_role("dialog").bounding_box()
+    assert box is not None
+    assert box["x"] >= 12
+    assert box["x"] + box["width"] <= 378
 
     gates.open("first", "second", "third")
 
