@@ -116,7 +116,10 @@ def open_scope(
     secrets = _secrets_of(start, outer.secrets)
     if observers or (persistence is not None and persistence.takes_notes):
         secrets = secrets or SecretTexts()
-        now_ms = lambda: (clock() - started_s) * 1000  # noqa: E731
+
+        def now_ms() -> float:
+            return (clock() - started_s) * 1000
+
         notes = _notes_of(now_ms, start, observers, persistence, secrets)
     run_context = RunContext(
         run_id,
