@@ -43,7 +43,7 @@ _DUE_NOW = "{now} - 1e11"
 """The ``due_at`` of a waiting run that a signal has reached: 3,000 years ago, whatever becomes of
 the clock, and later for each signal."""
 
-_LEASE = f"SELECT {OWNER} FROM leases l WHERE l.run_id = ?{{lock}}"
+_LEASE = f"SELECT {OWNER}, l.owner FROM leases l WHERE l.run_id = ?{{lock}}"
 _RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
 _FIND = "SELECT kind, codec, data FROM signals WHERE run_id = ? AND name = ?"
 _LATEST = "SELECT kind FROM events WHERE run_id = ? AND step = ? ORDER BY position DESC LIMIT 1"
@@ -149,7 +149,7 @@ class Signals:
     ) -> None:
         """Store one signal; raise an error before anything is written."""
         column = column_of(name)
-        (owner,) = self._row(cursor, _LEASE, run_id) or (None,)
+        owner, latest_owner = self._row(cursor, _LEASE, run_id) or (None, None)
         run = self._row(cursor, _RUN, run_id)
         # With an owner, it is about to write its first event. Without, the row of a signal would
         # answer the next run of this id.
@@ -179,7 +179,8 @@ class Signals:
         self._execute(cursor, sql, (kind, codec, data, sender, run_id, column))
         if is_waited_for:
             self._execute(cursor, *wake(run_id))
-        if owner is not None:  # it may not have written yet that it has continued the run
+        # It may not have written yet that it has continued the run, or renew an expired lease.
+        if latest_owner is not None:
             self._execute(cursor, _TELL, (run_id,))
 
     def _execute(self, cursor: Any, sql: str, parameters: Sequence[Any]) -> None:

@@ -188,6 +188,20 @@ async def test_a_value_that_comes_just_after_the_default_was_taken_is_refused(
 
 
 @in_virtual_time
+async def test_an_owner_whose_lease_has_expired_learns_of_a_signal_if_it_goes_on(
+    journal: Any, database: Any
+) -> None:
+    orders = Orders()
+    run = asyncio.ensure_future(orders.run(journal, on_wait="stay"))
+    await asyncio.sleep(1)
+
+    database.expire_leases()  # the process stood still
+    await journal.signal("r", "approved", True)
+
+    assert (await asyncio.wait_for(run, 60))["publish"].output == "draft: True"
+
+
+@in_virtual_time
 async def test_a_value_that_takes_the_place_of_an_expiry_while_a_run_resumes_is_taken(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
