@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -69,10 +70,13 @@ class RunReader:
             LeaseLostError: There are more: another process has claimed the run meanwhile.
             JournalError: There are fewer: the database that is read lags behind.
         """
-        with self._store.database.reading():
+
+        def read() -> StoredRun:
             run, _ = self._replay(run_id, last)
             run.checkpoints = self._store.checkpoints(run_id)
-        return run
+            return run
+
+        return self._store.together(read)
 
     def passed(self, run_id: str) -> StoredRun | None:
         """Return the replay of a run that has passed, which is final; ``None`` for any other."""
@@ -186,10 +190,13 @@ class RunReader:
         Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
         or if its step has another value, or was skipped by its condition.
         """
-        with self._store.database.reading():
+
+        def read() -> Sequence[Sequence[Any]]:
             # While it waits for this, nothing but the types is of interest.
             wanted = LATEST_START if name in self._signals.waited_for(run_id) else OF_STEPS
-            rows = read_brief(self._store, (wanted, [run_id])).get(run_id, ())
+            return read_brief(self._store, (wanted, [run_id])).get(run_id, ())
+
+        rows = self._store.together(read)
         if not rows:
             raise self._lists.unknown(run_id)
         run = StoredRun(without_items=True)

@@ -209,6 +209,15 @@ class Store:
         """Return what a call returns. A store may repeat it."""
         return attempt()
 
+    def together(self, read: Callable[[], T]) -> T:
+        """Return what a call returns, whose reads are of one database."""
+
+        def attempt() -> T:
+            with self.database.reading():
+                return read()
+
+        return self.retry(attempt)
+
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows that a SELECT finds."""
 

@@ -17,9 +17,11 @@ from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, StepSucceeded
 from asyncflow.journal import _postgres_connection
 from asyncflow.journal._event_codec import row_of
+from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
 from asyncflow.journal._queries import RunFilter
+from asyncflow.journal._reader import RunReader
 from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._store import Change, Claim, CommitBatch
 
@@ -211,6 +213,21 @@ def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
     postgres_server.start()
 
     assert read.result() == []
+    second.database.close()
+
+
+def test_the_history_of_a_run_waits_for_a_server_that_another_connection_has_reached(
+    store: PostgresStore, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+) -> None:
+    second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
+    reader = RunReader(second, RunLists(second), Codec("json", 1_000))
+    claim(store, "r", MINE)
+    postgres_server.stop()
+    read = executor.submit(reader.history, "r", 0)
+    until(lambda: second.database.answered_at)
+    postgres_server.start()
+
+    assert read.result().segments == []
     second.database.close()
 
 
