@@ -33,6 +33,7 @@ from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
 _AGAIN_S = 1.0
 """When to look again if the journal has refused a look, such as a locked file."""
 
+_NOT_RECEIVED = "a signal could not be received"
 _HAS_ANOTHER = "has another value already; the first one counts"
 
 _log = logging.getLogger("asyncflow")
@@ -221,15 +222,19 @@ class Waits:
         self._takes_soon = True
         self._call_soon(self._take_all)
 
-    def _take_all(self) -> None:
+    def _take_all(self, *, has_read: bool = False) -> None:
         """Let the steps that wait take what was sent to them."""
         self._takes_soon = False
-        if not self._is_closed:
-            for node, wait in list(self._state.awaiting.items()):
+        # What they refuse now, a look that is under way could bring once more.
+        may_take = not self._is_closed and (has_read or not self._is_reading)
+        try:
+            for node, wait in list(self._state.awaiting.items()) if may_take else ():
                 if wait.step in self._sent:
                     self._take(node, wait, self._sent.pop(wait.step))
                 elif wait.step in self._kept and self._wakes(node):
                     self._succeed(node, *self._kept[wait.step], None)
+        except BaseException as bug:
+            self._run.broken(bug, _NOT_RECEIVED)
         self._run.advance()
 
     def _look_soon(self) -> None:
@@ -256,7 +261,7 @@ class Waits:
                     await mailbox.send(self._expired[0], None)
                     del self._expired[0]  # not the last one, which may have come meanwhile
                 self._sent.update(await mailbox.receive())
-                self._take_all()
+                self._take_all(has_read=True)
         except asyncio.CancelledError:
             self._must_look = True  # the run stops, or another task of the caller did this
         except JournalError as error:
@@ -269,14 +274,14 @@ class Waits:
                 loop, context = self._scope.loop, self._scope.context.copy()
                 self._again = loop.call_later(_AGAIN_S, self._look_soon, context=context)
         except BaseException as bug:
-            self._run.broken(bug, "a signal could not be received")
+            self._run.broken(bug, _NOT_RECEIVED)
 
     def _looked(self, look: Coroutine[Any, Any, None], _: object) -> None:
         look.close()
         self._is_reading, self._task = False, None
         if self._must_look and self._state.stop_reason is None:
             self._look_soon()  # it came after the last look
-        self._run.advance()
+        self._take_all()
 
     def _take(self, node: int, wait: StepWaiting, payload: Payload | None) -> None:
         """Take what was sent to a step; ``None`` stands for its expired deadline."""

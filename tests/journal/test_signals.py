@@ -246,6 +246,72 @@ async def test_a_continued_run_takes_what_was_sent_without_another_look(
 
 
 @in_virtual_time
+async def test_a_value_that_is_refused_while_another_one_is_received_is_refused_once(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def letters(hint: Any, delay_s: float) -> Pipeline:
+        pipeline = Pipeline("letters")
+
+        @pipeline.step(name=f"wait_{delay_s}")
+        async def wait() -> None:
+            await asyncio.sleep(delay_s)
+
+        pipeline.signal("first", str)
+        pipeline.signal("second", hint, depends_on=[wait])
+        return pipeline.with_options(journal=journal, run_id="r")
+
+    receive = CommitQueue.receive
+
+    async def receive_and_be_slow(*args: Any) -> Any:
+        received = await receive(*args)
+        await asyncio.sleep(5)
+        return received
+
+    await letters(str, 0).run()
+    await journal.signal("r", "second", "text")
+    monkeypatch.setattr(CommitQueue, "receive", receive_and_be_slow)
+    run = asyncio.ensure_future(letters(int, 2).with_options(on_wait="stay").run())
+    await asyncio.sleep(1)
+    await journal.signal("r", "first", "text")  # it is being received while 'second' waits
+    while True:
+        await asyncio.sleep(1)
+        with suppress(ValueError):  # it has another value, which the run has not refused yet
+            await journal.signal("r", "second", 2)
+            break
+    report = await asyncio.wait_for(run, 60)
+
+    assert report["second"].output == 2
+    events = [stored.event for stored in await journal.events("r")]
+    assert len([each for each in events if isinstance(each, StepWaiting) and each.refused]) == 1
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+@in_virtual_time
+async def test_a_bug_that_a_signal_meets_ends_the_run(
+    journal: Any, monkeypatch: pytest.MonkeyPatch, is_waiting: bool
+) -> None:
+    decode = journal.decode
+
+    def decode_steps(subject: str, *args: Any) -> Any:
+        if "signal" in subject:
+            raise RuntimeError("a bug")
+        return decode(subject, *args)
+
+    orders = Orders()
+    await orders.run(journal)
+    monkeypatch.setattr(journal, "decode", decode_steps)
+    if not is_waiting:
+        await journal.signal("r", "approved", True)
+    run = asyncio.ensure_future(orders.run(journal, on_wait="stay"))
+    await asyncio.sleep(1)
+    if is_waiting:
+        await journal.signal("r", "approved", True)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await asyncio.wait_for(run, 60)
+
+
+@in_virtual_time
 async def test_a_look_that_another_task_cancels_is_taken_again(journal: Any) -> None:
     turns = range(8)
     for turn in turns:
