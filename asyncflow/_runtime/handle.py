@@ -462,6 +462,7 @@ class RunHandle:
         self._check_started()
         if not isinstance(name, str):
             raise TypeError(f"name must be the name of a signal, not {type(name).__name__}")
+        await self.flush()  # or what is void would count as the first
         await self._link.send(name, value)
 
     def cancel(self, reason: str = _NO_REASON) -> None:

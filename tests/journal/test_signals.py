@@ -562,6 +562,22 @@ async def test_the_handle_of_a_run_refuses_what_its_journal_would_refuse(journal
     await journal.signal("again", "approved", True)
 
 
+@pytest.mark.parametrize("value", [True, False])
+@in_virtual_time
+async def test_the_handle_of_a_run_that_has_just_resumed_sends_none_of_its_void_values(
+    journal: Any, value: bool
+) -> None:
+    await Orders().run(journal)
+    await journal.signal("r", "approved", True)
+    changed = Orders(version="2").pipeline.with_options(journal=journal, run_id="r")
+
+    async with changed.with_options(on_wait="stay").start() as run:
+        await run.signal("approved", value)
+        report = await asyncio.wait_for(run.report(), 60)
+
+    assert report["publish"].output == f"draft2: {value}"
+
+
 @in_virtual_time
 async def test_a_signal_whose_value_is_void_takes_another_one(journal: Any) -> None:
     orders = Orders(deadline_ms=1_000, default=False)
