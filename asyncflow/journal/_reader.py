@@ -117,7 +117,7 @@ class RunReader:
         except Exception as error:
             problem = f"it does not follow from the events before it ({describe_fully(error)})"
             raise RunUnreadableError(self._name, run_id, problem, position) from error
-        if run.waits or last is not None:  # its owner asks only for what comes later
+        if run.signals or last is not None:  # its owner asks only for what comes later
             run.sent = self._signals.read(run_id)
         return run, stored
 

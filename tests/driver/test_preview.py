@@ -327,3 +327,30 @@ def test_a_preview_says_that_a_signal_is_void_and_that_a_deadline_has_expired():
         "its deadline has expired",
         "step 'draft', which it depends on, runs again",
     ]
+
+
+def test_a_preview_knows_a_signal_that_has_come_before_its_turn():
+    draft = [ValueError("no draft"), "draft"]
+    pipeline = Pipeline("orders")
+
+    @pipeline.step(name="draft")
+    async def write() -> str:
+        await asyncio.sleep(2)
+        result = draft.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    pipeline.signal("approved", bool, depends_on=[write])
+
+    async def reason_and_output() -> tuple[str | None, Any]:
+        async with SQLiteJournal(":memory:") as journal:
+            orders = pipeline.with_options(journal=journal, run_id="r")
+            run = asyncio.ensure_future(orders.run())
+            await asyncio.sleep(1)
+            await journal.signal("r", "approved", True)
+            await asyncio.wait([run])
+            preview = await orders.preview("r")
+            return preview["approved"].reason, (await orders.run())["approved"].output
+
+    assert run_in_virtual_time(reason_and_output()) == ("its signal has come", True)
