@@ -106,8 +106,9 @@ class SignalSession(JournalSession, Protocol):
     async def receive(self) -> Mapping[str, Payload | None]:
         """Return what was sent to the run, by name; ``None`` stands for an expired deadline.
 
-        It need not contain values that came before the run was opened, which the replay has, or
-        what this has returned before.
+        It contains nothing that an event which was appended has made void or refused. It need not
+        contain values that came before the run was opened, which the replay has, or what this has
+        returned before.
         """
         ...
 

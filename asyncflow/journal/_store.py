@@ -1,7 +1,7 @@
 """The SQL statements of a journal about single runs: their leases, what is written, their events.
 
 They are the same for every database, as are those that read many runs
-(`asyncflow.journal._run_lists`, `asyncflow.journal._briefs`).
+(`asyncflow.journal._run_lists`, `asyncflow.journal._overviews`).
 
 - `runs` has one row per run, written with its first event. Its status follows the events.
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
