@@ -1,4 +1,4 @@
-"""The loop monitor reports tasks that block the event loop. Its tests block in real time.
+"""The loop monitor reports tasks that block the event loop. Most of its tests block in real time.
 
 A loaded machine can delay anything, so no test sets an upper bound on a duration.
 """
@@ -247,60 +247,71 @@ def test_each_watch_of_a_loop_receives_reports_until_it_stops():
 # Single samples, taken by hand.
 
 
-async def sampled(findings):
-    handle = _monitor.Watch(asyncio.get_running_loop(), findings)
-    watched = _monitor._WatchedLoop(asyncio.get_running_loop(), {_monitor.ref(handle)})
-    return watched, handle
+class Samples:
+    """A watched loop that a test looks at, with a clock and CPU times that the test moves."""
+
+    def __init__(self, monkeypatch):
+        self.findings = Findings()
+        self._handle = _monitor.Watch(asyncio.get_running_loop(), self.findings)
+        self.watched = _monitor._WatchedLoop(
+            asyncio.get_running_loop(), {_monitor.ref(self._handle)}
+        )
+        self.now, self._own, self._others = time.monotonic(), 0.0, 0.0
+        self.watched._cpu_s = lambda: self._own
+        self.watched._worked_s = self.watched._all_worked_s = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "process_time", lambda: self._own + self._others)
+
+    def look(self, after=0.025, own=0.0, others=0.0):
+        """Look after some seconds, in which the loop's thread and all others have computed."""
+        self.now, self._own, self._others = self.now + after, self._own + own, self._others + others
+        self.watched.look(after)
 
 
-@pytest.mark.realtime
-def test_a_block_ends_when_another_task_is_seen():
+def test_a_block_ends_when_another_task_is_seen(monkeypatch):
     async def main():
-        findings = Findings()
-        watched, _handle = await sampled(findings)
+        samples = Samples(monkeypatch)
+
+        watched = samples.watched
 
         async def blocks():
             watched.look(0.025)
-            time.sleep(0.11)
+            samples.now += 0.11
             watched.look(0.025)
-            over.append(time.monotonic())
 
         async def follows():
+            samples.now += 0.02
             watched.look(0.025)
-            over.append(time.monotonic())
-            watched.look(0.025)
+            samples.now += 1  # until the loop gets to the ping
 
-        over, began = [], time.monotonic()
         await asyncio.gather(blocks(), follows())
         await asyncio.sleep(0)
-        return findings, watched, (over[1] - began) * 1000
+        return samples.findings, watched
 
-    ((_, blocked_ms, where),), watched, until_the_next_ms = run(main())
+    ((_, blocked_ms, where),), watched = run(main())
 
     assert "blocks" in where
-    assert 100 <= blocked_ms <= until_the_next_ms
+    assert blocked_ms == pytest.approx(130)
     assert not watched.is_watched()
 
 
-@pytest.mark.realtime
-def test_a_callback_that_follows_a_task_in_the_same_turn_is_measured_separately():
+def test_a_callback_that_follows_a_task_in_the_same_turn_is_measured_separately(monkeypatch):
     async def main():
-        findings = Findings()
-        watched, _handle = await sampled(findings)
-        loop = asyncio.get_running_loop()
+        samples = Samples(monkeypatch)
+        watched = samples.watched
 
         async def first():
-            loop.call_soon(callback)
+            watched.loop.call_soon(callback)
             watched.look(0.025)
 
         def callback():
             watched.look(0.025)
-            time.sleep(0.11)
+            samples.now += 0.11
             watched.look(0.025)
 
         await asyncio.gather(first())
         await asyncio.sleep(0)
-        return findings
+        return samples.findings
 
     ((name, _, where),) = run(main())
 
@@ -308,39 +319,57 @@ def test_a_callback_that_follows_a_task_in_the_same_turn_is_measured_separately(
     assert "callback" in where
 
 
-@pytest.mark.realtime
-def test_a_suspended_process_is_not_reported():
+def test_a_suspended_process_is_not_reported(monkeypatch):
     async def main():
-        findings = Findings()
-        watched, _handle = await sampled(findings)
-        watched.look(0.025)
-        time.sleep(0.11)  # stands for an hour
-        watched.look(3600)
-        watched.look(0.025)
+        samples = Samples(monkeypatch)
+        samples.look()
+        samples.look(3600)
+        samples.look()
         await asyncio.sleep(0)
-        return findings
+        return samples.findings
 
     assert run(main()) == []
 
 
-@pytest.mark.realtime
-def test_a_delayed_monitor_goes_by_the_cpu_time_of_the_loop():
+def test_a_delayed_monitor_goes_by_the_cpu_time_of_the_loop(monkeypatch):
     async def main():
-        findings = Findings()
-        watched, _handle = await sampled(findings)
-        ends = time.thread_time() + 0.11
-        while time.thread_time() < ends:
-            pass
-        watched.look(0.2)
+        samples = Samples(monkeypatch)
+        samples.look(0.2, own=0.11)
         await asyncio.sleep(0)
-        time.sleep(0.001)
-        watched.look(0.2)  # the loop has used no CPU since
+        samples.look(0.2)  # the loop has used no CPU since
         await asyncio.sleep(0)
-        return findings
+        return samples.findings
 
     ((_, blocked_ms, _),) = run(main())
 
     assert blocked_ms >= 100
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "slept", "is_reported"),
+    [
+        (0.0, 0.0, 0.025, True),  # the loop sleeps
+        (0.0, 0.025, 0.025, True),  # the same, while another thread computes
+        (0.025, 0.0, 0.025, True),  # the loop computes
+        (0.025, 0.1, 0.025, True),  # the same, while threads on other processors compute
+        (0.005, 0.003, 0.025, True),  # the loop reads file after file
+        (0.005, 0.02, 0.025, False),  # the loop gets a fifth of the time
+        (0.0, 0.2, 0.2, False),  # a C function of another thread holds the GIL
+        (0.0, 0.0, 0.2, True),  # another process delays the monitor's thread
+    ],
+)
+def test_a_loop_that_waits_for_other_busy_threads_does_not_block(
+    own, others, slept, is_reported, monkeypatch
+):
+    async def main():
+        samples = Samples(monkeypatch)
+        samples.look()
+        for _ in range(2 if slept >= 0.1 else 5):
+            samples.look(slept, own, others)
+        await asyncio.sleep(0)
+        return samples.findings
+
+    assert len(run(main())) == is_reported
 
 
 def test_a_thread_that_has_ended_has_no_frames():
@@ -362,53 +391,6 @@ def test_without_a_gil_no_loop_is_watched(monkeypatch):
         return names
 
     assert "asyncflow loop monitor" not in run(main())
-
-
-class Clocks:
-    """Fake CPU times of the loop's thread and of all other threads."""
-
-    def __init__(self, watched, monkeypatch):
-        self.own = self.others = 0.0
-        self.look = watched.look
-        watched._cpu_s = lambda: self.own
-        watched._worked_s = watched._all_worked_s = 0.0
-        monkeypatch.setattr(time, "process_time", lambda: self.own + self.others)
-
-    def pass_by(self, own, others, slept=0.025):
-        self.own, self.others = self.own + own, self.others + others
-        self.look(slept)
-
-
-@pytest.mark.realtime
-@pytest.mark.parametrize(
-    ("own", "others", "slept", "is_reported"),
-    [
-        (0.0, 0.0, 0.025, True),  # the loop sleeps
-        (0.0, 0.025, 0.025, True),  # the same, while another thread computes
-        (0.025, 0.0, 0.025, True),  # the loop computes
-        (0.025, 0.1, 0.025, True),  # the same, while threads on other processors compute
-        (0.005, 0.003, 0.025, True),  # the loop reads file after file
-        (0.005, 0.02, 0.025, False),  # the loop gets a fifth of the time
-        (0.0, 0.2, 0.2, False),  # a C function of another thread holds the GIL
-        (0.0, 0.0, 0.2, True),  # another process delays the monitor's thread
-    ],
-)
-def test_a_loop_that_waits_for_other_busy_threads_does_not_block(
-    own, others, slept, is_reported, monkeypatch
-):
-    async def main():
-        findings = Findings()
-        watched, _handle = await sampled(findings)
-        clocks = Clocks(watched, monkeypatch)
-        clocks.pass_by(0.0, 0.0)
-        looks = 2 if slept >= 0.1 else 5
-        for _ in range(looks):
-            time.sleep(slept)
-            clocks.pass_by(own, others, slept)
-        await asyncio.sleep(0)
-        return findings
-
-    assert len(run(main())) == is_reported
 
 
 # The thread.
