@@ -194,9 +194,10 @@ _STRAY = (
 )
 _DELETABLE = (
     f"SELECT l.run_id FROM leases l WHERE {FREE} AND NOT EXISTS (SELECT 1 FROM runs r WHERE "
-    "r.run_id = l.run_id AND (r.status IN ('running', ?) OR r.updated_at > {now} - ? "
+    "r.run_id = l.run_id AND (r.status IN ('running', 'waiting') OR r.updated_at > {now} - ? "
     f"OR {_WAS_ANSWERED}))"
 )
+_DELETABLE_AS = _DELETABLE.replace("r.status IN ('running', 'waiting')", "r.status <> ?")
 
 
 class Store:
@@ -500,14 +501,14 @@ class Store:
 
     def prune(self, run_ids: Sequence[str], age_s: float, status: str | None = None) -> int:
         """Delete runs that `ended` returned, if it still would; return how many that were."""
-        kept = "running" if status == "waiting" else "waiting"
+        sql, values = (_DELETABLE, []) if status is None else (_DELETABLE_AS, [status])
         with self.database.transaction() as cursor:
             # One statement locks them, the next one sees how they have changed before that.
             self._lock(cursor, run_ids)
             deleted = 0
             for chunk in chunks(run_ids):
-                sql = f"{_DELETABLE} AND l.run_id IN ({marks(len(chunk))})"
-                self._execute(cursor, sql, [kept, age_s, age_s, *chunk])
+                of_chunk = f"{sql} AND l.run_id IN ({marks(len(chunk))})"
+                self._execute(cursor, of_chunk, [*values, age_s, age_s, *chunk])
                 deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 

@@ -1093,6 +1093,27 @@ async def test_a_run_that_was_answered_lately_is_not_pruned(
     assert await journal.prune(timedelta(days=90), status=status) == 1
 
 
+@in_virtual_time
+async def test_pruning_the_runs_of_a_status_takes_none_that_has_another_one_by_then(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, read = Orders(), journal._read
+    await orders.run(journal)
+
+    async def read_and_answer(call: Any, *arguments: Any) -> Any:
+        found = await read(call, *arguments)
+        if call == journal._reading.ended:
+            await journal.signal("r", "approved", True)
+            assert (await orders.run(journal)).all_passed
+            await asyncio.sleep(1)
+        return found
+
+    monkeypatch.setattr(journal, "_read", read_and_answer)
+
+    assert await journal.prune(timedelta(0), status="WAITING") == 0
+    assert (await journal.record("r")).status is RunStatus.PASSED
+
+
 async def test_pruning_takes_no_run_that_is_being_continued(
     make_journal: Any, database: Any
 ) -> None:
