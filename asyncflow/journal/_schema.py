@@ -51,11 +51,15 @@ _FORMATS: Mapping[str, tuple[Callable[[str], object], ...]] = {
     "date": (partial(msgspec.convert, type=datetime.date),),
     "uuid": (partial(msgspec.convert, type=uuid.UUID),),
     "decimal": (partial(msgspec.convert, type=decimal.Decimal),),
-    "date-time": (lambda text: datetime.datetime.fromisoformat(text.upper()), float),
-    "time": (lambda text: datetime.time.fromisoformat(text.upper()), float),
+    "date-time": (lambda text: datetime.datetime.fromisoformat(_plain(text)), float),
+    "time": (lambda text: datetime.time.fromisoformat(_plain(text)), float),
 }
 """What reads a text of a format. Of the last two, pydantic takes more than msgspec, such as
 seconds, and these take all of that."""
+
+
+def _plain(text: str) -> str:
+    return text.upper().replace("\N{MINUS SIGN}", "-")
 
 
 def mismatch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> str:

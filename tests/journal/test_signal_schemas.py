@@ -57,6 +57,7 @@ class Order(pydantic.BaseModel):
 
 UUID = "6ba7b810-9dad-11d1-80b4-00c04fd430c8"
 HOME = {"zip_code": "12345"}
+MINUS = "2026-01-01T10:00\N{MINUS SIGN}05:00"
 ORDER = {"count": 1, "to": HOME, "at": "2026-01-01T10:00", "size": "l"}
 
 
@@ -78,7 +79,11 @@ ORDER = {"count": 1, "to": HOME, "at": "2026-01-01T10:00", "size": "l"}
         (datetime.date, ["2026-01-01"], ["tomorrow"]),
         (datetime.datetime, ["2026-01-01T00:00:00.5Z", "2026-01-01t00:00:00-05:00"], ["tomorrow"]),
         (datetime.time, ["10:00:00"], ["noon"]),
-        (Order, [{**ORDER, "at": "1767225600"}], [{**ORDER, "at": "tomorrow"}]),
+        (
+            Order,
+            [{**ORDER, "at": at} for at in ("1767225600", MINUS)],
+            [{**ORDER, "at": "tomorrow"}],
+        ),
         (uuid.UUID, [UUID], ["6ba7"]),
         (decimal.Decimal, ["1.50"], ["1,50"]),
         (Pair, [[1, "a"]], [[1], ["a", 1], [1, "a", 2]]),
