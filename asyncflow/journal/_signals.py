@@ -46,7 +46,10 @@ the clock, and later for each signal."""
 _LEASE = f"SELECT {OWNER}, l.owner FROM leases l WHERE l.run_id = ?{{lock}}"
 _RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
 _FIND = "SELECT kind, codec, data FROM signals WHERE run_id = ? AND name = ?"
-_LATEST = "SELECT kind FROM events WHERE run_id = ? AND step = ? ORDER BY position DESC LIMIT 1"
+_LATEST = (
+    "SELECT kind FROM events WHERE run_id = ? AND step = ? AND kind <> 'StepReused' "
+    "ORDER BY position DESC LIMIT 1"
+)
 _INSERT = (
     "INSERT INTO signals (kind, codec, data, sent_by, run_id, name, sent_at) "
     "VALUES (?, ?, ?, ?, ?, ?, {now})"
@@ -168,8 +171,7 @@ class Signals:
             if (
                 kind != EXPIRED
                 or status not in ("failed", "interrupted")
-                or self._row(cursor, _LATEST, run_id, column)
-                in (("StepSucceeded",), ("StepReused",))
+                or self._row(cursor, _LATEST, run_id, column) == ("StepSucceeded",)
             ):
                 raise ValueError(why_second(run_id, name, kind))
         elif status == "passed":

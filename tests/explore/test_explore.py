@@ -37,6 +37,10 @@ def test_a_value_that_is_sent_early_after_a_change_outlives_the_next_resumption(
     assert first_problem(1_331, 1) == ""
 
 
+def test_a_step_whose_failure_was_reused_takes_a_value_when_its_run_has_failed():
+    assert first_problem(1_086, 1) == ""
+
+
 @pytest.mark.parametrize("number", [77_000_015_013, 20_261_127_000_860_321])
 def test_a_run_that_broke_a_promise_once_keeps_it(number):
     assert explore(number, 1) is None
