@@ -202,6 +202,26 @@ async def test_an_owner_whose_lease_has_expired_learns_of_a_signal_if_it_goes_on
 
 
 @in_virtual_time
+async def test_no_owner_is_told_of_a_signal_after_its_run_has_ended(
+    journal: Any, database: Any
+) -> None:
+    pipeline = Pipeline("orders")
+
+    @pipeline.step
+    async def draft() -> None:
+        await asyncio.sleep(2)
+        raise ValueError("no draft")
+
+    pipeline.signal("approved", bool, depends_on=[draft])
+    run = asyncio.ensure_future(pipeline.with_options(journal=journal, run_id="r").run())
+    await asyncio.sleep(1)
+    await journal.signal("r", "approved", True)  # its turn does not come
+    await asyncio.wait([run])
+
+    assert database.query("SELECT run_id FROM leases WHERE signal_token IS NOT NULL") == []
+
+
+@in_virtual_time
 async def test_a_value_that_takes_the_place_of_an_expiry_while_a_run_resumes_is_taken(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
