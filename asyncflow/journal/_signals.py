@@ -98,7 +98,11 @@ def wake(run_id: str) -> Statement:
 
 
 def _received(rows: Iterable[Sequence[Any]]) -> dict[str, Payload | None]:
-    return {from_column(name): _sent(*row) for name, *row in rows if isinstance(name, str)}
+    received = {}
+    for name, *row in rows:
+        with suppress(AttributeError, TypeError, ValueError):  # a damaged name is of no step
+            received[from_column(name)] = _sent(*row)
+    return received
 
 
 def _sent(kind: object, codec: object, data: object) -> Payload | None:

@@ -513,7 +513,7 @@ def test_a_damaged_signal_hides_no_run_and_its_step_takes_another_one(tmp_path: 
         with closing(sqlite3.connect(path)) as database:
             query = f"SELECT rowid, {column} FROM {table} WHERE run_id = 'r'"
             ((row, stored),) = database.execute(query).fetchall()
-        for value in changes(stored):
+        for value in (*changes(stored), '"'):  # as a name that is quoted begins
             shutil.copy(path, copy)
             with closing(sqlite3.connect(copy)) as database, database:
                 set_value(table, column, row, value)(database)
