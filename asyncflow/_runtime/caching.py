@@ -182,7 +182,8 @@ class StepCache:
         del self._calls[call.key]
         call.is_stored = True
         for cache, nodes in call.parked.items():
-            if [node for node in nodes if cache._unpark(node)]:  # else its run has stopped
+            unparked = [cache._unpark(node) for node in nodes]
+            if any(unparked):  # else its run has stopped
                 cache._run.advance()
 
     def give_up(self, node: int) -> None:
