@@ -141,7 +141,7 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "CREATE INDEX leases_signalled ON asyncflow.leases (run_id) WHERE signal_token IS NOT NULL",
         'CREATE TABLE asyncflow.signals (run_id TEXT COLLATE "C" NOT NULL, name TEXT NOT NULL, '
         "kind TEXT NOT NULL, sent_at DOUBLE PRECISION NOT NULL, sent_by TEXT NOT NULL, "
-        "codec TEXT, data BYTEA, PRIMARY KEY (run_id, name))",
+        "codec TEXT, data BYTEA, checksum BIGINT NOT NULL, PRIMARY KEY (run_id, name))",
         "CREATE INDEX events_of_failed_items ON asyncflow.events (run_id, step, item, kind) "
         f"WHERE {OF_FAILED_ITEMS.format(table='')}",
         'CREATE TABLE asyncflow.checkpoints (run_id TEXT COLLATE "C" NOT NULL, '

@@ -2,7 +2,8 @@
 
 The sender writes a row of `signals`, and only the owner of the run makes it an event. A
 deadline that expires is a row too: signal and expiry compete for the primary key, and the first one
-counts. A row stays, so that the same value may be sent again, until what it answers is void.
+counts. A row stays, so that the same value may be sent again, until what it answers is void. It has
+a checksum, as a row of an event.
 
 A sender locks the lease of the run, as its owner does when it writes. So a signal is there when the
 owner ends its segment, or finds the run waiting:
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
-from asyncflow.journal._event_codec import column_of, from_column
+from asyncflow.journal._event_codec import column_of, event_checksum, from_column
 from asyncflow.journal._sql import NOW, OWNER, Statement, marks, padded
 
 if TYPE_CHECKING:
@@ -45,24 +46,24 @@ the clock, and later for each signal."""
 
 _LEASE = f"SELECT {OWNER}, l.owner FROM leases l WHERE l.run_id = ?{{lock}}"
 _RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
-_FIND = "SELECT kind, codec, data FROM signals WHERE run_id = ? AND name = ?"
 _LATEST = (
     "SELECT kind FROM events WHERE run_id = ? AND step = ? AND kind <> 'StepReused' "
     "ORDER BY position DESC LIMIT 1"
 )
 _INSERT = (
-    "INSERT INTO signals (kind, codec, data, sent_by, run_id, name, sent_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, {now})"
+    "INSERT INTO signals (kind, codec, data, checksum, sent_by, run_id, name, sent_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _REPLACE = (
-    "UPDATE signals SET kind = ?, codec = ?, data = ?, sent_by = ?, sent_at = {now} "
-    "WHERE run_id = ? AND name = ?"
+    "UPDATE signals SET kind = ?, codec = ?, data = ?, checksum = ?, sent_by = ?, "
+    "sent_at = {now} WHERE run_id = ? AND name = ?"
 )
 _WAKE = f"UPDATE runs SET due_at = {_DUE_NOW} WHERE run_id = ? AND status = 'waiting'"
 _TELL = "UPDATE leases SET signal_token = token WHERE run_id = ?"
 _TOLD = "UPDATE leases SET signal_token = NULL WHERE run_id = ? AND token = ?"
 _ARE_TOLD = "SELECT run_id FROM leases WHERE signal_token IS NOT NULL AND run_id IN ({run_ids})"
-_ALL = "SELECT name, kind, codec, data FROM signals WHERE run_id = ?"
+_ALL = "SELECT name, kind, codec, data, checksum FROM signals WHERE run_id = ?"
+_FIND = f"{_ALL} AND name = ?"
 _SIGNALLED = (
     "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
 )
@@ -97,24 +98,29 @@ def wake(run_id: str) -> Statement:
     return Statement(_WAKE, (run_id,))
 
 
-def _received(rows: Iterable[Sequence[Any]]) -> dict[str, Payload | None]:
+def _received(run_id: str, rows: Iterable[Sequence[Any]]) -> dict[str, Payload | None]:
     received = {}
-    for name, *row in rows:
+    for row in rows:
         with suppress(AttributeError, TypeError, ValueError):  # a damaged name is of no step
-            received[from_column(name)] = _sent(*row)
+            received[from_column(row[0])] = _sent(run_id, *row)
     return received
 
 
-def _sent(kind: object, codec: object, data: object) -> Payload | None:
+def _sent(
+    run_id: str, name: Any, kind: Any, codec: Any, data: Any, checksum: Any
+) -> Payload | None:
     """Return what a row says was sent; ``None`` for an expired deadline.
 
     What is damaged is a value that no run takes: it deletes that and waits on.
     """
-    if kind == EXPIRED:
-        return None
-    if kind == SENT and isinstance(codec, str) and isinstance(data, bytes | memoryview):
-        return Payload(codec, bytes(data))
+    with suppress(Exception):  # in a damaged row anything can be of any type
+        if checksum == _checksum(run_id, name, kind, codec, data):
+            return None if kind == EXPIRED else Payload(codec, data)
     return Payload("damaged", b"")
+
+
+def _checksum(run_id: str, name: str, kind: str, codec: str | None, data: bytes | None) -> int:
+    return event_checksum(run_id, 0, kind, name, None, None, 0.0, codec, None, data)
 
 
 def _names_in(waits: Any) -> list[Any] | None:
@@ -167,7 +173,7 @@ class Signals:
         is_waited_for = status == "waiting" and (names is None or name in names)
         found = self._row(cursor, _FIND, run_id, column)
         if found is not None:
-            kind, before = found[0], _sent(*found)
+            kind, before = found[1], _sent(run_id, *found)
             if payload is None or (before is not None and is_same(before, payload)):
                 return
             # A run that ended with it waits anew when it is resumed, unless the step has a value:
@@ -181,8 +187,9 @@ class Signals:
         elif status == "passed":
             raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
         kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)
+        checksum = _checksum(run_id, column, kind, codec, data)
         sql = _INSERT if found is None else _REPLACE
-        self._execute(cursor, sql, (kind, codec, data, sender, run_id, column))
+        self._execute(cursor, sql, (kind, codec, data, checksum, sender, run_id, column))
         if is_waited_for:
             self._execute(cursor, *wake(run_id))
         # It may not have written yet that it has continued the run, or renew an expired lease.
@@ -213,13 +220,13 @@ class Signals:
             with self._database.transaction() as cursor:
                 self._execute(cursor, _TOLD, (run_id, token))
                 self._execute(cursor, _ALL, [run_id])
-                return _received(cursor.fetchall())
+                return _received(run_id, cursor.fetchall())
 
         return self._store.retry(attempt)
 
     def read(self, run_id: str) -> dict[str, Payload | None]:
         """Return the same for any reader."""
-        return _received(self._store.read(_ALL, [run_id]))
+        return _received(run_id, self._store.read(_ALL, [run_id]))
 
     def waited_for(self, run_id: str) -> list[str]:
         """Return the signals that a run waits for which no process runs."""

@@ -164,7 +164,7 @@ _MIGRATIONS = [
         "CREATE INDEX leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
         "CREATE TABLE signals (run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, "
         "sent_at REAL NOT NULL, sent_by TEXT NOT NULL, codec TEXT, data BLOB, "
-        f"PRIMARY KEY (run_id, name)) {_STRICT}",
+        f"checksum INTEGER NOT NULL, PRIMARY KEY (run_id, name)) {_STRICT}",
         "CREATE INDEX events_of_failed_items ON events (run_id, step, item, kind) "
         f"WHERE {OF_FAILED_ITEMS.format(table='')}",
         "CREATE TABLE checkpoints (run_id TEXT NOT NULL, step TEXT NOT NULL, "

@@ -507,9 +507,8 @@ def test_a_damaged_signal_hides_no_run_and_its_step_takes_another_one(tmp_path: 
 
     run_in_virtual_time(let_runs_wait())
     remove_types(path)
-    for table, column in [("signals", each) for each in ("kind", "codec", "data", "name")] + [
-        ("runs", "waits")
-    ]:
+    of_signals = ("kind", "codec", "data", "checksum", "name")
+    for table, column in [*(("signals", each) for each in of_signals), ("runs", "waits")]:
         with closing(sqlite3.connect(path)) as database:
             query = f"SELECT rowid, {column} FROM {table} WHERE run_id = 'r'"
             ((row, stored),) = database.execute(query).fetchall()
@@ -519,3 +518,24 @@ def test_a_damaged_signal_hides_no_run_and_its_step_takes_another_one(tmp_path: 
                 set_value(table, column, row, value)(database)
 
             assert run_in_virtual_time(read_and_resume()) is RunStatus.PASSED, (column, value)
+
+
+def test_a_value_that_has_changed_since_it_was_sent_reaches_no_step(tmp_path: Path) -> None:
+    path, refunds = tmp_path / "journal.db", Pipeline("refunds")
+    refunds.signal("amount", int)
+
+    async def run(*amounts: int) -> Any:
+        async with SQLiteJournal(path) as journal:
+            running = refunds.with_options(journal=journal, run_id="r")
+            report = await running.run()
+            for amount in amounts:
+                await journal.signal("r", "amount", amount)
+            return report
+
+    run_in_virtual_time(run(100))
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE signals SET data = ?", [b"900"])
+
+    assert run_in_virtual_time(run()).status is RunStatus.WAITING
+    run_in_virtual_time(run(100))
+    assert run_in_virtual_time(run())["amount"].output == 100
