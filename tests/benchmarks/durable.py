@@ -64,7 +64,7 @@ def durable(rounds: int) -> Iterator[Row]:
                 pipeline(SHAPES["fan"](IN_FLIGHT + 2), one),
                 IN_FLIGHT,
                 1,
-                3.5,
+                4.2,
             ),
         }
         for subject, (steps, width, length, at_most) in shapes.items():
