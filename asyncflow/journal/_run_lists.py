@@ -151,6 +151,8 @@ class RunLists:
     def record(self, run_id: str) -> RunRecord:
         """Return the record of a run; a damaged one if the run has events and no row."""
         row = self.row(run_id)
+        if row is not None and record_of(row).status is RunStatus.ORPHANED:
+            row = self.row(run_id)  # it may just have ended: only then is its claim let go of
         if row is None:
             self.check_exists(run_id)
             row = RunRow(run_id, *[None] * (len(RunRow._fields) - 1))

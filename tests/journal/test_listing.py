@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from segments import store_segment
 
-from asyncflow import RunStatus
+from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, RunResumed, RunStarted
 
 Make = Callable[..., Any]
@@ -293,3 +294,18 @@ async def test_run_lists_use_an_index(database: Any, journal: Any) -> None:
         assert index in plan, plan
         assert "TEMP B-TREE" not in plan
         assert "Sort" not in plan
+
+
+async def test_a_run_that_ends_while_its_record_is_read_is_no_orphan(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, lists = asyncio.Event(), journal._lists
+    pipeline = Orchestrator([WorkflowStep("waits", may_end.wait)])
+    async with pipeline.with_options(journal=journal, run_id="r").start() as run:
+        await run.flush()
+        read, rows = lists.row, [await journal._read(lists.row, "r")]
+        may_end.set()
+        await run.report()
+    monkeypatch.setattr(lists, "row", lambda run_id: rows.pop() if rows else read(run_id))
+
+    assert (await journal.record("r")).status is RunStatus.PASSED
