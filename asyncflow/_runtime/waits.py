@@ -198,7 +198,7 @@ class Waits:
             )
         end = self._state.result_of(name)
         if end is not None and end.status is StepStatus.SUCCESS:
-            # It need not have been sent: it is the default, or a rerun has taken it over.
+            # It need not have been sent: it is the default, or a rerun has reused it.
             self._kept.setdefault(name, (end.output, None))
         if name in self._kept:
             if not is_same_value(self._kept[name][0], value):

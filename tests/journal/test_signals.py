@@ -63,6 +63,23 @@ class Orders:
         return await self.pipeline.with_options(journal=journal, run_id=run_id, **options).run()
 
 
+async def drained(orders: Orders, journal: Any) -> None:
+    """Start a run, and drain it while it waits and another of its steps runs."""
+
+    @orders.pipeline.step
+    async def slow() -> None:
+        await asyncio.sleep(5)
+
+    @orders.pipeline.step(depends_on=["slow"])
+    async def slow_too() -> None: ...
+
+    async with orders.pipeline.with_options(journal=journal, run_id="r").start() as run:
+        await asyncio.sleep(1)
+        run.drain("the service was shut down")
+        with pytest.raises(RunCancelledError):
+            await run.report()
+
+
 def statuses(report: RunReport) -> dict[str, StepStatus]:
     return {name: result.status for name, result in report.items()}
 
@@ -226,19 +243,7 @@ async def test_a_value_that_takes_the_place_of_an_expiry_while_a_run_resumes_is_
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders, read = Orders(deadline_ms=10_000, default=False), journal._read_history
-
-    @orders.pipeline.step
-    async def slow() -> None:
-        await asyncio.sleep(5)
-
-    @orders.pipeline.step(depends_on=["slow"])
-    async def slow_too() -> None: ...
-
-    async with orders.pipeline.with_options(journal=journal, run_id="r").start() as run:
-        await asyncio.sleep(1)
-        run.drain("the service was shut down")
-        with pytest.raises(RunCancelledError):
-            await run.report()
+    await drained(orders, journal)
     await asyncio.sleep(60)
     await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
 
@@ -1012,19 +1017,7 @@ async def test_draining_a_run_that_looks_for_a_signal_leaves_that_for_later(
 @in_virtual_time
 async def test_a_drained_run_with_steps_that_run_keeps_since_when_it_waits(journal: Any) -> None:
     orders = Orders(deadline_ms=100_000, default=False)
-
-    @orders.pipeline.step
-    async def slow() -> None:
-        await asyncio.sleep(5)
-
-    @orders.pipeline.step(depends_on=["slow"])
-    async def slow_too() -> None: ...
-
-    async with orders.pipeline.with_options(journal=journal, run_id="r").start() as run:
-        await asyncio.sleep(1)
-        run.drain("the service was shut down")
-        with pytest.raises(RunCancelledError):
-            await run.report()
+    await drained(orders, journal)
     report = await orders.run(journal)
 
     assert report.status is RunStatus.WAITING

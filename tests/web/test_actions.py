@@ -41,6 +41,18 @@ async def interrupt(gate: Gate, journal: Any, run_id: str, name: str = "slow") -
     gate.has_started.clear()
 
 
+class Runnable:
+    """Has what the server asks of a pipeline, and runs a function."""
+
+    steps = ()
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def with_options(self, **options: Any) -> Any:
+        return self
+
+
 # Cancelling.
 
 
@@ -221,18 +233,12 @@ async def test_a_run_that_another_process_resumes_first_is_left_alone(
     gate = Gate()
     await interrupt(gate, journal, "r")
 
-    class Late:
-        """A pipeline that loses the race for the lease."""
+    async def lose_the_race() -> None:
+        raise RunAlreadyActiveError("r", "process 7 on there")
 
-        steps = ()
-
-        def with_options(self, **options: Any) -> Any:
-            return self
-
-        async def run(self) -> None:
-            raise RunAlreadyActiveError("r", "process 7 on there")
-
-    answer = await make_client(app(journal, pipelines={"slow": Late()})).post("/resume/r")
+    answer = await make_client(app(journal, pipelines={"slow": Runnable(lose_the_race)})).post(
+        "/resume/r"
+    )
 
     assert answer.status_code == 409
     assert "it is running already, in process 7 on there" in answer.text
@@ -245,20 +251,14 @@ async def test_the_answer_does_not_wait_for_a_run_that_starts_slowly(
     gate, proceed = Gate(), asyncio.Event()
     await interrupt(gate, journal, "r")
 
-    class Slow:
-        """A pipeline that starts slowly."""
-
-        steps = ()
-
-        def with_options(self, **options: Any) -> Any:
-            return self
-
-        async def run(self) -> None:
-            await proceed.wait()
+    async def start_slowly() -> None:
+        await proceed.wait()
 
     clock = asyncio.get_running_loop().time
     asked_s = clock()
-    answer = await make_client(app(journal, pipelines={"slow": Slow()})).post("/resume/r")
+    answer = await make_client(app(journal, pipelines={"slow": Runnable(start_slowly)})).post(
+        "/resume/r"
+    )
     proceed.set()
     await asyncio.sleep(0)
 
@@ -270,20 +270,12 @@ async def test_a_run_that_is_only_claimed_has_not_begun(make_client: Any, journa
     gate, proceed = Gate(), asyncio.Event()
     await interrupt(gate, journal, "r")
 
-    class Claimed:
-        """A pipeline that starts slowly when it has claimed its run."""
+    async def start_slowly_once_claimed() -> None:
+        session, _ = await journal.open("r", wait=False, read=lambda stored: None)
+        await proceed.wait()
+        await session.close()
 
-        steps = ()
-
-        def with_options(self, **options: Any) -> Any:
-            return self
-
-        async def run(self) -> None:
-            session, _ = await journal.open("r", wait=False, read=lambda stored: None)
-            await proceed.wait()
-            await session.close()
-
-    client = make_client(app(journal, pipelines={"slow": Claimed()}))
+    client = make_client(app(journal, pipelines={"slow": Runnable(start_slowly_once_claimed)}))
     asking = asyncio.create_task(client.post("/resume/r"))
     await asyncio.sleep(1)
 
@@ -299,18 +291,10 @@ async def test_a_resume_interrupted_by_the_shutdown_is_not_an_error(
     gate = Gate()
     await interrupt(gate, journal, "r")
 
-    class Slow:
-        """A pipeline that starts slowly."""
+    async def start_slowly() -> None:
+        await asyncio.sleep(1_000)
 
-        steps = ()
-
-        def with_options(self, **options: Any) -> Any:
-            return self
-
-        async def run(self) -> None:
-            await asyncio.sleep(1_000)
-
-    pages = app(journal, pipelines={"slow": Slow()})
+    pages = app(journal, pipelines={"slow": Runnable(start_slowly)})
     async with pages.router.lifespan_context(pages):
         asking = asyncio.create_task(make_client(pages).post("/resume/r"))
         await asyncio.sleep(1)
