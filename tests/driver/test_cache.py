@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -604,6 +605,32 @@ async def test_an_argument_that_cannot_be_stored_fails_the_step():
 
     assert report["load"].status is not StepStatus.SUCCESS
     assert not calls.made
+
+
+@dataclass
+class Page:
+    text: str
+
+
+async def test_an_argument_without_an_annotation_has_the_type_of_the_output_that_it_is(tmp_path):
+    made = []
+
+    async def fetch() -> Page:
+        return Page("text")
+
+    async def parse(fetch):
+        made.append(fetch)
+        return fetch.text
+
+    steps = [
+        WorkflowStep("fetch", fetch),
+        WorkflowStep("parse", parse, ["fetch"], cache_ms=AN_HOUR),
+    ]
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        for _ in range(2):
+            report = await run(steps, journal)
+
+    assert (made, report["parse"].output, report["parse"].reused) == ([Page("text")], "text", True)
 
 
 async def test_resources_are_no_part_of_a_call():

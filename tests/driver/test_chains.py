@@ -156,6 +156,23 @@ async def test_whoever_collects_the_middle_of_a_chain_gets_the_whole_list():
     assert report["total"].output == [2, 12, 22, 32]
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_later_step_whose_source_has_ended_begins_with_the_number_of_its_items(is_stream):
+    chain, seen = Chain(4), []
+
+    async def stream():
+        return iter(range(4))
+
+    steps = chain.steps()
+    if is_stream:
+        steps[0] = WorkflowStep("numbers", stream)
+
+    await run_pipeline(steps, schedule="tiers", observers=[seen.append])
+
+    counts = {event.step: event.count for event in seen if isinstance(event, MapStarted)}
+    assert counts == {"fetch": None if is_stream else 4, "parse": 4, "store": 4}
+
+
 async def test_a_condition_is_asked_with_the_whole_output_and_so_keeps_the_barrier():
     asked = []
 

@@ -19,6 +19,7 @@ from memory_journal import MemoryJournal
 from asyncflow import (
     PayloadError,
     Pipeline,
+    Pool,
     RunStatus,
     WorkflowStep,
     collect,
@@ -150,6 +151,57 @@ async def test_a_checkpoint_is_stored_at_most_100_ms_later():
     await run_pipeline([WorkflowStep("a", action)], journal=journal, run_id="r")
 
     assert found == [{("a", None): 1}, {("a", None): 2}]
+
+
+@pytest.mark.exact_time
+async def test_a_checkpoint_of_an_item_is_stored_while_it_runs_and_where_it_continues():
+    journal, left, seen = MemoryJournal(), [], []
+
+    async def numbers():
+        return [1, 2]
+
+    async def item(n):
+        seen.append((n, current_step().last_checkpoint))
+        current_step().checkpoint(n * 10)
+        await asyncio.sleep(0.2)
+        left.append(journal.died_after(len(journal.stored["r"])))
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("item", item, {"n": "numbers"}, map_over="numbers"),
+    ]
+    await run_pipeline(steps, journal=journal, run_id="r")
+    assert saved_in(left[0]) == {("item", 0): 10, ("item", 1): 20}
+
+    await run_pipeline(steps, journal=left[0], run_id="r")
+
+    assert seen == [(1, None), (2, None), (1, 10), (2, 20)]
+
+
+async def test_what_an_item_saves_after_it_was_forgotten_is_dropped():
+    journal, leaked = MemoryJournal(), []
+
+    async def numbers():
+        return [1, 2, 3, 4]
+
+    async def item(n):
+        leaked.append(current_step())
+        if n == 4:
+            leaked[0].checkpoint("late")
+            leaked[3].checkpoint("in time")
+            await asyncio.sleep(0.2)
+            leaked.append(saved_in(journal))
+
+    policies = {"map_over": "numbers", "keep_outputs": False, "pool": Pool(1)}
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("item", item, {"n": "numbers"}, **policies),
+    ]
+
+    report = await run_pipeline(steps, journal=journal, run_id="r")
+
+    assert report.status is RunStatus.PASSED
+    assert leaked[-1] == {("item", 3): "in time"}
 
 
 async def test_a_checkpoint_is_stored_with_the_end_of_its_attempt_and_deleted_with_the_success():

@@ -21,7 +21,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.record import replace
-from asyncflow.events import AttemptStarted, MapStarted, RunFinished, StepSucceeded
+from asyncflow.events import AttemptStarted, MapStarted, RunFinished, StepFailed, StepSucceeded
 from asyncflow.testing import VirtualTimeLoop
 
 SUCCESS, FAILED, SKIPPED, CANCELLED = (
@@ -386,6 +386,25 @@ async def test_a_stream_that_awaits_something_cancelled_fails_the_step():
 
     assert isinstance(report["m"].error, StepCancelledError)
     assert [item.output for item in report["m"].items] == [0, 2]
+
+
+async def test_a_source_that_cancels_its_own_task_does_not_leave_the_mapped_step_cancelled():
+    counts = []
+
+    async def items():
+        yield 1
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    def observe(event):
+        if isinstance(event, StepFailed):
+            counts.append(asyncio.current_task().cancelling())
+
+    report = await run_pipeline(over(items(), double), fail_fast=False, observers=[observe])
+
+    assert isinstance(report["m"].error, StepCancelledError)
+    assert [item.output for item in report["m"].items] == [2]
+    assert counts == [0]
 
 
 @pytest.mark.parametrize("turns", range(8))

@@ -397,6 +397,35 @@ class TestMappedSteps:
         assert (work.calls["fetch 0"], work.calls["fetch 1"]) == (1, 2)
         assert report["fetch"].attempts == 3
 
+    async def test_items_are_reused_in_the_order_of_their_numbers(self, journal):
+        pipeline = Pipeline("p", journal=journal, schedule="ready")
+
+        @pipeline.step
+        async def urls() -> list[int]:
+            return [0, 1, 2]
+
+        @pipeline.step
+        async def fetch(url: int = each(urls)) -> int:
+            await asyncio.sleep((3 - url) / 100)  # so the last one is the first to be parsed
+            return url
+
+        @pipeline.step
+        async def parse(page: int = each(collect(fetch))) -> int:
+            return page
+
+        await pipeline.with_options(run_id="r").run()
+        seen: list[Any] = []
+
+        await pipeline.with_options(observers=[seen.append]).rerun("r", "f")
+
+        reused = [(e.step, e.item) for e in seen if isinstance(e, StepTakenOver)]
+        items = [0, 1, 2, None]
+        assert reused == [
+            ("urls", None),
+            *(("fetch", item) for item in items),
+            *(("parse", item) for item in items),
+        ]
+
     async def test_a_secret_source_runs_again_only_for_items_that_need_it(self, journal):
         work = Work()
         await self.pipeline(journal, work, secret=True).with_options(run_id="r").run()
