@@ -45,16 +45,19 @@ resolution of its clock, and a virtual clock does not advance for it."""
 def prepare_workers(plan: Plan) -> None:
     """Import what steps in threads and processes need, before a run's time begins to count."""
     for index in plan.special:
-        _limiter_for(plan.steps[index])
+        step = plan.steps[index]
+        if step.needs_worker:
+            _limiter_for(step.runs_in)
 
 
-def _limiter_for(step: WorkflowStep) -> anyio.CapacityLimiter | None:
-    """Return what limits how many workers of the step's kind there are, if it runs in one."""
-    if not step.needs_worker:
-        return None
+def _limiter_for(runs_in: str) -> anyio.CapacityLimiter:
+    """Return what limits how many workers of a kind there are in this loop. Only for a task.
+
+    anyio finds the loop by the running task where sniffio is installed, and by nothing else.
+    """
     from asyncflow._runtime.workers import limiter_for  # few need what that imports
 
-    return limiter_for(step.runs_in)
+    return limiter_for(runs_in)
 
 
 def pool_clock(loop: asyncio.AbstractEventLoop) -> Clock:
@@ -86,21 +89,22 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *ar
 
 
 class Permit:
-    """What an attempt has to wait for: slots of a pool, and a token of a limiter.
+    """What an attempt has to wait for: slots of a pool, and a token for its thread or process.
 
     The pool calls it, in any thread. Most never need a future: their slots come before they ask.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, limiter: anyio.CapacityLimiter | None
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, step: WorkflowStep) -> None:
         self.ticket: PoolTicket | None = None
-        self.limiter = limiter
+        self.worker = step.runs_in if step.needs_worker else None
+        """What it needs a token for: a thread, a process or nothing."""
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
         self._at_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._has_token = self._is_over = False
+        self._limiter: anyio.CapacityLimiter | None = None
+        """The one of which it has a token."""
+        self._is_over = False
 
     # In the line of the pool.
 
@@ -139,26 +143,25 @@ class Permit:
 
     async def token(self) -> None:
         """Wait for the token."""
-        limiter = self.limiter
-        if limiter is None or self._has_token:
+        if self.worker is None or self._limiter is not None:
             return
+        limiter = _limiter_for(self.worker)
         try:
             # A token that is free is never waited for: before 4.16 anyio, if cancelled in the
             # turn that it then lets pass, gives back a token of the task, and not this one.
             limiter.acquire_on_behalf_of_nowait(self)
         except anyio.WouldBlock:
             await limiter.acquire_on_behalf_of(self)
-        self._has_token = True
+        self._limiter = limiter
 
     def release(self, *, unused: bool = False) -> None:
         """Release what was acquired; ``unused`` if no attempt has started."""
         self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._has_token:
-            assert self.limiter is not None
-            self.limiter.release_on_behalf_of(self)
-            self._has_token = False
+        if self._limiter is not None:
+            self._limiter.release_on_behalf_of(self)
+            self._limiter = None
         if self.ticket is not None:
             self.ticket.release(unused=unused)
 
@@ -248,7 +251,7 @@ class Permits:
         if ticket is not None:
             self._held[node] = ticket
             return
-        permit = self._held[node] = Permit(self._loop, _limiter_for(step))
+        permit = self._held[node] = Permit(self._loop, step)
         clock, priority = self._clock, step.priority
         permit.ticket = ticket = pool._join(
             clock, permit.call, slots=slots, tokens=tokens, priority=priority, age=age
@@ -278,7 +281,7 @@ class Permits:
             return False
         if isinstance(held, PoolTicket):
             return not held.is_gated
-        ticket = None if held is None or held.limiter is not None else held.ticket
+        ticket = None if held is None or held.worker is not None else held.ticket
         return ticket is not None and ticket.has_slots and not ticket.is_gated
 
     async def acquire(self, node: int, step: WorkflowStep) -> None:
@@ -288,7 +291,7 @@ class Permits:
     async def _acquire(self, node: int, step: WorkflowStep) -> None:
         while True:
             if node not in self._held and step.pool is None:
-                self._held[node] = Permit(self._loop, _limiter_for(step))
+                self._held[node] = Permit(self._loop, step)
             else:
                 self._join(node, step)
             held = self._held[node]

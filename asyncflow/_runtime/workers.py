@@ -59,8 +59,8 @@ if TYPE_CHECKING:
             """
 
 
-def limiter_for(runs_in: str) -> CapacityLimiter | None:
-    """Return the limiter of such workers in this loop; ``None`` for the event loop itself.
+def limiter_for(runs_in: str) -> CapacityLimiter:
+    """Return the limiter of such workers, threads or processes, in the loop of this task.
 
     A caller holds a token of it as long as the worker works, even after the attempt has ended.
 
@@ -68,10 +68,8 @@ def limiter_for(runs_in: str) -> CapacityLimiter | None:
     """
     if runs_in == "thread":
         return to_thread.current_default_thread_limiter()
-    if runs_in == "process":
-        _executable()  # called before a run starts, so an error is early
-        return to_process.current_default_process_limiter()
-    return None
+    _executable()  # called before a run starts, so an error is early
+    return to_process.current_default_process_limiter()
 
 
 async def run_in_thread(

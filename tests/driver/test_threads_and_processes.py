@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import process_work as work
 import pytest
 
 from asyncflow import (
+    Pipeline,
     Pool,
     StepStatus,
     StepTimeoutError,
@@ -343,6 +345,53 @@ async def test_mapped_threads_never_overlap_beyond_their_pool():
     assert report["m"].output == [(n, n) for n in range(12)]
     assert highest == 3
     assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+# What starts a step is often no task, and anyio then knows no loop if sniffio is installed.
+
+
+async def one():
+    return 1
+
+
+@asynccontextmanager
+async def resource():
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("after", "options"),
+    [
+        ("step", {"when": lambda: True}),
+        ("step", {"slots": lambda: 1}),
+        ("signal", {}),
+        ("resource", {}),
+    ],
+    ids=["a condition", "a function for slots", "a signal", "a resource"],
+)
+async def test_a_step_in_a_thread_takes_its_slot_outside_of_a_task(after, options):
+    pytest.importorskip("sniffio")
+    pool, pipeline = Pool(2), Pipeline("p")
+    before = {}
+    if after != "resource":  # which has the name of the parameter
+        before["value"] = pipeline.signal("go", int) if after == "signal" else pipeline.step(one)
+    pipeline.step(
+        work.return_argument,
+        name="work",
+        depends_on=before,
+        runs_in="thread",
+        pool=pool,
+        **options,
+    )
+    resources = {"value": resource} if after == "resource" else {}
+
+    async with pipeline.with_options(max_concurrency=2, resources=resources).start() as run:
+        if after == "signal":
+            await run.signal("go", 1)
+        report = await run.report()
+
+    assert report["work"].output == 1
+    assert pool.in_use == 0
 
 
 # The stop flag.

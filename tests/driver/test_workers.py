@@ -29,7 +29,7 @@ import process_work as work
 import pytest
 from freed import without_collector
 
-from asyncflow import current_step
+from asyncflow import WorkflowStep, current_step
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._runtime import attempt_notes
 from asyncflow._runtime import worker_process as _child
@@ -166,18 +166,26 @@ async def test_an_awaitable_that_is_no_coroutine_is_refused_too():
 async def test_threads_and_processes_share_the_limits_of_the_loop():
     assert limiter_for("thread") is anyio.to_thread.current_default_thread_limiter()
     assert limiter_for("process") is anyio.to_process.current_default_process_limiter()
-    assert limiter_for("loop") is None
 
 
 # Turns after which a test cancels; more than any operation here takes.
 TURNS = range(12)
 
+THREADED = WorkflowStep("threaded", work.get_pid, runs_in="thread")
+
+
+def one_thread():
+    """Let the loop run one thread at a time, and return the limiter that sees to it."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    return limiter
+
 
 @pytest.mark.parametrize("turns", TURNS)
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_permit_cancelled_in_any_turn_holds_no_token(turns, others):
-    limiter, loop = anyio.CapacityLimiter(1), asyncio.get_running_loop()
-    first, second, third = (Permit(loop, limiter) for _ in range(3))
+    limiter, loop = one_thread(), asyncio.get_running_loop()
+    first, second, third = (Permit(loop, THREADED) for _ in range(3))
     if others:
         await first.token()
 
@@ -205,10 +213,11 @@ async def test_a_permit_cancelled_in_any_turn_holds_no_token(turns, others):
 
 
 async def test_a_permit_with_a_free_token_is_acquired_in_the_same_turn():
-    limiter, passed = anyio.CapacityLimiter(1), []
+    passed = []
+    one_thread()
     asyncio.get_running_loop().call_soon(passed.append, "a turn")
 
-    await Permit(asyncio.get_running_loop(), limiter).token()
+    await Permit(asyncio.get_running_loop(), THREADED).token()
 
     assert passed == []
 
