@@ -259,7 +259,7 @@ class RunHandle:
             while not (link.is_begun or self._link.is_over):
                 await link.has_begun.wait()
         except asyncio.CancelledError as cancellation:
-            self._stop(by_caller(cancellation).reason)
+            self._let_go(by_caller(cancellation).reason)
             await self._outlast()
             raise
         if not link.is_begun and self._error is not None:
@@ -525,6 +525,16 @@ class RunHandle:
         finally:
             stored.cancel()
             ended.cancel()
+
+    def _let_go(self, reason: str) -> None:
+        """End the run because its start was cancelled; drain one that this start has resumed.
+
+        Another start has accepted that run, so it must not end for good.
+        """
+        if self._link.has_resumed:
+            self.drain(reason)
+        else:
+            self._stop(reason)
 
     def _stop(self, reason: str, cause: InterruptionCause = "cancelled") -> None:
         if self._link.is_over or self._request is not None:

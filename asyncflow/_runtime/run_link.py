@@ -17,6 +17,7 @@ from asyncflow.events import (
     Event,
     EventsMissed,
     MapStarted,
+    RunResumed,
     StepCancelled,
     StepFailed,
     StepReused,
@@ -71,7 +72,7 @@ class RunLink:
     def __init__(self, run_id: str, plan: Plan, limit: int) -> None:
         self.run_id = run_id
         self.plan = plan
-        self.is_begun = self.is_over = False
+        self.is_begun = self.has_resumed = self.is_over = False
         self.state: RunState | None = None
         self.report: RunReport | None = None
         self.events: deque[Event] = deque(maxlen=limit)
@@ -98,6 +99,8 @@ class RunLink:
             else:
                 self.ended_items.setdefault(event.step, array("q")).append(event.item)
             self.has_ended.notify()
+        elif isinstance(event, RunResumed):
+            self.has_resumed = True
         self.has_news.notify()
 
     def begin(self, run: Run, state: RunState, flush: Callable[[], Awaitable[None]] | None) -> None:

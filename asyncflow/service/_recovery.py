@@ -194,8 +194,8 @@ class Recovery:
             else:
                 await self._places.wait()
                 self._begin_soon(self._resume_one(pipeline, run))
-        # If this is cancelled, they begin nevertheless, or the service refuses them: a cancelled
-        # start would be stored as a run that was cancelled for good.
+        # If this is cancelled, they begin nevertheless and drain with all others, or the service
+        # refuses them.
         if self._beginning:
             await asyncio.wait(self._beginning)
         return has_resumed_all

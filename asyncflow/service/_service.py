@@ -205,7 +205,9 @@ class Service:
     ) -> RunHandle:
         """Start a run, or resume it, and return when its start is stored.
 
-        It continues without its caller. If the caller is cancelled before that, so is the run.
+        It continues without its caller. If the caller is cancelled before that, so is a run that
+        this call has started. A run that it has resumed is drained, since it was accepted before:
+        it is stored as a shutdown would leave it, and a service resumes it.
 
         Args:
             pipeline: One of the pipelines that the service was given, or its name. Others are
@@ -239,7 +241,7 @@ class Service:
         try:
             await run.flush()
         except asyncio.CancelledError:
-            run.cancel("its start was cancelled")
+            run._let_go("its start was cancelled")
             raise
         return run
 

@@ -27,6 +27,7 @@ from asyncflow import (
     WorkflowStep,
     web,
 )
+from asyncflow.events import Event, RunResumed
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import (
     ClientDisconnectedError,
@@ -273,6 +274,33 @@ async def test_a_start_that_is_cancelled_is_no_run_or_a_cancelled_one(
         await asyncio.sleep(2)
         assert set((await statuses(journal)).values()) == stored
         assert service.runs == []
+
+
+@pytest.mark.parametrize("cancel_at", ["claim", "begin", "flush"])
+@in_virtual_time
+async def test_a_cancelled_start_does_not_end_a_run_that_was_accepted_before(
+    work: Work, tmp_path: Path, cancel_at: str
+) -> None:
+    def on_event(event: Event) -> None:
+        if cancel_at == "begin" and isinstance(event, RunResumed):
+            starting.cancel()
+
+    watched = work.pipeline.with_options(observers=[on_event])
+    async with SlowJournal(tmp_path / "runs.db") as journal:
+        async with Service([watched], journal=journal, resume_every_s=60) as service:
+            await asyncio.sleep(5)  # it looks for runs to resume before there is one
+            async with Service([work.pipeline], journal=journal, grace_ms=0) as draining:
+                await draining.start("work", "order-7")
+            starting = asyncio.create_task(service.start("work", "order-7"))
+            await asyncio.sleep({"claim": 0.5, "begin": 5, "flush": 1.5}[cancel_at])
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+
+        async with Service([work.pipeline], journal=journal):
+            await asyncio.sleep(20)
+
+        assert await statuses(journal) == {"order-7": "PASSED"}
 
 
 @in_virtual_time
