@@ -59,7 +59,8 @@ class Sample(NamedTuple):
     descriptors: int
     memory_kb: int
     held: int
-    """Resources that are open, actions that are live, and what holds or awaits a slot."""
+    """Resources that are open, actions that are live, what holds or awaits a slot, and threads of
+    the loop monitor, which must end with the last run or a moment later."""
 
 
 def problems_in(samples: list[Sample]) -> list[str]:
@@ -100,7 +101,6 @@ class Soak:
         self._random = Random(seed)
         self._journal = SQLiteJournal(folder / "runs.db")
         self._steps = self._opened = self._bodies = 0
-        self._threads = 0
         """How many actions have been called, how many resources are open, and actions are live."""
         self._pool = Pool(4)
         self._pipelines = {runs_in: self._pipeline(runs_in) for runs_in in ("loop", "thread")}
@@ -192,24 +192,41 @@ class Soak:
 
     async def rounds(self, steps: int, count: int) -> AsyncGenerator[Sample]:
         """Run so many steps altogether in so many rounds; yield a sample after each."""
-        # What the first step in a thread imports, which may come late, is no growth.
-        await Orchestrator([WorkflowStep("thread", int, runs_in="thread")]).run()
         began = time.monotonic()
         async with self._journal:
+            await self._warm_up()
             for number in range(1, count + 1):
                 async with asyncio.TaskGroup() as group:
                     for _ in range(WORKERS):
                         group.create_task(self._work(steps * number // count))
                 await self._journal.prune(timedelta(0))
                 gc.collect()
-                await self._let_threads_end()
+                await self._let_the_loop_monitor_end()
                 yield self._sample(time.monotonic() - began)
 
-    async def _let_threads_end(self) -> None:
-        """Let threads end that have nothing to do: on a busy machine, that takes a while."""
-        most = self._threads = self._threads or _threads()
-        give_up = time.monotonic() + 60
-        while _threads() > most and time.monotonic() < give_up:
+    async def _warm_up(self) -> None:
+        """Do first what leaves something for good, or whether it grows would be chance.
+
+        A step in a thread imports modules. The first checkpoint of a WAL leaves a descriptor, which
+        SQLite can't close while the file is locked, and which the next checkpoint uses.
+        """
+        steps = [
+            WorkflowStep("thread", int, runs_in="thread"),
+            *(WorkflowStep(f"large{n}", self._large) for n in range(5)),
+        ]
+        report = await Orchestrator(steps, journal=self._journal).run()
+        assert report.all_passed
+
+    async def _large(self) -> str:
+        return "x" * 1_000_000  # five of these are more than a WAL holds
+
+    async def _let_the_loop_monitor_end(self) -> None:
+        """Wait for its thread, which a short run leaves to the next one for a moment.
+
+        So whether a look finds it would be chance. On a busy machine, the moment is longer.
+        """
+        give_up = time.monotonic() + 20
+        while _loop_monitors() and time.monotonic() < give_up:
             await asyncio.sleep(0.01)
 
     def _sample(self, seconds: float) -> Sample:
@@ -221,7 +238,13 @@ class Soak:
             threads=_threads(),
             descriptors=len(os.listdir("/proc/self/fd")),
             memory_kb=_memory_kb(),
-            held=self._opened + self._bodies + self._pool.in_use + self._pool.waiting,
+            held=(
+                self._opened
+                + self._bodies
+                + self._pool.in_use
+                + self._pool.waiting
+                + _loop_monitors()
+            ),
         )
 
     async def _work(self, until: int) -> None:
@@ -305,6 +328,10 @@ _WAYS = [
 def _threads() -> int:
     # anyio ends its threads when they have had nothing to do for ten seconds.
     return sum("AnyIO worker" not in each.name for each in threading.enumerate())
+
+
+def _loop_monitors() -> int:
+    return sum(each.name == "asyncflow loop monitor" for each in threading.enumerate())
 
 
 def _memory_kb() -> int:
