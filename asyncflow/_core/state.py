@@ -397,8 +397,7 @@ class RunState:
         self, node: int, event: events.StepSucceeded | events.StepFailed | events.StepCancelled
     ) -> None:
         phase = self._phases[node]
-        is_early = isinstance(event, events.StepSucceeded) and phase in _UNSTARTED
-        if is_early and (event.error is None or self._latest[node] is None):
+        if isinstance(event, events.StepSucceeded) and event.error is None and phase not in _ENDING:
             raise IllegalEventError(event, phase.text)
         if phase is Phase.MAPPING:
             if self.step_runs.has_unsettled_items(node) or event.attempt:
@@ -735,6 +734,8 @@ class RunState:
 
 _AT_REST = (Phase.PENDING, Phase.AWAITING, Phase.SETTLED)
 _UNSTARTED = (Phase.READY, Phase.SCHEDULED, Phase.DROPPED)
+_ENDING = (Phase.ATTEMPTING, Phase.AWAITING, Phase.MAPPING)
+"""The phases in which a node can succeed by itself, and not by its fallback."""
 _BETWEEN_ATTEMPTS = (Phase.WAITING, Phase.QUEUED, Phase.RESCHEDULED)
 
 _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, Any], None]]] = {
@@ -749,8 +750,8 @@ _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, 
     events.MapStarted: (_UNSTARTED, False, RunState._on_map_started),
     events.StepWaiting: ((Phase.AWAITING, *_UNSTARTED), False, RunState._on_step_waiting),
     events.StepSucceeded: (
-        # What a fallback saves may have died with its process, and not have started in this one.
-        (Phase.ATTEMPTING, Phase.AWAITING, Phase.MAPPING, *_UNSTARTED),
+        # What a fallback saves may fail without an attempt, or between two.
+        (*_ENDING, Phase.WAITING, *_UNSTARTED),
         True,
         RunState._end,
     ),

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
 from asyncflow._core.context import AttemptExtras, enter_attempt
-from asyncflow._core.errors import ResultRefusedError, StepCrashedError
+from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.graph import outputs_to_keep
 from asyncflow._core.results import REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.scheduler import AfterFailure
@@ -323,7 +323,11 @@ class Attempts:
             cause = error
             error, output, payload = self.fall_back(node, attempt, error)
         if error is None:
-            self._report_success(node, running, ended_ms, output, payload, cause)
+            secret, item = state.step_runs.steps[node].secret, running.item
+            success = StepSucceeded(running.step, attempt, ended_ms, output, item, secret, cause)
+            self._report_success(success, payload)
+            if self.on_success is not None and cause is None:
+                self.on_success(node, running, ended_ms)
         else:
             self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
         if delay_ms is None:
@@ -367,33 +371,28 @@ class Attempts:
             is_failure = isinstance(raised, FAILURES)
             return as_failure(raised, name, attempt) if is_failure else raised, None, None
 
-    def fail_crashed(self, node: int, latest: AttemptStarted, crash: StepCrashedError) -> None:
-        """Report a node whose process has died too often while it ran."""
-        now_ms = self._run_context.now_ms()
-        error, output, payload = self.fall_back(node, latest.attempt, crash)
+    def fail_between(self, node: int, failure: Exception) -> None:
+        """Report a node that fails for good while no attempt of it runs, or has ever run."""
+        latest, now_ms = self._state.latest_attempt(node), self._run_context.now_ms()
+        name, item = self._state.step_runs.key_of(node)
+        attempt = 0 if latest is None else latest.attempt
+        # No attempt has a context for it.
+        context = self._scope.context.copy()
+        error, output, payload = context.run(self.fall_back, node, attempt, failure)
         if error is None:
-            self._report_success(node, latest, now_ms, output, payload, crash)
-        else:
-            self._report_failure(node, latest, now_ms, error, None, is_stopped=False)
+            secret = self._state.step_runs.steps[node].secret
+            success = StepSucceeded(name, attempt, now_ms, output, item, secret, failure)
+            self._report_success(success, payload)
+            return
+        self._dispatcher.emit(StepFailed(name, attempt, now_ms, error, item))
+        if not isinstance(error, FAILURES):
+            self._run.interrupt(error, raised_by(f"the fallback of step {name!r}", error))
 
-    def _report_success(
-        self,
-        node: int,
-        running: AttemptStarted,
-        ended_ms: float,
-        output: Any,
-        payload: Payload | None,
-        cause: BaseException | None,
-    ) -> None:
+    def _report_success(self, success: StepSucceeded, payload: Payload | None) -> None:
         """Report a success, or the failure for which the output is that of the fallback."""
-        secret = self._state.step_runs.steps[node].secret
-        if secret and self._run_context.secrets is not None:
-            self._run_context.secrets.add(output)
-        step, attempt, item = running.step, running.attempt, running.item
-        success = StepSucceeded(step, attempt, ended_ms, output, item, secret, cause)
+        if success.secret and self._run_context.secrets is not None:
+            self._run_context.secrets.add(success.output)
         self._dispatcher.succeed(success, payload)
-        if self.on_success is not None and cause is None:
-            self.on_success(node, running, ended_ms)
 
     def _report_failure(
         self,

@@ -30,7 +30,7 @@ from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
-from asyncflow.events import PoolPaused, StepFailed, ThreadAbandoned
+from asyncflow.events import PoolPaused, ThreadAbandoned
 
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
@@ -456,10 +456,10 @@ class Permits:
             turn.set_result(None)
         return True
 
-    async def back_off(self, node: int, delay_ms: float) -> bool:
+    async def back_off(self, node: int, delay_ms: float) -> StepTimeoutError | None:
         """Wait between two attempts, at least one turn of the loop.
 
-        Return whether another attempt follows. Otherwise the node has failed, and that is reported.
+        Return what the node fails with if no other attempt follows.
 
         Raises:
             asyncio.CancelledError: The run has asked the node to stop.
@@ -476,16 +476,18 @@ class Permits:
             await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
             while ends_s - clock() > _NO_TIME_S:  # a timer may be early
                 await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
-        if node in self._threads and not await self._thread_has_ended(node):
-            return False
+        if node in self._threads:
+            late = await self._wait_for_thread(node)
+            if late is not None:
+                return late
         if self._state.is_limited:
             since_ms = (ends_s - self._run_context.started_s) * 1000
             since_ms = since_ms if waits_in_line else self._now_ms()
             self._state.enqueue_retry(node, since_ms, first=keeps_place)
             await self._wait_for_turn(node)
-        return True
+        return None
 
-    async def _thread_has_ended(self, node: int) -> bool:
+    async def _wait_for_thread(self, node: int) -> StepTimeoutError | None:
         """Wait for an abandoned thread, which no attempt may overlap, but not past a deadline."""
         thread, latest = self._threads[node], self._state.latest_attempt(node)
         assert latest is not None
@@ -496,12 +498,9 @@ class Permits:
             left_s = max(0.0, (ends_ms - self._now_ms()) / 1000)
         await self._stop_control.undisturbed(node, partial(asyncio.wait, [thread], timeout=left_s))
         if thread.done() or deadline_ms is None:
-            return True
+            return None
         name = self._state.step_runs.name_of(node)
-        error = StepTimeoutError(name, latest.attempt, deadline_ms, "step")
-        now_ms = self._now_ms()
-        self._dispatcher.emit(StepFailed(latest.step, latest.attempt, now_ms, error, latest.item))
-        return False
+        return StepTimeoutError(name, latest.attempt, deadline_ms, "step")
 
     async def _wait_for_turn(self, node: int) -> None:
         """Wait until the run admits a node, or gives it the place that it has claimed."""

@@ -243,21 +243,21 @@ class Starter:
 
     def _measure(self, node: int, step: WorkflowStep) -> bool:
         """Return whether it is known what a node needs of its pool; if not, report its failure."""
-        runs, latest = self._state.step_runs, self._state.latest_attempt(node)
-        attempt = 0 if latest is None else latest.attempt
         try:
             arguments = self._data.of_action(node)
             self._scope.context.copy().run(self._permits.measure, node, step, arguments)
             return True
+        except FAILURES as error:
+            strip_internal_frames(error)
+            self._runner.attempts.fail_between(node, as_failure(error, step.name, 0))
         except BaseException as error:
             strip_internal_frames(error)
-            failure = as_failure(error, step.name, 0) if isinstance(error, FAILURES) else error
-            now_ms, item = self._now_ms(), runs.item_of(node)
-            self._dispatcher.emit(StepFailed(step.name, attempt, now_ms, failure, item))
-            if not isinstance(error, FAILURES):
-                self._run.interrupt(error, raised_by(f"a function of step {step.name!r}", error))
-            self.maps.forget(node)
-            self._run.advance()
+            latest, item = self._state.latest_attempt(node), self._state.step_runs.item_of(node)
+            attempt = 0 if latest is None else latest.attempt
+            self._dispatcher.emit(StepFailed(step.name, attempt, self._now_ms(), error, item))
+            self._run.interrupt(error, raised_by(f"a function of step {step.name!r}", error))
+        self.maps.forget(node)
+        self._run.advance()
         return False
 
     def _fail_if_crashed(self, node: int, step: WorkflowStep) -> bool:
@@ -272,7 +272,7 @@ class Starter:
             return False
         name = self._state.step_runs.name_of(node)
         error = StepCrashedError(name, latest.attempt, crashes)
-        self._runner.attempts.fail_crashed(node, latest, error)
+        self._runner.attempts.fail_between(node, error)
         self._run.advance()
         return True
 

@@ -27,7 +27,7 @@ from asyncflow._runtime.attempt import Attempts
 from asyncflow._runtime.attempt_311 import make_only_attempt
 from asyncflow._runtime.durable import RunPersistence
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import AttemptStarted, StepFailed, StepSucceeded
+from asyncflow.events import AttemptStarted, StepSucceeded
 
 if TYPE_CHECKING:
     from asyncflow._runtime.caching import StepCache
@@ -158,7 +158,9 @@ class StepRunner:
                     self._permits.release(node)
                 if delay_ms is None:
                     return
-                if not await self._permits.back_off(node, delay_ms):
+                late = await self._permits.back_off(node, delay_ms)
+                if late is not None:
+                    attempts.fail_between(node, late)
                     self._run.settled(node)
                     return
         except asyncio.CancelledError:
@@ -180,8 +182,7 @@ class StepRunner:
         try:
             return await cache.may_start(node, step)
         except PayloadError as error:  # an argument can't be stored, so no key has it
-            item = self._state.step_runs.item_of(node)
-            self._dispatcher.emit(StepFailed(step.name, 0, self._now_ms(), error, item))
+            self.attempts.fail_between(node, error)
             self._run.settled(node)
             return False
 

@@ -219,14 +219,19 @@ def event_of(kind: type, attempt: int) -> Event:
     return event
 
 
+ENDING: tuple[Phase, ...] = (
+    *("attempting", "awaiting", "waiting", "mapping"),
+    *("ready", "scheduled", "dropped"),
+)
 ACCEPTED: dict[type, tuple[Phase, ...]] = {
     AttemptStarted: ("ready", "scheduled", "dropped", "waiting", "queued", "rescheduled"),
     AttemptBegan: ("attempting",),
     AttemptFailed: ("attempting",),
     MapStarted: ("ready", "scheduled", "dropped"),
     StepWaiting: ("ready", "scheduled", "awaiting", "dropped"),
-    StepSucceeded: ("attempting", "awaiting", "mapping"),
-    StepFailed: ("attempting", "awaiting", "waiting", "mapping", "ready", "scheduled", "dropped"),
+    # That of a fallback, which may be called where a step fails: see below for any other.
+    StepSucceeded: ENDING,
+    StepFailed: ENDING,
     StepCancelled: ("attempting", "waiting", "queued", "rescheduled", "mapping"),
     StepSkipped: ("ready", "scheduled", "unreachable", "dropped"),
     ThreadAbandoned: ("attempting",),
@@ -270,6 +275,18 @@ class TestTable:
             assert snapshot(state) != before
         elif (kind, phase) == (LoopBlocked, "after the run"):
             assert refused(state, event) == "the run is not running"
+        else:
+            assert refused(state, event) == PHASES[phase]
+
+    @pytest.mark.parametrize("phase", ENDING)
+    def test_a_step_succeeds_by_its_fallback_alone_while_no_attempt_runs(
+        self, phase: Phase, schedule: Schedule
+    ) -> None:
+        state = state_in(phase, schedule)
+        event = StepSucceeded("x", attempt_due(StepSucceeded, phase), 10.0, "X")
+
+        if phase in ("attempting", "awaiting", "mapping"):
+            state.apply(event)
         else:
             assert refused(state, event) == PHASES[phase]
 

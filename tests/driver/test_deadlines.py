@@ -375,10 +375,10 @@ async def test_each_item_of_a_mapped_step_has_its_own_heartbeat_and_deadline():
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("fail_fast", [True, False])
-def test_a_step_fails_at_its_deadline_without_waiting_for_its_running_thread(
-    fail_fast,
-):
+@pytest.mark.parametrize(
+    ("fail_fast", "fallback"), [(True, None), (False, None), (True, lambda error: "instead")]
+)
+def test_a_step_fails_at_its_deadline_without_waiting_for_its_running_thread(fail_fast, fallback):
     release = threading.Event()
 
     async def main():
@@ -393,6 +393,7 @@ def test_a_step_fails_at_its_deadline_without_waiting_for_its_running_thread(
                     max_retries=3,
                     timeout_ms=50,
                     deadline_ms=120,
+                    fallback=fallback,
                 )
             ],
             fail_fast=fail_fast,
@@ -408,6 +409,7 @@ def test_a_step_fails_at_its_deadline_without_waiting_for_its_running_thread(
     assert (error.kind, error.attempt) == ("step", 1)
     assert report["a"].attempts == len(report["a"].history) == 1
     assert report["a"].abandoned
+    assert report["a"].output == (fallback and "instead")
     assert not was_released
 
 

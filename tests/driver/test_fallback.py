@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from typing import Any
 
 import pytest
@@ -157,6 +158,73 @@ class TestWhatItReturns:
 
 async def parse(page: str) -> str:
     return page.upper()
+
+
+IMPOSSIBLE = pytest.mark.parametrize(
+    ("needs", "why"),
+    [
+        ({"slots": lambda number: 2 if number else 5}, "slots must be at most 4"),
+        ({"tokens": lambda number: 9 if number else 99}, "tokens must be at most 60"),
+        ({"tokens": lambda number: 9 // number}, "division"),
+    ],
+    ids=["too many slots", "too many tokens", "a function that raises"],
+)
+
+
+class TestWithoutAnAttempt:
+    @IMPOSSIBLE
+    @pytest.mark.parametrize("is_mapped", [False, True])
+    async def test_it_stands_in_for_what_its_pool_can_never_give(
+        self, needs: Any, why: str, is_mapped: bool
+    ) -> None:
+        pool, fallback, journal = Pool(4, tokens_per_minute=60), Fallback(0.5), MemoryJournal()
+        options = {"pool": pool, "max_retries": 3, "fallback": fallback, **needs}
+        single = WorkflowStep("invert", invert, **options)
+        steps = mapped(**options) if is_mapped else [single]
+        inputs: dict[str, Any] = {} if is_mapped else {"number": 0}
+        pipeline = Orchestrator(steps, journal=journal).with_options(run_id="r")
+
+        report = await pipeline.run(**inputs)
+        again = await pipeline.run(**inputs)
+
+        [error] = fallback.errors
+        assert why in str(error)
+        for each in report, again, await pipeline.report("r"):
+            assert each.all_passed
+            assert each["invert"].output == ([0.5, 1.0, 0.5] if is_mapped else 0.5)
+            result = items_of(each, "invert")[0] if is_mapped else each["invert"]
+            assert (result.fell_back, result.attempts, result.history) == (True, 0, ())
+        assert (pool.in_use, pool.waiting) == (0, 0)
+
+    async def test_what_it_raises_is_what_the_step_fails_with(self) -> None:
+        wrong, fallback = KeyError("none"), Fallback(KeyboardInterrupt())
+        options: Any = {"pool": Pool(1), "slots": lambda: 2}
+
+        report = await run_pipeline([WorkflowStep("a", fail, fallback=Fallback(wrong), **options)])
+        with pytest.raises(KeyboardInterrupt):
+            await run_pipeline([WorkflowStep("a", fail, fallback=fallback, **options)])
+
+        assert (report["a"].status, report["a"].attempts, report["a"].error) == (FAILED, 0, wrong)
+        assert isinstance(wrong.__context__, ValueError)
+
+    async def test_it_changes_no_context(self) -> None:
+        variable = contextvars.ContextVar("variable", default="as it was")
+
+        def fallback(error: Exception) -> str:
+            variable.set("changed")
+            return variable.get()
+
+        async def read() -> str:
+            return variable.get()
+
+        report = await run_pipeline(
+            [
+                WorkflowStep("a", fail, pool=Pool(1), slots=lambda: 2, fallback=fallback),
+                WorkflowStep("b", read, ["a"]),
+            ]
+        )
+
+        assert [result.output for result in report.results] == ["changed", "as it was"]
 
 
 class TestWhatItRaises:
