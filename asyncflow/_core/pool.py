@@ -125,8 +125,8 @@ class Pool:
     """
 
     __slots__ = (
-        *("_ages", "_budget", "_gates", "_in_use", "_interval_s", "_is_gated", "_is_moving"),
-        *("_line", "_lock", "_released", "_token_s", "_watchers", "__weakref__"),
+        *("_ages", "_budget", "_era", "_gates", "_in_use", "_interval_s", "_is_gated"),
+        *("_is_moving", "_line", "_lock", "_released", "_token_s", "_watchers", "__weakref__"),
         *("max_pause_ms", "name", "pauses", "per_minute", "per_second", "retry_budget", "size"),
         "tokens_per_minute",
     )
@@ -167,6 +167,8 @@ class Pool:
         self._interval_s = 1 / per_second if per_second else 60 / per_minute if per_minute else 0.0
         self._token_s = 60 / tokens_per_minute if tokens_per_minute else 0.0
         self._budget = _BURST
+        self._era = 0
+        """How often it has begun anew: slots of an earlier era are not in ``_in_use``."""
         self._in_use = 0
         self._line: list[tuple[int, int, PoolTicket]] = []
         self._ages = count()
@@ -219,6 +221,18 @@ class Pool:
             retries_left=retries_left,
         )
 
+    def _begin_anew(self) -> None:
+        """Forget what runs have left: slots taken, the budget spent, pauses and starts.
+
+        Its numbers stay, and so do those who wait. A simulated run begins with it.
+        """
+        with self._lock:
+            self._era += 1
+            self._in_use, self._budget = 0, _BURST
+            self._gates.clear()
+            self._is_gated = self._is_rated
+        self._settle()
+
     @property
     def _is_rated(self) -> bool:
         return bool(self._interval_s or self._token_s)
@@ -231,12 +245,12 @@ class Pool:
             if self._is_gated or self._line or self._in_use + slots > self.size:
                 return None
             self._in_use += slots
-        return PoolTicket(self, slots, age=next(self._ages))
+            return PoolTicket(self, slots, age=next(self._ages))
 
     def _give_back(self, ticket: PoolTicket) -> bool:
         """Take slots back if no other attempt waits for them; return whether it did."""
         with self._lock:
-            if self._line or self._is_gated or not ticket.has_slots:
+            if self._line or self._is_gated or not ticket.has_slots or ticket._era != self._era:
                 return False
             ticket._is_done, ticket.has_slots = True, False
             self._in_use -= ticket.slots
@@ -293,6 +307,8 @@ class Pool:
             del self._line[bisect_left(self._line, (-ticket.priority, ticket.age))]
             return
         ticket.has_slots = False
+        if ticket._era != self._era:
+            return
         self._in_use -= ticket.slots
         gate = None if ticket.clock is None else self._gates.get(ticket.clock.key)
         if unused and gate is not None:
@@ -315,7 +331,7 @@ class Pool:
 
     def _grant(self, ticket: PoolTicket) -> None:
         self._in_use += ticket.slots
-        ticket.has_slots = True
+        ticket.has_slots, ticket._era = True, self._era
         if self._is_rated:
             assert ticket.clock is not None
             self._gate_of(ticket.clock).take(ticket)
@@ -447,8 +463,8 @@ class PoolTicket:
     """A place in the line of a pool, and then slots of it, until it is released."""
 
     __slots__ = (
-        *("_call", "_is_done", "_pool", "age", "clock", "has_slots", "priority", "slots"),
-        *("started_s", "tokens"),
+        *("_call", "_era", "_is_done", "_pool", "age", "clock", "has_slots", "priority"),
+        *("slots", "started_s", "tokens"),
     )
 
     def __init__(
@@ -464,6 +480,7 @@ class PoolTicket:
     ) -> None:
         self._pool = pool
         self._call = call
+        self._era = pool._era
         self._is_done = False
         self.slots = slots
         self.tokens = tokens
@@ -489,7 +506,7 @@ class PoolTicket:
     def renew(self) -> bool:
         """Become the ticket of another attempt, if no other waits for the slots."""
         pool = self._pool
-        if pool._line or pool._is_gated:
+        if pool._line or pool._is_gated or self._era != pool._era:
             return False
         self.age = next(pool._ages)
         return True

@@ -32,6 +32,7 @@ from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
 from asyncflow.testing._checks import Check, FailedCheck, check_is_plain, failed_check
+from asyncflow.testing._fresh_pools import fresh_pools
 from asyncflow.testing._recorded_runs import is_equal, timeline, unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of
 from asyncflow.testing._virtual_time import run_in_virtual_time
@@ -292,20 +293,24 @@ class _Lives:
             pipeline = self._orchestrator.with_options(journal=real, run_id=run_id)
             if wrap is not None:
                 pipeline = pipeline.with_options(journal=wrap(real))
-            report = await pipeline.run(**self._inputs)
-            unsent = dict(self._signals)
-            while answered := report.waiting.keys() & self._signals.keys():
-                for name in sorted(answered):
-                    if name not in unsent:
-                        value = safe_repr(self._signals[name])
-                        raise ValueError(f"signals: step {name!r} refuses {value}, and waits on")
-                    await real.signal(run_id, name, unsent.pop(name))
-                report = await pipeline.run(**self._inputs)
-            return report
+            with fresh_pools():  # as in a new process
+                return await self._run_to_its_end(pipeline, real, run_id)
         finally:
             close = getattr(real, "aclose", None)
             if close is not None:
                 await close()
+
+    async def _run_to_its_end(self, pipeline: Orchestrator, real: Any, run_id: str) -> RunReport:
+        report = await pipeline.run(**self._inputs)
+        unsent = dict(self._signals)
+        while answered := report.waiting.keys() & self._signals.keys():
+            for name in sorted(answered):
+                if name not in unsent:
+                    value = safe_repr(self._signals[name])
+                    raise ValueError(f"signals: step {name!r} refuses {value}, and waits on")
+                await real.signal(run_id, name, unsent.pop(name))
+            report = await pipeline.run(**self._inputs)
+        return report
 
 
 def _kill(life: Callable[[Callable[[], object]], object]) -> None:

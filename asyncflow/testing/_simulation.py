@@ -4,7 +4,7 @@ Rules:
 
 1. A seed decides about all that happens: the order of what is ready at the same time, the faults,
    the moment of a cancellation, and what `random` returns. So the same seed always makes the same
-   run, as long as the actions themselves are deterministic.
+   run, as long as the actions themselves are deterministic. Pools begin anew for each.
 2. The fault of an attempt follows from the seed, the step, the item and the attempt: it stays
    the same when other steps change.
 3. Actions run in the event loop, also those for threads, processes and engines, whose order
@@ -40,6 +40,7 @@ from asyncflow._runtime.interception import replacements
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
 from asyncflow.testing._checks import Check, check_is_plain, failed_check
+from asyncflow.testing._fresh_pools import fresh_pools
 from asyncflow.testing._recorded_runs import unrecorded
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 from asyncflow.testing._virtual_time import VirtualTimeLoop, checked_seed
@@ -163,7 +164,8 @@ def simulate(
 ) -> RunReport:
     """Run a pipeline once in virtual time, in a random order and with random faults.
 
-    It runs an event loop of its own, so call it from a plain function. Fakes work in it.
+    It runs an event loop of its own, so call it from a plain function. Fakes work in it. The run
+    begins with pools that no other has used, whatever numbers they have.
 
     Args:
         pipeline: A `Pipeline`, an `Orchestrator` or `WorkflowStep` objects.
@@ -362,8 +364,9 @@ class _Simulator:
         me = asyncio.current_task()
         self._started_s = loop.time()
         pipeline = self._orchestrator.with_options(run_id=f"seed-{self._seed}")
-        loop.victim = run = asyncio.Task(pipeline.run(**inputs), name="the run")
-        await asyncio.wait([run])
+        with fresh_pools():
+            loop.victim = run = asyncio.Task(pipeline.run(**inputs), name="the run")
+            await asyncio.wait([run])
         loop.victim = None
         left = [task for task in asyncio.all_tasks() if task is not me]
         if left:

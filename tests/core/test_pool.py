@@ -283,6 +283,37 @@ class TestLine:
         assert hand.order == ["again"]
 
 
+class TestBeginningAnew:
+    def test_only_numbers_and_the_line_are_left(self) -> None:
+        pool, hand = Pool(2, per_second=1, retry_budget=0.1), Hand()
+        pool.size = 1
+        pool._spend_retry()
+        hand.join(pool, "first")
+        pool._pause(hand.clock, 100.0, "")
+        hand.join(pool, "waits")
+
+        pool._begin_anew()
+
+        assert hand.order == ["first", "waits"]
+        assert (pool.size, pool.in_use, pool.waiting, pool._budget) == (1, 1, 0, 10)
+        assert pool._pause_of(hand.clock) is None
+
+    def test_slots_that_were_taken_before_are_not_returned(self) -> None:
+        pool, hand = Pool(2), Hand()
+        tickets = [take(pool), take(pool)]
+
+        pool._begin_anew()
+        held, waits = take(pool, 2), hand.join(pool)
+
+        assert not tickets[0].renew()
+        for ticket in tickets:  # with and without a line
+            ticket.release()
+            waits.release()
+        assert pool.in_use == 2
+        held.release()
+        assert pool.in_use == 0
+
+
 class TestThreads:
     def test_concurrent_threads_never_hold_more_slots_than_the_pool_has(self) -> None:
         pool, size, inside, highest = Pool(3, per_second=1e9), 3, 0, 0

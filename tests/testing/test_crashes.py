@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import Pipeline, RunStatus, WorkflowStep, after, collect, current_step, each
+from asyncflow import Pipeline, Pool, RunStatus, WorkflowStep, after, collect, current_step, each
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
 from asyncflow.testing._crashes import _kill
@@ -136,6 +136,19 @@ def test_a_step_that_asks_for_its_idempotency_key_has_its_effect_once(tmp_path):
     found = crash_everywhere(shop, lambda: SQLiteJournal(tmp_path / "runs.db"))
 
     assert found.repeated == {"fetch": 1, "mail": 1}
+
+
+def test_each_process_begins_with_pools_that_no_other_has_used(tmp_path):
+    calls = Pipeline("calls")
+
+    @calls.step(pool=Pool(1, retry_budget=0.1), max_retries=3)
+    async def call() -> None:
+        if current_step().attempt < 3:
+            raise OSError("try again")
+
+    found = crash_everywhere(calls, lambda: SQLiteJournal(tmp_path / "runs.db"))
+
+    assert found.status == "PASSED"
 
 
 def test_a_journal_of_another_database_each_time_is_refused():

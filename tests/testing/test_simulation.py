@@ -16,10 +16,12 @@ from memory_journal import MemoryJournal
 from asyncflow import (
     Orchestrator,
     Pipeline,
+    Pool,
     Retry,
     StepStatus,
     WorkflowStep,
     after,
+    current_step,
     each,
     run_pipeline,
 )
@@ -221,6 +223,49 @@ def test_only_the_pipeline_has_faults_and_not_another_run_within_it():
 
     assert isinstance(report["outer"].error, SimulatedError)
     assert slow["outer"].output is True
+
+
+def test_each_run_begins_with_pools_that_no_other_has_used():
+    """Else a seed that an exploration finds makes another run alone."""
+    api = Pool(1, per_minute=6, retry_budget=0.1)
+    calls, outer = Pipeline("calls"), Pipeline("outer")
+
+    @calls.step(pool=api, max_retries=3)
+    async def call() -> float:
+        if current_step().attempt < 3:
+            raise OSError("try again")
+        return asyncio.get_running_loop().time()
+
+    @outer.step
+    async def nested() -> float:
+        return (await calls.run())["call"].output
+
+    ends_s = []
+    explore(
+        calls, seeds=20, faults=only(), check=lambda report: ends_s.append(report["call"].output)
+    )
+    explore(outer, seeds=20, faults=only(), check=lambda run: ends_s.append(run["nested"].output))
+
+    assert ends_s == [1_020.0] * 40  # each waits twice for ten seconds
+    assert api.stats().retries_left == pytest.approx(8.1)
+
+
+def test_a_run_that_was_given_up_leaves_no_slot_taken(monkeypatch):
+    monkeypatch.setattr("asyncflow.testing._simulation._MOST_TURNS", 100)
+    monkeypatch.setattr("asyncflow.testing._simulation._LAST_TURNS", 10)
+    api, ends = Pool(1), False
+
+    async def call() -> None:
+        while not ends:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    steps = [WorkflowStep("call", call, pool=api)]
+    with pytest.raises(RuntimeError, match="the run has not ended"):
+        simulate(steps)
+    ends = True
+
+    assert simulate(steps).all_passed
 
 
 def test_an_exploration_says_how_the_runs_ended():
