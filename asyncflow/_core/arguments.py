@@ -332,6 +332,11 @@ def signature_of(name: str, action: Callable[..., Any], what: str = "action") ->
     return Signature(tuple(names), frozenset(required), takes_kwargs, bound)
 
 
+def default_of(function: Callable[..., Any], parameter: str) -> object:
+    """Return the default of a parameter; `inspect.Parameter.empty` if it has none."""
+    return python_signature(function).parameters[parameter].default
+
+
 def upstream_defaults(function: Callable[..., Any]) -> dict[str, Upstream]:
     """Return the outputs that a function's defaults ask for, by parameter."""
     try:

@@ -182,9 +182,10 @@ class _Teller:
         self._tell_left_out(step)
         self._tell_earlier_end(step, of_items)
         self._tell_origin(step)
-        self._tell_end(step, self._ended_ms(step, [*own, *of_items]))
-        if result.reused:
-            self._tell_reuse(step, self._latest)
+        ended_ms = self._ended_ms(step, [*own, *of_items])
+        self._tell_end(step, ended_ms)
+        if result.reused:  # also by a start that ran nothing, after the segment in which it ended
+            self._tell_reuse(step, self._latest, 0.0 if result.origin else ended_ms)
 
     def _tell_maps(self, step: _Node, attempts: Iterable[Attempt]) -> None:
         """Tell in which segments a mapped step began with its items."""
@@ -253,8 +254,8 @@ class _Teller:
         facts = result.secret, result.error, not result.left_out
         self._taken.append(StepTakenOver(name, 0.0, *figures, *facts))
 
-    def _tell_reuse(self, node: _Node, segment: int) -> None:
-        at_ms, status = self._segments[segment - 1].at_ms, node.result.status
+    def _tell_reuse(self, node: _Node, segment: int, ended_ms: float = 0.0) -> None:
+        at_ms, status = max(self._segments[segment - 1].at_ms, ended_ms), node.result.status
         if node.item is not None:
             at_ms = max(at_ms, self._map_starts[node.step][segment])
         reused = StepReused(node.step, at_ms, node.item, status, node.result.origin)

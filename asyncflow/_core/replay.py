@@ -300,7 +300,7 @@ class StoredRun:
     def _on_step_reused(self, event: events.StepReused) -> None:
         step = self._step(event)
         before = self._settled.get((event.step, event.item))
-        if before is not None:
+        if before is not None and step.status in _UNSETTLED:  # else a later start has found it
             _restore(step, before)
         step.reused, step.rerun_reason = True, None
         self._note_stop(step, event.status)
@@ -553,23 +553,36 @@ class StoredRun:
         }
         return {name: why for name, why in reasons.items() if name not in succeeded}
 
-    def report(self, decode: _Decode, decode_input: _Decode | None = None) -> RunReport:
+    def report(
+        self,
+        decode: _Decode,
+        decode_input: _Decode | None = None,
+        *,
+        ran_nothing: bool = False,
+    ) -> RunReport:
         """Return the report of the run, even if it has not ended.
 
         ``decode`` makes a value of the payload of an output, and receives the step's name.
-        ``decode_input`` does the same for an input; by default it is ``decode``.
+        ``decode_input`` does the same for an input; by default it is ``decode``. With
+        ``ran_nothing``, it is for a start that has run nothing: what has ended is reused.
         """
         decode_input = decode_input or decode
         inputs = {
             name: REDACTED_OUTPUT if name in self.secret_inputs else decode_input(name, value)
             for name, value in self.inputs.items()
         }
+        results = [
+            _with_outputs(step.to_result(self.at_ms), partial(decode, name))
+            for name, step in self.steps.items()
+        ]
+        if ran_nothing:
+            results = [
+                each if each.status in _UNSETTLED else replace(each, reused=True, rerun_reason=None)
+                for each in results
+            ]
         return RunReport(
             self.run_id,
-            [
-                _with_outputs(step.to_result(self.at_ms), partial(decode, name))
-                for name, step in self.steps.items()
-            ],
+            results,
             total_duration_ms=self.at_ms,
             wall_time=self.started.wall_time,
             stop_reason=self.stop_reason if self.has_ended else None,

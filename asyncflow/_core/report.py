@@ -197,7 +197,7 @@ class RunReport(Mapping[str, StepResult]):
 
     @property
     def reused(self) -> list[StepResult]:
-        """The results that a resumed run, or a rerun, restored; those steps did not run again."""
+        """The results that came from the journal; those steps did not run again."""
         return [result for result in self._by_name.values() if result.reused]
 
     @property

@@ -252,8 +252,8 @@ class StepResult:
     """The results of the items of a mapped step, in their order; ``None`` for a step that is not
     mapped."""
     reused: bool = False
-    """Whether a resumed run, or a rerun, has this from its journal, so that the step did not run
-    again."""
+    """Whether a resumed run, a rerun, or the start of a run that had passed, has this from its
+    journal, so that the step did not run again."""
     rerun_reason: str | None = None
     """For a step that a resumed run, or a rerun, repeated although the journal had stored something
     of it, the reason."""

@@ -64,10 +64,10 @@ def resume(
     """Decide which results of a stored run are valid, and resume its replay.
 
     The pipeline and the bindings are as they are now. ``new_inputs`` are the names of those that
-    the run did not have before, ``wall_time`` is the present, in seconds since the epoch, and
-    ``process`` is this one. ``decode`` makes a value of the payload of a step's output, or raises
-    `PayloadError`, as this does then. Return the event that begins the new segment, and the
-    checkpoint that it starts from.
+    the run did not have before and whose value is not the default, ``wall_time`` is the present, in
+    seconds since the epoch, and ``process`` is this one. ``decode`` makes a value of the payload of
+    a step's output, or raises `PayloadError`, as this does then. Return the event that begins the
+    new segment, and the checkpoint that it starts from.
     """
     known = _of_plan(run.settled(), plan)
     has_failed = _has_failed(run, plan, known)

@@ -278,7 +278,7 @@ class Orchestrator:
 
         With a journal, a run of its ``run_id`` that has not passed is resumed: its completed steps
         are not run again while their results are valid. The stored report of one that has passed is
-        returned, unless this pipeline has steps, or is given inputs, that the run did not have.
+        returned, its steps ``reused``, unless this pipeline has steps that the run did not have.
 
         Args:
             **inputs: Values for the parameters of actions, by parameter name. A resumed run has

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from asyncflow._core.annotations import input_types
+from asyncflow._core.arguments import default_of
 from asyncflow._core.errors import PayloadError, RunIdInUseError
 from asyncflow._core.fingerprint import fingerprints_of
 from asyncflow._core.record import replace
@@ -119,12 +120,18 @@ class _RunOpening:
             return start._replace(event=event, stored_event=replace(event, inputs=given))
         self._check_pipeline(stored)
         self._check_inputs(stored)
-        has_new_inputs = not given.keys() <= stored.inputs.keys()
-        has_passed = stored.status is RunStatus.PASSED
-        if has_passed and stored.has_all(request.plan.index) and not has_new_inputs:
-            return self._report_of(stored)
-        if not has_new_inputs and self._is_still_waiting(stored):
-            return self._report_of(stored)
+        new = self._new_inputs(stored)
+        if stored.status is RunStatus.PASSED:
+            for name in new:
+                raise RunIdInUseError(
+                    stored.run_id,
+                    f"has passed without the input {name!r}, and would run again with this value; "
+                    "leave the input out for the report of the run, or use another run id",
+                )
+            if stored.has_all(request.plan.index):
+                return self._report_of(stored, ran_nothing=True)
+        if not new and self._is_still_waiting(stored):
+            return self._report_of(stored, ran_nothing=True)
         return self._resume(stored)
 
     def preview(self, stored: StoredRun) -> RunStart | RunReport:
@@ -164,19 +171,20 @@ class _RunOpening:
         self._check_pipeline(stored, "ask that one, or the journal, for its report")
         return self._report_of(stored)
 
-    def _report_of(self, stored: StoredRun) -> RunReport:
-        return stored.report(self._decode_any_output, self._decode_any_input)
+    def _report_of(self, stored: StoredRun, *, ran_nothing: bool = False) -> RunReport:
+        decode, decode_input = self._decode_any_output, self._decode_any_input
+        return stored.report(decode, decode_input, ran_nothing=ran_nothing)
 
     def _resume(self, stored: StoredRun) -> RunStart:
         request, plan = self._request, self._request.plan
-        new = {name: each for name, each in self._given.items() if name not in stored.inputs}
+        added = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
         bindings = plan.bindings(inputs.keys())
         event, checkpoint = resume(
             stored,
             plan,
             bindings=bindings,
-            new_inputs=new,
+            new_inputs=self._new_inputs(stored),
             fail_fast=request.fail_fast,
             wall_time=request.clock(),
             process=_this_process(),
@@ -189,7 +197,7 @@ class _RunOpening:
         shown = redacted(inputs, secret)
         # An input that has become secret is reported once more, so that no view shows its value.
         now_secret = {*request.secret_inputs} - stored.secret_inputs
-        added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **new}
+        added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **added}
         saved = valid_checkpoints(stored.checkpoints, event, plan)
         return RunStart(
             inputs,
@@ -283,6 +291,30 @@ class _RunOpening:
                     f"was started with another input {name!r}; leave the inputs out to resume "
                     "with those it has, or use another run id",
                 )
+
+    def _new_inputs(self, stored: StoredRun) -> list[str]:
+        """Return the given inputs without which the run was started and which change it.
+
+        One that has the value of the default changes nothing.
+        """
+        return [
+            name
+            for name in self._given
+            if name not in stored.inputs
+            and not all(
+                _is_equal(default, self._request.inputs[name])
+                for default in self._defaults_before(name, stored)
+            )
+        ]
+
+    def _defaults_before(self, name: str, stored: StoredRun) -> Iterator[object]:
+        """Yield the default of an input in each action and condition of a step the run has had."""
+        for step in self._request.plan.steps:
+            if step.name in stored.fingerprints:
+                if name in step.signature.names:
+                    yield default_of(step.action, name)
+                if step.when is not None and name in step.condition.names:
+                    yield default_of(step.when, name)
 
     def _changed(self, stored: StoredRun) -> Iterator[tuple[str, Payload, Any]]:
         """Yield the given inputs that are not stored as those of a run are, which may be equal.

@@ -163,9 +163,31 @@ class TestResume:
         first = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
         again = await run_pipeline(work.diamond(), schedule=schedule, journal=journal, run_id="r")
 
-        assert again.results == first.results
+        assert again.results == [replace(result, reused=True) for result in first.results]
         assert set(work.calls.values()) == {1}
         assert not journal.open_sessions
+
+    async def test_a_start_that_runs_nothing_says_so_and_the_stored_report_does_not(
+        self, work, journal
+    ):
+        def never(a):
+            return False
+
+        work.broken.add("b")
+        steps = [*work.diamond(), WorkflowStep("e", work.action("e"), ["a"], when=never)]
+        run = Orchestrator(steps, journal=journal).with_options(run_id="r")
+        await run.run()
+        work.broken.clear()
+        passed = await run.run()
+        assert passed["b"].rerun_reason
+
+        again = await run.run()
+
+        assert reused(again) == list(again) == ["a", "b", "c", "e", "d"]
+        assert again["b"].rerun_reason is None
+        told = StoredRun(again.events()).report(lambda _, output: output)
+        assert told.results == again.results
+        assert reused(await run.report("r")) == reused(passed) == ["a", "c"]
 
     async def test_a_stored_report_is_valid_after_a_change_of_annotations(self, journal):
         async def number(x: int) -> int:
@@ -647,21 +669,84 @@ class TestInputs:
             assert report.inputs == {"x": RestoredOutput("redacted"), "y": 2}
         assert StoredRun(journal.stored["r"]).report(decode).inputs == fourth.inputs
 
-    async def test_a_passed_run_resumes_with_an_added_input(self, work, journal):
-        async def use(x=1):
-            return x
+    @pytest.mark.parametrize(
+        ("first", "second", "is_same"),
+        [
+            ({}, {"currency": "eur"}, True),
+            ({}, {"currency": "usd"}, False),
+            ({"currency": "eur"}, {"currency": "usd"}, False),
+            ({"currency": "usd"}, {}, True),
+            ({}, {"big": 1}, True),
+            ({}, {"big": True}, False),
+            ({}, {"key": "a"}, True),
+            ({}, {"key": "b"}, False),
+        ],
+    )
+    async def test_a_passed_run_is_not_executed_again_with_an_input_that_it_did_not_have(
+        self, journal, first, second, is_same
+    ):
+        async def charge(order, currency="eur", key="a"):
+            charged.append(order)
 
-        steps = [WorkflowStep("use", use), work.step("other")]
-        await run_pipeline(steps, journal=journal, run_id="r")
+        def is_due(order, big=1):
+            return True
 
-        report = await run_pipeline(steps, inputs={"x": 9}, journal=journal, run_id="r")
-        again = await run_pipeline(steps, inputs={"x": 9}, journal=journal, run_id="r")
+        charged = []
+        run = Orchestrator(
+            [WorkflowStep("charge", charge, when=is_due)],
+            journal=journal,
+            secret_inputs=["key"],
+        ).with_options(run_id="r")
+        await run.run(order=7, **first)
 
-        assert report["use"].output == again["use"].output == 9
-        assert report["use"].rerun_reason == "the run did not have the input 'x' before"
-        assert work.calls == {"other": 1}
-        with pytest.raises(ValueError, match="was started with another input 'x'"):
-            await run_pipeline(steps, inputs={"x": 7}, journal=journal, run_id="r")
+        if is_same:
+            assert reused(await run.run(order=7, **second)) == ["charge"]
+        else:
+            with pytest.raises(RunIdInUseError, match="leave the input"):
+                await run.run(order=7, **second)
+        assert charged == [7]
+
+    async def test_an_added_step_takes_an_input_that_a_passed_run_did_not_have(self, journal):
+        async def charge(currency="eur"):
+            charged.append(currency)
+
+        async def ship(address, currency="eur"):
+            return f"{address}, {currency}"
+
+        charged = []
+        steps = [WorkflowStep("charge", charge), WorkflowStep("ship", ship, ["charge"])]
+        run = Orchestrator(steps, journal=journal).with_options(run_id="r")
+        await run.with_options(targets=["charge"]).run()
+
+        with pytest.raises(RunIdInUseError, match="has passed without the input 'currency'"):
+            await run.run(address="Oslo", currency="usd")
+        report = await run.run(address="Oslo", currency="eur")
+
+        assert report["ship"].output == "Oslo, eur"
+        assert reused(report) == ["charge"]
+        assert charged == ["eur"]
+        with pytest.raises(RunIdInUseError, match="another input 'address'"):
+            await run.run(address="Bergen")
+
+    async def test_a_run_that_has_not_passed_resumes_with_an_input_that_it_did_not_have(
+        self, work, journal
+    ):
+        async def price(tax=0, currency="eur"):
+            prices.append((tax, currency))
+
+        prices = []
+        work.broken.add("ship")
+        steps = [WorkflowStep("price", price), WorkflowStep("ship", work.action("ship"))]
+        run = Orchestrator(steps, journal=journal).with_options(run_id="r")
+        await run.run()
+
+        same = await run.run(currency="eur")
+        work.broken.clear()
+        other = await run.run(tax=2)
+
+        assert reused(same) == ["price"]
+        assert other["price"].rerun_reason == "the run did not have the input 'tax' before"
+        assert prices == [(0, "eur"), (2, "eur")]
 
 
 class TestSecretOutputs:
@@ -832,7 +917,8 @@ class TestActiveRuns:
             )
         )
 
-        assert one.results == two.results
+        ran, found = sorted((one, two), key=lambda report: len(report.reused))
+        assert found.results == [replace(result, reused=True) for result in ran.results]
         assert set(work.calls.values()) == {1}
 
     async def test_a_step_cannot_wait_for_its_own_run(self, work, journal):

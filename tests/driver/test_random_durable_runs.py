@@ -143,7 +143,9 @@ class Execution:
                 self.check_stored_run()
                 self.check_replay()
                 assert_shows(RunView(self.journal.stored[RUN_ID]), self.report)
-                assert_shows(RunView(self.report.events()), self.report)
+            else:
+                assert all(result.reused for result in self.report.results)  # nothing has run
+            assert_shows(RunView(self.report.events()), self.report)
             check_history(self.report, self.journal.stored[RUN_ID])
             for result in self.report.results:
                 self.check_attempts(result)
