@@ -88,6 +88,8 @@ class Plan:
     step."""
     signals: frozenset[int] = frozenset()
     """The steps that wait for a signal."""
+    conditional: frozenset[int] = frozenset()
+    """The steps that have a condition."""
     untiered: frozenset[int] = frozenset()
     """These and all that depend on them: tiers don't wait for them, and they for no tier."""
     keeps_waiting: bool = False
@@ -207,6 +209,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         chained=chained,
         flows=flows,
         signals=signals,
+        conditional=frozenset(at for at in special if steps[at].when is not None),
         untiered=frozenset(_reachable(signals, dependents.__getitem__)),
         keeps_waiting=any(_is_unstored(steps[at]) for at in answered),
     )

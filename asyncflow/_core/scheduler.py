@@ -31,7 +31,8 @@ class AdmissionQueue:
     """Admits queued nodes, as far as the run's limit and the pools have room.
 
     Other runs share a pool, so an admitted node does not have a slot of it yet. But the queue
-    admits at most as many nodes as the pool has slots, so that runs take turns at the pool.
+    admits at most as many nodes as the pool has slots, so that runs take turns at the pool. A
+    mapped step needs no slot itself: its items do.
 
     At most ``limit`` nodes have a place at a time; ``None`` means any number. A node gets its place
     when it is admitted. If it must wait for its pool, it lends the place to others, and claims one
@@ -50,6 +51,7 @@ class AdmissionQueue:
         self.is_dirty = False
         self._room = math.inf if limit is None else limit
         self._steps = steps
+        self._step_count = len(steps)
         self._line: deque[int] = deque()
         self._held: dict[object, deque[int]] = {}
         """The nodes that came first when their pool had no room."""
@@ -93,7 +95,8 @@ class AdmissionQueue:
         while self._line and self._room > 0:
             node = self._line.popleft()
             step = self._steps[node]
-            if step.pool is None or self._has_room(step):
+            is_map = step.map_over is not None and node < self._step_count
+            if step.pool is None or is_map or self._has_room(step):
                 yield node
             else:
                 self._held.setdefault(step.line, deque()).append(node)
@@ -164,7 +167,8 @@ class AdmissionQueue:
 
     def _count(self, node: int, change: int) -> None:
         step = self._steps[node]
-        if step.pool is not None:
+        is_map = step.map_over is not None and node < self._step_count
+        if step.pool is not None and not is_map:
             self._taken[step.line] = self._taken.get(step.line, 0) + change
 
 
@@ -369,6 +373,7 @@ class Readiness:
         flowing: The mapped steps of which an item has succeeded, so that steps which are mapped
             over them have something to do, whatever becomes of the others.
         unreachable: The steps that will never start, until they are taken.
+        unasked: The steps whose turn has come and that have a condition, until they are taken.
         stop_reason: Why nothing but clean-up steps becomes ready any more.
     """
 
@@ -398,6 +403,7 @@ class Readiness:
         self.skipped_by: dict[int, str] = {}
         self.flowing: set[int] = set()
         self.unreachable: list[SkippedStep] = []
+        self.unasked: list[int] = []
         self.stop_reason: str | None = None
         self._parked: list[int] = []
         self._tier = -1
@@ -509,6 +515,8 @@ class Readiness:
         phases = self._phases
         for step in steps:
             phases[step] = Phase.READY
+        if self._plan.conditional:
+            self.unasked += filter(self._plan.conditional.__contains__, steps)
         self._queue.put(steps, at_ms)
 
     def _may_start(self, step: int) -> bool:

@@ -505,6 +505,11 @@ class RunState:
                 batch.append(node)
         return batch
 
+    def take_unasked(self) -> list[int]:
+        """Return the steps whose turn has come and whose condition is to be asked, each once."""
+        unasked, self._readiness.unasked = self._readiness.unasked, []
+        return unasked
+
     def take_unreachable(self) -> list[SkippedStep]:
         """Return the steps that will never start, each once."""
         skipped, self._readiness.unreachable = self._readiness.unreachable, []

@@ -65,7 +65,8 @@ class Starter:
         self.is_held = self.is_advancing = False
         plan = scope.plan
         self._step_count = len(plan.steps)
-        self._calls_users_code = bool(scope.start.bindings.conditions) or (
+        self._has_conditions = bool(plan.conditional)
+        self._calls_users_code = self._has_conditions or (
             scope.state.is_limited and any(plan.steps[index].measures for index in plan.special)
         )
         self._unchecked: list[int] | None = None
@@ -125,6 +126,8 @@ class Starter:
                 if queue.has_limit:
                     for node in queue.take_placed():
                         self._permits.readmit(node)
+                if self._has_conditions:
+                    self._ask_conditions()
                 self._start(self._state.take_ready())
                 if queue.is_dirty:
                     self.skip_unreachable()
@@ -151,7 +154,7 @@ class Starter:
             if is_new:
                 if permits.turns and permits.readmit(node):
                     continue  # it makes another attempt
-                if (step.when or self._is_resumed) and not self._ask_condition(node):
+                if self._is_resumed and self._fail_if_crashed(node, step):
                     continue
             if self.waits is not None and node in self._signals:
                 self.waits.wait(node)
@@ -210,21 +213,26 @@ class Starter:
 
     # What does not start.
 
-    def _ask_condition(self, node: int) -> bool:
-        """Return whether a node shall run; if not, report its end."""
-        step, state = self._state.step_runs.steps[node], self._state
+    def _ask_conditions(self) -> None:
+        """Ask the conditions of the steps whose turn has come, and report the end of some.
+
+        They are asked before anything is admitted: a step that will not run waits for no pool, and
+        neither does what follows it.
+        """
+        state = self._state
+        while unasked := state.take_unasked():  # what is skipped lets others have their turn
+            for node in unasked:
+                was_asked = self._is_resumed and state.had_begun(node)
+                if not was_asked and state.is_queued(node):  # else the run stops
+                    self._ask_condition(node, state.step_runs.steps[node])
+
+    def _ask_condition(self, node: int, step: WorkflowStep) -> None:
         condition = step.when
-        if self._is_resumed and self._fail_if_crashed(node, step):
-            self.maps.forget(node)
-            return False
-        if condition is None or state.step_runs.item_of(node) is not None:
-            return True
-        if self._is_resumed and state.had_begun(node):
-            return True  # it was asked then
+        assert condition is not None
         try:
             met = self._scope.context.copy().run(condition, **self._data.of_condition(node))
             if reject_awaitable(f"the condition of step {step.name!r}", met):
-                return True
+                return
         except FAILURES as error:
             strip_internal_frames(error)
             failure = as_failure(error, step.name, 0)
@@ -239,7 +247,6 @@ class Starter:
             reason = f"its condition{name_suffix(condition)} was not met"
             now_ms = self._now_ms()
             self._dispatcher.emit(StepSkipped(step.name, now_ms, reason, by_condition=True))
-        return False
 
     def _measure(self, node: int, step: WorkflowStep) -> bool:
         """Return whether it is known what a node needs of its pool; if not, report its failure."""
@@ -273,6 +280,7 @@ class Starter:
         name = self._state.step_runs.name_of(node)
         error = StepCrashedError(name, latest.attempt, crashes)
         self._runner.attempts.fail_between(node, error)
+        self.maps.forget(node)
         self._run.advance()
         return True
 

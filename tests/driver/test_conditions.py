@@ -11,6 +11,7 @@ from results import statuses
 from third_party import step_tasks
 
 from asyncflow import (
+    Pool,
     StepCancelledError,
     StepCrashedError,
     StepStatus,
@@ -18,7 +19,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted
+from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, StepSkipped
 
 schedules = pytest.mark.parametrize("schedule", ["tiers", "ready"])
 SUCCESS, FAILED, SKIPPED, CANCELLED = (
@@ -145,6 +146,65 @@ async def test_a_condition_receives_inputs_and_is_called_once_before_the_first_a
         await run_pipeline([step], inputs={"dry_run": dry_run})
 
     assert calls == [True, False]
+
+
+@pytest.mark.exact_time
+@pytest.mark.parametrize("limit", [{"pool": Pool(1)}, {"max_concurrency": 1}], ids=str)
+async def test_a_condition_is_asked_when_the_turn_of_its_step_comes_and_waits_for_nothing(limit):
+    pool, max_concurrency, asked = limit.get("pool"), limit.get("max_concurrency"), []
+
+    def when(name, is_met):
+        def ask():
+            asked.append(name)
+            return is_met
+
+        return ask
+
+    async def hold():
+        await asyncio.sleep(10)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("start", succeed),
+            WorkflowStep("hold", hold, ["start"], pool=pool, timeout_ms=None),
+            WorkflowStep("courier", succeed, ["start"], pool=pool, when=when("courier", False)),
+            WorkflowStep("later", succeed, ["start"], pool=pool, when=when("later", True)),
+            WorkflowStep(
+                "invoice",
+                succeed,
+                ["start", "courier"],
+                pool=pool,
+                run_if="unless_failed",
+                when=when("invoice", False),
+            ),
+        ],
+        schedule="ready",
+        max_concurrency=max_concurrency,
+    )
+
+    assert asked == ["courier", "later", "invoice"]
+    assert report.all_passed
+    assert report["later"].queued_ms == pytest.approx(10_000)
+    skipped = [event for event in report.events() if isinstance(event, StepSkipped)]
+    assert [(each.step, each.at_ms) for each in skipped] == [("courier", 0), ("invoice", 0)]
+
+
+async def test_no_step_starts_unasked_behind_conditions_that_skip_a_whole_tier():
+    asked = []
+
+    def refuse(name):
+        return lambda: asked.append(name)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("a", succeed, when=refuse("a")),
+            WorkflowStep("b", succeed, ["a"], run_if="always", when=refuse("b")),
+            WorkflowStep("c", succeed, ["b"], run_if="always", when=refuse("c")),
+        ]
+    )
+
+    assert asked == ["a", "b", "c"]
+    assert {*statuses(report).values()} == {SKIPPED}
 
 
 async def test_a_third_party_that_cancels_an_unstarted_task_does_not_repeat_the_condition():

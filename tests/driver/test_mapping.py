@@ -141,6 +141,31 @@ async def test_no_items_give_an_empty_list():
     assert (report["m"].status, report["m"].output, report["m"].items) == (SUCCESS, [], ())
 
 
+@pytest.mark.exact_time
+async def test_a_mapped_step_needs_no_slot_of_its_pool_but_its_items_do():
+    pool, events = Pool(1), []
+
+    async def hold():
+        await asyncio.sleep(1)
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("hold", hold, pool=pool),
+            *over([], double, pool=pool),
+            WorkflowStep("after", lambda: asyncio.sleep(0), ["m"]),
+            WorkflowStep("other", lambda: asyncio.sleep(0, [1])),
+            WorkflowStep("n", double, {"item": "other"}, map_over="other", pool=pool),
+        ],
+        schedule="ready",
+        observers=[events.append],
+    )
+
+    began = {event.step: event.at_ms for event in events if isinstance(event, MapStarted)}
+    assert began == {"m": 0, "n": 0}
+    assert report["after"].started_ms == 0
+    assert report["n"].items[0].queued_ms == pytest.approx(1_000)
+
+
 @pytest.mark.parametrize("value", [7, None, "text", b"bytes"])
 async def test_an_output_that_is_no_collection_fails_the_step(value):
     report = await run_pipeline(over(value, double, max_retries=3))
