@@ -63,9 +63,9 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
             """Count records of an attempt that are missing."""
 
 
-key_watchers: list[Callable[[str, str], object]] = []
-"""Each is called with the id of the run and the name of the step, when an action of this process
-asks for its idempotency key. A test watches; there are none outside of tests."""
+key_watchers: list[Callable[[str, str, int | None], object]] = []
+"""Each is called with the id of the run, the name of the step and the item, when an action of this
+process asks for its idempotency key. A test watches; there are none outside of tests."""
 
 
 class StepContext:
@@ -136,7 +136,7 @@ class StepContext:
         It is different in any other.
         """
         for watch in key_watchers:
-            watch(self.run_id, self.step_name)
+            watch(self.run_id, self.step_name, self.item)
         return _idempotency_key(self.run_id, self.step_name, self.item)
 
     @property

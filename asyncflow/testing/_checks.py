@@ -18,7 +18,7 @@ class FailedCheck(NamedTuple):
     """What a check found wrong with a report."""
 
     problem: str
-    error: BaseException | None
+    error: BaseException | None = None
     """What it raised, if it raised."""
 
 
@@ -54,7 +54,7 @@ def failed_check(check: Check | None, report: RunReport) -> FailedCheck | None:
     if answer is None or answer is True:
         return None
     if _is_falsy(answer):  # such as a comparison of NumPy
-        return FailedCheck(f"the check returned {safe_repr(answer)}", None)
+        return FailedCheck(f"the check returned {safe_repr(answer)}")
     raise TypeError(
         f"check must return None, True or False, not {type(answer).__name__}; wrap a condition in "
         "bool(...)"

@@ -14,7 +14,7 @@ import os
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from asyncflow._core.errors import JournalError, RestoredError, RunCancelledErro
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult
+from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult, StepStatus
 from asyncflow._core.text import cut, did_you_mean, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.durable import Journal, JournalSession
@@ -50,9 +50,9 @@ class Crashes:
     points: int
     """How many crashes there were: one for each event of the run."""
     repeated: dict[str, int]
-    """The steps whose effect can happen twice, since a crash made them run again and they did not
-    ask for their `StepContext.idempotency_key`: after how many of the crashes each did. A step is
-    here although it asks, if it asks in another process."""
+    """The steps whose effect can happen twice, since a crash made them, or an item of them, run
+    again that did not ask for its `StepContext.idempotency_key`: after how many of the crashes each
+    did. A step is here although it asks, if it asks in another process."""
     status: RunStatus
     """How the run ended that never crashed: the others had to end as it did."""
 
@@ -160,10 +160,13 @@ def crash_everywhere(
                 after = f"after {describe_event(events[point - 1])!r}" if point else "at its start"
                 problem = f"in a run that crashed {after}, {failed.problem}"
                 raise CrashError(point, report, problem) from failed.error
+            # A step counts once for each crash, whatever the number of its items.
             repeated.update(
-                name
-                for name, result in report.items()
-                if _ran_again(result) and (report.run_id, name) not in asked
+                {
+                    name
+                    for name, item in _ran_again(report)
+                    if (report.run_id, name, item) not in asked
+                }
             )
     return Crashes(len(events), dict(repeated), expected.status)
 
@@ -183,12 +186,12 @@ def _checked_signals(signals: object, orchestrator: Orchestrator) -> dict[str, A
 
 
 @contextmanager
-def _asking_for_keys() -> Iterator[set[tuple[str, str]]]:
-    """Yield the ids of runs and the names of their steps that ask for their idempotency key."""
-    asked: set[tuple[str, str]] = set()
+def _asking_for_keys() -> Iterator[set[tuple[str, str, int | None]]]:
+    """Yield those that ask for their idempotency key: run, step and item."""
+    asked: set[tuple[str, str, int | None]] = set()
 
-    def watch(run_id: str, step: str) -> None:
-        asked.add((run_id, step))
+    def watch(run_id: str, step: str, item: int | None) -> None:
+        asked.add((run_id, step, item))
 
     key_watchers.append(watch)
     try:
@@ -209,22 +212,40 @@ def _difference(report: RunReport, expected: RunReport) -> FailedCheck | None:
         texts = safe_repr(one), safe_repr(other)
         return texts[0].replace(report.run_id, "") == texts[1].replace(expected.run_id, "")
 
+    def otherwise(what: str, one: StepResult | None, other: StepResult | None) -> FailedCheck:
+        return FailedCheck(f"{what} ended as {_words(one)}, and not as {_words(other)}")
+
     for result in report.results:
-        other = expected[result.step_name]
-        outputs, others = _outputs(result), _outputs(other)
-        if (
-            result.status is not other.status
-            or _type_of(result.error) != _type_of(other.error)
-            or len(outputs) != len(others)
-            or not all(map(are_same, outputs, others))
-        ):
-            ended = f"ended as {_words(result)}, and not as {_words(other)}"
-            return FailedCheck(f"step {result.step_name!r} {ended}", None)
+        name, other = f"step {result.step_name!r}", expected[result.step_name]
+        if result.status is not other.status or _type_of(result.error) != _type_of(other.error):
+            return otherwise(name, result, other)
+        if result.items is None or other.items is None:
+            if not are_same(result.output, other.output):
+                return otherwise(name, result, other)
+            continue
+        if _size(result) != _size(other):
+            return FailedCheck(f"{name} had {_size(result)} items, and not {_size(other)}")
+        items, others = _by_number(result.items), _by_number(other.items)
+        for number in sorted(items.keys() | others.keys()):
+            one, two = items.get(number), others.get(number)
+            # Whether one has failed or was stopped by a failure depends on moments.
+            are_alike = _has_succeeded(one) is _has_succeeded(two)
+            if not are_alike or (one and two and not are_same(one.output, two.output)):
+                return otherwise(f"item {number} of {name}", one, two)
     return None
 
 
-def _outputs(result: StepResult) -> list[object]:
-    return [result.output] if result.items is None else [item.output for item in result.items]
+def _by_number(items: Iterable[StepResult]) -> dict[int, StepResult]:
+    return {item.item: item for item in items if item.item is not None}
+
+
+def _has_succeeded(item: StepResult | None) -> bool:
+    return item is None or item.status is StepStatus.SUCCESS  # only such items are left out
+
+
+def _size(mapped: StepResult) -> int:
+    """Return how many items a mapped step had."""
+    return len(mapped.items or ()) + mapped.left_out
 
 
 def _type_of(error: BaseException | None) -> str:
@@ -234,26 +255,30 @@ def _type_of(error: BaseException | None) -> str:
     return "" if error is None else f"{type(error).__module__}.{type(error).__qualname__}"
 
 
-def _words(result: StepResult) -> str:
+def _words(result: StepResult | None) -> str:
+    if result is None:
+        return str(StepStatus.SUCCESS)
     if result.error is not None:  # its message may say more than what failed: when, how often
         return f"{result.status} with {_type_of(result.error).rpartition('.')[2]}"
     output = "a secret" if result.secret else cut(safe_repr(result.output), _LONGEST_OUTPUT)
     return f"{result.status} with {output}"
 
 
-def _ran_again(result: StepResult) -> bool:
-    """Whether the crash made a step, or an item of it, run again.
+def _ran_again(report: RunReport) -> Iterator[tuple[str, int | None]]:
+    """Yield the steps, and the items of mapped ones, that the crash made run again.
 
     An attempt that had failed before the crash didn't: another one would have followed it anyway.
     """
-    for one in (result, *(result.items or ())):
-        latest = one.history[-1].segment if one.history else 1
-        if any(
-            each.segment < latest and isinstance(each.error, StepCrashedError | None)
-            for each in one.history
-        ):
-            return True
-    return False
+    assert report._history is not None
+    # Not its results, which leave out items of a step with keep_outputs=False.
+    for name, step in report._history.folded().steps.items():
+        for one in (step,) if step.items is None else step.items.values():
+            latest = one.attempts[-1].segment if one.attempts else 1
+            if any(
+                each.segment < latest and isinstance(each.error, StepCrashedError | None)
+                for each in one.attempts
+            ):
+                yield name, one.item
 
 
 class _Lives:

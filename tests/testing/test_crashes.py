@@ -138,6 +138,23 @@ def test_a_step_that_asks_for_its_idempotency_key_has_its_effect_once(tmp_path):
     assert found.repeated == {"fetch": 1, "mail": 1}
 
 
+def test_an_item_that_does_not_ask_for_its_key_is_found_among_those_that_do(tmp_path):
+    shop = Pipeline("shop")
+
+    @shop.step
+    async def fetch() -> list[int]:
+        return [5, 7, 500]
+
+    @shop.step(pool=Pool(1), keep_outputs=False)
+    async def pay(amount: int = each(fetch)) -> None:
+        if amount > 100:
+            assert current_step().idempotency_key
+
+    found = crash_everywhere(shop, lambda: SQLiteJournal(tmp_path / "runs.db"))
+
+    assert found.repeated == {"fetch": 1, "pay": 2}
+
+
 def test_each_process_begins_with_pools_that_no_other_has_used(tmp_path):
     calls = Pipeline("calls")
 
@@ -172,6 +189,58 @@ def test_a_run_that_ends_otherwise_after_a_crash_is_reported():
     assert raised.value.problem.startswith(
         "in a run that crashed at its start, step 'extract' ended as SUCCESS with [2]"
     )
+
+
+@pytest.mark.parametrize("some_fail", [False, True])
+def test_the_item_that_ends_otherwise_after_a_crash_is_named(some_fail):
+    calls = Counter()
+
+    async def times(row):
+        if some_fail and row == 1:
+            raise ValueError("bad")
+        calls[row] += 1
+        return calls[2] if row == 2 else 0
+
+    with fake(pipeline, double=times), pytest.raises(CrashError) as raised:
+        crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
+
+    assert raised.value.problem.endswith(
+        "item 1 of step 'double' ended as SUCCESS with 2, and not as SUCCESS with 1"
+    )
+
+
+def test_an_item_whose_success_is_left_out_of_the_report_must_succeed():
+    mapped, calls = Pipeline("mapped"), []
+
+    @mapped.step
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    @mapped.step(keep_outputs=False, tolerated_failures=1)
+    async def once(number: int = each(numbers)) -> None:
+        calls.append(number)
+        if len(calls) == 3:
+            raise OSError("gone")
+
+    with pytest.raises(CrashError) as raised:
+        crash_everywhere(mapped, share(MemoryJournal()))
+
+    assert raised.value.problem.endswith(
+        "item 0 of step 'once' ended as FAILED with OSError, and not as SUCCESS"
+    )
+
+
+def test_the_number_of_items_must_stay_the_same():
+    rows = []
+
+    async def more():
+        rows.append(1)
+        return rows
+
+    with fake(pipeline, extract=more), pytest.raises(CrashError) as raised:
+        crash_everywhere(pipeline, share(MemoryJournal()), INPUTS)
+
+    assert raised.value.problem.endswith("step 'double' had 2 items, and not 1")
 
 
 def test_an_effect_that_happened_twice_is_found_with_the_event_after_which():
