@@ -59,6 +59,8 @@ RECALLED = (
     "its output is secret or stayed on an engine, so it was not stored, and another step needs it"
 )
 """Why a step that had succeeded runs again in a resumed run, if it is in `RunResumed.recalled`."""
+NOT_IN_PIPELINE = "no longer in the pipeline"
+"""Why a step is skipped, if it is in `RunResumed.missing_steps`."""
 
 
 @record
@@ -135,6 +137,9 @@ class RunResumed:
     """As in `RunStarted`."""
     signals: Mapping[str, Any] = made_by(default_factory=dict)
     """As in `RunStarted`."""
+    missing_steps: Mapping[str, tuple[str, ...]] = made_by(default_factory=dict)
+    """The steps that the run would still run and the pipeline no longer has, each with those that
+    it depended on. They are skipped by condition."""
 
     @property
     def rerun_reasons(self) -> dict[str, str]:

@@ -347,6 +347,7 @@ class RunFlags:
     keep_going: bool
     targets: Sequence[str]
     wait: bool
+    allow_missing_steps: bool
     html: Path | None
     trace: Path | None
     as_json: bool
@@ -377,6 +378,11 @@ logs_option = click.option(
 )
 _WAIT = click.option(
     "--wait", is_flag=True, help="If another process runs it, wait for that instead of failing."
+)
+_ALLOW_MISSING = click.option(
+    "--allow-missing-steps",
+    is_flag=True,
+    help="Continue a run although the pipeline no longer has all of its steps; skip those.",
 )
 _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
@@ -415,6 +421,7 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         "processes (processes:4). Steps with an engine of their own keep it.",
     ),
     _WAIT,
+    _ALLOW_MISSING,
     html_option,
     trace_option,
     json_option,
@@ -432,6 +439,7 @@ class GroupedCommand(click.Command):
         "Inputs": ("--input", "--input-json", "--inputs"),
         "What runs, and how": (
             *("--target", "--from", "--all", "--schedule", "--keep-going", "--engine", "--wait"),
+            "--allow-missing-steps",
             *("--status", "--since", "--jobs", "--dry-run"),
         ),
         "What is stored": (
@@ -464,8 +472,8 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def new_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the same options to a command that always makes a new run, for which none can wait."""
-    options = [option for option in _RUN_OPTIONS if option is not _WAIT]
+    """Add those options to a command that always makes a new run, and continues none."""
+    options = [option for option in _RUN_OPTIONS if option not in (_WAIT, _ALLOW_MISSING)]
     return _with_flags(command, options)
 
 
@@ -474,7 +482,7 @@ def _with_flags(
 ) -> Callable[..., None]:
     @wraps(command)
     def with_flags(**given: Any) -> None:
-        given.setdefault("wait", False)
+        given = {"wait": False, "allow_missing_steps": False, **given}
         flags = RunFlags(**{field.name: given.pop(field.name) for field in fields(RunFlags)})
         command(**given, flags=flags)
 

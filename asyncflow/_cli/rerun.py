@@ -66,7 +66,7 @@ def rerun(
         raise click.UsageError("--all runs every step again, so --from has no effect")
     require_journal(flags.journal)
     stored = asyncio.run(read_run(flags.journal, run))
-    target = pipeline_of(stored.record, pipelines, flags, "rerun")
+    target = pipeline_of(stored, pipelines, flags, "rerun")
     again = None if everything else from_steps
     execute_run(
         target,

@@ -46,7 +46,7 @@ from asyncflow._cli.output import (
     write_note,
     write_result,
 )
-from asyncflow._cli.run import check_matches, execute_run, load, pipeline_of, read_run, with_steps
+from asyncflow._cli.run import check_pipeline, execute_run, load, pipeline_of, read_run
 from asyncflow._cli.runs import write_table
 from asyncflow._core.errors import (
     ResourceError,
@@ -101,8 +101,9 @@ def resume(
 
     A journal stores no code, so name the pipeline: MODULE:PIPELINE as for `run`, or a list of them
     in the variable ASYNCFLOW_PIPELINES, of which the one with the name of the run's pipeline is
-    used. If it has steps that the run does not have, because of --target or because they are newer,
-    --target must say what to run.
+    used. It runs all steps of the pipeline, even those that --target left out when the run started,
+    unless --target is given again. Nothing runs if the run has steps left that the pipeline no
+    longer has: say --allow-missing-steps to skip them.
 
     With --status, and without RUN, all runs of the named pipelines with this status are resumed,
     the oldest first, and listed with their ends; without a name, those of all pipelines in the
@@ -115,8 +116,8 @@ def resume(
         if run is None:
             raise click.MissingParameter(param_type="argument", param_hint="'RUN'")
         stored = asyncio.run(read_run(flags.journal, run))
-        target = pipeline_of(stored.record, pipelines, flags)
-        execute_run(target, flags.journal, stored.record.run_id, flags, stored, dry_run=dry_run)
+        target = pipeline_of(stored, pipelines, flags)
+        execute_run(target, flags.journal, stored.run_id, flags, stored, dry_run=dry_run)
         return
     if status in (RunStatus.PASSED, RunStatus.RUNNING):
         raise click.UsageError(f"--status {status}: no such run can be resumed")
@@ -217,7 +218,8 @@ class _Resumption:
         run_id, (loaded, inputs) = record.run_id, self._pipelines[record.pipeline]
         execution = Execution(loaded, inputs, self._flags.journal, run_id, self._flags)
         try:
-            check_matches(await with_steps(journal, record), loaded, self._flags)
+            await journal.record(run_id)  # it may have been removed, and would begin anew
+            check_pipeline(record, loaded)
             if self._dry_run:
                 self._previews.append(await preview_run(execution, self._flags.journal, run_id))
                 self._ends[run_id] = PASSED

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -25,7 +24,6 @@ from asyncflow._cli.loader import LoadedPipeline, load_pipeline, select_targets
 from asyncflow._cli.options import (
     LATEST,
     PIPELINES,
-    AnyJournal,
     GroupedCommand,
     RunFlags,
     check_files,
@@ -45,7 +43,6 @@ from asyncflow._cli.output import (
     stdout_for_results_only,
     write_result,
 )
-from asyncflow._core.replay import latest_steps
 from asyncflow._core.run_preview import RunPreview
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow.journal import RunRecord
@@ -98,7 +95,7 @@ def execute_run(
     journal: str | None,
     run_id: str | None,
     flags: RunFlags,
-    stored: RunToResume | None = None,
+    stored: RunRecord | None = None,
     from_steps: Sequence[str] | None = None,
     *,
     is_rerun: bool = False,
@@ -118,17 +115,17 @@ def execute_run(
         if label is not None:
             loaded = loaded._replace(orchestrator=loaded.orchestrator.with_options(label=label))
         if stored is not None:
-            check_matches(stored, loaded, flags, is_rerun=is_rerun)
+            check_pipeline(stored, loaded)
         rerun = None
         if stored is not None and is_rerun:
             every = [step.name for step in loaded.orchestrator.steps]
             steps = every if from_steps is None else _checked_steps(from_steps, loaded)
-            rerun = Rerun(stored.record.run_id, steps)
+            rerun = Rerun(stored.run_id, steps)
         execution = Execution(loaded, inputs, journal, run_id, flags, rerun)
         with logs_on_stderr(flags.log_level, flags.kept_logs, is_asked=flags.logs is not None):
             outcome: RunPreview | RunEnd
             if dry_run and stored is not None:
-                outcome = asyncio.run(preview_run(execution, flags.journal, stored.record.run_id))
+                outcome = asyncio.run(preview_run(execution, flags.journal, stored.run_id))
             else:
                 outcome = asyncio.run(execute(execution))
     if isinstance(outcome, RunPreview):
@@ -151,6 +148,8 @@ def load(target: str, flags: RunFlags) -> tuple[LoadedPipeline, Mapping[str, Any
         orchestrator = orchestrator.with_options(schedule=flags.schedule)
     if flags.keep_going:
         orchestrator = orchestrator.with_options(fail_fast=False)
+    if flags.allow_missing_steps:
+        orchestrator = orchestrator.with_options(allow_missing_steps=True)
     orchestrator = select_targets(orchestrator, flags.targets)
     return loaded._replace(orchestrator=orchestrator), inputs
 
@@ -170,22 +169,9 @@ def check_run_id(run_id: str) -> None:
 # The run to resume.
 
 
-class RunToResume(NamedTuple):
-    """What a journal has of a run to resume, or to rerun."""
-
-    record: RunRecord
-    dependencies: Mapping[str, tuple[str, ...]]
-    """The steps of its last segment, with their dependencies; empty if it has not started."""
-
-
-async def read_run(journal: str, run: str) -> RunToResume:
+async def read_run(journal: str, run: str) -> RunRecord:
     async with open_journal(journal) as opened:
-        return await with_steps(opened, await find_run(opened, run))
-
-
-async def with_steps(journal: AnyJournal, record: RunRecord) -> RunToResume:
-    events = [each.event for each in await journal.events(record.run_id)]
-    return RunToResume(record, latest_steps(events))
+        return await find_run(opened, run)
 
 
 def pipeline_of(
@@ -221,55 +207,12 @@ def _checked_steps(from_steps: Sequence[str], loaded: LoadedPipeline) -> Sequenc
     return from_steps
 
 
-def check_matches(
-    stored: RunToResume, loaded: LoadedPipeline, flags: RunFlags, *, is_rerun: bool = False
-) -> None:
-    """Refuse another pipeline, and steps that the run does not have, unless --target names them.
-
-    A step that --target left out looks the same as a newer one.
-    """
-    record, orchestrator = stored.record, loaded.orchestrator
-    if record.pipeline and record.pipeline != orchestrator.name:
+def check_pipeline(record: RunRecord, loaded: LoadedPipeline) -> None:
+    """Refuse a run of another pipeline."""
+    if record.pipeline and record.pipeline != loaded.orchestrator.name:
         raise CommandError(
             f"{loaded.target!r} can't run: run {record.run_id!r} belongs to pipeline "
-            f"{record.pipeline!r}, not to {orchestrator.name!r}; name the module of "
+            f"{record.pipeline!r}, not to {loaded.orchestrator.name!r}; name the module of "
             f"{record.pipeline!r}",
             INVALID,
         )
-    if flags.targets or not stored.dependencies:
-        return
-    names = [step.name for step in orchestrator.steps]
-    others = [repr(name) for name in names if name not in stored.dependencies]
-    if others:
-        needed = {name for each in stored.dependencies.values() for name in each}
-        last = [name for name in names if name in stored.dependencies and name not in needed]
-        some = [shlex.quote(name) for name in last] if len(last) <= 4 else []
-        such_as = " ".join(f"--target {name}" for name in some or ["STEP"])
-        run_id, target = shlex.quote(record.run_id), shlex.quote(loaded.target)
-        way_out = (
-            f"; to run all of it, name its last steps: {_targets(loaded)}"
-            if is_rerun
-            else ", or run all of it: "
-            f"asyncflow run {target} --run-id {run_id}{journal_flag(flags.journal)}"
-        )
-        raise click.UsageError(
-            escape_controls(
-                f"run {record.run_id!r} does not have {_listed(others)} of {loaded.target}, "
-                "excluded by --target, new or renamed; "
-                f"select what to run, as with {such_as}{way_out}"
-            )
-        )
-
-
-def _targets(loaded: LoadedPipeline) -> str:
-    """Return the options that select the whole pipeline."""
-    dependencies = loaded.orchestrator.dependencies
-    needed = {name for each in dependencies.values() for name in each}
-    return " ".join(f"--target {shlex.quote(name)}" for name in dependencies if name not in needed)
-
-
-def _listed(steps: Sequence[str]) -> str:
-    if len(steps) == 1:
-        return f"step {steps[0]}"
-    some = [*steps[:3], f"{len(steps) - 3} more"] if len(steps) > 4 else steps
-    return f"steps {', '.join(some[:-1])} and {some[-1]}"

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-if TYPE_CHECKING:  # it imports this module
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    # It imports this module.
     from asyncflow._core.report import RunReport
 
 TimeoutKind: TypeAlias = Literal["attempt", "step", "heartbeat", "run"]
@@ -444,6 +447,39 @@ class RunIdInUseError(_AttributedError, ValueError):
         super().__init__(run_id, problem)
         self.run_id = run_id
         self.problem = problem
+
+
+class PipelineChangedError(_AttributedError, ValueError):
+    """A stored run is to continue, and its pipeline no longer has all steps that it would run.
+
+    The run was left as it is. A version of the pipeline that has these steps continues it; so does
+    this one, without them, with ``with_options(allow_missing_steps=True)``.
+
+    Attributes:
+        run_id: The run.
+        pipeline: The name of the pipeline; empty if it has none.
+        missing: The steps that it no longer has, in topological order, each with its nearest step;
+            ``None`` if none is near.
+    """
+
+    def __init__(self, run_id: str, pipeline: str, missing: Mapping[str, str | None]) -> None:
+        super().__init__(run_id, pipeline, missing)
+        self.run_id = run_id
+        self.pipeline = pipeline
+        self.missing = missing
+
+    def __str__(self) -> str:
+        steps = ", ".join(
+            repr(name) if nearest is None else f"{name!r} (did you mean {nearest!r}?)"
+            for name, nearest in self.missing.items()
+        )
+        of = f"pipeline {self.pipeline!r}" if self.pipeline else "the pipeline"
+        noun = "step" if len(self.missing) == 1 else "steps"
+        return (
+            f"run {self.run_id!r} can't continue: {of} no longer has its {noun} {steps}; continue "
+            "it with a version that has all of them, or skip them with "
+            "with_options(allow_missing_steps=True) or --allow-missing-steps"
+        )
 
 
 class RunCancelledError(_AttributedError):

@@ -20,7 +20,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -85,6 +85,8 @@ class StoredRun:
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
         self.secret_inputs: set[str] = set()
+        self.missing_steps: Mapping[str, tuple[str, ...]] = {}
+        """The steps that its latest segment skips, since its pipeline does not have them."""
         self.waits: dict[str, events.StepWaiting] = {}
         self.signals: Mapping[str, Any] = {}
         """The signals of its latest segment, each with the JSON schema of its type."""
@@ -145,8 +147,13 @@ class StoredRun:
             self._crash(key, step)
         self._forget(event)
         self._end_segment()
+        self.missing_steps = event.missing_steps
         self._begin(event, event.at_ms)
         self._explain(event.rerun_reasons)
+        for name in event.missing_steps:
+            step = self.steps[name]
+            step.reason, step.by_condition = events.NOT_IN_PIPELINE, True
+            self._move(step, StepStatus.SKIPPED)
         for name, item in self._pending:
             if item is None and name in self.steps:
                 self._continue((name, None), self.steps[name])
@@ -169,7 +176,8 @@ class StoredRun:
                 self.inputs.setdefault(name, value)
             else:
                 self.inputs[name] = value
-        self._lay_out(event.dependencies, event.max_retries, event.secret)
+        steps = {**event.dependencies, **self.missing_steps}
+        self._lay_out(steps, event.max_retries, event.secret)
 
     def _explain(self, reasons: Mapping[str, str]) -> None:
         self._reasons = reasons
@@ -490,10 +498,11 @@ class StoredRun:
                 begins_anew and blocks_dependents(step.status, step.by_condition)
             ):
                 del self._settled[key]
+        given_up = outdated | event.missing_steps.keys()
         for key in list(self._pending):
-            if event.afresh or key[0] in outdated:
+            if event.afresh or key[0] in given_up:
                 del self._pending[key]
-        for name in outdated & self.waits.keys():
+        for name in given_up & self.waits.keys():
             del self.waits[name]
 
     def _continue(self, key: Key, step: StepView) -> None:
@@ -519,6 +528,22 @@ class StoredRun:
             if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
                 settled[key] = step
         return settled
+
+    def missing_from(self, known: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Return the steps that the run would still run and that are not among those known.
+
+        Each comes with the steps that it depends on.
+        """
+        settled = self.settled()
+        return {
+            name: step.depends_on
+            for name, step in self.steps.items()
+            if name not in known
+            and (
+                (end := settled.get((name, None))) is None
+                or blocks_dependents(end.status, end.by_condition)
+            )
+        }
 
     def pending_attempts(self) -> dict[Key, PendingAttempts]:
         """Return what has begun and not ended, as it is if the segment ends now."""
@@ -665,14 +690,6 @@ def _crash_of(step: StepView) -> StepCrashedError:
     series = step.attempts[step.fresh_from :]
     crashes = sum(attempt.end == "crashed" for attempt in series) + 1
     return StepCrashedError(step.name, step.attempts[-1].number, crashes)
-
-
-def latest_steps(history: Sequence[events.Event]) -> Mapping[str, tuple[str, ...]]:
-    """Return the steps of the latest segment, with their dependencies; none without events."""
-    for event in reversed(history):
-        if isinstance(event, events.RunStarted | events.RunResumed):
-            return event.dependencies
-    return {}
 
 
 def decode_outputs(step: StepView, decode: Callable[[Payload], Any]) -> None:

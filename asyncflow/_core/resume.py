@@ -56,6 +56,7 @@ def resume(
     *,
     bindings: Bindings,
     new_inputs: Collection[str],
+    missing_steps: Mapping[str, tuple[str, ...]],
     fail_fast: bool,
     wall_time: float,
     process: str,
@@ -64,10 +65,11 @@ def resume(
     """Decide which results of a stored run are valid, and resume its replay.
 
     The pipeline and the bindings are as they are now. ``new_inputs`` are the names of those that
-    the run did not have before and whose value is not the default, ``wall_time`` is the present, in
-    seconds since the epoch, and ``process`` is this one. ``decode`` makes a value of the payload of
-    a step's output, or raises `PayloadError`, as this does then. Return the event that begins the
-    new segment, and the checkpoint that it starts from.
+    the run did not have before and whose value is not the default, ``missing_steps`` the steps that
+    it would still run and that the pipeline does not have, each with its dependencies.
+    ``wall_time`` is the present, in seconds since the epoch, and ``process`` is this one.
+    ``decode`` makes a value of the payload of a step's output, or raises `PayloadError`, as this
+    does then. Return the event that begins the new segment, and the checkpoint that it starts from.
     """
     known = _of_plan(run.settled(), plan)
     has_failed = _has_failed(run, plan, known)
@@ -87,6 +89,7 @@ def resume(
         afresh,
         max_retries=dict(plan.max_retries),
         secret=plan.secret,
+        missing_steps=missing_steps,
         process=process,
     )
     run.apply(event)

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.graph import Plan
@@ -23,10 +23,16 @@ from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import escape_controls, plural
-from asyncflow.events import RunResumed, RunStarted, StepSkipped, StepTakenOver
+from asyncflow._core.text import did_you_mean, escape_controls, plural
+from asyncflow.events import (
+    NOT_IN_PIPELINE,
+    RunResumed,
+    RunStarted,
+    StepSkipped,
+    StepTakenOver,
+)
 
-Decision: TypeAlias = Literal["reused", "runs", "waits", "skipped"]
+Decision: TypeAlias = Literal["reused", "runs", "waits", "skipped", "missing"]
 
 
 @record(frozen=True)
@@ -37,7 +43,8 @@ class StepPreview:
     decision: Decision
     """``reused``: its stored result stays; ``runs``: it runs, unless the run stops before or its
     `condition` is not met; ``waits``: it waits for a signal, which may have come; ``skipped``: it
-    will not run."""
+    will not run; ``missing``: the run would still run it, and the pipeline no longer has it, so the
+    resumption raises a `PipelineChangedError`."""
     reason: str | None = None
     """Why it runs or is skipped; of what is reused, why it did not succeed."""
     condition: str = ""
@@ -109,6 +116,11 @@ class RunPreview(Mapping[str, StepPreview]):
         """The steps that will not run, and have no result."""
         return self._with("skipped")
 
+    @property
+    def missing(self) -> list[StepPreview]:
+        """The steps that the pipeline no longer has, so that the resumption is refused."""
+        return self._with("missing")
+
     def _with(self, decision: Decision) -> list[StepPreview]:
         return [step for step in self.values() if step.decision == decision]
 
@@ -134,6 +146,8 @@ class RunPreview(Mapping[str, StepPreview]):
             head = f"A rerun of {run}: {self._counts()}"
         elif self.has_passed:
             head = f"A resumption of {run}, which has passed: nothing runs"
+        elif self.missing:
+            head = f"A resumption of {run} is refused, its pipeline lacks steps: {self._counts()}"
         else:
             head = f"A resumption of {run}: {self._counts()}"
         return "\n".join([head, *map(str, self.values())])
@@ -144,6 +158,7 @@ class RunPreview(Mapping[str, StepPreview]):
             ("waiting", self.waits),
             ("to run", self.runs),
             ("skipped", self.skipped),
+            ("missing", self.missing),
         )
         return ", ".join(f"{len(steps)} {word}" for word, steps in found if steps) or "no steps"
 
@@ -211,6 +226,22 @@ def preview_of_start(
             steps.append(StepPreview(step.name, decision, reason, condition, items, reused))
     is_rerun = isinstance(event, RunStarted)
     return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
+
+
+def with_missing(
+    preview: RunPreview, missing: Iterable[str], known: Collection[str] | None
+) -> RunPreview:
+    """Return a preview with the steps that its pipeline no longer has.
+
+    ``known`` are the steps that it has; ``None`` if the resumption skips the missing ones.
+    """
+    steps = [
+        StepPreview(name, "skipped", NOT_IN_PIPELINE)
+        if known is None
+        else StepPreview(name, "missing", f"{NOT_IN_PIPELINE}{did_you_mean(name, known)}")
+        for name in missing
+    ]
+    return RunPreview(preview.run_id, [*preview.values(), *steps], is_rerun=False, has_passed=False)
 
 
 def _end_of_wait(step: WorkflowStep, run: StoredRun, now_s: float) -> str:

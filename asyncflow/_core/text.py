@@ -33,10 +33,15 @@ def escape_controls(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the likeliest misspelling, or an empty string."""
+    found = nearest(word, known)
+    return "" if found is None else f" (did you mean {found!r}?)"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the likeliest misspelling of a word, if there is one."""
     import difflib  # only an error message needs it, and it takes a while to import
 
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
 def name_suffix(function: object) -> str:

@@ -348,6 +348,10 @@ class Request(NamedTuple):
     """The run one of whose steps asks for it; empty if none does."""
     parent_step: str = ""
     """That step."""
+    known_steps: Collection[str] = ()
+    """The steps of the pipeline, even those that targets leave out."""
+    allows_missing_steps: bool = False
+    """Whether the run continues without steps that it would still run and that are not known."""
     stays: bool = False
     """Whether the run stays in its process while it waits for signals."""
     clock: Callable[[], float] = time.time

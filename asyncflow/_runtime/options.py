@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     label: str
     on_active: OnActive
     on_wait: OnWait
+    allow_missing_steps: bool
     event_buffer: int
 
 
@@ -72,12 +73,11 @@ class RunOptions:
     label: str = ""
     on_active: OnActive = "raise"
     on_wait: OnWait = "suspend"
+    allow_missing_steps: bool = False
     event_buffer: int = 10_000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.fail_fast, bool):
-            shown = safe_text(repr, self.fail_fast)
-            raise TypeError(f"fail_fast must be True or False, not {shown}")
+        _check_flag("fail_fast", self.fail_fast)
         _check_choice("schedule", self.schedule, _SCHEDULES)
         if self.max_concurrency is not None:
             kind, hint = "an int or None", "; use None for no limit"
@@ -91,6 +91,7 @@ class RunOptions:
         check_label(self.label)
         _check_choice("on_active", self.on_active, _ON_ACTIVE)
         _check_choice("on_wait", self.on_wait, _ON_WAIT)
+        _check_flag("allow_missing_steps", self.allow_missing_steps)
         check_count("event_buffer", self.event_buffer, 1)
 
     @classmethod
@@ -148,6 +149,11 @@ def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
         **options,
         **{name: _COPIES[name](options[name]) for name in _COPIES if name in options},
     }
+
+
+def _check_flag(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {safe_text(repr, value)}")
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:

@@ -50,6 +50,7 @@ from asyncflow._runtime.permits import prepare_workers
 from asyncflow._runtime.run import Run
 from asyncflow._runtime.run_link import RunLink
 from asyncflow._runtime.run_scope import open_scope
+from asyncflow.events import RunResumed
 
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
@@ -223,6 +224,10 @@ class Orchestrator:
                 and the run continues when it is started again, as a `asyncflow.service.Service` or
                 `resume_all` does; ``"stay"`` waits in this process. Nested runs stay.
 
+                ``allow_missing_steps`` says whether a stored run continues although this pipeline
+                no longer has all steps that it would still run. By default that is a
+                `PipelineChangedError`. If true, these steps are skipped by condition.
+
                 ``event_buffer`` is how many events a `RunHandle` keeps for slow readers, at least
                 1 (default 10,000).
 
@@ -290,6 +295,8 @@ class Orchestrator:
                 Nothing has run.
             RunIdInUseError: A ``ValueError``: the run was started with other inputs, or by another
                 pipeline. Nothing has run.
+            PipelineChangedError: A ``ValueError``: this pipeline does not have all steps that the
+                stored run would still run. Nothing has run, and the run is as it was.
             RuntimeError, TypeError, ValueError: An engine is not open, or can't run a step. Nothing
                 has run.
             PayloadError: The journal can't store an input. Nothing has run.
@@ -414,8 +421,9 @@ class Orchestrator:
 
         Nothing runs, and nothing is written. What opens a resumption decides, so that one with the
         same inputs reuses exactly the results that are ``reused``, and runs nothing that is not in
-        ``runs``. The resumption of a run that has passed runs nothing, whatever has changed. Of a
-        run that is running, it says what a resumption would do if the run stopped now.
+        ``runs``. If steps are ``missing``, it raises a `PipelineChangedError`. The resumption of a
+        run that has passed runs nothing, whatever has changed. Of a run that is running, it says
+        what a resumption would do if the run stopped now.
 
         Args:
             run_id: The run.
@@ -438,8 +446,10 @@ class Orchestrator:
         from_steps = self._checked_from_steps(from_) if rerun else None
         self = self._intercepted()
         request = self._request(None if rerun else run_id, inputs)
+        is_refused = not request.allows_missing_steps
+        request = request._replace(allows_missing_steps=True)
         journal = self._journal_of("preview()")
-        from asyncflow._core.run_preview import preview_of_report, preview_of_start
+        from asyncflow._core.run_preview import preview_of_report, preview_of_start, with_missing
         from asyncflow._runtime.run_opening import preview_run  # as in _run
 
         start = await preview_run(journal, request, run_id, from_steps)
@@ -448,9 +458,13 @@ class Orchestrator:
         assert start.checkpoint is not None  # a stored run has events
         taken = [event for event, _ in start.taken]
         state, now_s = self._state(start), request.clock()
-        return preview_of_start(
+        found = preview_of_start(
             run_id, self._plan, state, start.event, taken, start.checkpoint, now_s
         )
+        if isinstance(start.event, RunResumed) and start.event.missing_steps:
+            known = request.known_steps if is_refused else None
+            return with_missing(found, start.event.missing_steps, known)
+        return found
 
     async def report(self, run_id: str) -> RunReport:
         """Return the stored report of a run; of one that has not ended, what is known so far.
@@ -537,6 +551,8 @@ class Orchestrator:
             parent="" if within is None else within[0],
             parent_step="" if within is None else within[1].step,
             # A nested run would end its step without an end of its own.
+            known_steps=self._plans.whole.index,
+            allows_missing_steps=options.allow_missing_steps,
             stays=options.on_wait == "stay" or within is not None or self._plan.keeps_waiting,
             clock=wall_clock(),
             label=options.label,
@@ -635,6 +651,7 @@ async def run_pipeline(
     journal: Journal | None = None,
     on_active: OnActive = "raise",
     on_wait: OnWait = "suspend",
+    allow_missing_steps: bool = False,
     secret_inputs: Iterable[str] = (),
     engine: AnyEngine | None = None,
     resources: Mapping[str, OpenResource] = NO_RESOURCES,
@@ -663,6 +680,9 @@ async def run_pipeline(
             default), or ``"wait"`` until it has ended, and then resume it.
         on_wait: What to do with a journal while nothing is left but to wait for signals:
             ``"suspend"`` (the default) the run, or ``"stay"`` in this process.
+        allow_missing_steps: Whether a stored run continues although these are not all steps that it
+            would still run; the others are skipped by condition. By default that is a
+            `PipelineChangedError`.
         secret_inputs: The inputs that must be neither stored nor shown.
         engine: Runs the actions elsewhere; ``None`` means this process.
         resources: What the run opens for its steps, by the names of parameters.

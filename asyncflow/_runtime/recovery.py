@@ -7,7 +7,12 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from asyncflow._core.errors import RunAlreadyActiveError, RunCancelledError, RunNotFoundError
+from asyncflow._core.errors import (
+    PipelineChangedError,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    RunNotFoundError,
+)
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
@@ -210,6 +215,8 @@ def log_unresumed(run_id: str, error: Exception) -> None:
         _log.info("run %r resumes in another process", run_id)
     elif isinstance(error, RunCancelledError):
         _log.info("%s", error)
+    elif isinstance(error, PipelineChangedError):
+        _log.error("%s", error)
     else:
         _log.error("run %r can't be resumed", run_id, exc_info=error)
 

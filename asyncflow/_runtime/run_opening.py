@@ -13,7 +13,7 @@ from typing import Any
 
 from asyncflow._core.annotations import input_types
 from asyncflow._core.arguments import default_of
-from asyncflow._core.errors import PayloadError, RunIdInUseError
+from asyncflow._core.errors import PayloadError, PipelineChangedError, RunIdInUseError
 from asyncflow._core.fingerprint import fingerprints_of
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
@@ -22,6 +22,7 @@ from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatu
 from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.step_cache import check_cached
+from asyncflow._core.text import nearest
 from asyncflow._runtime.durable import (
     Journal,
     Request,
@@ -42,6 +43,7 @@ async def open_run(
 
     Raises:
         RunIdInUseError: The run was started with other inputs, or by another pipeline.
+        PipelineChangedError: The pipeline does not have all steps that the run would still run.
         RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
     """
     session, start = await journal.open(
@@ -151,7 +153,12 @@ class _RunOpening:
                 name in stored.sent or (wait.until is not None and wait.until <= now_s)
                 for name, wait in stored.waits.items()
             )
-            and request.plan.depends_on == {n: s.depends_on for n, s in stored.steps.items()}
+            and request.plan.depends_on
+            == {
+                name: step.depends_on
+                for name, step in stored.steps.items()
+                if name not in stored.missing_steps
+            }
             and all(
                 stored.fingerprints.get(name) == fingerprint
                 for name, fingerprint in fingerprints_of(request.plan).items()
@@ -177,6 +184,11 @@ class _RunOpening:
 
     def _resume(self, stored: StoredRun) -> RunStart:
         request, plan = self._request, self._request.plan
+        missing = stored.missing_from(request.known_steps)
+        if missing and not request.allows_missing_steps:
+            known = request.known_steps
+            near = {name: nearest(name, known) for name in missing}
+            raise PipelineChangedError(stored.run_id, request.pipeline, near)
         added = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
         bindings = plan.bindings(inputs.keys())
@@ -185,6 +197,7 @@ class _RunOpening:
             plan,
             bindings=bindings,
             new_inputs=self._new_inputs(stored),
+            missing_steps=missing,
             fail_fast=request.fail_fast,
             wall_time=request.clock(),
             process=_this_process(),

@@ -71,6 +71,8 @@ def _run_started(event: events.RunStarted, _: _Attempt) -> str:
 def _run_resumed(event: events.RunResumed, _: _Attempt) -> str:
     again = len(event.outdated) + len(event.unfinished) + len(event.recalled)
     rest = f", {again} of which {'runs' if again == 1 else 'run'} again" if again else ""
+    if event.missing_steps:
+        rest += f", {plural(len(event.missing_steps), 'step')} no longer in the pipeline"
     return f"run {_name(event)} resumed: {plural(len(event.dependencies), 'step')}{rest}"
 
 

@@ -388,6 +388,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "error": (_write_error, _read_error),
     "inputs": (_write_inputs, _read_inputs),
     "dependencies": (dict, _read_dependencies),
+    "missing_steps": (dict, _read_tuples),
     "fingerprints": (dict, _read_tuples),
     "outdated": (dict, dict),
     "unfinished": (dict, dict),

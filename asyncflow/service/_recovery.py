@@ -53,7 +53,11 @@ _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 _CONTINUED = ("drained", "resource", None)
 """What interrupted a run that will continue."""
 _LONGEST_DELAY_S = 3600.0
-"""How long a run that loses its resource again and again waits at most."""
+"""How long a run that loses its resource again and again, or can't be resumed here, waits at most.
+"""
+_GIVEN_UP_S = 60.0
+"""How long a run that can't be resumed here is left to others, at first: another version of its
+pipeline may run the step that this one does not have, and then end for good."""
 _AT_A_TIME = {1: math.inf, 2: 3, 3: 1}
 """How many runs resume at a time with which so many processes have died, or more."""
 _PROBATION_S = 300.0
@@ -92,8 +96,9 @@ class Recovery:
         self._active = active
         self._begin = begin
         self._lost_only: Any = LostRuns(journal, _CONTINUED)
-        self._unresumable: set[str] = set()
-        """The runs that can't be resumed here, which was logged."""
+        self._unresumable: dict[str, tuple[float, float]] = {}
+        """The runs that could not be resumed here, which was logged: when to try once more, and how
+        long to wait after that, both in seconds."""
         self._beginning: set[asyncio.Task[None]] = set()
         self._continuing: set[str] = set()
         """The runs that were due and begin."""
@@ -163,7 +168,17 @@ class Recovery:
         task.add_done_callback(self._beginning.discard)
 
     def _left_alone(self) -> Set[str]:
-        return self._unresumable | self._active.keys() | self._continuing
+        return self._given_up() | self._active.keys() | self._continuing
+
+    def _given_up(self) -> Set[str]:
+        """Return the runs that are left to other processes for now."""
+        now_s = asyncio.get_running_loop().time()
+        return {run_id for run_id, (again_s, _) in self._unresumable.items() if now_s < again_s}
+
+    def _give_up(self, run_id: str) -> None:
+        _, delay_s = self._unresumable.get(run_id, (0.0, _GIVEN_UP_S))
+        again_s = asyncio.get_running_loop().time() + delay_s
+        self._unresumable[run_id] = again_s, min(2 * delay_s, _LONGEST_DELAY_S)
 
     async def _continue(self, run: RecoverableRun) -> None:
         """Continue a run for which a place was taken."""
@@ -176,12 +191,13 @@ class Recovery:
         """Resume what may be resumed now; return whether nothing waits for others of its kind."""
         now_s, has_resumed_all = asyncio.get_running_loop().time(), True
         found = await self._find(every_s, now_s)
-        lost = {run.run_id for run in found} - self._unresumable
+        given_up = self._given_up()
+        lost = {run.run_id for run in found} - given_up
         for suspect, (_, since_s) in list(self._suspects.items()):
             if suspect not in self._active or now_s - since_s >= _PROBATION_S:
                 del self._suspects[suspect]
         for run in sorted(found, key=lambda run: run.crashes):
-            if run.run_id in self._unresumable or run.run_id in self._active:
+            if run.run_id in given_up or run.run_id in self._active:
                 continue
             if run.parent and (run.parent in lost or not await is_left_alone(self._journal, run)):
                 continue
@@ -190,7 +206,7 @@ class Recovery:
                 continue
             pipeline = find_pipeline(run, self._pipelines)
             if pipeline is None:
-                self._unresumable.add(run.run_id)
+                self._unresumable[run.run_id] = math.inf, math.inf
             else:
                 await self._places.wait()
                 self._begin_soon(self._resume_one(pipeline, run))
@@ -233,7 +249,11 @@ class Recovery:
             await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
         except (ServiceStoppingError, NotLostError):
             pass
-        except Exception as error:
+        except _PASSING as error:
             log_unresumed(run_id, error)
-            if not isinstance(error, _PASSING):
-                self._unresumable.add(run_id)
+        except Exception as error:
+            if run_id not in self._unresumable:
+                log_unresumed(run_id, error)
+            self._give_up(run_id)
+        else:
+            self._unresumable.pop(run_id, None)

@@ -19,8 +19,8 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
     RunNotFoundError,
+    RunUnreadableError,
 )
-from asyncflow._core.replay import latest_steps
 from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
@@ -75,8 +75,6 @@ class Resumer:
         Raise `ResumeRefusedError` if the run can't be resumed, or failed at once.
         """
         self._check(record)
-        await self._check_steps(record, "resume")
-        self._check(record)  # the server may be stopping meanwhile
         run_id, pipeline = record.run_id, self._pipelines[record.pipeline]
 
         async def has_begun() -> bool:
@@ -98,7 +96,12 @@ class Resumer:
             found = await pipeline.with_options(journal=self._journal).preview(record.run_id)
         except (ValueError, TypeError, RunNotFoundError, PayloadError):
             return ""  # the resumption would be refused, and says why
-        counts = {"reused": found.reused, "to run": found.runs, "waiting": found.waits}
+        counts = {
+            "reused": found.reused,
+            "to run": found.runs,
+            "waiting": found.waits,
+            "missing from the pipeline": found.missing,
+        }
         return ", ".join(f"{len(steps):,} {word}" for word, steps in counts.items() if steps)
 
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
@@ -134,8 +137,6 @@ class Resumer:
         pipeline = self._pipelines[record.pipeline]
         if record.damaged:
             raise ResumeRefusedError("it is damaged")
-        await self._check_steps(record, "rerun")
-        self._check_pipeline(record, "rerun it")  # as in resume
         if everything:
             from_steps = [step.name for step in pipeline.steps]
         run_id = secrets.token_hex(8)  # as an Orchestrator makes one
@@ -201,6 +202,8 @@ class Resumer:
             await asyncio.wait([task], timeout=_LOOK_EVERY_S)
         if task.done() and not task.cancelled():
             error = task.result()
+            if isinstance(error, RunUnreadableError):
+                raise error
             if error is not None:
                 raise ResumeRefusedError(_why_not(error)) from error
 
@@ -233,19 +236,6 @@ class Resumer:
             f"pipeline with `asyncflow ui --pipeline` or pipelines={{{name!r}: …}}, or {what} "
             "with its steps, its id and this journal"
         )
-
-    async def _check_steps(self, record: RunRecord, command: str) -> None:
-        """Refuse steps that the run does not have: targets may have left them out."""
-        events = [each.event for each in await self._journal.events(record.run_id)]
-        had = latest_steps(events)
-        steps = self._pipelines[record.pipeline].steps
-        others = [step.name for step in steps if had and step.name not in had]
-        if others:
-            raise ResumeRefusedError(
-                f"it has no step {others[0]!r} of pipeline {record.pipeline!r}: the step is newer, "
-                f"or targets left it out; select the steps: asyncflow {command} RUN "
-                "MODULE:PIPELINE --target STEP, or in Python, with targets"
-            )
 
     async def _run(
         self, run_id: str, start: Callable[[], Coroutine[Any, Any, Any]]

@@ -136,7 +136,10 @@ def test_a_run_that_can_not_be_resumed_costs_no_other(shop: Shell) -> None:
 
     result = shop("resume", "--status", "FAILED", "more:pipeline", exits=3)
 
-    assert "run day-1 was not resumed: run 'day-1' does not have step 'loaded'" in result.stderr
+    assert (
+        "'day-1' can't continue: pipeline 'shop' no longer has its step 'load' (did you mean"
+        in (result.stderr)
+    )
     assert "3 of 3" in result.stderr
 
 

@@ -570,7 +570,7 @@ def test_a_run_that_has_ended_cannot_be_cancelled(shell: Shell) -> None:
 
 def test_a_resume_of_an_active_run_can_wait_for_it(active_run: Any, shell: Shell) -> None:
     shell.write("same.py", "from asyncflow import Pipeline\npipeline = Pipeline('etl')\n")
-    command = ["resume", "r1", "same:pipeline", "--quiet"]
+    command = ["resume", "r1", "same:pipeline", "--quiet", "--allow-missing-steps"]
 
     refused = shell(*command, exits=1)
     active_run["loop"].call_soon_threadsafe(active_run["task"].cancel)

@@ -10,7 +10,7 @@ from asyncflow import RestoredOutput, RunStatus, StepCrashedError, StepStatus, W
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import plan
 from asyncflow._core.history import History
-from asyncflow._core.replay import StoredRun, latest_steps
+from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow._core.state import RunState
 from asyncflow.events import (
@@ -73,15 +73,6 @@ def half_mapped():
         AttemptStarted("b", 1, 4.0, item=1),
         success("b", 5.0, 10, item=0),
     ]
-
-
-class TestLatestSteps:
-    def test_the_latest_steps_are_the_ones_of_the_last_resume(self):
-        fewer = {"a": (), "b": ("a",)}
-
-        assert latest_steps([]) == {}
-        assert latest_steps([started(), AttemptStarted("a", 1, 1.0)]) == CHAIN
-        assert latest_steps([started(), resumed(1.0, fewer), AttemptStarted("a", 1, 1.0)]) == fewer
 
 
 class TestReports:

@@ -71,6 +71,7 @@ def resume_with(events, *steps, fail_fast=True, new_inputs=()):
         planned,
         bindings=planned.bindings(set(new_inputs)),
         new_inputs=new_inputs,
+        missing_steps={},
         fail_fast=fail_fast,
         wall_time=2_000.0,
         process="host:1",

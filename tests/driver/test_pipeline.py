@@ -30,6 +30,9 @@ from asyncflow._core.step import StepPolicies
 from asyncflow._runtime.options import OPTIONS, Options, RunOptions
 from asyncflow.events import RunStarted
 
+OF_A_RUN = {"run_id", "label", "on_active", "on_wait", "allow_missing_steps", "event_buffer"}
+"""The options that only `with_options` takes."""
+
 
 async def extract(url: str) -> list[int]:
     return [1, 2, len(url)]
@@ -291,8 +294,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("public", "left_out"),
         [
-            (Pipeline, {"targets", "run_id", "label", "on_active", "on_wait", "event_buffer"}),
-            (Orchestrator, {"run_id", "label", "on_active", "on_wait", "event_buffer"}),
+            (Pipeline, {"targets", *OF_A_RUN}),
+            (Orchestrator, OF_A_RUN),
             (run_pipeline, {"event_buffer"}),
         ],
     )

@@ -38,6 +38,7 @@ from asyncflow._core.resume import resume
 from asyncflow._core.state import RunState
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
+    NOT_IN_PIPELINE,
     RECALLED,
     AttemptBegan,
     AttemptFailed,
@@ -101,6 +102,7 @@ class Execution:
                 journal=self.journal,
                 run_id=RUN_ID,
                 observers=[self.received.append, self.world.observe],
+                allow_missing_steps=True,
                 **self.pipeline.options,
             )
         )
@@ -121,7 +123,7 @@ class Execution:
     async def previewed(self):
         """Return what the resumption will do, by a preview that changes nothing."""
         orchestrator = Orchestrator(self.steps, journal=self.journal, **self.pipeline.options)
-        preview = await orchestrator.preview(RUN_ID)
+        preview = await orchestrator.with_options(allow_missing_steps=True).preview(RUN_ID)
         assert self.journal.stored[RUN_ID] == self.stored
         assert not self.world.calls
         return preview
@@ -148,7 +150,8 @@ class Execution:
             assert_shows(RunView(self.report.events()), self.report)
             check_history(self.report, self.journal.stored[RUN_ID])
             for result in self.report.results:
-                self.check_attempts(result)
+                if result.reason != NOT_IN_PIPELINE:
+                    self.check_attempts(result)
 
     def check_calls(self):
         """A completed step is not re-run, unless its output is secret and needed."""
@@ -206,11 +209,13 @@ class Execution:
         planned = plan(self.steps)
         past = None
         if self.stored:
+            stored = StoredRun(self.stored)
             event, past = resume(
-                StoredRun(self.stored),
+                stored,
                 planned,
                 bindings=planned.bindings(set()),
                 new_inputs=(),
+                missing_steps=stored.missing_from(planned.index),
                 fail_fast=self.pipeline.options["fail_fast"],
                 wall_time=self.received[0].wall_time,
                 process=self.received[0].process,
@@ -446,6 +451,7 @@ def known(report, secret):
     return {
         name: (result.status, result.by_condition, None if name in secret else result.output)
         for name, result in report.items()
+        if result.reason != NOT_IN_PIPELINE
     }
 
 

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from virtual_journals import in_virtual_time
 
 from asyncflow import (
     Pipeline,
@@ -90,23 +90,6 @@ async def count(journal: Any, run_id: str = "r") -> int:
 
 async def due(journal: Any) -> list[str]:
     return [record.run_id for record in await journal.due()]
-
-
-def in_virtual_time(test: Any) -> Any:
-    own = signature(test)
-    journals = Parameter("make_journal", Parameter.POSITIONAL_OR_KEYWORD)
-    others = [each for name, each in own.parameters.items() if name != "journal"]
-
-    def run(make_journal: Any, **fixtures: Any) -> None:
-        async def main() -> None:
-            async with make_journal() as journal:
-                await test(journal, **fixtures)
-
-        run_in_virtual_time(main())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    run.__signature__ = own.replace(parameters=[journals, *others])  # type: ignore[attr-defined]
-    return run
 
 
 @in_virtual_time

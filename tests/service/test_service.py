@@ -999,18 +999,22 @@ async def test_a_run_that_cannot_resume_is_logged_once(
 ) -> None:
     await leave_orphan(tmp_path / "runs.db", work, "r")
     other = Orchestrator([WorkflowStep("other", partial(asyncio.sleep, 0))], name="others")
-    needy = Pipeline("work")
 
-    @needy.step
-    async def first(missing: int) -> None: ...
+    async def third(missing: int) -> None: ...
 
-    for pipeline, problem in ((other, "no pipeline is named 'work'"), (needy, "can't be resumed")):
+    needy = Orchestrator([*work.pipeline, WorkflowStep("third", third)], name="work")
+
+    for pipeline, problem in (
+        (other, "no pipeline is named 'work'"),
+        (Orchestrator(other.steps, name="work"), "no longer has its step 'second'"),
+        (needy, "can't be resumed"),
+    ):
         caplog.clear()
         async with (
             SQLiteJournal(tmp_path / "runs.db") as journal,
             Service([pipeline], journal=journal, resume_every_s=1),
         ):
-            await asyncio.sleep(5)
+            await asyncio.sleep(300)  # it tries again from time to time, without a word
 
         errors = [each for each in caplog.records if each.levelno == logging.ERROR]
         assert len(errors) == 1

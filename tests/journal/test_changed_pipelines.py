@@ -1,0 +1,329 @@
+"""Runs that another version of their pipeline continues, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from virtual_journals import in_virtual_time
+
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    PipelineChangedError,
+    RunCancelledError,
+    RunReport,
+    StepStatus,
+    WorkflowStep,
+    after,
+    each,
+    resume_all,
+)
+from asyncflow.service import Service
+
+SUCCESS, FAILED, SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED
+GONE = "no longer in the pipeline"
+
+
+def orders(version: int) -> Pipeline:
+    """Return a pipeline of which the second version has a step more, between two it had."""
+    pipeline = Pipeline("orders")
+
+    @pipeline.step
+    async def draft() -> str:
+        return f"draft {version}"
+
+    approved = pipeline.signal("approved", bool, depends_on=[draft])
+    if version == 1:
+
+        @pipeline.step
+        async def ship(draft: str = after(draft), approved: bool = after(approved)) -> str:
+            return f"{draft}, shipped unchecked"
+
+    else:
+
+        @pipeline.step
+        async def check(approved: bool = after(approved)) -> str:
+            return "checked"
+
+        @pipeline.step(name="ship")
+        async def ship_checked(draft: str = after(draft), check: str = after(check)) -> str:
+            return f"{draft}, {check}, shipped"
+
+    return pipeline
+
+
+async def run(pipeline: Any, journal: Any, run_id: str = "r", **options: Any) -> RunReport:
+    return await pipeline.with_options(journal=journal, run_id=run_id, **options).run()
+
+
+async def count(journal: Any) -> int:
+    return len(await journal.events("r"))
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+@in_virtual_time
+async def test_a_run_is_continued_only_by_a_pipeline_with_all_steps_that_are_left(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(orders(2), journal)
+    await journal.signal("r", "approved", True)
+    before = await count(journal)
+
+    with pytest.raises(PipelineChangedError) as refused:
+        await run(orders(1), journal)
+    resumed = await resume_all(journal, [orders(1)])
+
+    assert str(refused.value) == (
+        "run 'r' can't continue: pipeline 'orders' no longer has its step 'check'; continue it "
+        "with a version that has all of them, or skip them with "
+        "with_options(allow_missing_steps=True) or --allow-missing-steps"
+    )
+    assert isinstance(refused.value, ValueError)
+    again = pickle.loads(pickle.dumps(refused.value))
+    assert (again.run_id, again.pipeline, again.missing) == ("r", "orders", {"check": None})
+    assert resumed == []
+    assert errors(caplog) == [str(refused.value)]
+    assert await count(journal) == before  # neither is the signal gone
+    report = await run(orders(2), journal)
+    assert report["ship"].output == "draft 2, checked, shipped"
+
+
+@in_virtual_time
+async def test_services_of_two_versions_side_by_side_each_continue_what_they_can(
+    journal: Any, make_journal: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both directions: the old one finishes no run of the new one, which may finish all."""
+    async with AsyncExitStack() as stack:
+        other = await stack.enter_async_context(make_journal())
+        old = await stack.enter_async_context(
+            Service([orders(1)], journal=journal, resume_every_s=1)
+        )
+        new = await stack.enter_async_context(Service([orders(2)], journal=other, resume_every_s=1))
+        for n in range(5):
+            await (await old.start("orders", f"old {n}")).report()
+            await (await new.start("orders", f"new {n}")).report()
+        await asyncio.sleep(3)
+        for n in range(5):  # each is sent where the other version takes signals
+            await new.signal(f"old {n}", "approved", True)
+            await old.signal(f"new {n}", "approved", True)
+        with pytest.raises(PipelineChangedError):
+            await old.start("orders", "new 0")
+        await asyncio.sleep(200)
+
+        reports = [await journal.report(record.run_id) for record in await journal.runs()]
+
+    assert {report.status for report in reports} == {"PASSED"}
+    by_new = [each["ship"].output for each in reports if each.run_id.startswith("new")]
+    assert by_new == ["draft 2, checked, shipped"] * 5
+    assert {each["ship"].output for each in reports if each.run_id.startswith("old")} <= {
+        "draft 1, shipped unchecked",
+        "draft 1, checked, shipped",
+    }
+    left = [each for each in errors(caplog) if "no longer has its step 'check'" in each]
+    assert len(left) == len(set(left)) <= 5  # once for each run, however often it is tried
+
+
+@in_virtual_time
+async def test_a_run_that_a_newer_version_has_continued_is_left_alone_by_the_older_one(
+    journal: Any,
+) -> None:
+    await run(orders(1), journal)
+    await run(orders(2), journal)  # it waits on, and its steps are those of the new version
+
+    with pytest.raises(PipelineChangedError, match="no longer has its step 'check'"):
+        await run(orders(1), journal)
+
+
+@in_virtual_time
+async def test_an_older_version_continues_a_run_again_when_what_it_lacks_is_done(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A service that has left a run to others looks at it again."""
+
+    def pipeline(*, has_check: bool) -> Pipeline:
+        made = Pipeline("orders")
+        if has_check:
+
+            @made.step(timeout_ms=None)
+            async def check() -> None:
+                await asyncio.sleep(30)
+
+        made.signal("approved", bool)
+        return made
+
+    old, new = pipeline(has_check=False), pipeline(has_check=True)
+    async with Service([old], journal=journal, resume_every_s=1):
+        async with new.with_options(journal=journal, run_id="r").start() as begun:
+            await asyncio.sleep(10)
+            begun.drain("the service was shut down", spare_running=False)
+            with pytest.raises(RunCancelledError):
+                await begun.report()
+        await asyncio.sleep(20)
+        assert "no longer has its step 'check'" in errors(caplog)[0]
+        await run(new, journal)
+        await journal.signal("r", "approved", True)
+        await asyncio.sleep(130)
+
+        assert (await journal.record("r")).status == "PASSED"
+
+
+def steps(*names: str, broken: str = "") -> Orchestrator:
+    def action(name: str) -> Callable[[], Any]:
+        async def act() -> str:
+            if name == broken:
+                raise OSError(f"{name} is broken")
+            return name
+
+        return act
+
+    return Orchestrator([WorkflowStep(name, action(name)) for name in names], name="chain")
+
+
+@in_virtual_time
+async def test_only_steps_that_would_still_run_are_missed(journal: Any) -> None:
+    pipeline = Pipeline("chain")
+
+    @pipeline.step
+    async def done() -> None: ...
+
+    @pipeline.step(when=lambda: False)
+    async def unwanted() -> None: ...
+
+    @pipeline.step(name="broken")
+    async def fail() -> None:
+        raise OSError
+
+    @pipeline.step(depends_on=["broken"])
+    async def skipped() -> None: ...
+
+    await run(pipeline, journal)
+
+    with pytest.raises(PipelineChangedError, match=r"its steps 'broken', 'skipped' \(did you mean"):
+        await run(steps("skip"), journal)
+    report = await run(steps("broken", "skipped"), journal)
+    assert (report.status, list(report)) == ("PASSED", ["broken", "skipped"])
+    assert (await run(steps("broken"), journal)).status == "PASSED"  # it has passed: the stored one
+
+
+@in_virtual_time
+async def test_missing_steps_may_be_skipped_by_condition(journal: Any) -> None:
+    await run(orders(2), journal)
+    await journal.signal("r", "approved", True)
+
+    report = await run(orders(1), journal, allow_missing_steps=True)
+
+    assert (report.status, bool(report)) == ("PASSED", True)
+    assert list(report) == ["draft", "approved", "ship", "check"]
+    for stored in (report, await journal.report("r"), RunReport.from_json(report.to_json())):
+        check = stored["check"]
+        assert (check.status, check.reason, check.by_condition) == (SKIPPED, GONE, True)
+        assert stored["ship"].output == "draft 2, shipped unchecked"
+    before = await count(journal)
+    for version in (1, 2):  # it has passed, and has all their steps
+        assert (await run(orders(version), journal))["check"].reason == GONE
+    assert await count(journal) == before
+
+
+@in_virtual_time
+async def test_a_run_waits_on_without_the_steps_that_it_misses(journal: Any) -> None:
+    await run(orders(2), journal)
+
+    first = await run(orders(1), journal, allow_missing_steps=True)
+    before = await count(journal)
+    again = await run(orders(1), journal)  # what was skipped is settled
+
+    assert first.status == again.status == "WAITING"
+    assert await count(journal) == before
+    await journal.signal("r", "approved", True)
+    assert (await run(orders(1), journal))["ship"].output == "draft 2, shipped unchecked"
+
+
+@in_virtual_time
+async def test_what_a_missing_step_had_begun_is_given_up(journal: Any) -> None:
+    """A signal, a step whose attempt was cut short, and one that is mapped."""
+    pipeline = Pipeline("chain")
+    pipeline.signal("asked", int)
+
+    @pipeline.step
+    async def numbers() -> list[int]:
+        return [1, 2]
+
+    @pipeline.step(max_retries=3, timeout_ms=None)
+    async def double(number: int = each(numbers)) -> int:
+        if number == 2:
+            await asyncio.sleep(60)
+        return 2 * number
+
+    pipeline.step(steps("slow").steps[0].action, name="last", depends_on=["double"])
+    async with pipeline.with_options(journal=journal, run_id="r").start() as begun:
+        await asyncio.sleep(1)
+        begun.cancel("for the deploy")
+        with pytest.raises(RunCancelledError):
+            await begun.report()
+
+    report = await run(steps("last"), journal, allow_missing_steps=True)
+
+    assert {name: (each.status, each.reason) for name, each in report.items()} == {
+        "last": (SUCCESS, None),
+        "asked": (SKIPPED, GONE),
+        "double": (SKIPPED, GONE),
+    }
+    assert report["double"].attempts == 2
+    assert report.status == "PASSED"
+    stored = await journal.report("r")
+    assert [(name, one.status) for name, one in stored.items()] == [
+        (name, one.status) for name, one in report.items()
+    ]
+
+
+@in_virtual_time
+async def test_a_preview_says_which_steps_are_missing(journal: Any) -> None:
+    await run(orders(2), journal)
+    old = orders(1).with_options(journal=journal)
+
+    refused = await old.preview("r")
+    allowed = await old.with_options(allow_missing_steps=True).preview("r")
+
+    assert [step.step_name for step in refused.missing] == ["check"]
+    assert str(refused) == (
+        "A resumption of run r is refused, its pipeline lacks steps: "
+        "1 reused, 1 waiting, 1 to run, 1 missing\n"
+        "[REUSED ] draft\n"
+        "[WAITS  ] approved: no signal has come\n"
+        "[RUNS   ] ship: it has not run yet\n"
+        "[MISSING] check: no longer in the pipeline"
+    )
+    assert allowed.missing == []
+    assert allowed["check"].decision == "skipped"
+    assert (await old.preview("r", rerun=True)).missing == []
+    near = await steps("cheek").with_options(name="orders", journal=journal).preview("r")
+    assert near["check"].reason == "no longer in the pipeline (did you mean 'cheek'?)"
+
+
+@in_virtual_time
+async def test_reruns_and_reports_ask_for_no_step(journal: Any) -> None:
+    await run(orders(2), journal)
+    old = orders(1).with_options(journal=journal)
+
+    rerun = await old.rerun("r", "again")
+
+    assert (await old.report("r")).status == rerun.status == "WAITING"
+    assert list(rerun) == ["draft", "approved", "ship"]
+
+
+@in_virtual_time
+async def test_steps_that_targets_leave_out_are_not_missing(journal: Any) -> None:
+    await run(steps("a", "b", broken="a"), journal)
+
+    report = await run(steps("a", "b"), journal, targets=["a"])
+
+    assert (report.status, list(report)) == ("PASSED", ["a"])
