@@ -1,13 +1,53 @@
-"""A signal: what a step without an action waits for, and whether a value fits its type."""
+"""A signal: what a step without an action waits for, and which values it takes.
+
+A signal takes the same values whoever sends them, and wherever its type is known:
+
+1. Plain data, which is what JSON gives back as it was, is taken if the schema of the type takes it.
+   It becomes an instance: ``"red"`` an enumeration's member, ``1`` a ``float``.
+2. Anything else must be an instance of exactly the type. Inside lists, dictionaries, sets and
+   tuples the same holds of each part. A tuple is no list, and a ``bool`` no ``int``.
+3. `Any` and `object` take plain data.
+4. A type that JSON has no form for takes its instances only; so does each type where msgspec is not
+   installed, which schemas and conversions need.
+
+A journal does not know the types of a pipeline. It has their JSON schemas, each with the *shape* of
+its type: what of a type tells whether a value is an instance, with names in place of classes.
+"""
 
 from __future__ import annotations
 
+import collections.abc
+import inspect
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from operator import ge, gt, le, lt
-from types import UnionType
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from types import ModuleType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from asyncflow._core.errors import MissingExtraError
+from asyncflow._core.value_size import extent, safe_repr
 
 T = TypeVar("T")
+
+Shape: TypeAlias = str | Mapping[str, Any]
+"""The name of a class, or an object with one key; an empty one is plain data."""
+
+SHAPE = "x-python-type"
+"""The key that the shape of a type has in its schema."""
 
 
 class Signal(Generic[T]):
@@ -19,11 +59,20 @@ class Signal(Generic[T]):
     Args:
         hint: The type of the value, as an annotation: ``bool``, ``list[str]``, a dataclass.
         name: What it is called where it is shown.
+
+    Raises:
+        TypeError: It is no type, or one that msgspec, if it is installed, makes no schema of.
     """
 
     def __init__(self, hint: type[T] | Any, name: str = "signal") -> None:
         self.type = hint
         self.__name__ = name
+        try:
+            self._shape, types = shape_of(hint), _types()
+            self._schema: Mapping[str, Any] = types.schema_of_signal(hint) if types else {}
+        except TypeError as error:
+            of_type = f"signal {name!r} can't be of type {type_text(hint)}"
+            raise TypeError(f"{of_type}: {error}") from error
 
     async def __call__(self) -> T:
         """Raise an error: only a run can wait for a signal."""
@@ -31,6 +80,29 @@ class Signal(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<signal {self.__name__}: {type_text(self.type)}>"
+
+
+def take(signal: Signal[T], name: str, value: Any) -> T:
+    """Return the instance of a signal's type that a value is, or becomes.
+
+    ``name`` is that of the step. Raise `ValueError` if it is none that the signal takes.
+    """
+    if (types := _types()) is not None:
+        taken: T = types.take(name, value, signal.type, signal._schema)
+        return taken
+    if not fits(value, signal._shape):
+        raise ValueError(f"signal {name!r} {other_type(value, signal._shape)}")
+    return value  # type: ignore[no-any-return]
+
+
+@cache
+def _types() -> ModuleType | None:
+    """Return what knows schemas, which needs msgspec; ``None`` without it."""
+    try:
+        from asyncflow.journal import _signal_types
+    except MissingExtraError:
+        return None
+    return _signal_types
 
 
 class Always:
@@ -49,37 +121,137 @@ def type_text(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, as far as that can be told without a library.
+# --- shapes --------------------------------------------------------------------------------------
+
+_CONCRETE: Mapping[Any, type] = {
+    **dict.fromkeys((collections.abc.Collection, collections.abc.Sequence), list),
+    collections.abc.MutableSequence: list,
+    **dict.fromkeys((collections.abc.Set, collections.abc.MutableSet), set),
+    **dict.fromkeys((collections.abc.Mapping, collections.abc.MutableMapping), dict),
+}
+"""The class of the instances that JSON becomes, if a type is abstract."""
+
+
+def shape_of(hint: Any, within: tuple[Any, ...] = ()) -> Shape:
+    """Return the shape of a type, as JSON.
+
+    ``within`` are the types around it whose names may lead back to them. Raise `TypeError` if it is
+    no type, or no value has exactly this type.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object or isinstance(hint, TypeVar):
+        return {}
+    if origin is Literal:
+        return {"literal": list(arguments)}
+    if origin is Annotated:
+        bounds = dict(_bounds_of(arguments[1:]))
+        shape = shape_of(arguments[0], within)
+        return {"bounded": [shape, bounds]} if bounds else shape
+    if origin in (Union, UnionType):
+        return {"union": [shape_of(each, within) for each in arguments]}
+    named = getattr(hint, "__supertype__", None) or getattr(origin or hint, "__value__", None)
+    if named is not None and not isinstance(hint, type):  # a NewType, or a type alias
+        return {} if hint in within else shape_of(named, (*within, hint))
+    kind = type(None) if hint is None else origin or hint
+    kind = _CONCRETE.get(kind, kind)
+    if not isinstance(kind, type):
+        raise TypeError("it is no type; a name in quotes can't be resolved here")
+    if is_typeddict(kind):
+        return {} if kind in within else _shape_of_fields(kind, (*within, kind))
+    if inspect.isabstract(kind) or getattr(kind, "_is_protocol", False):
+        raise TypeError("it is abstract, so no value has exactly this type")
+    if kind not in (list, set, frozenset, dict, tuple) or not arguments:
+        return kind.__qualname__
+    if kind is tuple and arguments[-1] is not ...:
+        return {"places": [shape_of(each, within) for each in arguments]}
+    parts = [shape_of(each, within) for each in arguments if each is not ...]
+    return {kind.__name__: parts}
+
+
+def _shape_of_fields(kind: Any, within: tuple[Any, ...]) -> Shape:
+    hints = get_type_hints(kind, include_extras=False)
+    fields = {name: shape_of(hint, within) for name, hint in hints.items()}
+    return {"fields": [fields, sorted(kind.__required_keys__)]}
+
+
+def shape_text(shape: Shape) -> str:
+    """Return a shape as its annotation is written."""
+    if isinstance(shape, str):
+        return "None" if shape == "NoneType" else shape
+    if not shape:
+        return "plain data"
+    ((key, parts),) = shape.items()
+    if key == "literal":
+        return f"Literal[{', '.join(map(repr, parts))}]"
+    if key == "bounded":
+        bounds = ", ".join(f"{name}={bound}" for name, bound in parts[1].items())
+        return f"{shape_text(parts[0])} ({bounds})"
+    if key == "fields":
+        texts = [f"{name!r}: {shape_text(each)}" for name, each in parts[0].items()]
+        return f"{{{', '.join(texts)}}}"
+    texts = [shape_text(each) for each in parts]
+    if key == "union":
+        return " | ".join(texts)
+    texts += ["..."] if key == "tuple" else []
+    return f"{'tuple' if key == 'places' else key}[{', '.join(texts)}]"
+
+
+def other_type(value: Any, shape: Shape) -> str:
+    """Return that a value must be of a type."""
+    return f"must be of type {shape_text(shape)}, not {safe_repr(value)}"
+
+
+# --- instances -----------------------------------------------------------------------------------
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value has only what JSON gives back as it was."""
+    return extent(value, sys.maxsize) == "plain"
+
+
+def fits(value: Any, shape: Shape) -> bool:
+    """Whether a value is an instance of exactly the type of a shape.
 
     An ``int`` is a ``float``, and no ``bool`` is an ``int``: so it is in JSON, and in PEP 484.
     """
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return fits(value, arguments[0]) and _is_within(value, arguments[1:])
-    if origin in (Union, UnionType):
-        return any(fits(value, each) for each in arguments)
-    if origin is Literal:
-        return any(type(value) is type(each) and value == each for each in arguments)
-    if hint is None or hint is type(None):
-        return value is None
-    kind = origin or hint
-    if not isinstance(kind, type):
-        return True
-    if kind in (int, float):
-        return type(value) is int or (kind is float and type(value) is float)
-    try:
-        if not isinstance(value, kind):
-            return False
-    except TypeError:  # a TypedDict or a protocol
-        return True
-    if kind is tuple or not arguments:
-        return True
-    if isinstance(value, Mapping):
-        return all(all(map(fits, pair, arguments)) for pair in value.items())  # a Counter has one
-    if isinstance(value, list | set | frozenset):
-        return all(fits(each, arguments[0]) for each in value)
-    return True
+    kind = type(value)
+    if isinstance(shape, str):
+        return _is_instance(value, kind, shape)
+    if not shape:
+        return is_plain(value)
+    ((key, parts),) = shape.items()
+    if key == "union":
+        return any(fits(value, each) for each in parts)
+    if key == "literal":
+        return any(kind is type(each) and value == each for each in parts)
+    if key == "bounded":
+        return fits(value, parts[0]) and _is_within(value, parts[1])
+    if key == "fields":
+        return kind is dict and _has_fields(value, *parts)
+    if key == "places":
+        return kind is tuple and len(value) == len(parts) and all(map(fits, value, parts))
+    if kind is dict and key == "dict":
+        return all(all(map(fits, pair, parts)) for pair in value.items())
+    is_collection = kind in (list, tuple, set, frozenset) and kind.__name__ == key
+    return is_collection and all(fits(each, parts[0]) for each in value)
+
+
+def _is_instance(value: Any, kind: type, name: str) -> bool:
+    if name == "float" and kind in (float, int):
+        return math.isfinite(value)  # JSON has no other
+    if kind.__module__.partition(".")[0] == "pathlib":  # a Path is of the class of its system
+        return name in [base.__qualname__ for base in kind.__mro__]
+    if kind.__qualname__ != name:
+        return False
+    if kind is dict:
+        return is_plain(value)
+    return kind not in (list, tuple, set, frozenset) or all(map(is_plain, value))
+
+
+def _has_fields(value: Mapping[Any, Any], fields: Mapping[str, Shape], required: list[str]) -> bool:
+    return fields.keys() >= value.keys() >= {*required} and all(
+        fits(each, fields[name]) for name, each in value.items()
+    )
 
 
 _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -92,14 +264,17 @@ _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def _is_within(value: Any, metadata: Iterable[object]) -> bool:
-    """Whether a value is within the bounds of annotated_types, or of a `msgspec.Meta`."""
-    return all(
-        _holds(holds, value, bound)
-        for each in metadata
-        for name, holds in _BOUNDS.items()
-        if (bound := getattr(each, name, None)) is not None and not callable(bound)
-    )
+def _bounds_of(metadata: Iterable[object]) -> Iterable[tuple[str, float]]:
+    """Yield the numbers among the bounds of annotated_types, or of a `msgspec.Meta`."""
+    for each in metadata:
+        for name in _BOUNDS:
+            bound = getattr(each, name, None)
+            if isinstance(bound, int | float):
+                yield name, bound
+
+
+def _is_within(value: Any, bounds: Mapping[str, float]) -> bool:
+    return all(_holds(_BOUNDS[name], value, bound) for name, bound in bounds.items())
 
 
 def _holds(holds: Callable[[Any, Any], bool], value: Any, bound: Any) -> bool:

@@ -22,7 +22,7 @@ from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
 from asyncflow._core.graph import Bindings, Plan
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
-from asyncflow._core.signal import fits, type_text
+from asyncflow._core.signal import fits, is_plain, other_type, shape_of
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Checkpoint, Key
@@ -306,9 +306,16 @@ class RunPersistence:
         """
         subject, hint = f"signal {name!r}", self.types[name]
         value = self.journal.decode(subject, payload, hint)
-        if not fits(value, hint):
-            raise PayloadError(subject, f"must be of type {type_text(hint)}")
+        shape = shape_of(hint)
+        if not fits(value, shape):
+            raise PayloadError(subject, other_type(value, shape))
         return value
+
+    def sent(self, name: str, value: Any) -> Payload:
+        """Encode a value as it was given to a signal, so that it is the same whoever sends it."""
+        return self.journal.encode(
+            f"signal {name!r}", value, Any if is_plain(value) else self.types[name]
+        )
 
     async def close(
         self, run_id: str

@@ -448,7 +448,7 @@ class RunHandle:
 
         Args:
             name: The name of the step.
-            value: The value, of the type of the signal.
+            value: An instance of exactly the type of the signal, or plain data for one.
 
         Raises:
             ValueError: The run waits for no such signal, the value is of another type, another

@@ -484,7 +484,9 @@ class Pipeline:
 
         Args:
             name: The name of the step, without ``"/"``.
-            type: The type of the value: ``bool``, a dataclass, ``Literal["yes", "no"]``.
+            type: The type of the value: ``bool``, a dataclass, ``Literal["yes", "no"]``. The signal
+                takes instances of exactly this type and, if msgspec is installed, plain data that
+                the JSON schema of the type takes, which becomes an instance.
             depends_on: What the signal answers, as in `step`. If one of these runs again after it
                 had a result, what was sent is void, and the step waits again.
             when: A plain function, as in `step`: if it returns a false value, the step is skipped
@@ -499,7 +501,7 @@ class Pipeline:
             What ``after`` and ``depends_on`` take.
 
         Raises:
-            TypeError: An argument has the wrong type.
+            TypeError: An argument has the wrong type, or msgspec makes no schema of ``type``.
             ValueError: An argument is out of its range, the name is taken, or a default or a
                 fallback has no deadline, or there are both.
         """

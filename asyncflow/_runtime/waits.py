@@ -21,7 +21,7 @@ from typing import Any, cast
 from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
 from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.signal import fits, type_text
+from asyncflow._core.signal import take
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
 from asyncflow._runtime.attempt import Attempts
@@ -191,11 +191,7 @@ class Waits:
             names = [self._steps[at].name for at in sorted(plan.signals)]
             hint = did_you_mean(name, names)
             raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
-        if not fits(value, signal.type):
-            raise ValueError(
-                f"signal {name!r} must be of type {type_text(signal.type)}, not "
-                f"{safe_text(repr, value)}"
-            )
+        given, value = value, take(signal, name, value)
         end = self._state.result_of(name)
         if end is not None and end.status is StepStatus.SUCCESS:
             # It need not have been sent: it is the default, or a rerun has reused it.
@@ -208,7 +204,8 @@ class Waits:
             return
         payload = None if persistence is None else persistence.output(name, step, value)
         if self._mailbox is not None and not (end is not None and end.by_condition):
-            await self._mailbox.send(name, payload)
+            assert persistence is not None
+            await self._mailbox.send(name, persistence.sent(name, given))
             return
         if end is not None:
             problem = safe_text(str, end.error) if end.error is not None else end.reason

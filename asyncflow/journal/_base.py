@@ -26,6 +26,7 @@ from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, Payload, RunStatus, StepStatus
+from asyncflow._core.signal import is_plain
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
@@ -50,6 +51,7 @@ from asyncflow.journal._queries import (
 from asyncflow.journal._reader import RunReader
 from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
+from asyncflow.journal._signal_types import payload_of, schema_of_signal
 from asyncflow.journal._signals import SentSignal
 from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
@@ -461,8 +463,9 @@ class SQLJournal:
         Args:
             run_id: The run.
             name: The name of the step that waits.
-            value: The value. It is checked against the type of the signal as far as the journal
-                knows that; a run to which it is of no use deletes it and waits on.
+            value: An instance of exactly the type of the signal, or plain data for one. The
+                journal knows the schema of the type; a run that finds more amiss deletes the value
+                and waits on.
 
         Raises:
             ValueError: The run has no such signal, the value is of another type, another value came
@@ -474,9 +477,9 @@ class SQLJournal:
         """
         await self._check_id(run_id)
         check_text("name", name)
-        plain = (type(None), bool, int, float, str, list, dict)
-        hint = Any if type(value) in plain else type(value)
-        payload = self.encode(f"signal {name!r}", value, hint)
+        # Of plain data, the same look at the run tells whether it is of the type.
+        schema = {} if is_plain(value) else await self._read(self._reader.schema, run_id, name)
+        payload = payload_of(name, value, schema, self._codec)
         if not await self._read(self._reader.check_signal, run_id, name, payload):
             return
         await self._write(self._worker.send_signal, SentSignal(run_id, name, payload))
@@ -708,8 +711,12 @@ class SQLJournal:
         return self._codec.decode(subject, payload, hint)
 
     def schema(self, hint: Any) -> dict[str, Any]:
-        """Return the JSON schema of a type, by which `signal` checks values; empty if unknown."""
-        return self._codec.schema(hint)
+        """Return the JSON schema of a type, by which `signal` checks values.
+
+        Raises:
+            TypeError: There is none.
+        """
+        return schema_of_signal(hint)
 
     def _queue_of(self, loop: asyncio.AbstractEventLoop) -> CommitQueue:
         with self._lock:

@@ -27,9 +27,9 @@ import math
 import types
 import typing
 import uuid
-from contextlib import suppress
-from copy import deepcopy
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -47,7 +47,6 @@ from asyncflow.journal._models import (
     given_fields,
     is_model,
     model_from_json,
-    schema_of_model,
     set_given_fields,
     to_plain,
     with_given,
@@ -88,7 +87,6 @@ class Codec:
             _cloudpickle()  # if it is missing, fail before an action has run
         self._max_bytes = max_bytes
         self._cached_decoder = lru_cache(_DECODERS)(_new_decoder)
-        self._cached_schema = lru_cache(_DECODERS)(_schema_of)
 
     def __reduce__(self) -> tuple[type[Codec], tuple[str, int]]:
         return Codec, (self._name, self._max_bytes)  # for the process of a step
@@ -116,7 +114,7 @@ class Codec:
             if codec == "cloudpickle" and self._pickles:
                 return _cloudpickle().loads(data)
             if codec.removesuffix(_GIVEN) in ("json", _PLAIN, _TUPLE):
-                return self._from_json(codec, data, hint)
+                return self.read(payload, hint)
         except Exception as error:  # a pickle may raise anything
             problem = f"can't be read from the journal: {describe_fully(error)}"
             raise PayloadError(subject, problem) from error
@@ -138,19 +136,12 @@ class Codec:
                 return RestoredOutput(f"<{_PICKLED}>")
             raise
 
-    def schema(self, hint: Any) -> dict[str, Any]:
-        """Return the JSON schema of a type; empty if there is none."""
-        try:
-            return deepcopy(self._cached_schema(hint))
-        except Exception:  # the hint can't be hashed, or a type of a user has none, perhaps not yet
-            with suppress(Exception):
-                return _schema_of(hint)
-            return {}
-
-    def _from_json(self, codec: str, data: bytes, hint: Any) -> Any:
+    def read(self, payload: Payload, hint: Any) -> Any:
+        """Decode a value that is no pickle; raise whatever its type does."""
+        codec, data = payload
         if codec.endswith(_GIVEN):
             both = with_given.decode(data)
-            value = self._from_json(codec.removesuffix(_GIVEN), bytes(both.value), hint)
+            value = self.read(Payload(codec.removesuffix(_GIVEN), bytes(both.value)), hint)
             if hint is not Any:
                 set_given_fields(value, both.given)
             return value
@@ -174,11 +165,36 @@ class Codec:
         else:
             way_out = _way_out(subject, value, hint, is_hooked and decoder is _untyped)
             raise _refused(subject, problem, way_out)
+        return self._payload(subject, codec, value, data, is_hooked)
+
+    def _payload(
+        self, subject: str, codec: str, value: Any, data: bytes, is_hooked: bool
+    ) -> Payload:
         given = given_fields(value) if is_hooked else []
         if given:
             codec, data = codec + _GIVEN, _encoder.encode(WithGiven(msgspec.Raw(data), given))
             self._check_size(subject, data)
         return Payload(codec, data)
+
+    def encode_parts(self, subject: str, value: Any) -> Payload:
+        """Encode plain data, or a value that is known to be of some type, as JSON.
+
+        Raise `ValueError` if a part of it is not what its own class says, and `PayloadError` if it
+        is too large.
+        """
+        self._extent(subject, value)
+        try:
+            data, is_hooked = _json_of(value)
+            for part in _parts(value):
+                decoder, _ = self._decoder(type(part))
+                if problem := _problem(part, _json_of(part)[0], decoder, simple=False):
+                    raise ValueError(problem)
+        except ValueError:
+            raise
+        except Exception as error:  # the user's objects may raise anything
+            raise ValueError(f"it can't be written as JSON ({describe_fully(error)})") from None
+        self._check_size(subject, data)
+        return self._payload(subject, "json", value, data, is_hooked)
 
     def _extent(self, subject: str, value: Any) -> Extent:
         """Return whether a value is plain.
@@ -196,10 +212,7 @@ class Codec:
     def _written(self, subject: str, value: Any) -> tuple[bytes, bool]:
         """Return the JSON of a value, and whether models or paths are in it."""
         try:
-            try:
-                return _encoder.encode(value), False
-            except TypeError:
-                return _hooked_encoder.encode(value), True
+            return _json_of(value)
         except Exception as error:  # the user's objects may raise anything
             way_out = f"{_give(subject)} plain data, a dataclass or a pydantic model"
             problem = f"it can't be written as JSON ({describe_fully(error)})"
@@ -248,13 +261,33 @@ class Codec:
             return _new_decoder(hint)
 
 
-def _schema_of(hint: Any) -> dict[str, Any]:
-    schema = msgspec.json.schema(hint, schema_hook=schema_of_model)
-    # msgspec leaves it out: by its standard, a text without a time zone has another format.
-    for kind, name in ((datetime.datetime, "date-time"), (datetime.time, "time")):
-        if hint is kind:
-            schema["format"] = name
-    return schema
+def plain_of(payload: Payload) -> Any:
+    """Return the plain data of a payload that is no pickle."""
+    if payload.codec.endswith(_GIVEN):
+        return _untyped.decode(with_given.decode(payload.data).value)
+    return _untyped.decode(payload.data)
+
+
+def _json_of(value: Any) -> tuple[bytes, bool]:
+    """Return the JSON of a value, and whether models or paths are in it."""
+    try:
+        return _encoder.encode(value), False
+    except TypeError:
+        return _hooked_encoder.encode(value), True
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield what is in collections, or is the value, and is of none of JSON's own types."""
+    stack = [value]
+    while stack:
+        each = stack.pop()
+        kind = type(each)
+        if kind is dict:
+            stack += chain(each, each.values())
+        elif kind in (list, tuple, set, frozenset):
+            stack += each
+        elif kind not in (type(None), bool, int, float, str):
+            yield each
 
 
 class _IsFullError(Exception):

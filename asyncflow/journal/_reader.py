@@ -8,9 +8,8 @@ whatever is damaged in a run, each of them gets the same `RunUnreadableError`.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,7 +25,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload, RunStatus, StepStatus
-from asyncflow._core.text import did_you_mean, safe_text
+from asyncflow._core.text import did_you_mean
 from asyncflow.events import (
     Event,
     RunResumed,
@@ -39,7 +38,7 @@ from asyncflow.journal._overviews import LATEST_START, OF_STEPS, brief_event_of,
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import StoredEvent
 from asyncflow.journal._run_lists import RunLists, RunRow, contradiction
-from asyncflow.journal._schema import mismatch
+from asyncflow.journal._signal_types import check_payload
 from asyncflow.journal._signals import EXPIRED, SENT, Signals, is_same, why_second
 from asyncflow.journal._store import Store
 
@@ -184,16 +183,17 @@ class RunReader:
         reports = self._report_of(run_id, run), self._report_of(baseline, other)
         return compare(*reports, fingerprints=(run.fingerprints, other.fingerprints))
 
-    def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:
-        """Return whether a value is news to a run, whose step may have taken it already.
+    def schema(self, run_id: str, name: str) -> Mapping[str, Any]:
+        """Return the schema of a signal; raise `ValueError` if the run has none of this name."""
+        schema: Mapping[str, Any] = self._run_with(run_id, name).signals[name]
+        return schema
 
-        Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
-        or if its step has another value, or was skipped by its condition.
-        """
+    def _run_with(self, run_id: str, signal: str) -> StoredRun:
+        """Return what is to be known of a run of whose signals one has this name."""
 
         def read() -> Sequence[Sequence[Any]]:
             # While it waits for this, nothing but the types is of interest.
-            wanted = LATEST_START if name in self._signals.waited_for(run_id) else OF_STEPS
+            wanted = LATEST_START if signal in self._signals.waited_for(run_id) else OF_STEPS
             return read_brief(self._store, (wanted, [run_id])).get(run_id, ())
 
         rows = self._store.together(read)
@@ -206,15 +206,20 @@ class RunReader:
             except Exception as error:  # as in `_replay`: a damaged row can make it raise anything
                 problem = describe_fully(error)
                 raise RunUnreadableError(self._name, run_id, problem, row[1]) from error
-        if name not in run.signals:
+        if signal not in run.signals:
             names = ", ".join(map(repr, run.signals))
-            hint = did_you_mean(name, run.signals) or (names and f"; its signals are {names}")
-            raise ValueError(f"run {run_id!r} waits for no signal {name!r}{hint}")
-        if payload.codec in ("json", "json-plain"):
-            problem = mismatch(json.loads(payload.data), run.signals[name])
-            if problem:
-                shown = safe_text(str, payload.data.decode())
-                raise ValueError(f"signal {name!r} {problem}, not {shown}")
+            hint = did_you_mean(signal, run.signals) or (names and f"; its signals are {names}")
+            raise ValueError(f"run {run_id!r} waits for no signal {signal!r}{hint}")
+        return run
+
+    def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:
+        """Return whether a value is news to a run, whose step may have taken it already.
+
+        Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
+        or if its step has another value, or was skipped by its condition.
+        """
+        run = self._run_with(run_id, name)
+        check_payload(name, payload, run.signals[name])
         step = run.settled().get((name, None))
         if step is None:
             return True

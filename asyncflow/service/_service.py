@@ -340,7 +340,7 @@ class Service:
         Args:
             run_id: The run.
             name: The name of the step that waits.
-            value: The value.
+            value: An instance of exactly the type of the signal, or plain data for one.
 
         Raises:
             ValueError: The run has no such signal, the value is of another type, another value was

@@ -18,10 +18,11 @@ from annotated_types import Ge, MinLen
 
 from asyncflow import PayloadError, Pipeline
 from asyncflow._core.results import Payload
-from asyncflow._core.signal import fits
+from asyncflow._core.signal import fits, shape_of
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._schema import mismatch
+from asyncflow.journal._signal_types import schema_of_signal
 from asyncflow.journal._signals import SentSignal
 from asyncflow.testing import run_in_virtual_time
 
@@ -74,7 +75,7 @@ ORDER = {"count": 1, "to": HOME, "at": "2026-01-01T10:00", "size": "l"}
         (Annotated[str, msgspec.Meta(pattern="^[ab]+$")], ["ab"], ["c"]),
         (Annotated[list[int], msgspec.Meta(min_length=1)], [[1]], [[], ["a"]]),
         (Annotated[int, msgspec.Meta(multiple_of=5)], [0, -10], [11]),
-        (Literal["yes", 1], ["yes", 1], ["no", 2]),
+        (Literal["yes", "no"], ["yes"], ["perhaps", 2]),
         (Size, ["s"], ["m"]),
         (datetime.date, ["2026-01-01"], ["tomorrow"]),
         (datetime.datetime, ["2026-01-01T00:00:00.5Z", "2026-01-01t00:00:00-05:00"], ["tomorrow"]),
@@ -98,7 +99,7 @@ ORDER = {"count": 1, "to": HOME, "at": "2026-01-01T10:00", "size": "l"}
 def test_a_schema_excludes_what_its_type_excludes(
     hint: Any, good: list[Any], bad: list[Any]
 ) -> None:
-    schema = json.loads(json.dumps(CODEC.schema(hint)))
+    schema = json.loads(json.dumps(schema_of_signal(hint)))
 
     for value in good:
         CODEC.decode("it", Payload("json", json.dumps(value).encode()), hint)
@@ -114,7 +115,7 @@ class Named(pydantic.BaseModel):
 
 
 def test_a_pattern_that_only_pydantic_can_read_is_left_to_the_run() -> None:
-    schema = json.loads(json.dumps(CODEC.schema(Named)))
+    schema = json.loads(json.dumps(schema_of_signal(Named)))
 
     assert mismatch({"name": "Zoë"}, schema) == ""
 
@@ -166,7 +167,7 @@ def test_the_process_of_a_run_checks_bounds(hint: Any) -> None:
             await journal._write(journal._worker.send_signal, SentSignal("r", "number", payload))
             refused = await run.run()
             async with run.with_options(on_wait="stay").start() as stays:
-                with pytest.raises(ValueError, match="signal 'number' must be of type"):
+                with pytest.raises(ValueError, match="signal 'number' must be "):
                     await stays.signal("number", -1)
                 await stays.signal("number", 0)
                 return refused, await stays.report()
@@ -187,4 +188,4 @@ def test_the_process_of_a_run_checks_bounds(hint: Any) -> None:
     ids=str,
 )
 def test_a_bound_concerns_the_values_that_can_have_it(hint: Any, value: object) -> None:
-    assert fits(value, hint)
+    assert fits(value, shape_of(hint))
