@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from types import CoroutineType, FunctionType, MethodType, UnionType
+from types import CoroutineType, FunctionType, MethodType, NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError
@@ -360,6 +360,15 @@ def checked_awaitable(name: str, returned: object) -> Awaitable[Any]:
     if not inspect.isawaitable(returned):
         raise ActionNotAwaitableError(name, type(returned).__name__)
     return returned
+
+
+PLAIN_OUTPUTS = frozenset({NoneType, bool, int, float, str, bytes, list, tuple, dict, set})
+"""The types of most outputs, which are neither coroutines nor iterators."""
+
+
+def is_iterator(value: object) -> bool:
+    """Whether a value gives each of its items only once."""
+    return issubclass(type(value), Iterator | AsyncIterator)
 
 
 def refuse_unawaited(name: str, output: CoroutineType[Any, Any, Any]) -> None:

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from asyncflow._core.argument_names import arguments_of, check_arguments
 from asyncflow._core.arguments import Signature, Upstream, function_of, upstream_defaults
-from asyncflow._core.graph import with_dependents
+from asyncflow._core.graph import Bindings, Plan, with_dependents
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_of_items, parameters_of
 from asyncflow._core.text import did_you_mean
@@ -304,6 +304,25 @@ class _Builder:
             f"{of} depends on {source!r}; a dependency is the name or the function of a step, or "
             "an included pipeline"
         )
+
+
+def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
+    """Return the steps that take the output of a step, or each of its items.
+
+    Who takes what an included pipeline forwards takes the output of the step inside.
+    """
+    takers: dict[int, None] = {}
+    queue = [source]
+    for at in queue:  # it grows while it is read
+        name = plan.steps[at].name
+        for later in plan.dependents[at]:
+            if plan.steps[later].map_over != name and at not in bindings.sources(later):
+                continue  # it only comes after
+            if isinstance(plan.steps[later].action, ForwardOutputs):
+                queue.append(later)
+            else:
+                takers[later] = None
+    return list(takers)
 
 
 def _label(source: object) -> str:

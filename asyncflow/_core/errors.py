@@ -186,6 +186,33 @@ class OutputNotAwaitedError(_AttributedError, TypeError):
         self.returned = returned
 
 
+class SharedIteratorError(_AttributedError, TypeError):
+    """A step returned an iterator that several steps take: each would get only some of its items.
+
+    The step is not retried, since the next attempt would return one too. A list can be taken any
+    number of times.
+
+    Attributes:
+        step_name: The step; with its number, ``fetch[3]``, for an item of a mapped step.
+        returned: The name of the type that the step returned.
+        takers: The names of the steps that take it.
+    """
+
+    def __init__(self, step_name: str, returned: str, takers: tuple[str, ...]) -> None:
+        super().__init__(step_name, returned, takers)
+        self.step_name = step_name
+        self.returned = returned
+        self.takers = takers
+
+    def __str__(self) -> str:
+        *others, last = map(repr, self.takers)
+        return (
+            f"step {self.step_name!r} returned an iterator ({self.returned}), which steps "
+            f"{', '.join(others)} and {last} take, and each would get only some of its items; "
+            "return a list"
+        )
+
+
 class RestoredError(_AttributedError):
     """Stands for an exception that did not survive a trip through JSON or pickle.
 

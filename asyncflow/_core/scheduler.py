@@ -19,6 +19,7 @@ from asyncflow._core.errors import (
     OutputNotAwaitedError,
     PayloadError,
     RunCancelledError,
+    SharedIteratorError,
     TimeoutKind,
 )
 from asyncflow._core.graph import Plan
@@ -179,7 +180,7 @@ clock, and sums of times are rounded."""
 
 _FINAL = (
     *(ActionNotAwaitableError, NotSendableError, OutputLostError, OutputNotAwaitedError),
-    *(PayloadError, RunCancelledError),
+    *(PayloadError, RunCancelledError, SharedIteratorError),
 )
 """No attempt follows these: it would fail in the same way, or continue a run that was cancelled."""
 

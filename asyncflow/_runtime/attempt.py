@@ -23,9 +23,16 @@ from operator import is_
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
+from asyncflow._core.arguments import (
+    PLAIN_OUTPUTS,
+    checked_awaitable,
+    is_iterator,
+    refuse_unawaited,
+    reject_awaitable,
+)
+from asyncflow._core.composition import takers_of
 from asyncflow._core.context import AttemptExtras, enter_attempt
-from asyncflow._core.errors import ResultRefusedError
+from asyncflow._core.errors import ResultRefusedError, SharedIteratorError
 from asyncflow._core.graph import outputs_to_keep
 from asyncflow._core.results import REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.scheduler import AfterFailure
@@ -243,14 +250,31 @@ class Attempts:
         """Return how an output is stored, if the run has a journal.
 
         Raises:
+            SharedIteratorError: It is an iterator, and several steps take it.
             ResultRefusedError: The step's retry policy does not accept it.
             PayloadError: It can't be stored.
         """
+        self.refuse_shared(node, output)
         name, until = self._state.step_runs.name_of(node), step.retry.until
         if until is not None and not reject_awaitable("Retry: until", until(output)):
             raise ResultRefusedError(name, attempt, REDACTED_OUTPUT if step.secret else output)
         persistence = self._scope.persistence
         return None if persistence is None else persistence.output(name, step, output)
+
+    def refuse_shared(self, node: int, output: Any) -> None:
+        """Refuse an output that is an iterator, if several steps take it.
+
+        A step whose result a resumed run reuses takes nothing any more.
+        """
+        if type(output) in PLAIN_OUTPUTS or not is_iterator(output):
+            return
+        plan, start, runs = self._scope.plan, self._scope.start, self._state.step_runs
+        step = node if runs.item_of(node) is None else runs.owner_of(node)
+        restored = () if start.checkpoint is None else start.checkpoint.restored_steps(plan)
+        takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
+        if len(takers) > 1:
+            names = tuple(plan.steps[at].name for at in takers)
+            raise SharedIteratorError(runs.name_of(node), type(output).__name__, names)
 
     # On an engine.
 
@@ -362,6 +386,7 @@ class Attempts:
         try:
             what = f"the fallback of step {step.name!r}"
             output = reject_awaitable(what, step.fallback(failure))
+            self.refuse_shared(node, output)
             stored = None if persistence is None else persistence.output(name, step, output)
             return None, output, stored
         except BaseException as raised:

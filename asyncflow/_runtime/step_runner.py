@@ -17,7 +17,7 @@ from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from asyncflow._core.arguments import checked_awaitable, refuse_unawaited
+from asyncflow._core.arguments import PLAIN_OUTPUTS, checked_awaitable, refuse_unawaited
 from asyncflow._core.context import enter_attempt
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.step import WorkflowStep
@@ -111,8 +111,10 @@ class StepRunner:
                 if type(awaitable) is not CoroutineType:
                     awaitable = checked_awaitable(step.name, awaitable)
                 output = await awaitable
-                if type(output) is CoroutineType:
-                    refuse_unawaited(step.name, output)
+                if type(output) not in PLAIN_OUTPUTS:
+                    if type(output) is CoroutineType:
+                        refuse_unawaited(step.name, output)
+                    self.attempts.refuse_shared(node, output)
             except BaseException as error:
                 strip_internal_frames(error)
                 return self.attempts.conclude(node, error, None)

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from types import CoroutineType
 from typing import Any, Protocol
 
-from asyncflow._core.arguments import checked_awaitable, refuse_unawaited
+from asyncflow._core.arguments import checked_awaitable, is_iterator, refuse_unawaited
 from asyncflow._core.checkpoints import Checkpoints, received_checkpoints
 from asyncflow._core.context import (
     AttemptExtras,
@@ -246,7 +246,8 @@ class AttemptBody:
         return output
 
     def _returned(self, output: Any) -> Answer:
-        limit = self._sent.keep_bytes
+        # Those who share a worker would share an iterator that stays there: at home it is refused.
+        limit = None if is_iterator(output) else self._sent.keep_bytes
         file = io.BytesIO() if limit is None else _LimitedFile(limit)
         try:
             content, code = dump(output, file)

@@ -30,6 +30,7 @@ from asyncflow import (
     RunNotFoundError,
     RunUnreadableError,
     RunWaitingError,
+    SharedIteratorError,
     StepCancelledError,
     StepCrashedError,
     StepTimeoutError,
@@ -237,6 +238,13 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         {"step_name": "load", "returned": "fetch"},
         "the action of step 'load' returned the coroutine fetch without having awaited it; put an "
         "'await' before the call",
+    ),
+    (
+        lambda: SharedIteratorError("rows", "generator", ("a", "b", "c")),
+        TypeError,
+        {"step_name": "rows", "returned": "generator", "takers": ("a", "b", "c")},
+        "step 'rows' returned an iterator (generator), which steps 'a', 'b' and 'c' take, and each "
+        "would get only some of its items; return a list",
     ),
     (
         lambda: RestoredError("app.DiskFull", "no space", "Traceback …"),

@@ -436,6 +436,14 @@ async def test_an_array_with_a_large_buffer_stays_or_comes_home_by_its_size(orde
     assert np.array_equal(home, array)
 
 
+async def test_an_iterator_never_stays_where_several_steps_could_share_it() -> None:
+    recorded = RecordedCall(WorkflowStep("load", return_it), may_keep=True)
+
+    home = await outcome_of(recorded, stayed={"value": iter([1, 2])}, keep_bytes=0)
+
+    assert [*home] == [1, 2]
+
+
 async def test_an_output_stays_although_its_size_cannot_be_told() -> None:
     class Sizeless(bytes):
         def __sizeof__(self) -> int:
