@@ -2,31 +2,44 @@
 
 Rules:
 
-1. A process that dies leaves the events that were stored, and nothing else. So does a journal that
-   fails: then steps are cancelled, which a process that dies has no time for.
-2. A resumed run must end as one that never crashed. Only its id differs, so outputs may have that.
+1. A process that dies leaves the events that were stored, and nothing else. A journal that fails
+   leaves the same events, but steps are cancelled, which a process that dies has no time for, and
+   the memory of the process stays.
+2. With ``kill`` each life of a run is a child process that has run nothing before. What this
+   process must know of it comes from the journal, or is plain data that the child writes.
+3. A resumed run must end as one that never crashed. Only its id differs, so outputs may have that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
+import sys
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import IO, Any, NoReturn, TypeAlias, TypeVar
 
 from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import key_watchers
-from asyncflow._core.errors import JournalError, RestoredError, RunCancelledError, StepCrashedError
+from asyncflow._core.errors import (
+    JournalError,
+    RestoredError,
+    RunCancelledError,
+    RunNotFoundError,
+    StepCrashedError,
+)
 from asyncflow._core.record import record
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult, StepStatus
 from asyncflow._core.text import cut, did_you_mean, plural
 from asyncflow._core.value_size import safe_repr
+from asyncflow._runtime import worker_process
 from asyncflow._runtime.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event
@@ -38,6 +51,9 @@ from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of
 from asyncflow.testing._virtual_time import run_in_virtual_time
 
 T = TypeVar("T")
+
+_Unit: TypeAlias = "tuple[str, str, int | None]"
+"""A step of a run, or an item of it: what has one idempotency key."""
 
 _LONGEST_OUTPUT = 200
 """How many characters of an output an error shows."""
@@ -108,10 +124,14 @@ def crash_everywhere(
         inputs: The inputs of the runs.
         signals: What is sent to steps that wait for a signal, by their names, once the run waits
             for nothing else: ``{"approved": True}``. Without it, such a run ends as ``WAITING``.
-        check: Is called with the report of each resumed run, as that of `explore` is.
-        kill: Whether a child process makes each run and is killed by SIGKILL. By default the run is
-            made here, and its journal fails. A child needs `os.fork`, hence POSIX; what an action
-            changes in its process is lost with it.
+        check: Is called with the report of each resumed run, as that of `explore` is. With ``kill``
+            that report is read from the journal, so its errors are `RestoredError` objects.
+        kill: Whether each run, and each resumption, is a child process that has run nothing before,
+            and a crash is its SIGKILL. So it finds a step that needs what an earlier one has left
+            in memory: a token, a client, a cache. By default all happens in this process, which
+            keeps that, and a crash is a journal that fails: such a step isn't found. A child needs
+            `os.fork`, hence POSIX, and begins with a copy of this process's memory. What an action
+            changes there is lost with it, also for ``check`` and for the calls of fakes.
 
     Returns:
         The number of crashes, the steps whose effect they can repeat, and how the run that they
@@ -119,7 +139,7 @@ def crash_everywhere(
 
     Raises:
         CrashError: A resumed run has not ended as one that never crashed, or ``check`` failed.
-        RuntimeError: An event loop is running this code, or a child process did not die as it must.
+        RuntimeError: An event loop is running this code, or a child process did not end as it must.
         TypeError: ``check`` is async or returns something else, or an argument has the wrong
             type.
         ValueError: The inputs are wrong, as `Orchestrator.run` says; a step refuses its signal; or
@@ -139,35 +159,26 @@ def crash_everywhere(
     check_is_plain(check)
     orchestrator = orchestrator_of(pipeline).with_options(observers=())
     lives = _Lives(
-        orchestrator, journal, dict(inputs or {}), _checked_signals(signals, orchestrator)
+        orchestrator,
+        journal,
+        dict(inputs or {}),
+        _checked_signals(signals, orchestrator),
+        kill=kill,
     )
-    events: list[Event] = []
-    repeated: Counter[str] = Counter()
+    repeated: Counter[str] = Counter()  # a step once for each crash, whatever its items
     with unrecorded():
-        expected = lives.run("uncrashed", lambda real: _DyingJournal(real, events))
+        expected, events = lives.run_to_its_end()
         for point in range(len(events)):
-            lives.crash(point, kill=kill)
-            with _asking_for_keys() as asked:
-                report = lives.run(f"after-{point}")
+            lives.crash(point)
+            report, steps = lives.resume(point)
+            after = f"after {events[point - 1]!r}" if point else "at its start"
             if point and len(report.segments) == 1:  # its start was stored, and was not found
-                raise ValueError(
-                    "journal must make journals of one database, and the run that crashed "
-                    f"after {describe_event(events[point - 1])!r} was not in it; use a file that "
-                    "stays the same"
-                )
+                raise _of_another_database(f"the run that crashed {after}")
             failed = _difference(report, expected) or failed_check(check, report)
             if failed is not None:
-                after = f"after {describe_event(events[point - 1])!r}" if point else "at its start"
                 problem = f"in a run that crashed {after}, {failed.problem}"
                 raise CrashError(point, report, problem) from failed.error
-            # A step counts once for each crash, whatever the number of its items.
-            repeated.update(
-                {
-                    name
-                    for name, item in _ran_again(report)
-                    if (report.run_id, name, item) not in asked
-                }
-            )
+            repeated.update(steps)
     return Crashes(len(events), dict(repeated), expected.status)
 
 
@@ -185,10 +196,17 @@ def _checked_signals(signals: object, orchestrator: Orchestrator) -> dict[str, A
     return dict(signals)
 
 
+def _of_another_database(run: str) -> ValueError:
+    return ValueError(
+        f"journal must make journals of one database, and {run} was not in it; use a file that "
+        "stays the same"
+    )
+
+
 @contextmanager
-def _asking_for_keys() -> Iterator[set[tuple[str, str, int | None]]]:
-    """Yield those that ask for their idempotency key: run, step and item."""
-    asked: set[tuple[str, str, int | None]] = set()
+def _asking_for_keys() -> Iterator[set[_Unit]]:
+    """Yield those that ask for their idempotency key."""
+    asked: set[_Unit] = set()
 
     def watch(run_id: str, step: str, item: int | None) -> None:
         asked.add((run_id, step, item))
@@ -264,7 +282,7 @@ def _words(result: StepResult | None) -> str:
     return f"{result.status} with {output}"
 
 
-def _ran_again(report: RunReport) -> Iterator[tuple[str, int | None]]:
+def _ran_again(report: RunReport) -> Iterator[_Unit]:
     """Yield the steps, and the items of mapped ones, that the crash made run again.
 
     An attempt that had failed before the crash didn't: another one would have followed it anyway.
@@ -278,7 +296,7 @@ def _ran_again(report: RunReport) -> Iterator[tuple[str, int | None]]:
                 each.segment < latest and isinstance(each.error, StepCrashedError | None)
                 for each in one.attempts
             ):
-                yield name, one.item
+                yield report.run_id, name, one.item
 
 
 class _Lives:
@@ -290,72 +308,164 @@ class _Lives:
         make_journal: Callable[[], Journal],
         inputs: dict[str, Any],
         signals: dict[str, Any],
+        *,
+        kill: bool,
     ) -> None:
         self._signals = signals
         self._orchestrator = orchestrator
         self._make_journal = make_journal
         self._inputs = inputs
+        self._kill = kill
         self._prefix = f"crashes-{os.urandom(4).hex()}"  # the database may have others
 
-    def run(self, name: str, wrap: Callable[[Journal], Any] | None = None) -> RunReport:
-        """Run, or resume, the pipeline to its end."""
+    def run_to_its_end(self) -> tuple[RunReport, list[str]]:
+        """Run the pipeline without a crash; return its report, and its events in words."""
+
+        def life() -> tuple[RunReport, list[str]]:
+            events: list[Event] = []
+            report = self._live("uncrashed", lambda real: _DyingJournal(real, events))
+            return report, [describe_event(event) for event in events]
+
+        return self._lead("uncrashed", life)
+
+    def crash(self, point: int) -> None:
+        """Let a run end after so many events."""
+
+        def life(die: Callable[[], object] | None = None) -> RunReport:
+            return self._live(f"after-{point}", lambda real: _DyingJournal(real, [], point, die))
+
+        if not self._kill:
+            with suppress(JournalError):
+                life()
+        elif _in_child(lambda: bool(life(lambda: os.kill(os.getpid(), signal.SIGKILL)))):
+            raise RuntimeError(
+                f"the run did not reach its event {point + 1} again, after which its process dies: "
+                "it must have the same events in each process"
+            )
+
+    def resume(self, point: int) -> tuple[RunReport, set[str]]:
+        """Resume the run that has crashed; return its report, and the steps that it repeated.
+
+        Those are not among them whose idempotency keys were asked for.
+        """
+
+        def life() -> tuple[RunReport, set[str]]:
+            with _asking_for_keys() as asked:
+                report = self._live(f"after-{point}")
+            return report, {unit[1] for unit in _ran_again(report) if unit not in asked}
+
+        return self._lead(f"after-{point}", life)
+
+    def _lead(self, name: str, life: Callable[[], tuple[RunReport, T]]) -> tuple[RunReport, T]:
+        """Lead a life that is not killed; return what it returns."""
+        if not self._kill:
+            return life()
+        facts = _in_child(lambda: life()[1])
+        if facts is None:
+            raise RuntimeError("a child process was killed by SIGKILL before it ended")
+        # Not from the child: what steps return need not be what pickle can write.
+        return run_in_virtual_time(self._stored(name)), facts
+
+    async def _stored(self, name: str) -> RunReport:
+        async with self._journal() as real:
+            pipeline = self._orchestrator.with_options(journal=real)
+            try:
+                return await pipeline.report(f"{self._prefix}-{name}")
+            except RunNotFoundError:
+                raise _of_another_database("the run that a child process has made") from None
+
+    def _live(self, name: str, wrap: Callable[[Journal], Any] | None = None) -> RunReport:
+        """Run, or resume, the pipeline to its end, in this process."""
         return run_in_virtual_time(self._life(f"{self._prefix}-{name}", wrap))
 
-    def crash(self, point: int, *, kill: bool) -> None:
-        """Let a run end after so many events."""
-        name = f"after-{point}"
-        if kill:
-            _kill(lambda die: self.run(name, lambda real: _DyingJournal(real, [], point, die)))
-            return
-        with suppress(JournalError):
-            self.run(name, lambda real: _DyingJournal(real, [], point))
-
     async def _life(self, run_id: str, wrap: Callable[[Journal], Any] | None) -> RunReport:
-        real: Any = reject_awaitable("journal", self._make_journal())
-        if real is None:
-            raise TypeError("journal must be a function that makes one, and it returned None")
-        try:
+        async with self._journal() as real:
             pipeline = self._orchestrator.with_options(journal=real, run_id=run_id)
             if wrap is not None:
                 pipeline = pipeline.with_options(journal=wrap(real))
             with fresh_pools():  # as in a new process
-                return await self._run_to_its_end(pipeline, real, run_id)
+                report = await pipeline.run(**self._inputs)
+                unsent = dict(self._signals)
+                while answered := report.waiting.keys() & self._signals.keys():
+                    for name in sorted(answered):
+                        if name not in unsent:
+                            value = safe_repr(self._signals[name])
+                            problem = f"step {name!r} refuses {value}, and waits on"
+                            raise ValueError(f"signals: {problem}")
+                        await real.signal(run_id, name, unsent.pop(name))
+                    report = await pipeline.run(**self._inputs)
+                return report
+
+    @asynccontextmanager
+    async def _journal(self) -> AsyncIterator[Any]:
+        real: Any = reject_awaitable("journal", self._make_journal())
+        if real is None:
+            raise TypeError("journal must be a function that makes one, and it returned None")
+        try:
+            yield real
         finally:
             close = getattr(real, "aclose", None)
             if close is not None:
                 await close()
 
-    async def _run_to_its_end(self, pipeline: Orchestrator, real: Any, run_id: str) -> RunReport:
-        report = await pipeline.run(**self._inputs)
-        unsent = dict(self._signals)
-        while answered := report.waiting.keys() & self._signals.keys():
-            for name in sorted(answered):
-                if name not in unsent:
-                    value = safe_repr(self._signals[name])
-                    raise ValueError(f"signals: step {name!r} refuses {value}, and waits on")
-                await real.signal(run_id, name, unsent.pop(name))
-            report = await pipeline.run(**self._inputs)
-        return report
 
+def _in_child(life: Callable[[], T]) -> T | None:
+    """Lead a life in a child process.
 
-def _kill(life: Callable[[Callable[[], object]], object]) -> None:
-    """Lead a life in a child process, which must kill itself.
-
-    Raise `RuntimeError` if it has ended in another way.
+    Return what it returns, which must be plain data; ``None`` if SIGKILL has ended the process.
+    Raise what it raises, and `RuntimeError` if the process has ended in another way.
     """
-    with warnings.catch_warnings():
-        # Other threads of this process don't exist in the child, which uses none of their locks.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:  # pragma: no cover - not measured in another process
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # or the child would write it too
+    with tempfile.TemporaryFile() as file:
+        with warnings.catch_warnings():
+            # Other threads of this process don't exist in the child, which uses none of their
+            # locks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if not child:  # pragma: no cover - not measured in another process
+            _end_with(life, file)
         try:
-            life(lambda: os.kill(os.getpid(), signal.SIGKILL))
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    ended = os.waitstatus_to_exitcode(status)
-    if ended != -signal.SIGKILL:
-        raise RuntimeError(f"a child process has not been killed, but ended with code {ended}")
+            _, status = os.waitpid(child, 0)
+        except BaseException:  # Ctrl-C, or the time limit of a test
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
+        ended = os.waitstatus_to_exitcode(status)
+        if ended == -signal.SIGKILL:
+            return None
+        if ended:
+            raise RuntimeError(
+                f"a child process ended with code {ended} in the middle of a run: a step, or what "
+                "it calls, has ended it"
+            )
+        file.seek(0)
+        kind, content, trace = pickle.load(file)
+    if kind == "returned":
+        returned: T = content
+        return returned
+    if kind == "raised":
+        with suppress(Exception):  # an error may refuse notes
+            content.add_note(f"In the child process:\n{trace.rstrip()}")
+        raise content
+    raise RuntimeError(f"in a child process, {content}\n{trace.rstrip()}")
+
+
+def _end_with(
+    life: Callable[[], object], file: IO[bytes]
+) -> NoReturn:  # pragma: no cover - not measured in another process
+    """Lead a life in this process, the child, and end with it."""
+    try:
+        try:
+            text = pickle.dumps(("returned", life(), ""))
+        except BaseException as error:
+            text = worker_process._raised(error)
+        file.write(text)
+        for stream in (file, sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 class _DyingJournal:

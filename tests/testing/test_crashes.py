@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,6 @@ from memory_journal import MemoryJournal
 from asyncflow import Pipeline, Pool, RunStatus, WorkflowStep, after, collect, current_step, each
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
-from asyncflow.testing._crashes import _kill
 from asyncflow.testing._recorded_runs import RecordedRuns
 
 pipeline = Pipeline("etl")
@@ -71,9 +72,88 @@ def test_runs_in_a_database_on_a_server_crash_alike(dsn):
 
 
 @pytest.mark.process
-def test_a_child_that_ends_in_another_way_is_reported():
-    with pytest.raises(RuntimeError, match="ended with code 1"):
-        _kill(lambda die: None)
+def test_what_a_step_keeps_in_memory_for_another_is_lost_with_its_process(tmp_path):
+    session, shop, reports = {}, Pipeline("shop"), []
+
+    def journal():
+        return SQLiteJournal(tmp_path / "runs.db")
+
+    @shop.step
+    async def login() -> None:
+        session["token"] = "t-1"
+
+    @shop.step
+    async def order(logged_in: None = after(login)) -> str:
+        return session["token"]
+
+    with pytest.raises(CrashError) as raised:
+        crash_everywhere(shop, journal, check=reports.append, kill=True)
+    found = crash_everywhere(shop, journal)
+
+    assert raised.value.problem == (
+        "in a run that crashed after 'login succeeded', step 'order' ended as FAILED with KeyError,"
+        " and not as SUCCESS with 't-1'"
+    )
+    assert [report["order"].output for report in reports] == ["t-1"] * 3
+    assert found.status == "PASSED"  # its lives are in one process
+
+
+@pytest.mark.process
+def test_what_a_child_raises_is_raised_here(tmp_path):
+    def journal():
+        return SQLiteJournal(tmp_path / "runs.db")
+
+    class LocalError(BaseException):
+        """One that can't be pickled."""
+
+    async def fail() -> None:
+        raise LocalError("gone")
+
+    with pytest.raises(ValueError, match="'url'") as refused:
+        crash_everywhere(pipeline, journal, kill=True)
+    with pytest.raises(RuntimeError, match=r"in a child process, .+LocalError: gone"):
+        crash_everywhere(only(fail), journal, kill=True)
+
+    assert "In the child process:\nTraceback" in refused.value.__notes__[-1]
+
+
+@pytest.mark.process
+def test_a_child_that_does_not_end_by_itself_is_reported(tmp_path):
+    def journal():
+        return SQLiteJournal(tmp_path / "runs.db")
+
+    async def end_with(how) -> None:
+        how()
+
+    for how, problem in [
+        (lambda: os._exit(3), "ended with code 3"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by SIGKILL before it ended"),
+    ]:
+        with pytest.raises(RuntimeError, match=problem):
+            crash_everywhere(only(partial(end_with, how)), journal, kill=True)
+
+
+@pytest.mark.process
+def test_a_run_that_has_fewer_events_in_another_process_is_reported(tmp_path):
+    been_here = tmp_path / "been here"
+
+    async def retried_once() -> None:
+        if not been_here.exists():
+            been_here.touch()
+            raise OSError("gone")
+
+    with pytest.raises(RuntimeError, match="did not reach its event 5 again"):
+        crash_everywhere(
+            only(retried_once, max_retries=2),
+            lambda: SQLiteJournal(tmp_path / "runs.db"),
+            kill=True,
+        )
+
+
+@pytest.mark.process
+def test_children_need_a_journal_that_all_processes_have():
+    with pytest.raises(ValueError, match="the run that a child process has made was not in it"):
+        crash_everywhere(pipeline, share(MemoryJournal()), INPUTS, kill=True)
 
 
 def test_fakes_and_checks_work_in_runs_that_crash():

@@ -25,7 +25,16 @@ def page_tests() -> dict[str, Callable[[], Any]]:
 TESTS = page_tests()
 
 
-@pytest.mark.parametrize("name", TESTS)
+STARTS_PROCESSES = "test_an_order_survives_the_process_that_has_logged_in"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.process] if name == STARTS_PROCESSES else [])
+        for name in TESTS
+    ],
+)
 def test_a_test_of_the_page_passes(name):
     outcome = TESTS[name]()
     if inspect.isawaitable(outcome):
