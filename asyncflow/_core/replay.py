@@ -15,6 +15,9 @@ Rules:
    stored openly and is secret now.
 7. What a rerun reuses is like what an earlier segment settled, with the figures that it has in
    the other run.
+8. A run may have a hundred thousand items, and a full collection of garbage stops all threads while
+   it visits every object. So an item that just succeeds is two objects, its view and its payload,
+   and who replays stored events keeps none of them (`Store.events`).
 """
 
 from __future__ import annotations
@@ -234,13 +237,19 @@ class StoredRun:
 
     def _on_attempt_started(self, event: events.AttemptStarted) -> None:
         step = self._step(event)
-        for each in self._with_owner((event.step, event.item), step):
+        is_first = event.attempt == 1 and step.started_ms is None
+        is_brief = is_first and event.item is not None and not event.engine
+        if is_brief:
+            step.begin_brief(event.at_ms, event.queued_ms)
+        for each in self._with_owner((event.step, event.item), step)[is_brief:]:
             each.begin_active(event.at_ms)
             if each.started_ms is None:
                 each.started_ms = event.at_ms
-        attempt = AttemptView(event.attempt, event.at_ms, event.queued_ms, segment=step.segment)
-        attempt.engine, attempt.began = event.engine, not event.engine
-        step.attempts.append(attempt)
+        if not is_brief:
+            number, at_ms, queued_ms = event.attempt, event.at_ms, event.queued_ms
+            attempt = AttemptView(number, at_ms, queued_ms, segment=step.segment)
+            attempt.engine, attempt.began = event.engine, not event.engine
+            step.attempts.append(attempt)
         self._move(step, StepStatus.RUNNING, event)
 
     def _on_attempt_began(self, event: events.AttemptBegan) -> None:
@@ -388,7 +397,10 @@ class StoredRun:
         end: AttemptEnd,
         error: BaseException | None = None,
     ) -> AttemptView | None:
-        """End the running attempt, if one is running, and return it."""
+        """End the running attempt, if one is running, and return it unless it is brief."""
+        if step.is_brief_now and end == "succeeded" and event.attempt in (0, 1):
+            self.steps[event.step].extend_active(event.at_ms)
+            return None
         attempt = step.latest
         number = attempt.number if attempt is not None else 0 if self._is_whole else event.attempt
         if event.attempt not in (0, number):
@@ -426,6 +438,8 @@ class StoredRun:
             step.waiting_since = step.waiting_until = None
             if status is not StepStatus.SKIPPED:  # else it waits on if the run is resumed
                 self.waits.pop(step.name, None)
+        if step.is_brief_now:
+            step.ended_ms = event.at_ms
         if self._without_items and step.active:
             step.extend_active(event.at_ms)  # its latest item ended about then
         step.end_active(event.at_ms)
@@ -597,7 +611,7 @@ class StoredRun:
             for name, value in self.inputs.items()
         }
         results = [
-            _with_outputs(step.to_result(self.at_ms), partial(decode, name))
+            _show_outputs(step.to_result(self.at_ms), partial(decode, name))
             for name, step in self.steps.items()
         ]
         if ran_nothing:
@@ -703,17 +717,22 @@ def decode_outputs(step: StepView, decode: Callable[[Payload], Any]) -> None:
         step.output = outputs_of(step.items[number] for number in sorted(step.items))
 
 
-def _with_outputs(result: StepResult, decode: Callable[[Payload], Any]) -> StepResult:
-    """Return a result with its outputs in place of their payloads; secret ones stay hidden."""
-    items, output = result.items, result.output
-    if items is not None:
-        items = tuple([_with_outputs(item, decode) for item in items])
-        output = output and outputs_of(items)
+def _show_outputs(result: StepResult, decode: Callable[[Payload], Any]) -> StepResult:
+    """Put its outputs in place of their payloads in a result that was just made, and return it.
+
+    Secret ones stay hidden.
+    """
+    output = result.output
+    if result.items is not None:
+        for item in result.items:
+            _show_outputs(item, decode)
+        output = output and outputs_of(result.items)
     elif result.secret:
         output = REDACTED_OUTPUT
     else:
         output = _decoded(output, decode)
-    return replace(result, items=items, output=output)
+    result.output = output  # type: ignore[misc]
+    return result
 
 
 def _decoded(output: Any, decode: Callable[[Payload], Any]) -> Any:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asyncflow._core.record import made_by, record, replace, show, values_by_name
+from asyncflow._core.record import derived, made_by, record, replace, show, values_by_name
 from asyncflow._core.results import (
     Attempt,
     AttemptEnd,
@@ -118,7 +118,7 @@ class StepView:
     secret: bool = False
     """Whether its output must not be shown; then `output` is a stand-in."""
     status: StepStatus = StepStatus.PENDING
-    attempts: list[AttemptView] = made_by(default_factory=list)
+    attempts: list[AttemptView] = derived()
     """Those of all segments, in order; of a mapped step, its `items` have them."""
     started_ms: float | None = None
     """When its first attempt started, in whatever segment that was."""
@@ -144,8 +144,10 @@ class StepView:
     fresh_from: int = 0
     """How many of its attempts came before it began anew: those don't count against
     ``max_retries``."""
-    active: list[ActiveTime] = made_by(default_factory=list)
+    active: list[ActiveTime] = derived()
     """When it ran, by segment."""
+    brief_queued_ms: float | None = None
+    """How long its only attempt was queued, if that is brief: the other fields say the rest."""
     former_items: dict[int, StepView] = made_by(default_factory=lambda: _NO_ITEMS)
     """The items of earlier segments that this one does not have, or not yet, by number."""
     origin: str = ""
@@ -169,6 +171,35 @@ class StepView:
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
+
+    if not TYPE_CHECKING:  # it would let any attribute pass
+
+        def __getattr__(self, name: str) -> Any:
+            # Python asks here for a slot without a value.
+            if name not in ("attempts", "active"):
+                raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+            queued_ms, self.brief_queued_ms = self.brief_queued_ms, None
+            if queued_ms is None:
+                setattr(self, name, [])
+            else:
+                self.attempts = [self._brief_attempt(queued_ms)]
+                latest_ms = self.started_ms if self.ended_ms is None else self.ended_ms
+                self.active = [ActiveTime(self.segment, self.started_ms, latest_ms, self.ended_ms)]
+            return getattr(self, name)
+
+    def begin_brief(self, at_ms: float, queued_ms: float) -> None:
+        """Note that its first attempt has started, in this process."""
+        self.started_ms, self.brief_queued_ms = at_ms, queued_ms
+
+    @property
+    def is_brief_now(self) -> bool:
+        """Whether its only attempt is brief and runs."""
+        return self.brief_queued_ms is not None and self.ended_ms is None
+
+    def _brief_attempt(self, queued_ms: float) -> AttemptView:
+        assert self.started_ms is not None
+        end: AttemptEnd | None = None if self.ended_ms is None else "succeeded"
+        return AttemptView(1, self.started_ms, queued_ms, self.ended_ms, end, segment=self.segment)
 
     def to_result(self, now_ms: float) -> StepResult:
         """Return the result of the step, or what can be said of it before it has one.
@@ -217,6 +248,8 @@ class StepView:
 
     def _says_its_attempt(self, duration_ms: float) -> bool:
         """Whether its result says all of its only attempt: see `StepResult.recorded`."""
+        if self.brief_queued_ms is not None and self.ended_ms is not None:
+            return self.segment == 1
         if not self.attempts:
             return False
         only = self.attempts[0]
@@ -248,12 +281,17 @@ class StepView:
     @property
     def engine(self) -> str:
         """The engine of its latest attempt, in whatever segment that was; see `StepResult`."""
-        return self.attempts[-1].engine if self.attempts else ""
+        return self.attempts[-1].engine if self._has_attempts else ""
 
     @property
     def worker(self) -> str:
         """The worker of its latest attempt, in whatever segment that was."""
-        return self.attempts[-1].worker if self.attempts else ""
+        return self.attempts[-1].worker if self._has_attempts else ""
+
+    @property
+    def _has_attempts(self) -> bool:
+        """Whether there are others than a brief one."""
+        return self.brief_queued_ms is None and bool(self.attempts)
 
     @property
     def retry_at_ms(self) -> float | None:
@@ -266,33 +304,50 @@ class StepView:
         return latest.ended_ms + latest.retry_in_ms
 
     def all_attempts(self) -> Iterable[AttemptView]:
-        """Return its attempts in all segments, and those of its items, also of former ones."""
+        """Return its attempts in all segments, and those of its items, also of former ones.
+
+        They are for reading only: a brief one is made for the caller.
+        """
         if not self.items and not self.former_items:
-            return self.attempts
-        return [attempt for each in self._runs() for attempt in each.attempts]
+            return self._own_attempts()
+        return [attempt for each in self._runs() for attempt in each._own_attempts()]
+
+    def _own_attempts(self) -> list[AttemptView]:
+        queued_ms = self.brief_queued_ms
+        return self.attempts if queued_ms is None else [self._brief_attempt(queued_ms)]
 
     @property
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
-        counts = [len(each.attempts) + each.origin_attempts for each in self._runs()]
+        counts = [
+            (len(each.attempts) if each.brief_queued_ms is None else 1) + each.origin_attempts
+            for each in self._runs()
+        ]
         return sum(counts) + self.left_out
 
     @property
     def queued_ms(self) -> float:
         """How long its attempts were queued in all, those of its items included."""
-        waits = [sum([one.queued_ms for one in each.attempts]) for each in self._runs()]
+        waits = [
+            sum([one.queued_ms for one in each.attempts])
+            if each.brief_queued_ms is None
+            else each.brief_queued_ms
+            for each in self._runs()
+        ]
         return sum(waits, self.left_out_queued_ms)
 
     @property
     def blocked_ms(self) -> float:
         """How long it blocked the event loop in all, as far as that was noticed."""
-        attempts = self.all_attempts()
+        attempts = [one for each in self._runs() if each._has_attempts for one in each.attempts]
         return sum([block.blocked_ms for one in attempts for block in one.blocks], 0.0)
 
     @property
     def abandoned(self) -> bool:
         """Whether a thread outlived its attempt, or that of one of its items."""
-        return any(attempt.abandoned for attempt in self.all_attempts())
+        return any(
+            one.abandoned for each in self._runs() if each._has_attempts for one in each.attempts
+        )
 
     def _runs(self) -> Iterable[StepView]:
         if not self.items and not self.former_items:
@@ -307,6 +362,9 @@ class StepView:
         """
         if self.started_ms is None and not self.origin:
             return None
+        if self.brief_queued_ms is not None and self.started_ms is not None:
+            ended_ms = now_ms if self.ended_ms is None else self.ended_ms
+            return max(ended_ms - self.started_ms, 0.0)
         return self.origin_ms + _total_ms(self.active, now_ms)
 
     # How the replay tells when the step runs.
@@ -347,14 +405,18 @@ class StepView:
 
     def end_active(self, at_ms: float) -> None:
         """Note that the step has ended, or its segment."""
+        if self.brief_queued_ms is not None and self.ended_ms is not None:
+            return
         if self.active and self.active[-1].ended_ms is None:
             self.active[-1].ended_ms = at_ms
 
     def carry(self, before: StepView) -> None:
         """Continue the history that an earlier segment has of the step, or of the item."""
-        self.attempts, self.active = [*before.attempts], [*before.active]
-        self.fresh_from = len(self.attempts)
-        self.started_ms = before.started_ms
+        if before.started_ms is not None:
+            self.brief_queued_ms = None
+            self.attempts, self.active = [*before.attempts], [*before.active]
+            self.fresh_from = len(self.attempts)
+            self.started_ms = before.started_ms
         if before.former_items or before.items:
             self.former_items = {**before.former_items, **(before.items or {})}
 

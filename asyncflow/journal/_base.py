@@ -310,7 +310,7 @@ class SQLJournal:
         await self._read(self._lists.check_exists, run_id)
         from asyncflow.journal._export import export_run  # it makes a journal, as this module does
 
-        await self._read(export_run, self._reading, run_id, os.fspath(path))
+        await self._read(export_run, self._reading, self._lists, run_id, os.fspath(path))
 
     async def compare(self, run_id: str, baseline: str) -> RunComparison:
         """Compare a run with another one, as `RunReport.compare` does, and their steps' versions.

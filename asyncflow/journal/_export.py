@@ -5,20 +5,20 @@ Rules:
 1. Rows stay as they are, with their positions, times and checksums. So a damaged run is refused.
 2. What is secret was never stored. What has become secret since is left out of the copy.
 3. Nothing is overwritten, and no file is left behind if the copy fails.
+4. The run may change, or be deleted, while it is read: then it is read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED
 from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded, StepTakenOver
 from asyncflow.journal._event_codec import column_of, event_checksum, row_of
-from asyncflow.journal._sql import EVENT_COLUMNS, marks
+from asyncflow.journal._run_lists import RunLists
+from asyncflow.journal._sql import EVENT_COLUMNS, Cursor, marks
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._store import TABLES_OF_A_RUN, Store
 
@@ -28,11 +28,12 @@ _COPIED = [
 """The lease is that of the process that runs it, and what other runs reuse is for these."""
 
 
-def export_run(source: Store, run_id: str, path: str) -> None:
+def export_run(source: Store, lists: RunLists, run_id: str, path: str) -> None:
     """Copy a run into a new file.
 
     Raises:
         FileExistsError: There is such a file.
+        RunNotFoundError: The run is not there, or not any more.
         RunUnreadableError: The run is damaged.
     """
     with open(path, "x"):
@@ -44,13 +45,12 @@ def export_run(source: Store, run_id: str, path: str) -> None:
             for table in _COPIED:
                 cursor.execute(f"SELECT name FROM pragma_table_info('{table}')")
                 columns[table] = [name for (name,) in cursor.fetchall()]
-            rows, events = _rows_of(source, run_id, columns)
-            target.make_leases(cursor, [run_id])
-            for table, names in (*columns.items(), ("events", EVENT_COLUMNS)):
-                values = ", ".join(names), marks(len(names))
-                sql = "INSERT INTO {} ({}) VALUES ({})".format(table, *values)
-                for row in events if table == "events" else rows[table]:
-                    cursor.execute(sql, row)
+            is_whole = False
+            while not is_whole:
+                for table in TABLES_OF_A_RUN:
+                    cursor.execute(f"DELETE FROM {table}")
+                target.make_leases(cursor, [run_id])
+                is_whole = _copy(source, lists, run_id, columns, cursor)
         target.database.close()
     except BaseException:
         target.database.close()
@@ -59,36 +59,37 @@ def export_run(source: Store, run_id: str, path: str) -> None:
         raise
 
 
-def _rows_of(
-    source: Store, run_id: str, columns: dict[str, list[str]]
-) -> tuple[dict[str, list[Any]], list[Sequence[Any]]]:
-    """Return the rows of a run in each table, and those of its events, as of one moment."""
-    while True:
-        selects = {
-            table: f"SELECT {', '.join(names)} FROM {table} WHERE run_id = ?"
-            for table, names in columns.items()
-        }
-        rows = {table: source.read(sql, [run_id]) for table, sql in selects.items()}
-        events = source.events(run_id)
-        # It may have resumed or ended meanwhile.
-        if rows["runs"] == source.read(selects["runs"], [run_id]):
-            break
-    history = [event for _, event in events]
-    starts = [each for each in history if isinstance(each, RunStarted | RunResumed)]
+def _copy(
+    source: Store, lists: RunLists, run_id: str, columns: dict[str, list[str]], cursor: Cursor
+) -> bool:
+    """Copy the rows of a run; return whether they are of one moment."""
+    selects = {
+        table: f"SELECT {', '.join(names)} FROM {table} WHERE run_id = ?"
+        for table, names in columns.items()
+    }
+    before = source.read(selects["runs"], [run_id])
+    starts = [
+        event for event in source.events(run_id) if isinstance(event, RunStarted | RunResumed)
+    ]
     secret = {name for start in starts for name in start.secret}
-    at = columns["checkpoints"].index("step")
-    hidden = set(map(column_of, secret))
-    rows["checkpoints"] = [row for row in rows["checkpoints"] if row[at] not in hidden]
-    return rows, list(_event_rows(run_id, history, secret))
+    hidden, step = set(map(column_of, secret)), columns["checkpoints"].index("step")
+    for table, names in columns.items():
+        rows = source.read(selects[table], [run_id])
+        if table == "checkpoints":
+            rows = [row for row in rows if row[step] not in hidden]
+        for row in rows:
+            cursor.execute(_insertion(table, names), row)
+    inputs = {name for start in starts for name, value in start.inputs.items() if value == REDACTED}
+    insertion = _insertion("events", EVENT_COLUMNS)
+    for position, event in enumerate(source.events(run_id), 1):
+        row = row_of(run_id, position, _without_secrets(event, secret, inputs))
+        cursor.execute(insertion, (*row, event_checksum(*row)))
+    # It may have resumed, ended or been deleted meanwhile.
+    return source.read(selects["runs"], [run_id]) == before
 
 
-def _event_rows(
-    run_id: str, events: Sequence[Event], secret: Collection[str]
-) -> Iterator[Sequence[Any]]:
-    secret_inputs = StoredRun(events).secret_inputs
-    for position, event in enumerate(events, 1):
-        row = row_of(run_id, position, _without_secrets(event, secret, secret_inputs))
-        yield (*row, event_checksum(*row))
+def _insertion(table: str, columns: Sequence[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks(len(columns))})"
 
 
 def _without_secrets(event: Event, steps: Collection[str], inputs: Collection[str]) -> Event:

@@ -71,7 +71,7 @@ class RunReader:
         """
 
         def read() -> StoredRun:
-            run, _ = self._replay(run_id, last)
+            run = self._replay(run_id, last) or StoredRun()
             run.checkpoints = self._store.checkpoints(run_id)
             return run
 
@@ -82,23 +82,35 @@ class RunReader:
         row = self._lists.row(run_id)
         if row is None or row.status != "passed":
             return None
-        run, _ = self._replay(run_id)
-        return run if run.status is RunStatus.PASSED else None
+        run = self._replay(run_id)
+        return run if run is not None and run.status is RunStatus.PASSED else None
 
     def _replay(
-        self, run_id: str, last: int | None = None
-    ) -> tuple[StoredRun, list[tuple[int, Event]]]:
-        """Return the replay of a run and its events, each with its position; none if there is none.
+        self, run_id: str, last: int | None = None, events: list[Event] | None = None
+    ) -> StoredRun | None:
+        """Return the replay of a run, and add its events to a list; ``None`` if there is none.
 
         Raise `JournalError` if its last position is known and another one, as `history` says.
         """
         row = self._lists.row(run_id)
         while True:
-            stored = self._store.events(run_id)
+            run, ends, count = StoredRun(), list[Event](), 0
+            failure: tuple[int, Exception] | None = None
+            for event in self._store.events(run_id):
+                count += 1
+                ends[1:] = [event]
+                if events is not None:
+                    events.append(event)
+                try:
+                    if failure is None:
+                        run.apply(event)
+                # Only our replay is in here. Events that don't follow from each other can make it
+                # raise anything, as they can make the decoding of a row.
+                except Exception as error:
+                    failure = count, error
             if last is not None:
-                self._check_last(run_id, len(stored), last)
-            events = [event for _, event in stored]
-            before, problem = row, contradiction(run_id, row, events, len(events))
+                self._check_last(run_id, count, last)
+            before, problem = row, contradiction(run_id, row, ends, count)
             if not problem:
                 break
             # Between the two reads it may have begun, resumed, ended or been deleted. Then columns
@@ -106,19 +118,15 @@ class RunReader:
             row = self._lists.row(run_id)
             if repr(row and row[:_FIXED]) == repr(before and before[:_FIXED]):
                 raise RunUnreadableError(self._name, run_id, problem)
-        run, position = StoredRun(), 0
-        try:
-            for _, event in stored:
-                position += 1
-                run.apply(event)
-        # Only our replay is in here. Events that don't follow from each other can make it raise
-        # anything, as they can make the decoding of a row.
-        except Exception as error:
-            problem = f"it does not follow from the events before it ({describe_fully(error)})"
-            raise RunUnreadableError(self._name, run_id, problem, position) from error
+            if events is not None:
+                events.clear()
+        if failure is not None:
+            position, cause = failure
+            problem = f"it does not follow from the events before it ({describe_fully(cause)})"
+            raise RunUnreadableError(self._name, run_id, problem, position) from cause
         if run.signals or last is not None:  # its owner asks only for what comes later
             run.sent = self._signals.read(run_id)
-        return run, stored
+        return run if count else None
 
     def _check_last(self, run_id: str, seen: int, last: int) -> None:
         if seen > last:
@@ -138,11 +146,18 @@ class RunReader:
 
     def events(self, run_id: str, after: int) -> list[StoredEvent]:
         """Return the events of a run after a position."""
-        # A part can't be replayed. Its rows are checked, and a follower of the run replays them.
-        stored = self._store.events(run_id, after) if after else self._replay(run_id)[1]
-        if not stored:
+        found: list[Any] = []
+        if after:
+            # A part can't be replayed. Its rows are checked, and a follower replays them.
+            found += self._store.events(run_id, after)
+        else:
+            self._replay(run_id, events=found)
+        if not found:
             self._lists.check_exists(run_id)
-        return [StoredEvent(at, self._decoded(run_id, at, event)) for at, event in stored]
+        for at, event in enumerate(found):  # in its place: they may be many
+            position = after + at + 1
+            found[at] = StoredEvent(position, self._decoded(run_id, position, event))
+        return found
 
     def notes(self, run_id: str, where: NoteFilter) -> list[StoredEvent]:
         """Return the notes of a run that a filter selects. What is damaged is replaced."""
@@ -169,8 +184,8 @@ class RunReader:
 
     def run(self, run_id: str) -> StoredRun:
         """Return the replay of a run as far as it has come."""
-        run, stored = self._replay(run_id)
-        if not stored:
+        run = self._replay(run_id)
+        if run is None:
             raise self._lists.unknown(run_id)
         return run
 
@@ -179,9 +194,13 @@ class RunReader:
 
     def comparison(self, run_id: str, baseline: str) -> RunComparison:
         """Return how a run differs from a baseline."""
-        run, other = self.run(run_id), self.run(baseline)
-        reports = self._report_of(run_id, run), self._report_of(baseline, other)
-        return compare(*reports, fingerprints=(run.fingerprints, other.fingerprints))
+        reports, fingerprints = [], []
+        for each in (run_id, baseline):  # one replay at a time
+            run = self.run(each)
+            reports.append(self._report_of(each, run))
+            fingerprints.append(run.fingerprints)
+            del run
+        return compare(*reports, fingerprints=(fingerprints[0], fingerprints[1]))
 
     def schema(self, run_id: str, name: str) -> Mapping[str, Any]:
         """Return the schema of a signal; raise `ValueError` if the run has none of this name."""

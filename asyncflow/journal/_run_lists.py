@@ -257,7 +257,8 @@ def _some(value: Any, as_column: Callable[[Any], object] | None = None) -> list[
 def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], count: int) -> str:
     """Return in what the row of a run and its events contradict each other; empty if in nothing.
 
-    ``events`` are its events, or those of steps alone, and ``count`` says how many it has in all.
+    ``events`` are its events, or only some, the first and the last among them, and ``count`` says
+    how many it has in all.
     """
     if row is None:
         return "its row is missing" if events else ""

@@ -27,7 +27,7 @@ can't be read is a `RunUnreadableError`. Values of the other tables may be of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -123,6 +123,9 @@ Refusals = dict[tuple[str, int], int | None]
 """For which claims nothing was written, each a run id and a token: with the position of the last
 stored event, which is not the one that was committed last; or ``None`` for a lost lease."""
 
+
+_PAGE = 500
+"""How many rows of a long answer to read at a time."""
 
 TABLES_OF_A_RUN = "events", "notes", "signals", "checkpoints", "cached_results", "leases", "runs"
 """Those with rows of runs, in the order in which these are deleted."""
@@ -230,6 +233,25 @@ class Store:
                 return cursor.fetchall()
 
         return self.retry(attempt)
+
+    def pages(self, sql: str, parameters: Parameters = ()) -> Iterator[list[Any]]:
+        """Yield the rows that a SELECT finds, as of one moment, some at a time.
+
+        So a long run is never there as rows, events and replay at once.
+        """
+
+        def begin() -> Cursor:
+            with self.database.reading() as cursor:
+                self._execute(cursor, sql, parameters)
+                return cursor
+
+        cursor = self.retry(begin)
+        while True:
+            with self.database.reading():  # what the driver raises is translated
+                rows = cursor.fetchmany(_PAGE)
+            if not rows:
+                return
+            yield rows
 
     def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
         cursor.execute(self.database.translate(sql), parameters)
@@ -407,16 +429,16 @@ class Store:
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 
-    def events(self, run_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        """Return the events of a run after a position, each with its position, in order.
+    def events(self, run_id: str, after: int = 0) -> Iterator[Event]:
+        """Yield the events of a run after a position, in order, as of one moment.
 
         Raise `RunUnreadableError` if a row is damaged or missing, or a newer asyncflow wrote it.
         """
-        rows = self.read(_EVENTS, (run_id, after))
-        return [
-            (position, self._event(run_id, position, row))
-            for position, row in enumerate(rows, after + 1)
-        ]
+        position = after
+        for rows in self.pages(_EVENTS, (run_id, after)):
+            for row in rows:
+                position += 1
+                yield self._event(run_id, position, row)
 
     def _event(self, run_id: str, position: int, row: Sequence[Any]) -> Event:
         if row[1] != position:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -343,6 +344,59 @@ NOTES: list[Event] = [
     StepProgressed("a", 1, 9e9, 1),
     StepAttached("a", 1, 9e9, "plot", "image/png", b""),
 ]
+
+
+class TestItems:
+    """The first attempt of an item has no objects until more happens than that it succeeds."""
+
+    def test_an_item_that_just_succeeds_is_two_objects_for_the_garbage_collector(self):
+        def events():
+            yield started()
+            yield AttemptStarted("a", 1, 0.0)
+            yield success("a", 1.0)
+            yield MapStarted("b", 1.0, count=1_000)
+            yield from (AttemptStarted("b", 1, 2.0, item=item) for item in range(1_000))
+            yield from (success("b", 3.0, item=item) for item in range(1_000))
+
+        gc.collect()
+        before = len(gc.get_objects())
+        run = StoredRun(events())
+        gc.collect()
+
+        # Its view and its payload. Every collection stops all threads while it visits each object.
+        assert len(gc.get_objects()) - before < 2_100
+        assert run.steps["b"].to_result(3.0).attempts == 1_000
+
+    @pytest.mark.parametrize("is_read", [False, True], ids=["late", "at once"])
+    def test_its_attempt_is_the_same_whenever_it_is_read(self, is_read):
+        events = [
+            started(),
+            AttemptStarted("a", 1, 0.0),
+            success("a", 1.0),
+            MapStarted("b", 1.0, count=2),
+            AttemptStarted("b", 1, 2.0, queued_ms=1.0, item=0),
+            AttemptStarted("b", 1, 2.0, item=1),
+            success("b", 5.0, item=0),
+            LoopBlocked("b", 1, 6.0, 200.0, "here", item=0),
+            ThreadAbandoned("b", 1, 6.0, item=1),
+            resumed(7.0),
+        ]
+        run = StoredRun()
+
+        for event in events:
+            run.apply(event)
+            for item in (run.steps["b"].items or {}).values() if is_read else ():
+                assert item.latest is not None
+
+        ended, crashed = run.steps["b"].former_items.values()
+        (attempt,) = ended.attempts
+        assert (attempt.number, attempt.started_ms, attempt.ended_ms) == (1, 2.0, 5.0)
+        assert (attempt.queued_ms, attempt.end, attempt.segment) == (1.0, "succeeded", 1)
+        assert [block.blocked_ms for block in attempt.blocks] == [200.0]
+        assert (ended.attempt_count, ended.queued_ms, ended.blocked_ms) == (1, 1.0, 200.0)
+        assert (ended.duration_ms(9.0), ended.abandoned, crashed.abandoned) == (3.0, False, True)
+        assert (crashed.attempts[0].end, crashed.attempts[0].ended_ms) == ("crashed", 7.0)
+        assert crashed.duration_ms(9.0) == 5.0
 
 
 def test_what_steps_say_changes_nothing() -> None:

@@ -1633,3 +1633,28 @@ async def test_an_impossible_run_id_is_not_found(journal: Any, ask: str) -> None
 
         assert repr(run_id) in str(caught.value)
         str(caught.value).encode()
+
+
+async def test_a_long_run_is_read_some_rows_at_a_time_as_of_one_moment(
+    journal: Any, database: Any
+) -> None:
+    async def numbers() -> list[int]:
+        return list(range(1_000))
+
+    async def double(numbers: int) -> int:
+        return 2 * numbers
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("double", double, ["numbers"], map_over="numbers"),
+    ]
+    await run_pipeline(steps, journal=journal, run_id="r")
+    whole = await journal.events("r")
+
+    def read() -> list[Any]:
+        events = journal._reading.events("r")
+        first = next(events)
+        database.query("DELETE FROM events WHERE run_id = 'r' AND position > 100")
+        return [first, *events]
+
+    assert len(await journal._read(read)) == len(whole) > 2_000

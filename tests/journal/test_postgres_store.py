@@ -73,7 +73,7 @@ def claim(store: PostgresStore, run_id: str, how: Claim) -> int:
 
 
 def positions(store: PostgresStore, run_id: str) -> list[int]:
-    return [row[0] for row in store.events(run_id)]
+    return [at for at, _ in enumerate(store.events(run_id), 1)]
 
 
 def process_of(store: PostgresStore) -> int:
@@ -94,7 +94,7 @@ def test_events_come_back_unchanged(store: PostgresStore) -> None:
 
     assert store.write(lambda: [CommitBatch("r", token, rows, None, False)]) == {}
 
-    assert store.events("r") == list(enumerate(events, 1))
+    assert [*store.events("r")] == events
 
 
 # --- connections that are cut, and servers that restart -------------------------------------------
@@ -339,7 +339,7 @@ def test_a_lease_lost_while_the_connection_was_cut_prevents_writes(
     lost = store.write(take)
 
     assert lost == {("r", token): None}
-    assert store.events("r") == [(1, AttemptStarted("a", 7, 1 / 3))]
+    assert [*store.events("r")] == [AttemptStarted("a", 7, 1 / 3)]
 
 
 def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
