@@ -68,6 +68,8 @@ def _copy(
         for table, names in columns.items()
     }
     before = source.read(selects["runs"], [run_id])
+    if not before:
+        raise lists.unknown(run_id)
     starts = [
         event for event in source.events(run_id) if isinstance(event, RunStarted | RunResumed)
     ]

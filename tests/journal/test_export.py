@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,27 @@ async def test_no_file_is_left_of_a_run_that_is_not_there_or_damaged(
     database.query("UPDATE events SET at_ms = 77 WHERE position = 2")
     with pytest.raises(RunUnreadableError):
         await journal.export("r", path)
+
+    assert not [each for each in tmp_path.iterdir() if each.name.startswith("copy")]
+
+
+async def test_a_run_that_is_deleted_meanwhile_is_not_found_and_leaves_no_file(
+    make_journal: Any, work: Work, tmp_path: Path
+) -> None:
+    journal, other = make_journal(), make_journal()
+    await work.orchestrator(journal).run(day="monday", token="x")
+
+    class Deleting(type(tmp_path)):  # type: ignore[misc]
+        """A path that is asked for its name after the run was found, and before it is read."""
+
+        def __fspath__(self) -> str:
+            forgetting = threading.Thread(target=asyncio.run, args=[other.forget("r")])
+            forgetting.start()
+            forgetting.join()
+            return super().__fspath__()
+
+    with pytest.raises(RunNotFoundError):
+        await journal.export("r", Deleting(tmp_path / "copy.db"))
 
     assert not [each for each in tmp_path.iterdir() if each.name.startswith("copy")]
 
