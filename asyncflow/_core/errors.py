@@ -518,7 +518,7 @@ class RunCancelledError(_AttributedError):
 
     Attributes:
         run_id: The run.
-        reason: Why its handle cancelled it; empty if it was cancelled through its journal.
+        reason: Why it was cancelled; empty if it was cancelled through its journal without one.
         report: How its steps ended; ``None`` if it had not begun, or if the error was stored.
     """
 

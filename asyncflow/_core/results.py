@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from asyncflow._core.error_text import LONGEST_TEXT, describe_error
 from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
 from asyncflow._core.record import record, replace, show, values_by_name
-from asyncflow._core.text import cut, safe_text
+from asyncflow._core.text import cut, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
 from asyncflow._core.value_size import safe_repr
 
@@ -74,6 +74,13 @@ class Interruption(NamedTuple):
     cause: InterruptionCause
     reason: str
     """In words that complete the sentence "the run stopped because …"."""
+
+
+def why_cancelled(reason: str, cause: InterruptionCause = "cancelled") -> Interruption:
+    """Return why a run stops that was asked to; a journal may give no reason."""
+    if not reason:
+        return Interruption(cause, "the run was cancelled through its journal")
+    return Interruption(cause, f"the run was cancelled: {escape_controls(reason)}")
 
 
 ENDED = (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Interruption, InterruptionCause, RunStatus
+from asyncflow._core.results import InterruptionCause, RunStatus, why_cancelled
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import outlast, running_task
@@ -543,8 +543,7 @@ class RunHandle:
         if self._task is None:
             return
         if self._link.is_begun:
-            why = f"the run was cancelled: {escape_controls(reason)}"
-            self._link.stop(self._request, Interruption(cause, why))
+            self._link.stop(self._request, why_cancelled(reason, cause))
         else:
             self._task.cancel()
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from asyncflow._core.context import capturing_notes
 from asyncflow._core.errors import JournalError, ResourceError, RunCancelledError
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import Interruption, RunStatus
+from asyncflow._core.results import Interruption, RunStatus, why_cancelled
 from asyncflow._core.step_runs import Key
 from asyncflow._core.tracebacks import let_go
 from asyncflow._runtime.asyncio_compat import outlast
@@ -420,9 +420,7 @@ class Run:
         if isinstance(why, JournalError):
             self.interrupt(why, Interruption("journal", "its journal has failed"))
         else:
-            self._cancel(
-                why, Interruption("cancelled", "the run was cancelled through its journal")
-            )
+            self._cancel(why, why_cancelled(why.reason))
 
     def cancel_soon(self, error: RunCancelledError, why: Interruption) -> None:
         """Stop the run, from the next turn of the loop on."""

@@ -25,7 +25,14 @@ from asyncflow._core.context import current_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import InterruptionCause, Payload, RunStatus, StepStatus
+from asyncflow._core.results import (
+    Interruption,
+    InterruptionCause,
+    Payload,
+    RunStatus,
+    StepStatus,
+    why_cancelled,
+)
 from asyncflow._core.signal import is_plain
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
@@ -421,7 +428,7 @@ class SQLJournal:
 
     # --- changes --------------------------------------------------------------------------------
 
-    async def cancel(self, run_id: str) -> bool:
+    async def cancel(self, run_id: str, reason: str = "") -> bool:
         """Cancel a run gracefully, whichever process runs it.
 
         The run stops as if its caller had been cancelled: running steps are cancelled and awaited,
@@ -437,17 +444,24 @@ class SQLJournal:
         that is less. A run that ends by itself before that is not interrupted. A caller that waits
         for the run with ``on_active="wait"`` resumes it then.
 
+        Args:
+            run_id: The run.
+            reason: Why, in words for the results of the steps that this cancels or skips, and for
+                the error. Of several requests, the first one counts.
+
         Returns:
             Whether the request was stored: False if the run has ended.
 
         Raises:
+            TypeError: The reason is not a string.
             RunNotFoundError: There is no such run.
             JournalError: The journal can't be read or written.
         """
         await self._check_id(run_id)
-        if await self._cancel_waiting(run_id):
+        check_text("reason", reason)
+        if await self._cancel_waiting(run_id, reason):
             return True
-        was_asked = await self._write(self._worker.cancel, run_id)
+        was_asked = await self._write(self._worker.cancel, run_id, reason)
         if not was_asked:
             await self._read(self._lists.check_exists, run_id)
         return was_asked
@@ -644,12 +658,12 @@ class SQLJournal:
     def _read_history(self, lease: Lease, read: Callable[[StoredRun], T]) -> T:
         committed = lease.committed
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
-        run.must_stop = lease.cancel_requested
+        run.must_stop = lease.cancel_reason is not None
         # Until the database has that the run continues, a value may take the place of an expiry.
         lease.is_told = None in run.sent.values()
         return read(run)
 
-    async def _cancel_waiting(self, run_id: str) -> bool:
+    async def _cancel_waiting(self, run_id: str, reason: str) -> bool:
         """End a run that waits for a signal, which no process runs, and return whether it did."""
         row = await self._read(self._lists.row, run_id)
         if row is None or row.status != "waiting":
@@ -660,7 +674,7 @@ class SQLJournal:
             return False  # it goes on, and its owner cancels it
         try:
             if run.status is RunStatus.WAITING:
-                for event in cancellation_of(run):
+                for event in _cancellation_of(run, why_cancelled(reason)):
                     session.append(event)
                 return True
             return False
@@ -812,19 +826,18 @@ class SQLJournal:
         return f"{type(self).__name__}({self._name!r})"
 
 
-def cancellation_of(run: StoredRun) -> list[Event]:
+def _cancellation_of(run: StoredRun, why: Interruption) -> list[Event]:
     """Return the events that end a run which waits for a signal as cancelled."""
-    reason, at_ms = "the run was cancelled through its journal", run.at_ms
+    reason, at_ms = why.reason, run.at_ms
     skipped = [
         StepSkipped(name, at_ms, reason)
         for name, step in run.steps.items()
         if step.status is StepStatus.PENDING
     ]
-    interrupted = RunInterrupted(at_ms, reason, "cancelled")
     return [
-        interrupted,
+        RunInterrupted(at_ms, reason, why.cause),
         *skipped,
-        RunFinished(at_ms, RunStatus.INTERRUPTED, reason, "cancelled"),
+        RunFinished(at_ms, RunStatus.INTERRUPTED, reason, why.cause),
     ]
 
 

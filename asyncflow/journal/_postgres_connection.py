@@ -137,6 +137,7 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "CREATE INDEX runs_by_label ON asyncflow.runs (label, started_at, run_id) "
         "WHERE label IS NOT NULL",
         "CREATE INDEX runs_due ON asyncflow.runs (due_at) WHERE due_at IS NOT NULL",
+        "ALTER TABLE asyncflow.leases ADD COLUMN cancel_reason TEXT",
         "ALTER TABLE asyncflow.leases ADD COLUMN signal_token BIGINT",
         "CREATE INDEX leases_signalled ON asyncflow.leases (run_id) WHERE signal_token IS NOT NULL",
         'CREATE TABLE asyncflow.signals (run_id TEXT COLLATE "C" NOT NULL, name TEXT NOT NULL, '

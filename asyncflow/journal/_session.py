@@ -202,9 +202,10 @@ class SQLSession:
     def settle(self) -> None:
         """Compare with the lease: wake waiters, and report a failure or a cancel request."""
         lease, waiters = self._lease, self._waiters
-        if self._on_stop and lease.cancel_requested and not self._cancel_reported:
+        if self._on_stop and lease.cancel_reason is not None and not self._cancel_reported:
             self._cancel_reported = True
-            self._queue.loop.call_soon(self._on_stop, RunCancelledError(lease.run_id))
+            cancelled = RunCancelledError(lease.run_id, lease.cancel_reason)
+            self._queue.loop.call_soon(self._on_stop, cancelled)
         if self._on_signal and lease.signalled:
             lease.signalled = False
             self._queue.loop.call_soon(self._on_signal)

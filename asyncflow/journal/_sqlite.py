@@ -160,6 +160,7 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
         "CREATE INDEX runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
         "CREATE INDEX runs_by_label ON runs (label, started_at, run_id) WHERE label IS NOT NULL",
+        "ALTER TABLE leases ADD COLUMN cancel_reason TEXT",
         "ALTER TABLE leases ADD COLUMN signal_token INTEGER",
         "CREATE INDEX leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
         "CREATE TABLE signals (run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, "

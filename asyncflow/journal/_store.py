@@ -7,9 +7,9 @@ They are the same for every database, as are those that read many runs
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
   writes events checks the token, so an owner that stood still writes nothing after another one has
   claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
-  equals the token while the run is asked to stop. A claim takes the request over, since the owner
-  that was asked may have died; a release drops it, unless the run may continue. Times are by the
-  database's clock.
+  equals the token while the run is asked to stop, and only then `cancel_reason` counts. A claim
+  takes the request over, since the owner that was asked may have died; a release drops it, unless
+  the run may continue. Times are by the database's clock.
 - `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
   their checksum.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
@@ -28,6 +28,7 @@ can't be read is a `RunUnreadableError`. Values of the other tables may be of an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +46,7 @@ from asyncflow.journal._event_codec import (
     column_of,
     event_checksum,
     event_of,
+    from_column,
     run_checksum,
 )
 from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
@@ -150,15 +152,21 @@ _RELEASE = (
     "cancel_token = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.run_id = leases.run_id "
     f"AND {_CONTINUES}) THEN cancel_token END WHERE run_id = ? AND token = ?"
 )
-_CANCEL = "UPDATE leases SET cancel_token = token WHERE run_id = ?"
+# The first request gives the reason, as in `RunHandle.cancel`.
+_REQUEST = (
+    "UPDATE leases SET cancel_token = token, "
+    "cancel_reason = CASE WHEN cancel_token = token THEN cancel_reason ELSE {reason} END"
+)
+_CANCEL = f"{_REQUEST.format(reason='?')} WHERE run_id = ?"
 _CANCEL_NESTED = (
-    "UPDATE leases SET cancel_token = token WHERE run_id IN "
-    f"(SELECT r.run_id FROM runs r WHERE r.parent = ? AND {_CONTINUES})"
+    f"{_REQUEST.format(reason='(SELECT p.cancel_reason FROM leases p WHERE p.run_id = ?)')} "
+    f"WHERE run_id IN (SELECT r.run_id FROM runs r WHERE r.parent = ? AND {_CONTINUES})"
 )
 _MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {_CONTINUES}"
 # The first condition is that of an index, which has little in it.
 _CANCELLED = (
-    "SELECT run_id, token FROM leases WHERE cancel_token IS NOT NULL AND cancel_token = token"
+    "SELECT run_id, token, cancel_reason FROM leases "
+    "WHERE cancel_token IS NOT NULL AND cancel_token = token"
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
@@ -176,7 +184,7 @@ _EVENTS = (
 _LAST = (
     "SELECT CAST(? AS TEXT), COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?), "
-    "(SELECT COUNT(*) FROM leases WHERE run_id = ? AND cancel_token = token), "
+    "(SELECT COALESCE(cancel_reason, '') FROM leases WHERE run_id = ? AND cancel_token = token), "
     # A damaged position must not prevent the next ones.
     f"COALESCE((SELECT MAX(position) FROM notes WHERE run_id = ? AND position < {1 << 53}), 0)"
 )
@@ -321,34 +329,35 @@ class Store:
         with self.database.transaction() as cursor:
             self._execute(cursor, _RELEASE, (run_id, token))
 
-    def cancel(self, run_id: str, claim: Claim) -> int | None:
+    def cancel(self, run_id: str, reason: str, claim: Claim) -> int | None:
         """Request the cancellation of a run from its owner, or from the next one if it has none.
 
-        Return the latest token; ``None`` if the run has ended.
+        Return the latest token; ``None`` if the run has ended. An empty reason is none.
         """
         with self.database.transaction() as cursor:
             self._execute(cursor, _LEASE, (run_id,))
             lease = cursor.fetchone()
             if lease is None:
                 return None
-            if not _is_owned(lease, claim):
+            token, is_owned = self._token_of(run_id, lease), _is_owned(lease, claim)
+            if not is_owned:
                 self._execute(cursor, _MAY_CONTINUE, (run_id,))
                 if cursor.fetchone() is None:
                     return None
+            self._execute(cursor, _CANCEL, (column_of(reason), run_id))
+            if not is_owned:
                 self._cancel_nested(cursor, run_id)
-            token = self._token_of(run_id, lease)
-            self._execute(cursor, _CANCEL, (run_id,))
             # If its segment has just ended, the next process that continues it ends it.
             self._execute(cursor, *wake(run_id))
         return token
 
     def _cancel_nested(self, cursor: Cursor, run_id: str) -> None:
         """Do the same for the nested runs of a run whose steps can't stop them any more."""
-        self._execute(cursor, _CANCEL_NESTED, (column_of(run_id),))
+        self._execute(cursor, _CANCEL_NESTED, (run_id, column_of(run_id)))
 
-    def cancelled(self) -> list[tuple[str, int]]:
-        """Return the claims that were asked to stop, each a run id and a token."""
-        return [(run_id, token) for run_id, token in self.read(_CANCELLED)]
+    def cancelled(self) -> list[tuple[str, int, str]]:
+        """Return the claims that were asked to stop, each a run id, a token and the reason."""
+        return [(run_id, token, _reason_of(why)) for run_id, token, why in self.read(_CANCELLED)]
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
         """Write batches in one transaction; return the claims for which nothing was written.
@@ -472,8 +481,8 @@ class Store:
 
     def last_positions(
         self, run_ids: Sequence[str]
-    ) -> dict[str, tuple[int, int, bool] | RunUnreadableError]:
-        """Return the positions of the last event and note of runs, and whether each must stop.
+    ) -> dict[str, tuple[int, int, str | None] | RunUnreadableError]:
+        """Return the positions of the last event and note of runs, and why each must stop, if so.
 
         A position is 0 if there is none. The answer for a run that has no events, or a damaged row,
         is a `RunUnreadableError`.
@@ -485,14 +494,14 @@ class Store:
         return {run_id: self._last_of(run_id, *row) for run_id, *row in rows}
 
     def _last_of(
-        self, run_id: str, position: Any, runs: int, requests: int, note: int
-    ) -> tuple[int, int, bool] | RunUnreadableError:
+        self, run_id: str, position: Any, runs: int, reason: Any, note: int
+    ) -> tuple[int, int, str | None] | RunUnreadableError:
         if not isinstance(position, int):
             problem = f"the position of an event is {position!r}"
         elif runs and not position:
             problem = "its events are missing"
         else:
-            return position, note, bool(requests)
+            return position, note, None if reason is None else _reason_of(reason)
         return RunUnreadableError(self.database.name, run_id, problem)
 
     def notes(self, run_id: str, where: NoteFilter, page: int) -> list[Sequence[Any]]:
@@ -559,6 +568,13 @@ class Store:
 
 def _key_of(statement: Statement) -> Any:
     return statement.parameters[0]
+
+
+def _reason_of(column: Any) -> str:
+    """Return the reason of a request to stop; empty if there is none, or if it is damaged."""
+    with suppress(AttributeError, TypeError, ValueError):
+        return from_column(column)
+    return ""
 
 
 def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:

@@ -82,7 +82,8 @@ class Lease:
         """Whether the run has let go of it, even if its release in the database failed."""
         self.valid_until = math.inf
         """Until when no other process can claim the run, by `time.monotonic`."""
-        self.cancel_requested = False
+        self.cancel_reason: str | None = None
+        """Why the run was asked to stop, empty if no reason was given; ``None`` if it was not."""
         self.signalled = False
         """Whether a signal may have come that the run has not read."""
         self.is_told = False
@@ -181,7 +182,7 @@ class JournalWorker:
 
     def _counted(self, leases: Sequence[Lease]) -> Iterator[Lease | Exception]:
         """Yield each lease; or why its events can't be counted, and it is released."""
-        found: Mapping[str, tuple[int, int, bool] | Exception] = {}
+        found: Mapping[str, tuple[int, int, str | None] | Exception] = {}
         failure: Exception | None = None
         try:
             found = self.call(self.store.last_positions, [lease.run_id for lease in leases])
@@ -193,7 +194,7 @@ class JournalWorker:
                 self.release(lease)
                 yield last
             else:
-                lease.committed, lease.noted, lease.cancel_requested = last
+                lease.committed, lease.noted, lease.cancel_reason = last
                 yield lease
 
     def release(self, lease: Lease) -> None:
@@ -336,18 +337,18 @@ class JournalWorker:
 
     # --- requests -------------------------------------------------------------------------------
 
-    def cancel(self, run_id: str) -> bool:
+    def cancel(self, run_id: str, reason: str) -> bool:
         """Request the cancellation of a run; return whether it will end as cancelled."""
-        token = self.call(self.store.cancel, run_id, self._claim)
+        token = self.call(self.store.cancel, run_id, reason, self._claim)
         if token is not None:
-            self._request_cancel([(run_id, token)])
+            self._request_cancel([(run_id, token, reason)])
         return token is not None
 
-    def _request_cancel(self, claims: Iterable[tuple[str, int]]) -> None:
-        for key in claims:
-            lease = self._leases.get(key)
-            if lease and not lease.cancel_requested:
-                lease.cancel_requested = True
+    def _request_cancel(self, claims: Iterable[tuple[str, int, str]]) -> None:
+        for run_id, token, reason in claims:
+            lease = self._leases.get((run_id, token))
+            if lease and lease.cancel_reason is None:
+                lease.cancel_reason = reason
                 lease.notify()
 
     def _send_all(self, sent: Sequence[SentSignal]) -> Sequence[Exception | None]:

@@ -309,7 +309,7 @@ class Service:
 
         Args:
             run_id: The run.
-            reason: Why; shown by reports and displays if the run is one of this service.
+            reason: Why, for reports and displays.
 
         Returns:
             Whether it will end as cancelled, unless its steps end first: False if it had ended. One
@@ -322,12 +322,12 @@ class Service:
         """
         run = self.get(run_id)
         if run is None:
-            return self._journal is not None and await self._journal.cancel(run_id)
+            return self._journal is not None and await self._journal.cancel(run_id, reason)
         run.cancel(reason)
         if self._journal is not None:
             # This process may die while its steps clean up.
             with suppress(RunNotFoundError):  # it has not begun
-                await self._journal.cancel(run_id)
+                await self._journal.cancel(run_id, reason)
         return True
 
     async def signal(self, run_id: str, name: str, value: Any) -> None:

@@ -43,6 +43,8 @@ Make = Callable[..., Any]
 
 ROOT = Path(__file__).parents[2]
 REASON = "the run was cancelled through its journal"
+WHY = '"late"\0 \ud800'  # what not every database could store as it is
+SHOWN = r'the run was cancelled: "late"\x00 \ud800'
 
 
 async def quick() -> int:
@@ -118,11 +120,13 @@ async def test_a_cancellation_through_another_journal_arrives_with_the_next_poll
     async with running(make_journal(lease_s=lease_s)) as task:
         begun = time.monotonic()
 
-        assert await make_journal().cancel("r")
+        assert await make_journal().cancel("r", WHY)
 
-        with pytest.raises(RunCancelledError):
+        with pytest.raises(RunCancelledError) as cancelled:
             await task
     assert time.monotonic() - begun < 5  # one second on an idle machine
+    assert cancelled.value.reason == WHY
+    assert (await make_journal().report("r"))["slow"].reason == SHOWN
 
 
 async def test_a_step_is_not_retried_after_its_nested_run_was_cancelled(
@@ -232,7 +236,7 @@ async def test_a_run_cancelled_before_it_starts_calls_no_action(
     last_positions = journal._store.last_positions
 
     def cancel_first(run_id: str) -> Any:
-        database.query("UPDATE leases SET cancel_token = token")
+        database.query("UPDATE leases SET cancel_token = token, cancel_reason = NULL")
         journal._worker._poll_at = 0.0
         return last_positions(run_id)
 
@@ -296,6 +300,8 @@ async def test_a_run_that_has_ended_is_not_cancelled(journal: Any, database: Any
         await journal.cancel("past")
     with pytest.raises(TypeError, match="run_id must be a str, not int"):
         await journal.cancel(7)
+    with pytest.raises(TypeError, match="reason must be a str, not int"):
+        await journal.cancel("passed", 7)
 
 
 @pytest.mark.realtime
@@ -356,8 +362,8 @@ async def test_a_cancelled_run_without_a_process_ends_when_one_takes_it(
     journal = make_journal()
     await leave(journal, status)
 
-    assert await make_journal().cancel("r")
-    assert await make_journal().cancel("r")
+    assert await make_journal().cancel("r", WHY)
+    assert await make_journal().cancel("r", "another reason")
     session, _ = await journal.open("r", wait=False, read=bool)  # that process has died as well
     await session.close()
     with pytest.raises(ValueError, match="belongs to pipeline"):
@@ -371,7 +377,8 @@ async def test_a_cancelled_run_without_a_process_ends_when_one_takes_it(
     report = cancelled.value.report
     assert report is not None
     assert report["quick"].reused
-    assert report["slow"].status is StepStatus.SKIPPED
+    assert (report["slow"].status, report["slow"].reason) == (StepStatus.SKIPPED, SHOWN)
+    assert cancelled.value.reason == WHY
     assert await journal.cancel("r") is False
     assert await cancel_tokens(database) == [None]
     assert (await pipeline.with_options(journal=journal).run()).all_passed
@@ -414,10 +421,10 @@ async def test_nested_runs_are_cancelled_with_an_outer_run_that_has_lost_its_pro
         await leave(journal, "ORPHANED", run_id, parent)
     await leave(journal, "DRAINED", "drained", "r")
 
-    assert await make_journal().cancel("r")
+    assert await make_journal().cancel("r", "enough")
 
     for run_id in "inner", "innermost", "drained":
-        with pytest.raises(RunCancelledError):
+        with pytest.raises(RunCancelledError, match="was cancelled: enough"):
             await run_pipeline(quick_and_slow(quick), journal=journal, run_id=run_id)
     other = await run_pipeline(quick_and_slow(quick), journal=journal, run_id="other")
     assert other.all_passed

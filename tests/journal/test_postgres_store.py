@@ -144,13 +144,13 @@ def test_a_cancellation_request_survives_a_cut_connection(
     assert store.cancelled() == []
     postgres_server.cut_connections()
 
-    assert store.cancel("r", MINE) == token
+    assert store.cancel("r", "why", MINE) == token
 
     postgres_server.cut_connections()
-    assert store.cancelled() == [("r", token)]
+    assert store.cancelled() == [("r", token, "why")]
     store.release("r", token)
     assert store.cancelled() == []
-    assert store.cancel("r", MINE) is None
+    assert store.cancel("r", "why", MINE) is None
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

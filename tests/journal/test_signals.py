@@ -857,10 +857,11 @@ async def test_cancelling_a_run_that_waits_ends_it_interrupted(journal: Any) -> 
     orders = Orders()
     await orders.run(journal)
 
-    assert await journal.cancel("r")
+    assert await journal.cancel("r", "sold out")
 
     record = await journal.record("r")
     assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert (await journal.report("r"))["publish"].reason == "the run was cancelled: sold out"
     assert statuses(await journal.report("r")) == {
         "draft": SUCCESS,
         "approved": SKIPPED,
@@ -878,13 +879,14 @@ async def test_a_request_that_finds_a_run_waiting_ends_it_when_it_is_continued(
     orders = Orders()
     await orders.run(journal)
     # As when its segment ends between the look of `cancel` and the request.
-    await journal._write(journal._worker.cancel, "r")
+    await journal._write(journal._worker.cancel, "r", "sold out")
 
     assert await due(journal) == ["r"]
     await resume_all(journal, [orders.pipeline])
 
     record = await journal.record("r")
     assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert (await journal.report("r")).stop_reason == "the run was cancelled: sold out"
     assert await due(journal) == []
     assert orders.calls == ["draft"]
 

@@ -655,8 +655,9 @@ async def test_a_cancelled_run_whose_process_dies_while_it_cleans_up_is_not_cont
     async with SQLiteJournal(tmp_path / "runs.db") as later:
         async with Service([work.pipeline], journal=later, resume_every_s=1):
             await asyncio.sleep(20)
-        record = await later.record("r")
+        record, report = await later.record("r"), await later.report("r")
     assert (record.status, record.cause) == ("INTERRUPTED", "cancelled")
+    assert report.stop_reason == "the run was cancelled: no longer wanted"
     assert work.done == []
 
 
@@ -703,6 +704,8 @@ async def test_a_run_that_is_cancelled_while_it_waits_for_a_place_starts_no_step
 
         assert await statuses(journal) == {running.run_id: "PASSED", waiting: "INTERRUPTED"}
         assert (await journal.record(waiting)).cause == "cancelled"
+        reason = (await journal.report(waiting))["second"].reason
+        assert reason == "the run was cancelled: the customer has cancelled the order"
         assert await service.cancel(waiting) is False
     assert work.done == ["second"]
 
