@@ -85,6 +85,19 @@ async def test_a_success_of_an_equal_call_in_another_run_is_reused_with_its_orig
 
 
 @pytest.mark.exact_time
+async def test_a_reused_result_says_how_long_its_call_took_whenever_that_began():
+    journal, calls = MemoryJournal(), Calls()
+    later = WorkflowStep("load", calls.load, ["wait"], cache_ms=AN_HOUR)
+    steps = [WorkflowStep("wait", lambda: asyncio.sleep(1)), later]
+    await run(steps, journal, inputs={"key": "k"})
+
+    report = await run(steps, journal, inputs={"key": "k"})
+
+    assert report["load"].reused
+    assert report["load"].duration_ms == pytest.approx(10)
+
+
+@pytest.mark.exact_time
 async def test_a_success_is_reused_until_it_is_older_than_cache_ms():
     journal, calls = MemoryJournal(), Calls()
 

@@ -40,7 +40,7 @@ class Loop(asyncio.BaseEventLoop):
         self._random = None if order is None else Random(order)
         self._selector = self
         self._clock_resolution = 1e-9
-        self.now = 0.0
+        self.now = 1_000.0  # as that of `VirtualTimeLoop`, and for the same reason
         self.turns = 0
         self.at_turn: dict[int, list[tuple[int, Callable[[], object]]]] = {}
         """What to call in which turn, and after how many callbacks."""
