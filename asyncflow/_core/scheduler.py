@@ -79,6 +79,10 @@ class AdmissionQueue:
         self._since[node] = since_ms
         self.is_dirty = True
 
+    def wait_from(self, at_ms: float) -> None:
+        """Let all queued nodes wait only from then on: before, nothing could start."""
+        self._since = dict.fromkeys(self._since, at_ms)
+
     def queued_ms(self, node: int, at_ms: float) -> float:
         """How long a node has been queued, or has waited since it was admitted."""
         return max(0.0, at_ms - self._since.get(node, at_ms))

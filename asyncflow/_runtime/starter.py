@@ -75,6 +75,7 @@ class Starter:
     def provide(self, resources: Mapping[str, Any]) -> None:
         """Start the first steps, with the resources of the run."""
         self._data.provide(resources)
+        self._state.queue.wait_from(self._now_ms())  # they have waited for no slot
         self.is_held = False
         self.advance_soon()
 

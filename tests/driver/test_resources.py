@@ -24,6 +24,7 @@ from asyncflow import (
     JournalError,
     Orchestrator,
     Pipeline,
+    Pool,
     ResourceError,
     StepStatus,
     WorkflowStep,
@@ -153,6 +154,24 @@ async def test_a_run_opens_only_what_its_steps_take(log: Log) -> None:
 
     assert report["other"].output == "http"
     assert log == ["open http", "close http"]
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+async def test_the_time_in_which_resources_open_is_no_wait_for_a_slot(
+    log: Log, limit: int | None
+) -> None:
+    async def work(db: str) -> None:
+        await asyncio.sleep(0.02)
+
+    steps = [WorkflowStep(name, work, pool=Pool(1)) for name in ("first", "second")]
+    steps.append(WorkflowStep("third", work, ["second"]))
+
+    report = await run_pipeline(
+        steps, resources={"db": log.resource("db", open_s=0.05)}, max_concurrency=limit
+    )
+
+    queued = [round(result.queued_ms) for result in report.results]
+    assert queued == [0, 0 if limit is None else 20, 0]
 
 
 async def test_a_nested_run_takes_what_its_parent_has_opened(log: Log) -> None:
