@@ -19,6 +19,7 @@ __all__ = [
     "PoolSpec",
     "Step",
     "dependencies_of",
+    "enriched",
     "random_fault",
     "random_flow",
     "tiers_of",
@@ -131,6 +132,15 @@ class Step(NamedTuple):
     """Nothing, or whether it returns a ``value``, or does ``raise``."""
     keeps: bool = True
     """Whether it keeps its outputs. If not, no other step takes the whole."""
+    thread: bool = False
+    """Whether it runs in a thread."""
+    measured: str = ""
+    """What the function for its slots does with the arguments: nothing; ``counts``; or for the
+    step, or each second item, ``raise`` or return too ``much``."""
+    resource: bool = False
+    """Whether it takes the resource of the run."""
+    notes: int = 0
+    """How many times each attempt says something before each of its waits."""
 
     __repr__ = _shown
 
@@ -156,6 +166,10 @@ class Flow(NamedTuple):
     eager: bool = False
     ahead: int = 100
     """How many finished items may wait for the next step of a chain."""
+    threads: int = 40
+    """How many steps may be in a thread at a time."""
+    resource: tuple[int, int] | None = None
+    """How many ticks the resource of the run opens and closes, if it has one."""
     order: int | None = None
     """Shuffles what is ready at the same time; ``None`` for the order of asyncio."""
 
@@ -245,6 +259,39 @@ def random_flow(chance: Random) -> Flow:
         offset=int(random() * 3),
         eager=random() < 0.25,
         ahead=int(random() * 3) if random() < 0.5 else 100,
+    )
+
+
+def enriched(flow: Flow, chance: Random) -> Flow:
+    """Return a pipeline with more policies, for three in five; those of the numbers stay as is."""
+    random = chance.random
+    if random() < 0.4:
+        return flow
+    crowded = bool(flow.pools) and random() < 0.4
+    has_resource = flow.deadline is None and random() < 0.3
+    in_threads = (0.0, 0.15, 0.4, 0.8)[int(random() * 4)]
+    steps = []
+    for step in flow.steps:
+        if crowded and step.pool is None and random() < 0.6:
+            step = step._replace(pool=0)
+        if step.pool is not None:
+            if random() < 0.4:
+                step = step._replace(priority=int(random() * 3) - 1)
+            of_fallback = step.maps is not None and flow.steps[step.maps].fallback
+            if random() < 0.25 and not of_fallback:
+                what = ("counts", "counts", "raise", "much")[int(random() * 4)]
+                step = step._replace(measured=what, asks=False)
+        steps.append(
+            step._replace(
+                thread=random() < in_threads,
+                resource=has_resource and random() < 0.5,
+                notes=1 + int(random() * 2) if random() < 0.15 else 0,
+            )
+        )
+    return flow._replace(
+        steps=tuple(steps),
+        resource=(int(random() * 4), int(random() * 3)) if has_resource else None,
+        threads=1 + int(random() * 2) if random() < 0.4 else 40,
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
 
-from tests.explore.cases import Case, Fault, Flow, Step, random_fault, random_flow
+from tests.explore.cases import Case, Fault, Flow, Step, enriched, random_fault, random_flow
 from tests.explore.model import violations
 from tests.explore.world import Pipeline
 
@@ -91,16 +91,18 @@ def _explore_pipeline(number: int, end: int) -> Failure | None:
     return None
 
 
-def _flow_of(whole: int, chance: Random) -> Flow:
+def _flow_of(whole: int, chance: Random, *, is_enriched: bool = True) -> Flow:
     """Return the pipeline of that number; two in five run in a shuffled order."""
     flow = random_flow(chance)
+    if is_enriched:
+        flow = enriched(flow, Random(f"more {whole}"))
     return flow._replace(order=whole) if whole % 5 > 2 else flow
 
 
-def case_of(number: int) -> Case:
+def case_of(number: int, *, is_enriched: bool = True) -> Case:
     """Return what a run with that number simulates."""
     chance = Random(number // VARIATIONS)
-    flow = _flow_of(number // VARIATIONS, chance)
+    flow = _flow_of(number // VARIATIONS, chance, is_enriched=is_enriched)
     world = Pipeline(flow).simulate(Fault())
     fault = Fault()
     for _ in range(number % VARIATIONS):
@@ -160,7 +162,7 @@ def _simpler(case: Case) -> Iterator[Case]:
         points = getattr(fault, name)
         for at, (turn, which) in enumerate(points):
             others = [(turn, 0)] if which else []
-            others += [(earlier, which) for earlier in (turn // 2, turn - 1) if earlier < turn]
+            others += [(earlier, which) for earlier in (turn // 2, turn - 1) if 0 <= earlier < turn]
             for other in others:
                 changed = (*points[:at], other, *points[at + 1 :])
                 yield Case(flow, fault._replace(**{name: changed}))

@@ -16,7 +16,13 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from asyncflow import StepCancelledError, StepResult, StepStatus, StepTimeoutError
+from asyncflow import (
+    ResourceError,
+    StepCancelledError,
+    StepResult,
+    StepStatus,
+    StepTimeoutError,
+)
 from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.replay import StoredRun
 from asyncflow.events import (
@@ -28,12 +34,15 @@ from asyncflow.events import (
     RunInterrupted,
     RunStarted,
     RunTimedOut,
+    StepAttached,
     StepCancelled,
     StepFailed,
+    StepProgressed,
     StepSkipped,
     StepSucceeded,
+    ThreadAbandoned,
 )
-from tests.explore.cases import TICK_MS, Case, Step
+from tests.explore.cases import TICK_MS, Case, Fault, Step
 from tests.explore.world import Call, Instead, World
 
 __all__ = ["violations"]
@@ -61,13 +70,25 @@ class _Stop(NamedTuple):
 
 
 class _Attempt:
-    __slots__ = ("call", "end", "end_place", "end_turn", "place", "start", "turn")
+    __slots__ = (
+        *("abandoned", "attached", "call", "end", "end_place", "end_turn", "place", "progress"),
+        *("start", "turn"),
+    )
 
     def __init__(self, start: AttemptStarted, turn: int, place: int) -> None:
         self.start, self.turn, self.place = start, turn, place
         self.end: Any = None
         self.end_turn = self.end_place = -1
         self.call: Call | None = None
+        self.abandoned: ThreadAbandoned | None = None
+        self.attached: list[str] = []
+        self.progress = 0.0
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the action raised, as far as its attempt knew."""
+        assert self.call is not None
+        return asyncio.CancelledError() if self.abandoned else self.call.error
 
 
 class _Node:
@@ -145,7 +166,7 @@ class _Run:
         self.interrupted: _Stop | None = None
         self.timed_out: RunTimedOut | None = None
         self.is_limited = self.flow.max_concurrency is not None or any(
-            spec.pool is not None for spec in self.specs
+            spec.pool is not None or spec.thread for spec in self.specs
         )
 
     def check(self, *, thorough: bool) -> None:
@@ -166,6 +187,7 @@ class _Run:
         self.check_deadline()
         if self.is_limited:
             self.check_queue()
+            self.check_line()
         if self.report is not None:
             self.check_report()
             if thorough:
@@ -195,8 +217,12 @@ class _Run:
             _require(accepted or world.scope_cancelled, "the caller was cancelled by nobody")
             if accepted and not world.scope_cancelled:
                 _require(raised.args == ("from outside",), "another cancellation was raised")
+        elif isinstance(raised, ResourceError):
+            _require(self.flow.resource and world.strangers, f"the run raised {raised!r}")
         else:
             _require(exits, f"the run raised {raised!r}")
+        if world.resources[run]:
+            _require(world.resources[run] == "is closed", "the resource", world.resources[run])
 
     def ends_at(self, ticks: int) -> bool:
         return self.world.blocks or abs(self.log[-1][3] * 1000 - ticks * TICK_MS) < EPSILON
@@ -210,6 +236,9 @@ class _Run:
         fail_fast = self.flow.fail_fast
         for place, event, turn, now in log[1:]:
             kind = type(event)
+            if kind in (StepAttached, StepProgressed):
+                self.read_note(event)
+                continue
             at_ms = event.at_ms  # type: ignore[union-attr]
             _require(abs((now - self.started_s) * 1000 - at_ms) < EPSILON, "a false time:", event)
             _require(at_ms >= last_ms - EPSILON, "before the event before it:", event)
@@ -240,6 +269,11 @@ class _Run:
                 _require(can_be and event.until_ms > at_ms, "no pool can be paused:", event)
             elif kind is RunFinished:
                 _require(place == log[-1][0], "an event follows the last one")
+            elif kind is ThreadAbandoned:
+                latest = self.node(event).attempts[-1]
+                _require(latest.start.attempt == event.attempt, "of another attempt:", event)
+                _require(latest.end is None and latest.abandoned is None, "too late:", event)
+                latest.abandoned = event
             elif kind in (AttemptFailed, StepSucceeded, StepFailed, StepCancelled, StepSkipped):
                 self.read_end(event, turn, place)
                 stops = kind is StepFailed and not self.may_tolerate(event) and fail_fast
@@ -247,6 +281,20 @@ class _Run:
                     self.fail_stop = _Stop(at_ms, turn, place)
             else:
                 raise _Wrong(f"an event that nothing here makes: {event}")
+
+    def read_note(self, event: Any) -> None:
+        """Check that what an attempt says comes while it runs, in order."""
+        attempt = next(
+            (one for one in self.node(event).attempts if one.start.attempt == event.attempt), None
+        )
+        _require(attempt is not None, "before the start of its attempt:", event)
+        assert attempt is not None
+        _require(attempt.end is None or attempt.abandoned, "after the end of its attempt:", event)
+        if type(event) is StepAttached:
+            attempt.attached.append(event.name)
+        else:
+            _require(event.done >= attempt.progress, "an earlier progress:", event)
+            attempt.progress = event.done
 
     def may_tolerate(self, event: Any) -> bool:
         """Whether the step of an item that has failed may still succeed, as far as is known."""
@@ -313,6 +361,8 @@ class _Run:
             latest.end, latest.end_turn, latest.end_place = event, turn, place
         else:
             is_idle = type(event) is StepCancelled or latest is None
+            # Its deadline has expired while a thread of the attempt before was awaited.
+            is_idle |= type(event) is StepFailed and latest is not None and bool(latest.abandoned)
             _require(is_idle, "no attempt was running:", event)
         if type(event) is not AttemptFailed:
             node.end, node.end_turn, node.end_place = event, turn, place
@@ -334,12 +384,29 @@ class _Run:
                 _require(call.began > attempt.place, "called before its event:", attempt.start)
                 attempt.call = call
         for attempt in attempts.values():
-            _require(attempt.call is not None, "never called:", attempt.start)
             _require(attempt.end is not None, "no event tells its end:", attempt.start)
-            assert attempt.call is not None
+            if attempt.call is None:
+                self.check_uncalled(attempt)
+                continue
             _require(
-                attempt.call.ended <= attempt.end_place, "its end was told early:", attempt.end
+                attempt.call.ended <= attempt.end_place or attempt.abandoned,
+                *("its end was told early:", attempt.end),
             )
+            if not attempt.abandoned:
+                said = attempt.call.said
+                _require(attempt.attached == said, "it said", said, "not", attempt.attached)
+                _require(attempt.progress == len(said), "the last progress is lost:", attempt.start)
+
+    def check_uncalled(self, attempt: _Attempt) -> None:
+        """Check that an attempt that called nothing was cancelled before its thread began."""
+        start, end = attempt.start, attempt.end
+        spec = self.specs[self.index[start.step]]
+        _require(spec.thread and self.is_now(end.at_ms, start.at_ms), "never called:", start)
+        stop = self.stop_for(spec)
+        was_stopped = stop is not None and stop.place < attempt.end_place
+        was_stopped = was_stopped or bool(self.world.strangers) or bool(self.world.blocks)
+        is_value = type(end) is StepSucceeded and end.error is None  # else its fallback's
+        _require(was_stopped and not is_value, "cancelled by nobody:", end)
 
     def stop_for(self, spec: Step) -> _Stop | None:
         """Return since when the steps of a kind are asked to stop."""
@@ -359,7 +426,6 @@ class _Run:
         queued_ms = 0.0
         for number, attempt in enumerate(node.attempts):
             start, call = attempt.start, attempt.call
-            assert call is not None
             if stop is not None and attempt.place > stop.place:
                 _require(
                     attempt.turn <= stop.turn + _TURNS_TO_STOP
@@ -370,7 +436,10 @@ class _Run:
             if number:
                 queued_ms += start.queued_ms
                 before: AttemptFailed = node.attempts[number - 1].end
-                due_ms = before.at_ms + before.retry_in_ms + start.queued_ms
+                due_ms = before.at_ms + before.retry_in_ms
+                if node.attempts[number - 1].abandoned:
+                    due_ms = max(due_ms, self.ended_ms(node.attempts[number - 1]))
+                due_ms += start.queued_ms
                 _require(start.at_ms >= due_ms - EPSILON, "before its backoff is over:", start)
                 is_late = start.at_ms > due_ms + EPSILON and not self.world.blocks
                 _require(not is_late, "after its backoff was over:", start)
@@ -379,6 +448,8 @@ class _Run:
             if not self.is_limited:
                 _require(start.queued_ms == 0, "it has waited for nothing:", start)
             assert counts_from is not None
+            if call is None:
+                continue
             ends_ms = [(start.at_ms + self.timeout_ms(spec), "attempt")]
             if spec.deadline is not None:
                 ends_ms.append((counts_from + queued_ms + spec.deadline * TICK_MS, "step"))
@@ -387,7 +458,24 @@ class _Run:
             if spec.heartbeat is not None:
                 missed_ms = _missed(call, start.at_ms, spec.heartbeat * TICK_MS, self.started_s)
                 ends_ms.append((missed_ms, "heartbeat"))
-            self.check_attempt(node, attempt, stop, ends_ms, counts_from + queued_ms)
+            if spec.thread:
+                self.check_thread(node, attempt, stop, ends_ms, counts_from + queued_ms)
+            else:
+                self.check_attempt(node, attempt, stop, ends_ms, counts_from + queued_ms)
+        if not node.attempts and node.end is not None and node.item is not None:
+            fails = type(self.check_fallback(node, node.end)) is StepFailed
+            _require(not fails or self.cannot_be_had(node), "it has made no attempt:", node.end)
+        if type(node.end) is StepFailed and node.attempts:
+            last = node.attempts[-1]
+            if last.end is not node.end:
+                assert spec.deadline is not None
+                assert counts_from is not None
+                end_ms = counts_from + queued_ms + spec.deadline * TICK_MS
+                is_right = isinstance(node.end.error, StepTimeoutError)
+                _require(is_right and node.end.error.kind == "step", "no timeout:", node.end)
+                _require(self.is_now(node.end.at_ms, end_ms), "not in time:", node.end)
+                _require(self.ended_ms(last) > node.end.at_ms - EPSILON, "its thread has ended")
+                return
         if node.end is not None and node.attempts and node.attempts[-1].end is not node.end:
             # Cancelled between two attempts.
             _require(stop is not None, "cancelled, although nothing stops the run:", node.end)
@@ -398,6 +486,62 @@ class _Run:
             _require(is_kept, "the error of the last attempt is lost:", node.end)
             due_ms = max(stop.at_ms, last.at_ms)
             _require(self.is_now(node.end.at_ms, due_ms), "it was not stopped at once:", node.end)
+
+    def ended_ms(self, attempt: _Attempt) -> float:
+        """Return when the action of an attempt has ended."""
+        if attempt.call is None:
+            return float(attempt.end.at_ms)
+        return (attempt.call.ended_at - self.started_s) * 1000
+
+    def cannot_be_had(self, node: _Node) -> bool:
+        """Whether a node needs of its pool what that does not give, or can't tell what it needs."""
+        spec, is_odd = self.specs[node.step], node.item is None or bool(node.item % 2)
+        return spec.pool is not None and spec.measured in ("raise", "much") and is_odd
+
+    def check_thread(
+        self,
+        node: _Node,
+        attempt: _Attempt,
+        stop: _Stop | None,
+        ends_ms: list[tuple[float, str]],
+        counts_from: float,
+    ) -> None:
+        """Check what an attempt in a thread has come to."""
+        call, end, spec = attempt.call, attempt.end, self.specs[node.step]
+        assert call is not None
+        ended_ms, blocks = self.ended_ms(attempt), self.world.blocks
+        if self.flow.deadline is not None and not spec.is_cleanup:
+            ends_ms = [*ends_ms, (self.flow.deadline * TICK_MS, "run")]
+        limit_ms, last_ms = min(ends_ms)[0], min(ends_ms)[0]
+        if spec.heartbeat is not None:  # one that comes just as the limit expires may count
+            beat_ms = spec.heartbeat * TICK_MS
+            missed_ms = _missed(call, attempt.start.at_ms, beat_ms, self.started_s, 2 * EPSILON)
+            last_ms = min([missed_ms, *(ms for ms, what in ends_ms if what != "heartbeat")])
+            ends_ms = [*ends_ms, (missed_ms, "heartbeat")]
+        if attempt.abandoned is None:
+            _require(self.is_now(end.at_ms, ended_ms), "it ended at", ended_ms, "not:", end)
+            is_late = ended_ms > last_ms + EPSILON and not blocks
+            _require(not is_late, "its limit is", last_ms, "and it is not abandoned:", end)
+        else:
+            _require(self.is_now(end.at_ms, attempt.abandoned.at_ms), "not yet abandoned:", end)
+            in_time = any(self.is_now(end.at_ms, ms) for ms, _ in ends_ms)
+            _require(in_time, "its limits are", ends_ms, "and it ends at", end)
+            _require(ended_ms > end.at_ms - EPSILON or blocks, "abandoned when it had ended:", end)
+        asked: tuple[bool, ...] = (False, True)
+        if stop is None or stop.place >= attempt.end_place:
+            asked = (False,)
+        elif end.at_ms > stop.at_ms + EPSILON:
+            asked = (True,)
+        causes = [] if attempt.abandoned else ["own"]
+        if end.at_ms > limit_ms - EPSILON or blocks:
+            causes = ["own", "limit"]  # the run may have asked it to stop before
+        kinds = {what for ms, what in ends_ms if ms <= end.at_ms + EPSILON}
+        outcomes = [(cause, is_asked) for cause in causes for is_asked in asked]
+        reasons = [
+            self.mismatch(node, attempt, spec, cause, is_asked, kinds, counts_from)
+            for cause, is_asked in outcomes
+        ]
+        _require(None in reasons, end, [*zip(outcomes, reasons, strict=True)])
 
     def timeout_ms(self, spec: Step) -> float:
         return 30_000.0 if spec.timeout is None else spec.timeout * TICK_MS
@@ -424,6 +568,9 @@ class _Run:
     def check_arguments(self, node: _Node, call: Call) -> None:
         spec = self.specs[node.step]
         names = {self.specs[need].name for need in spec.needs}
+        if spec.resource:
+            names.add("resource")
+            _require(call.arguments["resource"] == f"resource {self.run}", call.arguments)
         _require(call.arguments.keys() == names, "it is called with", call.arguments, "not", names)
         for need in spec.needs:
             end = self.steps[need].end
@@ -609,7 +756,7 @@ class _Run:
         """Return what is wrong with the end of an attempt, if it was cancelled by that cause."""
         call, end = attempt.call, self.check_fallback(node, attempt.end)
         assert call is not None
-        kind, error = type(end), call.error
+        kind, error = type(end), attempt.error
         told = None if kind is StepSucceeded else end.error
         is_exit = error is not None and not isinstance(error, Exception | asyncio.CancelledError)
         if is_exit:
@@ -639,7 +786,9 @@ class _Run:
                 )
                 if not is_right:
                     return "not just cancelled"
-            elif not isinstance(told, StepCancelledError) or told.__cause__ is not error:
+            elif not isinstance(told, StepCancelledError) or (
+                told.__cause__ is not error and not attempt.abandoned
+            ):
                 return "not a failure by its own cancellation"
         elif told is not error:
             return "another error"
@@ -787,11 +936,16 @@ class _Run:
         """Check that each item has begun before the next one."""
         # An item that a third party has cancelled while it waited may wait until the run stops; so
         # may one whose pool was paused in the turn in which it was to begin.
-        pool = self.specs[node.step].pool
-        if not self.world.strangers and (pool is None or not self.has_other_waits(pool)):
+        # Nor need those that wait for a thread start in their order.
+        spec = self.specs[node.step]
+        waits = spec.pool is not None and self.has_other_waits(spec.pool)
+        waits |= spec.thread and self.flow.threads < len(self.nodes)
+        if not (self.world.strangers or waits):
             stop = self.stop_for(self.specs[node.step])
             gap = next(number for number in range(len(items) + 1) if number not in items)
-            later = [item.attempts[0] for number, item in items.items() if number > gap]
+            later = [
+                item.attempts[0] for number, item in items.items() if number > gap and item.attempts
+            ]
             # What is scheduled at the same time begins in any order, until the run stops.
             are_even = stop is not None and all(each.turn >= stop.turn - 1 for each in later)
             _require(not later or are_even, "the items are", sorted(items))
@@ -808,9 +962,7 @@ class _Run:
         needed = self.dependencies[node.step]
         ends = [self.steps[need] for need in needed]
         stop = self.stop_for(spec)
-        asked = [place for run, step, place in self.world.conditions if step == node.step]
-        if self.flow.copies == 1:
-            _require(len(asked) <= 1, f"the condition of {spec.name} was asked {len(asked)} times")
+        self.check_condition(node)
         started_ms = node.started_ms
         place = node.attempts[0].place if node.attempts else node.map_place
         flow = self.flow_source(node.step)
@@ -845,7 +997,13 @@ class _Run:
             self.check_start(node, started_ms, place)
             return
         was_stopped = stop is not None and stop.place < node.end_place
+        if self.cannot_be_had(node) and spec.when in ("", "yes"):
+            end = self.check_fallback(node, end)
         if type(end) is StepFailed:
+            if self.cannot_be_had(node) and spec.when in ("", "yes") and spec.maps is None:
+                kinds: type[Exception] = KeyError if spec.measured == "raise" else ValueError
+                _require(isinstance(end.error, kinds), "another error than its slots':", end)
+                return
             _require(spec.when == "raise", "it has failed without an attempt:", end)
             _require(isinstance(end.error, KeyError), "another error than its condition's:", end)
             return
@@ -870,39 +1028,62 @@ class _Run:
             _require(is_right, "a clean-up step is left out:", end)
         _require(end.reason, "no reason:", end)
 
+    def before(self, node: _Node) -> list[_Node]:
+        """Return what must have ended before the turn of a step comes."""
+        if self.flow.schedule == "tiers":
+            own = self.tiers[node.step]
+            return [self.steps[step] for step, tier in enumerate(self.tiers) if tier < own]
+        flow = self.flow_source(node.step)
+        first = None if flow is None else self.first_success(flow)
+        before = [self.steps[need] for need in self.dependencies[node.step]]
+        return [first if first and each is flow else each for each in before]
+
+    def due_ms(self, node: _Node) -> list[float]:
+        """Return when the turn of a step comes: a clean-up step may have to wait for others."""
+        due_ms = max((each.end.at_ms for each in self.before(node)), default=0.0)
+        if self.world.opened_at[self.run] >= 0:
+            due_ms = max(due_ms, (self.world.opened_at[self.run] - self.started_s) * 1000)
+        if not self.specs[node.step].is_cleanup or self.fail_stop is None:
+            return [due_ms]
+        return [due_ms, max(due_ms, *(each.end.at_ms for each in self.ordinary()), 0.0)]
+
+    def ordinary(self) -> list[_Node]:
+        return [each for each in self.steps if not self.specs[each.step].is_cleanup]
+
+    def is_due(self, node: _Node, at_ms: float) -> bool:
+        """Whether the turn of a step comes at a time, as far as that can be told."""
+        if self.world.blocks or self.case.fault.strangers or self.case.fault.observer:
+            return True
+        return any(abs(at_ms - due_ms) < EPSILON for due_ms in self.due_ms(node))
+
     def check_start(self, node: _Node, started_ms: float, place: int) -> None:
         """Check that a step starts when its turn comes."""
         spec = self.specs[node.step]
-        if self.flow.schedule == "tiers":
-            before = [
-                self.steps[index]
-                for index, tier in enumerate(self.tiers)
-                if tier < self.tiers[node.step]
-            ]
-        else:
-            before = [self.steps[need] for need in self.dependencies[node.step]]
-            flow = self.flow_source(node.step)
-            first = None if flow is None else self.first_success(flow)
-            before = [first if first and each is flow else each for each in before]
-        late = [each for each in before if each.end_place > place]
+        late = [each for each in self.before(node) if each.end_place > place]
         _require(not late, f"{spec.name} starts before its tier")
-        due_ms = due_after_stop_ms = max((each.end.at_ms for each in before), default=0.0)
-        if spec.is_cleanup and self.fail_stop is not None:
-            ordinary = [each for each in self.steps if not self.specs[each.step].is_cleanup]
-            all_ms = max((each.end.at_ms for each in ordinary), default=0.0)
-            if self.fail_stop.place < place:
-                late = [each for each in ordinary if each.end_place > place]
-                began_before = due_ms <= self.fail_stop.at_ms + EPSILON
-                _require(not late or began_before, f"{spec.name} cleans up too early")
-            due_after_stop_ms = max(due_ms, all_ms)
-        if self.world.blocks or self.case.fault.strangers or self.case.fault.observer:
+        if spec.is_cleanup and self.fail_stop is not None and self.fail_stop.place < place:
+            late = [each for each in self.ordinary() if each.end_place > place]
+            began_before = self.due_ms(node)[0] <= self.fail_stop.at_ms + EPSILON
+            _require(not late or began_before, f"{spec.name} cleans up too early")
+        _require(not self.cannot_be_had(node) or node.map, f"{spec.name} starts without its slots")
+        if node.map is not None and self.flow.max_concurrency is not None:
             return
         queued_ms = 0.0 if node.map is not None else node.attempts[0].start.queued_ms
-        if node.map is not None and self.is_limited:
+        is_due = self.is_due(node, started_ms - queued_ms)
+        _require(is_due, spec.name, "starts at", started_ms, "ms, not at", self.due_ms(node))
+
+    def check_condition(self, node: _Node) -> None:
+        """Check that a condition is asked once, when the turn of its step comes."""
+        spec = self.specs[node.step]
+        asked = [at_s for step, at_s in self.world.conditions if step == node.step]
+        if not asked or self.flow.copies > 1:
             return
-        since_ms = started_ms - queued_ms
-        is_due = min(abs(since_ms - due_ms), abs(since_ms - due_after_stop_ms)) < EPSILON
-        _require(is_due, spec.name, "starts at", started_ms, "ms, not at", due_ms + queued_ms, "ms")
+        _require(len(asked) == 1, f"the condition of {spec.name} was asked {len(asked)} times")
+        at_ms = (asked[0] - self.started_s) * 1000
+        is_due = self.is_due(node, at_ms)
+        _require(is_due, spec.name, "is asked at", at_ms, "ms, not at", self.due_ms(node))
+        if spec.when != "yes":
+            _require(self.is_now(node.end.at_ms, at_ms), "it ends later:", node.end)
 
     def check_deadline(self) -> None:
         """Check the deadline of the run."""
@@ -928,6 +1109,7 @@ class _Run:
         if self.flow.copies > 1 or self.world.blocks or self.interrupted or self.fail_stop:
             return
         flow = self.flow
+        has_few_threads = flow.threads < len(self.nodes)
         attempts = [(node, attempt) for node in self.nodes for attempt in node.attempts]
         for node, attempt in attempts:
             start = attempt.start
@@ -942,16 +1124,23 @@ class _Run:
                 at_ms = (one + other) / 2
                 if other - one < EPSILON:
                     continue
-                in_all = in_pool = 0
+                in_all = in_pool = in_threads = 0
                 for each, its in attempts:
-                    held_from = its.start.at_ms
+                    held_from, held_until = its.start.at_ms, its.end.at_ms
                     own_pool = self.specs[each.step].pool
-                    if own_pool is not None and self.has_other_waits(own_pool):
+                    waits_elsewhere = own_pool is not None and self.has_other_waits(own_pool)
+                    if waits_elsewhere or (self.specs[each.step].thread and has_few_threads):
                         held_from -= its.start.queued_ms  # it may have waited for the rate
-                    if held_from <= at_ms <= its.end.at_ms:
+                    if held_from <= at_ms <= held_until:
                         in_all += 1
+                    held_until = max(held_until, self.ended_ms(its))
+                    if held_from <= at_ms <= held_until:
                         in_pool += own_pool == pool
-                is_full = flow.max_concurrency is not None and in_all >= flow.max_concurrency
+                        in_threads += self.specs[each.step].thread
+                is_full = self.specs[node.step].thread and in_threads >= flow.threads
+                is_full = is_full or (
+                    flow.max_concurrency is not None and in_all >= flow.max_concurrency
+                )
                 is_full = is_full or (pool is not None and in_pool >= flow.pools[pool].size)
                 _require(is_full, f"it waits at {at_ms} ms although there is room:", start)
 
@@ -962,6 +1151,53 @@ class _Run:
         paused = any(step.named is not None for step in users)
         rated = spec.interval is not None or spec.tokens is not None
         return rated or paused or any(step.slots > 1 for step in users)
+
+    def check_line(self) -> None:
+        """Check that no attempt is given slots for which a more urgent step is in line."""
+        flow, is_calm = self.flow, self.case.fault == Fault() and not self.world.blocks
+        stops = self.interrupted or self.fail_stop
+        if flow.copies > 1 or flow.max_concurrency is not None or stops or not is_calm:
+            return
+        attempts = [(node, each) for node in self.nodes for each in node.attempts]
+        for urgent in self.nodes:
+            spec, since = self.specs[urgent.step], self.in_line_since(urgent)
+            if spec.pool is None or since is None or (spec.thread and flow.threads < 40):
+                continue
+            begun = urgent.attempts[0]
+            others = [
+                (its, each) for its, each in attempts if self.specs[its.step].pool == spec.pool
+            ]
+            for its, each in others:
+                other = self.specs[its.step]
+                if other.priority >= spec.priority or not since < each.place < begun.place:
+                    continue
+                size = flow.pools[spec.pool].size
+                fits_both = self.held_at(each.place, others) + other.slots + spec.slots <= size
+                is_later = self.held_at(since, others) + other.slots > size
+                _require(fits_both or not is_later, each.start, "starts before", begun.start)
+
+    def held_at(self, place: int, attempts: list[tuple[_Node, _Attempt]]) -> int:
+        """Return how many slots these attempts hold just before a place in the log."""
+        return sum(
+            self.specs[its.step].slots
+            for its, attempt in attempts
+            if attempt.place < place <= self.held_until(attempt)
+        )
+
+    def held_until(self, attempt: _Attempt) -> int:
+        """Return the place in the log until which an attempt holds its slots."""
+        is_late = attempt.abandoned is not None and attempt.call is not None
+        return attempt.call.ended if is_late else attempt.end_place
+
+    def in_line_since(self, node: _Node) -> int | None:
+        """Return since which place in the log a step must have been in line, if that is known."""
+        spec = self.specs[node.step]
+        if not node.attempts or node.item is not None or spec.when or spec.is_cleanup:
+            return None
+        before = self.before(node)
+        if not before:
+            return None if self.flow.resource else 0
+        return max(each.end_place for each in before)
 
     def times_between(self, since: float, until: float) -> list[float]:
         return [
@@ -1061,12 +1297,14 @@ def _blocks(end: Any) -> bool:
     return type(end) in (StepFailed, StepCancelled)
 
 
-def _missed(call: Call, started_ms: float, limit_ms: float, started_s: float) -> float:
+def _missed(
+    call: Call, started_ms: float, limit_ms: float, started_s: float, grace_ms: float = 0.0
+) -> float:
     """Return when an attempt misses a heartbeat, if it runs for so long."""
     last_ms = started_ms
     for beat in call.beats:
         at_ms = (beat - started_s) * 1000
-        if at_ms > last_ms + limit_ms - EPSILON:
+        if at_ms > last_ms + limit_ms - EPSILON + grace_ms:
             break
         last_ms = at_ms
     return last_ms + limit_ms

@@ -7,7 +7,7 @@ import gc
 import sys
 from asyncio import events as asyncio_events
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
 from random import Random
@@ -17,8 +17,9 @@ import anyio
 
 from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
 from asyncflow._core import chains
-from asyncflow.events import Event
+from asyncflow.events import Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
+from tests.explore import threads
 from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step, dependencies_of, tiers_of
 
 __all__ = ["Call", "Exit", "Pipeline", "World"]
@@ -81,8 +82,16 @@ class Loop(asyncio.BaseEventLoop):
     def leftovers(self, known: list[asyncio.Task[None]]) -> list[object]:
         """Return what timers and tasks are pending, without those that are known."""
         scheduled = self._scheduled  # type: ignore[attr-defined]
-        found: list[object] = [timer for timer in scheduled if not timer._cancelled]
+        found: list[object] = [
+            timer
+            for timer in scheduled
+            if not (timer._cancelled or _is_of_thread(timer._callback))  # one that was abandoned
+        ]
         return found + [task for task in asyncio.all_tasks(self) if task not in known]
+
+
+def _is_of_thread(callback: object) -> bool:
+    return isinstance(getattr(callback, "__self__", None), threads.Turns)
 
 
 class Call:
@@ -105,8 +114,10 @@ class Call:
         "remaining_ms",
         "results",
         "run",
+        "said",
         "step",
         "value",
+        "was_abandoned",
     )
 
     def __init__(self, world: World, step: int, context: StepContext, arguments: Any) -> None:
@@ -125,6 +136,9 @@ class Call:
         self.own: list[float] = []
         """When it caused one itself."""
         self.beats: list[float] = []
+        self.said: list[str] = []
+        """The names of what it attached."""
+        self.was_abandoned = False
         self.ended = -1
         self.ended_at = -1.0
         self.ended_turn = -1
@@ -145,7 +159,7 @@ class World:
         strangers: When a third party has cancelled something.
         blocks: For how many ticks actions have blocked the loop.
         exits: What was raised that is no `Exception`.
-        conditions: Which conditions were asked, of which run, and when.
+        conditions: Of which steps the conditions were asked, and when.
         violations: What an action has seen that must not be.
         reports: What each run returned.
         raised: What each run raised.
@@ -161,7 +175,7 @@ class World:
         self.strangers: list[float] = []
         self.blocks = 0
         self.exits: list[BaseException] = []
-        self.conditions: list[tuple[int, int, int]] = []
+        self.conditions: list[tuple[int, float]] = []
         self.violations: list[str] = []
         self.reports: list[RunReport | None] = [None] * copies
         self.raised: list[BaseException | None] = [None] * copies
@@ -174,7 +188,15 @@ class World:
         self.tokens_until = [-1.0] * len(pipeline.pools)
         """Until when the tokens of the latest start count."""
         self.paused_until = [-1.0] * len(pipeline.pools)
-        self.live: set[tuple[int, int, int | None]] = set()
+        self.paused_at = [-1.0] * len(pipeline.pools)
+        self.live: dict[tuple[int, int, int | None], Call] = {}
+        self.in_threads = 0
+        self.measured: list[tuple[int, int | None]] = []
+        """The steps and items for which slots were computed."""
+        self.resources = [""] * copies
+        """What the resource of each run does: nothing, ``opens``, ``is open``, ``closes`` or ``is
+        closed``."""
+        self.opened_at = [-1.0] * copies
         self.streams = 0
         self.callers: list[asyncio.Task[None]] = []
         self.unfinished = copies
@@ -187,7 +209,12 @@ class World:
         key = (call.run, step, call.item)
         if key in self.live:
             self.violations.append(f"two attempts of {key} overlap")
-        self.live.add(key)
+        self.live[key] = call
+        if spec.resource and self.resources[call.run] != "is open":
+            self.violations.append(f"{key} takes a resource that {self.resources[call.run]!r}")
+        self.in_threads += spec.thread
+        if self.in_threads > flow.threads:
+            self.violations.append(f"{key} makes it more than {flow.threads} threads")
         self.running[call.run] += 1
         limit = flow.max_concurrency
         if limit is not None and self.running[call.run] > limit:
@@ -203,6 +230,7 @@ class World:
         if step.pool is not None and self.pipeline.flow.pools[step.pool].pauses:
             until = self.loop.now + step.named * TICK_S
             self.paused_until[step.pool] = max(self.paused_until[step.pool], until)
+            self.paused_at[step.pool] = self.loop.now
         return step.named * TICK_MS
 
     def _enter_pool(self, pool: int, spec: Step, key: object) -> None:
@@ -211,6 +239,10 @@ class World:
         if self.in_pool[pool] > size:
             self.violations.append(f"{key} makes it more than the pool of {size} has room for")
         now = self.loop.now
+        if spec.thread and self.pipeline.flow.threads < 40:
+            return  # it may have waited for a thread since its slots were there
+        if spec.thread and now == self.paused_at[pool]:
+            return  # its attempt had started a turn or two before
         if now < self.paused_until[pool] - 1e-6 and sys.version_info >= (3, 12):
             self.violations.append(f"{key} starts although its pool is paused")
         if token is not None and spec.tokens:
@@ -227,11 +259,44 @@ class World:
         call.ended = len(self.log)
         call.ended_at = self.loop.now
         call.ended_turn = self.loop.turns
-        self.live.discard((call.run, call.step, call.item))
-        self.running[call.run] -= 1
+        self.live.pop((call.run, call.step, call.item), None)
+        if not call.was_abandoned:
+            self.running[call.run] -= 1
         spec = self.pipeline.flow.steps[call.step]
+        self.in_threads -= spec.thread
         if spec.pool is not None:
             self.in_pool[spec.pool] -= spec.slots
+
+    def abandon(self, run: int, event: ThreadAbandoned) -> None:
+        """Note that an attempt has ended whose thread has not."""
+        call = self.live.get((run, self.pipeline.index[event.step], event.item))
+        if call is not None:  # else it ends at the same time
+            call.was_abandoned = True
+            self.running[run] -= 1
+
+    @asynccontextmanager
+    async def resource(self, run: int) -> AsyncIterator[str]:
+        """Open the resource of a run, and close it."""
+        opens, closes = self.pipeline.flow.resource or (0, 0)
+        if self.resources[run]:
+            self.violations.append("a resource is opened twice")
+        self.resources[run] = "opens"
+        try:
+            await asyncio.sleep(opens * TICK_S)
+        except asyncio.CancelledError:
+            self.resources[run] = "is closed"
+            raise
+        self.resources[run], self.opened_at[run] = "is open", self.loop.now
+        try:
+            yield f"resource {run}"
+        finally:
+            self.resources[run] = "closes"
+            if self.running[run]:
+                self.violations.append("a resource is closed before the last action has ended")
+            try:
+                await asyncio.sleep(closes * TICK_S)
+            finally:
+                self.resources[run] = "is closed"
 
     def exit(self) -> BaseException:
         """Return what to raise that ends the run."""
@@ -338,6 +403,7 @@ class Pipeline:
             for spec in flow.pools
         ]
         self.world: World
+        self.index = {spec.name: number for number, spec in enumerate(flow.steps)}
         steps = [self._step(index, spec) for index, spec in enumerate(flow.steps)]
         orchestrator = Orchestrator(
             steps,
@@ -347,9 +413,12 @@ class Pipeline:
             deadline_ms=_ms(flow.deadline),
         )
         self.orchestrators = [
-            orchestrator.with_options(run_id=str(run), observers=[self._recorder(run)])
+            orchestrator.with_options(
+                run_id=str(run), observers=[self._recorder(run)], **self._resources(run)
+            )
             for run in range(flow.copies)
         ]
+        self.has_threads = any(spec.thread for spec in flow.steps)
         self.dependencies = dependencies_of(flow.steps)
         self.tiers = tiers_of(self.dependencies)
 
@@ -357,8 +426,15 @@ class Pipeline:
         def record(event: Event) -> None:
             world = self.world
             world.log.append((run, event, world.loop.turns, world.loop.now))
+            if type(event) is ThreadAbandoned:
+                world.abandon(run, event)
 
         return record
+
+    def _resources(self, run: int) -> dict[str, Any]:
+        if not any(spec.resource for spec in self.flow.steps):
+            return {}
+        return {"resources": {"resource": lambda: self.world.resource(run)}}
 
     def _step(self, index: int, spec: Step) -> WorkflowStep:
         flow, options = self.flow, {}
@@ -378,6 +454,8 @@ class Pipeline:
         if spec.pool is not None:
             options["pool"], options["priority"] = self.pools[spec.pool], spec.priority
             options["slots"] = (lambda: spec.slots) if spec.asks else spec.slots
+            if spec.measured:
+                options["slots"] = self._measure(index, spec)
             options["tokens"] = spec.tokens
         if spec.maps is not None:
             options["map_over"] = flow.steps[spec.maps].name
@@ -389,14 +467,34 @@ class Pipeline:
             options["fallback"] = Instead if spec.fallback == "value" else _no_fallback
         return WorkflowStep(
             spec.name,
-            self._action(index, spec),
+            self._action_in_thread(index, spec) if spec.thread else self._action(index, spec),
             [flow.steps[need].name for need in spec.needs],
             max_retries=spec.retries,
             deadline_ms=_ms(spec.deadline),
             heartbeat_ms=_ms(spec.heartbeat),
             run_if=spec.run_if,
+            runs_in="thread" if spec.thread else "loop",
             **options,
         )
+
+    def _measure(self, index: int, spec: Step) -> Callable[..., int]:
+        assert spec.pool is not None
+        size = self.flow.pools[spec.pool].size
+
+        def measure(**arguments: Any) -> int:
+            item = None
+            if spec.maps is not None:
+                value = arguments[self.flow.steps[spec.maps].name]
+                item = value if isinstance(value, int) else value[1]
+            self.world.measured.append((index, item))
+            if item is None or item % 2:
+                if spec.measured == "raise":
+                    raise KeyError("slots")
+                if spec.measured == "much":
+                    return size + 1
+            return spec.slots
+
+        return measure
 
     def _name_time(self, spec: Step, error: Exception) -> bool | float:
         return self.world.name_time(spec, error)
@@ -404,7 +502,7 @@ class Pipeline:
     def _condition(self, index: int, says: str) -> Callable[..., bool]:
         def condition(**outputs: Any) -> bool:
             world = self.world
-            world.conditions.append((0, index, len(world.log)))
+            world.conditions.append((index, world.loop.now))
             if says == "raise":
                 raise KeyError("condition")
             if says == "exit":
@@ -422,7 +520,7 @@ class Pipeline:
             call, context = world.enter(index, arguments)
             act = acts[min(context.attempt - 1 + (call.item or 0) % 3, last)]
             try:
-                value = await _perform(world, call, context, act, spec.beats)
+                value = await _perform(world, call, context, act, spec)
                 if value is not None:
                     value = _value(world, spec, call)
                 call.value = value
@@ -433,7 +531,33 @@ class Pipeline:
             finally:
                 world.leave(call)
 
-        return action
+        async def action_with_resource(resource: str, **arguments: Any) -> Any:
+            return await action(resource=resource, **arguments)
+
+        return action_with_resource if spec.resource else action
+
+    def _action_in_thread(self, index: int, spec: Step) -> Callable[..., Any]:
+        acts = spec.acts
+        last = len(acts) - 1
+
+        def action(**arguments: Any) -> Any:
+            world = self.world
+            call, context = world.enter(index, arguments)
+            act = acts[min(context.attempt - 1 + (call.item or 0) % 3, last)]
+            try:
+                _perform_in_thread(world, call, context, act, spec)
+                call.value = _value(world, spec, call)
+                return call.value
+            except BaseException as error:
+                call.error = error
+                raise
+            finally:
+                world.leave(call)
+
+        def action_with_resource(resource: str, **arguments: Any) -> Any:
+            return action(resource=resource, **arguments)
+
+        return action_with_resource if spec.resource else action
 
     def simulate(self, fault: Fault) -> World:
         """Run the pipeline once, with a disturbance."""
@@ -455,7 +579,8 @@ class Pipeline:
                 (which, lambda which=which: world.cancel_stranger(which))  # type: ignore[misc]
             )
         try:
-            loop.run_forever()
+            with threads.in_turns():
+                loop.run_forever()
             if loop.hangs:
                 world.violations.append("the run hangs")
             loop.set_task_factory(None)
@@ -469,6 +594,9 @@ class Pipeline:
 async def _caller(world: World, run: int, fault: Fault) -> None:
     """Await one run, as the code of a user does."""
     loop, me = world.loop, world.callers[run]
+    if world.pipeline.has_threads:
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        limiter.total_tokens = world.pipeline.flow.threads
     orchestrator = world.pipeline.orchestrators[run]
     if run:
         await asyncio.sleep(world.pipeline.flow.offset * TICK_S)
@@ -493,6 +621,8 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
         left = loop.leftovers(world.callers)
         if left:
             world.violations.append(f"after the run there is {left}")
+        while any(call.was_abandoned for call in world.live.values()):
+            await asyncio.sleep(TICK_S)
         with suppress(asyncio.CancelledError):  # before 3.13, `uncancel` does not take it back
             await asyncio.sleep(0)
         loop.stop()
@@ -588,7 +718,14 @@ def _ms(ticks: int | None) -> float | None:
     return None if ticks is None else ticks * TICK_MS
 
 
-async def _perform(world: World, call: Call, context: StepContext, act: Act, beats: bool) -> bool:
+def _speak(call: Call, context: StepContext, spec: Step) -> None:
+    for _ in range(spec.notes):
+        call.said.append(f"{call.attempt} {len(call.said)}")
+        context.progress(len(call.said), 100)
+        context.attach(call.said[-1], "text")
+
+
+async def _perform(world: World, call: Call, context: StepContext, act: Act, spec: Step) -> bool:
     """Do what the act says; return a true value where the action returns its output."""
     loop, own = world.loop, None
     try:
@@ -596,8 +733,9 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, bea
             loop.now += act.block * TICK_S
             world.blocks += act.block
         for wait in act.waits:
+            _speak(call, context, spec)
             await asyncio.sleep(wait * TICK_S)
-            if beats:
+            if spec.beats:
                 call.beats.append(loop.now)
                 context.heartbeat()
         match act.end:
@@ -653,6 +791,49 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, bea
                     raise
                 return True
         raise
+
+
+def _perform_in_thread(
+    world: World, call: Call, context: StepContext, act: Act, spec: Step
+) -> None:
+    """Do in a thread what the act says; return where the action returns its output."""
+    for wait in act.waits:
+        _speak(call, context, spec)
+        if not _rests(wait, world, context, act):
+            return
+        if spec.beats:
+            call.beats.append(world.loop.now)
+            context.heartbeat()
+    match act.end:
+        case "raise":
+            raise ValueError("work")
+        case "hang":
+            for doubled in range(13):  # longer than the default of timeout_ms
+                if not _rests(2**doubled, world, context, act):
+                    return
+        case "exit":
+            raise world.exit()
+        case "cancelled":
+            raise asyncio.CancelledError("own")
+        case "timeout error":
+            raise TimeoutError("its own")
+
+
+def _rests(ticks: int, world: World, context: StepContext, act: Act) -> bool:
+    """Let a thread sleep; return False if it was asked to stop and returns."""
+    threads.rest(ticks * TICK_S)
+    if not context.cancel_requested or act.on_cancel == "go on":
+        return True
+    for wait in act.clean:
+        threads.rest(wait * TICK_S)
+    match act.on_cancel:
+        case "return":
+            return False
+        case "raise":
+            raise OSError("clean-up")
+        case "exit":
+            raise world.exit()
+    raise asyncio.CancelledError("obeyed")
 
 
 gc.freeze()
