@@ -218,7 +218,10 @@ class _Resumption:
         run_id, (loaded, inputs) = record.run_id, self._pipelines[record.pipeline]
         execution = Execution(loaded, inputs, self._flags.journal, run_id, self._flags)
         try:
-            await journal.record(run_id)  # it may have been removed, and would begin anew
+            now = await journal.record(run_id)  # it may have been removed, and would begin anew
+            if now.status is not record.status:  # it may be a failed one by now
+                self._end(record, f"was taken by another process: it is {now.status} now", PASSED)
+                return
             check_pipeline(record, loaded)
             if self._dry_run:
                 self._previews.append(await preview_run(execution, self._flags.journal, run_id))
@@ -231,7 +234,7 @@ class _Resumption:
         except (RunNotFoundError, RunUnreadableError) as error:
             self._end(record, f"was not resumed: {error}", RUN_FAILED)
         except RunAlreadyActiveError as error:
-            self._end(record, f"is active in {error.owner}", RUN_FAILED)
+            self._end(record, f"was taken by another process: {error.owner}", PASSED)
         except ResourceError as error:
             self._end(record, f"{error.report.status}: {error}", RUN_FAILED)
         else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sqlite3
 from contextlib import closing
 
 import pytest
+
+from asyncflow.journal import SQLiteJournal
 
 from .conftest import Shell
 
@@ -171,3 +174,59 @@ def test_a_dry_run_shows_what_each_would_do(shop: Shell) -> None:
 )
 def test_what_makes_no_sense_is_refused(shop: Shell, arguments: list[str], problem: str) -> None:
     assert problem in shop("resume", *arguments, exits=2).stderr
+
+
+OFFERS = """
+    import asyncio, os
+    from asyncflow import Pipeline, after
+    from asyncflow.journal import SQLiteJournal
+
+    pipeline = Pipeline("offers", fail_fast=False)
+    approved = pipeline.signal("approved", bool)
+
+    async def answered_by_a_service(run_id):
+        async with SQLiteJournal("asyncflow.db") as journal:
+            await journal.signal(run_id, "approved", True)
+            await pipeline.with_options(journal=journal, run_id=run_id).run()
+
+    @pipeline.step
+    async def send(approved: bool = after(approved)):
+        if not os.path.exists("sent"):
+            open("sent", "w").close()
+            await answered_by_a_service("b")
+        else:
+            raise OSError("no mail server")
+"""
+
+
+@pytest.fixture
+def offers(shell: Shell) -> Shell:
+    shell.write("offers.py", OFFERS)
+    for run_id in ("a", "b"):
+        shell("run", "offers:pipeline", "--run-id", run_id, "--quiet", exits=5)
+    shell("signal", "a", "approved", "true")
+    return shell
+
+
+def test_a_run_that_a_service_has_continued_sooner_is_no_failure(offers: Shell) -> None:
+    result = offers("resume", "--status", "WAITING", "offers:pipeline")
+
+    assert result.stderr.splitlines() == [
+        "1 of 2: run a PASSED",
+        "2 of 2: run b was taken by another process: it is FAILED now",
+    ]
+    assert statuses(offers) == {"a": "PASSED", "b": "FAILED"}
+
+
+def test_a_run_that_is_active_in_a_service_is_no_failure(offers: Shell) -> None:
+    journal = SQLiteJournal("asyncflow.db")
+    asyncio.run(journal.open("b", wait=False, read=lambda stored: stored.status))
+    offers.write("sent", "")
+    offers.write("others.py", OFFERS.replace("raise OSError", "print"))
+    try:
+        result = offers("resume", "--status", "WAITING", "others:pipeline")
+    finally:
+        journal.close()
+
+    assert "run a PASSED" in result.stderr
+    assert "run b was taken by another process: " in result.stderr
