@@ -95,6 +95,17 @@ def take(signal: Signal[T], name: str, value: Any) -> T:
     return value  # type: ignore[no-any-return]
 
 
+def take_instead(signal: Signal[T], name: str, value: Any, what: str) -> T:
+    """Return the same of the ``what`` that takes the place of a value: its default, for one.
+
+    Raise `TypeError` if the signal does not take it.
+    """
+    try:
+        return take(signal, name, value)
+    except ValueError as error:
+        raise TypeError(f"the {what} of {error}") from None
+
+
 @cache
 def _types() -> ModuleType | None:
     """Return what knows schemas, which needs msgspec; ``None`` without it."""

@@ -36,6 +36,7 @@ from asyncflow._core.errors import ResultRefusedError, SharedIteratorError
 from asyncflow._core.graph import outputs_to_keep
 from asyncflow._core.results import REDACTED_OUTPUT, Payload, StepResult
 from asyncflow._core.scheduler import AfterFailure
+from asyncflow._core.signal import take_instead
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import (
@@ -387,6 +388,8 @@ class Attempts:
             what = f"the fallback of step {step.name!r}"
             output = reject_awaitable(what, step.fallback(failure))
             self.refuse_shared(node, output)
+            if step.signal is not None:
+                output = take_instead(step.signal, name, output, "fallback")
             stored = None if persistence is None else persistence.output(name, step, output)
             return None, output, stored
         except BaseException as raised:

@@ -45,7 +45,7 @@ from asyncflow._core.composition import (
     with_defaults,
 )
 from asyncflow._core.report import RunReport
-from asyncflow._core.signal import Always, Signal
+from asyncflow._core.signal import Always, Signal, take_instead
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import (
     CommonPolicies,
@@ -494,23 +494,25 @@ class Pipeline:
             deadline_ms: How many milliseconds the step may wait from its turn on, by the wall clock
                 and across processes; ``None`` (the default) means no limit. Then it fails with a
                 `StepTimeoutError`, unless there is a default or a fallback.
-            default: The output if the deadline expires.
-            fallback: As in `step`: a function of the error that returns the output.
+            default: The output if the deadline expires: what the signal itself would take.
+            fallback: As in `step`: a function of the error that returns the output. If that is not
+                what the signal would take, the step fails with a `TypeError`.
 
         Returns:
             What ``after`` and ``depends_on`` take.
 
         Raises:
-            TypeError: An argument has the wrong type, or msgspec makes no schema of ``type``.
+            TypeError: An argument has the wrong type, the default too, or msgspec makes no schema
+                of ``type``.
             ValueError: An argument is out of its range, the name is taken, or a default or a
                 fallback has no deadline, or there are both.
         """
         _check_name(name, "a signal")
+        signal: Signal[Any] = Signal(type, name)
         if default is not _NOTHING:
             if fallback is not None:
                 raise ValueError(f"signal {name!r} has a default and a fallback; give one of them")
-            fallback = Always(default)
-        signal: Signal[Any] = Signal(type, name)
+            fallback = Always(take_instead(signal, name, default, "default"))
         policies: StepPolicies = {"when": when, "deadline_ms": deadline_ms, "fallback": fallback}
         self._declare(
             DeclaredStep(name, signal, checked_dependencies(name, depends_on), None, policies)

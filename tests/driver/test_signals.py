@@ -180,6 +180,31 @@ async def test_a_deadline_that_expires_has_the_default_or_the_fallback():
     assert other["publish"].output == "draft: True"
 
 
+@pytest.mark.parametrize("default", ["no", 1, None])
+def test_a_default_of_another_type_is_refused_when_the_signal_is_made(default):
+    with pytest.raises(TypeError, match="the default of signal 'approved' must be of type boolean"):
+        orders(deadline_ms=5, default=default)
+
+
+async def test_a_fallback_of_another_type_fails_its_step():
+    report = await orders(deadline_ms=5, fallback=lambda error: "no").run()
+    stored = orders(deadline_ms=5, fallback=lambda error: object())
+    with_journal = await stored.with_options(journal=MemoryJournal()).run()
+
+    error = report["approved"].error
+    assert isinstance(error, TypeError)
+    assert "the fallback of signal 'approved' must be of type boolean" in str(error)
+    assert isinstance(error.__context__, StepTimeoutError)
+    assert isinstance(with_journal["approved"].error, TypeError)
+
+
+async def test_plain_data_as_a_default_becomes_an_instance():
+    pipeline = Pipeline("p")
+    pipeline.signal("rate", float, deadline_ms=5, default=1)
+
+    assert repr((await pipeline.run())["rate"].output) == "1.0"
+
+
 async def test_a_fallback_that_raises_fails_its_step():
     def fallback(error):
         raise LookupError("nobody") from error
