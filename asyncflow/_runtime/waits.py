@@ -34,6 +34,7 @@ _AGAIN_S = 1.0
 """When to look again if the journal has refused a look, such as a locked file."""
 
 _NOT_RECEIVED = "a signal could not be received"
+_IS_LATE = "comes too late: its deadline has expired"
 _HAS_ANOTHER = "has another value already; the first one counts"
 
 _log = logging.getLogger("asyncflow")
@@ -74,6 +75,9 @@ class Waits:
         """What was sent to the process, and how it is stored, by name."""
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._expired: list[str] = []
+        """The steps whose expiry is not stored yet."""
+        self._late: set[str] = set()
+        """The steps that have ended because their deadline expired."""
         self._takes_soon = self._is_reading = self._must_look = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         """What is looking."""
@@ -153,6 +157,7 @@ class Waits:
             return
         assert step.deadline_ms is not None
         late = StepTimeoutError(step.name, 0, step.deadline_ms, "step")
+        self._late.add(step.name)
         error, output, payload = self._attempts.fall_back(node, 0, late)
         if error is None:
             self._succeed(node, output, payload, late)
@@ -196,10 +201,10 @@ class Waits:
         if end is not None and end.status is StepStatus.SUCCESS:
             # It need not have been sent: it is the default, or a rerun has reused it.
             self._kept.setdefault(name, (end.output, None))
+        is_late = name in self._late or (end is not None and end.fell_back)
         if name in self._kept:
             if not is_same_value(self._kept[name][0], value):
-                is_late = end is not None and end.fell_back
-                why = "comes too late: its deadline has expired" if is_late else _HAS_ANOTHER
+                why = _IS_LATE if is_late else _HAS_ANOTHER
                 raise ValueError(f"signal {name!r} of run {run_id!r} {why}")
             return
         payload = None if persistence is None else persistence.output(name, step, value)
@@ -207,6 +212,8 @@ class Waits:
             assert persistence is not None
             await self._mailbox.send(name, persistence.sent(name, given))
             return
+        if is_late:
+            raise ValueError(f"signal {name!r} of run {run_id!r} {_IS_LATE}")
         if end is not None:
             problem = safe_text(str, end.error) if end.error is not None else end.reason
             raise ValueError(

@@ -176,14 +176,13 @@ class Signals:
             kind, before = found[1], _sent(run_id, *found)
             if payload is None or (before is not None and is_same(before, payload)):
                 return
-            # A run that ended with it waits anew when it is resumed, unless the step has a value:
-            # the default, or that of its fallback, since the sender looked.
-            if (
-                kind != EXPIRED
-                or status not in ("failed", "interrupted")
-                or self._row(cursor, _LATEST, run_id, column) == ("StepSucceeded",)
-            ):
-                raise ValueError(why_second(run_id, name, kind))
+            # A run that was stopped with it waits on when it is resumed, unless its step has ended.
+            (latest,) = self._row(cursor, _LATEST, run_id, column) or ("",)
+            has_ended = latest in ("StepSucceeded", "StepFailed")
+            if kind != EXPIRED or status not in ("failed", "interrupted") or has_ended:
+                is_lost = latest == "StepFailed" and status in ("failed", "interrupted")
+                way_out = "; resume the run, and it waits anew" if is_lost else ""
+                raise ValueError(why_second(run_id, name, kind) + way_out)
         elif status == "passed":
             raise ValueError(f"run {run_id!r} has passed, so it takes no signal {name!r}")
         kind, (codec, data) = (EXPIRED, (None, None)) if payload is None else (SENT, payload)

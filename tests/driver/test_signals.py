@@ -205,6 +205,24 @@ async def test_plain_data_as_a_default_becomes_an_instance():
     assert repr((await pipeline.run())["rate"].output) == "1.0"
 
 
+@pytest.mark.parametrize("journal", [None, MemoryJournal()])
+@pytest.mark.parametrize("fallback", [None, lambda error: 1 / 0])
+async def test_an_answer_after_the_deadline_comes_too_late(fallback, journal):
+    pipeline = orders(deadline_ms=5, fallback=fallback)
+
+    @pipeline.step
+    async def slow():
+        await asyncio.sleep(1)
+
+    async with pipeline.with_options(fail_fast=False, journal=journal).start() as run:
+        await asyncio.sleep(0.5)
+        with pytest.raises(ValueError, match="comes too late: its deadline has expired"):
+            await run.signal("approved", True)
+        report = await run.report()
+
+    assert report["approved"].status is FAILED
+
+
 async def test_a_fallback_that_raises_fails_its_step():
     def fallback(error):
         raise LookupError("nobody") from error

@@ -141,7 +141,6 @@ class _Model:
     def _change(self) -> None:
         """Drop what does not hold any more when the run is resumed."""
         has_ended = len(self.results) == len(self.case.steps)
-        ended_s = max((each.end_s for each in self.results.values()), default=0.0)
         again = set()
         for at, step in enumerate(self.case.steps):
             result = self.results.get(at)
@@ -156,7 +155,7 @@ class _Model:
                 self.results.pop(at, None)
             elif result is not None and result.status in ("FAILED", "SKIPPED") and has_ended:
                 if result.status == "FAILED" and step.kind == "waits":
-                    self.valid_s[at] = ended_s  # a failed run takes another value
+                    self.valid_s[at] = self.case.changed_s  # what comes before is too late
                     self.turns.pop(at, None)
                 del self.results[at]
 
@@ -340,6 +339,8 @@ def problem_of(case: Case) -> str:
         status, output = outcome.results[f"s{to}"]
         if status == "SUCCESS" and output != value and not is_void:
             return f"value {value} was accepted for s{to}, and {output} counted"
+        if status == "FAILED" and not is_void:
+            return f"value {value} was accepted for s{to}, which failed"
     return ""
 
 

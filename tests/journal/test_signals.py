@@ -828,15 +828,40 @@ async def test_a_signal_and_the_expiry_compete_and_the_first_one_counts(journal:
 
 @in_virtual_time
 async def test_a_failed_run_accepts_a_signal_for_its_resumption(journal: Any) -> None:
-    orders = Orders(deadline_ms=1_000)
-    await orders.run(journal)
-    await asyncio.sleep(60)
+    orders, problems = Orders(), ["no stock"]
+
+    @orders.pipeline.step
+    async def reserve() -> None:
+        if problems:
+            raise ValueError(problems.pop())
+
     failed = await orders.run(journal)
     await journal.signal("r", "approved", True)
 
     report = await orders.run(journal)
 
     assert failed.status is RunStatus.FAILED
+    assert report["publish"].output == "draft: True"
+
+
+@pytest.mark.parametrize("fallback", [None, lambda error: 1 / 0])
+@in_virtual_time
+async def test_a_run_that_failed_by_a_deadline_takes_no_answer_before_it_is_resumed(
+    journal: Any, fallback: Any
+) -> None:
+    orders = Orders(deadline_ms=1_000, fallback=fallback)
+    await orders.run(journal)
+    await asyncio.sleep(60)
+    failed = await orders.run(journal)
+
+    too_late = r"comes too late: its deadline has expired; resume the run, and it waits anew$"
+    with pytest.raises(ValueError, match=too_late):
+        await journal.signal("r", "approved", True)
+    resumed = await orders.run(journal)
+    await journal.signal("r", "approved", True)
+    report = await orders.run(journal)
+
+    assert (failed.status, resumed.status) == (RunStatus.FAILED, RunStatus.WAITING)
     assert report["publish"].output == "draft: True"
 
 
@@ -1076,11 +1101,14 @@ async def test_a_run_that_waits_is_pruned_only_if_that_is_asked_for(journal: Any
 async def test_a_run_that_was_answered_lately_is_not_pruned(
     journal: Any, database: Any, status: str
 ) -> None:
-    orders = Orders(deadline_ms=1_000) if status == "FAILED" else Orders()
-    await orders.run(journal)
+    orders = Orders()
     if status == "FAILED":
-        await asyncio.sleep(60)
-        await orders.run(journal)
+
+        @orders.pipeline.step
+        async def reserve() -> None:
+            raise ValueError("no stock")
+
+    await orders.run(journal)
     database.query("UPDATE runs SET updated_at = 1")
     database.query("UPDATE signals SET sent_at = 1")
     await journal.signal("r", "approved", True)
