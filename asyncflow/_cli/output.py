@@ -46,6 +46,7 @@ from asyncflow._core.text import escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.log_capture import not_printed
 from asyncflow._views.event_text import place_text
+from asyncflow._views.preview import printable
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
@@ -270,7 +271,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with not_printed():
-            write_note(self.format(record))
+            write_note(printable(self.format(record)))  # a record may quote what a stranger sent
 
 
 @contextmanager

@@ -295,6 +295,31 @@ def test_the_log_level_decides_which_records_of_steps_are_shown(
     assert len(ours) == result.stderr.count("\n") or "DEBUG" in options
 
 
+def test_control_characters_of_log_records_are_escaped(shell: Shell) -> None:
+    shell.write(
+        "quoter.py",
+        r"""
+        import logging
+        from asyncflow import WorkflowStep
+
+        async def quote() -> None:
+            try:
+                raise ValueError("no such row\x9b2J")
+            except ValueError:
+                logging.getLogger("quoter").exception("sent:\n\x1b]0;title\x07\tand\x08\u202e")
+
+        steps = [WorkflowStep("quote", quote)]
+        """,
+    )
+
+    with unconfigured_logging():
+        result = shell("run", "quoter", "--quiet")
+
+    first, second, *_, last = result.stderr.splitlines()
+    assert (first, second) == ("ERROR quoter: sent:", r"\x1b]0;title\x07  and\x08\u202e")
+    assert last == r"ValueError: no such row\x9b2J"
+
+
 def test_a_page_is_written_without_log_records_of_its_making(shell: Shell) -> None:
     pytest.importorskip("jinja2")
 
