@@ -325,6 +325,15 @@ def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
     return list(takers)
 
 
+def maker_of(plan: Plan, source: int) -> int:
+    """Return the step that has made the output of a step: inside, if that only forwards it."""
+    while isinstance(forward := plan.steps[source].action, ForwardOutputs):
+        if len(forward.steps) != 1:
+            break  # a dictionary of several
+        source = plan.dependencies[source][0]
+    return source
+
+
 def _label(source: object) -> str:
     return str(getattr(function_of(source), "__name__", None) or repr(source))
 

@@ -53,7 +53,7 @@ DEFAULT_TIMEOUT_MS = 30_000
 
 
 class StepTimeoutError(TimeoutError):
-    """An attempt exceeded a time limit.
+    """An attempt, or a wait for the next item of a mapped step, exceeded a time limit.
 
     Only the run raises it. A ``TimeoutError`` that the step itself raises stays as it is, so the
     two can be told apart. If the step's clean-up raises while the limit cancels it, that
@@ -67,29 +67,42 @@ class StepTimeoutError(TimeoutError):
         kind: Which limit that was: ``"attempt"`` (the step's ``timeout_ms``), ``"step"`` (its
             ``deadline_ms``), ``"heartbeat"`` (its ``heartbeat_ms``) or ``"run"`` (the run's
             ``deadline_ms``).
+        source: What a mapped step waited for the next item of, if it did: a step, whose
+            ``timeout_ms`` limits each such wait, or an input. Empty otherwise.
     """
 
     def __init__(
-        self, step_name: str, attempt: int, timeout_ms: float, kind: TimeoutKind = "attempt"
+        self,
+        step_name: str,
+        attempt: int,
+        timeout_ms: float,
+        kind: TimeoutKind = "attempt",
+        source: str = "",
     ) -> None:
         who = f"attempt {attempt} of step {step_name!r}" if attempt else f"step {step_name!r}"
         what = _EXCEEDED[kind].format(who=who, step=repr(step_name), attempt=attempt)
-        if kind == "step" and not attempt:
+        is_default = kind == "attempt" and timeout_ms == DEFAULT_TIMEOUT_MS
+        if source:
+            limit = "its deadline" if kind == "step" else "that one's timeout_ms"
+            limit = "the default timeout_ms" if is_default else limit
+            what = f"{who} waited for the next item of {source!r} longer than {limit} of"
+        elif kind == "step" and not attempt:
             what = f"{who} received no signal within its deadline of"
-        way_out = ""
-        if kind == "attempt" and timeout_ms == DEFAULT_TIMEOUT_MS:
+        elif is_default:
             what = f"{who} exceeded the default timeout_ms of"
-            way_out = "; give the step another one, or None for no limit"
+        whose = repr(source) if source else "the step"
+        way_out = f"; give {whose} another one, or None for no limit" if is_default else ""
         # One argument only: OSError, the base of TimeoutError, reads two as errno and text.
         super().__init__(f"{what} {timeout_ms:.10g} ms{way_out}")
         self.step_name = step_name
         self.attempt = attempt
         self.timeout_ms = timeout_ms
         self.kind: TimeoutKind = kind
+        self.source = source
 
     def __reduce__(self) -> tuple[object, ...]:
-        state = self.__dict__
-        return type(self), (self.step_name, self.attempt, self.timeout_ms, self.kind), state
+        arguments = self.step_name, self.attempt, self.timeout_ms, self.kind, self.source
+        return type(self), arguments, self.__dict__
 
 
 _EXCEEDED: dict[TimeoutKind, str] = {

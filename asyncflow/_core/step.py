@@ -113,13 +113,15 @@ class WorkflowStep:
         max_retries: How many attempts there are in all, at least 1 (the default).
         timeout_ms: How many milliseconds each attempt may take; finite and above 0; 30,000 by
             default. ``None`` means no limit. Waiting for a tier, a pool or the next attempt does
-            not count.
+            not count. If the step returns an async iterator over which another one is mapped, it
+            limits each wait for the next item too: the mapped step fails if none comes in time.
         retry: A `Retry` policy, or the milliseconds between the end of a failed attempt and the
             start of the next. With 0 (the default), the next one starts in the next turn of the
             event loop. It needs ``max_retries`` above 1.
         deadline_ms: How many milliseconds all attempts and the backoff between them may take;
             ``None`` (the default) means no limit. Waiting for a pool does not count. A backoff that
-            would exceed the deadline does not begin: the step fails at once.
+            would exceed the deadline does not begin: the step fails at once. In a mapped step it is
+            the deadline of each item, and of all waits for the items of an async iterator together.
         heartbeat_ms: How many milliseconds an attempt may go without calling
             ``current_step().heartbeat()``; ``None`` (the default) means no limit. With
             ``runs_in="process"`` the start of the process counts, until it calls the function.

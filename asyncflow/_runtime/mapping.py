@@ -7,28 +7,44 @@ Rules:
    many finished ones wait for a later step (`asyncflow._core.chains`), or too many for equal calls.
 2. A mapped step ends after its items, whatever became of them. Their failures are raised together,
    if they are more than it tolerates.
-3. A step that is mapped over a mapped step takes the items of that as they end, and skips those
+3. A source that is an asynchronous iterator may hang. So each wait for its next item is limited,
+   and all of them together; the time in which no item is asked for is not.
+4. A step that is mapped over a mapped step takes the items of that as they end, and skips those
    that did not succeed. It succeeds only if that one did.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Set, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Set,
+    Sized,
+)
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 from asyncflow._core.chains import ItemQueue
+from asyncflow._core.composition import maker_of
 from asyncflow._core.error_text import describe_error
+from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.results import StepStatus, outputs_of, with_note
+from asyncflow._core.scheduler import ROUNDING_MS
 from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import ItemEnd
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
-from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled
+from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled, timeout_error
 from asyncflow._runtime.run_scope import Parts
+from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import MapStarted, StepCancelled, StepFailed, StepSkipped, StepSucceeded
 
 _ITEMS_A_TURN = 100
@@ -173,7 +189,8 @@ class MapRunner:
         number, source = 0, self._source_of(step)
         if self._persistence is not None:
             check_order(source, step.name)
-        async with aclosing(each_item(source, step.name)) as values:
+        waits = _ItemWaits(node, step, *self._limit_of(step), self._now_ms, self._stop_control)
+        async with aclosing(each_item(source, step.name, waits.next_of)) as values:
             async for value in values:
                 if self._stops(node):
                     return False
@@ -243,6 +260,12 @@ class MapRunner:
         assert step.map_over is not None
         return self._state.output(self._plan.index[step.map_over])
 
+    def _limit_of(self, step: WorkflowStep) -> tuple[str, float | None]:
+        """Return what gives a mapped step its items, and the limit of each wait for one."""
+        assert step.map_over is not None
+        maker = self._plan.steps[maker_of(self._plan, self._plan.index[step.map_over])]
+        return maker.name, maker.timeout_ms
+
     def _have_all_ended(self, node: int, items: list[ItemEnd]) -> bool:
         """Whether the run has stopped no item of a mapped step."""
         # An item that was dropped before it started has no result.
@@ -250,17 +273,91 @@ class MapRunner:
         return is_whole and all(item.status is not StepStatus.CANCELLED for item in items)
 
 
-async def each_item(source: Any, name: str) -> AsyncGenerator[Any, None]:
+class _ItemWaits:
+    """Waits for the items of an asynchronous iterator, within the limits of a mapped step.
+
+    ``source`` is what gives the items. ``timeout_ms`` limits each wait for one, and the step's
+    ``deadline_ms`` all of them together.
+    """
+
+    def __init__(
+        self,
+        node: int,
+        step: WorkflowStep,
+        source: str,
+        timeout_ms: float | None,
+        now_ms: Callable[[], float],
+        stop_control: StopControl,
+    ) -> None:
+        self._node = node
+        self._step = step
+        self._source = source
+        self._timeout_ms = math.inf if timeout_ms is None else timeout_ms
+        self._left_ms = math.inf if step.deadline_ms is None else step.deadline_ms
+        self._now_ms = now_ms
+        self._stop_requested = stop_control.requested
+
+    async def next_of(self, iterator: AsyncIterator[Any]) -> Any:
+        """Return the next item, or `_END` if there is none.
+
+        Raises:
+            StepTimeoutError: It did not come within a limit.
+        """
+        limit_ms = min(self._timeout_ms, self._left_ms)
+        if limit_ms == math.inf:
+            return await anext(iterator, _END)
+        began_ms = self._now_ms()
+        limit = asyncio.timeout(limit_ms / 1000)
+        try:
+            # Not `wait_for`: before 3.12, each item would come to another task and context.
+            async with limit:
+                item = await anext(iterator, _END)
+        except FAILURES as error:
+            if not self._is_late(limit, began_ms + limit_ms):
+                raise
+            is_of_limit = type(error) is TimeoutError and error.__cause__ is not None
+            late = self._timeout(error.__cause__ if is_of_limit else error)
+        else:
+            if not self._is_late(limit, began_ms + limit_ms):
+                return item
+            late = self._timeout(None)
+        finally:
+            self._left_ms -= self._now_ms() - began_ms
+        try:
+            raise late
+        finally:
+            del late  # it keeps this frame
+
+    def _is_late(self, limit: asyncio.Timeout, ends_ms: float) -> bool:
+        """Whether a limit has ended a wait, and the run had not asked the step to stop before."""
+        asked_ms = self._stop_requested.get(self._node, math.inf)
+        return limit.expired() and asked_ms > ends_ms - ROUNDING_MS
+
+    def _timeout(self, error: BaseException | None) -> StepTimeoutError:
+        name, deadline_ms = self._step.name, self._step.deadline_ms
+        if deadline_ms is not None and self._left_ms <= self._timeout_ms:
+            return timeout_error("step", deadline_ms, name, 0, error, self._source)
+        return timeout_error("attempt", self._timeout_ms, name, 0, error, self._source)
+
+
+_END = object()
+"""Follows the last item of an asynchronous iterator."""
+
+
+async def each_item(
+    source: Any, name: str, next_of: Callable[[AsyncIterator[Any]], Awaitable[Any]]
+) -> AsyncGenerator[Any, None]:
     """Yield the items of what a mapped step maps over, one by one.
 
-    An asynchronous generator is closed at the end, however that comes.
+    ``next_of`` waits for those of an asynchronous iterator. A generator is closed at the end,
+    however that comes.
 
     Raise `TypeError` for what is not iterable, and for text, whose letters are hardly meant.
     """
     if isinstance(source, AsyncIterable):
         iterator = aiter(source)
         try:
-            async for item in iterator:
+            while (item := await next_of(iterator)) is not _END:
                 yield item
         finally:
             close = getattr(iterator, "aclose", None)

@@ -24,13 +24,20 @@ _ANYIO_MESSAGES = ("Cancelled by cancel scope", "Cancelled via cancel scope")
 
 
 def timeout_error(
-    kind: TimeoutKind, limit_ms: float, name: str, attempt: int, error: BaseException | None
+    kind: TimeoutKind,
+    limit_ms: float,
+    name: str,
+    attempt: int,
+    error: BaseException | None,
+    source: str = "",
 ) -> StepTimeoutError:
-    """Return what an attempt fails with that a limit has cancelled.
+    """Return what an attempt, or a wait for the next item of a source, fails with that a limit has
+    cancelled.
 
-    ``error`` is what the action made of the cancellation; ``None`` if it returned a value.
+    ``error`` is what the action, or the iterator, made of the cancellation; ``None`` if it returned
+    a value.
     """
-    timeout = StepTimeoutError(name, attempt, limit_ms, kind)
+    timeout = StepTimeoutError(name, attempt, limit_ms, kind, source)
     if isinstance(error, asyncio.CancelledError):
         timeout.__context__ = error  # it tells where the step was
     else:

@@ -240,6 +240,25 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         "'await' before the call",
     ),
     (
+        lambda: StepTimeoutError("load", 0, 1000, "attempt", "rows"),
+        TimeoutError,
+        {
+            "step_name": "load",
+            "attempt": 0,
+            "timeout_ms": 1000,
+            "kind": "attempt",
+            "source": "rows",
+        },
+        "step 'load' waited for the next item of 'rows' longer than that one's timeout_ms of 1000 "
+        "ms",
+    ),
+    (
+        lambda: StepTimeoutError("load", 0, 2000, "step", "rows"),
+        TimeoutError,
+        {"step_name": "load", "attempt": 0, "timeout_ms": 2000, "kind": "step", "source": "rows"},
+        "step 'load' waited for the next item of 'rows' longer than its deadline of 2000 ms",
+    ),
+    (
         lambda: SharedIteratorError("rows", "generator", ("a", "b", "c")),
         TypeError,
         {"step_name": "rows", "returned": "generator", "takers": ("a", "b", "c")},

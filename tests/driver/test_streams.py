@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 import pytest
+from freed import Holding, without_collector
 from memory_journal import MemoryJournal
 
 from asyncflow import (
     Pipeline,
+    Pool,
     Retry,
     SharedIteratorError,
     StepStatus,
+    StepTimeoutError,
     WorkflowStep,
     collect,
     each,
@@ -231,3 +235,186 @@ class TestOneTaker:
         report = await run_pipeline([providing(stream), step])
 
         assert report["a"].output == [0, 1, 2]
+
+
+class Slow:
+    """An async iterator that waits before each item, and may hold out against a cancellation."""
+
+    def __init__(self, *delays_s, then=StopAsyncIteration, on_cancel=None):
+        self.delays_s = [*delays_s]
+        self.then = then
+        self.on_cancel = on_cancel
+        self.at = self.closed = 0
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if self.at == len(self.delays_s):
+            raise self.then
+        try:
+            await asyncio.sleep(self.delays_s[self.at])
+        except asyncio.CancelledError:
+            if self.on_cancel is None:
+                raise
+            await asyncio.sleep(1)
+            if self.on_cancel is not Slow:
+                raise self.on_cancel from None
+        self.at += 1
+        return self.at
+
+    async def aclose(self):
+        self.closed += 1
+
+
+FOR_EVER = 30 * 24 * 3600
+
+
+def slow(rows, *, timeout_ms=1000, action=take, **options):
+    """A step that returns the iterator, and one that is mapped over it."""
+    source = providing(lambda: rows, timeout_ms=timeout_ms)
+    return [source, WorkflowStep("load", action, {"rows": "rows"}, map_over="rows", **options)]
+
+
+@pytest.mark.exact_time
+class TestTheWaitForAnItem:
+    async def test_is_limited_by_the_timeout_of_the_step_that_returned_the_iterator(self):
+        rows = Slow(0.5, 0.9, FOR_EVER)
+
+        report = await run_pipeline(slow(rows), fail_fast=False)
+
+        error = report["load"].error
+        assert isinstance(error, StepTimeoutError)
+        assert str(error) == (
+            "step 'load' waited for the next item of 'rows' longer than that one's timeout_ms of "
+            "1000 ms"
+        )
+        assert (error.step_name, error.source, error.kind) == ("load", "rows", "attempt")
+        assert isinstance(error.__context__, asyncio.CancelledError)
+        assert [report[name].status for name in ("rows", "load")] == [SUCCESS, FAILED]
+        assert [item.output for item in report["load"].items] == [1, 2]
+        assert report.total_duration_ms == pytest.approx(2400, abs=1)
+        assert rows.closed == 1
+
+    @pytest.mark.long_time
+    async def test_has_a_limit_by_default(self):
+        rows = Slow(FOR_EVER)
+        source = providing(lambda: rows)
+
+        report = await run_pipeline([source, mapped("load")])
+
+        assert str(report["load"].error).endswith(
+            "longer than the default timeout_ms of 30000 ms; give 'rows' another one, or None for "
+            "no limit"
+        )
+
+    @pytest.mark.long_time
+    async def test_has_none_if_that_step_has_none(self):
+        report = await run_pipeline(slow(Slow(3600, 7200), timeout_ms=None))
+
+        assert report["load"].output == [1, 2]
+
+    async def test_does_not_include_the_time_in_which_nobody_asks(self):
+        async def work(rows):
+            await asyncio.sleep(4)
+
+        report = await run_pipeline(
+            slow(Slow(0.5, 0.5), action=work, deadline_ms=4500, pool=Pool(1))
+        )
+
+        assert report.all_passed
+
+    async def test_belongs_to_the_step_inside_if_an_included_pipeline_forwards_the_iterator(self):
+        inner = Pipeline("inner")
+
+        @inner.step(timeout_ms=1000)
+        async def rows():
+            return Slow(FOR_EVER)
+
+        outer = Pipeline("outer")
+        outer.include(inner)
+        outer.step(name="load")(lambda row=each(inner): take(row))
+        report = await outer.run()
+
+        assert report["load"].error.source == "inner/rows"
+        assert report.total_duration_ms == pytest.approx(1000, abs=1)
+
+    @pytest.mark.parametrize("on_cancel", [Slow, StopAsyncIteration(), ValueError("x")])
+    async def test_that_holds_out_against_its_limit_is_too_late(self, on_cancel):
+        rows = Slow(0.1, 60, on_cancel=on_cancel)
+
+        report = await run_pipeline(slow(rows), fail_fast=False)
+
+        error = report["load"].error
+        assert (error.source, error.timeout_ms) == ("rows", 1000)
+        assert error.__cause__ is (on_cancel if isinstance(on_cancel, ValueError) else None)
+        assert [item.output for item in report["load"].items] == [1]
+        assert rows.closed == 1
+
+    async def test_keeps_a_timeout_error_of_the_iterator_itself(self):
+        own = TimeoutError("of the server")
+
+        report = await run_pipeline(slow(Slow(0.1, then=own)))
+
+        assert report["load"].error is own
+
+    async def test_joins_the_errors_of_the_items(self):
+        async def fail(rows):
+            raise ValueError(rows)
+
+        steps = slow(Slow(0, FOR_EVER), action=fail)
+        report = await run_pipeline(steps, fail_fast=False)
+
+        late, failed = report["load"].error.exceptions
+        assert (type(late), type(failed)) == (StepTimeoutError, ValueError)
+
+    async def test_of_a_step_that_the_run_has_stopped_is_no_failure(self):
+        async def fail():
+            await asyncio.sleep(0.5)
+            raise ValueError
+
+        rows = Slow(60, on_cancel=Slow)
+        report = await run_pipeline([*slow(rows), WorkflowStep("fail", fail, ["rows"])])
+
+        assert report["load"].status is StepStatus.CANCELLED
+        assert report["load"].error is None
+        assert report["fail"].status is FAILED
+
+    async def test_leaves_nothing_alive(self):
+        hold = Holding()
+
+        async def items():
+            thing = hold()
+            await asyncio.sleep(FOR_EVER)
+            yield thing
+
+        with without_collector():
+            report = await run_pipeline(slow(items()))
+            assert report["load"].status is FAILED
+            del report
+            await asyncio.sleep(0)
+            assert hold.alive() == []
+
+
+@pytest.mark.exact_time
+class TestAllWaitsForItems:
+    async def test_count_against_the_deadline_of_the_mapped_step(self):
+        report = await run_pipeline(slow(Slow(*[0.3] * 100), deadline_ms=1000))
+
+        error = report["load"].error
+        assert str(error) == (
+            "step 'load' waited for the next item of 'rows' longer than its deadline of 1000 ms"
+        )
+        assert (error.source, error.kind) == ("rows", "step")
+        assert [item.output for item in report["load"].items] == [1, 2, 3]
+        assert report.total_duration_ms == pytest.approx(1000, abs=1)
+
+    async def test_count_against_the_deadline_of_the_run(self):
+        rows = Slow(*[0.3] * 100)
+
+        report = await run_pipeline(slow(rows), deadline_ms=1000)
+
+        assert report["load"].status is StepStatus.CANCELLED
+        assert report["load"].error.kind == "run"
+        assert report.total_duration_ms == pytest.approx(1000, abs=1)
+        assert rows.closed == 1
