@@ -39,9 +39,13 @@ def retry_after(error_or_headers: BaseException | Mapping[Any, Any]) -> bool | f
     counts from the ``Date`` of the same answer, so that no clock needs to be right. Headers come as
     they are, or with an error of httpx, aiohttp, requests, urllib, openai or anthropic.
 
+    It never raises: a header that is no time names none.
+
     Returns:
-        The milliseconds, if a time is named. Otherwise ``True`` (retry after the usual backoff) for
-        the status 429 or 503, and for a connection that failed or took too long; else ``False``.
+        The milliseconds, finite and at least 0, if a time is named. If not, the answer to an error
+        with the status 429 or 503, or of a connection that failed or took too long, is ``True``
+        (retry after the usual backoff), and that to any other error, and to headers alone, is
+        ``False``.
     """
     if isinstance(error_or_headers, Mapping):
         named_ms = _named_ms(error_or_headers)
@@ -75,39 +79,33 @@ def _is_of_connection(error: BaseException) -> bool:
 
 def _named_ms(headers: Any) -> float | None:
     """Return the milliseconds that headers name, if they name any."""
-    items = _attribute(headers, "items")
-    if items is None:
-        return None
-    fields = {_text(name).lower(): _text(value).strip() for name, value in items()}
-    in_ms = _number(fields.get("retry-after-ms", ""))
-    if in_ms is not None:
-        return in_ms
-    after = fields.get("retry-after", "")
-    in_s = _number(after)
-    if in_s is not None:
-        return in_s * 1000
-    then, now = _date(after), _date(fields.get("date", ""))
-    return None if then is None or now is None else max(0.0, (then - now).total_seconds() * 1000)
+    with suppress(Exception):  # the headers may be any object, with anything in them
+        items = headers.items()
+        fields = {_text(name).lower(): _text(value).strip() for name, value in items}
+        after = fields.get("retry-after", "")
+        for text, unit_ms in (fields.get("retry-after-ms", ""), 1), (after, 1000):
+            in_ms = _number(text) * unit_ms
+            if 0 <= in_ms < math.inf:
+                return in_ms
+        in_s = (_date(after) - _date(fields.get("date", ""))).total_seconds()
+        return max(0.0, in_s * 1000)
+    return None
 
 
 def _text(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else safe_text(str, value)
 
 
-def _number(text: str) -> float | None:
+def _number(text: str) -> float:
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
-        return None
-    return number if 0 <= number < math.inf else None
+        return math.nan
 
 
-def _date(text: str) -> datetime | None:
+def _date(text: str) -> datetime:
     from datetime import UTC  # few answers have a date, and the import takes a while
     from email.utils import parsedate_to_datetime
 
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return None
+    date = parsedate_to_datetime(text)
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import email.message
+import math
 import urllib.error
+from email.utils import format_datetime
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from asyncflow import Pool, Retry, StepTimeoutError, WorkflowStep, retry_after, run_pipeline
+from asyncflow.testing import run_in_virtual_time
 
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
 LATER = "Wed, 21 Oct 2026 07:28:30 GMT"
@@ -149,3 +154,79 @@ async def test_it_is_all_that_a_call_needs() -> None:
 
     assert report["call"].output == "answer"
     assert report["call"].duration_ms >= 19
+
+
+class Hostile:
+    """Headers whose ``items`` raise, can't be called, or are no pairs of texts."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+
+    @property
+    def items(self) -> Any:
+        if isinstance(self._items, Exception):
+            raise self._items
+        return self._items
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def raising() -> Any:
+    raise RuntimeError("no")
+
+
+numbers = st.one_of(st.integers(), st.floats()).map(str)
+days = st.sampled_from(["Mon, 1 Jan", "1 Jan", "32 Foo", "Wed, 21 Oct"])
+years = st.integers().map(str)
+zones = st.sampled_from(["GMT", "+0000", "-9999", "+99999999999999", "", "EST"])
+near_dates = st.tuples(days, years, st.just("07:28:00"), zones).map(" ".join)
+values = st.one_of(
+    numbers, st.text(), near_dates, st.datetimes().map(format_datetime), st.binary(), st.integers()
+)
+names = st.sampled_from(["Retry-After", "retry-after-ms", b"Retry-After", "Date", "date", "x"])
+some_headers = st.one_of(
+    st.dictionaries(names, values),
+    st.sampled_from(
+        [
+            Hostile(RuntimeError("no")),
+            Hostile("no function"),
+            Hostile(raising),
+            Hostile(lambda: None),
+            Hostile(lambda: [("Retry-After",)]),
+            Hostile(lambda: [(Unprintable(), Unprintable())]),
+            None,
+            7,
+        ]
+    ),
+)
+FAR = {"Retry-After": "Mon, 1 Jan 99999999999999999999 00:00:00 GMT", "Date": DATE}
+
+
+@given(some_headers, st.sampled_from([None, 200, 429]))
+@example(FAR, 429)
+@example({"Retry-After": "1e306"}, 429)
+@example({"Retry-After": "Wed, 21 Oct 2026 07:28:00", "Date": "Wed, 21 Oct 2026 07 +9"}, 429)
+def test_whatever_the_headers_are_it_answers_with_a_time_or_as_the_status_says(
+    headers: Any, status: int | None
+) -> None:
+    answer = retry_after(error_with(headers=headers, status=status))
+
+    if isinstance(answer, bool):
+        assert answer is (status == 429)
+    else:
+        assert 0 <= answer < math.inf
+    if isinstance(headers, dict):
+        assert retry_after(headers) == (False if isinstance(answer, bool) else answer)
+
+
+def test_a_header_that_is_no_time_leaves_the_step_its_error_and_its_attempts() -> None:
+    async def call() -> None:
+        raise error_with(status=429, headers=FAR)
+
+    step = WorkflowStep("call", call, max_retries=3, retry=Retry(base_ms=1, on=retry_after))
+    report = run_in_virtual_time(run_pipeline([step]))
+
+    assert (str(report["call"].error), report["call"].attempts) == ("failed", 3)
