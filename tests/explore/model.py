@@ -225,7 +225,8 @@ class _Run:
             _require(world.resources[run] == "is closed", "the resource", world.resources[run])
 
     def ends_at(self, ticks: int) -> bool:
-        return self.world.blocks or abs(self.log[-1][3] * 1000 - ticks * TICK_MS) < EPSILON
+        ended_ms = (self.log[-1][3] - self.log[0][3]) * 1000
+        return self.world.blocks or abs(ended_ms - ticks * TICK_MS) < EPSILON
 
     def read_events(self) -> None:
         """Sort the events by node, and check that each may follow the one before."""
