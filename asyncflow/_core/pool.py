@@ -256,6 +256,13 @@ class Pool:
             self._in_use -= ticket.slots
         return True
 
+    def _waits_below(self, priority: int) -> bool:
+        """Whether attempts wait in its line, and all of them are less urgent than that."""
+        if not self._line:
+            return False
+        with self._lock:
+            return bool(self._line) and self._line[0][0] > -priority
+
     def _join(
         self,
         clock: Clock,

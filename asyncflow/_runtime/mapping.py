@@ -24,6 +24,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Set,
     Sized,
@@ -84,10 +85,24 @@ class MapRunner:
         """The items of each mapped step that are to be forgotten when their tasks have ended, which
         still know them; and by the task of the step, which may just wait for one to be scheduled.
         """
+        self._added: dict[int, int] = {}
+        """How many items each mapped step has added since its task has let others run."""
+        self._adding = parts.permits.adding
         self._is_broken = False
 
-    async def run(self, node: int, step: WorkflowStep) -> None:
-        """Run a mapped step to its end. It raises nothing."""
+    def launch(self, node: int, step: WorkflowStep) -> Coroutine[Any, Any, None]:
+        """Return the coroutine of a mapped step's task. It raises nothing."""
+        if self._adding is not None:
+            self._adding.add(node)
+        return self._run_map(node, step)
+
+    def _pause(self, node: int) -> None:
+        """Note that a mapped step adds nothing now: it waits, has ended, or will never begin."""
+        if self._adding is not None:
+            self._adding.discard(node)
+
+    async def _run_map(self, node: int, step: WorkflowStep) -> None:
+        """Run a mapped step to its end."""
         try:
             queue = self._state.items_for(node)
             count = count_of(self._source_of(step)) if queue is None else queue.count
@@ -106,6 +121,7 @@ class MapRunner:
         except BaseException as bug:
             self._run.broken(bug, f"step {step.name!r} could not be run")
         finally:
+            self._pause(node)
             self._wake_up_chain(node)
             self._run.settled(node)
 
@@ -156,6 +172,11 @@ class MapRunner:
         for node in list(self._changes):
             self._wake_up(node)
 
+    def drop(self, node: int) -> None:
+        """Forget a mapped step, or an item, that will never start."""
+        self._pause(node)
+        self.forget(node)
+
     def forget(self, item: int, task: asyncio.Task[Any] | None = None) -> None:
         """Forget an item that has ended in its task, if that is known, or will never start."""
         if item in self.items:
@@ -183,18 +204,25 @@ class MapRunner:
         change = self._changes.pop(node, None)
         if change is not None and not change.done():
             change.set_result(None)
+            if self._adding is not None:
+                self._adding.add(node)
 
     async def _add_items(self, node: int, step: WorkflowStep) -> bool:
         """Make each item a node; return whether none was left out, as when the run stops."""
         number, source = 0, self._source_of(step)
         if self._persistence is not None:
             check_order(source, step.name)
+        may_wait = isinstance(source, AsyncIterable)
+        if may_wait:
+            self._pause(node)
         waits = _ItemWaits(node, step, *self._limit_of(step), self._now_ms, self._stop_control)
         async with aclosing(each_item(source, step.name, waits.next_of)) as values:
             async for value in values:
                 if self._stops(node):
                     return False
                 await self._add_item(node, number, value)
+                if may_wait:
+                    self._pause(node)
                 number += 1
         return True
 
@@ -221,6 +249,8 @@ class MapRunner:
     async def _add_item(self, node: int, number: int, value: Any) -> None:
         """Make an item a node, and wait until it is scheduled and there is room for another."""
         state, ended = self._state, self._ended.get(node)
+        if self._adding is not None:
+            self._adding.add(node)
         # Once the run stops, nodes are known as asked to stop, and clean-up steps need others.
         while ended and state.stop_reason is None and (not ended[0][1] or ended[0][1].done()):
             state.forget_item(ended.popleft()[0])
@@ -238,7 +268,10 @@ class MapRunner:
                 self._wake_up_chain(node)
         while self._plan.chained and state.holds_back(node):
             await self._change(node)
-        if number % _ITEMS_A_TURN == 0:
+        added = self._added[node] = self._added.get(node, 0) + 1
+        if added >= _ITEMS_A_TURN:
+            self._added[node] = 0
+            self._pause(node)
             await self._stop_control.undisturbed(node, partial(asyncio.sleep, 0))
 
     def _stops(self, node: int) -> bool:
@@ -248,6 +281,9 @@ class MapRunner:
     async def _change(self, node: int) -> None:
         """Wait until an item of the mapped step is scheduled or has ended; it may be neither."""
         change = self._changes[node] = self._loop.create_future()
+        self._added[node] = 0
+        if self._adding is not None:
+            self._adding.discard(node)
         try:
             await change
         except asyncio.CancelledError:

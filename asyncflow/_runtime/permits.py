@@ -5,6 +5,10 @@ Rules:
 1. None of it is part of the attempt's time.
 2. Only the run can cut a wait short. If a third party cancels the node's task meanwhile, the wait
    continues.
+3. A slot is offered after all nodes that its release made ready have joined the line, so that the
+   line's order decides. Steps join in the turn of the release, and items later: the task of their
+   mapped step must add them. So where a less urgent attempt could get the slot, that is kept until
+   these tasks have had their turn (``adding``).
 """
 
 from __future__ import annotations
@@ -58,6 +62,17 @@ def _limiter_for(runs_in: str) -> anyio.CapacityLimiter:
     from asyncflow._runtime.workers import limiter_for  # few need what that imports
 
     return limiter_for(runs_in)
+
+
+def _priorities_of(plan: Plan) -> Mapping[Pool, tuple[int, int]]:
+    """Return the lowest and the highest priority that steps have in each pool."""
+    found: dict[Pool, tuple[int, int]] = {}
+    for at in plan.special:
+        pool, priority = plan.steps[at].pool, plan.steps[at].priority
+        if pool is not None:
+            lowest, highest = found.get(pool, (priority, priority))
+            found[pool] = min(lowest, priority), max(highest, priority)
+    return found
 
 
 def pool_clock(loop: asyncio.AbstractEventLoop) -> Clock:
@@ -198,11 +213,16 @@ class Permits:
         """The slots and tokens of each node whose step has functions for them."""
         self._joining: dict[int, None] = {}
         """The nodes that were started and are not in line yet, in order."""
-        self._late: list[PoolTicket | Permit] = []
+        self._late: list[tuple[PoolTicket | Permit, Pool | None]] = []
         """What is released when the nodes that its attempts have made ready are in line."""
-        self._has_priorities = self._queue.is_limited and any(
-            scope.plan.steps[index].priority for index in scope.plan.special
-        )
+        self._looks_soon = False
+        plan = scope.plan
+        self._priorities = _priorities_of(plan) if self._queue.is_limited else {}
+        self._has_priorities = any(low or high for low, high in self._priorities.values())
+        has_maps = self._priorities and any(plan.steps[at].map_over for at in plan.special)
+        self.adding: set[int] | None = set() if has_maps else None
+        """The mapped steps that are about to add items, or to end, as soon as their tasks run;
+        ``None`` if no slot may have to wait for that."""
         self._reported_ms: dict[Pool, float] = {}
         """Until when each pool that it watches is paused, as far as that was reported."""
         self._threads: dict[int, ThreadEnd] = {}
@@ -343,14 +363,46 @@ class Permits:
         elif unused:
             held.release(unused=True)
         elif self._queue.is_dirty:
-            self._late.append(held)
+            self._late.append((held, pool))
+        elif self.adding and self._is_awaited(pool):
+            self._late.append((held, pool))
+            self._look_soon()
         elif not self._joining or not self._hand_over(held, pool):
             self._offer(held)
 
     def release_late(self) -> None:
         """Offer the slots of attempts whose successors are in line now."""
-        while self._late:
-            self._offer(self._late.pop())
+        late, self._late = self._late, []
+        while late:
+            held, pool = late.pop()
+            if self.adding and self._is_awaited(pool):
+                self._late.append((held, pool))
+                self._look_soon()
+            else:
+                self._offer(held)
+
+    def _is_awaited(self, pool: Pool | None) -> bool:
+        """Whether less urgent attempts could get a slot of a pool before items that are added."""
+        if pool is None:
+            return False
+        lowest, highest = self._priorities[pool]
+        return lowest < highest or pool._waits_below(highest)
+
+    def _look_soon(self) -> None:
+        """Offer in the next turn of the loop what is late, unless it must wait for longer."""
+        if not self._looks_soon:
+            self._looks_soon = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looks_soon = False
+        if not self._queue.is_dirty:  # else nodes are about to start, and then it is offered
+            self.release_late()
+
+    def close(self) -> None:
+        """Offer all that was released: nothing more starts."""
+        self.adding = None
+        self.release_late()
 
     def _offer(self, held: PoolTicket | Permit) -> None:
         """Release slots when all nodes that were started are in line."""

@@ -82,7 +82,7 @@ class Starter:
     def close(self) -> None:
         """Start nothing more, and keep nothing."""
         self.is_held = True
-        self._permits.release_late()
+        self._permits.close()
         if self.waits is not None:
             self.waits.close()
             self.waits = None
@@ -162,7 +162,7 @@ class Starter:
                 continue
             if step.map_over is not None:
                 if node < step_count:
-                    coroutine = self.maps.run(node, step)
+                    coroutine = self.maps.launch(node, step)
                 else:
                     self.maps.note_change(node)
             if step.needs_permit and coroutine is None:
@@ -306,7 +306,7 @@ class Starter:
         else:
             state.drop_item(node)
         self._permits.forget(node)
-        self.maps.forget(node)
+        self.maps.drop(node)
 
     def _report_cancelled(self, node: int, now_ms: float) -> None:
         """Report the end of a node that has started and of which no attempt is running."""

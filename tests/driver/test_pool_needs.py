@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 
 import pytest
 
@@ -283,6 +285,156 @@ async def test_runs_take_turns_within_a_priority():
     await asyncio.gather(run_pipeline(steps("x")), run_pipeline(steps("y")))
 
     assert order == list("xyxyxy")
+
+
+# Items join the line only when the task of their step adds them.
+
+
+def mapped(name, source, act, **options):
+    return WorkflowStep(name, act, {"number": source}, map_over=source, **options)
+
+
+def noting(log, name, takes=1.0):
+    async def act(number):
+        log.append(name)
+        await asyncio.sleep(takes)
+        return number
+
+    return act
+
+
+@pytest.mark.long_time
+@pytest.mark.parametrize(("size", "count"), [(1, 3), (2, 210), (4, 12)])
+@pytest.mark.parametrize("is_one_run", [True, False])
+@pytest.mark.parametrize("options", [{}, {"max_concurrency": 200}], ids=str)
+async def test_urgent_items_leave_no_slot_to_others(size, count, is_one_run, options):
+    pool, log = Pool(size), []
+
+    def steps(name, priority):
+        source = WorkflowStep(f"{name} items", lambda: asyncio.sleep(0, [*range(count)]))
+        act = noting(log, name)
+        return [source, mapped(name, source.name, act, pool=pool, priority=priority)]
+
+    urgent, other = steps("urgent", 1), steps("other", 0)
+
+    runs = [urgent + other] if is_one_run else [urgent, other]
+    await asyncio.gather(*(run_pipeline(each, **options) for each in runs))
+
+    assert log == ["urgent"] * count + ["other"] * count
+    assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+RISING = (0, 1, 2)
+
+
+@pytest.mark.long_time
+@pytest.mark.parametrize(
+    ("priorities", "is_random"),
+    [(RISING, True), *((each, False) for each in itertools.permutations(RISING))],
+)
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_priorities_hold_along_a_chain_of_items_as_along_chains_of_steps(
+    priorities, is_random, size, is_asked
+):
+    pool, chance, count, names = Pool(size), random.Random(size), 12, "abc"
+    takes = {
+        (name, n): chance.uniform(0.5, 1.5) if is_random else {"a": 1, "b": 0.7, "c": 1.2}[name]
+        for n in range(count)
+        for name in names
+    }
+    # What calls functions of the user is started a turn later.
+    options = {"pool": pool, "slots": lambda: 1} if is_asked else {"pool": pool}
+
+    def work(name, n=None):
+        async def act(number=n):
+            await asyncio.sleep(takes[name, number])
+            return number
+
+        return act
+
+    chained = [WorkflowStep("items", lambda: asyncio.sleep(0, [*range(count)]))]
+    for source, name, priority in zip(("items", *names), names, priorities, strict=False):
+        chained.append(mapped(name, source, work(name), priority=priority, **options))
+    plain = [
+        WorkflowStep(
+            f"{name}{n}",
+            work(name, n),
+            [f"{names[at - 1]}{n}"] if at else [],
+            priority=priorities[at],
+            **options,
+        )
+        for n in range(count)
+        for at, name in enumerate(names)
+    ]
+
+    of_items = await run_pipeline(chained, schedule="ready")
+    of_steps = await run_pipeline(plain, schedule="ready")
+
+    items = {f"{name}{item.item}": item for name in names for item in of_items[name].items}
+    starts = {name: item.started_ms for name, item in items.items()}
+    expected = {result.step_name: result.started_ms for result in of_steps.results}
+    if is_random:
+        assert starts == pytest.approx(expected)
+    for name in names:  # of those that end in the same moment, the loop decides which is first
+        of_name = [sorted(at[f"{name}{n}"] for n in range(count)) for at in (starts, expected)]
+        assert of_name[0] == pytest.approx(of_name[1])
+
+
+async def test_what_follows_the_last_item_joins_the_line_before_its_slot_is_offered():
+    pool, log = Pool(2), []
+
+    def act(name):
+        async def action():
+            log.append(name)
+            await asyncio.sleep(1)
+
+        return action
+
+    steps = [
+        numbers(1, 2),
+        mapped("items", "numbers", noting(log, "item"), pool=pool, priority=1),
+        WorkflowStep("later", lambda: asyncio.sleep(0.5)),
+        *(WorkflowStep(f"other{n}", act("other"), ["later"], pool=pool) for n in range(3)),
+        WorkflowStep("after", act("after"), ["items"], pool=pool, priority=2),
+    ]
+
+    await run_pipeline(steps, schedule="ready")
+
+    assert log == ["item", "item", "after", "other", "other", "other"]
+
+
+@pytest.mark.parametrize("pauses", [0, 3])
+async def test_a_source_that_lets_others_wait_for_items_keeps_no_slot(pauses):
+    pool, log, gate = Pool(1), [], asyncio.Event()
+
+    async def source():
+        async def items():
+            for n in range(2):
+                yield n
+                for _ in range(pauses):
+                    await asyncio.sleep(0)
+            await gate.wait()
+
+        return items()
+
+    async def other(number):
+        log.append("other")
+        gate.set()
+
+    steps = [
+        WorkflowStep("source", source),
+        numbers(1),
+        mapped("urgent", "source", noting(log, "urgent"), pool=pool, priority=1),
+        mapped("last", "numbers", other, pool=pool),
+    ]
+
+    await run_pipeline(steps, schedule="ready")
+
+    assert sorted(log) == ["other", "urgent", "urgent"]
+    if not pauses:
+        assert log[-1] == "other"
+    assert (pool.in_use, pool.waiting) == (0, 0)
 
 
 # Retries.
