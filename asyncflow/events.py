@@ -93,6 +93,8 @@ class RunStarted:
     signals: Mapping[str, Any] = made_by(default_factory=dict)
     """The steps that wait for a signal, each with the JSON schema of its type; an empty one if that
     is not known."""
+    signal_deadlines: Mapping[str, float] = made_by(default_factory=dict)
+    """The ``deadline_ms`` of those that have one."""
     rerun_reasons: Mapping[str, str] = made_by(default_factory=dict)
     """In a rerun, why steps that the other run had begun run again, by step name, in words that
     complete the sentence "it runs again because …"."""
@@ -136,6 +138,8 @@ class RunResumed:
     secret: tuple[str, ...] = ()
     """As in `RunStarted`."""
     signals: Mapping[str, Any] = made_by(default_factory=dict)
+    """As in `RunStarted`."""
+    signal_deadlines: Mapping[str, float] = made_by(default_factory=dict)
     """As in `RunStarted`."""
     missing_steps: Mapping[str, tuple[str, ...]] = made_by(default_factory=dict)
     """The steps that the run would still run and the pipeline no longer has, each with those that

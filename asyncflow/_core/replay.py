@@ -93,6 +93,10 @@ class StoredRun:
         self.waits: dict[str, events.StepWaiting] = {}
         self.signals: Mapping[str, Any] = {}
         """The signals of its latest segment, each with the JSON schema of its type."""
+        self.signal_deadlines: Mapping[str, float] = {}
+        """Their deadlines."""
+        self.asked: dict[str, list[Any]] = {}
+        """The schemas that a signal has had in any segment, by its name."""
         self.sent: Mapping[str, Payload | None] = {}
         """What a journal has received for it by name; ``None`` for a deadline that has expired."""
         self.must_stop = False
@@ -165,7 +169,11 @@ class StoredRun:
     def _begin(self, event: events.RunStarted | events.RunResumed, at_ms: float) -> None:
         self.run_id, self.pipeline = event.run_id, event.pipeline or self.pipeline
         self.segments.append(Segment(at_ms, event.wall_time, process=event.process))
-        self.signals = event.signals
+        self.signals, self.signal_deadlines = event.signals, event.signal_deadlines
+        for name, schema in event.signals.items():
+            known = self.asked.setdefault(name, [])
+            if schema not in known:
+                known.append(schema)
         if self.status is not RunStatus.WAITING:
             self.limited_from_ms = at_ms
         self.status, self.stop_reason, self.cause = RunStatus.RUNNING, None, None

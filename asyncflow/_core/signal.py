@@ -116,6 +116,19 @@ def _types() -> ModuleType | None:
     return _signal_types
 
 
+def asks_of(signals: Mapping[str, Any], deadlines: Mapping[str, float]) -> int:
+    """Return a checksum of what a version of a pipeline asks for.
+
+    ``signals`` are the schemas of its signals by name, and ``deadlines`` those that they have, in
+    milliseconds.
+    """
+    import json  # a pipeline without signals needs neither
+    from zlib import crc32
+
+    asked = [signals, {name: float(deadlines[name]) for name in deadlines}]
+    return crc32(json.dumps(asked, sort_keys=True).encode())
+
+
 class Always:
     """A fallback that always returns the same value."""
 

@@ -22,7 +22,7 @@ from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
 from asyncflow._core.graph import Bindings, Plan
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
-from asyncflow._core.signal import fits, is_plain, other_type, shape_of
+from asyncflow._core.signal import asks_of, fits, is_plain, other_type, shape_of
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Checkpoint, Key
@@ -300,16 +300,12 @@ class RunPersistence:
         )
 
     def received(self, name: str, payload: Payload) -> Any:
-        """Return the value of a signal that was sent.
+        """Return the value of a signal that was sent; raise as `value_of_signal` does."""
+        return value_of_signal(self.journal, name, payload, self.types[name])
 
-        Raise `PayloadError` if it is not of the signal's type.
-        """
-        subject, hint = f"signal {name!r}", self.types[name]
-        value = self.journal.decode(subject, payload, hint)
-        shape = shape_of(hint)
-        if not fits(value, shape):
-            raise PayloadError(subject, other_type(value, shape))
-        return value
+    def is_for_another_version(self, name: str, payload: Payload, asked: Sequence[Any]) -> bool:
+        """Whether a signal that is not of its type is one for which another version has asked."""
+        return is_for_another_version(self.journal, self.types[name], payload, asked)
 
     def sent(self, name: str, value: Any) -> Payload:
         """Encode a value as it was given to a signal, so that it is the same whoever sends it."""
@@ -398,11 +394,51 @@ def new_start(request: Request) -> RunStart:
         max_retries=dict(plan.max_retries),
         secret=plan.secret,
         signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
+        signal_deadlines=deadlines_of_signals(plan),
         parent=request.parent,
         parent_step=request.parent_step,
         label=request.label,
     )
     return RunStart(inputs, plan.bindings(inputs.keys()), event)
+
+
+def deadlines_of_signals(plan: Plan) -> dict[str, float]:
+    """Return the ``deadline_ms`` of the signals that have one, by name."""
+    steps = [plan.steps[at] for at in sorted(plan.signals)]
+    return {step.name: step.deadline_ms for step in steps if step.deadline_ms is not None}
+
+
+def asked_by(plan: Plan, types: OutputTypes, journal: Journal) -> tuple[dict[str, Any], int]:
+    """Return the signals of a pipeline, each with the schema of its type, and `asks_of` them."""
+    schema: Callable[[Any], Any] = getattr(journal, "schema", lambda hint: {})
+    names = [plan.steps[at].name for at in sorted(plan.signals)]
+    signals = {name: schema(types[name]) for name in names}
+    return signals, asks_of(signals, deadlines_of_signals(plan))
+
+
+def value_of_signal(journal: Journal, name: str, payload: Payload, hint: Any) -> Any:
+    """Return the value of a signal that was sent; raise `PayloadError` if it is not of its type."""
+    subject = f"signal {name!r}"
+    value, shape = journal.decode(subject, payload, hint), shape_of(hint)
+    if not fits(value, shape):
+        raise PayloadError(subject, other_type(value, shape))
+    return value
+
+
+def is_for_another_version(
+    journal: Journal, hint: Any, payload: Payload, asked: Sequence[Any]
+) -> bool:
+    """Whether a signal that is not of its type here is one for which another version has asked.
+
+    ``asked`` are the schemas that the run has stored for it. Such a value was acknowledged, so it
+    is left to a process that can read it.
+    """
+    admits: Callable[[Any, Payload], bool] | None = getattr(journal, "admits", None)
+    if admits is None:
+        return False
+    own = journal.schema(hint)  # type: ignore[attr-defined]  # it has both
+    others = [schema for schema in asked if schema != own]
+    return not admits(own, payload) and any(admits(schema, payload) for schema in others)
 
 
 def redacted(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:

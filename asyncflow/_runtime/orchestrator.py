@@ -20,6 +20,7 @@ from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.graph import Plan, plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
+from asyncflow._core.signal import take
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
 from asyncflow._core.step_cache import check_not_cached
@@ -31,6 +32,7 @@ from asyncflow._runtime.durable import (
     Request,
     RunPersistence,
     RunStart,
+    asked_by,
     new_start,
 )
 from asyncflow._runtime.handle import RunHandle
@@ -249,6 +251,20 @@ class Orchestrator:
         for stand_in in list(replacements):
             steps = stand_in(steps) or steps
         return self if steps is whole else self._of(Plans(steps), self._options)
+
+    def _asked(self, journal: Journal) -> tuple[dict[str, Any], int]:
+        """Return its signals with the schemas of their types, and a checksum of what it asks for.
+
+        A journal has the same of a run that waits.
+        """
+        self = self._intercepted()
+        return asked_by(self._plan, self._plans.types, journal)
+
+    def _check_signal(self, name: str, value: Any) -> None:
+        """Raise `ValueError` if it has a signal of this name which does not take a value."""
+        index = self._plan.index.get(name)
+        if index is not None and (signal := self._plan.steps[index].signal) is not None:
+            take(signal, name, value)
 
     @property
     def tiers(self) -> list[list[str]]:

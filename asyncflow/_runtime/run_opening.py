@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RunStatus
 from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
+from asyncflow._core.signal import asks_of
 from asyncflow._core.step_cache import check_cached
 from asyncflow._core.text import nearest
 from asyncflow._runtime.durable import (
@@ -28,8 +29,12 @@ from asyncflow._runtime.durable import (
     Request,
     RunPersistence,
     RunStart,
+    asked_by,
+    deadlines_of_signals,
+    is_for_another_version,
     new_start,
     redacted,
+    value_of_signal,
 )
 from asyncflow.events import RunStarted
 
@@ -116,7 +121,7 @@ class _RunOpening:
             event = replace(
                 start.event,
                 fingerprints=fingerprints_of(request.plan),
-                signals=self._signals(),
+                signals=self._asked()[0],
                 process=_this_process(),
             )
             return start._replace(event=event, stored_event=replace(event, inputs=given))
@@ -159,6 +164,7 @@ class _RunOpening:
                 for name, step in stored.steps.items()
                 if name not in stored.missing_steps
             }
+            and asks_of(stored.signals, stored.signal_deadlines) == self._asked()[1]
             and all(
                 stored.fingerprints.get(name) == fingerprint
                 for name, fingerprint in fingerprints_of(request.plan).items()
@@ -167,12 +173,30 @@ class _RunOpening:
             and all(request.plan.index[name] in request.plan.signals for name in stored.waits)
         )
 
-    def _signals(self) -> dict[str, Any]:
-        """Return the signals of the pipeline, each with the JSON schema of its type."""
-        plan = self._request.plan
-        schema: Callable[[Any], Any] = getattr(self._journal, "schema", lambda hint: {})
-        names = [plan.steps[at].name for at in sorted(plan.signals)]
-        return {name: schema(self._request.types[name]) for name in names}
+    def _asked(self) -> tuple[dict[str, Any], int]:
+        return asked_by(self._request.plan, self._request.types, self._journal)
+
+    def _check_answers(self, stored: StoredRun) -> None:
+        """Raise `PayloadError` if another version has asked for a value that this one can't read.
+
+        ``stored`` has resumed: what is void is not there any more.
+        """
+        plan, types = self._request.plan, self._request.types
+        for name, payload in stored.sent.items():
+            is_waited_for = name in plan.index and plan.index[name] in plan.signals
+            if payload is None or not is_waited_for or (name, None) in stored.settled():
+                continue
+            try:
+                value_of_signal(self._journal, name, payload, types[name])
+            except PayloadError as error:
+                asked = stored.asked.get(name, ())
+                if is_for_another_version(self._journal, types[name], payload, asked):
+                    raise PayloadError(
+                        f"signal {name!r} of run {stored.run_id!r}",
+                        f"{error.problem}, and another version of the pipeline has asked for it; "
+                        "nothing has run: continue the run with that version, or let the type "
+                        "accept the value",
+                    ) from error
 
     def report(self, stored: StoredRun) -> RunReport:
         self._check_pipeline(stored, "ask that one, or the journal, for its report")
@@ -203,8 +227,13 @@ class _RunOpening:
             process=_this_process(),
             decode=self._decode_output,
         )
-        pipeline, signals = request.pipeline or stored.started.pipeline, self._signals()
-        event = replace(event, pipeline=pipeline, signals=signals)
+        self._check_answers(stored)
+        event = replace(
+            event,
+            pipeline=request.pipeline or stored.started.pipeline,
+            signals=self._asked()[0],
+            signal_deadlines=deadlines_of_signals(plan),
+        )
         secret = stored.secret_inputs.union(request.secret_inputs)
         check_cached(event.pipeline, plan, bindings, secret)
         shown = redacted(inputs, secret)
@@ -263,7 +292,7 @@ class _RunOpening:
         event = replace(
             start.event,
             fingerprints=fingerprints_of(plan),
-            signals=self._signals(),
+            signals=self._asked()[0],
             rerun_of=origin.run_id,
             label=request.label or origin.label,
             from_steps=tuple(from_steps),

@@ -62,6 +62,8 @@ class Waits:
         checkpoint = scope.start.checkpoint
         self._before = {} if checkpoint is None else dict(checkpoint.replay.waits)
         """The waits of earlier segments, by step."""
+        self._asked = {} if checkpoint is None else checkpoint.replay.asked
+        """The schemas of signals that versions of the pipeline have asked for, by step."""
         sent = {} if checkpoint is None else checkpoint.replay.sent
         self._sent: dict[str, Payload | None] = {
             name: payload for name, payload in sent.items() if payload is not None
@@ -301,7 +303,17 @@ class Waits:
             value = persistence.received(wait.step, payload)
             stored = persistence.output(wait.step, self._steps[node], value)
         except PayloadError as error:
-            self._announce(node, wait.since, str(error))
+            if persistence.is_for_another_version(
+                wait.step, payload, self._asked.get(wait.step, ())
+            ):
+                # It came while this process took over the run. The row stays, and the run is due.
+                _log.error(
+                    "run %r leaves what it has received to another version of its pipeline, which "
+                    "has asked for it: %s",
+                    *(self._scope.run_id, error),
+                )
+            else:
+                self._announce(node, wait.since, str(error))
             return
         if self._wakes(node):
             self._succeed(node, value, stored, None)

@@ -12,7 +12,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -58,7 +58,7 @@ from asyncflow.journal._queries import (
 from asyncflow.journal._reader import RunReader
 from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
-from asyncflow.journal._signal_types import payload_of, schema_of_signal
+from asyncflow.journal._signal_types import admits, payload_of, schema_of_signal
 from asyncflow.journal._signals import SentSignal
 from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
@@ -531,6 +531,18 @@ class SQLJournal:
         now = virtual_now(asyncio.get_running_loop())
         return await self._read(self._lists.due, now, pipelines, limit, skipped, among)
 
+    async def _asking_otherwise(
+        self, pipeline: str, asks: int, limit: int, skipped: Collection[str]
+    ) -> list[str]:
+        """Return runs of a pipeline that wait as another version of it asks for signals."""
+        return await self._read(
+            self._lists.signals.asking_otherwise, pipeline, asks, limit, skipped
+        )
+
+    async def _asks(self, run_id: str) -> tuple[str, int] | None:
+        """Return the pipeline of a run that waits, and what it asks for; else ``None``."""
+        return await self._read(self._lists.signals.asks, run_id)
+
     async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
 
@@ -731,6 +743,10 @@ class SQLJournal:
             TypeError: There is none.
         """
         return schema_of_signal(hint)
+
+    def admits(self, schema: Mapping[str, Any], payload: Payload) -> bool:
+        """Whether a signal with such a schema takes a value that was sent. A run calls this."""
+        return admits(schema, payload)
 
     def _queue_of(self, loop: asyncio.AbstractEventLoop) -> CommitQueue:
         with self._lock:

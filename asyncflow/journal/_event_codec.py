@@ -399,6 +399,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "max_retries": (dict, dict),
     "secret": (list, tuple),
     "signals": (dict, dict),
+    "signal_deadlines": (dict, dict),
     "status": (str, StepStatus),
 }
 

@@ -133,10 +133,12 @@ _MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
         "AND started_at < 'Infinity') NOT VALID",
         "ALTER TABLE asyncflow.runs ADD COLUMN waits TEXT",
         "ALTER TABLE asyncflow.runs ADD COLUMN due_at DOUBLE PRECISION",
+        "ALTER TABLE asyncflow.runs ADD COLUMN asks BIGINT",
         'ALTER TABLE asyncflow.runs ADD COLUMN label TEXT COLLATE "C"',
         "CREATE INDEX runs_by_label ON asyncflow.runs (label, started_at, run_id) "
         "WHERE label IS NOT NULL",
         "CREATE INDEX runs_due ON asyncflow.runs (due_at) WHERE due_at IS NOT NULL",
+        "CREATE INDEX runs_asking ON asyncflow.runs (pipeline, asks) WHERE asks IS NOT NULL",
         "ALTER TABLE asyncflow.leases ADD COLUMN cancel_reason TEXT",
         "ALTER TABLE asyncflow.leases ADD COLUMN signal_token BIGINT",
         "CREATE INDEX leases_signalled ON asyncflow.leases (run_id) WHERE signal_token IS NOT NULL",

@@ -111,7 +111,7 @@ class RunLists:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._signals = Signals(store)
+        self.signals = Signals(store)
 
     def rows(self, where: RunFilter) -> list[RunRow]:
         """Return the rows that a filter selects; as SQL can't tell, orphaned runs are running."""
@@ -180,7 +180,7 @@ class RunLists:
         found: list[RunRecord] = []
         seen = set(skipped)
         while wanted := limit - len(found):
-            due = self._signals.due(now, names, wanted, seen, among)
+            due = self.signals.due(now, names, wanted, seen, among)
             rows: dict[Any, RunRow] = {}
             for chunk in chunks(padded(due)):
                 of_chunk = self._rows({f"r.run_id IN ({marks(len(chunk))})": chunk}, None)

@@ -18,6 +18,7 @@ from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow._core.results import Payload, RunStatus
+from asyncflow._core.signal import asks_of
 from asyncflow._core.step_runs import Key
 from asyncflow.events import (
     Event,
@@ -68,6 +69,7 @@ class SQLSession:
         self._remembered: list[Statement] = []
         self._waits: dict[str, float | None] = {}
         """The signals that the run waits for, each with when its deadline expires."""
+        self._asks: int | None = None
         self._checkpoints: dict[Key, Payload | None] = {}
         self._change: Change | None = None
         self._closing = False
@@ -92,7 +94,9 @@ class SQLSession:
             if event.refused:
                 self.execute(forget(self._lease.run_id, event.step))
         elif isinstance(event, _CHANGING):
-            self._change = _merged(self._change, self._appended, event, self._waits)
+            if not isinstance(event, RunFinished) and event.signals:
+                self._asks = asks_of(event.signals, event.signal_deadlines)
+            self._change = _merged(self._change, self._appended, event, self._waits, self._asks)
             if isinstance(event, RunResumed) and event.signals:
                 self._forget_void(event)
         elif self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
@@ -325,6 +329,7 @@ def _merged(
     position: int,
     event: RunStarted | RunResumed | RunFinished,
     waits: Mapping[str, float | None],
+    asks: int | None,
 ) -> Change:
     """Return what an event and those before it change in the row of their run."""
     if isinstance(event, RunStarted):
@@ -345,6 +350,7 @@ def _merged(
             status=status_column(event.status),
             cause=event.cause,
             waits=dict(waits) if is_waiting else None,
+            asks=asks if is_waiting else None,
         )
     # When it would have started if it had never paused.
     unpaused_at = event.wall_time - event.at_ms / 1000

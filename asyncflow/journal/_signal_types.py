@@ -103,6 +103,17 @@ def check_payload(name: str, payload: Payload, schema: Mapping[str, Any]) -> Non
         raise ValueError(f"signal {name!r} {problem}, not {safe_text(json.dumps, value)}")
 
 
+def admits(schema: Mapping[str, Any], payload: Payload) -> bool:
+    """Whether a signal of this schema takes what was sent, as far as the schema tells."""
+    if payload.codec == "cloudpickle":
+        return not _has_json(schema)
+    try:
+        check_payload("", payload, schema)
+    except Exception:  # what is stored may be damaged, and of any type
+        return False
+    return True
+
+
 def take(name: str, value: Any, hint: Any, schema: Mapping[str, Any]) -> Any:
     """Return the instance of its type that a value which is sent to a signal is, or becomes.
 

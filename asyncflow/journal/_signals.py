@@ -11,7 +11,8 @@ owner ends its segment, or finds the run waiting:
 - While a process runs it, ``signal_token`` tells the owner to look. What came before its claim,
   the owner reads with the history of the run.
 - While it waits, ``runs.waits`` has the names that it waits for, and ``runs.due_at`` when a process
-  must continue it: at the earliest deadline, or at once.
+  must continue it: at the earliest deadline, or at once. ``runs.asks`` is a checksum of the types
+  and deadlines of its signals: a version of the pipeline with others continues it too.
 """
 
 from __future__ import annotations
@@ -68,9 +69,15 @@ _SIGNALLED = (
     "SELECT run_id, token FROM leases WHERE signal_token IS NOT NULL AND signal_token = token"
 )
 _DUE = f"SELECT r.run_id FROM runs r WHERE r.due_at IS NOT NULL AND r.due_at <= {NOW}"
+_ASKING_OTHERWISE = " UNION ALL ".join(
+    "SELECT r.run_id FROM runs r WHERE r.asks IS NOT NULL AND r.pipeline = ? "
+    f"AND r.asks {differs} ?"
+    for differs in "<>"
+)
+_ASKS = "SELECT r.pipeline, r.asks FROM runs r WHERE r.run_id = ? AND r.asks IS NOT NULL"
 _FORGET = "DELETE FROM signals WHERE run_id = ? AND name = ?"
 _WAIT = (
-    "UPDATE runs SET waits = ?, due_at = CASE WHEN EXISTS (SELECT 1 FROM leases l "
+    "UPDATE runs SET waits = ?, asks = ?, due_at = CASE WHEN EXISTS (SELECT 1 FROM leases l "
     "WHERE l.run_id = runs.run_id AND l.cancel_token = l.token) OR EXISTS (SELECT 1 FROM signals s "
     f"WHERE s.run_id = runs.run_id AND s.name IN ({{names}})) THEN {_DUE_NOW} ELSE ? END "
     "WHERE run_id = ?"
@@ -85,12 +92,12 @@ def forget(run_id: str, name: str, *, only_expired: bool = False) -> Statement:
     return Statement(sql, parameters)
 
 
-def waiting(run_id: str, waits: dict[str, float | None]) -> Statement:
+def waiting(run_id: str, waits: dict[str, float | None], asks: int | None) -> Statement:
     """Return what notes for what a run waits whose segment ends; its lease is locked."""
     names = padded([*map(column_of, waits)])
     due_at = min((at for at in waits.values() if at is not None), default=None)
     sql = _WAIT.replace("{names}", marks(len(names)))
-    return Statement(sql, [json.dumps([*waits]), *names, due_at, run_id])
+    return Statement(sql, [json.dumps([*waits]), asks, *names, due_at, run_id])
 
 
 def wake(run_id: str) -> Statement:
@@ -263,6 +270,21 @@ class Signals:
         values = [now, *(pipelines or ()), *wanted, limit + len(skipped)]
         rows = self._store.read(sql, values)
         return [run_id for (run_id,) in rows if run_id not in skipped][:limit]
+
+    def asking_otherwise(
+        self, pipeline: str, asks: int, limit: int, skipped: Collection[str]
+    ) -> list[str]:
+        """Return waiting runs of a pipeline that ask for something else, but for those skipped."""
+        values = [column_of(pipeline), asks] * 2
+        rows = self._store.read(f"{_ASKING_OTHERWISE} LIMIT ?", [*values, limit + len(skipped)])
+        return [run_id for (run_id,) in rows if run_id not in skipped][:limit]
+
+    def asks(self, run_id: str) -> tuple[str, int] | None:
+        """Return the pipeline of a run that waits, and what it asks for; else ``None``."""
+        for pipeline, asks in self._store.read(_ASKS, [run_id]):
+            with suppress(AttributeError, TypeError, ValueError):  # a damaged name is of none
+                return from_column(pipeline), asks
+        return None
 
 
 def is_same(first: Payload, second: Payload) -> bool:

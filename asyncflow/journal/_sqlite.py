@@ -147,9 +147,10 @@ _MIGRATIONS = [
         "NULL CHECK (status IN ('running', 'waiting', 'passed', 'failed', 'interrupted')), "
         "started_at REAL NOT NULL, updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, "
         "last_event INTEGER NOT NULL, checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, "
-        f"forked_from TEXT, cause TEXT, waits TEXT, due_at REAL, label TEXT) {_STRICT}",
+        "forked_from TEXT, cause TEXT, waits TEXT, due_at REAL, label TEXT, "
+        f"asks INTEGER) {_STRICT}",
         "INSERT INTO new_runs SELECT run_id, pipeline, status, started_at, updated_at, paused_s, "
-        "last_event, checksum, parent, parent_step, forked_from, cause, NULL, NULL, NULL "
+        "last_event, checksum, parent, parent_step, forked_from, cause, NULL, NULL, NULL, NULL "
         "FROM runs",
         "DROP TABLE runs",
         "ALTER TABLE new_runs RENAME TO runs",
@@ -159,6 +160,7 @@ _MIGRATIONS = [
         "CREATE INDEX runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
         "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
         "CREATE INDEX runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
+        "CREATE INDEX runs_asking ON runs (pipeline, asks) WHERE asks IS NOT NULL",
         "CREATE INDEX runs_by_label ON runs (label, started_at, run_id) WHERE label IS NOT NULL",
         "ALTER TABLE leases ADD COLUMN cancel_reason TEXT",
         "ALTER TABLE leases ADD COLUMN signal_token INTEGER",

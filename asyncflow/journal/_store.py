@@ -87,6 +87,8 @@ class Change(NamedTuple):
     waits: dict[str, float | None] | None = None
     """The signals that the run waits for, if its segment has ended for that, each with when its
     deadline expires, in seconds since the epoch."""
+    asks: int | None = None
+    """Then, what its pipeline asks for: `asks_of` its signals."""
 
 
 class CommitBatch(NamedTuple):
@@ -175,7 +177,8 @@ _BEGIN_RUN = (
 )
 _CHANGE_RUN = (
     "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
-    "paused_s = COALESCE(? - started_at, paused_s), waits = NULL, due_at = NULL WHERE run_id = ?"
+    "paused_s = COALESCE(? - started_at, paused_s), waits = NULL, due_at = NULL, asks = NULL "
+    "WHERE run_id = ?"
 )
 _EVENTS = (
     f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE run_id = ? AND position > ? "
@@ -434,7 +437,7 @@ class Store:
             changed = change.status, change.cause, change.position, change.unpaused_at
             self._execute(cursor, _CHANGE_RUN, (*changed, batch.run_id))
         if change and change.waits:
-            self._execute(cursor, *waiting(batch.run_id, change.waits))
+            self._execute(cursor, *waiting(batch.run_id, change.waits, change.asks))
         if batch.release:
             self._execute(cursor, _RELEASE, (batch.run_id, batch.token))
 

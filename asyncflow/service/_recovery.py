@@ -10,7 +10,11 @@ Rules:
    killer ends up alone, and a run beside it has seen few processes die.
 4. A run that waits for a signal is none of these. What has become due of them is looked for more
    often. Those that are not due cost nothing.
-5. The service whose journal has taken a signal continues the run at once. The others look once a
+5. A run that waits as another version of its pipeline asks for signals is continued once, so that
+   it takes the types and deadlines of this one: at once if the service finds it at its start. What
+   it finds so later may be of a newer version, or of an old one that is about to end, so it lets
+   some time pass. Each process does this at most once for a run: they never take turns.
+6. The service whose journal has taken a signal continues the run at once. The others look once a
    second, and leave out what it has claimed: they would all claim it, and all but one in vain.
 """
 
@@ -26,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.errors import (
     JournalError,
+    PayloadError,
     RunAlreadyActiveError,
     RunCancelledError,
 )
@@ -41,7 +46,7 @@ from asyncflow._runtime.recovery import (
     is_left_alone,
     log_unresumed,
 )
-from asyncflow.service._errors import ServiceStoppingError
+from asyncflow.service._errors import ServiceStoppingError, ServiceUnavailableError
 from asyncflow.service._places import Places
 
 if TYPE_CHECKING:
@@ -65,6 +70,9 @@ _PROBATION_S = 300.0
 _DUE_EVERY_S = 1.0
 """How often to look for waiting runs that another process has made due, or whose deadline has
 expired."""
+_PATIENT_S = 600.0
+"""How long a run that another process has left waiting may ask for signals as another version does.
+Longer than a rolling deploy."""
 _AT_ONCE = 1_000
 """How many of them a look finds at most."""
 _TOGETHER = 64
@@ -99,6 +107,12 @@ class Recovery:
         self._unresumable: dict[str, tuple[float, float]] = {}
         """The runs that could not be resumed here, which was logged: when to try once more, and how
         long to wait after that, both in seconds."""
+        self._renewed: set[str] = set()
+        """The runs that were continued since another version of their pipeline asks for signals."""
+        self._outdated: dict[str, float] = {}
+        """Others of these, each with when it may be continued, in seconds."""
+        self._has_looked = False
+        """Whether the service has looked for these runs since its start."""
         self._beginning: set[asyncio.Task[None]] = set()
         self._continuing: set[str] = set()
         """The runs that were due and begin."""
@@ -116,10 +130,61 @@ class Recovery:
         while True:
             try:
                 has_resumed_all = await self._resume(every_s)
+                await self._renew_all()
             except JournalError as error:
                 _log.warning("the service can't look for runs to resume: %s", error)
                 has_resumed_all = True
             await asyncio.sleep(every_s if has_resumed_all else min(every_s, _SOON_S))
+
+    async def _renew_all(self) -> None:
+        """Continue the runs that wait as another version of their pipeline asks for signals."""
+        now_s = asyncio.get_running_loop().time
+        for name, pipeline in self._pipelines.items():
+            asks = self._asks_of(pipeline)
+            while True:
+                patient = {each for each, at_s in self._outdated.items() if now_s() < at_s}
+                skipped = self._left_alone() | self._renewed | patient
+                found = await self._journal._asking_otherwise(name, asks, _AT_ONCE, skipped)
+                for run_id in found:
+                    if self._has_looked and run_id not in self._outdated:
+                        self._outdated[run_id] = now_s() + _PATIENT_S
+                        continue
+                    self._outdated.pop(run_id, None)
+                    self._renewed.add(run_id)
+                    await self._places.wait()
+                    self._begin_soon(self._resume_one(pipeline, run_id))
+                if len(found) < _AT_ONCE:
+                    break
+        self._has_looked = True
+
+    def _asks_of(self, pipeline: Pipeline | Orchestrator) -> int:
+        return _orchestrator(pipeline)._asked(self._journal)[1]
+
+    async def check_signal(self, run_id: str, name: str, value: Any) -> None:
+        """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.
+
+        If another version of it has left the run waiting, the run asks as this one does before.
+        """
+        waits = await self._journal._asks(run_id)
+        pipeline = None if waits is None else self._pipelines.get(waits[0])
+        if waits is None or pipeline is None:
+            return
+        if waits[1] != self._asks_of(pipeline) and not await self._renew(pipeline, run_id):
+            return
+        _orchestrator(pipeline)._check_signal(name, value)
+
+    async def _renew(self, pipeline: Pipeline | Orchestrator, run_id: str) -> bool:
+        """Continue a run that waits as another version asks, and return whether that succeeded."""
+        try:
+            await self._places.take()
+            run = await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
+            await run.flush()
+        except (ServiceUnavailableError, NotLostError, RunAlreadyActiveError, RunCancelledError):
+            return False
+        except (ValueError, PayloadError) as error:
+            log_unresumed(run_id, error)
+            return False
+        return True
 
     async def run_due(self) -> None:
         """Continue the runs that waited and are due, until this is cancelled."""
@@ -183,7 +248,7 @@ class Recovery:
     async def _continue(self, run: RecoverableRun) -> None:
         """Continue a run for which a place was taken."""
         try:
-            await self._resume_one(self._pipelines[run.pipeline], run)
+            await self._resume_one(self._pipelines[run.pipeline], run.run_id)
         finally:
             self._continuing.discard(run.run_id)
 
@@ -209,7 +274,7 @@ class Recovery:
                 self._unresumable[run.run_id] = math.inf, math.inf
             else:
                 await self._places.wait()
-                self._begin_soon(self._resume_one(pipeline, run))
+                self._begin_soon(self._resume_one(pipeline, run.run_id))
         # If this is cancelled, they begin nevertheless and drain with all others, or the service
         # refuses them.
         if self._beginning:
@@ -242,9 +307,8 @@ class Recovery:
         self._suspects[run.run_id] = level, now_s
         return True
 
-    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run: RecoverableRun) -> None:
+    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
         """Resume a run for which a place was taken."""
-        run_id = run.run_id
         try:
             await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
         except (ServiceStoppingError, NotLostError):
@@ -257,3 +321,7 @@ class Recovery:
             self._give_up(run_id)
         else:
             self._unresumable.pop(run_id, None)
+
+
+def _orchestrator(pipeline: Pipeline | Orchestrator) -> Orchestrator:
+    return pipeline if isinstance(pipeline, Orchestrator) else pipeline.orchestrator

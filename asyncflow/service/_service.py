@@ -155,6 +155,7 @@ class Service:
             raise ValueError(f"no step of the service's pipelines takes a resource {resource!r}")
         self._runs: dict[str, RunHandle] = {}
         self._ends: dict[str, asyncio.Task[None]] = {}
+        self._recovery: Recovery | None = None
         self._resuming: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
         self._is_open = False
@@ -335,7 +336,9 @@ class Service:
 
         With a journal it is stored before this returns, whichever process runs the run, if one
         does. A run that waits without a process continues at once in this service, or within a
-        second in another one. The first value counts: the same one again changes nothing.
+        second in another one. The first value counts: the same one again changes nothing. If
+        another version of its pipeline has left the run waiting, it asks for the signals of this
+        one from now on.
 
         Args:
             run_id: The run.
@@ -352,6 +355,8 @@ class Service:
         """
         run = self.get(run_id)
         if self._journal is not None:
+            if self._recovery is not None and run is None and self._is_open:
+                await self._recovery.check_signal(run_id, name, value)
             await self._journal.signal(run_id, name, value)
         elif run is not None:
             await run.signal(name, value)
@@ -414,7 +419,7 @@ class Service:
             raise
         self._is_open = True
         if self._journal is not None:
-            recovery = Recovery(
+            self._recovery = recovery = Recovery(
                 self._journal, self._pipelines, self._places, self._runs, self._begin
             )
             looks = recovery.run(self._resume_every_s), recovery.run_due()

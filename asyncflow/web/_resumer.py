@@ -87,6 +87,27 @@ class Resumer:
         )
         return record.status is not RunStatus.WAITING or await has_begun()
 
+    async def check_signal(self, run_id: str, name: str, value: Any) -> None:
+        """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.
+
+        If another version of it has left the run waiting, the run asks as this one does before.
+        """
+        waits = await self._journal._asks(run_id)
+        pipeline = None if waits is None else self._pipelines.get(waits[0])
+        if waits is None or pipeline is None:
+            return
+        if waits[1] != pipeline._asked(self._journal)[1]:
+            try:
+                await self.resume(await self._journal.record(run_id))
+            except ResumeRefusedError:
+                return
+        pipeline._check_signal(name, value)
+
+    def schemas(self, pipeline: str) -> Mapping[str, Any]:
+        """Return the schemas of the signals of a pipeline by name; none if it is not here."""
+        here = self._pipelines.get(pipeline)
+        return {} if here is None else here._asked(self._journal)[0]
+
     async def preview(self, record: RunRecord) -> str:
         """Return what resuming a run would do with its steps: ``2 reused, 3 to run``."""
         if not self.can_resume(record):

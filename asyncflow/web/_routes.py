@@ -90,7 +90,7 @@ async def rerun(request: Request, journal: SQLJournal, resumer: Resumer) -> Resp
     return json_answer({"done": "rerun", "run_id": new, "url": url}, 201)
 
 
-async def signal(request: Request, journal: SQLJournal) -> Response:
+async def signal(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Send a value to a step of a run that waits for it.
 
     Raise `HTTPException` if the path is that of a run whose id ends like it.
@@ -105,6 +105,7 @@ async def signal(request: Request, journal: SQLJournal) -> Response:
     except ValueError as error:
         return problem(request, 400, "The request is invalid", str(error))
     try:
+        await resumer.check_signal(run_id, given["name"], given["value"])
         await journal.signal(run_id, given["name"], given["value"])
     except (ValueError, PayloadError) as error:
         return _refused(request, run_id, "The value is refused", str(error))
@@ -270,7 +271,11 @@ class Site:
                 partial(rerun, journal=journal, resumer=resumer),
                 methods=act,
             ),
-            Route(f"/api/runs/{run}/signal", partial(signal, journal=journal), methods=act),
+            Route(
+                f"/api/runs/{run}/signal",
+                partial(signal, journal=journal, resumer=resumer),
+                methods=act,
+            ),
             Route(f"/api/runs/{run}", partial(show_run, journal=journal)),
             *([Route("/login", partial(log_in, token=token), methods=act)] if token else []),
             Route("/assets/{name}", asset_response),

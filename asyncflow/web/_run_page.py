@@ -255,6 +255,8 @@ def _actions(
     needs_nothing = is_running or is_waiting or record.status is RunStatus.PASSED
     needs_pipeline = not needs_nothing and not can_resume
     waits = view.waits if view is not None and record.status in UNENDED else ()
+    # What this server's version of the pipeline takes: a run that waits asks for that then.
+    schemas = {**view.signals, **resumer.schemas(record.pipeline)} if view is not None else {}
     actions = {
         "cancel": (is_running and not stops) or is_left or is_waiting,
         "resume": can_resume,
@@ -264,11 +266,9 @@ def _actions(
         "orphaned": record.status is RunStatus.ORPHANED,
         "waiting": is_waiting,
         "signals": {
-            name: {"kind": "answered"} if name in answered else _field(view.signals.get(name, {}))
+            name: {"kind": "answered"} if name in answered else _field(schemas.get(name, {}))
             for name in waits
-        }
-        if view
-        else {},
+        },
     }
     return json.dumps(actions).encode()
 

@@ -68,7 +68,7 @@ NOT_FOR_CALLERS = {
 }
 NOT_FOR_CALLERS |= {
     f"SQLiteJournal.{name}": "the driver calls it"
-    for name in ("open", "encode", "decode", "replay")
+    for name in ("open", "encode", "decode", "admits", "replay")
 }
 NOT_FOR_CALLERS |= {
     f"{owner}.start": "takes what run() takes, and warns if nothing enters its handle"

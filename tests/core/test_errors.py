@@ -21,6 +21,7 @@ from asyncflow import (
     OutputLostError,
     OutputNotAwaitedError,
     PayloadError,
+    PipelineChangedError,
     ResourceError,
     RestoredError,
     ResultRefusedError,
@@ -143,6 +144,14 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         ValueError,
         {"run_id": "order-17", "problem": "belongs to pipeline 'a', not to 'b'"},
         "run 'order-17' belongs to pipeline 'a', not to 'b'",
+    ),
+    (
+        lambda: PipelineChangedError("order-17", "shop", {"chek": "check", "pay": None}),
+        ValueError,
+        {"run_id": "order-17", "pipeline": "shop", "missing": {"chek": "check", "pay": None}},
+        "run 'order-17' can't continue: pipeline 'shop' no longer has its steps 'chek' (did you "
+        "mean 'check'?), 'pay'; continue it with a version that has all of them, or skip them with "
+        "with_options(allow_missing_steps=True) or --allow-missing-steps",
     ),
     (
         lambda: RunCancelledError("order-17"),

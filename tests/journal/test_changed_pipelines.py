@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from virtual_journals import in_virtual_time
 
 from asyncflow import (
     Orchestrator,
+    PayloadError,
     Pipeline,
     PipelineChangedError,
     RunCancelledError,
@@ -24,6 +26,8 @@ from asyncflow import (
     each,
     resume_all,
 )
+from asyncflow._core.results import Payload
+from asyncflow.journal._signals import SentSignal
 from asyncflow.service import Service
 
 SUCCESS, FAILED, SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED
@@ -327,3 +331,217 @@ async def test_steps_that_targets_leave_out_are_not_missing(journal: Any) -> Non
     report = await run(steps("a", "b"), journal, targets=["a"])
 
     assert (report.status, list(report)) == ("PASSED", ["a"])
+
+
+# Signals.
+
+
+def asking(hint: Any = bool, name: str = "approved", **wait: Any) -> Pipeline:
+    """Return a pipeline that sends what a signal of some type lets it send."""
+    pipeline = Pipeline("offers")
+
+    @pipeline.step
+    async def draft() -> str:
+        return "draft"
+
+    pipeline.signal(name, hint, depends_on=[draft], **wait)
+
+    async def send(**given: Any) -> str:
+        return f"sent: {given[name]}"
+
+    pipeline.step(send, depends_on=[name])
+    return pipeline
+
+
+OLD, NEW = asking(bool), asking(Literal["yes", "no"])
+
+
+async def segments(journal: Any, run_id: str = "r") -> int:
+    return len((await journal.report(run_id)).segments)
+
+
+@in_virtual_time
+async def test_an_answer_that_a_version_cannot_read_is_left_to_the_one_that_asked_for_it(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(NEW, journal)
+    await journal.signal("r", "approved", "yes")
+    before = await count(journal)
+
+    with pytest.raises(PayloadError, match=r"signal 'approved' of run 'r' .* has asked for it"):
+        await run(OLD, journal)
+    assert await resume_all(journal, [OLD]) == []
+
+    assert errors(caplog) == ["run 'r' can't be resumed"]
+    assert await count(journal) == before
+    assert [record.run_id for record in await journal.due()] == ["r"]
+    assert (await run(NEW, journal))["send"].output == "sent: yes"
+
+
+@in_virtual_time
+async def test_services_of_two_versions_side_by_side_lose_no_answer_when_a_type_changes(
+    journal: Any, make_journal: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        journals = [await stack.enter_async_context(make_journal()) for _ in range(2)]
+        for pipeline, own in zip((OLD, NEW), journals, strict=True):
+            await stack.enter_async_context(Service([pipeline], journal=own, resume_every_s=1))
+        for n in range(10):
+            await run(NEW, journal, f"new {n}")
+            await run(OLD, journal, f"old {n}")
+        for n in range(10):
+            await journal.signal(f"new {n}", "approved", "yes")
+            await journal.signal(f"old {n}", "approved", True)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(200)
+
+        reports = [await journal.report(record.run_id) for record in await journal.runs()]
+
+    sent = Counter((each.run_id[:3], each["send"].output) for each in reports)
+    assert sent == {("old", "sent: True"): 10, ("new", "sent: yes"): 10}
+    assert len(errors(caplog)) <= 20  # at most once for each run and version
+
+
+@in_virtual_time
+async def test_an_answer_that_comes_while_another_version_takes_over_is_left_to_its_own(
+    journal: Any,
+) -> None:
+    """Its sender was told by what the run asked for before."""
+
+    def with_work(pipeline: Pipeline) -> Pipeline:
+        @pipeline.step
+        async def work() -> None:
+            await asyncio.sleep(10)
+
+        return pipeline
+
+    await run(NEW, journal)
+    old = with_work(asking(bool)).with_options(journal=journal, run_id="r")
+    async with old.start() as taken_over:
+        await asyncio.sleep(1)
+        sent = SentSignal("r", "approved", Payload("json", b'"yes"'))
+        await journal._write(journal._worker.send_signal, sent)
+        assert (await taken_over.report()).status == "WAITING"
+
+    with pytest.raises(PayloadError):
+        await old.run()
+    report = await run(with_work(asking(Literal["yes", "no"])), journal)
+    assert report["send"].output == "sent: yes"
+
+
+@in_virtual_time
+async def test_a_value_that_no_version_takes_is_deleted_and_the_run_waits_on(journal: Any) -> None:
+    await run(NEW, journal)
+    await journal._write(
+        journal._worker.send_signal, SentSignal("r", "approved", Payload("json", b"[]"))
+    )
+
+    assert (await run(OLD, journal)).status == "WAITING"
+
+    await journal.signal("r", "approved", True)
+    assert (await run(OLD, journal))["send"].output == "sent: True"
+
+
+@pytest.mark.parametrize(
+    ("new", "value"),
+    [
+        (NEW, "yes"),
+        (asking(deadline_ms=5_000, default=False), None),
+        (asking(name="approved", hint=bool, when=lambda: True), True),
+    ],
+    ids=["type", "deadline", "neither"],
+)
+@in_virtual_time
+async def test_starting_a_run_that_waits_lets_it_ask_as_the_new_version_does(
+    journal: Any, new: Pipeline, value: Any
+) -> None:
+    await run(OLD, journal)
+
+    for _ in range(2):
+        assert (await run(new, journal)).status == "WAITING"
+
+    assert await segments(journal) == (1 if value is True else 2)
+    if value is not None:
+        await journal.signal("r", "approved", value)
+    else:
+        assert await journal.due() == []
+        await asyncio.sleep(5)
+    assert (await run(new, journal))["send"].output == f"sent: {value or False}"
+
+
+@in_virtual_time
+async def test_a_service_lets_runs_that_wait_ask_as_its_version_does(journal: Any) -> None:
+    """A type, a deadline, and a signal more: each is known without an answer or a start."""
+    more = Pipeline("more")
+    await run(OLD, journal, "type")
+    await run(asking().with_options(name="late"), journal, "deadline")
+    more.signal("first", bool)
+    await run(more, journal, "one more")
+    more.signal("second", int)
+    late = asking(deadline_ms=20_000, default=False).with_options(name="late")
+
+    async with Service([NEW, late, more], journal=journal):
+        await asyncio.sleep(1)
+        await journal.signal("type", "approved", "yes")
+        await journal.signal("one more", "second", 2)
+        await asyncio.sleep(25)
+
+        found = {each.run_id: each.status for each in await journal.runs()}
+        assert found == {"type": "PASSED", "deadline": "PASSED", "one more": "WAITING"}
+        assert await segments(journal, "one more") == 3
+
+
+@in_virtual_time
+async def test_a_service_takes_the_values_of_its_own_version(journal: Any) -> None:
+    """Although it has not looked for such runs since the old version left one."""
+    async with Service([NEW], journal=journal) as service:
+        await asyncio.sleep(1)
+        await run(OLD, journal)
+
+        with pytest.raises(ValueError, match="must be one of 'no', 'yes', not true"):
+            await service.signal("r", "approved", True)
+        await service.signal("r", "approved", "yes")
+        await asyncio.sleep(2)
+
+        assert (await journal.report("r"))["send"].output == "sent: yes"
+
+
+@in_virtual_time
+async def test_two_versions_side_by_side_do_not_take_turns_for_ever(
+    journal: Any, make_journal: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncflow.service._recovery._PATIENT_S", 30)
+    async with AsyncExitStack() as stack:
+        for pipeline in (OLD, NEW, OLD, NEW):
+            own = await stack.enter_async_context(make_journal())
+            await stack.enter_async_context(Service([pipeline], journal=own, resume_every_s=1))
+        for run_id, pipeline in (("old", OLD), ("new", NEW)):
+            await run(pipeline, journal, run_id)
+        await asyncio.sleep(20)
+        at_first = [await segments(journal, run_id) for run_id in ("old", "new")]
+        await asyncio.sleep(200)
+        found = [await segments(journal, run_id) for run_id in ("old", "new")]
+        await asyncio.sleep(200)
+
+        assert at_first == [1, 1]  # one of the versions is about to end, as a rule
+        assert [await segments(journal, run_id) for run_id in ("old", "new")] == found
+        assert max(found) <= 1 + 4  # each process once
+
+
+@in_virtual_time
+async def test_a_signal_that_is_gone_is_a_missing_step(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(OLD, journal)
+    renamed = asking(bool, name="approval")
+
+    with pytest.raises(PipelineChangedError, match=r"'approved' \(did you mean 'approval'\?\)"):
+        await run(renamed, journal)
+    async with Service([renamed], journal=journal, resume_every_s=1):
+        await asyncio.sleep(300)
+
+    assert len(errors(caplog)) == 1
+    report = await run(renamed, journal, allow_missing_steps=True)
+    assert (report.status, report["approved"].reason) == ("WAITING", GONE)
+    await journal.signal("r", "approval", True)
+    assert (await run(renamed, journal))["send"].output == "sent: True"

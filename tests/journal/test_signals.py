@@ -63,6 +63,17 @@ class Orders:
         return await self.pipeline.with_options(journal=journal, run_id=run_id, **options).run()
 
 
+@dataclass
+class Even:
+    """A type of which no schema says all."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number % 2:
+            raise ValueError("it is odd")
+
+
 async def drained(orders: Orders, journal: Any) -> None:
     """Start a run, and drain it while it waits and another of its steps runs."""
 
@@ -257,7 +268,7 @@ async def test_a_continued_run_takes_what_was_sent_without_another_look(
 async def test_a_value_that_is_refused_while_another_one_is_received_is_refused_once(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def letters(hint: Any, delay_s: float) -> Pipeline:
+    def letters(delay_s: float) -> Pipeline:
         pipeline = Pipeline("letters")
 
         @pipeline.step(name=f"wait_{delay_s}")
@@ -265,7 +276,7 @@ async def test_a_value_that_is_refused_while_another_one_is_received_is_refused_
             await asyncio.sleep(delay_s)
 
         pipeline.signal("first", str)
-        pipeline.signal("second", hint, depends_on=[wait])
+        pipeline.signal("second", Even, depends_on=[wait])
         return pipeline.with_options(journal=journal, run_id="r")
 
     receive = CommitQueue.receive
@@ -275,20 +286,20 @@ async def test_a_value_that_is_refused_while_another_one_is_received_is_refused_
         await asyncio.sleep(5)
         return received
 
-    await letters(str, 0).run()
-    await journal.signal("r", "second", "text")
+    await letters(0).run()
+    await journal.signal("r", "second", {"number": 1})
     monkeypatch.setattr(CommitQueue, "receive", receive_and_be_slow)
-    run = asyncio.ensure_future(letters(int, 2).with_options(on_wait="stay").run())
+    run = asyncio.ensure_future(letters(2).with_options(on_wait="stay").run())
     await asyncio.sleep(1)
     await journal.signal("r", "first", "text")  # it is being received while 'second' waits
     while True:
         await asyncio.sleep(1)
         with suppress(ValueError):  # it has another value, which the run has not refused yet
-            await journal.signal("r", "second", 2)
+            await journal.signal("r", "second", {"number": 2})
             break
     report = await asyncio.wait_for(run, 60)
 
-    assert report["second"].output == 2
+    assert report["second"].output == Even(2)
     events = [stored.event for stored in await journal.events("r")]
     assert len([each for each in events if isinstance(each, StepWaiting) and each.refused]) == 1
 

@@ -128,6 +128,21 @@ async def test_the_page_asks_for_a_value_of_the_type(journal: Any, hint: Any, fi
     assert (offered["waiting"], offered["cancel"], offered["note"]) == (True, True, "")
 
 
+async def test_the_page_takes_values_of_the_type_that_its_pipeline_has_now(
+    make_client: Any, journal: Any
+) -> None:
+    await suspended(journal)
+    new = app(journal, pipelines={"orders": waiting(Literal["yes", "no"])})
+    client = make_client(new)
+
+    offered = (await first_update(new, "r"))["sections"]["live"]
+    refused, stored = await post(client, True), await post(client, "yes")
+
+    assert offered["signals"] == {"approved": {"kind": "choice", "choices": ['"no"', '"yes"']}}
+    assert "must be one of 'no', 'yes'" in refused.json()["detail"]
+    assert stored.json() == {"done": "stored"}
+
+
 async def test_the_page_asks_for_no_second_answer(journal: Any) -> None:
     await suspended(journal)
     await journal.signal("r", "approved", True)
