@@ -101,7 +101,8 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
     lines = [*_run("Run", run, console), *_run("Baseline", baseline, console)]
     if run.pipeline != baseline.pipeline:
         lines += _wrapped("Pipeline", "these are runs of different pipelines", console)
-    lines += _wrapped("Duration", f"{arrow(compared)}{run_difference_text(compared)}", console)
+    if difference := run_difference_text(compared):
+        lines += _wrapped("Duration", f"{arrow(compared)}{difference}", console)
     inputs = [f"{escape_controls(each.name)}: {input_text(each)}" for each in compared.inputs]
     for number, text in enumerate(inputs):
         lines += _wrapped("" if number else "Inputs", text, console)

@@ -3,7 +3,7 @@
 Rules:
 
 1. What takes longer in the run than in the baseline is slower.
-2. Durations of a step are compared only if it started and ended in both runs.
+2. Only what succeeded in both runs is slower or faster: what failed or was stopped did less.
 3. A difference in time is notable from `NOTABLE_SHARE` of the baseline on, and from `NOTABLE_MS`.
    Any other difference of a step is notable.
 4. What a secret input was is not known, so neither is whether it changed.
@@ -17,7 +17,13 @@ from typing import Any, Literal, TypeAlias
 from asyncflow._core.error_text import describe_error
 from asyncflow._core.record import record
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, StepResult, StepStatus
+from asyncflow._core.results import (
+    REDACTED_OUTPUT,
+    RestoredOutput,
+    RunStatus,
+    StepResult,
+    StepStatus,
+)
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.text import cut
 from asyncflow._core.value_size import safe_repr
@@ -30,6 +36,7 @@ NOTABLE_MS = 10.0
 _LONGEST_VALUE = 200
 """How many characters of an input JSON has."""
 _ENDED = (StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED)
+"""The statuses with which a step has a duration."""
 
 Fingerprints: TypeAlias = Mapping[str, tuple[str, str]]
 """For each step, which data its action takes and its version, as in `RunStarted.fingerprints`."""
@@ -81,9 +88,9 @@ class StepComparison:
     def difference_ms(self) -> float | None:
         """By how many milliseconds it took longer in the run; negative if it was faster.
 
-        ``None`` unless it started and ended in both.
+        ``None`` unless it ran and succeeded in both.
         """
-        if not (_has_duration(self.run) and _has_duration(self.baseline)):
+        if not (_has_succeeded(self.run) and _has_succeeded(self.baseline)):
             return None
         return _ms(self.run) - _ms(self.baseline)
 
@@ -162,15 +169,24 @@ class RunComparison:
     """Whether the versions of the steps were compared. Only a journal knows them."""
 
     @property
-    def difference_ms(self) -> float:
-        """By how many milliseconds the run took longer, without pauses."""
+    def difference_ms(self) -> float | None:
+        """By how many milliseconds the run took longer, without pauses; negative if it was faster.
+
+        ``None`` unless both passed.
+        """
+        if not self._have_passed:
+            return None
         return self.run.total_duration_ms - self.baseline.total_duration_ms
+
+    @property
+    def _have_passed(self) -> bool:
+        return self.run.status is self.baseline.status is RunStatus.PASSED
 
     @property
     def critical_difference_ms(self) -> float:
         """By how many milliseconds the steps on the run's critical path took longer in all.
 
-        Of those that started and ended in both runs; see `RunReport.critical_path`.
+        Of those that succeeded in both runs; see `RunReport.critical_path`.
         """
         path = set(self.run.critical_path)
         return sum(
@@ -178,13 +194,18 @@ class RunComparison:
         )
 
     @property
-    def span_difference_ms(self) -> float:
-        """By how many milliseconds the run took longer, with pauses: see `RunReport.span_ms`."""
-        return self.run.span_ms - self.baseline.span_ms
+    def span_difference_ms(self) -> float | None:
+        """By how many milliseconds the run took longer, with pauses: see `RunReport.span_ms`.
+
+        ``None`` unless both passed.
+        """
+        return self.run.span_ms - self.baseline.span_ms if self._have_passed else None
 
     @property
     def factor(self) -> float | None:
-        """The run's duration as a multiple of the baseline's, if that is above 0."""
+        """The run's duration as a multiple of the baseline's; ``None`` unless both passed."""
+        if not self._have_passed:
+            return None
         return _ratio(self.run.total_duration_ms, self.baseline.total_duration_ms)
 
     @property
@@ -196,7 +217,7 @@ class RunComparison:
     def notable_steps(self) -> list[StepComparison]:
         """The steps of which something differs, the largest difference in time first.
 
-        Of an added or a removed step, its whole duration counts.
+        Of a step that only one of the runs ran, its whole duration counts.
         """
         return sorted(
             (step for step in self.steps if step.is_notable), key=_extent_ms, reverse=True
@@ -296,6 +317,12 @@ def _has_duration(result: StepResult | None) -> bool:
     return result is not None and result.started_ms is not None and result.status in _ENDED
 
 
+def _has_succeeded(result: StepResult | None) -> bool:
+    return (
+        result is not None and result.started_ms is not None and result.status is StepStatus.SUCCESS
+    )
+
+
 def _ms(result: StepResult | None) -> float:
     return 0.0 if result is None or not _has_duration(result) else result.duration_ms
 
@@ -319,9 +346,7 @@ def _retries(result: StepResult) -> int:
 
 
 def _extent_ms(step: StepComparison) -> float:
-    if step.difference_ms is not None:
-        return abs(step.difference_ms)
-    return max(_ms(step.run), _ms(step.baseline))
+    return abs(_ms(step.run) - _ms(step.baseline))
 
 
 def _text(value: Any) -> str:

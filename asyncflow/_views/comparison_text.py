@@ -44,11 +44,12 @@ def run_difference_text(compared: RunComparison) -> str:
     path, and steps that only one of the runs has don't count.
     """
     text, critical_ms = difference_text(compared), compared.critical_difference_ms
-    if not compared.has_notable_duration:
+    difference_ms = compared.difference_ms
+    if difference_ms is None or not compared.has_notable_duration:
         return text
-    share, took = critical_ms / compared.difference_ms, duration(abs(critical_ms))
+    share, took = critical_ms / difference_ms, duration(abs(critical_ms))
     # A little more than all of it reads as all.
-    if 0 <= share <= 1 or (share > 1 and took == duration(abs(compared.difference_ms))):
+    if 0 <= share <= 1 or (share > 1 and took == duration(abs(difference_ms))):
         return f"{text}, {took} of it on the critical path"
     change = "more" if critical_ms > 0 else "less"
     return f"{text}; the steps of its critical path that ran in both took {took} {change}"

@@ -57,13 +57,22 @@ def test_a_difference_is_notable_from_a_fifth_of_the_baseline_and_from_ten_milli
 
 @pytest.mark.parametrize(
     "other",
-    [skipped("x"), StepResult("x", StepStatus.RUNNING, 1, 90.0, started_ms=0.0)],
-    ids=["skipped", "running"],
+    [
+        skipped("x"),
+        StepResult("x", StepStatus.RUNNING, 1, 90.0, started_ms=0.0),
+        failed("x", OSError()),
+        cancelled("x"),
+    ],
+    ids=["skipped", "running", "failed", "cancelled"],
 )
-def test_only_the_durations_of_steps_that_ended_are_compared(other: StepResult) -> None:
-    (step,) = compared([other], [took("x", 50.0)]).steps
+def test_only_what_succeeded_in_both_runs_is_slower_or_faster(other: StepResult) -> None:
+    comparison = compared([other], [took("x", 50.0)])
 
-    assert (step.difference_ms, step.factor, step.has_notable_duration) == (None, None, False)
+    for each in (comparison, *comparison.steps):
+        assert (each.difference_ms, each.factor, each.has_notable_duration) == (None, None, False)
+    assert comparison.span_difference_ms is None
+    assert comparison.critical_difference_ms == 0.0
+    (step,) = comparison.steps
     assert step.has_other_status
     assert step.is_notable
 
@@ -258,8 +267,8 @@ def test_a_comparison_can_be_shown_pickled_and_written_as_json() -> None:
         "first_error": "OSError: no disk",
     }
     assert document["baseline"]["first_failure"] is None
-    assert (document["difference_ms"], document["factor"]) == (20.0, 2.0)
-    assert (document["is_notable"], document["versions_known"]) == (True, True)
+    assert (document["difference_ms"], document["factor"]) == (None, None)  # it has failed
+    assert (document["is_notable"], document["versions_known"]) == (False, True)
     days, token, old = document["inputs"]
     assert days["baseline"] == "1"
     assert days["run"].startswith("[0, 1, 2")
@@ -271,8 +280,8 @@ def test_a_comparison_can_be_shown_pickled_and_written_as_json() -> None:
         "step_name": "x",
         "change": "both",
         "is_notable": True,
-        "difference_ms": 10.0,
-        "factor": 1.5,
+        "difference_ms": None,
+        "factor": None,
         "run": {
             "status": "FAILED",
             "duration_ms": 30.0,
