@@ -39,6 +39,7 @@ from typing import (
 )
 
 from asyncflow._core.errors import MissingExtraError
+from asyncflow._core.text import safe_text
 from asyncflow._core.value_size import extent, safe_repr
 
 T = TypeVar("T")
@@ -142,7 +143,8 @@ class Always:
 
 def type_text(hint: Any) -> str:
     """Return a type as its annotation is written."""
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+    is_class = isinstance(hint, type) and not get_args(hint)
+    return hint.__name__ if is_class else safe_text(str, hint)
 
 
 # --- shapes --------------------------------------------------------------------------------------
@@ -177,13 +179,14 @@ def shape_of(hint: Any, within: tuple[Any, ...] = ()) -> Shape:
     if named is not None and not isinstance(hint, type):  # a NewType, or a type alias
         return {} if hint in within else shape_of(named, (*within, hint))
     kind = type(None) if hint is None else origin or hint
-    kind = _CONCRETE.get(kind, kind)
     if not isinstance(kind, type):
-        raise TypeError("it is no type; a name in quotes can't be resolved here")
+        quotes = "; a name in quotes can't be resolved here" if isinstance(kind, str) else ""
+        raise TypeError(f"hint must be a type, not {safe_repr(hint)}{quotes}")
+    kind = _CONCRETE.get(kind, kind)
     if is_typeddict(kind):
         return {} if kind in within else _shape_of_fields(kind, (*within, kind))
     if inspect.isabstract(kind) or getattr(kind, "_is_protocol", False):
-        raise TypeError("it is abstract, so no value has exactly this type")
+        raise TypeError("hint must be no abstract type, since no value has exactly this one")
     if kind not in (list, set, frozenset, dict, tuple) or not arguments:
         return kind.__qualname__
     if kind is tuple and arguments[-1] is not ...:

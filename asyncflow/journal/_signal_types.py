@@ -37,7 +37,7 @@ def schema_of_signal(hint: Any) -> dict[str, Any]:
     """Return the JSON schema of a type, with its shape; raise `TypeError` if there is none."""
     try:
         hash(hint)
-    except TypeError:
+    except TypeError:  # an Annotated of something
         return _schema_of(hint)
     return deepcopy(_cached_schema(hint))
 
@@ -58,8 +58,8 @@ def _schema_of(hint: Any) -> dict[str, Any]:
     try:
         schema = msgspec.json.schema(hint, schema_hook=schema_of_other)
     except Exception as error:  # a model may raise anything
-        problem = f"msgspec {msgspec.__version__} makes no schema of it: {describe_fully(error)}"
-        raise TypeError(problem) from error
+        made = f"msgspec {msgspec.__version__} makes no JSON schema of this hint"
+        raise TypeError(f"{made}: {describe_fully(error)}") from error
     # msgspec leaves it out: by its standard, a text without a time zone has another format.
     for kind, name in ((datetime.datetime, "date-time"), (datetime.time, "time")):
         if hint is kind:

@@ -186,6 +186,8 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callab
             "wall_time": lambda: 1.0,
             "main": lambda: action(),
             "records": list,
+            "type": lambda: int,
+            "hint": lambda: int,
             "older_than": lambda: timedelta(days=1),
             "SQLiteJournal": lambda: journal,
             "Pool": lambda: Pool(2),

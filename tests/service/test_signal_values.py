@@ -189,11 +189,11 @@ class Drawing(Protocol):
     [
         (
             dt.date | str,
-            r"date \| str: msgspec .* makes no schema of it: .* more than one str-like",
+            r"date \| str: msgspec .* makes no JSON schema of this hint: .* one str-like",
         ),
-        (list["Answer"], "it is no type; a name in quotes can't be resolved here"),
-        (Drawing, "Drawing: it is abstract, so no value has exactly this type"),
-        ("Answer", "it is no type"),
+        (list["Answer"], "must be a type, not 'Answer'; a name in quotes can't be resolved here"),
+        (Drawing, "Drawing: hint must be no abstract type, since no value has exactly this one"),
+        ("Answer", "hint must be a type, not 'Answer'"),
     ],
 )
 def test_a_type_without_a_schema_is_refused_where_the_signal_is_made(kind: Any, why: str) -> None:
@@ -220,7 +220,7 @@ def test_a_literal_of_several_types_is_checked_or_refused(value: Any, expected: 
     else:
         problem = ""
     if problem:
-        assert "makes no schema of it" in problem
+        assert "makes no JSON schema of this hint" in problem
         return
     heard = run_in_virtual_time(main())
 
