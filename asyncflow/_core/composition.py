@@ -93,6 +93,9 @@ def checked_step_options(pipeline: str, options: StepPolicies | None) -> StepPol
             f"{what} must be a mapping of arguments of @pipeline.step to their defaults, not "
             f"{type(options).__name__}"
         )
+    for name in options:
+        if name in arguments_of("WorkflowStep") and name not in StepPolicies.__optional_keys__:
+            raise TypeError(f"{what} got {name!r}, which is no default: give it to a single step")
     check_arguments(what, options, StepPolicies.__optional_keys__)
     return options.copy()
 

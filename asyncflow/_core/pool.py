@@ -447,7 +447,10 @@ def check_slots(what: str, slots: object, pool: Pool | None) -> None:
     """Check how many slots an attempt takes. ``what`` begins the messages."""
     check_count(what, slots, 1)
     if pool is not None and slots > pool.size:  # type: ignore[operator]
-        raise ValueError(f"{what} must be at most {pool.size}, the size of {pool.title}")
+        raise ValueError(
+            f"{what} must be at most {pool.size}, the size of {pool.title}, not "
+            f"{safe_text(str, slots)}"
+        )
 
 
 def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
@@ -455,7 +458,10 @@ def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
     check_number(what, tokens, 0)
     most = None if pool is None else pool.tokens_per_minute
     if pool is not None and most is not None and tokens > most:  # type: ignore[operator]
-        raise ValueError(f"{what} must be at most {most:g}, the tokens_per_minute of {pool.title}")
+        raise ValueError(
+            f"{what} must be at most {most:g}, the tokens_per_minute of {pool.title}, not "
+            f"{safe_text(str, tokens)}"
+        )
 
 
 class PoolPause(NamedTuple):

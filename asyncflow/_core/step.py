@@ -129,9 +129,10 @@ class WorkflowStep:
         slots: How many slots of the pool an attempt takes, at least 1 (the default): a number, or
             a plain function with parameters of the action's, by name. It is called once for the
             step, or for each item, before that waits for its pool. If it raises or returns more
-            than the pool has, the step fails without an attempt. It needs a ``pool``.
+            than the pool has, the step fails without an attempt, or falls back. It needs a
+            ``pool``.
         tokens: How many of the pool's ``tokens_per_minute`` an attempt takes: a number, or a
-            function as above. ``None`` (the default) means none. It needs a ``pool``.
+            function as above. ``None`` (the default) means none. It needs a ``pool`` with that.
         priority: Which attempts of the pool start first when several wait: those with the highest
             number. 0 by default. It needs a ``pool``.
         map_over: One of the dependencies. The action is called once for each item of its output
@@ -651,6 +652,11 @@ def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority
                 raise ValueError(
                     f"step {name!r}: {argument} has no effect without a pool; give it one"
                 )
+    elif tokens is not None and pool.tokens_per_minute is None:
+        raise ValueError(
+            f"step {name!r}: tokens has no effect, since {pool.title} has no tokens_per_minute; "
+            "give it one, or leave tokens out"
+        )
 
 
 def _measures_of(step: WorkflowStep) -> tuple[tuple[str, Callable[..., Any], Signature], ...]:

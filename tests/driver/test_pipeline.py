@@ -141,7 +141,7 @@ class TestSteps:
             "retry": Retry(base_ms=7),
             "deadline_ms": 100,
             "heartbeat_ms": 9,
-            "pool": Pool(2),
+            "pool": Pool(2, tokens_per_minute=60),
             "slots": 2,
             "tokens": 3.5,
             "priority": 1,
@@ -395,6 +395,12 @@ class TestStepPolicies:
                 TypeError,
                 "pipeline 'etl': step_options got an unknown argument 'timeout' (did you mean "
                 "'timeout_ms'?)",
+            ),
+            (
+                {"name": "load"},
+                TypeError,
+                "pipeline 'etl': step_options got 'name', which is no default: give it to a "
+                "single step",
             ),
             (
                 [("max_retries", 3)],

@@ -197,10 +197,13 @@ async def test_an_item_that_failed_without_an_attempt_is_stored_and_runs_again(t
 def test_what_can_never_be_had_is_refused_when_the_step_is_made():
     pool = Pool(2, tokens_per_minute=600, name="api")
 
-    with pytest.raises(ValueError, match="slots must be at most 2, the size of pool 'api'"):
+    with pytest.raises(ValueError, match="at most 2, the size of pool 'api', not 3"):
         WorkflowStep("a", second, pool=pool, slots=3)
-    with pytest.raises(ValueError, match="tokens must be at most 600, the tokens_per_minute of"):
-        WorkflowStep("a", second, pool=pool, tokens=700)
+    with pytest.raises(ValueError, match=r"600, the tokens_per_minute of pool 'api', not 700\.5"):
+        WorkflowStep("a", second, pool=pool, tokens=700.5)
+    for tokens in 0, 500, lambda: 5:
+        with pytest.raises(ValueError, match="tokens has no effect, since its pool has no tokens_"):
+            WorkflowStep("a", second, pool=Pool(2, per_minute=60), tokens=tokens)
     for options in {"slots": 2}, {"tokens": 0}, {"priority": 1}, {"slots": lambda: 1}:
         with pytest.raises(ValueError, match="has no effect without a pool"):
             WorkflowStep("a", second, **options)

@@ -215,7 +215,7 @@ accepted_retries = [
     Retry(until=bool, random=random.Random(7).random),
 ]
 
-openai = Pool(5, per_second=0.5)
+openai = Pool(5, per_second=0.5, tokens_per_minute=600)
 assert_type(openai, Pool)
 assert_type(openai.size, int)
 rate: float | None = openai.per_second
