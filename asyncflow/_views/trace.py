@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 from typing import Any
 
 from asyncflow._core.error_text import describe_error
@@ -23,7 +23,7 @@ from asyncflow._core.text import escape_controls
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text, subject
 from asyncflow._views.notes import log_text
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, backoff_ends
 from asyncflow.events import Event, StepLogged
 
 _Event = dict[str, Any]
@@ -87,24 +87,22 @@ class _Trace:
     def _of_step(self, step: StepView) -> Iterator[_Event]:
         name = escape_controls(step.name)
         id_ = _thread_of(name)
+        begins_ms = [segment.at_ms for segment in self._view.segments]
+        waits = [*zip(step.attempts, backoff_ends(step, begins_ms, self._now_ms), strict=True)]
         for time in step.active:
             number = time.segment
-            attempts = [each for each in step.attempts if each.segment == number]
+            attempts = [each for each in waits if each[0].segment == number]
             ended_ms = self._now_ms if time.ended_ms is None else time.ended_ms
-            ended_ms = max([ended_ms, *map(self._end_of, attempts)])
+            ended_ms = max([ended_ms, *[end or self._end_of(each) for each, end in attempts]])
             if attempts:
-                yield from self._queued(id_, attempts[0])
+                yield from self._queued(id_, attempts[0][0])
             yield self._begin(id_, name, time.started_ms, number, _facts(step))
-            for attempt, following in zip_longest(attempts, attempts[1:]):
+            for at, (attempt, end_ms) in enumerate(attempts):
+                if at:
+                    yield from self._queued(id_, attempt)
                 yield from self._of_attempt(id_, attempt)
-                if attempt.retry_in_ms is not None:
-                    ready_ms = ended_ms
-                    if following is not None:
-                        ready_ms = following.started_ms - following.queued_ms
-                    from_ms = self._end_of(attempt)
-                    yield from self._slice(id_, "backoff", from_ms, max(ready_ms, from_ms), number)
-                if following is not None:
-                    yield from self._queued(id_, following)
+                if end_ms is not None:
+                    yield from self._slice(id_, "backoff", self._end_of(attempt), end_ms, number)
             yield self._end(id_, name, ended_ms, number)
 
     def _queued(self, id_: str, attempt: AttemptView) -> Iterable[_Event]:

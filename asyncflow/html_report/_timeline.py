@@ -11,6 +11,7 @@ from asyncflow._core.results import Segment
 from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
+from asyncflow._views.run_view import backoff_ends
 
 BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
 
@@ -166,9 +167,14 @@ def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...
     """Return the bars of a step or an item; a mapped step has one a segment, for all its items."""
     if step.items is not None or step.former_items:
         return tuple(_bars_of_items(step, timeline, now_ms))
-    return tuple(
-        bar for attempt in step.attempts for bar in _bars_of(step, attempt, timeline, now_ms)
-    )
+    bars: list[Bar] = []
+    waits = backoff_ends(step, timeline.begins, now_ms)
+    for attempt, end_ms in zip(step.attempts, waits, strict=True):
+        bars += _bars_of(attempt, timeline, now_ms)
+        if end_ms is not None and attempt.ended_ms is not None:
+            which = attempt.segment, attempt.number
+            bars.append(timeline.bar("backoff", attempt.ended_ms, end_ms, *which))
+    return tuple(bars)
 
 
 def _bars_of_items(step: StepView, timeline: Timeline, now_ms: float) -> Iterator[Bar]:
@@ -182,9 +188,7 @@ def _end_of(time: ActiveTime, now_ms: float) -> float:
     return now_ms if time.ended_ms is None else time.ended_ms
 
 
-def _bars_of(
-    step: StepView, attempt: AttemptView, timeline: Timeline, now_ms: float
-) -> Iterator[Bar]:
+def _bars_of(attempt: AttemptView, timeline: Timeline, now_ms: float) -> Iterator[Bar]:
     which, start_ms = (attempt.segment, attempt.number), attempt.started_ms
     if attempt.queued_ms > 0:
         yield timeline.bar("queue", start_ms - attempt.queued_ms, start_ms, *which)
@@ -201,13 +205,6 @@ def _bars_of(
         from_ms = max(block.at_ms - block.blocked_ms, start_ms)
         to_ms = min(block.at_ms, max(end_ms, from_ms))
         yield timeline.bar("blocked", from_ms, to_ms, *which)._replace(note=block.where)
-    if attempt.ended_ms is not None and attempt.retry_in_ms is not None:
-        wait_ms = end_ms + attempt.retry_in_ms
-        if attempt.segment < len(timeline.begins):  # cut short in the wait
-            wait_ms = min(wait_ms, timeline.begins[attempt.segment])
-        elif step.ended_ms is not None:
-            wait_ms = min(wait_ms, step.ended_ms)
-        yield timeline.bar("backoff", end_ms, wait_ms, *which)
 
 
 def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:

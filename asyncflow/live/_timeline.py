@@ -7,7 +7,7 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich.text import Text
@@ -16,7 +16,7 @@ from asyncflow._core.results import DIED, StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, backoff_ends
 from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
 
 
@@ -101,7 +101,8 @@ class _Grid(NamedTuple):
     critical: frozenset[str]
     flows: frozenset[str]
     """The steps that took items of a step that had not ended."""
-    segments: int
+    begins_ms: Sequence[float]
+    """When each segment began."""
     resumed: str
     """What a pause between two segments means."""
     is_orphaned: bool
@@ -147,7 +148,8 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
     name = min(widest(names), max((width - status - longest) * 3 // 10, 6))
     cells = max(width - status - name - longest - 7, 1)
     scale = Scale(max(now_ms, 0.001), cells)
-    pauses = frozenset(scale.cell(segment.at_ms) for segment in view.segments[1:])
+    begins_ms = [segment.at_ms for segment in view.segments]
+    pauses = frozenset(map(scale.cell, begins_ms[1:]))
     critical = frozenset(view.critical_path(now_ms))
     count, pause = len(view.segments), duration(view.paused_ms)
     many = f"{count - 1} pauses, {pause} in all"
@@ -155,7 +157,7 @@ def _grid(view: RunView, width: int, now_ms: float, encoding: str, is_orphaned: 
     sizes = status, name, longest
     marked = critical, flows
     return _Grid(
-        *(theme, glyphs, *sizes, scale, pauses, now_ms, *marked, count, resumed, is_orphaned),
+        *(theme, glyphs, *sizes, scale, pauses, now_ms, *marked, begins_ms, resumed, is_orphaned),
     )
 
 
@@ -250,7 +252,7 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
         start_ms: float, end_ms: float | None, segment: int, part: str, colour: str
     ) -> tuple[range, str]:
         span = grid.scale.span(start_ms, now_ms if end_ms is None else end_ms)
-        if segment < grid.segments and "dim" not in colour:
+        if segment < len(grid.begins_ms) and "dim" not in colour:
             colour = f"dim {colour}"
         row.update(dict.fromkeys(span, _Cell(getattr(glyphs, part), colour, part)))
         return span, colour
@@ -259,7 +261,7 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
     for time in step.active if is_mapped else ():
         paint(time.started_ms, time.ended_ms, time.segment, "between", "dim")
     for step_run in (step, *step.former_items.values(), *(step.items or {}).values()):
-        for start_ms, end_ms, segment, part in _waits(step_run, now_ms):
+        for start_ms, end_ms, segment, part in _waits(step_run, grid.begins_ms, now_ms):
             paint(start_ms, end_ms, segment, part, "dim" if part == "queue" else "yellow")
     for attempt in _attempts(step, is_mapped):
         is_cut = attempt.end is None and grid.is_orphaned
@@ -285,19 +287,16 @@ def _attempts(step: StepView, is_mapped: bool) -> list[AttemptView]:
     return sorted(begun, key=lambda attempt: _ORDER.index(attempt.end))
 
 
-def _waits(step_run: StepView, now_ms: float) -> Iterator[tuple[float, float, int, str]]:
+def _waits(
+    step_run: StepView, begins_ms: Sequence[float], now_ms: float
+) -> Iterator[tuple[float, float, int, str]]:
     """Return the backoffs and the waits in a queue, each with its start, its end and segment."""
-    before: AttemptView | None = None
-    for attempt in step_run.attempts:
+    ends_ms = backoff_ends(step_run, begins_ms, now_ms)
+    for attempt, end_ms in zip(step_run.attempts, ends_ms, strict=True):
         begin_ms, segment = attempt.started_ms - attempt.queued_ms, attempt.segment
-        ended_ms = None if before is None or before.segment != segment else before.ended_ms
-        if ended_ms is not None and begin_ms > ended_ms:
-            yield ended_ms, begin_ms, segment, "backoff"
         if attempt.is_queued:
             yield begin_ms, max(now_ms, begin_ms), segment, "queue"
         elif attempt.queued_ms > 0:
             yield max(begin_ms, 0.0), attempt.started_ms, segment, "queue"
-        before = attempt
-    if before is not None and before.ended_ms is not None and step_run.retry_at_ms is not None:
-        end_ms = min(step_run.retry_at_ms, max(now_ms, before.ended_ms))
-        yield before.ended_ms, end_ms, before.segment, "backoff"
+        if end_ms is not None and attempt.ended_ms is not None:
+            yield attempt.ended_ms, end_ms, segment, "backoff"

@@ -17,6 +17,7 @@ from asyncflow import StepTimeoutError
 from asyncflow._core.step_view import AttemptView
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
+from asyncflow._views.trace import to_trace
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -135,10 +136,32 @@ def test_what_has_not_ended_has_a_bar_until_now_or_until_its_segment_ends() -> N
         "asleep attempt 0-10 in 1 failed",
         "asleep backoff 10-20 in 1",
         "asleep attempt 25-40 in 2 failed",
-        "asleep backoff 40-1.00004e+06 in 2",
+        "asleep backoff 40-50 in 2",
     ]
     (*_, wait) = bars(RunView(events), "asleep", 50.0)
     assert wait.left + wait.width == pytest.approx(100.0)
+
+
+def test_a_backoff_ends_when_it_ended_and_not_when_it_was_to_end() -> None:
+    view = view_of(
+        AttemptStarted("late", 1, 0.0),
+        AttemptFailed("late", 1, 10.0, ValueError("no"), 5.0),
+        AttemptStarted("stopped", 1, 0.0),
+        AttemptFailed("stopped", 1, 20.0, ValueError("no"), 500.0),
+        AttemptStarted("late", 2, 60.0, 20.0),  # something had blocked the loop
+        StepSucceeded("late", 2, 70.0, None),
+        StepCancelled("stopped", 1, 80.0, "the run stops", None),
+    )
+    expected = {"late": [(10.0, 40.0)], "stopped": [(20.0, 80.0)]}
+
+    page = {
+        name: [(bar.start_ms, bar.end_ms) for bar in bars(view, name) if bar.kind == "backoff"]
+        for name in view.steps
+    }
+    slices = [each for each in to_trace(view, 80.0)["traceEvents"] if each["name"] == "backoff"]
+
+    assert page == expected
+    assert [each["ts"] / 1000 for each in slices] == [10.0, 20.0, 40.0, 80.0]
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0.001, 1e9))
