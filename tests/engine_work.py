@@ -172,11 +172,12 @@ async def build(diary: Path, size: int) -> bytes:
 
 
 def second_try_plainly() -> str:
-    """Fail at first; then return what that attempt failed with."""
+    """Fail at first; then return what that attempt failed with, and a later one."""
     error = current_step().last_error
     if error is None:
         raise ValueError("at first")
-    return f"{type(error).__name__}: {error}"
+    later = "" if error.__context__ is None else f"; {error.__context__}"
+    return f"{type(error).__name__}: {error}{later}"
 
 
 async def second_try() -> str:

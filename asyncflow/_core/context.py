@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
 from asyncflow._core.checkpoints import Checkpoints, SentCheckpoint, received_checkpoints
-from asyncflow._core.errors import RestoredError
+from asyncflow._core.errors import RestoredError, StepCrashedError
 from asyncflow._core.graph import Plan
 from asyncflow._core.pool import Pool
 from asyncflow._core.record import made_by, record
@@ -78,7 +78,10 @@ class StepContext:
         attempt: The number of this attempt, counted from 1.
         max_retries: How many attempts there are in all.
         last_error: What the attempt before failed with; ``None`` in the first one. In another
-            process it is a copy; a `RestoredError` stands for an error that can't be copied.
+            process it is a copy; a `RestoredError` stands for an error that can't be copied. After
+            attempts that did not finish, because their process died, it is still what the latest
+            one failed with that finished, and their `StepCrashedError` is its ``__context__``; if
+            none had failed, it is that `StepCrashedError`.
     """
 
     __slots__ = (
@@ -342,9 +345,9 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
 
 # Worker processes.
 
-SentError: TypeAlias = tuple[bytes, str, str, str]
+SentError: TypeAlias = "tuple[bytes, str, str, str, tuple[Any, ...] | None]"
 """An error, pickled, and the fields of the `RestoredError` that replaces it where the bytes can't
-be read."""
+be read; the arguments of the `StepCrashedError` that is its context, if one is."""
 
 _SentAttempt: TypeAlias = (
     "tuple[str, StartedAttempt, int, float, float | None, SentError | None, SentCheckpoint]"
@@ -383,9 +386,10 @@ def last_error_to_send() -> SentError | None:
         return None
     import pickle  # few attempts need it, and it takes a while to import
 
-    restored = to_restored_error(error)
+    restored, context = to_restored_error(error), error.__context__
     content = pickle.dumps(picklable_error(error))
-    return content, restored.type_name, restored.message, restored.traceback
+    crash = context.args if isinstance(context, StepCrashedError) else None
+    return content, restored.type_name, restored.message, restored.traceback, crash
 
 
 def received_error(sent: SentError | None) -> BaseException | None:
@@ -394,12 +398,15 @@ def received_error(sent: SentError | None) -> BaseException | None:
         return None
     import pickle  # as above
 
-    content, *fields = sent
+    content, *fields, crash = sent
     try:
         error = pickle.loads(content)
     except Exception:  # its class is not importable here, for one
-        return RestoredError(*fields)
-    return error if isinstance(error, BaseException) else RestoredError(*fields)
+        error = None
+    last_error = error if isinstance(error, BaseException) else RestoredError(*fields)
+    if crash is not None:
+        last_error.__context__ = StepCrashedError(*crash)
+    return last_error
 
 
 def _sent_attempt() -> tuple[Any, ...] | None:

@@ -584,7 +584,9 @@ class StoredRun:
             *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
         )
         crashes = sum(each.began for each in unfinished)
-        return PendingAttempts(start, latest.error, len(unfinished), crashes)
+        failures = [each.error for each in series if each.error and each.end != "crashed"]
+        failure = failures[-1] if failures else None
+        return PendingAttempts(start, latest.error, len(unfinished), crashes, failure)
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""

@@ -650,6 +650,13 @@ class RunState:
         pending = self.step_runs.pending_attempts(node)
         return None if pending is None else pending.error
 
+    def error_to_ask_for(self, node: int) -> BaseException | None:
+        """The error that the next attempt of a node can ask for; see `StepContext.last_error`."""
+        pending = self.step_runs.pending_attempts(node)
+        if pending is None or node in self._last_errors:
+            return self.last_error(node)
+        return pending.last_error
+
     def result(self, node: int) -> StepResult | None:
         """The result of a node, if it has ended."""
         end = self._ends[node]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -46,11 +47,25 @@ class PendingAttempts(NamedTuple):
     """How many were interrupted."""
     crashes: int
     """How many of these had begun: one that was queued at an engine did not."""
+    failure: BaseException | None
+    """What the latest that finished failed with."""
 
     @property
     def is_interrupted(self) -> bool:
         """Whether the latest attempt did not finish: its process died, or its journal failed."""
         return isinstance(self.error, StepCrashedError)
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """What the next attempt can ask for: see `StepContext.last_error`."""
+        if self.failure is None or not self.is_interrupted:
+            return self.error
+        try:
+            last_error = copy(self.failure)  # in the history it has no context
+        except Exception:  # it was never stored, and refuses to be copied
+            return self.failure
+        last_error.__context__ = self.error
+        return last_error
 
 
 @record

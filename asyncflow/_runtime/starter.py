@@ -273,7 +273,7 @@ class Starter:
         pending = self._state.step_runs.pending_attempts(node)
         if pending is None or not pending.is_interrupted:
             return False
-        latest, _, unfinished, crashes = pending
+        latest, unfinished, crashes = pending.latest, pending.unfinished, pending.crashes
         if step.remote is not None and not step.remote.tells_began:
             crashes = unfinished  # a body that kills this process at once leaves no word of it
         if crashes <= step.max_crashes:

@@ -190,7 +190,7 @@ class StepRunner:
 
     def _remember_error(self, node: int) -> None:
         """Let the action ask what the attempt before failed with."""
-        error = self._state.last_error(node)
+        error = self._state.error_to_ask_for(node)
         if error is not None:
             self._last_errors[self._state.step_runs.key_of(node)] = error
 

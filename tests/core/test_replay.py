@@ -241,6 +241,7 @@ class TestResumes:
         pending_attempts = run.pending_attempts()["a", None]
         assert pending_attempts.crashes == 1
         assert isinstance(pending_attempts.error, StepCrashedError)
+        assert pending_attempts.failure is BOOM
 
         run.apply(resumed(5.0, unfinished={"a": "it had not finished"}))
         run.apply(AttemptStarted("a", 3, 6.0))

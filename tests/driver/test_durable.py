@@ -40,6 +40,8 @@ from asyncflow.events import (
     StepReused,
     StepSucceeded,
 )
+from asyncflow.journal import SQLiteJournal
+from asyncflow.testing import crash_everywhere
 
 SUCCESS, FAILED, SKIPPED, CANCELLED = (
     StepStatus.SUCCESS,
@@ -280,6 +282,44 @@ class TestResume:
         errors = [type(attempt.error) for attempt in result.history]
         assert errors == [ValueError, StepCrashedError, StepCrashedError, ValueError, ValueError]
         assert result.rerun_reason == "it had not finished"
+
+    @pytest.mark.parametrize("crashes", [1, 2])
+    async def test_an_action_can_ask_what_failed_before_its_process_died(self, journal, crashes):
+        async def act(n):
+            seen.append(current_step().last_error)
+            if current_step().attempt == 1:
+                raise ValueError(f"no such JSON: {n}")
+
+        seen = []
+        steps = [
+            WorkflowStep("n", lambda: asyncio.sleep(0, [7])),
+            WorkflowStep("a", act, ["n"], map_over="n", max_retries=2),
+        ]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        for _ in range(crashes):
+            starts = [n for n, e in enumerate(journal.stored["r"]) if isinstance(e, AttemptStarted)]
+            journal = journal.died_after(starts[-1] + 1)  # in the latest attempt
+            seen.clear()
+            report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        (error,) = seen
+        assert repr(error) == repr(ValueError("no such JSON: 7"))
+        assert isinstance(error.__context__, StepCrashedError)
+        assert (error.__context__.attempt, error.__context__.crashes) == (crashes + 1, crashes)
+        assert report["a"].items[0].history[0].error.__context__ is None
+
+    def test_what_an_action_asks_for_is_the_same_wherever_its_process_has_died(self, tmp_path):
+        async def act() -> str:
+            error = current_step().last_error
+            if error is None or isinstance(error, StepCrashedError):
+                raise ValueError("no such JSON")
+            return "told"
+
+        found = crash_everywhere(
+            [WorkflowStep("a", act, max_retries=2)], lambda: SQLiteJournal(tmp_path / "runs.db")
+        )
+
+        assert found.status == "PASSED"
 
     async def test_a_step_whose_latest_attempt_failed_without_a_crash_is_retried(self, journal):
         async def act():

@@ -27,6 +27,7 @@ from engines.places import (
     local_place,
     open_dask,
 )
+from memory_journal import MemoryJournal
 
 from asyncflow import (
     NotSendableError,
@@ -39,7 +40,14 @@ from asyncflow import (
 )
 from asyncflow._core.tracebacks import format_error
 from asyncflow.engines import RemoteOutput
-from asyncflow.events import AttemptBegan, Event, StepAttached, StepLogged, StepProgressed
+from asyncflow.events import (
+    AttemptBegan,
+    AttemptStarted,
+    Event,
+    StepAttached,
+    StepLogged,
+    StepProgressed,
+)
 from asyncflow.journal import SQLiteJournal
 
 pytestmark = pytest.mark.process
@@ -116,6 +124,25 @@ async def test_an_action_sees_the_error_of_the_attempt_before(place: Place) -> N
     report = await run(place, [step])
 
     assert report["a"].output == "ValueError: at first"
+
+
+async def test_an_action_sees_the_error_before_an_attempt_that_died_with_its_run(
+    place: Place,
+) -> None:
+    step, journal = (
+        place.step("a", do.second_try, do.second_try_plainly, max_retries=2),
+        MemoryJournal(),
+    )
+    await run(place, [step], journal=journal, run_id="r")
+    events = journal.stored["r"]
+    starts = [n for n, event in enumerate(events, 1) if isinstance(event, AttemptStarted)]
+
+    report = await run(place, [step], journal=journal.died_after(starts[1]), run_id="r")
+
+    assert report["a"].output == (
+        "ValueError: at first; attempt 2 of step 'a' did not finish: its process died or its "
+        "journal failed"
+    )
 
 
 async def test_outputs_reach_the_steps_that_take_them(place: Place, tmp_path: Path) -> None:
