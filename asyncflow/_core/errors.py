@@ -344,7 +344,7 @@ class ResourceError(_AttributedError):
             resources.
         problem: What happened.
         report: The report of the run. Its status is ``INTERRUPTED``, unless all steps had ended
-            before.
+            before; or ``WAITING``, if the run had waited, and waits on.
     """
 
     def __init__(self, resource: str, problem: str, report: RunReport) -> None:

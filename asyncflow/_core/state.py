@@ -533,6 +533,17 @@ class RunState:
             return None
         return events.StepReused(name, at_ms, item, restored.status, restored.origin)
 
+    def begins_with_waits(self) -> bool:
+        """Whether nothing may start but signals that earlier segments have waited for."""
+        queued = (Phase.READY, Phase.QUEUED)
+        nodes = [node for node, phase in enumerate(self._phases) if phase in queued]
+        return (
+            bool(nodes)
+            and not self._readiness.unreachable
+            and all(node in self._plan.signals for node in nodes)
+            and all(map(self.had_begun, [*nodes, *self._readiness.unasked]))
+        )
+
     def had_begun(self, step: int) -> bool:
         """Whether a step, or an item of it, continues what it had begun before a resumption."""
         return self._steps[step].name in self._begun

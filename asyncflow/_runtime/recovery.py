@@ -15,7 +15,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import InterruptionCause, RunStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.durable import Journal
@@ -26,6 +26,9 @@ Pipelines: TypeAlias = (
     Iterable[Pipeline | Orchestrator]
     | Mapping[str, Pipeline | Orchestrator | Iterable[WorkflowStep]]
 )
+CONTINUED = ("drained", "resource", None)
+"""What interrupted a run that continues when it can."""
+
 _log = logging.getLogger("asyncflow")
 
 
@@ -62,9 +65,13 @@ class RecoverableJournal(Journal, Protocol):
         ...
 
     async def runs(
-        self, status: Literal[RunStatus.INTERRUPTED], *, limit: int | None
+        self,
+        status: Literal[RunStatus.INTERRUPTED],
+        *,
+        limit: int | None,
+        cause: InterruptionCause | None = None,
     ) -> Sequence[RecoverableRun]:
-        """Return the runs that ended because they were cancelled."""
+        """Return the runs that were interrupted, by whatever or only by this."""
         ...
 
     async def record(self, run_id: str) -> RecoverableRun:
@@ -81,8 +88,9 @@ async def resume_all(
 ) -> list[RunReport]:
     """Resume all runs of a journal that can go on and have no process; return their reports.
 
-    These are the runs whose process has died, and those that waited for a signal, if that has come
-    or its deadline has expired.
+    These are the runs whose process has died, those that a service has interrupted because it was
+    shut down, those that have lost a resource or could not open one, and those that waited for a
+    signal, if that has come or its deadline has expired.
 
     A service calls it when it starts, before or while it takes new work. The runs resume
     concurrently. A run that another replica takes first is left to it. The step that started a
@@ -95,8 +103,8 @@ async def resume_all(
         pipelines: The pipelines of which there may be runs: a list of `Pipeline` and `Orchestrator`
             objects, each of which has a name of its own, or a mapping of name to such an object or
             to a list of steps.
-        interrupted: Whether to resume cancelled runs too, such as those of a service that was shut
-            down gracefully. Not by default: a run may have been cancelled for good.
+        interrupted: Whether to resume cancelled runs too. Not by default: a run may have been
+            cancelled for good.
 
     Raises:
         TypeError: An argument has the wrong type, or one of the pipelines is not a pipeline.
@@ -116,12 +124,14 @@ async def resume_all(
         lost += await journal.due(limit=None)  # type: ignore[attr-defined]
     if interrupted:
         lost += await journal.runs(RunStatus.INTERRUPTED, limit=None)
+    else:
+        lost += await find_continued(journal)
     outer = {run.run_id for run in lost}
     nested: dict[str, list[RecoverableRun]] = {}
     for run in lost:
         if run.parent in outer:
             nested.setdefault(run.parent, []).append(run)
-    lost_only: Any = LostRuns(journal, None if interrupted else ())
+    lost_only: Any = LostRuns(journal, None if interrupted else CONTINUED)
     reports: list[RunReport] = []
 
     async def resume(run: RecoverableRun) -> None:
@@ -144,6 +154,14 @@ async def resume_all(
     async with asyncio.TaskGroup() as group:
         resume_each(run for run in lost if run.parent not in outer)
     return reports
+
+
+async def find_continued(journal: RecoverableJournal) -> list[RecoverableRun]:
+    """Return the runs that were interrupted and continue when they can."""
+    drained = await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="drained")
+    stopped = await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="resource")
+    # The outer run of a nested one has dealt with that.
+    return [*drained, *(run for run in stopped if not run.parent)]
 
 
 class NotLostError(Exception):

@@ -96,7 +96,8 @@ class RunResources:
         problem = f"was not open before the run exceeded its deadline of {deadline_ms:g} ms"
         self._fail(self._latest, problem, None)
         reason = f"resource {self._latest!r} {problem}"
-        self._run.interrupt(None, Interruption("deadline", reason))
+        self._run.lacks_resources(Interruption("deadline", reason))
+        self.stop_opening()
 
     async def close(
         self,
@@ -174,7 +175,7 @@ class RunResources:
             if not (self._is_stopped and isinstance(error, asyncio.CancelledError)):
                 self._fail(name, f"could not be opened: {describe_error(error)}", error)
                 reason = f"resource {name!r} could not be opened: {type(error).__name__}"
-                self._run.interrupt(None, Interruption("resource", reason))
+                self._run.lacks_resources(Interruption("resource", reason))
             if scope is not None:
                 scope.__exit__(None, None, None)
             return error
@@ -236,7 +237,7 @@ class RunResources:
             self.is_opening = False
             self._fail("", "was cancelled by a third party", None)
             reason = "the task of its resources was cancelled"
-            self._run.interrupt(None, Interruption("resource", reason))
+            self._run.lacks_resources(Interruption("resource", reason))
 
     def _warn_later(self, name: str, doing: str, manager: Any) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(GRACE_S, self._warn, name, doing, manager)

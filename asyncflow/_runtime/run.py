@@ -13,6 +13,8 @@ Rules:
    (``may_suspend``). Otherwise it waits, and meanwhile its deadline does not count.
 5. No node starts before all resources are open, and they close after the last node. Without them
    all steps are skipped, clean-up steps too.
+6. A run that has waited in an earlier segment opens them only when something has come. If that
+   fails, it takes nothing and waits on: an answer is not lost because a database restarts.
 """
 
 from __future__ import annotations
@@ -193,7 +195,10 @@ class Run:
         It raises nothing: what leaves the body of a task group is kept by that in a cycle.
         """
         if self._causes.cancellation is None:
-            if self._scope.resources:
+            waits = self._starter.waits
+            if self._scope.resources and waits is not None and self._continues_wait():
+                waits.hold(self._open_resources)
+            elif self._scope.resources:
                 self._open_resources()
             self._starter.start_first()
         await outlast(self._is_over, self._until_settled, self._on_cancel)
@@ -241,13 +246,42 @@ class Run:
         if self._state.status is RunStatus.INTERRUPTED:
             return
         needed = self._needed_resources()
-        if needed:
+        if not needed:
+            self._starter.release_waits()
+        else:
             from asyncflow._runtime.resources import RunResources  # few need it
 
             self._starter.is_held = True
             self._resources = RunResources(self, needed, self._starter.provide)
             name = f"asyncflow:{self._scope.run_id}:resources"
             self._resources.open(name, self._scope.context.copy())
+
+    def _continues_wait(self) -> bool:
+        """Whether the run only waits, as in an earlier segment, and may end this one so."""
+        return self._may_wait_elsewhere() and self._state.begins_with_waits()
+
+    def _may_wait_elsewhere(self) -> bool:
+        """Whether another process may continue the run when it has waited."""
+        waits = self._starter.waits
+        is_stored = waits is not None and waits.is_stored
+        return is_stored and self._outer is None and not self._scope.plan.keeps_waiting
+
+    def lacks_resources(self, why: Interruption) -> None:
+        """Stop the run, whose resources can't be opened; one that has waited waits on."""
+        waits = self._starter.waits
+        if waits is not None and waits.is_held and self._state.stop_reason is None:
+            self._suspend()
+        else:
+            self.interrupt(None, why)
+
+    def _suspend(self) -> None:
+        """End the segment, since nothing is left but to wait."""
+        waits = self._starter.waits
+        assert waits is not None
+        self._may_suspend, self._starter.is_held = True, False
+        waits.close()  # what may have come is for the next segment
+        waits.stop()
+        self._wake_if_settled()
 
     def _needed_resources(self) -> dict[str, OpenResource]:
         taken = {
@@ -383,12 +417,11 @@ class Run:
             return
         self._stop_control.drain_reason = reason
         waits = self._starter.waits
-        may_suspend = self._outer is None and not self._scope.plan.keeps_waiting
-        if waits is not None and waits.is_stored and may_suspend and self._only_waits():
-            self._may_suspend = True
-            waits.close()  # what may have come is for the next segment
-            waits.stop()
-            self._wake_if_settled()
+        is_held = waits is not None and waits.is_held
+        if is_held or (self._may_wait_elsewhere() and self._only_waits()):
+            if self._resources is not None:
+                self._resources.stop_opening()
+            self._suspend()
             return
         self._nested.drain(reason)
         steps = len(self._scope.plan.steps)

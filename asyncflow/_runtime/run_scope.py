@@ -45,6 +45,9 @@ class Host(Protocol):
     def interrupt(self, error: BaseException | None, why: Interruption) -> None:
         """Stop the run, and raise the error, if there is one and the run has no other."""
 
+    def lacks_resources(self, why: Interruption) -> None:
+        """Stop the run, whose resources can't be opened; one that has waited waits on."""
+
     def broken(self, bug: BaseException, reason: str) -> None:
         """Do the same for a bug of asyncflow. The state may be wrong from here on."""
 

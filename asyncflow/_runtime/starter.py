@@ -77,7 +77,13 @@ class Starter:
         self._data.provide(resources)
         self._state.queue.wait_from(self._now_ms())  # they have waited for no slot
         self.is_held = False
+        self.release_waits()
         self.advance_soon()
+
+    def release_waits(self) -> None:
+        """Let the steps that wait take what has come."""
+        if self.waits is not None and self.waits.is_held:
+            self.waits.release()
 
     def close(self) -> None:
         """Start nothing more, and keep nothing."""

@@ -80,6 +80,10 @@ class Waits:
         """The steps whose expiry is not stored yet."""
         self._late: set[str] = set()
         """The steps that have ended because their deadline expired."""
+        self.is_held = False
+        """Whether nothing is taken yet, since the resources are not open."""
+        self._on_news: Callable[[], object] | None = None
+        """What opens them."""
         self._takes_soon = self._is_reading = self._must_look = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
         """What is looking."""
@@ -97,6 +101,15 @@ class Waits:
     def is_looking(self) -> bool:
         """Whether something may have come that was not looked at."""
         return self._takes_soon or self._is_reading
+
+    def hold(self, on_news: Callable[[], object]) -> None:
+        """Take nothing until `release`; call a function when something has come."""
+        self.is_held, self._on_news = True, on_news
+
+    def release(self) -> None:
+        """Take what has come."""
+        self.is_held, self._on_news = False, None
+        self._take_soon()
 
     def wait(self, node: int) -> None:
         """Let a step wait whose turn has come, since then or since an earlier segment."""
@@ -234,6 +247,9 @@ class Waits:
         # What they refuse now, a look that is under way could bring once more.
         may_take = not self._is_closed and (has_read or not self._is_reading)
         try:
+            if may_take and self.is_held:
+                self._note_news()
+                may_take = False
             for node, wait in list(self._state.awaiting.items()) if may_take else ():
                 if wait.step in self._sent:
                     self._take(node, wait, self._sent.pop(wait.step))
@@ -242,6 +258,13 @@ class Waits:
         except BaseException as bug:
             self._run.broken(bug, _NOT_RECEIVED)
         self._run.advance()
+
+    def _note_news(self) -> None:
+        """Let the resources be opened if something has come."""
+        waiting = {wait.step for wait in self._state.awaiting.values()}
+        if self._on_news is not None and waiting & (self._sent.keys() | self._kept.keys()):
+            on_news, self._on_news = self._on_news, None
+            on_news()
 
     def _look_soon(self) -> None:
         """Read what the journal has received, once more if that is being done."""

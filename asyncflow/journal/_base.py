@@ -552,7 +552,8 @@ class SQLJournal:
             older_than: Only those that ended longer ago, such as ``timedelta(days=90)``, and that
                 have received no signal since.
             status: Only those with this status, which can't be ``RUNNING`` or ``ORPHANED``. Runs
-                that are ``WAITING`` for a signal are deleted only if this says so.
+                that are ``WAITING`` for a signal are deleted only if this says so, and never those
+                that are `due`.
 
         Raises:
             TypeError: The age is not a timedelta. A number would not tell its unit.
@@ -573,10 +574,11 @@ class SQLJournal:
         age_s = older_than.total_seconds()
         check_number("older_than", age_s, 0, kind="a timedelta", unit=" s")
         column = ended_as and status_column(ended_as)
-        ended = await self._read(self._reading.ended, age_s, column)
+        asked = age_s, column, virtual_now(asyncio.get_running_loop())
+        ended = await self._read(self._reading.ended, *asked)
         count = 0
         for run_ids in _transactions(ended):
-            count += await self._write(self._worker.call, self._store.prune, run_ids, age_s, column)
+            count += await self._write(self._worker.call, self._store.prune, run_ids, *asked)
         return count
 
     async def forget(self, run_id: str) -> None:

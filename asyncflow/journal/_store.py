@@ -54,6 +54,7 @@ from asyncflow.journal._signals import waiting, wake
 from asyncflow.journal._sql import (
     EVENT_COLUMNS,
     FREE,
+    NOW,
     Cursor,
     Database,
     Parameters,
@@ -203,7 +204,11 @@ _ENDED = (
     f"WHERE {FREE} AND r.status NOT IN ('running', 'waiting') "
     f"AND r.updated_at <= {{now}} - ? AND NOT {_WAS_ANSWERED}"
 )
-_ENDED_AS = _ENDED.replace("r.status NOT IN ('running', 'waiting')", "r.status = ?")
+# The next look of a process continues a waiting run that is due.
+_ENDED_AS = _ENDED.replace(
+    "r.status NOT IN ('running', 'waiting')",
+    f"r.status = ? AND (r.due_at IS NULL OR r.due_at > {NOW})",
+)
 _STRAY = (
     f"SELECT l.run_id, 0 FROM leases l WHERE {FREE} "
     "AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = l.run_id)"
@@ -213,7 +218,9 @@ _DELETABLE = (
     "r.run_id = l.run_id AND (r.status IN ('running', 'waiting') OR r.updated_at > {now} - ? "
     f"OR {_WAS_ANSWERED}))"
 )
-_DELETABLE_AS = _DELETABLE.replace("r.status IN ('running', 'waiting')", "r.status <> ?")
+_DELETABLE_AS = _DELETABLE.replace(
+    "r.status IN ('running', 'waiting')", f"r.status <> ? OR r.due_at <= {NOW}"
+)
 
 
 class Store:
@@ -523,21 +530,24 @@ class Store:
         )
         return self.read(sql, [run_id, *values, page])
 
-    def ended(self, age_s: float, status: str | None) -> list[tuple[str, int]]:
+    def ended(self, age_s: float, status: str | None, now: float | None) -> list[tuple[str, int]]:
         """Return the runs that ended so long ago and have no owner, with how many rows they have.
 
-        Without a status, free leases that have no run are among them.
+        Without a status, free leases that have no run are among them. ``now`` is the present in
+        virtual time.
         """
-        sql, values = (_ENDED, []) if status is None else (_ENDED_AS, [status])
+        sql, values = (_ENDED, []) if status is None else (_ENDED_AS, [status, now])
         rows = self.read(f"{sql} ORDER BY r.run_id", [*values, age_s, age_s])
         if status is None:
             rows += self.read(_STRAY)
         # A damaged position is of any type; these serve to divide the runs into transactions.
         return [(id_, at if isinstance(at, int) else 0) for id_, at in rows]
 
-    def prune(self, run_ids: Sequence[str], age_s: float, status: str | None = None) -> int:
+    def prune(
+        self, run_ids: Sequence[str], age_s: float, status: str | None, now: float | None
+    ) -> int:
         """Delete runs that `ended` returned, if it still would; return how many that were."""
-        sql, values = (_DELETABLE, []) if status is None else (_DELETABLE_AS, [status])
+        sql, values = (_DELETABLE, []) if status is None else (_DELETABLE_AS, [status, now])
         with self.database.transaction() as cursor:
             # One statement locks them, the next one sees how they have changed before that.
             self._lock(cursor, run_ids)

@@ -39,6 +39,7 @@ from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import (
+    CONTINUED,
     LostRuns,
     NotLostError,
     RecoverableRun,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 _PASSING = (RunAlreadyActiveError, RunCancelledError, JournalError)
 """What prevents a resumption now, and may not do so later."""
 
-_CONTINUED = ("drained", "resource", None)
-"""What interrupted a run that will continue."""
 _LONGEST_DELAY_S = 3600.0
 """How long a run that loses its resource again and again, or can't be resumed here, waits at most.
 """
@@ -103,7 +102,7 @@ class Recovery:
         self._places = places
         self._active = active
         self._begin = begin
-        self._lost_only: Any = LostRuns(journal, _CONTINUED)
+        self._lost_only: Any = LostRuns(journal, CONTINUED)
         self._unresumable: dict[str, tuple[float, float]] = {}
         """The runs that could not be resumed here, which was logged: when to try once more, and how
         long to wait after that, both in seconds."""

@@ -1098,6 +1098,7 @@ class ListedRun:
     pipeline: str
     status: RunStatus
     parent: str
+    cause: str | None = None
 
 
 class OrphanJournal(MemoryJournal):
@@ -1110,11 +1111,12 @@ class OrphanJournal(MemoryJournal):
         status = RunStatus.RUNNING if run_id in self.open_sessions else RunStatus.ORPHANED
         if isinstance(latest, RunFinished):
             status = latest.status
-        return ListedRun(run_id, started.pipeline, status, started.parent)
+        cause = getattr(latest, "cause", None)
+        return ListedRun(run_id, started.pipeline, status, started.parent, cause)
 
-    async def runs(self, status, *, limit):
+    async def runs(self, status, *, limit, cause=None):
         runs = [await self.record(run_id) for run_id in self.stored]
-        return [run for run in runs if run.status is status]
+        return [run for run in runs if run.status is status and cause in (None, run.cause)]
 
     async def orphans(self):
         return await self.runs(RunStatus.ORPHANED, limit=None)

@@ -244,7 +244,7 @@ class Orphans(MemoryJournal):
         found = {"pipeline": "p", "parent": ""}
         return [type("Orphan", (), {"run_id": run_id, **found}) for run_id in self.stored]
 
-    async def runs(self, status: Any, *, limit: int | None) -> Any:
+    async def runs(self, status: Any, *, limit: int | None, cause: str | None = None) -> Any:
         return []
 
 

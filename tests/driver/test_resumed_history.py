@@ -238,7 +238,7 @@ def test_a_step_keeps_its_attempts_when_the_pipeline_changes_between_segments():
 
     async def main():
         await run([source, mapped], journal)
-        await run([source], journal)
+        await run([source, mapped], journal, targets=["rows"])
         plainly = await run([source, plain], journal)
         assert [(each.segment, each.item) for each in plainly["work"].history] == [
             (1, 0),

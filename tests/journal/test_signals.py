@@ -1127,7 +1127,8 @@ async def test_a_run_that_was_answered_lately_is_not_pruned(
     assert (await journal.record("r")).status == status
     assert await journal.prune(timedelta(days=90), status=status) == 0
     database.query("UPDATE signals SET sent_at = 1")
-    assert await journal.prune(timedelta(days=90), status=status) == 1
+    spared = status == "WAITING"  # it is due
+    assert await journal.prune(timedelta(days=90), status=status) == (0 if spared else 1)
 
 
 @in_virtual_time
