@@ -513,7 +513,8 @@ class StoredRun:
         outdated = with_dependents(event.outdated, edges)
         # Dependents of a step that begins anew may be steps that the pipeline leaves out now.
         outdated |= with_dependents(event.unfinished, edges) - event.unfinished.keys()
-        for key, step in list(self._settled.items()):
+        for key in list(self._settled):
+            step = self._settled[key]
             begins_anew = event.afresh or (key[1] is None and key[0] in event.unfinished)
             # What a condition skipped asks it again, and tells until then what dependents lacked.
             if key[0] in outdated or (

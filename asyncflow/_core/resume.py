@@ -24,9 +24,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.errors import PayloadError
@@ -134,10 +135,8 @@ class RerunStart(NamedTuple):
 
     event: RunStarted
     """As it is stored."""
-    taken: list[StepTakenOver]
-    """What it reuses, with outputs as values."""
-    stored: list[StepTakenOver]
-    """The same as it is stored."""
+    taken: Iterator[tuple[StepTakenOver, StepTakenOver]]
+    """What it reuses, with outputs as values, each with the event as it is stored."""
     checkpoint: Checkpoint
 
 
@@ -168,20 +167,27 @@ def rerun(
         runs_failed_items=True,
     )
     event = replace(event, rerun_reasons=found.reasons)
-    stored = [
-        _taken_over(key, step, origin, plan)
-        for key, step in sorted(known.items(), key=lambda each: _place(each[0], plan))
-        if step.status is StepStatus.SUCCESS
+    stored = deque(
+        _taken_over(key, known[key], origin, plan)
+        for key in sorted(known, key=partial(_place, plan=plan))
+        if known[key].status is StepStatus.SUCCESS
         and key[0] not in found.outdated
         and (key[0] in found.valid or _is_restored(key, found, plan))
-    ]
-    run = StoredRun([event, *stored])
+    )
+    run = StoredRun(chain([event], stored))
     settled = run.settled()
     _decode(settled, decode)
-    taken = [replace(each, output=_value_of(each, settled)) for each in stored]
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
     checkpoint = Checkpoint(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
-    return RerunStart(event, taken, stored, checkpoint)
+    return RerunStart(event, _with_values(stored, settled), checkpoint)
+
+
+def _with_values(
+    stored: deque[StepTakenOver], settled: Mapping[Key, StepView]
+) -> Iterator[tuple[StepTakenOver, StepTakenOver]]:
+    while stored:  # there may be many: they go as they are taken
+        each = stored.popleft()
+        yield replace(each, output=_value_of(each, settled)), each
 
 
 def _value_of(taken: StepTakenOver, settled: Mapping[Key, StepView]) -> object:
@@ -208,7 +214,7 @@ def _taken_over(key: Key, step: StepView, origin: StoredRun, plan: Plan) -> Step
         name,
         0.0,
         step.origin or origin.run_id,
-        len(step.attempts) + step.origin_attempts,
+        step.own_attempt_count + step.origin_attempts,
         step.duration_ms(origin.at_ms) or 0.0,
         output,
         item,

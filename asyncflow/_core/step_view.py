@@ -208,9 +208,10 @@ class StepView:
         """
         items, left_out = None, self.left_out
         if self.items is not None:
+            of_items = map(self.items.__getitem__, sorted(self.items))
             shown = [
                 item
-                for _, item in sorted(self.items.items())
+                for item in of_items
                 if self.keeps_outputs
                 or item.status is not StepStatus.SUCCESS
                 or item.error is not None
@@ -319,11 +320,13 @@ class StepView:
     @property
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
-        counts = [
-            (len(each.attempts) if each.brief_queued_ms is None else 1) + each.origin_attempts
-            for each in self._runs()
-        ]
+        counts = [each.own_attempt_count + each.origin_attempts for each in self._runs()]
         return sum(counts) + self.left_out
+
+    @property
+    def own_attempt_count(self) -> int:
+        """How many attempts of its own were started in this run."""
+        return len(self.attempts) if self.brief_queued_ms is None else 1
 
     @property
     def queued_ms(self) -> float:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -61,6 +62,8 @@ class JournalSession(Protocol):
         """Append an event. Never blocks, and does nothing after a failure or the close.
 
         Events that are appended in one turn of the loop are stored together or not at all.
+        So are those within a block of ``with session.together()``, if the session has that method:
+        then a rerun that reuses many results begins in more than one turn.
 
         A session may have a method ``append_note``, which does the same for a `NoteEvent`: what
         steps say. These are no part of a run's history. Without the method they are not stored.
@@ -256,6 +259,8 @@ class RunPersistence:
         self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
         self.takes_signals = callable(getattr(type(session), "receive", None))
+        self.together: Callable[[], AbstractContextManager[None]] | None
+        self.together = getattr(session, "together", None)
 
     def store_note(self, note: NoteEvent) -> None:
         """Store what a step said, unless it is a log record that the journal does not want."""
@@ -371,8 +376,9 @@ class RunStart(NamedTuple):
     stored_event: RunStarted | RunResumed | None = None
     """The event as the journal stores it."""
     checkpoint: Checkpoint | None = None
-    taken: Sequence[tuple[StepTakenOver, StepTakenOver]] = ()
-    """What a rerun reuses: the events that follow, each with the one that the journal stores."""
+    taken: Iterable[tuple[StepTakenOver, StepTakenOver]] = ()
+    """What a rerun reuses: the events that follow, each with the one that the journal stores.
+    They can be taken once."""
     saved: Mapping[Key, Payload] = {}
     """The checkpoints that earlier processes left and that are valid."""
     void: Collection[Key] = ()

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from asyncflow._core.context import capturing_notes
@@ -52,6 +53,8 @@ _log = logging.getLogger("asyncflow")
 
 _REUSED_A_TURN = 100
 """After how many steps whose stored result a resumed run reuses other tasks get a turn."""
+_TAKEN_A_TURN = 250
+"""The same for the results that a rerun reuses, those of items included."""
 
 
 class Run:
@@ -155,27 +158,36 @@ class Run:
         self._outer = enter_outer_run(self.drain_soon)
         if self._link is not None:
             self._link.begin(self, state, flush)
-        self._dispatcher.emit(start.event, start.stored_event)
-        if start.void and self._dispatcher.checkpoints is not None:
-            self._dispatcher.checkpoints.discard(start.void)
-        for taken, stored_event in start.taken:  # in the same turn: all or nothing
-            self._dispatcher.emit(taken, stored_event)
+        together = persistence.together if persistence is not None and start.taken else None
+        with nullcontext() if together is None else together():  # all or nothing
+            self._dispatcher.emit(start.event, start.stored_event)
+            if start.void and self._dispatcher.checkpoints is not None:
+                self._dispatcher.checkpoints.discard(start.void)
+            for count, (taken, stored_event) in enumerate(start.taken, 1):
+                self._dispatcher.emit(taken, stored_event)
+                if count % _TAKEN_A_TURN == 0 and together is not None:
+                    await self._give_turn()
         order = () if start.checkpoint is None else self._scope.plan.order
         for count, index in enumerate(order):
             stored = state.stored_end(index, self._now_ms())
             if stored is not None:
                 self._dispatcher.emit(stored)
             # The first turn is for the journal, which may have been asked to cancel the run.
-            if count % _REUSED_A_TURN == 0 and self._causes.cancellation is None:
-                try:
-                    await asyncio.sleep(0)
-                except asyncio.CancelledError as early:
-                    self._causes.cancellation = early
+            if count % _REUSED_A_TURN == 0:
+                await self._give_turn()
         self._stop_is_due = False
         if self._causes.cancellation is not None:
             self._on_cancel(self._causes.cancellation)
         elif state.stop_reason is not None:
             self._stop_soon()
+
+    async def _give_turn(self) -> None:
+        """Let other tasks have a turn before the run goes on to begin, unless it is cancelled."""
+        if self._causes.cancellation is None:
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError as early:
+                self._causes.cancellation = early
 
     def _watch(self, at_end: list[Callable[[], object]]) -> None:
         """Begin with what ends with the run: its deadline, the loop monitor, log records."""

@@ -113,7 +113,7 @@ class _RunOpening:
         }
         """The inputs that the caller gives, as they are stored."""
 
-    def read(self, stored: StoredRun) -> RunStart | RunReport:
+    def read(self, stored: StoredRun, *, previews: bool = False) -> RunStart | RunReport:
         request, given = self._request, self._given
         if not stored.segments:
             start = new_start(request)
@@ -137,15 +137,13 @@ class _RunOpening:
                 )
             if stored.has_all(request.plan.index):
                 return self._report_of(stored, ran_nothing=True)
-        if not new and self._is_still_waiting(stored):
+        if not (new or previews) and self._is_still_waiting(stored):
             return self._report_of(stored, ran_nothing=True)
         return self._resume(stored)
 
     def preview(self, stored: StoredRun) -> RunStart | RunReport:
         """Return how a run resumes; of one that still waits, when something has come for it."""
-        found = self.read(stored)
-        still_waits = isinstance(found, RunReport) and found.status is RunStatus.WAITING
-        return self._resume(stored) if still_waits else found
+        return self.read(stored, previews=True)
 
     def _is_still_waiting(self, stored: StoredRun) -> bool:
         """Whether nothing has come for a run that waits, so that there is nothing to do."""
@@ -311,7 +309,7 @@ class _RunOpening:
             event=replace(event, rerun_reasons=found.event.rerun_reasons),
             stored_event=found.event,
             checkpoint=found.checkpoint,
-            taken=[*zip(found.taken, found.stored, strict=True)],
+            taken=found.taken,
         )
 
     def _is_readable_and_equal(self, name: str, before: Payload, hint: Any) -> bool:

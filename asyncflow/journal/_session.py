@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
@@ -72,6 +73,8 @@ class SQLSession:
         self._asks: int | None = None
         self._checkpoints: dict[Key, Payload | None] = {}
         self._change: Change | None = None
+        self.is_held = False
+        """Whether what was appended must not be committed yet."""
         self._closing = False
         self._waiters: deque[tuple[int, _Waiter]] = deque()
         self._closers: list[_Waiter] = []
@@ -101,6 +104,16 @@ class SQLSession:
                 self._forget_void(event)
         elif self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
             self._waits.pop(event.step, None)
+        self._queue.schedule(self)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit what is appended within the block in one transaction, or nothing of it."""
+        self.is_held = True
+        try:
+            yield
+        finally:
+            self.is_held = False
         self._queue.schedule(self)
 
     def _forget_void(self, event: RunResumed) -> None:
@@ -268,6 +281,8 @@ class CommitQueue:
 
     def schedule(self, session: SQLSession) -> None:
         """Submit a session's events a few turns from now, or after the job that is under way."""
+        if session.is_held:
+            return
         if not self._scheduled:
             self._turns = _TURNS
         self._scheduled[session] = None

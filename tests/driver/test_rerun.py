@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from cProfile import Profile
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import (
+    Journal,
     JournalError,
     Orchestrator,
     PayloadError,
@@ -32,6 +35,7 @@ from asyncflow import (
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
+    Event,
     RunStarted,
     StepTakenOver,
 )
@@ -360,6 +364,34 @@ class TestTheNewRun:
             await work.pipeline(journal).rerun("r", "f")
 
         assert not journal.stored.get("f")
+
+    async def test_one_that_reuses_many_results_begins_in_turns_and_stores_all_or_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        turn, seen, stored = 0, Counter[int](), Counter[int]()
+
+        def note(event: Event) -> None:
+            seen[turn] += isinstance(event, StepTakenOver)
+
+        async def count_turns() -> None:
+            nonlocal turn
+            with closing(sqlite3.connect(tmp_path / "runs.db")) as reader:
+                while True:
+                    turn += 1
+                    sql = "SELECT COUNT(*) FROM events WHERE run_id = 'f'"
+                    stored[reader.execute(sql).fetchone()[0]] += 1
+                    await asyncio.sleep(0)
+
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            await mapped(journal, 3_000).with_options(run_id="r").run()
+            counting = asyncio.create_task(count_turns())
+            again = mapped(journal).with_options(observers=[note])
+            await again.rerun("r", "f")
+            counting.cancel()
+
+        assert max(seen.values()) <= 250
+        assert sum(seen.values()) == 3_002
+        assert stored.keys().isdisjoint(range(1, 3_003))  # its start comes with all of them
 
 
 class TestMappedSteps:
@@ -694,7 +726,7 @@ class CountingJournal(MemoryJournal):
         return super().decode(subject, payload, hint)
 
 
-def mapped(journal: MemoryJournal, items: int = 0) -> Orchestrator:
+def mapped(journal: Journal, items: int = 0) -> Orchestrator:
     async def numbers() -> list[int]:
         return list(range(items))
 
