@@ -482,7 +482,9 @@ def result_note(result: StepResult, segment: int) -> str:
     if result.items and result.status is StepStatus.SUCCESS:
         failed = sum(item.status is StepStatus.FAILED for item in result.items)
         if failed:
-            parts.append(tolerated_text(failed, len(result.items) + result.left_out))
+            skipped = sum(item.status is StepStatus.SKIPPED for item in result.items)
+            given = len(result.items) + result.left_out - skipped
+            parts.append(tolerated_text(failed, given))
     if fallbacks := fallbacks_text(result.items or ()):
         parts.append(fallbacks)
     if result.items and not result.reused:
@@ -503,7 +505,7 @@ def result_note(result: StepResult, segment: int) -> str:
 
 
 def tolerated_text(failed: int, count: int) -> str:
-    """Return how many items of a mapped step failed that has succeeded all the same."""
+    """Return how many of the items that a mapped step was given failed, although it succeeded."""
     return f"{failed} of {count} item{'' if count == 1 else 's'} failed, tolerated"
 
 

@@ -403,21 +403,22 @@ def _unsuccessful(step: StepView | None) -> int:
 def _has_failed(run: StoredRun, plan: Plan, known: Mapping[Key, StepView]) -> bool:
     """Whether a step has failed for good, or more items of one than it tolerates."""
     failed: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for (name, item), one in known.items():
+        if item is not None and one.status is StepStatus.SKIPPED:
+            skipped[name] += 1
         if one.status is not StepStatus.FAILED:
             continue
         if item is None:
             return True
         whole = known.get((name, None))
         failed[name] += whole is None or whole.status is not StepStatus.SUCCESS
-    return any(
-        not tolerates(
-            plan.steps[plan.index[name]],
-            count,
-            run.steps[name].item_count if name in run.steps else None,
-        )
-        for name, count in failed.items()
-    )
+    for name, count in failed.items():
+        of = run.steps[name].item_count if name in run.steps else None
+        given = None if of is None else of - skipped[name]
+        if not tolerates(plan.steps[plan.index[name]], count, given):
+            return True
+    return False
 
 
 def _listed(names: Sequence[str]) -> str:

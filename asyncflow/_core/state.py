@@ -420,12 +420,13 @@ class RunState:
         self._phases[node] = Phase.SETTLED  # before the run stops, which drops what is ready
         if event.item is None:
             self._readiness.failed_by[node] = event.step
-            is_tolerated = False
-        else:
-            is_tolerated = self.step_runs.tolerates_failure(node)
-        if self._fail_fast and not is_tolerated:
-            reason = f"step {event.step!r} failed and fail_fast is on"
-            self._stop(reason, exempt_cleanups=True)
+            self._fail_run(event.step)
+        elif not self.step_runs.tolerates_loss(node, StepStatus.FAILED):
+            self._fail_run(event.step)
+
+    def _fail_run(self, step: str) -> None:
+        if self._fail_fast:
+            self._stop(f"step {step!r} failed and fail_fast is on", exempt_cleanups=True)
 
     def _on_step_cancelled(self, node: int, event: events.StepCancelled) -> None:
         if self._phases[node] < Phase.ATTEMPTING and self._latest[node] is None:
@@ -440,6 +441,9 @@ class RunState:
         self.awaiting.pop(node, None)
         self._ends[node] = event
         if event.item is not None:
+            self._phases[node] = Phase.SETTLED  # as above
+            if not self.step_runs.tolerates_loss(node, StepStatus.SKIPPED):
+                self._fail_run(event.step)
             return
         grounds = self._readiness.skipped_by if event.by_condition else self._readiness.failed_by
         grounds.setdefault(node, event.step)
@@ -456,8 +460,8 @@ class RunState:
             is_skipped = restored.by_condition
             grounds = self._readiness.skipped_by if is_skipped else self._readiness.failed_by
             grounds[node] = event.step
-        elif restored.status is StepStatus.FAILED:
-            self.step_runs.tolerates_failure(node)
+        elif restored.status is not StepStatus.SUCCESS:
+            self.step_runs.tolerates_loss(node, restored.status)
 
     def _on_thread_abandoned(self, node: int, event: events.ThreadAbandoned) -> None:
         self._check_latest(node, event)

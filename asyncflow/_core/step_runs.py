@@ -329,12 +329,19 @@ class StepRuns:
         self.phases[node] = Phase.SETTLED
         self._maps[self._item_of[node][0]].unsettled -= 1
 
-    def tolerates_failure(self, node: int) -> bool:
-        """Count an item that has failed; return whether its step may succeed all the same."""
+    def tolerates_loss(self, node: int, status: StepStatus | None) -> bool:
+        """Count an item that has failed or is skipped; return whether its step may still succeed.
+
+        A step is not given the items that it skips, so they are no part of what a share is of.
+        """
         step = self._item_of[node][0]
         mapped = self._maps[step]
-        mapped.failed += 1
-        return tolerates(self.steps[step], mapped.failed, mapped.count)
+        if status is StepStatus.FAILED:
+            mapped.failed += 1
+        else:
+            mapped.skipped += 1
+        given = None if mapped.count is None else mapped.count - mapped.skipped
+        return tolerates(self.steps[step], mapped.failed, given)
 
     def maps(self) -> list[int]:
         """Return the mapped steps that have begun with their items."""
@@ -366,10 +373,10 @@ class StepRuns:
 class _Map:
     """The items of a mapped step."""
 
-    __slots__ = ("count", "failed", "forgotten", "nodes", "unsettled")
+    __slots__ = ("count", "failed", "forgotten", "nodes", "skipped", "unsettled")
 
     def __init__(self, count: int | None) -> None:
         self.count = count
-        self.failed = self.forgotten = 0
+        self.failed = self.skipped = self.forgotten = 0
         self.nodes: dict[int, int] = {}
         self.unsettled = 0

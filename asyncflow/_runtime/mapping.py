@@ -116,7 +116,9 @@ class MapRunner:
                     await self._change(node)
             if iteration.is_complete:  # it may have told another length, or have grown meanwhile
                 count = self._state.step_runs.count_of_items(node)
-            failure = common_error(step, items, count, iteration.failure)
+            skipped = sum(item.status is StepStatus.SKIPPED for item in items)
+            given = None if count is None else count - skipped
+            failure = common_error(step, items, given, iteration.failure)
             self._report_end(node, step, items, iteration, failure)
         except BaseException as bug:
             self._run.broken(bug, f"step {step.name!r} could not be run")
@@ -434,10 +436,12 @@ def common_error(
 ) -> Exception | None:
     """Return what a mapped step fails with, if it fails.
 
-    ``items`` are those that are remembered, of so many in all, if that is known. ``error`` ended
-    the iteration over the items early, if anything did.
+    ``items`` are those that are remembered, of so many in all, if that is known. Those that are
+    skipped were not given to the step. ``error`` ended the iteration over the items early, if
+    anything did.
     """
     name, failed = step.name, [item for item in items if item.status is StepStatus.FAILED]
+    items = [item for item in items if item.status is not StepStatus.SKIPPED]
     if error is None and tolerates(step, len(failed), count):
         return None
     errors = [with_note(item.error, f"in {item.name}") for item in failed]

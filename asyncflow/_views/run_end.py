@@ -79,6 +79,7 @@ def endured_steps(view: RunView) -> Iterator[StepView]:
 def endured_text(step: StepView) -> str:
     """Return what failed of such a step: ``2 of 40 items failed, tolerated``."""
     count = max(step.item_count or 0, len(step.items or ()) + step.left_out)
+    count -= step.tally[StepStatus.SKIPPED]
     failed = step.tally[StepStatus.FAILED]
     fallback = "" if step.error is None else failure_text(step)
     parts = [tolerated_text(failed, count) if failed else "", fallback]

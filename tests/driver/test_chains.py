@@ -446,6 +446,79 @@ async def test_beyond_the_tolerance_fail_fast_stops_as_soon_as_that_is_certain()
     assert "2 of 5 items of step 'm' failed" in str(report["m"].error)
 
 
+def halved(tolerated, **options):
+    """A step that loses each second of 20 items, and one that fails for each fifth."""
+
+    async def numbers():
+        return list(range(20))
+
+    async def halve(n):
+        if n % 2:
+            raise ValueError(n)
+        return n
+
+    async def fail_at_0_and_10(n):
+        calls.append(n)
+        await asyncio.sleep(0.001 * n)
+        if n % 10 == 0:
+            raise ValueError(n)
+        return n
+
+    calls = []
+    return calls, [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("half", halve, {"n": "numbers"}, map_over="numbers", tolerated_failures=0.5),
+        WorkflowStep(
+            "m",
+            fail_at_0_and_10,
+            {"n": "half"},
+            map_over="half",
+            tolerated_failures=tolerated,
+            **options,
+        ),
+    ]
+
+
+@pytest.mark.parametrize("schedule", ["tiers", "ready"])
+@pytest.mark.parametrize("fail_fast", [True, False])
+@pytest.mark.parametrize("keep_outputs", [True, False])
+async def test_a_share_is_of_the_items_that_the_step_was_given(schedule, fail_fast, keep_outputs):
+    _, steps = halved(0.2, keep_outputs=keep_outputs)
+    report = await run_pipeline(steps, fail_fast, schedule=schedule)
+    assert report["m"].status is SUCCESS
+    assert str(report).splitlines()[3].endswith("ms): 2 of 10 items failed, tolerated")
+
+    _, steps = halved(0.19, keep_outputs=keep_outputs)
+    report = await run_pipeline(steps, fail_fast, schedule=schedule)
+    assert report["m"].status is FAILED
+    assert "2 of 10 items of step 'm' failed" in str(report["m"].error)
+
+
+@pytest.mark.exact_time
+async def test_fail_fast_stops_when_the_items_that_are_skipped_make_a_failure_too_many():
+    calls, steps = halved(0.05, pool=Pool(1))
+    report = await run_pipeline(steps)
+
+    # 1 of 20 is tolerated, and 1 of 19 is not.
+    assert calls == [0]
+    assert report["m"].status is FAILED
+    assert "m" in report.stop_reason
+
+
+async def test_a_resumed_run_counts_the_items_that_were_skipped_before():
+    calls, steps = halved(0.1, pool=Pool(1))
+    journal = MemoryJournal()
+    options = {"journal": journal, "run_id": "r"}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.025):
+            await run_pipeline(steps, False, **options)
+    report = await run_pipeline(steps, False, **options)
+
+    assert sorted(set(calls)) == list(range(0, 20, 2))
+    assert report["m"].status is FAILED
+    assert "2 of 10 items of step 'm' failed" in str(report["m"].error)
+
+
 @pytest.mark.parametrize("tolerated", [-1, -0.1, 1.1, float("nan"), float("inf")])
 def test_a_tolerance_out_of_its_range_is_refused(tolerated):
     with pytest.raises(ValueError, match="tolerated_failures must be a count of at least 0, or a"):

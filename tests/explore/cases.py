@@ -70,12 +70,16 @@ ENDS = {
 ANSWERS = {"obey": 60, "return": 14, "raise": 14, "exit": 2, "go on": 6}
 
 
+STREAM_WAITS = 2
+
+
 class Items(NamedTuple):
     """What a step returns that another one maps over."""
 
     count: int
     kind: str = "list"
-    """``list``, ``iterable``, or ``stream`` for an async iterable that waits between items."""
+    """``list``, ``iterable``, or ``stream`` for an async iterable that waits once, for
+    `STREAM_WAITS` ticks, before its second item."""
     breaks: str = ""
     """What follows the last item: nothing, ``raise``, ``cancelled`` or ``exit``."""
 

@@ -10,6 +10,7 @@ Times are in milliseconds since the start of the run.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -42,7 +43,7 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
-from tests.explore.cases import TICK_MS, Case, Fault, Step
+from tests.explore.cases import STREAM_WAITS, TICK_MS, Case, Fault, Step
 from tests.explore.world import Call, Instead, World
 
 __all__ = ["violations"]
@@ -161,6 +162,7 @@ class _Run:
         self.items: list[dict[int, _Node]] = [{} for _ in self.specs]
         self.nodes = list(self.steps)
         self.failed_items = [0] * len(self.specs)
+        self.skipped_items = [0] * len(self.specs)
         self.fail_stop: _Stop | None = None
         """When the run began to stop for a failure or its deadline."""
         self.interrupted: _Stop | None = None
@@ -277,7 +279,8 @@ class _Run:
                 latest.abandoned = event
             elif kind in (AttemptFailed, StepSucceeded, StepFailed, StepCancelled, StepSkipped):
                 self.read_end(event, turn, place)
-                stops = kind is StepFailed and not self.may_tolerate(event) and fail_fast
+                stops = kind in (StepFailed, StepSkipped) and not self.may_tolerate(event)
+                stops = stops and fail_fast
                 if stops and self.fail_stop is None:
                     self.fail_stop = _Stop(at_ms, turn, place)
             else:
@@ -298,16 +301,17 @@ class _Run:
             attempt.progress = event.done
 
     def may_tolerate(self, event: Any) -> bool:
-        """Whether the step of an item that has failed may still succeed, as far as is known."""
+        """Whether the step of an item that has failed, or is skipped, may still succeed."""
         if event.item is None:
-            return False
+            return type(event) is StepSkipped
         step = self.index[event.step]
-        self.failed_items[step] += 1
-        begun = self.steps[step].map
+        lost = self.failed_items if type(event) is StepFailed else self.skipped_items
+        lost[step] += 1
+        begun, failed = self.steps[step].map, self.failed_items[step]
         assert begun is not None
         if begun.count is None and isinstance(self.specs[step].tolerated, float):
-            return self.specs[step].tolerated > 0
-        return self.tolerates(step, self.failed_items[step], begun.count or 0)
+            return not failed or self.specs[step].tolerated > 0
+        return self.tolerates(step, failed, (begun.count or 0) - self.skipped_items[step])
 
     def is_tolerated(self, node: _Node, failed: int, items: int) -> tuple[bool, bool]:
         """Return whether a step may have tolerated failures, and whether it must have."""
@@ -317,7 +321,8 @@ class _Run:
         if is_share and node.map.count is None and self.stop_for(spec) is not None:
             return not failed or spec.tolerated > 0, not failed  # of how many is unknown
         count = items if node.map.count is None else node.map.count
-        tolerated = self.tolerates(node.step, failed, count)
+        given = count - self.skipped_items[node.step]
+        tolerated = self.tolerates(node.step, failed, given)
         return tolerated, tolerated
 
     def tolerates(self, step: int, failed: int, count: int) -> bool:
@@ -843,6 +848,8 @@ class _Run:
         given = source.output
         stop = self.stop_for(spec)
         count, breaks = self.count_of(given)
+        if self.was_late(spec, given, end):
+            count, breaks = 1, "late"
         ends = [items[number].end for number in sorted(items)]
         failed = [item.error for item in ends if type(item) is StepFailed]
         known = len(given) if isinstance(given, list | tuple) else None
@@ -955,6 +962,24 @@ class _Run:
         if isinstance(given, list | tuple):
             return len(given), ""
         return given.items.count, given.items.breaks
+
+    def was_late(self, spec: Step, given: Any, end: Any) -> bool:
+        """Whether the second item of a stream did not come within the limits of its wait."""
+        assert spec.maps is not None
+        limits = [each for each in (self.specs[spec.maps].timeout, spec.deadline) if each]
+        is_stream = not isinstance(given, list | tuple) and given.items.kind == "stream"
+        waits = STREAM_WAITS if is_stream and given.items.count > 1 else 0
+        shortest = min(limits, default=math.inf)
+        _require(shortest >= waits or type(end) is not StepSucceeded, "too late:", end)
+        error = getattr(end, "error", None)
+        if isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        if not isinstance(error, StepTimeoutError) or not error.source:
+            return False
+        _require(shortest <= waits, "its item came in time:", error)
+        is_right = error.source == self.specs[spec.maps].name and error.step_name == spec.name
+        _require(is_right, "it waited for another item:", error)
+        return True
 
     def check_step(self, node: _Node) -> None:
         """Check why and when a step has started, or why it has not."""

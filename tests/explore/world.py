@@ -20,7 +20,17 @@ from asyncflow._core import chains
 from asyncflow.events import Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
 from tests.explore import threads
-from tests.explore.cases import TICK_MS, Act, Fault, Flow, Items, Step, dependencies_of, tiers_of
+from tests.explore.cases import (
+    STREAM_WAITS,
+    TICK_MS,
+    Act,
+    Fault,
+    Flow,
+    Items,
+    Step,
+    dependencies_of,
+    tiers_of,
+)
 
 __all__ = ["Call", "Exit", "Pipeline", "World"]
 
@@ -363,7 +373,7 @@ class _Stream(_Iterable):
         self.world.streams += 1
         try:
             for item in range(self.items.count):
-                await asyncio.sleep(TICK_S if item == 1 else 0)
+                await asyncio.sleep(STREAM_WAITS * TICK_S if item == 1 else 0)
                 yield item
             self._break()
         finally:
