@@ -67,6 +67,16 @@ _BURST = 10.0
 """How many retries a budget saves up."""
 
 
+_pools: WeakSet[Pool] = WeakSet()
+"""All pools of this process."""
+
+
+def begin_in_child() -> None:
+    """Let all pools forget the process of which this one is a fork. The driver sees to that."""
+    for pool in _pools:
+        pool._begin_in_child()
+
+
 @record
 class PoolStats:
     """The current state of a `Pool`."""
@@ -180,6 +190,7 @@ class Pool:
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._is_moving = False
         self._lock = threading.RLock()
+        _pools.add(self)
 
     @property
     def in_use(self) -> int:
@@ -232,6 +243,17 @@ class Pool:
             self._gates.clear()
             self._is_gated = self._is_rated
         self._settle()
+
+    def _begin_in_child(self) -> None:
+        """Forget the attempts of the process that was forked, which hold slots or wait there."""
+        self._lock = threading.RLock()  # a thread that is gone may have held the other one
+        self._is_moving = False
+        self._era += 1
+        for _, _, ticket in self._line:
+            ticket._is_done, ticket._call = True, None
+        self._in_use = 0
+        self._line, self._released = [], deque()
+        self._watchers = WeakSet()
 
     @property
     def _is_rated(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -93,6 +94,8 @@ def _present_clock() -> Clock:
 
 
 pools.present_clock = _present_clock
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=pools.begin_in_child)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -405,3 +408,59 @@ def test_a_pool_limits_event_loops_of_several_threads_and_is_empty_afterwards():
     assert highest == 3
     assert running == 0
     assert is_empty(pool)
+
+
+FORKING = """
+import asyncio, gc, os
+from asyncflow import Pool, WorkflowStep, run_pipeline
+
+pool = Pool(2, name="api")
+
+async def work():
+    await asyncio.sleep(0.2)
+
+def step(name, action=work):
+    return WorkflowStep(name, action, pool=pool)
+
+async def fork():
+    while pool.waiting < 2:
+        await asyncio.sleep(0)
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        return
+    assert (pool.in_use, pool.waiting) == (0, 0), pool
+    report = asyncio.run(run_pipeline([step("c"), step("d"), step("e")], deadline_ms=20_000))
+    assert report.all_passed, report
+    for task in asyncio.all_tasks(parent):
+        task.cancel()  # what the other process holds or waits for is not given back here
+    gc.collect()
+    assert (pool.in_use, pool.waiting) == (0, 0), pool
+    os._exit(0)
+
+async def main():
+    global parent
+    parent = asyncio.get_running_loop()
+    run = run_pipeline([step("a"), step("b"), WorkflowStep("fork", fork)])
+    reports = await asyncio.gather(run, run_pipeline([step("c"), step("d")]))
+    assert all(report.all_passed for report in reports), reports
+    print(pool)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_that_is_forked_begins_with_all_slots_free():
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKING],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+        timeout=60,
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "<Pool(2, name='api'): 0 in use, 0 waiting>\n"
