@@ -25,7 +25,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -43,7 +43,7 @@ from asyncflow._core.results import (
     StepStatus,
     blocks_dependents,
 )
-from asyncflow._core.step import tolerates
+from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
 from asyncflow.events import RECALLED, RunResumed, RunStarted, StepTakenOver
@@ -374,6 +374,9 @@ def _verdicts(
                 run.dependencies[name]
             )
         again = [other for other in needed if other not in valid]
+        ended = [known[other, None] for other in needed if other in valid]
+        if again and step is not None and _is_lost(plan.steps[index], step, ended):
+            again = []  # whatever comes of the others, for which it did not wait
         flows = index in plan.flows and again == [plan.steps[plan.flows[index]].name]
         if why is None and again and not (flows and again[0] in by_item):
             why = f"step {again[0]!r}, which it depends on, runs again"
@@ -391,6 +394,16 @@ def _verdicts(
         elif plan.steps[index].map_over is not None:
             by_item[name] = "it had not finished"
     return valid, by_item, outdated
+
+
+def _is_lost(step: WorkflowStep, before: StepView, ended: Iterable[StepView]) -> bool:
+    """Whether a step was skipped for a failure before it that still is there."""
+    was_lost = before.status is StepStatus.SKIPPED and not before.by_condition
+    return (
+        was_lost
+        and not step.is_cleanup
+        and any(blocks_dependents(each.status, each.by_condition) for each in ended)
+    )
 
 
 def _unsuccessful(step: StepView | None) -> int:

@@ -475,6 +475,15 @@ class Readiness:
                 was_ready = self._phases[step] == Phase.READY
                 self._skip(step, reason, phase=Phase.DROPPED if was_ready else Phase.UNREACHABLE)
 
+    def skip_lost(self) -> None:
+        """Make the pending steps unreachable that a failure has lost, however the others end.
+
+        What a condition has skipped tells less: a failure that comes yet would count for more.
+        """
+        for step in self._plan.order if self.failed_by else ():
+            if not self.failed_by.keys().isdisjoint(self._plan.dependencies[step]):
+                self.look_ahead(step)
+
     def look_ahead(self, step: int) -> None:
         """Find out whether a pending step will never start, however the steps end that run.
 

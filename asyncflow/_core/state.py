@@ -8,7 +8,8 @@ Rules:
    dependencies settles (``schedule="ready"``). A tier begins when every step of the tier before
    has settled.
 3. When its turn comes, a step is ready if all its dependencies succeeded, and unreachable if not.
-   Another ``run_if`` sets another condition.
+   Another ``run_if`` sets another condition. A run that only waits for signals skips at once what a
+   failure has lost, however the waits end: it need not wait for its turn.
 4. Once the run is stopping (a step failed under ``fail_fast``, its deadline passed, or it was
    interrupted) nothing becomes ready any more, and what was not scheduled is unreachable. Clean-up
    steps are exempt, unless the run was interrupted: their turn comes when all others have settled.
@@ -203,7 +204,10 @@ class RunState:
             node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
         before = phases[node]
         if before not in allowed:
-            raise IllegalEventError(event, before.text)
+            if before == Phase.PENDING and type(event) is events.StepSkipped:
+                self.look_ahead(node)  # a run that waits skips what is lost before its turn
+            if phases[node] not in allowed:
+                raise IllegalEventError(event, before.text)
         fold(self, node, event)
         if self._slim and self._is_slim(node):
             self._note_slim(node, event)
@@ -520,6 +524,10 @@ class RunState:
         # The events of a stored run that is replayed have settled some of them.
         final = (Phase.UNREACHABLE, Phase.DROPPED)
         return [each for each in skipped if self._phases[each.step] in final]
+
+    def skip_lost(self) -> None:
+        """Make the pending steps unreachable that a failure has lost, however the others end."""
+        self._readiness.skip_lost()
 
     def look_ahead(self, step: int) -> None:
         """Make a pending step unreachable if it will never start, however the others end."""

@@ -371,6 +371,12 @@ class Run:
         if self._state.queue.is_dirty and not self._is_broken:
             self._starter.advance()
         elif not self._scope.live:
+            if self._is_at_rest():
+                self._state.skip_lost()  # people see which answers are of use
+                self._starter.skip_unreachable()
+                if self._state.queue.is_dirty:
+                    self._starter.advance_soon()  # this may be called by the starter
+                    return
             self._wake_if_settled()
 
     def _on_block(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:

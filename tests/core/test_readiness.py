@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import WorkflowStep
+from asyncflow import IllegalEventError, Signal, WorkflowStep
 from asyncflow._core.graph import Plan, plan
 from asyncflow._core.state import RunState, Schedule
 from asyncflow.events import (
@@ -19,6 +19,7 @@ from asyncflow.events import (
     StepFailed,
     StepSkipped,
     StepSucceeded,
+    StepWaiting,
 )
 
 BOOM = ValueError("boom")
@@ -247,3 +248,53 @@ class TestStop:
         other.apply(*failure_of("a"), TIMED_OUT)
         assert not other.state.has_timed_out
         assert other.state.stop_reason == FAILED_FAST
+
+
+@each_schedule
+def test_what_a_failure_has_lost_can_be_skipped_while_another_step_waits(
+    schedule: Schedule,
+) -> None:
+    steps = [
+        WorkflowStep("signal", Signal(bool)),
+        step("a"),
+        step("lost", ["a", "signal"]),
+        step("alarm", ["lost"], run_if="failure"),
+        step("may run", ["signal"]),
+    ]
+    run, follower = (Run(*steps, schedule=schedule, fail_fast=False) for _ in range(2))
+    for each in (run, follower):
+        assert sorted(each.take_ready()) == ["a", "signal"]
+        each.apply(StepWaiting("signal", 0.0, 1_000.0), *failure_of("a"))
+
+    run.state.skip_lost()
+    skipped = run.skip_unreachable()
+
+    # An observer that folds the events learns the same.
+    follower.apply(StepSkipped("lost", 3.0, *skipped["lost"]))
+    with pytest.raises(IllegalEventError):
+        follower.apply(StepSkipped("may run", 3.0, "why"))
+    assert skipped == {"lost": ("it depends on step 'a', which failed", False)}
+    assert run.take_ready() == follower.take_ready() == ["alarm"]
+    for each in (run, follower):
+        each.apply(StepSucceeded("signal", 0, 4.0, True))
+        assert each.take_ready() == ["may run"]
+
+
+def test_nothing_is_skipped_early_because_a_condition_has_skipped_something() -> None:
+    """The signal may fail yet, and a failure counts for more than a condition."""
+    run = Run(
+        WorkflowStep("signal", Signal(bool)),
+        step("a"),
+        step("both", ["a", "signal"]),
+        step("alarm", ["both"], run_if="failure"),
+        fail_fast=False,
+    )
+    run.take_ready()
+    run.apply(StepWaiting("signal", 0.0, 1_000.0), StepSkipped("a", 2.0, "why", by_condition=True))
+
+    run.state.skip_lost()
+    assert run.take_unreachable() == {}
+    run.apply(StepFailed("signal", 0, 3.0, BOOM))
+
+    assert run.skip_unreachable() == {"both": ("it depends on step 'signal', which failed", False)}
+    assert run.take_ready() == ["alarm"]

@@ -23,7 +23,7 @@ from asyncflow import (
     after,
     run_pipeline,
 )
-from asyncflow.events import RunFinished, StepSucceeded, StepWaiting
+from asyncflow.events import RunFinished, StepSkipped, StepSucceeded, StepWaiting
 from asyncflow.testing import fake
 
 SUCCESS, FAILED, SKIPPED = StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.SKIPPED
@@ -314,6 +314,24 @@ async def test_without_fail_fast_a_failure_elsewhere_lets_it_wait():
 
     assert report["publish"].status is SUCCESS
     assert report.status is RunStatus.FAILED
+
+
+async def test_a_run_that_stays_skips_what_a_failure_has_lost_while_it_waits():
+    pipeline, events = orders(), []
+    pipeline.step(fail)
+    pipeline.step(nothing, name="lost", depends_on=["approved", "fail"])
+    pipeline.signal("lost too", bool, depends_on=["lost"])
+    pipeline = pipeline.with_options(fail_fast=False, observers=[events.append])
+    async with pipeline.start() as run:
+        await until_waiting(run, "approved")
+        await asyncio.sleep(1)
+        skipped = [event.step for event in events if isinstance(event, StepSkipped)]
+        await run.signal("approved", True)
+        report = await run.report()
+
+    assert skipped == ["lost", "lost too"]
+    assert report["lost too"].reason == "it depends on step 'fail', which failed"
+    assert report["publish"].status is SUCCESS
 
 
 async def test_a_cancelled_run_skips_what_waits():

@@ -126,6 +126,92 @@ async def test_a_run_that_only_waits_ends_its_segment_and_continues_with_the_sig
     assert await due(journal) == []
 
 
+def with_a_failure(version: str = "", *, is_repaired: bool = False) -> Pipeline:
+    """Return a pipeline with a step that a failure loses while a signal holds it up."""
+    pipeline = Pipeline("orders", fail_fast=False)
+    approved = pipeline.signal("approved", bool)
+
+    @pipeline.step(version=version)
+    async def reserve() -> str:
+        if not (version or is_repaired):
+            raise ValueError("no stock")
+        return "reserved"
+
+    @pipeline.step
+    async def publish(approved: bool = after(approved), reserve: str = after(reserve)) -> bool:
+        return approved
+
+    @pipeline.step
+    async def announce(publish: bool = after(publish)) -> bool:
+        return publish
+
+    @pipeline.step(run_if="unless_failed", depends_on=[approved])
+    async def note() -> None: ...
+
+    @pipeline.step(run_if="always")
+    async def clean_up() -> None: ...
+
+    return pipeline
+
+
+@pytest.mark.parametrize("schedule", ["tiers", "ready"])
+@in_virtual_time
+async def test_a_waiting_run_skips_what_a_failure_has_lost(journal: Any, schedule: Any) -> None:
+    pipeline = with_a_failure().with_options(schedule=schedule, journal=journal, run_id="r")
+
+    waiting = await pipeline.run()
+    preview = await pipeline.preview("r")
+    await journal.signal("r", "approved", True)
+    ended = await pipeline.run()
+
+    skipped = {name: each.reason for name, each in waiting.items() if each.status is SKIPPED}
+    reason = "it depends on step 'reserve', which failed"
+    assert skipped == {"publish": reason, "announce": reason}
+    assert {each.step_name: each.reason for each in preview.skipped} == skipped
+    assert waiting.status is RunStatus.WAITING
+    assert list(waiting.waiting) == ["approved"]
+    assert statuses(ended) == {
+        "approved": SUCCESS,
+        "reserve": StepStatus.FAILED,
+        "publish": SKIPPED,
+        "announce": SKIPPED,
+        "note": SUCCESS,
+        "clean_up": SUCCESS,
+    }
+
+
+@in_virtual_time
+async def test_what_a_waiting_run_has_skipped_runs_once_the_failure_is_mended(
+    journal: Any,
+) -> None:
+    await with_a_failure().with_options(journal=journal, run_id="r").run()
+
+    mended = with_a_failure("2").with_options(journal=journal, run_id="r")
+    waiting = await mended.run()
+    await journal.signal("r", "approved", True)
+
+    assert statuses(waiting)["publish"] is PENDING
+    assert (await mended.run())["announce"].output is True
+
+
+@in_virtual_time
+async def test_an_early_signal_for_a_step_that_a_failure_has_lost_is_kept(journal: Any) -> None:
+    def made(*, is_repaired: bool = False) -> Pipeline:
+        pipeline = with_a_failure(is_repaired=is_repaired)
+        pipeline.signal("paid", bool, depends_on=["publish"])
+        return pipeline.with_options(journal=journal, run_id="r")
+
+    await made().run()
+    await journal.signal("r", "paid", True)
+    await journal.signal("r", "approved", True)
+    failed = await made().run()
+    with pytest.raises(ValueError, match="has another value already"):
+        await journal.signal("r", "paid", False)
+
+    assert statuses(failed)["paid"] is SKIPPED
+    assert (await made(is_repaired=True).run())["paid"].output is True
+
+
 @in_virtual_time
 async def test_a_signal_that_comes_while_a_segment_ends_is_for_the_next_one(journal: Any) -> None:
     is_open = []
