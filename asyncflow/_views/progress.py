@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from asyncflow._core.results import StepStatus
+from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import counted, number_text
 from asyncflow.events import StepProgressed
@@ -30,6 +32,35 @@ class ProgressText(NamedTuple):
         """All of it in one line: ``1,204 of 5,000 rows (24 %), 310/s, 12.2 s left``."""
         share = f" ({self.percentage})" if self.percentage else ""
         return ", ".join(filter(None, [f"{self.counted}{share}", self.rate, self.left]))
+
+
+def progress_of(step: StepView, reported: StepProgressed | None) -> StepProgressed | None:
+    """Return what a step, or an item, reported last, if that says how far it is or came.
+
+    What has succeeded did all of its work, even if it never reported that. What the attempt before
+    reported says nothing of the one that runs.
+    """
+    if reported is None:
+        return None
+    latest = step.latest
+    if step.status is StepStatus.SUCCESS:
+        is_current = percentage(reported) == 100
+    elif step.status is StepStatus.RUNNING:
+        is_current = (
+            latest is not None
+            and latest.number == reported.attempt
+            and latest.started_ms <= reported.at_ms  # one of an earlier segment had its number
+        )
+    else:
+        is_current = True
+    return reported if is_current else None
+
+
+def is_under_way(step: StepView) -> bool:
+    """Whether an attempt of a step, or of an item, runs, so that its progress may go on."""
+    latest = step.latest
+    is_running = step.status is StepStatus.RUNNING
+    return is_running and latest is not None and latest.ended_ms is None
 
 
 def progress_text(progress: StepProgressed, started_ms: float, now_ms: float) -> ProgressText:

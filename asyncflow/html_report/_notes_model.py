@@ -27,7 +27,13 @@ from asyncflow._views.notes import (
     log_text,
 )
 from asyncflow._views.preview import Preview, printable, shortened
-from asyncflow._views.progress import ProgressText, percentage, progress_text
+from asyncflow._views.progress import (
+    ProgressText,
+    is_under_way,
+    percentage,
+    progress_of,
+    progress_text,
+)
 from asyncflow._views.run_view import RunView
 from asyncflow.events import StepLogged
 
@@ -79,9 +85,7 @@ class ShownProgress(NamedTuple):
     share: float | None
     """From 0 to 1; ``None`` if the total is unknown."""
     is_stopped: bool
-    """Whether its step ended in another way than with success."""
-    is_open: bool
-    """Whether its step has not succeeded, so that something may be left to do."""
+    """Whether its attempt has ended before it was done."""
 
     @property
     def line(self) -> str:
@@ -161,23 +165,21 @@ class NotesModel:
     # Progress.
 
     def progress(self, step: StepView, item: int | None = None) -> ShownProgress | None:
-        """Return the progress of a step; ``None`` if it has reported none."""
+        """Return how far a step is, or came; ``None`` if that is not known."""
         name = step.name if item is None else step.name.removesuffix(f"[{item}]")
-        latest = self._notes.progress(name, item)
+        latest = progress_of(step, self._notes.progress(name, item))
         if latest is None:
             return None
         attempts = [each for each in step.attempts if each.number == latest.attempt]
-        is_running = step.status is StepStatus.RUNNING and not self._is_orphaned
-        if is_running and (step.latest is None or step.latest.started_ms > latest.at_ms):
-            return None  # it is an earlier attempt's
         started_ms = attempts[-1].started_ms if attempts else latest.at_ms
         text = progress_text(latest, started_ms, self._now_ms)
+        is_running = is_under_way(step) and not self._is_orphaned
         if not is_running:
             text = text._replace(left="")
         percent = percentage(latest)
-        is_open = step.status is not StepStatus.SUCCESS
-        share = None if percent is None else percent / 100
-        return ShownProgress(text, share, is_open and not is_running, is_open)
+        has_succeeded = step.status is StepStatus.SUCCESS
+        share = None if percent is None or has_succeeded else percent / 100
+        return ShownProgress(text, share, not (is_running or has_succeeded))
 
     def items_progress(self, step: StepView) -> list[tuple[int, ShownProgress]]:
         """Return the progress of those items of a step that are running, by number."""

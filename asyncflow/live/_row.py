@@ -15,7 +15,13 @@ from asyncflow._core.results import StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._views.event_text import counted
-from asyncflow._views.progress import left_text, percentage, progress_text
+from asyncflow._views.progress import (
+    is_under_way,
+    left_text,
+    percentage,
+    progress_of,
+    progress_text,
+)
 from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed
 from asyncflow.live._theme import COLOURS, Theme, bar, elide, fit, printable
@@ -69,7 +75,7 @@ def row(
     text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
     name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
     text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
-    progress = _current(step, reported.get(None))
+    progress = progress_of(step, reported.get(None)) if is_under_way(step) else None
     if columns.note > 0:
         text.append("  ")
         if progress is not None:
@@ -147,14 +153,6 @@ def _progress_note(
     return text.append(" " * (width - text.cell_len))
 
 
-def _current(step: StepView, progress: StepProgressed | None) -> StepProgressed | None:
-    """Return the latest progress of a step or an item if it is that of its running attempt."""
-    latest = step.latest
-    if progress is None or latest is None or latest.ended_ms is not None:
-        return None
-    return progress if progress.attempt == latest.number else None
-
-
 def _words(step: StepView, now_ms: float, reported: _Reported) -> str:
     rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
     if ran_before(step):
@@ -224,7 +222,7 @@ def _items_under_way(step: StepView, reported: _Reported) -> Iterator[str]:
         ((at, each) for at, each in reported.items() if at is not None), key=itemgetter(0)
     ):
         item = (step.items or {}).get(number)
-        if item is not None and _current(item, progress) is not None:
+        if item is not None and is_under_way(item) and progress_of(item, progress):
             share = percentage(progress)
             yield f"[{number}] {counted(progress) if share is None else f'{share} %'}"
 

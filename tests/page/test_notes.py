@@ -165,9 +165,30 @@ def test_an_attempt_does_not_show_the_progress_of_the_one_before() -> None:
     ]
     before = progressed("a", 7, 9, at_ms=40.0)
 
-    assert "7 of 9" in words("details", events[:-1], [before])
+    assert "stopped at 7 of 9" in words("details", events[:-1], [before])
     assert "7 of 9" not in words("details", events, [before])
-    assert "1 of 9" in words("details", events, [before, progressed("a", 1, 9, at_ms=70.0)])
+    now = progressed("a", 1, 9, at_ms=70.0, attempt=2)
+    assert "1 of 9" in words("details", events, [before, now])
+
+
+@pytest.mark.parametrize(
+    ("done", "end", "shown_as"),
+    [
+        (7, StepSucceeded("a", 1, 50.0, None), ""),
+        (9, StepSucceeded("a", 1, 50.0, None), "9 of 9 rows"),
+        (7, StepFailed("a", 1, 50.0, ValueError("no")), "stopped at 7 of 9 rows"),
+    ],
+)
+def test_what_has_ended_does_not_stand_at_its_last_progress(
+    done: int, end: Event, shown_as: str
+) -> None:
+    events: list[Event] = [started("a"), AttemptStarted("a", 1, 0.0), end]
+    notes: list[NoteEvent] = [progressed("a", done, 9, at_ms=40.0)]
+
+    for part in ("steps", "details"):
+        found = re.search(r"(stopped at )?\d of 9 rows", words(part, events, notes))
+        assert (found[0] if found else "") == shown_as
+    assert "%" not in words("gantt", events, notes)
 
 
 def test_pictures_are_in_the_page_of_a_run_as_images_only() -> None:
