@@ -466,7 +466,7 @@ class Pipeline:
             options["slots"] = (lambda: spec.slots) if spec.asks else spec.slots
             if spec.measured:
                 options["slots"] = self._measure(index, spec)
-            options["tokens"] = spec.tokens
+            options["tokens"] = spec.tokens or None
         if spec.maps is not None:
             options["map_over"] = flow.steps[spec.maps].name
             options["tolerated_failures"] = spec.tolerated
