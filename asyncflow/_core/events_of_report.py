@@ -82,7 +82,8 @@ class _Teller:
         self._anew: dict[int, set[str]] = {}
         """The steps that were interrupted and begin anew, by segment."""
         self._continued: set[int] = set()
-        """The segments in which steps continue that were interrupted."""
+        """The segments that continue where the run was: with steps that were interrupted, or with
+        failures and skips, which are not reused otherwise."""
 
     def events(self) -> Iterator[Event]:
         """Yield the events of the run, in order."""
@@ -199,6 +200,11 @@ class _Teller:
             begin_ms = self._segments[step.ends_in - 1].at_ms
             began_ms = begin_ms if starts or result.started_ms is None else result.started_ms
             starts.setdefault(step.ends_in, began_ms)
+            unattempted = [item for item in result.items or () if not item.history]
+            if min(starts) > 1 and any(item.reused and not item.origin for item in unattempted):
+                # They ended earlier, though nothing says when: their slots could not be had.
+                earlier = min(starts) - 1
+                starts[earlier] = self._segments[earlier - 1].at_ms
         self._map_starts[step.step] = starts
         for segment, at_ms in starts.items():
             self._tell(segment, MapStarted(step.step, at_ms, how_many, not result.left_out))
@@ -228,12 +234,16 @@ class _Teller:
     def _tell_item(self, node: _Node) -> None:
         has_map = node.ends_in in self._map_starts[node.step]  # not if a rerun took the step over
         if node.result.reused and has_map:
-            ran_in = max([attempt.segment for attempt in node.attempts], default=1)
+            begun_in = min(self._map_starts[node.step])
+            ran_in = max([attempt.segment for attempt in node.attempts], default=begun_in)
             self._tell_reuse(node, node.ends_in)
             node = node._replace(ends_in=ran_in)
         self._tell_attempts(node)
         self._tell_origin(node)
-        self._tell_end(node, self._ended_ms(node, node.attempts))
+        if node.attempts or not has_map:
+            self._tell_end(node, self._ended_ms(node, node.attempts))
+        else:  # its slots could not be had
+            self._tell_end(node, self._map_starts[node.step][node.ends_in])
 
     def _tell_origin(self, node: _Node) -> None:
         """Report from which run the result of a node was reused, if it was."""
@@ -241,6 +251,14 @@ class _Teller:
         if not result.origin:
             return
         how_many, there = None, max(result.attempts - len(attempts), 0)
+        if attempts:  # then an equal call was found: a rerun has no attempt of what it reuses
+            ran_ms = sum([ended - began for began, ended in _active(attempts).values()])
+            took_ms, at_ms = max(result.duration_ms - ran_ms, 0.0), self._segments[-1].at_ms
+            if item is not None:
+                at_ms = max(at_ms, self._map_starts[name][self._latest])
+            found = StepTakenOver(name, at_ms, result.origin, there, took_ms, result.output, item)
+            self._tell(self._latest, found)
+            return
         if result.items is not None:
             how_many, there = len(result.items) + result.left_out, 0
             known = {each.item for each in result.items if each.origin}
@@ -258,6 +276,8 @@ class _Teller:
         at_ms, status = max(self._segments[segment - 1].at_ms, ended_ms), node.result.status
         if node.item is not None:
             at_ms = max(at_ms, self._map_starts[node.step][segment])
+        elif status is StepStatus.FAILED:
+            self._continued.add(segment)
         reused = StepReused(node.step, at_ms, node.item, status, node.result.origin)
         self._tell(segment, reused)
 
@@ -277,7 +297,7 @@ class _Teller:
             at_ms = attempt.started_ms + attempt.duration_ms
             end = attempt_end(attempt)
             if later is None:
-                if attempt.segment == ends_in and result.status in _ENDED:
+                if attempt.segment == ends_in and result.status in _ENDED and not result.origin:
                     self._remark(node, attempt.segment, attempt.number, at_ms)
                     return
                 # What ends later than its last attempt has waited for another one.

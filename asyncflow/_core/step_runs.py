@@ -318,10 +318,11 @@ class StepRuns:
         if isinstance(event, StepReused | StepSkipped):
             return True
         if (event.step, event.item) in self._pending_attempts:
-            return isinstance(event, AttemptStarted | StepFailed | StepCancelled)
+            return isinstance(event, AttemptStarted | StepFailed | StepSucceeded | StepCancelled)
         is_first = isinstance(event, AttemptStarted) and event.attempt == 1
-        # An item may fail without an attempt: what it needs of its pool can't be had.
-        is_first = is_first or (isinstance(event, StepFailed) and event.attempt == 0)
+        # An item may end without an attempt: what it needs of its pool can't be had, so that it
+        # fails, or its fallback is asked.
+        is_first |= isinstance(event, StepFailed | StepSucceeded) and event.attempt == 0
         return is_first and (event.item or 0) >= 0
 
     def end_item(self, node: int) -> None:

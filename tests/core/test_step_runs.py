@@ -167,6 +167,22 @@ class TestRefusal:
 
 
 class TestReplay:
+    @pytest.mark.parametrize(
+        "end",
+        [
+            StepFailed("m", 0, 5.0, BOOM, item=1),
+            StepSucceeded("m", 0, 5.0, "instead", item=1, error=BOOM),
+        ],
+    )
+    def test_replayed_items_that_made_no_attempt_are_created_by_their_end(self, end: Event) -> None:
+        state = mapped()
+
+        state.apply(end)
+
+        assert [(item.name, item.error) for item in state.step_runs.ends_of_items(1) or ()] == [
+            ("m[1]", BOOM)
+        ]
+
     def test_replayed_items_are_created_by_their_first_attempt(self) -> None:
         state = mapped(max_concurrency=2)
 

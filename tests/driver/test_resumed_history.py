@@ -13,6 +13,7 @@ from memory_journal import MemoryJournal
 
 from asyncflow import (
     Attempt,
+    Pool,
     RunReport,
     RunStatus,
     Segment,
@@ -340,3 +341,101 @@ def test_events_of_a_report_end_a_mapped_step_before_its_segment_if_it_ended_bef
     view = RunView(report.events()).steps["tell"]
 
     assert view.duration_ms(12.0) == 2.0
+
+
+def views_of(report):
+    """Return what the events show that a report implies, by step."""
+    return RunView(report.events()).steps
+
+
+@pytest.mark.parametrize("urgent", [[1], []])
+def test_the_events_of_a_report_tell_items_that_an_earlier_process_found_no_slots_for(urgent):
+    journal = MemoryJournal()
+
+    async def rows():
+        return [1, 2]
+
+    async def work(row):
+        await asyncio.sleep(0.01)
+
+    def slots(row):
+        if row not in urgent:
+            raise LookupError("slots")
+        return 1
+
+    options = {"map_over": "rows", "pool": Pool(1), "slots": slots, "tolerated_failures": 2}
+    steps = [WorkflowStep("rows", rows), WorkflowStep("work", work, {"row": "rows"}, **options)]
+
+    async def main():
+        await run(steps, journal)
+        left = journal.died_after(2)  # in the attempt of "rows"
+        await run(steps, left)
+        failed = [getattr(event, "item", None) for event in left.stored["r"]].index(1)
+        return await run(steps, left.died_after(failed + 1))
+
+    report = run_in_virtual_time(main())
+
+    item = views_of(report)["work"].items[1]
+    assert (item.status, item.attempts, repr(item.error)) == ("FAILED", [], "LookupError('slots')")
+    assert item.reused
+
+
+def test_the_events_of_a_report_tell_the_attempts_of_a_step_that_found_an_equal_call_later():
+    journal = MemoryJournal()
+
+    async def first():
+        return "data"
+
+    async def upper(first):
+        await asyncio.sleep(0.01)
+        return first.upper()
+
+    async def fail(load):
+        raise ValueError("broken")
+
+    def steps(version):
+        return [
+            WorkflowStep("first", first, version=version),
+            WorkflowStep("load", upper, ["first"], cache_ms=3_600_000),
+            WorkflowStep("fail", fail, ["load"]),
+        ]
+
+    async def main():
+        await run(steps("1"), journal, name="p")
+        return await run(steps("2"), journal, name="p")
+
+    report = run_in_virtual_time(main())
+
+    load, view = report["load"], views_of(report)["load"]
+    assert (load.origin, load.attempts, [each.number for each in load.history]) == ("r", 2, [1])
+    assert (view.status, view.attempt_count, view.output) == ("SUCCESS", 2, "DATA")
+    assert [(each.segment, each.end) for each in view.attempts] == [(1, "succeeded")]
+    assert view.duration_ms(report.total_duration_ms) == pytest.approx(load.duration_ms)
+
+
+def test_the_events_of_a_report_keep_a_failure_that_a_later_process_reused():
+    journal = MemoryJournal()
+
+    async def fail():
+        raise ValueError("broken")
+
+    async def work():
+        await asyncio.sleep(0.01)
+
+    def steps(version):
+        return [WorkflowStep("fail", fail), WorkflowStep("work", work, version=version)]
+
+    async def main():
+        await run(steps("1"), journal, fail_fast=False)
+        events = [type(event).__name__ for event in journal.stored["r"]]
+        left = journal.died_after(events.index("StepFailed") + 1)  # "work" is running
+        return await run(steps("2"), left, fail_fast=False)
+
+    report = run_in_virtual_time(main())
+
+    fails = views_of(report)["fail"]
+    assert (fails.status, repr(fails.error), fails.reused) == (
+        "FAILED",
+        "ValueError('broken')",
+        True,
+    )
