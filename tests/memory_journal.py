@@ -67,6 +67,8 @@ class MemoryJournal:
         """The same after so many events, whenever they have changed."""
         self.results: dict[str, tuple[float, CachedResult]] = {}
         """What steps with ``cache_ms`` may reuse, each with when it was stored."""
+        self._results_after: dict[str, list[tuple[int, str]]] = {}
+        """After how many events of a run each of its results was there, and its key."""
         self.asked: list[str] = []
         """The keys that were asked for."""
         self.open_sessions: dict[str, MemorySession] = {}
@@ -77,11 +79,14 @@ class MemoryJournal:
 
     def died_after(self, count: int, run_id: str = "r") -> MemoryJournal:
         """Return the journal that a process leaves if it dies after so many events of a run."""
-        left = MemoryJournal(latency_s=self.latency_s)
+        left = type(self)(latency_s=self.latency_s)
         left.stored = {run_id: self.stored[run_id][:count]}
         for events, saved in self._saved_after.get(run_id, ()):
             if events <= count:
                 left.saved[run_id] = saved
+        for events, key in self._results_after.get(run_id, ()):
+            if events <= count:
+                left.results[key] = self.results[key]
         return left
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
@@ -150,10 +155,12 @@ class MemorySession:
             self._write_soon()
 
     def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
+        stored: asyncio.Future[None] = self._loop.create_future()
+        if self.failure is not None:
+            return stored
         success = self._pending[-1]
         assert isinstance(success, StepSucceeded)
         result = CachedResult(self._run_id, attempts, duration_ms, success.output)
-        stored: asyncio.Future[None] = self._loop.create_future()
         self._results[key] = result, stored
         return stored
 
@@ -181,6 +188,8 @@ class MemorySession:
             self._saved.clear()
         for key, (result, is_stored) in self._results.items():
             journal.results[key] = self._loop.time(), result
+            after = len(stored)
+            journal._results_after.setdefault(self._run_id, []).append((after, key))
             is_stored.set_result(None)
         self._results.clear()
         self._all_stored.set()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import random
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from fake_engine import FakeEngine
 
-from asyncflow import Pool, WorkflowStep, current_step
+from asyncflow import Pool, Retry, WorkflowStep, current_step
 from asyncflow._core.composition import include_steps
 from asyncflow._core.step import on_engine
 from asyncflow.events import AttemptFailed, AttemptStarted
@@ -25,6 +27,10 @@ from asyncflow.events import AttemptFailed, AttemptStarted
 __all__ = ["RandomPipeline", "World", "key_of"]
 
 RUN_ID = "r"
+A_DAY_MS = 86_400_000.0
+
+_log = logging.getLogger("random runs")
+_log.setLevel(logging.INFO)
 
 
 def key_of(event):
@@ -42,6 +48,10 @@ class World:
         self.calls = Counter()
         self.running = Counter()
         self.violations = []
+        self.said = defaultdict(list)
+        """What each attempt has said, by step, item and number."""
+        self.is_open = False
+        """Whether the resource of the run is."""
         for event in journal.stored.get(RUN_ID, ()):
             self.observe(event)
 
@@ -68,6 +78,30 @@ class World:
             self.violations.append(f"the start of {start} was not stored")
         return key
 
+    def speak(self, context):
+        key = context.step_name, context.item, context.attempt
+        said = self.said[key]
+        said.append(f"{len(said)} of {key}")
+        _log.info(said[-1])
+        context.attach(said[-1], "text")
+        context.progress(len(said))
+
+    @asynccontextmanager
+    async def resource(self):
+        await asyncio.sleep(0.001)
+        self.is_open = True
+        try:
+            yield "open"
+        finally:
+            self.is_open = False
+            if +self.running:
+                self.violations.append("the resource closes while steps run")
+            await asyncio.sleep(0.001)
+
+    @property
+    def resources(self):
+        return {"db": self.resource}
+
 
 @dataclass
 class Spec:
@@ -83,36 +117,100 @@ class Spec:
     when: str | None
     options: dict[str, Any] = field(default_factory=dict)
     pool: int | None = None
+    needs_slots: str = ""
+    """What its function for its slots does: nothing, ``counts``, or ``raises`` for some data."""
+    speaks: bool = False
+    takes_resource: bool = False
 
     def step(self, world):
         options = dict(self.options)
         if self.pool is not None:
-            options["pool"] = world.pools[self.pool]
+            pool = options["pool"] = world.pools[self.pool]
+            if self.needs_slots:
+                options["slots"] = self.measure(pool)
         if self.when is not None:
             options["when"] = CONDITIONS[self.when]
         return WorkflowStep(self.name, self.action(world), self.needs, **options)
 
+    def measure(self, pool):
+        def measure(**arguments):
+            digest = zlib.crc32(json.dumps(arguments, sort_keys=True).encode())
+            if self.needs_slots == "raises" and digest % 3 == 0:
+                raise LookupError("slots")
+            return 1 + digest % pool.size
+
+        return measure
+
     def action(self, world):
+        act = self._act_in_thread(world) if self.in_thread else self._act(world)
+        if not self.takes_resource:
+            return act
+
+        async def act_with(db, **arguments):
+            if not world.is_open:
+                world.violations.append(f"{self.name} runs without its resource")
+            return await act(**arguments)
+
+        def act_with_in_thread(db, **arguments):
+            if not world.is_open:
+                world.violations.append(f"{self.name} runs without its resource")
+            return act(**arguments)
+
+        return act_with_in_thread if self.in_thread else act_with
+
+    @property
+    def in_thread(self):
+        return self.options.get("runs_in") == "thread"
+
+    def _begin(self, world, context, arguments):
+        """Do what each attempt begins with; return its key, and what its output follows from."""
+        key = world.enter(context)
+        said = [self.name, self.options.get("version", "")]
+        # Equal calls have equal outputs, so a step continues what has the same arguments.
+        mark = json.loads(json.dumps([*said, context.item, arguments], sort_keys=True))
+        if context.last_checkpoint not in (None, mark):
+            world.violations.append(("continues", context.last_checkpoint, "as", mark))
+        context.checkpoint(mark)
+        if self.speaks:
+            world.speak(context)
+        return key, said
+
+    def _fails_now(self, world, key):
+        return world.failures[key] < self.fails and not (key[1] or 0) % 2
+
+    def _output(self, said, arguments):
+        digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
+        return [digest % 1000 + number for number in range(self.size)]
+
+    def _act_in_thread(self, world):
+        def act(**arguments):
+            context = current_step()
+            key, said = self._begin(world, context, arguments)
+            try:
+                if self._fails_now(world, key):
+                    raise ValueError(f"{context.step_name} {world.failures[key]}")
+                return self._output(said, arguments)
+            finally:
+                world.running[key] -= 1
+
+        return act
+
+    def _act(self, world):
         async def act(**arguments):
             context = current_step()
-            key = world.enter(context)
-            said = [self.name, self.options.get("version", "")]
-            # Equal calls have equal outputs, so a step continues what has the same arguments.
-            mark = json.loads(json.dumps([*said, context.item, arguments], sort_keys=True))
-            if context.last_checkpoint not in (None, mark):
-                world.violations.append(("continues", context.last_checkpoint, "as", mark))
-            context.checkpoint(mark)
+            key, said = self._begin(world, context, arguments)
             try:
                 if self.style == "sleep":
                     await asyncio.sleep(0.002 + 0.001 * (len(self.name) + (key[1] or 0) % 3))
                 elif self.style == "suspend":
                     await asyncio.sleep(0)
-                if world.failures[key] < self.fails and not (key[1] or 0) % 2:
+                if self.speaks:
+                    world.speak(context)
+                if self._fails_now(world, key):
                     if self.style == "hang":
                         await asyncio.Event().wait()
                     raise ValueError(f"{context.step_name} {world.failures[key]}")
-                digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
-                return [digest % 1000 + number for number in range(self.size)]
+                return self._output(said, arguments)
             finally:
                 world.running[key] -= 1
 
@@ -121,6 +219,11 @@ class Spec:
 
 def _instead(error):
     return [7]
+
+
+def _named(error):
+    """Name a time, as a service does that refuses."""
+    return 3.0
 
 
 def _no(**arguments):
@@ -139,9 +242,12 @@ CONDITIONS = {"no": _no, "yes": _yes, "raises": _raises}
 
 
 class RandomPipeline:
-    """A pipeline of a few steps of all kinds, and the options of its runs."""
+    """A pipeline of a few steps of all kinds, and the options of its runs.
 
-    def __init__(self, seed, *, sure=False):
+    A ``rich`` one has caches, threads, resources, rates, priorities and notes, too.
+    """
+
+    def __init__(self, seed, *, sure=False, rich=False):
         self.chance = chance = random.Random(seed)
         self.sure = sure
         """Whether no step fails for good."""
@@ -164,6 +270,51 @@ class RandomPipeline:
             "deadline_ms": chance.choice([None, None, 100_000]),
         }
         self.latency_s = chance.choice([0.0, 0.0, 0.001])
+        self.pool_options = [{} for _ in self.pool_sizes]
+        self.caches = False
+        if rich:
+            self._enrich(random.Random(f"policies {seed}"))
+
+    def _all_specs(self):
+        return [*self.specs, *(spec for _, inner, _ in self.nested for spec in inner)]
+
+    @property
+    def has_resource(self):
+        """Whether a step takes the resource of the run."""
+        return any(spec.takes_resource for spec in self._all_specs())
+
+    def _enrich(self, chance):
+        """Add policies. No number of what there was without them changes."""
+        for options in self.pool_options:
+            if chance.random() < 0.3:
+                options[chance.choice(["per_second", "tokens_per_minute"])] = 60_000
+            if chance.random() < 0.2:
+                options["retry_budget"] = 1  # it begins with ten, which no run spends
+        crowded = chance.random() < 0.4
+        is_local = self.workers is None
+        in_threads = chance.choice([0, 0, 0.3, 0.7]) if is_local else 0
+        has_resource = is_local and chance.random() < 0.3
+        all_specs = self._all_specs()
+        may_cache = not any(spec.options.get("secret") for spec in all_specs)
+        for spec in all_specs:
+            options = spec.options
+            if crowded and spec.pool is None and chance.random() < 0.6:
+                spec.pool = 0
+            if spec.pool is not None:
+                options["priority"] = chance.choice([-1, 0, 0, 1])
+                spec.needs_slots = chance.choice(["", "", "counts", "" if self.sure else "raises"])
+                if "tokens_per_minute" in self.pool_options[spec.pool]:
+                    options["tokens"] = chance.choice([0, 1, 3])
+                if spec.fails and chance.random() < 0.3:
+                    options["retry"] = Retry(on=_named, jitter=False)
+            if chance.random() < in_threads and spec.style != "hang":
+                options["runs_in"] = "thread"
+            # What leads to a failure may depend on the item, which an equal call need not be.
+            if may_cache and not spec.fails and chance.random() < 0.3:
+                options["cache_ms"] = A_DAY_MS
+                self.caches = True
+            spec.speaks = chance.random() < 0.3
+            spec.takes_resource = has_resource and chance.random() < 0.5
 
     def _specs(self, prefix, count):
         specs = []
@@ -227,7 +378,10 @@ class RandomPipeline:
         return steps if self.workers is None else [*on_engine(steps, FakeEngine(self.workers))]
 
     def world(self, journal):
-        pools = [Pool(size) for size in self.pool_sizes]
+        pools = [
+            Pool(size, **options)
+            for size, options in zip(self.pool_sizes, self.pool_options, strict=True)
+        ]
         return World(journal, pools, self.options["max_concurrency"])
 
     def changed(self):
@@ -250,7 +404,7 @@ class RandomPipeline:
                             del each.options["map_over"]
                             each.options.pop("tolerated_failures", None)
                             each.options.pop("keep_outputs", None)
-                case "secret":
+                case "secret" if not self.caches:
                     spec.options["secret"] = not spec.options.get("secret", False)
                 case _:
                     spec.options["max_crashes"] = chance.choice([0, 1, 2])
