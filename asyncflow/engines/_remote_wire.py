@@ -27,7 +27,7 @@ except ModuleNotFoundError as missing:  # pragma: no cover - the tests have it
         name=missing.name,
     ) from missing
 
-FORMAT = 3
+FORMAT = 4
 """Changes with the head of a call. A worker may have another version of asyncflow."""
 
 Version: TypeAlias = tuple[int, int]
