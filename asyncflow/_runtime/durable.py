@@ -103,7 +103,8 @@ class SignalSession(JournalSession, Protocol):
     async def send(self, name: str, payload: Payload | None, /) -> None:
         """Store a value, or with ``None`` that the deadline of a signal has expired.
 
-        The first one counts. Raise `ValueError` for another value.
+        The first one counts. Raise `ValueError` for another value. It is called when all that was
+        appended is stored.
         """
 
     async def receive(self) -> Mapping[str, Payload | None]:

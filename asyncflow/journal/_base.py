@@ -59,7 +59,6 @@ from asyncflow.journal._reader import RunReader
 from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
 from asyncflow.journal._signal_types import admits, payload_of, schema_of_signal
-from asyncflow.journal._signals import SentSignal
 from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
 from asyncflow.journal._worker import (
@@ -494,9 +493,10 @@ class SQLJournal:
         # Of plain data, the same look at the run tells whether it is of the type.
         schema = {} if is_plain(value) else await self._read(self._reader.schema, run_id, name)
         payload = payload_of(name, value, schema, self._codec)
-        if not await self._read(self._reader.check_signal, run_id, name, payload):
+        sent = await self._read(self._reader.check_signal, run_id, name, payload)
+        if sent is None:
             return
-        await self._write(self._worker.send_signal, SentSignal(run_id, name, payload))
+        await self._write(self._worker.send_signal, sent)
         for call in list(self._on_signal):
             call(run_id)
 

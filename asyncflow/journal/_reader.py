@@ -39,7 +39,7 @@ from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import StoredEvent
 from asyncflow.journal._run_lists import RunLists, RunRow, contradiction
 from asyncflow.journal._signal_types import check_payload
-from asyncflow.journal._signals import EXPIRED, SENT, Signals, is_same, why_second
+from asyncflow.journal._signals import EXPIRED, SENT, SentSignal, Signals, is_same, why_second
 from asyncflow.journal._store import Store
 
 _NOTES = 1_000
@@ -204,18 +204,23 @@ class RunReader:
 
     def schema(self, run_id: str, name: str) -> Mapping[str, Any]:
         """Return the schema of a signal; raise `ValueError` if the run has none of this name."""
-        schema: Mapping[str, Any] = self._run_with(run_id, name).signals[name]
+        run, _ = self._run_with(run_id, name)
+        schema: Mapping[str, Any] = run.signals[name]
         return schema
 
-    def _run_with(self, run_id: str, signal: str) -> StoredRun:
-        """Return what is to be known of a run of whose signals one has this name."""
+    def _run_with(self, run_id: str, signal: str) -> tuple[StoredRun, int | None]:
+        """Return what is to be known of a run of whose signals one has this name.
 
-        def read() -> Sequence[Sequence[Any]]:
+        It comes with the checksum of the run.
+        """
+
+        def read() -> tuple[Sequence[Sequence[Any]], int | None]:
+            names, checksum = self._signals.waited_for(run_id)
             # While it waits for this, nothing but the types is of interest.
-            wanted = LATEST_START if signal in self._signals.waited_for(run_id) else OF_STEPS
-            return read_brief(self._store, (wanted, [run_id])).get(run_id, ())
+            wanted = LATEST_START if signal in names else OF_STEPS
+            return read_brief(self._store, (wanted, [run_id])).get(run_id, ()), checksum
 
-        rows = self._store.together(read)
+        rows, checksum = self._store.together(read)
         if not rows:
             raise self._lists.unknown(run_id)
         run = StoredRun(without_items=True)
@@ -229,33 +234,34 @@ class RunReader:
             names = ", ".join(map(repr, run.signals))
             hint = did_you_mean(signal, run.signals) or (names and f"; its signals are {names}")
             raise ValueError(f"run {run_id!r} waits for no signal {signal!r}{hint}")
-        return run
+        return run, checksum
 
-    def check_signal(self, run_id: str, name: str, payload: Payload) -> bool:
-        """Return whether a value is news to a run, whose step may have taken it already.
+    def check_signal(self, run_id: str, name: str, payload: Payload) -> SentSignal | None:
+        """Return what to send to a run; ``None`` if its step has taken the value already.
 
         Raise `ValueError` if the run has no signal of this name, if the value can't be of its type,
         or if its step has another value, or was skipped by its condition.
         """
-        run = self._run_with(run_id, name)
+        run, checksum = self._run_with(run_id, name)
+        sent = SentSignal(run_id, name, payload, checksum)
         check_payload(name, payload, run.signals[name])
         step = run.settled().get((name, None))
         if step is None:
-            return True
+            return sent
         received = self._signals.read(run_id)
         if received.get(name) is not None:
-            return True  # the row of the value that was sent tells whether this is the same
+            return sent  # the row of the value that was sent tells whether this is the same
         if step.status is StepStatus.SKIPPED and step.by_condition:
             raise ValueError(
                 f"signal {name!r} of run {run_id!r} was skipped by its condition, so it takes no "
                 "value"
             )
         if step.status is not StepStatus.SUCCESS:
-            return True
+            return sent
         # A long output was left out.
         output = self.run(run_id).settled()[name, None].output
         if isinstance(output, Payload) and is_same(output, payload):
-            return False
+            return None
         raise ValueError(why_second(run_id, name, EXPIRED if name in received else SENT))
 
     def _decoded(self, run_id: str, position: int, event: Event) -> Event:

@@ -6,7 +6,9 @@ counts. A row stays, so that the same value may be sent again, until what it ans
 a checksum, as a row of an event.
 
 A sender locks the lease of the run, as its owner does when it writes. So a signal is there when the
-owner ends its segment, or finds the run waiting:
+owner ends its segment, or finds the run waiting. There is no row without its run: a sender finds
+the very run there whose signals it has looked at, and an owner has stored all that has happened
+before it sends.
 
 - While a process runs it, ``signal_token`` tells the owner to look. What came before its claim,
   the owner reads with the history of the run.
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, event_checksum, from_column
-from asyncflow.journal._sql import NOW, OWNER, Statement, marks, padded
+from asyncflow.journal._sql import NOW, Statement, marks, padded
 
 if TYPE_CHECKING:
     from asyncflow.journal._store import Store
@@ -37,6 +39,9 @@ class SentSignal(NamedTuple):
     run_id: str
     name: str
     payload: Payload | None
+    run: int | None = None
+    """The checksum of the run for which the value was found right: another one may have its id by
+    then. ``None`` if its owner sends."""
 
 
 SENT, EXPIRED = "sent", "expired"
@@ -45,8 +50,8 @@ _DUE_NOW = "{now} - 1e11"
 """The ``due_at`` of a waiting run that a signal has reached: 3,000 years ago, whatever becomes of
 the clock, and later for each signal."""
 
-_LEASE = f"SELECT {OWNER}, l.owner FROM leases l WHERE l.run_id = ?{{lock}}"
-_RUN = "SELECT r.status, r.waits FROM runs r WHERE r.run_id = ?"
+_LEASE = "SELECT l.owner FROM leases l WHERE l.run_id = ?{lock}"
+_RUN = "SELECT r.status, r.waits, r.checksum FROM runs r WHERE r.run_id = ?"
 _LATEST = (
     "SELECT kind FROM events WHERE run_id = ? AND step = ? AND kind <> 'StepReused' "
     "ORDER BY position DESC LIMIT 1"
@@ -159,23 +164,21 @@ class Signals:
             # In one order, so that two processes that lock leases never wait for each other.
             for at in sorted(range(len(sent)), key=lambda at: sent[at].run_id):
                 try:
-                    self._send(cursor, *sent[at], sender)
+                    self._send(cursor, sent[at], sender)
                 except (ValueError, RunNotFoundError) as problem:
                     problems[at] = problem.with_traceback(None)  # or it would keep the others
         return problems
 
-    def _send(
-        self, cursor: Any, run_id: str, name: str, payload: Payload | None, sender: str
-    ) -> None:
+    def _send(self, cursor: Any, sent: SentSignal, sender: str) -> None:
         """Store one signal; raise an error before anything is written."""
+        run_id, name, payload, checksum = sent
         column = column_of(name)
-        owner, latest_owner = self._row(cursor, _LEASE, run_id) or (None, None)
+        lease = self._row(cursor, _LEASE, run_id)
         run = self._row(cursor, _RUN, run_id)
-        # With an owner, it is about to write its first event. Without, the row of a signal would
-        # answer the next run of this id.
-        if run is None and owner is None:
+        # Without a run, whoever has its lease, the row would answer the next run of this id.
+        if lease is None or run is None or checksum not in (None, run[2]):
             raise RunNotFoundError(run_id, self._database.name)
-        status, waits = run or (None, None)
+        (latest_owner,), (status, waits, _) = lease, run
         names = _names_in(waits)
         is_waited_for = status == "waiting" and (names is None or name in names)
         found = self._row(cursor, _FIND, run_id, column)
@@ -234,14 +237,12 @@ class Signals:
         """Return the same for any reader."""
         return _received(run_id, self._store.read(_ALL, [run_id]))
 
-    def waited_for(self, run_id: str) -> list[str]:
-        """Return the signals that a run waits for which no process runs."""
-        return [
-            name
-            for status, waits in self._store.read(_RUN, [run_id])
-            if status == "waiting"
-            for name in _names_in(waits) or ()
-        ]
+    def waited_for(self, run_id: str) -> tuple[list[str], int | None]:
+        """Return the signals that a run waits for which no process runs, and its checksum."""
+        for status, waits, checksum in self._store.read(_RUN, [run_id]):
+            names = _names_in(waits) if status == "waiting" else None
+            return names or [], checksum
+        return [], None
 
     def signalled(self) -> list[tuple[str, int]]:
         """Return the claims whose owner must look, each a run id and a token."""

@@ -148,10 +148,9 @@ _CLAIM = (
     "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
 )
 _RENEW = "UPDATE leases SET {expiry} WHERE run_id = ? AND token = ?"
-# The next owner reads what was sent with the history, if there is one.
+# The next owner reads what was sent with the history.
 _RELEASE = (
-    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, signal_token = CASE WHEN "
-    "NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = leases.run_id) THEN signal_token END, "
+    "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, signal_token = NULL, "
     "cancel_token = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.run_id = leases.run_id "
     f"AND {_CONTINUES}) THEN cancel_token END WHERE run_id = ? AND token = ?"
 )

@@ -386,6 +386,7 @@ async def test_services_of_two_versions_side_by_side_lose_no_answer_when_a_type_
         journals = [await stack.enter_async_context(make_journal()) for _ in range(2)]
         for pipeline, own in zip((OLD, NEW), journals, strict=True):
             await stack.enter_async_context(Service([pipeline], journal=own, resume_every_s=1))
+        await asyncio.sleep(5)  # they have looked for runs
         for n in range(10):
             await run(NEW, journal, f"new {n}")
             await run(OLD, journal, f"old {n}")
@@ -515,6 +516,7 @@ async def test_two_versions_side_by_side_do_not_take_turns_for_ever(
         for pipeline in (OLD, NEW, OLD, NEW):
             own = await stack.enter_async_context(make_journal())
             await stack.enter_async_context(Service([pipeline], journal=own, resume_every_s=1))
+        await asyncio.sleep(5)  # they have looked for runs
         for run_id, pipeline in (("old", OLD), ("new", NEW)):
             await run(pipeline, journal, run_id)
         await asyncio.sleep(20)

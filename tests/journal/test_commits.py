@@ -190,10 +190,10 @@ async def test_what_is_done_beside_a_failure_is_done_nevertheless(tmp_path: Path
         signals = journal._worker._signals
         send = signals._send
 
-        def send_or_fail(cursor: Any, run_id: str, *rest: Any) -> None:
-            if run_id == "b":
+        def send_or_fail(cursor: Any, sent: Any, sender: str) -> None:
+            if sent.run_id == "b":
                 raise TypeError("that of b alone")
-            send(cursor, run_id, *rest)
+            send(cursor, sent, sender)
 
         signals._send = send_or_fail  # type: ignore[method-assign]
         async with at_once(journal, 3):

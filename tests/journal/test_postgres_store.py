@@ -583,8 +583,8 @@ def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> Non
         rows = batch(name, token, 1, 2).rows
         store.write(lambda: [CommitBatch(name, token, rows, ended, release)])  # noqa: B023
 
-    found = store.ended(0.0, "passed")
-    pruned = store.prune(["old", "active"], 0.0)
+    found = store.ended(0.0, "passed", None)
+    pruned = store.prune(["old", "active"], 0.0, None, None)
 
     assert found == [("old", 2)]
     assert pruned == 1
@@ -604,7 +604,7 @@ def test_a_run_resumed_during_pruning_is_not_pruned(
 
     with psycopg.connect(dsn) as resuming:
         resuming.execute("SELECT 1 FROM asyncflow.leases FOR UPDATE")
-        pruning = executor.submit(store.prune, ["r"], 0.0)
+        pruning = executor.submit(store.prune, ["r"], 0.0, None, None)
         until(lambda: postgres_server.execute(WAITING_FOR_A_LOCK))
         resuming.execute("UPDATE asyncflow.leases SET token = token + 1")
         resuming.execute("UPDATE asyncflow.runs SET status = 'running'")

@@ -278,7 +278,7 @@ async def test_a_value_that_comes_just_after_the_default_was_taken_is_refused(
     await asyncio.sleep(60)
     report = await orders.run(journal)
     assert report.status is RunStatus.FAILED
-    monkeypatch.setattr(journal._reader, "check_signal", lambda *_: True)  # it looked before that
+    monkeypatch.setattr(journal._reader, "check_signal", SentSignal)  # it looked before that
 
     with pytest.raises(ValueError, match="too late"):
         await journal.signal("r", "approved", True)
