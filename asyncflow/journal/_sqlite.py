@@ -234,6 +234,10 @@ class SQLite:
         of the database as other connections have changed it."""
         self.let_go: Callable[[], object] = _no_other_thread
         """Called in any thread when the file has changed; see `DatabaseFile.attach`."""
+        self.waiting_since: Callable[[], float] = time.monotonic
+        """Returns since when the present call has waited for its turn."""
+        self._locked_since: float | None = None
+        """When the wait for a lock began that was in vain, until there is none any more."""
 
     def translate(self, sql: str) -> str:
         return _translated(sql)
@@ -248,7 +252,7 @@ class SQLite:
         with self._translated_errors():
             connection = self._connected()
             cursor = connection.cursor()
-            cursor.execute("BEGIN IMMEDIATE")
+            self._begin(cursor)
             try:
                 self._check_wal(connection)
                 yield cursor
@@ -309,6 +313,37 @@ class SQLite:
                     second.execute("PRAGMA wal_checkpoint(PASSIVE)")
             finally:
                 cursor.execute("ROLLBACK")
+
+    def _begin(self, cursor: sqlite3.Cursor) -> None:
+        """Begin a transaction that writes."""
+        began, was_locked = time.monotonic(), self._locked_since is not None
+        if was_locked:
+            cursor.execute(f"PRAGMA busy_timeout = {self._left_s(began) * 1000:.0f}")
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            self._note_lock(error, began)
+            raise
+        finally:
+            if was_locked:
+                cursor.execute(f"PRAGMA busy_timeout = {self._patience_s * 1000:.0f}")
+        self._locked_since = None
+
+    def _left_s(self, now: float) -> float:
+        """Return how long to wait for a lock. Calls that were queued during a wait share it.
+
+        They wait one after another in this thread: else the sixth of them would hear of a lock
+        after six times as long.
+        """
+        if self._locked_since is None:
+            return self._patience_s
+        since = max(self._locked_since, self.waiting_since())
+        return min(max(since + self._patience_s - now, 0.0), self._patience_s)
+
+    def _note_lock(self, error: sqlite3.OperationalError, began: float) -> None:
+        """Note since when the file has been locked, if that is what a wait ended with."""
+        if _is_busy(error) and self._locked_since is None:
+            self._locked_since = began
 
     def _roll_back(self) -> None:
         assert self._connection
@@ -378,12 +413,14 @@ class SQLite:
             connection.create_function(f"asyncflow_{name}", count, function, deterministic=True)
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        until = time.monotonic() + self._patience_s
+        began = time.monotonic()
+        until = began + self._left_s(began)
         while True:
             try:
                 return call()
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or time.monotonic() > until:
+                    self._note_lock(error, began)
                     raise
                 time.sleep(0.005)
 
@@ -606,6 +643,7 @@ class SQLiteJournal(SQLJournal):
             logs=logs,
             prints=prints,
         )
+        first.waiting_since = partial(getattr, self._write_thread, "waiting_since")
         first.let_go = partial(_submit, self._write_thread, self._worker.check)
         second.let_go = partial(_submit, self._read_thread, second.close)
 

@@ -523,6 +523,7 @@ class _ThreadJob(NamedTuple):
     future: concurrent.futures.Future[Any]
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    queued_at: float
 
 
 class WorkerThread(concurrent.futures.Executor):
@@ -544,6 +545,8 @@ class WorkerThread(concurrent.futures.Executor):
         self._thread: threading.Thread | None = None
         self._ended = False
         self._process = os.getpid()
+        self.waiting_since = 0.0
+        """When the present job was queued, by `time.monotonic`; of several, the first one."""
 
     @property
     def has_started(self) -> bool:
@@ -569,7 +572,7 @@ class WorkerThread(concurrent.futures.Executor):
                 )
             if self._thread is None:
                 self._thread = self._start()
-            self._jobs.put(_ThreadJob(future, fn, args))
+            self._jobs.put(_ThreadJob(future, fn, args, time.monotonic()))
         return future
 
     def end(self, last: Callable[[], object]) -> None:
@@ -579,7 +582,8 @@ class WorkerThread(concurrent.futures.Executor):
                 return
             self._ended = True
             if self.has_started:
-                self._jobs.put(_ThreadJob(concurrent.futures.Future(), last, ()))
+                now = time.monotonic()
+                self._jobs.put(_ThreadJob(concurrent.futures.Future(), last, (), now))
                 self._jobs.put(None)
 
     def join(self) -> None:
@@ -607,10 +611,11 @@ class WorkerThread(concurrent.futures.Executor):
             try:
                 job = ahead.pop() if ahead else self._jobs.get(timeout=pause)
             except queue.Empty:
-                pass
+                self.waiting_since = time.monotonic()
             else:
                 if job is None:
                     return
+                self.waiting_since = job.queued_at
                 _run_jobs(self._with_alike(job, ahead))
                 del job  # it would keep the result alive
             pause = self._routine()
@@ -647,7 +652,7 @@ def _run_jobs(jobs: list[_ThreadJob]) -> None:
                     job.future.set_result(answer)
             return
     while jobs:  # an error refers to this frame, which must not keep its future
-        _run_job(*jobs.pop(0))
+        _run_job(*jobs.pop(0)[:3])
 
 
 def _run_job(

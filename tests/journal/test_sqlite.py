@@ -174,6 +174,27 @@ async def test_opening_a_new_file_locked_by_another_program_fails(path: Path) ->
     assert problem.startswith("another process has kept the database locked for 0.1 s")
 
 
+@pytest.mark.realtime
+async def test_calls_that_were_queued_while_the_file_was_locked_share_one_wait(path: Path) -> None:
+    async with SQLiteJournal(path, lease_s=0.9) as journal:
+
+        async def wait_s(run_id: str) -> float:
+            began = time.monotonic()
+            with pytest.raises(JournalError, match="locked for 0"):
+                await opened(journal, run_id)
+            return time.monotonic() - began
+
+        with locked(path):
+            together = await asyncio.gather(*(wait_s(f"r{number}") for number in range(10)))
+            later = await wait_s("later")
+        session = await opened(journal)
+        session.append(run_started())
+        await session.close()
+
+    assert 0.25 < min(together) <= max(together) < 1.0  # one after another, it was 3 s
+    assert 0.25 < later < 1.0
+
+
 async def test_a_journal_waits_for_a_lock_to_be_released(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
