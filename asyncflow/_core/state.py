@@ -729,6 +729,11 @@ class RunState:
         )
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether the run has begun, and is not over."""
+        return self._started is not None and self._finished is None
+
+    @property
     def has_finished(self) -> bool:
         """Whether the run is over."""
         return self._finished is not None

@@ -34,7 +34,7 @@ from asyncflow._core.composition import takers_of
 from asyncflow._core.context import AttemptExtras, enter_attempt
 from asyncflow._core.errors import ResultRefusedError, SharedIteratorError
 from asyncflow._core.graph import outputs_to_keep
-from asyncflow._core.results import REDACTED_OUTPUT, Payload, StepResult
+from asyncflow._core.results import REDACTED_OUTPUT, StepResult
 from asyncflow._core.scheduler import AfterFailure
 from asyncflow._core.signal import take_instead
 from asyncflow._core.step import WorkflowStep
@@ -161,7 +161,6 @@ class Attempts:
 
     async def make(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
         """Make one attempt of any node. It raises nothing, and returns what `conclude` does."""
-        payload = None
         try:
             if self._scope.persistence is None:
                 self._dispatcher.emit(self.start_of(node))
@@ -173,11 +172,11 @@ class Attempts:
                 self._dispatcher.enter(running)
             try:
                 output = await self._call(node, step, running)
-                payload = self._accepted(node, step, attempt, output)
+                self._check_output(node, step, attempt, output)
             except BaseException as error:
                 strip_internal_frames(error)
                 return self.conclude(node, error, None)
-            return self.conclude(node, None, output, payload)
+            return self.conclude(node, None, output)
         except BaseException as bug:
             self.break_down(node, bug)
             return None
@@ -247,20 +246,19 @@ class Attempts:
         found = map(self._state.result, plan.dependencies[plan.index[step.name]])
         return {result.step_name: result for result in found if result is not None}
 
-    def _accepted(self, node: int, step: WorkflowStep, attempt: int, output: Any) -> Payload | None:
-        """Return how an output is stored, if the run has a journal.
+    def _check_output(self, node: int, step: WorkflowStep, attempt: int, output: Any) -> None:
+        """Check the output of an attempt.
 
         Raises:
             SharedIteratorError: It is an iterator, and several steps take it.
             ResultRefusedError: The step's retry policy does not accept it.
-            PayloadError: It can't be stored.
+            Exception: A policy refuses it.
         """
         self.refuse_shared(node, output)
         name, until = self._state.step_runs.name_of(node), step.retry.until
         if until is not None and not reject_awaitable("Retry: until", until(output)):
             raise ResultRefusedError(name, attempt, REDACTED_OUTPUT if step.secret else output)
-        persistence = self._scope.persistence
-        return None if persistence is None else persistence.output(name, step, output)
+        self._dispatcher.take_output(node, step, output)
 
     def refuse_shared(self, node: int, output: Any) -> None:
         """Refuse an output that is an iterator, if several steps take it.
@@ -302,11 +300,11 @@ class Attempts:
                 remote.heartbeat = self._heartbeat_of(node, step)
             try:
                 output = await remote.outcome()
-                payload = self._accepted(node, step, attempt, output)
+                self._check_output(node, step, attempt, output)
             except BaseException as error:
                 strip_internal_frames(error)
                 return self.conclude(node, error, None)
-            return self.conclude(node, None, output, payload)
+            return self.conclude(node, None, output)
         except BaseException as bug:
             self.break_down(node, bug)
             return None
@@ -316,9 +314,7 @@ class Attempts:
 
     # How it ended.
 
-    def conclude(
-        self, node: int, error: BaseException | None, output: Any, payload: Payload | None = None
-    ) -> float | None:
+    def conclude(self, node: int, error: BaseException | None, output: Any) -> float | None:
         """Report how an attempt has ended, in whose task this is called.
 
         Return how many milliseconds to wait before the next attempt; ``None`` if the node has
@@ -346,11 +342,11 @@ class Attempts:
             self._permits.pause(node, ended_ms, named_ms, is_retried=delay_ms is not None)
         if delay_ms is None and not is_stopped and isinstance(error, Exception):
             cause = error
-            error, output, payload = self.fall_back(node, attempt, error)
+            error, output = self.fall_back(node, attempt, error)
         if error is None:
             secret, item = state.step_runs.steps[node].secret, running.item
             success = StepSucceeded(running.step, attempt, ended_ms, output, item, secret, cause)
-            self._report_success(success, payload)
+            self._dispatcher.emit(success)
             if self.on_success is not None and cause is None:
                 self.on_success(node, running, ended_ms)
         else:
@@ -378,26 +374,26 @@ class Attempts:
 
     def fall_back(
         self, node: int, attempt: int, failure: Exception
-    ) -> tuple[BaseException | None, Any, Payload | None]:
-        """Return the output of a node's fallback and how it is stored, or what it failed with."""
-        runs, persistence = self._state.step_runs, self._scope.persistence
+    ) -> tuple[BaseException | None, Any]:
+        """Return what a node has failed with, or the output of its fallback."""
+        runs = self._state.step_runs
         step, name = runs.steps[node], runs.name_of(node)
         if step.fallback is None:
-            return failure, None, None
+            return failure, None
         try:
             what = f"the fallback of step {step.name!r}"
             output = reject_awaitable(what, step.fallback(failure))
             self.refuse_shared(node, output)
             if step.signal is not None:
                 output = take_instead(step.signal, name, output, "fallback")
-            stored = None if persistence is None else persistence.output(name, step, output)
-            return None, output, stored
+            self._dispatcher.take_output(node, step, output)
+            return None, output
         except BaseException as raised:
             strip_internal_frames(raised)
             if raised is not failure:
                 raised.__context__ = failure
             is_failure = isinstance(raised, FAILURES)
-            return as_failure(raised, name, attempt) if is_failure else raised, None, None
+            return as_failure(raised, name, attempt) if is_failure else raised, None
 
     def fail_between(self, node: int, failure: Exception) -> None:
         """Report a node that fails for good while no attempt of it runs, or has ever run."""
@@ -406,21 +402,15 @@ class Attempts:
         attempt = 0 if latest is None else latest.attempt
         # No attempt has a context for it.
         context = self._scope.context.copy()
-        error, output, payload = context.run(self.fall_back, node, attempt, failure)
+        error, output = context.run(self.fall_back, node, attempt, failure)
         if error is None:
             secret = self._state.step_runs.steps[node].secret
             success = StepSucceeded(name, attempt, now_ms, output, item, secret, failure)
-            self._report_success(success, payload)
+            self._dispatcher.emit(success)
             return
         self._dispatcher.emit(StepFailed(name, attempt, now_ms, error, item))
         if not isinstance(error, FAILURES):
             self._run.interrupt(error, raised_by(f"the fallback of step {name!r}", error))
-
-    def _report_success(self, success: StepSucceeded, payload: Payload | None) -> None:
-        """Report a success, or the failure for which the output is that of the fallback."""
-        if success.secret and self._run_context.secrets is not None:
-            self._run_context.secrets.add(success.output)
-        self._dispatcher.succeed(success, payload)
 
     def _report_failure(
         self,

@@ -28,6 +28,7 @@ from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult, cache_key
 from asyncflow._runtime.durable import CachingJournal, CachingSession
+from asyncflow._runtime.policy import Causes, Policy
 from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import AttemptStarted, RunResumed, StepReused, StepTakenOver
 
@@ -54,8 +55,8 @@ _under_way: WeakKeyDictionary[
 """The calls of each loop, for each journal by their key."""
 
 
-class StepCache:
-    """Lets the steps of one run reuse results."""
+class StepCache(Policy):
+    """The policy of a run whose steps reuse results."""
 
     def __init__(self, parts: Parts) -> None:
         scope, persistence = parts.scope, parts.scope.persistence
@@ -148,7 +149,8 @@ class StepCache:
             return False  # its annotation has changed
         now_ms = self._now_ms()
         taken = StepTakenOver(name, now_ms, origin, attempts, duration_ms, output, item)
-        self._dispatcher.emit(taken, replace(taken, output=payload))
+        self._persistence.store_instead(taken, replace(taken, output=payload))
+        self._dispatcher.emit(taken)
         self._dispatcher.emit(StepReused(name, now_ms, item, StepStatus.SUCCESS, origin))
         call = self._led.pop(node, None)
         if call is not None:
@@ -214,8 +216,8 @@ class StepCache:
         if not (call.is_led or call.parked):
             del self._calls[call.key]
 
-    def close(self) -> None:
-        """Let others lead the calls of a run that has ended and stores nothing more."""
+    async def on_release(self, causes: Causes) -> None:
+        # Others lead the calls of a run that stores nothing more.
         for call in list(self._calls.values()):
             if call.parked.pop(self, None):
                 self._forget_if_over(call)

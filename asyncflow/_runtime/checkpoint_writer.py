@@ -20,6 +20,7 @@ from contextlib import suppress
 from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.step_runs import Key
 from asyncflow._runtime.durable import CheckpointSession
+from asyncflow._runtime.policy import Policy
 from asyncflow._runtime.run_scope import RunScope
 from asyncflow.events import (
     AttemptFailed,
@@ -36,8 +37,8 @@ _STORE_S = 0.05
 _ENDS = frozenset({AttemptFailed, StepFailed, StepCancelled, StepSucceeded, StepReused})
 
 
-class CheckpointWriter:
-    """Stores the checkpoints of one run, which has a journal whose sessions take them."""
+class CheckpointWriter(Policy):
+    """The policy of a run that has a journal whose sessions take checkpoints."""
 
     def __init__(self, scope: RunScope, session: CheckpointSession) -> None:
         self._loop = scope.loop
@@ -50,16 +51,20 @@ class CheckpointWriter:
         self._session = session
         self._secret = scope.start.event.secret
         """The steps whose checkpoints are not stored."""
+        self._void = scope.start.void
         self._stored = {*scope.start.saved, *scope.start.void}
         """Those that the journal has."""
-        self.has_any = bool(self._stored)
+        self._has_any = bool(self._stored)
         """Whether a step has saved anything, in any process."""
         self._unstored: dict[Key, Payload] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
         self._checkpoints.on_save = self._take
 
-    def discard(self, keys: Iterable[Key]) -> None:
+    def on_begin(self) -> None:
+        self._discard(self._void)
+
+    def _discard(self, keys: Iterable[Key]) -> None:
         """Delete stored checkpoints."""
         for key in keys:
             self._stored.discard(key)
@@ -70,7 +75,7 @@ class CheckpointWriter:
         if key[0] in self._secret:
             return
         self._unstored[key] = payload
-        self.has_any = True
+        self._has_any = True
         if not self._is_scheduled:
             self._is_scheduled = True
             if threading.get_ident() == self._thread:
@@ -102,13 +107,12 @@ class CheckpointWriter:
             node = runs.node_of(node, item)
         return self._state.has_ended(node)
 
-    def before(self, event: Event) -> None:
-        """Store what an attempt saved before its end; delete it before that of its step's success.
+    def on_event(self, event: Event) -> None:
+        if self._has_any and type(event) in _ENDS:
+            self._store_before_end(event)
 
-        Without `has_any` there is nothing to do.
-        """
-        if type(event) not in _ENDS:
-            return
+    def _store_before_end(self, event: Event) -> None:
+        """Store what an attempt saved before its end; delete it before a success."""
         step, item = key = event.step, event.item  # type: ignore[union-attr]
         reuses = type(event) is StepReused and event.status is StepStatus.SUCCESS
         if reuses or type(event) is StepSucceeded:
@@ -116,11 +120,10 @@ class CheckpointWriter:
             gone = {key}
             if item is None:  # those of its items that failed and are tolerated, too
                 gone.update(each for each in self._stored if each[0] == step)
-            self.discard(gone & self._stored)
+            self._discard(gone & self._stored)
         elif key in self._unstored:
             self._store()
 
-    def close(self) -> None:
-        """Store what is left, and drop what is saved from now on."""
-        self._checkpoints.on_save = None
+    def on_end(self) -> None:
+        self._checkpoints.on_save = None  # what is saved from now on is dropped
         self._store()

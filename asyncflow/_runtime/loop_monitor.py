@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -33,7 +34,12 @@ from weakref import ref
 
 from asyncflow._core.tracebacks import user_location
 from asyncflow._runtime.asyncio_compat import has_virtual_time
-from asyncflow._runtime.dispatcher import OBSERVER_CALLS
+from asyncflow._runtime.observers import OBSERVER_CALLS
+from asyncflow._runtime.policy import Policy
+from asyncflow._runtime.run_scope import Parts
+from asyncflow.events import LoopBlocked
+
+_log = logging.getLogger("asyncflow")
 
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
 """Called with the task, the milliseconds for which it blocked, and the line at which it did."""
@@ -96,6 +102,36 @@ def watch(loop: asyncio.AbstractEventLoop, on_block: OnBlock) -> Watch:
     handle = Watch(loop, on_block)
     _monitor.add(handle)
     return handle
+
+
+class LoopBlocks(Policy):
+    """The policy of every run: it reports a step that keeps the loop from doing anything else."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._scope = parts.scope
+        self._dispatcher = parts.dispatcher
+        self._watchdog = parts.stop_control.watchdog
+
+    def on_watch(self) -> Callable[[], object]:
+        return watch(self._scope.loop, self._report).stop
+
+    def _report(self, task: asyncio.Task[Any] | None, blocked_ms: float, where: str) -> None:
+        running, scope = self._watchdog.attempt_of(task), self._scope
+        if running is None:
+            return
+        name, attempt, item = running.step, running.attempt, running.item
+        index = scope.plan.index[name]
+        step = scope.plan.steps[index]
+        if step.runs_in != "loop" or step.remote is not None:
+            return  # what runs elsewhere only waits in its task, which others may hold up
+        if item is None or scope.state.step_runs.has_item(index, item):
+            now_ms = scope.run_context.now_ms()
+            self._dispatcher.emit(LoopBlocked(name, attempt, now_ms, blocked_ms, where, item))
+        _log.warning(
+            "step %r, attempt %d, blocked the event loop for %.0f ms at %s; let it await, "
+            'or make it a plain function with runs_in="thread"',
+            *(name, attempt, blocked_ms, where),
+        )
 
 
 class _Ping:

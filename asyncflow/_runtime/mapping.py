@@ -165,8 +165,7 @@ class MapRunner:
             emit(StepCancelled(step.name, 0, now_ms, reason, None, cause=cause))
         else:
             output = outputs_of(items) if step.keep_outputs else None
-            success = StepSucceeded(step.name, 0, now_ms, output, secret=step.secret)
-            self._dispatcher.succeed(success, None)
+            emit(StepSucceeded(step.name, 0, now_ms, output, secret=step.secret))
 
     def give_up(self) -> None:
         """Wait for no more items: the state may be wrong, so that they never end."""

@@ -112,6 +112,11 @@ class NestedLink:
         self._runs.leave(self)
 
 
+def is_nested() -> bool:
+    """Whether an action of a run, in any event loop, leads to here."""
+    return _nested.get(None) is not None
+
+
 def enter_outer_run(drain: Callable[[str], object]) -> NestedLink | None:
     """Note that the current attempt runs a run; ``None`` if there is none in this loop."""
     runs = _nested.get(None)

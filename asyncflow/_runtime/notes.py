@@ -21,11 +21,12 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asyncflow._core.context import StartedAttempt
+from asyncflow._core.context import StartedAttempt, capturing_notes
 from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.text import cut
 from asyncflow._runtime.attempt_notes import FirstAndLast
-from asyncflow._runtime.log_capture import text_of
+from asyncflow._runtime.log_capture import capture, text_of
+from asyncflow._runtime.policy import Policy
 from asyncflow.events import (
     AttemptFailed,
     Event,
@@ -39,7 +40,8 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.dispatcher import EventDispatcher
+    from asyncflow._runtime.durable import RunPersistence
+    from asyncflow._runtime.observers import Observing
 
 OWN_LOGGER = "asyncflow"
 """The logger of records that say what is missing. What it logs itself is about runs, not steps."""
@@ -131,7 +133,7 @@ class NoteQueue:
         self._now_ms = now_ms
         self._secret = frozenset(secret)
         self._secrets = secrets
-        self._receiver: EventDispatcher | None = None
+        self._receiver: Noted | None = None
         self._is_notifying = False
         self._lock = threading.RLock()  # the collector may run what logs within any call
         self._queue: deque[NoteEvent] = deque()
@@ -301,7 +303,7 @@ class NoteQueue:
 
     # Passing them on, in the loop.
 
-    def open(self, receiver: EventDispatcher) -> None:
+    def open(self, receiver: Noted) -> None:
         """Begin to pass notes on."""
         self._receiver = receiver
 
@@ -428,3 +430,36 @@ _TOO_MUCH = (
 )
 
 _ENDS = frozenset({AttemptFailed, StepSucceeded, StepFailed, StepCancelled})
+
+
+class Noted(Policy):
+    """The policy of a run whose steps say something that a journal or an observer receives."""
+
+    def __init__(
+        self, notes: NoteQueue, persistence: RunPersistence | None, observing: Observing | None
+    ) -> None:
+        self._notes = notes
+        takes = persistence is not None and persistence.takes_notes
+        self._persistence = persistence if takes else None
+        self._observing = observing
+        notes.open(self)
+
+    def note(self, note: NoteEvent, *, store: bool = True, notify: bool = True) -> None:
+        """Store what an attempt said, and notify the observers."""
+        if store and self._persistence is not None:
+            self._persistence.store_note(note)
+        if notify and self._observing is not None:
+            self._observing.notify(note)
+
+    def on_watch(self) -> Callable[[], object] | None:
+        return capture(self._notes, capturing_notes).end if self._notes.takes_logs else None
+
+    def on_event(self, event: Event) -> None:
+        if self._notes.has_any:
+            self._notes.before(event)
+
+    def on_end(self) -> None:
+        self._notes.finish()
+
+    def on_ended(self) -> None:
+        self._notes.close()

@@ -1,14 +1,27 @@
-"""Observers: what receives the events of runs, and how a run gets its own."""
+"""Observers: what receives the events of runs, and how a run gets its own.
+
+Rules:
+
+1. An observer that raises an `Exception` or a cancellation, wherever it is called, is logged and
+   not called again in that run. It never changes the run.
+2. Anything else that it raises, such as a `KeyboardInterrupt`, ends the run.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from asyncflow._core.arguments import is_async
+from asyncflow._core.results import Interruption
 from asyncflow._runtime.asyncio_compat import FAILURES
+from asyncflow._runtime.policy import Policy
 from asyncflow.events import AttemptStarted, Event
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.notes import NoteQueue
+    from asyncflow._runtime.run_scope import Host
 
 _log = logging.getLogger("asyncflow")
 
@@ -67,12 +80,6 @@ def for_run(observers: Sequence[AnyObserver]) -> tuple[Observer, ...]:
     return tuple(own for each in observers if (own := _of_one_run(each)) is not None)
 
 
-def log_failure(event: Event) -> None:
-    """Log the exception of an observer, which is being handled."""
-    kind, subject = type(event).__name__, getattr(event, "step", "the run")
-    _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
-
-
 def check_observers(observers: object) -> tuple[AnyObserver, ...]:
     """Return the observers that a user gives."""
     if callable(observers) or _is_factory(observers) or not isinstance(observers, Iterable):
@@ -121,3 +128,74 @@ def _check(observer: object) -> None:
             "an observer must be a plain function, not an async one; let it put events into "
             "a queue that something async reads"
         )
+
+
+class Observing(Policy):
+    """The policy of a run that has observers.
+
+    The ``host`` ends for what an observer raised that is not the observer's to raise. ``notes``
+    take what steps say, if log records do.
+    """
+
+    def __init__(
+        self, host: Host, observers: tuple[Observer, ...], notes: NoteQueue | None
+    ) -> None:
+        self._run = host
+        self._observers = observers
+        self._notes = notes
+
+    def on_applied(self, event: Event) -> None:
+        self.notify(event)
+
+    def notify(self, event: Any) -> None:
+        """Notify the observers of an event, or of what a step says."""
+        if self._observers:
+            self._call(event, lambda observer: observer)
+
+    def enter(self, running: AttemptStarted) -> None:
+        """Let the observers act in the context of an attempt."""
+        self._call(running, entry_of)
+
+    def _call(
+        self, event: Any, entry: Callable[[Observer], Callable[[Any], object] | None]
+    ) -> None:
+        interruptions = []
+        notes = self._notes
+        is_nested = notes is not None and notes.notifying(True)
+        for observer in self._observers:
+            try:
+                call = entry(observer)
+                if call is not None:
+                    call(event)
+            except BaseException as error:
+                self._observers = tuple(one for one in self._observers if one is not observer)
+                if isinstance(error, FAILURES):
+                    _log_failure(event)
+                else:
+                    interruptions.append(error)
+        if notes is not None:
+            notes.notifying(is_nested)
+        while interruptions:  # after all were notified, so that they see the events in order
+            reason = f"an observer raised {type(interruptions[0]).__name__}"
+            self._run.interrupt(interruptions[0], Interruption("observer", reason))
+            del interruptions[0]  # an error keeps this frame
+
+
+class AttemptEntries(Policy):
+    """The policy of a run with an observer that does something in the context of each attempt."""
+
+    def __init__(self, observing: Observing) -> None:
+        self._observing = observing
+
+    def on_attempt(self, running: AttemptStarted) -> None:
+        self._observing.enter(running)
+
+
+def _log_failure(event: Event) -> None:
+    """Log the exception of an observer, which is being handled."""
+    kind, subject = type(event).__name__, getattr(event, "step", "the run")
+    _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
+
+
+OBSERVER_CALLS = Observing._call.__code__
+"""What is called from here is an observer's, in whatever task that may be."""

@@ -33,6 +33,7 @@ from asyncflow._core.pool import Clock, Pool, PoolTicket, check_slots, check_tok
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import has_virtual_time
 from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.policy import Policy
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import PoolPaused, ThreadAbandoned
@@ -188,7 +189,7 @@ def _ticket_of(held: PoolTicket | Permit | None) -> PoolTicket | None:
     return held.ticket if isinstance(held, Permit) else held
 
 
-class Permits:
+class Permits(Policy):
     """Lets the attempts of a run wait for what they must hold.
 
     ``turns`` has what each node waits for that is queued for its next attempt, or that has claimed
@@ -458,7 +459,7 @@ class Permits:
             self._reported_ms[pool] = until_ms
             self._dispatcher.emit(PoolPaused(now_ms, until_ms, pool.name or "", pause.by))
 
-    def paused_pool(self) -> str:
+    def on_explain(self) -> str:
         """Return which paused pool nodes wait for, and why, as an end of a sentence."""
         for node, held in self._held.items():
             pool = self._state.step_runs.steps[node].pool

@@ -19,13 +19,14 @@ import logging
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import anyio
 
 from asyncflow._core.arguments import is_async, python_signature
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.results import Interruption
+from asyncflow._core.errors import ResourceError
+from asyncflow._core.results import Interruption, RunStatus
 from asyncflow._core.tracebacks import awaiting_location, strip_internal_frames
 from asyncflow._runtime.asyncio_compat import (
     FAILURES,
@@ -35,10 +36,111 @@ from asyncflow._runtime.asyncio_compat import (
     running_task,
 )
 from asyncflow._runtime.options import OpenResource
-from asyncflow._runtime.run_scope import Host
+from asyncflow._runtime.policy import Causes, Policy
+from asyncflow._runtime.run_scope import Host, Parts
 from asyncflow._runtime.watchdog import GRACE_S
 
+if TYPE_CHECKING:
+    from asyncflow._runtime.waits import Waits
+
 _log = logging.getLogger("asyncflow")
+
+
+class Resources(Policy):
+    """The policy of a run that may have to open resources.
+
+    A run that has waited in an earlier segment opens them only when something has come. If that
+    fails, it takes nothing and waits on: an answer is not lost because a database restarts.
+    """
+
+    def __init__(self, parts: Parts, waits: Waits | None) -> None:
+        self._waits = waits
+        self._scope = parts.scope
+        self._run = parts.run
+        self._state = parts.scope.state
+        self._opened: RunResources | None = None
+        """Those of the steps that may still run, if these take any."""
+
+    def on_start(self) -> None:
+        if self._waits is None or not self._waits.hold(self._open):
+            self._open()
+
+    def _open(self) -> None:
+        if self._state.status is RunStatus.INTERRUPTED:
+            return
+        needed = self._needed()
+        if needed:
+            self._run.hold()
+            self._opened = RunResources(self._run, needed, self)
+            name = f"asyncflow:{self._scope.run_id}:resources"
+            self._opened.open(name, self._scope.context.copy())
+        elif self._waits is not None:
+            self._waits.release()
+
+    def _needed(self) -> dict[str, OpenResource]:
+        taken = {
+            source
+            for index in self._scope.plan.order
+            if not self._state.has_ended(index)
+            for source in self._scope.start.bindings.sources(index)
+        }
+        return {name: each for name, each in self._scope.resources.items() if name in taken}
+
+    def provide(self, values: Mapping[str, Any]) -> None:
+        """Start the first nodes, with the resources of the run."""
+        self._scope.data.provide(values)
+        self._state.queue.wait_from(self._scope.run_context.now_ms())  # nodes waited for no slot
+        if self._waits is not None:
+            self._waits.release()
+        self._run.let_start()
+
+    def fail(self, why: Interruption) -> None:
+        """Stop the run, whose resources can't be opened; one that has waited waits on."""
+        waits = self._waits
+        waits_on = waits is not None and waits.is_held and self._state.stop_reason is None
+        if not waits_on or not (waits and waits.suspend()):
+            self._run.interrupt(None, why)
+
+    def stop_opening(self) -> None:
+        """Open no more of them."""
+        if self._opened is not None:
+            self._opened.stop_opening()
+
+    def time_out(self, deadline_ms: float) -> bool:
+        """Stop the run if its deadline has expired before all were open; return whether it has."""
+        if self._opened is None or not self._opened.is_opening:
+            return False
+        self._opened.time_out(deadline_ms)
+        return True
+
+    def on_stop(self) -> None:
+        if self._opened is not None and self._state.status is RunStatus.INTERRUPTED:
+            self._opened.stop_opening()
+            self._run.let_start()  # and then nothing is ready
+
+    async def on_close(
+        self, causes: Causes, on_cancel: Callable[[asyncio.CancelledError], object]
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.close(causes.first(), on_cancel)
+
+    async def on_raise(self, raised: BaseException | None) -> BaseException | None:
+        failed = [] if self._opened is None else self._opened.take_failures()
+        self._opened = None  # it refers back to us
+        try:
+            if failed and raised is None:
+                first = failed.pop(0)
+                raised = ResourceError(first.resource, first.problem, self._state.report())
+                raised.__cause__ = first.cause
+            for each in failed:
+                _log.error(
+                    "run %r: resource %r %s",
+                    *(self._scope.run_id, each.resource, each.problem),
+                    exc_info=each.cause,
+                )
+            return raised
+        finally:
+            del self, raised, failed
 
 
 class ResourceFailure(NamedTuple):
@@ -53,19 +155,16 @@ class ResourceFailure(NamedTuple):
 class RunResources:
     """Opens, holds and closes the resources of one run.
 
-    It opens ``resources``, at least one, in this order. ``on_open`` is called with all of them when
-    they are open.
+    It opens ``resources``, at least one, in this order. The ``policy`` provides them when all are
+    open, or learns that they can't be opened.
     """
 
     def __init__(
-        self,
-        host: Host,
-        resources: Mapping[str, OpenResource],
-        on_open: Callable[[Mapping[str, Any]], object],
+        self, host: Host, resources: Mapping[str, OpenResource], policy: Resources
     ) -> None:
         self.is_opening = True
         self._run = host
-        self._on_open = on_open
+        self._policy = policy
         self._resources = resources
         self._latest = next(iter(resources))
         self._open: list[tuple[str, Any, anyio.CancelScope | None]] = []
@@ -96,7 +195,7 @@ class RunResources:
         problem = f"was not open before the run exceeded its deadline of {deadline_ms:g} ms"
         self._fail(self._latest, problem, None)
         reason = f"resource {self._latest!r} {problem}"
-        self._run.lacks_resources(Interruption("deadline", reason))
+        self._policy.fail(Interruption("deadline", reason))
         self.stop_opening()
 
     async def close(
@@ -131,7 +230,7 @@ class RunResources:
         self.is_opening = False
         try:
             if raised is None and not self._is_stopped:
-                self._on_open(self._values)
+                self._policy.provide(self._values)
             cancelled = await outlast(self._may_close.done, self._until_close, self._on_cancel)
             if raised is None:
                 raised = self._raised if cancelled is None else cancelled
@@ -175,7 +274,7 @@ class RunResources:
             if not (self._is_stopped and isinstance(error, asyncio.CancelledError)):
                 self._fail(name, f"could not be opened: {describe_error(error)}", error)
                 reason = f"resource {name!r} could not be opened: {type(error).__name__}"
-                self._run.lacks_resources(Interruption("resource", reason))
+                self._policy.fail(Interruption("resource", reason))
             if scope is not None:
                 scope.__exit__(None, None, None)
             return error
@@ -237,7 +336,7 @@ class RunResources:
             self.is_opening = False
             self._fail("", "was cancelled by a third party", None)
             reason = "the task of its resources was cancelled"
-            self._run.lacks_resources(Interruption("resource", reason))
+            self._policy.fail(Interruption("resource", reason))
 
     def _warn_later(self, name: str, doing: str, manager: Any) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(GRACE_S, self._warn, name, doing, manager)

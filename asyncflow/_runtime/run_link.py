@@ -12,6 +12,8 @@ from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Interruption, StepResult, StepStatus
+from asyncflow._runtime.policy import Policy
+from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -27,7 +29,8 @@ from asyncflow.events import (
 
 if TYPE_CHECKING:
     from asyncflow._core.state import RunState
-    from asyncflow._runtime.run import Run
+    from asyncflow._runtime.draining import Draining
+    from asyncflow._runtime.waits import Waits
 
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
@@ -82,7 +85,7 @@ class RunLink:
         self.ended: list[str] = []
         self.ended_items: dict[str, array[int]] = {}
         self.has_news, self.has_begun, self.has_ended = Notifier(), Notifier(), Notifier()
-        self._run: Run | None = None
+        self._run: Linked | None = None
         """What it stops and sends signals to, while that runs."""
         self.flush: Callable[[], Awaitable[None]] | None = None
 
@@ -103,7 +106,9 @@ class RunLink:
             self.has_resumed = True
         self.has_news.notify()
 
-    def begin(self, run: Run, state: RunState, flush: Callable[[], Awaitable[None]] | None) -> None:
+    def begin(
+        self, run: Linked, state: RunState, flush: Callable[[], Awaitable[None]] | None
+    ) -> None:
         """Note that the run has begun."""
         self.is_begun, self._run, self.state, self.flush = True, run, state, flush
         self.has_begun.notify()
@@ -136,6 +141,37 @@ class RunLink:
             self.ended = [name for name in report if report[name].status is not pending]
         for news in (self.has_begun, self.has_news, self.has_ended):
             news.notify()
+
+
+class Linked(Policy):
+    """The policy of a run that has a handle, which sends it signals and stops it."""
+
+    def __init__(
+        self, parts: Parts, link: RunLink, draining: Draining, waits: Waits | None
+    ) -> None:
+        self._scope = parts.scope
+        self._run = parts.run
+        self._link = link
+        self._waits = waits
+        self.drain_soon = draining.drain_soon
+
+    def on_open(self) -> None:
+        persistence = self._scope.persistence
+        flush = None if persistence is None else persistence.session.flush
+        self._link.begin(self, self._scope.state, flush)
+
+    def on_end(self) -> None:
+        self._link.end()
+
+    def cancel_soon(self, error: RunCancelledError, why: Interruption) -> None:
+        """Stop the run, from the next turn of the loop on."""
+        self._scope.loop.call_soon(self._run.cancel, error, why, context=self._scope.context)
+
+    async def send(self, name: str, value: Any) -> None:
+        """Send a signal to the run."""
+        if self._waits is None:
+            raise ValueError(f"run {self._scope.run_id!r} waits for no signal {name!r}")
+        await self._waits.send(name, value)
 
 
 class EventReader:

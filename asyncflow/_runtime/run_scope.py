@@ -25,11 +25,11 @@ from asyncflow._runtime.durable import Request, RunPersistence, RunStart
 from asyncflow._runtime.observers import Observer
 
 if TYPE_CHECKING:
+    from asyncflow._core.errors import RunCancelledError
     from asyncflow._runtime.dispatcher import EventDispatcher
     from asyncflow._runtime.notes import NoteQueue
     from asyncflow._runtime.options import OpenResource
     from asyncflow._runtime.permits import Permits
-    from asyncflow._runtime.run_deadline import RunDeadline
     from asyncflow._runtime.stop_control import StopControl
 
 
@@ -45,14 +45,32 @@ class Host(Protocol):
     def interrupt(self, error: BaseException | None, why: Interruption) -> None:
         """Stop the run, and raise the error, if there is one and the run has no other."""
 
-    def lacks_resources(self, why: Interruption) -> None:
-        """Stop the run, whose resources can't be opened; one that has waited waits on."""
-
     def broken(self, bug: BaseException, reason: str) -> None:
         """Do the same for a bug of asyncflow. The state may be wrong from here on."""
 
     def backs_off(self) -> None:
-        """A node is about to wait for its next attempt, in a run that drains."""
+        """A node is about to wait for its next attempt."""
+
+    def cancel(self, error: RunCancelledError, why: Interruption) -> None:
+        """Stop the run, which raises this error in the end, unless all of its steps have ended."""
+
+    def wind_down(self, error: RunCancelledError, why: Interruption) -> None:
+        """Do the same, but let the attempts end that are running."""
+
+    def stop_soon(self) -> None:
+        """Ask the nodes to stop, from the next turn on: the state has a reason now."""
+
+    def hold(self) -> None:
+        """Start no node yet."""
+
+    def let_start(self) -> None:
+        """Start nodes after all."""
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs, and nothing may start."""
+
+    def explain(self) -> str:
+        """Return what explains, beside its reason, that the run stops now; often nothing."""
 
 
 @record
@@ -93,7 +111,6 @@ class Parts:
     dispatcher: EventDispatcher
     stop_control: StopControl
     permits: Permits
-    deadline: RunDeadline | None
 
 
 def open_scope(

@@ -53,15 +53,13 @@ class Starter:
         self._is_resumed = scope.start.checkpoint is not None
         self._data = scope.data
         self._runner = StepRunner(parts)
+        self.attempts = self._runner.attempts
         self.cache = self._runner.cache
         self._awaited: Mapping[int, object] = {} if self.cache is None else self.cache.awaited
         self.maps = MapRunner(parts)
         self._signals = scope.plan.signals
         self.waits: Waits | None = None
-        if self._signals:
-            from asyncflow._runtime.waits import Waits  # few pipelines wait
-
-            self.waits = Waits(parts, self._runner.attempts, self._start_task)
+        """What starts the steps that wait for signals; set if there are any."""
         self.is_held = self.is_advancing = False
         plan = scope.plan
         self._step_count = len(plan.steps)
@@ -72,28 +70,16 @@ class Starter:
         self._unchecked: list[int] | None = None
         """What the planned look for unstarted nodes will look at; ``None`` if none is planned."""
 
-    def provide(self, resources: Mapping[str, Any]) -> None:
-        """Start the first steps, with the resources of the run."""
-        self._data.provide(resources)
-        self._state.queue.wait_from(self._now_ms())  # they have waited for no slot
-        self.is_held = False
-        self.release_waits()
-        self.advance_soon()
-
-    def release_waits(self) -> None:
-        """Let the steps that wait take what has come."""
-        if self.waits is not None and self.waits.is_held:
-            self.waits.release()
-
     def close(self) -> None:
         """Start nothing more, and keep nothing."""
         self.is_held = True
         self._permits.close()
-        if self.waits is not None:
-            self.waits.close()
-            self.waits = None
+        self.waits = None
 
-    def _start_task(self, coroutine: Coroutine[Any, Any, None], **options: Any) -> Any:
+    def start_task(
+        self, coroutine: Coroutine[Any, Any, None], **options: Any
+    ) -> asyncio.Task[None]:
+        """Start a task of a policy in the group of the run."""
         return self.group.create_task(coroutine, **options)
 
     def start_first(self) -> None:
@@ -263,7 +249,7 @@ class Starter:
             return True
         except FAILURES as error:
             strip_internal_frames(error)
-            self._runner.attempts.fail_between(node, as_failure(error, step.name, 0))
+            self.attempts.fail_between(node, as_failure(error, step.name, 0))
         except BaseException as error:
             strip_internal_frames(error)
             latest, item = self._state.latest_attempt(node), self._state.step_runs.item_of(node)
@@ -286,7 +272,7 @@ class Starter:
             return False
         name = self._state.step_runs.name_of(node)
         error = StepCrashedError(name, latest.attempt, crashes)
-        self._runner.attempts.fail_between(node, error)
+        self.attempts.fail_between(node, error)
         self.maps.forget(node)
         self._run.advance()
         return True

@@ -97,8 +97,8 @@ class StepRunner:
         try:
             at_ms = self._now_ms() if started_ms is None else started_ms
             running = self._state.begin(node, attempt, at_ms)
-            if self._dispatcher.observers:
-                self._dispatcher.notify(AttemptStarted(*running))
+            if self._dispatcher.is_heard:
+                self._dispatcher.applied(AttemptStarted(*running))
             enter_attempt(running)
             if self._dispatcher.has_entries:
                 self._dispatcher.enter(AttemptStarted(*running))
@@ -122,9 +122,9 @@ class StepRunner:
                 return self.attempts.conclude(node, None, output)
             ended_ms = self._now_ms()
             self._state.succeed(node, ended_ms, output)
-            if self._dispatcher.observers:
+            if self._dispatcher.is_heard:
                 name, item = step.name, running[4]
-                self._dispatcher.notify(StepSucceeded(name, attempt, ended_ms, output, item))
+                self._dispatcher.applied(StepSucceeded(name, attempt, ended_ms, output, item))
             self._run.settled(node)
             return None
         except BaseException as bug:

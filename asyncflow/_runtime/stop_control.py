@@ -26,8 +26,7 @@ from asyncflow.events import AttemptStarted
 class StopControl:
     """Asks nodes to stop, and knows who has asked.
 
-    ``requested`` says when the run has asked a node to stop, in milliseconds. ``drain_reason`` says
-    why the run drains, so that no node may wait for its next attempt; empty if it does not.
+    ``requested`` says when the run has asked a node to stop, in milliseconds.
     """
 
     def __init__(self, scope: RunScope, host: Host) -> None:
@@ -40,7 +39,6 @@ class StopControl:
         self.requested: dict[int, float] = {}
         self.missed_heartbeat: set[int] = set()
         self.watchdog = Watchdog(scope, self.requested)
-        self.drain_reason = ""
         self._timers: list[asyncio.TimerHandle] = []
         """Those that cancel the nodes which were to stop when a third party had cancelled them."""
 
@@ -117,8 +115,7 @@ class StopControl:
         Raises:
             asyncio.CancelledError: The run has asked the node to stop, or does so now.
         """
-        if self.drain_reason:
-            self._run.backs_off()
+        self._run.backs_off()
         if node in self.requested:
             # The cancellation came as the attempt ended, so nothing has raised it.
             raise asyncio.CancelledError

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
 from asyncflow._core.results import Payload, StepStatus
@@ -24,11 +24,15 @@ from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import take
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
-from asyncflow._runtime.attempt import Attempts
 from asyncflow._runtime.durable import SignalSession
 from asyncflow._runtime.outcome import raised_by
+from asyncflow._runtime.policy import Causes, Policy
 from asyncflow._runtime.run_scope import Parts
 from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.run_deadline import RunDeadline
+    from asyncflow._runtime.starter import Starter
 
 _AGAIN_S = 1.0
 """When to look again if the journal has refused a look, such as a locked file."""
@@ -40,21 +44,21 @@ _HAS_ANOTHER = "has another value already; the first one counts"
 _log = logging.getLogger("asyncflow")
 
 
-class Waits:
-    """What a run waits for.
+class Waits(Policy):
+    """The policy of a run with steps that wait.
 
-    ``start_task`` starts a coroutine in the task group of the run.
+    ``starter`` has the task group of the run. With
+    ``may_suspend``, the run ends its segment when nothing is left but to wait, if it has a journal
+    that takes signals.
     """
 
-    def __init__(
-        self, parts: Parts, attempts: Attempts, start_task: Callable[..., asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, parts: Parts, starter: Starter, *, may_suspend: bool) -> None:
         scope = self._scope = parts.scope
         self._run = parts.run
         self._dispatcher = parts.dispatcher
-        self._deadline = parts.deadline
-        self._attempts = attempts
-        self._start_task = start_task
+        self.deadline: RunDeadline | None = None
+        """That of the run, which does not count while it only waits."""
+        self._starter = starter
         self._state = scope.state
         self._steps = scope.plan.steps
         self._now_ms = scope.run_context.now_ms
@@ -91,25 +95,58 @@ class Waits:
         """The next look after one that the journal has refused."""
         if self._mailbox is not None:
             self._mailbox.on_signal(self._look_soon)
+        self._may_suspend = may_suspend and self._mailbox is not None
+        self._may_leave = self._mailbox is not None and not scope.plan.keeps_waiting
+        """Whether another process may continue the run when it has waited."""
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether a journal takes the signals, so that the run may end its segment and wait."""
-        return self._mailbox is not None
+    def on_idle(self) -> bool:
+        # Unless something may have come that was not looked at.
+        if self._takes_soon or self._is_reading or not self._only_waits():
+            return False
+        self._state.skip_lost()  # people see which answers are of use
+        self._starter.skip_unreachable()
+        if self._state.queue.is_dirty:
+            self._starter.advance_soon()
+            return False
+        if self.deadline is not None:
+            self.deadline.rest()
+        return self._may_suspend
 
-    @property
-    def is_looking(self) -> bool:
-        """Whether something may have come that was not looked at."""
-        return self._takes_soon or self._is_reading
+    def _only_waits(self) -> bool:
+        """Whether nothing is left but to wait."""
+        state = self._state
+        return bool(state.awaiting) and state.stop_reason is None and self._run.is_idle()
 
-    def hold(self, on_news: Callable[[], object]) -> None:
-        """Take nothing until `release`; call a function when something has come."""
+    def stay(self) -> None:
+        """Let no other process continue the run, which is nested in another one."""
+        self._may_leave = False
+
+    def suspend(self) -> bool:
+        """End the segment now, if nothing is left but to wait; return whether it ends."""
+        if not self.is_held and not (self._may_leave and self._only_waits()):
+            return False
+        self._may_suspend = True
+        self._run.let_start()
+        self._close()  # what may have come is for the next segment
+        self.on_stopped()
+        self._run.advance()
+        return True
+
+    def hold(self, on_news: Callable[[], object]) -> bool:
+        """Take nothing until `release`, and call a function when something has come.
+
+        Return False if the run does not only wait, as it has done in an earlier segment.
+        """
+        if not (self._may_leave and self._state.begins_with_waits()):
+            return False
         self.is_held, self._on_news = True, on_news
+        return True
 
     def release(self) -> None:
-        """Take what has come."""
-        self.is_held, self._on_news = False, None
-        self._take_soon()
+        """Take what has come, if nothing could be taken."""
+        if self.is_held:
+            self.is_held, self._on_news = False, None
+            self._take_soon()
 
     def wait(self, node: int) -> None:
         """Let a step wait whose turn has come, since then or since an earlier segment."""
@@ -125,12 +162,23 @@ class Waits:
         # In a copy: what follows the end of a step enters the context itself.
         self._scope.loop.call_soon(call, context=self._scope.context.copy())
 
-    def stop(self) -> None:
-        """Look no more, since the run stops; if its journal has failed, nothing would end that."""
+    def on_stopped(self) -> None:
+        # If the journal has failed, nothing else would end the look.
         if self._task is not None:
             self._task.cancel()
 
-    def close(self) -> None:
+    async def on_close(
+        self, causes: Causes, on_cancel: Callable[[asyncio.CancelledError], object]
+    ) -> None:
+        self._close()
+
+    def on_end(self) -> None:
+        self._close()  # a run whose group has failed was not closed
+
+    def on_ended(self) -> None:
+        self.deadline = None  # it leads back, by way of the resources
+
+    def _close(self) -> None:
         """Take nothing more: what comes from now on is for the next segment."""
         self._is_closed = True
         for timer in self._timers.values():
@@ -173,9 +221,9 @@ class Waits:
         assert step.deadline_ms is not None
         late = StepTimeoutError(step.name, 0, step.deadline_ms, "step")
         self._late.add(step.name)
-        error, output, payload = self._attempts.fall_back(node, 0, late)
+        error, output = self._starter.attempts.fall_back(node, 0, late)
         if error is None:
-            self._succeed(node, output, payload, late)
+            self._succeed(node, output, late)
         elif isinstance(error, FAILURES):
             self._dispatcher.emit(StepFailed(step.name, 0, now_ms, error))
         else:
@@ -186,15 +234,13 @@ class Waits:
         """Whether a step still waits, which is about to end."""
         if node not in self._state.awaiting or self._state.stop_reason is not None:
             return False
-        if self._deadline is not None:
-            self._deadline.resume()
+        if self.deadline is not None:
+            self.deadline.resume()
         return True
 
-    def _succeed(
-        self, node: int, output: Any, payload: Payload | None, late: StepTimeoutError | None
-    ) -> None:
-        success = StepSucceeded(self._steps[node].name, 0, self._now_ms(), output, error=late)
-        self._dispatcher.succeed(success, payload)
+    def _succeed(self, node: int, output: Any, late: StepTimeoutError | None = None) -> None:
+        name = self._steps[node].name
+        self._dispatcher.emit(StepSucceeded(name, 0, self._now_ms(), output, error=late))
 
     # What is sent.
 
@@ -254,7 +300,10 @@ class Waits:
                 if wait.step in self._sent:
                     self._take(node, wait, self._sent.pop(wait.step))
                 elif wait.step in self._kept and self._wakes(node):
-                    self._succeed(node, *self._kept[wait.step], None)
+                    value, payload = self._kept[wait.step]
+                    if payload is not None and self._scope.persistence is not None:
+                        self._scope.persistence.keep((wait.step, None), payload)
+                    self._succeed(node, value)
         except BaseException as bug:
             self._run.broken(bug, _NOT_RECEIVED)
         self._run.advance()
@@ -274,7 +323,7 @@ class Waits:
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
             look = self._look()
-            self._task = self._start_task(look, name=name, context=context)
+            self._task = self._starter.start_task(look, name=name, context=context)
             # It may be cancelled before its first line.
             self._task.add_done_callback(partial(self._looked, look), context=context)
 
@@ -324,7 +373,7 @@ class Waits:
             return
         try:
             value = persistence.received(wait.step, payload)
-            stored = persistence.output(wait.step, self._steps[node], value)
+            self._dispatcher.take_output(node, self._steps[node], value)
         except PayloadError as error:
             if persistence.is_for_another_version(
                 wait.step, payload, self._asked.get(wait.step, ())
@@ -339,4 +388,4 @@ class Waits:
                 self._announce(node, wait.since, str(error))
             return
         if self._wakes(node):
-            self._succeed(node, value, stored, None)
+            self._succeed(node, value)

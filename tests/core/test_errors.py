@@ -275,6 +275,18 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         "would get only some of its items; return a list",
     ),
     (
+        lambda: PipelineChangedError("r", "orders", {"check": None, "ship": "shipping"}),
+        ValueError,
+        {
+            "run_id": "r",
+            "pipeline": "orders",
+            "missing": {"check": None, "ship": "shipping"},
+        },
+        "run 'r' can't continue: pipeline 'orders' no longer has its steps 'check', 'ship' (did "
+        "you mean 'shipping'?); continue it with a version that has all of them, or skip them with "
+        "with_options(allow_missing_steps=True) or --allow-missing-steps",
+    ),
+    (
         lambda: RestoredError("app.DiskFull", "no space", "Traceback …"),
         Exception,
         {"type_name": "app.DiskFull", "message": "no space", "traceback": "Traceback …"},

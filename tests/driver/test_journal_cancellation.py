@@ -17,7 +17,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
-from asyncflow._runtime import run as runtime_run
+from asyncflow._runtime import resumption
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -141,7 +141,7 @@ async def test_a_run_cancelled_at_its_start_calls_no_action() -> None:
 
 async def restoring(monkeypatch: pytest.MonkeyPatch) -> tuple[Watched, asyncio.Task[Any]]:
     """Resume a run of many steps, and return it while it restores them."""
-    monkeypatch.setattr(runtime_run, "_REUSED_A_TURN", 10)
+    monkeypatch.setattr(resumption, "_REUSED_A_TURN", 10)
     steps = [WorkflowStep(f"s{number}", quick) for number in range(35)]
 
     async def broken() -> None:

@@ -1,0 +1,51 @@
+"""Stores a run's events in its journal as they happen, and releases the run at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asyncflow._core.errors import JournalError, RunCancelledError
+from asyncflow._core.results import Interruption, why_cancelled
+from asyncflow._core.step import WorkflowStep
+from asyncflow._runtime.durable import RunPersistence
+from asyncflow._runtime.policy import Causes, Policy
+from asyncflow._runtime.run_scope import Host, RunScope
+from asyncflow.events import Event
+
+
+class Persisting(Policy):
+    """The policy of a run that has a journal."""
+
+    def __init__(self, scope: RunScope, host: Host, persistence: RunPersistence) -> None:
+        self._run = host
+        self._run_id = scope.run_id
+        self._start = scope.start
+        self._runs = scope.state.step_runs
+        self._persistence = persistence
+
+    def on_open(self) -> None:
+        self._persistence.session.watch(self._stop)
+        if self._start.stored_event is not None:
+            self._persistence.store_instead(self._start.event, self._start.stored_event)
+
+    def _stop(self, why: JournalError | RunCancelledError) -> None:
+        """Stop the run because its journal has failed, or was asked to cancel the run."""
+        if isinstance(why, JournalError):
+            self._run.interrupt(why, Interruption("journal", "its journal has failed"))
+        else:
+            self._run.cancel(why, why_cancelled(why.reason))
+
+    def on_output(self, node: int, step: WorkflowStep, output: Any) -> None:
+        payload = self._persistence.output(self._runs.name_of(node), step, output)
+        self._persistence.keep(self._runs.key_of(node), payload)
+
+    def on_applied(self, event: Event) -> None:
+        self._persistence.store(event)
+
+    async def on_release(self, causes: Causes) -> None:
+        failure, late = await self._persistence.close(self._run_id)
+        try:
+            causes.cancellation = causes.cancellation or late
+            causes.interruption = causes.interruption or failure
+        finally:
+            del causes, failure, late  # they keep this frame

@@ -1,0 +1,107 @@
+"""Which policies a run has, in the order in which they act.
+
+This is the only place that knows them all, and which of them know each other. Modules that few runs
+need are loaded here, when one does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from asyncflow._runtime.loop_monitor import LoopBlocks
+from asyncflow._runtime.nested_runs import is_nested
+from asyncflow._runtime.observers import AttemptEntries, Observer, Observing, entry_of
+from asyncflow._runtime.policy import Policy
+from asyncflow._runtime.run_link import Linked, RunLink
+from asyncflow._runtime.run_scope import Parts
+
+if TYPE_CHECKING:
+    from asyncflow._runtime.durable import CheckpointSession
+    from asyncflow._runtime.resources import Resources
+    from asyncflow._runtime.starter import Starter
+    from asyncflow._runtime.waits import Waits
+
+
+def policies_of(
+    parts: Parts,
+    starter: Starter,
+    observers: tuple[Observer, ...],
+    link: RunLink | None,
+    *,
+    may_suspend: bool,
+) -> tuple[Policy, ...]:
+    """Return the policies of a run that is about to begin."""
+    scope, found = parts.scope, list[Policy]()
+    add, persistence = found.append, scope.persistence
+
+    # Waits close before the resources: a step whose signal came meanwhile would start without them.
+    waits: Waits | None = None
+    if scope.plan.signals:
+        from asyncflow._runtime.waits import Waits
+
+        waits = starter.waits = Waits(parts, starter, may_suspend=may_suspend)
+        add(waits)
+    resources: Resources | None = None
+    if scope.resources:
+        from asyncflow._runtime.resources import Resources
+
+        resources = Resources(parts, waits)
+        add(resources)
+    if scope.state.deadlines.deadline_ms is not None:
+        from asyncflow._runtime.run_deadline import RunDeadline
+
+        deadline = RunDeadline(parts, resources)
+        add(deadline)
+        if waits is not None:
+            waits.deadline = deadline
+
+    # Before the journal: what a step says, and what it has saved, is stored with its end. And a
+    # secret output is known before what says it is passed on.
+    if scope.run_context.secrets is not None:
+        from asyncflow._runtime.secret_outputs import SecretOutputs
+
+        add(SecretOutputs(scope.run_context.secrets))
+    observing: Observing | None = None
+    notes = scope.notes
+    if observers:
+        takes_logs = notes is not None and notes.takes_logs
+        observing = Observing(parts.run, observers, notes if takes_logs else None)
+    if notes is not None:
+        from asyncflow._runtime.notes import Noted
+
+        add(Noted(notes, persistence, observing))
+    if persistence is not None:
+        from asyncflow._runtime.persisting import Persisting
+
+        if persistence.takes_checkpoints:
+            from asyncflow._runtime.checkpoint_writer import CheckpointWriter
+
+            # Before what is reused: void checkpoints go in the turn of the run's first event.
+            add(CheckpointWriter(scope, cast("CheckpointSession", persistence.session)))
+        add(Persisting(scope, parts.run, persistence))
+        if starter.cache is not None:
+            add(
+                starter.cache
+            )  # after the journal, which may have a result now that others wait for
+    if scope.start.checkpoint is not None:
+        from asyncflow._runtime.resumption import EarlierResults
+
+        add(EarlierResults(parts))
+
+    # After the journal: nothing is reported that was not stored.
+    if observing is not None:
+        add(observing)
+        if any(map(entry_of, observers)):
+            add(AttemptEntries(observing))
+
+    # After the resources: a nested run that drains stands still when these are closed.
+    if link is not None or is_nested():
+        from asyncflow._runtime.draining import Draining
+
+        draining = Draining(parts, waits, resources)
+        add(draining)
+        if link is not None:
+            add(Linked(parts, link, draining, waits))
+    add(LoopBlocks(parts))
+    add(parts.permits)
+    return tuple(found)

@@ -1,0 +1,173 @@
+"""What a run owes its policies, whatever they do: the contract of `asyncflow._runtime.policy`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from memory_journal import MemoryJournal
+
+from asyncflow import Pipeline, RunStatus, each
+from asyncflow._runtime import run as run_module
+from asyncflow._runtime.policy import Policy
+from asyncflow.events import Event, StepSucceeded
+
+HOOKS = sorted(name for name in vars(Policy) if name.startswith("on_"))
+
+
+class BrokenPolicyError(Exception):
+    """What a policy raises that has a bug."""
+
+
+class Work:
+    """A pipeline that uses what a run has: items, retries, failures, clean-up, a step to stop."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.is_mended = False
+        self.journal = MemoryJournal()
+        self.pipeline = Pipeline("work", fail_fast=False, journal=self.journal)
+        step = self.pipeline.step
+
+        @step(max_retries=2, retry=0)
+        async def numbers() -> list[int]:
+            return await self.work("numbers", [1, 2], fails=self.begun["numbers"] < 1)
+
+        @step
+        async def double(number: int = each(numbers)) -> int:
+            return await self.work(f"double {number}", 2 * number)
+
+        @step(depends_on=["numbers"])
+        async def fails() -> None:
+            await self.work("fails", None, fails=not self.is_mended)
+
+        # When all others have ended, the run is idle until this deadline expires.
+        self.pipeline.signal("approved", bool, deadline_ms=100, default=True)
+
+        @step(run_if="always", depends_on=["double", "fails"])
+        async def clean_up() -> None:
+            await self.work("clean_up", None)
+
+    def succeeded(self) -> set[str]:
+        """Return which steps and items must never run again, as the journal has it."""
+        return {
+            event.step if event.item is None else f"{event.step} {event.item + 1}"
+            for event in self.journal.stored.get("r", ())
+            if isinstance(event, StepSucceeded) and event.step != "clean_up"
+        }
+
+    async def work(self, name: str, value: Any, *, fails: bool = False) -> Any:
+        self.begun[name] += 1
+        try:
+            await asyncio.sleep(0.01)
+            if fails:
+                raise ValueError(name)
+            return value
+        finally:
+            self.ended[name] += 1
+
+
+@pytest.fixture
+def add(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what gives each run one more policy, as the first one or the last one."""
+    others = run_module.policies_of
+
+    def add(make: Any, *, first: bool) -> None:
+        def policies_of(*args: Any, **options: Any) -> tuple[Policy, ...]:
+            found = others(*args, **options)
+            return (make(), *found) if first else (*found, make())
+
+        monkeypatch.setattr(run_module, "policies_of", policies_of)
+
+    return add
+
+
+async def interrupted(work: Work) -> None:
+    """Run a pipeline that is cancelled while steps run."""
+    async with work.pipeline.with_options(run_id="r").start() as run:
+        await asyncio.sleep(0.005)
+        run.cancel("enough")
+
+
+async def events_of(work: Work) -> list[Event]:
+    seen: list[Event] = []
+    pipeline = work.pipeline.with_options(observers=[seen.append], run_id="r")
+    await pipeline.run()
+    return seen
+
+
+def broken_in(hook: str) -> type[Policy]:
+    def raises(self: Policy, *args: Any) -> Any:
+        raise BrokenPolicyError(hook)
+
+    async def raises_later(self: Policy, *args: Any) -> Any:
+        raise BrokenPolicyError(hook)
+
+    is_async = asyncio.iscoroutinefunction(getattr(Policy, hook))
+    return type("Broken", (Policy,), {hook: raises_later if is_async else raises})
+
+
+class Idle(Policy):
+    """Overrides each hook, and does in none more than the others."""
+
+    called: Counter[str]
+
+
+for name in HOOKS:
+
+    def forward(self: Idle, *args: Any, _name: str = name) -> Any:
+        self.called[_name] += 1
+        return getattr(super(Idle, self), _name)(*args)
+
+    setattr(Idle, name, forward)
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_policy_that_does_nothing_changes_nothing(add: Any, first: bool) -> None:
+    expected = [type(event) for event in await events_of(Work())]
+    Idle.called = Counter()
+    add(Idle, first=first)
+
+    seen = [type(event) for event in await events_of(Work())]
+
+    assert seen == expected
+    assert {*HOOKS} - {*Idle.called} == {"on_stop", "on_stopped", "on_explain"}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_a_policy_that_raises_ends_the_run_and_loses_nothing(
+    add: Any, hook: str, first: bool
+) -> None:
+    work = Work()
+    make = broken_in(hook)
+    add(lambda: Policy() if work.is_mended else make(), first=first)
+    if hook == "on_output":  # an output that a policy refuses is a failure of its step
+        report = await work.pipeline.with_options(run_id="r").run()
+        assert {type(report[name].error) for name in ("numbers", "clean_up")} == {BrokenPolicyError}
+    elif hook in ("on_stop", "on_stopped", "on_explain"):
+        with pytest.raises(BrokenPolicyError):
+            await interrupted(work)
+    else:
+        with pytest.raises(BrokenPolicyError):
+            await work.pipeline.with_options(run_id="r").run()
+    assert work.begun == work.ended
+    stored = work.succeeded()
+    work.is_mended = True
+    before = Counter(work.begun)
+
+    report = await work.pipeline.with_options(run_id="r").run()
+
+    assert report.status is RunStatus.PASSED
+    assert work.begun == work.ended
+    assert not {name for name in stored if work.begun[name] > before[name]}
+
+
+def test_a_misspelt_hook_is_an_error_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Misspelt\.on_ende is no hook of a policy"):
+
+        class Misspelt(Policy):
+            def on_ende(self) -> None: ...
