@@ -64,6 +64,7 @@ async def _watch(address: str, run: str | None) -> tuple[RunRecord, RunReport, b
         with LiveView() as view:
             await expect(view, journal, record.pipeline, elsewhere=True)
             record = await _follow(journal, record.run_id, view.for_run())
+            view._expected.has_died = record.status is RunStatus.ORPHANED  # for its last frame
         return record, await journal.report(record.run_id), view.has_shown_end
 
 

@@ -16,13 +16,12 @@ from asyncflow._core.results import (
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, count_word
 
 _COUNTED = (
     *(StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED),
     *(StepStatus.RUNNING, StepStatus.PENDING),
 )
-_WORDS = {StepStatus.SUCCESS: "succeeded"}
 _MOST_NAMES = 3
 
 
@@ -37,7 +36,7 @@ class LostSteps(NamedTuple):
 def verdict(view: RunView) -> str:
     """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``."""
     counts = [
-        f"{view.counts[status]:,} {_WORDS.get(status, status.lower())}"
+        f"{view.counts[status]:,} {count_word(status)}"
         for status in _COUNTED
         if view.counts[status]
     ]

@@ -28,7 +28,7 @@ from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
-from asyncflow._views.run_view import RunView, ran_before
+from asyncflow._views.run_view import RunView, count_word, ran_before
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._timeline import (
@@ -132,8 +132,8 @@ class StatusBadge(NamedTuple):
 
     @property
     def said(self) -> str:
-        """What it is in a sentence: ``5 succeeded``."""
-        return "succeeded" if self.word == StepStatus.SUCCESS else self.word.lower()
+        """What a count says of it: ``5 succeeded``."""
+        return count_word(StepStatus(self.word), is_orphaned=self.kind == "orphaned")
 
 
 class ConcurrencyStrip(NamedTuple):
@@ -558,11 +558,15 @@ class PageModel:
         has_died = part.end == "running" and self.context.is_orphaned
         return part._replace(end="crashed") if has_died else part
 
+    def end(self, attempt: AttemptView) -> str:
+        """Return how an attempt ended; what an orphaned run was running has crashed."""
+        return attempt.end or ("crashed" if self.context.is_orphaned else "running")
+
     def occurring(self) -> set[str]:
         found = set[str]()
         for step in self.view.steps.values():
             for each in step.all_attempts():
-                found.add(each.end or ("crashed" if self.context.is_orphaned else "running"))
+                found.add(self.end(each))
                 if each.retry_in_ms:
                     found.add("backoff")
                 if each.queued_ms or each.is_queued:
@@ -626,7 +630,7 @@ class PageModel:
     def item_attempts(self, step: StepView, segment: int) -> str:
         """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
         attempts = [each for each in step.all_attempts() if each.segment == segment]
-        ends = Counter[str](each.end or "running" for each in attempts)
+        ends = Counter[str](map(self.end, attempts))
         number = ends.total()
         parts = ", ".join(f"{ends[end]} {end}" for end in reversed(LAYERS) if ends[end])
         return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"

@@ -24,7 +24,7 @@ from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import pause_text
 from asyncflow._views.progress import left_text
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, count_word
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -36,7 +36,7 @@ from asyncflow.events import (
     StepProgressed,
     StepSucceeded,
 )
-from asyncflow.live._row import columns_for, row
+from asyncflow.live._row import columns_for, row, symbol_of
 from asyncflow.live._theme import (
     COLOURS,
     Theme,
@@ -59,6 +59,8 @@ class Expected:
     steps_ms: Mapping[str, float] = field(default_factory=dict)
     is_elsewhere: bool = False
     """Whether another process runs them, so that the wall clock tells how far they are."""
+    has_died: bool = False
+    """Whether that process is gone."""
 
 
 class LiveRun:
@@ -90,10 +92,14 @@ class LiveRun:
     def has_begun(self) -> bool:
         return bool(self.view.segments)
 
+    @property
+    def is_orphaned(self) -> bool:
+        return self.expected.has_died and self.view.is_running
+
     def now_ms(self) -> float:
         """Return the time on the run's clock, in milliseconds since the run started."""
         view = self.view
-        if not view.is_running or self._ahead_ms is None:
+        if not view.is_running or self._ahead_ms is None or self.is_orphaned:
             return view.at_ms
         if self.expected.is_elsewhere:
             return view.ms_at(time.time())
@@ -225,14 +231,18 @@ def frame(
 def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     """Return the line with the status of a run, its duration, and how many steps have which."""
     view = run.view
-    status = status_for_run(view.word)
+    word = "ORPHANED" if run.is_orphaned else view.word
+    status = status_for_run(word)
     text = Text(no_wrap=True)
-    text.append(f"{theme.run_symbols[view.word]} {view.word}", f"bold {COLOURS[status]}")
+    text.append(f"{theme.run_symbols[word]} {word}", f"bold {COLOURS[status]}")
     text.append(f"  {duration(now_ms if view.is_running else view.at_ms)}")
     # A rerun runs only a part of its pipeline.
-    if view.is_running and not view.rerun_of and (left := left_text(run.expected.run_ms, now_ms)):
+    may_end = view.is_running and not run.is_orphaned and not view.rerun_of
+    if may_end and (left := left_text(run.expected.run_ms, now_ms)):
         text.append(f", {left}", "dim")
-    counts = _counts_text(view.counts, width - text.cell_len - 3, theme)
+    counts = _counts_text(
+        view.counts, width - text.cell_len - 3, theme, is_orphaned=run.is_orphaned
+    )
     if counts:
         text.append("   ").append(counts)
     return text
@@ -275,25 +285,25 @@ def _pause(pauses: Sequence[PoolPaused], now_ms: float, width: int, theme: Theme
     return Text(line, COLOURS[StepStatus.SKIPPED], no_wrap=True)
 
 
-_COUNTED = {
-    StepStatus.SUCCESS: "succeeded",
-    StepStatus.RUNNING: "running",
-    StepStatus.FAILED: "failed",
-    StepStatus.CANCELLED: "cancelled",
-    StepStatus.SKIPPED: "skipped",
-    StepStatus.PENDING: "pending",
-}
+_COUNTED = (
+    *(StepStatus.SUCCESS, StepStatus.RUNNING, StepStatus.FAILED, StepStatus.CANCELLED),
+    *(StepStatus.SKIPPED, StepStatus.PENDING),
+)
 
 
-def _counts_text(counts: Counter[StepStatus], width: int, theme: Theme) -> Text:
+def _counts_text(
+    counts: Counter[StepStatus], width: int, theme: Theme, *, is_orphaned: bool
+) -> Text:
     """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
     found = [status for status in _COUNTED if counts[status]]
-    parts, gap = [f" {counts[status]:,} {_COUNTED[status]}" for status in found], "  "
+    words = [count_word(status, is_orphaned=is_orphaned) for status in found]
+    parts = [f" {counts[status]:,} {word}" for status, word in zip(found, words, strict=True)]
+    gap = "  "
     if sum(1 + len(part) + len(gap) for part in parts) - len(gap) > width:
         parts, gap = [f"{counts[status]}" for status in found], " "
     text = Text(no_wrap=True)
     for status, part in zip(found, parts, strict=True):
-        part = f"{gap if text else ''}{theme.symbols[status]}{part}"
+        part = f"{gap if text else ''}{symbol_of(status, theme, is_orphaned=is_orphaned)}{part}"
         if text.cell_len + len(part) <= width:
             text.append(part, COLOURS[status])
     return text
@@ -313,7 +323,8 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
     for span in spans:
         label = _label(span, width, theme)
         if span not in whole:
-            counts = _counts_text(run.counts(*span), width - columns.tier - 2, theme)
+            counted, room_left = run.counts(*span), width - columns.tier - 2
+            counts = _counts_text(counted, room_left, theme, is_orphaned=run.is_orphaned)
             gutter = fit(label, columns.tier + 2) if columns.tier else ""
             lines.append(Text(gutter, "dim", no_wrap=True).append(counts))
             label = ""
@@ -323,7 +334,9 @@ def _body(run: LiveRun, room: int, width: int, now_ms: float, theme: Theme) -> l
                 label = _label((step.tier, step.tier + 1), width, theme)
             usual_ms = run.expected.steps_ms.get(name)
             reported = run.progress.get(name, {})
-            lines.append(row(step, reported, label, columns, now_ms, theme, usual_ms))
+            has_died = run.is_orphaned and step.status is StepStatus.RUNNING
+            shown = row(step, reported, label, columns, now_ms, theme, usual_ms, has_died=has_died)
+            lines.append(shown)
             label = ""
     return lines
 

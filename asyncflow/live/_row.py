@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.results import StepStatus, failure_text, fallbacks_text
+from asyncflow._core.results import DIED, StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._views.event_text import counted
@@ -62,33 +62,49 @@ def row(
     now_ms: float,
     theme: Theme,
     usual_ms: float | None = None,
+    *,
+    has_died: bool = False,
 ) -> Text:
     """Return the line of a step, with the label of its tier before it.
 
-    ``usual_ms`` says how long the step usually takes.
+    ``usual_ms`` says how long the step usually takes, and ``has_died`` whether it was running when
+    its process died.
     """
     text = Text(no_wrap=True)
     if columns.tier:
         text.append(fit(tier, columns.tier + 2), "dim")
     gap = "  " if columns.tier else " "
-    status = f"{theme.symbols[step.status]} {step.status}"
+    status = f"{symbol_of(step.status, theme, is_orphaned=has_died)} {step.status}"
     text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
     name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
     text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
     progress = progress_of(step, reported.get(None)) if is_under_way(step) else None
     if columns.note > 0:
         text.append("  ")
-        if progress is not None:
+        if has_died:
+            text.append(fit(DIED, columns.note, theme.ellipsis), COLOURS[step.status])
+        elif progress is not None:
             text.append(_progress_note(step, reported, columns.note, now_ms, theme))
         else:
             text.append(_note(step, reported, columns.note, now_ms, theme, usual_ms))
     duration_ms = step.duration_ms(now_ms)
     lasted = "" if duration_ms is None else duration(duration_ms)
-    if columns.note <= 0 and progress is not None and percentage(progress) is not None:
+    if (
+        columns.note <= 0
+        and not has_died
+        and progress is not None
+        and percentage(progress) is not None
+    ):
         lasted = f"{percentage(progress)} %"
     if len(lasted) > columns.duration:
         lasted = lasted.replace(" ", "")
     return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
+
+
+def symbol_of(status: StepStatus, theme: Theme, *, is_orphaned: bool) -> str:
+    """Return the symbol of a step's status; of what an orphaned run was running, the run's."""
+    has_died = is_orphaned and status is StepStatus.RUNNING
+    return theme.run_symbols["ORPHANED"] if has_died else theme.symbols[status]
 
 
 _BAR_WIDTHS = range(4, 17)

@@ -195,6 +195,18 @@ def test_a_pause_of_a_pool_has_a_line_until_it_ends() -> None:
     assert not any("is paused" in line for line in later)
 
 
+def test_the_last_frame_of_a_dead_run_says_that_nothing_runs() -> None:
+    run = run_of([started("a", "b"), AttemptStarted("a", 1, 0.0)])
+    before = lines_of(run)
+
+    run.expected.has_died = True
+    after = lines_of(run, now_ms=run.now_ms())
+
+    assert before[-1] == "▷ RUNNING  0 ms   ▷ 1 running  ○ 1 pending"
+    assert after[-1] == "◇ ORPHANED  0 ms   ◇ 1 unfinished  ○ 1 pending"
+    assert "◇ RUNNING    a  was running when its process died" in after[1]
+
+
 def _time(event: Event) -> float:
     return 0.0 if isinstance(event, RunStarted) else event.at_ms
 

@@ -642,6 +642,19 @@ def test_the_page_of_a_report_lists_the_events_that_the_report_implies(count: in
     assert set(texts) == set(told)
 
 
+def test_the_page_of_a_dead_run_says_that_nothing_runs() -> None:
+    html = to_html(GOLDEN[:EVENTS_BEFORE_CRASH], orphaned=True)
+    alive = to_html(GOLDEN[:EVENTS_BEFORE_CRASH])
+
+    style = html[html.index("<style") : html.index("</style>")]
+    fills = {*re.findall(r'class="(f-[a-z-]+)"', html), *re.findall(r'class="(f-[a-z-]+)"', alive)}
+    assert [each for each in fills if not re.search(rf"\.{each}[ ,{{]", style)] == []
+    head, head_alive = (re.search(r"(?s)<header.*?</header>", page)[0] for page in (html, alive))  # type: ignore[index]
+    assert 'class="f-orphaned"' in head
+    assert " 1 unfinished" in Parsed(head).text
+    assert " 1 running" in Parsed(head_alive).text
+
+
 def test_the_page_of_a_report_is_that_of_the_events_of_its_run() -> None:
     def steps() -> list[WorkflowStep]:
         async def numbers() -> list[int]:
