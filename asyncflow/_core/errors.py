@@ -375,7 +375,8 @@ class RunWaitingError(_AttributedError):
         names = ", ".join(map(repr, self.signals))
         return (
             f"run {self.run_id!r} waits for {names}; send each with journal.signal() or "
-            "`asyncflow signal`, and the run continues"
+            "`asyncflow signal`, and the run continues; until then, answer a request with 202 and "
+            'the id of the run, or let the run stay in its process with on_wait="stay"'
         )
 
 

@@ -255,6 +255,10 @@ class Service:
     ) -> RunReport:
         """Wait for the end of a run on behalf of a request, and return the report.
 
+        With a journal, a run that begins to wait for a signal leaves its process: its report has
+        the status ``WAITING``, and its ``raise_for_failures`` raises a `RunWaitingError`. Answer
+        with 202 and the id of the run, or give the pipeline the option ``on_wait="stay"``.
+
         ``on_disconnect`` also decides what happens to the run when the calling task is cancelled,
         as servers do with requests that take too long when they shut down.
 

@@ -79,7 +79,8 @@ TABLE: list[tuple[Callable[[], Exception], type[Exception], dict[str, Any], str]
         Exception,
         {"run_id": "r1", "signals": ("approved", "paid")},
         "run 'r1' waits for 'approved', 'paid'; send each with journal.signal() or "
-        "`asyncflow signal`, and the run continues",
+        "`asyncflow signal`, and the run continues; until then, answer a request with 202 and the "
+        'id of the run, or let the run stay in its process with on_wait="stay"',
     ),
     (
         lambda: StepTimeoutError("load", 2, 1500.0, "heartbeat"),

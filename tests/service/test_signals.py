@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from approvals import orders
 
-from asyncflow import JournalError, Pipeline, RunNotFoundError, after
+from asyncflow import JournalError, Pipeline, RunNotFoundError, RunWaitingError, after
 from asyncflow.events import RunFinished
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
@@ -54,6 +54,37 @@ async def test_a_service_continues_a_run_when_its_signal_comes(tmp_path: Path) -
         assert (status, took_s < 0.5) == ("PASSED", True)
         assert (await journal.report("r"))["publish"].output == "draft: True"
         assert (await journal.record("s")).status == "WAITING"
+
+
+async def client_that_stays() -> dict[str, Any]:
+    await asyncio.sleep(10 * LONG_S)
+    return {"type": "http.disconnect"}
+
+
+@in_virtual_time
+async def test_the_answer_of_a_run_that_begins_to_wait_says_what_to_do(tmp_path: Path) -> None:
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([orders()], journal=journal) as service,
+    ):
+        run = await service.start("orders", "r")
+        report = await service.answer(run, client_that_stays)
+
+        assert list(report.waiting) == ["approved"]
+        with pytest.raises(RunWaitingError, match=r'202 and .* on_wait="stay"'):
+            report.raise_for_failures()
+
+
+@in_virtual_time
+async def test_the_answer_of_a_run_that_stays_comes_at_its_end(tmp_path: Path) -> None:
+    pausing = orders(deadline_ms=5_000, default=True).with_options(on_wait="stay")
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([pausing], journal=journal) as service,
+    ):
+        report = await service.answer(await service.start(pausing), client_that_stays)
+
+    assert report["publish"].output == "draft: True"
 
 
 @in_virtual_time
