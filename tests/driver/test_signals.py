@@ -180,6 +180,36 @@ async def test_a_deadline_that_expires_has_the_default_or_the_fallback():
     assert other["publish"].output == "draft: True"
 
 
+def refuses(draft):
+    raise LookupError("no such draft")
+
+
+@pytest.mark.parametrize("make_journal", [lambda: None, MemoryJournal])
+@pytest.mark.parametrize(
+    ("when", "why"),
+    [
+        (lambda draft: False, "its condition was not met"),
+        (refuses, "no such draft"),
+    ],
+)
+async def test_a_signal_whose_step_has_ended_without_it_is_refused(make_journal, when, why):
+    pipeline = orders(when=when)
+
+    @pipeline.step
+    async def slow():
+        await asyncio.sleep(1)
+
+    refusal = f"signal 'approved' of run 'r' takes no value any more: {why}"
+    options = pipeline.with_options(run_id="r", fail_fast=False, journal=make_journal())
+    async with options.start() as run:
+        await asyncio.sleep(0.5)
+        with pytest.raises(ValueError, match=f"^{refusal}$"):
+            await run.signal("approved", True)
+        report = await run.report()
+
+    assert report["publish"].status is SKIPPED
+
+
 @pytest.mark.parametrize("default", ["no", 1, None])
 def test_a_default_of_another_type_is_refused_when_the_signal_is_made(default):
     with pytest.raises(TypeError, match="the default of signal 'approved' must be of type boolean"):

@@ -246,6 +246,24 @@ async def test_a_signal_that_comes_while_a_segment_ends_is_for_the_next_one(jour
 
 
 @in_virtual_time
+async def test_a_signal_is_stored_with_a_checksum_that_stays_the_same(
+    journal: Any, database: Any
+) -> None:
+    """What this version has stored, the next ones must be able to read."""
+    await Orders(deadline_ms=1_000).run(journal)
+    await Orders().run(journal, "é")
+    await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
+    await journal.signal("é", "approved", True)
+
+    rows = database.query("SELECT kind, codec, data, checksum FROM signals ORDER BY run_id")
+
+    assert [(kind, codec, data and bytes(data), sum_) for kind, codec, data, sum_ in rows] == [
+        ("expired", None, None, 1_962_777_460),
+        ("sent", "json", b"true", 3_466_060_257),
+    ]
+
+
+@in_virtual_time
 async def test_a_signal_that_comes_just_after_the_history_was_read_is_taken(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
