@@ -219,6 +219,7 @@ class StoredRun:
                 name in is_secret,
                 segment=len(self.segments),
             )
+            step.attempts, step.active = [], []  # filling them when they are read takes longer
             # A mapped step without an attempt has no history, unless its items are just unread.
             earlier = self._earlier.get(name)
             if earlier and (earlier.attempt_count or self._without_items):

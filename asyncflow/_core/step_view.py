@@ -7,7 +7,7 @@ them. Times are milliseconds since the run started; between two segments they st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.record import derived, made_by, record, replace, show, values_by_name
@@ -282,17 +282,18 @@ class StepView:
     @property
     def engine(self) -> str:
         """The engine of its latest attempt, in whatever segment that was; see `StepResult`."""
-        return self.attempts[-1].engine if self._has_attempts else ""
+        attempts = self._kept_attempts()
+        return attempts[-1].engine if attempts else ""
 
     @property
     def worker(self) -> str:
         """The worker of its latest attempt, in whatever segment that was."""
-        return self.attempts[-1].worker if self._has_attempts else ""
+        attempts = self._kept_attempts()
+        return attempts[-1].worker if attempts else ""
 
-    @property
-    def _has_attempts(self) -> bool:
-        """Whether there are others than a brief one."""
-        return self.brief_queued_ms is None and bool(self.attempts)
+    def _kept_attempts(self) -> Sequence[AttemptView]:
+        """Return its own attempts, unless the only one is brief."""
+        return self.attempts if self.brief_queued_ms is None else ()
 
     @property
     def retry_at_ms(self) -> float | None:
@@ -342,15 +343,18 @@ class StepView:
     @property
     def blocked_ms(self) -> float:
         """How long it blocked the event loop in all, as far as that was noticed."""
-        attempts = [one for each in self._runs() if each._has_attempts for one in each.attempts]
+        attempts = self._all_kept_attempts()
         return sum([block.blocked_ms for one in attempts for block in one.blocks], 0.0)
 
     @property
     def abandoned(self) -> bool:
         """Whether a thread outlived its attempt, or that of one of its items."""
-        return any(
-            one.abandoned for each in self._runs() if each._has_attempts for one in each.attempts
-        )
+        return any(one.abandoned for one in self._all_kept_attempts())
+
+    def _all_kept_attempts(self) -> Sequence[AttemptView]:
+        if not self.items and not self.former_items:
+            return self._kept_attempts()
+        return [one for each in self._runs() for one in each._kept_attempts()]
 
     def _runs(self) -> Iterable[StepView]:
         if not self.items and not self.former_items:

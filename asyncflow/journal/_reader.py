@@ -123,7 +123,10 @@ class RunReader:
         if failure is not None:
             position, cause = failure
             problem = f"it does not follow from the events before it ({describe_fully(cause)})"
-            raise RunUnreadableError(self._name, run_id, problem, position) from cause
+            try:
+                raise RunUnreadableError(self._name, run_id, problem, position) from cause
+            finally:
+                del failure, cause  # its traceback refers to this frame, and so to the replay
         if run.signals or last is not None:  # its owner asks only for what comes later
             run.sent = self._signals.read(run_id)
         return run if count else None
