@@ -6,7 +6,8 @@ Rules:
    that the pool calls: with ``None`` when the slots are there, or with a time at which to `look`
    again. So one pool serves any number of runs, event loops and threads at once.
 2. There is one line, by priority and then by age. Its head holds it for all behind it, so that
-   attempts that need many slots are not starved.
+   attempts that need many slots are not starved. Only who can't take slots, since its event loop
+   was stopped, is passed over.
 3. Nothing is reserved for waiting attempts: the head is judged when something changes, or when its
    time has come. So an attempt that leaves takes nothing along, and a pause that begins holds all.
 4. Times are compared as they are stored, never as they could be computed again: sums of floats
@@ -41,6 +42,8 @@ class Clock(NamedTuple):
     """What identifies it: real event loops share one, each virtual one has its own. A pool holds it
     weakly."""
     now_s: Callable[[], float]
+    is_running: Callable[[], bool] | None = None
+    """Whether the event loop that goes by it runs; ``None`` in a thread without one."""
 
 
 Call: TypeAlias = Callable[[float | None], object]
@@ -135,10 +138,10 @@ class Pool:
     """
 
     __slots__ = (
-        *("_ages", "_budget", "_era", "_gates", "_in_use", "_interval_s", "_is_gated"),
-        *("_is_moving", "_line", "_lock", "_released", "_token_s", "_watchers", "__weakref__"),
+        *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_interval_s"),
+        *("_is_gated", "_is_moving", "_line", "_lock", "_released", "_token_s", "_watchers"),
         *("max_pause_ms", "name", "pauses", "per_minute", "per_second", "retry_budget", "size"),
-        "tokens_per_minute",
+        *("tokens_per_minute", "__weakref__"),
     )
 
     def __init__(
@@ -187,6 +190,8 @@ class Pool:
         """Whether an attempt may have to wait although there are slots."""
         self._released: deque[tuple[PoolTicket, bool]] = deque()
         """The slots to take back, and whether each is unused."""
+        self._common_pause: _CommonPause | None = None
+        """The latest pause that counts by all clocks."""
         self._watchers: WeakSet[Watcher] = WeakSet()
         self._is_moving = False
         self._lock = threading.RLock()
@@ -211,14 +216,20 @@ class Pool:
         """Let no attempt start before so many milliseconds have passed; any thread may call it.
 
         A longer pause that has begun already continues, and none is longer than ``max_pause_ms``.
+        In an event loop with a virtual clock, it counts by that clock, and only there. Called where
+        no event loop runs, it counts everywhere; in a virtual loop that uses the pool only later,
+        from then on.
 
         Raises:
             TypeError: ``ms`` is not a number.
             ValueError: It is negative, infinite or NaN.
         """
         check_number("pause: ms", ms, 0, unit=" ms")
-        clock = present_clock()
-        self._pause(clock, clock.now_s() + min(ms, self.max_pause_ms) / 1000, "")
+        clock, pause_s = present_clock(), min(ms, self.max_pause_ms) / 1000
+        until_s = clock.now_s() + pause_s
+        if clock.is_running is None:
+            self._pause_all(_CommonPause(clock.now_s, until_s, pause_s), clock)
+        self._pause(clock, until_s, "")
 
     def stats(self) -> PoolStats:
         """Return its current state; any thread may ask."""
@@ -241,6 +252,7 @@ class Pool:
             self._era += 1
             self._in_use, self._budget = 0, _BURST
             self._gates.clear()
+            self._common_pause = None
             self._is_gated = self._is_rated
         self._settle()
 
@@ -344,14 +356,24 @@ class Pool:
             gate.give_back(ticket)
 
     def _move_up(self) -> None:
-        """Let those at the head of the line have their slots, as far as that is possible."""
-        while self._line:
-            ticket = self._line[0][-1]
+        """Let those at the head of the line have their slots, as far as that is possible.
+
+        Who can't start, since its event loop was stopped, is passed over until that runs again.
+        """
+        at = 0
+        while at < len(self._line):
+            ticket = self._line[at][-1]
             if self._in_use + ticket.slots > self.size:
                 return
+            if ticket.stands_still:
+                if ticket._is_passed_over or ticket._tell_to_look():
+                    at += 1
+                else:
+                    self._take_back(ticket, unused=True)  # its event loop is closed
+                continue
             opens_s = self._opens_s(ticket) if self._is_gated else None
             if opens_s is None:
-                del self._line[0]
+                del self._line[at]
                 self._grant(ticket)
             if not ticket._tell(opens_s):
                 self._take_back(ticket, unused=True)  # its event loop is closed
@@ -370,16 +392,29 @@ class Pool:
     def _opens_s(self, ticket: PoolTicket) -> float | None:
         """Return when a ticket may have its slots; ``None`` for now."""
         assert ticket.clock is not None
-        gate = self._gates.get(ticket.clock.key)
+        gate = self._known_gate(ticket.clock)
         if gate is None:
+            self._is_gated = self._is_rated or bool(self._gates)
             return None
         opens_s = gate.opens_s(ticket)
         if opens_s > gate.now_s(ticket.clock):
             return opens_s
-        if not self._is_rated:  # its pause is over, so that nothing is left to be judged
-            del self._gates[ticket.clock.key]
+        if not self._is_rated and self._common_pause is None:
+            del self._gates[ticket.clock.key]  # its pause is over: nothing is left to be judged
             self._is_gated = bool(self._gates)
         return None
+
+    def _known_gate(self, clock: Clock) -> _Gate | None:
+        """Return the gate of a clock, if it has one, after the pause that counts by all clocks."""
+        common = self._common_pause
+        if common is not None and common.until_s <= common.now_s():
+            common = self._common_pause = None
+        gate = self._gates.get(clock.key)
+        if common is not None and (gate is None or gate.common_pause is not common):
+            gate = self._gate_of(clock)
+            gate.common_pause = common
+            gate.pause(clock.now_s() + common.pause_s, "")
+        return gate
 
     def _gate_of(self, clock: Clock) -> _Gate:
         gate = self._gates.get(clock.key)
@@ -398,15 +433,24 @@ class Pool:
     def _pause(self, clock: Clock, until_s: float, by: str) -> None:
         """Let no attempt of a clock start before this time; the longer pause wins."""
         with self._lock:
-            gate = self._gate_of(clock)
-            if until_s <= gate.paused_until_s:
+            if not self._gate_of(clock).pause(until_s, by):
                 return
-            gate.paused_until_s, gate.paused_by = until_s, by
             self._is_gated = True
             watchers = list(self._watchers)
         self._settle()
         for watcher in watchers:
             watcher.note_pause(self)
+
+    def _pause_all(self, pause: _CommonPause, own: Clock) -> None:
+        """Let no attempt start before then, by whatever clock; ``own`` is that of the caller."""
+        with self._lock:
+            if self._common_pause is not None and self._common_pause.until_s >= pause.until_s:
+                return
+            self._common_pause, self._is_gated = pause, True
+            self._gate_of(own).common_pause = pause  # which the caller makes
+            for _, _, ticket in self._line:
+                assert ticket.clock is not None
+                self._known_gate(ticket.clock)
 
     def _watch(self, watcher: Watcher) -> None:
         """Report each pause that begins, for as long as the watcher exists."""
@@ -416,7 +460,7 @@ class Pool:
     def _pause_of(self, clock: Clock) -> PoolPause | None:
         """Return the pause of a clock, if the pool is paused."""
         with self._lock:
-            gate = self._gates.get(clock.key) if self._is_gated else None
+            gate = self._known_gate(clock) if self._is_gated else None
             if gate is None or gate.paused_until_s <= gate.now_s(clock):
                 return None
             until_s, by = gate.paused_until_s, gate.paused_by
@@ -486,6 +530,17 @@ def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
         )
 
 
+class _CommonPause(NamedTuple):
+    """A pause that counts by all clocks."""
+
+    now_s: Callable[[], float]
+    """The clock by which it was made."""
+    until_s: float
+    """Until when by that clock it counts for a clock that is new to the pool."""
+    pause_s: float
+    """How long it is by any clock."""
+
+
 class PoolPause(NamedTuple):
     """The rest of a pause."""
 
@@ -498,8 +553,8 @@ class PoolTicket:
     """A place in the line of a pool, and then slots of it, until it is released."""
 
     __slots__ = (
-        *("_call", "_era", "_is_done", "_pool", "age", "clock", "has_slots", "priority"),
-        *("slots", "started_s", "tokens"),
+        *("_call", "_era", "_is_done", "_is_passed_over", "_pool", "age", "clock"),
+        *("has_slots", "priority", "slots", "started_s", "tokens"),
     )
 
     def __init__(
@@ -516,7 +571,7 @@ class PoolTicket:
         self._pool = pool
         self._call = call
         self._era = pool._era
-        self._is_done = False
+        self._is_done = self._is_passed_over = False
         self.slots = slots
         self.tokens = tokens
         self.priority = priority
@@ -546,10 +601,23 @@ class PoolTicket:
         self.age = next(pool._ages)
         return True
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether the event loop of the waiting attempt was stopped."""
+        is_running = None if self.clock is None else self.clock.is_running
+        return is_running is not None and not is_running()
+
     def look(self, at_s: float) -> None:
         """Let the pool look again, since the time has come at which it asked for that."""
         assert self.clock is not None
+        self._is_passed_over = False
         self._pool._look(self.clock, at_s)
+
+    def _tell_to_look(self) -> bool:
+        """Let the attempt look as soon as its event loop runs again; return whether it can."""
+        assert self.clock is not None
+        self._is_passed_over = True
+        return self._tell(self.clock.now_s())
 
     def _tell(self, at_s: float | None) -> bool:
         """Call back; return whether that was possible."""
@@ -582,12 +650,21 @@ class PoolTicket:
 class _Gate:
     """When the attempts of one clock may start: after the pause, and spread evenly."""
 
-    __slots__ = ("paused_by", "paused_until_s", "starts", "tokens", "vouched_s")
+    __slots__ = ("common_pause", "paused_by", "paused_until_s", "starts", "tokens", "vouched_s")
 
     def __init__(self, interval_s: float, token_s: float) -> None:
         self.paused_until_s = self.vouched_s = -math.inf
         self.paused_by = ""
+        self.common_pause: _CommonPause | None = None
+        """The latest of these that counts in ``paused_until_s``."""
         self.starts, self.tokens = _Rate(interval_s), _Rate(token_s)
+
+    def pause(self, until_s: float, by: str) -> bool:
+        """Let nothing start before then; return whether something could have."""
+        if until_s <= self.paused_until_s:
+            return False
+        self.paused_until_s, self.paused_by = until_s, by
+        return True
 
     def now_s(self, clock: Clock) -> float:
         """The present time, which is not before one whose timer has fired."""

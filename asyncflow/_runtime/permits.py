@@ -79,7 +79,8 @@ def _priorities_of(plan: Plan) -> Mapping[Pool, tuple[int, int]]:
 
 def pool_clock(loop: asyncio.AbstractEventLoop) -> Clock:
     """Return the clock of a loop, as pools know it: real loops share one."""
-    return Clock(loop if has_virtual_time(loop) else time.monotonic, loop.time)
+    key = loop if has_virtual_time(loop) else time.monotonic
+    return Clock(key, loop.time, loop.is_running)
 
 
 def _present_clock() -> Clock:
@@ -149,6 +150,7 @@ class Permit:
         if at_s - self._loop.time() > _NO_TIME_S:  # a timer may be early
             self._set_timer(at_s)
         elif self.ticket is not None:
+            self._at_s = None
             self.ticket.look(at_s)
 
     async def slots(self) -> None:

@@ -31,8 +31,8 @@ class Hand:
     """A clock that a test moves, with all that wait by it."""
 
     def __init__(self, now: float = 0.0) -> None:
-        self.now = now
-        self.clock = Clock(Key(), lambda: self.now)
+        self.now, self.is_running = now, True
+        self.clock = Clock(Key(), lambda: self.now, lambda: self.is_running)
         self.pool: Pool
         self.timers: list[tuple[float, int]] = []
         self.order: list[str] = []
@@ -283,6 +283,48 @@ class TestLine:
         assert hand.order == ["again"]
 
 
+class TestStoppedLoops:
+    def test_who_waits_there_is_passed_over_until_the_loop_runs_again(self) -> None:
+        pool, stopped, other = Pool(1), Hand(), Hand()
+        holder = other.join(pool, "holder")
+        waits = stopped.join(pool, "stopped", priority=1)
+        stopped.is_running = False
+        rest = [other.join(pool, name) for name in "abc"]
+
+        for ticket in (holder, *rest[:2]):
+            ticket.release()
+
+        assert other.order == ["holder", "a", "b", "c"]
+        assert (stopped.order, pool.waiting) == ([], 1)
+        assert len(stopped.timers) == 1  # what it does when it runs again, once
+        stopped.is_running = True
+        stopped.now = 1.0
+        waits.look(stopped.timers[0][0])
+        rest[2].release()
+        assert (stopped.order, pool.in_use, pool.waiting) == (["stopped"], 1, 0)
+
+    def test_the_slots_of_who_holds_some_there_stay_taken(self) -> None:
+        pool, stopped, other = Pool(1), Hand(), Hand()
+        stopped.join(pool, "stopped")
+        stopped.is_running = False
+
+        other.join(pool, "other")
+
+        assert (other.order, pool.in_use, pool.waiting) == ([], 1, 1)
+
+    def test_who_waits_in_a_closed_one_leaves_the_line(self) -> None:
+        pool, stopped, other = Pool(1), Hand(), Hand()
+        holder = other.join(pool, "holder")
+        stopped.is_running = False
+        gone = pool._join(stopped.clock, closed)
+        other.join(pool, "other")
+
+        holder.release()
+        gone.release()
+
+        assert (other.order, pool.in_use, pool.waiting) == (["holder", "other"], 1, 0)
+
+
 class TestBeginningAnew:
     def test_only_numbers_and_the_line_are_left(self) -> None:
         pool, hand = Pool(2, per_second=1, retry_budget=0.1), Hand()
@@ -481,6 +523,34 @@ class TestPause:
         hand.run()
 
         assert hand.starts == pytest.approx([0, 10, 10.5, 11])
+
+    def test_where_no_loop_runs_it_is_made_for_all_clocks(self) -> None:
+        pool, early, late = Pool(9), Hand(5.0), Hand(77.0)
+        pool._pause(early.clock, 5.1, "")
+        early.join(pool)
+
+        pool.pause(2_000)
+        pool.pause(1_000)  # the longer one wins
+        early.run(6.0)
+        late.join(pool)
+        early.run()
+        late.run()
+        early.join(pool)
+        late.join(pool)
+
+        assert early.starts == pytest.approx([7, 7])
+        assert late.starts == pytest.approx([79, 79])
+        assert pool.stats().paused_ms > 1_000
+
+    def test_who_looks_later_by_the_clock_of_the_caller_does_not_make_it_longer(self) -> None:
+        pool = Pool(1)
+        pool.pause(60_000)
+        [gate] = pool._gates.values()
+        until_s = gate.paused_until_s
+
+        pool.stats()
+
+        assert gate.paused_until_s == until_s
 
     def test_when_it_is_over_nothing_is_left_of_it(self) -> None:
         pool, hand = Pool(2), Hand()

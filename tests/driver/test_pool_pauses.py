@@ -325,6 +325,29 @@ def test_a_thread_of_a_virtual_run_pauses_by_the_clock_of_the_run():
 
 
 @pytest.mark.realtime
+def test_a_pause_that_is_made_where_no_loop_runs_holds_in_virtual_time_too():
+    pool = Pool(1)
+
+    async def ask(): ...
+
+    async def started_ms():
+        report = await run_pipeline([WorkflowStep("a", ask, pool=pool)])
+        return round(report["a"].started_ms)
+
+    async def twice():
+        first = await started_ms()
+        pauser = threading.Thread(target=pool.pause, args=(60_000,))
+        pauser.start()
+        pauser.join()
+        return first, await started_ms(), await started_ms()
+
+    pool.pause(30_000)
+
+    assert run_in_virtual_time(twice()) == (30_000, 60_000, 0)
+    assert run_in_virtual_time(started_ms()) == 60_000
+    assert 59_000 < pool.stats().paused_ms <= 60_000
+
+
 def test_a_pause_holds_in_every_loop_and_thread():
     pool, starts = Pool(4), []
     pool.pause(300)
@@ -349,6 +372,22 @@ def test_a_pause_holds_in_every_loop_and_thread():
 
 
 @pytest.mark.exact_time
+@pytest.mark.exact_time
+async def test_a_retry_that_waits_in_line_has_been_queued_since_its_own_delay_was_over():
+    pool = Pool(1)
+
+    async def ask():
+        if current_step().attempt == 1:
+            pool.pause(3_000)
+            raise Refused(1_000)
+
+    step = WorkflowStep("a", ask, pool=pool, max_retries=2, retry=NAMED)
+    report = await run_pipeline([step])
+
+    assert [round(each.started_ms) for each in report["a"].history] == [0, 3_000]
+    assert round(report["a"].queued_ms) == 2_000
+
+
 async def test_steps_that_wait_for_a_pause_can_be_cancelled_in_any_turn():
     for turns in range(12):
         pool = Pool(2)

@@ -410,6 +410,38 @@ def test_a_pool_limits_event_loops_of_several_threads_and_is_empty_afterwards():
     assert is_empty(pool)
 
 
+def test_who_waits_in_a_loop_that_was_stopped_is_passed_over_until_it_runs_again():
+    pool, may_end = Pool(1), asyncio.Event()
+
+    async def start(name, action):
+        task = asyncio.ensure_future(run_pipeline([WorkflowStep(name, action, pool=pool)]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return task
+
+    async def nothing():
+        pass
+
+    async def end(holds):
+        other = await start("other", nothing)
+        may_end.set()
+        return await holds, await asyncio.wait_for(other, 20)
+
+    with asyncio.Runner() as here, asyncio.Runner() as stopped:
+        holds = here.run(start("holds", may_end.wait))
+        waits = stopped.run(start("waits", nothing))
+        assert (pool.in_use, pool.waiting) == (1, 1)
+
+        reports = here.run(end(holds))
+
+        async def go_on():
+            return await waits
+
+        reports += (stopped.run(go_on()),)
+    assert all(report.all_passed for report in reports)
+    assert is_empty(pool)
+
+
 FORKING = """
 import asyncio, gc, os
 from asyncflow import Pool, WorkflowStep, run_pipeline
