@@ -92,7 +92,7 @@ class RunStarted:
     """The run whose results this one reuses, if it is a rerun."""
     signals: Mapping[str, Any] = made_by(default_factory=dict)
     """The steps that wait for a signal, each with the JSON schema of its type; an empty one if that
-    is not known."""
+    is not known. Its key ``x-python-type`` says which classes an instance of the type is of."""
     signal_deadlines: Mapping[str, float] = made_by(default_factory=dict)
     """The ``deadline_ms`` of those that have one."""
     rerun_reasons: Mapping[str, str] = made_by(default_factory=dict)

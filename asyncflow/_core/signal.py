@@ -196,7 +196,10 @@ def shape_of(hint: Any, within: tuple[Any, ...] = ()) -> Shape:
 
 
 def _shape_of_fields(kind: Any, within: tuple[Any, ...]) -> Shape:
-    hints = get_type_hints(kind, include_extras=False)
+    try:
+        hints = get_type_hints(kind)
+    except Exception as error:  # a name that is not there, or exists for type checkers only
+        raise TypeError(f"hint must have types that can be resolved: {error}") from error
     fields = {name: shape_of(hint, within) for name, hint in hints.items()}
     return {"fields": [fields, sorted(kind.__required_keys__)]}
 

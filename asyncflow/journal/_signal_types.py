@@ -93,12 +93,11 @@ def check_payload(name: str, payload: Payload, schema: Mapping[str, Any]) -> Non
     """Raise `ValueError` if a signal of this schema does not take what is sent."""
     if payload.codec == "cloudpickle":
         return  # an instance of a type that JSON has no form for
-    value = plain_of(payload)
+    value, problem = plain_of(payload), ""
     if _has_json(schema):
         problem = mismatch(value, schema)
-    else:
-        is_none = fits(value, schema[SHAPE])
-        problem = "" if is_none else f"must be of type {shape_text(schema[SHAPE])}"
+    elif not fits(value, schema[SHAPE]):
+        problem = f"must be of type {shape_text(schema[SHAPE])}"
     if problem:
         raise ValueError(f"signal {name!r} {problem}, not {safe_text(json.dumps, value)}")
 

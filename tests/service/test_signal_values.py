@@ -180,6 +180,10 @@ def test_what_a_signal_takes_does_not_depend_on_who_sends_it(
         assert {repr(each) for each in heard.values()} == {repr(expected)}
 
 
+class Unresolved(TypedDict):
+    answer: Missing  # type: ignore[name-defined]  # noqa: F821
+
+
 class Drawing(Protocol):
     width: int
 
@@ -192,6 +196,7 @@ class Drawing(Protocol):
             r"date \| str: msgspec .* makes no JSON schema of this hint: .* one str-like",
         ),
         (list["Answer"], "must be a type, not 'Answer'; a name in quotes can't be resolved here"),
+        (list[Unresolved], "hint must have types that can be resolved: name 'Missing'"),
         (Drawing, "Drawing: hint must be no abstract type, since no value has exactly this one"),
         ("Answer", "hint must be a type, not 'Answer'"),
     ],
