@@ -586,7 +586,9 @@ class StoredRun:
             *(key[0], latest.number, latest.started_ms, latest.queued_ms, key[1], latest.engine)
         )
         crashes = sum(each.began for each in unfinished)
-        failures = [each.error for each in series if each.error and each.end != "crashed"]
+        failures = [
+            each.error for each in series if each.error is not None and each.end != "crashed"
+        ]
         failure = failures[-1] if failures else None
         return PendingAttempts(start, latest.error, len(unfinished), crashes, failure)
 

@@ -62,9 +62,9 @@ class PendingAttempts(NamedTuple):
             return self.error
         try:
             last_error = copy(self.failure)  # in the history it has no context
+            last_error.__context__ = self.error
         except Exception:  # it was never stored, and refuses to be copied
             return self.failure
-        last_error.__context__ = self.error
         return last_error
 
 

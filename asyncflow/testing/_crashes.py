@@ -334,10 +334,14 @@ class _Lives:
         def life(die: Callable[[], object] | None = None) -> RunReport:
             return self._live(f"after-{point}", lambda real: _DyingJournal(real, [], point, die))
 
+        def is_alive() -> bool:
+            life(lambda: os.kill(os.getpid(), signal.SIGKILL))
+            return True
+
         if not self._kill:
             with suppress(JournalError):
                 life()
-        elif _in_child(lambda: bool(life(lambda: os.kill(os.getpid(), signal.SIGKILL)))):
+        elif _in_child(is_alive):
             raise RuntimeError(
                 f"the run did not reach its event {point + 1} again, after which its process dies: "
                 "it must have the same events in each process"

@@ -164,8 +164,8 @@ def simulate(
 ) -> RunReport:
     """Run a pipeline once in virtual time, in a random order and with random faults.
 
-    It runs an event loop of its own, so call it from a plain function. Fakes work in it. The run
-    begins with pools that no other has used, whatever numbers they have.
+    It runs an event loop of its own, so call it from a plain function. Fakes work in it. Pools
+    begin anew with the run: they keep their numbers, and nothing that an earlier run has left.
 
     Args:
         pipeline: A `Pipeline`, an `Orchestrator` or `WorkflowStep` objects.

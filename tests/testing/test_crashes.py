@@ -12,7 +12,17 @@ from functools import partial
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import Pipeline, Pool, RunStatus, WorkflowStep, after, collect, current_step, each
+from asyncflow import (
+    Pipeline,
+    Pool,
+    Retry,
+    RunStatus,
+    WorkflowStep,
+    after,
+    collect,
+    current_step,
+    each,
+)
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
 from asyncflow.testing._recorded_runs import RecordedRuns
@@ -134,17 +144,20 @@ def test_a_child_that_does_not_end_by_itself_is_reported(tmp_path):
 
 
 @pytest.mark.process
-def test_a_run_that_has_fewer_events_in_another_process_is_reported(tmp_path):
+@pytest.mark.parametrize("fails_at_last", [False, True])
+def test_a_run_that_has_fewer_events_in_another_process_is_reported(tmp_path, fails_at_last):
     been_here = tmp_path / "been here"
 
     async def retried_once() -> None:
         if not been_here.exists():
             been_here.touch()
             raise OSError("gone")
+        if fails_at_last:
+            raise ValueError("bad")
 
     with pytest.raises(RuntimeError, match="did not reach its event 5 again"):
         crash_everywhere(
-            only(retried_once, max_retries=2),
+            only(retried_once, max_retries=2, retry=Retry(base_ms=0, on=OSError)),
             lambda: SQLiteJournal(tmp_path / "runs.db"),
             kill=True,
         )
