@@ -64,6 +64,7 @@ def _received_line(each: Received) -> str:
         "step": f"the output of {each.step}",
         "item": f"an item of the output of {each.step}",
         "input": "an input",
+        "input item": f"an item of the input {each.step}",
         "default": "its default",
         "all": "the outputs of all dependencies",
     }[each.source]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 from asyncflow._core.composition import ForwardOutputs
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import WorkflowStep, inputs_mapped_over
 
 
 def output_type(step: WorkflowStep) -> Any:
@@ -31,14 +31,40 @@ def output_type(step: WorkflowStep) -> Any:
 
 
 def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -> dict[str, Any]:
-    """Return the type of each run input: that of the first annotated parameter that takes it."""
+    """Return the type of each run input: that of the first annotated parameter that takes it.
+
+    One that takes each item of the input has the type of the items of a list. ``steps`` are those
+    of a whole pipeline.
+    """
     types: dict[str, Any] = {}
+    over_inputs = inputs_mapped_over(steps)
+    by_item = [(step, step.map_over or "") for step in steps if step.map_over in over_inputs]
     for step in steps:
-        wanted = [n for n in step.signature.names if n in names and types.get(n, Any) is Any]
-        if wanted:
-            annotations = _annotations_of(_function_of(step.action))
-            types.update((name, annotations.get(name, Any)) for name in wanted)
+        taken = {*step.signature.names}
+        if step.map_over in over_inputs:
+            taken -= _takers_of_items(step)
+        wanted = [name for name in names if name in taken and types.get(name, Any) is Any]
+        types |= parameter_types(step, wanted)
+    list_of: Any = list  # as below
+    for step, source in by_item:
+        if source in names and types.get(source, Any) is Any:
+            of_items = parameter_types(step, _takers_of_items(step)).values()
+            types[source] = list_of[next((each for each in of_items if each is not Any), Any)]
     return {name: types.get(name, Any) for name in names}
+
+
+def parameter_types(step: WorkflowStep, names: Collection[str]) -> dict[str, Any]:
+    """Return the types of these parameters of a step's action."""
+    if not names:
+        return {}
+    annotations = _annotations_of(_function_of(step.action))
+    return {name: annotations.get(name, Any) for name in names}
+
+
+def _takers_of_items(step: WorkflowStep) -> set[str]:
+    """Return the parameters that receive each item of what a step is mapped over."""
+    renamed = {parameter for parameter, name in step.parameters if name == step.map_over}
+    return renamed or {step.map_over or ""}
 
 
 def _type_of_outputs(action: ForwardOutputs) -> Any:

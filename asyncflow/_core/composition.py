@@ -20,15 +20,28 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MethodType
 from typing import Any, TypeAlias
 
 from asyncflow._core.argument_names import arguments_of, check_arguments
-from asyncflow._core.arguments import Signature, Upstream, function_of, upstream_defaults
+from asyncflow._core.arguments import (
+    Signature,
+    Upstream,
+    function_of,
+    is_iterator,
+    upstream_defaults,
+)
 from asyncflow._core.graph import Bindings, Plan, with_dependents
 from asyncflow._core.record import record, replace
-from asyncflow._core.step import Action, StepPolicies, WorkflowStep, check_of_items, parameters_of
+from asyncflow._core.step import (
+    Action,
+    StepPolicies,
+    WorkflowStep,
+    check_of_items,
+    inputs_mapped_over,
+    parameters_of,
+)
 from asyncflow._core.text import did_you_mean
 
 Dependencies: TypeAlias = tuple[object, ...] | dict[str, object]
@@ -328,6 +341,21 @@ def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
     return list(takers)
 
 
+def refuse_shared_inputs(plan: Plan, bindings: Bindings, inputs: Mapping[str, object]) -> None:
+    """Refuse an input that is an iterator, if a step is mapped over it and another takes it too."""
+    for name in sorted(inputs_mapped_over(plan.steps[at] for at in plan.special) & inputs.keys()):
+        if name in plan.index or not is_iterator(inputs[name]):
+            continue
+        takers = [step.name for at, step in enumerate(plan.steps) if name in bindings.sources(at)]
+        if len(takers) > 1:
+            *others, last = map(repr, takers)
+            raise TypeError(
+                f"input {name!r} is an iterator ({type(inputs[name]).__name__}), which steps "
+                f"{', '.join(others)} and {last} take, and each would get only some of its items; "
+                "pass a list"
+            )
+
+
 def maker_of(plan: Plan, source: int) -> int:
     """Return the step that has made the output of a step: inside, if that only forwards it."""
     while isinstance(forward := plan.steps[source].action, ForwardOutputs):
@@ -355,10 +383,11 @@ def include_steps(
     """
     mapped = dict(parameters)
     outside = {step: step for step in depends_on if step not in mapped.values()} | mapped
-    _check_mapped(name, steps, mapped)
+    inputs = inputs_mapped_over(steps)
+    _check_mapped(name, steps, {p: mapped[p] for p in mapped if p not in inputs})
     all_others = _not_waiting_for_all(steps)
     return [
-        *(_renamed(name, step, outside, all_others) for step in steps),
+        *(_renamed(name, step, outside, all_others, inputs) for step in steps),
         _closing_step(name, steps),
     ]
 
@@ -378,19 +407,29 @@ def _check_mapped(name: str, steps: Sequence[WorkflowStep], mapped: dict[str, st
 
 
 def _renamed(
-    name: str, step: WorkflowStep, outside: dict[str, str], all_others: list[str]
+    name: str,
+    step: WorkflowStep,
+    outside: dict[str, str],
+    all_others: list[str],
+    inputs: Collection[str],
 ) -> WorkflowStep:
-    inside = list(step.depends_on)
+    # An input over which it is mapped may become the output of a step outside.
+    over = outside.get(step.map_over or "", step.map_over) if step.map_over in inputs else None
+    inside = [source for source in step.depends_on if over is None or source != step.map_over]
     if _waits_for_all(step):
         inside = all_others
     mapped = {source for _, source in step.parameters}
     parameters = {
         source: f"{name}/{source}"
-        for source in step.depends_on
-        if source not in mapped
+        for source in inside
+        if source in step.depends_on
+        and source not in mapped
         and (_takes(step.signature, source) or _takes(step.condition, source))
     }
-    parameters.update((parameter, f"{name}/{source}") for parameter, source in step.parameters)
+    parameters.update(
+        (parameter, f"{name}/{source}" if over is None or source != step.map_over else over)
+        for parameter, source in step.parameters
+    )
     depends_on = [f"{name}/{source}" for source in inside]
     for parameter, source in outside.items():
         asks = parameter in step.signature.names or parameter in step.condition.names
@@ -398,14 +437,14 @@ def _renamed(
         asks = asks and parameter not in parameters
         if asks:
             parameters[parameter] = source
-        if asks or not inside:
+        if asks or not inside or source == over:
             depends_on.append(source)
     return replace(
         step,
         name=f"{name}/{step.name}",
         depends_on=tuple(depends_on),
         parameters=tuple(parameters.items()),
-        map_over=None if step.map_over is None else f"{name}/{step.map_over}",
+        map_over=over or (step.map_over and f"{name}/{step.map_over}"),
     )
 
 

@@ -18,6 +18,7 @@ dictionaries of names cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -178,6 +179,8 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         raise TypeError("steps must be a list of WorkflowStep objects; put a single one in a list")
     steps = tuple(steps)
     index = _index(steps)
+    if any(step.map_over is not None and step.map_over not in index for step in steps):
+        steps = tuple(map(partial(_without_its_input, index), steps))
     try:
         # Tuples of integers: the garbage collector looks at them only once.
         dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
@@ -212,6 +215,15 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         conditional=frozenset(at for at in special if steps[at].when is not None),
         untiered=frozenset(_reachable(signals, dependents.__getitem__)),
         keeps_waiting=any(_is_unstored(steps[at]) for at in answered),
+    )
+
+
+def _without_its_input(index: Mapping[str, int], step: WorkflowStep) -> WorkflowStep:
+    """Return a step without the dependency that is an input, over which it is mapped."""
+    if step.map_over is None or step.map_over in index or step.map_over not in step.depends_on:
+        return step
+    return replace(
+        step, depends_on=tuple(name for name in step.depends_on if name != step.map_over)
     )
 
 
@@ -256,7 +268,12 @@ def _chains(
     flows: dict[int, int] = {}
     for at in special:
         step = steps[at]
-        source = None if step.map_over is None else index[step.map_over]
+        source = None if step.map_over is None else index.get(step.map_over)
+        if source is not None and step.map_over not in step.depends_on:
+            raise ValueError(
+                f"step {step.name!r} maps over {step.map_over!r}, which is not one of its "
+                "dependencies; name it in depends_on too"
+            )
         if source is None or steps[source].map_over is None:
             continue
         chained[source] = (*chained.get(source, ()), at)
@@ -379,7 +396,14 @@ def _cycle(stuck: list[int], dependencies: list[tuple[int, ...]]) -> list[int]:
 
 Binding: TypeAlias = tuple[tuple[str, int | str], ...]
 """Where an action gets its arguments: pairs of a parameter and its source, which is the index of a
-step, for its output, or the name of a run input or a resource."""
+step, for its output, or the name of a run input or a resource; an `ItemOf` for each item of an
+input."""
+
+
+class ItemOf(str):
+    """The name of a run input, in a binding for each of its items."""
+
+    __slots__ = ()
 
 
 class Bindings(NamedTuple):
@@ -403,6 +427,8 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
     Raise `ValueError` if nothing provides a required parameter, two things do, or an action in
     another process or on an engine would receive a resource.
     """
+    for at in plan.special:
+        _check_mapped_over(plan.steps[at], plan, inputs)
     nothing: Binding = ()
     return [
         nothing
@@ -410,6 +436,26 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
         else _binding(step, step.signature, plan, inputs, step.map_over)
         for step in plan.steps
     ]
+
+
+def _check_mapped_over(step: WorkflowStep, plan: Plan, inputs: Collection[str]) -> None:
+    """Check that a mapped step is mapped over a step or an input, and not over both."""
+    source = step.map_over
+    if source is None or (source in plan.index) is not (source in inputs):
+        return
+    if source in inputs:
+        raise ValueError(
+            f"step {step.name!r} is mapped over {source!r}, which is both a step and a run input; "
+            "rename the input"
+        )
+    parameter = next((taker for taker, name in step.parameters if name == source), source)
+    known = [name for name in plan.index if name != step.name]
+    raise MissingInputError(
+        parameter,
+        f"step {step.name!r}",
+        f"the step is mapped over {source!r}, and there is no such step"
+        f"{did_you_mean(source, known)}; a run input of that name would do",
+    )
 
 
 def bind_conditions(plan: Plan, inputs: Collection[str] = ()) -> dict[int, Binding]:
@@ -435,8 +481,10 @@ def _binding(
     sources: list[tuple[str, int | str]] = []
     for parameter in accepts.names:
         if parameter in offered:
-            _check_single_source(step, parameter, inputs, plan.resources)
-            sources.append((parameter, offered.pop(parameter)))
+            source = offered.pop(parameter)
+            if source != parameter:  # the input itself, over which the step is mapped
+                _check_single_source(step, parameter, inputs, plan.resources)
+            sources.append((parameter, source))
         elif parameter in plan.resources:
             if accepts is step.signature:
                 _check_same_process(step, parameter)
@@ -448,7 +496,8 @@ def _binding(
     if accepts.takes_kwargs:
         for parameter, source in offered.items():
             if parameter not in accepts.bound:
-                _check_single_source(step, parameter, inputs, plan.resources)
+                if source != parameter:
+                    _check_single_source(step, parameter, inputs, plan.resources)
                 sources.append((parameter, source))
     return tuple(sources)
 
@@ -477,12 +526,20 @@ def _nothing_provides(
     return MissingInputError(parameter, taker, hint)
 
 
-def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int]:
-    """Return a step's dependencies as sources, by the parameter that would receive their output."""
-    index_of = {name: ITEM if name == map_over else plan.index[name] for name in step.depends_on}
+def _offered(step: WorkflowStep, plan: Plan, map_over: str | None) -> dict[str, int | str]:
+    """Return a step's dependencies as sources, by the parameter that would receive their output.
+
+    An input over which it is mapped is among them. ``map_over`` is what each item is taken of;
+    ``None`` for a condition, which takes all items at once.
+    """
+    source_of: dict[str, int | str] = {name: plan.index[name] for name in step.depends_on}
+    if step.map_over is not None and step.map_over not in plan.index:
+        source_of[step.map_over] = ItemOf(step.map_over) if map_over else step.map_over
+    elif map_over is not None:
+        source_of[map_over] = ITEM
     renamed = {name for _, name in step.parameters}
-    offered = {name: index for name, index in index_of.items() if name not in renamed}
-    offered.update((parameter, index_of[name]) for parameter, name in step.parameters)
+    offered = {name: source for name, source in source_of.items() if name not in renamed}
+    offered.update((parameter, source_of[name]) for parameter, name in step.parameters)
     return offered
 
 

@@ -21,7 +21,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import Checkpoint, Key
+from asyncflow._core.step_runs import Checkpoint
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import did_you_mean, escape_controls, plural
 from asyncflow.events import (
@@ -222,7 +222,7 @@ def preview_of_start(
             ):
                 reason = _end_of_wait(step, checkpoint.replay, now_s) or reason
             reason = reason or _NOT_YET[decision]
-            items, reused = _count_of_items(step, restored), counts.get(step.name, 0)
+            items, reused = _count_of_items(step, plan, checkpoint), counts.get(step.name, 0)
             steps.append(StepPreview(step.name, decision, reason, condition, items, reused))
     is_rerun = isinstance(event, RunStarted)
     return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
@@ -280,9 +280,16 @@ def _condition(step: WorkflowStep, *, has_begun: bool) -> str:
     return "" if step.when is None or has_begun else "its condition is met"
 
 
-def _count_of_items(step: WorkflowStep, restored: Mapping[Key, StepView]) -> int | None:
-    """Return how many items a mapped step has, if the result is there over which it is mapped."""
-    source = None if step.map_over is None else restored.get((step.map_over, None))
+def _count_of_items(step: WorkflowStep, plan: Plan, checkpoint: Checkpoint) -> int | None:
+    """Return how many items a mapped step has, if the result is there over which it is mapped, or
+    the input is.
+    """
+    if step.map_over is None:
+        return None
+    if step.map_over not in plan.index:
+        value = checkpoint.inputs.get(step.map_over)
+        return len(value) if isinstance(value, Sized) and not isinstance(value, str) else None
+    source = checkpoint.restored.get((step.map_over, None))
     if source is None:
         return None
     if source.items is not None:  # the items of a chain keep their numbers, also those that failed

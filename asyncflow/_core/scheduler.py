@@ -553,7 +553,8 @@ class Readiness:
                     self._skip(step, reason, by_condition=True)
                     return False
                 # It can do without the outputs of its dependencies, but not without its items.
-                needed = () if source is None else (self._plan.index[source],)
+                at = None if source is None else self._plan.index.get(source)
+                needed = () if at is None else (at,)
                 why = "its items depend on step"
         elif (flow := self._plan.flows.get(step)) in self.flowing:
             # The items that have succeeded go through, even if others have failed it.

@@ -135,10 +135,11 @@ class WorkflowStep:
             function as above. ``None`` (the default) means none. It needs a ``pool`` with that.
         priority: Which attempts of the pool start first when several wait: those with the highest
             number. 0 by default. It needs a ``pool``.
-        map_over: One of the dependencies. The action is called once for each item of its output
-            (any iterable or async iterable), all of them concurrently, and receives the item
-            instead of the output. Each item has its own attempts, limits and place in the pool; the
-            step's output is the list of what the calls returned, in the order of the items.
+        map_over: One of the dependencies, or an input of the run, if no step has that name. The
+            action is called once for each item of that output or input (any iterable or async
+            iterable), all of them concurrently, and receives the item instead. Each item has its
+            own attempts, limits and place in the pool; the step's output is the list of what the
+            calls returned, in the order of the items.
         when: A plain function that gets its data by parameter name, as the action does. If it
             returns a false value, the step and all that depends on it are skipped by condition.
         tolerated_failures: How many items of a mapped step may fail for good without the step
@@ -423,29 +424,44 @@ def on_engine(steps: Iterable[WorkflowStep], engine: AnyEngine) -> Iterator[Work
 
 def parameters_of(steps: Iterable[WorkflowStep]) -> set[str]:
     """Return the names of all parameters of the steps' actions and conditions."""
-    return {name for step in steps for name in (*step.signature.names, *step.condition.names)}
+    steps = tuple(steps)
+    names = {name for step in steps for name in (*step.signature.names, *step.condition.names)}
+    return names.union(inputs_mapped_over(steps))
 
 
 def inputs_of(steps: Iterable[WorkflowStep]) -> list[str]:
-    """Return the names of the parameters that no dependency provides, in order."""
-    names: dict[str, None] = {}
+    """Return the names of the parameters that no dependency provides, and of the inputs over which
+    steps are mapped, in order.
+    """
+    steps = tuple(steps)
+    names, mapped_over = dict[str, None](), inputs_mapped_over(steps)
     for step in steps:
         provided = {*step.depends_on, *(parameter for parameter, _ in step.parameters)}
+        if step.map_over in mapped_over:
+            names[step.map_over] = None
         taken = (*step.signature.names, *step.condition.names)
         names |= dict.fromkeys(name for name in taken if name not in provided)
     return list(names)
 
 
+def inputs_mapped_over(steps: Iterable[WorkflowStep]) -> frozenset[str]:
+    """Return the names of the inputs over which steps of a whole pipeline are mapped."""
+    steps = tuple(steps)
+    mapped = {step.map_over for step in steps if step.map_over is not None}
+    return frozenset(mapped.difference(step.name for step in steps)) if mapped else frozenset()
+
+
 def resources_of(step: WorkflowStep, resources: Collection[str]) -> list[str]:
     """Return the names of these resources that a step's action or its condition takes."""
-    return [name for name in inputs_of([step]) if name in resources]
+    names = inputs_of([step])  # of one step alone: its source would seem to be an input
+    return [name for name in names if name in resources and name != step.map_over]
 
 
 def _check_parameters(step: WorkflowStep) -> None:
     accepts = step.signature
     known = (*accepts.names, *step.condition.names)
     for parameter, step_name in step.parameters:
-        if step_name not in step.depends_on:
+        if step_name not in step.depends_on and step_name != step.map_over:
             raise ValueError(
                 f"step {step.name!r} maps parameter {parameter!r} to {step_name!r}, "
                 "which is not one of its dependencies"
@@ -472,11 +488,6 @@ def _check_map_over(step: WorkflowStep) -> None:
         raise TypeError(
             f"step {step.name!r}: map_over must be the name of a dependency or None, "
             f"not {type(source).__name__}"
-        )
-    if source not in step.depends_on:
-        raise ValueError(
-            f"step {step.name!r} maps over {source!r}, which is not one of its dependencies; "
-            "name it in depends_on too"
         )
     takers = {parameter for parameter, name in step.parameters if name == source} or {source}
     if not accepts.takes_kwargs and not takers.intersection(accepts.names):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asyncflow._core.arguments import Signature
-from asyncflow._core.graph import ITEM, Binding
+from asyncflow._core.graph import ITEM, Binding, ItemOf
 from asyncflow._core.state import RunState
 from asyncflow._runtime.durable import RunStart
 
@@ -29,6 +29,10 @@ class ActionData:
         """Take the resources of the run, which parameters receive as they do inputs."""
         self._inputs = {**self._inputs, **resources}
 
+    def input(self, name: str) -> Any:
+        """Return an input of the run."""
+        return self._inputs[name]
+
     def of_action(self, node: int) -> dict[str, Any]:
         """Return what the action of a step, or of an item, is called with."""
         is_item = node >= self._step_count
@@ -44,10 +48,10 @@ class ActionData:
     def _collect(self, node: int, binding: Binding, signature: Signature) -> dict[str, Any]:
         arguments = {}
         for parameter, source in binding:
-            if isinstance(source, str):
-                arguments[parameter] = self._inputs[source]
-            elif source == ITEM:
+            if source == ITEM or isinstance(source, ItemOf):
                 arguments[parameter] = self.items[node]
+            elif isinstance(source, str):
+                arguments[parameter] = self._inputs[source]
             elif not (self._state.lacks_output(source) and _has_default(parameter, signature)):
                 arguments[parameter] = self._state.output(source)
         return arguments

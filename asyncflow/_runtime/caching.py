@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from asyncflow._core.annotations import input_types
+from asyncflow._core.annotations import parameter_types
 from asyncflow._core.errors import JournalError, PayloadError
 from asyncflow._core.graph import ITEM
 from asyncflow._core.record import replace
@@ -127,7 +127,7 @@ class StepCache(Policy):
     def _hints_of(self, step: WorkflowStep) -> dict[str, Any]:
         binding = self._data.bindings[self._plan.index[step.name]]
         names = {name: source for name, source in binding if source not in self._plan.resources}
-        hints = self._hints[step.name] = input_types((step,), names)
+        hints = self._hints[step.name] = parameter_types(step, names)
         for name, source in names.items():
             if hints[name] is Any and isinstance(source, int) and source != ITEM:
                 other = self._plan.steps[source]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from asyncflow._core.annotations import output_type
 from asyncflow._core.checkpoints import Checkpoints
+from asyncflow._core.composition import refuse_shared_inputs
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
 from asyncflow._core.graph import Bindings, Plan
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
@@ -419,7 +420,8 @@ class RunStart(NamedTuple):
 def new_start(request: Request) -> RunStart:
     """Return how a new run starts.
 
-    Raise `ValueError` if nothing provides a parameter of an action, or two things do.
+    Raise `ValueError` if nothing provides a parameter of an action, or two things do, and
+    `TypeError` if several steps would share the items of an input.
     """
     plan, inputs = request.plan, request.inputs
     event = RunStarted(
@@ -436,7 +438,10 @@ def new_start(request: Request) -> RunStart:
         parent_step=request.parent_step,
         label=request.label,
     )
-    return RunStart(inputs, plan.bindings(inputs.keys()), event)
+    bindings = plan.bindings(inputs.keys())
+    if plan.special:
+        refuse_shared_inputs(plan, bindings, inputs)
+    return RunStart(inputs, bindings, event)
 
 
 def deadlines_of_signals(plan: Plan) -> dict[str, float]:

@@ -73,6 +73,7 @@ class MapRunner:
         self._run = parts.run
         self._dispatcher = parts.dispatcher
         self._stop_control = parts.stop_control
+        self._data = scope.data
         self.items = scope.data.items
         self._state = scope.state
         self._plan = scope.plan
@@ -211,13 +212,14 @@ class MapRunner:
     async def _add_items(self, node: int, step: WorkflowStep) -> bool:
         """Make each item a node; return whether none was left out, as when the run stops."""
         number, source = 0, self._source_of(step)
+        verb = "return" if step.map_over in self._plan.index else "pass"
         if self._persistence is not None:
-            check_order(source, step.name)
+            check_order(source, step.name, verb)
         may_wait = isinstance(source, AsyncIterable)
         if may_wait:
             self._pause(node)
         waits = _ItemWaits(node, step, *self._limit_of(step), self._now_ms, self._stop_control)
-        async with aclosing(each_item(source, step.name, waits.next_of)) as values:
+        async with aclosing(each_item(source, step.name, waits.next_of, verb)) as values:
             async for value in values:
                 if self._stops(node):
                     return False
@@ -293,13 +295,16 @@ class MapRunner:
             forget_cancels()
 
     def _source_of(self, step: WorkflowStep) -> Any:
-        """Return the output over which a step is mapped."""
+        """Return the output or the input over which a step is mapped."""
         assert step.map_over is not None
-        return self._state.output(self._plan.index[step.map_over])
+        source = self._plan.index.get(step.map_over)
+        return self._data.input(step.map_over) if source is None else self._state.output(source)
 
     def _limit_of(self, step: WorkflowStep) -> tuple[str, float | None]:
         """Return what gives a mapped step its items, and the limit of each wait for one."""
         assert step.map_over is not None
+        if step.map_over not in self._plan.index:
+            return step.map_over, None  # an input
         maker = self._plan.steps[maker_of(self._plan, self._plan.index[step.map_over])]
         return maker.name, maker.timeout_ms
 
@@ -382,11 +387,12 @@ _END = object()
 
 
 async def each_item(
-    source: Any, name: str, next_of: Callable[[AsyncIterator[Any]], Awaitable[Any]]
+    source: Any, name: str, next_of: Callable[[AsyncIterator[Any]], Awaitable[Any]], verb: str
 ) -> AsyncGenerator[Any, None]:
     """Yield the items of what a mapped step maps over, one by one.
 
-    ``next_of`` waits for those of an asynchronous iterator. A generator is closed at the end,
+    ``next_of`` waits for those of an asynchronous iterator, and ``verb`` says in an error what is
+    done with a source: "return" or "pass". A generator is closed at the end,
     however that comes.
 
     Raise `TypeError` for what is not iterable, and for text, whose letters are hardly meant.
@@ -406,7 +412,7 @@ async def each_item(
     else:
         raise TypeError(
             f"step {name!r} maps over {type(source).__name__}, which is not a collection of items; "
-            "return a list"
+            f"{verb} a list"
         )
 
 
@@ -418,7 +424,7 @@ def count_of(source: Any) -> int | None:
         return None
 
 
-def check_order(source: Any, name: str) -> None:
+def check_order(source: Any, name: str, verb: str) -> None:
     """Check that items have the same order in every process, since a journal numbers them.
 
     Raise `TypeError` for those of a set.
@@ -426,7 +432,7 @@ def check_order(source: Any, name: str) -> None:
     if isinstance(source, Set):
         raise TypeError(
             f"step {name!r} maps over a {type(source).__name__}, which has another order in each "
-            "process, so that a resumed run could not tell its items apart; return a list"
+            f"process, so that a resumed run could not tell its items apart; {verb} a list"
         )
 
 

@@ -125,6 +125,8 @@ def after(step: Any) -> Any:
 @overload
 def each(step: Pipeline) -> Any: ...
 @overload
+def each(step: str) -> Any: ...
+@overload
 def each(step: list[T]) -> T: ...
 @overload
 def each(step: Callable[..., Awaitable[Iterable[T]]]) -> T: ...
@@ -135,21 +137,24 @@ def each(step: Callable[..., Iterable[T]]) -> T: ...
 @overload
 def each(step: Callable[..., AsyncIterable[T]]) -> T: ...
 def each(step: Any) -> Any:
-    """Call an action once for each item that another step returns.
+    """Call an action once for each item that another step returns, or that an input has.
 
     ``async def fetch(url: str = each(list_urls))`` makes list_urls a dependency of fetch, and sets
     the ``map_over`` of that step. What its calls return is taken with `collect`, or again one by
-    one: ``page: Page = each(collect(fetch))``.
+    one: ``page: Page = each(collect(fetch))``. ``each("repos")`` takes the items of the input
+    ``repos`` of the run, ``await pipeline.run(repos=[...])``.
 
     Args:
-        step: The function of the other step, a `Pipeline` that is included in this one, or the
-            `collect` of a mapped step.
+        step: The function of the other step, a `Pipeline` that is included in this one, the
+            `collect` of a mapped step, or the name of a step or an input.
 
     Raises:
         TypeError: It is none of these.
     """
     if isinstance(step, Upstream) and step.is_mapped and not step.each:
         return Upstream(step.source, is_mapped=True, each=True)
+    if isinstance(step, str):
+        return Upstream(step, each=True)
     return Upstream(_checked_source("each", step), each=True)
 
 
@@ -395,7 +400,7 @@ class Pipeline:
             name: The name of the step, without ``"/"``; by default that of the function.
             depends_on: More dependencies, as names, functions or included pipelines, or as a
                 mapping of parameter to these. A mapping precedes a parameter's default.
-            map_over: One of the dependencies, if it is not named by `each`.
+            map_over: One of the dependencies, if it is not named by `each`, or an input.
             **policies: Whatever else `WorkflowStep` takes; by default what the pipeline's
                 ``step_options`` say.
 

@@ -14,7 +14,7 @@ from asyncflow._views.run_view import RunView
 _VALUE = 100
 """How many bytes of a value are shown: the step or the input that it comes from shows more."""
 
-Source: TypeAlias = Literal["step", "item", "input", "default", "all"]
+Source: TypeAlias = Literal["step", "item", "input", "input item", "default", "all"]
 
 
 class Received(NamedTuple):
@@ -22,7 +22,7 @@ class Received(NamedTuple):
     source: Source
     """``"item"``: an item of a step's output; ``"all"``: the outputs of all dependencies."""
     step: str = ""
-    """The step whose output it is, or has the item."""
+    """The step whose output it is, or what has the item: a step, or an input."""
     value: Preview | None = None
     """The beginning of that output, or of the input; ``None`` if there is none."""
 
@@ -30,7 +30,9 @@ class Received(NamedTuple):
 def received(view: RunView, step: StepView) -> list[Received] | None:
     """Return what each parameter of a step receives; ``None`` if that is not known."""
     stored = view.fingerprints.get(step.name)
-    found = None if stored is None else parameters_of(stored[0], step.depends_on)
+    # An input over which the step is mapped may be the source of a parameter, as a step may.
+    sources = (*step.depends_on, *view.shown_inputs)
+    found = None if stored is None else parameters_of(stored[0], sources)
     if found is None:
         return None
     return [_received(view, step, *pair, found.map_over) for pair in found.sources.items()]
@@ -40,6 +42,8 @@ def _received(view: RunView, step: StepView, parameter: str, source: str, mapped
     if parameter == "**":
         return Received(parameter, "all")
     inputs = view.shown_inputs
+    if mapped in inputs and mapped not in step.depends_on and mapped == (source or parameter):
+        return Received(parameter, "input item", mapped, _in_a_line(inputs[mapped]))
     if not source and parameter not in step.depends_on:
         if parameter in inputs:
             return Received(parameter, "input", value=_in_a_line(inputs[parameter]))

@@ -17,7 +17,7 @@ from functools import wraps
 from operator import is_
 from typing import Any, TypeAlias
 
-from asyncflow._core.annotations import input_types, output_type
+from asyncflow._core.annotations import output_type, parameter_types
 from asyncflow._core.arguments import Upstream, function_of, python_signature
 from asyncflow._core.record import replace
 from asyncflow._core.step import WorkflowStep
@@ -88,7 +88,7 @@ def stand_in_step(step: WorkflowStep, stand_in: StandIn) -> WorkflowStep:
         return await stand_in(step, defaults | arguments)
 
     action.__signature__ = _signature_of(step)  # type: ignore[attr-defined]
-    action.__annotations__ = input_types((step,), dict.fromkeys(step.signature.names))
+    action.__annotations__ = parameter_types(step, step.signature.names)
     action.__annotations__["return"] = output_type(step)  # a journal encodes the output by it
     other = replace(step, action=action, runs_in="loop", engine="local")
     object.__setattr__(other, "signature", step.signature)  # it knows what a partial has bound

@@ -38,6 +38,31 @@ def shop(shell: Shell) -> Shell:
     return shell
 
 
+def test_a_step_that_is_mapped_over_an_input_received_its_items(shell: Shell) -> None:
+    shell.write(
+        "repos.py",
+        """
+        from asyncflow import Pipeline, each
+
+        pipeline = Pipeline("repos")
+
+        @pipeline.step
+        async def fetch(repo: int = each("repos")):
+            if repo == 2:
+                raise OSError("gone")
+            return repo
+        """,
+    )
+    arguments = "--input", "repos=[1, 2]", "--run-id", "first", "--quiet"
+    shell("run", "repos:pipeline", *arguments, exits=1)
+
+    shown = shell("show", "first", "fetch").stdout
+    assert "  repo is an item of the input repos: [1, 2]" in shown.splitlines()
+    assert "for each item of repos" in shell("plan", "repos:pipeline").stdout
+    refused = shell("run", "repos:pipeline", "--no-journal", "--quiet", exits=3).stderr
+    assert "a run input of that name would do; give it with --input NAME=VALUE" in refused
+
+
 def test_a_step_with_what_it_received_its_attempts_log_and_error(shop: Shell) -> None:
     shown = shop("show", "latest", "load").stdout
 

@@ -156,11 +156,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         TypeError,
         "pool must be a Pool or None, not int; make one, Pool(3), and share it",
     ),
-    (
-        {"action": takes_x, "depends_on": ["x"], "map_over": "rows"},
-        ValueError,
-        "maps over 'rows', which is not one of its dependencies; name it in depends_on too",
-    ),
+    ({"action": takes_x, "depends_on": ["x"], "map_over": "rows"}, ValueError, NO_ITEMS),
     ({"depends_on": ["rows"], "map_over": "rows"}, ValueError, NO_ITEMS),
     ({"action": takes_x, "depends_on": ["rows"], "map_over": "rows"}, ValueError, NO_ITEMS),
     (

@@ -592,9 +592,12 @@ class TestEdges:
             etl.steps  # noqa: B018
 
     @pytest.mark.parametrize("word", [after, each, collect])
-    def test_a_marker_takes_a_function_and_no_name(self, word: Any) -> None:
-        with refused(f"{word.__name__}() takes the function of another step, not str", TypeError):
-            word("extract")
+    def test_a_marker_takes_a_function(self, word: Any) -> None:
+        if word is not each:  # it may name an input
+            with refused(
+                f"{word.__name__}() takes the function of another step, not str", TypeError
+            ):
+                word("extract")
         with refused(f"{word.__name__}() takes the function of another step", TypeError):
             word(each(collect(fetch)))
         with refused(f"{word.__name__}() takes the function of another step", TypeError):

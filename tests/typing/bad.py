@@ -191,6 +191,12 @@ async def length(name: str = each(names)) -> int:
     return len(name)
 
 
+# Of an input, nothing says the type of its items.
+async def many_names(name: str = each("names", "more")) -> None: ...  # E: call-overload
+async def whole_input(names: str = after("names")) -> None: ...  # E: call-overload
+async def collected_input(names: list[str] = collect("names")) -> None: ...  # E: call-overload
+
+
 # What a step does not return.
 async def wrong_element(rows: list[int] = after(names)) -> None: ...  # E: arg-type
 async def wrong_type(rows: dict[str, int] = after(names)) -> None: ...  # E: arg-type

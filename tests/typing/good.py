@@ -530,6 +530,25 @@ async def report(total: float = after(count), sizes: Sequence[int] = collect(siz
 async def again(total: int, start: list[str], maybe: int | None = after(count)) -> None: ...
 
 
+@etl.step(tolerated_failures=1)
+async def of_input(repo: str = each("repos"), depth: int = each("urls")) -> bytes:
+    assert_type(each("repos"), Any)
+    return repo.encode() * depth
+
+
+@etl.step
+async def length_of_input(text: bytes = each(collect(of_input))) -> int:
+    return len(text)
+
+
+@etl.step(depends_on={"repo": "repos"}, map_over="repos")
+async def mapped_over_input(repo: str) -> bytes:
+    return repo.encode()
+
+
+WorkflowStep("over input", of_input, {"repo": "repos"}, map_over="repos", keep_outputs=False)
+
+
 @etl.step(depends_on={"urls": urls}, map_over=urls, deadline_ms=5, heartbeat_ms=0.5)
 async def mapped(urls: str) -> None: ...
 
