@@ -272,6 +272,8 @@ def enriched(flow: Flow, chance: Random) -> Flow:
     if random() < 0.4:
         return flow
     crowded = bool(flow.pools) and random() < 0.4
+    if crowded and random() < 0.6:  # then its line is judged
+        flow = flow._replace(max_concurrency=None, copies=1)
     has_resource = flow.deadline is None and random() < 0.3
     in_threads = (0.0, 0.15, 0.4, 0.8)[int(random() * 4)]
     steps = []
@@ -279,12 +281,17 @@ def enriched(flow: Flow, chance: Random) -> Flow:
         if crowded and step.pool is None and random() < 0.6:
             step = step._replace(pool=0)
         if step.pool is not None:
-            if random() < 0.4:
+            if random() < (0.7 if crowded else 0.4):
                 step = step._replace(priority=int(random() * 3) - 1)
             of_fallback = step.maps is not None and flow.steps[step.maps].fallback
             if random() < 0.25 and not of_fallback:
                 what = ("counts", "counts", "raise", "much")[int(random() * 4)]
                 step = step._replace(measured=what, asks=False)
+        items = step.items
+        if items is not None and items.kind == "iterable" and random() < 0.5:
+            step = step._replace(items=items._replace(kind="iterator"))
+        elif items is not None and items.kind == "stream" and random() < 0.2:
+            step = step._replace(items=items._replace(breaks="hang"))
         steps.append(
             step._replace(
                 thread=random() < in_threads,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from asyncflow import (
     ResourceError,
+    SharedIteratorError,
     StepCancelledError,
     StepResult,
     StepStatus,
@@ -368,7 +369,8 @@ class _Run:
         else:
             is_idle = type(event) is StepCancelled or latest is None
             # Its deadline has expired while a thread of the attempt before was awaited.
-            is_idle |= type(event) is StepFailed and latest is not None and bool(latest.abandoned)
+            is_failure = type(event) in (StepFailed, StepSucceeded)  # or its fallback's value
+            is_idle |= is_failure and latest is not None and bool(latest.abandoned)
             _require(is_idle, "no attempt was running:", event)
         if type(event) is not AttemptFailed:
             node.end, node.end_turn, node.end_place = event, turn, place
@@ -471,17 +473,17 @@ class _Run:
         if not node.attempts and node.end is not None and node.item is not None:
             fails = type(self.check_fallback(node, node.end)) is StepFailed
             _require(not fails or self.cannot_be_had(node), "it has made no attempt:", node.end)
-        if type(node.end) is StepFailed and node.attempts:
-            last = node.attempts[-1]
-            if last.end is not node.end:
-                assert spec.deadline is not None
-                assert counts_from is not None
-                end_ms = counts_from + queued_ms + spec.deadline * TICK_MS
-                is_right = isinstance(node.end.error, StepTimeoutError)
-                _require(is_right and node.end.error.kind == "step", "no timeout:", node.end)
-                _require(self.is_now(node.end.at_ms, end_ms), "not in time:", node.end)
-                _require(self.ended_ms(last) > node.end.at_ms - EPSILON, "its thread has ended")
-                return
+        last = node.attempts[-1] if node.attempts else None
+        if last is not None and last.end is not node.end and type(node.end) is not StepCancelled:
+            end = self.check_fallback(node, node.end)
+            assert spec.deadline is not None
+            assert counts_from is not None
+            end_ms = counts_from + queued_ms + spec.deadline * TICK_MS
+            is_right = isinstance(end.error, StepTimeoutError) and end.error.kind == "step"
+            _require(type(end) is StepFailed and is_right, "no timeout:", node.end)
+            _require(self.is_now(end.at_ms, end_ms), "not in time:", node.end)
+            _require(self.ended_ms(last) > end.at_ms - EPSILON, "its thread has ended")
+            return
         if node.end is not None and node.attempts and node.attempts[-1].end is not node.end:
             # Cancelled between two attempts.
             _require(stop is not None, "cancelled, although nothing stops the run:", node.end)
@@ -518,12 +520,13 @@ class _Run:
         ended_ms, blocks = self.ended_ms(attempt), self.world.blocks
         if self.flow.deadline is not None and not spec.is_cleanup:
             ends_ms = [*ends_ms, (self.flow.deadline * TICK_MS, "run")]
-        limit_ms, last_ms = min(ends_ms)[0], min(ends_ms)[0]
+        limit_ms = last_ms = min(ends_ms)[0]
         if spec.heartbeat is not None:  # one that comes just as the limit expires may count
             beat_ms = spec.heartbeat * TICK_MS
-            missed_ms = _missed(call, attempt.start.at_ms, beat_ms, self.started_s, 2 * EPSILON)
-            last_ms = min([missed_ms, *(ms for ms, what in ends_ms if what != "heartbeat")])
-            ends_ms = [*ends_ms, (missed_ms, "heartbeat")]
+            misses = _misses(call, attempt.start.at_ms, beat_ms, self.started_s)
+            others = [ms for ms, what in ends_ms if what != "heartbeat"]
+            last_ms = min([misses[-1], *others])
+            ends_ms = [*ends_ms, *((ms, "heartbeat") for ms in misses)]
         if attempt.abandoned is None:
             _require(self.is_now(end.at_ms, ended_ms), "it ended at", ended_ms, "not:", end)
             is_late = ended_ms > last_ms + EPSILON and not blocks
@@ -776,6 +779,12 @@ class _Run:
                 return "the timeout has lost what the clean-up raised"
             if told.attempt != attempt.start.attempt:
                 return "the timeout of another attempt"
+        elif error is None and call.attempt > spec.refused and self.is_shared(node.step):
+            if not isinstance(told, SharedIteratorError):
+                return "not refused, although several steps take the iterator"
+            if asked:
+                return None if kind is StepCancelled else "not cancelled"
+            return None if kind is StepFailed else "retried, although it would be shared again"
         elif error is None and call.attempt > spec.refused:
             if kind is not StepSucceeded:
                 return "not a success"
@@ -826,6 +835,12 @@ class _Run:
             return None
         return "another attempt must follow" if may_retry else "no other attempt may follow"
 
+    def is_shared(self, step: int) -> bool:
+        """Whether several steps take an iterator, of which each would get some items."""
+        items = self.specs[step].items
+        takers = [spec for spec in self.specs if step in spec.needs]
+        return items is not None and items.kind == "iterator" and len(takers) > 1
+
     def has_budget(self, spec: Step) -> bool:
         return spec.pool is not None and self.flow.pools[spec.pool].budget is not None
 
@@ -849,7 +864,7 @@ class _Run:
         stop = self.stop_for(spec)
         count, breaks = self.count_of(given)
         if self.was_late(spec, given, end):
-            count, breaks = 1, "late"
+            count, breaks = len(items) if breaks == "hang" else 1, "late"
         ends = [items[number].end for number in sorted(items)]
         failed = [item.error for item in ends if type(item) is StepFailed]
         known = len(given) if isinstance(given, list | tuple) else None
@@ -881,6 +896,9 @@ class _Run:
             _require(not is_whole or breaks or stop, "all items have succeeded:", end)
         if stop is None and not was_broken:
             _require(len(items) == count, f"{len(items)} of {count} items ran")
+        if breaks == "hang" and type(end) is StepFailed and not failed:
+            is_timeout = isinstance(end.error, StepTimeoutError) and end.error.source
+            _require(is_timeout or self.world.strangers, "no timeout of its source:", end)
 
     def check_outputs(self, spec: Step, items: dict[int, _Node], end: StepSucceeded) -> None:
         if not spec.keeps:
@@ -964,11 +982,13 @@ class _Run:
         return given.items.count, given.items.breaks
 
     def was_late(self, spec: Step, given: Any, end: Any) -> bool:
-        """Whether the second item of a stream did not come within the limits of its wait."""
+        """Whether an item of a stream did not come within the limits of its wait."""
         assert spec.maps is not None
         limits = [each for each in (self.specs[spec.maps].timeout, spec.deadline) if each]
         is_stream = not isinstance(given, list | tuple) and given.items.kind == "stream"
-        waits = STREAM_WAITS if is_stream and given.items.count > 1 else 0
+        waits: float = STREAM_WAITS if is_stream and given.items.count > 1 else 0
+        if is_stream and given.items.breaks == "hang":
+            waits = math.inf
         shortest = min(limits, default=math.inf)
         _require(shortest >= waits or type(end) is not StepSucceeded, "too late:", end)
         error = getattr(end, "error", None)
@@ -1197,17 +1217,32 @@ class _Run:
                 other = self.specs[its.step]
                 if other.priority >= spec.priority or not since < each.place < begun.place:
                     continue
+                if other.thread and flow.threads < 40:
+                    continue  # it may have had its slots before
+                if urgent.item is not None and begun.start.at_ms < each.start.at_ms + EPSILON:
+                    continue  # its step adds it in a later turn
                 size = flow.pools[spec.pool].size
-                fits_both = self.held_at(each.place, others) + other.slots + spec.slots <= size
+                fits_both = self.held_after(each.start.at_ms, others) + spec.slots <= size
+                since_ms = (self.world.log[since][3] - self.started_s) * 1000
                 is_later = self.held_at(since, others) + other.slots > size
+                is_later |= each.start.at_ms > since_ms + EPSILON
                 _require(fits_both or not is_later, each.start, "starts before", begun.start)
 
     def held_at(self, place: int, attempts: list[tuple[_Node, _Attempt]]) -> int:
-        """Return how many slots these attempts hold just before a place in the log."""
+        """Return how many slots these attempts hold at a place in the log."""
         return sum(
             self.specs[its.step].slots
             for its, attempt in attempts
-            if attempt.place < place <= self.held_until(attempt)
+            if attempt.place <= place <= self.held_until(attempt)
+        )
+
+    def held_after(self, at_ms: float, attempts: list[tuple[_Node, _Attempt]]) -> int:
+        """Return how many slots these attempts hold after all that happens at a time."""
+        return sum(
+            self.specs[its.step].slots
+            for its, attempt in attempts
+            if attempt.start.at_ms <= at_ms + EPSILON
+            and max(attempt.end.at_ms, self.ended_ms(attempt)) > at_ms + EPSILON
         )
 
     def held_until(self, attempt: _Attempt) -> int:
@@ -1218,12 +1253,29 @@ class _Run:
     def in_line_since(self, node: _Node) -> int | None:
         """Return since which place in the log a step must have been in line, if that is known."""
         spec = self.specs[node.step]
-        if not node.attempts or node.item is not None or spec.when or spec.is_cleanup:
+        if node.attempts and node.item is not None:
+            return self.item_in_line_since(node)
+        if not node.attempts or spec.when or spec.is_cleanup:
             return None
         before = self.before(node)
         if not before:
             return None if self.flow.resource else 0
         return max(each.end_place for each in before)
+
+    def item_in_line_since(self, node: _Node) -> int | None:
+        """Return the same for an item: a slot is kept until the task of its step has added it."""
+        spec, owner = self.specs[node.step], self.steps[node.step]
+        assert spec.maps is not None
+        source = self.specs[spec.maps]
+        is_stream = source.items is not None and source.items.kind == "stream"
+        feeds = any(other.maps == node.step for other in self.specs)
+        is_sure = not (spec.when or spec.is_cleanup)
+        if not is_sure or is_stream or (feeds and self.flow.ahead < 100):
+            return None
+        places = [each.end_place for each in self.before(owner)]
+        if source.maps is not None and node.item is not None:
+            places.append(self.items[spec.maps][node.item].end_place)
+        return max(places)
 
     def times_between(self, since: float, until: float) -> list[float]:
         return [
@@ -1323,17 +1375,23 @@ def _blocks(end: Any) -> bool:
     return type(end) in (StepFailed, StepCancelled)
 
 
-def _missed(
-    call: Call, started_ms: float, limit_ms: float, started_s: float, grace_ms: float = 0.0
-) -> float:
+def _missed(call: Call, started_ms: float, limit_ms: float, started_s: float) -> float:
     """Return when an attempt misses a heartbeat, if it runs for so long."""
-    last_ms = started_ms
+    return _misses(call, started_ms, limit_ms, started_s)[0]
+
+
+def _misses(call: Call, started_ms: float, limit_ms: float, started_s: float) -> list[float]:
+    """Return when it may miss one: a heartbeat that comes just as the limit expires may count."""
+    ends_ms = started_ms + limit_ms
+    misses = []
     for beat in call.beats:
         at_ms = (beat - started_s) * 1000
-        if at_ms > last_ms + limit_ms - EPSILON + grace_ms:
+        if at_ms > ends_ms + EPSILON:
             break
-        last_ms = at_ms
-    return last_ms + limit_ms
+        if at_ms > ends_ms - EPSILON:
+            misses.append(ends_ms)
+        ends_ms = at_ms + limit_ms
+    return [*misses, ends_ms]
 
 
 def _rounded(result: StepResult) -> StepResult:

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from asyncflow.events import AttemptStarted, StepSucceeded
-from tests.explore.cases import Act, Case, Fault, Flow, Step, random_flow
+from tests.explore.cases import Act, Case, Fault, Flow, Items, PoolSpec, Step, random_flow
 from tests.explore.explorer import VARIATIONS, case_of, check, explore, shrink
 from tests.explore.model import violations
 from tests.explore.waits import first_problem
@@ -51,6 +51,48 @@ def test_a_second_stop_does_not_prolong_the_grace_period_of_an_attempt_that_clea
     flow = Flow((Step("one"), Step("two", acts=(cleans_up,)), Step("three")))
 
     assert check(Case(flow, Fault(observer=("exit", 4), scope=("timeout", 4)))) == []
+
+
+A_TICK = (Act((1,)),)
+URGENT_ITEMS = Flow(
+    (
+        Step("source", items=Items(8)),
+        Step("others", (0,), A_TICK, pool=0, maps=0),
+        Step("urgent", (0,), A_TICK, pool=0, maps=0, priority=1),
+    ),
+    (PoolSpec(2),),
+)
+RISING_CHAIN = Flow(
+    (
+        Step("source", items=Items(8)),
+        Step("first", (0,), A_TICK, pool=0, maps=0),
+        Step("second", (1,), A_TICK, pool=0, maps=1, priority=1),
+    ),
+    (PoolSpec(4),),
+    schedule="ready",
+)
+
+
+@pytest.mark.parametrize("flow", [URGENT_ITEMS, RISING_CHAIN])
+def test_the_model_notices_an_item_that_starts_before_a_more_urgent_one(flow):
+    assert check(Case(flow)) == []
+    even = flow._replace(steps=tuple(step._replace(priority=0) for step in flow.steps))
+
+    (found,) = violations(Case(flow), Pipeline(even).simulate(Fault()), thorough=False)
+
+    assert "starts before" in found
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_model_notices_an_iterator_that_several_steps_take(is_shared):
+    takers = [Step("one", (0,), maps=0), Step("two", (0,) if is_shared else ())]
+    flow = Flow((Step("source", items=Items(2, "iterator")), *takers))
+    world = Pipeline(flow).simulate(Fault())
+    assert violations(Case(flow), world, thorough=True) == []
+
+    other = flow._replace(steps=(flow.steps[0]._replace(items=Items(2)), *flow.steps[1:]))
+
+    assert bool(violations(Case(other), world, thorough=False)) is is_shared
 
 
 @pytest.mark.parametrize("number", range(FIRST, FIRST + 10 * VARIATIONS, 3))

@@ -366,6 +366,20 @@ class _Iterable:
                 raise self.world.exit()
 
 
+class _Iterator(_Iterable):
+    """Items that come once."""
+
+    def __init__(self, world: World, items: Items) -> None:
+        super().__init__(world, items)
+        self._rest = super().__iter__()
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        return next(self._rest)
+
+
 class _Stream(_Iterable):
     """Items that come one by one."""
 
@@ -375,6 +389,8 @@ class _Stream(_Iterable):
             for item in range(self.items.count):
                 await asyncio.sleep(STREAM_WAITS * TICK_S if item == 1 else 0)
                 yield item
+            if self.items.breaks == "hang":
+                await asyncio.get_running_loop().create_future()
             self._break()
         finally:
             self.world.streams -= 1
@@ -714,6 +730,8 @@ def _value(world: World, spec: Step, call: Call) -> Any:
             return list(range(items.count))
         case "iterable":
             return _Iterable(world, items)
+        case "iterator":
+            return _Iterator(world, items)
     return _Stream(world, items)
 
 
@@ -728,8 +746,9 @@ def _ms(ticks: int | None) -> float | None:
     return None if ticks is None else ticks * TICK_MS
 
 
-def _speak(call: Call, context: StepContext, spec: Step) -> None:
+def _speak(world: World, call: Call, context: StepContext, spec: Step) -> None:
     for _ in range(spec.notes):
+        call.beats.append(world.loop.now)  # a progress is a heartbeat too
         call.said.append(f"{call.attempt} {len(call.said)}")
         context.progress(len(call.said), 100)
         context.attach(call.said[-1], "text")
@@ -743,7 +762,7 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, spe
             loop.now += act.block * TICK_S
             world.blocks += act.block
         for wait in act.waits:
-            _speak(call, context, spec)
+            _speak(world, call, context, spec)
             await asyncio.sleep(wait * TICK_S)
             if spec.beats:
                 call.beats.append(loop.now)
@@ -808,7 +827,7 @@ def _perform_in_thread(
 ) -> None:
     """Do in a thread what the act says; return where the action returns its output."""
     for wait in act.waits:
-        _speak(call, context, spec)
+        _speak(world, call, context, spec)
         if not _rests(wait, world, context, act):
             return
         if spec.beats:
