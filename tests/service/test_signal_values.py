@@ -6,21 +6,27 @@ import asyncio
 import dataclasses
 import datetime as dt
 import enum
+import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypedDict
 
+import httpx
 import msgspec
 import pydantic
 import pytest
+from click.testing import CliRunner
 
 from asyncflow import PayloadError, Pipeline, Signal, after
+from asyncflow._cli import commands
+from asyncflow._core.signal import is_plain
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import run_in_virtual_time
+from asyncflow.web import app
 
 
 @dataclasses.dataclass
@@ -111,8 +117,49 @@ TABLE: list[tuple[Any, list[tuple[Any, Any]]]] = [
 ]
 
 
-async def sent_by_each_face(journal: Any, kind: Any, value: Any) -> dict[str, Any]:
+class Page:
+    """Sends signals as a browser does."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def signal(self, run_id: str, name: str, value: Any) -> None:
+        body = {"name": name, "value": value}
+        answer = await self._client.post(f"/api/runs/{run_id}/signal", json=body)
+        assert answer.status_code in (200, 409)
+        if answer.status_code == 409:
+            raise ValueError(answer.text)
+
+
+class Shell:
+    """Sends signals as a shell does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def signal(self, run_id: str, name: str, value: Any) -> None:
+        arguments = ["signal", run_id, name, json.dumps(value), "--journal", str(self._path)]
+        result = await asyncio.to_thread(CliRunner().invoke, commands, arguments)
+        assert result.exit_code in (0, 1), result.output
+        if result.exit_code == 1:
+            raise ValueError(result.output)
+
+
+def is_sent_as_text(value: Any) -> bool:
+    """Whether a shell and a page can send a value."""
+    try:
+        return is_plain(value) and bool(json.dumps(value, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+async def sent_by_each_face(path: Path, kind: Any, value: Any, **options: Any) -> dict[str, Any]:
     """Return what each sender of a value hears, or what the step after the signal receives."""
+    async with SQLiteJournal(path, **options) as journal:
+        return await sent_with(journal, path, kind, value)
+
+
+async def sent_with(journal: Any, path: Path, kind: Any, value: Any) -> dict[str, Any]:
     received: list[Any] = []
     pipeline = Pipeline("p")
     signal = pipeline.signal("answer", kind)
@@ -139,13 +186,19 @@ async def sent_by_each_face(journal: Any, kind: Any, value: Any) -> dict[str, An
         assert (await waiting.with_options(on_active="wait").run()).all_passed
 
     heard: dict[str, Any] = {}
-    async with Service([pipeline], journal=journal) as service:
-        faces: Mapping[str, Callable[[], Any]] = {
+    transport = httpx.ASGITransport(app(journal, pipelines={"p": pipeline}))
+    async with (
+        Service([pipeline], journal=journal) as service,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8765") as client,
+    ):
+        faces: dict[str, Callable[[], Any]] = {
             "handle": lambda: by_handle(None),
             "handle, with a journal": lambda: by_handle(journal),
             "journal": lambda: by_id(journal),
             "service": lambda: by_id(service),
         }
+        if is_sent_as_text(value):
+            faces |= {"page": lambda: by_id(Page(client)), "shell": lambda: by_id(Shell(path))}
         for face, send in faces.items():
             received.clear()
             try:
@@ -166,13 +219,9 @@ async def sent_by_each_face(journal: Any, kind: Any, value: Any) -> dict[str, An
     ],
 )
 def test_what_a_signal_takes_does_not_depend_on_who_sends_it(
-    kind: Any, value: Any, expected: Any
+    tmp_path: Path, kind: Any, value: Any, expected: Any
 ) -> None:
-    async def main() -> dict[str, Any]:
-        async with SQLiteJournal(":memory:") as journal:
-            return await sent_by_each_face(journal, kind, value)
-
-    heard = run_in_virtual_time(main())
+    heard = run_in_virtual_time(sent_by_each_face(tmp_path / "runs.db", kind, value))
 
     assert heard == dict.fromkeys(heard, expected)
     if expected is not NO:
@@ -213,11 +262,9 @@ def test_a_type_without_a_schema_is_refused_where_the_signal_is_made(kind: Any, 
     [("a", "a"), (1, 1), (True, NO), ("b", NO)],
     ids=["a", "1", "True", "b"],
 )
-def test_a_literal_of_several_types_is_checked_or_refused(value: Any, expected: Any) -> None:
-    async def main() -> dict[str, Any]:
-        async with SQLiteJournal(":memory:") as journal:
-            return await sent_by_each_face(journal, Literal["a", 1], value)
-
+def test_a_literal_of_several_types_is_checked_or_refused(
+    tmp_path: Path, value: Any, expected: Any
+) -> None:
     try:
         Signal(Literal["a", 1])
     except TypeError as error:  # before 0.22, msgspec made no schema of it
@@ -227,7 +274,8 @@ def test_a_literal_of_several_types_is_checked_or_refused(value: Any, expected: 
     if problem:
         assert "makes no JSON schema of this hint" in problem
         return
-    heard = run_in_virtual_time(main())
+    kind = Literal["a", 1]
+    heard = run_in_virtual_time(sent_by_each_face(tmp_path / "runs.db", kind, value))
 
     assert heard == dict.fromkeys(heard, expected)
     assert {type(each) for each in heard.values()} == {type(expected)}
@@ -246,12 +294,11 @@ class Engine:
 @pytest.mark.parametrize(
     ("value", "is_taken"), [(Engine(), True), (None, True), ({}, False), (Answer(1), False)]
 )
-def test_a_type_without_a_form_in_json_takes_its_instances_only(value: Any, is_taken: bool) -> None:
-    async def main() -> dict[str, Any]:
-        async with SQLiteJournal(":memory:", codec="cloudpickle") as journal:
-            return await sent_by_each_face(journal, Engine | None, value)
-
-    heard = run_in_virtual_time(main())
+def test_a_type_without_a_form_in_json_takes_its_instances_only(
+    tmp_path: Path, value: Any, is_taken: bool
+) -> None:
+    path, kind = tmp_path / "runs.db", Engine | None
+    heard = run_in_virtual_time(sent_by_each_face(path, kind, value, codec="cloudpickle"))
 
     assert heard == dict.fromkeys(heard, value if is_taken else NO)
 
