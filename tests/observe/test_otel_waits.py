@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import pytest
 from telemetry import Telemetry, status_of
@@ -75,16 +76,25 @@ async def test_each_segment_says_what_it_waits_for_and_only_the_last_has_a_resul
         assert [point.value for point in each.metrics()["cicd.pipeline.run.active"]] == [0]
 
 
+@dataclass
+class Even:
+    """A type of which no schema says all."""
+
+    number: int
+
+    def __post_init__(self):
+        if self.number % 2:
+            raise ValueError("it is odd")
+
+
 async def test_a_refused_value_is_an_event_of_the_run(otel):
+    pipeline = Pipeline("orders")
+    pipeline.signal("approved", Even)
     async with SQLiteJournal(":memory:") as journal:
-        before = Pipeline("orders")
-        before.signal("approved", str)
-        await before.with_options(journal=journal, run_id="r").run()
-        await journal.signal("r", "approved", "yes")
-        changed = Pipeline("orders")
-        changed.signal("approved", bool)
-        run = changed.with_options(journal=journal, run_id="r", observers=[otel.observer])
-        report = await run.run()
+        run = pipeline.with_options(journal=journal, run_id="r")
+        await run.run()
+        await journal.signal("r", "approved", {"number": 1})
+        report = await run.with_options(observers=[otel.observer]).run()
 
     first, refused = waits_of(otel.span("RUN orders"))
     assert report.status == "WAITING"
