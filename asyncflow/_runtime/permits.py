@@ -221,10 +221,14 @@ class Permits(Policy):
         """The nodes that were started and are not in line yet, in order."""
         self._late: list[tuple[PoolTicket | Permit, Pool | None]] = []
         """What is released when the nodes that its attempts have made ready are in line."""
+        self._kept: list[PoolTicket | Permit] = []
+        """What is released when no mapped step is about to add items."""
         self._looks_soon = False
         plan = scope.plan
         self._priorities = _priorities_of(plan) if self._queue.is_limited else {}
-        self._has_priorities = any(low or high for low, high in self._priorities.values())
+        self._has_priorities = bool(self._priorities) and any(
+            low or high for low, high in self._priorities.values()
+        )
         has_maps = self._priorities and any(plan.steps[at].map_over for at in plan.special)
         self.adding: set[int] | None = set() if has_maps else None
         """The mapped steps that are about to add items, or to end, as soon as their tasks run;
@@ -371,21 +375,23 @@ class Permits(Policy):
         elif self._queue.is_dirty:
             self._late.append((held, pool))
         elif self.adding and self._is_awaited(pool):
-            self._late.append((held, pool))
+            self._kept.append(held)
             self._look_soon()
         elif not self._joining or not self._hand_over(held, pool):
             self._offer(held)
 
     def release_late(self) -> None:
         """Offer the slots of attempts whose successors are in line now."""
-        late, self._late = self._late, []
-        while late:
-            held, pool = late.pop()
+        while self._late:
+            held, pool = self._late.pop()
             if self.adding and self._is_awaited(pool):
-                self._late.append((held, pool))
-                self._look_soon()
+                self._kept.append(held)
             else:
                 self._offer(held)
+        if self._kept and self.adding:
+            self._look_soon()
+        while self._kept and not self.adding:
+            self._offer(self._kept.pop())
 
     def _is_awaited(self, pool: Pool | None) -> bool:
         """Whether less urgent attempts could get a slot of a pool before items that are added."""
@@ -395,7 +401,6 @@ class Permits(Policy):
         return lowest < highest or pool._waits_below(highest)
 
     def _look_soon(self) -> None:
-        """Offer in the next turn of the loop what is late, unless it must wait for longer."""
         if not self._looks_soon:
             self._looks_soon = True
             self._loop.call_soon(self._look)
