@@ -168,8 +168,8 @@ class Attempts:
             assert running is not None
             item = running.item
             enter_attempt((step.name, attempt, running.at_ms, running.queued_ms, item))
-            if self._dispatcher.has_entries:
-                self._dispatcher.enter(running)
+            for hook in self._dispatcher.hooks.on_attempt:
+                hook(running)
             try:
                 output = await self._call(node, step, running)
                 self._check_output(node, step, attempt, output)
@@ -258,7 +258,8 @@ class Attempts:
         name, until = self._state.step_runs.name_of(node), step.retry.until
         if until is not None and not reject_awaitable("Retry: until", until(output)):
             raise ResultRefusedError(name, attempt, REDACTED_OUTPUT if step.secret else output)
-        self._dispatcher.take_output(node, step, output)
+        for hook in self._dispatcher.hooks.on_output:
+            hook(node, step, output)
 
     def refuse_shared(self, node: int, output: Any) -> None:
         """Refuse an output that is an iterator, if several steps take it.
@@ -386,7 +387,8 @@ class Attempts:
             self.refuse_shared(node, output)
             if step.signal is not None:
                 output = take_instead(step.signal, name, output, "fallback")
-            self._dispatcher.take_output(node, step, output)
+            for hook in self._dispatcher.hooks.on_output:
+                hook(node, step, output)
             return None, output
         except BaseException as raised:
             strip_internal_frames(raised)

@@ -149,7 +149,7 @@ class StepCache(Policy):
             return False  # its annotation has changed
         now_ms = self._now_ms()
         taken = StepTakenOver(name, now_ms, origin, attempts, duration_ms, output, item)
-        self._persistence.store_instead(taken, replace(taken, output=payload))
+        self._persistence.instead[id(taken)] = replace(taken, output=payload)
         self._dispatcher.emit(taken)
         self._dispatcher.emit(StepReused(name, now_ms, item, StepStatus.SUCCESS, origin))
         call = self._led.pop(node, None)

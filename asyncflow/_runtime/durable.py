@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from asyncflow._core.annotations import output_type
 from asyncflow._core.checkpoints import Checkpoints
@@ -30,15 +30,11 @@ from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import (
-    AttemptFailed,
     Event,
     NoteEvent,
     RunResumed,
     RunStarted,
-    StepCancelled,
-    StepFailed,
     StepLogged,
-    StepSucceeded,
     StepTakenOver,
 )
 
@@ -266,10 +262,10 @@ class RunPersistence:
         self.takes_signals = callable(getattr(type(session), "receive", None))
         self.together: Callable[[], AbstractContextManager[None]] | None
         self.together = getattr(session, "together", None)
-        self._payloads: dict[Key, Payload] = {}
+        self.payloads: dict[Key, Payload] = {}
         """How the outputs are stored with which steps and items are about to succeed."""
-        self._instead: dict[int, Event] = {}
-        """What is stored instead of events that will be, by their ids."""
+        self.instead: dict[int, Event] = {}
+        """What is stored instead of events that are about to be, by their ids."""
 
     def store_note(self, note: NoteEvent) -> None:
         """Store what a step said, unless it is a log record that the journal does not want."""
@@ -304,25 +300,6 @@ class RunPersistence:
         subject = f"the stored output of step {step.name!r}"
         return self.journal.decode(subject, payload, self.types[step.name])
 
-    def keep(self, key: Key, payload: Payload) -> None:
-        """Keep how the output of a step or an item is stored, until its success is."""
-        self._payloads[key] = payload
-
-    def store_instead(self, event: Event, stored: Event) -> None:
-        """Store another event instead of one, which is about to be."""
-        self._instead[id(event)] = stored
-
-    def store(self, event: Event) -> None:
-        """Store an event as the journal is to have it."""
-        kind = type(event)
-        if kind in _ENDS:
-            payload = self._payloads.pop((event.step, event.item), None)  # type: ignore[union-attr]
-            if kind is StepSucceeded:
-                event = _stored(cast("StepSucceeded", event), payload)
-        elif self._instead:
-            event = self._instead.pop(id(event), event)
-        self.session.append(event)
-
     def received(self, name: str, payload: Payload) -> Any:
         """Return the value of a signal that was sent; raise as `value_of_signal` does."""
         return value_of_signal(self.journal, name, payload, self.types[name])
@@ -355,19 +332,6 @@ class RunPersistence:
             return closing.exception(), cancellation
         finally:
             del cancellation, late  # they keep this frame
-
-
-_ENDS = frozenset({AttemptFailed, StepCancelled, StepFailed, StepSucceeded})
-
-
-def _stored(success: StepSucceeded, payload: Payload | None) -> StepSucceeded:
-    """Return a success as the journal stores it; with no payload, that of a mapped step."""
-    if success.secret:
-        payload = REDACTED  # also of a mapped step, which may have no items
-    step, item = success.step, success.item
-    return StepSucceeded(
-        step, success.attempt, success.at_ms, payload, item, success.secret, success.error
-    )
 
 
 # --- how a run starts -----------------------------------------------------------------

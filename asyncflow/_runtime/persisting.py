@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
-from asyncflow._core.results import Interruption, why_cancelled
+from asyncflow._core.results import REDACTED, Interruption, Payload, why_cancelled
 from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.durable import RunPersistence
 from asyncflow._runtime.policy import Causes, Policy
 from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow.events import Event
+from asyncflow.events import AttemptFailed, Event, StepCancelled, StepFailed, StepSucceeded
+
+_ENDS = frozenset({AttemptFailed, StepCancelled, StepFailed, StepSucceeded})
 
 
 class Persisting(Policy):
@@ -26,7 +28,7 @@ class Persisting(Policy):
     def on_open(self) -> None:
         self._persistence.session.watch(self._stop)
         if self._start.stored_event is not None:
-            self._persistence.store_instead(self._start.event, self._start.stored_event)
+            self._persistence.instead[id(self._start.event)] = self._start.stored_event
 
     def _stop(self, why: JournalError | RunCancelledError) -> None:
         """Stop the run because its journal has failed, or was asked to cancel the run."""
@@ -37,10 +39,17 @@ class Persisting(Policy):
 
     def on_output(self, node: int, step: WorkflowStep, output: Any) -> None:
         payload = self._persistence.output(self._runs.name_of(node), step, output)
-        self._persistence.keep(self._runs.key_of(node), payload)
+        self._persistence.payloads[step.name, self._runs.item_of(node)] = payload
 
     def on_applied(self, event: Event) -> None:
-        self._persistence.store(event)
+        persistence = self._persistence
+        if type(event) in _ENDS:
+            payload = persistence.payloads.pop((event.step, event.item), None)  # type: ignore[union-attr]
+            if isinstance(event, StepSucceeded):
+                event = _stored(event, payload)
+        elif persistence.instead:
+            event = persistence.instead.pop(id(event), event)
+        persistence.session.append(event)
 
     async def on_release(self, causes: Causes) -> None:
         failure, late = await self._persistence.close(self._run_id)
@@ -49,3 +58,13 @@ class Persisting(Policy):
             causes.interruption = causes.interruption or failure
         finally:
             del causes, failure, late  # they keep this frame
+
+
+def _stored(success: StepSucceeded, payload: Payload | None) -> StepSucceeded:
+    """Return a success as the journal stores it; with no payload, that of a mapped step."""
+    if success.secret:
+        payload = REDACTED  # also of a mapped step, which may have no items
+    step, item = success.step, success.item
+    return StepSucceeded(
+        step, success.attempt, success.at_ms, payload, item, success.secret, success.error
+    )

@@ -16,8 +16,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import AttemptStarted, Event
@@ -52,10 +52,15 @@ class Causes:
 class Policy:
     """What one policy does in one run. By default, a hook does nothing."""
 
+    overrides: ClassVar[frozenset[str]] = frozenset()
+    """The names of the hooks that the class overrides."""
+
     def __init_subclass__(cls) -> None:
-        for name in vars(cls):
-            if name.startswith("on_") and not hasattr(Policy, name):
+        names = {name for name in vars(cls) if name.startswith("on_")}
+        for name in names:
+            if not hasattr(Policy, name):
                 raise TypeError(f"{cls.__name__}.{name} is no hook of a policy")
+        cls.overrides |= names
 
     # The run, in this order.
 
@@ -121,7 +126,7 @@ class Policy:
         """Return what else explains that the run stops now, for its reason."""
         return ""
 
-    # Events. These and the hooks of nodes are called often: only policies that override them are.
+    # Events.
 
     def on_event(self, event: Event) -> None:
         """An event is about to be applied to the state."""
@@ -138,11 +143,41 @@ class Policy:
         """A node is about to succeed with an output. What this raises, it fails with instead."""
 
 
-def overriding(
-    policies: Sequence[Policy], hook: Callable[Concatenate[Any, P], R]
-) -> tuple[Callable[P, R], ...]:
-    """Return a hook of each policy that overrides it, such as ``Policy.on_event``."""
-    name = hook.__name__
-    return tuple(
-        getattr(policy, name) for policy in policies if getattr(type(policy), name) is not hook
-    )
+def _none(hook: Callable[Concatenate[Any, P], R], /) -> tuple[Callable[P, R], ...]:
+    """Return an empty tuple of what a hook is, bound to its policy."""
+    return ()
+
+
+class Hooks:
+    """The hooks of a run: of each, those of the policies that override it, in their order.
+
+    They are found once a run, so that a hook which no policy overrides costs nothing.
+    """
+
+    on_open = _none(Policy.on_open)
+    on_begin = _none(Policy.on_begin)
+    on_resume = _none(Policy.on_resume)
+    on_watch = _none(Policy.on_watch)
+    on_start = _none(Policy.on_start)
+    on_close = _none(Policy.on_close)
+    on_end = _none(Policy.on_end)
+    on_ended = _none(Policy.on_ended)
+    on_release = _none(Policy.on_release)
+    on_raise = _none(Policy.on_raise)
+
+    on_idle = _none(Policy.on_idle)
+    on_back_off = _none(Policy.on_back_off)
+    on_stop = _none(Policy.on_stop)
+    on_stopped = _none(Policy.on_stopped)
+    on_explain = _none(Policy.on_explain)
+
+    on_event = _none(Policy.on_event)
+    on_applied = _none(Policy.on_applied)
+
+    on_attempt = _none(Policy.on_attempt)
+    on_output = _none(Policy.on_output)
+
+    def __init__(self, policies: Iterable[Policy] = ()) -> None:
+        for policy in policies:
+            for name in policy.overrides:
+                setattr(self, name, (*getattr(self, name), getattr(policy, name)))

@@ -63,8 +63,8 @@ class RemoteAttempts:
         started = step, number, running.at_ms, running.queued_ms, running.item
         context = self._context.copy()
         context.run(enter_attempt, started)
-        if self._dispatcher.has_entries:
-            context.run(self._dispatcher.enter, running)
+        for hook in self._dispatcher.hooks.on_attempt:
+            context.run(hook, running)
         attempt = RemoteAttempt(partial(self._on_began, node))
         call = self._call_for(node, started, attempt, arguments)
         engine = cast("Engine", call.step.remote)

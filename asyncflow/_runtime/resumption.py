@@ -52,7 +52,7 @@ class EarlierResults(Policy):
         persistence = self._persistence
         for count, (taken, stored) in enumerate(self._scope.start.taken, 1):
             assert persistence is not None
-            persistence.store_instead(taken, stored)
+            persistence.instead[id(taken)] = stored
             self._dispatcher.emit(taken)
             if count % _TAKEN_A_TURN == 0 and self._block is not None:
                 await self._give_turn()

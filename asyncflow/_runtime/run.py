@@ -17,8 +17,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
@@ -30,7 +30,7 @@ from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
 from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.policies import policies_of
-from asyncflow._runtime.policy import Causes, P, Policy, overriding
+from asyncflow._runtime.policy import Causes, Hooks, P
 from asyncflow._runtime.run_scope import Parts, RunScope
 from asyncflow._runtime.starter import Starter
 from asyncflow._runtime.stop_control import StopControl
@@ -66,10 +66,7 @@ class Run:
         )
         self._starter = Starter(parts)
         policies = policies_of(parts, self._starter, observers, link, may_suspend=may_suspend)
-        self._policies = policies
-        self._dispatcher.tell(policies)
-        self._on_idle = overriding(policies, Policy.on_idle)
-        self._on_back_off = overriding(policies, Policy.on_back_off)
+        self._hooks = self._dispatcher.hooks = Hooks(policies)
         self._is_broken = self._is_closed = self._has_stopped = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
         self._wake_up: asyncio.Future[None] | None = None
@@ -77,7 +74,7 @@ class Run:
 
     async def execute(self) -> RunReport:
         """Run the pipeline; return its report, or raise what has ended it early."""
-        policies, causes, raised = self._policies, self._causes, None
+        hooks, causes, raised = self._hooks, self._causes, None
         at_end: list[Callable[[], object]] = []
         await self._begin()
         try:
@@ -92,8 +89,8 @@ class Run:
                 at_end.pop()()
         self._close()
         try:
-            await _release(policies, causes)
-            raised = await _raised(policies, causes)
+            await _release(hooks, causes)
+            raised = await _raised(hooks, causes)
             if raised is not None:
                 if isinstance(raised, RunCancelledError):
                     raised.report = self._state.report()
@@ -102,21 +99,21 @@ class Run:
         finally:
             # Or what is raised would keep itself, through this frame or that of an observer.
             causes.interruption = causes.cancellation = causes.cancelled = None
-            del self, policies, causes, raised
+            del self, hooks, causes, raised
 
     async def _begin(self) -> None:
         """Report that the run begins, and let the policies add what belongs to its beginning."""
-        self._call(Policy.on_open)
+        self._call(self._hooks.on_open)
         if not self._is_broken:
             self._dispatcher.emit(self._scope.start.event)
-            self._call(Policy.on_begin)
-            await self._await(Policy.on_resume)
+            self._call(self._hooks.on_begin)
+            await self._await(self._hooks.on_resume)
         self._stop_is_due = False
         if self._state.stop_reason is not None and not self._has_stopped:
             self.stop_soon()
 
     def _watch(self, at_end: list[Callable[[], object]]) -> None:
-        for hook in overriding(self._policies, Policy.on_watch):
+        for hook in self._hooks.on_watch:
             try:
                 if (end := hook()) is not None:
                     at_end.append(end)
@@ -129,46 +126,40 @@ class Run:
         It raises nothing: what leaves the body of a task group is kept by that in a cycle.
         """
         if self._causes.cancellation is None and not self._is_broken:
-            self._call(Policy.on_start)
+            self._call(self._hooks.on_start)
             self._starter.start_first()
         await outlast(self._is_over, self._until_settled, self._on_cancel)
-        await self._await(Policy.on_close, self._causes, self._on_cancel)
+        await self._await(self._hooks.on_close, self._causes, self._on_cancel)
 
     def _close(self) -> None:
         """Report the end of the run, and let go of what could outlive it or refers back to it."""
         self._is_closed = True
         self._starter.close()
         state = self._state
-        self._call(Policy.on_end)
+        self._call(self._hooks.on_end)
         if not self._is_broken:
             now_ms = self._scope.run_context.now_ms()
             self._dispatcher.emit(RunFinished(now_ms, state.status, state.stop_reason, state.cause))
-        self._call(Policy.on_ended)
+        self._call(self._hooks.on_ended)
         if state.errors:
             let_go(state.errors)
         # They refer back to us; the group by way of our task before 3.12.8 and 3.13.1: gh-124958.
-        self._dispatcher.tell(())
-        self._on_idle = self._on_back_off = ()
-        del self._dispatcher, self._stop_control, self._starter, self._policies
+        self._hooks = self._dispatcher.hooks = Hooks()
+        del self._dispatcher, self._stop_control, self._starter
 
-    def _call(self, hook: Callable[[Any], object]) -> None:
-        """Call a hook of each policy."""
-        for call in overriding(self._policies, hook):
+    def _call(self, hooks: tuple[Callable[[], object], ...]) -> None:
+        for hook in hooks:
             try:
-                call()
+                hook()
             except BaseException as bug:
                 self.broken(bug, _FAILED)
 
     async def _await(
-        self,
-        hook: Callable[Concatenate[Any, P], Awaitable[object]],
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, hooks: tuple[Callable[P, Awaitable[object]], ...], *args: P.args, **kwargs: P.kwargs
     ) -> None:
-        """Await a hook of each policy."""
-        for call in overriding(self._policies, hook):
+        for hook in hooks:
             try:
-                await call(*args, **kwargs)
+                await hook(*args, **kwargs)
             except asyncio.CancelledError as cancellation:
                 self._on_cancel(cancellation)
             except BaseException as bug:
@@ -189,7 +180,7 @@ class Run:
         if self._scope.live:
             return False
         try:
-            return self._is_settled() or any(hook() for hook in self._on_idle)
+            return self._is_settled() or any(hook() for hook in self._hooks.on_idle)
         except BaseException as bug:
             self.broken(bug, _FAILED)
             return True
@@ -232,7 +223,7 @@ class Run:
 
     def backs_off(self) -> None:
         """Let the policies know that a node is about to wait for its next attempt."""
-        for hook in self._on_back_off:
+        for hook in self._hooks.on_back_off:
             hook()
 
     # Stopping them.
@@ -292,7 +283,7 @@ class Run:
     def explain(self) -> str:
         """Return what explains, beside its reason, that the run stops now; often nothing."""
         try:
-            return " ".join(filter(None, (policy.on_explain() for policy in self._policies)))
+            return " ".join(filter(None, (hook() for hook in self._hooks.on_explain)))
         except BaseException as bug:
             self.broken(bug, _FAILED)
             return ""
@@ -310,7 +301,7 @@ class Run:
         if self._is_closed:
             return
         state, control = self._state, self._stop_control
-        self._call(Policy.on_stop)
+        self._call(self._hooks.on_stop)
         now_ms = self._scope.run_context.now_ms()
         self._starter.skip_unreachable()
         for node, task in list(self._scope.live.items()):
@@ -323,7 +314,7 @@ class Run:
                 # A task that is cancelled before its first line never runs: it reports nothing.
                 del self._scope.live[node]
                 self._starter.report_unstarted(node, now_ms)
-        self._call(Policy.on_stopped)
+        self._call(self._hooks.on_stopped)
         if self._scope.live:
             control.watchdog.expect_in(0)  # it warns of what has not stopped in its grace period
         if state.queue.is_dirty:
@@ -331,18 +322,18 @@ class Run:
         self._wake_if_over()
 
 
-async def _release(policies: Sequence[Policy], causes: Causes) -> None:
-    for hook in overriding(policies, Policy.on_release):
+async def _release(hooks: Hooks, causes: Causes) -> None:
+    for hook in hooks.on_release:
         try:
             await hook(causes)
         except BaseException as bug:
             causes.interruption = causes.interruption or bug
 
 
-async def _raised(policies: Sequence[Policy], causes: Causes) -> BaseException | None:
+async def _raised(hooks: Hooks, causes: Causes) -> BaseException | None:
     raised = causes.first()
     try:
-        for hook in overriding(policies, Policy.on_raise):
+        for hook in hooks.on_raise:
             try:
                 raised = await hook(raised)
             except BaseException as bug:

@@ -97,11 +97,11 @@ class StepRunner:
         try:
             at_ms = self._now_ms() if started_ms is None else started_ms
             running = self._state.begin(node, attempt, at_ms)
-            if self._dispatcher.is_heard:
+            if self._dispatcher.hooks.on_applied:
                 self._dispatcher.applied(AttemptStarted(*running))
             enter_attempt(running)
-            if self._dispatcher.has_entries:
-                self._dispatcher.enter(AttemptStarted(*running))
+            for hook in self._dispatcher.hooks.on_attempt:
+                hook(AttemptStarted(*running))
             bindings = self._bindings
             try:
                 if node >= self._step_count or bindings[node]:
@@ -122,7 +122,7 @@ class StepRunner:
                 return self.attempts.conclude(node, None, output)
             ended_ms = self._now_ms()
             self._state.succeed(node, ended_ms, output)
-            if self._dispatcher.is_heard:
+            if self._dispatcher.hooks.on_applied:
                 name, item = step.name, running[4]
                 self._dispatcher.applied(StepSucceeded(name, attempt, ended_ms, output, item))
             self._run.settled(node)

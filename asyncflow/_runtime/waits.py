@@ -302,7 +302,7 @@ class Waits(Policy):
                 elif wait.step in self._kept and self._wakes(node):
                     value, payload = self._kept[wait.step]
                     if payload is not None and self._scope.persistence is not None:
-                        self._scope.persistence.keep((wait.step, None), payload)
+                        self._scope.persistence.payloads[wait.step, None] = payload
                     self._succeed(node, value)
         except BaseException as bug:
             self._run.broken(bug, _NOT_RECEIVED)
@@ -373,7 +373,8 @@ class Waits(Policy):
             return
         try:
             value = persistence.received(wait.step, payload)
-            self._dispatcher.take_output(node, self._steps[node], value)
+            for hook in self._dispatcher.hooks.on_output:
+                hook(node, self._steps[node], value)
         except PayloadError as error:
             if persistence.is_for_another_version(
                 wait.step, payload, self._asked.get(wait.step, ())
