@@ -10,13 +10,21 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 
-from asyncflow import Orchestrator, RunReport, RunStatus, Signal, WorkflowStep
+from asyncflow import (
+    Orchestrator,
+    Pool,
+    RunReport,
+    RunStatus,
+    Signal,
+    WorkflowStep,
+    current_step,
+)
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 
@@ -47,6 +55,10 @@ class Case(NamedTuple):
     """Whether the run stays in its process, before and after the change."""
     changed: frozenset[int]
     changed_s: float
+    unmet: frozenset[int] = frozenset()
+    """The steps whose condition is false."""
+    has_policies: bool = False
+    """Whether the steps measure slots of a pool, take a resource of the run and say something."""
 
 
 class Result(NamedTuple):
@@ -55,6 +67,7 @@ class Result(NamedTuple):
     status: str
     output: Any
     end_s: float
+    by_condition: bool = False
 
 
 class Outcome(NamedTuple):
@@ -66,9 +79,13 @@ class Outcome(NamedTuple):
 
 def random_case(number: int) -> Case:
     """Return a random case in which nothing that decides ties."""
-    chance = Random(number)
+    chance, more = Random(number), Random(f"more {number}")
     while True:
         case = _random_case(chance)
+        if number % 3 == 1:
+            steps = [at for at, step in enumerate(case.steps) if step.kind == "step"]
+            unmet = frozenset(at for at in steps if more.random() < 0.3)
+            case = case._replace(unmet=unmet, has_policies=more.random() < 0.7)
         if _Model(case).is_clear():
             return case
 
@@ -123,7 +140,8 @@ class _Model:
 
     def _has_passed(self) -> bool:
         ended = len(self.results) == len(self.case.steps)
-        return ended and all(each.status == "SUCCESS" for each in self.results.values())
+        results = self.results.values()
+        return ended and all(each.status == "SUCCESS" or each.by_condition for each in results)
 
     def is_clear(self) -> bool:
         """Whether nothing runs when steps are changed, and no two decisive times are close."""
@@ -167,12 +185,14 @@ class _Model:
             if None in needed:
                 continue  # its turn has not come, whether it will run or not
             if any(each is not None and each.status != "SUCCESS" for each in needed):
-                ends = [each.end_s for each in needed if each is not None]
-                self.results[at] = Result("SKIPPED", None, max(ends))
+                self.results[at] = _skipped([each for each in needed if each is not None])
                 continue
             ready_s = max(begin_s, *(each.end_s for each in needed if each), 0.0)
             if step.kind == "waits":
                 self._wait(at, step, ready_s, until_s)
+                continue
+            if at in self.case.unmet:
+                self.results[at] = Result("SKIPPED", None, ready_s, by_condition=True)
                 continue
             name = f"s{at}" + ("'" if at in changed else "")
             self.calls[name] += 1
@@ -190,9 +210,9 @@ class _Model:
             return
         for at, step in enumerate(self.case.steps):
             needed = [self.results.get(need) for need in step.needs]
-            lost = [each.end_s for each in needed if each is not None and each.status != "SUCCESS"]
+            lost = [each for each in needed if each is not None and each.status != "SUCCESS"]
             if at not in self.results and lost:
-                self.results[at] = Result("SKIPPED", None, max(lost))
+                self.results[at] = _skipped(lost)
 
     def _wait(self, at: int, step: Step, ready_s: float, until_s: float) -> None:
         turn_s = self.turns.setdefault(at, ready_s)
@@ -213,6 +233,13 @@ class _Model:
             self.results[at] = Result(*instead, end_s)
 
 
+def _skipped(needed: list[Result]) -> Result:
+    """Return the result of a step that lacks some of what it needs."""
+    lost = [each for each in needed if each.status != "SUCCESS"]
+    by_condition = all(each.by_condition for each in lost)
+    return Result("SKIPPED", None, max(each.end_s for each in needed), by_condition)
+
+
 def _output(name: str, outputs: list[Any]) -> str:
     return f"{name}({', '.join(map(str, outputs))})"
 
@@ -231,6 +258,8 @@ class _Driver:
         self.calls: Counter[str] = Counter()
         self.accepted: list[tuple[float, int, int]] = []
         """When which value was accepted, and for which step."""
+        self.is_open = False
+        """Whether the resource of the run is."""
 
     @property
     def now_s(self) -> float:
@@ -254,9 +283,13 @@ class _Driver:
     async def _until(self, limit_s: float, changed: frozenset[int], stays: bool) -> RunReport:
         """Run, and continue whenever the run is due, until then or until it has ended."""
         on_wait: Any = "stay" if stays else "suspend"
-        pipeline = Orchestrator(
-            _steps(self.case, changed, self.calls), False, name="random", schedule="ready"
-        ).with_options(journal=self.journal, run_id="r", on_wait=on_wait)
+        steps = _steps(self, changed)
+        resources = (
+            {"db": self._resource} if any("db" in it.signature.names for it in steps) else {}
+        )
+        pipeline = Orchestrator(steps, False, name="random", schedule="ready").with_options(
+            journal=self.journal, run_id="r", on_wait=on_wait, resources=resources
+        )
         while True:
             async with pipeline.start() as run:
                 ending = asyncio.ensure_future(run.report())
@@ -277,6 +310,15 @@ class _Driver:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.woken.wait(), max(left_s, 0.001))
 
+    @asynccontextmanager
+    async def _resource(self) -> AsyncIterator[None]:
+        assert not self.is_open
+        self.is_open = True
+        try:
+            yield
+        finally:
+            self.is_open = False
+
     async def _send(self, value: int, at_s: float, to: int) -> None:
         await asyncio.sleep(at_s)
         try:
@@ -295,7 +337,9 @@ def _shown(result: Any) -> tuple[str, Any]:
     return str(result.status), result.output
 
 
-def _steps(case: Case, changed: frozenset[int], calls: Counter[str]) -> list[WorkflowStep]:
+def _steps(driver: _Driver, changed: frozenset[int]) -> list[WorkflowStep]:
+    case, pool = driver.case, Pool(20)
+
     def made(at: int, step: Step) -> WorkflowStep:
         needs = [f"s{need}" for need in step.needs]
         if step.kind == "waits":
@@ -310,15 +354,35 @@ def _steps(case: Case, changed: frozenset[int], calls: Counter[str]) -> list[Wor
 
         async def action(**outputs: Any) -> str:
             name = f"s{at}" + ("'" if at in changed else "")
-            calls[name] += 1
+            driver.calls[name] += 1
             await asyncio.sleep(STEP_S)
             if step.kind == "fails" and at not in changed:
                 raise ValueError("it fails")
             return _output(name, [outputs[need] for need in needs])
 
-        return WorkflowStep(f"s{at}", action, needs, version="2" if at in changed else "1")
+        async def action_with_policies(db: None, **outputs: Any) -> str:
+            assert driver.is_open
+            current_step().progress(1)
+            current_step().checkpoint(at)
+            return await action(**outputs)
+
+        options: dict[str, Any] = {"version": "2" if at in changed else "1"}
+        if at in case.unmet:
+            options["when"] = _never
+        if not case.has_policies:
+            return WorkflowStep(f"s{at}", action, needs, **options)
+        options |= {"pool": pool, "slots": _two, "priority": at % 3}
+        return WorkflowStep(f"s{at}", action_with_policies, needs, **options)
 
     return [made(at, step) for at, step in enumerate(case.steps)]
+
+
+def _never(**outputs: Any) -> bool:
+    return False
+
+
+def _two(**outputs: Any) -> int:
+    return 2
 
 
 def _raise(error: Exception) -> int:
