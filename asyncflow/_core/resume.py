@@ -78,6 +78,7 @@ def resume(
     why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
     reasons = _of_takers(plan, bindings, why_new)
     found = _judge(run, plan, known, reasons, (), bindings, afresh=afresh)
+    del known  # it may be large, and the next one has as much
     event = RunResumed(
         run.started.run_id,
         run.at_ms,
@@ -329,9 +330,11 @@ def _with_results(known: Mapping[Key, StepView], *, afresh: bool) -> set[str]:
     }
 
 
-def _of_plan(known: Mapping[Key, T], plan: Plan) -> dict[Key, T]:
-    """Return what is known of the plan's steps and of their items."""
-    return {key: each for key, each in known.items() if key[0] in plan.index}
+def _of_plan(known: dict[Key, T], plan: Plan) -> dict[Key, T]:
+    """Leave what is known of the plan's steps and of their items, of which there may be many."""
+    for key in [key for key in known if key[0] not in plan.index]:
+        del known[key]
+    return known
 
 
 def _decode(restored: Mapping[Key, StepView], decode: Callable[[str, Payload], Any]) -> None:

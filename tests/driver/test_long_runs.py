@@ -1,4 +1,4 @@
-"""What reads a long run keeps no event loop still for 50 ms, which 50,000 items take half of.
+"""What reads a long run keeps no event loop still for 50 ms.
 
 Processor time is measured, since other programs take the rest: that of the loop's thread between
 two of its turns, and that of each collection of garbage, which stops all threads.
@@ -27,7 +27,7 @@ from asyncflow.service import Service
 pytestmark = [pytest.mark.realtime]
 
 ITEMS = 20_000
-"""Fewer than the 50,000 that a quiet processor reads like this, for one that others use too."""
+"""They take some 10 ms, so that other programs may use the processor too."""
 LONGEST_S = 0.05
 
 pipeline = Pipeline("long", fail_fast=False)
