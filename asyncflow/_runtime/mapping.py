@@ -348,23 +348,23 @@ class _ItemWaits:
         limit_ms = min(self._timeout_ms, self._left_ms)
         if limit_ms == math.inf:
             return await anext(iterator, _END)
-        began_ms = self._now_ms()
-        limit = asyncio.timeout(limit_ms / 1000)
-        try:
-            # Not `wait_for`: before 3.12, each item would come to another task and context.
-            async with limit:
+        began_ms, late = self._now_ms(), None
+        ends_ms = began_ms + limit_ms
+        # Not `wait_for`: before 3.12, each item would come to another task and context.
+        async with asyncio.timeout(limit_ms / 1000) as limit:
+            try:
                 item = await anext(iterator, _END)
-        except FAILURES as error:
-            if not self._is_late(limit, began_ms + limit_ms):
-                raise
-            is_of_limit = type(error) is TimeoutError and error.__cause__ is not None
-            late = self._timeout(error.__cause__ if is_of_limit else error)
-        else:
-            if not self._is_late(limit, began_ms + limit_ms):
-                return item
-            late = self._timeout(None)
-        finally:
-            self._left_ms -= self._now_ms() - began_ms
+            except FAILURES as error:
+                if not self._is_late(limit, ends_ms):
+                    raise
+                late = self._timeout(error)
+            else:
+                if self._is_late(limit, ends_ms):
+                    late = self._timeout(None)
+            finally:
+                self._left_ms -= self._now_ms() - began_ms
+        if late is None:
+            return item
         try:
             raise late
         finally:
