@@ -88,6 +88,44 @@ def test_no_private_name_is_imported_from_another_module() -> None:
     assert not private
 
 
+KERNEL = ("asyncflow._runtime.run", "asyncflow._runtime.dispatcher")
+"""What runs a pipeline whatever its policies are."""
+
+POLICY_WORDS = {
+    *("cache", "cached", "checkpointing", "deadline", "drain", "draining", "fallback", "handle"),
+    *("heartbeat", "journal", "link", "log", "logs", "nested", "note", "notes", "observer"),
+    *("observers", "persistence", "pool", "prints", "resource", "resources", "saved", "secret"),
+    *("secrets", "session", "signal", "signals", "slots", "suspend", "tokens", "wait", "waits"),
+}
+"""Words of the names that belong to policies. Permits are none yet: they are among the parts of a
+run."""
+
+
+def test_the_kernel_names_no_policy() -> None:
+    """A policy hooks into a run (`asyncflow._runtime.policy`): nothing asks for it by name."""
+    named = {
+        (module, name)
+        for module in KERNEL
+        for node in ast.walk(MODULES[module])
+        for name in names_in(node)
+        if POLICY_WORDS & {*name.lower().split("_")}
+    }
+
+    assert not named
+
+
+def names_in(node: ast.AST) -> Iterator[str]:
+    """Return the names that a node of code has by itself."""
+    match node:
+        case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
+            yield name
+        case ast.keyword(arg=str(name)) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.ImportFrom(module=str(module), names=aliases):
+            yield module.rpartition(".")[2]
+            yield from (alias.name for alias in aliases)
+
+
 def test_no_class_name_is_defined_twice() -> None:
     names = Counter(node.name.lstrip("_") for _, node in classes())
 

@@ -49,6 +49,7 @@ from asyncflow._runtime.options import (
     check_run_id,
 )
 from asyncflow._runtime.permits import prepare_workers
+from asyncflow._runtime.policies import policies_of
 from asyncflow._runtime.run import Run
 from asyncflow._runtime.run_link import RunLink
 from asyncflow._runtime.run_scope import open_scope
@@ -626,9 +627,7 @@ class Orchestrator:
                 open_scope(
                     request, start, self._state(start), watching, options.resources, persistence
                 ),
-                watching,
-                link,
-                may_suspend=not request.stays,
+                partial(policies_of, observers=watching, link=link, may_suspend=not request.stays),
             ).execute()
         finally:
             if persistence is not None and not persistence.has_closed:  # it could not even begin

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 def policies_of(
     parts: Parts,
     starter: Starter,
+    *,
     observers: tuple[Observer, ...],
     link: RunLink | None,
-    *,
     may_suspend: bool,
-) -> tuple[Policy, ...]:
-    """Return the policies of a run that is about to begin."""
+) -> list[Policy]:
+    """Return the policies of a run that is about to begin.
+
+    ``observers`` are its own, and ``link`` leads to its handle, if it has one. With
+    ``may_suspend``, it may end its segment while it waits for signals.
+    """
     scope, found = parts.scope, list[Policy]()
     add, persistence = found.append, scope.persistence
 
@@ -104,4 +108,4 @@ def policies_of(
             add(Linked(parts, link, draining, waits))
     add(LoopBlocks(parts))
     add(parts.permits)
-    return tuple(found)
+    return found

@@ -17,8 +17,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable
 
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
@@ -26,32 +25,25 @@ from asyncflow._core.results import Interruption, RunStatus
 from asyncflow._core.tracebacks import let_go
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.dispatcher import EventDispatcher
-from asyncflow._runtime.observers import Observer
 from asyncflow._runtime.outcome import by_caller
 from asyncflow._runtime.permits import Permits
-from asyncflow._runtime.policies import policies_of
-from asyncflow._runtime.policy import Causes, Hooks, P
+from asyncflow._runtime.policy import Causes, Hooks, P, Policy
 from asyncflow._runtime.run_scope import Parts, RunScope
 from asyncflow._runtime.starter import Starter
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import RunFinished, RunInterrupted
 
-if TYPE_CHECKING:
-    from asyncflow._runtime.run_link import RunLink
-
 _FAILED = "a policy failed"
 
 
 class Run:
-    """One run of a pipeline; `execute` it once. It is the `Host` of its parts and policies."""
+    """One run of a pipeline; `execute` it once. It is the `Host` of its parts and policies.
+
+    ``policies_of`` makes its policies, in the order in which they act.
+    """
 
     def __init__(
-        self,
-        scope: RunScope,
-        observers: tuple[Observer, ...],
-        link: RunLink | None,
-        *,
-        may_suspend: bool = False,
+        self, scope: RunScope, policies_of: Callable[[Parts, Starter], Iterable[Policy]]
     ) -> None:
         self._scope = scope
         self._state = scope.state
@@ -65,8 +57,7 @@ class Run:
             permits=Permits(scope, self, self._dispatcher, self._stop_control),
         )
         self._starter = Starter(parts)
-        policies = policies_of(parts, self._starter, observers, link, may_suspend=may_suspend)
-        self._hooks = self._dispatcher.hooks = Hooks(policies)
+        self._hooks = self._dispatcher.hooks = Hooks(policies_of(parts, self._starter))
         self._is_broken = self._is_closed = self._has_stopped = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
         self._wake_up: asyncio.Future[None] | None = None

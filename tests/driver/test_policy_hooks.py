@@ -10,7 +10,7 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import Pipeline, RunStatus, each
-from asyncflow._runtime import run as run_module
+from asyncflow._runtime import orchestrator
 from asyncflow._runtime.policy import Hooks, Policy
 from asyncflow.events import Event, StepSucceeded
 
@@ -73,14 +73,14 @@ class Work:
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what gives each run one more policy, as the first one or the last one."""
-    others = run_module.policies_of
+    others = orchestrator.policies_of
 
     def add(make: Any, *, first: bool) -> None:
         def policies_of(*args: Any, **options: Any) -> tuple[Policy, ...]:
             found = others(*args, **options)
             return (make(), *found) if first else (*found, make())
 
-        monkeypatch.setattr(run_module, "policies_of", policies_of)
+        monkeypatch.setattr(orchestrator, "policies_of", policies_of)
 
     return add
 
