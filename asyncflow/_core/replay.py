@@ -556,17 +556,17 @@ class StoredRun:
     def missing_from(self, known: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Return the steps that the run would still run and that are not among those known.
 
-        Each comes with the steps that it depends on.
+        Each comes with the steps that it depends on. Those that its latest segment has skipped for
+        that are among them.
         """
-        settled = self.settled()
+        gone = {name: step for name, step in self.steps.items() if name not in known}
+        settled = self.settled() if gone else {}
         return {
             name: step.depends_on
-            for name, step in self.steps.items()
-            if name not in known
-            and (
-                (end := settled.get((name, None))) is None
-                or blocks_dependents(end.status, end.by_condition)
-            )
+            for name, step in gone.items()
+            if name in self.missing_steps
+            or (end := settled.get((name, None))) is None
+            or blocks_dependents(end.status, end.by_condition)
         }
 
     def pending_attempts(self) -> dict[Key, PendingAttempts]:

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.graph import Plan
@@ -23,7 +23,7 @@ from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Checkpoint
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import did_you_mean, escape_controls, plural
+from asyncflow._core.text import escape_controls, plural
 from asyncflow.events import (
     NOT_IN_PIPELINE,
     RunResumed,
@@ -229,19 +229,24 @@ def preview_of_start(
 
 
 def with_missing(
-    preview: RunPreview, missing: Iterable[str], known: Collection[str] | None
+    preview: RunPreview, missing: Iterable[str], refused: Mapping[str, str | None]
 ) -> RunPreview:
     """Return a preview with the steps that its pipeline no longer has.
 
-    ``known`` are the steps that it has; ``None`` if the resumption skips the missing ones.
+    ``refused`` are those for which the resumption is refused, each with the nearest step of the
+    pipeline. The others are skipped.
     """
     steps = [
-        StepPreview(name, "skipped", NOT_IN_PIPELINE)
-        if known is None
-        else StepPreview(name, "missing", f"{NOT_IN_PIPELINE}{did_you_mean(name, known)}")
+        StepPreview(name, "missing", f"{NOT_IN_PIPELINE}{_hint(refused[name])}")
+        if name in refused
+        else StepPreview(name, "skipped", NOT_IN_PIPELINE)
         for name in missing
     ]
     return RunPreview(preview.run_id, [*preview.values(), *steps], is_rerun=False, has_passed=False)
+
+
+def _hint(nearest: str | None) -> str:
+    return "" if nearest is None else f" (did you mean {nearest!r}?)"
 
 
 def _end_of_wait(step: WorkflowStep, run: StoredRun, now_s: float) -> str:

@@ -377,6 +377,9 @@ class RunStart(NamedTuple):
     They can be taken once."""
     saved: Mapping[Key, Payload] = {}
     """The checkpoints that earlier processes left and that are valid."""
+    missing: Mapping[str, str | None] = {}
+    """The steps without which a run continues only if it may, each with the nearest of those that
+    the pipeline has."""
     void: Collection[Key] = ()
     """The steps and items whose stored checkpoints are not valid any more."""
 

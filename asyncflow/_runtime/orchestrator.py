@@ -479,8 +479,8 @@ class Orchestrator:
             run_id, self._plan, state, start.event, taken, start.checkpoint, now_s
         )
         if isinstance(start.event, RunResumed) and start.event.missing_steps:
-            known = request.known_steps if is_refused else None
-            return with_missing(found, start.event.missing_steps, known)
+            refused = start.missing if is_refused else {}
+            return with_missing(found, start.event.missing_steps, refused)
         return found
 
     async def report(self, run_id: str) -> RunReport:

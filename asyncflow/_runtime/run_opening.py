@@ -181,20 +181,23 @@ class _RunOpening:
         """
         plan, types = self._request.plan, self._request.types
         for name, payload in stored.sent.items():
-            is_waited_for = name in plan.index and plan.index[name] in plan.signals
-            if payload is None or not is_waited_for or (name, None) in stored.settled():
+            if payload is None or name not in plan.index or plan.index[name] not in plan.signals:
                 continue
             try:
                 value_of_signal(self._journal, name, payload, types[name])
             except PayloadError as error:
                 asked = stored.asked.get(name, ())
-                if is_for_another_version(self._journal, types[name], payload, asked):
-                    raise PayloadError(
-                        f"signal {name!r} of run {stored.run_id!r}",
-                        f"{error.problem}, and another version of the pipeline has asked for it; "
-                        "nothing has run: continue the run with that version, or let the type "
-                        "accept the value",
-                    ) from error
+                is_taken = (name, None) in stored.settled()
+                if is_taken or not is_for_another_version(
+                    self._journal, types[name], payload, asked
+                ):
+                    continue
+                raise PayloadError(
+                    f"signal {name!r} of run {stored.run_id!r}",
+                    f"{error.problem}, and another version of the pipeline has asked for it; "
+                    "nothing has run: continue the run with that version, or let the type accept "
+                    "the value",
+                ) from error
 
     def report(self, stored: StoredRun) -> RunReport:
         self._check_pipeline(stored, "ask that one, or the journal, for its report")
@@ -207,9 +210,12 @@ class _RunOpening:
     def _resume(self, stored: StoredRun) -> RunStart:
         request, plan = self._request, self._request.plan
         missing = stored.missing_from(request.known_steps)
-        if missing and not request.allows_missing_steps:
-            known = request.known_steps
-            near = {name: nearest(name, known) for name in missing}
+        near = {
+            name: nearest(name, request.known_steps)
+            for name in missing
+            if name not in stored.missing_steps
+        }
+        if near and not request.allows_missing_steps:
             raise PipelineChangedError(stored.run_id, request.pipeline, near)
         added = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
@@ -246,6 +252,7 @@ class _RunOpening:
             replace(event, inputs=added),
             replace(checkpoint, pipeline=event.pipeline, inputs=shown),
             saved=saved,
+            missing=near,
             void=stored.checkpoints.keys() - saved.keys(),
         )
 

@@ -313,6 +313,8 @@ class Waits(Policy):
         waiting = {wait.step for wait in self._state.awaiting.values()}
         if self._on_news is not None and waiting & (self._sent.keys() | self._kept.keys()):
             on_news, self._on_news = self._on_news, None
+            if self.deadline is not None:
+                self.deadline.resume()
             on_news()
 
     def _look_soon(self) -> None:

@@ -1,17 +1,21 @@
-"""Whether a run stays in its process while it waits, or not, it ends the same."""
+"""Whether a run stays in its process while it waits, or not, it ends the same.
+
+So it does if a resource is down now and then when it continues.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from inspect import signature
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncflow import Orchestrator, RunReport, Signal, WorkflowStep
+from asyncflow import Orchestrator, ResourceError, RunReport, Signal, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 from asyncflow.testing import run_in_virtual_time
 
@@ -32,11 +36,11 @@ def pipelines(draw: st.DrawFn) -> tuple[Callable[[], list[WorkflowStep]], Answer
     limits: dict[str, float | None] = {}
     for at in range(count):
         if kinds[at] == "waits":
-            answers[f"s{at}"] = draw(st.booleans()), float(draw(st.integers(1, 9)))
+            answers[f"s{at}"] = draw(st.booleans()), draw(st.integers(1, 9)) + 0.125
             limits[f"s{at}"] = draw(st.none() | st.sampled_from([2_500.0, 6_500.0]))
 
     def make() -> list[WorkflowStep]:
-        async def action() -> str:
+        async def action(db: str) -> str:
             await asyncio.sleep(0.25)
             return "done"
 
@@ -65,9 +69,26 @@ def outcome(report: RunReport) -> dict[str, Any]:
 
 
 async def run_to_its_end(
-    steps: list[WorkflowStep], answers: Answers, *, on_wait: str, **options: Any
+    steps: list[WorkflowStep],
+    answers: Answers,
+    *,
+    on_wait: str,
+    outages: Sequence[bool] = (),
+    **options: Any,
 ) -> tuple[str, dict[str, Any]]:
+    """``outages`` say whether the resource is down when the run continues, time after time."""
     began_s, loop = asyncio.get_running_loop().time(), asyncio.get_running_loop()
+    left, is_down = [*outages], False
+
+    @asynccontextmanager
+    async def database() -> AsyncIterator[str]:
+        await asyncio.sleep(0)
+        if is_down:
+            raise ConnectionError("it restarts")
+        yield "db"
+
+    if any("db" in signature(step.action).parameters for step in steps):
+        options["resources"] = {"db": database}
     async with SQLiteJournal(":memory:") as journal:
         run = Orchestrator(steps, name="random", **options).with_options(
             journal=journal, run_id="r", on_wait=on_wait
@@ -80,9 +101,15 @@ async def run_to_its_end(
 
         sending = [asyncio.ensure_future(send(name, *each)) for name, each in answers.items()]
         while True:
-            report = await run.run()
+            try:
+                report = await run.run()
+            except ResourceError as error:
+                report = error.report
+                assert (report.status, is_down) == ("WAITING", True)
+                assert await journal.due()
             if report.status != "WAITING":
                 break
+            is_down = bool(left) and left.pop()
             while not await journal.due():
                 await asyncio.sleep(0.25)
         for each in sending:
@@ -92,14 +119,19 @@ async def run_to_its_end(
 
 
 @pytest.mark.parametrize("schedule", ["tiers", "ready"])
-@given(pipelines(), st.booleans())
+@given(pipelines(), st.booleans(), st.lists(st.booleans(), max_size=4))
 def test_suspended_and_staying_runs_end_the_same(
-    schedule: str, drawn: tuple[Callable[[], list[WorkflowStep]], Answers], fail_fast: bool
+    schedule: str,
+    drawn: tuple[Callable[[], list[WorkflowStep]], Answers],
+    fail_fast: bool,
+    outages: list[bool],
 ) -> None:
     make, answers = drawn
     options: dict[str, Any] = {"schedule": schedule, "fail_fast": fail_fast}
 
     stayed = run_in_virtual_time(run_to_its_end(make(), answers, on_wait="stay", **options))
-    suspended = run_in_virtual_time(run_to_its_end(make(), answers, on_wait="suspend", **options))
+    suspended = run_in_virtual_time(
+        run_to_its_end(make(), answers, on_wait="suspend", outages=outages, **options)
+    )
 
     assert suspended == stayed

@@ -242,13 +242,18 @@ async def test_a_run_waits_on_without_the_steps_that_it_misses(journal: Any) -> 
     await run(orders(2), journal)
 
     first = await run(orders(1), journal, allow_missing_steps=True)
+    preview = await orders(1).with_options(journal=journal).preview("r")
+    assert (preview["check"].decision, preview.missing) == ("skipped", [])
     before = await count(journal)
     again = await run(orders(1), journal)  # what was skipped is settled
 
     assert first.status == again.status == "WAITING"
     assert await count(journal) == before
     await journal.signal("r", "approved", True)
-    assert (await run(orders(1), journal))["ship"].output == "draft 2, shipped unchecked"
+    report = await run(orders(1), journal)
+    assert report["ship"].output == "draft 2, shipped unchecked"
+    assert report["check"].reason == GONE  # so that the version with it does not ship again
+    assert (await run(orders(2), journal))["ship"].output == "draft 2, shipped unchecked"
 
 
 @in_virtual_time
