@@ -247,7 +247,9 @@ async def test_a_fast_step_waits_for_a_slow_one_with_a_bounded_number_of_items(s
 
     assert report.all_passed
     assert taken == 400
-    assert largest <= most + 4 + 2  # those under way end, and the later step has one in hand
+    # Those under way end, and so do those that start until what has been taken begins, which before
+    # 3.12 is a turn later; and the later step has one in hand.
+    assert largest <= most + 2 * 4 + 2
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])

@@ -290,10 +290,10 @@ def test_the_runs_of_an_exploration_are_not_recorded_for_the_report_of_its_test(
 def test_an_exploration_can_cancel_everywhere():
     done = explore(pipeline, lambda: INPUTS, seeds=[1, 2], faults=only(), cancel_everywhere=True)
 
-    # The last cancellation of each seed comes after the end of the last step; before 3.12 the one
-    # before too, since an attempt has a task of its own, which the task of its step then awaits.
-    passed = 6 if sys.version_info < (3, 12) else 4
-    assert done == Exploration(done.runs, passed, 0, done.runs - passed)
+    # The last cancellation of each seed comes after the end of the last step; before 3.12 up to two
+    # before it too, since an attempt has a task of its own, which that of its step then awaits.
+    assert done.passed in ([4] if sys.version_info >= (3, 12) else [6, 7, 8])
+    assert done == Exploration(done.runs, done.passed, 0, done.runs - done.passed)
     assert done.interrupted > 15
 
 
