@@ -119,6 +119,9 @@ class Spec:
     pool: int | None = None
     needs_slots: str = ""
     """What its function for its slots does: nothing, ``counts``, or ``raises`` for some data."""
+    repeats: bool = False
+    """Whether its output has each element twice, so that steps which are mapped over it make equal
+    calls."""
     speaks: bool = False
     takes_resource: bool = False
 
@@ -180,7 +183,8 @@ class Spec:
 
     def _output(self, said, arguments):
         digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
-        return [digest % 1000 + number for number in range(self.size)]
+        each = 2 if self.repeats else 1
+        return [digest % 1000 + number // each for number in range(self.size)]
 
     def _act_in_thread(self, world):
         def act(**arguments):
@@ -313,7 +317,7 @@ class RandomPipeline:
             if may_cache and not spec.fails and chance.random() < 0.3:
                 options["cache_ms"] = A_DAY_MS
                 self.caches = True
-            spec.speaks = chance.random() < 0.3
+            spec.speaks, spec.repeats = chance.random() < 0.3, chance.random() < 0.5
             spec.takes_resource = has_resource and chance.random() < 0.5
 
     def _specs(self, prefix, count):

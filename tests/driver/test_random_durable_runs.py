@@ -206,11 +206,17 @@ class Execution:
                 assert_shows(RunView(self.journal.stored[RUN_ID]), self.report)
             else:
                 assert all(result.reused for result in self.report.results)  # nothing has run
-            assert_shows(RunView(self.report.events()), self.report)
+            if not self.has_resumed_equal_items():
+                assert_shows(RunView(self.report.events()), self.report)
             check_history(self.report, self.journal.stored[RUN_ID])
             for result in self.report.results:
                 if result.reason != NOT_IN_PIPELINE:
                     self.check_attempts(result)
+
+    def has_resumed_equal_items(self):
+        """Whether items found equal calls in a resumed run, which no report tells when."""
+        items = [item for result in self.report.results for item in result.items or ()]
+        return len(self.report.segments) > 1 and any(item.origin for item in items)
 
     def check_calls(self):
         """A completed step is not re-run, unless its output is secret and needed."""
