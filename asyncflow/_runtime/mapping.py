@@ -348,7 +348,7 @@ class _ItemWaits:
         limit_ms = min(self._timeout_ms, self._left_ms)
         if limit_ms == math.inf:
             return await anext(iterator, _END)
-        began_ms, late = self._now_ms(), None
+        began_ms, item, late = self._now_ms(), _END, None
         ends_ms = began_ms + limit_ms
         # Not `wait_for`: before 3.12, each item would come to another task and context.
         async with asyncio.timeout(limit_ms / 1000) as limit:

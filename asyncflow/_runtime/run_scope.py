@@ -68,9 +68,11 @@ class Host(Protocol):
 
     def is_idle(self) -> bool:
         """Whether nothing runs, and nothing may start."""
+        ...
 
     def explain(self) -> str:
         """Return what explains, beside its reason, that the run stops now; often nothing."""
+        ...
 
 
 @record
