@@ -545,13 +545,25 @@ class StoredRun:
         """Return the steps and items whose results hold; none that was cancelled."""
         settled = dict(self._settled)
         for key, step in self._all():
-            is_restored = step.reused and key in settled
-            if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
-                continue
-            before = settled.get(key)
-            if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
-                settled[key] = step
+            settled_one = self._result_of(step, settled.get(key))
+            if settled_one is not None:
+                settled[key] = settled_one
         return settled
+
+    def settled_step(self, name: str) -> StepView | None:
+        """Return what `settled` has of a step, without looking at any item."""
+        before = self._settled.get((name, None))
+        return self._result_of(self.steps[name], before) if name in self.steps else before
+
+    @staticmethod
+    def _result_of(step: StepView, before: StepView | None) -> StepView | None:
+        """Return the result that holds: that of the latest segment, or the one before."""
+        is_restored = step.reused and before is not None
+        if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
+            return before
+        if step.status is StepStatus.SUCCESS or before is None or not _has_succeeded(before):
+            return step
+        return before
 
     def missing_from(self, known: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Return the steps that the run would still run and that are not among those known.
@@ -559,14 +571,15 @@ class StoredRun:
         Each comes with the steps that it depends on. Those that its latest segment has skipped for
         that are among them.
         """
-        gone = {name: step for name, step in self.steps.items() if name not in known}
-        settled = self.settled() if gone else {}
         return {
             name: step.depends_on
-            for name, step in gone.items()
-            if name in self.missing_steps
-            or (end := settled.get((name, None))) is None
-            or blocks_dependents(end.status, end.by_condition)
+            for name, step in self.steps.items()
+            if name not in known
+            and (
+                name in self.missing_steps
+                or (end := self.settled_step(name)) is None
+                or blocks_dependents(end.status, end.by_condition)
+            )
         }
 
     def pending_attempts(self) -> dict[Key, PendingAttempts]:
@@ -594,17 +607,18 @@ class StoredRun:
 
     def unfinished(self) -> dict[str, str]:
         """Return the steps that have begun and not succeeded, each with what became of it."""
-        settled, reasons = self.settled(), dict(self._reasons)
+        reasons = dict(self._reasons)
         begun = [name for name, step in self.steps.items() if step.items is not None]
         begun += [name for name, _ in self._all_pending()]
         reasons.update(dict.fromkeys(begun, "it had not finished"))
         for name, step in self.steps.items():
             if step.status in _ENDS_OF_UNFINISHED:
                 reasons[name] = _ENDS_OF_UNFINISHED[step.status]
-        succeeded = {
-            name for (name, item), step in settled.items() if item is None and _has_succeeded(step)
-        }
-        return {name: why for name, why in reasons.items() if name not in succeeded}
+        return {name: why for name, why in reasons.items() if not self._has_result(name)}
+
+    def _has_result(self, name: str) -> bool:
+        end = self.settled_step(name)
+        return end is not None and _has_succeeded(end)
 
     def report(
         self,

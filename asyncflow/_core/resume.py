@@ -24,7 +24,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -168,27 +168,29 @@ def rerun(
         runs_failed_items=True,
     )
     event = replace(event, rerun_reasons=found.reasons)
-    stored = deque(
-        _taken_over(key, known[key], origin, plan)
+    keys = [
+        key
         for key in sorted(known, key=partial(_place, plan=plan))
         if known[key].status is StepStatus.SUCCESS
         and key[0] not in found.outdated
         and (key[0] in found.valid or _is_restored(key, found, plan))
+    ]
+    run_id, at_ms = origin.run_id, origin.at_ms
+    # There may be many: each event is made twice, so that not all of them are there at once.
+    run = StoredRun(
+        chain([event], (_taken_over(key, known[key], run_id, at_ms, plan) for key in keys))
     )
-    run = StoredRun(chain([event], stored))
     settled = run.settled()
     _decode(settled, decode)
+
+    def taken() -> Iterator[tuple[StepTakenOver, StepTakenOver]]:
+        for key in keys:
+            each = _taken_over(key, known.pop(key), run_id, at_ms, plan)
+            yield replace(each, output=_value_of(each, settled)), each
+
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
     checkpoint = Checkpoint(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
-    return RerunStart(event, _with_values(stored, settled), checkpoint)
-
-
-def _with_values(
-    stored: deque[StepTakenOver], settled: Mapping[Key, StepView]
-) -> Iterator[tuple[StepTakenOver, StepTakenOver]]:
-    while stored:  # there may be many: they go as they are taken
-        each = stored.popleft()
-        yield replace(each, output=_value_of(each, settled)), each
+    return RerunStart(event, taken(), checkpoint)
 
 
 def _value_of(taken: StepTakenOver, settled: Mapping[Key, StepView]) -> object:
@@ -203,7 +205,8 @@ def _place(key: Key, plan: Plan) -> tuple[int, bool, int]:
     return plan.index[name], item is None, item or 0
 
 
-def _taken_over(key: Key, step: StepView, origin: StoredRun, plan: Plan) -> StepTakenOver:
+def _taken_over(key: Key, step: StepView, run_id: str, at_ms: float, plan: Plan) -> StepTakenOver:
+    """Return what a rerun reuses of a run, which stands at ``at_ms``."""
     name, item = key
     is_secret = step.secret or plan.steps[plan.index[name]].secret
     output, count = step.output, None
@@ -214,9 +217,9 @@ def _taken_over(key: Key, step: StepView, origin: StoredRun, plan: Plan) -> Step
     return StepTakenOver(
         name,
         0.0,
-        step.origin or origin.run_id,
+        step.origin or run_id,
         step.own_attempt_count + step.origin_attempts,
-        step.duration_ms(origin.at_ms) or 0.0,
+        step.duration_ms(at_ms) or 0.0,
         output,
         item,
         count,

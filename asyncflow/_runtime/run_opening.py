@@ -187,7 +187,7 @@ class _RunOpening:
                 value_of_signal(self._journal, name, payload, types[name])
             except PayloadError as error:
                 asked = stored.asked.get(name, ())
-                is_taken = (name, None) in stored.settled()
+                is_taken = stored.settled_step(name) is not None
                 if is_taken or not is_for_another_version(
                     self._journal, types[name], payload, asked
                 ):
