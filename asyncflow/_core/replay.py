@@ -102,7 +102,8 @@ class StoredRun:
         self.must_stop = False
         """Whether a journal was asked to cancel it."""
         self.limited_from_ms = 0.0
-        """From when on its deadline counts: when it began, or began anew; a wait does not count."""
+        """From when on its deadline counts: when it began, or began anew, and as much later as
+        nothing ran while it waited."""
         self.pool_pauses: dict[str, events.PoolPaused] = {}
         """The latest pause of each pool, by its name."""
         self._without_items = without_items
@@ -136,6 +137,8 @@ class StoredRun:
         if rule is None:
             return
         if not isinstance(event, events.RunStarted) and event.at_ms > self.at_ms:
+            if self.waits and not self.counts[StepStatus.RUNNING]:
+                self.limited_from_ms += event.at_ms - self.at_ms
             self.at_ms = event.at_ms
         rule(self, event)
 

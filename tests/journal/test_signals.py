@@ -542,6 +542,39 @@ async def test_a_deadline_that_expires_while_another_one_is_stored_counts(
     assert (await asyncio.wait_for(staying.run(), 60)).all_passed
 
 
+@pytest.mark.parametrize(("deadline_ms", "status"), [(13_000, "PASSED"), (11_000, "FAILED")])
+@in_virtual_time
+async def test_hours_that_a_run_waited_in_its_process_do_not_count_in_the_next_one(
+    journal: Any, deadline_ms: float, status: str
+) -> None:
+    pipeline = Pipeline("trip")
+    booked = pipeline.signal("booked", bool)
+
+    @pipeline.step
+    async def pack(booked: bool = after(booked)) -> None:
+        await asyncio.sleep(6)
+
+    left = pipeline.signal("left", bool, depends_on=[pack])
+
+    @pipeline.step
+    async def report(left: bool = after(left)) -> None:
+        await asyncio.sleep(6)
+
+    options: Any = {"journal": journal, "on_wait": "stay", "deadline_ms": deadline_ms}
+    stays = pipeline.with_options(run_id="r", **options)
+    async with stays.start() as run:
+        await asyncio.sleep(3_600)
+        await run.signal("booked", True)
+        await asyncio.sleep(3_600)
+        run.drain("the service was shut down")
+        assert (await run.report()).status is RunStatus.WAITING
+
+    async with stays.start() as run:
+        await asyncio.sleep(3_600)
+        await run.signal("left", True)
+        assert (await run.report()).status == status
+
+
 @in_virtual_time
 async def test_a_deadline_that_expired_before_it_was_removed_leaves_the_step_waiting(
     journal: Any,
