@@ -31,10 +31,12 @@ from typing import TYPE_CHECKING, Any
 from asyncflow._core.errors import (
     JournalError,
     PayloadError,
+    ResourceError,
     RunAlreadyActiveError,
     RunCancelledError,
 )
-from asyncflow._core.results import RunStatus
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
@@ -104,8 +106,8 @@ class Recovery:
         self._begin = begin
         self._lost_only: Any = LostRuns(journal, CONTINUED)
         self._unresumable: dict[str, tuple[float, float]] = {}
-        """The runs that could not be resumed here, which was logged: when to try once more, and how
-        long to wait after that, both in seconds."""
+        """The runs that could not be resumed here, or not open their resources, which was logged:
+        when to try once more, and how long to wait after that, both in seconds."""
         self._renewed: set[str] = set()
         """The runs that were continued since another version of their pipeline asks for signals."""
         self._outdated: dict[str, float] = {}
@@ -239,8 +241,20 @@ class Recovery:
         now_s = asyncio.get_running_loop().time()
         return {run_id for run_id, (again_s, _) in self._unresumable.items() if now_s < again_s}
 
-    def _give_up(self, run_id: str) -> None:
-        _, delay_s = self._unresumable.get(run_id, (0.0, _GIVEN_UP_S))
+    def ended(self, run: RunHandle) -> None:
+        """Note the end of a run.
+
+        One that could not open its resources waits on, and is due: it is left alone for longer each
+        time.
+        """
+        error = run._error
+        if isinstance(error, ResourceError) and _waits_on(error.report):
+            self._give_up(run.run_id, _DUE_EVERY_S)
+        elif error is None:
+            self._unresumable.pop(run.run_id, None)
+
+    def _give_up(self, run_id: str, delay_s: float = _GIVEN_UP_S) -> None:
+        _, delay_s = self._unresumable.get(run_id, (0.0, delay_s))
         again_s = asyncio.get_running_loop().time() + delay_s
         self._unresumable[run_id] = again_s, min(2 * delay_s, _LONGEST_DELAY_S)
 
@@ -318,8 +332,15 @@ class Recovery:
             if run_id not in self._unresumable:
                 log_unresumed(run_id, error)
             self._give_up(run_id)
-        else:
-            self._unresumable.pop(run_id, None)
+
+
+def _waits_on(report: RunReport | None) -> bool:
+    """Whether a run that was continued has done nothing, and waits on."""
+    return (
+        report is not None
+        and report.status is RunStatus.WAITING
+        and all(each.reused or each.status is StepStatus.PENDING for each in report.values())
+    )
 
 
 def _orchestrator(pipeline: Pipeline | Orchestrator) -> Orchestrator:

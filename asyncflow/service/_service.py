@@ -539,6 +539,8 @@ class Service:
         def end(_: asyncio.Task[None]) -> None:
             del self._runs[run.run_id], self._ends[run.run_id]
             self._places.free(clock() - started_s)
+            if self._recovery is not None:
+                self._recovery.ended(run)
 
         task.add_done_callback(end)
 

@@ -227,3 +227,22 @@ async def test_prune_spares_what_is_due(journal: Any) -> None:
     count = await journal.prune(timedelta(0), status="WAITING")
 
     assert (count, left(await journal.runs())) == (1, {"answered", "expired"})
+
+
+@in_virtual_time
+async def test_a_service_leaves_a_due_run_alone_for_longer_each_time_its_resources_fail(
+    journal: Any,
+) -> None:
+    shop = Shop()
+    pipeline = shop.pipeline.with_options(deadline_ms=1_000)
+    async with Service([pipeline], journal=journal) as service:
+        await (await service.start("orders", "r")).report()
+        shop.opening_s = 100
+        await service.signal("r", "approved", True)
+        await asyncio.sleep(3_600)
+        lives = len(await journal.events("r")) // 3
+        shop.opening_s = 0
+        await asyncio.sleep(3_600)
+
+        assert lives < 20
+        assert (await journal.report("r"))["ship"].output == "shipped: True"
