@@ -86,8 +86,8 @@ def _copy(
     for position, event in enumerate(source.events(run_id), 1):
         row = row_of(run_id, position, _without_secrets(event, secret, inputs))
         cursor.execute(insertion, (*row, event_checksum(*row)))
-    # It may have resumed, ended or been deleted meanwhile.
-    return source.read(selects["runs"], [run_id]) == before
+    # It may have resumed, ended or been deleted meanwhile. A NaN in a damaged row is not itself.
+    return repr(source.read(selects["runs"], [run_id])) == repr(before)
 
 
 def _insertion(table: str, columns: Sequence[str]) -> str:

@@ -187,6 +187,22 @@ async def test_a_run_that_is_deleted_meanwhile_is_not_found_and_leaves_no_file(
     assert not [each for each in tmp_path.iterdir() if each.name.startswith("copy")]
 
 
+@pytest.mark.parametrize(
+    "database", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+async def test_a_run_whose_row_has_a_nan_is_copied_once(
+    make_journal: Any, database: Any, work: Work, tmp_path: Path
+) -> None:
+    journal, path = make_journal(), tmp_path / "copy.db"
+    await work.orchestrator(journal).run(day="monday", token="x")
+    database.query("UPDATE runs SET due_at = 'NaN'")  # which differs from itself
+
+    await asyncio.wait_for(journal.export("r", path), 10)
+
+    async with SQLiteJournal(path) as copy:
+        assert str(await copy.events("r")) == str(await journal.events("r"))
+
+
 async def test_a_run_that_is_running_has_no_owner_in_the_copy(
     make_journal: Any, tmp_path: Path
 ) -> None:
