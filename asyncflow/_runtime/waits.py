@@ -176,7 +176,7 @@ class Waits(Policy):
         self._close()  # a run whose group has failed was not closed
 
     def on_ended(self) -> None:
-        self.deadline = None  # it leads back, by way of the resources
+        self.deadline = self._on_news = None  # both lead back, by way of the resources
 
     def _close(self) -> None:
         """Take nothing more: what comes from now on is for the next segment."""

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from freed import Holding, without_collector
 from virtual_journals import in_virtual_time
 
 from asyncflow import Pipeline, ResourceError, RunCancelledError, RunReport, after, resume_all
@@ -34,7 +35,7 @@ class Shop:
         self.pipeline = pipeline
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[str]:
+    async def open(self, needed: Any = None) -> AsyncIterator[str]:
         await asyncio.sleep(self.opening_s)
         if self.is_down:
             raise ConnectionError("the database restarts")
@@ -163,6 +164,29 @@ async def test_a_run_that_waits_on_opens_no_resource(journal: Any) -> None:
         await r.signal("approved", True)
         assert (await r.report())["ship"].output == "shipped: True"
     assert shop.opened == shop.closed == 1
+
+
+@in_virtual_time
+async def test_without_a_collector_a_run_that_drains_while_it_waits_on_is_freed(
+    journal: Any,
+) -> None:
+    shop, held = Shop(), Holding()
+    await shop.run(journal)
+
+    def options() -> dict[str, Any]:
+        thing = held()  # the resource holds it, and the run holds the resource
+        return {"resources": {"db": lambda: shop.open(thing)}, "on_wait": "stay"}
+
+    with without_collector():
+        pipeline = shop.pipeline.with_options(journal=journal, run_id="r", **options())
+        async with pipeline.start() as begun:
+            await asyncio.sleep(1)
+            begun.drain("the service was shut down")
+            assert (await begun.report()).status == "WAITING"
+        del pipeline, begun
+
+        assert held
+        assert held.alive() == []
 
 
 @in_virtual_time
