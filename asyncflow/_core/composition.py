@@ -32,7 +32,8 @@ from asyncflow._core.arguments import (
     is_iterator,
     upstream_defaults,
 )
-from asyncflow._core.graph import Bindings, Plan, with_dependents
+from asyncflow._core.errors import shared_by
+from asyncflow._core.graph import Bindings, ItemOf, Plan, with_dependents
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import (
     Action,
@@ -325,35 +326,48 @@ class _Builder:
 def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
     """Return the steps that take the output of a step, or each of its items.
 
-    Who takes what an included pipeline forwards takes the output of the step inside.
+    One whose items all take it is there twice. Who takes what an included pipeline forwards
+    takes the output of the step inside.
     """
-    takers: dict[int, None] = {}
+    takers: list[int] = []
     queue = [source]
     for at in queue:  # it grows while it is read
-        name = plan.steps[at].name
         for later in plan.dependents[at]:
-            if plan.steps[later].map_over != name and at not in bindings.sources(later):
-                continue  # it only comes after
-            if isinstance(plan.steps[later].action, ForwardOutputs):
+            times = _times_taken(plan.steps[later], bindings, later, at, plan.steps[at].name)
+            if times and isinstance(plan.steps[later].action, ForwardOutputs):
                 queue.append(later)
             else:
-                takers[later] = None
-    return list(takers)
+                takers += [later] * times
+    return takers
 
 
 def refuse_shared_inputs(plan: Plan, bindings: Bindings, inputs: Mapping[str, object]) -> None:
-    """Refuse an input that is an iterator, if a step is mapped over it and another takes it too."""
+    """Refuse an input that is an iterator, if a step is mapped over it and it is taken again."""
     for name in sorted(inputs_mapped_over(plan.steps[at] for at in plan.special) & inputs.keys()):
         if name in plan.index or not is_iterator(inputs[name]):
             continue
-        takers = [step.name for at, step in enumerate(plan.steps) if name in bindings.sources(at)]
-        if len(takers) > 1:
-            *others, last = map(repr, takers)
+        times = [_times_taken(step, bindings, at, name, name) for at, step in enumerate(plan.steps)]
+        if sum(times) > 1:
+            takers = [step.name for step, taken in zip(plan.steps, times, strict=True) if taken]
             raise TypeError(
-                f"input {name!r} is an iterator ({type(inputs[name]).__name__}), which steps "
-                f"{', '.join(others)} and {last} take, and each would get only some of its items; "
-                "pass a list"
+                f"input {name!r} is an iterator ({type(inputs[name]).__name__}), which "
+                f"{shared_by(takers)}; pass a list"
             )
+
+
+def _times_taken(
+    step: WorkflowStep, bindings: Bindings, at: int, source: int | str, name: str
+) -> int:
+    """Return how often a step takes the output of another one, or an input, of that name.
+
+    Its action and its condition are one, but each item takes what a mapped step is given whole.
+    """
+    is_given = any(
+        each == source and not isinstance(each, ItemOf) for _, each in bindings.actions[at]
+    )
+    if step.map_over is not None and is_given:
+        return 2
+    return int(is_given or step.map_over == name or source in bindings.sources(at))
 
 
 def maker_of(plan: Plan, source: int) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     # It imports this module.
     from asyncflow._core.report import RunReport
@@ -199,8 +199,18 @@ class OutputNotAwaitedError(_AttributedError, TypeError):
         self.returned = returned
 
 
+def shared_by(takers: Sequence[str]) -> str:
+    """Return what is wrong with an iterator that these steps take, as a part of a sentence."""
+    *others, last = map(repr, takers)
+    if not others:
+        return f"each item of step {last} takes, and would get only some of what it gives"
+    return f"steps {', '.join(others)} and {last} take, and each would get only some of its items"
+
+
 class SharedIteratorError(_AttributedError, TypeError):
     """A step returned an iterator that several steps take: each would get only some of its items.
+
+    So would the items of a mapped step to which it is an argument.
 
     The step is not retried, since the next attempt would return one too. A list can be taken any
     number of times.
@@ -218,11 +228,9 @@ class SharedIteratorError(_AttributedError, TypeError):
         self.takers = takers
 
     def __str__(self) -> str:
-        *others, last = map(repr, self.takers)
         return (
-            f"step {self.step_name!r} returned an iterator ({self.returned}), which steps "
-            f"{', '.join(others)} and {last} take, and each would get only some of its items; "
-            "return a list"
+            f"step {self.step_name!r} returned an iterator ({self.returned}), which "
+            f"{shared_by(self.takers)}; return a list"
         )
 
 

@@ -250,7 +250,7 @@ class Attempts:
         """Check the output of an attempt.
 
         Raises:
-            SharedIteratorError: It is an iterator, and several steps take it.
+            SharedIteratorError: It is an iterator, and several steps or items take it.
             ResultRefusedError: The step's retry policy does not accept it.
             Exception: A policy refuses it.
         """
@@ -262,7 +262,7 @@ class Attempts:
             hook(node, step, output)
 
     def refuse_shared(self, node: int, output: Any) -> None:
-        """Refuse an output that is an iterator, if several steps take it.
+        """Refuse an output that is an iterator, if several steps or items take it.
 
         A step whose result a resumed run reuses takes nothing any more.
         """
@@ -273,7 +273,7 @@ class Attempts:
         restored = () if start.checkpoint is None else start.checkpoint.restored_steps(plan)
         takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
         if len(takers) > 1:
-            names = tuple(plan.steps[at].name for at in takers)
+            names = tuple(plan.steps[at].name for at in dict.fromkeys(takers))
             raise SharedIteratorError(runs.name_of(node), type(output).__name__, names)
 
     # On an engine.

@@ -119,6 +119,27 @@ class TestTwoTakers:
         assert isinstance(report["rows"].error, SharedIteratorError)
         assert report["rows"].attempts == 1
 
+    @pytest.mark.parametrize("kind", ITERATORS)
+    async def test_are_the_items_of_a_step_to_which_it_is_an_argument(self, kind):
+        async def numbers():
+            return [1, 2]
+
+        async def act(numbers, rows):
+            return [row async for row in rows] if kind == "stream" else [*rows]
+
+        source, other = providing(ITERATORS[kind]), WorkflowStep("numbers", numbers)
+        items = WorkflowStep("a", act, ["numbers", "rows"], map_over="numbers")
+
+        report = await run_pipeline([source, other, items])
+
+        error = report["rows"].error
+        assert isinstance(error, SharedIteratorError)
+        assert error.takers == ("a",)
+        assert str(error) == (
+            f"step 'rows' returned an iterator ({error.returned}), which each item of step 'a' "
+            "takes, and would get only some of what it gives; return a list"
+        )
+
     async def test_fail_it_wherever_it_runs(self):
         source = WorkflowStep("rows", lambda: iter([0, 1, 2]), runs_in="thread", max_retries=2)
 

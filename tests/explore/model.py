@@ -836,10 +836,11 @@ class _Run:
         return "another attempt must follow" if may_retry else "no other attempt may follow"
 
     def is_shared(self, step: int) -> bool:
-        """Whether several steps take an iterator, of which each would get some items."""
+        """Whether several steps or items take an iterator, of which each would get some items."""
         items = self.specs[step].items
         takers = [spec for spec in self.specs if step in spec.needs]
-        return items is not None and items.kind == "iterator" and len(takers) > 1
+        is_argument = any(spec.maps not in (None, step) for spec in takers)
+        return items is not None and items.kind == "iterator" and (len(takers) > 1 or is_argument)
 
     def has_budget(self, spec: Step) -> bool:
         return spec.pool is not None and self.flow.pools[spec.pool].budget is not None
