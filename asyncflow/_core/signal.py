@@ -25,6 +25,7 @@ from functools import cache
 from operator import ge, gt, le, lt
 from types import ModuleType, UnionType
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     Generic,
@@ -41,6 +42,9 @@ from typing import (
 from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.text import safe_text
 from asyncflow._core.value_size import extent, safe_repr
+
+if TYPE_CHECKING:
+    from asyncflow._core.graph import Plan
 
 T = TypeVar("T")
 
@@ -105,6 +109,13 @@ def take_instead(signal: Signal[T], name: str, value: Any, what: str) -> T:
         return take(signal, name, value)
     except ValueError as error:
         raise TypeError(f"the {what} of {error}") from None
+
+
+def check_value(plan: Plan, name: str, value: Any) -> None:
+    """Raise `ValueError` if a plan has a signal of this name which does not take a value."""
+    index = plan.index.get(name)
+    if index is not None and (signal := plan.steps[index].signal) is not None:
+        take(signal, name, value)
 
 
 @cache

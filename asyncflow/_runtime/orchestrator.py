@@ -20,7 +20,7 @@ from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.graph import Plan, plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
-from asyncflow._core.signal import take
+from asyncflow._core.signal import check_value
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
 from asyncflow._core.step_cache import check_not_cached
@@ -263,9 +263,7 @@ class Orchestrator:
 
     def _check_signal(self, name: str, value: Any) -> None:
         """Raise `ValueError` if it has a signal of this name which does not take a value."""
-        index = self._plan.index.get(name)
-        if index is not None and (signal := self._plan.steps[index].signal) is not None:
-            take(signal, name, value)
+        check_value(self._plan, name, value)
 
     @property
     def tiers(self) -> list[list[str]]:

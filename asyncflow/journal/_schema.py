@@ -50,6 +50,7 @@ _LENGTHS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
 _FORMATS: Mapping[str, tuple[Callable[[str], object], ...]] = {
     "date": (partial(msgspec.convert, type=datetime.date),),
     "uuid": (partial(msgspec.convert, type=uuid.UUID),),
+    "text in base64": (partial(msgspec.convert, type=bytes),),
     "decimal": (partial(msgspec.convert, type=decimal.Decimal),),
     "date-time": (lambda text: datetime.datetime.fromisoformat(_plain(text)), float),
     "time": (lambda text: datetime.time.fromisoformat(_plain(text)), float),
@@ -79,6 +80,8 @@ def mismatch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | No
     kind = schema.get("type", "")
     if kind in _TYPES and not _TYPES[kind](value):
         return f"must be of type {kind}"
+    if kind == "number" and not _is_float(value):
+        return "must be of type number, and not too large"
     if kind in ("integer", "number"):
         return _beyond(value, schema, _BOUNDS)
     if kind in ("string", "array") and (problem := _beyond(len(value), schema, _LENGTHS)):
@@ -90,6 +93,14 @@ def mismatch(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | No
     if kind == "object":
         return _mismatch_of_fields(value, schema, root)
     return ""
+
+
+def _is_float(number: float) -> bool:
+    try:
+        float(number)
+    except OverflowError:
+        return False
+    return True
 
 
 def _beyond(
@@ -109,6 +120,8 @@ def _mismatch_of_text(value: str, schema: Mapping[str, Any]) -> str:
         if "pattern" in schema and not re.search(schema["pattern"], value):
             return f"must match {schema['pattern']!r}"
     name = schema.get("format", "")
+    if schema.get("contentEncoding") == "base64":  # pydantic's has a format, and is read otherwise
+        name = "text in base64"
     for read in _FORMATS.get(name, ()):
         with suppress(ValueError, msgspec.ValidationError):
             read(value)

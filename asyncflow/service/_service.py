@@ -37,6 +37,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
+from asyncflow._core.signal import check_value
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._runtime.asyncio_compat import outlast
@@ -359,7 +360,9 @@ class Service:
         """
         run = self.get(run_id)
         if self._journal is not None:
-            if self._recovery is not None and run is None and self._is_open:
+            if run is not None:
+                check_value(run._link.plan, name, value)
+            elif self._recovery is not None and self._is_open:
                 await self._recovery.check_signal(run_id, name, value)
             await self._journal.signal(run_id, name, value)
         elif run is not None:

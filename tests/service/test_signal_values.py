@@ -75,6 +75,7 @@ BOTH = {"at": DAY, "answer": Answer(1)}
 TABLE: list[tuple[Any, list[tuple[Any, Any]]]] = [
     (int, [(True, NO), (1, 1), (1.0, NO), ("1", NO), (2**70, 2**70), (None, NO)]),
     (float, [(1, 1.0), (1.5, 1.5), (True, NO), (math.nan, NO), (math.inf, NO), ("1", NO)]),
+    (float, [(10**400, NO), (10**300, 1e300)]),
     (str, [("x", "x"), (1, NO), ("\ud800", NO), ("", ""), (b"x", NO), (Colour.RED, NO)]),
     (bool, [(True, True), (1, NO), ("true", NO), (None, NO)]),
     (Literal["a", "b"], [("a", "a"), ("c", NO), (None, NO)]),
@@ -83,7 +84,7 @@ TABLE: list[tuple[Any, list[tuple[Any, Any]]]] = [
     (dict[str, int], [({"a": 1}, {"a": 1}), ({1: 1}, NO), ({"a": True}, NO), ([("a", 1)], NO)]),
     (dict[int, int], [({1: 1}, {1: 1}), ({"1": 1}, {1: 1}), ({1: True}, NO)]),
     (int | None, [(None, None), (1, 1), ("x", NO)]),
-    (bytes, [(b"x", b"x"), ("eA==", b"x"), (bytearray(b"x"), NO)]),
+    (bytes, [(b"x", b"x"), ("eA==", b"x"), ("e", NO), (bytearray(b"x"), NO)]),
     (dt.datetime, [(MIDNIGHT, MIDNIGHT), (UTC_MIDNIGHT, UTC_MIDNIGHT), (DAY, NO), (5, NO)]),
     (dt.datetime, [("2026-01-01T00:00:00", MIDNIGHT)]),
     (dt.date, [(DAY, DAY), (MIDNIGHT, NO), ("2026-01-01", DAY)]),
@@ -319,6 +320,22 @@ async def test_an_instance_that_the_journal_can_not_store_is_refused_and_the_run
             await run.signal("engine", None)
 
             assert (await run.report()).all_passed
+
+
+async def test_a_service_checks_the_value_for_a_run_that_it_has(tmp_path: Path) -> None:
+    """A schema does not say all of a type, and the run would delete the value."""
+    pipeline = Pipeline("p")
+    pipeline.signal("at", list[dt.datetime])
+    async with (
+        SQLiteJournal(tmp_path / "runs.db") as journal,
+        Service([pipeline.with_options(on_wait="stay")], journal=journal) as service,
+    ):
+        run = await service.start("p", "r")
+        with pytest.raises(ValueError, match=r"signal 'at' .*tomorrow"):
+            await service.signal("r", "at", ["tomorrow"])
+        await service.signal("r", "at", ["2026-01-01T00:00:00"])
+
+        assert (await run.report())["at"].output == [MIDNIGHT]
 
 
 async def test_the_same_value_is_no_other_one_whoever_sends_it_again(tmp_path: Path) -> None:
