@@ -445,14 +445,17 @@ class Heartbeat(Protocol):
         """Give a heartbeat, from any thread."""
 
 
+_NO_RESULTS: Mapping[str, StepResult] = {}
+
+
 @record
 class AttemptExtras:
     """What an action can ask of an attempt only if its step has a policy for it."""
 
     deadline_s: float
     """The loop's time at which the attempt must have ended."""
-    heartbeat: Heartbeat | None
-    results: Mapping[str, StepResult] | None
+    heartbeat: Heartbeat | None = None
+    results: Mapping[str, StepResult] | None = _NO_RESULTS
     """The results of a clean-up step's dependencies; ``None`` in the worker of an engine."""
 
 

@@ -34,7 +34,7 @@ from asyncflow._core.composition import takers_of
 from asyncflow._core.context import AttemptExtras, enter_attempt
 from asyncflow._core.errors import ResultRefusedError, SharedIteratorError
 from asyncflow._core.graph import outputs_to_keep
-from asyncflow._core.results import REDACTED_OUTPUT, StepResult
+from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._core.scheduler import AfterFailure
 from asyncflow._core.signal import take_instead
 from asyncflow._core.step import WorkflowStep
@@ -48,8 +48,8 @@ from asyncflow._runtime.asyncio_compat import (
     running_task,
 )
 from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled, timeout_error
+from asyncflow._runtime.policy import Call
 from asyncflow._runtime.run_scope import Parts
-from asyncflow._runtime.watchdog import HeartbeatTimer
 from asyncflow.events import AttemptFailed, AttemptStarted, StepCancelled, StepFailed, StepSucceeded
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ class Attempts:
             for hook in self._dispatcher.hooks.on_attempt:
                 hook(running)
             try:
-                output = await self._call(node, step, running)
+                act = partial(self._act, node, step)
+                output = await self._call(act, node, step, running)
                 self._check_output(node, step, attempt, output)
             except BaseException as error:
                 strip_internal_frames(error)
@@ -189,62 +190,27 @@ class Attempts:
         engine = "" if step.remote is None else step.remote.name
         return AttemptStarted(step.name, attempt, now_ms, queued_ms, runs.item_of(node), engine)
 
-    async def _call(self, node: int, step: WorkflowStep, running: AttemptStarted) -> Any:
-        """Await the action, in the event loop or in a worker."""
-        arguments = self._data.of_action(node)
+    async def _call(
+        self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted
+    ) -> Any:
+        """Await a call of the action, as the policies want it."""
         limit = self._state.deadlines.latest_limit(node)
         ends_s = math.inf if limit is None else self._run_context.at_s(limit.ends_ms)
-        heartbeat = self._heartbeat_of(node, step)
         extras, key = self._run_context.extras, (step.name, running.item)
-        extras[key] = AttemptExtras(ends_s, heartbeat, self._results_for(step))
+        extras[key] = AttemptExtras(ends_s)
         try:
-            if step.runs_in == "loop":
-                output = await checked_awaitable(step.name, step.action(**arguments))
-            else:
-                output = await self._call_in_worker(node, step, arguments, ends_s, heartbeat)
+            for hook in self._dispatcher.hooks.on_call:
+                call = hook(call, node, step, running)
+            output = await call()
         finally:
             del extras[key]
-            if heartbeat is not None:
-                heartbeat.stop()
         if type(output) is CoroutineType:
             refuse_unawaited(step.name, output)
         return output
 
-    def _call_in_worker(
-        self,
-        node: int,
-        step: WorkflowStep,
-        arguments: dict[str, Any],
-        ends_s: float,
-        heartbeat: HeartbeatTimer | None,
-    ) -> Awaitable[Any]:
-        from asyncflow._runtime.workers import run_in_process, run_in_thread  # few need them
-
-        if step.runs_in == "process":
-            return run_in_process(step.action, arguments, heartbeat, self._scope.notes)
-        if not step.is_cleanup:
-            ends_s = min(ends_s, self._run_context.deadline_s)
-        return run_in_thread(
-            step.action,
-            arguments,
-            ends=ends_s,
-            on_abandon=partial(self._permits.abandon, node),
-            has_missed_heartbeat=partial(self._stop_control.missed_heartbeat.__contains__, node),
-        )
-
-    def _heartbeat_of(self, node: int, step: WorkflowStep) -> HeartbeatTimer | None:
-        if step.heartbeat_ms is None:
-            return None
-        on_missed = partial(self._stop_control.miss_heartbeat, node, running_task())
-        return HeartbeatTimer(self._scope.loop, step.heartbeat_ms / 1000, on_missed)
-
-    def _results_for(self, step: WorkflowStep) -> dict[str, StepResult]:
-        """The results of a clean-up step's dependencies."""
-        if not step.is_cleanup:
-            return {}
-        plan = self._scope.plan
-        found = map(self._state.result, plan.dependencies[plan.index[step.name]])
-        return {result.step_name: result for result in found if result is not None}
+    def _act(self, node: int, step: WorkflowStep) -> Awaitable[Any]:
+        """Call the action in the event loop."""
+        return checked_awaitable(step.name, step.action(**self._data.of_action(node)))
 
     def _check_output(self, node: int, step: WorkflowStep, attempt: int, output: Any) -> None:
         """Check the output of an attempt.
@@ -297,10 +263,13 @@ class Attempts:
     ) -> float | None:
         """Await an attempt on an engine. If this is cancelled, the engine stops the body first."""
         try:
-            if not remote.is_stopping:
-                remote.heartbeat = self._heartbeat_of(node, step)
+            running = self._state.running_attempt(node)
+            assert running is not None
             try:
-                output = await remote.outcome()
+                if remote.is_stopping:
+                    output = await remote.outcome()
+                else:
+                    output = await self._call(remote.outcome, node, step, running)
                 self._check_output(node, step, attempt, output)
             except BaseException as error:
                 strip_internal_frames(error)
@@ -309,9 +278,6 @@ class Attempts:
         except BaseException as bug:
             self.break_down(node, bug)
             return None
-        finally:
-            if remote.heartbeat is not None:
-                remote.heartbeat.stop()
 
     # How it ended.
 

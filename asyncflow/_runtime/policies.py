@@ -106,6 +106,21 @@ def policies_of(
         add(draining)
         if link is not None:
             add(Linked(parts, link, draining, waits))
+    # The innermost call comes first: a heartbeat is counted around the worker that gives it.
+    special = [scope.plan.steps[at] for at in scope.plan.special]
+    if scope.plan.cleanups:
+        from asyncflow._runtime.cleanups import CleanUps
+
+        add(CleanUps(parts))
+    if any(step.runs_in != "loop" for step in special):
+        from asyncflow._runtime.worker_steps import WorkerSteps
+
+        add(WorkerSteps(parts))
+    if any(step.heartbeat_ms is not None for step in special):
+        from asyncflow._runtime.heartbeats import HeartbeatLimits
+
+        add(HeartbeatLimits(parts))
+
     add(LoopBlocks(parts))
     add(parts.permits)
     return found

@@ -8,16 +8,15 @@ Rules:
 3. Hooks are called in the order in which `asyncflow._runtime.policies` lists the policies. That is
    where each order that matters has its reason.
 4. A hook that raises is a bug of asyncflow: it ends the run, which awaits its steps and raises that
-   error. The exceptions are ``on_attempt`` and ``on_output``: these fail the attempt or end the run
-   as the action itself would.
+   error. Only what ``on_call`` and ``on_output`` raise is a failure of the attempt.
 5. What a policy may ask of the run is a `asyncflow._runtime.run_scope.Host`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow.events import AttemptStarted, Event
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Call: TypeAlias = Callable[[], Awaitable[Any]]
+"""Calls the action of an attempt."""
 
 
 class Causes:
@@ -139,6 +141,14 @@ class Policy:
     def on_attempt(self, running: AttemptStarted) -> None:
         """An attempt is about to call its action, in its context."""
 
+    def on_call(self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted) -> Call:
+        """An attempt is about to call its action, within its limit.
+
+        Return what is called instead, such as a coroutine function that awaits this call; or the
+        same. The first policy is the innermost one.
+        """
+        return call
+
     def on_output(self, node: int, step: WorkflowStep, output: Any) -> None:
         """A node is about to succeed with an output. What this raises, it fails with instead."""
 
@@ -175,6 +185,7 @@ class Hooks:
     on_applied = _none(Policy.on_applied)
 
     on_attempt = _none(Policy.on_attempt)
+    on_call = _none(Policy.on_call)
     on_output = _none(Policy.on_output)
 
     def __init__(self, policies: Iterable[Policy] = ()) -> None:

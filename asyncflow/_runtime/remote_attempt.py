@@ -30,7 +30,6 @@ from asyncflow._core.results import Payload
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.engine import Engine, EngineCall
 from asyncflow._runtime.run_scope import Parts
-from asyncflow._runtime.watchdog import HeartbeatTimer
 from asyncflow.events import AttemptBegan
 
 _Said = TypeVar("_Said")
@@ -91,7 +90,7 @@ class RemoteAttempts:
             deadline_s=None if ends_s == math.inf else max(0.0, ends_s - self._run_context.clock()),
             may_keep=node in self._to_keep,
             began=attempt.begin,
-            beat=None if step.heartbeat_ms is None else attempt.beat,
+            beat=None if step.heartbeat_ms is None else partial(self._on_beat, started),
             saved=attempt.while_it_lasts(partial(self._on_saved, started)),
             abandon=attempt.while_it_lasts(partial(self._permits.abandon, node)),
             unconfirmed=attempt.while_it_lasts(partial(self._on_unconfirmed, node)),
@@ -106,6 +105,12 @@ class RemoteAttempts:
         self._dispatcher.emit(
             AttemptBegan(name, attempt, self._run_context.now_ms(), engine, worker, running.item)
         )
+
+    def _on_beat(self, started: StartedAttempt) -> None:
+        """Note a heartbeat of the body."""
+        extras = self._run_context.extras.get((started[0], started[4]))
+        if extras is not None and extras.heartbeat is not None:
+            extras.heartbeat.beat()
 
     def _on_saved(self, started: StartedAttempt, saved: tuple[str, bytes]) -> None:
         """Keep a checkpoint of an attempt."""
@@ -124,13 +129,11 @@ class RemoteAttempts:
 class RemoteAttempt:
     """One attempt on an engine.
 
-    ``on_began`` is called when the body begins, with the name of its worker. ``heartbeat`` receives
-    the heartbeats of the body, once that has begun and if it must give any. ``is_stopping`` says
+    ``on_began`` is called when the body begins, with the name of its worker. ``is_stopping`` says
     whether the engine was asked to stop the body.
     """
 
     def __init__(self, on_began: Callable[[str], object]) -> None:
-        self.heartbeat: HeartbeatTimer | None = None
         self._on_began = on_began
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = self._loop.create_future()
@@ -149,11 +152,6 @@ class RemoteAttempt:
         if not self._begun.done() and not self._task.done():
             self._begun.set_result(None)
             self._on_began(worker)
-
-    def beat(self) -> None:
-        """Note a heartbeat of the body."""
-        if self.heartbeat is not None:
-            self.heartbeat.beat()
 
     def while_it_lasts(self, report: Callable[[_Said], object]) -> Callable[[_Said], None]:
         """Return a function that passes on what an engine says, until the attempt has ended."""

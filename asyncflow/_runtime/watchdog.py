@@ -1,4 +1,4 @@
-"""What watches attempts: their heartbeats, and whether they end after they were cancelled."""
+"""Watches whether attempts end after they were cancelled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 import logging
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from asyncflow._core.context import attempt_in
@@ -15,53 +14,6 @@ from asyncflow._core.tracebacks import awaiting_location
 from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S
 from asyncflow._runtime.run_scope import RunScope
 from asyncflow.events import AttemptStarted
-
-
-class HeartbeatTimer:
-    """Calls a function once, when no heartbeat has come in time.
-
-    It counts ``limit_s`` seconds from one heartbeat to the next on the loop's clock, and calls
-    ``on_missed`` without arguments.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, limit_s: float, on_missed: Callable[[], object]
-    ) -> None:
-        self._loop = loop
-        self._limit_s = limit_s
-        self._last = loop.time()
-        self._last_elsewhere_s: Callable[[], float] = float
-        self._timer: asyncio.TimerHandle | None = loop.call_at(
-            self._last + limit_s, self._look, on_missed
-        )
-
-    def beat(self) -> None:
-        """Note a heartbeat, from any thread."""
-        self._last = self._loop.time()
-
-    def follow(self, last_beat_s: Callable[[], float]) -> None:
-        """Count the heartbeats of another process too.
-
-        ``last_beat_s`` returns the time of its last one, in seconds of `time.monotonic`, which the
-        processes of a machine share; 0 for none.
-        """
-        self._last_elsewhere_s = last_beat_s
-
-    def stop(self) -> None:
-        """Expect no more heartbeats."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self, on_missed: Callable[[], object]) -> None:
-        age_s = time.monotonic() - self._last_elsewhere_s()
-        ends_s = max(self._last, self._loop.time() - age_s) + self._limit_s
-        if self._loop.time() >= ends_s - TIMER_SLACK_S:
-            self._timer = None
-            on_missed()
-        else:
-            self._timer = self._loop.call_at(ends_s, self._look, on_missed)
-
 
 _log = logging.getLogger("asyncflow")
 

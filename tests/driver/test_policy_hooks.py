@@ -144,7 +144,7 @@ async def test_a_policy_that_raises_ends_the_run_and_loses_nothing(
     work = Work()
     make = broken_in(hook)
     add(lambda: Policy() if work.is_mended else make(), first=first)
-    if hook == "on_output":  # an output that a policy refuses is a failure of its step
+    if hook in ("on_call", "on_output"):  # what these raise is a failure of the attempt
         report = await work.pipeline.with_options(run_id="r").run()
         assert {type(report[name].error) for name in ("numbers", "clean_up")} == {BrokenPolicyError}
     elif hook in ("on_stop", "on_stopped", "on_explain"):

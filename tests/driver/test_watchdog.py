@@ -11,8 +11,9 @@ from asyncflow import WorkflowStep
 from asyncflow._core.graph import plan
 from asyncflow._core.state import RunState
 from asyncflow._runtime.durable import OutputTypes, Request, new_start
+from asyncflow._runtime.heartbeats import HeartbeatTimer
 from asyncflow._runtime.run_scope import open_scope
-from asyncflow._runtime.watchdog import HeartbeatTimer, Watchdog
+from asyncflow._runtime.watchdog import Watchdog
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 
 
