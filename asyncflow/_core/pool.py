@@ -404,6 +404,37 @@ class Pool:
             self._is_gated = bool(self._gates)
         return None
 
+    def _lend_start(self, ticket: PoolTicket) -> None:
+        """Let another attempt have the start of one that has slots and waits for more."""
+        gate = None if ticket.clock is None else self._gates.get(ticket.clock.key)
+        if gate is None or not self._is_rated:
+            return
+        with self._lock:
+            self._is_moving = True
+            try:
+                ticket.has_start = False
+                gate.give_back(ticket)
+            finally:
+                self._is_moving = False
+        self._settle()
+
+    def _claim_start(self, ticket: PoolTicket) -> bool:
+        """Let an attempt that has slots start now, unless the pool is paused, or it has lent its
+        start and the rate allows no other now."""
+        if ticket.has_start:
+            return not self._is_gated or self._pause_of(ticket.clock or present_clock()) is None
+        assert ticket.clock is not None
+        with self._lock:
+            self._is_moving = True
+            try:
+                ticket.has_start = self._opens_s(ticket) is None
+                if ticket.has_start:
+                    self._gate_of(ticket.clock).take(ticket)
+            finally:
+                self._is_moving = False
+        self._settle()
+        return ticket.has_start
+
     def _known_gate(self, clock: Clock) -> _Gate | None:
         """Return the gate of a clock, if it has one, after the pause that counts by all clocks."""
         common = self._common_pause
@@ -554,7 +585,7 @@ class PoolTicket:
 
     __slots__ = (
         *("_call", "_era", "_is_done", "_is_passed_over", "_pool", "age", "clock"),
-        *("has_slots", "priority", "slots", "started_s", "tokens"),
+        *("has_slots", "has_start", "priority", "slots", "started_s", "tokens"),
     )
 
     def __init__(
@@ -579,19 +610,23 @@ class PoolTicket:
         self.clock = clock
         """The clock of the waiting attempt; ``None`` if it never had to wait."""
         self.has_slots = call is None
+        self.has_start = True
+        """Whether the start that comes with its slots is still its own."""
         self.started_s = -math.inf
-        """When it got its slots, by its clock."""
+        """When it took its start, by its clock."""
 
     @property
     def is_gated(self) -> bool:
         """Whether an attempt of the pool may have to wait although there are slots."""
         return self._pool._is_gated
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether the pool is paused, although it has its slots."""
-        pool, clock = self._pool, self.clock
-        return pool._is_gated and pool._pause_of(clock or present_clock()) is not None
+    def lend_start(self) -> None:
+        """Let another attempt start instead, while this one has its slots and waits for more."""
+        self._pool._lend_start(self)
+
+    def claim_start(self) -> bool:
+        """Return whether it may start now that it has all else; if not, release it."""
+        return self._pool._claim_start(self)
 
     def renew(self) -> bool:
         """Become the ticket of another attempt, if no other waits for the slots."""

@@ -172,6 +172,11 @@ class Permit:
             # turn that it then lets pass, gives back a token of the task, and not this one.
             limiter.acquire_on_behalf_of_nowait(self)
         except anyio.WouldBlock:
+            # A rate limits starts, and there is none before the token: kept until then, those of
+            # all that wait here would come at once. The slots stay, so that no more wait here than
+            # the pool has, and the line's order decides which.
+            if self.ticket is not None:
+                self.ticket.lend_start()
             await limiter.acquire_on_behalf_of(self)
         self._limiter = limiter
 
@@ -335,9 +340,10 @@ class Permits(Policy):
                 self._give_back(node)
                 raise
             ticket = _ticket_of(held)
-            if has_place and (ticket is None or not ticket.is_paused):
+            if has_place and (ticket is None or ticket.claim_start()):
                 return
-            # The run has become full meanwhile, or the pool was paused.
+            # The run has become full meanwhile, or the pool was paused, or the token came too soon
+            # after another's start. The token is released too: others may need it for longer.
             self._give_back(node)
             if not has_place:
                 await self._wait_for_turn(node)

@@ -347,6 +347,50 @@ async def test_mapped_threads_never_overlap_beyond_their_pool():
     assert (pool.in_use, pool.waiting) == (0, 0)
 
 
+@pytest.mark.exact_time
+async def test_a_rate_spreads_the_starts_of_steps_that_have_waited_for_a_thread():
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens, pool = 3, Pool(3, per_second=1, tokens_per_minute=60)
+    for other in range(3):
+        limiter.acquire_on_behalf_of_nowait(other)
+        asyncio.get_running_loop().call_later(5, limiter.release_on_behalf_of, other)
+    in_thread = [
+        WorkflowStep(f"t{n}", int, runs_in="thread", pool=pool, tokens=1) for n in range(3)
+    ]
+    in_loop = WorkflowStep("in the loop", one, pool=pool)
+
+    def pause():
+        pool.pause(2_000)
+        assert limiter.statistics().borrowed_tokens == 0  # what waits for the pool has no thread
+
+    asyncio.get_running_loop().call_later(6.5, pause)
+
+    report = await run_pipeline([*in_thread, in_loop])
+
+    starts = {result.step_name: result.started_ms for result in report.results}
+    assert starts == pytest.approx({"t0": 5_000, "t1": 6_000, "t2": 8_500, "in the loop": 9_500})
+    assert (pool.in_use, pool.waiting) == (0, 0)
+
+
+@pytest.mark.exact_time
+async def test_an_attempt_that_waits_for_a_thread_leaves_its_start_to_another():
+    limiter, pool = anyio.to_thread.current_default_thread_limiter(), Pool(3, per_second=1)
+    limiter.total_tokens = 1
+    limiter.acquire_on_behalf_of_nowait("another")
+    asyncio.get_running_loop().call_later(2.5, limiter.release_on_behalf_of, "another")
+
+    report = await run_pipeline(
+        [
+            WorkflowStep("in a thread", int, runs_in="thread", pool=pool),
+            *(WorkflowStep(f"l{n}", one, pool=pool) for n in range(4)),
+        ]
+    )
+
+    # The thread is free at 2.5 s, half a second after a start: so it waits, first in line.
+    starts = [result.started_ms for result in report.results]
+    assert starts == pytest.approx([3_000, 0, 1_000, 2_000, 4_000])
+
+
 # What starts a step is often no task, and anyio then knows no loop if sniffio is installed.
 
 

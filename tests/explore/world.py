@@ -249,8 +249,6 @@ class World:
         if self.in_pool[pool] > size:
             self.violations.append(f"{key} makes it more than the pool of {size} has room for")
         now = self.loop.now
-        if spec.thread and self.pipeline.flow.threads < 40:
-            return  # it may have waited for a thread since its slots were there
         if spec.thread and now == self.paused_at[pool]:
             return  # its attempt had started a turn or two before
         if now < self.paused_until[pool] - 1e-6 and sys.version_info >= (3, 12):
