@@ -419,8 +419,10 @@ class Pool:
         self._settle()
 
     def _claim_start(self, ticket: PoolTicket) -> bool:
-        """Let an attempt that has slots start now, unless the pool is paused, or it has lent its
-        start and the rate allows no other now."""
+        """Return whether an attempt that has slots may start now, as far as pause and rate allow.
+
+        It has its start, or takes another if it has lent that.
+        """
         if ticket.has_start:
             return not self._is_gated or self._pause_of(ticket.clock or present_clock()) is None
         assert ticket.clock is not None

@@ -561,11 +561,14 @@ class Permits(Policy):
         thread, latest = self._threads[node], self._state.latest_attempt(node)
         assert latest is not None
         deadline_ms = self._state.step_runs.steps[node].deadline_ms
-        left_s = None
-        if deadline_ms is not None:
+
+        def left_s() -> float | None:
+            if deadline_ms is None:
+                return None
             ends_ms = self._state.deadlines.step_ends_ms(node)
-            left_s = max(0.0, (ends_ms - self._now_ms()) / 1000)
-        await self._stop_control.undisturbed(node, partial(asyncio.wait, [thread], timeout=left_s))
+            return max(0.0, (ends_ms - self._now_ms()) / 1000)
+
+        await self._stop_control.undisturbed(node, lambda: asyncio.wait([thread], timeout=left_s()))
         if thread.done() or deadline_ms is None:
             return None
         name = self._state.step_runs.name_of(node)

@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio
 import process_work as work
 import pytest
+from third_party import step_tasks
 
 from asyncflow import (
     Pipeline,
@@ -190,6 +191,30 @@ def test_no_attempt_starts_while_an_abandoned_thread_of_the_step_still_runs(bloc
 
     assert (blocking.calls, blocking.highest) == (2, 1)
     assert report["a"].output == "done"
+
+
+def test_a_third_party_prolongs_no_wait_for_an_abandoned_thread(blocking):
+    limits = {"timeout_ms": 20, "deadline_ms": 100_000}
+    step = WorkflowStep("a", blocking, **limits, max_retries=2, runs_in="thread")
+
+    def disturb():
+        asyncio.get_running_loop().advance(50_000)
+        (task,) = step_tasks()
+        task.cancel()
+        after_turns(expire)
+
+    def expire():
+        asyncio.get_running_loop().advance(49_980)
+        after_turns(blocking.release.set)
+
+    def on_event(event):
+        if isinstance(event, ThreadAbandoned):
+            after_turns(disturb)
+
+    report = run_when_started(run_pipeline([step], observers=[on_event]), blocking, 20)
+
+    assert report["a"].error.kind == "step"
+    assert blocking.calls == 1
 
 
 def test_an_abandoned_thread_holds_its_slot_until_it_has_ended(blocking):
