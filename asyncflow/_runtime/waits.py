@@ -18,7 +18,12 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from asyncflow._core.errors import JournalError, PayloadError, StepTimeoutError
+from asyncflow._core.errors import (
+    JournalError,
+    PayloadError,
+    RunNotFoundError,
+    StepTimeoutError,
+)
 from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import take
@@ -344,9 +349,9 @@ class Waits(Policy):
                 self._take_all(has_read=True)
         except asyncio.CancelledError:
             self._must_look = True  # the run stops, or another task of the caller did this
-        except JournalError as error:
+        except (JournalError, RunNotFoundError) as error:
             # What was sent is safe there, so the run must not end. If its journal has failed for
-            # good, its session stops it.
+            # good, or another process has taken over the run and deleted it, its session stops it.
             _log.warning("run %r looks for its signals again: %s", self._scope.run_id, error)
             if self._again is not None:
                 self._again.cancel()

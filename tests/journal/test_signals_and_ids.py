@@ -12,6 +12,7 @@ import pytest
 from virtual_journals import in_virtual_time
 
 from asyncflow import Pipeline, RunNotFoundError, after
+from asyncflow._core.errors import LeaseLostError
 from asyncflow._core.results import Payload
 
 
@@ -124,3 +125,20 @@ async def test_a_handle_sends_at_once_what_its_run_takes_when_its_start_is_store
         await begun.signal("approved", True)
 
         assert (await begun.report())["send"].output == "sent: offer for 10 chairs"
+
+
+async def test_a_deadline_that_expires_in_a_run_that_another_process_has_deleted_is_no_bug(
+    make_journal: Any, database: Any
+) -> None:
+    """Its process stood still, lost the lease, and hears that when it renews it."""
+    pipeline = Pipeline("offers")
+    pipeline.signal("approved", bool, deadline_ms=200)
+    async with make_journal(lease_s=1) as journal:
+        staying = pipeline.with_options(journal=journal, run_id="r", on_wait="stay")
+        async with staying.start() as handle:
+            await handle.flush()
+            database.query("UPDATE leases SET owner = NULL, expires_at = 0")
+            await journal.forget("r")
+
+            with pytest.raises(LeaseLostError, match="another process has taken over run 'r'"):
+                await handle.report()
