@@ -338,6 +338,7 @@ class _ItemWaits:
         self._left_ms = math.inf if step.deadline_ms is None else step.deadline_ms
         self._now_ms = now_ms
         self._stop_requested = stop_control.requested
+        self._limits = stop_control.item_limits
 
     async def next_of(self, iterator: AsyncIterator[Any]) -> Any:
         """Return the next item, or `_END` if there is none.
@@ -352,6 +353,7 @@ class _ItemWaits:
         ends_ms = began_ms + limit_ms
         # Not `wait_for`: before 3.12, each item would come to another task and context.
         async with asyncio.timeout(limit_ms / 1000) as limit:
+            self._limits[self._node] = limit
             try:
                 item = await anext(iterator, _END)
             except FAILURES as error:
@@ -362,6 +364,7 @@ class _ItemWaits:
                 if self._is_late(limit, ends_ms):
                     late = self._timeout(None)
             finally:
+                del self._limits[self._node]
                 self._left_ms -= self._now_ms() - began_ms
         if late is None:
             return item

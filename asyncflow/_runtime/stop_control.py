@@ -4,7 +4,8 @@ Rules:
 
 1. The run asks a node to stop at most once.
 2. An attempt that was cancelled already, by a limit or by a third party, may be cleaning up. It is
-   not cancelled again before a grace period has passed, which begins when the run asks it.
+   not cancelled again before a grace period has passed, which begins when the run asks it. Nor is
+   an iterator from which a mapped step takes its items, once a limit has ended the wait for one.
 3. A cancellation that neither the run nor a limit has requested is a third party's. It never cuts
    a wait between attempts short.
 """
@@ -38,6 +39,8 @@ class StopControl:
         self._loop = scope.loop
         self.requested: dict[int, float] = {}
         self.missed_heartbeat: set[int] = set()
+        self.item_limits: dict[int, asyncio.Timeout] = {}
+        """The limit of the item for which each mapped step waits."""
         self.watchdog = Watchdog(scope, self.requested)
         self._timers: list[asyncio.TimerHandle] = []
         """Those that cancel the nodes which were to stop when a third party had cancelled them."""
@@ -45,6 +48,8 @@ class StopControl:
     def request(self, node: int, task: asyncio.Task[Any], at_ms: float) -> None:
         """Ask a node to stop for the run."""
         self.requested[node] = at_ms
+        if node in self.item_limits and self.item_limits[node].expired():
+            return
         is_cancelled = task.cancelling() or node in self.missed_heartbeat
         if not is_cancelled or not self._state.is_attempting(node):
             task.cancel()

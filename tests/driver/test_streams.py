@@ -335,6 +335,27 @@ class TestTheWaitForAnItem:
 
         assert report["load"].output == [1, 2]
 
+    async def test_lets_the_iterator_clean_up_although_the_run_stops_meanwhile(self):
+        cleaned_up = []
+
+        async def rows():
+            try:
+                yield await asyncio.sleep(FOR_EVER)
+            finally:
+                cleaned_up.append(await asyncio.sleep(1, "all"))
+
+        async def fail():
+            await asyncio.sleep(1.5)
+            raise OSError
+
+        failing = WorkflowStep("fail", fail)
+        report = await run_pipeline([*slow(rows()), failing], schedule="ready")
+
+        assert report["load"].status is StepStatus.CANCELLED
+        assert isinstance(report["load"].error, StepTimeoutError)
+        assert cleaned_up == ["all"]
+        assert report.total_duration_ms == pytest.approx(2000, abs=1)
+
     async def test_does_not_include_the_time_in_which_nobody_asks(self):
         async def work(rows):
             await asyncio.sleep(4)
