@@ -36,6 +36,7 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
+from asyncflow._core.arguments import is_iterator
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import MissingExtraError, PayloadError
 from asyncflow._core.remote_output import RemoteOutput, is_remote
@@ -214,6 +215,8 @@ class Codec:
         try:
             return _json_of(value)
         except Exception as error:  # the user's objects may raise anything
+            if is_iterator(value):
+                raise _no_list(subject, value) from None
             way_out = f"{_give(subject)} plain data, a dataclass or a pydantic model"
             problem = f"it can't be written as JSON ({describe_fully(error)})"
             raise _refused(subject, problem, way_out, _no_client_hint(subject)) from None
@@ -232,6 +235,8 @@ class Codec:
         except _IsFullError:
             raise self._too_large(subject) from None
         except Exception as error:  # the user's objects may raise anything
+            if is_iterator(value):
+                raise _no_list(subject, value) from None
             problem = f"cloudpickle can't bring it back: {describe_fully(error)}"
             raise PayloadError(
                 subject, f"can't be stored in the journal: {problem}{_no_client_hint(subject)}"
@@ -340,6 +345,12 @@ def _refused(subject: str, problem: str, way_out: str, hint: str = "") -> Payloa
     return PayloadError(
         subject, f"can't be stored in the journal: {problem}; {way_out}, or {_USE_PICKLE}{hint}"
     )
+
+
+def _no_list(subject: str, value: object) -> PayloadError:
+    problem = f"it is an iterator ({type(value).__name__}), which yields each item only once"
+    way_out = f"{_give(subject)} a list"
+    return PayloadError(subject, f"can't be stored in the journal: {problem}; {way_out}")
 
 
 def _no_client_hint(subject: str) -> str:

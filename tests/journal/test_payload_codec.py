@@ -209,6 +209,19 @@ def test_a_refusal_suggests_a_remedy(value: Any, hint: Any, output: str, given: 
     assert f"; {given}" in refusal(value, hint, subject="input 'x'")
 
 
+@pytest.mark.parametrize("codec", [PLAIN, PICKLING])
+def test_a_stream_of_items_should_be_a_list(codec: Codec) -> None:
+    async def rows() -> collections.abc.AsyncIterator[int]:
+        yield 1
+
+    for stream, kind in (((n for n in "ab"), "generator"), (rows(), "async_generator")):
+        problem = f"can't be stored in the journal: it is an iterator ({kind}), which yields each "
+        problem += "item only once; "
+
+        assert refusal(stream, Any, codec) == f"{problem}return a list"
+        assert refusal(stream, Any, codec, subject="input 'x'") == f"{problem}give a list"
+
+
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
