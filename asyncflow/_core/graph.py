@@ -453,8 +453,8 @@ def _check_mapped_over(step: WorkflowStep, plan: Plan, inputs: Collection[str]) 
     raise MissingInputError(
         parameter,
         f"step {step.name!r}",
-        f"it is mapped over unknown step {source!r}{did_you_mean(source, known)}; "
-        "an input of that name would do",
+        f"it is mapped over unknown step {source!r}{did_you_mean(source, known)}, and no input has "
+        "that name",
     )
 
 

@@ -60,7 +60,7 @@ def test_a_step_that_is_mapped_over_an_input_received_its_items(shell: Shell) ->
     assert "  repo is an item of the input repos: [1, 2]" in shown.splitlines()
     assert "for each item of repos" in shell("plan", "repos:pipeline").stdout
     refused = shell("run", "repos:pipeline", "--no-journal", "--quiet", exits=3).stderr
-    assert "an input of that name would do; give it with --input NAME=VALUE" in refused
+    assert "and no input has that name; give it with --input NAME=VALUE" in refused
 
 
 def test_a_step_with_what_it_received_its_attempts_log_and_error(shop: Shell) -> None:

@@ -186,8 +186,8 @@ async def test_a_name_that_neither_a_step_nor_an_input_has_is_refused():
         await run_pipeline([WorkflowStep("numbres", numbres), *over()])
 
     assert str(info.value).endswith(
-        ": it is mapped over unknown step 'numbers' (did you mean 'numbres'?); an input of that "
-        "name would do"
+        ": it is mapped over unknown step 'numbers' (did you mean 'numbres'?), and no input has "
+        "that name"
     )
 
 
