@@ -437,8 +437,8 @@ class Orchestrator:
         Nothing runs, and nothing is written. What opens a resumption decides, so that one with the
         same inputs reuses exactly the results that are ``reused``, and runs nothing that is not in
         ``runs``. If steps are ``missing``, it raises a `PipelineChangedError`. The resumption of a
-        run that has passed runs nothing, whatever has changed. Of a run that is running, it says
-        what a resumption would do if the run stopped now.
+        run that has passed runs nothing, unless the pipeline has steps that the run did not have.
+        Of a run that is running, it says what a resumption would do if the run stopped now.
 
         Args:
             run_id: The run.

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -550,6 +551,25 @@ class TestChangedPipelines:
         assert reused(report) == ["a", "b"]
         assert set(report) == {"a", "b", "c", "d"}
         assert set(work.calls.values()) == {1}
+
+    async def test_an_added_step_lets_what_has_changed_in_a_passed_run_run_again(
+        self, work, journal
+    ):
+        async def price():
+            return 1
+
+        async def added():
+            return 2
+
+        bill = partial(run_pipeline, journal=journal, run_id="r")
+        await bill([WorkflowStep("price", price)])
+
+        changed = WorkflowStep("price", price, version="2")
+        assert reused(await bill([changed])) == ["price"]
+        report = await bill([changed, WorkflowStep("added", added)])
+
+        assert report.all_passed
+        assert report["price"].attempts == 2
 
     async def test_a_session_is_closed_if_the_run_cannot_start(self, work, journal):
         def refuse(on_failure):
