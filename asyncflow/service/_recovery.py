@@ -183,7 +183,8 @@ class Recovery:
         except (ServiceUnavailableError, NotLostError, RunAlreadyActiveError, RunCancelledError):
             return False
         except (ValueError, PayloadError) as error:
-            log_unresumed(run_id, error)
+            if run_id not in self._unresumable:
+                log_unresumed(run_id, error)
             return False
         return True
 

@@ -513,6 +513,22 @@ async def test_a_service_takes_the_values_of_its_own_version(journal: Any) -> No
 
 
 @in_virtual_time
+async def test_a_service_that_can_not_read_a_value_logs_that_once_however_often_others_come(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(OLD, journal)
+    await journal.signal("r", "approved", True)
+
+    async with Service([NEW], journal=journal) as service:
+        await asyncio.sleep(2)
+        for _ in range(3):
+            with pytest.raises(ValueError, match="'approved'"):
+                await service.signal("r", "approved", "yes")
+
+    assert len(errors(caplog)) == 1
+
+
+@in_virtual_time
 async def test_two_versions_side_by_side_do_not_take_turns_for_ever(
     journal: Any, make_journal: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
