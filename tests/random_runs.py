@@ -276,11 +276,20 @@ class RandomPipeline:
         self.latency_s = chance.choice([0.0, 0.0, 0.001])
         self.pool_options = [{} for _ in self.pool_sizes]
         self.caches = False
+        self.given = []
+        """The input over which steps are mapped."""
         if rich:
             self._enrich(random.Random(f"policies {seed}"))
+            self._map_over_input(random.Random(f"mapped over input {seed}"))
 
     def _all_specs(self):
         return [*self.specs, *(spec for _, inner, _ in self.nested for spec in inner)]
+
+    @property
+    def inputs(self):
+        """The inputs of its runs."""
+        is_taken = any("given" in spec.needs for spec in self._all_specs())
+        return {"given": self.given} if is_taken else {}
 
     @property
     def has_resource(self):
@@ -319,6 +328,18 @@ class RandomPipeline:
                 self.caches = True
             spec.speaks, spec.repeats = chance.random() < 0.3, chance.random() < 0.5
             spec.takes_resource = has_resource and chance.random() < 0.5
+
+    def _map_over_input(self, chance):
+        """Map steps of some pipelines over an input of the run."""
+        if chance.random() < 0.5:
+            return
+        self.given = [chance.randrange(3) for _ in range(chance.choice([0, 1, 2, 3, 5]))]
+        for spec in self._all_specs():
+            if "map_over" not in spec.options and chance.random() < 0.5:
+                spec.needs = [*spec.needs, "given"]
+                spec.options["map_over"] = "given"
+                if chance.random() < 0.4:
+                    spec.options["tolerated_failures"] = chance.choice([1, 2, 0.4, 1.0])
 
     def _specs(self, prefix, count):
         specs = []

@@ -139,6 +139,7 @@ class Execution:
                 journal=self.journal,
                 run_id=RUN_ID,
                 name="p",
+                inputs=self.pipeline.inputs,
                 resources=self.resources,
                 observers=[self.received, self.world.observe],
                 allow_missing_steps=True,
@@ -297,7 +298,7 @@ class Execution:
             event, past = resume(
                 stored,
                 planned,
-                bindings=planned.bindings(set()),
+                bindings=planned.bindings(self.pipeline.inputs.keys()),
                 new_inputs=(),
                 missing_steps=stored.missing_from(planned.index),
                 fail_fast=self.pipeline.options["fail_fast"],
