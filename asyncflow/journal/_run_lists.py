@@ -137,11 +137,11 @@ class RunLists:
     def runs(self, where: RunFilter) -> list[RunRecord]:
         """Return the runs that a filter selects."""
         if where.status not in UNFINISHED:
-            return [record_of(row) for row in self.rows(where)]
+            return self._records(self.rows(where))
         found: list[RunRecord] = []
         page = replace(where, limit=_PAGE)
         while where.limit is None or len(found) < where.limit:
-            records = [record_of(row) for row in self.rows(page)]
+            records = self._records(self.rows(page))
             found += [record for record in records if record.status is where.status]
             if len(records) < _PAGE:
                 break
@@ -151,12 +151,23 @@ class RunLists:
     def record(self, run_id: str) -> RunRecord:
         """Return the record of a run; a damaged one if the run has events and no row."""
         row = self.row(run_id)
-        if row is not None and record_of(row).status is RunStatus.ORPHANED:
-            row = self.row(run_id)  # it may just have ended: only then is its claim let go of
         if row is None:
             self.check_exists(run_id)
             row = RunRow(run_id, *[None] * (len(RunRow._fields) - 1))
-        return record_of(row)
+        return self._records([row])[0]
+
+    def _records(self, rows: Iterable[RunRow]) -> list[RunRecord]:
+        """Return the records of rows; of those that seem to be orphaned, the rows are read again.
+
+        Such a run may have ended since, which it commits before it lets go of its claim.
+        """
+        records = [record_of(row) for row in rows]
+        orphaned = [each.run_id for each in records if each.status is RunStatus.ORPHANED]
+        again: dict[str, RunRecord] = {}
+        for chunk in chunks(padded(orphaned)):
+            of_chunk = self._rows({f"r.run_id IN ({marks(len(chunk))})": chunk}, None)
+            again.update((each.run_id, each) for each in map(record_of, of_chunk))
+        return [again.get(each.run_id, each) for each in records]
 
     def last_passed(self, run_id: str) -> RunRecord | None:
         """Return the last run of the same pipeline that passed and started before a run."""
@@ -203,6 +214,8 @@ class RunLists:
         if counts[RunStatus.RUNNING]:
             running = self._conditions(replace(where, status=RunStatus.RUNNING))
             leases = self._read(_LEASES, running)
+            if any(owner and _is_orphaned(owner, process) for owner, process in leases):
+                leases = self._read(_LEASES, running)  # as in `_records`
             # Others may have begun between the two reads.
             orphaned = min(sum(starmap(_is_orphaned, leases)), counts[RunStatus.RUNNING])
             counts[RunStatus.ORPHANED] = orphaned
