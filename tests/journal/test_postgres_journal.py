@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,14 +35,22 @@ async def opened(journal: PostgresJournal, run_id: str = "r") -> Any:
     return session
 
 
-def chain(length: int, calls: Counter[str] | None = None) -> list[WorkflowStep]:
-    """Return steps that each take the output of the previous one and count their calls."""
+async def at_once(number: int) -> None: ...
+
+
+def chain(
+    length: int,
+    calls: Counter[str] | None = None,
+    wait: Callable[[int], Awaitable[object]] = at_once,
+) -> list[WorkflowStep]:
+    """Return steps that each take the output of the previous one, count their calls, and wait."""
 
     def step(number: int) -> WorkflowStep:
         async def action(before: int = -1) -> int:
             assert before == number - 1
             if calls is not None:
                 calls[name] += 1
+            await wait(number)
             return number
 
         name = f"s{number}"
@@ -81,30 +89,38 @@ async def test_runs_survive_repeatedly_cut_connections(
 ) -> None:
     calls: Counter[str] = Counter()
     succeeded: asyncio.Queue[None] = asyncio.Queue()
+    cuts = [asyncio.Event() for _ in range(11)]
 
     def observe(event: Event) -> None:
         if isinstance(event, StepSucceeded):
             succeeded.put_nowait(None)
 
+    async def wait_for_cuts(number: int) -> None:
+        """Let five steps pass for each cut, however long one takes."""
+        if number >= 5:
+            await cuts[number // 5 - 1].wait()
+
     runs = asyncio.gather(
         *(
             run_pipeline(
-                chain(60, calls), run_id=f"r{number}", journal=journal, observers=[observe]
+                chain(60, calls, wait_for_cuts),
+                run_id=f"r{number}",
+                journal=journal,
+                observers=[observe],
             )
             for number in range(4)
         )
     )
 
-    cuts = 0
-    for _ in range(4 * 60):
-        await succeeded.get()
-        if succeeded.empty():  # so a commit happens between two cuts
-            cuts += len(
-                await asyncio.to_thread(postgres_server.cut_connections, JOURNAL_CONNECTIONS)
-            )
+    for cut in cuts:
+        while not succeeded.empty():
+            succeeded.get_nowait()
+        await succeeded.get()  # so a commit happens between two cuts
+        while not await asyncio.to_thread(postgres_server.cut_connections, JOURNAL_CONNECTIONS):
+            pass  # the journal is about to connect
+        cut.set()
     reports = await runs
 
-    assert cuts > 2
     assert all(report.all_passed for report in reports)
     assert set(calls.values()) == {4}
     await assert_complete(journal, reports)
