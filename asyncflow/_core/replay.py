@@ -558,9 +558,10 @@ class StoredRun:
         before = self._settled.get((name, None))
         return self._result_of(self.steps[name], before) if name in self.steps else before
 
-    @staticmethod
-    def _result_of(step: StepView, before: StepView | None) -> StepView | None:
+    def _result_of(self, step: StepView, before: StepView | None) -> StepView | None:
         """Return the result that holds: that of the latest segment, or the one before."""
+        if step.item is None and step.name in self.missing_steps:
+            return before  # a version that has it runs it after all
         is_restored = step.reused and before is not None
         if is_restored or step.status in (*_UNSETTLED, StepStatus.CANCELLED):
             return before

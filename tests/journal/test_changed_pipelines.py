@@ -257,6 +257,48 @@ async def test_a_run_waits_on_without_the_steps_that_it_misses(journal: Any) -> 
 
 
 @in_virtual_time
+async def test_a_version_that_has_a_skipped_step_runs_it_after_all(journal: Any) -> None:
+    def deliveries(*, checks: bool) -> Pipeline:
+        pipeline = Pipeline("deliveries")
+
+        @pipeline.step
+        async def draft() -> str:
+            return "draft"
+
+        approved = pipeline.signal("approved", bool, depends_on=[draft])
+        needed: list[Any] = [approved]
+        if checks:
+
+            @pipeline.step(timeout_ms=None, depends_on=[draft])
+            async def check() -> None:
+                await asyncio.sleep(60)
+
+            needed.append(check)
+
+        @pipeline.step(depends_on=needed)
+        async def ship() -> str:
+            return "shipped"
+
+        return pipeline
+
+    with_check = deliveries(checks=True)
+    async with with_check.with_options(journal=journal, run_id="r").start() as begun:
+        await asyncio.sleep(1)
+        begun.cancel("for the deploy")
+        with pytest.raises(RunCancelledError):
+            await begun.report()
+    without = await run(deliveries(checks=False), journal, allow_missing_steps=True)
+    await journal.signal("r", "approved", True)
+
+    preview = await with_check.with_options(journal=journal).preview("r")
+    report = await run(with_check, journal)
+
+    assert (without.status, without["check"].reason) == ("WAITING", GONE)
+    assert preview["check"].decision == preview["ship"].decision == "runs"
+    assert (report["check"].status, report["ship"].output) == (SUCCESS, "shipped")
+
+
+@in_virtual_time
 async def test_what_a_missing_step_had_begun_is_given_up(journal: Any) -> None:
     """A signal, a step whose attempt was cut short, and one that is mapped."""
     pipeline = Pipeline("chain")
