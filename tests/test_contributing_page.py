@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names files and functions that exist."""
+"""CONTRIBUTING.md and ARCHITECTURE.md name files and functions that exist."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NEW = {"cooldown_ms", "starts_ms", "SlotTaken"}
 """What its examples add."""
+FUNCTIONS = {"test_a_late_value_is_not_a_success", "test_each_policy_is_passed_on"}
+"""Tests that it names, in no module of that name."""
 
 
 def test_the_three_examples_name_files_and_names_that_exist() -> None:
@@ -32,5 +34,17 @@ def test_the_three_examples_name_files_and_names_that_exist() -> None:
             found = set(re.findall(r"[A-Za-z_]\w+", text)) <= known | NEW
         if not found:
             missing.add(text)
+
+    assert missing == set()
+
+
+def test_each_file_and_module_of_tests_that_the_two_pages_name_exists() -> None:
+    missing = set()
+    for name in ("CONTRIBUTING.md", "ARCHITECTURE.md"):
+        page = (ROOT / name).read_text(encoding="utf-8")
+        files = set(re.findall(r"(?<=[`(])(?:asyncflow|tests|docs)/[\w./]+(?=[`)])", page))
+        tests = re.findall(r"(?<=`)(?:[a-z]+/)?test_\w+(?=`)", page)
+        files |= {f"tests/{test}.py" for test in tests if test not in FUNCTIONS}
+        missing |= {file for file in files if not (ROOT / file).exists()}
 
     assert missing == set()
