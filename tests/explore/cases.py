@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 __all__ = [
+    "GIVEN",
     "TICK_MS",
     "Act",
     "Case",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 TICK_MS = 8
+GIVEN = -1
+"""What `Step.maps` is for a step that is mapped over the input ``given`` of its run."""
 
 
 def _shown(self: Any) -> str:
@@ -74,7 +77,7 @@ STREAM_WAITS = 2
 
 
 class Items(NamedTuple):
-    """What a step returns that another one maps over."""
+    """What a step returns that another one maps over, or what an input of the run is."""
 
     count: int
     kind: str = "list"
@@ -170,6 +173,8 @@ class Flow(NamedTuple):
     eager: bool = False
     ahead: int = 100
     """How many finished items may wait for the next step of a chain."""
+    given: Items | None = None
+    """The input of the run, if steps are mapped over it."""
     threads: int = 40
     """How many steps may be in a thread at a time."""
     resource: tuple[int, int] | None = None
@@ -299,11 +304,28 @@ def enriched(flow: Flow, chance: Random) -> Flow:
                 notes=1 + int(random() * 2) if random() < 0.15 else 0,
             )
         )
-    return flow._replace(
+    flow = flow._replace(
         steps=tuple(steps),
         resource=(int(random() * 4), int(random() * 3)) if has_resource else None,
         threads=1 + int(random() * 2) if random() < 0.4 else 40,
     )
+    return flow if random() < 0.7 else _over_input(flow, chance)
+
+
+def _over_input(flow: Flow, chance: Random) -> Flow:
+    """Return a pipeline of which some steps are mapped over an input of the run."""
+    random = chance.random
+    steps = tuple(
+        step._replace(maps=GIVEN, tolerated=(0, 0, 1, 0.5, 1.0)[int(random() * 5)])
+        if step.maps is None and step.items is None and random() < 0.5
+        else step
+        for step in flow.steps
+    )
+    if not any(step.maps == GIVEN for step in steps):
+        return flow
+    kind = ("list", "list", "iterable", "stream")[int(random() * 4)]
+    breaks = _pick(chance, _BREAKS) if kind != "list" else ""
+    return flow._replace(steps=steps, given=Items(int(random() * 5), kind, breaks))
 
 
 def _random_pool(chance: Random) -> PoolSpec:

@@ -44,7 +44,7 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
-from tests.explore.cases import STREAM_WAITS, TICK_MS, Case, Fault, Step
+from tests.explore.cases import GIVEN, STREAM_WAITS, TICK_MS, Case, Fault, Step
 from tests.explore.world import Call, Instead, World
 
 __all__ = ["violations"]
@@ -334,8 +334,9 @@ class _Run:
     def flow_source(self, step: int) -> _Node | None:
         """Return the mapped step whose items a step may take before all of them have ended."""
         spec = self.specs[step]
-        if spec.maps is None or spec.when or spec.run_if != "success":
+        if spec.maps in (None, GIVEN) or spec.when or spec.run_if != "success":
             return None
+        assert spec.maps is not None
         source = self.specs[spec.maps]
         return None if source.maps is None or source.is_cleanup else self.steps[spec.maps]
 
@@ -577,6 +578,11 @@ class _Run:
     def check_arguments(self, node: _Node, call: Call) -> None:
         spec = self.specs[node.step]
         names = {self.specs[need].name for need in spec.needs}
+        if spec.maps == GIVEN:
+            names.add("given")
+            item, of_input = call.arguments["given"], self.world.given[self.run]
+            _require(item == node.item, "another item:", call.key, item)
+            _require(not isinstance(of_input, list) or item is of_input[item], "another item")
         if spec.resource:
             names.add("resource")
             _require(call.arguments["resource"] == f"resource {self.run}", call.arguments)
@@ -855,13 +861,16 @@ class _Run:
         assert spec.maps is not None
         _require(not node.attempts, "a mapped step has attempts of its own:", node.attempts)
         items = self.items[node.step]
-        if self.specs[spec.maps].maps is not None:
+        if spec.maps != GIVEN and self.specs[spec.maps].maps is not None:
             self.check_chain(node, items)
             return
         self.check_gaps(node, items)
-        source = self.steps[spec.maps].end
-        _require(type(source) is StepSucceeded, "there are no items:", node.map)
-        given = source.output
+        if spec.maps == GIVEN:
+            given = self.world.given[self.run]
+        else:
+            source = self.steps[spec.maps].end
+            _require(type(source) is StepSucceeded, "there are no items:", node.map)
+            given = source.output
         stop = self.stop_for(spec)
         count, breaks = self.count_of(given)
         if self.was_late(spec, given, end):
@@ -985,7 +994,8 @@ class _Run:
     def was_late(self, spec: Step, given: Any, end: Any) -> bool:
         """Whether an item of a stream did not come within the limits of its wait."""
         assert spec.maps is not None
-        limits = [each for each in (self.specs[spec.maps].timeout, spec.deadline) if each]
+        timeout = None if spec.maps == GIVEN else self.specs[spec.maps].timeout
+        limits = [each for each in (timeout, spec.deadline) if each]
         is_stream = not isinstance(given, list | tuple) and given.items.kind == "stream"
         waits: float = STREAM_WAITS if is_stream and given.items.count > 1 else 0
         if is_stream and given.items.breaks == "hang":
@@ -998,7 +1008,8 @@ class _Run:
         if not isinstance(error, StepTimeoutError) or not error.source:
             return False
         _require(shortest <= waits, "its item came in time:", error)
-        is_right = error.source == self.specs[spec.maps].name and error.step_name == spec.name
+        source = self.world.pipeline.source_of(spec)
+        is_right = error.source == source and error.step_name == spec.name
         _require(is_right, "it waited for another item:", error)
         return True
 
@@ -1022,7 +1033,7 @@ class _Run:
         is_pointless = bool(ends) and all(
             type(each.end) is StepSkipped and each.end.by_condition for each in ends
         )
-        source = None if spec.maps is None else self.steps[spec.maps].end
+        source = None if spec.maps in (None, GIVEN) else self.steps[spec.maps].end
         if started_ms is not None:
             _require(spec.when in ("", "yes"), f"{spec.name} starts in spite of its condition")
             late = [each for each in ends if each.end_place > place]
@@ -1267,15 +1278,18 @@ class _Run:
         """Return the same for an item: a slot is kept until the task of its step has added it."""
         spec, owner = self.specs[node.step], self.steps[node.step]
         assert spec.maps is not None
-        source = self.specs[spec.maps]
-        is_stream = source.items is not None and source.items.kind == "stream"
+        source = None if spec.maps == GIVEN else self.specs[spec.maps]
+        given = self.flow.given if source is None else source.items
+        is_stream = given is not None and given.kind == "stream"
         feeds = any(other.maps == node.step for other in self.specs)
         is_sure = not (spec.when or spec.is_cleanup)
         if not is_sure or is_stream or (feeds and self.flow.ahead < 100):
             return None
         places = [each.end_place for each in self.before(owner)]
-        if source.maps is not None and node.item is not None:
+        if source is not None and source.maps is not None and node.item is not None:
             places.append(self.items[spec.maps][node.item].end_place)
+        if not places:
+            return None if self.flow.resource else 0
         return max(places)
 
     def times_between(self, since: float, until: float) -> list[float]:

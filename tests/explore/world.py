@@ -21,6 +21,7 @@ from asyncflow.events import Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
 from tests.explore import threads
 from tests.explore.cases import (
+    GIVEN,
     STREAM_WAITS,
     TICK_MS,
     Act,
@@ -201,6 +202,8 @@ class World:
         self.paused_at = [-1.0] * len(pipeline.pools)
         self.live: dict[tuple[int, int, int | None], Call] = {}
         self.in_threads = 0
+        self.given: dict[int, Any] = {}
+        """The input of each run, if it has one."""
         self.measured: list[tuple[int, int | None]] = []
         """The steps and items for which slots were computed."""
         self.resources = [""] * copies
@@ -446,6 +449,11 @@ class Pipeline:
         self.dependencies = dependencies_of(flow.steps)
         self.tiers = tiers_of(self.dependencies)
 
+    def source_of(self, spec: Step) -> str:
+        """Return the name of the step, or of the input, over which a step is mapped."""
+        assert spec.maps is not None
+        return "given" if spec.maps == GIVEN else self.flow.steps[spec.maps].name
+
     def _recorder(self, run: int) -> Callable[[Event], object]:
         def record(event: Event) -> None:
             world = self.world
@@ -482,7 +490,7 @@ class Pipeline:
                 options["slots"] = self._measure(index, spec)
             options["tokens"] = spec.tokens or None
         if spec.maps is not None:
-            options["map_over"] = flow.steps[spec.maps].name
+            options["map_over"] = self.source_of(spec)
             options["tolerated_failures"] = spec.tolerated
             options["keep_outputs"] = spec.keeps
         if spec.when:
@@ -492,7 +500,7 @@ class Pipeline:
         return WorkflowStep(
             spec.name,
             self._action_in_thread(index, spec) if spec.thread else self._action(index, spec),
-            [flow.steps[need].name for need in spec.needs],
+            [flow.steps[need].name for need in spec.needs] + ["given"] * (spec.maps == GIVEN),
             max_retries=spec.retries,
             deadline_ms=_ms(spec.deadline),
             heartbeat_ms=_ms(spec.heartbeat),
@@ -508,7 +516,7 @@ class Pipeline:
         def measure(**arguments: Any) -> int:
             item = None
             if spec.maps is not None:
-                value = arguments[self.flow.steps[spec.maps].name]
+                value = arguments[self.source_of(spec)]
                 item = value if isinstance(value, int) else value[1]
             self.world.measured.append((index, item))
             if item is None or item % 2:
@@ -627,7 +635,12 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
     elif fault.observer is not None:
         observers = [*orchestrator.observers, _observer(world, *fault.observer)]
         orchestrator = orchestrator.with_options(observers=observers)
-    work = orchestrator.run()
+    given = world.pipeline.flow.given
+    if given is None:
+        work = orchestrator.run()
+    else:
+        world.given[run] = _items(world, given)
+        work = orchestrator.run(given=world.given[run])
     try:
         if run == 0 and fault.scope is not None:
             await _scoped(world, work, *fault.scope)
@@ -720,9 +733,12 @@ def _observer(world: World, what: str, at: int) -> Callable[[Event], object]:
 def _value(world: World, spec: Step, call: Call) -> Any:
     if call.attempt <= spec.refused:
         return _REFUSED
-    items = spec.items
-    if items is None:
+    if spec.items is None:
         return (spec.name, call.item, call.attempt)
+    return _items(world, spec.items)
+
+
+def _items(world: World, items: Items) -> Any:
     match items.kind:
         case "list":
             return list(range(items.count))
