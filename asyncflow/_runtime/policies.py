@@ -83,10 +83,9 @@ def policies_of(
             # Before what is reused: void checkpoints go in the turn of the run's first event.
             add(CheckpointWriter(scope, cast("CheckpointSession", persistence.session)))
         add(Persisting(scope, parts.run, persistence))
+        # After the journal, which may have stored a result by now that other runs wait for.
         if starter.cache is not None:
-            add(
-                starter.cache
-            )  # after the journal, which may have a result now that others wait for
+            add(starter.cache)
     if scope.start.checkpoint is not None:
         from asyncflow._runtime.resumption import EarlierResults
 
@@ -106,6 +105,7 @@ def policies_of(
         add(draining)
         if link is not None:
             add(Linked(parts, link, draining, waits))
+
     # The innermost call comes first: a heartbeat is counted around the worker that gives it.
     special = [scope.plan.steps[at] for at in scope.plan.special]
     if scope.plan.cleanups:
