@@ -81,6 +81,7 @@ class RemoteAttempts:
         step = self._state.step_runs.steps[node]
         now_ms, ends_s = self._run_context.now_ms(), self._run_context.ends_s(step)
         limit = self._state.deadlines.of(node, now_ms)
+        beat = partial(attempt.while_it_lasts(self._on_beat), started)
         return EngineCall(
             run_id=self._run_context.run_id,
             step=step,
@@ -90,7 +91,7 @@ class RemoteAttempts:
             deadline_s=None if ends_s == math.inf else max(0.0, ends_s - self._run_context.clock()),
             may_keep=node in self._to_keep,
             began=attempt.begin,
-            beat=None if step.heartbeat_ms is None else partial(self._on_beat, started),
+            beat=None if step.heartbeat_ms is None else beat,
             saved=attempt.while_it_lasts(partial(self._on_saved, started)),
             abandon=attempt.while_it_lasts(partial(self._permits.abandon, node)),
             unconfirmed=attempt.while_it_lasts(partial(self._on_unconfirmed, node)),

@@ -682,6 +682,24 @@ async def test_a_third_party_can_stop_a_body_but_not_the_wait_for_a_worker():
 
 
 @counts_time
+async def test_a_heartbeat_of_an_earlier_body_keeps_no_other_attempt_alive():
+    engine = FakeEngine()
+
+    async def hangs():
+        earlier = engine.calls[0] if current_step().attempt == 2 else None
+        for _ in range(20):
+            await asyncio.sleep(0.04)
+            if earlier is not None:
+                earlier.beat()
+
+    steps = [WorkflowStep("a", hangs, heartbeat_ms=50, max_retries=2)]
+    report = await run_pipeline(steps, engine=engine)
+
+    assert report["a"].error.kind == "heartbeat"
+    assert [round(each.duration_ms) for each in report["a"].history] == [50, 50]
+
+
+@counts_time
 async def test_heartbeats_count_from_when_the_body_begins():
     engine = FakeEngine(workers=1)
 
