@@ -326,8 +326,8 @@ class _Builder:
 def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
     """Return the steps that take the output of a step, or each of its items.
 
-    One whose items all take it is there twice. Who takes what an included pipeline forwards
-    takes the output of the step inside.
+    A mapped step whose items all take it is there twice. A step that takes what an included
+    pipeline forwards takes the output of the step inside.
     """
     takers: list[int] = []
     queue = [source]

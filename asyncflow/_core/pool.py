@@ -6,8 +6,8 @@ Rules:
    that the pool calls: with ``None`` when the slots are there, or with a time at which to `look`
    again. So one pool serves any number of runs, event loops and threads at once.
 2. There is one line, by priority and then by age. Its head holds it for all behind it, so that
-   attempts that need many slots are not starved. Only who can't take slots, since its event loop
-   was stopped, is passed over.
+   attempts that need many slots are not starved. Only an attempt that can't take slots, since its
+   event loop was stopped, is passed over.
 3. Nothing is reserved for waiting attempts: the head is judged when something changes, or when its
    time has come. So an attempt that leaves takes nothing along, and a pause that begins holds all.
 4. Times are compared as they are stored, never as they could be computed again: sums of floats
@@ -358,7 +358,7 @@ class Pool:
     def _move_up(self) -> None:
         """Let those at the head of the line have their slots, as far as that is possible.
 
-        Who can't start, since its event loop was stopped, is passed over until that runs again.
+        An attempt whose event loop was stopped can't start, so it is passed over until that runs.
         """
         at = 0
         while at < len(self._line):

@@ -37,11 +37,11 @@ class AdmissionQueue:
 
     At most ``limit`` nodes have a place at a time; ``None`` means any number. A node gets its place
     when it is admitted. If it must wait for its pool, it lends the place to others, and claims one
-    when it has its slot. ``steps`` has the
-    step of each node, and may become longer. ``special`` are the steps that may have a pool, or run
-    elsewhere than in the event loop. ``is_dirty`` says whether there may be a node to admit, or a
-    step that has become unreachable; ``is_limited``, whether a node may have to wait, here or for a
-    pool, thread or process; ``has_limit``, whether here.
+    when it has its slot. ``steps`` has the step of each node, and may become longer. ``special``
+    are the steps that may have a pool, or run elsewhere than in the event loop. ``is_dirty`` says
+    whether there may be a node to admit, or a step that has become unreachable; ``is_limited``,
+    whether a node may have to wait, here or for a pool, thread or process; ``has_limit``, whether
+    here.
     """
 
     def __init__(

@@ -309,7 +309,7 @@ class RunPersistence:
         return is_for_another_version(self.journal, self.types[name], payload, asked)
 
     def sent(self, name: str, value: Any) -> Payload:
-        """Encode a value as it was given to a signal, so that it is the same whoever sends it."""
+        """Encode a value as it was given to a signal, so that every sender stores the same."""
         return self.journal.encode(
             f"signal {name!r}", value, Any if is_plain(value) else self.types[name]
         )

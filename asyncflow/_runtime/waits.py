@@ -52,9 +52,8 @@ _log = logging.getLogger("asyncflow")
 class Waits(Policy):
     """The policy of a run with steps that wait.
 
-    ``starter`` has the task group of the run. With
-    ``may_suspend``, the run ends its segment when nothing is left but to wait, if it has a journal
-    that takes signals.
+    ``starter`` has the task group of the run. With ``may_suspend``, the run ends its segment when
+    nothing is left but to wait, if it has a journal that takes signals.
     """
 
     def __init__(self, parts: Parts, starter: Starter, *, may_suspend: bool) -> None:

@@ -175,7 +175,7 @@ class Signals:
         column = column_of(name)
         lease = self._row(cursor, _LEASE, run_id)
         run = self._row(cursor, _RUN, run_id)
-        # Without a run, whoever has its lease, the row would answer the next run of this id.
+        # Without a run, even one that is leased, the row would answer the next run of this id.
         if lease is None or run is None or checksum not in (None, run[2]):
             raise RunNotFoundError(run_id, self._database.name)
         (latest_owner,), (status, waits, _) = lease, run
