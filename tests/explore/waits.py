@@ -57,6 +57,8 @@ class Case(NamedTuple):
     changed_s: float
     unmet: frozenset[int] = frozenset()
     """The steps whose condition is false."""
+    deadlines: tuple[tuple[int, float | None], ...] = ()
+    """The steps that wait whose deadline is another one after the change, and that, in seconds."""
     has_policies: bool = False
     """Whether the steps measure slots of a pool, take a resource of the run and say something."""
 
@@ -86,6 +88,11 @@ def random_case(number: int) -> Case:
             steps = [at for at, step in enumerate(case.steps) if step.kind == "step"]
             unmet = frozenset(at for at in steps if more.random() < 0.3)
             case = case._replace(unmet=unmet, has_policies=more.random() < 0.7)
+        if number % 3 == 2:
+            waits = [at for at, step in enumerate(case.steps) if step.kind == "waits"]
+            others = [(at, more.choice([None, more.uniform(1, 25)])) for at in waits]
+            deadlines = tuple(other for other in others if more.random() < 0.5)
+            case = case._replace(deadlines=deadlines)
         if _Model(case).is_clear():
             return case
 
@@ -128,6 +135,7 @@ class _Model:
         """Since when each step waits."""
         self.valid_s = dict.fromkeys(range(len(case.steps)), 0.0)
         """From when on what is sent to a step counts."""
+        self.deadlines = {at: step.deadline_s for at, step in enumerate(case.steps)}
         self.calls: Counter[str] = Counter()
         self.decisive: list[float] = [case.changed_s]
         """The times that must not be close to those at which something is sent."""
@@ -136,6 +144,7 @@ class _Model:
         if self._has_passed():
             return
         self._change()
+        self.deadlines |= dict(case.deadlines)
         self._advance(case.changed_s, _NEVER, case.changed)
 
     def _has_passed(self) -> bool:
@@ -216,7 +225,8 @@ class _Model:
 
     def _wait(self, at: int, step: Step, ready_s: float, until_s: float) -> None:
         turn_s = self.turns.setdefault(at, ready_s)
-        expires_s = _NEVER if step.deadline_s is None else turn_s + step.deadline_s
+        deadline_s = self.deadlines[at]
+        expires_s = _NEVER if deadline_s is None else turn_s + deadline_s
         self.decisive += [expires_s] if expires_s < HORIZON_S else []
         for value, (sent_s, to) in enumerate(self.case.sent):
             if to == at and self.valid_s[at] <= sent_s < min(until_s, max(expires_s, turn_s)):
@@ -283,7 +293,7 @@ class _Driver:
     async def _until(self, limit_s: float, changed: frozenset[int], stays: bool) -> RunReport:
         """Run, and continue whenever the run is due, until then or until it has ended."""
         on_wait: Any = "stay" if stays else "suspend"
-        steps = _steps(self, changed)
+        steps = _steps(self, changed, is_changed=limit_s == HORIZON_S)
         resources = (
             {"db": self._resource} if any("db" in it.signature.names for it in steps) else {}
         )
@@ -337,19 +347,23 @@ def _shown(result: Any) -> tuple[str, Any]:
     return str(result.status), result.output
 
 
-def _steps(driver: _Driver, changed: frozenset[int]) -> list[WorkflowStep]:
+def _steps(
+    driver: _Driver, changed: frozenset[int], *, is_changed: bool = False
+) -> list[WorkflowStep]:
     case, pool = driver.case, Pool(20)
+    deadlines = dict(case.deadlines) if is_changed else {}
 
     def made(at: int, step: Step) -> WorkflowStep:
         needs = [f"s{need}" for need in step.needs]
         if step.kind == "waits":
-            deadline_ms = None if step.deadline_s is None else step.deadline_s * 1000
+            deadline_s = deadlines.get(at, step.deadline_s)
+            deadline_ms = None if deadline_s is None else deadline_s * 1000
             return WorkflowStep(
                 f"s{at}",
                 Signal(int),
                 needs,
                 deadline_ms=deadline_ms,
-                fallback=_FALLBACKS[step.instead],
+                fallback=None if deadline_s is None else _FALLBACKS[step.instead],
             )
 
         async def action(**outputs: Any) -> str:
