@@ -656,7 +656,7 @@ async def durable() -> None:
         assert_type(await journal.report("r"), RunReport)
         preview = await etl.with_options(journal=journal).preview("r", rerun=True, from_="a")
         assert_type(preview, RunPreview)
-        assert_type(preview["a"].decision, Literal["reused", "runs", "waits", "skipped"])
+        assert_type(preview["a"].decision, Literal["reused", "runs", "waits", "skipped", "missing"])
         assert_type(await journal.last_passed("r"), RunRecord | None)
         comparison = await journal.compare("r", "q")
         assert_type(comparison, RunComparison)
