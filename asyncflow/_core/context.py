@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context, ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core import process_attempt
@@ -445,7 +446,7 @@ class Heartbeat(Protocol):
         """Give a heartbeat, from any thread."""
 
 
-_NO_RESULTS: Mapping[str, StepResult] = {}
+_NO_RESULTS: Mapping[str, StepResult] = MappingProxyType({})  # all attempts share it
 
 
 @record

@@ -605,3 +605,17 @@ async def test_only_the_targets_and_their_dependencies_run():
     report = await run_pipeline(steps, targets=["transform"])
 
     assert ran == list(report) == ["extract", "transform"]
+
+
+async def test_a_step_without_results_cannot_leave_any_for_others():
+    async def write():
+        current_step().results["x"] = None
+
+    async def read():
+        return dict(current_step().results)
+
+    steps = [WorkflowStep(each.__name__, each, deadline_ms=100) for each in (write, read)]
+    report = await run_pipeline(steps, fail_fast=False)
+
+    assert isinstance(report["write"].error, TypeError)
+    assert report["read"].output == {}
