@@ -41,6 +41,10 @@ def test_a_step_whose_failure_was_reused_takes_a_value_when_its_run_has_failed()
     assert first_problem(1_086, 1) == ""
 
 
+def test_what_only_a_condition_has_lost_is_skipped_when_the_waits_have_ended():
+    assert first_problem(51_097, 1) == ""
+
+
 @pytest.mark.parametrize("number", [77_000_015_013, 20_261_127_000_860_321])
 def test_a_run_that_broke_a_promise_once_keeps_it(number):
     assert check(case_of(number, is_enriched=False)) == []

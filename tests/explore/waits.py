@@ -220,7 +220,8 @@ class _Model:
         for at, step in enumerate(self.case.steps):
             needed = [self.results.get(need) for need in step.needs]
             lost = [each for each in needed if each is not None and each.status != "SUCCESS"]
-            if at not in self.results and lost:
+            # What only a condition has lost is left to the end of the waits: a failure counts more.
+            if at not in self.results and not all(each.by_condition for each in lost):
                 self.results[at] = _skipped(lost)
 
     def _wait(self, at: int, step: Step, ready_s: float, until_s: float) -> None:
