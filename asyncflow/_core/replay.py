@@ -84,6 +84,8 @@ class StoredRun:
         self.steps: dict[str, StepView] = {}
         self.tiers: list[list[str]] = []
         self.counts: Counter[StepStatus] = Counter()
+        self.passed_steps: frozenset[str] = frozenset()
+        """The steps that the run had when it last passed: their results are final."""
         self.dependencies: dict[str, tuple[str, ...]] = {}
         self.fingerprints: dict[str, tuple[str, str]] = {}
         self.inputs: dict[str, Any] = {}
@@ -244,6 +246,8 @@ class StoredRun:
         self.status, self.at_ms = event.status, event.at_ms
         self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
+        if event.status is RunStatus.PASSED:
+            self.passed_steps = frozenset(self.steps.keys() - self.missing_steps.keys())
 
     # A step or an item.
 
@@ -519,6 +523,8 @@ class StoredRun:
         outdated |= with_dependents(event.unfinished, edges) - event.unfinished.keys()
         for key in list(self._settled):
             step = self._settled[key]
+            if key[0] in self.passed_steps:
+                continue  # its result is final
             begins_anew = event.afresh or (key[1] is None and key[0] in event.unfinished)
             # What a condition skipped asks it again, and tells until then what dependents lacked.
             if key[0] in outdated or (

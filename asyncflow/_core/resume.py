@@ -77,7 +77,7 @@ def resume(
     afresh = run.has_ended or run.was_stopping or (fail_fast and has_failed)
     why_new = {name: f"the run did not have the input {name!r} before" for name in new_inputs}
     reasons = _of_takers(plan, bindings, why_new)
-    found = _judge(run, plan, known, reasons, (), bindings, afresh=afresh)
+    found = _judge(run, plan, known, reasons, (), bindings, afresh=afresh, final=run.passed_steps)
     del known  # it may be large, and the next one has as much
     event = RunResumed(
         run.started.run_id,
@@ -257,17 +257,22 @@ def _judge(
     bindings: Bindings,
     *,
     afresh: bool,
+    final: Collection[str] = (),
     runs_failed_items: bool = False,
 ) -> _Judgement:
     """Decide which results of a run are valid.
 
     ``reasons`` say why steps must run again, whatever their fingerprints say. ``secret`` are the
     steps whose outputs are not there, beside those that were not stored. With ``afresh``,
-    everything that has not succeeded runs; with ``runs_failed_items``, also the failed items of
-    steps that have succeeded.
+    everything that has not succeeded runs, but for the ``final`` steps, whose results are valid
+    whatever has changed; with ``runs_failed_items``, also the failed items of steps that have
+    succeeded.
     """
     valid, by_item, outdated = _verdicts(
-        run, plan, known, reasons, afresh=afresh, runs_failed_items=runs_failed_items
+        *(run, plan, known, reasons),
+        afresh=afresh,
+        final=final,
+        runs_failed_items=runs_failed_items,
     )
     with_items = {name for name, item in known if item is not None}
     unfinished = {n: why for n, why in by_item.items() if n in with_items} | run.unfinished()
@@ -279,7 +284,11 @@ def _judge(
         gone = with_results & outdated.keys() | (_signals(plan) & reasons.keys())
         begun -= _signals(plan) - with_results
         begun |= with_dependents(gone, plan.depends_on.items()) & _signals(plan)
-    asked_again = {n for n in valid if afresh and known[n, None].status is StepStatus.SKIPPED}
+    asked_again = {
+        name
+        for name in valid.keys() - set(final)
+        if afresh and known[name, None].status is StepStatus.SKIPPED
+    }
     restored = {name: None for name in valid if name not in asked_again}
     recalled = _recalled(plan, restored, not_stored, bindings)
     void = _void_answers(plan, recalled) - reasons.keys()
@@ -289,6 +298,7 @@ def _judge(
         return _judge(
             *(run, plan, known, {**reasons, **dict.fromkeys(void, why)}, secret, bindings),
             afresh=afresh,
+            final=final,
             runs_failed_items=runs_failed_items,
         )
     return _Judgement(
@@ -360,6 +370,7 @@ def _verdicts(
     reasons: Mapping[str, str],
     *,
     afresh: bool,
+    final: Collection[str],
     runs_failed_items: bool,
 ) -> tuple[dict[str, None], dict[str, str], dict[str, str]]:
     """Return the steps with a valid result, those that are valid by item, and the outdated ones.
@@ -373,6 +384,9 @@ def _verdicts(
     for name, needed in shape.items():
         if name not in run.fingerprints:
             continue  # a new step
+        if name in final and (name, None) in known:
+            valid[name] = None
+            continue
         why = reasons.get(name) or difference(run.fingerprints[name], fingerprints[name])
         step, index = known.get((name, None)), plan.index[name]
         if why is None and set(needed) != set(run.dependencies[name]):

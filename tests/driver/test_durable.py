@@ -552,24 +552,32 @@ class TestChangedPipelines:
         assert set(report) == {"a", "b", "c", "d"}
         assert set(work.calls.values()) == {1}
 
-    async def test_an_added_step_lets_what_has_changed_in_a_passed_run_run_again(
-        self, work, journal
-    ):
-        async def price():
-            return 1
+    async def test_a_passed_run_only_gains_the_steps_that_it_did_not_have(self, journal):
+        calls = Counter()
 
-        async def added():
-            return 2
+        def step(name, needs=(), *, fails=False, **options):
+            async def action():
+                calls[name] += 1
+                if fails and calls[name] == 1:
+                    raise ValueError(name)
+
+            return WorkflowStep(name, action, needs, **options)
 
         bill = partial(run_pipeline, journal=journal, run_id="r")
-        await bill([WorkflowStep("price", price)])
+        await bill([step("charge"), step("ship", ["charge"]), step("gift", when=lambda: False)])
+        changed = [
+            step("charge", version="2"),
+            step("check", ["charge"], fails=True),
+            step("ship", ["check"]),
+            step("gift", when=lambda: True),
+        ]
 
-        changed = WorkflowStep("price", price, version="2")
-        assert reused(await bill([changed])) == ["price"]
-        report = await bill([changed, WorkflowStep("added", added)])
+        report = await bill(changed)
+        again = await bill(changed)
 
-        assert report.all_passed
-        assert report["price"].attempts == 2
+        assert [result.step_name for result in report.failed] == ["check"]
+        assert again.all_passed
+        assert calls == {"charge": 1, "ship": 1, "check": 2}
 
     async def test_a_session_is_closed_if_the_run_cannot_start(self, work, journal):
         def refuse(on_failure):
