@@ -38,15 +38,16 @@ class PatientResource:
     async def __aenter__(self) -> Any:
         delay_s = _FIRST_RETRY_S
         while True:
-            manager = self._manager = self._open_resource()
-            check_manager(manager)
             try:
-                return await type(manager).__aenter__(manager)
+                manager = self._manager = self._open_resource()
             except Exception as error:
-                _log.warning(
-                    "resource %r could not be opened, and is tried again in %g s: %s",
-                    *(self._name, delay_s, describe_error(error)),
-                )
+                self._log_failure(error, delay_s)
+            else:
+                check_manager(manager)  # no waiting would make one of it
+                try:
+                    return await type(manager).__aenter__(manager)
+                except Exception as error:
+                    self._log_failure(error, delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
 
@@ -57,3 +58,9 @@ class PatientResource:
         trace: TracebackType | None,
     ) -> Any:
         return await type(self._manager).__aexit__(self._manager, kind, error, trace)
+
+    def _log_failure(self, error: Exception, delay_s: float) -> None:
+        _log.warning(
+            "resource %r could not be opened, and is tried again in %g s: %s",
+            *(self._name, delay_s, describe_error(error)),
+        )

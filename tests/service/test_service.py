@@ -7,7 +7,7 @@ import logging
 import pickle
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -873,6 +873,32 @@ async def test_runs_wait_for_a_resource_that_is_down(
         assert 20 <= database.opened[0] < 32
         assert database.closed == 1
         assert "resource 'db' could not be opened, and is tried again in 8 s" in caplog.text
+
+
+@in_virtual_time
+async def test_runs_wait_for_a_resource_whose_function_raises(work: Work) -> None:
+    database = Database((20, 1000))
+
+    def connect() -> AbstractAsyncContextManager[Database]:
+        if now_s() < 20:
+            raise ConnectionError("refused")
+        return database.open()
+
+    async with Service([paying(work, connect)]) as service:
+        run = await service.start("pay", "r", pause_s=1)
+
+        assert (await run.report()).all_passed
+        assert 20 <= database.opened[0] < 32
+
+
+@in_virtual_time
+async def test_no_run_waits_for_a_function_that_opens_no_resource(work: Work) -> None:
+    async with Service([paying(work, lambda: "no manager")]) as service:
+        run = await service.start("pay", "r", pause_s=1)
+        with pytest.raises(ResourceError, match="returned str, which is no async context manager"):
+            await run.report()
+
+        assert now_s() < 1
 
 
 @in_virtual_time
