@@ -10,10 +10,11 @@ Rules:
    killer ends up alone, and a run beside it has seen few processes die.
 4. A run that waits for a signal is none of these. What has become due of them is looked for more
    often. Those that are not due cost nothing.
-5. A run that waits as another version of its pipeline asks for signals is continued once, so that
-   it takes the types and deadlines of this one: at once if the service finds it at its start. What
-   it finds so later may be of a newer version, or of an old one that is about to end, so it lets
-   some time pass. Each process does this at most once for a run: they never take turns.
+5. A run that waits as another version of its pipeline asks for signals is continued, so that it
+   takes the types and deadlines of this one: at once if the service finds it at its start. What it
+   finds so later may be of a newer version, or of an old one that is about to end, so it lets some
+   time pass; and so again, each time twice as much, if another version has continued it since.
+   Versions that live side by side take turns ever more rarely.
 6. The service whose journal has taken a signal continues the run at once. The others look once a
    second, and leave out what it has claimed: they would all claim it, and all but one in vain.
 """
@@ -72,8 +73,10 @@ _DUE_EVERY_S = 1.0
 """How often to look for waiting runs that another process has made due, or whose deadline has
 expired."""
 _PATIENT_S = 600.0
-"""How long a run that another process has left waiting may ask for signals as another version does.
-Longer than a rolling deploy."""
+"""How long a run that another process has left waiting may ask for signals as another version does,
+at first. Longer than a rolling deploy."""
+_MOST_PATIENT_S = 6 * 3600.0
+"""How long it may at most, and for how long after that the service still knows of it."""
 _AT_ONCE = 1_000
 """How many of them a look finds at most."""
 _TOGETHER = 64
@@ -106,15 +109,16 @@ class Recovery:
         self._begin = begin
         self._lost_only: Any = LostRuns(journal, CONTINUED)
         self._unresumable: dict[str, tuple[float, float]] = {}
-        """The runs that could not be resumed here, or not open their resources, which was logged:
-        when to try once more, and how long to wait after that, both in seconds."""
-        self._renewed: set[str] = set()
-        """The runs that were continued since another version of their pipeline asks for signals."""
-        self._outdated: dict[str, float] = {}
-        """Others of these, each with when it may be continued, in seconds."""
+        """The runs that could not be resumed here, or not open their resources: when to try once
+        more, and how long to wait after that, both in seconds."""
+        self._logged: set[str] = set()
+        """Those of which the log says why they could not be resumed here."""
+        self._renewals: dict[str, tuple[float, float]] = {}
+        """The runs that have waited as another version of their pipeline asks for signals: when
+        each may be continued, and how long to wait after that, both in seconds."""
         self._has_looked = False
         """Whether the service has looked for these runs since its start."""
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: set[asyncio.Task[Any]] = set()
         self._continuing: set[str] = set()
         """The runs that were due and begin."""
         self._retries: dict[str, tuple[float, float]] = {}
@@ -141,22 +145,34 @@ class Recovery:
         """Continue the runs that wait as another version of their pipeline asks for signals."""
         now_s = asyncio.get_running_loop().time
         for name, pipeline in self._pipelines.items():
-            asks = self._asks_of(pipeline)
+            asks, tried = self._asks_of(pipeline), set[str]()
             while True:
-                patient = {each for each, at_s in self._outdated.items() if now_s() < at_s}
-                skipped = self._left_alone() | self._renewed | patient
+                early = {each for each, (at_s, _) in self._renewals.items() if now_s() < at_s}
+                skipped = self._left_alone() | early | tried
                 found = await self._journal._asking_otherwise(name, asks, _AT_ONCE, skipped)
                 for run_id in found:
-                    if self._has_looked and run_id not in self._outdated:
-                        self._outdated[run_id] = now_s() + _PATIENT_S
-                        continue
-                    self._outdated.pop(run_id, None)
-                    self._renewed.add(run_id)
+                    if run_id not in self._renewals:
+                        delay_s = _PATIENT_S if self._has_looked else 0.0
+                        self._renewals[run_id] = now_s() + delay_s, _PATIENT_S
+                        if self._has_looked:
+                            continue
+                    tried.add(run_id)
                     await self._places.wait()
-                    self._begin_soon(self._resume_one(pipeline, run_id))
+                    self._begin_soon(self._renew_one(pipeline, run_id))
                 if len(found) < _AT_ONCE:
                     break
         self._has_looked = True
+        # A run that another version continues is found again, which should not begin anew then.
+        forgotten_s = now_s() - _MOST_PATIENT_S
+        known = self._renewals.items()
+        self._renewals = {run_id: each for run_id, each in known if each[0] > forgotten_s}
+
+    async def _renew_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
+        """Continue such a run for which a place was taken; if that fails, the next look does."""
+        if await self._resume_one(pipeline, run_id):
+            _, delay_s = self._renewals.get(run_id, (0.0, _PATIENT_S))
+            again_s = asyncio.get_running_loop().time() + delay_s
+            self._renewals[run_id] = again_s, min(2 * delay_s, _MOST_PATIENT_S)
 
     def _asks_of(self, pipeline: Pipeline | Orchestrator) -> int:
         return _orchestrator(pipeline)._asked(self._journal)[1]
@@ -183,8 +199,7 @@ class Recovery:
         except (ServiceUnavailableError, NotLostError, RunAlreadyActiveError, RunCancelledError):
             return False
         except (ValueError, PayloadError) as error:
-            if run_id not in self._unresumable:
-                log_unresumed(run_id, error)
+            self._log_once(run_id, error)
             return False
         return True
 
@@ -229,7 +244,7 @@ class Recovery:
             self._continuing.add(run.run_id)
             self._begin_soon(self._continue(run))
 
-    def _begin_soon(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin_soon(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
@@ -253,6 +268,7 @@ class Recovery:
             self._give_up(run.run_id, _DUE_EVERY_S)
         elif error is None:
             self._unresumable.pop(run.run_id, None)
+            self._logged.discard(run.run_id)
 
     def _give_up(self, run_id: str, delay_s: float = _GIVEN_UP_S) -> None:
         _, delay_s = self._unresumable.get(run_id, (0.0, delay_s))
@@ -321,18 +337,25 @@ class Recovery:
         self._suspects[run.run_id] = level, now_s
         return True
 
-    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
-        """Resume a run for which a place was taken."""
+    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> bool:
+        """Resume a run for which a place was taken, and return whether it has begun."""
         try:
             await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
         except (ServiceStoppingError, NotLostError):
-            pass
+            return False
         except _PASSING as error:
             log_unresumed(run_id, error)
+            return False
         except Exception as error:
-            if run_id not in self._unresumable:
-                log_unresumed(run_id, error)
+            self._log_once(run_id, error)
             self._give_up(run_id)
+            return False
+        return True
+
+    def _log_once(self, run_id: str, error: Exception) -> None:
+        if run_id not in self._logged:
+            self._logged.add(run_id)
+            log_unresumed(run_id, error)
 
 
 def _waits_on(report: RunReport | None) -> bool:

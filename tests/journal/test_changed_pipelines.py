@@ -14,6 +14,7 @@ import pytest
 from virtual_journals import in_virtual_time
 
 from asyncflow import (
+    JournalError,
     Orchestrator,
     PayloadError,
     Pipeline,
@@ -571,26 +572,82 @@ async def test_a_service_that_can_not_read_a_value_logs_that_once_however_often_
 
 
 @in_virtual_time
-async def test_two_versions_side_by_side_do_not_take_turns_for_ever(
+async def test_versions_side_by_side_take_turns_ever_more_rarely(
     journal: Any, make_journal: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncflow.service._recovery._PATIENT_S", 30)
+    monkeypatch.setattr("asyncflow.service._recovery._MOST_PATIENT_S", 480)
     async with AsyncExitStack() as stack:
-        for pipeline in (OLD, NEW, OLD, NEW):
+        for pipeline in (OLD, NEW):
             own = await stack.enter_async_context(make_journal())
             await stack.enter_async_context(Service([pipeline], journal=own, resume_every_s=1))
         await asyncio.sleep(5)  # they have looked for runs
         for run_id, pipeline in (("old", OLD), ("new", NEW)):
             await run(pipeline, journal, run_id)
-        await asyncio.sleep(20)
-        at_first = [await segments(journal, run_id) for run_id in ("old", "new")]
-        await asyncio.sleep(200)
-        found = [await segments(journal, run_id) for run_id in ("old", "new")]
-        await asyncio.sleep(200)
+        found = []
+        for wait_s in (20, 980, 1000):
+            await asyncio.sleep(wait_s)
+            found.append([await segments(journal, run_id) for run_id in ("old", "new")])
 
-        assert at_first == [1, 1]  # one of the versions is about to end, as a rule
-        assert [await segments(journal, run_id) for run_id in ("old", "new")] == found
-        assert max(found) <= 1 + 4  # each process once
+    first, later, last = found
+    assert first == [1, 1]  # one of the versions is about to end, as a rule
+    assert min(later) > 1
+    assert max(later) <= 1 + 2 * 6  # each after 30, 60, 120, 240, 480 and 960 s
+    assert max(each - before for each, before in zip(last, later, strict=True)) <= 2 * 3
+
+
+@in_virtual_time
+async def test_a_deadline_that_an_old_version_drops_at_the_end_of_a_deploy_is_asked_for_again(
+    journal: Any, make_journal: Callable[..., Any]
+) -> None:
+    new = asking(deadline_ms=20_000, default=False)
+    async with make_journal() as own:
+        await run(asking(), own)
+        async with Service([new], journal=own):
+            await asyncio.sleep(10)
+            assert await segments(journal) == 2
+            await run(asking(), journal)  # the old version, as its service does
+            await asyncio.sleep(60)
+            assert (await journal.record("r")).status == "WAITING"
+            await asyncio.sleep(600)
+
+            assert (await journal.report("r"))["send"].output == "sent: False"
+
+
+@in_virtual_time
+async def test_a_service_that_could_not_let_a_run_ask_as_its_version_does_tries_again_soon(
+    journal: Any, make_journal: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(OLD, journal)
+    async with make_journal() as own:
+        opens, failures = own.open, [JournalError("r", "the network is down")]
+
+        async def fail_once(*args: Any, **kwargs: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await opens(*args, **kwargs)
+
+        monkeypatch.setattr(own, "open", fail_once)
+        async with Service([NEW], journal=own, resume_every_s=1):
+            await asyncio.sleep(5)
+
+        assert (failures, await segments(journal)) == ([], 2)
+
+
+@in_virtual_time
+async def test_a_service_forgets_runs_that_it_has_let_ask_as_its_version_does(
+    journal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncflow.service._recovery._PATIENT_S", 5)
+    monkeypatch.setattr("asyncflow.service._recovery._MOST_PATIENT_S", 20)
+    await run(OLD, journal)
+    async with Service([NEW], journal=journal, resume_every_s=1) as service:
+        await asyncio.sleep(2)
+        assert service._recovery is not None
+        assert list(service._recovery._renewals) == ["r"]
+        await asyncio.sleep(30)
+
+        assert service._recovery._renewals == {}
 
 
 @in_virtual_time

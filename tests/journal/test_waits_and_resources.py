@@ -270,3 +270,28 @@ async def test_a_service_leaves_a_due_run_alone_for_longer_each_time_its_resourc
 
         assert lives < 20
         assert (await journal.report("r"))["ship"].output == "shipped: True"
+
+
+@in_virtual_time
+async def test_a_run_that_waits_out_a_pause_is_logged_when_its_pipeline_lacks_a_step(
+    journal: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another version has continued it meanwhile. Only then can the first one not resume it."""
+    shop = Shop()
+    await shop.answered(journal)
+    shop.opening_s = 100
+    newer = Pipeline("orders")
+    newer.signal("approved", bool)
+    newer.signal("packed", bool, depends_on=["approved"])
+    newer.step(lambda: None, name="ship", depends_on=["packed"])
+
+    slow = shop.pipeline.with_options(deadline_ms=100)
+    async with Service([slow], journal=journal):
+        await asyncio.sleep(2)
+        assert len(await due(journal)) == 1
+        await newer.with_options(journal=journal, run_id="r").run()
+        await journal.signal("r", "packed", True)
+        await asyncio.sleep(10)
+
+    errors = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+    assert sum("no longer has its step 'packed'" in each for each in errors) == 1
