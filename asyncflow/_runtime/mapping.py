@@ -246,6 +246,8 @@ class MapRunner:
                     StepSkipped(step.name, self._now_ms(), item.problem, item=item.number)
                 )
                 self._wake_up_chain(node)
+                if self._state.stop_reason is not None:
+                    self._run.advance()  # what had failed is too much of what is left
             else:
                 await self._add_item(node, item.number, item.output)
 

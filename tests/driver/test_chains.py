@@ -507,6 +507,36 @@ async def test_fail_fast_stops_when_the_items_that_are_skipped_make_a_failure_to
     assert "m" in report.stop_reason
 
 
+@pytest.mark.exact_time
+async def test_an_item_that_runs_is_stopped_when_a_skipped_one_makes_a_failure_too_many():
+    async def first(number: int) -> int:
+        if number == 2:
+            await asyncio.sleep(1)
+            raise ValueError(number)
+        return number
+
+    async def second(number: int) -> None:
+        if number == 0:
+            raise ValueError(number)
+        await asyncio.sleep(10)
+
+    numbers = {"number": "first"}
+    report = await run_pipeline(
+        [
+            WorkflowStep("numbers", lambda: asyncio.sleep(0, [0, 1, 2])),
+            WorkflowStep(
+                "first", first, {"number": "numbers"}, map_over="numbers", tolerated_failures=1
+            ),
+            WorkflowStep("second", second, numbers, map_over="first", tolerated_failures=0.34),
+        ],
+        schedule="ready",
+    )
+
+    # 1 of 3 is tolerated. Once the third is skipped, 1 of 2 is not.
+    assert [item.status for item in report["second"].items] == [FAILED, CANCELLED, SKIPPED]
+    assert report.total_duration_ms == pytest.approx(1000)
+
+
 async def test_a_resumed_run_counts_the_items_that_were_skipped_before():
     calls, steps = halved(0.1, pool=Pool(1))
     journal = MemoryJournal()
