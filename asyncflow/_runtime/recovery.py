@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from asyncflow._core.errors import (
@@ -13,7 +13,7 @@ from asyncflow._core.errors import (
     RunCancelledError,
     RunNotFoundError,
 )
-from asyncflow._core.replay import StoredRun
+from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus
 from asyncflow._core.step import WorkflowStep
@@ -26,8 +26,6 @@ Pipelines: TypeAlias = (
     Iterable[Pipeline | Orchestrator]
     | Mapping[str, Pipeline | Orchestrator | Iterable[WorkflowStep]]
 )
-CONTINUED = ("drained", "resource", None)
-"""What interrupted a run that continues when it can."""
 
 _log = logging.getLogger("asyncflow")
 
@@ -162,39 +160,6 @@ async def find_continued(journal: RecoverableJournal) -> list[RecoverableRun]:
     stopped = await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="resource")
     # The outer run of a nested one has dealt with that.
     return [*drained, *(run for run in stopped if not run.parent)]
-
-
-class NotLostError(Exception):
-    """Another process has ended or deleted a run since this one found it."""
-
-
-class LostRuns:
-    """A journal that opens no run but those that have lost their process, or wait.
-
-    ``causes`` are those of interruptions after which a run is resumed too; ``None`` stands for all.
-    """
-
-    def __init__(self, journal: Journal, causes: Collection[str | None] | None) -> None:
-        self.__wrapped__ = journal
-        self._causes = causes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__wrapped__, name)
-
-    async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
-        """Open a run, or raise `NotLostError`."""
-
-        def read_lost(stored: StoredRun) -> Any:
-            # Only now, no other process can end it. Of one that was interrupted, earlier versions
-            # have not stored the cause in its events.
-            is_stopped = stored.status is RunStatus.INTERRUPTED and (
-                self._causes is None or stored.cause in self._causes
-            )
-            if not stored.segments or (stored.has_ended and not is_stopped):
-                raise NotLostError
-            return read(stored)
-
-        return await self.__wrapped__.open(run_id, wait=wait, read=read_lost)
 
 
 async def is_left_alone(journal: RecoverableJournal, nested: RecoverableRun) -> bool:

@@ -36,15 +36,13 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunCancelledError,
 )
+from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.recovery import (
-    CONTINUED,
-    LostRuns,
-    NotLostError,
     RecoverableRun,
     find_pipeline,
     is_left_alone,

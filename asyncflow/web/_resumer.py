@@ -21,6 +21,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
+from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.results import Interruption, Payload, RunStatus
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
@@ -69,10 +70,11 @@ class Resumer:
         stopped = record.status not in (RunStatus.RUNNING, RunStatus.PASSED)
         return stopped and record.pipeline in self._pipelines
 
-    async def resume(self, record: RunRecord) -> bool:
+    async def resume(self, record: RunRecord, *, lost_only: bool = False) -> bool:
         """Resume a run, and return when it has begun: False if it waits on for a signal.
 
-        Raise `ResumeRefusedError` if the run can't be resumed, or failed at once.
+        With ``lost_only``, only if it still continues by itself when it is opened. Raise
+        `ResumeRefusedError` if the run can't be resumed, or failed at once.
         """
         self._check(record)
         run_id, pipeline = record.run_id, self._pipelines[record.pipeline]
@@ -81,7 +83,8 @@ class Resumer:
             now = await self._journal.record(run_id)
             return replace(now, owner=record.owner) != record  # a claimed run has yet to begin
 
-        start = pipeline.with_options(run_id=run_id, journal=self._journal).run
+        journal = LostRuns(self._journal, CONTINUED) if lost_only else self._journal
+        start = pipeline.with_options(run_id=run_id, journal=journal).run
         await self._begun(
             run_id, self._running.get(run_id) or self._start(run_id, start), has_begun
         )
@@ -98,7 +101,7 @@ class Resumer:
             return
         if waits[1] != pipeline._asked(self._journal)[1]:
             try:
-                await self.resume(await self._journal.record(run_id))
+                await self.resume(await self._journal.record(run_id), lost_only=True)
             except ResumeRefusedError:
                 return
         pipeline._check_signal(name, value)
@@ -268,6 +271,8 @@ class Resumer:
             _log.info("run %r was cancelled", run_id)
         except RunAlreadyActiveError as error:
             _log.info("run %r is running in %s", run_id, error.owner)
+            return error
+        except NotLostError as error:
             return error
         except Exception as error:
             _log.exception("run %r can't be started", run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from enum import Enum
 from typing import Any, Literal
@@ -20,7 +21,7 @@ class Colour(Enum):
     BLUE = "blue"
 
 
-def waiting(hint: Any = bool) -> Pipeline:
+def waiting(hint: Any = bool, *, breaks: bool = False) -> Pipeline:
     """Return a pipeline of three steps, one of which waits for a signal."""
     orders = Pipeline("orders")
 
@@ -32,6 +33,8 @@ def waiting(hint: Any = bool) -> Pipeline:
 
     @orders.step
     async def send(answer: Any = after(approved)) -> Any:
+        if breaks:
+            raise OSError("no network")
         return answer
 
     return orders
@@ -141,6 +144,37 @@ async def test_the_page_takes_values_of_the_type_that_its_pipeline_has_now(
     assert offered["signals"] == {"approved": {"kind": "choice", "choices": ['"no"', '"yes"']}}
     assert "must be one of 'no', 'yes'" in refused.json()["detail"]
     assert stored.json() == {"done": "stored"}
+
+
+@pytest.mark.parametrize("what", ["fails", "is forgotten"])
+async def test_a_value_from_the_page_starts_no_run_that_ends_meanwhile(
+    make_client: Any, journal: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    await suspended(journal)
+    client = make_client(app(journal, pipelines={"orders": waiting(bool | str)}))
+    read = "_asks" if what == "fails" else "record"
+    reads = getattr(journal, read)
+
+    async def end_after(run_id: str) -> Any:
+        monkeypatch.setattr(journal, read, reads)
+        found = await reads(run_id)
+        if what == "fails":
+            await journal.signal(run_id, "approved", True)
+            await waiting(breaks=True).with_options(journal=journal, run_id=run_id).run()
+        else:
+            await journal.forget(run_id)
+        return found
+
+    monkeypatch.setattr(journal, read, end_after)
+    answer = await post(client, True)
+    name = "asyncflow:resume:r"
+    await asyncio.gather(*(each for each in asyncio.all_tasks() if each.get_name() == name))
+
+    if what == "fails":
+        assert (await journal.record("r")).status == "FAILED"
+    else:
+        assert answer.status_code == 404
+        assert await journal.runs() == []
 
 
 async def test_the_page_asks_for_no_second_answer(journal: Any) -> None:

@@ -1,0 +1,45 @@
+"""Which runs continue by themselves: they have lost their process, or wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.results import RunStatus
+
+CONTINUED = ("drained", "resource", None)
+"""What interrupted a run that continues when it can."""
+
+
+class NotLostError(Exception):
+    """Another process has ended or deleted a run since this one found it."""
+
+
+class LostRuns:
+    """A journal that opens no run but those that have lost their process, or wait.
+
+    ``causes`` are those of interruptions after which a run is resumed too; ``None`` stands for all.
+    """
+
+    def __init__(self, journal: Any, causes: Collection[str | None] | None) -> None:
+        self.__wrapped__ = journal
+        self._causes = causes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
+        """Open a run, or raise `NotLostError`."""
+
+        def read_lost(stored: StoredRun) -> Any:
+            # Only now, no other process can end it. Of one that was interrupted, earlier versions
+            # have not stored the cause in its events.
+            is_stopped = stored.status is RunStatus.INTERRUPTED and (
+                self._causes is None or stored.cause in self._causes
+            )
+            if not stored.segments or (stored.has_ended and not is_stopped):
+                raise NotLostError
+            return read(stored)
+
+        return await self.__wrapped__.open(run_id, wait=wait, read=read_lost)
