@@ -73,7 +73,9 @@ class Link:
                 if operation == "thread ended":
                     self._threads.pop(number).resolve()
                     continue
-                body = self._bodies[number]
+                body = self._bodies.get(number)
+                if body is None:
+                    continue  # a heartbeat or a checkpoint that a thread sent after the last word
                 if operation == "abandoned":
                     self._threads[number] = body.abandon()
                 elif body.receive(operation, worker, *rest):

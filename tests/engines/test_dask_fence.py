@@ -244,6 +244,22 @@ async def test_an_engine_that_loses_the_scheduler_loses_its_bodies_and_threads()
     await link.aclose()
 
 
+async def test_what_a_body_says_after_its_last_word_costs_no_other_body() -> None:
+    mine, theirs = connected()
+    link = Link("e", Wire(mine))
+    calls = [RecordedCall(WorkflowStep("step", work)) for _ in range(2)]
+    bodies = [link.announce(call.call, b"", []) for call in calls]
+
+    await theirs.write([("ended", 1, "w", b""), ("saved", 1, "w", "json", b""), ("beat", 1, "w")])
+    await theirs.write([("began", 2, "w")])
+    await settle()
+
+    assert link.is_open
+    assert bodies[1].worker == "w"
+    theirs.abort()
+    await link.aclose()
+
+
 @pytest.mark.parametrize(
     ("said", "silent"), [([], "the Dask scheduler"), ([("began", 1, "w")], "worker w")]
 )
