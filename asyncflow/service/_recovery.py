@@ -74,7 +74,7 @@ _PATIENT_S = 600.0
 """How long a run that another process has left waiting may ask for signals as another version does,
 at first. Longer than a rolling deploy."""
 _MOST_PATIENT_S = 6 * 3600.0
-"""How long it may at most, and for how long after that the service still knows of it."""
+"""How long it may at most."""
 _AT_ONCE = 1_000
 """How many of them a look finds at most."""
 _TOGETHER = 64
@@ -111,9 +111,12 @@ class Recovery:
         more, and how long to wait after that, both in seconds."""
         self._logged: set[str] = set()
         """Those of which the log says why they could not be resumed here."""
-        self._renewals: dict[str, tuple[float, float]] = {}
-        """The runs that have waited as another version of their pipeline asks for signals: when
-        each may be continued, and how long to wait after that, both in seconds."""
+        self._outdated: dict[str, float] = {}
+        """The runs that wait as another version of their pipeline asks for signals: when each may
+        be continued, in seconds."""
+        self._renewed: dict[str, tuple[float, float]] = {}
+        """Those that were continued: how long each is left to the other version if it waits so
+        again, and until when that is known, both in seconds."""
         self._has_looked = False
         """Whether the service has looked for these runs since its start."""
         self._beginning: set[asyncio.Task[Any]] = set()
@@ -141,18 +144,20 @@ class Recovery:
 
     async def _renew_all(self) -> None:
         """Continue the runs that wait as another version of their pipeline asks for signals."""
-        now_s = asyncio.get_running_loop().time
+        clock = asyncio.get_running_loop().time
+        look_s, tried = clock(), set[str]()
         for name, pipeline in self._pipelines.items():
-            asks, tried = self._asks_of(pipeline), set[str]()
+            asks = self._asks_of(pipeline)
             while True:
-                early = {each for each, (at_s, _) in self._renewals.items() if now_s() < at_s}
+                early = {run_id for run_id, at_s in self._outdated.items() if look_s < at_s}
                 skipped = self._left_alone() | early | tried
                 found = await self._journal._asking_otherwise(name, asks, _AT_ONCE, skipped)
                 for run_id in found:
-                    if run_id not in self._renewals:
-                        delay_s = _PATIENT_S if self._has_looked else 0.0
-                        self._renewals[run_id] = now_s() + delay_s, _PATIENT_S
-                        if self._has_looked:
+                    if run_id not in self._outdated:
+                        first_s = _PATIENT_S if self._has_looked else 0.0
+                        delay_s, _ = self._renewed.get(run_id, (first_s, 0.0))
+                        self._outdated[run_id] = clock() + delay_s
+                        if delay_s:
                             continue
                     tried.add(run_id)
                     await self._places.wait()
@@ -160,17 +165,23 @@ class Recovery:
                 if len(found) < _AT_ONCE:
                     break
         self._has_looked = True
-        # A run that another version continues is found again, which should not begin anew then.
-        forgotten_s = now_s() - _MOST_PATIENT_S
-        known = self._renewals.items()
-        self._renewals = {run_id: each for run_id, each in known if each[0] > forgotten_s}
+        outdated, renewed = self._outdated.items(), self._renewed.items()
+        self._outdated = {each: at_s for each, at_s in outdated if look_s < at_s or each in tried}
+        self._renewed = {
+            run_id: (delay_s, until_s)
+            for run_id, (delay_s, until_s) in renewed
+            if look_s < until_s or run_id in self._outdated
+        }
 
     async def _renew_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
         """Continue such a run for which a place was taken; if that fails, the next look does."""
         if await self._resume_one(pipeline, run_id):
-            _, delay_s = self._renewals.get(run_id, (0.0, _PATIENT_S))
-            again_s = asyncio.get_running_loop().time() + delay_s
-            self._renewals[run_id] = again_s, min(2 * delay_s, _MOST_PATIENT_S)
+            self._outdated.pop(run_id, None)
+            before_s, _ = self._renewed.get(run_id, (_PATIENT_S / 2, 0.0))
+            delay_s = min(2 * before_s, _MOST_PATIENT_S)
+            # Until then, a version that is as patient has continued it, if there is one.
+            until_s = asyncio.get_running_loop().time() + 2 * _MOST_PATIENT_S
+            self._renewed[run_id] = delay_s, until_s
 
     def _asks_of(self, pipeline: Pipeline | Orchestrator) -> int:
         return _orchestrator(pipeline)._asked(self._journal)[1]

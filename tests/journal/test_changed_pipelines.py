@@ -615,6 +615,24 @@ async def test_a_deadline_that_an_old_version_drops_at_the_end_of_a_deploy_is_as
 
 
 @in_virtual_time
+async def test_a_service_leaves_a_run_again_to_a_version_that_continues_it_much_later(
+    journal: Any, make_journal: Callable[..., Any]
+) -> None:
+    """It may be a newer one, whose deploy has begun."""
+    async with make_journal() as own:
+        await run(OLD, own)
+        async with Service([NEW], journal=own):
+            await asyncio.sleep(3600)
+            await run(asking(int), journal)
+            found = [await segments(journal)]
+            for wait_s in (500, 200):
+                await asyncio.sleep(wait_s)
+                found.append(await segments(journal))
+
+    assert found == [3, 3, 4]
+
+
+@in_virtual_time
 async def test_a_service_that_could_not_let_a_run_ask_as_its_version_does_tries_again_soon(
     journal: Any, make_journal: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,10 +662,13 @@ async def test_a_service_forgets_runs_that_it_has_let_ask_as_its_version_does(
     async with Service([NEW], journal=journal, resume_every_s=1) as service:
         await asyncio.sleep(2)
         assert service._recovery is not None
-        assert list(service._recovery._renewals) == ["r"]
-        await asyncio.sleep(30)
+        assert list(service._recovery._renewed) == ["r"]
+        await run(OLD, journal)
+        await asyncio.sleep(2)
+        assert list(service._recovery._outdated) == ["r"]
+        await asyncio.sleep(60)
 
-        assert service._recovery._renewals == {}
+        assert service._recovery._outdated == service._recovery._renewed == {}
 
 
 @in_virtual_time
