@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import chain
 from typing import Any
 
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import Pipeline, RunStatus, each
+from asyncflow import Orchestrator, Pipeline, RunStatus, Signal, WorkflowStep, each
 from asyncflow._runtime import orchestrator
 from asyncflow._runtime.policy import Hooks, Policy
 from asyncflow.events import Event, StepSucceeded
@@ -163,6 +166,65 @@ async def test_a_policy_that_raises_ends_the_run_and_loses_nothing(
     assert report.status is RunStatus.PASSED
     assert work.begun == work.ended
     assert not {name for name in stored if work.begun[name] > before[name]}
+
+
+BEFORE = [
+    ("Waits", "Resources"),  # a step whose signal comes while these close would start without them
+    ("SecretOutputs", "Noted"),  # a secret is known before what says it is passed on
+    ("Noted", "CheckpointWriter"),
+    ("CheckpointWriter", "Persisting"),  # what a step has saved is stored with its end
+    ("CheckpointWriter", "EarlierResults"),  # void checkpoints go with the run's first event
+    ("Persisting", "StepCache"),  # others may reuse only what is stored
+    ("Persisting", "Observing"),  # nothing is reported that was not stored
+    ("Resources", "Draining"),  # a nested run stands still when they are closed
+    ("WorkerSteps", "HeartbeatLimits"),  # the limit is around the worker that gives heartbeats
+]
+
+
+async def test_policies_act_in_the_order_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    others = orchestrator.policies_of
+
+    def policies_of(*args: Any, **options: Any) -> list[Policy]:
+        found = others(*args, **options)
+        names[:] = [type(policy).__name__ for policy in found]
+        return found
+
+    @asynccontextmanager
+    async def resource() -> AsyncIterator[int]:
+        yield 1
+
+    async def fails(db: int) -> None:
+        raise ValueError(db)
+
+    def plain() -> None: ...
+
+    async def quick() -> int:
+        return 1
+
+    everything = Orchestrator(
+        [
+            WorkflowStep("fails", fails, heartbeat_ms=1000),
+            WorkflowStep("plain", plain, ["fails"], runs_in="thread"),
+            WorkflowStep("cached", quick, ["fails"], cache_ms=1000),
+            WorkflowStep("hidden", quick, ["fails"], secret=True),
+            WorkflowStep("clean_up", quick, ["fails"], run_if="always"),
+            WorkflowStep("approved", Signal(bool), ["fails"]),
+        ],
+        journal=MemoryJournal(),
+        observers=[lambda event: None],
+        resources={"db": resource},
+        deadline_ms=60_000,
+        name="everything",
+    )
+    run_it = everything.with_options(run_id="r")
+    monkeypatch.setattr(orchestrator, "policies_of", policies_of)
+    await run_it.run()
+    async with run_it.start() as run:  # it resumes, and has a handle
+        await run.report()
+
+    assert {*chain(*BEFORE)} <= {*names}
+    assert [pair for pair in BEFORE if names.index(pair[0]) > names.index(pair[1])] == []
 
 
 def test_every_hook_of_a_policy_is_found() -> None:
