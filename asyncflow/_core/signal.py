@@ -1,6 +1,6 @@
 """A signal: what a step without an action waits for, and which values it takes.
 
-A signal takes the same values whoever sends them, and wherever its type is known:
+A signal takes the same values from every sender, and wherever its type is known:
 
 1. Plain data, which is what JSON gives back as it was, is taken if the schema of the type takes it.
    It becomes an instance: ``"red"`` an enumeration's member, ``1`` a ``float``.
