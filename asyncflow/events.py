@@ -170,7 +170,7 @@ class RunInterrupted:
     another one continues the run), ``"resource"`` (one could not be opened, or was lost),
     ``"deadline"`` (that of the run expired before its resources were open), ``"journal"`` (it
     failed), ``"step"`` or ``"observer"`` (one raised `KeyboardInterrupt`, `SystemExit` or the
-    like), ``"bug"`` (one of asyncflow). ``None`` if an earlier version stored the event."""
+    like), ``"bug"`` (one of asyncflow)."""
 
 
 @record

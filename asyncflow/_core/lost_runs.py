@@ -8,7 +8,7 @@ from typing import Any
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import RunStatus
 
-CONTINUED = ("drained", "resource", None)
+CONTINUED = ("drained", "resource")
 """What interrupted a run that continues when it can."""
 
 
@@ -22,7 +22,7 @@ class LostRuns:
     ``causes`` are those of interruptions after which a run is resumed too; ``None`` stands for all.
     """
 
-    def __init__(self, journal: Any, causes: Collection[str | None] | None) -> None:
+    def __init__(self, journal: Any, causes: Collection[str] | None) -> None:
         self.__wrapped__ = journal
         self._causes = causes
 
@@ -33,8 +33,7 @@ class LostRuns:
         """Open a run, or raise `NotLostError`."""
 
         def read_lost(stored: StoredRun) -> Any:
-            # Only now, no other process can end it. Of one that was interrupted, earlier versions
-            # have not stored the cause in its events.
+            # Only now, no other process can end it.
             is_stopped = stored.status is RunStatus.INTERRUPTED and (
                 self._causes is None or stored.cause in self._causes
             )

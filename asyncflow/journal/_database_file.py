@@ -107,7 +107,7 @@ class DatabaseFile:
     def attach(self, name: str, opened: _FileId | None, let_go: Callable[[], object]) -> int:
         """Remember what a connection has opened, and return the size of its WAL in bytes.
 
-        ``opened`` is the `database_id` when it was opened: its migration may have taken long.
+        ``opened`` is the `database_id` when it was opened: making its tables may have taken long.
         ``let_go`` is called in any thread when the files have changed. It must not raise. It must
         have the connection closed soon, even if nothing uses it. Raise `DatabaseChangedError` if it
         is not what the others have opened, or is gone already.

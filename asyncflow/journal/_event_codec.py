@@ -35,7 +35,6 @@ from asyncflow._core.errors import (
     WorkerLostError,
 )
 from asyncflow._core.results import (
-    EARLIER_NAMES,
     ENDED,
     REDACTED,
     Payload,
@@ -145,24 +144,17 @@ def run_checksum(
     run_id: str,
     pipeline: str,
     started_at: float,
-    parent: str | None = None,
-    parent_step: str | None = None,
-    forked_from: str | None = None,
-    label: str | None = None,
+    parent: str | None,
+    parent_step: str | None,
+    rerun_of: str | None,
+    label: str | None,
 ) -> int:
     """Return the checksum of what never changes in the row of a run.
 
-    Rows of earlier versions have no parent, origin or label, and keep their checksums.
-
     Raise `ValueError` for a text with surrogates, which no row has.
     """
-    text = f"{run_id}\0{pipeline}\0{started_at!r}"
-    others = parent, parent_step, forked_from
-    if any(other is not None for other in others):
-        text += "".join(f"\0{other}" for other in others)
-    if label is not None:
-        text += f"\0label\0{label}"
-    return crc32(text.encode())
+    others = f"{parent}\0{parent_step}\0{rerun_of}\0{label}"
+    return crc32(f"{run_id}\0{pipeline}\0{started_at!r}\0{others}".encode())
 
 
 def event_of(row: Sequence[Any]) -> Event:
@@ -188,9 +180,6 @@ def event_of(row: Sequence[Any]) -> Event:
         for name, (_, read) in _CONVERSIONS.items():
             if name in values:
                 values[name] = read(values[name])
-        for name, earlier in EARLIER_NAMES.items():
-            if earlier in values:
-                values[name] = values.pop(earlier)
         if cls is RunFinished:
             values["status"] = _END_OF.get(values.pop("outcome", None))
         for name, fits in _checks(cls):

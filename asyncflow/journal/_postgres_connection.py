@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import selectors
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
@@ -21,8 +21,8 @@ from typing import Any, TypeVar, cast
 
 from asyncflow._core.errors import JournalError, MissingExtraError
 from asyncflow._core.text import escape_controls
-from asyncflow.journal._event_codec import EventRow, event_checksum, run_checksum
-from asyncflow.journal._sql import OF_FAILED_ITEMS, WAS_DRAINED, Cursor, UnsettledError, either_case
+from asyncflow.journal._sql import Cursor, UnsettledError, either_case
+from asyncflow.journal._tables import OF_TABLES, SCHEMA, VERSION, adapted, why_unknown
 
 try:
     import psycopg
@@ -36,134 +36,15 @@ except ImportError as _error:  # also if it finds no libpq
 
 T = TypeVar("T")
 
-_CHECKSUMMED = 500
-"""For how many rows at a time a migration computes checksums."""
+_SCHEMA_LOCK = 0x6173796E63666C6F
+"""The advisory lock for making the tables: the first letters of asyncflow."""
 
-
-def _add_checksums(connection: _Connection) -> None:
-    """Give the rows of earlier versions the checksums that they would have now."""
-    for table, columns, key, checksum in (
-        ("events", EventRow._fields, ("run_id", "position"), event_checksum),
-        ("runs", ("run_id", "pipeline", "started_at"), ("run_id",), run_checksum),
-    ):
-        connection.execute(f"ALTER TABLE asyncflow.{table} ADD COLUMN checksum BIGINT".encode())
-        last: Sequence[Any] = ()
-        while True:
-            names, marks = ", ".join(key), ", ".join(["%s"] * len(last))
-            rows = connection.execute(
-                f"SELECT {', '.join(columns)} FROM asyncflow.{table} "
-                f"{f'WHERE ({names}) > ({marks})' if last else ''} "
-                f"ORDER BY {names} LIMIT {_CHECKSUMMED}".encode(),
-                last,
-            ).fetchall()
-            if not rows:
-                break
-            connection.cursor().executemany(
-                f"UPDATE asyncflow.{table} SET checksum = %s WHERE ({names}) = "
-                f"({', '.join(['%s'] * len(key))})".encode(),
-                [(checksum(*row), *row[: len(key)]) for row in rows],
-            )
-            last = rows[-1][: len(key)]
-        connection.execute(
-            f"ALTER TABLE asyncflow.{table} ALTER COLUMN checksum SET NOT NULL".encode()
-        )
-
-
-_MIGRATIONS: list[list[str | Callable[[_Connection], None]]] = [
-    [
-        # Identifiers are compared by their bytes: in Python's order, whatever the server's locales.
-        'CREATE TABLE asyncflow.runs (run_id TEXT COLLATE "C" PRIMARY KEY, '
-        "pipeline TEXT NOT NULL, status TEXT NOT NULL, started_at DOUBLE PRECISION NOT NULL, "
-        "updated_at DOUBLE PRECISION NOT NULL)",
-        "CREATE INDEX runs_by_start ON asyncflow.runs (started_at, run_id)",
-        'CREATE TABLE asyncflow.leases (run_id TEXT COLLATE "C" PRIMARY KEY, '
-        "token BIGINT NOT NULL, owner TEXT, process TEXT, expires_at DOUBLE PRECISION NOT NULL)",
-        'CREATE TABLE asyncflow.events (run_id TEXT COLLATE "C" NOT NULL, '
-        "position BIGINT NOT NULL, kind TEXT NOT NULL, step TEXT, item BIGINT, attempt BIGINT, "
-        "at_ms DOUBLE PRECISION NOT NULL, codec TEXT, payload TEXT, data BYTEA, "
-        "PRIMARY KEY (run_id, position))",
-    ],
-    [
-        "ALTER TABLE asyncflow.leases ADD COLUMN cancel_token BIGINT",
-        "CREATE INDEX leases_cancelled ON asyncflow.leases (run_id) WHERE cancel_token IS NOT NULL",
-        "CREATE INDEX runs_by_status ON asyncflow.runs (status, started_at, run_id)",
-        "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id)",
-    ],
-    [
-        _add_checksums,
-        "ALTER TABLE asyncflow.runs ADD COLUMN paused_s DOUBLE PRECISION NOT NULL DEFAULT 0",
-        "ALTER TABLE asyncflow.runs ADD COLUMN last_event BIGINT",
-        "UPDATE asyncflow.runs SET last_event = CASE status WHEN 'running' THEN 0 ELSE (SELECT "
-        "COALESCE(MAX(position), 0) FROM asyncflow.events WHERE events.run_id = runs.run_id) END",
-        "ALTER TABLE asyncflow.runs ALTER COLUMN last_event SET NOT NULL",
-        # For new rows: one that is there and does not fit is noticed when it is read.
-        "ALTER TABLE asyncflow.events ADD CONSTRAINT events_fit CHECK (position > 0 AND item >= 0 "
-        "AND attempt >= 0 AND at_ms >= 0 AND at_ms < 'Infinity') NOT VALID",
-        "ALTER TABLE asyncflow.runs ADD CONSTRAINT runs_fit CHECK (status IN ('running', 'passed', "
-        "'failed', 'interrupted') AND started_at >= 0 AND started_at < 'Infinity') NOT VALID",
-    ],
-    [
-        'CREATE TABLE asyncflow.notes (run_id TEXT COLLATE "C" NOT NULL, '
-        "position BIGINT NOT NULL, kind TEXT NOT NULL, step TEXT NOT NULL, item BIGINT, "
-        "attempt BIGINT NOT NULL, at_ms DOUBLE PRECISION NOT NULL, level BIGINT, "
-        "payload TEXT NOT NULL, data BYTEA, checksum BIGINT NOT NULL, "
-        "PRIMARY KEY (run_id, position))",
-        'ALTER TABLE asyncflow.runs ADD COLUMN parent TEXT COLLATE "C"',
-        "ALTER TABLE asyncflow.runs ADD COLUMN parent_step TEXT",
-        "ALTER TABLE asyncflow.runs ADD COLUMN forked_from TEXT",
-        "CREATE INDEX runs_by_parent ON asyncflow.runs (parent, started_at, run_id) "
-        "WHERE parent IS NOT NULL",
-        # With the status, which counts read.
-        "DROP INDEX asyncflow.runs_by_pipeline",
-        "CREATE INDEX runs_by_pipeline ON asyncflow.runs (pipeline, started_at, run_id, status)",
-        "CREATE INDEX events_of_steps ON asyncflow.events (run_id, kind, position) "
-        "WHERE item IS NULL",
-    ],
-    [
-        "ALTER TABLE asyncflow.runs ADD COLUMN cause TEXT",
-        "UPDATE asyncflow.runs SET cause = 'drained' WHERE "
-        f"{WAS_DRAINED.format(schema='asyncflow.')}",
-        "CREATE INDEX runs_by_cause ON asyncflow.runs (cause, started_at, run_id) "
-        "WHERE cause IS NOT NULL",
-    ],
-    [
-        "ALTER TABLE asyncflow.runs DROP CONSTRAINT runs_fit",
-        "ALTER TABLE asyncflow.runs ADD CONSTRAINT runs_fit CHECK (status IN ('running', "
-        "'waiting', 'passed', 'failed', 'interrupted') AND started_at >= 0 "
-        "AND started_at < 'Infinity') NOT VALID",
-        "ALTER TABLE asyncflow.runs ADD COLUMN waits TEXT",
-        "ALTER TABLE asyncflow.runs ADD COLUMN due_at DOUBLE PRECISION",
-        "ALTER TABLE asyncflow.runs ADD COLUMN asks BIGINT",
-        'ALTER TABLE asyncflow.runs ADD COLUMN label TEXT COLLATE "C"',
-        "CREATE INDEX runs_by_label ON asyncflow.runs (label, started_at, run_id) "
-        "WHERE label IS NOT NULL",
-        "CREATE INDEX runs_due ON asyncflow.runs (due_at) WHERE due_at IS NOT NULL",
-        "CREATE INDEX runs_asking ON asyncflow.runs (pipeline, asks) WHERE asks IS NOT NULL",
-        "ALTER TABLE asyncflow.leases ADD COLUMN cancel_reason TEXT",
-        "ALTER TABLE asyncflow.leases ADD COLUMN signal_token BIGINT",
-        "CREATE INDEX leases_signalled ON asyncflow.leases (run_id) WHERE signal_token IS NOT NULL",
-        'CREATE TABLE asyncflow.signals (run_id TEXT COLLATE "C" NOT NULL, name TEXT NOT NULL, '
-        "kind TEXT NOT NULL, sent_at DOUBLE PRECISION NOT NULL, sent_by TEXT NOT NULL, "
-        "codec TEXT, data BYTEA, checksum BIGINT NOT NULL, PRIMARY KEY (run_id, name))",
-        "CREATE INDEX events_of_failed_items ON asyncflow.events (run_id, step, item, kind) "
-        f"WHERE {OF_FAILED_ITEMS.format(table='')}",
-        'CREATE TABLE asyncflow.checkpoints (run_id TEXT COLLATE "C" NOT NULL, '
-        "step TEXT NOT NULL, item BIGINT NOT NULL, codec TEXT NOT NULL, data BYTEA NOT NULL, "
-        "checksum BIGINT NOT NULL, PRIMARY KEY (run_id, step, item))",
-        'CREATE TABLE asyncflow.cached_results (key TEXT COLLATE "C" PRIMARY KEY, '
-        'run_id TEXT COLLATE "C" NOT NULL, position BIGINT NOT NULL, attempts BIGINT NOT NULL, '
-        "duration_ms DOUBLE PRECISION NOT NULL, stored_at DOUBLE PRECISION NOT NULL, "
-        "checksum BIGINT NOT NULL)",
-        "CREATE INDEX cached_results_by_run ON asyncflow.cached_results (run_id)",
-    ],
-]
-"""Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
-released: add another."""
-
-_MIGRATION_LOCK = 0x6173796E63666C6F
-"""The advisory lock for migrations: the first letters of asyncflow."""
-
-_TABLES = re.compile(r"\b(runs|leases|events|notes|signals|checkpoints|cached_results)\b")
+_TYPES = {
+    "TEXT": 'TEXT COLLATE "C"',
+    "INTEGER": "BIGINT",
+    "REAL": "DOUBLE PRECISION",
+    "BLOB": "BYTEA",
+}
 _MARK = re.compile(r"\?")
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
@@ -242,9 +123,9 @@ class Postgres:
             self.answered_at = time.monotonic()
             self._connection = self._connect()
             self.server.is_up = self.server.was_up = True
-        if not self._connection.is_migrated:
-            self._migrate(self._connection)
-            self._connection.is_migrated = True
+        if not self._connection.has_tables:
+            self._prepare(self._connection)
+            self._connection.has_tables = True
         return self._connection
 
     def _connect(self) -> _Connection:
@@ -259,19 +140,18 @@ class Postgres:
         connection.lease_s = self.lease_s
         return connection
 
-    def _migrate(self, connection: _Connection) -> None:
+    def _prepare(self, connection: _Connection) -> None:
+        """Make the tables if there are none, and check their version."""
         version = _version(connection)
-        if version < len(_MIGRATIONS):
+        if version is None:
             with connection.atomically():
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_MIGRATION_LOCK])
-                version = _migrated(connection)
-        if version > len(_MIGRATIONS):
-            raise JournalError(
-                self.name,
-                f"a newer asyncflow has made its tables (schema {version}, and this one knows up "
-                f"to {len(_MIGRATIONS)}); they were left as they are: upgrade asyncflow, or use "
-                "another database",
-            )
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_SCHEMA_LOCK])
+                version = _version(connection)
+                if version is None:  # another process may just have made them
+                    _make_tables(connection)
+                    version = VERSION
+        if version != VERSION:
+            raise why_unknown(self.name, version)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
@@ -295,7 +175,7 @@ def _translated(sql: str) -> str:
     for placeholder, own in _DIALECT.items():
         sql = sql.replace(placeholder, own)
     numbers = count(1)
-    own = _TABLES.sub(r"asyncflow.\1", sql).replace("{now}", _NOW)
+    own = OF_TABLES.sub(r"asyncflow.\1", sql).replace("{now}", _NOW)
     return _MARK.sub(lambda _: f"${next(numbers)}", own)
 
 
@@ -304,7 +184,7 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
 
     lease_s = 30.0
     answered_at = 0.0
-    is_migrated = False
+    has_tables = False
 
     def wait(self, gen: Generator[Any, Any, T], *_: Any, **__: Any) -> T:
         """Do psycopg's network operations except connecting, with a time limit."""
@@ -397,32 +277,24 @@ def _cursor_of(connection: _Connection) -> Cursor:
     return cast("Cursor", psycopg.RawCursor(connection))
 
 
-def _version(connection: _Connection) -> int:
+def _version(connection: _Connection) -> int | None:
+    """Return the version of the schema; ``None`` if there is none yet."""
     # Not by to_regclass(), which may have cached before a lock that there was no such table.
     sql = "SELECT FROM pg_tables WHERE schemaname = 'asyncflow' AND tablename = 'schema_version'"
     if not _is_true(connection, f"SELECT EXISTS ({sql})"):
-        return 0
+        return None
     rows = connection.execute("SELECT version FROM asyncflow.schema_version").fetchall()
     return max((int(version) for (version,) in rows), default=0)
 
 
-def _migrated(connection: _Connection) -> int:
-    """Migrate the schema unless another process has just done so, and return its version."""
-    version = _version(connection)
-    if version == 0:
-        # An existing schema was made for this user, who may not be allowed to create one.
-        if not _is_true(connection, "SELECT 'asyncflow' IN (SELECT nspname FROM pg_namespace)"):
-            connection.execute("CREATE SCHEMA asyncflow")
-        connection.execute("CREATE TABLE asyncflow.schema_version (version BIGINT NOT NULL)")
-        connection.execute("INSERT INTO asyncflow.schema_version VALUES (0)")
-    for statements in _MIGRATIONS[version:]:
-        for statement in statements:
-            if isinstance(statement, str):
-                connection.execute(statement.encode())
-            else:
-                statement(connection)
-        connection.execute("UPDATE asyncflow.schema_version SET version = version + 1")
-    return max(version, len(_MIGRATIONS))
+def _make_tables(connection: _Connection) -> None:
+    # An existing schema was made for this user, who may not be allowed to create one.
+    if not _is_true(connection, "SELECT 'asyncflow' IN (SELECT nspname FROM pg_namespace)"):
+        connection.execute("CREATE SCHEMA asyncflow")
+    connection.execute("CREATE TABLE asyncflow.schema_version (version BIGINT NOT NULL)")
+    connection.execute("INSERT INTO asyncflow.schema_version VALUES (%s)", [VERSION])
+    for statement in SCHEMA:
+        connection.execute(adapted(statement, _TYPES, "asyncflow").encode())
 
 
 def _is_true(connection: _Connection, sql: str) -> bool:

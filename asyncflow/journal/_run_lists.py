@@ -58,7 +58,7 @@ class RunRow(NamedTuple):
     """That of the columns that never change, by `run_checksum`."""
     parent: Any
     parent_step: Any
-    forked_from: Any
+    rerun_of: Any
     label: Any
     owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
@@ -80,7 +80,7 @@ _STARTS_SINCE_END = (
 )
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    "r.last_event, r.checksum, r.parent, r.parent_step, r.forked_from, r.label, "
+    "r.last_event, r.checksum, r.parent, r.parent_step, r.rerun_of, r.label, "
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
@@ -285,7 +285,7 @@ def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], coun
         row.pipeline,
         row.parent or "",
         row.parent_step or "",
-        row.forked_from or "",
+        row.rerun_of or "",
         row.label or "",
     ):
         return "its first event does not fit its row"
@@ -335,7 +335,7 @@ def record_of(row: RunRow) -> RunRecord:
         damaged=is_damaged,
         parent=text(row.parent),
         parent_step=text(row.parent_step),
-        rerun_of=text(row.forked_from),
+        rerun_of=text(row.rerun_of),
         label=text(row.label),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
@@ -355,7 +355,7 @@ _STATUSES: Mapping[object, RunStatus] = {
 def _is_sound(row: RunRow) -> bool:
     """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
     try:
-        others = row.parent, row.parent_step, row.forked_from, row.label
+        others = row.parent, row.parent_step, row.rerun_of, row.label
         checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others)
         for text in (row.pipeline, *filter(None, others)):
             from_column(text)

@@ -355,7 +355,7 @@ def _merged(
             event.wall_time + 0.0,
             parent=_column_or_null(event.parent),
             parent_step=_column_or_null(event.parent_step),
-            forked_from=_column_or_null(event.rerun_of),
+            rerun_of=_column_or_null(event.rerun_of),
             label=_column_or_null(event.label),
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)

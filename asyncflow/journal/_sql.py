@@ -48,9 +48,9 @@ class Cursor(Protocol):
 class Database(Protocol):
     """A connection to a database.
 
-    It connects when it is first used and after the connection was lost, and migrates the schema
-    then. Errors of the driver in a ``with`` block of `transaction` or `reading`, or at its begin or
-    end, are raised as `JournalError`.
+    It connects when it is first used and after the connection was lost. Then it makes the tables if
+    there are none. Errors of the driver in a ``with`` block of `transaction` or `reading`, or at
+    its begin or end, are raised as `JournalError`.
     """
 
     name: str
@@ -118,18 +118,6 @@ OF_FAILED_ITEMS = (
     "OR {table}codec = 'fallback')"
 )
 """Which events say that an attempt of an item failed; the condition of an index, word for word."""
-
-WAS_DRAINED = (
-    "status = 'interrupted' AND EXISTS (SELECT 1 FROM {schema}events WHERE "
-    "events.run_id = runs.run_id AND events.position = runs.last_event "
-    "AND events.payload IN ("
-    + ", ".join(
-        f"""'{{{{"outcome": "interrupted", "stop_reason": "{start}the service was shut down"}}}}'"""
-        for start in ("", "the run was cancelled: ", "the caller was cancelled: ")
-    )
-    + "))"
-)
-"""For migrations: which runs a service has interrupted, when only the reason told that."""
 
 _CHUNK = 64
 """How many rows or ids one statement takes at most; a power of two."""

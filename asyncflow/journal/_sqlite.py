@@ -16,25 +16,24 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from asyncflow._core.errors import JournalError
 from asyncflow._core.text import escape_controls, safe_text
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._database_file import DatabaseFile
-from asyncflow.journal._event_codec import event_checksum, run_checksum
 from asyncflow.journal._machine import LeaseClock, this_machine
 from asyncflow.journal._queries import check_lease
-from asyncflow.journal._sql import OF_FAILED_ITEMS, WAS_DRAINED, DatabaseChangedError, either_case
+from asyncflow.journal._sql import DatabaseChangedError, either_case
 from asyncflow.journal._store import Store
+from asyncflow.journal._tables import SCHEMA, VERSION, why_unknown
 from asyncflow.journal._worker import WorkerThread
 
 T = TypeVar("T")
@@ -47,140 +46,8 @@ IN_MEMORY = ":memory:"
 _APPLICATION = 0x61737966
 """The `PRAGMA application_id` of a journal: the first letters of asyncflow."""
 
-_TABLES = {"runs", "leases", "events"}
-
-_STRICT = "WITHOUT ROWID, STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "WITHOUT ROWID"
-"""SQLite before 3.37 does not know strict tables, and can't open a database that has one."""
-
-
-def _number(column: str) -> str:
-    """Return an expression for a column of numbers; a text in it could be no UTF-8."""
-    return f"CASE typeof({column}) WHEN 'text' THEN CAST({column} AS BLOB) ELSE {column} END"
-
-
-_MIGRATIONS = [
-    [
-        f"PRAGMA application_id = {_APPLICATION}",
-        "CREATE TABLE runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT NULL, "
-        "started_at REAL NOT NULL, updated_at REAL NOT NULL) WITHOUT ROWID",
-        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
-        "CREATE TABLE leases (run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, "
-        "process TEXT, expires_at REAL NOT NULL) WITHOUT ROWID",
-        "CREATE TABLE events (run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, "
-        "step TEXT, item INTEGER, attempt INTEGER, at_ms REAL NOT NULL, codec TEXT, payload TEXT, "
-        "data BLOB, PRIMARY KEY (run_id, position)) WITHOUT ROWID",
-    ],
-    [
-        "ALTER TABLE leases ADD COLUMN cancel_token INTEGER",
-        "CREATE INDEX leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
-        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
-        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
-    ],
-    # The rows get their checksums. A value that does not fit its column becomes one that does; the
-    # checksum is that of the value before, so it does not fit the row and the row stays unreadable.
-    [
-        "CREATE TABLE new_runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, "
-        "status TEXT NOT NULL CHECK (status IN ('running', 'passed', 'failed', 'interrupted')), "
-        "started_at REAL NOT NULL, updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, "
-        "last_event INTEGER NOT NULL, checksum INTEGER NOT NULL) "
-        f"{_STRICT}",
-        "INSERT INTO new_runs SELECT CAST(run_id AS TEXT), IFNULL(CAST(pipeline AS TEXT), ''), "
-        "CASE WHEN status IN ('passed', 'failed', 'interrupted') THEN status ELSE 'running' END, "
-        "IFNULL(CAST(started_at AS REAL), 0), IFNULL(CAST(updated_at AS REAL), 0), 0, "
-        "CASE status WHEN 'running' THEN 0 ELSE (SELECT IFNULL(CAST(MAX(position) AS INTEGER), 0) "
-        "FROM events WHERE events.run_id = runs.run_id) END, "
-        "CASE WHEN status IN ('running', 'passed', 'failed', 'interrupted') THEN "
-        f"run_checksum(CAST(run_id AS BLOB), CAST(pipeline AS BLOB), {_number('started_at')}) "
-        "ELSE -1 END "
-        "FROM runs",
-        "DROP TABLE runs",
-        "ALTER TABLE new_runs RENAME TO runs",
-        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
-        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
-        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id)",
-        "CREATE TABLE new_leases (run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, "
-        # `expires_at` is by the wall clock; these are `LeaseClock.name` and a time by `boot_s`.
-        "process TEXT, expires_at REAL NOT NULL, cancel_token INTEGER, clock TEXT, "
-        f"boot_expires_at REAL) {_STRICT}",
-        "INSERT INTO new_leases SELECT CAST(run_id AS TEXT), IFNULL(CAST(token AS INTEGER), 0), "
-        "CAST(owner AS TEXT), CAST(process AS TEXT), IFNULL(CAST(expires_at AS REAL), 0), "
-        "CAST(cancel_token AS INTEGER), NULL, NULL FROM leases",
-        "DROP TABLE leases",
-        "ALTER TABLE new_leases RENAME TO leases",
-        "CREATE INDEX leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
-        "CREATE TABLE new_events (run_id TEXT NOT NULL, position INTEGER NOT NULL, "
-        "kind TEXT NOT NULL, step TEXT, item INTEGER, attempt INTEGER, at_ms REAL NOT NULL, "
-        "codec TEXT, payload TEXT, data BLOB, checksum INTEGER NOT NULL, "
-        f"PRIMARY KEY (run_id, position)) {_STRICT}",
-        "INSERT OR IGNORE INTO new_events SELECT CAST(run_id AS TEXT), CAST(position AS INTEGER), "
-        "IFNULL(CAST(kind AS TEXT), ''), CAST(step AS TEXT), CAST(item AS INTEGER), "
-        "CAST(attempt AS INTEGER), IFNULL(CAST(at_ms AS REAL), 0), CAST(codec AS TEXT), "
-        "CAST(payload AS TEXT), CAST(data AS BLOB), event_checksum(CAST(run_id AS BLOB), "
-        f"{_number('position')}, CAST(kind AS BLOB), CAST(step AS BLOB), {_number('item')}, "
-        f"{_number('attempt')}, {_number('at_ms')}, CAST(codec AS BLOB), "
-        "CAST(payload AS BLOB), CAST(data AS BLOB)) FROM events ORDER BY run_id, position",
-        "DROP TABLE events",
-        "ALTER TABLE new_events RENAME TO events",
-    ],
-    [
-        "CREATE TABLE notes (run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, "
-        "step TEXT NOT NULL, item INTEGER, attempt INTEGER NOT NULL, at_ms REAL NOT NULL, "
-        "level INTEGER, payload TEXT NOT NULL, data BLOB, checksum INTEGER NOT NULL, "
-        f"PRIMARY KEY (run_id, position)) {_STRICT}",
-        "ALTER TABLE runs ADD COLUMN parent TEXT",
-        "ALTER TABLE runs ADD COLUMN parent_step TEXT",
-        "ALTER TABLE runs ADD COLUMN forked_from TEXT",
-        "CREATE INDEX runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
-        # With the status, which counts read.
-        "DROP INDEX runs_by_pipeline",
-        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id, status)",
-        "CREATE INDEX events_of_steps ON events (run_id, kind, position) WHERE item IS NULL",
-    ],
-    [
-        "ALTER TABLE runs ADD COLUMN cause TEXT",
-        f"UPDATE runs SET cause = 'drained' WHERE {WAS_DRAINED.format(schema='')}",
-        "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
-    ],
-    # A status more, which SQLite can't add to the CHECK of a table. Rows keep their checksums.
-    [
-        "CREATE TABLE new_runs (run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT "
-        "NULL CHECK (status IN ('running', 'waiting', 'passed', 'failed', 'interrupted')), "
-        "started_at REAL NOT NULL, updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, "
-        "last_event INTEGER NOT NULL, checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, "
-        "forked_from TEXT, cause TEXT, waits TEXT, due_at REAL, label TEXT, "
-        f"asks INTEGER) {_STRICT}",
-        "INSERT INTO new_runs SELECT run_id, pipeline, status, started_at, updated_at, paused_s, "
-        "last_event, checksum, parent, parent_step, forked_from, cause, NULL, NULL, NULL, NULL "
-        "FROM runs",
-        "DROP TABLE runs",
-        "ALTER TABLE new_runs RENAME TO runs",
-        "CREATE INDEX runs_by_start ON runs (started_at, run_id)",
-        "CREATE INDEX runs_by_status ON runs (status, started_at, run_id)",
-        "CREATE INDEX runs_by_pipeline ON runs (pipeline, started_at, run_id, status)",
-        "CREATE INDEX runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
-        "CREATE INDEX runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
-        "CREATE INDEX runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
-        "CREATE INDEX runs_asking ON runs (pipeline, asks) WHERE asks IS NOT NULL",
-        "CREATE INDEX runs_by_label ON runs (label, started_at, run_id) WHERE label IS NOT NULL",
-        "ALTER TABLE leases ADD COLUMN cancel_reason TEXT",
-        "ALTER TABLE leases ADD COLUMN signal_token INTEGER",
-        "CREATE INDEX leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
-        "CREATE TABLE signals (run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, "
-        "sent_at REAL NOT NULL, sent_by TEXT NOT NULL, codec TEXT, data BLOB, "
-        f"checksum INTEGER NOT NULL, PRIMARY KEY (run_id, name)) {_STRICT}",
-        "CREATE INDEX events_of_failed_items ON events (run_id, step, item, kind) "
-        f"WHERE {OF_FAILED_ITEMS.format(table='')}",
-        "CREATE TABLE checkpoints (run_id TEXT NOT NULL, step TEXT NOT NULL, "
-        "item INTEGER NOT NULL, codec TEXT NOT NULL, data BLOB NOT NULL, "
-        f"checksum INTEGER NOT NULL, PRIMARY KEY (run_id, step, item)) {_STRICT}",
-        "CREATE TABLE cached_results (key TEXT PRIMARY KEY, run_id TEXT NOT NULL, "
-        "position INTEGER NOT NULL, attempts INTEGER NOT NULL, duration_ms REAL NOT NULL, "
-        f"stored_at REAL NOT NULL, checksum INTEGER NOT NULL) {_STRICT}",
-        "CREATE INDEX cached_results_by_run ON cached_results (run_id)",
-    ],
-]
-"""Number n, counted from 0, brings the schema from version n to n + 1. Never change one that was
-released: add another."""
+# Without a second tree for row ids; SQLite before 3.37 does not know strict tables.
+_OF_TABLE = "WITHOUT ROWID, STRICT" if sqlite3.sqlite_version_info >= (3, 37) else "WITHOUT ROWID"
 
 _DIALECT = {
     "{now}": "asyncflow_now()",
@@ -385,15 +252,10 @@ class SQLite:
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES // 2}")
-        while (version := _version(connection)) < len(_MIGRATIONS):
-            _migrate(connection, version)
-        if version > len(_MIGRATIONS):
-            raise JournalError(
-                self.name,
-                f"a newer asyncflow has written it (schema {version}; this one knows up to "
-                f"{len(_MIGRATIONS)}). It was left as it is: upgrade asyncflow, or use another "
-                "file",
-            )
+        if not _version(connection):
+            _make_tables(connection)
+        if (version := _version(connection)) != VERSION:
+            raise why_unknown(self.name, version)
 
     def _add_functions(self, connection: sqlite3.Connection) -> None:
         clock = self._clock
@@ -509,9 +371,7 @@ def _check_owner(connection: sqlite3.Connection, name: str) -> None:
     tables = {table for (table,) in found}
     is_ours = application == _APPLICATION
     is_empty = not application and not version and not tables
-    # Before the first release, journals had no application_id.
-    is_early = not application and version and tables >= _TABLES
-    if not (is_ours or is_empty or is_early):
+    if not (is_ours or is_empty):
         problem = "it is the database of another program"
         if tables:
             problem += f", with the tables {escape_controls(', '.join(sorted(tables)))}"
@@ -529,39 +389,21 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Migrate the schema from a version to the next one, unless another process just did."""
+def _make_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables, unless another process just did."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if _version(connection) == version:
-            for name, arguments, checksum in (
-                ("event_checksum", 10, event_checksum),
-                ("run_checksum", 3, run_checksum),
-            ):
-                function = partial(_checksum_of_stored, checksum)
-                connection.create_function(name, arguments, function, deterministic=True)
-            for statement in _MIGRATIONS[version]:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {version + 1}")
+        if not _version(connection):
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            for statement in SCHEMA:
+                is_table = statement.startswith("CREATE TABLE")
+                connection.execute(f"{statement} {_OF_TABLE}" if is_table else statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
-
-
-def _checksum_of_stored(checksum: Callable[..., int], *columns: Any) -> int:
-    """Return the checksum of a stored row, whose texts are given as bytes; -1 if it has none.
-
-    The last column of an event, its data, is no text.
-    """
-    texts, data = columns[:9], columns[9:]
-    try:
-        return checksum(
-            *(each.decode() if isinstance(each, bytes) else each for each in texts), *data
-        )
-    except (UnicodeDecodeError, TypeError, struct.error):  # a text is no UTF-8, or a number is none
-        return -1
 
 
 class SQLiteJournal(SQLJournal):

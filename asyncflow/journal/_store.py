@@ -81,7 +81,7 @@ class Change(NamedTuple):
     parent: str | None = None
     """Set by the first event, as the next three are; ``None`` for an empty text."""
     parent_step: str | None = None
-    forked_from: str | None = None
+    rerun_of: str | None = None
     label: str | None = None
     cause: str | None = None
     """What has interrupted the run, if something has."""
@@ -172,7 +172,7 @@ _CANCELLED = (
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
-    "parent_step, forked_from, label, cause, updated_at) "
+    "parent_step, rerun_of, label, cause, updated_at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
@@ -435,7 +435,7 @@ class Store:
         change = batch.change
         if change and change.started_at is not None:
             run_id, pipeline, started_at = batch.run_id, change.pipeline or "", change.started_at
-            others = change.parent, change.parent_step, change.forked_from, change.label
+            others = change.parent, change.parent_step, change.rerun_of, change.label
             checksum = run_checksum(run_id, pipeline, started_at, *others)
             run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
             self._execute(cursor, _BEGIN_RUN, (*run, change.cause))

@@ -392,7 +392,7 @@ def test_a_damaged_run_is_listed_and_named_in_the_error(shell: Shell) -> None:
     store_run("first")
     store_run("second")
     with closing(sqlite3.connect("asyncflow.db")) as database, database:
-        database.execute("UPDATE runs SET started_at = 1e300 WHERE run_id = 'second'")
+        database.execute("UPDATE runs SET started_at = 1e299 WHERE run_id = 'second'")
 
     lines = shell("runs").stdout.splitlines()
     shown = shell("show", "second", exits=1)

@@ -148,8 +148,8 @@ class Cycles:
         shape: A name in `SHAPES`.
         schedule: ``"tiers"`` or ``"ready"``.
         database: Where the runs are stored.
-        has_tables: Whether their tables are there before the first process starts. Making and
-            migrating them takes two thirds of the kill points of a short run.
+        has_tables: Whether their tables are there before the first process starts. Making them
+            takes some kill points of a short run.
     """
 
     def __init__(

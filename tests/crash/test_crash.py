@@ -107,9 +107,7 @@ def test_each_statement_and_each_effect_has_kill_points(forks: Forks, folder: Pa
 
 
 @pytest.mark.timeout(300)
-def test_a_process_may_die_while_it_makes_and_migrates_the_tables(
-    forks: Forks, folder: Path
-) -> None:
+def test_a_process_may_die_while_it_makes_the_tables(forks: Forks, folder: Path) -> None:
     cycles = Cycles(forks, folder, "chain", "tiers", has_tables=False)
     random = Random(10)
 
@@ -117,7 +115,7 @@ def test_a_process_may_die_while_it_makes_and_migrates_the_tables(
     for _ in range(8):
         cycles.kill_one_of_two(random)
 
-    assert {"before CREATE", "before ALTER", "before DROP"} <= {*cycles.points}
+    assert "before CREATE" in cycles.points
 
 
 def test_the_promises_hold_in_fresh_interpreters(folder: Path) -> None:

@@ -299,10 +299,10 @@ def changes(value: Any) -> Iterator[Any]:
 def make_checksums_right(database: sqlite3.Connection) -> None:
     """Give every row the checksum of what it has now, if it can have one."""
     database.text_factory = lambda data: str(data, "utf-8", "surrogateescape")
-    of_run = "run_id, pipeline, started_at, parent, parent_step, forked_from"
+    of_run = "run_id, pipeline, started_at, parent, parent_step, rerun_of, label"
     for table, checksum, count, names in (
         ("events", event_checksum, 10, "*"),
-        ("runs", run_checksum, 6, of_run),
+        ("runs", run_checksum, 7, of_run),
     ):
         for rowid, *row in database.execute(f"SELECT rowid, {names} FROM {table}").fetchall():
             with suppress(TypeError, ValueError, struct.error):

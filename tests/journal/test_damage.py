@@ -34,7 +34,6 @@ from journal.damaged import (
     set_value,
     write,
 )
-from journal.stored_runs import STORED
 from segments import store_segment
 
 from asyncflow import JournalError, Pipeline, RunNotFoundError, RunStatus, RunUnreadableError
@@ -331,7 +330,7 @@ async def test_a_run_that_ends_between_two_reads_is_read_again(journal: Any) -> 
 
 
 async def test_an_output_that_is_no_json_is_refused(journal: Any, database: Any) -> None:
-    """Its checksum is right, since it was damaged before the journal had checksums."""
+    """Its checksum is right: another program wrote it."""
     await store(journal)
     columns = "r", 3, "StepSucceeded", "a", None, 1, 2.0, "json", '{"rows"', None
     checksum = event_checksum(*columns)
@@ -397,32 +396,6 @@ async def test_the_database_refuses_what_does_not_fit(
 
     with pytest.raises((sqlite3.IntegrityError, psycopg.Error)):
         database.query(f"UPDATE {change}")
-
-
-def test_a_damaged_journal_of_an_earlier_version_is_migrated_as_far_as_it_can_be_read(
-    tmp_path: Path,
-) -> None:
-    path = shutil.copy(STORED / "schema-2.db", tmp_path / "runs.db")
-    with closing(sqlite3.connect(path)) as database, database:
-        for change in (
-            "events SET at_ms = 'x' WHERE run_id = 'failed' AND position = 3",
-            "events SET item = CAST(x'ff' AS TEXT) WHERE run_id = 'cut short' AND position = 2",
-            "events SET payload = CAST(x'ff' AS TEXT) WHERE run_id = 'timed out' AND position = 1",
-            "runs SET status = 'paused' WHERE run_id = 'interrupted'",
-        ):
-            database.execute(f"UPDATE {change}")
-
-    async def main() -> None:
-        async with SQLiteJournal(path) as journal:
-            runs = {run.run_id: run for run in await journal.runs()}
-            assert [run.run_id for run in runs.values() if run.damaged] == ["interrupted"]
-            assert len(runs) == 5
-            for run_id in ("failed", "timed out", "interrupted", "cut short"):
-                with pytest.raises(RunUnreadableError):
-                    await journal.report(run_id)
-            assert (await journal.report("passed")).all_passed
-
-    run_in_virtual_time(main())
 
 
 NOTES = [

@@ -540,7 +540,7 @@ def test_a_forked_process_takes_over_no_lock_of_its_parent(path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_file_that_is_replaced_during_its_migration_is_not_used(
+def test_a_file_that_is_replaced_while_its_tables_are_made_is_not_used(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = SQLite(str(path), "FULL", 1.0)

@@ -129,7 +129,7 @@ def test_without_the_boot_leases_expire_by_the_wall_clock(
     store = make_store(boot="" if is_unknown else "boot")
     (token,) = store.claim([("r", MINE)])
     if not is_unknown:
-        with store.database.transaction() as cursor:  # as an earlier version stores it
+        with store.database.transaction() as cursor:
             cursor.execute("UPDATE leases SET clock = NULL, boot_expires_at = NULL")
     clocks.boot_s += HOUR
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from pathlib import Path
 from threading import Barrier
 
 import psycopg
 import pytest
-from journal.stored_runs import PIPELINES, STORED
 from postgres_server import PostgresServer, until
 
 from asyncflow._core.errors import JournalError
 from asyncflow.journal import PostgresJournal
-from asyncflow.journal._postgres_connection import _MIGRATIONS, Postgres
+from asyncflow.journal._postgres_connection import Postgres
 from asyncflow.journal._sql import Cursor
+from asyncflow.journal._tables import VERSION
 
 
 def runs_of(database: Postgres) -> list[object]:
@@ -171,7 +168,7 @@ def test_connections_can_create_the_tables_concurrently(dsn: str) -> None:
         found = list(executor.map(create_tables, range(8)))
 
     assert found == [[]] * 8
-    assert version_in(dsn) == 6
+    assert version_in(dsn) == VERSION
 
 
 def version_in(dsn: str) -> int:
@@ -181,63 +178,25 @@ def version_in(dsn: str) -> int:
     return version
 
 
-async def test_tables_of_a_newer_schema_are_left_unchanged(dsn: str) -> None:
+async def test_tables_of_another_schema_are_left_unchanged(dsn: str) -> None:
     await open_and_close(dsn)
     with psycopg.connect(dsn) as connection:
         connection.execute("UPDATE asyncflow.schema_version SET version = 7")
 
-    with pytest.raises(JournalError, match=r"schema 7, and this one knows up to 6.*upgrade"):
+    with pytest.raises(
+        JournalError, match=rf"schema 7, and this one makes and reads {VERSION} alone"
+    ):
         await open_and_close(dsn)
 
     assert version_in(dsn) == 7
 
 
-async def test_tables_of_the_first_schema_are_migrated(
+def test_tables_are_made_as_a_whole_or_not_at_all(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as first_schema:
-        first_schema.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", _MIGRATIONS[:1])
-        assert runs_of(Postgres(dsn, 10.0)) == []
-    assert version_in(dsn) == 1
-    copy_runs(dsn, STORED / "schema-1-with-id.db")
-
-    async with PostgresJournal(dsn) as journal:
-        statuses = {run.run_id: run.status for run in await journal.runs()}
-        report = await journal.report("passed")
-        assert await journal.cancel("cut short")
-        inputs = {"password": "hunter2"}
-        again = (
-            await PIPELINES["failed"].with_options(run_id="failed", journal=journal).run(**inputs)
-        )
-
-    assert statuses == {
-        "passed": "PASSED",
-        "failed": "FAILED",
-        "timed out": "FAILED",
-        "interrupted": "INTERRUPTED",
-        "cut short": "ORPHANED",
-    }
-    assert report["price"].output == ["3.00"] * 3
-    assert again.all_passed
-    assert version_in(dsn) == 6
-
-
-def copy_runs(dsn: str, path: Path) -> None:
-    """Copy the runs of an SQLite file into a PostgreSQL database."""
-    with (
-        closing(sqlite3.connect(path)) as source,
-        psycopg.connect(dsn, options="-csearch_path=asyncflow") as target,
-    ):
-        for table in ("runs", "leases", "events"):
-            rows = source.execute(f"SELECT * FROM {table}")
-            marks = ", ".join(["%s"] * len(rows.description))
-            target.cursor().executemany(f"INSERT INTO {table} VALUES ({marks})".encode(), rows)
-
-
-def test_a_migration_is_atomic(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Postgres(dsn, 10.0)
-    bad = ["CREATE TABLE asyncflow.runs ()", "CREATE TABLE asyncflow.runs ()"]
-    monkeypatch.setattr("asyncflow.journal._postgres_connection._MIGRATIONS", [bad])
+    bad = ["CREATE TABLE runs (x INTEGER)", "CREATE TABLE runs (x INTEGER)"]
+    monkeypatch.setattr("asyncflow.journal._postgres_connection.SCHEMA", bad)
 
     with pytest.raises(JournalError, match='"runs" already exists'):
         runs_of(database)
@@ -269,7 +228,7 @@ async def test_a_user_who_owns_the_schema_can_create_the_tables(guest: str, dsn:
 
     await open_and_close(guest)
 
-    assert version_in(dsn) == 6
+    assert version_in(dsn) == VERSION
 
 
 async def test_a_read_only_database_is_reported(dsn: str) -> None:

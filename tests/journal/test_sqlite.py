@@ -22,6 +22,7 @@ from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
 from asyncflow.events import AttemptStarted, RunStarted, StepSucceeded
 from asyncflow.journal import SQLiteJournal, _sqlite
+from asyncflow.journal._tables import VERSION
 
 ROOT = Path(__file__).parents[2]
 SAFE = "what was committed before is safe"
@@ -102,19 +103,21 @@ async def test_a_damaged_database_is_reported(path: Path) -> None:
             await opened(journal, "r1")
 
 
-async def test_a_database_with_a_newer_schema_is_left_unchanged(path: Path) -> None:
+async def test_a_database_with_another_schema_is_left_unchanged(path: Path) -> None:
     async with SQLiteJournal(path):
         pass
     with sqlite3.connect(path) as other:
-        other.execute("PRAGMA user_version = 99")
+        other.execute("PRAGMA user_version = 6")
     other.close()
+    before = path.read_bytes()
 
     problem = await problem_when_opened(path)
 
     assert problem == (
-        "a newer asyncflow has written it (schema 99; this one knows up to 6). It was left as it "
-        "is: upgrade asyncflow, or use another file"
+        "another version of asyncflow has made its tables (schema 6, and this one makes and reads "
+        f"{VERSION} alone); they were left as they are: use that version, or a new journal"
     )
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -394,18 +397,20 @@ database.close()
         assert process.returncode == 0
 
 
-def test_a_migration_that_another_process_made_is_not_repeated(path: Path) -> None:
+def test_tables_that_another_process_made_are_not_made_again(path: Path) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
-    _sqlite._migrate(connection, 0)
+    _sqlite._make_tables(connection)
 
-    _sqlite._migrate(connection, 0)
+    _sqlite._make_tables(connection)
 
-    assert _sqlite._version(connection) == 1
+    assert _sqlite._version(connection) == VERSION
     connection.close()
 
 
-def test_a_failed_migration_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sqlite, "_MIGRATIONS", [["CREATE TABLE runs (x)", "CREATE TABLE"]])
+def test_tables_that_cannot_all_be_made_leave_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite, "SCHEMA", ["CREATE TABLE runs (x PRIMARY KEY)", "CREATE TABLE"])
     database = _sqlite.SQLite(str(path), "FULL", 1.0)
 
     with pytest.raises(JournalError), database.reading():
@@ -443,7 +448,7 @@ async def test_the_synchronous_option_is_applied(path: Path) -> None:
 
 def wal_sizes_while_writing(database: _sqlite.SQLite, path: Path, count: int) -> list[int]:
     sizes = []
-    for position in range(count):
+    for position in range(1, count + 1):
         with database.transaction() as cursor:
             cursor.execute(
                 "INSERT INTO events (run_id, position, kind, at_ms, data, checksum) "

@@ -50,7 +50,7 @@ async def test_a_run_whose_row_is_damaged_is_listed(make_client: Any, tmp_path: 
     async with SQLiteJournal(path) as journal:
         await passing().with_options(run_id="good", journal=journal).run()
         await passing().with_options(run_id="bad", journal=journal).run()
-        change(path, "UPDATE runs SET started_at = 1e300, pipeline = '\"' WHERE run_id = 'bad'")
+        change(path, "UPDATE runs SET started_at = 1e299, pipeline = '\"' WHERE run_id = 'bad'")
         client = make_client(app(journal))
 
         page, api = await client.get("/"), await client.get("/api/runs")

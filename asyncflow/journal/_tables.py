@@ -1,0 +1,109 @@
+"""The tables of a journal, the same in every database: what `asyncflow.journal._store` reads of.
+
+The statements are SQLite's. `adapted` gives them another database's names of the four types.
+
+Identifiers are compared by their bytes: in Python's order, whatever the locales of a server. The
+conditions are about new rows; one that is there and does not meet them is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from zlib import crc32
+
+from asyncflow._core.errors import JournalError
+from asyncflow.journal._sql import OF_FAILED_ITEMS
+
+TABLES = {
+    "runs": (
+        "run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT NULL CHECK "
+        "(status IN ('running', 'waiting', 'passed', 'failed', 'interrupted')), "
+        "started_at REAL NOT NULL CHECK (started_at >= 0 AND started_at < 1e300), "
+        "updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, last_event INTEGER NOT NULL, "
+        "checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, rerun_of TEXT, label TEXT, "
+        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER"
+    ),
+    # `expires_at` is by the wall clock of the database. In a file, `clock` is `LeaseClock.name`,
+    # and `boot_expires_at` a time by `LeaseClock.boot_s`.
+    "leases": (
+        "run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, process TEXT, "
+        "expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, cancel_token INTEGER, "
+        "cancel_reason TEXT, signal_token INTEGER"
+    ),
+    "events": (
+        "run_id TEXT NOT NULL, position INTEGER NOT NULL CHECK (position > 0), kind TEXT NOT NULL, "
+        "step TEXT, item INTEGER CHECK (item >= 0), attempt INTEGER CHECK (attempt >= 0), "
+        "at_ms REAL NOT NULL CHECK (at_ms >= 0 AND at_ms < 1e300), codec TEXT, payload TEXT, "
+        "data BLOB, checksum INTEGER NOT NULL, PRIMARY KEY (run_id, position)"
+    ),
+    "notes": (
+        "run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, step TEXT NOT NULL, "
+        "item INTEGER, attempt INTEGER NOT NULL, at_ms REAL NOT NULL, level INTEGER, "
+        "payload TEXT NOT NULL, data BLOB, checksum INTEGER NOT NULL, "
+        "PRIMARY KEY (run_id, position)"
+    ),
+    "signals": (
+        "run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, sent_at REAL NOT NULL, "
+        "sent_by TEXT NOT NULL, codec TEXT, data BLOB, checksum INTEGER NOT NULL, "
+        "PRIMARY KEY (run_id, name)"
+    ),
+    "checkpoints": (
+        "run_id TEXT NOT NULL, step TEXT NOT NULL, item INTEGER NOT NULL, codec TEXT NOT NULL, "
+        "data BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (run_id, step, item)"
+    ),
+    "cached_results": (
+        "key TEXT PRIMARY KEY, run_id TEXT NOT NULL, position INTEGER NOT NULL, "
+        "attempts INTEGER NOT NULL, duration_ms REAL NOT NULL, stored_at REAL NOT NULL, "
+        "checksum INTEGER NOT NULL"
+    ),
+}
+"""The columns of each table."""
+
+_INDEXES = (
+    "runs_by_start ON runs (started_at, run_id)",
+    "runs_by_status ON runs (status, started_at, run_id)",
+    # With the status, which counts read.
+    "runs_by_pipeline ON runs (pipeline, started_at, run_id, status)",
+    "runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
+    "runs_by_label ON runs (label, started_at, run_id) WHERE label IS NOT NULL",
+    "runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
+    "runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
+    "runs_asking ON runs (pipeline, asks) WHERE asks IS NOT NULL",
+    "leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
+    "leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
+    "events_of_steps ON events (run_id, kind, position) WHERE item IS NULL",
+    "events_of_failed_items ON events (run_id, step, item, kind) "
+    f"WHERE {OF_FAILED_ITEMS.format(table='')}",
+    "cached_results_by_run ON cached_results (run_id)",
+)
+
+SCHEMA = (
+    *(f"CREATE TABLE {table} ({columns})" for table, columns in TABLES.items()),
+    *(f"CREATE INDEX {index}" for index in _INDEXES),
+)
+"""The statements that make the tables."""
+
+VERSION = crc32("\n".join(SCHEMA).encode()) >> 1
+"""The version of the schema, which a database stores, in the 31 bits that SQLite has for it.
+
+Until the first release, each change of the schema has another one: its checksum."""
+
+
+def adapted(statement: str, types: Mapping[str, str], tables: str) -> str:
+    """Return a statement with other names of types, and its tables in a namespace."""
+    adapted = re.sub(r"\b(TEXT|INTEGER|REAL|BLOB)\b", lambda found: types[found[0]], statement)
+    return OF_TABLES.sub(rf"{tables}.\1", adapted)
+
+
+OF_TABLES = re.compile(rf"\b({'|'.join(TABLES)})\b")
+"""Finds the names of tables in a statement."""
+
+
+def why_unknown(name: str, found: int) -> JournalError:
+    """Return the error for a database with another version of the schema, which stays as it is."""
+    return JournalError(
+        name,
+        f"another version of asyncflow has made its tables (schema {found}, and this one makes and "
+        f"reads {VERSION} alone); they were left as they are: use that version, or a new journal",
+    )
