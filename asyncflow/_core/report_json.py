@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.record import replace
 from asyncflow._core.results import (
-    EARLIER_NAMES,
     Attempt,
     RestoredOutput,
     RunStatus,
@@ -32,9 +31,7 @@ from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 if TYPE_CHECKING:
     from asyncflow._core.report import RunReport
 
-_VERSION = 3
-"""1 had no version, no segments, and no attempts of earlier ones. Up to 2, the status was called
-``outcome`` and in lower case."""
+_VERSION = 1
 
 
 def dump(report: RunReport, indent: int | None) -> str:
@@ -59,12 +56,12 @@ def _document_of(report: RunReport) -> dict[str, object]:
 
 
 def _arguments_of(document: dict[str, Any]) -> dict[str, Any]:
-    version = _WHOLE.read(document.get("version", 1), "version")
-    if version > _VERSION:
-        problem = f"is {version}, and this asyncflow reads up to {_VERSION}: upgrade it"
+    version = document.get("version")
+    if version != _VERSION:
+        problem = (
+            f"is {reprlib.repr(version)}, and this version of asyncflow reads {_VERSION} alone"
+        )
         raise _refusal("version", problem)
-    if version < 3 and "outcome" in document:
-        document = {**document, "status": _TEXT.read(document["outcome"], "outcome").upper()}
     values = _from_json(_REPORT, document)
     _check_segments(values["results"], max(1, len(values["segments"])))
     return values
@@ -113,8 +110,6 @@ class _Kind(NamedTuple):
     read: Callable[[Any, str], Any]
     schema: Mapping[str, Any]
     """Its JSON schema."""
-    default: Any = ...
-    """What stands for it where an earlier asyncflow did not write it; an ellipsis for nothing."""
 
 
 _Table: TypeAlias = Mapping[str, _Kind | None]
@@ -135,13 +130,10 @@ def _from_json(table: _Table, document: dict[str, Any], where: str = "") -> dict
     """Return the fields of an object; ``where`` is its place with a dot: ``results[3].``."""
     values = {}
     for name, kind in table.items():
-        given = name if name in document else EARLIER_NAMES.get(name, name)
         if kind is None:
             values[name] = _output_from_json(document, where)
-        elif given in document:
-            values[name] = kind.read(document[given], where + given)
-        elif kind.default is not ...:
-            values[name] = kind.default
+        elif name in document:
+            values[name] = kind.read(document[name], where + name)
         else:
             raise _refusal(where + name, "is missing")
     return values
@@ -286,11 +278,11 @@ _ATTEMPT: _Table = {
     "duration_ms": _NUMBER,
     "error": _ERROR,
     "queued_ms": _NUMBER,
-    "segment": _WHOLE._replace(default=1),
-    "cancelled": _FLAG._replace(default=False),
-    "item": _WHOLE_OR_NULL._replace(default=None),
-    "engine": _TEXT._replace(default=""),
-    "worker": _TEXT._replace(default=""),
+    "segment": _WHOLE,
+    "cancelled": _FLAG,
+    "item": _WHOLE_OR_NULL,
+    "engine": _TEXT,
+    "worker": _TEXT,
 }
 
 
@@ -331,7 +323,7 @@ _RESULT: _Table = {
     "duration_ms": _NUMBER,
     "output": None,
     "error": _ERROR,
-    "fell_back": _FLAG._replace(default=False),
+    "fell_back": _FLAG,
     "reason": _TEXT_OR_NULL,
     "started_ms": _NUMBER_OR_NULL,
     "history": _list_of(_object(_ATTEMPT, lambda fields, _: Attempt(**fields))),
@@ -344,13 +336,13 @@ _RESULT: _Table = {
     "reused": _FLAG,
     "rerun_reason": _TEXT_OR_NULL,
     "secret": _FLAG,
-    "origin": _TEXT._replace(default=""),
-    "engine": _TEXT._replace(default=""),
-    "worker": _TEXT._replace(default=""),
-    "item": _WHOLE_OR_NULL._replace(default=None),
-    "left_out": _WHOLE._replace(default=0),
-    "waiting_since": _NUMBER_OR_NULL._replace(default=None),
-    "waiting_until": _NUMBER_OR_NULL._replace(default=None),
+    "origin": _TEXT,
+    "engine": _TEXT,
+    "worker": _TEXT,
+    "item": _WHOLE_OR_NULL,
+    "left_out": _WHOLE,
+    "waiting_since": _NUMBER_OR_NULL,
+    "waiting_until": _NUMBER_OR_NULL,
 }
 
 
@@ -358,7 +350,7 @@ _SEGMENT: _Table = {
     "at_ms": _NUMBER,
     "wall_time": _NUMBER,
     "ended_ms": _NUMBER_OR_NULL,
-    "process": _TEXT._replace(default=""),
+    "process": _TEXT,
 }
 
 
@@ -385,11 +377,9 @@ _REPORT: _Table = {
     "status": _RUN_STATUS,
     "inputs": _Kind(_inputs_to_json, _inputs_from_json, {"type": "object"}),
     "results": _RESULTS._replace(schema={"type": "array", "items": _schema_of(_RESULT)}),
-    "segments": _list_of(_object(_SEGMENT, lambda fields, _: Segment(**fields)))._replace(
-        default=()
-    ),
-    "parent": _TEXT._replace(default=""),
-    "parent_step": _TEXT._replace(default=""),
-    "rerun_of": _TEXT._replace(default=""),
-    "label": _TEXT._replace(default=""),
+    "segments": _list_of(_object(_SEGMENT, lambda fields, _: Segment(**fields))),
+    "parent": _TEXT,
+    "parent_step": _TEXT,
+    "rerun_of": _TEXT,
+    "label": _TEXT,
 }

@@ -25,9 +25,6 @@ from asyncflow._core.value_size import safe_repr
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
 """How an attempt ended; it crashed if its process died or its journal failed."""
 
-EARLIER_NAMES: Mapping[str, str] = {"rerun_of": "forked_from", "by_condition": "on_purpose"}
-"""What earlier journals and reports in JSON call fields that have another name now."""
-
 
 class StepStatus(enum.StrEnum):
     """The state of a step. The last four are final."""

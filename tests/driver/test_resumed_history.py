@@ -12,10 +12,8 @@ import pytest
 from memory_journal import MemoryJournal
 
 from asyncflow import (
-    Attempt,
     Pool,
     RunReport,
-    RunStatus,
     Segment,
     StepResult,
     StepStatus,
@@ -299,36 +297,12 @@ class TestSpan:
 
 
 class TestJson:
-    @pytest.mark.parametrize("status", ["passed", "failed", "interrupted", "running"])
-    def test_the_json_of_version_2_is_still_read(self, status):
+    @pytest.mark.parametrize("version", [None, "1", 2])
+    def test_the_json_of_another_version_is_refused(self, version):
         document = json.loads(RunReport("r", [], total_duration_ms=0, wall_time=0).to_json())
-        del document["status"]
-        document |= {"version": 2, "outcome": status}
+        document["version"] = version
 
-        assert RunReport.from_json(json.dumps(document)).status is RunStatus(status.upper())
-
-    def test_the_json_of_version_1_is_still_read(self):
-        history = (Attempt(1, 0.0, 1.0, ValueError("one")), Attempt(2, 2.0, 1.0, None))
-        result = StepResult("a", SUCCESS, 2, 3.0, started_ms=0.0, recorded=history)
-        report = RunReport("r", [result], total_duration_ms=3.0, wall_time=1.0)
-        document = json.loads(report.to_json())
-        document["outcome"] = document.pop("status").lower()
-        for name in ("version", "segments", "span_ms"):
-            del document[name]
-        for attempt in document["results"][0]["history"]:
-            for name in ("segment", "cancelled", "item"):
-                del attempt[name]
-
-        read = RunReport.from_json(json.dumps(document))
-
-        assert read.segments == report.segments
-        assert [(each.segment, each.number) for each in read["a"].history] == [(1, 1), (1, 2)]
-
-    def test_the_json_of_a_newer_version_is_refused(self):
-        document = json.loads(RunReport("r", [], total_duration_ms=0, wall_time=0).to_json())
-        document["version"] += 1
-
-        with pytest.raises(ValueError, match=r"version is 4, and this asyncflow reads up to 3"):
+        with pytest.raises(ValueError, match=rf"version is {version!r}, and .* reads 1 alone"):
             RunReport.from_json(json.dumps(document))
 
 
