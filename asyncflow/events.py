@@ -35,6 +35,7 @@ __all__ = [
     "MapStarted",
     "NoteEvent",
     "PoolPaused",
+    "ResultReused",
     "RunEvent",
     "RunFinished",
     "RunInterrupted",
@@ -50,7 +51,6 @@ __all__ = [
     "StepReused",
     "StepSkipped",
     "StepSucceeded",
-    "StepTakenOver",
     "StepWaiting",
     "ThreadAbandoned",
 ]
@@ -390,7 +390,7 @@ class StepReused:
 
 
 @record
-class StepTakenOver:
+class ResultReused:
     """A rerun stores the result that a step, or an item, has in another run.
 
     These events follow `RunStarted`, and a journal stores them with it or not at all. `StepReused`
@@ -523,7 +523,7 @@ StepEvent: TypeAlias = (
     | StepCancelled
     | StepSkipped
     | StepReused
-    | StepTakenOver
+    | ResultReused
     | ThreadAbandoned
     | LoopBlocked
 )

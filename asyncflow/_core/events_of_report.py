@@ -27,6 +27,7 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
+    ResultReused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -36,7 +37,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    StepTakenOver,
     StepWaiting,
     ThreadAbandoned,
 )
@@ -73,7 +73,7 @@ class _Teller:
         self._report = report
         self._segments = report.segments
         self._latest = len(self._segments)
-        self._taken: list[Event] = []
+        self._reused: list[Event] = []
         """What a rerun reuses."""
         self._told: list[list[Any]] = [[] for _ in self._segments]
         """What happened to steps, by segment."""
@@ -93,7 +93,7 @@ class _Teller:
         if report.status is RunStatus.INTERRUPTED:
             self._tell_interruption()
         yield self._start()
-        yield from self._taken
+        yield from self._reused
         for number, told in enumerate(self._told, 1):
             if number > 1:
                 yield self._resumption(number)
@@ -256,7 +256,7 @@ class _Teller:
             took_ms, at_ms = max(result.duration_ms - ran_ms, 0.0), self._segments[-1].at_ms
             if item is not None:
                 at_ms = max(at_ms, self._map_starts[name][self._latest])
-            found = StepTakenOver(name, at_ms, result.origin, there, took_ms, result.output, item)
+            found = ResultReused(name, at_ms, result.origin, there, took_ms, result.output, item)
             self._tell(self._latest, found)
             return
         if result.items is not None:
@@ -266,11 +266,11 @@ class _Teller:
             if len(others) != result.left_out:
                 how_many = None  # no asyncflow has written that
             for number in others if how_many is not None else ():
-                left_out = StepTakenOver(name, 0.0, result.origin, 1, 0.0, None, number)
-                self._taken.append(left_out)
+                left_out = ResultReused(name, 0.0, result.origin, 1, 0.0, None, number)
+                self._reused.append(left_out)
         figures = result.origin, there, result.duration_ms, result.output, item, how_many
         facts = result.secret, result.error, not result.left_out
-        self._taken.append(StepTakenOver(name, 0.0, *figures, *facts))
+        self._reused.append(ResultReused(name, 0.0, *figures, *facts))
 
     def _tell_reuse(self, node: _Node, segment: int, ended_ms: float = 0.0) -> None:
         at_ms, status = max(self._segments[segment - 1].at_ms, ended_ms), node.result.status

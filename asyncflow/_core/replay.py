@@ -339,9 +339,9 @@ class StoredRun:
         self._note_stop(step, event.status)
         self._move(step, event.status, event)
 
-    def _on_step_taken_over(self, event: events.StepTakenOver) -> None:
+    def _on_result_reused(self, event: events.ResultReused) -> None:
         step, item = self.steps[event.step], event.item
-        taken = self._settled[event.step, item] = StepView(
+        reused = self._settled[event.step, item] = StepView(
             step.name if item is None else f"{step.name}[{item}]",
             step.depends_on,
             step.tier,
@@ -358,12 +358,12 @@ class StoredRun:
         )
         if event.items is not None:
             items = {number: self._settled[step.name, number] for number in range(event.items)}
-            taken.items, taken.item_count = items, event.items
-            taken.tally = Counter(each.status for each in items.values())
+            reused.items, reused.item_count = items, event.items
+            reused.tally = Counter(each.status for each in items.values())
             if event.keeps_outputs:
-                taken.output = [each.output for each in items.values()]
-        if taken.secret:
-            taken.output = REDACTED_OUTPUT
+                reused.output = [each.output for each in items.values()]
+        if reused.secret:
+            reused.output = REDACTED_OUTPUT
 
     def _on_thread_abandoned(self, event: events.ThreadAbandoned) -> None:
         attempt = self._step(event).latest
@@ -690,7 +690,7 @@ _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     events.StepCancelled: StoredRun._on_step_cancelled,
     events.StepSkipped: StoredRun._on_step_skipped,
     events.StepReused: StoredRun._on_step_reused,
-    events.StepTakenOver: StoredRun._on_step_taken_over,
+    events.ResultReused: StoredRun._on_result_reused,
     events.ThreadAbandoned: StoredRun._on_thread_abandoned,
     events.LoopBlocked: StoredRun._on_loop_blocked,
     events.PoolPaused: StoredRun._on_pool_paused,

@@ -46,7 +46,7 @@ from asyncflow._core.results import (
 from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import Checkpoint, Key
 from asyncflow._core.step_view import StepView
-from asyncflow.events import RECALLED, RunResumed, RunStarted, StepTakenOver
+from asyncflow.events import RECALLED, ResultReused, RunResumed, RunStarted
 
 T = TypeVar("T")
 
@@ -136,7 +136,7 @@ class RerunStart(NamedTuple):
 
     event: RunStarted
     """As it is stored."""
-    taken: Iterator[tuple[StepTakenOver, StepTakenOver]]
+    reused: Iterator[tuple[ResultReused, ResultReused]]
     """What it reuses, with outputs as values, each with the event as it is stored."""
     checkpoint: Checkpoint
 
@@ -178,25 +178,25 @@ def rerun(
     run_id, at_ms = origin.run_id, origin.at_ms
     # There may be many: each event is made twice, so that not all of them are there at once.
     run = StoredRun(
-        chain([event], (_taken_over(key, known[key], run_id, at_ms, plan) for key in keys))
+        chain([event], (_reused_result(key, known[key], run_id, at_ms, plan) for key in keys))
     )
     settled = run.settled()
     _decode(settled, decode)
 
-    def taken() -> Iterator[tuple[StepTakenOver, StepTakenOver]]:
+    def reused() -> Iterator[tuple[ResultReused, ResultReused]]:
         for key in keys:
-            each = _taken_over(key, known.pop(key), run_id, at_ms, plan)
+            each = _reused_result(key, known.pop(key), run_id, at_ms, plan)
             yield replace(each, output=_value_of(each, settled)), each
 
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
     checkpoint = Checkpoint(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
-    return RerunStart(event, taken(), checkpoint)
+    return RerunStart(event, reused(), checkpoint)
 
 
-def _value_of(taken: StepTakenOver, settled: Mapping[Key, StepView]) -> object:
-    if taken.secret:
+def _value_of(reused: ResultReused, settled: Mapping[Key, StepView]) -> object:
+    if reused.secret:
         return REDACTED_OUTPUT
-    return None if taken.items is not None else settled[taken.step, taken.item].output
+    return None if reused.items is not None else settled[reused.step, reused.item].output
 
 
 def _place(key: Key, plan: Plan) -> tuple[int, bool, int]:
@@ -205,7 +205,7 @@ def _place(key: Key, plan: Plan) -> tuple[int, bool, int]:
     return plan.index[name], item is None, item or 0
 
 
-def _taken_over(key: Key, step: StepView, run_id: str, at_ms: float, plan: Plan) -> StepTakenOver:
+def _reused_result(key: Key, step: StepView, run_id: str, at_ms: float, plan: Plan) -> ResultReused:
     """Return what a rerun reuses of a run, which stands at ``at_ms``."""
     name, item = key
     is_secret = step.secret or plan.steps[plan.index[name]].secret
@@ -214,7 +214,7 @@ def _taken_over(key: Key, step: StepView, run_id: str, at_ms: float, plan: Plan)
         output, count = None, len(step.items)
     if is_secret:
         output = REDACTED
-    return StepTakenOver(
+    return ResultReused(
         name,
         0.0,
         step.origin or run_id,

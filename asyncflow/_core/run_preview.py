@@ -26,10 +26,10 @@ from asyncflow._core.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow.events import (
     NOT_IN_PIPELINE,
+    ResultReused,
     RunResumed,
     RunStarted,
     StepSkipped,
-    StepTakenOver,
 )
 
 Decision: TypeAlias = Literal["reused", "runs", "waits", "skipped", "missing"]
@@ -186,7 +186,7 @@ def preview_of_start(
     plan: Plan,
     state: RunState,
     event: RunStarted | RunResumed,
-    taken: Sequence[StepTakenOver],
+    results: Sequence[ResultReused],
     checkpoint: Checkpoint,
     now_s: float,
 ) -> RunPreview:
@@ -195,7 +195,7 @@ def preview_of_start(
     ``state`` is the state of that run, to which nothing has happened yet.
     """
     at_ms, restored = checkpoint.at_ms, checkpoint.restored
-    for each in (event, *taken):
+    for each in (event, *results):
         state.apply(each)
     for index in plan.order:
         stored = state.stored_end(index, at_ms)

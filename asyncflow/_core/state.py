@@ -316,7 +316,7 @@ class RunState:
             raise IllegalEventError(event, f"{self._readiness.unsettled} step(s) have not ended")
         self._finished = event
 
-    def _on_step_taken_over(self, event: events.StepTakenOver) -> None:
+    def _on_result_reused(self, event: events.ResultReused) -> None:
         self._check_runs(event)
         node = self._scheduled_node(event.step, event.item)
         if node is None:
@@ -836,7 +836,7 @@ _RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
     events.StepLogged: None,
     events.StepProgressed: None,
     events.StepAttached: None,
-    events.StepTakenOver: RunState._on_step_taken_over,
+    events.ResultReused: RunState._on_result_reused,
 }
-_IN_CHECKPOINT = (events.RunStarted, events.RunResumed, events.StepTakenOver)
+_IN_CHECKPOINT = (events.RunStarted, events.RunResumed, events.ResultReused)
 """The events that the replay of a checkpoint has already."""

@@ -30,7 +30,7 @@ from asyncflow._core.step_cache import CachedResult, cache_key
 from asyncflow._runtime.durable import CachingJournal, CachingSession
 from asyncflow._runtime.policy import Causes, Policy
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import AttemptStarted, RunResumed, StepReused, StepTakenOver
+from asyncflow.events import AttemptStarted, ResultReused, RunResumed, StepReused
 
 
 class _Call:
@@ -148,9 +148,9 @@ class StepCache(Policy):
         except PayloadError:
             return False  # its annotation has changed
         now_ms = self._now_ms()
-        taken = StepTakenOver(name, now_ms, origin, attempts, duration_ms, output, item)
-        self._persistence.instead[id(taken)] = replace(taken, output=payload)
-        self._dispatcher.emit(taken)
+        reused = ResultReused(name, now_ms, origin, attempts, duration_ms, output, item)
+        self._persistence.instead[id(reused)] = replace(reused, output=payload)
+        self._dispatcher.emit(reused)
         self._dispatcher.emit(StepReused(name, now_ms, item, StepStatus.SUCCESS, origin))
         call = self._led.pop(node, None)
         if call is not None:

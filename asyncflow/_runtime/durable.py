@@ -32,10 +32,10 @@ from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow.events import (
     Event,
     NoteEvent,
+    ResultReused,
     RunResumed,
     RunStarted,
     StepLogged,
-    StepTakenOver,
 )
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ class RunStart(NamedTuple):
     stored_event: RunStarted | RunResumed | None = None
     """The event as the journal stores it."""
     checkpoint: Checkpoint | None = None
-    taken: Iterable[tuple[StepTakenOver, StepTakenOver]] = ()
+    reused: Iterable[tuple[ResultReused, ResultReused]] = ()
     """What a rerun reuses: the events that follow, each with the one that the journal stores.
     They can be taken once."""
     saved: Mapping[Key, Payload] = {}

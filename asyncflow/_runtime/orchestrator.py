@@ -471,10 +471,10 @@ class Orchestrator:
         if isinstance(start, RunReport):
             return preview_of_report(start)
         assert start.checkpoint is not None  # a stored run has events
-        taken = [event for event, _ in start.taken]
+        reused = [event for event, _ in start.reused]
         state, now_s = self._state(start), request.clock()
         found = preview_of_start(
-            run_id, self._plan, state, start.event, taken, start.checkpoint, now_s
+            run_id, self._plan, state, start.event, reused, start.checkpoint, now_s
         )
         if isinstance(start.event, RunResumed) and start.event.missing_steps:
             refused = start.missing if is_refused else {}

@@ -10,7 +10,7 @@ from asyncflow._runtime.run_scope import Parts
 
 _REUSED_A_TURN = 100
 """After how many steps whose stored result a resumed run reuses other tasks get a turn."""
-_TAKEN_A_TURN = 250
+_REUSED_A_TURN = 250
 """The same for the results that a rerun reuses, those of items included."""
 
 
@@ -27,12 +27,12 @@ class EarlierResults(Policy):
 
     def on_open(self) -> None:
         persistence = self._persistence
-        if persistence is not None and persistence.together and self._scope.start.taken:
+        if persistence is not None and persistence.together and self._scope.start.reused:
             self._block = persistence.together()
             self._block.__enter__()
 
     async def on_resume(self) -> None:
-        await self._report_taken()
+        await self._report_reused()
         self.on_end()
         await self._report_stored()
         cancelled, self._cancelled = self._cancelled, None
@@ -47,14 +47,14 @@ class EarlierResults(Policy):
             self._block.__exit__(None, None, None)
             self._block = None
 
-    async def _report_taken(self) -> None:
+    async def _report_reused(self) -> None:
         """Report what a rerun reuses, which is stored with the first event of the run."""
         persistence = self._persistence
-        for count, (taken, stored) in enumerate(self._scope.start.taken, 1):
+        for count, (reused, stored) in enumerate(self._scope.start.reused, 1):
             assert persistence is not None
-            persistence.instead[id(taken)] = stored
-            self._dispatcher.emit(taken)
-            if count % _TAKEN_A_TURN == 0 and self._block is not None:
+            persistence.instead[id(reused)] = stored
+            self._dispatcher.emit(reused)
+            if count % _REUSED_A_TURN == 0 and self._block is not None:
                 await self._give_turn()
 
     async def _report_stored(self) -> None:

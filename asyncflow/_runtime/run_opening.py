@@ -316,7 +316,7 @@ class _RunOpening:
             event=replace(event, rerun_reasons=found.event.rerun_reasons),
             stored_event=found.event,
             checkpoint=found.checkpoint,
-            taken=found.taken,
+            reused=found.reused,
         )
 
     def _is_readable_and_equal(self, name: str, before: Payload, hint: Any) -> bool:

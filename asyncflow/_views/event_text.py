@@ -172,7 +172,7 @@ def _step_reused(event: events.StepReused, _: _Attempt) -> str:
     return f"{subject(event)} not run again: it {_WAS[event.status]} before"
 
 
-def _step_taken_over(event: events.StepTakenOver, _: _Attempt) -> str:
+def _result_reused(event: events.ResultReused, _: _Attempt) -> str:
     made = plural(event.attempts, "attempt")
     if event.items is not None:
         made = plural(event.items, "item")
@@ -246,7 +246,7 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.StepCancelled: _step_cancelled,
     events.StepSkipped: _step_skipped,
     events.StepReused: _step_reused,
-    events.StepTakenOver: _step_taken_over,
+    events.ResultReused: _result_reused,
     events.ThreadAbandoned: _thread_abandoned,
     events.LoopBlocked: _loop_blocked,
     events.StepLogged: _step_logged,

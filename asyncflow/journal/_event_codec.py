@@ -46,10 +46,10 @@ from asyncflow._core.text import cut, safe_text
 from asyncflow.events import (
     AttemptStarted,
     Event,
+    ResultReused,
     RunFinished,
     RunStarted,
     StepSucceeded,
-    StepTakenOver,
 )
 
 
@@ -208,7 +208,7 @@ def event_of(row: Sequence[Any]) -> Event:
 def event_without_output(row: Sequence[Any]) -> Event:
     """Return the event of a row that was read without its output, so that its checksum can't tell.
 
-    A `StepTakenOver` is without its figures too, which are stored in the same column, and a
+    A `ResultReused` is without its figures too, which are stored in the same column, and a
     `StepSucceeded` with a stand-in of its error, if it has one.
 
     Raise as `event_of` does, for what is noticed without the checksum.
@@ -216,7 +216,7 @@ def event_without_output(row: Sequence[Any]) -> Event:
     details, codec = None, FELL_BACK if row[7] == FELL_BACK else None
     if codec == FELL_BACK:
         details = _UNREAD_ERROR
-    elif row[2] == StepTakenOver.__name__:
+    elif row[2] == ResultReused.__name__:
         details = _NOTHING_TAKEN
     columns = [*row[:7], codec, details, None]
     return event_of([*columns, event_checksum(*columns)])
@@ -394,7 +394,7 @@ _CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 _END_OF = {status_column(each): each for each in (*ENDED, RunStatus.WAITING)}
 _COLUMNS = {"step", "item", "attempt", "at_ms"}
-_WITH_OUTPUTS = (StepSucceeded, StepTakenOver)
+_WITH_OUTPUTS = (StepSucceeded, ResultReused)
 """Whether they are secret, their outputs tell."""
 _DETAILS: dict[type[Any], tuple[str, ...]] = {
     cls: tuple(
@@ -409,7 +409,7 @@ _KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}
 _UNREAD_ERROR = _json(
     _details(StepSucceeded("", 0, 0.0, None, error=RestoredError("Exception", "not read", "")))
 )
-_NOTHING_TAKEN = _json(_details(StepTakenOver("", 0.0, "", 0, 0.0, None)))
+_NOTHING_TAKEN = _json(_details(ResultReused("", 0.0, "", 0, 0.0, None)))
 
 
 # --- the types of fields -------------------------------------------------------------------------

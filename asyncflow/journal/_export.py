@@ -15,7 +15,7 @@ from pathlib import Path
 
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED
-from asyncflow.events import Event, RunResumed, RunStarted, StepSucceeded, StepTakenOver
+from asyncflow.events import Event, ResultReused, RunResumed, RunStarted, StepSucceeded
 from asyncflow.journal._event_codec import column_of, event_checksum, row_of
 from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._sql import EVENT_COLUMNS, Cursor, marks
@@ -98,6 +98,6 @@ def _without_secrets(event: Event, steps: Collection[str], inputs: Collection[st
     if isinstance(event, RunStarted | RunResumed) and not event.inputs.keys().isdisjoint(inputs):
         shown = {n: REDACTED if n in inputs else value for n, value in event.inputs.items()}
         return replace(event, inputs=shown)
-    if isinstance(event, StepSucceeded | StepTakenOver) and event.step in steps:
+    if isinstance(event, StepSucceeded | ResultReused) and event.step in steps:
         return replace(event, output=REDACTED)
     return event

@@ -16,11 +16,11 @@ from asyncflow._core.results import REDACTED_OUTPUT, RunStatus, StepStatus
 from asyncflow._core.statistics import ItemCounts, StepRun, step_runs, step_statistics
 from asyncflow.events import (
     Event,
+    ResultReused,
     RunFinished,
     RunResumed,
     RunStarted,
     StepFailed,
-    StepTakenOver,
 )
 from asyncflow.journal._event_codec import event_of, event_without_output
 from asyncflow.journal._payload_codec import Codec
@@ -41,7 +41,7 @@ _LONGEST_OUTPUT = 4_096
 _LONGEST_START = 65_536
 """The same for the first event of a run, of which only the inputs are shown."""
 _BRIEF = ", ".join(
-    f"CASE WHEN e.kind IN ('StepSucceeded', 'StepTakenOver') "
+    f"CASE WHEN e.kind IN ('StepSucceeded', 'ResultReused') "
     f"AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} THEN NULL ELSE e.{column} END"
     if column in ("payload", "data")
     else f"e.{column}"
@@ -215,10 +215,10 @@ def read_brief(store: Store, *wanted: tuple[str, Sequence[str]]) -> dict[Any, li
 def brief_event_of(row: Sequence[Any]) -> Event:
     """Return an event that was read without its output if that is long."""
     _, _, kind, *_, codec, payload, data, _ = row
-    has_output = codec is not None if kind == "StepSucceeded" else kind == "StepTakenOver"
+    has_output = codec is not None if kind == "StepSucceeded" else kind == "ResultReused"
     is_cut = has_output and payload is None and data is None
     event = event_without_output(row) if is_cut else event_of(row)
-    if isinstance(event, StepTakenOver):
+    if isinstance(event, ResultReused):
         return replace(event, items=None)  # they are not read
     return event
 

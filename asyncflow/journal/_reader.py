@@ -28,10 +28,10 @@ from asyncflow._core.results import Payload, RunStatus, StepStatus
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import (
     Event,
+    ResultReused,
     RunResumed,
     RunStarted,
     StepSucceeded,
-    StepTakenOver,
 )
 from asyncflow.journal._notes import NoteFilter, note_of
 from asyncflow.journal._overviews import LATEST_START, OF_STEPS, brief_event_of, read_brief
@@ -269,7 +269,7 @@ class RunReader:
 
     def _decoded(self, run_id: str, position: int, event: Event) -> Event:
         shown = partial(self._shown, run_id, position)
-        if isinstance(event, StepSucceeded | StepTakenOver):
+        if isinstance(event, StepSucceeded | ResultReused):
             output = event.output
             return replace(event, output=output and shown(event.step, output))
         if isinstance(event, RunStarted | RunResumed):

@@ -23,6 +23,7 @@ from asyncflow.events import (
     Event,
     MapStarted,
     NoteEvent,
+    ResultReused,
     RunResumed,
     RunStarted,
     StepCancelled,
@@ -31,7 +32,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    StepTakenOver,
 )
 from asyncflow.live._renderer import EventBuffer
 
@@ -153,7 +153,7 @@ class _RunLines:
     def _lines_of(self, event: Event) -> Iterable[str]:
         if isinstance(event, NoteEvent):
             return self._progress(event) if isinstance(event, StepProgressed) else ()
-        if isinstance(event, StepTakenOver):
+        if isinstance(event, ResultReused):
             return ()  # the use of the result is reported, and says where it comes from
         name, item = getattr(event, "step", ""), getattr(event, "item", None)
         if isinstance(event, AttemptStarted | AttemptBegan):

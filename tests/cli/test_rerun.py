@@ -61,7 +61,7 @@ def failed(shop: Shell) -> Shell:
     return shop
 
 
-def test_what_holds_is_taken_over_by_a_new_run(failed: Shell) -> None:
+def test_what_is_valid_is_reused_by_a_new_run(failed: Shell) -> None:
     before = failed("show", "first", "--json").stdout
 
     result = failed("rerun", "first", "shop:pipeline", "--run-id", "second")

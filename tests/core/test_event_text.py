@@ -20,6 +20,7 @@ from asyncflow.events import (
     LoopBlocked,
     MapStarted,
     PoolPaused,
+    ResultReused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -33,7 +34,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    StepTakenOver,
     StepWaiting,
     ThreadAbandoned,
 )
@@ -134,12 +134,12 @@ LINES: list[tuple[Event, int | None, str]] = [
     (StepReused("a", 5.0, 4), None, "a[4] reused: the journal has its result"),
     (StepReused("a", 5.0, origin="r0"), None, "a not run: it has the result of run r0"),
     (
-        StepTakenOver("a", 0.0, "r0", 2, 1500.0, None, 4),
+        ResultReused("a", 0.0, "r0", 2, 1500.0, None, 4),
         None,
         "a[4]: result reused from run r0: 2 attempts, 1.5 s",
     ),
     (
-        StepTakenOver("a", 0.0, "r0", 0, 1500.0, None, items=3),
+        ResultReused("a", 0.0, "r0", 0, 1500.0, None, items=3),
         None,
         "a: result reused from run r0: 3 items, 1.5 s",
     ),

@@ -32,6 +32,7 @@ from asyncflow.events import (
     Event,
     LoopBlocked,
     MapStarted,
+    ResultReused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -43,7 +44,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    StepTakenOver,
     StepWaiting,
     ThreadAbandoned,
 )
@@ -237,7 +237,7 @@ ACCEPTED: dict[type, tuple[Phase, ...]] = {
     ThreadAbandoned: ("attempting",),
     LoopBlocked: ("attempting", "waiting", "queued", "rescheduled", "settled"),
 }
-OF_RESUMPTIONS = {StepReused, StepTakenOver}
+OF_RESUMPTIONS = {StepReused, ResultReused}
 """The events of a step that happen only in a resumed run, or in a rerun."""
 WITHOUT_ATTEMPT = {MapStarted, StepSkipped, StepWaiting}
 HAS_ATTEMPTED: set[Phase] = {"attempting", "waiting", "queued", "rescheduled", "settled"}

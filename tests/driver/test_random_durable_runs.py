@@ -47,6 +47,7 @@ from asyncflow.events import (
     AttemptStarted,
     MapStarted,
     NoteEvent,
+    ResultReused,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -56,7 +57,6 @@ from asyncflow.events import (
     StepProgressed,
     StepReused,
     StepSucceeded,
-    StepTakenOver,
 )
 from tests.explore.threads import in_turns
 
@@ -350,7 +350,7 @@ def without_cached(events):
     cached = {
         id(later)
         for one, later in pairwise(events[first:])
-        if isinstance(one, StepTakenOver) and isinstance(later, StepReused)
+        if isinstance(one, ResultReused) and isinstance(later, StepReused)
         if key_of(one) == key_of(later)
     }
     return [event for event in events if id(event) not in cached]
@@ -365,7 +365,7 @@ class RerunExecution(Execution):
         self.report = await orchestrator.with_options(
             observers=[self.received, self.world.observe]
         ).rerun("origin", RUN_ID)
-        self.taken = [event for event in self.received if isinstance(event, StepTakenOver)]
+        self.taken = [event for event in self.received if isinstance(event, ResultReused)]
         self.check()
         check_preview(preview, self.received, self.report)
         return self
@@ -387,7 +387,7 @@ def successes(events):
     """Return the steps and items that have succeeded and are not outdated."""
     completed, dependencies = set(), {}
     for event in events:
-        if isinstance(event, StepSucceeded | StepTakenOver):
+        if isinstance(event, StepSucceeded | ResultReused):
             completed.add(key_of(event))
         elif isinstance(event, RunStarted):
             dependencies.update(event.dependencies)

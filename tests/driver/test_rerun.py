@@ -36,8 +36,8 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, Payload
 from asyncflow.events import (
     Event,
+    ResultReused,
     RunStarted,
-    StepTakenOver,
 )
 from asyncflow.journal import SQLiteJournal
 
@@ -115,8 +115,8 @@ def resembles(one: RunReport, other: RunReport) -> bool:
     return one.status == other.status and said(one) == said(other)
 
 
-class TestWhatIsTakenOver:
-    async def test_what_succeeded_is_taken_over_and_what_failed_runs_again(self, journal):
+class TestWhatIsReused:
+    async def test_what_succeeded_is_reused_and_what_failed_runs_again(self, journal):
         work = Work()
         work.broken.add("load")
         first = await work.pipeline(journal).with_options(run_id="r").run()
@@ -269,7 +269,7 @@ class TestTheOtherRun:
 
         assert journal.stored["r"] == before
 
-    async def test_of_a_running_one_what_is_stored_so_far_is_taken_over(self, journal):
+    async def test_of_a_running_one_what_is_stored_so_far_is_reused(self, journal):
         go_on, waits = asyncio.Event(), asyncio.Event()
 
         async def first() -> int:
@@ -339,13 +339,13 @@ class TestTheNewRun:
         assert work.calls.total() == 0
 
     @pytest.mark.parametrize("schedule", ["tiers", "ready"])
-    async def test_a_crash_anywhere_runs_no_step_again_that_it_had_taken_over(self, schedule):
+    async def test_a_crash_anywhere_runs_no_step_again_that_it_had_reused(self, schedule):
         journal = MemoryJournal()
         work = Work(schedule=schedule)
         await work.pipeline(journal).with_options(run_id="r").run(table="x")
         whole = await work.pipeline(journal).rerun("r", "f", from_="clean", inputs={"table": "y"})
         events = journal.stored["f"]
-        start = 1 + sum(isinstance(event, StepTakenOver) for event in events)
+        start = 1 + sum(isinstance(event, ResultReused) for event in events)
 
         for count in range(start, len(events) + 1):
             work.calls.clear()
@@ -355,7 +355,7 @@ class TestTheNewRun:
             assert resembles(report, whole), count
             assert not {"extract", "count"} & work.calls.keys()
 
-    async def test_a_journal_that_fails_stores_all_that_is_taken_over_or_nothing(self, journal):
+    async def test_a_journal_that_fails_stores_all_that_is_reused_or_nothing(self, journal):
         work = Work()
         await work.pipeline(journal).with_options(run_id="r").run()
         journal.latency_s, journal.fail_at = 0.01, journal.added + 1
@@ -371,7 +371,7 @@ class TestTheNewRun:
         turn, seen, stored = 0, Counter[int](), Counter[int]()
 
         def note(event: Event) -> None:
-            seen[turn] += isinstance(event, StepTakenOver)
+            seen[turn] += isinstance(event, ResultReused)
 
         async def count_turns() -> None:
             nonlocal turn
@@ -415,7 +415,7 @@ class TestMappedSteps:
 
         return pipeline
 
-    async def test_the_items_that_hold_are_taken_over_and_the_others_run(self, journal):
+    async def test_the_items_that_hold_are_reused_and_the_others_run(self, journal):
         work = Work()
         work.broken.add("fetch 1")
         await self.pipeline(journal, work).with_options(run_id="r").run()
@@ -450,7 +450,7 @@ class TestMappedSteps:
 
         await pipeline.with_options(observers=[seen.append]).rerun("r", "f")
 
-        reused = [(e.step, e.item) for e in seen if isinstance(e, StepTakenOver)]
+        reused = [(e.step, e.item) for e in seen if isinstance(e, ResultReused)]
         items = [0, 1, 2, None]
         assert reused == [
             ("urls", None),
@@ -516,7 +516,7 @@ class TestSecrets:
             assert again.status == "PASSED"
             assert calls["user"] == 0, count
 
-    async def test_one_that_nothing_needs_is_taken_over_unseen(self, journal):
+    async def test_one_that_nothing_needs_is_reused_unseen(self, journal):
         calls: Counter[str] = Counter()
         orchestrator = Orchestrator(self.steps(calls), journal=journal)
         await orchestrator.with_options(run_id="r").run()

@@ -42,6 +42,7 @@ from asyncflow._core.results import REDACTED, Payload, RestoredOutput
 from asyncflow.events import (
     AttemptStarted,
     Event,
+    ResultReused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -50,7 +51,6 @@ from asyncflow.events import (
     StepCancelled,
     StepReused,
     StepSucceeded,
-    StepTakenOver,
 )
 from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
@@ -130,7 +130,7 @@ LIMITS: list[Event] = [
         rerun_of="etl-1",
         rerun_reasons={"a": "it had failed"},
     ),
-    StepTakenOver("b", 0.0, "etl-1", 2, 5.0, Payload("json", b"[1]")),
+    ResultReused("b", 0.0, "etl-1", 2, 5.0, Payload("json", b"[1]")),
     StepReused("b", 0.0, origin="etl-1"),
     AttemptStarted("a", 1, 1.0, queued_ms=0.5),
     RunTimedOut(20.0, 20.0),

@@ -93,8 +93,8 @@ async def test_a_rerun_commits_what_it_takes_over_with_its_start(tmp_path: Path)
         journal._store.write = note  # type: ignore[method-assign]
         await orchestrator.rerun("r", "f", from_="last")
 
-    assert kinds[0][:301] == ["RunStarted", *["StepTakenOver"] * 300]
-    assert [*chain.from_iterable(kinds)].count("StepTakenOver") == 300
+    assert kinds[0][:301] == ["RunStarted", *["ResultReused"] * 300]
+    assert [*chain.from_iterable(kinds)].count("ResultReused") == 300
 
 
 def test_runs_that_share_results_store_them_in_one_order(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from asyncflow.events import (
     LoopBlocked,
     MapStarted,
     PoolPaused,
+    ResultReused,
     RunEvent,
     RunFinished,
     RunInterrupted,
@@ -42,7 +43,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    StepTakenOver,
     StepWaiting,
     ThreadAbandoned,
 )
@@ -144,7 +144,7 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
     StepCancelled: (names, counts, times, texts, errors() | st.none(), items),
     StepSkipped: (names, times, texts, st.booleans()),
     StepReused: (names, times, items, st.sampled_from(StepStatus), texts),
-    StepTakenOver: (
+    ResultReused: (
         *(names, times, texts, counts, times, payloads | st.none(), items, items),
         *(st.just(False), errors() | st.none()),
     ),
@@ -155,7 +155,7 @@ FIELDS: dict[Any, tuple[st.SearchStrategy[Any], ...]] = {
 events = st.one_of(*(st.builds(cls, *values) for cls, values in FIELDS.items())).map(
     lambda event: (
         replace(event, secret=event.output == REDACTED)
-        if isinstance(event, StepSucceeded | StepTakenOver)
+        if isinstance(event, StepSucceeded | ResultReused)
         else event
     )
 )

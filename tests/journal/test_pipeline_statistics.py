@@ -20,13 +20,13 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
+    ResultReused,
     RunFinished,
     RunResumed,
     RunStarted,
     StepFailed,
     StepReused,
     StepSucceeded,
-    StepTakenOver,
 )
 from asyncflow.journal import RunSummary
 from asyncflow.journal._overviews import OF_STEPS, read_brief
@@ -298,7 +298,7 @@ async def test_long_outputs_are_not_read(journal: Any, database: Any) -> None:
 async def test_long_outputs_that_a_rerun_takes_over_are_not_read(
     journal: Any, database: Any
 ) -> None:
-    taken = StepTakenOver("a", 0.0, "q", 2, 7.0, LONG_OUTPUT)
+    taken = ResultReused("a", 0.0, "q", 2, 7.0, LONG_OUTPUT)
     events = of_one_step("r", 1.0, taken, StepReused("a", 1.0, origin="q"))
     await store_segment(journal, "r", *events)
 
@@ -308,7 +308,7 @@ async def test_long_outputs_that_a_rerun_takes_over_are_not_read(
     assert sum(len(str(row)) for row in rows) < 2_000
     assert not found.runs[0].damaged
     assert found.steps["a"].outcomes == ("REUSED",)
-    database.query("UPDATE events SET step = NULL WHERE kind = 'StepTakenOver'")
+    database.query("UPDATE events SET step = NULL WHERE kind = 'ResultReused'")
     assert (await journal.statistics("etl")).runs[0].damaged
 
 

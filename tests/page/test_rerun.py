@@ -16,11 +16,11 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
+    ResultReused,
     RunFinished,
     RunStarted,
     StepReused,
     StepSucceeded,
-    StepTakenOver,
 )
 from asyncflow.html_report import to_html
 from asyncflow.live import LiveView
@@ -35,10 +35,10 @@ RERUN: list[Event] = [
         label="order <12345>",
         rerun_reasons={"load": "it had failed"},
     ),
-    StepTakenOver("source", 0.0, "calm-otter", 2, 1_500.0, [1, 2]),
-    StepTakenOver("fetch", 0.0, "calm-otter", 1, 300.0, "one", 0),
-    StepTakenOver("fetch", 0.0, "calm-otter", 3, 700.0, "two", 1),
-    StepTakenOver("fetch", 0.0, "calm-otter", 0, 800.0, None, items=2),
+    ResultReused("source", 0.0, "calm-otter", 2, 1_500.0, [1, 2]),
+    ResultReused("fetch", 0.0, "calm-otter", 1, 300.0, "one", 0),
+    ResultReused("fetch", 0.0, "calm-otter", 3, 700.0, "two", 1),
+    ResultReused("fetch", 0.0, "calm-otter", 0, 800.0, None, items=2),
     StepReused("source", 0.0, origin="calm-otter"),
     StepReused("fetch", 0.0, origin="calm-otter"),
     AttemptStarted("load", 1, 0.0),
@@ -59,7 +59,7 @@ def page(request: pytest.FixtureRequest) -> str:
     return to_html(StoredRun(RERUN).report(lambda _, output: output))
 
 
-def test_a_page_says_what_is_taken_over(page: str) -> None:
+def test_a_page_says_what_is_reused(page: str) -> None:
     text = text_of(page)
 
     assert "Rerun of calm-otter" in text
@@ -92,7 +92,7 @@ def test_its_figures_are_those_of_the_other_run() -> None:
     assert again.steps["fetch"].duration_ms(0.0) == 800.0
 
 
-def test_part_of_a_mapped_step_can_be_taken_over() -> None:
+def test_part_of_a_mapped_step_can_be_reused() -> None:
     events = [
         *RERUN[:4],
         *[StepReused("source", 0.0, origin="calm-otter"), MapStarted("fetch", 1.0, 2)],

@@ -68,6 +68,7 @@ from asyncflow.events import (
     LoopBlocked,
     MapStarted,
     PoolPaused,
+    ResultReused,
     RunFinished,
     RunInterrupted,
     RunResumed,
@@ -81,7 +82,6 @@ from asyncflow.events import (
     StepReused,
     StepSkipped,
     StepSucceeded,
-    StepTakenOver,
     StepWaiting,
     ThreadAbandoned,
 )
@@ -300,7 +300,7 @@ def watch(event: Event) -> None:
         assert_type(event.until_ms, float)
     elif isinstance(event, RunTimedOut):
         assert_type(event.deadline_ms, float)
-    elif isinstance(event, StepTakenOver):
+    elif isinstance(event, ResultReused):
         assert_type(event.origin, str)
     elif isinstance(event, StepLogged):
         assert_type(event.level, int)
