@@ -1,22 +1,10 @@
-"""The journal in a PostgreSQL database, and how it survives a lost connection."""
+"""The journal in a PostgreSQL database."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._event_codec import EventRow
 from asyncflow.journal._queries import check_lease, check_text
-from asyncflow.journal._sql import UnsettledError
-from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store
-
-if TYPE_CHECKING:
-    from asyncflow.journal._postgres_connection import Postgres
+from asyncflow.journal._store import Store
 
 
 class PostgresJournal(SQLJournal):
@@ -85,8 +73,8 @@ class PostgresJournal(SQLJournal):
         check_lease(lease_s)
         server = ServerState()
         super().__init__(
-            PostgresStore(Postgres(dsn, lease_s, server)),
-            PostgresStore(Postgres(dsn, lease_s, server)),
+            Store(Postgres(dsn, lease_s, server)),
+            Store(Postgres(dsn, lease_s, server)),
             codec=codec,
             max_payload_bytes=max_payload_bytes,
             lease_s=lease_s,
@@ -95,134 +83,3 @@ class PostgresJournal(SQLJournal):
             logs=logs,
             prints=prints,
         )
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
-
-_UNREACHABLE = (
-    "it can't be reached ({said}); nothing was changed: see that the address, the user and the "
-    "password are right, and that the server runs"
-)
-_LOST = (
-    "the connection was lost and not replaced in time ({said}); what was committed before "
-    "is safe, and what was just being written was stored as a whole or not at all: start the run "
-    "again under its id when the server is back, and it resumes from there"
-)
-
-
-def _retried(method: F) -> F:
-    def retried(self: PostgresStore, *args: Any, **kwargs: Any) -> Any:
-        return self.retry(partial(method, self, *args, **kwargs))
-
-    return cast("F", retried)
-
-
-class PostgresStore(Store):
-    """Retries everything after a lost connection, for as long as a lease lasts.
-
-    The time counts from when the server last answered. Where doing it twice would be wrong, it
-    first looks up whether the transaction was committed.
-    """
-
-    database: Postgres
-
-    def claim(self, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
-        attempts = count(1)
-
-        def attempt() -> list[int | Exception]:
-            is_first, found = next(attempts) == 1, Store.claim(self, wanted)
-            if is_first:
-                return found
-            return [
-                (isinstance(token, RunAlreadyActiveError) and self._token(run_id, claim.process))
-                or token
-                for (run_id, claim), token in zip(wanted, found, strict=True)
-            ]
-
-        return self.retry(attempt)
-
-    def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
-        taken: list[Sequence[CommitBatch]] = []
-
-        def take_once() -> Sequence[CommitBatch]:
-            if not taken:
-                taken.append(take())
-            return taken[0]
-
-        def attempt() -> Refusals:
-            refused = self._refused_if_written(taken[0]) if taken else None
-            return Store.write(self, take_once) if refused is None else refused
-
-        return self.retry(attempt)
-
-    renew = _retried(Store.renew)
-    release = _retried(Store.release)
-    cancel = _retried(Store.cancel)
-    prune = _retried(Store.prune)
-    forget = _retried(Store.forget)
-
-    def _token(self, run_id: str, process: str) -> int | None:
-        """Return the token of a claim that was committed although its answer was lost."""
-        with self.database.reading() as cursor:
-            self._execute(
-                cursor,
-                "SELECT token FROM leases WHERE run_id = ? AND process = ?",
-                (run_id, process),
-            )
-            row = cursor.fetchone()
-        return None if row is None else int(row[0])
-
-    def _refused_if_written(self, batches: Sequence[CommitBatch]) -> Refusals | None:
-        """Return what `write` would have returned if it committed the batches; None if not."""
-        leases = self._leases([batch.run_id for batch in batches])
-        written: set[tuple[str, int]] = set()
-        missing: set[tuple[str, int]] = set()
-        for run_id, token, rows, _, release, *_ in batches:
-            if rows:
-                (written if self._has(rows[-1]) else missing).add((run_id, token))
-            elif release and leases.get(run_id) == (token, None):
-                written.add((run_id, token))  # only its holder releases a lease
-        return dict.fromkeys(missing) if written else None
-
-    def _leases(self, run_ids: Sequence[str]) -> dict[str, tuple[int, str | None]]:
-        """Return tokens and owners, once the transaction of the lost connection has ended."""
-        with self.database.transaction() as cursor:
-            self._execute(
-                cursor,
-                "SELECT run_id, token, owner FROM leases WHERE run_id = ANY(?) "
-                "ORDER BY run_id{lock}",
-                (list(run_ids),),
-            )
-            return {run_id: (token, owner) for run_id, token, owner in cursor.fetchall()}
-
-    def _has(self, row: EventRow) -> bool:
-        with self.database.reading() as cursor:
-            self._execute(
-                cursor,
-                f"SELECT {', '.join(EventRow._fields)} FROM events "
-                "WHERE run_id = ? AND position = ?",
-                (row.run_id, row.position),
-            )
-            # Another owner may have written another event there.
-            return bool(cursor.fetchone() == tuple(row))
-
-    def retry(self, attempt: Callable[[], T]) -> T:
-        """Return what a call returns, repeated while its outcome is unsettled.
-
-        Raise `JournalError` if the call fails, or the server is gone for too long.
-        """
-        database, pause_s, give_up_at = self.database, 0.05, 0.0
-        server = database.server
-        while True:
-            try:
-                return attempt()
-            except UnsettledError as error:
-                give_up_at = give_up_at or database.answered_at + database.lease_s
-                if not server.is_up or time.monotonic() + pause_s > give_up_at:
-                    server.is_up = False  # the next call will not wait
-                    problem = _LOST if server.was_up else _UNREACHABLE
-                    problem = problem.format(said=error.problem)
-                    raise JournalError(database.name, problem) from error
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)

@@ -5,7 +5,9 @@
 2. Times are by the server's clock. The machines' clocks do not matter.
 3. A process that stands still does not block others for long: the server ends its transaction. Nor
    does a server that stands still block a process.
-4. A lost connection is an `UnsettledError`, which `PostgresStore` handles.
+4. A lost connection is replaced. Nobody knows then whether its transaction was committed, so
+   `Postgres.retry` repeats it: what a journal does in a transaction leads to the same if it was
+   done before.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import re
 import selectors
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
@@ -112,6 +114,24 @@ class Postgres:
     def reading(self) -> Iterator[Cursor]:
         with self._translated_errors():
             yield _cursor_of(self._connected())
+
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Return what a call returns, repeated for as long as a lease lasts.
+
+        The time counts from when the server last answered.
+        """
+        pause_s, give_up_at = 0.05, 0.0
+        while True:
+            try:
+                return attempt()
+            except UnsettledError as error:
+                give_up_at = give_up_at or self.answered_at + self.lease_s
+                if not self.server.is_up or time.monotonic() + pause_s > give_up_at:
+                    self.server.is_up = False  # the next call will not wait
+                    problem = _LOST if self.server.was_up else _UNREACHABLE
+                    raise JournalError(self.name, problem.format(said=error.problem)) from error
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
@@ -225,6 +245,15 @@ class _Connection(psycopg.Connection[tuple[Any, ...]]):
             raise
 
 
+_UNREACHABLE = (
+    "it can't be reached ({said}); nothing was changed: see that the address, the user and the "
+    "password are right, and that the server runs"
+)
+_LOST = (
+    "the connection was lost and not replaced in time ({said}); what was committed before "
+    "is safe, and what was just being written was stored as a whole or not at all: start the run "
+    "again under its id when the server is back, and it resumes from there"
+)
 _SAFE = "what was committed before is safe, and nothing of this transaction was stored"
 
 _TRANSIENT = {"40001", "40P01", "55P03", "57014"}

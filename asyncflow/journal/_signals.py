@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
 from asyncflow.journal._event_codec import column_of, event_checksum, from_column
-from asyncflow.journal._sql import NOW, Statement, marks, padded
+from asyncflow.journal._sql import NOW, Cursor, Statement, changing, marks, padded
 
 if TYPE_CHECKING:
     from asyncflow.journal._store import Store
@@ -144,32 +144,31 @@ def _names_in(waits: Any) -> list[Any] | None:
 
 
 class Signals:
-    """Executes these statements on one store. It may repeat them: each may be done twice."""
+    """Executes these statements on one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._database = store.database
+        self.database = store.database
 
-    def send(self, sent: Sequence[SentSignal], sender: str) -> list[Exception | None]:
+    @changing
+    def send(
+        self, cursor: Cursor, sent: Sequence[SentSignal], sender: str
+    ) -> list[Exception | None]:
         """Store signals and wake their runs; return for each why it does not count, if so.
 
         That is a `ValueError` if a value comes second and differs, or if the run has passed, and a
         `RunNotFoundError` if the run has been deleted. An expiry that comes second changes nothing.
         """
-        return self._store.retry(lambda: self._send_all(sent, sender))
-
-    def _send_all(self, sent: Sequence[SentSignal], sender: str) -> list[Exception | None]:
         problems: list[Exception | None] = [None] * len(sent)
-        with self._database.transaction() as cursor:
-            # In one order, so that two processes that lock leases never wait for each other.
-            for at in sorted(range(len(sent)), key=lambda at: sent[at].run_id):
-                try:
-                    self._send(cursor, sent[at], sender)
-                except (ValueError, RunNotFoundError) as problem:
-                    problems[at] = problem.with_traceback(None)  # or it would keep the others
+        # In one order, so that two processes that lock leases never wait for each other.
+        for at in sorted(range(len(sent)), key=lambda at: sent[at].run_id):
+            try:
+                self._send(cursor, sent[at], sender)
+            except (ValueError, RunNotFoundError) as problem:
+                problems[at] = problem.with_traceback(None)  # or it would keep the others
         return problems
 
-    def _send(self, cursor: Any, sent: SentSignal, sender: str) -> None:
+    def _send(self, cursor: Cursor, sent: SentSignal, sender: str) -> None:
         """Store one signal; raise an error before anything is written."""
         run_id, name, payload, checksum = sent
         column = column_of(name)
@@ -177,7 +176,7 @@ class Signals:
         run = self._row(cursor, _RUN, run_id)
         # Without a run, even one that is leased, the row would answer the next run of this id.
         if lease is None or run is None or checksum not in (None, run[2]):
-            raise RunNotFoundError(run_id, self._database.name)
+            raise RunNotFoundError(run_id, self.database.name)
         (latest_owner,), (status, waits, _) = lease, run
         names = _names_in(waits)
         is_waited_for = status == "waiting" and (names is None or name in names)
@@ -205,10 +204,10 @@ class Signals:
         if latest_owner is not None:
             self._execute(cursor, _TELL, (run_id,))
 
-    def _execute(self, cursor: Any, sql: str, parameters: Sequence[Any]) -> None:
-        cursor.execute(self._database.translate(sql), parameters)
+    def _execute(self, cursor: Cursor, sql: str, parameters: Sequence[Any]) -> None:
+        cursor.execute(self.database.translate(sql), parameters)
 
-    def _row(self, cursor: Any, sql: str, *parameters: Any) -> Sequence[Any] | None:
+    def _row(self, cursor: Cursor, sql: str, *parameters: Any) -> Sequence[Any] | None:
         self._execute(cursor, sql, parameters)
         row: Sequence[Any] | None = cursor.fetchone()
         return row
@@ -219,19 +218,15 @@ class Signals:
         rows = self._store.read(_ARE_TOLD.replace("{run_ids}", marks(len(wanted))), wanted)
         return {run_id for (run_id,) in rows}
 
-    def receive(self, run_id: str, token: int) -> dict[str, Payload | None]:
+    @changing
+    def receive(self, cursor: Cursor, run_id: str, token: int) -> dict[str, Payload | None]:
         """Return what was sent to a run, by name, for its owner; ``None`` for an expired deadline.
 
         A signal that comes later tells the owner again.
         """
-
-        def attempt() -> dict[str, Payload | None]:
-            with self._database.transaction() as cursor:
-                self._execute(cursor, _TOLD, (run_id, token))
-                self._execute(cursor, _ALL, [run_id])
-                return _received(run_id, cursor.fetchall())
-
-        return self._store.retry(attempt)
+        self._execute(cursor, _TOLD, (run_id, token))
+        self._execute(cursor, _ALL, [run_id])
+        return _received(run_id, cursor.fetchall())
 
     def read(self, run_id: str) -> dict[str, Payload | None]:
         """Return the same for any reader."""

@@ -8,13 +8,17 @@ called in one thread only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import wraps
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from asyncflow._core.errors import JournalError
 from asyncflow.journal._event_codec import EventRow
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Parameters = Sequence[Any]
 
@@ -86,9 +90,45 @@ class Database(Protocol):
         """
         ...
 
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Return what a call returns; repeat it if it is not known whether it was done.
+
+        Raise `JournalError` if the call fails, or for too long nothing is known.
+        """
+        ...
+
     def close(self) -> None:
         """Disconnect, and never raise. The next use connects again."""
         ...
+
+
+class Connected(Protocol):
+    """What has a database."""
+
+    @property
+    def database(self) -> Database: ...
+
+
+C = TypeVar("C", bound=Connected)
+
+
+def changing(
+    method: Callable[Concatenate[C, Cursor, P], T],
+) -> Callable[Concatenate[C, P], T]:
+    """Let a method run in a transaction, whose cursor it receives.
+
+    It may be repeated after it was committed: it must lead to the same then.
+    """
+
+    @wraps(method)
+    def in_transaction(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def attempt() -> T:
+            with self.database.transaction() as cursor:
+                return method(self, cursor, *args, **kwargs)
+
+        return self.database.retry(attempt)
+
+    return in_transaction
 
 
 NOW = "COALESCE(?, {now})"

@@ -146,6 +146,9 @@ class SQLite:
             finally:
                 self._is_reading = is_inner
 
+    def retry(self, attempt: Callable[[], T]) -> T:
+        return attempt()  # a commit in a file has failed, or has not
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection:

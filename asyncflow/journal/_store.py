@@ -59,6 +59,7 @@ from asyncflow.journal._sql import (
     Database,
     Parameters,
     Statement,
+    changing,
     chunks,
     marks,
     padded,
@@ -180,10 +181,9 @@ _CHANGE_RUN = (
     "paused_s = COALESCE(? - started_at, paused_s), waits = NULL, due_at = NULL, asks = NULL "
     "WHERE run_id = ?"
 )
-_EVENTS = (
-    f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE run_id = ? AND position > ? "
-    "ORDER BY position"
-)
+_OF_EVENTS = f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE run_id = ?"
+_EVENTS = f"{_OF_EVENTS} AND position > ? ORDER BY position"
+_EVENT = f"{_OF_EVENTS} AND position = ?"
 _LAST = (
     "SELECT CAST(? AS TEXT), COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?), "
@@ -228,10 +228,6 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def retry(self, attempt: Callable[[], T]) -> T:
-        """Return what a call returns. A store may repeat it."""
-        return attempt()
-
     def together(self, read: Callable[[], T]) -> T:
         """Return what a call returns, whose reads are of one database."""
 
@@ -239,7 +235,7 @@ class Store:
             with self.database.reading():
                 return read()
 
-        return self.retry(attempt)
+        return self.database.retry(attempt)
 
     def read(self, sql: str, parameters: Parameters = ()) -> list[Any]:
         """Return the rows that a SELECT finds."""
@@ -249,7 +245,7 @@ class Store:
                 self._execute(cursor, sql, parameters)
                 return cursor.fetchall()
 
-        return self.retry(attempt)
+        return self.database.retry(attempt)
 
     def pages(self, sql: str, parameters: Parameters = ()) -> Iterator[list[Any]]:
         """Yield the rows that a SELECT finds, as of one moment, some at a time.
@@ -262,7 +258,7 @@ class Store:
                 self._execute(cursor, sql, parameters)
                 return cursor
 
-        cursor = self.retry(begin)
+        cursor = self.database.retry(begin)
         while True:
             with self.database.reading():  # what the driver raises is translated
                 rows = cursor.fetchmany(_PAGE)
@@ -273,33 +269,35 @@ class Store:
     def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
         cursor.execute(self.database.translate(sql), parameters)
 
-    def claim(self, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
+    @changing
+    def claim(self, cursor: Cursor, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
         """Claim runs, and return the token of each claim. It takes a request to cancel over.
 
         The answer for a run with another owner, whose claim is not void, is a
         `RunAlreadyActiveError`, and for one whose lease has a damaged row a `RunUnreadableError`.
         """
         found: list[int | Exception] = []
-        with self.database.transaction() as cursor:
-            leases: dict[str, Sequence[Any]] = {}
-            # In one order, so that two processes that lock leases never wait for each other.
-            for chunk in chunks(sorted({run_id for run_id, _ in wanted})):
-                self.make_leases(cursor, chunk)
-                sql = f"{_LEASES} WHERE l.run_id IN ({marks(len(chunk))}) ORDER BY l.run_id{{lock}}"
-                self._execute(cursor, sql, chunk)
-                leases.update((lease[-1], lease) for lease in cursor.fetchall())
-            for run_id, claim in wanted:
-                try:
-                    token = self._claim(cursor, leases[run_id], claim)
-                except (RunAlreadyActiveError, RunUnreadableError) as error:
-                    found.append(error.with_traceback(None))  # or it would keep the others
-                else:
-                    found.append(token)
-                    leases[run_id] = (claim.owner, claim.process, True, None, token, run_id)
+        leases: dict[str, Sequence[Any]] = {}
+        # In one order, so that two processes that lock leases never wait for each other.
+        for chunk in chunks(sorted({run_id for run_id, _ in wanted})):
+            self.make_leases(cursor, chunk)
+            sql = f"{_LEASES} WHERE l.run_id IN ({marks(len(chunk))}) ORDER BY l.run_id{{lock}}"
+            self._execute(cursor, sql, chunk)
+            leases.update((lease[-1], lease) for lease in cursor.fetchall())
+        for run_id, claim in wanted:
+            try:
+                token = self._claim(cursor, leases[run_id], claim)
+            except (RunAlreadyActiveError, RunUnreadableError) as error:
+                found.append(error.with_traceback(None))  # or it would keep the others
+            else:
+                found.append(token)
+                leases[run_id] = (claim.owner, claim.process, True, None, token, run_id)
         return found
 
     def _claim(self, cursor: Cursor, lease: Sequence[Any], claim: Claim) -> int:
-        *_, cancel_token, _, run_id = lease
+        _, process, unexpired, cancel_token, _, run_id = lease
+        if process == claim.process and unexpired:  # this very claim was committed
+            return self._token_of(run_id, lease)
         _check_free(run_id, lease, claim)
         token = self._token_of(run_id, lease) + 1
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
@@ -323,41 +321,43 @@ class Store:
             raise RunUnreadableError(self.database.name, run_id, "the row of its lease is damaged")
         return token
 
-    def renew(self, claims: Iterable[tuple[str, int]], lease_s: float) -> set[tuple[str, int]]:
+    @changing
+    def renew(
+        self, cursor: Cursor, claims: Iterable[tuple[str, int]], lease_s: float
+    ) -> set[tuple[str, int]]:
         """Renew the leases of claims, each a run id and a token, and return the lost ones."""
         lost = set()
-        with self.database.transaction() as cursor:
-            for run_id, token in sorted(claims):
-                self._execute(cursor, _RENEW, (lease_s, run_id, token))
-                if not cursor.rowcount:
-                    lost.add((run_id, token))
+        for run_id, token in sorted(claims):
+            self._execute(cursor, _RENEW, (lease_s, run_id, token))
+            if not cursor.rowcount:
+                lost.add((run_id, token))
         return lost
 
-    def release(self, run_id: str, token: int) -> None:
+    @changing
+    def release(self, cursor: Cursor, run_id: str, token: int) -> None:
         """Release the lease of a claim if the claim is still valid."""
-        with self.database.transaction() as cursor:
-            self._execute(cursor, _RELEASE, (run_id, token))
+        self._execute(cursor, _RELEASE, (run_id, token))
 
-    def cancel(self, run_id: str, reason: str, claim: Claim) -> int | None:
+    @changing
+    def cancel(self, cursor: Cursor, run_id: str, reason: str, claim: Claim) -> int | None:
         """Request the cancellation of a run from its owner, or from the next one if it has none.
 
         Return the latest token; ``None`` if the run has ended. An empty reason is none.
         """
-        with self.database.transaction() as cursor:
-            self._execute(cursor, _LEASE, (run_id,))
-            lease = cursor.fetchone()
-            if lease is None:
+        self._execute(cursor, _LEASE, (run_id,))
+        lease = cursor.fetchone()
+        if lease is None:
+            return None
+        token, is_owned = self._token_of(run_id, lease), _is_owned(lease, claim)
+        if not is_owned:
+            self._execute(cursor, _MAY_CONTINUE, (run_id,))
+            if cursor.fetchone() is None:
                 return None
-            token, is_owned = self._token_of(run_id, lease), _is_owned(lease, claim)
-            if not is_owned:
-                self._execute(cursor, _MAY_CONTINUE, (run_id,))
-                if cursor.fetchone() is None:
-                    return None
-            self._execute(cursor, _CANCEL, (column_of(reason), run_id))
-            if not is_owned:
-                self._cancel_nested(cursor, run_id)
-            # If its segment has just ended, the next process that continues it ends it.
-            self._execute(cursor, *wake(run_id))
+        self._execute(cursor, _CANCEL, (column_of(reason), run_id))
+        if not is_owned:
+            self._cancel_nested(cursor, run_id)
+        # If its segment has just ended, the next process that continues it ends it.
+        self._execute(cursor, *wake(run_id))
         return token
 
     def _cancel_nested(self, cursor: Cursor, run_id: str) -> None:
@@ -374,35 +374,60 @@ class Store:
         ``take`` returns the batches. It is called when the transaction has begun, which may take
         long.
         """
+        return self._write([], take)
+
+    @changing
+    def _write(
+        self,
+        cursor: Cursor,
+        taken: list[CommitBatch],
+        take: Callable[[], Sequence[CommitBatch]],
+    ) -> Refusals:
+        """Write what was taken, or else take it.
+
+        What is there already was committed, but its answer was lost.
+        """
+        is_repeated = bool(taken)
+        taken += () if is_repeated else take()
+        claims = self._lock(cursor, {batch.run_id for batch in taken})
+        written = {id(each) for each in taken if is_repeated and self._has(cursor, each)}
         refused: Refusals = {}
-        with self.database.transaction() as cursor:
-            batches = take()
-            claims = self._lock(cursor, {batch.run_id for batch in batches})
-            owned = []
-            for batch in batches:
-                claim = batch.run_id, batch.token
-                last = claims.get(claim)
-                if last is None or (batch.rows and batch.rows[0].position != last + 1):
-                    refused[claim] = last
-                else:
-                    owned.append(batch)
-            self._insert(cursor, [row for batch in owned for row in batch.rows])
-            for batch in owned:
-                if batch.notes:
-                    self._insert_notes(cursor, batch)
-                for statement in batch.statements:
-                    self._execute(cursor, *statement)
-                self._finish(cursor, batch)
-            # Runs share these rows: in one order, so that two processes never wait for each other.
-            remembered = [each for batch in owned for each in batch.remembered]
-            for statement in sorted(remembered, key=_key_of):
+        owned = []
+        for batch in taken:
+            claim = batch.run_id, batch.token
+            last = claims.get(claim)
+            if id(batch) in written or (written and not batch.rows):
+                continue
+            if last is None or (batch.rows and batch.rows[0].position != last + 1):
+                refused[claim] = last
+            else:
+                owned.append(batch)
+        self._insert(cursor, [row for batch in owned for row in batch.rows])
+        for batch in owned:
+            if batch.notes:
+                self._insert_notes(cursor, batch)
+            for statement in batch.statements:
                 self._execute(cursor, *statement)
+            self._finish(cursor, batch)
+        # Runs share these rows: in one order, so that two processes never wait for each other.
+        remembered = [each for batch in owned for each in batch.remembered]
+        for statement in sorted(remembered, key=_key_of):
+            self._execute(cursor, *statement)
         return refused
+
+    def _has(self, cursor: Cursor, batch: CommitBatch) -> bool:
+        """Whether the last event of a batch is stored."""
+        if not batch.rows:
+            return False
+        row = batch.rows[-1]
+        self._execute(cursor, _EVENT, (row.run_id, row.position))
+        # Another owner may have written another event there.
+        return bool(cursor.fetchone() == (*row, event_checksum(*row)))
 
     def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
         for chunk in chunks(rows):
-            # A transaction that is tried again may have been committed before.
+            # It may have been committed before.
             sql = f"{_insertion('notes', _NOTE, len(chunk))} ON CONFLICT DO NOTHING"
             self._execute(cursor, sql, list(chain(*chunk)))
         for chunk in chunks(batch.replaced):
@@ -542,31 +567,36 @@ class Store:
         # A damaged position is of any type; these serve to divide the runs into transactions.
         return [(id_, at if isinstance(at, int) else 0) for id_, at in rows]
 
+    @changing
     def prune(
-        self, run_ids: Sequence[str], age_s: float, status: str | None, now: float | None
+        self,
+        cursor: Cursor,
+        run_ids: Sequence[str],
+        age_s: float,
+        status: str | None,
+        now: float | None,
     ) -> int:
         """Delete runs that `ended` returned, if it still would; return how many that were."""
         sql, values = (_DELETABLE, []) if status is None else (_DELETABLE_AS, [status, now])
-        with self.database.transaction() as cursor:
-            # One statement locks them, the next one sees how they have changed before that.
-            self._lock(cursor, run_ids)
-            deleted = 0
-            for chunk in chunks(run_ids):
-                of_chunk = f"{sql} AND l.run_id IN ({marks(len(chunk))})"
-                self._execute(cursor, of_chunk, [*values, age_s, age_s, *chunk])
-                deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
+        # One statement locks them, the next one sees how they have changed before that.
+        self._lock(cursor, run_ids)
+        deleted = 0
+        for chunk in chunks(run_ids):
+            of_chunk = f"{sql} AND l.run_id IN ({marks(len(chunk))})"
+            self._execute(cursor, of_chunk, [*values, age_s, age_s, *chunk])
+            deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 
-    def forget(self, run_id: str, claim: Claim) -> None:
+    @changing
+    def forget(self, cursor: Cursor, run_id: str, claim: Claim) -> None:
         """Delete a run if it exists.
 
         Raise `RunAlreadyActiveError` if it has an owner, whose claim is not void.
         """
-        with self.database.transaction() as cursor:
-            self._execute(cursor, _LEASE, (run_id,))
-            for lease in cursor.fetchall():
-                _check_free(run_id, lease, claim)
-            self._delete(cursor, [run_id])
+        self._execute(cursor, _LEASE, (run_id,))
+        for lease in cursor.fetchall():
+            _check_free(run_id, lease, claim)
+        self._delete(cursor, [run_id])
 
     def _delete(self, cursor: Cursor, run_ids: Sequence[str]) -> int:
         deleted = 0

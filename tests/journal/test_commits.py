@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 from freed import without_collector
 
-from asyncflow import Orchestrator, RunAlreadyActiveError, Signal, WorkflowStep
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    RunAlreadyActiveError,
+    Signal,
+    WorkflowStep,
+    current_step,
+)
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._sqlite import SQLite
@@ -316,3 +323,48 @@ async def test_a_look_for_signals_that_finds_nothing_costs_no_commit(
         await waiting(journal, "r").run()
 
     assert len(disk_commits) <= 3  # the claim, the wait, the end of the segment
+
+
+async def test_what_is_done_again_after_its_commit_leads_to_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a lost connection, whose commit nobody has acknowledged."""
+
+    def twice(self: SQLite, attempt: Callable[[], Any]) -> Any:
+        attempt()
+        return attempt()
+
+    monkeypatch.setattr(SQLite, "retry", twice)
+    store = Store(SQLite(str(tmp_path / "lone.db"), "FULL", 1.0))
+    claim, rival = (
+        Claim(owner, f'{{"claim": "{owner}"}}', 30.0, lambda process: False)
+        for owner in ("me", "rival")
+    )
+    pipeline = Pipeline("orders")
+    pipeline.signal("approved", bool)
+
+    @pipeline.step(max_retries=2, cache_ms=1_000)
+    async def count() -> int:
+        step = current_step()
+        step.checkpoint(step.attempt)
+        step.progress(step.attempt)
+        step.attach("rows", [{"n": step.attempt}])
+        if step.attempt == 1:
+            raise ValueError("once more")
+        return step.last_checkpoint
+
+    assert store.claim([("r", claim)]) == store.claim([("r", claim)])
+    assert isinstance(*store.claim([("r", rival)]), RunAlreadyActiveError)
+    store.database.close()
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        running = pipeline.with_options(journal=journal, run_id="r")
+        waiting = await running.run()
+        await journal.signal("r", "approved", True)
+        report = await running.run()
+        kinds = [type(each.event).__name__ for each in await journal.events("r")]
+        notes = await journal.notes("r")
+        await journal.forget("r")
+
+    assert (waiting.status, report.status, report["count"].output) == ("WAITING", "PASSED", 1)
+    assert (kinds.count("AttemptStarted"), kinds.count("StepSucceeded")) == (2, 2)
+    assert [type(each.event).__name__ for each in notes].count("StepProgressed") == 2

@@ -18,25 +18,25 @@ from asyncflow.events import AttemptStarted, StepSucceeded
 from asyncflow.journal import _postgres_connection
 from asyncflow.journal._event_codec import row_of
 from asyncflow.journal._payload_codec import Codec
-from asyncflow.journal._postgres import PostgresStore
 from asyncflow.journal._postgres_connection import Postgres
 from asyncflow.journal._queries import RunFilter
 from asyncflow.journal._reader import RunReader
 from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._store import Change, Claim, CommitBatch
+from asyncflow.journal._store import Change, Claim, CommitBatch, Store
 
 MINE = Claim("me", '{"claim": "mine"}', 30.0, lambda process: False)
+THEIRS = MINE._replace(process='{"claim": "of another process"}')
 TAKEOVER = Claim("another owner", '{"claim": "theirs"}', 30.0, lambda process: True)
 
-MakeStore = Callable[..., PostgresStore]
+MakeStore = Callable[..., Store]
 
 
 @pytest.fixture
 def make_store(dsn: str) -> Iterator[MakeStore]:
     stores = []
 
-    def make(dsn: str = dsn, lease_s: float = 10.0) -> PostgresStore:
-        store = PostgresStore(Postgres(dsn, lease_s))
+    def make(dsn: str = dsn, lease_s: float = 10.0) -> Store:
+        store = Store(Postgres(dsn, lease_s))
         stores.append(store)
         return store
 
@@ -47,7 +47,7 @@ def make_store(dsn: str) -> Iterator[MakeStore]:
 
 
 @pytest.fixture
-def store(make_store: MakeStore) -> PostgresStore:
+def store(make_store: MakeStore) -> Store:
     return make_store()
 
 
@@ -65,25 +65,25 @@ def batch(
     return CommitBatch(run_id, token, rows, change, release)
 
 
-def claim(store: PostgresStore, run_id: str, how: Claim) -> int:
+def claim(store: Store, run_id: str, how: Claim) -> int:
     (token,) = store.claim([(run_id, how)])
     if isinstance(token, Exception):
         raise token
     return token
 
 
-def positions(store: PostgresStore, run_id: str) -> list[int]:
+def positions(store: Store, run_id: str) -> list[int]:
     return [at for at, _ in enumerate(store.events(run_id), 1)]
 
 
-def process_of(store: PostgresStore) -> int:
+def process_of(store: Store) -> int:
     with store.database.reading() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (pid,) = cursor.fetchone()
     return pid
 
 
-def test_events_come_back_unchanged(store: PostgresStore) -> None:
+def test_events_come_back_unchanged(store: Store) -> None:
     token = claim(store, "r", MINE)
     events = [
         AttemptStarted("%s ? ü", 1, 1 / 3),
@@ -100,9 +100,7 @@ def test_events_come_back_unchanged(store: PostgresStore) -> None:
 # --- connections that are cut, and servers that restart -------------------------------------------
 
 
-def test_a_cut_idle_connection_is_replaced(
-    store: PostgresStore, postgres_server: PostgresServer
-) -> None:
+def test_a_cut_idle_connection_is_replaced(store: Store, postgres_server: PostgresServer) -> None:
     token = claim(store, "r", MINE)
     postgres_server.cut_connections()
 
@@ -111,9 +109,7 @@ def test_a_cut_idle_connection_is_replaced(
     assert positions(store, "r") == [1]
 
 
-def test_a_cut_connection_fails_no_read(
-    store: PostgresStore, postgres_server: PostgresServer
-) -> None:
+def test_a_cut_connection_fails_no_read(store: Store, postgres_server: PostgresServer) -> None:
     claim(store, "r", MINE)
 
     for read in (partial(store.checkpoints, "r"), partial(store.cached, {"key": 1.0}, None)):
@@ -122,7 +118,7 @@ def test_a_cut_connection_fails_no_read(
 
 
 def test_a_connection_that_is_cut_before_its_first_use_is_replaced(
-    store: PostgresStore, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    store: Store, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = store.database._connect
 
@@ -138,7 +134,7 @@ def test_a_connection_that_is_cut_before_its_first_use_is_replaced(
 
 
 def test_a_cancellation_request_survives_a_cut_connection(
-    store: PostgresStore, postgres_server: PostgresServer
+    store: Store, postgres_server: PostgresServer
 ) -> None:
     token = claim(store, "r", MINE)
     assert store.cancelled() == []
@@ -155,7 +151,7 @@ def test_a_cancellation_request_survives_a_cut_connection(
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_store_survives_a_restart_between_two_transactions(
-    store: PostgresStore, postgres_server: PostgresServer, mode: str
+    store: Store, postgres_server: PostgresServer, mode: str
 ) -> None:
     token = claim(store, "r", MINE)
     store.write(lambda: [batch("r", token, 1)])
@@ -172,7 +168,7 @@ def test_a_store_survives_a_restart_between_two_transactions(
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_store_survives_a_restart_during_a_transaction(
-    store: PostgresStore, postgres_server: PostgresServer, mode: str
+    store: Store, postgres_server: PostgresServer, mode: str
 ) -> None:
     token = claim(store, "r", MINE)
     taken = []
@@ -190,7 +186,7 @@ def test_a_store_survives_a_restart_during_a_transaction(
 
 
 def test_a_store_survives_a_short_outage(
-    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = claim(store, "r", MINE)
     postgres_server.stop()
@@ -203,9 +199,9 @@ def test_a_store_survives_a_short_outage(
 
 
 def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
-    store: PostgresStore, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
+    second = Store(Postgres(dsn, 10.0, store.database.server))
     claim(store, "r", MINE)
     postgres_server.stop()
     read = executor.submit(RunLists(second).rows, RunFilter())
@@ -217,9 +213,9 @@ def test_a_new_connection_waits_for_a_server_that_another_one_has_reached(
 
 
 def test_the_history_of_a_run_waits_for_a_server_that_another_connection_has_reached(
-    store: PostgresStore, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, dsn: str, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
-    second = PostgresStore(Postgres(dsn, 10.0, store.database.server))
+    second = Store(Postgres(dsn, 10.0, store.database.server))
     reader = RunReader(second, RunLists(second), Codec("json", 1_000))
     claim(store, "r", MINE)
     postgres_server.stop()
@@ -235,7 +231,7 @@ def test_the_history_of_a_run_waits_for_a_server_that_another_connection_has_rea
 
 
 def test_an_unacknowledged_commit_is_not_repeated(
-    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = claim(store, "r", MINE)
 
@@ -249,7 +245,7 @@ def test_an_unacknowledged_commit_is_not_repeated(
 
 
 def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
-    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token, only = claim(store, "r", MINE), claim(store, "only released", MINE)
     batches = [batch("r", token, 1, release=True), batch("only released", only, release=True)]
@@ -263,7 +259,7 @@ def test_an_unacknowledged_commit_with_a_release_is_not_a_lost_lease(
 
 
 def test_an_unacknowledged_release_alone_is_not_a_lost_lease(
-    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = claim(store, "r", MINE)
 
@@ -275,9 +271,7 @@ def test_an_unacknowledged_release_alone_is_not_a_lost_lease(
     assert claim(store, "r", MINE) == token + 1
 
 
-def test_an_interrupted_release_is_repeated(
-    store: PostgresStore, postgres_server: PostgresServer
-) -> None:
+def test_an_interrupted_release_is_repeated(store: Store, postgres_server: PostgresServer) -> None:
     token = claim(store, "r", MINE)
 
     def take() -> Sequence[CommitBatch]:
@@ -291,7 +285,7 @@ def test_an_interrupted_release_is_repeated(
 
 
 def test_an_unacknowledged_claim_is_recognized_as_its_own(
-    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     first = claim(store, "r", MINE)
     store.release("r", first)
@@ -305,7 +299,7 @@ def test_an_unacknowledged_claim_is_recognized_as_its_own(
 
 
 def test_another_owners_claim_is_not_mistaken_for_an_unacknowledged_one(
-    store: PostgresStore, make_store: MakeStore, postgres_server: PostgresServer
+    store: Store, make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     other = make_store()
     claim(other, "r", MINE)
@@ -318,13 +312,13 @@ def test_another_owners_claim_is_not_mistaken_for_an_unacknowledged_one(
         return bool(has_cut)
 
     with pytest.raises(RunAlreadyActiveError) as caught:
-        claim(store, "r", MINE._replace(is_void=is_dead))
+        claim(store, "r", THEIRS._replace(is_void=is_dead))
 
     assert caught.value.owner == "another owner"
 
 
 def test_a_lease_lost_while_the_connection_was_cut_prevents_writes(
-    store: PostgresStore, make_store: MakeStore, postgres_server: PostgresServer
+    store: Store, make_store: MakeStore, postgres_server: PostgresServer
 ) -> None:
     other = make_store()
     token = claim(store, "r", MINE)
@@ -343,7 +337,7 @@ def test_a_lease_lost_while_the_connection_was_cut_prevents_writes(
 
 
 def test_a_transaction_commits_the_valid_runs_and_reports_the_lost_leases(
-    store: PostgresStore,
+    store: Store,
     make_store: MakeStore,
     postgres_server: PostgresServer,
     executor: ThreadPoolExecutor,
@@ -377,7 +371,7 @@ def jump(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
 
 
 def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_which_is_fenced(
-    store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
+    store: Store, make_store: MakeStore, jump: Callable[[int], None]
 ) -> None:
     other, token = make_store(), claim(store, "r", MINE)
     jump(3_600)
@@ -389,24 +383,24 @@ def test_a_jump_of_the_servers_clock_forwards_frees_the_run_of_a_live_process_wh
 
 
 def test_a_jump_of_the_servers_clock_backwards_prolongs_a_lease_until_it_is_renewed(
-    store: PostgresStore, make_store: MakeStore, jump: Callable[[int], None]
+    store: Store, make_store: MakeStore, jump: Callable[[int], None]
 ) -> None:
     other, token = make_store(), claim(store, "r", MINE)
     jump(-3_600)
     with pytest.raises(RunAlreadyActiveError):
-        claim(other, "r", MINE)
+        claim(other, "r", THEIRS)
     assert store.renew([("r", token)], 30.0) == set()
 
     jump(-3_600 + 31)
 
-    assert claim(other, "r", MINE) == token + 1
+    assert claim(other, "r", THEIRS) == token + 1
 
 
 # --- processes and servers that hang --------------------------------------------------------------
 
 
 def test_a_client_that_hangs_in_a_transaction_does_not_block_others(
-    store: PostgresStore, make_store: MakeStore
+    store: Store, make_store: MakeStore
 ) -> None:
     slow = make_store(lease_s=0.6)
     token = claim(slow, "r", MINE._replace(lease_s=0.01))
@@ -423,7 +417,7 @@ def test_a_client_that_hangs_in_a_transaction_does_not_block_others(
 
 
 def test_a_store_survives_a_short_hang_of_the_server(
-    store: PostgresStore, postgres_server: PostgresServer, executor: ThreadPoolExecutor
+    store: Store, postgres_server: PostgresServer, executor: ThreadPoolExecutor
 ) -> None:
     token = claim(store, "r", MINE)
 
@@ -478,15 +472,15 @@ def test_a_store_gives_up_on_a_server_that_is_down_for_longer_than_a_lease(
 
 
 def test_a_client_with_a_wrong_clock_takes_no_lease_from_others(
-    store: PostgresStore, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    store: Store, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_store()
     token = claim(store, "r", MINE)
     monkeypatch.setattr("time.time", lambda: 1e12)
 
     with pytest.raises(RunAlreadyActiveError):
-        claim(other, "r", MINE)
-    claim(other, "other", MINE)
+        claim(other, "r", THEIRS)
+    claim(other, "other", THEIRS)
     with pytest.raises(RunAlreadyActiveError):
         claim(store, "other", MINE)
 
@@ -497,7 +491,7 @@ def test_a_client_with_a_wrong_clock_takes_no_lease_from_others(
 
 
 def test_a_run_pruned_during_a_claim_is_claimed_as_a_new_one(
-    dsn: str, store: PostgresStore, executor: ThreadPoolExecutor, postgres_server: PostgresServer
+    dsn: str, store: Store, executor: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
     store.release("r", claim(store, "r", MINE))
 
@@ -515,7 +509,7 @@ WAITING_FOR_A_LOCK = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lo
 
 
 @pytest.fixture
-def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
+def fail_once(dsn: str, store: Store) -> Callable[[str], None]:
     """Return a function that makes the first event write fail with an SQLSTATE."""
 
     def prepare(state: str) -> None:
@@ -542,7 +536,7 @@ def fail_once(dsn: str, store: PostgresStore) -> Callable[[str], None]:
     ["serialization_failure", "deadlock_detected", "lock_not_available", "query_canceled"],
 )
 def test_a_transaction_that_conflicts_with_another_is_retried(
-    store: PostgresStore, fail_once: Callable[[str], None], state: str
+    store: Store, fail_once: Callable[[str], None], state: str
 ) -> None:
     fail_once(state)
     token = claim(store, "r", MINE)
@@ -561,7 +555,7 @@ def test_a_transaction_that_conflicts_with_another_is_retried(
     ],
 )
 def test_a_permanent_failure_says_what_is_safe(
-    store: PostgresStore, fail_once: Callable[[str], None], state: str, problem: str
+    store: Store, fail_once: Callable[[str], None], state: str, problem: str
 ) -> None:
     fail_once(state)
     token = claim(store, "r", MINE)
@@ -575,7 +569,7 @@ def test_a_permanent_failure_says_what_is_safe(
     assert store.write(lambda: [batch("r", token, 1)]) == {}
 
 
-def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> None:
+def test_pruning_leaves_no_trace_of_a_run(store: Store, dsn: str) -> None:
     for name in ("old", "active"):
         token = claim(store, name, MINE)
         ended = Change("passed", 1, "", 0.0)
@@ -596,7 +590,7 @@ def test_pruning_leaves_no_trace_of_a_run(store: PostgresStore, dsn: str) -> Non
 
 
 def test_a_run_resumed_during_pruning_is_not_pruned(
-    dsn: str, store: PostgresStore, executor: ThreadPoolExecutor, postgres_server: PostgresServer
+    dsn: str, store: Store, executor: ThreadPoolExecutor, postgres_server: PostgresServer
 ) -> None:
     token = claim(store, "r", MINE)
     rows = batch("r", token, 1).rows
