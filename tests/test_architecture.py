@@ -88,17 +88,31 @@ def test_no_private_name_is_imported_from_another_module() -> None:
     assert not private
 
 
-KERNEL = ("asyncflow._runtime.run", "asyncflow._runtime.dispatcher")
+KERNEL = tuple(
+    f"asyncflow._runtime.{name}"
+    for name in [
+        "attempt",
+        "attempt_311",
+        "dispatcher",
+        "nodes",
+        "policy",
+        "run",
+        "starter",
+        "stop_control",
+    ]
+)
 """What runs a pipeline whatever its policies are."""
 
 POLICY_WORDS = {
     *("cache", "cached", "checkpointing", "deadline", "drain", "draining", "fallback", "handle"),
     *("heartbeat", "journal", "link", "log", "logs", "nested", "note", "notes", "observer"),
     *("observers", "persistence", "pool", "prints", "resource", "resources", "saved", "secret"),
-    *("secrets", "session", "signal", "signals", "slots", "suspend", "tokens", "wait", "waits"),
+    *("secrets", "session", "signal", "signals", "slots", "suspend", "tokens", "waits", "when"),
+    *("cached", "cleanup", "cleanups", "condition", "conditions", "crash", "crashes", "engine"),
+    *("engines", "maps", "mapped", "mapping", "permit", "permits", "process", "remote"),
+    *("runs_in", "thread", "threads", "ticket", "turns", "worker", "workers"),
 }
-"""Words of the names that belong to policies. Permits are none yet: they are among the parts of a
-run."""
+"""Words of the names that belong to policies."""
 
 
 def test_the_kernel_names_no_policy() -> None:

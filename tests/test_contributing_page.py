@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NEW = {"cooldown_ms", "starts_ms", "SlotTaken"}
+NEW = {"hedge_ms", "hedges", "SlotTaken"}
 """What its examples add."""
 FUNCTIONS = {"test_a_late_value_is_not_a_success", "test_each_policy_is_passed_on"}
 """Tests that it names, in no module of that name."""

@@ -491,6 +491,11 @@ class RunContext:
     """What the attempt before failed with, of each node that makes another one."""
     checkpoints: Checkpoints = made_by(default_factory=Checkpoints)
 
+    @property
+    def by_node(self) -> tuple[dict[tuple[str, int | None], Any], ...]:
+        """What is to be forgotten of a node when its attempts are over; a journal keeps its own."""
+        return self.last_errors, self.checkpoints.saved
+
     def ends_s(self, step: WorkflowStep) -> float:
         """Return the loop's time at which the attempts of a step end that have no limit."""
         # The deadline of a run leaves its clean-up steps alone; what stops the run does not.

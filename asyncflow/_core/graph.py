@@ -72,10 +72,12 @@ class Plan:
     order: list[int]
     """The topological order: the tiers, one after the other."""
     special: tuple[int, ...]
-    """The steps with any policy beside attempts, their time limit and the backoff between them."""
+    """The steps that were given more than one attempt with a limit."""
     cleanups: frozenset[int]
     """The clean-up steps: ``run_if`` is ``"failure"`` or ``"always"``."""
     _cache: _PlanCache = derived()
+    given: frozenset[str] = frozenset()
+    """What any of its steps was given: see `WorkflowStep.given`."""
     secret: tuple[str, ...] = ()
     """The steps whose output is secret, by name."""
     targets: frozenset[str] = frozenset()
@@ -186,7 +188,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
-    special = tuple(at for at, step in enumerate(steps) if _is_special(step))
+    special = tuple([at for at, step in enumerate(steps) if step.given])
     cleanups = frozenset(at for at in special if steps[at].is_cleanup)
     dependents = Dependents(dependencies)
     after_all = [at for at in cleanups if not dependencies[at]]
@@ -208,6 +210,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     answered = _reachable(signals, dependencies.__getitem__) if signals else set()
     return Plan(
         *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
+        given=frozenset[str]().union(*[steps[at].given for at in special]),
         secret=tuple(steps[at].name for at in special if steps[at].secret),
         chained=chained,
         flows=flows,
@@ -224,16 +227,6 @@ def _without_its_input(index: Mapping[str, int], step: WorkflowStep) -> Workflow
         return step
     return replace(
         step, depends_on=tuple(name for name in step.depends_on if name != step.map_over)
-    )
-
-
-def _is_special(step: WorkflowStep) -> bool:
-    return (
-        not step.is_plain
-        or step.pool is not None
-        or step.map_over is not None
-        or step.when is not None
-        or step.cache_ms is not None
     )
 
 

@@ -55,7 +55,6 @@ RunIf: TypeAlias = Literal["success", "unless_failed", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 EngineChoice: TypeAlias = "AnyEngine | Literal['local'] | None"
 
-_NO_LIMITS = (None,) * 3
 _RUN_IF = get_args(RunIf)
 _RUNS_IN = get_args(RunsIn)
 
@@ -249,8 +248,9 @@ class WorkflowStep:
     """Whether a failure or the run's deadline does not keep it from running; see ``run_if``."""
     signal: Signal[Any] | None = derived()
     """What it waits for, if it has no action."""
-    is_plain: bool = derived()
-    """Whether its attempts, or those of its items, have a time limit and no other policy."""
+    given: frozenset[str] = derived()
+    """The arguments that ask for more than one attempt with a limit: ``"until"`` for that of
+    ``retry``, and ``"signal"`` for an action that is one. Its policies follow from them."""
 
     @overload
     def __init__(
@@ -383,11 +383,24 @@ class WorkflowStep:
         fill(self, "signature", signature_of(name, action))
         condition = NO_PARAMETERS if when is None else signature_of(name, when, "condition")
         fill(self, "condition", condition)
-        limits = deadline_ms, heartbeat_ms, secret or None
-        is_plain = limits == _NO_LIMITS and not self.is_cleanup and runs_in == "loop"
-        is_plain = is_plain and remote is None and signal is None
         fill(self, "signal", signal)
-        fill(self, "is_plain", is_plain and retry.until is None)
+        given = {
+            "max_retries": None if max_retries == 1 else max_retries,
+            "deadline_ms": deadline_ms,
+            "heartbeat_ms": heartbeat_ms,
+            "until": retry.until,
+            "pool": pool,
+            "map_over": map_over,
+            "when": when,
+            "run_if": None if run_if == "success" else run_if,
+            "fallback": fallback,
+            "runs_in": None if runs_in == "loop" else runs_in,
+            "engine": remote,
+            "cache_ms": cache_ms,
+            "secret": secret or None,
+            "signal": signal,
+        }
+        fill(self, "given", frozenset([name for name in given if given[name] is not None]))
         fill(self, "measures", _measures_of(self))
         _check_parameters(self)
         _check_map_over(self)

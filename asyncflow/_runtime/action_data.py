@@ -1,12 +1,14 @@
-"""What the actions and conditions of a run are called with."""
+"""What the actions and conditions of a run are called with, and who takes what they return."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from asyncflow._core.arguments import Signature
-from asyncflow._core.graph import ITEM, Binding, ItemOf
+from asyncflow._core.arguments import PLAIN_OUTPUTS, Signature, is_iterator
+from asyncflow._core.composition import takers_of
+from asyncflow._core.errors import SharedIteratorError
+from asyncflow._core.graph import ITEM, Binding, ItemOf, Plan
 from asyncflow._core.state import RunState
 from asyncflow._runtime.durable import RunStart
 
@@ -17,7 +19,9 @@ class ActionData:
     ``items`` are those of mapped steps that are under way, by node.
     """
 
-    def __init__(self, start: RunStart, state: RunState) -> None:
+    def __init__(self, plan: Plan, start: RunStart, state: RunState) -> None:
+        self._plan = plan
+        self._start = start
         self.bindings = start.bindings.actions
         self._step_count = len(self.bindings)
         self.items: dict[int, Any] = {}
@@ -44,6 +48,21 @@ class ActionData:
         """Return what the condition of a step is called with."""
         condition = self._state.step_runs.steps[step].condition
         return self._collect(step, self._conditions[step], condition)
+
+    def refuse_shared(self, node: int, output: object) -> None:
+        """Refuse an output that is an iterator, if several steps or items take it.
+
+        A step whose result a resumed run reuses takes nothing any more.
+        """
+        if type(output) in PLAIN_OUTPUTS or not is_iterator(output):
+            return
+        start, runs, plan = self._start, self._state.step_runs, self._plan
+        step = node if node < self._step_count else runs.owner_of(node)
+        restored = () if start.checkpoint is None else start.checkpoint.restored_steps(plan)
+        takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
+        if len(takers) > 1:
+            names = tuple(plan.steps[at].name for at in dict.fromkeys(takers))
+            raise SharedIteratorError(runs.name_of(node), type(output).__name__, names)
 
     def _collect(self, node: int, binding: Binding, signature: Signature) -> dict[str, Any]:
         arguments = {}

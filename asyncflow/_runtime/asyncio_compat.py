@@ -15,6 +15,10 @@ FAILURES = (Exception, asyncio.CancelledError)
 """What fails an attempt, and drops an observer. Everything else ends the run. A cancellation that
 one of them raises was not requested by the run: those are known otherwise."""
 
+NO_TIME_S = 1e-8
+"""What is left of a wait that is over: a loop takes a timer for due that is nearer than the
+resolution of its clock, and a virtual clock does not advance for it."""
+
 TIMER_SLACK_S = 0.001
 """How much earlier than asked a timer may fire: uvloop counts in whole ms (uvloop #739)."""
 

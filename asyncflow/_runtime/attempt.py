@@ -21,22 +21,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from operator import is_
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from asyncflow._core.arguments import (
-    PLAIN_OUTPUTS,
-    checked_awaitable,
-    is_iterator,
-    refuse_unawaited,
-    reject_awaitable,
-)
-from asyncflow._core.composition import takers_of
+from asyncflow._core.arguments import checked_awaitable, refuse_unawaited, reject_awaitable
 from asyncflow._core.context import AttemptExtras, enter_attempt
-from asyncflow._core.errors import ResultRefusedError, SharedIteratorError
-from asyncflow._core.graph import outputs_to_keep
-from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._core.scheduler import AfterFailure
-from asyncflow._core.signal import take_instead
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import (
@@ -47,13 +36,18 @@ from asyncflow._runtime.asyncio_compat import (
     outlast,
     running_task,
 )
-from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled, timeout_error
-from asyncflow._runtime.policy import Call
+from asyncflow._runtime.outcome import (
+    as_failure,
+    attempt_started,
+    raised_by,
+    result_refused,
+    step_cancelled,
+    step_succeeded,
+    timeout_error,
+)
+from asyncflow._runtime.policy import Call, NodeHooks
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import AttemptFailed, AttemptStarted, StepCancelled, StepFailed, StepSucceeded
-
-if TYPE_CHECKING:
-    from asyncflow._runtime.remote_attempt import RemoteAttempt, RemoteAttempts
+from asyncflow.events import AttemptFailed, AttemptStarted, StepCancelled, StepFailed
 
 _NOTHING_FOLLOWS = AfterFailure(None)
 
@@ -69,19 +63,9 @@ class Attempts:
         self._run = parts.run
         self._dispatcher = parts.dispatcher
         self._stop_control = parts.stop_control
-        self._permits = parts.permits
         self._data = scope.data
         self._state = scope.state
         self._run_context = scope.run_context
-        self.on_success: Callable[[int, AttemptStarted, float], object] | None = None
-        """Called when a success was reported that is not that of a fallback."""
-        self._engines: RemoteAttempts | None = None
-        plan = scope.plan
-        if plan.special and any(plan.steps[index].remote for index in plan.special):
-            from asyncflow._runtime.remote_attempt import RemoteAttempts  # few need it
-
-            to_keep = outputs_to_keep(plan, scope.start.bindings)
-            self._engines = RemoteAttempts(parts, to_keep)
 
     async def bounded(
         self, node: int, attempt: int, make_attempt: Callable[[], Awaitable[float | None]]
@@ -159,21 +143,24 @@ class Attempts:
         now, then = contextvars.copy_context(), self._scope.context
         return len(now) == len(then) and all(map(is_, map(now.get, then), then.values()))
 
-    async def make(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
+    async def make(
+        self, node: int, step: WorkflowStep, attempt: int, hooks: NodeHooks
+    ) -> float | None:
         """Make one attempt of any node. It raises nothing, and returns what `conclude` does."""
         try:
-            if self._scope.persistence is None:
-                self._dispatcher.emit(self.start_of(node))
+            if not hooks.on_started:  # else its start was reported before
+                now_ms = self._run_context.now_ms()
+                self._dispatcher.emit(attempt_started(self._state, node, now_ms))
             running = self._state.running_attempt(node)
             assert running is not None
-            item = running.item
-            enter_attempt((step.name, attempt, running.at_ms, running.queued_ms, item))
-            for hook in self._dispatcher.hooks.on_attempt:
-                hook(running)
+            if not hooks.makes_attempts_elsewhere:
+                item = running.item
+                enter_attempt((step.name, attempt, running.at_ms, running.queued_ms, item))
+                for hook in self._dispatcher.hooks.on_attempt:
+                    hook(running)
             try:
-                act = partial(self._act, node, step)
-                output = await self._call(act, node, step, running)
-                self._check_output(node, step, attempt, output)
+                output = await self._call(node, step, running, hooks)
+                self._check_output(node, step, attempt, output, hooks)
             except BaseException as error:
                 strip_internal_frames(error)
                 return self.conclude(node, error, None)
@@ -182,24 +169,17 @@ class Attempts:
             self.break_down(node, bug)
             return None
 
-    def start_of(self, node: int) -> AttemptStarted:
-        """Return the event of an attempt that starts now."""
-        runs, now_ms = self._state.step_runs, self._run_context.now_ms()
-        queued_ms = self._state.queue.queued_ms(node, now_ms)
-        step, attempt = runs.steps[node], runs.next_attempt(node)
-        engine = "" if step.remote is None else step.remote.name
-        return AttemptStarted(step.name, attempt, now_ms, queued_ms, runs.item_of(node), engine)
-
     async def _call(
-        self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted
+        self, node: int, step: WorkflowStep, running: AttemptStarted, hooks: NodeHooks
     ) -> Any:
         """Await a call of the action, as the policies want it."""
         limit = self._state.deadlines.latest_limit(node)
         ends_s = math.inf if limit is None else self._run_context.at_s(limit.ends_ms)
         extras, key = self._run_context.extras, (step.name, running.item)
         extras[key] = AttemptExtras(ends_s)
+        call: Call = partial(self._act, node, step)
         try:
-            for hook in self._dispatcher.hooks.on_call:
+            for hook in hooks.on_call:
                 call = hook(call, node, step, running)
             output = await call()
         finally:
@@ -212,7 +192,9 @@ class Attempts:
         """Call the action in the event loop."""
         return checked_awaitable(step.name, step.action(**self._data.of_action(node)))
 
-    def _check_output(self, node: int, step: WorkflowStep, attempt: int, output: Any) -> None:
+    def _check_output(
+        self, node: int, step: WorkflowStep, attempt: int, output: Any, hooks: NodeHooks
+    ) -> None:
         """Check the output of an attempt.
 
         Raises:
@@ -220,64 +202,12 @@ class Attempts:
             ResultRefusedError: The step's retry policy does not accept it.
             Exception: A policy refuses it.
         """
-        self.refuse_shared(node, output)
-        name, until = self._state.step_runs.name_of(node), step.retry.until
+        self._data.refuse_shared(node, output)
+        until = step.retry.until
         if until is not None and not reject_awaitable("Retry: until", until(output)):
-            raise ResultRefusedError(name, attempt, REDACTED_OUTPUT if step.secret else output)
-        for hook in self._dispatcher.hooks.on_output:
+            raise result_refused(self._state, node, attempt, output)
+        for hook in hooks.on_output:
             hook(node, step, output)
-
-    def refuse_shared(self, node: int, output: Any) -> None:
-        """Refuse an output that is an iterator, if several steps or items take it.
-
-        A step whose result a resumed run reuses takes nothing any more.
-        """
-        if type(output) in PLAIN_OUTPUTS or not is_iterator(output):
-            return
-        plan, start, runs = self._scope.plan, self._scope.start, self._state.step_runs
-        step = node if runs.item_of(node) is None else runs.owner_of(node)
-        restored = () if start.checkpoint is None else start.checkpoint.restored_steps(plan)
-        takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
-        if len(takers) > 1:
-            names = tuple(plan.steps[at].name for at in dict.fromkeys(takers))
-            raise SharedIteratorError(runs.name_of(node), type(output).__name__, names)
-
-    # On an engine.
-
-    async def make_on_engine(self, node: int, step: WorkflowStep, attempt: int) -> float | None:
-        """Make one attempt on an engine, and return what `conclude` does."""
-        assert self._engines is not None
-        if self._scope.persistence is None:
-            self._dispatcher.emit(self.start_of(node))
-        remote = self._engines.submit(node, self._data.of_action(node))
-        follow = partial(self._follow, node, step, attempt, remote)
-        try:
-            await self._stop_control.undisturbed(node, remote.until_begun)
-            return await self.bounded(node, attempt, follow)
-        except asyncio.CancelledError:
-            remote.stop()  # the run stops the node before the body has begun
-        return await follow()
-
-    async def _follow(
-        self, node: int, step: WorkflowStep, attempt: int, remote: RemoteAttempt
-    ) -> float | None:
-        """Await an attempt on an engine. If this is cancelled, the engine stops the body first."""
-        try:
-            running = self._state.running_attempt(node)
-            assert running is not None
-            try:
-                if remote.is_stopping:
-                    output = await remote.outcome()
-                else:
-                    output = await self._call(remote.outcome, node, step, running)
-                self._check_output(node, step, attempt, output)
-            except BaseException as error:
-                strip_internal_frames(error)
-                return self.conclude(node, error, None)
-            return self.conclude(node, None, output)
-        except BaseException as bug:
-            self.break_down(node, bug)
-            return None
 
     # How it ended.
 
@@ -294,7 +224,7 @@ class Attempts:
         assert running is not None
         ended_ms, attempt, follows = self._run_context.now_ms(), running.attempt, _NOTHING_FOLLOWS
         cause: BaseException | None = None
-        if cancel_count() or node in stop.missed_heartbeat:
+        if cancel_count() or stop.was_cut(node):
             limit = stop.cause_of(node, running, ended_ms, returned=error is None)
             if limit is not None and (error is None or isinstance(error, FAILURES)):
                 error = timeout_error(*limit, name, attempt, error)
@@ -306,16 +236,15 @@ class Attempts:
                 error, follows = self._what_follows(node, failure, ended_ms)
         delay_ms, named_ms = follows
         if named_ms is not None:
-            self._permits.pause(node, ended_ms, named_ms, is_retried=delay_ms is not None)
+            for hook in self._hooks_of(node).on_retry_after:
+                hook(node, ended_ms, named_ms, delay_ms is not None)
         if delay_ms is None and not is_stopped and isinstance(error, Exception):
             cause = error
-            error, output = self.fall_back(node, attempt, error)
+            error, output = self._rescue(node, attempt, error)
         if error is None:
-            secret, item = state.step_runs.steps[node].secret, running.item
-            success = StepSucceeded(running.step, attempt, ended_ms, output, item, secret, cause)
+            step = state.step_runs.steps[node]
+            success = step_succeeded(step, attempt, ended_ms, output, running.item, cause)
             self._dispatcher.emit(success)
-            if self.on_success is not None and cause is None:
-                self.on_success(node, running, ended_ms)
         else:
             self._report_failure(node, running, ended_ms, error, delay_ms, is_stopped)
         if delay_ms is None:
@@ -339,29 +268,32 @@ class Attempts:
             name = self._state.step_runs.name_of(node)
             return as_failure(raised, name, running.attempt), _NOTHING_FOLLOWS
 
-    def fall_back(
+    def _hooks_of(self, node: int) -> NodeHooks:
+        return self._dispatcher.hooks.of_nodes[self._state.step_runs.steps[node].given]
+
+    def _rescue(
         self, node: int, attempt: int, failure: Exception
     ) -> tuple[BaseException | None, Any]:
-        """Return what a node has failed with, or the output of its fallback."""
-        runs = self._state.step_runs
-        step, name = runs.steps[node], runs.name_of(node)
-        if step.fallback is None:
+        """Return what a node has failed with, or the output with which it succeeds instead."""
+        hooks, step = self._hooks_of(node), self._state.step_runs.steps[node]
+        if not hooks.on_rescue:
             return failure, None
-        try:
-            what = f"the fallback of step {step.name!r}"
-            output = reject_awaitable(what, step.fallback(failure))
-            self.refuse_shared(node, output)
-            if step.signal is not None:
-                output = take_instead(step.signal, name, output, "fallback")
-            for hook in self._dispatcher.hooks.on_output:
-                hook(node, step, output)
-            return None, output
-        except BaseException as raised:
-            strip_internal_frames(raised)
-            if raised is not failure:
-                raised.__context__ = failure
-            is_failure = isinstance(raised, FAILURES)
-            return as_failure(raised, name, attempt) if is_failure else raised, None
+        error: BaseException = failure
+        for rescue in hooks.on_rescue:
+            try:
+                output = rescue(node, step, failure)
+                self._data.refuse_shared(node, output)
+                for hook in hooks.on_output:
+                    hook(node, step, output)
+                return None, output
+            except BaseException as raised:
+                strip_internal_frames(raised)
+                if raised is not failure:
+                    raised.__context__ = failure
+                error = raised
+        if isinstance(error, FAILURES):
+            error = as_failure(error, self._state.step_runs.name_of(node), attempt)
+        return error, None
 
     def fail_between(self, node: int, failure: Exception) -> None:
         """Report a node that fails for good while no attempt of it runs, or has ever run."""
@@ -370,14 +302,16 @@ class Attempts:
         attempt = 0 if latest is None else latest.attempt
         # No attempt has a context for it.
         context = self._scope.context.copy()
-        error, output = context.run(self.fall_back, node, attempt, failure)
+        error, output = context.run(self._rescue, node, attempt, failure)
         if error is None:
-            secret = self._state.step_runs.steps[node].secret
-            success = StepSucceeded(name, attempt, now_ms, output, item, secret, failure)
+            step = self._state.step_runs.steps[node]
+            success = step_succeeded(step, attempt, now_ms, output, item, failure)
             self._dispatcher.emit(success)
             return
-        self._dispatcher.emit(StepFailed(name, attempt, now_ms, error, item))
-        if not isinstance(error, FAILURES):
+        is_failure = isinstance(error, FAILURES)
+        if is_failure or node not in self._state.awaiting:  # else it ends as the run stops
+            self._dispatcher.emit(StepFailed(name, attempt, now_ms, error, item))
+        if not is_failure:
             self._run.interrupt(error, raised_by(f"the fallback of step {name!r}", error))
 
     def _report_failure(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -28,9 +29,9 @@ from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult, cache_key
 from asyncflow._runtime.durable import CachingJournal, CachingSession
-from asyncflow._runtime.policy import Causes, Policy
+from asyncflow._runtime.policy import Causes, NoAttempt, Passage, Policy
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import AttemptStarted, ResultReused, RunResumed, StepReused
+from asyncflow.events import Event, ResultReused, RunResumed, StepReused, StepSucceeded
 
 
 class _Call:
@@ -58,6 +59,8 @@ _under_way: WeakKeyDictionary[
 class StepCache(Policy):
     """The policy of a run whose steps reuse results."""
 
+    arguments = frozenset({"cache_ms"})
+
     def __init__(self, parts: Parts) -> None:
         scope, persistence = parts.scope, parts.scope.persistence
         self._run = parts.run
@@ -70,7 +73,6 @@ class StepCache(Policy):
         self._session = cast("CachingSession", persistence.session)
         self._plan = scope.plan
         self._state = scope.state
-        self._live = scope.live
         self._now_ms = scope.run_context.now_ms
         start, checkpoint = scope.start.event, scope.start.checkpoint
         if isinstance(start, RunResumed):
@@ -86,30 +88,40 @@ class StepCache(Policy):
         """The calls that nodes of this run lead."""
         self._unstored: set[_Call] = set()
         """Those whose success is not stored yet."""
-        self.awaited: dict[int, _Call] = {}
+        self._awaited: dict[int, _Call] = {}
         """What nodes that are parked, or were until now, wait for."""
 
-    async def may_start(self, node: int, step: WorkflowStep) -> bool:
-        """Whether a node must run. If not, it has a result now, or is parked."""
-        awaited = self.awaited.pop(node, None)
+    def on_gate(
+        self, node: int, step: WorkflowStep
+    ) -> Callable[[], Coroutine[Any, Any, Passage]] | None:
+        # One that leads makes all its attempts.
+        return None if node in self._led else partial(self._may_start, node, step)
+
+    async def _may_start(self, node: int, step: WorkflowStep) -> Passage:
+        """Let a node run, or reuse a result, or wait for an equal call without a task."""
+        awaited = self._awaited.pop(node, None)
         if awaited is None:
-            key = self._key_of(node, step)
+            try:
+                key = self._key_of(node, step)
+            except PayloadError as error:  # an argument can't be stored, so no key has it
+                return error
             if key is None:
-                return True
+                return None
         else:
             key = awaited.key
             if awaited.is_stored and await self._reuse(node, step, key):
-                return False
+                return NoAttempt.HAS_ENDED
         call = self._calls.get(key)
         if call is None:
             call = self._calls[key] = _Call(key)
         elif call.is_led:
-            self._park(node, call)
-            return False
+            call.parked.setdefault(self, deque()).append(node)
+            self._awaited[node] = call
+            return NoAttempt.IS_PARKED
         call.is_led, self._led[node] = True, call
         if self._state.latest_attempt(node) is not None or step.name in self._from_steps:
-            return True  # it continues with its attempts, or the rerun asks for a new result
-        return not await self._reuse(node, step, key)
+            return None  # it continues with its attempts, or the rerun asks for a new result
+        return NoAttempt.HAS_ENDED if await self._reuse(node, step, key) else None
 
     def _key_of(self, node: int, step: WorkflowStep) -> str | None:
         """Return the key of a node's call; ``None`` if an argument stays on an engine."""
@@ -137,11 +149,10 @@ class StepCache(Policy):
 
     async def _reuse(self, node: int, step: WorkflowStep, key: str) -> bool:
         """Let a node reuse a result, if there is one that can be read; return whether it does."""
-        found: list[CachedResult | None] = []
-        await self._stop_control.undisturbed(node, partial(self._ask, key, step, found))
-        if found[-1] is None:
+        found = await self._stop_control.undisturbed(node, partial(self._ask, key, step))
+        if found is None:
             return False
-        origin, attempts, duration_ms, payload = found[-1]
+        origin, attempts, duration_ms, payload = found
         name, item = self._state.step_runs.key_of(node)
         try:
             output = self._persistence.decode(step, payload)
@@ -155,22 +166,28 @@ class StepCache(Policy):
         call = self._led.pop(node, None)
         if call is not None:
             self._end_call(call)
-        self._run.settled(node)
         return True
 
-    async def _ask(self, key: str, step: WorkflowStep, found: list[CachedResult | None]) -> None:
+    async def _ask(self, key: str, step: WorkflowStep) -> CachedResult | None:
         assert step.cache_ms is not None
         try:
-            found.append(await self._journal.cached(key, step.cache_ms))
+            return await self._journal.cached(key, step.cache_ms)
         except JournalError:
-            found.append(None)
+            return None
 
-    def succeeded(self, node: int, running: AttemptStarted, ended_ms: float) -> None:
-        """Let equal calls reuse a success, as soon as it is stored. It was reported just before."""
+    def on_applied(self, event: Event) -> None:
+        """Let equal calls reuse a success, as soon as it is stored: it was handed over before."""
+        if not isinstance(event, StepSucceeded) or event.error is not None or not self._led:
+            return
+        node = self._plan.index[event.step]
+        if event.item is not None:
+            node = self._state.step_runs.node_of(node, event.item)
         call = self._led.pop(node, None)
         if call is not None:
-            duration_ms = ended_ms - running.at_ms
-            stored = self._session.append_cached(call.key, running.attempt, duration_ms)
+            running = self._state.latest_attempt(node)
+            assert running is not None
+            duration_ms = event.at_ms - running.at_ms
+            stored = self._session.append_cached(call.key, event.attempt, duration_ms)
             self._unstored.add(call)
             stored.add_done_callback(lambda _: self._on_stored(call))
 
@@ -188,8 +205,8 @@ class StepCache(Policy):
             if any(unparked):  # else its run has stopped
                 cache._run.advance()
 
-    def give_up(self, node: int) -> None:
-        """Let others lead the call of a node that has ended without a success."""
+    def on_over(self, node: int) -> None:
+        # Others lead the call of a node that has ended without a success.
         call = self._led.pop(node, None)
         if call is not None:
             self._pass_on(call)
@@ -225,20 +242,6 @@ class StepCache(Policy):
             self._pass_on(call)
         self._led.clear()
         self._unstored.clear()
-
-    # Parking.
-
-    def is_parked(self, node: int) -> bool:
-        """Whether a node waits for an equal call, or did until now. It is not asked for again."""
-        return node in self.awaited
-
-    def _park(self, node: int, call: _Call) -> None:
-        call.parked.setdefault(self, deque()).append(node)
-        self.awaited[node] = call
-        self._live.pop(node, None)
-        self._state.park(node)
-        if self._state.queue.is_dirty:
-            self._run.advance()
 
     def _unpark(self, node: int) -> bool:
         """Queue a node that was parked; return whether it still was."""

@@ -11,6 +11,8 @@ from asyncflow.events import AttemptStarted
 class CleanUps(Policy):
     """The policy of a run with clean-up steps."""
 
+    arguments = frozenset({"run_if"})
+
     def __init__(self, parts: Parts) -> None:
         self._scope = parts.scope
 

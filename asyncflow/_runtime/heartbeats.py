@@ -18,24 +18,36 @@ from asyncflow.events import AttemptStarted
 class HeartbeatLimits(Policy):
     """The policy of a run with such steps."""
 
+    arguments = frozenset({"heartbeat_ms"})
+
     def __init__(self, parts: Parts) -> None:
         self._loop = parts.scope.loop
         self._extras = parts.scope.run_context.extras
         self._stop_control = parts.stop_control
 
     def on_call(self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted) -> Call:
-        if step.heartbeat_ms is None:
-            return call
-        return partial(self._limited, call, node, step.heartbeat_ms / 1000, running)
+        return partial(self._limited, call, node, step, running)
 
-    async def _limited(self, call: Call, node: int, limit_s: float, running: AttemptStarted) -> Any:
-        on_missed = partial(self._stop_control.miss_heartbeat, node, running_task())
-        timer = HeartbeatTimer(self._loop, limit_s, on_missed)
+    async def _limited(
+        self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted
+    ) -> Any:
+        assert step.heartbeat_ms is not None
+        on_missed = partial(self._miss, node, step, step.heartbeat_ms, running_task())
+        timer = HeartbeatTimer(self._loop, step.heartbeat_ms / 1000, on_missed)
         self._extras[running.step, running.item].heartbeat = timer  # type: ignore[misc]
         try:
             return await call()
         finally:
             timer.stop()
+
+    def _miss(
+        self, node: int, step: WorkflowStep, limit_ms: float, task: asyncio.Task[Any]
+    ) -> None:
+        """Cancel an attempt that has missed its heartbeat, unless it is cleaning up."""
+        # A thread can't know that it was asked to stop, and works on.
+        can_know = step.runs_in != "thread" or step.remote is not None  # the engine asks there
+        if not (can_know and node in self._stop_control.requested):
+            self._stop_control.cut(node, task, "heartbeat", limit_ms)
 
 
 class HeartbeatTimer:

@@ -44,6 +44,7 @@ from asyncflow._core.step_runs import ItemEnd
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._runtime.asyncio_compat import FAILURES, forget_cancels
 from asyncflow._runtime.outcome import as_failure, raised_by, step_cancelled, timeout_error
+from asyncflow._runtime.policy import Policy
 from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.stop_control import StopControl
 from asyncflow.events import MapStarted, StepCancelled, StepFailed, StepSkipped, StepSucceeded
@@ -62,19 +63,21 @@ class _Iteration(NamedTuple):
     """What it raised as the run stopped it, or for the run to raise."""
 
 
-class MapRunner:
-    """Runs the items of mapped steps, each mapped step in one task.
+class Maps(Policy):
+    """The policy of a run with mapped steps: each runs its items from one task.
 
-    ``items`` are those that are under way, by node.
+    ``adding`` takes the mapped steps that are about to add items: see `Permits`, if there are any.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    arguments = frozenset({"map_over"})
+
+    def __init__(self, parts: Parts, adding: set[int] | None) -> None:
         scope = parts.scope
         self._run = parts.run
         self._dispatcher = parts.dispatcher
         self._stop_control = parts.stop_control
         self._data = scope.data
-        self.items = scope.data.items
+        self._items = scope.data.items
         self._state = scope.state
         self._plan = scope.plan
         self._now_ms = scope.run_context.now_ms
@@ -88,11 +91,13 @@ class MapRunner:
         """
         self._added: dict[int, int] = {}
         """How many items each mapped step has added since its task has let others run."""
-        self._adding = parts.permits.adding
+        self._adding = adding
         self._is_broken = False
 
-    def launch(self, node: int, step: WorkflowStep) -> Coroutine[Any, Any, None]:
-        """Return the coroutine of a mapped step's task. It raises nothing."""
+    def on_launch(self, node: int, step: WorkflowStep) -> Coroutine[Any, Any, None] | None:
+        if node >= len(self._plan.steps):
+            self._note_change(node)
+            return None
         if self._adding is not None:
             self._adding.add(node)
         return self._run_map(node, step)
@@ -168,29 +173,24 @@ class MapRunner:
             output = outputs_of(items) if step.keep_outputs else None
             emit(StepSucceeded(step.name, 0, now_ms, output, secret=step.secret))
 
-    def give_up(self) -> None:
-        """Wait for no more items: the state may be wrong, so that they never end."""
+    def on_broken(self) -> None:
         self._is_broken = True
         for node in list(self._changes):
             self._wake_up(node)
 
-    def drop(self, node: int) -> None:
-        """Forget a mapped step, or an item, that will never start."""
-        self._pause(node)
-        self.forget(node)
-
-    def forget(self, item: int, task: asyncio.Task[Any] | None = None) -> None:
-        """Forget an item that has ended in its task, if that is known, or will never start."""
-        if item in self.items:
-            del self.items[item]
-            self.note_change(item)
-            if not self._state.keeps(item):
-                owner = self._state.step_runs.owner_of(item)
-                self._ended.setdefault(owner, deque()).append((item, task))
+    def on_settled(self, node: int, task: asyncio.Task[Any] | None) -> None:
+        if node in self._items:
+            del self._items[node]
+            self._note_change(node)
+            if not self._state.keeps(node):
+                owner = self._state.step_runs.owner_of(node)
+                self._ended.setdefault(owner, deque()).append((node, task))
             if self._plan.chained:
-                self._wake_up_chain(self._state.step_runs.owner_of(item))
+                self._wake_up_chain(self._state.step_runs.owner_of(node))
+        elif task is None:  # a mapped step that will never start
+            self._pause(node)
 
-    def note_change(self, item: int) -> None:
+    def _note_change(self, item: int) -> None:
         """Wake up the mapped step of an item that was scheduled or has ended."""
         self._wake_up(self._state.step_runs.owner_of(item))
 
@@ -262,7 +262,7 @@ class MapRunner:
         stored = state.stored_end(node, self._now_ms(), number)
         if stored is None:
             item = state.add_item(node, self._now_ms(), number)
-            self.items[item] = value
+            self._items[item] = value
             self._run.advance()
             while state.is_queued(item) or state.parks_too_many(node):
                 await self._change(node)

@@ -12,12 +12,20 @@ All functions here are pure: they read what they are given, and change nothing b
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from asyncflow._core.errors import StepCancelledError, StepTimeoutError, TimeoutKind
-from asyncflow._core.results import Interruption
+from asyncflow._core.errors import (
+    ResultRefusedError,
+    StepCancelledError,
+    StepTimeoutError,
+    TimeoutKind,
+)
+from asyncflow._core.results import REDACTED_OUTPUT, Interruption
+from asyncflow._core.scheduler import SkippedStep
 from asyncflow._core.state import RunState
+from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import escape_controls
-from asyncflow.events import StepCancelled
+from asyncflow.events import AttemptStarted, StepCancelled, StepSkipped, StepSucceeded
 
 _ANYIO_MESSAGES = ("Cancelled by cancel scope", "Cancelled via cancel scope")
 """How cancellations of anyio begin, which name its objects and their addresses."""
@@ -54,6 +62,34 @@ def as_failure(error: BaseException, name: str, attempt: int) -> Exception:
     return failure
 
 
+def result_refused(state: RunState, node: int, attempt: int, output: object) -> ResultRefusedError:
+    """Return what an attempt fails with whose retry policy does not accept its output."""
+    runs = state.step_runs
+    shown = REDACTED_OUTPUT if runs.steps[node].secret else output
+    return ResultRefusedError(runs.name_of(node), attempt, shown)
+
+
+def attempt_started(state: RunState, node: int, at_ms: float) -> AttemptStarted:
+    """Return the event of an attempt of a node that starts now."""
+    runs = state.step_runs
+    step, attempt = runs.steps[node], runs.next_attempt(node)
+    queued_ms = state.queue.queued_ms(node, at_ms)
+    engine = "" if step.remote is None else step.remote.name
+    return AttemptStarted(step.name, attempt, at_ms, queued_ms, runs.item_of(node), engine)
+
+
+def step_succeeded(
+    step: WorkflowStep,
+    attempt: int,
+    at_ms: float,
+    output: Any,
+    item: int | None = None,
+    error: BaseException | None = None,
+) -> StepSucceeded:
+    """Return the event of a node that succeeds, although it has failed with an error if it has."""
+    return StepSucceeded(step.name, attempt, at_ms, output, item, step.secret, error)
+
+
 def step_cancelled(
     state: RunState, node: int, at_ms: float, error: BaseException | None
 ) -> StepCancelled:
@@ -71,6 +107,12 @@ def step_cancelled(
     reason = state.stop_reason or ""
     name, item = runs.steps[node].name, runs.item_of(node)
     return StepCancelled(name, attempt, at_ms, reason, error, item)
+
+
+def step_skipped(state: RunState, skipped: SkippedStep, at_ms: float) -> StepSkipped:
+    """Return the event of a step that will never start."""
+    name = state.step_runs.steps[skipped.step].name
+    return StepSkipped(name, at_ms, skipped.reason, skipped.by_condition)
 
 
 def raised_by(what: str, error: BaseException) -> Interruption:

@@ -1,11 +1,9 @@
-"""What an attempt must hold before it may start, and what a node waits for between two attempts.
+"""What an attempt must hold: a place of the run, slots of a pool, a token for a thread or process.
 
 Rules:
 
-1. None of it is part of the attempt's time.
-2. Only the run can cut a wait short. If a third party cancels the node's task meanwhile, the wait
-   continues.
-3. A slot is offered after all nodes that its release made ready have joined the line, so that the
+1. None of the waiting is part of the attempt's time.
+2. A slot is offered after all nodes that its release made ready have joined the line, so that the
    line's order decides. Steps join in the turn of the release, and items later: the task of their
    mapped step must add them. So where a less urgent attempt could get the slot, that is kept until
    these tasks have had their turn (``adding``).
@@ -17,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,27 +23,19 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from asyncflow._core import pool as pools
-from asyncflow._core.arguments import reject_awaitable
 from asyncflow._core.context import current_clock
-from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.graph import Plan
-from asyncflow._core.pool import Clock, Pool, PoolTicket, check_slots, check_tokens
+from asyncflow._core.pool import Clock, Pool, PoolTicket
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.asyncio_compat import has_virtual_time
-from asyncflow._runtime.dispatcher import EventDispatcher
+from asyncflow._runtime.asyncio_compat import NO_TIME_S, has_virtual_time
 from asyncflow._runtime.policy import Policy
-from asyncflow._runtime.run_scope import Host, RunScope
-from asyncflow._runtime.stop_control import StopControl
-from asyncflow.events import PoolPaused, ThreadAbandoned
+from asyncflow._runtime.run_scope import Parts
+from asyncflow.events import PoolPaused
 
 if TYPE_CHECKING:
     from asyncflow._runtime.workers import ThreadEnd
 
 _log = logging.getLogger("asyncflow")
-
-_NO_TIME_S = 1e-8
-"""What is left of a wait that is over: a loop takes a timer for due that is nearer than the
-resolution of its clock, and a virtual clock does not advance for it."""
 
 
 def prepare_workers(plan: Plan) -> None:
@@ -147,7 +137,7 @@ class Permit:
             self._timer = self._loop.call_at(at_s, self._look, at_s)
 
     def _look(self, at_s: float) -> None:
-        if at_s - self._loop.time() > _NO_TIME_S:  # a timer may be early
+        if at_s - self._loop.time() > NO_TIME_S:  # a timer may be early
             self._set_timer(at_s)
         elif self.ticket is not None:
             self._at_s = None
@@ -197,31 +187,39 @@ def _ticket_of(held: PoolTicket | Permit | None) -> PoolTicket | None:
 
 
 class Permits(Policy):
-    """Lets the attempts of a run wait for what they must hold.
+    """The policy of a run in which attempts may have to wait for what they must hold.
 
-    ``turns`` has what each node waits for that is queued for its next attempt, or that has claimed
-    a place of the run.
+    Attributes:
+        needs: The slots and tokens of each node whose step has functions for them.
+        until: What must have ended before what a node holds is released: an abandoned thread.
+        adding: The mapped steps that are about to add items, or to end, as soon as their tasks run;
+            ``None`` if no slot may have to wait for that.
     """
 
-    def __init__(
-        self, scope: RunScope, host: Host, dispatcher: EventDispatcher, stop: StopControl
-    ) -> None:
-        self._run = host
-        self._dispatcher = dispatcher
-        self._stop_control = stop
+    arguments = frozenset({"pool", "runs_in", "cache_ms"})
+
+    def __init__(self, parts: Parts) -> None:
+        scope = parts.scope
+        self._run = parts.run
+        self._dispatcher = parts.dispatcher
         self._state = scope.state
         self._queue = scope.state.queue
         self._steps = scope.state.step_runs.steps
         self._run_context = scope.run_context
         self._now_ms = scope.run_context.now_ms
         self._loop = scope.loop
-        self.turns: dict[int, asyncio.Future[None]] = {}
+        if self._queue.has_limit:  # each further attempt needs a place, as the first has one
+            self.arguments |= {"max_retries"}
+        self._turns: dict[int, asyncio.Future[None]] = {}
+        """What each node waits for that is queued for its next attempt, or has claimed a place."""
+        self._since_ms: dict[int, float] = {}
+        """From when on each node waits for its next attempt that stands in line during a delay."""
         self._held: dict[int, PoolTicket | Permit] = {}
         """What each node holds or waits for: a mere ticket if it never had to wait."""
         self._ages: dict[int, int] = {}
         """The place in line that a node keeps for its next attempt, or for its next request."""
-        self._needs: dict[int, tuple[int, float]] = {}
-        """The slots and tokens of each node whose step has functions for them."""
+        self.needs: dict[int, tuple[int, float]] = {}
+        self.until: dict[int, ThreadEnd] = {}
         self._joining: dict[int, None] = {}
         """The nodes that were started and are not in line yet, in order."""
         self._late: list[tuple[PoolTicket | Permit, Pool | None]] = []
@@ -236,34 +234,33 @@ class Permits(Policy):
         )
         has_maps = self._priorities and any(plan.steps[at].map_over for at in plan.special)
         self.adding: set[int] | None = set() if has_maps else None
-        """The mapped steps that are about to add items, or to end, as soon as their tasks run;
-        ``None`` if no slot may have to wait for that."""
         self._reported_ms: dict[Pool, float] = {}
         """Until when each pool that it watches is paused, as far as that was reported."""
-        self._threads: dict[int, ThreadEnd] = {}
-        """Resolved when the abandoned thread of a node has ended."""
 
     @property
     def _clock(self) -> Clock:
         return pool_clock(self._loop)
 
-    def measure(self, node: int, step: WorkflowStep, arguments: Mapping[str, Any]) -> None:
-        """Find out how much a node needs of its pool, from what its action is called with.
+    # Before an attempt.
 
-        Raises:
-            BaseException: What a function of the step raises, or it returns what is not possible.
-        """
-        needs: dict[str, Any] = {"slots": step.slots, "tokens": step.tokens or 0.0}
-        for argument, function, accepts in step.measures:
-            own = accepts.takes_kwargs
-            taken = {n: v for n, v in arguments.items() if own or n in accepts.names}
-            what = f"step {step.name!r}: {argument}"
-            needs[argument] = reject_awaitable(what, function(**taken))
-            check = check_slots if argument == "slots" else check_tokens
-            check(what, needs[argument], step.pool)
-        self._needs[node] = needs["slots"], float(needs["tokens"])
+    def on_advance(self) -> None:
+        if self._queue.has_limit:
+            for node in self._queue.take_placed():
+                self.on_turn(node)
 
-    def request(self, node: int, step: WorkflowStep) -> None:
+    def on_turn(self, node: int) -> None:
+        turn = self._turns.get(node)
+        if turn is None:
+            return  # a third party has cancelled the wait for the place that it gets now
+        self._line_up(node, self._steps[node])
+        if not turn.done():
+            turn.set_result(None)
+
+    def on_line_up(self, node: int, step: WorkflowStep) -> None:
+        if step.cache_ms is None:  # else it may need no slot
+            self._line_up(node, step)
+
+    def _line_up(self, node: int, step: WorkflowStep) -> None:
         """Let a node that starts join the line of its pool, before any slot of this run is offered.
 
         It joins when its task begins or a slot is released, whichever comes first. Mostly it need
@@ -280,7 +277,7 @@ class Permits(Policy):
         if pool is None or node in self._held:
             return
         self._joining.pop(node, None)
-        slots, tokens = self._needs[node] if step.measures else step.needs
+        slots, tokens = self.needs[node] if step.measures else step.needs
         age = self._ages.pop(node, None) if self._ages else None
         ticket = None if step.needs_worker else pool._take(slots)
         if ticket is not None:
@@ -307,7 +304,28 @@ class Permits(Policy):
                     *(self._state.step_runs.name_of(node), pool.title),
                 )
 
-    def may_start(self, node: int) -> bool:
+    def on_gate(
+        self, node: int, step: WorkflowStep
+    ) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        if not self._state.is_scheduled(node):
+            return partial(self._line_up_again, node, step)
+        if step.needs_permit and not self._may_start(node):
+            return partial(self._acquire, node, step)
+        return None
+
+    async def _line_up_again(self, node: int, step: WorkflowStep) -> None:
+        """Wait for the turn of another attempt, and then until the node holds what that needs."""
+        if self._state.waits_for_retry(node):
+            keeps_place = node in self._ages
+            since_ms = self._since_ms.pop(node, None)
+            since_ms = self._now_ms() if since_ms is None else since_ms
+            self._state.enqueue_retry(node, since_ms, first=keeps_place)
+        while self._state.is_in_line(node):
+            await self._wait_for_turn(node)
+        if step.needs_permit and not self._may_start(node):
+            await self._acquire(node, step)
+
+    def _may_start(self, node: int) -> bool:
         """Let a node join its line; return whether it holds all that its attempt needs."""
         if node in self._joining:
             self._join(node, self._steps[node])
@@ -319,11 +337,8 @@ class Permits(Policy):
         ticket = None if held is None or held.worker is not None else held.ticket
         return ticket is not None and ticket.has_slots and not ticket.is_gated
 
-    async def acquire(self, node: int, step: WorkflowStep) -> None:
-        """Wait until a node holds all that its attempt needs."""
-        await self._stop_control.undisturbed(node, partial(self._acquire, node, step))
-
     async def _acquire(self, node: int, step: WorkflowStep) -> None:
+        """Wait until a node holds all that its attempt needs."""
         while True:
             if node not in self._held and step.pool is None:
                 self._held[node] = Permit(self._loop, step)
@@ -357,7 +372,12 @@ class Permits(Policy):
                 self._ages[node] = ticket.age
             held.release(unused=True)
 
-    def release(self, node: int, *, unused: bool = False) -> None:
+    # After an attempt.
+
+    def on_attempted(self, node: int) -> None:
+        self._release(node)
+
+    def _release(self, node: int, *, unused: bool = False) -> None:
         """Release what a node holds; if its attempt has abandoned a thread, when that has ended."""
         held = self._held.pop(node, None)
         if held is None:
@@ -370,7 +390,7 @@ class Permits(Policy):
             and self._state.step_runs.error(node) is None  # else its fallback has
         ):
             pool._earn_retry()
-        thread = self._threads.get(node) if self._threads else None
+        thread = self.until.get(node) if self.until else None
         if thread is not None and not thread.done():
             slots = _ticket_of(held)
             if slots is not None:
@@ -386,7 +406,7 @@ class Permits(Policy):
         elif not self._joining or not self._hand_over(held, pool):
             self._offer(held)
 
-    def release_late(self) -> None:
+    def on_advanced(self) -> None:
         """Offer the slots of attempts whose successors are in line now."""
         while self._late:
             held, pool = self._late.pop()
@@ -414,12 +434,12 @@ class Permits(Policy):
     def _look(self) -> None:
         self._looks_soon = False
         if not self._queue.is_dirty:  # else nodes are about to start, and then it is offered
-            self.release_late()
+            self.on_advanced()
 
-    def close(self) -> None:
+    def on_end(self) -> None:
         """Offer all that was released: nothing more starts."""
         self.adding = None
-        self.release_late()
+        self.on_advanced()
 
     def _offer(self, held: PoolTicket | Permit) -> None:
         """Release slots when all nodes that were started are in line."""
@@ -447,15 +467,15 @@ class Permits(Policy):
         self._held[node] = held
         return True
 
-    def forget(self, node: int) -> None:
-        """Release what a node still holds that has ended, or never starts."""
-        if self._ages or self._needs:
+    def on_over(self, node: int) -> None:
+        # No action was called with what it still holds.
+        if self._ages or self.needs:
             self._ages.pop(node, None)
-            self._needs.pop(node, None)
+            self.needs.pop(node, None)
         if node in self._joining:
             del self._joining[node]
         if node in self._held:
-            self.release(node, unused=True)
+            self._release(node, unused=True)
 
     def note_pause(self, pool: Pool) -> None:
         """Report soon that a pool is paused. Any thread may call it."""
@@ -484,7 +504,7 @@ class Permits(Policy):
                     return f"while {pool.title} was paused{by} for another {pause.left_ms:,.0f} ms"
         return ""
 
-    def pause(self, node: int, ended_ms: float, named_ms: float, *, is_retried: bool) -> None:
+    def on_retry_after(self, node: int, ended_ms: float, named_ms: float, is_retried: bool) -> None:
         """Pause the pool of a node, whose service has named a time."""
         step = self._state.step_runs.steps[node]
         pool = step.pool
@@ -505,80 +525,19 @@ class Permits(Policy):
         if is_retried and ticket is not None:
             self._ages[node] = ticket.age
 
-    def abandon(self, node: int, thread: ThreadEnd) -> None:
-        """Report that the running attempt of a node ends before its thread does."""
-        running = self._state.running_attempt(node)
-        assert running is not None
-        self._threads[node] = thread
-        now_ms = self._now_ms()
-        self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
-
-    def readmit(self, node: int) -> bool:
-        """Let a node continue, if it is one that waits for its turn."""
-        turn = self.turns.get(node)
-        if turn is None:
+    def on_hold(self, node: int, delay_ms: float) -> bool:
+        """Let a node that keeps its place stand in line during the delay."""
+        pool = self._steps[node].pool
+        if node not in self._ages or pool is None or delay_ms > pool.max_pause_ms:
             return False
-        step = self._state.step_runs.steps[node]
-        if step.needs_permit:
-            self.request(node, step)
-        if not turn.done():
-            turn.set_result(None)
+        self._since_ms[node] = self._now_ms() + delay_ms
         return True
-
-    async def back_off(self, node: int, delay_ms: float) -> StepTimeoutError | None:
-        """Wait between two attempts, at least one turn of the loop.
-
-        Return what the node fails with if no other attempt follows.
-
-        Raises:
-            asyncio.CancelledError: The run has asked the node to stop.
-        """
-        self._stop_control.check_before_backoff(node)
-        clock = self._loop.time
-        ends_s = clock() + delay_ms / 1000
-        pool = self._state.step_runs.steps[node].pool
-        keeps_place = node in self._ages
-        waits_in_line = keeps_place and pool is not None and delay_ms <= pool.max_pause_ms
-        if not waits_in_line:
-            if self._queue.is_dirty:
-                self._run.advance()  # there is room for another node
-            await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
-            while ends_s - clock() > _NO_TIME_S:  # a timer may be early
-                await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
-        if node in self._threads:
-            late = await self._wait_for_thread(node)
-            if late is not None:
-                return late
-        if self._state.is_limited:
-            since_ms = (ends_s - self._run_context.started_s) * 1000
-            since_ms = since_ms if waits_in_line else self._now_ms()
-            self._state.enqueue_retry(node, since_ms, first=keeps_place)
-            await self._wait_for_turn(node)
-        return None
-
-    async def _wait_for_thread(self, node: int) -> StepTimeoutError | None:
-        """Wait for an abandoned thread, which no attempt may overlap, but not past a deadline."""
-        thread, latest = self._threads[node], self._state.latest_attempt(node)
-        assert latest is not None
-        deadline_ms = self._state.step_runs.steps[node].deadline_ms
-
-        def left_s() -> float | None:
-            if deadline_ms is None:
-                return None
-            ends_ms = self._state.deadlines.step_ends_ms(node)
-            return max(0.0, (ends_ms - self._now_ms()) / 1000)
-
-        await self._stop_control.undisturbed(node, lambda: asyncio.wait([thread], timeout=left_s()))
-        if thread.done() or deadline_ms is None:
-            return None
-        name = self._state.step_runs.name_of(node)
-        return StepTimeoutError(name, latest.attempt, deadline_ms, "step")
 
     async def _wait_for_turn(self, node: int) -> None:
         """Wait until the run admits a node, or gives it the place that it has claimed."""
-        turn = self.turns[node] = self._loop.create_future()
+        turn = self._turns[node] = self._loop.create_future()
         self._run.advance()
         try:
-            await self._stop_control.undisturbed(node, partial(asyncio.wait, [turn]))
+            await asyncio.wait([turn])
         finally:
-            del self.turns[node]
+            del self._turns[node]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncflow._core.errors import JournalError, RunCancelledError
@@ -36,6 +37,9 @@ class Persisting(Policy):
             self._run.interrupt(why, Interruption("journal", "its journal has failed"))
         else:
             self._run.cancel(why, why_cancelled(why.reason))
+
+    def on_started(self, node: int, step: WorkflowStep) -> Callable[[], Awaitable[object]]:
+        return self._persistence.session.flush  # only when its start is stored is it made
 
     def on_output(self, node: int, step: WorkflowStep, output: Any) -> None:
         payload = self._persistence.output(self._runs.name_of(node), step, output)

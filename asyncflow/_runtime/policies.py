@@ -17,18 +17,15 @@ from asyncflow._runtime.run_scope import Parts
 
 if TYPE_CHECKING:
     from asyncflow._runtime.durable import CheckpointSession
+    from asyncflow._runtime.permits import Permits
     from asyncflow._runtime.resources import Resources
-    from asyncflow._runtime.starter import Starter
     from asyncflow._runtime.waits import Waits
+
+_WORKERS = frozenset({"runs_in", "engine"})
 
 
 def policies_of(
-    parts: Parts,
-    starter: Starter,
-    *,
-    observers: tuple[Observer, ...],
-    link: RunLink | None,
-    may_suspend: bool,
+    parts: Parts, *, observers: tuple[Observer, ...], link: RunLink | None, may_suspend: bool
 ) -> list[Policy]:
     """Return the policies of a run that is about to begin.
 
@@ -36,14 +33,15 @@ def policies_of(
     ``may_suspend``, it may end its segment while it waits for signals.
     """
     scope, found = parts.scope, list[Policy]()
+    given = scope.plan.given
     add, persistence = found.append, scope.persistence
 
     # Waits close before the resources: a step whose signal came meanwhile would start without them.
     waits: Waits | None = None
-    if scope.plan.signals:
+    if "signal" in given:
         from asyncflow._runtime.waits import Waits
 
-        waits = starter.waits = Waits(parts, starter, may_suspend=may_suspend)
+        waits = Waits(parts, may_suspend=may_suspend)
         add(waits)
     resources: Resources | None = None
     if scope.resources:
@@ -82,10 +80,14 @@ def policies_of(
 
             # Before what is reused: void checkpoints go in the turn of the run's first event.
             add(CheckpointWriter(scope, cast("CheckpointSession", persistence.session)))
+        # Before engines: an attempt is submitted only when its start is stored.
         add(Persisting(scope, parts.run, persistence))
-        # After the journal, which may have stored a result by now that other runs wait for.
-        if starter.cache is not None:
-            add(starter.cache)
+        if "cache_ms" in given and persistence.caches:
+            from asyncflow._runtime.caching import StepCache
+
+            # After the journal, which may have stored a result by now that other runs wait for;
+            # and before the other gates: who reuses a result needs nothing else.
+            add(StepCache(parts))
     if scope.start.checkpoint is not None:
         from asyncflow._runtime.resumption import EarlierResults
 
@@ -106,21 +108,50 @@ def policies_of(
         if link is not None:
             add(Linked(parts, link, draining, waits))
 
-    # The innermost call comes first: a heartbeat is counted around the worker that gives it.
-    special = [scope.plan.steps[at] for at in scope.plan.special]
-    if scope.plan.cleanups:
+    # Before maps and permits: a step that will not run waits for neither.
+    if "when" in given:
+        from asyncflow._runtime.conditions import Conditions
+
+        add(Conditions(parts))
+    permits: Permits | None = None
+    if scope.state.is_limited or given & _WORKERS:
+        from asyncflow._runtime.permits import Permits
+
+        permits = Permits(parts)
+        if any(step.measures for step in scope.plan.steps):
+            from asyncflow._runtime.pool_needs import PoolNeeds
+
+            add(PoolNeeds(parts, permits))
+    if "map_over" in given:
+        from asyncflow._runtime.mapping import Maps
+
+        add(Maps(parts, None if permits is None else permits.adding))
+
+    # The innermost call comes first: a heartbeat is counted around the worker that gives it. And
+    # the gate of threads comes before that of slots, which nobody should hold while he waits.
+    if "run_if" in given:
         from asyncflow._runtime.cleanups import CleanUps
 
         add(CleanUps(parts))
-    if any(step.runs_in != "loop" for step in special):
+    if permits is not None and given & _WORKERS:
         from asyncflow._runtime.worker_steps import WorkerSteps
 
-        add(WorkerSteps(parts))
-    if any(step.heartbeat_ms is not None for step in special):
+        workers = WorkerSteps(parts, permits)
+        add(workers)
+        if "engine" in given:
+            from asyncflow._runtime.remote_attempt import RemoteAttempts
+
+            add(RemoteAttempts(parts, workers))
+    if "heartbeat_ms" in given:
         from asyncflow._runtime.heartbeats import HeartbeatLimits
 
         add(HeartbeatLimits(parts))
+    if permits is not None:
+        add(permits)  # the last gate: what it lets an attempt hold, the attempt uses at once
 
+    if "fallback" in given:
+        from asyncflow._runtime.fallbacks import Fallbacks
+
+        add(Fallbacks())
     add(LoopBlocks(parts))
-    add(parts.permits)
     return found

@@ -18,43 +18,66 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from asyncflow._core.context import StartedAttempt, enter_attempt
 from asyncflow._core.errors import NotSendableError
+from asyncflow._core.graph import outputs_to_keep
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.results import Payload
+from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.engine import Engine, EngineCall
+from asyncflow._runtime.policy import Call, Policy
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import AttemptBegan
+from asyncflow._runtime.worker_steps import WorkerSteps
+from asyncflow.events import AttemptBegan, AttemptStarted
 
 _Said = TypeVar("_Said")
 
 _log = logging.getLogger("asyncflow")
 
 
-class RemoteAttempts:
-    """Submits the attempts of a run to engines, and passes on what those report.
-
-    The outputs of the nodes ``to_keep`` may stay on the engines that make them.
+class RemoteAttempts(Policy):
+    """The policy of a run with steps on engines: it submits their attempts, and passes on what the
+    engines report.
     """
 
-    def __init__(self, parts: Parts, to_keep: frozenset[int]) -> None:
+    arguments = frozenset({"engine"})
+    makes_attempts_elsewhere = True
+
+    def __init__(self, parts: Parts, workers: WorkerSteps) -> None:
         scope = parts.scope
         self._dispatcher = parts.dispatcher
-        self._permits = parts.permits
+        self._data = scope.data
+        self._workers = workers
         self._run_context = scope.run_context
         self._context = scope.context
         self._state = scope.state
         self._notes = scope.notes
         self._watchdog = parts.stop_control.watchdog
-        self._to_keep = to_keep
+        self._to_keep = outputs_to_keep(scope.plan, scope.start.bindings)
+        """The nodes whose outputs may stay on the engines that make them."""
+        self._under_way: dict[int, RemoteAttempt] = {}
 
-    def submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:
+    def on_started(self, node: int, step: WorkflowStep) -> Callable[[], Awaitable[None]]:
+        remote = self._under_way[node] = self._submit(node, self._data.of_action(node))
+        return remote.until_begun
+
+    def on_abort(self, node: int) -> bool:
+        remote = self._under_way.get(node)
+        if remote is None:
+            return False
+        remote.stop()
+        return True
+
+    def on_call(self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted) -> Call:
+        return self._under_way.pop(node).outcome
+
+    def _submit(self, node: int, arguments: Mapping[str, Any]) -> RemoteAttempt:
         """Submit the running attempt of a node, whose start was reported."""
         running = self._state.running_attempt(node)
         assert running is not None
@@ -93,7 +116,7 @@ class RemoteAttempts:
             began=attempt.begin,
             beat=None if step.heartbeat_ms is None else beat,
             saved=attempt.while_it_lasts(partial(self._on_saved, started)),
-            abandon=attempt.while_it_lasts(partial(self._permits.abandon, node)),
+            abandon=attempt.while_it_lasts(partial(self._workers.abandon, node)),
             unconfirmed=attempt.while_it_lasts(partial(self._on_unconfirmed, node)),
             notes=self._notes,
         )
@@ -130,15 +153,14 @@ class RemoteAttempts:
 class RemoteAttempt:
     """One attempt on an engine.
 
-    ``on_began`` is called when the body begins, with the name of its worker. ``is_stopping`` says
-    whether the engine was asked to stop the body.
+    ``on_began`` is called when the body begins, with the name of its worker.
     """
 
     def __init__(self, on_began: Callable[[str], object]) -> None:
         self._on_began = on_began
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = self._loop.create_future()
-        self.is_stopping = False
+        self._is_stopping = False
         self._task: asyncio.Task[None]
         self._ends: list[tuple[Any, BaseException | None]] = []
 
@@ -170,8 +192,8 @@ class RemoteAttempt:
 
     def stop(self, _: object = None) -> None:
         """Ask the engine to stop the body, once."""
-        if not self.is_stopping:
-            self.is_stopping = True
+        if not self._is_stopping:
+            self._is_stopping = True
             self._task.cancel()
 
     async def outcome(self) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractContextManager
 
+from asyncflow._core.errors import StepCrashedError
+from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.policy import Policy
 from asyncflow._runtime.run_scope import Parts
 
@@ -20,6 +22,7 @@ class EarlierResults(Policy):
     def __init__(self, parts: Parts) -> None:
         self._scope = parts.scope
         self._dispatcher = parts.dispatcher
+        self._run = parts.run
         self._persistence = parts.scope.persistence
         self._block: AbstractContextManager[None] | None = None
         """While it is open, all that is stored is stored together."""
@@ -46,6 +49,20 @@ class EarlierResults(Policy):
         if self._block is not None:
             self._block.__exit__(None, None, None)
             self._block = None
+
+    def on_admit(self, node: int, step: WorkflowStep) -> bool:
+        """Fail a node whose process has died too often while it ran."""
+        runs = self._scope.state.step_runs
+        pending = runs.pending_attempts(node)
+        if pending is None or not pending.is_interrupted:
+            return True
+        latest, unfinished, crashes = pending.latest, pending.unfinished, pending.crashes
+        if step.remote is not None and not step.remote.tells_began:
+            crashes = unfinished  # a body that kills this process at once leaves no word of it
+        if crashes <= step.max_crashes:
+            return True
+        self._run.fail(node, StepCrashedError(runs.name_of(node), latest.attempt, crashes))
+        return False
 
     async def _report_reused(self) -> None:
         """Report what a rerun reuses, which is stored with the first event of the run."""

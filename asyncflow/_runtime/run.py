@@ -17,7 +17,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any
 
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
@@ -26,7 +27,6 @@ from asyncflow._core.tracebacks import let_go
 from asyncflow._runtime.asyncio_compat import outlast
 from asyncflow._runtime.dispatcher import EventDispatcher
 from asyncflow._runtime.outcome import by_caller
-from asyncflow._runtime.permits import Permits
 from asyncflow._runtime.policy import Causes, Hooks, P, Policy
 from asyncflow._runtime.run_scope import Parts, RunScope
 from asyncflow._runtime.starter import Starter
@@ -42,22 +42,16 @@ class Run:
     ``policies_of`` makes its policies, in the order in which they act.
     """
 
-    def __init__(
-        self, scope: RunScope, policies_of: Callable[[Parts, Starter], Iterable[Policy]]
-    ) -> None:
+    def __init__(self, scope: RunScope, policies_of: Callable[[Parts], Iterable[Policy]]) -> None:
         self._scope = scope
         self._state = scope.state
         self._dispatcher = EventDispatcher(scope.state, self)
         self._stop_control = StopControl(scope, self)
         parts = Parts(
-            scope=scope,
-            run=self,
-            dispatcher=self._dispatcher,
-            stop_control=self._stop_control,
-            permits=Permits(scope, self, self._dispatcher, self._stop_control),
+            scope=scope, run=self, dispatcher=self._dispatcher, stop_control=self._stop_control
         )
         self._starter = Starter(parts)
-        self._hooks = self._dispatcher.hooks = Hooks(policies_of(parts, self._starter))
+        self._hooks = self._dispatcher.hooks = Hooks(policies_of(parts))
         self._is_broken = self._is_closed = self._has_stopped = False
         self._stop_is_due = True  # until the run has begun, there is nothing to be stopped
         self._wake_up: asyncio.Future[None] | None = None
@@ -197,9 +191,31 @@ class Run:
     def settled(self, node: int) -> None:
         """See to what follows the end of a node's task."""
         task = self._scope.live.pop(node, None)
-        if self._starter.maps.items:
-            self._starter.maps.forget(node, task)
+        try:
+            for hook in self._hooks.on_settled:
+                hook(node, task)
+        except BaseException as bug:
+            self.broken(bug, _FAILED)
         self.advance()
+
+    def fail(self, node: int, failure: Exception) -> None:
+        """End a node that fails for good while no attempt of it runs, unless it is rescued."""
+        self._starter.nodes.attempts.fail_between(node, failure)
+        self.settled(node)
+
+    def park(self, node: int) -> None:
+        """Let a node that is about to start wait without a task, until the state queues it."""
+        self._scope.live.pop(node, None)
+        self._starter.parked.add(node)
+        self._state.park(node)
+        if self._state.queue.is_dirty:
+            self.advance()
+
+    def start_task(
+        self, coroutine: Coroutine[Any, Any, None], **options: Any
+    ) -> asyncio.Task[None]:
+        """Start a task of a policy in the group of the run."""
+        return self._starter.group.create_task(coroutine, **options)
 
     def advance(self) -> None:
         """Stop the run if that is due; start what may start now; end if nothing is left."""
@@ -231,10 +247,11 @@ class Run:
 
     def broken(self, bug: BaseException, reason: str) -> None:
         """Interrupt the run for a bug of asyncflow. Its state may be wrong, so it has no end."""
-        self._is_broken = True
+        was_broken, self._is_broken = self._is_broken, True
         if self._scope.loop.is_closed():
             return  # no bug: our coroutines are closed, and nothing can follow
-        self._starter.maps.give_up()
+        if not was_broken:
+            self._call(self._hooks.on_broken)
         self.interrupt(bug, Interruption("bug", reason))
         self.stop_soon()  # also what has started since an earlier interruption
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncflow._core.checkpoints import Checkpoints
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from asyncflow._runtime.dispatcher import EventDispatcher
     from asyncflow._runtime.notes import NoteQueue
     from asyncflow._runtime.options import OpenResource
-    from asyncflow._runtime.permits import Permits
     from asyncflow._runtime.stop_control import StopControl
 
 
@@ -41,6 +40,18 @@ class Host(Protocol):
 
     def advance(self) -> None:
         """Go on: there is a new node, or room for one, or one has ended without a task."""
+
+    def fail(self, node: int, failure: Exception) -> None:
+        """End a node that fails for good while no attempt of it runs, unless it is rescued."""
+
+    def park(self, node: int) -> None:
+        """Let a node that is about to start wait without a task, until the state queues it."""
+
+    def start_task(
+        self, coroutine: Coroutine[Any, Any, None], **options: Any
+    ) -> asyncio.Task[None]:
+        """Start a task of a policy in the group of the run."""
+        ...
 
     def interrupt(self, error: BaseException | None, why: Interruption) -> None:
         """Stop the run, and raise the error, if there is one and the run has no other."""
@@ -112,7 +123,6 @@ class Parts:
     run: Host
     dispatcher: EventDispatcher
     stop_control: StopControl
-    permits: Permits
 
 
 def open_scope(
@@ -169,7 +179,7 @@ def open_scope(
         context=context,
         loop=loop,
         live={},
-        data=ActionData(start, state),
+        data=ActionData(plan, start, state),
         resources=resources,
         persistence=persistence,
         notes=notes,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.step import WorkflowStep
 from asyncflow._runtime.policy import Policy
-from asyncflow.events import Event, StepSucceeded
 
 
 class SecretOutputs(Policy):
     """The policy of a run that knows secrets, or may get to know some."""
 
+    arguments = frozenset({"secret"})
+
     def __init__(self, secrets: SecretTexts) -> None:
         self._secrets = secrets
 
-    def on_event(self, event: Event) -> None:
-        if type(event) is StepSucceeded and event.secret:
-            self._secrets.add(event.output)
+    def on_output(self, node: int, step: WorkflowStep, output: Any) -> None:
+        self._secrets.add(output)
 
     def on_ended(self) -> None:
         self._secrets.clear()

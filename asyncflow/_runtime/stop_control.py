@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from asyncflow._core.errors import TimeoutKind
 from asyncflow._core.scheduler import ROUNDING_MS
@@ -22,6 +22,8 @@ from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, forget_cancels, run
 from asyncflow._runtime.run_scope import Host, RunScope
 from asyncflow._runtime.watchdog import GRACE_S, Watchdog
 from asyncflow.events import AttemptStarted
+
+T = TypeVar("T")
 
 
 class StopControl:
@@ -38,7 +40,8 @@ class StopControl:
         self._live = scope.live
         self._loop = scope.loop
         self.requested: dict[int, float] = {}
-        self.missed_heartbeat: set[int] = set()
+        self._cut: dict[int, tuple[TimeoutKind, float]] = {}
+        """The limit of a policy, in milliseconds, that has cancelled the attempt of a node."""
         self.item_limits: dict[int, asyncio.Timeout] = {}
         """The limit of the item for which each mapped step waits."""
         self.watchdog = Watchdog(scope, self.requested)
@@ -50,7 +53,7 @@ class StopControl:
         self.requested[node] = at_ms
         if node in self.item_limits and self.item_limits[node].expired():
             return
-        is_cancelled = task.cancelling() or node in self.missed_heartbeat
+        is_cancelled = task.cancelling() or node in self._cut
         if not is_cancelled or not self._state.is_attempting(node):
             task.cancel()
         elif not self._is_cut_short(node):
@@ -62,14 +65,15 @@ class StopControl:
         if node in self._live:
             self._live[node].cancel()
 
-    def miss_heartbeat(self, node: int, task: asyncio.Task[Any]) -> None:
-        """Cancel an attempt that has missed its heartbeat, unless it is cleaning up."""
-        # A thread can't know that it was asked to stop, and works on.
-        step = self._state.step_runs.steps[node]
-        can_know = step.runs_in != "thread" or step.remote is not None  # the engine asks there
-        if not (can_know and node in self.requested) and not self._is_cut_short(node):
-            self.missed_heartbeat.add(node)
+    def cut(self, node: int, task: asyncio.Task[Any], kind: TimeoutKind, limit_ms: float) -> None:
+        """Cancel an attempt for a limit of a policy, unless a limit has: it may be cleaning up."""
+        if not self._is_cut_short(node):
+            self._cut[node] = kind, limit_ms
             task.cancel()
+
+    def was_cut(self, node: int) -> bool:
+        """Whether a limit of a policy has cancelled the running attempt of a node."""
+        return node in self._cut
 
     def cause_of(
         self, node: int, running: AttemptStarted, ended_ms: float, *, returned: bool
@@ -81,11 +85,8 @@ class StopControl:
         The clock alone can't tell: a step that blocks the loop passes its limit too. So this is
         for attempts whose task was asked to cancel.
         """
-        if node in self.missed_heartbeat:
-            self.missed_heartbeat.discard(node)
-            heartbeat_ms = self._state.step_runs.steps[node].heartbeat_ms
-            assert heartbeat_ms is not None
-            return "heartbeat", heartbeat_ms
+        if node in self._cut:
+            return self._cut.pop(node)
         before_ms = ended_ms + TIMER_SLACK_S * 1000
         if node in self.requested and not returned:
             before_ms = self.requested[node] + ROUNDING_MS  # in a tie, the limit came first
@@ -98,7 +99,7 @@ class StopControl:
         Its task can't tell: the action may have swallowed an earlier cancellation, also its own.
         """
         running = self._state.running_attempt(node)
-        if running is None or node in self.missed_heartbeat:
+        if running is None or node in self._cut:
             return running is not None
         before_ms = self._now_ms() + TIMER_SLACK_S * 1000
         return self._state.deadlines.passed(node, running.at_ms, before_ms) is not None
@@ -125,21 +126,19 @@ class StopControl:
             # The cancellation came as the attempt ended, so nothing has raised it.
             raise asyncio.CancelledError
 
-    async def undisturbed(self, node: int, wait: Callable[[], Awaitable[object]]) -> None:
-        """Wait for something in a node's task; begin again if a third party cancels that.
+    async def undisturbed(self, node: int, wait: Callable[[], Awaitable[T]]) -> T:
+        """Return what a wait in a node's task does; begin again if a third party cancels that.
 
         Raises:
             asyncio.CancelledError: The run has asked the node to stop.
         """
         while True:
             try:
-                await wait()
+                return await wait()
             except asyncio.CancelledError:
                 if node in self.requested:
                     raise
                 forget_cancels()
-            else:
-                return
 
     def close(self) -> None:
         """Cancel nothing again."""

@@ -27,17 +27,17 @@ from asyncflow._core.errors import (
 from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import take
+from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow._runtime.asyncio_compat import FAILURES, wall_clock
+from asyncflow._runtime.asyncio_compat import wall_clock
 from asyncflow._runtime.durable import SignalSession
-from asyncflow._runtime.outcome import raised_by
+from asyncflow._runtime.outcome import step_succeeded
 from asyncflow._runtime.policy import Causes, Policy
 from asyncflow._runtime.run_scope import Parts
-from asyncflow.events import StepFailed, StepSucceeded, StepWaiting
+from asyncflow.events import StepWaiting
 
 if TYPE_CHECKING:
     from asyncflow._runtime.run_deadline import RunDeadline
-    from asyncflow._runtime.starter import Starter
 
 _AGAIN_S = 1.0
 """When to look again if the journal has refused a look, such as a locked file."""
@@ -52,17 +52,18 @@ _log = logging.getLogger("asyncflow")
 class Waits(Policy):
     """The policy of a run with steps that wait.
 
-    ``starter`` has the task group of the run. With ``may_suspend``, the run ends its segment when
-    nothing is left but to wait, if it has a journal that takes signals.
+    With ``may_suspend``, the run ends its segment when nothing is left but to wait, if it has a
+    journal that takes signals.
     """
 
-    def __init__(self, parts: Parts, starter: Starter, *, may_suspend: bool) -> None:
+    arguments = frozenset({"signal"})
+
+    def __init__(self, parts: Parts, *, may_suspend: bool) -> None:
         scope = self._scope = parts.scope
         self._run = parts.run
         self._dispatcher = parts.dispatcher
         self.deadline: RunDeadline | None = None
         """That of the run, which does not count while it only waits."""
-        self._starter = starter
         self._state = scope.state
         self._steps = scope.plan.steps
         self._now_ms = scope.run_context.now_ms
@@ -108,9 +109,8 @@ class Waits(Policy):
         if self._takes_soon or self._is_reading or not self._only_waits():
             return False
         self._state.skip_lost()  # people see which answers are of use
-        self._starter.skip_unreachable()
         if self._state.queue.is_dirty:
-            self._starter.advance_soon()
+            self._run.let_start()
             return False
         if self.deadline is not None:
             self.deadline.rest()
@@ -152,15 +152,16 @@ class Waits(Policy):
             self.is_held, self._on_news = False, None
             self._take_soon()
 
-    def wait(self, node: int) -> None:
+    def on_admit(self, node: int, step: WorkflowStep) -> bool:
         """Let a step wait whose turn has come, since then or since an earlier segment."""
-        name = self._steps[node].name
+        name = step.name
         before = self._before.pop(name, None)
         self._announce(node, self._wall_s() if before is None else before.since)
         if name in self._sent or name in self._kept:
             self._take_soon()
         elif self._mailbox is not None:
             self._look_soon()
+        return False
 
     def _call_soon(self, call: Callable[[], None]) -> None:
         # In a copy: what follows the end of a step enters the context itself.
@@ -219,20 +220,11 @@ class Waits(Policy):
             self._time_out(node)
 
     def _time_out(self, node: int) -> None:
-        step, now_ms = self._steps[node], self._now_ms()
-        if not self._wakes(node):
-            return
-        assert step.deadline_ms is not None
-        late = StepTimeoutError(step.name, 0, step.deadline_ms, "step")
-        self._late.add(step.name)
-        error, output = self._starter.attempts.fall_back(node, 0, late)
-        if error is None:
-            self._succeed(node, output, late)
-        elif isinstance(error, FAILURES):
-            self._dispatcher.emit(StepFailed(step.name, 0, now_ms, error))
-        else:
-            self._run.interrupt(error, raised_by(f"the fallback of step {step.name!r}", error))
-        self._run.advance()
+        step = self._steps[node]
+        if self._wakes(node):
+            assert step.deadline_ms is not None
+            self._late.add(step.name)
+            self._run.fail(node, StepTimeoutError(step.name, 0, step.deadline_ms, "step"))
 
     def _wakes(self, node: int) -> bool:
         """Whether a step still waits, which is about to end."""
@@ -242,9 +234,8 @@ class Waits(Policy):
             self.deadline.resume()
         return True
 
-    def _succeed(self, node: int, output: Any, late: StepTimeoutError | None = None) -> None:
-        name = self._steps[node].name
-        self._dispatcher.emit(StepSucceeded(name, 0, self._now_ms(), output, error=late))
+    def _succeed(self, node: int, output: Any) -> None:
+        self._dispatcher.emit(step_succeeded(self._steps[node], 0, self._now_ms(), output))
 
     # What is sent.
 
@@ -329,7 +320,7 @@ class Waits(Policy):
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
             look = self._look()
-            self._task = self._starter.start_task(look, name=name, context=context)
+            self._task = self._run.start_task(look, name=name, context=context)
             # It may be cancelled before its first line.
             self._task.add_done_callback(partial(self._looked, look), context=context)
 
@@ -379,8 +370,9 @@ class Waits(Policy):
             return
         try:
             value = persistence.received(wait.step, payload)
-            for hook in self._dispatcher.hooks.on_output:
-                hook(node, self._steps[node], value)
+            step = self._steps[node]
+            for hook in self._dispatcher.hooks.of_nodes[step.given].on_output:
+                hook(node, step, value)
         except PayloadError as error:
             if persistence.is_for_another_version(
                 wait.step, payload, self._asked.get(wait.step, ())

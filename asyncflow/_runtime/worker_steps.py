@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.policy import Call, Policy
+from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.policy import Call, Passage, Policy
 from asyncflow._runtime.run_scope import Parts
 from asyncflow._runtime.workers import run_in_process, run_in_thread
-from asyncflow.events import AttemptStarted
+from asyncflow.events import AttemptStarted, ThreadAbandoned
 
 if TYPE_CHECKING:
-    from asyncflow._runtime.workers import Heartbeats
+    from asyncflow._runtime.workers import Heartbeats, ThreadEnd
 
 
 class WorkerSteps(Policy):
-    """The policy of a run with such steps. What an engine runs, runs there."""
+    """The policy of a run with such steps. What an engine runs, runs there.
 
-    def __init__(self, parts: Parts) -> None:
+    A thread can't be stopped, so an attempt may end before its thread does: no other attempt of the
+    node overlaps it. ``permits`` keeps what the node holds until then.
+    """
+
+    arguments = frozenset({"runs_in", "engine"})
+
+    def __init__(self, parts: Parts, permits: Permits) -> None:
         self._scope = parts.scope
-        self._permits = parts.permits
-        self._missed_heartbeat = parts.stop_control.missed_heartbeat
+        self._state = parts.scope.state
+        self._dispatcher = parts.dispatcher
+        self._stop_control = parts.stop_control
+        self._permits = permits
+        self._threads: dict[int, ThreadEnd] = {}
+        """Resolved when the abandoned thread of a node has ended."""
+
+    def on_gate(
+        self, node: int, step: WorkflowStep
+    ) -> Callable[[], Coroutine[Any, Any, Passage]] | None:
+        thread = self._threads.get(node)
+        is_free = thread is None or thread.done()
+        return None if is_free else partial(self._thread_ended, node, step)
+
+    async def _thread_ended(self, node: int, step: WorkflowStep) -> Passage:
+        """Wait for an abandoned thread, but not past a deadline."""
+        thread, latest, left_s = self._threads[node], self._state.latest_attempt(node), None
+        assert latest is not None
+        if step.deadline_ms is not None:
+            ends_ms = self._state.deadlines.step_ends_ms(node)
+            left_s = max(0.0, (ends_ms - self._scope.run_context.now_ms()) / 1000)
+        await asyncio.wait([thread], timeout=left_s)
+        if thread.done() or step.deadline_ms is None:
+            return None
+        name = self._state.step_runs.name_of(node)
+        return StepTimeoutError(name, latest.attempt, step.deadline_ms, "step")
+
+    def abandon(self, node: int, thread: ThreadEnd) -> None:
+        """Report that the running attempt of a node ends before its thread does."""
+        running = self._state.running_attempt(node)
+        assert running is not None
+        self._threads[node] = self._permits.until[node] = thread
+        now_ms = self._scope.run_context.now_ms()
+        self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 
     def on_call(self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted) -> Call:
         if step.runs_in == "loop" or step.remote is not None:
@@ -45,6 +86,6 @@ class WorkerSteps(Policy):
             step.action,
             self._scope.data.of_action(node),
             ends=ends_s,
-            on_abandon=partial(self._permits.abandon, node),
-            has_missed_heartbeat=partial(self._missed_heartbeat.__contains__, node),
+            on_abandon=partial(self.abandon, node),
+            has_missed_heartbeat=partial(self._stop_control.was_cut, node),
         )

@@ -37,6 +37,9 @@ from asyncflow.events import (
     StepSucceeded,
 )
 
+FULL = frozenset({"deadline_ms", "until", "run_if"})
+"""What makes the driver apply events where it otherwise uses the short form."""
+
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
 SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED
 
@@ -448,7 +451,7 @@ class Simulation:
     def apply(self, event: Event) -> None:
         """Apply an event, in the short form where the driver uses it."""
         state, step = self.state, self.plan.index.get(getattr(event, "step", ""))
-        has_short_form = step is not None and self.plan.steps[step].is_plain
+        has_short_form = step is not None and not self.plan.steps[step].given & FULL
         if has_short_form and isinstance(event, AttemptStarted):
             state.begin(self.node_of(event), event.attempt, event.at_ms)
         elif has_short_form and isinstance(event, StepSucceeded) and event.attempt:

@@ -234,14 +234,16 @@ class TestCleanUp:
 
     def test_a_plan_lists_the_steps_with_special_policies(self) -> None:
         steps = [
-            WorkflowStep("a", nothing, max_retries=3, timeout_ms=5, retry=7),
+            WorkflowStep("plain", nothing, timeout_ms=5),
+            WorkflowStep("a", nothing, max_retries=3, retry=7),
             WorkflowStep("b", nothing, when=bool),
             WorkflowStep("c", nothing, deadline_ms=5),
         ]
 
         planned = plan(steps)
 
-        assert (planned.special, planned.cleanups) == ((1, 2), frozenset())
+        assert (planned.special, planned.cleanups) == ((1, 2, 3), frozenset())
+        assert planned.given == {"max_retries", "when", "deadline_ms"}
 
 
 def layered(count: int, needs: int = 3, width: int = 50) -> list[WorkflowStep]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from asyncflow import Pool, Retry, WorkflowStep
+from asyncflow import Pool, Retry, Signal, WorkflowStep
 from asyncflow._core.arguments import NO_PARAMETERS, Signature
 
 
@@ -458,37 +458,42 @@ class TestRunsIn:
             WorkflowStep("load", Unpicklable(), runs_in="process")
 
 
-class TestPlain:
-    def test_a_step_with_attempts_a_timeout_and_backoff_is_plain(self) -> None:
-        for options in (
-            {},
-            {"max_retries": 3, "timeout_ms": 5, "retry": 7},
-            {"timeout_ms": None, "max_retries": 2, "retry": Retry(on=OSError)},
-            # What a step, or an item, waits for before an attempt makes no attempt special.
-            {"pool": Pool(1)},
-            {"when": bool},
-            {"depends_on": ["x"], "map_over": "x", "action": takes_x},
-        ):
-            step = WorkflowStep(**{"name": "load", "action": nothing, **options})  # type: ignore[arg-type]
-
-            assert step.is_plain
-
+class TestGiven:
     @pytest.mark.parametrize(
         "options",
         [
-            {"deadline_ms": 5},
-            {"heartbeat_ms": 5},
-            {"run_if": "always"},
-            {"run_if": "failure"},
-            {"runs_in": "thread", "action": plain, "depends_on": []},
-            {"runs_in": "process", "action": plain, "depends_on": []},
-            {"max_retries": 2, "retry": Retry(until=bool)},
+            {},
+            {"timeout_ms": 5},
+            {"timeout_ms": None},
+            {"run_if": "success", "runs_in": "loop", "engine": "local", "secret": False},
         ],
     )
-    def test_a_step_with_any_other_policy_is_not_plain(self, options: Any) -> None:
+    def test_one_attempt_with_a_limit_is_what_every_step_has(self, options: Any) -> None:
+        assert WorkflowStep("load", nothing, **options).given == frozenset()
+
+    @pytest.mark.parametrize(
+        ("argument", "options"),
+        [
+            ("deadline_ms", {"deadline_ms": 5}),
+            ("heartbeat_ms", {"heartbeat_ms": 5}),
+            ("run_if", {"run_if": "always"}),
+            ("run_if", {"run_if": "unless_failed"}),
+            ("runs_in", {"runs_in": "thread", "action": plain, "depends_on": []}),
+            ("max_retries", {"max_retries": 3, "retry": 7}),
+            ("until", {"max_retries": 2, "retry": Retry(until=bool)}),
+            ("pool", {"pool": Pool(1)}),
+            ("when", {"when": bool}),
+            ("map_over", {"map_over": "x"}),
+            ("fallback", {"fallback": repr}),
+            ("cache_ms", {"cache_ms": 0}),
+            ("secret", {"secret": True}),
+            ("signal", {"action": Signal(int)}),
+        ],
+    )
+    def test_all_else_is_found_by_its_argument(self, argument: str, options: Any) -> None:
         step = WorkflowStep(**{"name": "load", "action": takes_x, "depends_on": ["x"], **options})
 
-        assert not step.is_plain
+        assert step.given == {argument} | ({"max_retries"} if argument == "until" else set())
 
 
 class TestDependsOn:

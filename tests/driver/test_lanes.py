@@ -16,7 +16,7 @@ from third_party import step_tasks
 
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
 from asyncflow._runtime.asyncio_compat import clock_of
-from asyncflow._runtime.permits import Permits
+from asyncflow._runtime.nodes import Nodes
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -64,7 +64,7 @@ async def test_an_internal_error_between_two_attempts_is_raised_instead_of_hangi
     async def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(Permits, "back_off", defective)
+    monkeypatch.setattr(Nodes, "_back_off", defective)
 
     with pytest.raises(ZeroDivisionError):
         await run_pipeline(

@@ -438,7 +438,7 @@ async def test_a_third_party_that_cancels_a_waiting_mapped_step_changes_nothing(
     async def attacker():
         for _ in range(turns):
             await asyncio.sleep(0)
-        (mapped,) = (task for task in step_tasks() if "MapRunner" in repr(task.get_coro()))
+        (mapped,) = (task for task in step_tasks() if "Maps" in repr(task.get_coro()))
         mapped.cancel()
 
     report = await run_pipeline(

@@ -12,9 +12,18 @@ from typing import Any
 import pytest
 from memory_journal import MemoryJournal
 
-from asyncflow import Orchestrator, Pipeline, RunStatus, Signal, WorkflowStep, each
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    Pool,
+    Retry,
+    RunStatus,
+    Signal,
+    WorkflowStep,
+    each,
+)
 from asyncflow._runtime import orchestrator
-from asyncflow._runtime.policy import Hooks, Policy
+from asyncflow._runtime.policy import Hooks, NodeHooks, Policy
 from asyncflow.events import Event, StepSucceeded
 
 HOOKS = sorted(name for name in vars(Policy) if name.startswith("on_"))
@@ -43,7 +52,7 @@ class Work:
         async def double(number: int = each(numbers)) -> int:
             return await self.work(f"double {number}", 2 * number)
 
-        @step(depends_on=["numbers"])
+        @step(depends_on=["numbers"], pool=Pool(1), retry=Retry(on=lambda error: 10), max_retries=2)
         async def fails() -> None:
             await self.work("fails", None, fails=not self.is_mended)
 
@@ -110,7 +119,12 @@ def broken_in(hook: str) -> type[Policy]:
         raise BrokenPolicyError(hook)
 
     is_async = asyncio.iscoroutinefunction(getattr(Policy, hook))
-    return type("Broken", (Policy,), {hook: raises_later if is_async else raises})
+    members: dict[str, Any] = {hook: raises_later if is_async else raises}
+    if hook == "on_abort":  # which is called while a node is to stop in such a wait
+        members["on_started"] = lambda *_: lambda: asyncio.sleep(1)
+    if hook == "on_broken":
+        members["on_start"] = raises
+    return type("Broken", (Policy,), members)
 
 
 def counting(called: Counter[str]) -> Policy:
@@ -136,7 +150,8 @@ async def test_a_policy_that_does_nothing_changes_nothing(add: Any, first: bool)
     seen = [type(event) for event in await events_of(Work())]
 
     assert seen == expected
-    assert {*HOOKS} - {*called} == {"on_stop", "on_stopped", "on_explain"}
+    stopping = {"on_stop", "on_stopped", "on_explain", "on_abort", "on_broken"}
+    assert {*HOOKS} - {*called} == stopping
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -150,7 +165,10 @@ async def test_a_policy_that_raises_ends_the_run_and_loses_nothing(
     if hook in ("on_call", "on_output"):  # what these raise is a failure of the attempt
         report = await work.pipeline.with_options(run_id="r").run()
         assert {type(report[name].error) for name in ("numbers", "clean_up")} == {BrokenPolicyError}
-    elif hook in ("on_stop", "on_stopped", "on_explain"):
+    elif hook == "on_rescue":
+        report = await work.pipeline.with_options(run_id="r").run()
+        assert type(report["fails"].error) is BrokenPolicyError
+    elif hook in ("on_stop", "on_stopped", "on_explain", "on_abort"):
         with pytest.raises(BrokenPolicyError):
             await interrupted(work)
     else:
@@ -228,7 +246,9 @@ async def test_policies_act_in_the_order_that_matters(monkeypatch: pytest.Monkey
 
 
 def test_every_hook_of_a_policy_is_found() -> None:
-    assert {name for name in vars(Hooks) if name.startswith("on_")} == {*HOOKS}
+    found = [name for name in (*vars(Hooks), *vars(NodeHooks)) if name.startswith("on_")]
+
+    assert sorted(found) == HOOKS
 
 
 def test_a_misspelt_hook_is_an_error_when_the_class_is_made() -> None:

@@ -497,7 +497,7 @@ async def test_a_third_party_that_cancels_a_waiting_step_lends_no_place_twice():
     run = asyncio.ensure_future(run_pipeline(steps, max_concurrency=1))
     await asyncio.sleep(1.5)  # the slot was declined, since the run is full
     tasks = asyncio.all_tasks()
-    (task,) = [task for task in tasks if task.get_coro().__qualname__ == "StepRunner.run"]
+    (task,) = [task for task in tasks if task.get_coro().__qualname__ == "Nodes._make_attempts"]
     task.cancel()
     report = await run
 

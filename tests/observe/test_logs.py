@@ -226,7 +226,7 @@ def test_a_failure_is_logged_with_the_traceback_of_the_step(log, text):
     written = "\n".join(text())
     assert "in fail" in written
     assert "LookupError: nothing" in written
-    assert "step_runner.py" not in written
+    assert "nodes.py" not in written
 
 
 def test_a_fallback_is_logged_as_a_warning_with_the_traceback_of_the_step(log, records, text):

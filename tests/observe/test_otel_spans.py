@@ -295,7 +295,7 @@ async def test_a_failure_is_recorded_on_its_attempts_its_step_and_the_run(otel):
     assert first["exception.message"] == "nothing there"
     assert second["exception.stacktrace"].startswith("Traceback")
     assert "in fail" in second["exception.stacktrace"]
-    assert "step_runner.py" not in second["exception.stacktrace"]
+    assert "nodes.py" not in second["exception.stacktrace"]
     assert exceptions(otel.span("a")) == exceptions(otel.span("RUN")) == []
 
 
