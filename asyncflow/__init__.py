@@ -44,13 +44,13 @@ from asyncflow._core.retry import Retry
 from asyncflow._core.retry_after import retry_after
 from asyncflow._core.signal import Signal
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.durable import Journal
+from asyncflow._policies.durable import Journal
+from asyncflow._policies.observers import Observer, ObserverFactory
+from asyncflow._policies.run_link import EventReader, ResultReader
 from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
-from asyncflow._runtime.observers import Observer, ObserverFactory
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 from asyncflow._runtime.pipeline import Pipeline, after, collect, each
 from asyncflow._runtime.recovery import resume_all
-from asyncflow._runtime.run_link import EventReader, ResultReader
 
 __all__ = [
     "ActionNotAwaitableError",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asyncflow import WorkflowStep
-from asyncflow._runtime.workers import ThreadEnd
+from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines import EngineCall
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from asyncflow import OutputLostError, WorkerLostError, WorkflowStep
-from asyncflow._runtime.workers import ThreadEnd
+from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines import EngineCall, RemoteOutput
 
 __all__ = ["FakeEngine"]

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from asyncflow._runtime.workers import run_in_process
+from asyncflow._policies.workers import run_in_process
 
 
 class Unpicklable(Exception):

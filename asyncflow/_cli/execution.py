@@ -57,8 +57,8 @@ from asyncflow._core.results import REDACTED, RestoredOutput, RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
-from asyncflow._runtime.asyncio_compat import FAILURES
-from asyncflow._runtime.observers import AnyObserver
+from asyncflow._kernel.asyncio_compat import FAILURES
+from asyncflow._policies.observers import AnyObserver
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
 from asyncflow.journal._queries import USUAL_RUNS

@@ -44,7 +44,7 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._core.tracebacks import format_error
-from asyncflow._runtime.log_capture import not_printed
+from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text
 from asyncflow._views.preview import printable
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
 from asyncflow._core.argument_names import suggests_arguments
@@ -51,6 +52,8 @@ Action: TypeAlias = Callable[..., Any]
 """Returns an awaitable, unless the step runs in a thread or a process."""
 Condition: TypeAlias = Callable[..., object]
 Fallback: TypeAlias = Callable[[Exception], Any]
+OpenResource: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
+"""Opens a resource of a run, such as a pool of connections."""
 RunIf: TypeAlias = Literal["success", "unless_failed", "failure", "always"]
 RunsIn: TypeAlias = Literal["loop", "thread", "process"]
 EngineChoice: TypeAlias = "AnyEngine | Literal['local'] | None"

@@ -1,1 +1,1 @@
-"""Runs pipelines on asyncio: the driver around the pure core."""
+"""How a run is asked for, opened, watched and continued: what users of the driver hold."""

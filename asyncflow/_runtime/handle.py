@@ -29,9 +29,9 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus, why_cancelled
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.asyncio_compat import outlast, running_task
-from asyncflow._runtime.outcome import by_caller
-from asyncflow._runtime.run_link import EventReader, Notifier, ResultReader, RunLink
+from asyncflow._kernel.asyncio_compat import outlast, running_task
+from asyncflow._kernel.outcome import by_caller
+from asyncflow._policies.run_link import EventReader, Notifier, ResultReader, RunLink
 
 _NO_REASON = "no reason given"
 

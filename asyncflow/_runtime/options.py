@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -12,18 +11,16 @@ from asyncflow._core.argument_names import suggestion
 from asyncflow._core.arguments import check_count, check_limit, check_names
 from asyncflow._core.record import record, replace
 from asyncflow._core.state import Schedule
-from asyncflow._core.step import check_engine
+from asyncflow._core.step import OpenResource, check_engine
 from asyncflow._core.text import safe_text
-from asyncflow._runtime.durable import Journal
-from asyncflow._runtime.observers import AnyObserver, check_observers
+from asyncflow._policies.durable import Journal
+from asyncflow._policies.observers import AnyObserver, check_observers
 
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
 
 OnActive: TypeAlias = Literal["raise", "wait"]
 OnWait: TypeAlias = Literal["suspend", "stay"]
-OpenResource: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
-"""Opens a resource, such as a pool of connections."""
 
 NO_RESOURCES: Mapping[str, OpenResource] = MappingProxyType({})
 
@@ -185,7 +182,7 @@ def _copied_targets(targets: Any) -> Any:
 def _copied_resources(resources: Mapping[str, OpenResource]) -> Mapping[str, OpenResource]:
     if resources is NO_RESOURCES:
         return resources
-    from asyncflow._runtime.resources import checked_resources  # few need it
+    from asyncflow._policies.resources import checked_resources  # few need it
 
     return checked_resources(resources)
 

@@ -22,37 +22,36 @@ from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.signal import check_value
 from asyncflow._core.state import RunState, Schedule
-from asyncflow._core.step import WorkflowStep, on_engine, parameters_of
+from asyncflow._core.step import OpenResource, WorkflowStep, on_engine, parameters_of
 from asyncflow._core.step_cache import check_not_cached
 from asyncflow._core.text import did_you_mean
-from asyncflow._runtime.asyncio_compat import wall_clock
-from asyncflow._runtime.durable import (
+from asyncflow._kernel.asyncio_compat import wall_clock
+from asyncflow._kernel.run import Run
+from asyncflow._kernel.run_scope import RunStart
+from asyncflow._policies.durable import (
     Journal,
     OutputTypes,
     Request,
     RunPersistence,
-    RunStart,
     asked_by,
     new_start,
 )
+from asyncflow._policies.observers import AnyObserver, for_run
+from asyncflow._policies.permits import prepare_workers
+from asyncflow._policies.policies import policies_of
+from asyncflow._policies.run_link import RunLink
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.interception import replacements, report_watchers
-from asyncflow._runtime.observers import AnyObserver, for_run
 from asyncflow._runtime.options import (
     NO_RESOURCES,
     OPTIONS,
     OnActive,
     OnWait,
-    OpenResource,
     Options,
     RunOptions,
     check_run_id,
 )
-from asyncflow._runtime.permits import prepare_workers
-from asyncflow._runtime.policies import policies_of
-from asyncflow._runtime.run import Run
-from asyncflow._runtime.run_link import RunLink
-from asyncflow._runtime.run_scope import open_scope
+from asyncflow._runtime.scope_opening import open_scope
 from asyncflow.events import RunResumed
 
 if TYPE_CHECKING:
@@ -622,10 +621,15 @@ class Orchestrator:
             watching = for_run(observers)
             # No variable may hold the run: what it raises holds this frame, and would hold itself.
             report = await Run(
-                open_scope(
-                    request, start, self._state(start), watching, options.resources, persistence
+                open_scope(request, start, self._state(start), watching, persistence),
+                partial(
+                    policies_of,
+                    observers=watching,
+                    resources=options.resources,
+                    persistence=persistence,
+                    link=link,
+                    may_suspend=not request.stays,
                 ),
-                partial(policies_of, observers=watching, link=link, may_suspend=not request.stays),
             ).execute()
         finally:
             if persistence is not None and not persistence.has_closed:  # it could not even begin

@@ -52,14 +52,15 @@ from asyncflow._core.step import (
     Condition,
     EngineChoice,
     Fallback,
+    OpenResource,
     RunsIn,
     StepPolicies,
     WorkflowStep,
 )
-from asyncflow._runtime.durable import Journal
+from asyncflow._policies.durable import Journal
+from asyncflow._policies.observers import AnyObserver
 from asyncflow._runtime.handle import RunHandle
-from asyncflow._runtime.observers import AnyObserver
-from asyncflow._runtime.options import NO_RESOURCES, OpenResource, Options, RunOptions
+from asyncflow._runtime.options import NO_RESOURCES, Options, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow._runtime.durable import Journal
+from asyncflow._policies.durable import Journal
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 

@@ -24,11 +24,11 @@ from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import asks_of
 from asyncflow._core.step_cache import check_cached
 from asyncflow._core.text import nearest
-from asyncflow._runtime.durable import (
+from asyncflow._kernel.run_scope import RunStart
+from asyncflow._policies.durable import (
     Journal,
     Request,
     RunPersistence,
-    RunStart,
     asked_by,
     deadlines_of_signals,
     is_for_another_version,

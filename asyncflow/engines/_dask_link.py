@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncflow._runtime.engine import EngineCall
-from asyncflow._runtime.workers import ThreadEnd
+from asyncflow._policies.engine import EngineCall
+from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines._dask_wire import ENGINES, Wire, open_wire
 
 _ANSWER_WITHIN_S = 10.0

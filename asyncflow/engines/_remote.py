@@ -30,7 +30,7 @@ from asyncflow._core.record import values_by_name
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
-from asyncflow._runtime.engine import EngineCall
+from asyncflow._policies.engine import EngineCall
 from asyncflow.engines._remote_body import AttemptBody, AttemptHost
 from asyncflow.engines._remote_wire import (
     FORMAT,

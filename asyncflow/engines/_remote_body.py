@@ -30,11 +30,11 @@ from asyncflow._core.results import Payload
 from asyncflow._core.step import RunIf, WorkflowStep
 from asyncflow._core.text import safe_text
 from asyncflow._core.tracebacks import format_error, strip_internal_frames
-from asyncflow._runtime import worker_process as _child
-from asyncflow._runtime.asyncio_compat import cancel_requested, clock_of, running_task
-from asyncflow._runtime.attempt_notes import AttemptNotes
-from asyncflow._runtime.log_capture import capture
-from asyncflow._runtime.workers import ThreadEnd, run_in_process, run_in_thread
+from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of, running_task
+from asyncflow._policies import worker_process as _child
+from asyncflow._policies.attempt_notes import AttemptNotes
+from asyncflow._policies.log_capture import capture
+from asyncflow._policies.workers import ThreadEnd, run_in_process, run_in_thread
 from asyncflow.engines._pulse import Pulse
 from asyncflow.engines._remote_wire import (
     Answer,

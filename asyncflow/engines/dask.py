@@ -34,8 +34,8 @@ except ModuleNotFoundError as missing:
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow._runtime.engine import EngineCall
+from asyncflow._kernel.asyncio_compat import outlast
+from asyncflow._policies.engine import EngineCall
 from asyncflow.engines import _dask_wire
 from asyncflow.engines._dask_body import Kept
 from asyncflow.engines._dask_fence import Fence

@@ -22,9 +22,9 @@ from asyncflow._core.arguments import check_count
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import WorkerLostError
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.asyncio_compat import TIMER_SLACK_S, outlast
-from asyncflow._runtime.engine import EngineCall
-from asyncflow._runtime.workers import ThreadEnd
+from asyncflow._kernel.asyncio_compat import TIMER_SLACK_S, outlast
+from asyncflow._policies.engine import EngineCall
+from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines._remote import (
     check_sendable,
     pack_call,

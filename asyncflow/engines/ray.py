@@ -31,9 +31,9 @@ from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.record import record
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow._runtime.engine import EngineCall
-from asyncflow._runtime.workers import ThreadEnd
+from asyncflow._kernel.asyncio_compat import outlast
+from asyncflow._policies.engine import EngineCall
+from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines._ray_cluster import HostHandle, Hosts, Placement
 from asyncflow.engines._ray_host import HostAnswer, StoredOutput, ray_reason
 from asyncflow.engines._remote import check_sendable, pack_call, unpack_answer

@@ -57,7 +57,7 @@ _CHANGING = (RunStarted, RunResumed, RunFinished)
 
 
 class SQLSession:
-    """One run's `asyncflow._runtime.durable.JournalSession`, used in its event loop only."""
+    """One run's `asyncflow._policies.durable.JournalSession`, used in its event loop only."""
 
     def __init__(self, queue: CommitQueue, lease: Lease) -> None:
         self._queue = queue

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any
 
 from asyncflow._core.error_text import describe_error
-from asyncflow._runtime.options import OpenResource
-from asyncflow._runtime.resources import check_manager
+from asyncflow._core.step import OpenResource
+from asyncflow._policies.resources import check_manager
 
 _FIRST_RETRY_S = 0.25
 _LONGEST_RETRY_S = 15.0

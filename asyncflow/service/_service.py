@@ -40,8 +40,8 @@ from asyncflow._core.results import RunStatus
 from asyncflow._core.signal import check_value
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow._runtime.asyncio_compat import outlast
-from asyncflow._runtime.engine import Engine
+from asyncflow._kernel.asyncio_compat import outlast
+from asyncflow._policies.engine import Engine
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.options import check_run_id
 from asyncflow._runtime.orchestrator import Orchestrator, check_engines

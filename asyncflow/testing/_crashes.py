@@ -39,8 +39,8 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload, RestoredOutput, RunStatus, StepResult, StepStatus
 from asyncflow._core.text import cut, did_you_mean, plural
 from asyncflow._core.value_size import safe_repr
-from asyncflow._runtime import worker_process
-from asyncflow._runtime.durable import Journal, JournalSession
+from asyncflow._policies import worker_process
+from asyncflow._policies.durable import Journal, JournalSession
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event

@@ -14,7 +14,7 @@ from asyncflow._core.context import AttemptExtras, RunContext, StartedAttempt, e
 from asyncflow._core.graph import plan
 from asyncflow._core.results import StepResult
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.asyncio_compat import cancel_requested
+from asyncflow._kernel.asyncio_compat import cancel_requested
 
 
 class SaidProgress(NamedTuple):

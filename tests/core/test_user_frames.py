@@ -157,7 +157,7 @@ def function_of(module: str | None) -> Callable[[object], Any]:
         ("asyncio", False),
         ("asyncio.locks", False),
         ("anyio._backends._asyncio", False),
-        ("asyncflow._runtime.run", False),
+        ("asyncflow._kernel.run", False),
         ("asyncio_extras", True),
         ("app.asyncio", True),
         (None, True),

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
-from asyncflow._runtime.attachments import MOST_BYTES
+from asyncflow._policies.attachments import MOST_BYTES
 from asyncflow.events import Event, StepAttached
 
 PNG = b"\x89PNG\r\n\x1a\n..."

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from asyncflow import Retry, RunReport, WorkflowStep, run_pipeline
-from asyncflow._runtime.loop_monitor import has_gil
+from asyncflow._policies.loop_monitor import has_gil
 from asyncflow.events import Event, LoopBlocked, RunFinished, StepFailed, StepSucceeded
 from asyncflow.testing import run_in_virtual_time
 

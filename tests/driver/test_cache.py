@@ -560,7 +560,7 @@ async def test_a_map_with_a_limit_takes_few_items_beyond_those_that_wait(
 
 
 async def test_nothing_is_left_of_a_call_that_has_ended():
-    from asyncflow._runtime import caching
+    from asyncflow._policies import caching
 
     journal, calls = MemoryJournal(), Calls(failures=1)
 

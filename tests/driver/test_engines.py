@@ -35,7 +35,7 @@ from asyncflow import (
     run_pipeline,
 )
 from asyncflow._core.replay import StoredRun
-from asyncflow._runtime.workers import ThreadEnd
+from asyncflow._policies.workers import ThreadEnd
 from asyncflow.engines import RemoteOutput
 from asyncflow.events import (
     AttemptBegan,
@@ -512,7 +512,7 @@ async def test_a_bug_at_the_end_of_an_attempt_breaks_the_run_and_leaves_no_body(
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", defective)
+    monkeypatch.setattr("asyncflow._kernel.attempt.Attempts.conclude", defective)
 
     with pytest.raises(ZeroDivisionError):
         await run_pipeline(

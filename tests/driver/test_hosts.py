@@ -177,7 +177,7 @@ async def test_the_watchdog_ignores_long_steps_that_were_not_cancelled(monkeypat
     if not isinstance(loop, VirtualTimeLoop):
         pytest.skip("the watchdog looks after five seconds, which is too long in real time")
     warnings = []
-    monkeypatch.setattr("asyncflow._runtime.watchdog.Watchdog._warn", lambda *_: warnings.append(1))
+    monkeypatch.setattr("asyncflow._kernel.watchdog.Watchdog._warn", lambda *_: warnings.append(1))
 
     async def long():
         await asyncio.sleep(5.6)

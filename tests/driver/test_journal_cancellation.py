@@ -17,7 +17,7 @@ from asyncflow import (
     resume_all,
     run_pipeline,
 )
-from asyncflow._runtime import resumption
+from asyncflow._policies import resumption
 from asyncflow.events import (
     AttemptStarted,
     Event,

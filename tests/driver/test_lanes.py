@@ -15,8 +15,8 @@ from memory_journal import MemoryJournal
 from third_party import step_tasks
 
 from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, run_pipeline
-from asyncflow._runtime.asyncio_compat import clock_of
-from asyncflow._runtime.nodes import Nodes
+from asyncflow._kernel.asyncio_compat import clock_of
+from asyncflow._kernel.nodes import Nodes
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -241,7 +241,7 @@ async def test_a_bug_in_one_item_ends_the_wait_for_all_items(monkeypatch):
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", defective)
+    monkeypatch.setattr("asyncflow._kernel.attempt.Attempts.conclude", defective)
 
     with pytest.raises(ZeroDivisionError):
         await run_pipeline(over(act))

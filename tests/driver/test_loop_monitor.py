@@ -16,8 +16,8 @@ import pytest
 import uvloop
 
 from asyncflow._core.errors import HangError
-from asyncflow._runtime import loop_monitor as _monitor
-from asyncflow._runtime.loop_monitor import has_gil, watch
+from asyncflow._policies import loop_monitor as _monitor
+from asyncflow._policies.loop_monitor import has_gil, watch
 from asyncflow.testing import run_in_virtual_time
 
 pytestmark = pytest.mark.skipif(not has_gil(), reason="without a GIL no block is reported")
@@ -526,7 +526,7 @@ def test_the_interpreter_exits_while_a_loop_is_watched():
     script = f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
-from asyncflow._runtime.loop_monitor import watch
+from asyncflow._policies.loop_monitor import watch
 loop = asyncio.new_event_loop()
 async def main():
     return watch(loop, print)
@@ -546,7 +546,7 @@ def test_a_forked_child_starts_its_own_monitor():
     script = f"""
 import asyncio, os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
-from asyncflow._runtime.loop_monitor import watch
+from asyncflow._policies.loop_monitor import watch
 
 async def main(inherited):
     found = []
@@ -591,7 +591,7 @@ def test_a_fork_sees_a_single_thread_and_the_loop_is_watched_afterwards():
     script = f"""
 import asyncio, os, sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
-from asyncflow._runtime.loop_monitor import watch
+from asyncflow._policies.loop_monitor import watch
 
 async def main():
     found = []

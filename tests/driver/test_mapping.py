@@ -708,7 +708,7 @@ async def test_an_internal_error_in_a_mapped_step_is_raised(monkeypatch):
     def fault(*_):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("asyncflow._runtime.mapping.common_error", fault)
+    monkeypatch.setattr("asyncflow._policies.mapping.common_error", fault)
 
     with pytest.raises(RuntimeError, match="ours"):
         await run_pipeline(over([1, 2], double))

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from asyncflow import WorkflowStep, current_step, run_pipeline
 from asyncflow._core.context import surroundings
-from asyncflow._runtime import notes
+from asyncflow._policies import notes
 from asyncflow.events import (
     Event,
     NoteEvent,

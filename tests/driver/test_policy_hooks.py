@@ -1,4 +1,4 @@
-"""What a run owes its policies, whatever they do: the contract of `asyncflow._runtime.policy`."""
+"""What a run owes its policies, whatever they do: the contract of `asyncflow._kernel.policy`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from asyncflow import (
     WorkflowStep,
     each,
 )
+from asyncflow._kernel.policy import Hooks, NodeHooks, Policy
 from asyncflow._runtime import orchestrator
-from asyncflow._runtime.policy import Hooks, NodeHooks, Policy
 from asyncflow.events import Event, StepSucceeded
 
 HOOKS = sorted(name for name in vars(Policy) if name.startswith("on_"))

@@ -438,7 +438,7 @@ def test_a_process_loads_no_more_of_asyncflow_than_it_needs(tmp_path, monkeypatc
 
     assert report["a"].output == [
         "asyncflow._core.process_attempt",
-        "asyncflow._runtime.attempt_notes",
-        "asyncflow._runtime.log_capture",
+        "asyncflow._policies.attempt_notes",
+        "asyncflow._policies.log_capture",
     ]
     assert [each.message for each in events if isinstance(each, StepLogged)] == ["hello"]

@@ -30,7 +30,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
-from asyncflow._runtime.asyncio_compat import is_closed_over, running_task
+from asyncflow._kernel.asyncio_compat import is_closed_over, running_task
 from asyncflow.events import Event, RunFinished, RunInterrupted
 from asyncflow.testing import VirtualTimeLoop
 

@@ -26,7 +26,7 @@ from asyncflow import (
     current_step,
     run_pipeline,
 )
-from asyncflow._runtime.watchdog import GRACE_S
+from asyncflow._kernel.watchdog import GRACE_S
 from asyncflow.events import AttemptFailed, AttemptStarted, RunFinished, RunInterrupted
 from asyncflow.testing import VirtualTimeLoop
 
@@ -1198,7 +1198,7 @@ async def test_an_internal_error_stops_the_run_and_is_raised_instead_of_hanging(
     def defective(*_):
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("asyncflow._runtime.attempt.Attempts.conclude", defective)
+    monkeypatch.setattr("asyncflow._kernel.attempt.Attempts.conclude", defective)
     cleaning = Cleaning()
 
     with pytest.raises(ZeroDivisionError):

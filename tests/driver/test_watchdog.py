@@ -10,10 +10,10 @@ import pytest
 from asyncflow import WorkflowStep
 from asyncflow._core.graph import plan
 from asyncflow._core.state import RunState
-from asyncflow._runtime.durable import OutputTypes, Request, new_start
-from asyncflow._runtime.heartbeats import HeartbeatTimer
-from asyncflow._runtime.run_scope import open_scope
-from asyncflow._runtime.watchdog import Watchdog
+from asyncflow._kernel.watchdog import Watchdog
+from asyncflow._policies.durable import OutputTypes, Request, new_start
+from asyncflow._policies.heartbeats import HeartbeatTimer
+from asyncflow._runtime.scope_opening import open_scope
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 
 
@@ -56,7 +56,7 @@ async def test_an_attempt_is_found_by_the_name_of_its_task(
     ]:
         state.apply(event)
     request = Request("r1", "", planned, OutputTypes(planned), {}, (), fail_fast=True)
-    scope = open_scope(request, new_start(request), state, (), {}, None)
+    scope = open_scope(request, new_start(request), state, (), None)
 
     attempt = Watchdog(scope, {})._attempt_named(name)
 

@@ -31,11 +31,11 @@ from freed import without_collector
 
 from asyncflow import WorkflowStep, current_step
 from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._runtime import attempt_notes
-from asyncflow._runtime import worker_process as _child
-from asyncflow._runtime import workers as _workers
-from asyncflow._runtime.permits import Permit
-from asyncflow._runtime.workers import limiter_for, run_in_process, run_in_thread
+from asyncflow._policies import attempt_notes
+from asyncflow._policies import worker_process as _child
+from asyncflow._policies import workers as _workers
+from asyncflow._policies.permits import Permit
+from asyncflow._policies.workers import limiter_for, run_in_process, run_in_thread
 
 ROOT = Path(__file__).parents[2]
 
@@ -434,7 +434,7 @@ def run_python(*arguments, cwd=None):
 
 WAITING = """
 import asyncio, process_work as work
-from asyncflow._runtime.workers import run_in_process
+from asyncflow._policies.workers import run_in_process
 asyncio.run(run_in_process(work.hang, {{"path": {path!r}}}))
 """
 
@@ -600,7 +600,7 @@ def test_the_worker_program_knows_its_attempt_and_gives_heartbeats(tmp_path):
 def test_the_worker_program_writes_what_the_attempt_says(tmp_path, monkeypatch, is_loaded):
     if not is_loaded:
         for name in "log_capture", "attempt_notes":
-            monkeypatch.delitem(sys.modules, f"asyncflow._runtime.{name}", raising=False)
+            monkeypatch.delitem(sys.modules, f"asyncflow._policies.{name}", raising=False)
     attempt = "r", ("a", 2, 0.0, 0.0, None), 3, math.inf, 0.0, None, NOTHING_SAVED
     path, said = tmp_path / "request", tmp_path / "said"
     with said.open("w+b") as notes:
@@ -798,7 +798,7 @@ if __name__ == "__main__":
 def test_a_process_has_the_options_of_the_interpreter():
     code = (
         "import asyncio, process_work as work;"
-        "from asyncflow._runtime.workers import run_in_process;"
+        "from asyncflow._policies.workers import run_in_process;"
         "print(asyncio.run(run_in_process(work.options, None)))"
     )
 

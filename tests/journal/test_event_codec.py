@@ -344,7 +344,7 @@ def test_an_unknown_error_of_asyncflow_comes_back_as_a_restored_error() -> None:
 STORED_TRACEBACK = """Traceback (most recent call last):
   File "/srv/asyncflow/_verdicts.py", line 8, in _attempt
     value = await action()
-  File "/srv/asyncflow/_runtime/outcome.py", line 8, in attempt
+  File "/srv/asyncflow/_kernel/outcome.py", line 8, in attempt
     value = await action()
   File "/srv/app/steps.py", line 3, in load
     await journal.report("x")

@@ -28,7 +28,7 @@ from asyncflow import (
 )
 from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
-from asyncflow._runtime.waits import Waits
+from asyncflow._policies.waits import Waits
 from asyncflow.events import StepWaiting
 from asyncflow.journal._session import CommitQueue
 from asyncflow.journal._signals import SentSignal, Signals

@@ -34,7 +34,7 @@ def test_nothing_is_left_of_runs_that_fail_time_out_and_are_cancelled():
 
 LEAK = """
 import asyncio, sys
-from asyncflow._runtime.run import Run
+from asyncflow._kernel.run import Run
 from tests.soak.__main__ import main
 
 kept, end = [], Run.execute

@@ -13,7 +13,7 @@ import pytest
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow._core.errors import HangError
-from asyncflow._runtime.workers import run_in_process, run_in_thread
+from asyncflow._policies.workers import run_in_process, run_in_thread
 from asyncflow.testing import run_in_virtual_time
 
 

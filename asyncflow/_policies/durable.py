@@ -1,0 +1,435 @@
+"""Connects a run to a journal: its protocol, how a run starts, and how it stores its values.
+
+Rules:
+
+1. An action is called only after everything that happened before is stored, including the start of
+   its attempt. So a process that dies has done nothing that the journal does not know of.
+2. A report is returned only after the end of the run is stored.
+3. In the events of a journal, outputs and inputs are `Payload` objects. The output of a mapped
+   step as a whole is ``None``, because each of its items stores its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from asyncflow._core.annotations import output_type
+from asyncflow._core.checkpoints import Checkpoints
+from asyncflow._core.composition import refuse_shared_inputs
+from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
+from asyncflow._core.graph import Plan
+from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
+from asyncflow._core.signal import asks_of, fits, is_plain, other_type, shape_of
+from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_cache import CachedResult
+from asyncflow._core.step_runs import Key
+from asyncflow._kernel.asyncio_compat import outlast
+from asyncflow._kernel.run_scope import RunStart
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    RunStarted,
+    StepLogged,
+)
+
+if TYPE_CHECKING:
+    from asyncflow._core.replay import StoredRun
+
+T = TypeVar("T")
+
+
+# --- the protocol --------------------------------------------------------------------------------
+
+
+class JournalSession(Protocol):
+    """One run's access to a journal, while this process owns the run."""
+
+    def watch(self, on_stop: Callable[[JournalError | RunCancelledError], object]) -> None:
+        """Call a function in the event loop, not before its next turn, when the run must stop.
+
+        With a `JournalError`, at most once, when the journal fails or another process takes over
+        the run. With a `RunCancelledError`, at most once and before that, when the run is cancelled
+        through the journal, which still stores what is appended.
+        """
+
+    def append(self, event: Event) -> None:
+        """Append an event. Never blocks, and does nothing after a failure or the close.
+
+        Events that are appended in one turn of the loop are stored together or not at all.
+        So are those within a block of ``with session.together()``, if the session has that method:
+        then a rerun that reuses many results begins in more than one turn.
+
+        A session may have a method ``append_note``, which does the same for a `NoteEvent`: what
+        steps say. These are no part of a run's history. Without the method they are not stored.
+
+        It may have a method ``append_checkpoint(step, item, payload)``, which replaces what a step
+        or an item has saved with `StepContext.checkpoint`, or with ``None`` deletes that. Its
+        journal has a ``checkpoint_codec`` then. Checkpoints that are appended in one turn of the
+        loop with events are stored together with these, or not at all.
+        """
+
+    async def flush(self) -> None:
+        """Wait until all events appended so far are stored; forever if the journal has failed.
+
+        It may be cancelled at any time, without effect.
+        """
+
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Wait until all events are stored, and release the run.
+
+        It begins at the call, and may be cancelled and called again.
+
+        Raises:
+            JournalError: The journal fails, or failed before.
+        """
+        ...
+
+
+class SignalSession(JournalSession, Protocol):
+    """A session that takes signals.
+
+    With any other one, a run waits in its process, and only its handle can send them.
+    """
+
+    def on_signal(self, call: Callable[[], object], /) -> None:
+        """Call a function in the event loop, in a later turn, when a signal may have come."""
+
+    async def send(self, name: str, payload: Payload | None, /) -> None:
+        """Store a value, or with ``None`` that the deadline of a signal has expired.
+
+        The first one counts. Raise `ValueError` for another value. It is called when all that was
+        appended is stored.
+        """
+
+    async def receive(self) -> Mapping[str, Payload | None]:
+        """Return what was sent to the run, by name; ``None`` stands for an expired deadline.
+
+        It contains nothing that an event which was appended has made void or refused. It need not
+        contain values that came before the run was opened, which the replay has, or what this has
+        returned before.
+        """
+        ...
+
+
+class CheckpointSession(Protocol):
+    """A session that stores checkpoints."""
+
+    def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
+        """Replace the checkpoint of a step or an item; ``None`` deletes it."""
+
+
+class CachingSession(Protocol):
+    """A session that remembers by which key a success may be reused."""
+
+    def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
+        """Let the success that was appended last be found by a key.
+
+        Return a future that is done when both are stored; never if that fails.
+        """
+        ...
+
+
+class CachingJournal(Protocol):
+    """A journal in which steps with ``cache_ms`` find results."""
+
+    async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
+        """Return the stored success with a key that is not older; ``None`` if there is none."""
+
+
+class Journal(Protocol):
+    """Stores the events of runs, as the journals of `asyncflow.journal` do.
+
+    Its class may have two attributes: ``logs``, the level from which on it stores the log records
+    of steps, or ``None``; and ``prints``, whether it stores what they print. Its sessions must
+    take notes then.
+    """
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        """Encode a value.
+
+        Args:
+            subject: What the value is, for the error: "the output of step 'load'".
+            value: The value.
+            hint: Its type by annotations; `Any` if there are none.
+
+        Raises:
+            PayloadError: It would not come back equal.
+        """
+        ...
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        """Decode a value.
+
+        Args:
+            subject: What the value is, for the error.
+            payload: What `encode` has returned for it.
+            hint: Its type by annotations now; `Any` if there are none.
+
+        Raises:
+            PayloadError: It is not of that type.
+        """
+        ...
+
+    async def open(
+        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
+    ) -> tuple[JournalSession, T]:
+        """Become the only owner of a run, and replay its stored events.
+
+        Args:
+            run_id: The run, which need not exist.
+            wait: Whether to wait until another owner is gone.
+            read: Called in another thread with the replay, which it may change; of a new run, it
+                has no segments. Its ``checkpoints`` are what the session has stored. Called again
+                with another replay if events were read before the run was owned; the last answer
+                counts.
+
+        Returns:
+            The run's session, and the last answer of ``read``.
+
+        Raises:
+            RunAlreadyActiveError: It has another owner.
+            JournalError: The journal fails.
+            Exception: What ``read`` raised. The run has no owner then.
+        """
+        ...
+
+    async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
+        """Replay the stored events of a run, without owning it, and return what ``read`` returns.
+
+        Only a rerun and the report of a pipeline call it, so that a journal without it still runs
+        and resumes runs.
+
+        Args:
+            run_id: The run.
+            read: Called in another thread with the replay, which it may change.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            RunUnreadableError: It is damaged.
+            JournalError: The journal fails.
+            Exception: What ``read`` raised.
+        """
+        ...
+
+
+# --- a run's values ------------------------------------------------------------------------------
+
+
+class OutputTypes:
+    """The annotated output type of each step of a plan, found when it is first needed."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._types: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._types:
+            self._types[name] = output_type(self._plan.steps[self._plan.index[name]])
+        return self._types[name]
+
+
+class RunPersistence:
+    """Stores what one run produces.
+
+    The session stores log records from the level ``logs`` on; ``None`` for none.
+    """
+
+    def __init__(self, journal: Journal, session: JournalSession, types: OutputTypes) -> None:
+        self.session = session
+        self.has_closed = False
+        # `LostRuns` opens a journal's runs, and is not what keeps them.
+        kept_in: Journal = getattr(journal, "__wrapped__", journal)
+        self.journal = kept_in
+        self.types = types
+        # A run without a journal needs none of it.
+        from asyncflow._core.remote_output import RemoteOutput
+        from asyncflow._policies.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
+
+        self._remote = RemoteOutput
+        self._streams, self._own_logger = STREAMS, OWN_LOGGER
+        self.takes_notes = callable(getattr(type(session), "append_note", None))
+        self.logs = log_level_of(kept_in) if self.takes_notes else None
+        self.prints = self.takes_notes and wants_prints(kept_in)
+        has_cache = callable(getattr(type(kept_in), "cached", None))
+        self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
+        self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
+        self.takes_signals = callable(getattr(type(session), "receive", None))
+        self.together: Callable[[], AbstractContextManager[None]] | None
+        self.together = getattr(session, "together", None)
+        self.payloads: dict[Key, Payload] = {}
+        """How the outputs are stored with which steps and items are about to succeed."""
+        self.instead: dict[int, Event] = {}
+        """What is stored instead of events that are about to be, by their ids."""
+
+    def store_note(self, note: NoteEvent) -> None:
+        """Store what a step said, unless it is a log record that the journal does not want."""
+        if isinstance(note, StepLogged):
+            if note.logger in self._streams:
+                is_wanted = self.prints
+            else:
+                is_wanted = self.logs is not None and note.level >= self.logs
+            if not is_wanted and note.logger != self._own_logger:
+                return
+        self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
+
+    def checkpoints(self, stored: Mapping[Key, Payload]) -> Checkpoints:
+        """Return the checkpoints of the run, with those that its earlier processes left."""
+        if not self.takes_checkpoints:
+            return Checkpoints()
+        return Checkpoints(self.journal.checkpoint_codec, stored)  # type: ignore[attr-defined]
+
+    def output(self, name: str, step: WorkflowStep, value: Any) -> Payload:
+        """Encode an output; a secret one, or one that stayed on an engine, is replaced.
+
+        ``name`` is that of the step, or of the item.
+        """
+        if step.secret:
+            return REDACTED
+        if isinstance(value, self._remote):
+            return value.to_payload()
+        return self.journal.encode(f"the output of step {name!r}", value, self.types[step.name])
+
+    def decode(self, step: WorkflowStep, payload: Payload) -> Any:
+        """Decode a stored output of a step, or of an item."""
+        subject = f"the stored output of step {step.name!r}"
+        return self.journal.decode(subject, payload, self.types[step.name])
+
+    def received(self, name: str, payload: Payload) -> Any:
+        """Return the value of a signal that was sent; raise as `value_of_signal` does."""
+        return value_of_signal(self.journal, name, payload, self.types[name])
+
+    def is_for_another_version(self, name: str, payload: Payload, asked: Sequence[Any]) -> bool:
+        """Whether a signal that is not of its type is one for which another version has asked."""
+        return is_for_another_version(self.journal, self.types[name], payload, asked)
+
+    def sent(self, name: str, value: Any) -> Payload:
+        """Encode a value as it was given to a signal, so that every sender stores the same."""
+        return self.journal.encode(
+            f"signal {name!r}", value, Any if is_plain(value) else self.types[name]
+        )
+
+    async def close(
+        self, run_id: str
+    ) -> tuple[BaseException | None, asyncio.CancelledError | None]:
+        """Wait until all events are stored, and release the run, even if cancelled meanwhile.
+
+        Return the journal's failure, and the cancellation that came meanwhile, if any.
+        """
+        self.has_closed, cancellation = True, None
+        while True:
+            closing = asyncio.create_task(self.session.close(), name=f"asyncflow:{run_id}")
+            late = await outlast(closing.done, partial(asyncio.wait, [closing]))
+            cancellation = cancellation or late
+            if not closing.cancelled():  # else by a third party
+                break
+        try:
+            return closing.exception(), cancellation
+        finally:
+            del cancellation, late  # they keep this frame
+
+
+# --- how a run starts -----------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """The run that a caller asks for."""
+
+    run_id: str
+    pipeline: str
+    """The name of the pipeline; empty if it has none."""
+    plan: Plan
+    types: OutputTypes
+    inputs: Mapping[str, Any]
+    secret_inputs: Collection[str]
+    fail_fast: bool
+    parent: str = ""
+    """The run one of whose steps asks for it; empty if none does."""
+    parent_step: str = ""
+    """That step."""
+    known_steps: Collection[str] = ()
+    """The steps of the pipeline, even those that targets leave out."""
+    allows_missing_steps: bool = False
+    """Whether the run continues without steps that it would still run and that are not known."""
+    stays: bool = False
+    """Whether the run stays in its process while it waits for signals."""
+    clock: Callable[[], float] = time.time
+    """The wall clock, which any thread may ask."""
+    label: str = ""
+
+
+def new_start(request: Request) -> RunStart:
+    """Return how a new run starts.
+
+    Raise `ValueError` if nothing provides a parameter of an action, or two things do, and
+    `TypeError` if several steps would share the items of an input.
+    """
+    plan, inputs = request.plan, request.inputs
+    event = RunStarted(
+        request.run_id,
+        request.clock(),
+        dict(plan.depends_on),  # observers receive it, and other runs have the plan too
+        request.pipeline,
+        inputs=redacted(inputs, request.secret_inputs),
+        max_retries=dict(plan.max_retries),
+        secret=plan.secret,
+        signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
+        signal_deadlines=deadlines_of_signals(plan),
+        parent=request.parent,
+        parent_step=request.parent_step,
+        label=request.label,
+    )
+    bindings = plan.bindings(inputs.keys())
+    if plan.special:
+        refuse_shared_inputs(plan, bindings, inputs)
+    return RunStart(inputs, bindings, event)
+
+
+def deadlines_of_signals(plan: Plan) -> dict[str, float]:
+    """Return the ``deadline_ms`` of the signals that have one, by name."""
+    steps = [plan.steps[at] for at in sorted(plan.signals)]
+    return {step.name: step.deadline_ms for step in steps if step.deadline_ms is not None}
+
+
+def asked_by(plan: Plan, types: OutputTypes, journal: Journal) -> tuple[dict[str, Any], int]:
+    """Return the signals of a pipeline, each with the schema of its type, and `asks_of` them."""
+    schema: Callable[[Any], Any] = getattr(journal, "schema", lambda hint: {})
+    names = [plan.steps[at].name for at in sorted(plan.signals)]
+    signals = {name: schema(types[name]) for name in names}
+    return signals, asks_of(signals, deadlines_of_signals(plan))
+
+
+def value_of_signal(journal: Journal, name: str, payload: Payload, hint: Any) -> Any:
+    """Return the value of a signal that was sent; raise `PayloadError` if it is not of its type."""
+    subject = f"signal {name!r}"
+    value, shape = journal.decode(subject, payload, hint), shape_of(hint)
+    if not fits(value, shape):
+        raise PayloadError(subject, other_type(value, shape))
+    return value
+
+
+def is_for_another_version(
+    journal: Journal, hint: Any, payload: Payload, asked: Sequence[Any]
+) -> bool:
+    """Whether a signal that is not of its type here is one for which another version has asked.
+
+    ``asked`` are the schemas that the run has stored for it. Such a value was acknowledged, so it
+    is left to a process that can read it.
+    """
+    admits: Callable[[Any, Payload], bool] | None = getattr(journal, "admits", None)
+    if admits is None:
+        return False
+    own = journal.schema(hint)  # type: ignore[attr-defined]  # it has both
+    others = [schema for schema in asked if schema != own]
+    return not admits(own, payload) and any(admits(schema, payload) for schema in others)
+
+
+def redacted(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:
+    """Return inputs with a stand-in for each secret one."""
+    if not secret:
+        return inputs
+    return {name: REDACTED_OUTPUT if name in secret else inputs[name] for name in inputs}

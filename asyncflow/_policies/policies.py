@@ -1,0 +1,168 @@
+"""Which policies a run has, in the order in which they act.
+
+This is the only place that knows them all, and which of them know each other. Modules that few runs
+need are loaded here, when one does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from asyncflow._kernel.policy import Policy
+from asyncflow._kernel.run_scope import Parts
+from asyncflow._policies.loop_monitor import LoopBlocks
+from asyncflow._policies.nested_runs import is_nested
+from asyncflow._policies.observers import AttemptEntries, Observer, Observing, entry_of
+from asyncflow._policies.run_link import Linked, RunLink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asyncflow._core.step import OpenResource
+    from asyncflow._policies.durable import CheckpointSession, RunPersistence
+    from asyncflow._policies.notes import NoteQueue
+    from asyncflow._policies.permits import Permits
+    from asyncflow._policies.resources import Resources
+    from asyncflow._policies.waits import Waits
+
+_WORKERS = frozenset({"runs_in", "engine"})
+
+
+def policies_of(
+    parts: Parts,
+    *,
+    observers: tuple[Observer, ...],
+    resources: Mapping[str, OpenResource],
+    persistence: RunPersistence | None,
+    link: RunLink | None,
+    may_suspend: bool,
+) -> list[Policy]:
+    """Return the policies of a run that is about to begin.
+
+    ``observers`` are its own, ``resources`` is what opens each of its resources, ``persistence``
+    its part of a journal, and ``link`` leads to its handle, if it has one. With ``may_suspend``, it
+    may end its segment while it waits for signals.
+    """
+    scope, found = parts.scope, list[Policy]()
+    given, add = scope.plan.given, found.append
+
+    # Waits close before the resources: a step whose signal came meanwhile would start without them.
+    waits: Waits | None = None
+    if "signal" in given:
+        from asyncflow._policies.waits import Waits
+
+        waits = Waits(parts, persistence, may_suspend=may_suspend)
+        add(waits)
+    opened: Resources | None = None
+    if resources:
+        from asyncflow._policies.resources import Resources
+
+        opened = Resources(parts, resources, waits)
+        add(opened)
+    if scope.state.deadlines.deadline_ms is not None:
+        from asyncflow._policies.run_deadline import RunDeadline
+
+        deadline = RunDeadline(parts, opened)
+        add(deadline)
+        if waits is not None:
+            waits.deadline = deadline
+
+    # Before the journal: what a step says, and what it has saved, is stored with its end. And a
+    # secret output is known before what says it is passed on.
+    if scope.run_context.secrets is not None:
+        from asyncflow._policies.secret_outputs import SecretOutputs
+
+        add(SecretOutputs(scope.run_context.secrets))
+    observing: Observing | None = None
+    notes = cast("NoteQueue | None", scope.run_context.notes)
+    if observers:
+        takes_logs = notes is not None and notes.takes_logs
+        observing = Observing(parts.run, observers, notes if takes_logs else None)
+    if notes is not None:
+        from asyncflow._policies.notes import Noted
+
+        add(Noted(notes, persistence, observing))
+    if persistence is not None:
+        from asyncflow._policies.persisting import Persisting
+
+        if persistence.takes_checkpoints:
+            from asyncflow._policies.checkpoint_writer import CheckpointWriter
+
+            # Before what is reused: void checkpoints go in the turn of the run's first event.
+            add(CheckpointWriter(scope, cast("CheckpointSession", persistence.session)))
+        # Before engines: an attempt is submitted only when its start is stored.
+        add(Persisting(scope, parts.run, persistence))
+        if "cache_ms" in given and persistence.caches:
+            from asyncflow._policies.caching import StepCache
+
+            # After the journal, which may have stored a result by now that other runs wait for;
+            # and before the other gates: who reuses a result needs nothing else.
+            add(StepCache(parts, persistence))
+    if scope.start.checkpoint is not None:
+        from asyncflow._policies.resumption import EarlierResults
+
+        add(EarlierResults(parts, persistence))
+
+    # After the journal: nothing is reported that was not stored.
+    if observing is not None:
+        add(observing)
+        if any(map(entry_of, observers)):
+            add(AttemptEntries(observing))
+
+    # After the resources: a nested run that drains stands still when these are closed.
+    if link is not None or is_nested():
+        from asyncflow._policies.draining import Draining
+
+        draining = Draining(parts, waits, opened)
+        add(draining)
+        if link is not None:
+            add(Linked(parts, link, draining, waits, persistence))
+
+    # Before maps and permits: a step that will not run waits for neither.
+    if "when" in given:
+        from asyncflow._policies.conditions import Conditions
+
+        add(Conditions(parts))
+    permits: Permits | None = None
+    if scope.state.is_limited or given & _WORKERS:
+        from asyncflow._policies.permits import Permits
+
+        permits = Permits(parts)
+        if any(step.measures for step in scope.plan.steps):
+            from asyncflow._policies.pool_needs import PoolNeeds
+
+            add(PoolNeeds(parts, permits))
+    if "map_over" in given:
+        from asyncflow._policies.mapping import Maps
+
+        adding = None if permits is None else permits.adding
+        add(Maps(parts, adding, needs_order=persistence is not None))
+
+    # The innermost call comes first: a heartbeat is counted around the worker that gives it. And
+    # the gate of threads comes before that of slots, which nobody should hold while he waits.
+    if "run_if" in given:
+        from asyncflow._policies.cleanups import CleanUps
+
+        add(CleanUps(parts))
+    if permits is not None and given & _WORKERS:
+        from asyncflow._policies.worker_steps import WorkerSteps
+
+        workers = WorkerSteps(parts, permits)
+        add(workers)
+        if "engine" in given:
+            from asyncflow._policies.remote_attempt import RemoteAttempts
+
+            add(RemoteAttempts(parts, workers))
+    if "heartbeat_ms" in given:
+        from asyncflow._policies.heartbeats import HeartbeatLimits
+
+        add(HeartbeatLimits(parts))
+    if permits is not None:
+        add(permits)  # the last gate: what it lets an attempt hold, the attempt uses at once
+
+    if "fallback" in given:
+        from asyncflow._policies.fallbacks import Fallbacks
+
+        add(Fallbacks())
+    add(LoopBlocks(parts))
+    return found

@@ -1,0 +1,116 @@
+"""Opens the scope of a run: its clock and deadline, its context, and what takes what steps say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from asyncflow._core.checkpoints import Checkpoints
+from asyncflow._core.context import RunContext, enter_run, surroundings
+from asyncflow._core.results import REDACTED_OUTPUT
+from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.state import RunState
+from asyncflow._kernel.action_data import ActionData
+from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
+from asyncflow._kernel.run_scope import RunScope, RunStart
+from asyncflow._policies.durable import Request, RunPersistence
+from asyncflow._policies.observers import Observer
+
+if TYPE_CHECKING:
+    from asyncflow._policies.notes import NoteQueue
+
+
+def open_scope(
+    request: Request,
+    start: RunStart,
+    state: RunState,
+    observers: Sequence[Observer],
+    persistence: RunPersistence | None,
+) -> RunScope:
+    """Return the scope of a run that is about to begin, in the task that runs it."""
+    run_id, plan = request.run_id, request.plan
+    loop, outer = asyncio.get_running_loop(), surroundings()
+    # The clock of a run stands still while no process runs it.
+    at_ms = 0.0 if start.checkpoint is None else start.checkpoint.at_ms
+    now_s = loop.time()
+    started_s = now_s - at_ms / 1000
+    began_ms, deadline_ms = state.deadlines.began_ms, state.deadlines.deadline_ms
+    deadline_s = math.inf
+    if deadline_ms is not None:  # a run that waited has used up a part of it
+        deadline_s = now_s + (deadline_ms - (at_ms - began_ms)) / 1000
+    clock, notes = clock_of(loop), None
+    secrets = _secrets_of(start, outer.secrets)
+    if observers or (persistence is not None and persistence.takes_notes):
+        secrets = secrets or SecretTexts()
+
+        def now_ms() -> float:
+            return (clock() - started_s) * 1000
+
+        notes = _notes_of(now_ms, start, observers, persistence, secrets)
+    run_context = RunContext(
+        run_id,
+        plan,
+        clock,
+        started_s,
+        deadline_s,
+        extras={},
+        cancel_requested=cancel_requested,
+        notes=notes,
+        secrets=secrets,
+        outer_ends_s=now_s + outer.left_s,
+        outer=None if notes is not None and notes.takes_logs else outer.notes,
+        pools=outer.pools,
+        checkpoints=Checkpoints() if persistence is None else persistence.checkpoints(start.saved),
+    )
+    context = contextvars.copy_context()
+    context.run(enter_run, run_context)
+    return RunScope(
+        run_id=run_id,
+        plan=plan,
+        start=start,
+        state=state,
+        run_context=run_context,
+        context=context,
+        loop=loop,
+        live={},
+        data=ActionData(plan, start, state),
+    )
+
+
+def _notes_of(
+    now_ms: Callable[[], float],
+    start: RunStart,
+    observers: Sequence[Observer],
+    persistence: RunPersistence | None,
+    secrets: SecretTexts,
+) -> NoteQueue:
+    """Return what takes the notes of a run that has a journal or observers."""
+    from asyncflow._policies.notes import NoteQueue, log_level_of, wants_prints  # others need none
+
+    levels = [log_level_of(each) for each in observers]
+    prints = any(map(wants_prints, observers))
+    if persistence is not None:
+        levels.append(persistence.logs)
+        prints = prints or persistence.prints
+    return NoteQueue(
+        now_ms,
+        secrets=secrets,
+        secret=start.event.secret,
+        level=min((level for level in levels if level is not None), default=None),
+        prints=prints,
+    )
+
+
+def _secrets_of(start: RunStart, outer: SecretTexts | None) -> SecretTexts | None:
+    """Return the secrets that a run knows when it starts, or may get to know, if there are any."""
+    shown = start.event.inputs if start.checkpoint is None else start.checkpoint.inputs
+    hidden = [name for name in start.inputs if shown.get(name) is REDACTED_OUTPUT]
+    if not hidden and not start.event.secret and outer is None:
+        return None
+    secrets = SecretTexts(outer)
+    for name in hidden:
+        secrets.add(start.inputs[name])
+    return secrets
