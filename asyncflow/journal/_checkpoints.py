@@ -11,7 +11,7 @@ from typing import Any
 
 from asyncflow._core.results import Payload
 from asyncflow._core.step_runs import Key
-from asyncflow.journal._event_codec import column_of, event_checksum, from_column
+from asyncflow.journal._event_codec import column_of, data_checksum, event_checksum, from_column
 from asyncflow.journal._sql import Statement
 
 _NO_ITEM = -1
@@ -59,4 +59,5 @@ def checkpoints_of(journal: str, run_id: str, rows: Iterable[Sequence[Any]]) -> 
 
 
 def _checksum(run_id: str, step: str, item: int, codec: str, data: bytes) -> int:
-    return event_checksum(run_id, 0, "Checkpoint", step, item, None, 0.0, codec, None, data)
+    of_data = data_checksum(data)
+    return event_checksum(run_id, 0, "Checkpoint", step, item, None, 0.0, codec, None, of_data)

@@ -2,25 +2,29 @@
 
 Events come back as they were, errors aside: asyncflow's own come back without their traceback and
 cause, others as `RestoredError`. Fields without a column are in `EventRow.payload` as JSON, so
-that a person can read them.
+that a person can read them, unless they have their default. What they must be, when they are read,
+follows from the types that the event itself declares.
 
-Each row has a checksum of all its other columns, its run and its position included. So a row that
+Each row has a checksum of its other columns, its run and its position included. So a row that
 has changed is noticed, and so is one that belongs to another run or stood at another place. It is
-meant for accidents: a program that deliberately changes a row can compute it.
+meant for accidents: a program that deliberately changes a row can compute it. The data of a row,
+which may be long, have a checksum of their own, so that the others can be read without them.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, fields
+from functools import cache, reduce
+from operator import or_
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from zlib import crc32
+
+import msgspec
 
 from asyncflow._core.error_text import LONGEST_TEXT
 from asyncflow._core.errors import (
@@ -34,23 +38,9 @@ from asyncflow._core.errors import (
     StepTimeoutError,
     WorkerLostError,
 )
-from asyncflow._core.results import (
-    ENDED,
-    REDACTED,
-    Payload,
-    RunStatus,
-    StepStatus,
-    to_restored_error,
-)
+from asyncflow._core.results import REDACTED, Payload, RunStatus, to_restored_error
 from asyncflow._core.text import cut, safe_text
-from asyncflow.events import (
-    AttemptStarted,
-    Event,
-    ResultReused,
-    RunFinished,
-    RunStarted,
-    StepSucceeded,
-)
+from asyncflow.events import Event, ResultReused, RunStarted, StepAttached, StepSucceeded
 
 
 class EventRow(NamedTuple):
@@ -66,49 +56,62 @@ class EventRow(NamedTuple):
     attempt: int | None
     at_ms: float
     codec: str | None
-    """The codec of the event's output; ``None`` if it has none; `FELL_BACK` for the output of a
-    fallback, which is in the JSON object with the error."""
+    """The codec of the event's output; ``None`` if it has none."""
     payload: str | None
-    """The output if its codec is JSON; otherwise the fields without a column, as a JSON object."""
+    """The fields without a column that have not their default, as a JSON object, if any."""
     data: bytes | None
-    """The output if its codec is not JSON."""
+    """The output, or the data of an attachment."""
 
+
+SealedRow = tuple[object, ...]
+"""The values of an `EventRow` but for the data, their checksum, that of the row, and the data."""
 
 Details = dict[str, Any]
 
-FELL_BACK = "fallback"
-
-_NUMBERS = struct.Struct("<qqqd")
+_NUMBERS = struct.Struct("<qqqdq")
 
 
 def row_of(run_id: str, position: int, event: Event) -> EventRow:
     """Return the row of an event. The output of a `StepSucceeded` is a `Payload` or ``None``."""
-    kind = type(event).__name__
-    # Most events are of these two kinds.
-    if isinstance(event, StepSucceeded):
-        output = (
-            _output_columns(event.output)
-            if event.error is None
-            else (FELL_BACK, _json(_details(event)), None)
-        )
-    elif isinstance(event, AttemptStarted) and not (event.queued_ms or event.engine):
-        output = None, None, None
-    else:
-        step, details = getattr(event, "step", None), _details(event)
-        return EventRow(
-            run_id,
-            position,
-            kind,
-            None if step is None else column_of(step),
-            getattr(event, "item", None),
-            getattr(event, "attempt", None),
-            getattr(event, "at_ms", 0.0),
-            None,
-            _json(details) if details else None,
-            None,
-        )
-    step, item, attempt = column_of(event.step), event.item, event.attempt
-    return EventRow(run_id, position, kind, step, item, attempt, event.at_ms, *output)
+    cls = type(event)
+    details: Details = {}
+    for name, default in _FIELDS[cls]:
+        value = getattr(event, name)
+        if value is default:
+            continue
+        # What has no other default may raise when it is compared: an error is a user's.
+        if default is None or default is _REQUIRED or value != default:
+            details[name] = _write_inputs(value) if name == "inputs" else value
+    codec = data = None
+    if cls in _DATA:
+        data = getattr(event, _DATA[cls])
+        if isinstance(data, Payload):
+            codec, data = data
+    step = getattr(event, "step", None)
+    return EventRow(
+        run_id,
+        position,
+        cls.__name__,
+        None if step is None else column_of(step),
+        getattr(event, "item", None),
+        getattr(event, "attempt", None),
+        getattr(event, "at_ms", 0.0),
+        codec,
+        _json(details) if details else None,
+        data,
+    )
+
+
+def sealed(row: EventRow) -> SealedRow:
+    """Return a row with its checksums."""
+    of_data = data_checksum(row.data)
+    columns = (*row[:-1], of_data)
+    return (*columns, event_checksum(*columns), row.data)
+
+
+def data_checksum(data: bytes | None) -> int | None:
+    """Return the checksum of the data of a row; ``None`` if it has none."""
+    return None if data is None else crc32(data)
 
 
 def event_checksum(
@@ -121,23 +124,25 @@ def event_checksum(
     at_ms: float,
     codec: str | None,
     payload: str | None,
-    data: bytes | None,
+    of_data: int | None,
 ) -> int:
-    """Return the checksum of an `EventRow`: the CRC-32 of its numbers, its texts and its data.
+    """Return the checksum of an `EventRow`: the CRC-32 of its numbers and its texts.
 
-    It differs for certain after a change within 32 neighbouring bits of that, and after any other
-    change with a probability of 1 - 2**-32.
+    Its numbers include the checksum of its data. It differs for certain after a change within 32
+    neighbouring bits of that, and after any other change with a probability of 1 - 2**-32.
 
     Raise `ValueError` for a text with surrogates, which no row has, and `TypeError` or
     `struct.error` for a number of another type, or one that is too large.
     """
     # Not by marshal or `repr`, which depend on the version of Python. SQLite makes -0.0 a 0.0.
     numbers = _NUMBERS.pack(
-        position, -1 if item is None else item, -1 if attempt is None else attempt, at_ms + 0.0
+        position,
+        -1 if item is None else item,
+        -1 if attempt is None else attempt,
+        at_ms + 0.0,
+        -1 if of_data is None else of_data,
     )
-    texts = f"{run_id}\0{kind}\0{step}\0{codec}\0{payload}".encode()
-    checksum = crc32(texts, crc32(numbers))
-    return crc32(data, checksum) if data else checksum
+    return crc32(f"{run_id}\0{kind}\0{step}\0{codec}\0{payload}".encode(), crc32(numbers))
 
 
 def run_checksum(
@@ -157,39 +162,34 @@ def run_checksum(
     return crc32(f"{run_id}\0{pipeline}\0{started_at!r}\0{others}".encode())
 
 
-def event_of(row: Sequence[Any]) -> Event:
-    """Return the event of a row, given with its checksum.
+def event_of(row: Sequence[Any], *, is_brief: bool = False) -> Event:
+    """Return the event of a sealed row, which if it is brief was read without its data.
+
+    The output of such an event is ``None``.
 
     Raises:
         ValueError: The row has changed since it was written, or a newer asyncflow, or another
             program, wrote it.
         Exception: The same, noticed later: a damaged row may have values of any type.
     """
-    *columns, checksum = row
+    *columns, checksum, data = row
     if event_checksum(*columns) != checksum:
         raise ValueError("its checksum is wrong, so it has changed since it was written")
-    _, _, kind, step, item, attempt, at_ms, codec, payload, data = columns
+    if not is_brief and data_checksum(data) != columns[-1]:
+        raise ValueError("the checksum of its data is wrong, so they have changed")
+    _, _, kind, step, item, attempt, at_ms, codec, payload, _ = columns
     if kind not in _KINDS:
         raise ValueError(f"there is no event {kind!r}")
-    cls: Any = _KINDS[kind]
-    values: Details = {}
-    if cls is StepSucceeded and codec != FELL_BACK:
-        values["output"] = _output_of(codec, payload, data)
-    elif payload is not None:
-        values = json.loads(payload)
-        for name, (_, read) in _CONVERSIONS.items():
-            if name in values:
-                values[name] = read(values[name])
-        if cls is RunFinished:
-            values["status"] = _END_OF.get(values.pop("outcome", None))
-        for name, fits in _checks(cls):
-            if name in values and not fits(values[name]):
-                raise ValueError(f"it is no {kind}: its {name} is of another type, or too large")
-    if cls in _WITH_OUTPUTS:
-        values["secret"] = values.get("output") == REDACTED
+    cls = _KINDS[kind]
+    values: Details = {} if payload is None else _read_details(cls, payload)
     # The checksum has refused what is no number.
     if not 0 <= at_ms < _LONGEST_MS or (attempt or 0) < 0 or (item or 0) < 0:
         raise ValueError(f"it is no {kind}: a number is out of range")
+    if cls in _WITH_OUTPUTS:
+        values["output"] = None if codec is None or is_brief else Payload(codec, data or b"")
+        values["secret"] = codec == REDACTED.codec
+    elif cls in _DATA:
+        values[_DATA[cls]] = data or b""
     if cls is not RunStarted:
         values["at_ms"] = at_ms + 0.0  # without the sign of -0.0, as the checksum takes it
     if step is not None:
@@ -203,52 +203,6 @@ def event_of(row: Sequence[Any]) -> Event:
     except TypeError as error:
         raise ValueError(f"it is no {kind}: {error}") from error
     return event
-
-
-def event_without_output(row: Sequence[Any]) -> Event:
-    """Return the event of a row that was read without its output, so that its checksum can't tell.
-
-    A `ResultReused` is without its figures too, which are stored in the same column, and a
-    `StepSucceeded` with a stand-in of its error, if it has one.
-
-    Raise as `event_of` does, for what is noticed without the checksum.
-    """
-    details, codec = None, FELL_BACK if row[7] == FELL_BACK else None
-    if codec == FELL_BACK:
-        details = _UNREAD_ERROR
-    elif row[2] == ResultReused.__name__:
-        details = _NOTHING_TAKEN
-    columns = [*row[:7], codec, details, None]
-    return event_of([*columns, event_checksum(*columns)])
-
-
-def _details(event: Event) -> Details:
-    if isinstance(event, RunFinished):  # with the name and the word that journals have always had
-        details = {"outcome": status_column(event.status), "stop_reason": event.stop_reason}
-        return details if event.cause is None else {**details, "cause": event.cause}
-    details = {name: getattr(event, name) for name in _DETAILS[type(event)]}
-    for name, (write, _) in _CONVERSIONS.items():
-        if name in details:
-            details[name] = write(details[name])
-    return details
-
-
-def _output_columns(output: Payload | None) -> tuple[str | None, str | None, bytes | None]:
-    if output is None:
-        return None, None, None
-    if _is_text(output.codec):
-        return output.codec, output.data.decode(), None
-    return output.codec, None, output.data
-
-
-def _output_of(codec: str | None, payload: str | None, data: bytes | None) -> Payload | None:
-    if codec is None:
-        return None
-    return Payload(codec, data or b"" if payload is None else payload.encode())
-
-
-def _is_text(codec: str) -> bool:
-    return codec.startswith("json")
 
 
 def column_of(text: str) -> str:
@@ -279,29 +233,204 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder a call
-
-
 def _json(details: Details) -> str:
-    text = _encode(details)
-    return text if _is_unicode(text) else json.dumps(details)
+    try:
+        return _encoder.encode(details).decode()
+    except UnicodeEncodeError:  # a text has surrogates
+        return json.dumps(details, default=_plain)
 
 
-# --- values that JSON does not have --------------------------------------------------------------
+def _plain(value: object) -> object:
+    """Return a value that JSON does not have as others."""
+    if isinstance(value, BaseException):
+        return _write_error(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str):  # of a subclass
+        return str(value)
+    if isinstance(value, _Value):
+        return msgspec.to_builtins(value)
+    raise TypeError(f"JSON has no {type(value).__name__}")
 
 
-def _read_dependencies(written: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+
+# --- which fields are in the JSON object, and what they must be ----------------------------------
+
+# A row whose checksum is right may still not fit: another program wrote it. Displays rely on the
+# types, and on times that they can write as dates.
+
+_LONGEST_MS = 1e14
+"""Three thousand years."""
+_LATEST_S = 1.5e11
+"""The year 6723: the sum of both is a date."""
+
+
+def is_moment(value: object) -> bool:
+    """Whether a value of a row is a time in seconds since the epoch that can be a date."""
+    return type(value) in (float, int) and 0 <= value < _LATEST_S  # type: ignore[operator]
+
+
+_REQUIRED: Any = object()
+"""Stands for the default of a field that has none."""
+
+_DATA: dict[Any, str] = {StepSucceeded: "output", ResultReused: "output", StepAttached: "data"}
+"""Which field is in the column for data."""
+_WITH_OUTPUTS = (StepSucceeded, ResultReused)
+"""Whether they are secret, their outputs tell."""
+
+
+def _fields_of(cls: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the fields of an event without a column, each with its default."""
+    others = {"step", "item", "attempt", "at_ms", _DATA.get(cls)}
+    if cls in _WITH_OUTPUTS:
+        others.add("secret")
+    found = []
+    for each in fields(cls):
+        default = _REQUIRED if each.default is MISSING else each.default
+        if each.default_factory is not MISSING:
+            default = each.default_factory()
+        if each.name not in others:
+            found.append((each.name, default))
+    return tuple(found)
+
+
+_FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {cls: _fields_of(cls) for cls in get_args(Event)}
+_KINDS: dict[str, Any] = {cls.__name__: cls for cls in _FIELDS}
+
+
+class _Error(msgspec.Struct, forbid_unknown_fields=True):
+    """An error in the JSON object of a row."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    own: dict[str, str | int | float] | None = None
+    """The arguments of one of asyncflow."""
+    notes: tuple[str, ...] = ()
+
+
+class _Value(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """A `Payload` in the JSON object of a row."""
+
+    codec: str
+    json: str | None = None
+    base64: bytes | None = None
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+# A policy may ask for any backoff.
+_Number = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+_Moment = Annotated[float, msgspec.Meta(ge=0, lt=_LATEST_S)]
+
+_STORED_AS: dict[Any, Any] = {int: _Count, float: _Number, BaseException: _Error}
+_GENERIC: dict[Any, Any] = {tuple: tuple, Mapping: dict}
+_STORED_AS_BY_NAME = {"inputs": dict[str, _Value], "wall_time": _Moment, "since": _Moment}
+
+
+def _stored_as(hint: Any) -> Any:
+    """Return as which type a value of a type is read."""
+    arguments = tuple(map(_stored_as, get_args(hint)))
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return reduce(or_, arguments)
+    if origin in _GENERIC:
+        return _GENERIC[origin][arguments]
+    return _STORED_AS.get(hint, hint)
+
+
+@cache
+def _details(cls: Any) -> Any:
+    """Return the type of the JSON object of an event, made of the event's own hints."""
+    hints = get_type_hints(cls)
+    return msgspec.defstruct(
+        cls.__name__,
+        [
+            (name, _STORED_AS_BY_NAME.get(name) or _stored_as(hints[name]), *defaults)
+            for name, default in _FIELDS[cls]
+            for defaults in [() if default is _REQUIRED else (default,)]
+        ],
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+
+
+def _read_details(cls: Any, payload: str) -> Details:
+    details = _details(cls)
+    try:
+        try:
+            found = msgspec.json.decode(payload, type=details)
+        except msgspec.DecodeError:  # it may have surrogates, which msgspec does not read
+            found = msgspec.convert(json.loads(payload), details)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"it is no {cls.__name__}: {error}") from error
+    values = {name: getattr(found, name) for name, _ in _FIELDS[cls]}
+    for name, read in _READ.items():
+        if name in values:
+            values[name] = read(values[name])
+    return values
+
+
+def _write_inputs(inputs: Mapping[str, Payload]) -> dict[str, _Value]:
+    return {
+        name: _Value(codec, data.decode()) if _is_text(codec) else _Value(codec, base64=data)
+        for name, (codec, data) in inputs.items()
+    }
+
+
+def _read_inputs(written: Mapping[str, _Value]) -> dict[str, Payload]:
+    return {
+        name: Payload(each.codec, (each.base64 or b"") if each.json is None else each.json.encode())
+        for name, each in written.items()
+    }
+
+
+def _is_text(codec: str) -> bool:
+    return codec.startswith("json")
+
+
+def _read_dependencies(written: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     known: set[str] = set()
     for name, needed in written.items():
         if not known.issuperset(needed):
             raise ValueError(f"step {name!r} comes before one that it depends on")
         known.add(name)
-    return _read_tuples(written)
+    return written
 
 
-def _write_error(error: BaseException | None) -> Details | None:
-    if error is None:
+def _read_status(status: Any) -> Any:
+    if status in (RunStatus.RUNNING, RunStatus.ORPHANED):
+        raise ValueError(f"nothing ends as {status}")
+    return status
+
+
+def _read_error(written: _Error | None) -> BaseException | None:
+    if written is None:
         return None
+    error: BaseException
+    # By its name alone: the class may have moved between modules since.
+    name, own = written.type.rpartition(".")[2], written.own
+    cls = next((cls for cls in _OWN if cls.__name__ == name), None)
+    if own is None or cls is None:
+        error = RestoredError(written.type, written.message, written.traceback)
+    else:
+        error = cls(**own, **({"result": None} if cls is ResultRefusedError else {}))
+    for note in written.notes:
+        error.add_note(note)
+    return error
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "error": _read_error,
+    "inputs": _read_inputs,
+    "dependencies": _read_dependencies,
+    "status": _read_status,
+}
+"""How the values are read of which JSON has others."""
+
+
+def _write_error(error: BaseException) -> Details:
     restored = to_restored_error(error)
     written: Details = {"type": restored.type_name, "message": restored.message}
     own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}
@@ -315,52 +444,6 @@ def _write_error(error: BaseException | None) -> Details | None:
     return written
 
 
-def _read_error(written: Details | None) -> BaseException | None:
-    if written is None:
-        return None
-    error: BaseException
-    if not _fits_error(written):
-        raise ValueError("its error is of another type")
-    # By its name alone: the class may have moved between modules since.
-    name = written["type"].rpartition(".")[2]
-    cls = next((cls for cls in _OWN if cls.__name__ == name), None) if "own" in written else None
-    if cls is None:
-        error = RestoredError(written["type"], written["message"], written.get("traceback", ""))
-    else:
-        error = cls(**written["own"], **({"result": None} if cls is ResultRefusedError else {}))
-    for note in written.get("notes", ()):
-        error.add_note(note)
-    return error
-
-
-def _write_payload(payload: Payload | None) -> Details | None:
-    if payload is None:
-        return None
-    codec, data = payload
-    if _is_text(codec):
-        return {"codec": codec, "json": data.decode()}
-    return {"codec": codec, "base64": base64.b64encode(data).decode()}
-
-
-def _read_payload(written: Details | None) -> Payload | None:
-    if written is None:
-        return None
-    data = written["json"].encode() if "json" in written else base64.b64decode(written["base64"])
-    return Payload(written["codec"], data)
-
-
-def _write_inputs(inputs: Mapping[str, Payload]) -> Details:
-    return {name: _write_payload(payload) for name, payload in inputs.items()}
-
-
-def _read_inputs(written: dict[str, Details]) -> dict[str, Payload | None]:
-    return {name: _read_payload(each) for name, each in written.items()}
-
-
-def _read_tuples(written: dict[str, list[Any]]) -> dict[str, tuple[Any, ...]]:
-    return {name: tuple(values) for name, values in written.items()}
-
-
 _OWN: dict[type[BaseException], tuple[str, ...]] = {
     StepTimeoutError: ("step_name", "attempt", "timeout_ms", "kind"),
     ResultRefusedError: ("step_name", "attempt"),
@@ -372,112 +455,3 @@ _OWN: dict[type[BaseException], tuple[str, ...]] = {
     NotSendableError: ("step_name", "subject", "problem"),
 }
 """The errors that come back as themselves, and the arguments of each."""
-
-_CONVERSIONS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "error": (_write_error, _read_error),
-    "inputs": (_write_inputs, _read_inputs),
-    "dependencies": (dict, _read_dependencies),
-    "missing_steps": (dict, _read_tuples),
-    "fingerprints": (dict, _read_tuples),
-    "outdated": (dict, dict),
-    "unfinished": (dict, dict),
-    "recalled": (list, tuple),
-    "rerun_reasons": (dict, dict),
-    "from_steps": (list, tuple),
-    "output": (_write_payload, _read_payload),
-    "max_retries": (dict, dict),
-    "secret": (list, tuple),
-    "signals": (dict, dict),
-    "signal_deadlines": (dict, dict),
-    "status": (str, StepStatus),
-}
-
-_END_OF = {status_column(each): each for each in (*ENDED, RunStatus.WAITING)}
-_COLUMNS = {"step", "item", "attempt", "at_ms"}
-_WITH_OUTPUTS = (StepSucceeded, ResultReused)
-"""Whether they are secret, their outputs tell."""
-_DETAILS: dict[type[Any], tuple[str, ...]] = {
-    cls: tuple(
-        each.name
-        for each in fields(cls)
-        if each.name not in _COLUMNS and not (each.name == "secret" and cls in _WITH_OUTPUTS)
-    )
-    for cls in get_args(Event)
-}
-"""The fields without a column, for each event."""
-_KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in _DETAILS}
-_UNREAD_ERROR = _json(
-    _details(StepSucceeded("", 0, 0.0, None, error=RestoredError("Exception", "not read", "")))
-)
-_NOTHING_TAKEN = _json(_details(ResultReused("", 0.0, "", 0, 0.0, None)))
-
-
-# --- the types of fields -------------------------------------------------------------------------
-
-# Rows whose checksum is right may still not fit: they were damaged before the journal had
-# checksums, or another program wrote them. Displays rely on the types, and on times that they can
-# write as dates.
-
-_LONGEST_MS = 1e14
-"""Three thousand years."""
-_LATEST_S = 1.5e11
-"""The year 6723: the sum of both is a date."""
-
-_Check = Callable[[Any], bool]
-
-
-def is_moment(value: object) -> bool:
-    """Whether a value of a row is a time in seconds since the epoch that can be a date."""
-    return type(value) in (float, int) and 0 <= value < _LATEST_S  # type: ignore[operator]
-
-
-@cache
-def _checks(cls: Any) -> Sequence[tuple[str, _Check]]:
-    """Return the fields without a column, each with what tells whether a value is of its type."""
-    hints = get_type_hints(cls)
-    return [
-        (name, is_moment if name in ("wall_time", "since") else _check_of(hints[name]))
-        for name in _DETAILS[cls]
-    ]
-
-
-def _check_of(hint: Any) -> _Check:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        any_of = [_check_of(each) for each in arguments]
-        return lambda value: any(fits(value) for fits in any_of)
-    if origin is Literal:
-        return lambda value: value in arguments
-    if origin is tuple:
-        element, length = _check_of(arguments[0]), len(arguments)
-        is_any_length = arguments[-1] is ...
-        return lambda value: (is_any_length or len(value) == length) and all(map(element, value))
-    if origin is not None:  # a mapping of texts
-        element = _check_of(arguments[1])
-        return lambda value: (
-            all(isinstance(name, str) for name in value) and all(map(element, value.values()))
-        )
-    return _CHECKS.get(hint, lambda value: isinstance(value, hint))
-
-
-def _is_duration(value: Any) -> bool:
-    # A policy may ask for any backoff.
-    return type(value) in (float, int) and 0 <= value <= sys.float_info.max
-
-
-_CHECKS: dict[Any, _Check] = {
-    Any: lambda value: True,
-    NoneType: lambda value: value is None,
-    int: lambda value: type(value) is int and value >= 0,
-    float: _is_duration,
-}
-"""Instances of every other type are checked by `isinstance`."""
-
-
-def _fits_error(written: Any) -> bool:
-    own, notes = written.get("own", {}), written.get("notes", [])
-    return (
-        all(isinstance(written.get(name, ""), str) for name in ("type", "message", "traceback"))
-        and all(isinstance(value, str | int | float) for value in own.values())
-        and all(isinstance(note, str) for note in notes)
-    )

@@ -1,106 +1,43 @@
 """The rows of notes: what steps say, which is no part of a run's history.
 
-A row has a checksum of its other columns, as a row of an event. That of an attachment leaves its
-data out, so that it can be checked without them; the data have one of their own in the payload.
+They have rows as events have, and positions of their own, counted from 1: replaced ones leave gaps.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias, get_args
-from zlib import crc32
-
-import msgspec
+from typing import Any, TypeAlias, get_args
 
 from asyncflow._core.arguments import check_count, parse_level
 from asyncflow._core.error_text import describe_fully
 from asyncflow._core.text import safe_text
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
-from asyncflow.journal._event_codec import column_of, event_checksum, from_column
+from asyncflow.journal._event_codec import column_of, event_of, row_of, sealed
 from asyncflow.journal._queries import LARGEST, check_text
 
 ProgressKey: TypeAlias = tuple[str, int, int | None]
 """A step, the number of an attempt, and an item."""
 
 
-class NoteRow(NamedTuple):
-    """A note with its run and its position."""
-
-    run_id: str
-    position: int
-    """Counted from 1, apart from the events of the run. Replaced ones leave gaps."""
-    kind: str
-    """The name of its class."""
-    step: str
-    item: int | None
-    attempt: int
-    at_ms: float
-    level: int | None
-    """That of a log record."""
-    payload: str
-    """The fields without a column, as a JSON object."""
-    data: bytes | None
-    """The data of an attachment."""
-
-
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(NoteEvent)}
 
 
 def note_rows(run_id: str, position: int, notes: Sequence[NoteEvent]) -> list[tuple[object, ...]]:
-    """Return the rows of notes from a position on, each with its checksum."""
-    rows: list[tuple[object, ...]] = []
-    for number, note in enumerate(notes, position):
-        level = data = None
-        details: dict[str, Any]
-        if isinstance(note, StepLogged):
-            details, level = {"logger": note.logger, "message": note.message}, note.level
-            if note.traceback:
-                details["traceback"] = note.traceback
-        elif isinstance(note, StepProgressed):
-            details = {"done": note.done, "total": note.total, "unit": note.unit}
-        else:
-            data = note.data
-            details = {"name": note.name, "media_type": note.media_type, "crc32": crc32(data)}
-        try:
-            payload = msgspec.json.encode(details).decode()
-        except (UnicodeEncodeError, TypeError):  # surrogates, or a subclass of str
-            payload = json.dumps(details)
-        kind, step, item, attempt = (
-            type(note).__name__,
-            column_of(note.step),
-            note.item,
-            note.attempt,
-        )
-        at_ms = note.at_ms
-        checksum = _checksum(run_id, number, kind, step, item, attempt, at_ms, level, payload)
-        # In the order of `NoteRow`, which takes as long to make as all the rest.
-        row = run_id, number, kind, step, item, attempt, at_ms, level, payload, data, checksum
-        rows.append(row)
-    return rows
-
-
-def _checksum(
-    run_id: str,
-    position: int,
-    kind: str,
-    step: str,
-    item: int | None,
-    attempt: int,
-    at_ms: float,
-    level: int | None,
-    payload: str,
-) -> int:
-    return event_checksum(
-        run_id, position, kind, step, item, attempt, at_ms, str(level), payload, None
-    )
+    """Return the rows of notes from a position on: those of events, each with its level."""
+    return [
+        (*sealed(row_of(run_id, number, note)), getattr(note, "level", None))
+        for number, note in enumerate(notes, position)
+    ]
 
 
 def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
-    """Return the note of a row, given with its checksum; a record in its place if it is damaged."""
+    """Return the note of such a row; a record in its place if it is damaged."""
     try:
-        return _note_of(row, with_data)
+        note = event_of(row[:-1], is_brief=not with_data)
+        if not isinstance(note, StepLogged | StepProgressed | StepAttached):
+            raise ValueError(f"{type(note).__name__} is no note")
+        return note
     # Only our decoding is in here, and in a damaged row anything can be of any type.
     except Exception as error:
         _, position, _, step, item, attempt, at_ms, *_ = row
@@ -114,27 +51,6 @@ def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
             message,
             item if isinstance(item, int) else None,
         )
-
-
-def _note_of(row: Sequence[Any], with_data: bool) -> NoteEvent:
-    *columns, checksum = row
-    if _checksum(*columns[:-1]) != checksum:
-        raise ValueError("its checksum is wrong, so it has changed since it was written")
-    _, _, kind, step, item, attempt, at_ms, level, payload, data = columns
-    if item is not None and item < 0:  # for the checksum, -1 is None
-        raise ValueError("its item is out of range")
-    values = json.loads(payload)
-    if kind == StepLogged.__name__:
-        values["level"] = level
-    elif kind == StepAttached.__name__:
-        expected = values.pop("crc32")
-        values["data"] = data if with_data else b""
-        if with_data and crc32(data) != expected:
-            raise ValueError("the checksum of its data is wrong, so they have changed")
-    note: NoteEvent = _KINDS[kind](
-        step=from_column(step), attempt=attempt, at_ms=at_ms + 0.0, item=item, **values
-    )
-    return note
 
 
 def latest_only(

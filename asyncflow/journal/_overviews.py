@@ -22,7 +22,7 @@ from asyncflow.events import (
     RunStarted,
     StepFailed,
 )
-from asyncflow.journal._event_codec import event_of, event_without_output
+from asyncflow.journal._event_codec import event_of
 from asyncflow.journal._payload_codec import Codec
 from asyncflow.journal._queries import (
     UNENDED,
@@ -36,18 +36,10 @@ from asyncflow.journal._signals import Signals
 from asyncflow.journal._sql import EVENT_COLUMNS, OF_FAILED_ITEMS, chunks, marks, padded
 from asyncflow.journal._store import Store
 
-_LONGEST_OUTPUT = 4_096
-"""How many bytes of an output are read where no caller needs it, so that its row can be checked."""
 _LONGEST_START = 65_536
-"""The same for the first event of a run, of which only the inputs are shown."""
-_BRIEF = ", ".join(
-    f"CASE WHEN e.kind IN ('StepSucceeded', 'ResultReused') "
-    f"AND {{bytes}}(e.{column}) > {_LONGEST_OUTPUT} THEN NULL ELSE e.{column} END"
-    if column in ("payload", "data")
-    else f"e.{column}"
-    for column in EVENT_COLUMNS
-)
-"""The columns of an event, without a long output."""
+"""How many bytes of the first event of a run are read, of which only the inputs are shown."""
+_BRIEF = ", ".join("NULL" if column == "data" else f"e.{column}" for column in EVENT_COLUMNS)
+"""The columns of an event, without its output."""
 OF_STEPS = "events e {of_steps} WHERE e.item IS NULL AND e.run_id IN ({ids})"
 _STARTS = (
     f"{OF_STEPS} AND e.kind IN ('RunStarted', 'RunResumed') AND (e.kind = 'RunResumed' "
@@ -192,7 +184,7 @@ class Overviews:
 
 
 def read_brief(store: Store, *wanted: tuple[str, Sequence[str]]) -> dict[Any, list[Sequence[Any]]]:
-    """Return rows of events, without long outputs, by run and in their order.
+    """Return rows of events, without outputs, by run and in their order.
 
     What is wanted is the source of a SELECT, such as `OF_STEPS`, for the runs with some ids.
     """
@@ -213,11 +205,8 @@ def read_brief(store: Store, *wanted: tuple[str, Sequence[str]]) -> dict[Any, li
 
 
 def brief_event_of(row: Sequence[Any]) -> Event:
-    """Return an event that was read without its output if that is long."""
-    _, _, kind, *_, codec, payload, data, _ = row
-    has_output = codec is not None if kind == "StepSucceeded" else kind == "ResultReused"
-    is_cut = has_output and payload is None and data is None
-    event = event_without_output(row) if is_cut else event_of(row)
+    """Return an event that was read without its output."""
+    event = event_of(row, is_brief=True)
     if isinstance(event, ResultReused):
         return replace(event, items=None)  # they are not read
     return event

@@ -261,7 +261,6 @@ class RunReader:
             )
         if step.status is not StepStatus.SUCCESS:
             return sent
-        # A long output was left out.
         output = self.run(run_id).settled()[name, None].output
         if isinstance(output, Payload) and is_same(output, payload):
             return None

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import Payload
-from asyncflow.journal._event_codec import column_of, event_checksum, from_column
+from asyncflow.journal._event_codec import column_of, data_checksum, event_checksum, from_column
 from asyncflow.journal._sql import NOW, Cursor, Statement, changing, marks, padded
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def _sent(
 
 
 def _checksum(run_id: str, name: str, kind: str, codec: str | None, data: bytes | None) -> int:
-    return event_checksum(run_id, 0, kind, name, None, None, 0.0, codec, None, data)
+    of_data = data_checksum(data)
+    return event_checksum(run_id, 0, kind, name, None, None, 0.0, codec, None, of_data)
 
 
 def _names_in(waits: Any) -> list[Any] | None:

@@ -146,8 +146,8 @@ def either_case(letter: str) -> str:
     return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
 
 
-EVENT_COLUMNS = (*EventRow._fields, "checksum")
-"""The columns of `events`."""
+EVENT_COLUMNS = (*EventRow._fields[:-1], "data_checksum", "checksum", "data")
+"""The columns of `events`, as `sealed` returns their values."""
 
 FREE = "(l.owner IS NULL OR NOT {valid})"
 
@@ -155,7 +155,7 @@ OWNER = f"CASE WHEN {FREE} THEN NULL ELSE l.owner END"
 
 OF_FAILED_ITEMS = (
     "{table}item IS NOT NULL AND ({table}kind IN ('AttemptFailed', 'StepFailed') "
-    "OR {table}codec = 'fallback')"
+    "OR ({table}kind = 'StepSucceeded' AND {table}payload IS NOT NULL))"
 )
 """Which events say that an attempt of an item failed; the condition of an index, word for word."""
 

@@ -11,11 +11,11 @@ They are the same for every database, as are those that read many runs
   takes the request over, since the owner that was asked may have died; a release drops it, unless
   the run may continue. Times are by the database's clock.
 - `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
-  their checksum.
+  their checksums.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
   its deadline has expired. The sender writes the row; the owner of the run makes it an event.
-- `notes` has one row per note: what steps say, which no replay reads. Its columns are those of
-  `asyncflow.journal._notes.NoteRow`.
+- `notes` has one row per note: what steps say, which no replay reads. It is a row of an event, with
+  the level of a log record.
 - `checkpoints` has the latest one of each step and item that has saved one and not succeeded
   (`asyncflow.journal._checkpoints`).
 - `cached_results` names the event with the latest success of each call of a step with ``cache_ms``
@@ -44,12 +44,12 @@ from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of
 from asyncflow.journal._event_codec import (
     EventRow,
     column_of,
-    event_checksum,
     event_of,
     from_column,
     run_checksum,
+    sealed,
 )
-from asyncflow.journal._notes import NoteFilter, NoteRow, note_rows
+from asyncflow.journal._notes import NoteFilter, note_rows
 from asyncflow.journal._signals import waiting, wake
 from asyncflow.journal._sql import (
     EVENT_COLUMNS,
@@ -136,7 +136,7 @@ _PAGE = 500
 TABLES_OF_A_RUN = "events", "notes", "signals", "checkpoints", "cached_results", "leases", "runs"
 """Those with rows of runs, in the order in which these are deleted."""
 
-_NOTE = (*NoteRow._fields, "checksum")
+_NOTE = (*EVENT_COLUMNS, "level")
 """The columns of `notes`."""
 
 _NEW_LEASE = "(?, CAST({now} * 1000 AS BIGINT), 0)"
@@ -422,7 +422,7 @@ class Store:
         row = batch.rows[-1]
         self._execute(cursor, _EVENT, (row.run_id, row.position))
         # Another owner may have written another event there.
-        return bool(cursor.fetchone() == (*row, event_checksum(*row)))
+        return bool(cursor.fetchone() == sealed(row))
 
     def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
@@ -452,9 +452,8 @@ class Store:
     def _insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for chunk in chunks(rows):
-            values = [(*row, event_checksum(*row)) for row in chunk]
             sql = _insertion("events", EVENT_COLUMNS, len(chunk))
-            self._execute(cursor, sql, list(chain(*values)))
+            self._execute(cursor, sql, list(chain(*map(sealed, chunk))))
 
     def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
         change = batch.change

@@ -15,6 +15,12 @@ from zlib import crc32
 from asyncflow._core.errors import JournalError
 from asyncflow.journal._sql import OF_FAILED_ITEMS
 
+_EVENT = (
+    "run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, step TEXT, item INTEGER, "
+    "attempt INTEGER, at_ms REAL NOT NULL, codec TEXT, payload TEXT, data_checksum INTEGER, "
+    "checksum INTEGER NOT NULL"
+)
+
 TABLES = {
     "runs": (
         "run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, status TEXT NOT NULL CHECK "
@@ -32,17 +38,11 @@ TABLES = {
         "cancel_reason TEXT, signal_token INTEGER"
     ),
     "events": (
-        "run_id TEXT NOT NULL, position INTEGER NOT NULL CHECK (position > 0), kind TEXT NOT NULL, "
-        "step TEXT, item INTEGER CHECK (item >= 0), attempt INTEGER CHECK (attempt >= 0), "
-        "at_ms REAL NOT NULL CHECK (at_ms >= 0 AND at_ms < 1e300), codec TEXT, payload TEXT, "
-        "data BLOB, checksum INTEGER NOT NULL, PRIMARY KEY (run_id, position)"
+        # The data come last: SQLite goes through them to what is behind.
+        f"{_EVENT}, data BLOB, PRIMARY KEY (run_id, position), CHECK (position > 0 AND item >= 0 "
+        "AND attempt >= 0 AND at_ms >= 0 AND at_ms < 1e300)"
     ),
-    "notes": (
-        "run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, step TEXT NOT NULL, "
-        "item INTEGER, attempt INTEGER NOT NULL, at_ms REAL NOT NULL, level INTEGER, "
-        "payload TEXT NOT NULL, data BLOB, checksum INTEGER NOT NULL, "
-        "PRIMARY KEY (run_id, position)"
-    ),
+    "notes": f"{_EVENT}, level INTEGER, data BLOB, PRIMARY KEY (run_id, position)",
     "signals": (
         "run_id TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, sent_at REAL NOT NULL, "
         "sent_by TEXT NOT NULL, codec TEXT, data BLOB, checksum INTEGER NOT NULL, "

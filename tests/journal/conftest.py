@@ -27,6 +27,10 @@ class TestedDatabase(Protocol):
         """Execute one statement, commit it, and return its rows."""
         ...
 
+    def bytes(self, data: bytes) -> str:
+        """Return bytes as SQL."""
+        ...
+
     def expire_leases(self, run_id: str = "%") -> None:
         """Let the leases of runs with such ids expire."""
         ...
@@ -51,6 +55,9 @@ def make(**options):
         finally:
             connection.close()
 
+    def bytes(self, data: bytes) -> str:
+        return f"X'{data.hex()}'"
+
     def expire_leases(self, run_id: str = "%") -> None:
         expiry = "expires_at = 1, boot_expires_at = 1"
         self.query(f"UPDATE leases SET {expiry} WHERE run_id LIKE '{run_id}'")
@@ -73,6 +80,9 @@ def make(**options):
         with psycopg.connect(self.dsn, autocommit=True, options=in_schema) as connection:
             cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def bytes(self, data: bytes) -> str:
+        return f"'\\x{data.hex()}'"
 
     def expire_leases(self, run_id: str = "%") -> None:
         self.query(f"UPDATE leases SET expires_at = 1 WHERE run_id LIKE '{run_id}'")

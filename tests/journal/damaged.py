@@ -54,9 +54,9 @@ from asyncflow.events import (
 )
 from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import event_checksum, run_checksum
+from asyncflow.journal._event_codec import EventRow, run_checksum, sealed
 from asyncflow.journal._queries import RunRecord
-from asyncflow.journal._sql import OF_FAILED_ITEMS
+from asyncflow.journal._sql import EVENT_COLUMNS, OF_FAILED_ITEMS
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
 from asyncflow.web._feed import RunFeeds
@@ -239,7 +239,7 @@ def _damages_of(run_id: str, table: str, row: sqlite3.Row) -> Iterator[Damage]:
     statements = [f"DELETE FROM {table} WHERE rowid = {row['id']}"]
     if table == "events":
         values = f"{', '.join(row.keys()[3:])} FROM events WHERE rowid = {row['id']}"
-        names = ", ".join(row.keys()[1:])
+        names, contents = ", ".join(row.keys()[1:]), ", ".join(row.keys()[3:])
         other = f"FROM events WHERE run_id = '{BYSTANDER}' AND position = 1"
         statements += [
             # Twice at the same place, at the end, in the next place, in another run's place.
@@ -249,8 +249,7 @@ def _damages_of(run_id: str, table: str, row: sqlite3.Row) -> Iterator[Damage]:
             "UPDATE events SET position = position + CASE rowid WHEN "
             f"{row['id']} THEN 1 ELSE -1 END WHERE run_id = '{run_id}' AND position IN ({at}, "
             f"{at} + 1)",
-            f"UPDATE events SET (kind, step, item, attempt, at_ms, codec, payload, data, checksum) "
-            f"= (SELECT kind, step, item, attempt, at_ms, codec, payload, data, checksum {other}) "
+            f"UPDATE events SET ({contents}) = (SELECT {contents} {other}) "
             f"WHERE rowid = {row['id']}",
         ]
     for number, statement in enumerate(statements):
@@ -300,16 +299,19 @@ def make_checksums_right(database: sqlite3.Connection) -> None:
     """Give every row the checksum of what it has now, if it can have one."""
     database.text_factory = lambda data: str(data, "utf-8", "surrogateescape")
     of_run = "run_id, pipeline, started_at, parent, parent_step, rerun_of, label"
-    for table, checksum, count, names in (
-        ("events", event_checksum, 10, "*"),
-        ("runs", run_checksum, 7, of_run),
-    ):
-        for rowid, *row in database.execute(f"SELECT rowid, {names} FROM {table}").fetchall():
-            with suppress(TypeError, ValueError, struct.error):
-                database.execute(
-                    f"UPDATE {table} SET checksum = ? WHERE rowid = ?",
-                    (checksum(*row[:count]), rowid),
-                )
+    columns = ", ".join(EVENT_COLUMNS)
+    for rowid, *row in database.execute(f"SELECT rowid, {columns} FROM events").fetchall():
+        with suppress(TypeError, ValueError, struct.error):
+            *_, of_data, checksum, _ = sealed(EventRow(*row[:9], row[-1]))
+            database.execute(
+                "UPDATE events SET data_checksum = ?, checksum = ? WHERE rowid = ?",
+                (of_data, checksum, rowid),
+            )
+    for rowid, *row in database.execute(f"SELECT rowid, {of_run} FROM runs").fetchall():
+        with suppress(TypeError, ValueError, struct.error):
+            database.execute(
+                "UPDATE runs SET checksum = ? WHERE rowid = ?", (run_checksum(*row), rowid)
+            )
 
 
 # --- the readers ---------------------------------------------------------------------------------

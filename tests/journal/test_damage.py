@@ -49,11 +49,12 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import event_checksum
+from asyncflow.journal._event_codec import EventRow, sealed
 from asyncflow.testing import run_in_virtual_time
 
 ALL = bool(os.environ.get("ASYNCFLOW_ALL_DAMAGE"))
 """Whether all damages are tried, which takes long, or a sample."""
+
 
 _folder = TemporaryDirectory()
 
@@ -232,13 +233,15 @@ async def store(
 @pytest.mark.parametrize(
     ("table", "change"),
     [
-        ("events", "payload = '{\"rows\":30}' WHERE position = 3"),
+        ("events", "data = BYTES WHERE position = 3"),
+        ("events", "payload = '{}' WHERE position = 3"),
         ("events", "step = 'b' WHERE position = 3"),
         ("events", "item = 1 WHERE position = 3"),
         ("events", "attempt = 2 WHERE position = 3"),
         ("events", "at_ms = 3 WHERE position = 3"),
         ("events", "codec = 'json-plain' WHERE position = 3"),
-        ("events", "payload = NULL WHERE position = 3"),
+        ("events", "data = NULL WHERE position = 3"),
+        ("events", "data_checksum = 7 WHERE position = 3"),
         ("events", "kind = 'StepFailed' WHERE position = 3"),
         ("events", "checksum = checksum + 1 WHERE position = 3"),
         ("events", "position = 9 WHERE position = 3"),
@@ -255,6 +258,7 @@ async def test_a_changed_row_is_refused_in_every_database(
     await store(journal)
     await store(journal, "other")
     is_of_r = " AND run_id = 'r'" if table == "events" else ""
+    change = change.replace("BYTES", database.bytes(b"[30]"))
     database.query(f"UPDATE {table} SET {change}{is_of_r}")
 
     for read in (journal.report, journal.events, resumed(journal)):
@@ -332,10 +336,11 @@ async def test_a_run_that_ends_between_two_reads_is_read_again(journal: Any) -> 
 async def test_an_output_that_is_no_json_is_refused(journal: Any, database: Any) -> None:
     """Its checksum is right: another program wrote it."""
     await store(journal)
-    columns = "r", 3, "StepSucceeded", "a", None, 1, 2.0, "json", '{"rows"', None
-    checksum = event_checksum(*columns)
+    row = EventRow("r", 3, "StepSucceeded", "a", None, 1, 2.0, "json", None, b'{"rows"')
+    *_, of_data, checksum, data = sealed(row)
     database.query(
-        f"UPDATE events SET payload = '{columns[8]}', checksum = {checksum} WHERE position = 3"
+        f"UPDATE events SET data = {database.bytes(data)}, data_checksum = {of_data}, "
+        f"checksum = {checksum} WHERE position = 3"
     )
 
     for read in (journal.report, journal.events):

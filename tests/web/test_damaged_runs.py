@@ -29,7 +29,7 @@ async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path:
         client = make_client(app(journal, pipelines={"reports": failing()}))
         change(
             path,
-            "UPDATE events SET payload = '[1,2,9]' WHERE payload = '[1,2,3]' AND run_id = 'bad'",
+            "UPDATE events SET data = x'39' WHERE data IS NOT NULL AND run_id = 'bad'",
         )
 
         pages = [await client.get(url) for url in ("/runs/bad",)]
@@ -39,7 +39,7 @@ async def test_a_damaged_run_has_a_page_that_says_so(make_client: Any, tmp_path:
     for page in pages:
         assert page.status_code == 409
         assert "event 3 of run" in page.text
-        assert "its checksum is wrong" in page.text
+        assert "the checksum of its data is wrong" in page.text
         assert "Other runs are not affected." in page.text
     assert "<h1>The run can&#39;t be read</h1>" in pages[0].text
     assert [page.status_code for page in others] == [200] * 3
