@@ -236,8 +236,8 @@ def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
                     theirs = partial(workflow, width, length)
                     pairs = [
                         (
-                            await _seconds(_at_once, runs, ours),
-                            await _seconds(_at_once, runs, theirs),
+                            await _seconds(partial(_at_once, runs, ours)),
+                            await _seconds(partial(_at_once, runs, theirs)),
                         )
                         for _ in range(rounds + 1)
                     ][1:]
