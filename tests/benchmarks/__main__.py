@@ -1,9 +1,9 @@
 """Measures asyncflow against a loop written by hand: ``python -m tests.benchmarks``.
 
-Most figures are the ratio of two measurements, taken in turn, in one process, in CPU time. So the
-speed of the machine does not matter, and its load hardly does. A round is one pair; the shortest
-measurement of each side counts. The last line and the exit status say whether all figures are
-within their limits.
+Most figures are the ratio of two measurements, taken in turn, in one process, in CPU time, of work
+that is checked to have passed. So the speed of the machine does not matter, and its load hardly
+does. A round is one pair; the shortest measurement of each side counts. The last line and the exit
+status say whether all figures are within their limits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import sys
 import time
 import traceback
 import tracemalloc
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from graphlib import TopologicalSorter
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,79 +33,75 @@ from tests.benchmarks.engines import engines
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.observing import observing
-from tests.benchmarks.pools import MAX_OF_A_SEMAPHORE, pool_policies, pools, refusals
-from tests.benchmarks.ratios import Row, on_this_python, ratio
+from tests.benchmarks.pools import pool_policies, pools, refusals
+from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s, limit_of, passed
 from tests.benchmarks.saying import saying
 from tests.benchmarks.testing_kit import testing_kit
 from tests.benchmarks.watched import watched
 from tests.traces import NO_TRACES, trace_files
-
-# What each Python reaches, and a tenth more: a regression shows, and noise passes. "wide" is fan
-# and layered.
-LIMITS: dict[str, float] = {
-    "chain": on_this_python(1.35, 1.35, 1.4),
-    "wide": on_this_python(1.5, 1.35, 1.45),
-    "observed": on_this_python(1.55, 1.6, 1.65),
-    "third attempt": on_this_python(2.3, 3.6, 3.8),
-    "fail-fast": on_this_python(1.75, 1.65, 1.75),
-    "memory": on_this_python(1.4, 1.35, 1.35),
-    "import": on_this_python(1.8, 1.75, 1.75),
-}
-
-
-def cpu_s(work: Callable[[], Awaitable[Mapping[str, Any] | list[Any]]]) -> float:
-    """Return the CPU seconds to run a pipeline and to read every result."""
-
-    async def timed() -> float:
-        gc.collect()
-        started = time.process_time()
-        results = await work()
-        for result in results.values() if isinstance(results, Mapping) else results:
-            result.output  # noqa: B018
-        return time.process_time() - started
-
-    return asyncio.run(timed())
 
 
 def against_the_hand_written_loop(rounds: int) -> Iterator[Row]:
     for shape, edges in SHAPES.items():
         for action in (instant, suspending):
             steps = pipeline(edges(1_000), action)
-            at_most = LIMITS["chain" if shape == "chain" else "wide"]
-            value = _against_by_hand(steps, 3 * rounds)
-            yield Row(f"{shape} of 1,000 steps, {action.__name__}", value, at_most)
-            value = _against_by_hand(steps, 3 * rounds, observers=[[].append])
-            at_most = LIMITS["observed"]
-            yield Row("   with an observer that stores every event", value, at_most)
+            subject = f"{shape} of 1,000 steps, {action.__name__}"
+            yield _against_by_hand(subject, steps, rounds)
+            observers = [deque[Any](maxlen=2_000).append]  # it stores all events of one run
+            subject += ", with an observer"
+            yield _against_by_hand(subject, steps, rounds, observers=observers)
 
 
-def _against_by_hand(steps: list[WorkflowStep], rounds: int, **options: Any) -> float:
-    return ratio(
-        lambda: cpu_s(lambda: run_pipeline(steps, **options)),
-        lambda: cpu_s(lambda: run_by_hand(steps)),
+def _against_by_hand(
+    subject: str,
+    steps: list[WorkflowStep],
+    rounds: int,
+    check: Callable[[Any], bool] = passed,
+    **options: Any,
+) -> Row:
+    return compared(
+        subject,
+        lambda: cpu_s(lambda: run_pipeline(steps, **options), check=check),
+        lambda: cpu_s(lambda: run_by_hand(steps), check=check),
         rounds,
     )
 
 
+def three_steps(rounds: int) -> Iterator[Row]:
+    """Yield the cost of a short run, which is what a run itself costs."""
+    edges = SHAPES["chain"](3)
+    steps = pipeline(edges, instant)
+    runs: dict[str, Callable[[], Awaitable[object]]] = {
+        "Orchestrator.run": Orchestrator(steps).run,
+        "run_pipeline": lambda: run_pipeline(steps),
+        "steps and run_pipeline": lambda: run_pipeline(pipeline(edges, instant)),
+    }
+    for name, run in runs.items():
+        row = compared(
+            f"chain of 3 steps, {name}",
+            lambda run=run: cpu_s(run, repeats=200),
+            lambda: cpu_s(lambda: run_by_hand(steps), repeats=200),
+            rounds,
+        )
+        yield row
+        yield Row("   ours", lambda row=row: row.value.ours * 1e6, None, "us")
+
+
 def retries(rounds: int) -> Iterator[Row]:
-    def flaky_steps() -> list[WorkflowStep]:
-        def flaky() -> Callable[[], Awaitable[int]]:
-            calls = 0
+    def flaky() -> Callable[[], Awaitable[int]]:
+        calls = 0
 
-            async def action() -> int:
-                nonlocal calls
-                calls += 1
-                if calls % 3:
-                    raise ValueError
-                return calls
+        async def action() -> int:
+            nonlocal calls
+            calls += 1
+            if calls % 3:
+                raise ValueError
+            return calls
 
-            return action
+        return action
 
-        return [WorkflowStep(f"s{i}", flaky(), max_retries=3) for i in range(1_000)]
-
-    steps = flaky_steps()
-    value = _against_by_hand(steps, 3 * rounds)
-    yield Row("1,000 steps that succeed at the third attempt", value, LIMITS["third attempt"])
+    steps = [WorkflowStep(f"s{i}", flaky(), max_retries=3) for i in range(1_000)]
+    yield _against_by_hand("1,000 steps that succeed at the third attempt", steps, rounds)
 
 
 def fail_fast(rounds: int) -> Iterator[Row]:
@@ -114,12 +112,15 @@ def fail_fast(rounds: int) -> Iterator[Row]:
         await asyncio.sleep(0)
         raise ValueError
 
-    steps = [
-        WorkflowStep("fails", failing),
-        *(WorkflowStep(f"s{i}", sleeping) for i in range(5_000)),
-    ]
-    value = _against_by_hand(steps, 2 * rounds)
-    yield Row("fail-fast with 5,000 sleeping siblings", value, LIMITS["fail-fast"])
+    for count in (1_000, 5_000):
+        steps = [
+            WorkflowStep("fails", failing),
+            *(WorkflowStep(f"s{i}", sleeping) for i in range(count)),
+        ]
+        subject = f"fail-fast with {count:,} sleeping siblings"
+        yield _against_by_hand(
+            subject, steps, rounds, check=lambda found: found["fails"].status == "FAILED"
+        )
 
 
 def mapped(rounds: int) -> Iterator[Row]:
@@ -128,45 +129,43 @@ def mapped(rounds: int) -> Iterator[Row]:
     async def numbers() -> range:
         return items
 
-    async def instantly(number: int) -> int:
+    async def instant(number: int) -> int:
         return number
 
     async def suspending(number: int) -> int:
         await asyncio.sleep(0)
         return number
 
-    for action in (instantly, suspending):
+    for action in (instant, suspending):
         steps = [
             WorkflowStep("numbers", numbers),
             WorkflowStep("mapped", action, {"number": "numbers"}, map_over="numbers"),
         ]
-        value = ratio(
+        yield compared(
+            f"map over 10,000 items, 100 at once, {action.__name__}",
             lambda steps=steps: cpu_s(lambda: run_pipeline(steps, max_concurrency=100)),
             lambda action=action: cpu_s(lambda: map_by_hand(action, items, 100, 30)),
             rounds,
-        )
-        yield Row(
-            f"map over 10,000 items, 100 at once, {action.__name__} / gather",
-            value,
-            MAX_OF_A_SEMAPHORE,
         )
 
 
 def planning(rounds: int) -> Iterator[Row]:
     steps = pipeline(SHAPES["layered"](100_000), instant)
 
-    def timed(work: Callable[[], object]) -> float:
+    def timed(work: Callable[[], list[Any]]) -> float:
         gc.collect()
         started = time.process_time()
-        work()
-        return time.process_time() - started
+        found = work()
+        took = time.process_time() - started
+        assert len(found) == len(steps)
+        return took
 
-    def graphlib_sort() -> list[str]:
+    def graphlib_sort() -> list[Any]:
         return list(
             TopologicalSorter({step.name: step.depends_on for step in steps}).static_order()
         )
 
-    value = ratio(
+    value = Ratio(
         lambda: timed(lambda: topological_sort(steps)), lambda: timed(graphlib_sort), rounds
     )
     yield Row("planning 100,000 steps, 300,000 dependencies / graphlib", value, 0.7)
@@ -176,7 +175,7 @@ def growth(rounds: int) -> Iterator[Row]:
     for shape in ("chain", "layered"):
         small = pipeline(SHAPES[shape](1_000), suspending)
         large = pipeline(SHAPES[shape](30_000), suspending)
-        value = ratio(
+        value = Ratio(
             lambda large=large: cpu_s(lambda: run_pipeline(large)) / 30,
             lambda small=small: cpu_s(lambda: run_pipeline(small)),
             rounds,
@@ -186,34 +185,35 @@ def growth(rounds: int) -> Iterator[Row]:
 
 def memory(_: int) -> Iterator[Row]:
     count = 5_000
-    live = {}
-    for name, run in {"ours": run_pipeline, "by hand": run_by_hand}.items():
 
-        async def measured(run: Callable[..., Awaitable[object]] = run) -> float:
-            entered, gate = 0, asyncio.Event()
+    async def bytes_of_a_live_step(run: Callable[..., Awaitable[object]]) -> float:
+        entered, gate = 0, asyncio.Event()
 
-            async def waiting() -> None:
-                nonlocal entered
-                entered += 1
-                await gate.wait()
+        async def waiting() -> None:
+            nonlocal entered
+            entered += 1
+            await gate.wait()
 
-            steps = [WorkflowStep(f"s{i}", waiting) for i in range(count)]
-            gc.collect()
-            tracemalloc.start()
-            running = asyncio.ensure_future(run(steps))
-            while entered < count:
-                await asyncio.sleep(0)
-            gc.collect()
-            held = tracemalloc.get_traced_memory()[0] / count
-            tracemalloc.stop()
-            gate.set()
-            await running
-            return held
+        steps = [WorkflowStep(f"s{i}", waiting) for i in range(count)]
+        gc.collect()
+        tracemalloc.start()
+        running = asyncio.ensure_future(run(steps))
+        while entered < count:
+            await asyncio.sleep(0)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] / count
+        tracemalloc.stop()
+        gate.set()
+        assert passed(await running)
+        return held
 
-        asyncio.run(measured())  # a warm-up: the loop's set of tasks has its size now
-        live[name] = asyncio.run(measured())
-    value = live["ours"] / live["by hand"]
-    yield Row("memory of a live step / by hand", value, LIMITS["memory"])
+    # The first pair is a warm-up: the loop's set of tasks has its size then.
+    yield compared(
+        "memory of a live step",
+        lambda: asyncio.run(bytes_of_a_live_step(run_pipeline)),
+        lambda: asyncio.run(bytes_of_a_live_step(run_by_hand)),
+        1,
+    )
 
     orchestrator = Orchestrator([WorkflowStep(f"s{i}", instant) for i in range(count)])
 
@@ -225,9 +225,28 @@ def memory(_: int) -> Iterator[Row]:
         gc.collect()
         held = tracemalloc.get_traced_memory()[0] / len(report)
         tracemalloc.stop()
+        assert passed(report)
         return held
 
-    yield Row("memory of a step in the report", asyncio.run(bytes_of_a_result()), 400, "bytes")
+    yield Row(
+        "memory of a step in the report", lambda: asyncio.run(bytes_of_a_result()), 400, "bytes"
+    )
+
+
+_CPU_S_OF_AN_IMPORT = """
+import time{others}
+began = time.process_time()
+import {module}
+print(time.process_time() - began)
+"""
+
+_MODULES_OF_A_RUN = """
+import asyncio, sys
+from asyncflow import WorkflowStep, run_pipeline
+report = asyncio.run(run_pipeline([WorkflowStep("step", lambda: asyncio.sleep(0))]))
+assert report.status == "PASSED"
+print(sum(name.partition(".")[0] == "asyncflow" for name in sys.modules))
+"""
 
 
 def importing(rounds: int) -> Iterator[Row]:
@@ -236,21 +255,20 @@ def importing(rounds: int) -> Iterator[Row]:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
-        def cost_s(module: str) -> float:
-            before = os.times()
-            for _ in range(5):  # the operating system counts in hundredths of a second
-                command = [sys.executable, "-c", f"import asyncio, {module}"]
-                subprocess.run(command, check=True, env=environment)
-            after = os.times()
-            return (
-                after.children_user
-                + after.children_system
-                - before.children_user
-                - before.children_system
-            )
+        def printed(program: str) -> float:
+            command = [sys.executable, "-c", program]
+            return float(subprocess.check_output(command, env=environment, text=True))
 
-        value = ratio(lambda: cost_s("asyncflow"), lambda: cost_s("anyio"), rounds)
-    yield Row("import asyncio, asyncflow / import asyncio, anyio", value, LIMITS["import"])
+        row = compared(
+            "import of asyncflow, beside asyncio / of asyncio",
+            partial(printed, _CPU_S_OF_AN_IMPORT.format(others=", asyncio", module="asyncflow")),
+            partial(printed, _CPU_S_OF_AN_IMPORT.format(others="", module="asyncio")),
+            rounds,
+        )
+        yield row
+        yield Row("   ours", lambda: row.value.ours * 1e3, None, "ms")
+        subject = "modules that a plain run loads"
+        yield Row(subject, printed(_MODULES_OF_A_RUN), limit_of(subject), "")
 
 
 def makespans(_: int) -> Iterator[Row]:
@@ -264,12 +282,13 @@ def makespans(_: int) -> Iterator[Row]:
             ("tiers", replayed.tiers_s, None),
             ("ready", replayed.ready_s, 1.0),
         ):
-            ratio = round(replayed.ratio(makespan_s) or 1.0, 6)
-            yield Row(f"{path.stem[:40]}: {schedule} / critical path", ratio, limit)
+            value = round(replayed.ratio(makespan_s) or 1.0, 6)
+            yield Row(f"{path.stem[:40]}: {schedule} / critical path", value, limit)
 
 
 SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "hand": against_the_hand_written_loop,
+    "three_steps": three_steps,
     "retries": retries,
     "fail_fast": fail_fast,
     "pools": pools,
@@ -295,23 +314,36 @@ SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="pairs of a slow measurement")
-    parser.add_argument("--only", help="measure only subjects with this in their name")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="SUBJECT[: ROW]",
+        help=f"measure only subjects, and rows, with this in their name ({', '.join(SUBJECTS)})",
+    )
     options = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {options.rounds} rounds\n")
-    failed = 0
+    only_subject, _, only_row = options.only.partition(": ")
+    failed = measured = 0
     for name, subject in SUBJECTS.items():
-        if options.only and options.only not in name:
+        if only_subject not in name:
             continue
         gc.collect()
         gc.freeze()  # what earlier subjects have left behind is not searched during this one
         try:
             for row in subject(options.rounds):
-                print(row, flush=True)
-                failed += not row.holds
+                if not row.subject.startswith(" "):  # else it belongs to the last one
+                    is_wanted = only_row in row.subject
+                if is_wanted:
+                    found = row.measured()
+                    print(found, flush=True)
+                    failed += not found.holds
+                    measured += 1
         except Exception:  # the others have their verdict nevertheless
             traceback.print_exc()
             print(f"{name}: FAILED", flush=True)
             failed += 1
+    if not measured and not failed:
+        parser.error(f"--only {options.only!r} names no row")
     print(f"\n{'PASSED' if not failed else f'FAILED: {failed} of the figures'}")
     return 1 if failed else 0
 

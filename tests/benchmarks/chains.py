@@ -6,8 +6,6 @@ How long a chain takes is measured in virtual time, so it is the same on any mac
 from __future__ import annotations
 
 import asyncio
-import gc
-import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from random import Random
@@ -15,7 +13,7 @@ from typing import Any
 
 from asyncflow import Pool, RunReport, WorkflowStep, run_pipeline
 from asyncflow.testing import run_in_virtual_time
-from tests.benchmarks.ratios import Row, on_this_python, ratio
+from tests.benchmarks.ratios import Row, compared, cpu_s
 
 _SIZES = 20, 10, 5
 _ITEMS = 200
@@ -30,16 +28,13 @@ def chains(rounds: int) -> Iterator[Row]:
     yield Row(f"{subject} / by hand", ours[0] / theirs[0], 1.02)
     yield Row("   until its first item is done", ours[1] / theirs[1], 1.2)
     # An item has a result, attempts, and a slot that other runs share; a task has none of these.
-    for count, what, at_most in (
-        (1, "10,000 items", on_this_python(3.3, 2.6, 2.4)),
-        (2, "   that flow on into a second mapped step", on_this_python(3.5, 3.8, 3.8)),
-    ):
-        value = ratio(
-            lambda count=count: _cpu_s(_map(count)),
-            lambda count=count: _cpu_s(_map_by_hand(count)),
+    for count in (1, 2):
+        yield compared(
+            f"10,000 items, mapped steps in pools of 100: {count}",
+            lambda count=count: cpu_s(lambda: _map(count)),
+            lambda count=count: cpu_s(lambda: _map_by_hand(count)),
             min(rounds, 3),
         )
-        yield Row(f"{what} / TaskGroup and semaphore", value, at_most)
     _peak_mb(_MANY)  # what is imported when it is first needed
     grown = _peak_mb(3 * _MANY) / _peak_mb(_MANY)
     yield Row("keep_outputs=False: memory of 30,000 items / of 10,000", grown, 1.1)
@@ -158,13 +153,3 @@ async def _map_by_hand(steps: int) -> list[Any]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(item)) for item in range(_MANY)]
     return [task.result() for task in tasks]
-
-
-def _cpu_s(work: Awaitable[object]) -> float:
-    async def timed() -> float:
-        gc.collect()
-        started = time.process_time()
-        await work
-        return time.process_time() - started
-
-    return asyncio.run(timed())

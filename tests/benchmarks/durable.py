@@ -11,10 +11,8 @@ turn, depends on what else the machine does.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sqlite3
-import statistics
 import time
 from asyncio import Handle
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -29,11 +27,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from asyncflow import Orchestrator, WorkflowStep
+from asyncflow import Orchestrator, RunReport, WorkflowStep
 from asyncflow.events import RunFinished, RunStarted
 from asyncflow.journal import SQLiteJournal
 from tests.benchmarks.graphs import SHAPES, pipeline
-from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.ratios import Ratio, Row, compared, seconds
 
 IN_FLIGHT = 50
 LENGTH = 100
@@ -58,29 +56,29 @@ def chains(width: int, length: int) -> list[WorkflowStep]:
 def durable(rounds: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         shapes = {
-            "a chain of steps": (chains(1, LENGTH), 1, LENGTH, 3.2),
-            f"{IN_FLIGHT} chains at once": (chains(IN_FLIGHT, 10), IN_FLIGHT, 10, 4.6),
-            f"a fan of {IN_FLIGHT}": (
-                pipeline(SHAPES["fan"](IN_FLIGHT + 2), one),
-                IN_FLIGHT,
-                1,
-                4.2,
-            ),
+            f"chain of {LENGTH}": chains(1, LENGTH),
+            f"{IN_FLIGHT} chains of 10": chains(IN_FLIGHT, 10),
+            "fan of 1,000": pipeline(SHAPES["fan"](1_000), one),
+            "chain of 3": chains(1, 3),
         }
-        for subject, (steps, width, length, at_most) in shapes.items():
-            bench = Bench(Path(folder) / f"{width}x{length}.db", steps)
-            yield Row(f"{subject}: a durable step", bench.ours_s() / len(steps) * 1e3, None, "ms")
+        for subject, steps in shapes.items():
+            bench = Bench(Path(folder) / f"{subject}.db", steps)
+            yield compared(f"durable {subject}", bench.ours_s, bench.by_hand_s, rounds)
+            clock = time.perf_counter
+            real = Ratio(partial(bench.ours_s, clock), partial(bench.by_hand_s, clock), rounds)
+            yield Row("   in real time", real, None)
             yield Row(
-                "   the same without a journal", bench.plain_s() / len(steps) * 1e3, None, "ms"
+                "   real time of a step",
+                lambda real=real, steps=steps: real.ours / len(steps) * 1e3,
+                None,
+                "ms",
             )
-            value = ratio(bench.ours_s, bench.by_hand_s, 2 * rounds)
-            yield Row("   / by hand, with sqlite3 and group commit", value, None)
-            bench.clock = time.process_time
-            value = ratio(bench.ours_s, bench.by_hand_s, 3 * rounds)
-            yield Row("   the same in CPU time", value, at_most)
         yield from against_dbos(Path(folder), max(3, rounds // 3))
         yield Row(
-            "longest callback of the loop, 10,000 events", longest_callback_ms(rounds), 5, "ms"
+            "longest callback of the loop, 10,000 events",
+            lambda: longest_callback_ms(rounds),
+            5,
+            "ms",
         )
 
 
@@ -90,7 +88,7 @@ class Bench:
     def __init__(self, path: Path, steps: Sequence[WorkflowStep]) -> None:
         self._path = path
         self._steps = steps
-        self.clock = time.perf_counter
+        self._repeats = max(1, LENGTH // len(steps))
         self._orchestrator = Orchestrator(steps, schedule="ready")
         self.ours_s()
         with closing(sqlite3.connect(path)) as database:
@@ -101,22 +99,19 @@ class Bench:
                 "SELECT sql FROM sqlite_master WHERE name = 'events'"
             ).fetchone()
 
-    def ours_s(self) -> float:
+    def ours_s(self, clock: Callable[[], float] = time.process_time) -> float:
         async def timed() -> float:
             async with SQLiteJournal(self._path) as journal:
                 await journal.runs()  # opens the database
-                run = self._orchestrator.with_options(journal=journal, run_id=_new_id()).run
-                return await _seconds(run, self.clock)
+                run = partial(_run, self._orchestrator, journal)
+                return await seconds(run, clock=clock, repeats=self._repeats)
 
         return asyncio.run(timed())
 
-    def plain_s(self) -> float:
-        return asyncio.run(_seconds(self._orchestrator.run))
-
-    def by_hand_s(self) -> float:
+    def by_hand_s(self, clock: Callable[[], float] = time.process_time) -> float:
         with closing(self._other_database()) as database:
-            write = partial(self._write, database)
-            return asyncio.run(_seconds(partial(run_by_hand, self._steps, write), self.clock))
+            run = partial(run_by_hand, self._steps, partial(self._write, database))
+            return asyncio.run(seconds(run, clock=clock, repeats=self._repeats))
 
     def _other_database(self) -> sqlite3.Connection:
         path = self._path.with_suffix(".other.db")
@@ -134,15 +129,19 @@ class Bench:
         database.execute("COMMIT")
 
 
+async def _run(orchestrator: Orchestrator, journal: SQLiteJournal) -> RunReport:
+    return await orchestrator.with_options(journal=journal, run_id=_new_id()).run()
+
+
 async def run_by_hand(
     steps: Sequence[WorkflowStep], write: Callable[[list[tuple[Any, ...]]], None]
-) -> None:
+) -> list[Any]:
     """Run steps as soon as their dependencies have ended; store their starts and results."""
     loop, run_id, began = asyncio.get_running_loop(), _new_id(), time.monotonic()
     rows: list[tuple[Any, ...]] = []
     waiters: list[asyncio.Future[None]] = []
     positions, is_writing = count(1), False
-    tasks: dict[str, asyncio.Task[None]] = {}
+    tasks: dict[str, asyncio.Task[Any]] = {}
     writers: list[asyncio.Task[None]] = []  # a loop holds its tasks weakly
 
     def add(kind: str, step: str | None = None, output: str | None = None) -> None:
@@ -168,29 +167,23 @@ async def run_by_hand(
                 waiter.set_result(None)
         is_writing = False
 
-    async def run(step: WorkflowStep) -> None:
+    async def run(step: WorkflowStep) -> Any:
         for name in step.depends_on:
             await tasks[name]
         add("AttemptStarted", step.name)
         await stored()
-        add("StepSucceeded", step.name, json.dumps(await step.action()))
+        output = await step.action()
+        add("StepSucceeded", step.name, json.dumps(output))
+        return output
 
     with ThreadPoolExecutor(1) as thread:
         add("RunStarted")
         for step in steps:
             tasks[step.name] = loop.create_task(run(step))
-        await asyncio.gather(*tasks.values())
+        outputs = await asyncio.gather(*tasks.values())
         add("RunFinished")
         await stored()
-
-
-async def _seconds(
-    work: Callable[[], Awaitable[object]], clock: Callable[[], float] = time.perf_counter
-) -> float:
-    gc.collect()
-    began = clock()
-    await work()
-    return clock() - began
+    return outputs
 
 
 def _new_id() -> str:
@@ -207,64 +200,57 @@ def against_dbos(folder: Path, rounds: int) -> Iterator[Row]:
     async def step(number: int) -> int:
         return number
 
-    async def chain(length: int) -> None:
-        for number in range(length):
-            await step(number)
+    async def chain(length: int) -> int:
+        return sum([await step(1) for _ in range(length)])
 
     @DBOS.workflow()
-    async def workflow(width: int, length: int) -> None:
-        await asyncio.gather(*[chain(length) for _ in range(width)])
+    async def workflow(width: int, length: int) -> list[int]:
+        return await asyncio.gather(*[chain(length) for _ in range(width)])
 
-    async def measured() -> list[Row]:
+    async def launch() -> SQLiteJournal:
         url = f"sqlite:///{folder / 'dbos.db'}"
         DBOS(config={"name": "bench", "system_database_url": url, "log_level": "ERROR"})
         DBOS.launch()
-        rows: list[Row] = []
+        return SQLiteJournal(folder / "ours.db")
+
+    with asyncio.Runner() as runner:
+        journal = runner.run(launch())
+
+        def measured(
+            runs: int, work: Callable[[], Awaitable[Any]], clock: Callable[[], float]
+        ) -> float:
+            return runner.run(seconds(partial(_at_once, runs, work), clock=clock))
+
         try:
-            async with SQLiteJournal(folder / "ours.db") as journal:
-                # The subject, concurrent runs, chains per run, steps per chain, and the limit.
-                for subject, runs, width, length, limit in (
-                    ("a chain of steps", 1, 1, LENGTH, 10),
-                    (f"{IN_FLIGHT} chains at once", 1, IN_FLIGHT, 10, 1),
-                    (f"{IN_FLIGHT} runs of a chain at once", IN_FLIGHT, 1, 10, None),
-                ):
-                    orchestrator = Orchestrator(chains(width, length), schedule="ready")
-
-                    async def ours(orchestrator: Orchestrator = orchestrator) -> None:
-                        await orchestrator.with_options(journal=journal, run_id=_new_id()).run()
-
-                    theirs = partial(workflow, width, length)
-                    pairs = [
-                        (
-                            await _seconds(partial(_at_once, runs, ours)),
-                            await _seconds(partial(_at_once, runs, theirs)),
-                        )
-                        for _ in range(rounds + 1)
-                    ][1:]
-                    rows += _shares(subject, pairs, runs * width * length, limit)
+            # Concurrent runs, chains of each, steps of each, and the most of the CPU time of DBOS.
+            for runs, width, length, limit in (
+                (1, 1, LENGTH, 0.3),
+                (1, IN_FLIGHT, 10, 0.08),
+                (IN_FLIGHT, 1, 10, None),
+            ):
+                ours = partial(_run, Orchestrator(chains(width, length), schedule="ready"), journal)
+                theirs = partial(workflow, width, length)
+                ratios = [
+                    Ratio(
+                        partial(measured, runs, ours, clock),
+                        partial(measured, runs, theirs, clock),
+                        rounds,
+                    )
+                    for clock in (time.process_time, time.perf_counter)
+                ]
+                subject = f"durable, runs x chains x steps: {runs} x {width} x {length} / DBOS"
+                yield Row(subject, ratios[0], limit)
+                yield Row("   in real time", ratios[1], None)
+                for whose in "ours", "theirs":
+                    ms = getattr(ratios[1], whose) / (runs * width * length) * 1e3
+                    yield Row(f"   real time of a step, {whose}", ms, None, "ms")
         finally:
             DBOS.destroy()
-        return rows
-
-    yield from asyncio.run(measured())
+            runner.run(journal.aclose())
 
 
-async def _at_once(count: int, work: Callable[[], Awaitable[object]]) -> None:
-    await asyncio.gather(*[work() for _ in range(count)])
-
-
-def _shares(
-    subject: str, pairs: list[tuple[float, float]], steps: int, limit: float | None
-) -> list[Row]:
-    our_ms, their_ms = (
-        statistics.median(times) / steps * 1e3 for times in zip(*pairs, strict=True)
-    )
-    share = statistics.median(our_s / their_s for our_s, their_s in pairs)
-    return [
-        Row(f"{subject}: a step with DBOS", their_ms, None, "ms"),
-        Row("   a durable step", our_ms, None, "ms"),
-        Row("   / DBOS", share * 100, limit, "%"),
-    ]
+async def _at_once(count: int, work: Callable[[], Awaitable[Any]]) -> list[Any]:
+    return await asyncio.gather(*[work() for _ in range(count)])
 
 
 def longest_callback_ms(rounds: int) -> float:

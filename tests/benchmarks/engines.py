@@ -1,7 +1,8 @@
 """Measures steps on engines against the calls that they stand for, with as many workers.
 
 A fan's cost is CPU time, of the run and of all processes of the engine, so that the load of the
-machine does not matter. What several workers gain, and what moving data takes, is wall time.
+machine does not matter. What several workers gain, and what moving data takes, is real time; the
+workers need no processor for it.
 """
 
 from __future__ import annotations
@@ -13,23 +14,25 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow.engines.executor import ExecutorEngine
-from tests.benchmarks.ratios import Row
+from tests.benchmarks.ratios import Ratio, Row, seconds
 
 FAN, CHAIN, MANY = 200, 50, 3_000
 LARGE = 100_000_000
 MAX_OF_A_CALL = 2.0
 MIN_SPEEDUP = 1.3
 
+_GIL = Lock()
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -41,11 +44,14 @@ async def nothing_async() -> int:
     return 1
 
 
-def burn(rounds: int = 2_000_000) -> int:
-    total = 0
-    for number in range(rounds):
-        total += number & 3
-    return total
+def work() -> int:
+    """Take time as work that needs the GIL does, one at a time in a process, but no processor.
+
+    So other processes of the machine make it no longer.
+    """
+    with _GIL:
+        time.sleep(0.05)
+    return 1
 
 
 def make() -> bytes:
@@ -151,42 +157,24 @@ async def dask() -> AsyncIterator[Kind]:
             cluster.close()
 
 
-async def of_a_fan(kind: Kind, rounds: int) -> AsyncIterator[Row]:
+def of_a_fan(kind: Kind, wait: Callable[[Awaitable[float]], float], rounds: int) -> Iterator[Row]:
+    async def theirs() -> list[Any]:
+        return await asyncio.gather(*[kind.submit(nothing) for _ in range(FAN)])
+
     for action, runs_in in ((nothing, "thread"), (nothing_async, "loop")):
         steps: list[Any] = [
             WorkflowStep(f"s{n}", action, runs_in=runs_in, timeout_ms=None)  # type: ignore[call-overload]
             for n in range(FAN)
         ]
-
-        async def ours(steps: list[Any] = steps) -> None:
-            await kind.run(steps)
-
-        async def theirs() -> None:
-            await asyncio.gather(*[kind.submit(nothing) for _ in range(FAN)])
-
-        value = await _ratio(kind, ours, theirs, rounds)
+        value = Ratio(
+            lambda steps=steps: wait(seconds(lambda: kind.run(steps), clock=kind.cpu_s)),
+            lambda: wait(seconds(theirs, clock=kind.cpu_s)),
+            rounds,
+        )
         # A pool of processes gets no call before a worker is free for it, since a time limit counts
         # from there; its own queue would save it a turn of the loop and of a thread for each call.
         limit = MAX_OF_A_CALL if kind.engine.tells_began else None
         yield Row(f"{kind.name}: fan of {FAN}, {runs_in} / plain calls", value, limit)
-
-
-async def _ratio(
-    kind: Kind,
-    ours: Callable[[], Awaitable[None]],
-    theirs: Callable[[], Awaitable[None]],
-    rounds: int,
-) -> float:
-    async def cost_s(work: Callable[[], Awaitable[None]]) -> float:
-        gc.collect()
-        before_s = kind.cpu_s()
-        await work()
-        return kind.cpu_s() - before_s
-
-    await cost_s(ours), await cost_s(theirs)
-    pairs = [(await cost_s(ours), await cost_s(theirs)) for _ in range(rounds)]
-    our_s, their_s = zip(*pairs, strict=True)
-    return min(our_s) / min(their_s)
 
 
 async def of_a_chain(kind: Kind) -> AsyncIterator[Row]:
@@ -201,20 +189,14 @@ async def of_a_chain(kind: Kind) -> AsyncIterator[Row]:
     yield Row(f"{kind.name}: a step of a chain", value, None, "ms")
 
 
-async def of_two_workers(kind: Kind, rounds: int) -> AsyncIterator[Row]:
-    steps = [WorkflowStep(f"s{n}", burn, runs_in="thread", timeout_ms=None) for n in range(8)]
+def of_two_workers(kind: Kind, wait: Callable[[Awaitable[float]], float]) -> Iterator[Row]:
+    steps = [WorkflowStep(f"s{n}", work, runs_in="thread", timeout_ms=None) for n in range(8)]
 
-    async def seconds(engine: Any) -> float:
-        began_s = time.perf_counter()
-        await kind.run(steps, engine)
-        return time.perf_counter() - began_s
+    def real_s(engine: Any) -> float:
+        return wait(seconds(lambda: kind.run(steps, engine), clock=time.perf_counter))
 
-    for engine in (kind.single, kind.engine):
-        await kind.run([WorkflowStep("warm", nothing, runs_in="thread")] * 1, engine)
-    pairs = [(await seconds(kind.engine), await seconds(kind.single)) for _ in range(rounds)]
-    two_s, one_s = zip(*pairs, strict=True)
-    value = min(two_s) / min(one_s)
-    subject = f"{kind.name}: 8 CPU-bound steps, two workers / one"
+    value = Ratio(lambda: real_s(kind.engine), lambda: real_s(kind.single), 3)
+    subject = f"{kind.name}: 8 steps of 50 ms, two workers / one"
     yield Row(subject, value, round(1 / MIN_SPEEDUP, 2))
 
 
@@ -277,15 +259,19 @@ async def of_many(kind: Kind) -> AsyncIterator[Row]:
 
 
 def engines(rounds: int) -> Iterator[Row]:
-    yield from _rows_of(process_pool, rounds)
+    yield from rows_of(process_pool, rounds)
     if find_spec("distributed") is None:
         print("dask: left out, since distributed is not installed")
     else:
-        yield from _rows_of(dask, rounds)
+        yield from rows_of(dask, rounds)
     print("ray: has a command of its own, since it needs a network of its own (CONTRIBUTING.md)")
 
 
-def _rows_of(opened: Callable[[], Any], rounds: int) -> Iterator[Row]:
+def rows_of(
+    opened: Callable[[], AbstractAsyncContextManager[Kind]],
+    rounds: int,
+    *more: Callable[[Kind], AsyncIterator[Row]],
+) -> Iterator[Row]:
     async def listed(rows: AsyncIterator[Row]) -> list[Row]:
         return [row async for row in rows]
 
@@ -293,13 +279,9 @@ def _rows_of(opened: Callable[[], Any], rounds: int) -> Iterator[Row]:
         opening = opened()
         kind = runner.run(opening.__aenter__())
         try:
-            for rows in (
-                of_a_fan(kind, rounds),
-                of_a_chain(kind),
-                of_two_workers(kind, 3),
-                of_data(kind),
-                of_many(kind),
-            ):
-                yield from runner.run(listed(rows))
+            yield from of_a_fan(kind, runner.run, rounds)
+            yield from of_two_workers(kind, runner.run)
+            for rows in (of_a_chain, of_data, of_many, *more):
+                yield from runner.run(listed(rows(kind)))
         finally:
             runner.run(opening.__aexit__(None, None, None))

@@ -5,13 +5,9 @@ The steps do nothing, so the ratios are the worst case; the time per step is wha
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import io
 import logging
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
@@ -26,7 +22,7 @@ from asyncflow import ObserverFactory, run_pipeline
 from asyncflow.logs import LoggingObserver
 from asyncflow.otel import OpenTelemetryObserver
 from tests.benchmarks.graphs import SHAPES, pipeline, suspending
-from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.ratios import Ratio, Row, cpu_s
 
 COUNT = 1_000
 
@@ -35,22 +31,15 @@ def observing(rounds: int) -> Iterator[Row]:
     """Yield, for each observer, the ratio and the microseconds that it adds to a step."""
     steps = pipeline(SHAPES["layered"](COUNT), suspending)
 
-    def cpu_s(observers: Sequence[ObserverFactory]) -> float:
-        async def timed() -> float:
-            gc.collect()
-            started = time.process_time()
-            await run_pipeline(steps, observers=observers)
-            return time.process_time() - started
-
-        return asyncio.run(timed())
+    def run_s(*observers: ObserverFactory) -> float:
+        return cpu_s(lambda: run_pipeline(steps, observers=observers))
 
     for subject, make, limit in OBSERVERS:
-        observers = [make()]
-        value = ratio(lambda observers=observers: cpu_s(observers), lambda: cpu_s([]), rounds)
+        observer = make()
+        value = Ratio(lambda observer=observer: run_s(observer), run_s, rounds)
         yield Row(f"{COUNT:,} steps with {subject} / without", value, limit)
-        with_it = statistics.median(cpu_s(observers) for _ in range(rounds))
-        without = statistics.median(cpu_s([]) for _ in range(rounds))
-        yield Row("   more a step", (with_it - without) / COUNT * 1e6, None, "us")
+        more_us = (value.ours - value.theirs) / COUNT * 1e6
+        yield Row("   more a step", more_us, None, "us")
 
 
 def _logging(level: int) -> LoggingObserver:

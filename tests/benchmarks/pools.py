@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -13,31 +12,13 @@ from asyncflow import Pool, Retry, WorkflowStep, current_step, run_pipeline
 from asyncflow.testing import run_in_virtual_time
 from tests.benchmarks.by_hand import run_by_hand
 from tests.benchmarks.graphs import instant, suspending
-from tests.benchmarks.ratios import Row, ratio
-
-# Work that suspends once measures 1.3 to 1.5 on 3.13, instant work up to 2.6: 7 to 16 us more for
-# an attempt, for slots that other loops, threads and runs share, for queued_ms, and for events and
-# a result of each attempt. For work of one millisecond that is 2 %. The limit finds costs that are
-# not constant: one more task, or a scan.
-MAX_OF_A_SEMAPHORE = 3.0
+from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s
 
 # A policy that is used may cost as much as a timer and a call through the loop.
 MAX_OF_A_POLICY = 2.5
 
 STEPS, SLOTS, FAST = 1_000, 100, 1e9
 """A rate that is never reached costs what a rate does, and lets nobody wait."""
-
-
-def cpu_s(work: Callable[[], Awaitable[object]]) -> float:
-    """Return the CPU seconds that it takes to run."""
-
-    async def timed() -> float:
-        gc.collect()
-        started = time.process_time()
-        await work()
-        return time.process_time() - started
-
-    return asyncio.run(timed())
 
 
 def steps_in(
@@ -48,31 +29,49 @@ def steps_in(
 
 def pools(rounds: int) -> Iterator[Row]:
     for action in (instant, suspending):
-        steps = steps_in(Pool(SLOTS), action)
-        value = ratio(
-            lambda steps=steps: cpu_s(lambda: run_pipeline(steps)),
-            lambda steps=steps: cpu_s(lambda: run_by_hand(steps, asyncio.Semaphore(SLOTS))),
-            3 * rounds,
+        yield _against_a_semaphore(
+            f"in a pool of 100, {action.__name__}", Pool(SLOTS), action, rounds
         )
-        subject = f"1,000 steps in a Pool(100), {action.__name__} / Semaphore(100)"
-        yield Row(subject, value, MAX_OF_A_SEMAPHORE)
-    value = ratio(
+    pool = Pool(SLOTS, per_second=FAST)
+    yield _against_a_semaphore("in a pool of 100 with a rate, instant", pool, instant, rounds)
+    yield _against_a_semaphore(
+        "in a pool of 100 with 3 priorities, instant", Pool(SLOTS), instant, rounds, priorities=3
+    )
+    yield compared(
+        "50 runs of 100 steps in a pool of 20",
         lambda: cpu_s(lambda: _many_runs(Pool(20))),
         lambda: cpu_s(lambda: _many_by_hand(asyncio.Semaphore(20))),
         rounds,
     )
-    yield Row("50 runs of 100 steps in one Pool(20) / Semaphore(20)", value, 2 * MAX_OF_A_SEMAPHORE)
-    yield Row("   memory that such a pool keeps afterwards", _kept_kib(), 16, "KiB")
+    yield Row("   memory that such a pool keeps afterwards", _kept_kib, 16, "KiB")
 
 
-async def _many_runs(pool: Pool) -> None:
+def _against_a_semaphore(
+    subject: str,
+    pool: Pool,
+    action: Callable[[], Awaitable[Any]],
+    rounds: int,
+    priorities: int = 1,
+) -> Row:
+    steps = [
+        WorkflowStep(f"s{i}", action, pool=pool, priority=i % priorities) for i in range(STEPS)
+    ]
+    return compared(
+        f"1,000 steps {subject}",
+        lambda: cpu_s(lambda: run_pipeline(steps)),
+        lambda: cpu_s(lambda: run_by_hand(steps, asyncio.Semaphore(SLOTS))),
+        rounds,
+    )
+
+
+async def _many_runs(pool: Pool) -> list[Any]:
     steps = [WorkflowStep(f"s{i}", suspending, pool=pool) for i in range(100)]
-    await asyncio.gather(*(run_pipeline(steps) for _ in range(50)))
+    return await asyncio.gather(*(run_pipeline(steps) for _ in range(50)))
 
 
-async def _many_by_hand(slots: asyncio.Semaphore) -> None:
+async def _many_by_hand(slots: asyncio.Semaphore) -> list[Any]:
     steps = [WorkflowStep(f"s{i}", suspending) for i in range(100)]
-    await asyncio.gather(*(run_by_hand(steps, slots) for _ in range(50)))
+    return await asyncio.gather(*(run_by_hand(steps, slots) for _ in range(50)))
 
 
 def _kept_kib() -> float:
@@ -105,7 +104,7 @@ def pool_policies(rounds: int) -> Iterator[Row]:
     }
     for name, (pool, options) in policies.items():
         steps = steps_in(pool, suspending, **options)
-        value = ratio(
+        value = Ratio(
             lambda steps=steps: cpu_s(lambda: run_pipeline(steps)),
             lambda: cpu_s(lambda: run_pipeline(plain)),
             rounds,

@@ -10,7 +10,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,8 @@ sys.path.insert(0, "tests")
 from ray_clusters import has_own_network, two_nodes, until
 
 from asyncflow import WorkflowStep, run_pipeline
-from tests.benchmarks.engines import (
-    Kind,
-    of_a_chain,
-    of_a_fan,
-    of_data,
-    of_many,
-    of_two_workers,
-)
+from tests.benchmarks.engines import Kind, rows_of
+from tests.benchmarks.ratios import Row
 
 
 class Actor:
@@ -59,20 +55,21 @@ def plain_calls() -> Callable[[Callable[[], Any]], Awaitable[Any]]:
     return submit
 
 
-async def of_cancels(kind: Kind) -> None:
+async def of_cancels(kind: Kind) -> AsyncIterator[Row]:
     steps = [WorkflowStep(f"s{n}", linger) for n in range(300)]
     running = asyncio.create_task(run_pipeline(steps, engine=kind.engine))
     await asyncio.sleep(2)
     began_s = time.perf_counter()
     running.cancel()
     await asyncio.wait([running])
-    print(f"ray: cancel of 300: {(time.perf_counter() - began_s) * 1000:.0f} ms")
+    yield Row("ray: cancel of 300", (time.perf_counter() - began_s) * 1000, None, "ms")
     report = await run_pipeline([*steps[:200], WorkflowStep("fail", fail)], engine=kind.engine)
     ms = report.total_duration_ms - report["fail"].duration_ms
-    print(f"ray: fail-fast of 200: {ms:.0f} ms")
+    yield Row("ray: fail-fast of 200", ms, None, "ms")
 
 
-async def measure(address: str) -> None:
+@asynccontextmanager
+async def ray(address: str) -> AsyncIterator[Kind]:
     from asyncflow.engines.ray import RayEngine
 
     small: Any = {"cpus_per_host": 0, "hosts_per_node": 1}
@@ -84,12 +81,7 @@ async def measure(address: str) -> None:
         submit = plain_calls()
         pids = await asyncio.gather(submit(os.getpid), submit(os.getpid))
         pids += [int(host.name.rpartition(":")[2]) for host in engine._hosts._ready]
-        kind = Kind("ray", engine, single, submit, lambda: pids)
-        rows = (of_a_fan(kind, 5), of_a_chain(kind), of_two_workers(kind, 3), of_data(kind))
-        for each in (*rows, of_many(kind)):
-            async for row in each:
-                print(row, flush=True)
-        await of_cancels(kind)
+        yield Kind("ray", engine, single, submit, lambda: pids)
 
 
 def main() -> None:
@@ -99,7 +91,8 @@ def main() -> None:
         # With room for all outputs, which would go to the disk else.
         room = {"object_store_memory": 900 * 2**20}
         with two_nodes(Path(folder), resources={"first": 1}, **room) as cluster:
-            asyncio.run(measure(cluster.address))
+            for row in rows_of(partial(ray, cluster.address), 5, of_cancels):
+                print(row.measured(), flush=True)
 
 
 if __name__ == "__main__":

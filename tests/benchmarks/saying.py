@@ -7,7 +7,6 @@ to a file, by a `logging.FileHandler`; in the CPU time of all threads.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from asyncflow import Orchestrator, WorkflowStep, current_step
 from asyncflow.journal import SQLiteJournal
-from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.ratios import Ratio, Row, seconds
 
 LINES = 100
 """How many records each step logs."""
@@ -49,9 +48,9 @@ def saying(rounds: int) -> Iterator[Row]:
             bench = Bench(Path(folder), orchestrator)
             ms = bench.in_journal_s() / STEPS * 1e3
             yield Row(f"{shape} of {STEPS} steps, {LINES} log lines each: a step", ms, None, "ms")
-            value = ratio(bench.in_journal_s, bench.in_file_s, rounds)
+            value = Ratio(bench.in_journal_s, bench.in_file_s, rounds)
             yield Row("   / the same with the lines in a file", value, MAX_OF_A_FILE)
-    yield Row("a report of progress", progress_us(), MAX_OF_PROGRESS_US, "us")
+    yield Row("a report of progress", progress_us, MAX_OF_PROGRESS_US, "us")
 
 
 class Bench:
@@ -80,12 +79,8 @@ class Bench:
     async def _timed(self, name: str, logs: str | None = None) -> float:
         async with SQLiteJournal(self._folder / name, logs=logs) as journal:
             await journal.runs()  # opens the database
-            gc.collect()
-            began = time.process_time()
-            await self._orchestrator.with_options(
-                journal=journal, run_id=f"run {next(_numbers)}"
-            ).run()
-            return time.process_time() - began
+            options = {"journal": journal, "run_id": f"run {next(_numbers)}"}
+            return await seconds(self._orchestrator.with_options(**options).run)
 
 
 def progress_us() -> float:

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from asyncflow import WorkflowStep, run_pipeline
 from asyncflow.examples.etl import pipeline as etl
 from asyncflow.testing import Faults, explore, fake, run_in_virtual_time
-from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.ratios import Ratio, Row
 
 INPUTS = {"source": "penguins.csv", "database": "etl.db", "workspace": "folder"}
 RUNS = 1_000
@@ -32,8 +32,8 @@ def testing_kit(rounds: int) -> Iterator[Row]:
     with TemporaryDirectory() as folder:
         test = "import pytest\n\n\n@pytest.mark.parametrize('n', range(1_000))\ndef test_it(n): ..."
         Path(folder, "test_trivial.py").write_text(test, encoding="utf-8")
-        value = ratio(lambda: _pytest_s(folder), lambda: _pytest_s(folder, "-p", "no:asyncflow"), 3)
-    yield Row("1,000 trivial tests with the plugin / without", value, 1.1)
+        value = Ratio(lambda: _pytest_s(folder), lambda: _pytest_s(folder, "-p", "no:asyncflow"), 3)
+        yield Row("1,000 trivial tests with the plugin / without", value, 1.1)
 
 
 def _three_days_ms() -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import os
 import pty
 import threading
@@ -14,10 +12,10 @@ from typing import IO
 
 from rich.console import Console
 
-from asyncflow import WorkflowStep, run_pipeline
+from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow.live import LiveView
 from tests.benchmarks.graphs import SHAPES, pipeline
-from tests.benchmarks.ratios import Row, ratio
+from tests.benchmarks.ratios import Ratio, Row, cpu_s
 
 WORK_S = 0.0005
 """The CPU time of each step."""
@@ -40,22 +38,20 @@ def watched(rounds: int) -> Iterator[Row]:
             ),
             "as lines": Console(file=nowhere, force_terminal=False),
         }.items():
-            value = ratio(
-                lambda console=console: cpu_s(steps, console), lambda: cpu_s(steps, None), rounds
+            value = Ratio(
+                lambda console=console: run_s(steps, console), lambda: run_s(steps, None), rounds
             )
             yield Row(f"2,000 steps of 0.5 ms, watched {place} / not watched", value, MAX_OF_A_RUN)
 
 
-def cpu_s(steps: Sequence[WorkflowStep], console: Console | None) -> float:
+def run_s(steps: Sequence[WorkflowStep], console: Console | None) -> float:
     """Return the CPU seconds of a run, with a live view if there is a console."""
-    gc.collect()
-    began = time.process_time()
-    if console is None:
-        asyncio.run(run_pipeline(steps))
-    else:
+
+    async def seen() -> RunReport:
         with LiveView(console) as view:
-            asyncio.run(run_pipeline(steps, observers=[view]))
-    return time.process_time() - began
+            return await run_pipeline(steps, observers=[view])
+
+    return cpu_s(lambda: run_pipeline(steps) if console is None else seen())
 
 
 @contextmanager
