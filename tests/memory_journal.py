@@ -158,8 +158,8 @@ class MemorySession:
         stored: asyncio.Future[None] = self._loop.create_future()
         if self.failure is not None:
             return stored
-        success = self._pending[-1]
-        assert isinstance(success, StepSucceeded)
+        # An observer may have ended the run since.
+        success = next(each for each in reversed(self._pending) if isinstance(each, StepSucceeded))
         result = CachedResult(self._run_id, attempts, duration_ms, success.output)
         self._results[key] = result, stored
         return stored

@@ -20,6 +20,8 @@ __all__ = [
     "PoolSpec",
     "Step",
     "dependencies_of",
+    "disturb_more",
+    "durable",
     "enriched",
     "random_fault",
     "random_flow",
@@ -81,8 +83,8 @@ class Items(NamedTuple):
 
     count: int
     kind: str = "list"
-    """``list``, ``iterable``, or ``stream`` for an async iterable that waits once, for
-    `STREAM_WAITS` ticks, before its second item."""
+    """``list``; ``pairs`` for a list in which each item comes twice; ``iterable``; or ``stream``
+    for an async iterable that waits once, for `STREAM_WAITS` ticks, before its second item."""
     breaks: str = ""
     """What follows the last item: nothing, ``raise``, ``cancelled`` or ``exit``."""
 
@@ -148,6 +150,12 @@ class Step(NamedTuple):
     """Whether it takes the resource of the run."""
     notes: int = 0
     """How many times each attempt says something before each of its waits."""
+    saves: int = 0
+    """How many checkpoints each attempt makes before each of its waits, and one less before all."""
+    caches: int = 0
+    """For how many ticks it reuses the results of equal calls; with 0 it does not."""
+    equal: bool = False
+    """Whether what it returns tells neither its item nor its attempt."""
 
     __repr__ = _shown
 
@@ -179,6 +187,10 @@ class Flow(NamedTuple):
     """How many steps may be in a thread at a time."""
     resource: tuple[int, int] | None = None
     """How many ticks the resource of the run opens and closes, if it has one."""
+    resource_fails: str = ""
+    """When the resource raises: never, or when it ``opens`` or ``closes``."""
+    durable: bool = False
+    """Whether its runs have a journal, which they share."""
     order: int | None = None
     """Shuffles what is ready at the same time; ``None`` for the order of asyncio."""
 
@@ -197,6 +209,10 @@ class Fault(NamedTuple):
     or ``cancel task``."""
     scope: tuple[str, int] | None = None
     """Around the run: ``anyio`` or ``timeout``, and after how many ticks it expires."""
+    fails_at: int | None = None
+    """At the how manieth of the events of the run its journal fails."""
+    requests: tuple[tuple[int, int], ...] = ()
+    """The turns in which the run is cancelled through its journal, and after how many callbacks."""
 
     __repr__ = _shown
 
@@ -312,6 +328,53 @@ def enriched(flow: Flow, chance: Random) -> Flow:
     return flow if random() < 0.7 else _over_input(flow, chance)
 
 
+def durable(flow: Flow, chance: Random) -> Flow:
+    """Return a pipeline with policies that store things, for two in five; others stay as is."""
+    random = chance.random
+    if random() < 0.6:
+        return flow
+    flow = _saving(flow, chance)
+    if flow.resource is not None and random() < 0.2:
+        flow = flow._replace(resource_fails="opens" if random() < 0.4 else "closes")
+    if random() < 0.3:
+        return flow
+    may_be_equal = random() < 0.7
+    measured = {step.maps for step in flow.steps if step.measured}
+    steps = []
+    for at, step in enumerate(flow.steps):
+        acts = tuple(act._replace(block=0) for act in step.acts)
+        items = _stored(step.items, may_be_equal and at not in measured, chance)
+        steps.append(
+            step._replace(
+                acts=acts,
+                items=items,
+                caches=_pick(chance, _AGES),
+                equal=may_be_equal and at not in measured and random() < 0.4,
+            )
+        )
+    given = _stored(flow.given, may_be_equal and GIVEN not in measured, chance)
+    if flow.copies == 1 and random() < 0.3:
+        flow = flow._replace(copies=2)
+    return flow._replace(steps=tuple(steps), given=given, durable=True)
+
+
+def _saving(flow: Flow, chance: Random) -> Flow:
+    random, much = chance.random, chance.random() < 0.5
+    steps = (
+        step._replace(saves=1 + int(random() * 2) if random() < (0.6 if much else 0.2) else 0)
+        for step in flow.steps
+    )
+    return flow._replace(steps=tuple(steps))
+
+
+def _stored(items: Items | None, may_be_equal: bool, chance: Random) -> Items | None:
+    """Return items that can be stored."""
+    if items is None:
+        return None
+    is_equal = may_be_equal and chance.random() < 0.6
+    return Items(items.count, "pairs" if is_equal else "list")
+
+
 def _over_input(flow: Flow, chance: Random) -> Flow:
     """Return a pipeline of which some steps are mapped over an input of the run."""
     random = chance.random
@@ -362,6 +425,16 @@ def random_fault(chance: Random, turns: int, events: int) -> Fault:
     return Fault(cancels, strangers, observer, scope)
 
 
+def disturb_more(flow: Flow, fault: Fault, chance: Random, turns: int, events: int) -> Fault:
+    """Return a disturbance of a durable run that its journal may be, too."""
+    if not flow.durable or chance.random() < 0.6:
+        return fault
+    if chance.random() < 0.6:
+        return fault._replace(fails_at=1 + int(chance.random() * (events + 1)))
+    turn = int(chance.random() * (turns + 1)), int(chance.random() * 6)
+    return fault._replace(requests=(turn,))
+
+
 def _pick(chance: Random, table: tuple[list[Any], list[float]]) -> Any:
     return chance.choices(table[0], cum_weights=table[1])[0]
 
@@ -395,6 +468,7 @@ _ENDS = _table(ENDS)
 _ANSWERS = _table(ANSWERS)
 _OBSERVERS = _table({"raise": 3, "cancelled": 1, "exit": 2, "cancel caller": 2, "cancel task": 2})
 _RUN_IF = _table({"always": 7, "failure": 4, "unless_failed": 5})
+_AGES = _table({0: 5, 1: 1, 3: 1, 100_000: 4})
 _BREAKS = _table({"": 20, "raise": 2, "cancelled": 1, "exit": 0.5})
 
 

@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 from typing import NamedTuple
 
-from tests.explore.cases import Case, Fault, Flow, Step, enriched, random_fault, random_flow
+from tests.explore.cases import (
+    Case,
+    Fault,
+    Flow,
+    Step,
+    disturb_more,
+    durable,
+    enriched,
+    random_fault,
+    random_flow,
+)
 from tests.explore.model import violations
 from tests.explore.world import Pipeline
 
@@ -35,13 +45,18 @@ class Failure(NamedTuple):
 
 
 def explore(
-    first: int, runs: int, *, on_progress: Callable[[int], object] | None = None
+    first: int,
+    runs: int,
+    *,
+    known: Collection[int] = (),
+    on_progress: Callable[[int], object] | None = None,
 ) -> Failure | None:
     """Simulate runs; return the first one that breaks a promise.
 
     Args:
         first: The number of the first run.
         runs: How many there are.
+        known: The numbers of runs that are left out, since they are known to break one.
         on_progress: Called now and then with how many there were so far.
     """
     end = number = first
@@ -51,7 +66,7 @@ def explore(
     gc.disable()  # it is called between runs, in which it finds less
     try:
         while number < end:
-            failure = _explore_pipeline(number, end)
+            failure = _explore_pipeline(number, end, known)
             if failure is not None:
                 return failure
             number = (number // VARIATIONS + 1) * VARIATIONS
@@ -66,7 +81,7 @@ def explore(
     return None
 
 
-def _explore_pipeline(number: int, end: int) -> Failure | None:
+def _explore_pipeline(number: int, end: int, known: Collection[int]) -> Failure | None:
     whole = number // VARIATIONS
     chance = Random(whole)
     flow = _flow_of(whole, chance)
@@ -77,7 +92,9 @@ def _explore_pipeline(number: int, end: int) -> Failure | None:
         if at >= end:
             break
         fault = Fault() if not variation else random_fault(chance, turns, events)
-        if variation and at < number:
+        if variation:
+            fault = disturb_more(flow, fault, Random(f"journal {at}"), turns, events)
+        if variation and (at < number or at in known):
             continue
         world = pipeline.simulate(fault)
         if not variation:
@@ -96,6 +113,7 @@ def _flow_of(whole: int, chance: Random, *, is_enriched: bool = True) -> Flow:
     flow = random_flow(chance)
     if is_enriched:
         flow = enriched(flow, Random(f"more {whole}"))
+        flow = durable(flow, Random(f"durable {whole}"))
     return flow._replace(order=whole) if whole % 5 > 2 else flow
 
 
@@ -104,9 +122,11 @@ def case_of(number: int, *, is_enriched: bool = True) -> Case:
     chance = Random(number // VARIATIONS)
     flow = _flow_of(number // VARIATIONS, chance, is_enriched=is_enriched)
     world = Pipeline(flow).simulate(Fault())
-    fault = Fault()
+    fault, turns, events = Fault(), world.loop.turns, len(world.log)
     for _ in range(number % VARIATIONS):
-        fault = random_fault(chance, world.loop.turns, len(world.log))
+        fault = random_fault(chance, turns, events)
+    if number % VARIATIONS:
+        fault = disturb_more(flow, fault, Random(f"journal {number}"), turns, events)
     return Case(flow, fault)
 
 
@@ -146,7 +166,7 @@ def _simpler(case: Case) -> Iterator[Case]:
     for name, default in Fault._field_defaults.items():
         if getattr(fault, name) != default:
             yield Case(flow, fault._replace(**{name: default}))
-    for name in ("cancels", "strangers"):
+    for name in ("cancels", "strangers", "requests"):
         points = getattr(fault, name)
         for at in range(len(points)):
             yield Case(flow, fault._replace(**{name: points[:at] + points[at + 1 :]}))
@@ -158,7 +178,7 @@ def _simpler(case: Case) -> Iterator[Case]:
         for simpler in _simpler_steps(step):
             steps = (*flow.steps[:index], simpler, *flow.steps[index + 1 :])
             yield Case(flow._replace(steps=steps), fault)
-    for name in ("cancels", "strangers"):
+    for name in ("cancels", "strangers", "requests"):
         points = getattr(fault, name)
         for at, (turn, which) in enumerate(points):
             others = [(turn, 0)] if which else []

@@ -14,11 +14,14 @@ import math
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from asyncflow import (
+    JournalError,
     ResourceError,
+    RunCancelledError,
     SharedIteratorError,
     StepCancelledError,
     StepResult,
@@ -32,6 +35,7 @@ from asyncflow.events import (
     AttemptStarted,
     MapStarted,
     PoolPaused,
+    ResultReused,
     RunFinished,
     RunInterrupted,
     RunStarted,
@@ -39,7 +43,9 @@ from asyncflow.events import (
     StepAttached,
     StepCancelled,
     StepFailed,
+    StepLogged,
     StepProgressed,
+    StepReused,
     StepSkipped,
     StepSucceeded,
     ThreadAbandoned,
@@ -73,8 +79,8 @@ class _Stop(NamedTuple):
 
 class _Attempt:
     __slots__ = (
-        *("abandoned", "attached", "call", "end", "end_place", "end_turn", "place", "progress"),
-        *("start", "turn"),
+        *("abandoned", "attached", "call", "end", "end_place", "end_turn", "logged", "place"),
+        *("progress", "start", "turn"),
     )
 
     def __init__(self, start: AttemptStarted, turn: int, place: int) -> None:
@@ -84,6 +90,7 @@ class _Attempt:
         self.call: Call | None = None
         self.abandoned: ThreadAbandoned | None = None
         self.attached: list[str] = []
+        self.logged: list[str] = []
         self.progress = 0.0
 
     @property
@@ -96,7 +103,10 @@ class _Attempt:
 class _Node:
     """A step, or an item of a mapped one."""
 
-    __slots__ = ("attempts", "end", "end_place", "end_turn", "item", "map", "map_place", "step")
+    __slots__ = (
+        *("attempts", "end", "end_place", "end_turn", "item", "map", "map_place", "step"),
+        "reused",
+    )
 
     def __init__(self, step: int, item: int | None) -> None:
         self.step, self.item = step, item
@@ -105,6 +115,8 @@ class _Node:
         self.end_turn = self.end_place = -1
         self.map: MapStarted | None = None
         self.map_place = -1
+        self.reused: ResultReused | None = None
+        """The result of an equal call that it has reused."""
 
     @property
     def started_ms(self) -> float | None:
@@ -133,11 +145,15 @@ def violations(case: Case, world: World, *, thorough: bool) -> list[str]:
         found.append("a stream of items was not closed")
     if found:
         return found
-    for run in range(case.flow.copies):
-        try:
-            _Run(case, world, run).check(thorough=thorough)
-        except _Wrong as wrong:
-            found.append(f"run {run}: {wrong}")
+    runs = [_Run(case, world, run) for run in range(case.flow.copies)]
+    for check in (_Run.read, partial(_Run.check, runs=runs, thorough=thorough)):
+        for run in runs:
+            try:
+                check(run)
+            except _Wrong as wrong:
+                found.append(f"run {run.run}: {wrong}")
+        if found:
+            break
     return found
 
 
@@ -172,7 +188,8 @@ class _Run:
             spec.pool is not None or spec.thread for spec in self.specs
         )
 
-    def check(self, *, thorough: bool) -> None:
+    def read(self) -> None:
+        """Find out what has happened, and check what can be seen without other runs."""
         self.check_outcome()
         if not self.log:
             _require(self.report is None, "there is a report and no event")
@@ -180,11 +197,20 @@ class _Run:
         self.started_s = self.log[0][3]
         self.read_events()
         self.match_calls()
+
+    def check(self, *, runs: list[_Run], thorough: bool) -> None:
+        if not self.log:
+            return
+        self.all_runs = runs
+        self.check_journal()
+        self.check_checkpoints()
         for node in self.nodes:
             if self.specs[node.step].maps is not None and node.item is None:
                 self.check_map(node)
             else:
                 self.check_attempts(node)
+            if self.specs[node.step].caches:
+                self.check_equal_calls(node)
         for node in self.steps:
             self.check_step(node)
         self.check_deadline()
@@ -216,16 +242,36 @@ class _Run:
             is_lost = run == 0 and world.scope_cancelled and not is_late
             _require(not is_lost, "the cancellation of the scope is lost")
             _require(self.report is not None, "there is neither a report nor an error")
+            _require(not self.has_failed_journal, "the failure of the journal is lost")
+            _require(not world.resource_failed[run], "the failure of the resource is lost")
         elif isinstance(raised, asyncio.CancelledError):
             _require(accepted or world.scope_cancelled, "the caller was cancelled by nobody")
             if accepted and not world.scope_cancelled:
                 _require(raised.args == ("from outside",), "another cancellation was raised")
         elif isinstance(raised, ResourceError):
-            _require(self.flow.resource and world.strangers, f"the run raised {raised!r}")
+            can_be = world.resource_failed[run] or (self.flow.resource and world.strangers)
+            _require(can_be, f"the run raised {raised!r}")
+            if world.resource_failed[run]:
+                _require(isinstance(raised.__cause__, ConnectionError), f"raised {raised!r}")
+        elif isinstance(raised, JournalError):
+            _require(self.has_failed_journal, f"the run raised {raised!r}")
+        elif isinstance(raised, RunCancelledError):
+            _require(run == 0 and world.requests, f"the run raised {raised!r}")
         else:
             _require(exits, f"the run raised {raised!r}")
         if world.resources[run]:
             _require(world.resources[run] == "is closed", "the resource", world.resources[run])
+
+    @property
+    def has_failed_journal(self) -> bool:
+        """Whether its journal has failed."""
+        journal, fails_at = self.world.journal, self.case.fault.fails_at
+        return (
+            self.run == 0
+            and journal is not None
+            and fails_at is not None
+            and journal.added >= fails_at
+        )
 
     def ends_at(self, ticks: int) -> bool:
         ended_ms = (self.log[-1][3] - self.log[0][3]) * 1000
@@ -240,7 +286,7 @@ class _Run:
         fail_fast = self.flow.fail_fast
         for place, event, turn, now in log[1:]:
             kind = type(event)
-            if kind in (StepAttached, StepProgressed):
+            if kind in (StepAttached, StepLogged, StepProgressed):
                 self.read_note(event)
                 continue
             at_ms = event.at_ms  # type: ignore[union-attr]
@@ -278,6 +324,14 @@ class _Run:
                 _require(latest.start.attempt == event.attempt, "of another attempt:", event)
                 _require(latest.end is None and latest.abandoned is None, "too late:", event)
                 latest.abandoned = event
+            elif kind is ResultReused:
+                node = self.node(event)
+                _require(self.specs[node.step].caches, "it reuses nothing:", event)
+                _require(node.end is None and not node.attempts, "too late:", event)
+                _require(node.reused is None, "again:", event)
+                node.reused = event
+            elif kind is StepReused:
+                self.read_reuse(event, turn, place)
             elif kind in (AttemptFailed, StepSucceeded, StepFailed, StepCancelled, StepSkipped):
                 self.read_end(event, turn, place)
                 stops = kind in (StepFailed, StepSkipped) and not self.may_tolerate(event)
@@ -297,6 +351,8 @@ class _Run:
         _require(attempt.end is None or attempt.abandoned, "after the end of its attempt:", event)
         if type(event) is StepAttached:
             attempt.attached.append(event.name)
+        elif type(event) is StepLogged:
+            attempt.logged.append(event.message)
         else:
             _require(event.done >= attempt.progress, "an earlier progress:", event)
             attempt.progress = event.done
@@ -378,6 +434,20 @@ class _Run:
             for item in self.items[node.step].values() if node.item is None else ():
                 _require(item.end is not None, "before the end of an item:", event)
 
+    def read_reuse(self, event: StepReused, turn: int, place: int) -> None:
+        node = self.node(event)
+        reused = node.reused
+        _require(reused is not None and node.end is None, "it has no result:", event)
+        assert reused is not None
+        both = (event.status, event.origin, event.at_ms)
+        _require(both == (SUCCESS, reused.origin, reused.at_ms), event, "after", reused)
+        before = [each for at, each, _, _ in self.log if at < place][-2:]
+        if type(before[-1]) is RunInterrupted:  # an observer of the first event has raised
+            before.pop()
+        _require(before[-1] is reused, before[-1], "comes before", event)
+        node.end = StepSucceeded(event.step, 0, event.at_ms, reused.output, event.item)
+        node.end_turn, node.end_place = turn, place
+
     def match_calls(self) -> None:
         attempts = {
             (node.step, node.item, attempt.start.attempt): attempt
@@ -404,18 +474,149 @@ class _Run:
             if not attempt.abandoned:
                 said = attempt.call.said
                 _require(attempt.attached == said, "it said", said, "not", attempt.attached)
+                _require(attempt.logged == said, "it logged", said, "not", attempt.logged)
                 _require(attempt.progress == len(said), "the last progress is lost:", attempt.start)
 
     def check_uncalled(self, attempt: _Attempt) -> None:
         """Check that an attempt that called nothing was cancelled before its thread began."""
         start, end = attempt.start, attempt.end
         spec = self.specs[self.index[start.step]]
-        _require(spec.thread and self.is_now(end.at_ms, start.at_ms), "never called:", start)
+        may_be = spec.thread or self.flow.durable  # nor before its start was stored
+        _require(may_be and self.is_now(end.at_ms, start.at_ms), "never called:", start)
         stop = self.stop_for(spec)
         was_stopped = stop is not None and stop.place < attempt.end_place
         was_stopped = was_stopped or bool(self.world.strangers) or bool(self.world.blocks)
         is_value = type(end) is StepSucceeded and end.error is None  # else its fallback's
         _require(was_stopped and not is_value, "cancelled by nobody:", end)
+
+    # What is stored.
+
+    def check_journal(self) -> None:
+        """Check that the journal has all events of the run; if it has failed, those before that."""
+        journal = self.world.journal
+        if journal is None:
+            return
+        notes = StepAttached, StepLogged, StepProgressed
+        told = [_identity(event) for _, event, _, _ in self.log if type(event) not in notes]
+        stored = [_identity(event) for event in journal.events_of(self.run)]
+        if self.has_failed_journal:
+            fails_at = self.case.fault.fails_at
+            assert fails_at is not None
+            _require(len(stored) == fails_at - 1, "stored after the failure:", stored)
+        else:
+            _require(len(told) == len(stored), "not stored:", told[len(stored) :])
+        _require(told[: len(stored)] == stored, "other events than", told, "are stored:", stored)
+        if not self.has_failed_journal:
+            said: Any = [event for _, event, _, _ in self.log if type(event) in notes]
+            kept: Any = [note for run, note in journal.notes if run == self.run]
+            kept, said = _as_stored(kept), _as_stored(said)
+            _require(said == kept, "other notes than", said, "are stored:", kept)
+
+    def check_checkpoints(self) -> None:
+        """Check that each attempt has found the latest checkpoint of those before it."""
+        journal = self.world.journal
+        stored = {} if journal is None else journal.saved_of(self.run)
+        for node in self.nodes:
+            latest: Any = None
+            name = self.specs[node.step].name
+            for attempt in node.attempts:
+                call = attempt.call
+                if call is None:
+                    continue
+                found = call.found
+                _require(found == latest, attempt.start, "finds", found, "and not", latest)
+                if call.saved:
+                    latest = call.saved[-1][1]
+            left = stored.pop((name, node.item), None)
+            if type(node.end) is StepSucceeded:
+                is_right = left is None or self.has_failed_journal
+                _require(is_right, "a checkpoint outlives the success:", node.end, left)
+            elif journal is not None and not self.has_failed_journal and latest is not None:
+                last = [each for each in node.attempts if each.call and each.call.saved][-1]
+                may_be = {latest, *(value for _, value in last.call.saved)}  # type: ignore[union-attr]
+                is_right = left in may_be if last.abandoned else left == latest
+                if node.item is not None and type(self.steps[node.step].end) is StepSucceeded:
+                    is_right = left is None  # its failure was tolerated
+                _require(is_right, "the checkpoint", latest, "is lost:", node.end, left)
+        _require(not stored or self.has_failed_journal, "checkpoints of no step:", stored)
+
+    # Equal calls.
+
+    def arguments_of(self, node: _Node) -> str:
+        """Return the arguments of a node, as a text that equal ones share."""
+        spec, given = self.specs[node.step], {}
+        if spec.maps == GIVEN:
+            of_input = self.world.given[self.run]
+            given["given"] = of_input if node.item is None else of_input[node.item]
+        for need in spec.needs:
+            end, name = self.steps[need].end, self.specs[need].name
+            given[name] = end.output if type(end) is StepSucceeded else None
+            if node.item is not None and need == spec.maps:
+                is_chain = self.specs[need].maps is not None
+                given[name] = (
+                    self.items[need][node.item].end.output if is_chain else given[name][node.item]
+                )
+        return repr(sorted(given.items()))
+
+    @cached_property
+    def cached_nodes(self) -> list[tuple[_Node, str]]:
+        """The nodes that may have reused a result or made a call, each with its arguments."""
+        return [
+            (node, self.arguments_of(node))
+            for node in self.nodes
+            if self.specs[node.step].caches and (node.reused or node.attempts)
+        ]
+
+    def equal_to(self, node: _Node) -> list[tuple[_Run, _Node]]:
+        """Return the other nodes of all runs whose calls are equal to that of a node."""
+        own = self.arguments_of(node)
+        return [
+            (run, other)
+            for run in self.all_runs
+            if run.log
+            for other, arguments in run.cached_nodes
+            if other.step == node.step and arguments == own and other is not node
+        ]
+
+    def check_equal_calls(self, node: _Node) -> None:
+        """Check that what a node has reused is there, and that it has not called what is there."""
+        if node.reused is None and not node.attempts:
+            return
+        spec, others = self.specs[node.step], self.equal_to(node)
+        begun = node.end_place if node.reused else node.attempts[0].place
+        begun_s = self.world.log[begun][3]
+        fresh, may_be = [], []
+        for run, other in others:
+            is_success = type(other.end) is StepSucceeded and other.end.error is None
+            if is_success and other.attempts and other.end_place < begun and run.has_stored(other):
+                age = (begun_s - self.world.log[other.end_place][3]) * 1000 - spec.caches * TICK_MS
+                may_be += [(run, other)] if age < EPSILON else []
+                fresh += [other] if age < -EPSILON else []
+            if node.attempts and other.attempts:
+                first, second = sorted(
+                    (each.attempts[0].place, each.end_place) for each in (node, other)
+                )
+                _require(first[1] < second[0], "equal calls overlap:", node.end, other.end)
+        if node.reused is None:
+            _require(
+                not fresh, "called again:", node.attempts[0].start, [each.end for each in fresh]
+            )
+            return
+        reused = node.reused
+        its = [other for run, other in may_be if str(run.run) == reused.origin]
+        _require(its, "there is no such result:", reused)
+        latest = max(its, key=lambda other: other.end_place)
+        last = latest.attempts[-1]
+        _require(repr(reused.output) == repr(latest.end.output), "another output:", reused)
+        _require(reused.attempts == last.start.attempt, "other attempts:", reused)
+        duration_ms = latest.end.at_ms - last.start.at_ms
+        _require(abs(reused.duration_ms - duration_ms) < EPSILON, "another duration:", reused)
+
+    def has_stored(self, node: _Node) -> bool:
+        """Whether other nodes may reuse the success of a node."""
+        journal = self.world.journal
+        assert journal is not None
+        return (self.run, self.specs[node.step].name, node.item) in journal.reusable
 
     def stop_for(self, spec: Step) -> _Stop | None:
         """Return since when the steps of a kind are asked to stop."""
@@ -581,8 +782,8 @@ class _Run:
         if spec.maps == GIVEN:
             names.add("given")
             item, of_input = call.arguments["given"], self.world.given[self.run]
-            _require(item == node.item, "another item:", call.key, item)
-            _require(not isinstance(of_input, list) or item is of_input[item], "another item")
+            expected = of_input[node.item] if isinstance(of_input, list) else node.item
+            _require(item == expected, "another item:", call.key, item)
         if spec.resource:
             names.add("resource")
             _require(call.arguments["resource"] == f"resource {self.run}", call.arguments)
@@ -976,6 +1177,7 @@ class _Run:
         spec = self.specs[node.step]
         waits = spec.pool is not None and self.has_other_waits(spec.pool)
         waits |= spec.thread and self.flow.threads < len(self.nodes)
+        waits |= bool(spec.caches)  # for equal ones
         if not (self.world.strangers or waits):
             stop = self.stop_for(self.specs[node.step])
             gap = next(number for number in range(len(items) + 1) if number not in items)
@@ -1023,6 +1225,8 @@ class _Run:
         self.check_condition(node)
         started_ms = node.started_ms
         place = node.attempts[0].place if node.attempts else node.map_place
+        if node.reused is not None:
+            started_ms, place = node.reused.at_ms, node.end_place
         flow = self.flow_source(node.step)
         first = None if flow is None else self.first_success(flow)
         # The items that have succeeded go through, whatever becomes of the others.
@@ -1126,9 +1330,26 @@ class _Run:
         _require(not self.cannot_be_had(node) or node.map, f"{spec.name} starts without its slots")
         if node.map is not None and self.flow.max_concurrency is not None:
             return
-        queued_ms = 0.0 if node.map is not None else node.attempts[0].start.queued_ms
-        is_due = self.is_due(node, started_ms - queued_ms)
-        _require(is_due, spec.name, "starts at", started_ms, "ms, not at", self.due_ms(node))
+        queued_ms = node.attempts[0].start.queued_ms if node.attempts else 0.0
+        due_ms = [*self.due_ms(node), *self.unparked_ms(node)]
+        is_due = self.is_due(node, started_ms - queued_ms) or any(
+            abs(started_ms - queued_ms - each) < EPSILON for each in due_ms
+        )
+        is_limited = self.flow.max_concurrency is not None or spec.pool is not None
+        if node.reused is not None and is_limited:
+            return  # it may have waited for its run to have room, which no event tells
+        _require(is_due, spec.name, "starts at", started_ms, "ms, not at", due_ms)
+
+    def unparked_ms(self, node: _Node) -> list[float]:
+        """Return when a node may have stopped waiting for an equal call."""
+        if not self.specs[node.step].caches or node.map is not None:
+            return []
+        ends = [(run, other.end.at_ms) for run, other in self.equal_to(node)]
+        for run in self.all_runs:
+            if run.log:  # it may have led a call of which it made no attempt, or stored no success
+                stops = [stop.at_ms for stop in (run.fail_stop, run.interrupted) if stop]
+                ends += [(run, at_ms) for at_ms in (*stops, run.finished.at_ms)]
+        return [(run.started_s - self.started_s) * 1000 + at_ms for run, at_ms in ends]
 
     def check_condition(self, node: _Node) -> None:
         """Check that a condition is asked once, when the turn of its step comes."""
@@ -1265,6 +1486,8 @@ class _Run:
     def in_line_since(self, node: _Node) -> int | None:
         """Return since which place in the log a step must have been in line, if that is known."""
         spec = self.specs[node.step]
+        if spec.caches:
+            return None  # it joins the line when it knows that it must run
         if node.attempts and node.item is not None:
             return self.item_in_line_since(node)
         if not node.attempts or spec.when or spec.is_cleanup:
@@ -1320,7 +1543,17 @@ class _Run:
         end = node.end
         _require(result.status is _status_of(end), "not the status of its event:", result)
         items = self.items[node.step] if node.map is not None else {}
-        count = len(node.attempts) + sum(len(each.attempts) for each in items.values())
+        if node.reused is not None:
+            reused = node.reused
+            expected = reused.attempts, reused.duration_ms, reused.origin, True, None, ()
+            shown = result.attempts, result.duration_ms, result.origin, result.reused
+            _require((*shown, result.started_ms, result.history) == expected, result, reused)
+            _require(result.output is reused.output, "another output:", result)
+            return
+        from_others = sum(each.reused.attempts for each in items.values() if each.reused)
+        count = (
+            len(node.attempts) + sum(len(each.attempts) for each in items.values()) + from_others
+        )
         _require(result.attempts == count, f"not {count} attempts:", result)
         _require(result.output is (end.output if type(end) is StepSucceeded else None), result)
         error = getattr(end, "error", None)
@@ -1368,6 +1601,22 @@ class _Run:
                 _require(one == other, "replayed:", one, "not", other)
             else:
                 _require(one.output is other.output, "replayed:", one, "not", other)
+
+
+def _identity(event: Any) -> tuple[Any, ...]:
+    """Return what an event and its stored form have in common."""
+    names = ("step", "item", "attempt", "at_ms")
+    return (type(event).__name__, *(getattr(event, name, None) for name in names))
+
+
+def _as_stored(notes: list[Any]) -> tuple[list[Any], dict[Any, Any]]:
+    """Return notes in order, and apart from them the latest progress of each attempt."""
+    progress = {
+        (note.step, note.item, note.attempt): note.done
+        for note in notes
+        if type(note) is StepProgressed
+    }
+    return [note for note in notes if type(note) is not StepProgressed], progress
 
 
 def _is(one: object, other: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 from asyncio import events as asyncio_events
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -17,7 +18,7 @@ import anyio
 
 from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
 from asyncflow._core import chains
-from asyncflow.events import Event, ThreadAbandoned
+from asyncflow.events import AttemptStarted, Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
 from tests.explore import threads
 from tests.explore.cases import (
@@ -32,12 +33,17 @@ from tests.explore.cases import (
     dependencies_of,
     tiers_of,
 )
+from tests.explore.journals import Journal
 
 __all__ = ["Call", "Exit", "Pipeline", "World"]
 
 TICK_S = TICK_MS / 1000
 _TOO_MANY_TURNS = 20_000
 """More turns than any run takes: the driver spins."""
+
+
+_log = logging.getLogger("explored")
+_log.setLevel(logging.INFO)
 
 
 class Exit(BaseException):
@@ -120,12 +126,14 @@ class Call:
         "ended_at",
         "ended_turn",
         "error",
+        "found",
         "item",
         "own",
         "remaining_ms",
         "results",
         "run",
         "said",
+        "saved",
         "step",
         "value",
         "was_abandoned",
@@ -148,7 +156,10 @@ class Call:
         """When it caused one itself."""
         self.beats: list[float] = []
         self.said: list[str] = []
-        """The names of what it attached."""
+        """The names of what it attached, and what it logged."""
+        self.found = context.last_checkpoint
+        self.saved: list[tuple[int, Any]] = []
+        """Its checkpoints, each with its place in the log."""
         self.was_abandoned = False
         self.ended = -1
         self.ended_at = -1.0
@@ -210,7 +221,11 @@ class World:
         """What the resource of each run does: nothing, ``opens``, ``is open``, ``closes`` or ``is
         closed``."""
         self.opened_at = [-1.0] * copies
+        self.resource_failed = [False] * copies
         self.streams = 0
+        self.journal: Journal | None = None
+        self.requests: list[int] = []
+        """The places in the log at which the first run was cancelled through its journal."""
         self.callers: list[asyncio.Task[None]] = []
         self.unfinished = copies
 
@@ -234,6 +249,12 @@ class World:
             self.violations.append(f"{key} makes it more than max_concurrency={limit}")
         if spec.pool is not None:
             self._enter_pool(spec.pool, spec, key)
+        if self.journal is not None and not any(
+            type(event) is AttemptStarted
+            and (event.step, event.item, event.attempt) == (spec.name, call.item, call.attempt)
+            for event in reversed(self.journal.events_of(call.run))
+        ):
+            self.violations.append(f"{key} is called before its start is stored")
         return call, context
 
     def name_time(self, step: Step, error: BaseException) -> bool | float:
@@ -252,7 +273,7 @@ class World:
         if self.in_pool[pool] > size:
             self.violations.append(f"{key} makes it more than the pool of {size} has room for")
         now = self.loop.now
-        if spec.thread and now == self.paused_at[pool]:
+        if (spec.thread or self.journal is not None) and now == self.paused_at[pool]:
             return  # its attempt had started a turn or two before
         if now < self.paused_until[pool] - 1e-6 and sys.version_info >= (3, 12):
             self.violations.append(f"{key} starts although its pool is paused")
@@ -297,6 +318,9 @@ class World:
         except asyncio.CancelledError:
             self.resources[run] = "is closed"
             raise
+        if self.pipeline.flow.resource_fails == "opens":
+            self.resources[run], self.resource_failed[run] = "is closed", True
+            raise ConnectionError("it is down")
         self.resources[run], self.opened_at[run] = "is open", self.loop.now
         try:
             yield f"resource {run}"
@@ -308,6 +332,17 @@ class World:
                 await asyncio.sleep(closes * TICK_S)
             finally:
                 self.resources[run] = "is closed"
+            if self.pipeline.flow.resource_fails == "closes":
+                self.resource_failed[run] = True
+                raise ConnectionError("it is gone")
+
+    def request(self) -> None:
+        """Cancel the first run through its journal."""
+        assert self.journal is not None
+        session = self.journal.open_sessions.get("0")
+        if session is not None and session.is_watched and session.failure is None:
+            self.requests.append(len(self.log))
+            session.cancel()
 
     def exit(self) -> BaseException:
         """Return what to raise that ends the run."""
@@ -408,6 +443,22 @@ def _no_fallback(error: Exception) -> None:
     raise KeyError("fallback")
 
 
+class _Recorder:
+    """An observer: writes the log of the world at hand, and wants log records if steps speak."""
+
+    logs: int | None = None
+
+    def __init__(self, pipeline: Pipeline, run: int) -> None:
+        self._pipeline, self._run = pipeline, run
+        self.logs = pipeline.logs
+
+    def __call__(self, event: Event) -> None:
+        world = self._pipeline.world
+        world.log.append((self._run, event, world.loop.turns, world.loop.now))
+        if type(event) is ThreadAbandoned:
+            world.abandon(self._run, event)
+
+
 class Pipeline:
     """The orchestrators of a flow, whose actions report to the world of the run at hand.
 
@@ -418,6 +469,10 @@ class Pipeline:
     """
 
     def __init__(self, flow: Flow) -> None:
+        if not flow.durable and any(spec.caches for spec in flow.steps):
+            raise ValueError("results are reused only where they are stored")
+        if (flow.given is not None) != any(spec.maps == GIVEN for spec in flow.steps):
+            raise ValueError("it has an input that no step takes, or none that one takes")
         self.flow = flow
         self.pools = [
             Pool(
@@ -432,16 +487,18 @@ class Pipeline:
         self.world: World
         self.index = {spec.name: number for number, spec in enumerate(flow.steps)}
         steps = [self._step(index, spec) for index, spec in enumerate(flow.steps)]
+        self.logs = logging.INFO if any(spec.notes for spec in flow.steps) else None
         orchestrator = Orchestrator(
             steps,
             flow.fail_fast,
+            name="explored" if flow.durable else "",
             schedule=flow.schedule,  # type: ignore[arg-type]
             max_concurrency=flow.max_concurrency,
             deadline_ms=_ms(flow.deadline),
         )
         self.orchestrators = [
             orchestrator.with_options(
-                run_id=str(run), observers=[self._recorder(run)], **self._resources(run)
+                run_id=str(run), observers=[_Recorder(self, run)], **self._resources(run)
             )
             for run in range(flow.copies)
         ]
@@ -453,15 +510,6 @@ class Pipeline:
         """Return the name of the step, or of the input, over which a step is mapped."""
         assert spec.maps is not None
         return "given" if spec.maps == GIVEN else self.flow.steps[spec.maps].name
-
-    def _recorder(self, run: int) -> Callable[[Event], object]:
-        def record(event: Event) -> None:
-            world = self.world
-            world.log.append((run, event, world.loop.turns, world.loop.now))
-            if type(event) is ThreadAbandoned:
-                world.abandon(run, event)
-
-        return record
 
     def _resources(self, run: int) -> dict[str, Any]:
         if not any(spec.resource for spec in self.flow.steps):
@@ -497,6 +545,8 @@ class Pipeline:
             options["when"] = self._condition(index, spec.when)
         if spec.fallback:
             options["fallback"] = Instead if spec.fallback == "value" else _no_fallback
+        if spec.caches:
+            options["cache_ms"] = _ms(spec.caches)
         return WorkflowStep(
             spec.name,
             self._action_in_thread(index, spec) if spec.thread else self._action(index, spec),
@@ -597,6 +647,8 @@ class Pipeline:
         world = self.world = World(self, loop, flow.copies)
         for pool, spec in zip(self.pools, flow.pools, strict=True):
             pool._budget = float("inf") if spec.budget is None else spec.budget
+        if flow.durable:
+            world.journal = Journal(fault.fails_at, self.logs)
         chains._MOST_WAITING = flow.ahead
         if flow.eager and hasattr(asyncio, "eager_task_factory"):
             loop.set_task_factory(asyncio.eager_task_factory)
@@ -610,6 +662,8 @@ class Pipeline:
             loop.at_turn.setdefault(turn + 2, []).append(
                 (which, lambda which=which: world.cancel_stranger(which))  # type: ignore[misc]
             )
+        for turn, after in fault.requests:
+            loop.at_turn.setdefault(turn + 2, []).append((after, world.request))
         try:
             with threads.in_turns():
                 loop.run_forever()
@@ -630,6 +684,8 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
         limiter = anyio.to_thread.current_default_thread_limiter()
         limiter.total_tokens = world.pipeline.flow.threads
     orchestrator = world.pipeline.orchestrators[run]
+    if world.journal is not None:
+        orchestrator = orchestrator.with_options(journal=world.journal)
     if run:
         await asyncio.sleep(world.pipeline.flow.offset * TICK_S)
     elif fault.observer is not None:
@@ -734,7 +790,7 @@ def _value(world: World, spec: Step, call: Call) -> Any:
     if call.attempt <= spec.refused:
         return _REFUSED
     if spec.items is None:
-        return (spec.name, call.item, call.attempt)
+        return (spec.name, None, None) if spec.equal else (spec.name, call.item, call.attempt)
     return _items(world, spec.items)
 
 
@@ -742,6 +798,8 @@ def _items(world: World, items: Items) -> Any:
     match items.kind:
         case "list":
             return list(range(items.count))
+        case "pairs":
+            return [number // 2 for number in range(items.count)]
         case "iterable":
             return _Iterable(world, items)
         case "iterator":
@@ -766,11 +824,21 @@ def _speak(world: World, call: Call, context: StepContext, spec: Step) -> None:
         call.said.append(f"{call.attempt} {len(call.said)}")
         context.progress(len(call.said), 100)
         context.attach(call.said[-1], "text")
+        _log.info(call.said[-1])
+    _save(world, call, context, spec.saves)
+
+
+def _save(world: World, call: Call, context: StepContext, times: int) -> None:
+    for _ in range(times):
+        value = call.step, call.item, call.attempt, len(call.saved)
+        call.saved.append((len(world.log), value))
+        context.checkpoint(value)
 
 
 async def _perform(world: World, call: Call, context: StepContext, act: Act, spec: Step) -> bool:
     """Do what the act says; return a true value where the action returns its output."""
     loop, own = world.loop, None
+    _save(world, call, context, spec.saves - 1)
     try:
         if act.block:
             loop.now += act.block * TICK_S
@@ -840,6 +908,7 @@ def _perform_in_thread(
     world: World, call: Call, context: StepContext, act: Act, spec: Step
 ) -> None:
     """Do in a thread what the act says; return where the action returns its output."""
+    _save(world, call, context, spec.saves - 1)
     for wait in act.waits:
         _speak(world, call, context, spec)
         if not _rests(wait, world, context, act):

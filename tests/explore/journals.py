@@ -1,0 +1,105 @@
+"""The journal that the durable runs of a case share, in memory, and when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from asyncflow import JournalError
+from asyncflow._core.results import Payload
+from asyncflow.events import Event, NoteEvent, StepSucceeded
+from tests.memory_journal import MemoryJournal, MemorySession
+
+__all__ = ["Journal"]
+
+
+class Codec:
+    """Encodes a value as its `repr`, and returns the first one that had it."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, Any] = {}
+
+    def encode(self, subject: str, value: Any, hint: Any) -> Payload:
+        text = f"{type(value).__name__} {value!r}".encode()
+        self._values.setdefault(text, value)
+        return Payload("repr", text)
+
+    def decode(self, subject: str, payload: Payload, hint: Any) -> Any:
+        return self._values[payload.data]
+
+
+class Session(MemorySession):
+    """A session; that of the first run alone may fail."""
+
+    def __init__(self, journal: MemoryJournal, run_id: str) -> None:
+        super().__init__(journal, run_id)
+        self._reusable: dict[tuple[int, str, int | None], asyncio.Future[None]] = {}
+
+    def append_note(self, note: NoteEvent) -> None:
+        if self.failure is None:
+            self._journal.notes.append((int(self._run_id), note))  # type: ignore[attr-defined]
+
+    def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
+        stored = super().append_cached(key, attempts, duration_ms)
+        if self.failure is not None:
+            return stored
+        success = next(each for each in reversed(self._pending) if isinstance(each, StepSucceeded))
+        self._reusable[int(self._run_id), success.step, success.item] = stored
+        return stored
+
+    def fail(self, failure: JournalError) -> None:
+        super().fail(failure)
+        self._all_stored.set()
+
+    async def flush(self) -> None:
+        await self._all_stored.wait()
+        if self.failure is not None:
+            await self._loop.create_future()
+
+    async def close(self) -> None:
+        """Close without a task, which would outlive it by a turn."""
+        try:
+            await self._all_stored.wait()
+            if self.failure is not None:
+                raise self.failure
+        finally:
+            self._journal.open_sessions.pop(self._run_id, None)
+
+    def _write(self) -> None:
+        journal: Any = self._journal
+        added, fail_at = journal.added, journal.fail_at
+        if self._run_id != "0":
+            journal.fail_at = None
+        super()._write()
+        if self._run_id != "0":
+            journal.added, journal.fail_at = added, fail_at
+        journal.reusable |= {each for each, stored in self._reusable.items() if stored.done()}
+
+
+class Journal(MemoryJournal):
+    """Stores what all runs of a case share.
+
+    Attributes:
+        notes: What the steps have said, each with its run.
+        reusable: The successes that others may reuse, each by run, step and item.
+        logs: The level from which on it stores log records.
+    """
+
+    session = Session
+    logs: int | None = None
+
+    def __init__(self, fail_at: int | None, logs: int | None) -> None:
+        super().__init__(fail_at=fail_at)
+        self.checkpoint_codec = Codec()  # type: ignore[assignment]
+        self.notes: list[tuple[int, NoteEvent]] = []
+        self.reusable: set[tuple[int, str, int | None]] = set()
+        self.logs = logs
+
+    def events_of(self, run: int) -> list[Event]:
+        """Return what it has stored of a run."""
+        return self.stored.get(str(run), [])
+
+    def saved_of(self, run: int) -> dict[Any, Any]:
+        """Return the checkpoints that it has of a run, by step and item."""
+        saved = self.saved.get(str(run), {})
+        return {key: self.checkpoint_codec.decode("", each, Any) for key, each in saved.items()}
