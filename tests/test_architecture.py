@@ -121,6 +121,43 @@ def test_the_kernel_names_no_policy() -> None:
     assert not named
 
 
+NEIGHBOURS = {
+    ("draining", "resources"),  # it stops those from being opened
+    ("draining", "waits"),  # a run that only waits ends its segment
+    ("notes", "observers"),  # what is said goes to observers as events do
+    ("observers", "notes"),  # an observer must not be told what its own log records say
+    ("loop_monitor", "observers"),  # it knows the observer that blocks the loop
+    ("pool_needs", "permits"),  # who takes what a node needs
+    ("remote_attempt", "worker_steps"),  # an engine may abandon a thread of this process
+    ("resources", "waits"),  # they are opened when something has come
+    ("run_deadline", "resources"),  # it may pass while they are opened
+    ("run_link", "draining"),  # a handle drains its run
+    ("run_link", "waits"),  # and sends it signals
+    ("waits", "run_deadline"),  # it does not count while a run only waits
+    ("worker_steps", "permits"),  # who keeps what an abandoned thread holds
+}
+"""Which rooms of policies know another: the list hands it to them."""
+
+
+def test_a_policy_knows_no_other_unless_it_is_said_here() -> None:
+    rooms = {
+        module.rpartition(".")[2]: tree
+        for module, tree in MODULES.items()
+        if module.startswith("asyncflow._policies.")
+        and any("Policy" in map(ast.unparse, node.bases) for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef))
+    }  # fmt: skip
+    imported = {
+        (room, node.module.rpartition(".")[2])
+        for room, tree in rooms.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        and node.module.startswith("asyncflow._policies.")
+    }  # fmt: skip
+
+    assert {edge for edge in imported if edge[1] in rooms} == NEIGHBOURS
+
+
 def names_in(node: ast.AST) -> Iterator[str]:
     """Return the names that a node of code has by itself."""
     match node:

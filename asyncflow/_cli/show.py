@@ -48,6 +48,7 @@ from asyncflow._core.signal import type_text
 from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._core.tracebacks import format_error
+from asyncflow._runtime.explaining import ActingPolicies
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.preview import local_moment_text
@@ -74,15 +75,39 @@ _POLICIES = [
     show_default=True,
     help="The format.",
 )
+@click.option(
+    "--explain",
+    "explained",
+    metavar="STEP",
+    help="Show which policies act on a step instead, and in which order.",
+)
 @targets_option
-def plan(target: str, form: str, targets: Sequence[str]) -> None:
+def plan(target: str, form: str, explained: str | None, targets: Sequence[str]) -> None:
     """Show the steps of a pipeline in their tiers, and run nothing.
 
     The steps of a tier may run at the same time.
     """
     with stdout_for_results_only(True):
-        orchestrator = load_pipeline(target).orchestrator
-    _FORMATS[form](select_targets(orchestrator, targets))
+        orchestrator = select_targets(load_pipeline(target).orchestrator, targets)
+    if explained is None:
+        _FORMATS[form](orchestrator)
+        return
+    try:
+        acting = asyncio.run(orchestrator._acting_on(explained))
+    except ValueError as unknown:
+        raise click.UsageError(str(unknown)) from None
+    _write_acting(explained, acting)
+
+
+def _write_acting(step: str, acting: ActingPolicies) -> None:
+    lane = "plain" if acting.is_plain else "full"
+    lines = [f"Step {escape_controls(step)}: its policies, hook by hook, as they are called"]
+    lines += [f"  {hook:<16}{', '.join(names)}" for hook, names in acting.by_hook.items()]
+    if not acting.by_hook:
+        lines.append("  none: its attempts have a limit and retries, and nothing else")
+    lines.append(f"Its attempts are made in the {lane} lane.")
+    lines.append(f"Around the whole run: {', '.join(acting.around)}")
+    write_result("\n".join(lines))
 
 
 def _write_text(orchestrator: Orchestrator) -> None:

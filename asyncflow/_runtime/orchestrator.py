@@ -57,6 +57,7 @@ from asyncflow.events import RunResumed
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
     from asyncflow._core.step import AnyEngine
+    from asyncflow._runtime.explaining import ActingPolicies
 
 
 class Plans:
@@ -263,6 +264,15 @@ class Orchestrator:
     def _check_signal(self, name: str, value: Any) -> None:
         """Raise `ValueError` if it has a signal of this name which does not take a value."""
         check_value(self._plan, name, value)
+
+    async def _acting_on(self, name: str) -> ActingPolicies:
+        """Return which policies act on a step. Raise `ValueError` if there is none of that name."""
+        from asyncflow._runtime.explaining import acting_on  # no run needs it
+
+        index = self._plan.index
+        if name not in index:
+            raise ValueError(f"the pipeline has no step {name!r}{did_you_mean(name, index)}")
+        return await acting_on(self._plan, self._options, self._plan.steps[index[name]])
 
     @property
     def tiers(self) -> list[list[str]]:

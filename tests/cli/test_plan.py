@@ -78,6 +78,47 @@ def test_a_plan_shows_which_steps_take_which_resources(shell: Shell) -> None:
     assert [step["resources"] for step in plan["steps"]] == [["db"], ["db", "http"]]
 
 
+def test_a_plan_explains_which_policies_act_on_a_step_and_in_which_order(shell: Shell) -> None:
+    shell.write(
+        "plans.py",
+        """
+        from asyncflow import Pipeline, Pool
+        from asyncflow.journal import SQLiteJournal
+        pipeline = Pipeline("p", journal=SQLiteJournal("runs.db"), observers=[print])
+
+        @pipeline.step(cache_ms=1000, pool=Pool(1), runs_in="thread", heartbeat_ms=10)
+        def load(): 1 / 0
+        """,
+    )
+
+    result = shell("plan", "plans:pipeline", "--explain", "load")
+
+    assert result.stdout == (
+        "Step load: its policies, hook by hook, as they are called\n"
+        "  on_line_up      Permits\n"
+        "  on_gate         StepCache, WorkerSteps, Permits\n"
+        "  on_started      Persisting\n"
+        "  on_call         WorkerSteps, HeartbeatLimits\n"
+        "  on_output       Persisting\n"
+        "  on_retry_after  Permits\n"
+        "  on_attempted    Permits\n"
+        "  on_hold         Permits\n"
+        "  on_over         StepCache, Permits\n"
+        "Its attempts are made in the full lane.\n"
+        "Around the whole run: SecretOutputs, Noted, CheckpointWriter, Persisting, StepCache, "
+        "Observing, Permits, LoopBlocks\n"
+    )
+    assert not (shell.directory / "runs.db").exists()
+
+
+def test_a_step_that_is_to_be_explained_must_be_there(shell: Shell) -> None:
+    shell.write("plans.py", PLAN)
+
+    result = shell("plan", "plans:steps", "--explain", "page", exits=2)
+
+    assert "the pipeline has no step 'page' (did you mean 'pages'?)" in result.stderr
+
+
 def test_the_plan_as_json_has_tiers_and_policies(shell: Shell) -> None:
     shell.write("plans.py", PLAN)
 
