@@ -136,11 +136,11 @@ NEIGHBOURS = {
     ("waits", "run_deadline"),  # it does not count while a run only waits
     ("worker_steps", "permits"),  # who keeps what an abandoned thread holds
 }
-"""Which rooms of policies know another: the list hands it to them."""
+"""Which modules of policies know another: the list hands it to them."""
 
 
 def test_a_policy_knows_no_other_unless_it_is_said_here() -> None:
-    rooms = {
+    modules = {
         module.rpartition(".")[2]: tree
         for module, tree in MODULES.items()
         if module.startswith("asyncflow._policies.")
@@ -148,14 +148,14 @@ def test_a_policy_knows_no_other_unless_it_is_said_here() -> None:
                 if isinstance(node, ast.ClassDef))
     }  # fmt: skip
     imported = {
-        (room, node.module.rpartition(".")[2])
-        for room, tree in rooms.items()
+        (knowing, node.module.rpartition(".")[2])
+        for knowing, tree in modules.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module
         and node.module.startswith("asyncflow._policies.")
     }  # fmt: skip
 
-    assert {edge for edge in imported if edge[1] in rooms} == NEIGHBOURS
+    assert {edge for edge in imported if edge[1] in modules} == NEIGHBOURS
 
 
 def names_in(node: ast.AST) -> Iterator[str]:

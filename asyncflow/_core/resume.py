@@ -44,7 +44,7 @@ from asyncflow._core.results import (
     blocks_dependents,
 )
 from asyncflow._core.step import WorkflowStep, tolerates
-from asyncflow._core.step_runs import Checkpoint, Key
+from asyncflow._core.step_runs import Key, Snapshot
 from asyncflow._core.step_view import StepView
 from asyncflow.events import RECALLED, ResultReused, RunResumed, RunStarted
 
@@ -62,7 +62,7 @@ def resume(
     wall_time: float,
     process: str,
     decode: Callable[[str, Payload], Any],
-) -> tuple[RunResumed, Checkpoint]:
+) -> tuple[RunResumed, Snapshot]:
     """Decide which results of a stored run are valid, and resume its replay.
 
     The pipeline and the bindings are as they are now. ``new_inputs`` are the names of those that
@@ -70,7 +70,7 @@ def resume(
     it would still run and that the pipeline does not have, each with its dependencies.
     ``wall_time`` is the present, in seconds since the epoch, and ``process`` is this one.
     ``decode`` makes a value of the payload of a step's output, or raises `PayloadError`, as this
-    does then. Return the event that begins the new segment, and the checkpoint that it starts from.
+    does then. Return the event that begins the new segment, and the snapshot that it starts from.
     """
     known = _of_plan(run.settled(), plan)
     has_failed = _has_failed(run, plan, known)
@@ -104,7 +104,7 @@ def resume(
     }
     _decode(restored, decode)
     started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
-    checkpoint = Checkpoint(
+    snapshot = Snapshot(
         started.run_id,
         started.wall_time,
         event.at_ms,
@@ -113,7 +113,7 @@ def resume(
         replay=run,
         limited_from_ms=run.limited_from_ms,
     )
-    return event, checkpoint
+    return event, snapshot
 
 
 def valid_checkpoints(
@@ -138,7 +138,7 @@ class RerunStart(NamedTuple):
     """As it is stored."""
     reused: Iterator[tuple[ResultReused, ResultReused]]
     """What it reuses, with outputs as values, each with the event as it is stored."""
-    checkpoint: Checkpoint
+    snapshot: Snapshot
 
 
 def rerun(
@@ -189,8 +189,8 @@ def rerun(
             yield replace(each, output=_value_of(each, settled)), each
 
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
-    checkpoint = Checkpoint(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
-    return RerunStart(event, reused(), checkpoint)
+    snapshot = Snapshot(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
+    return RerunStart(event, reused(), snapshot)
 
 
 def _value_of(reused: ResultReused, settled: Mapping[Key, StepView]) -> object:

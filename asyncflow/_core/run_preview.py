@@ -21,7 +21,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepStatus
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep
-from asyncflow._core.step_runs import Checkpoint
+from asyncflow._core.step_runs import Snapshot
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow.events import (
@@ -187,14 +187,14 @@ def preview_of_start(
     state: RunState,
     event: RunStarted | RunResumed,
     results: Sequence[ResultReused],
-    checkpoint: Checkpoint,
+    snapshot: Snapshot,
     now_s: float,
 ) -> RunPreview:
     """Return the preview of a run that would start so, by the wall clock at ``now_s``.
 
     ``state`` is the state of that run, to which nothing has happened yet.
     """
-    at_ms, restored = checkpoint.at_ms, checkpoint.restored
+    at_ms, restored = snapshot.at_ms, snapshot.restored
     for each in (event, *results):
         state.apply(each)
     for index in plan.order:
@@ -220,9 +220,9 @@ def preview_of_start(
             if step.signal is not None and not (
                 isinstance(event, RunResumed) and step.name in event.outdated
             ):
-                reason = _end_of_wait(step, checkpoint.replay, now_s) or reason
+                reason = _end_of_wait(step, snapshot.replay, now_s) or reason
             reason = reason or _NOT_YET[decision]
-            items, reused = _count_of_items(step, plan, checkpoint), counts.get(step.name, 0)
+            items, reused = _count_of_items(step, plan, snapshot), counts.get(step.name, 0)
             steps.append(StepPreview(step.name, decision, reason, condition, items, reused))
     is_rerun = isinstance(event, RunStarted)
     return RunPreview(run_id, steps, is_rerun=is_rerun, has_passed=False)
@@ -285,16 +285,16 @@ def _condition(step: WorkflowStep, *, has_begun: bool) -> str:
     return "" if step.when is None or has_begun else "its condition is met"
 
 
-def _count_of_items(step: WorkflowStep, plan: Plan, checkpoint: Checkpoint) -> int | None:
+def _count_of_items(step: WorkflowStep, plan: Plan, snapshot: Snapshot) -> int | None:
     """Return how many items a mapped step has, if the result is there over which it is mapped, or
     the input is.
     """
     if step.map_over is None:
         return None
     if step.map_over not in plan.index:
-        value = checkpoint.inputs.get(step.map_over)
+        value = snapshot.inputs.get(step.map_over)
         return len(value) if isinstance(value, Sized) and not isinstance(value, str) else None
-    source = checkpoint.restored.get((step.map_over, None))
+    source = snapshot.restored.get((step.map_over, None))
     if source is None:
         return None
     if source.items is not None:  # the items of a chain keep their numbers, also those that failed

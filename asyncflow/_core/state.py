@@ -46,10 +46,10 @@ from asyncflow._core.report import RunReport, report_of
 from asyncflow._core.results import InterruptionCause, RunStatus, Segment, StepResult, StepStatus
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
-    Checkpoint,
     Key,
     NodeEnd,
     Phase,
+    Snapshot,
     StepRuns,
     output_of,
     status_of,
@@ -83,18 +83,18 @@ class RunState:
         max_concurrency: int | None = None,
         deadline_ms: float | None = None,
         random: Callable[[], float] = float,
-        checkpoint: Checkpoint | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self._plan = plan
-        self._checkpoint = checkpoint
-        self._begun = frozenset() if checkpoint is None else checkpoint.steps_begun()
+        self._snapshot = snapshot
+        self._begun = frozenset() if snapshot is None else snapshot.steps_begun()
         self._index = plan.index
         self._fail_fast = fail_fast
         self.stop_reason: str | None = None
         self.cause: InterruptionCause | None = None
         self.has_timed_out = False
         step_runs = self.step_runs = StepRuns(
-            plan, None if checkpoint is None else checkpoint.pending_attempts
+            plan, None if snapshot is None else snapshot.pending_attempts
         )
         self._steps = step_runs.steps
         self._phases = step_runs.phases
@@ -103,7 +103,7 @@ class RunState:
         self._started: events.RunStarted | None = None
         self._finished: events.RunFinished | None = None
         self._interrupted = False
-        self.history = History(None if checkpoint is None else checkpoint.replay)
+        self.history = History(None if snapshot is None else snapshot.replay)
         self._note = self.history.log.append
         self.errors: list[BaseException] = []
         self._last_errors: dict[int, BaseException] = {}
@@ -136,9 +136,9 @@ class RunState:
             step_runs.phases,
             self.queue,
             by_tiers=schedule == "tiers",
-            restored=None if checkpoint is None else checkpoint.restored_steps(plan),
+            restored=None if snapshot is None else snapshot.restored_steps(plan),
         )
-        began_ms = 0.0 if checkpoint is None else checkpoint.limited_from_ms
+        began_ms = 0.0 if snapshot is None else snapshot.limited_from_ms
         self.deadlines = Deadlines(step_runs, self.queue, deadline_ms, random, began_ms)
 
     # What happens.
@@ -190,7 +190,7 @@ class RunState:
             if run_rule is None:
                 return  # a note, which changes nothing
             run_rule(self, event)
-            is_known = self._checkpoint is not None and type(event) in _IN_CHECKPOINT
+            is_known = self._snapshot is not None and type(event) in _IN_SNAPSHOT
             if not is_known or self._taken:
                 self._note(event)
             return
@@ -281,17 +281,17 @@ class RunState:
         self._readiness.begin(0.0)
 
     def _on_run_resumed(self, event: events.RunResumed) -> None:
-        checkpoint = self._checkpoint
-        if self._started is not None or checkpoint is None:
+        snapshot = self._snapshot
+        if self._started is not None or snapshot is None:
             raise IllegalEventError(
-                event, "the run has started" if checkpoint else "the run has no checkpoint"
+                event, "the run has started" if snapshot else "the run has no snapshot"
             )
         self._started = events.RunStarted(
-            checkpoint.run_id,
-            checkpoint.wall_time,
+            snapshot.run_id,
+            snapshot.wall_time,
             event.dependencies,
             event.pipeline,
-            inputs=checkpoint.inputs,
+            inputs=snapshot.inputs,
         )
         self._readiness.begin(event.at_ms)
 
@@ -320,7 +320,7 @@ class RunState:
         self._check_runs(event)
         node = self._scheduled_node(event.step, event.item)
         if node is None:
-            return  # a rerun begins with it: the checkpoint has the result
+            return  # a rerun begins with it: the snapshot has the result
         self._taken[event.step, event.item] = StepView(
             self.step_runs.name_of(node),
             status=StepStatus.SUCCESS,
@@ -455,8 +455,8 @@ class RunState:
     def _on_step_reused(self, node: int, event: events.StepReused) -> None:
         key = event.step, event.item
         restored = self._taken.pop(key, None)
-        if restored is None and self._checkpoint is not None:
-            restored = self._checkpoint.restored.get(key)
+        if restored is None and self._snapshot is not None:
+            restored = self._snapshot.restored.get(key)
         if restored is None:
             raise IllegalEventError(event, "no result of it was stored")
         self._ends[node] = restored
@@ -537,10 +537,10 @@ class RunState:
         self, step: int, at_ms: float, item: int | None = None
     ) -> events.StepReused | None:
         """Return the event with which a run reuses a stored result, if there is one."""
-        if self._checkpoint is None:
+        if self._snapshot is None:
             return None
         name = self._steps[step].name
-        restored = self._checkpoint.restored.get((name, item))
+        restored = self._snapshot.restored.get((name, item))
         if restored is None:
             return None
         return events.StepReused(name, at_ms, item, restored.status, restored.origin)
@@ -757,7 +757,7 @@ class RunState:
 
     def report(self) -> RunReport:
         """Return the report of the run, which must have finished."""
-        started, finished, is_resumed = self._started, self._finished, self._checkpoint is not None
+        started, finished, is_resumed = self._started, self._finished, self._snapshot is not None
         assert started is not None
         assert finished is not None
         run = self.history.folded() if is_resumed else None
@@ -846,5 +846,5 @@ _RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
     events.StepAttached: None,
     events.ResultReused: RunState._on_result_reused,
 }
-_IN_CHECKPOINT = (events.RunStarted, events.RunResumed, events.ResultReused)
-"""The events that the replay of a checkpoint has already."""
+_IN_SNAPSHOT = (events.RunStarted, events.RunResumed, events.ResultReused)
+"""The events that the replay of a snapshot has already."""

@@ -1,6 +1,6 @@
 """The nodes of a run (its steps, and the items of its mapped steps): phases, attempts, ends.
 
-`StepRuns` is the table of nodes, and a `Checkpoint` is what a resumed run restores of it.
+`StepRuns` is the table of nodes, and a `Snapshot` is what a resumed run restores of it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PendingAttempts(NamedTuple):
 
 
 @record
-class Checkpoint:
+class Snapshot:
     """Where a run stands that is resumed."""
 
     run_id: str

@@ -58,7 +58,7 @@ class ActionData:
             return
         start, runs, plan = self._start, self._state.step_runs, self._plan
         step = node if node < self._step_count else runs.owner_of(node)
-        restored = () if start.checkpoint is None else start.checkpoint.restored_steps(plan)
+        restored = () if start.snapshot is None else start.snapshot.restored_steps(plan)
         takers = [at for at in takers_of(plan, start.bindings, step) if at not in restored]
         if len(takers) > 1:
             names = tuple(plan.steps[at].name for at in dict.fromkeys(takers))

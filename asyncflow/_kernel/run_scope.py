@@ -16,7 +16,7 @@ from asyncflow._core.graph import Bindings, Plan
 from asyncflow._core.record import record
 from asyncflow._core.results import Interruption, Payload
 from asyncflow._core.state import RunState
-from asyncflow._core.step_runs import Checkpoint, Key
+from asyncflow._core.step_runs import Key, Snapshot
 from asyncflow.events import ResultReused, RunResumed, RunStarted
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RunStart(NamedTuple):
     event: RunStarted | RunResumed
     stored_event: RunStarted | RunResumed | None = None
     """The event as the journal stores it."""
-    checkpoint: Checkpoint | None = None
+    snapshot: Snapshot | None = None
     reused: Iterable[tuple[ResultReused, ResultReused]] = ()
     """What a rerun reuses: the events that follow, each with the one that the journal stores.
     They can be taken once."""

@@ -1,1 +1,1 @@
-"""The policies of runs: each has a room, which hooks into the kernel. `policies` lists them."""
+"""The policies of runs: each has a module, which hooks into the kernel. `policies` lists them."""

@@ -73,10 +73,10 @@ class StepCache(Policy):
         self._plan = scope.plan
         self._state = scope.state
         self._now_ms = scope.run_context.now_ms
-        start, checkpoint = scope.start.event, scope.start.checkpoint
+        start, snapshot = scope.start.event, scope.start.snapshot
         if isinstance(start, RunResumed):
-            assert checkpoint is not None
-            start = checkpoint.replay.started
+            assert snapshot is not None
+            start = snapshot.replay.started
         self._pipeline = scope.start.event.pipeline
         self._from_steps = frozenset(start.from_steps)
         calls_of = _under_way.setdefault(scope.loop, WeakKeyDictionary())

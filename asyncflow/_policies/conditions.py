@@ -30,7 +30,7 @@ class Conditions(Policy):
         self._context = scope.context
         self._data = scope.data
         self._now_ms = scope.run_context.now_ms
-        self._is_resumed = scope.start.checkpoint is not None
+        self._is_resumed = scope.start.snapshot is not None
 
     def on_advance(self) -> None:
         state = self._state

@@ -98,7 +98,7 @@ def policies_of(
             # After the journal, which may have stored a result by now that other runs wait for;
             # and before the other gates: who reuses a result needs nothing else.
             add(StepCache(parts, persistence))
-    if scope.start.checkpoint is not None:
+    if scope.start.snapshot is not None:
         from asyncflow._policies.resumption import EarlierResults
 
         add(EarlierResults(parts, persistence))
@@ -139,7 +139,7 @@ def policies_of(
         add(Maps(parts, adding, needs_order=persistence is not None))
 
     # The innermost call comes first: a heartbeat is counted around the worker that gives it. And
-    # the gate of threads comes before that of slots, which nobody should hold while he waits.
+    # the gate of threads comes before that of slots, which no waiting node should hold.
     if "run_if" in given:
         from asyncflow._policies.cleanups import CleanUps
 

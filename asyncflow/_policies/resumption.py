@@ -18,7 +18,7 @@ _REUSED_A_TURN = 250
 
 
 class EarlierResults(Policy):
-    """The policy of a run that begins with a checkpoint."""
+    """The policy of a run that begins with a snapshot."""
 
     def __init__(self, parts: Parts, persistence: RunPersistence | None) -> None:
         self._scope = parts.scope

@@ -70,12 +70,12 @@ class Waits(Policy):
         self._steps = scope.plan.steps
         self._now_ms = scope.run_context.now_ms
         self._wall_s = wall_clock()
-        checkpoint = scope.start.checkpoint
-        self._before = {} if checkpoint is None else dict(checkpoint.replay.waits)
+        snapshot = scope.start.snapshot
+        self._before = {} if snapshot is None else dict(snapshot.replay.waits)
         """The waits of earlier segments, by step."""
-        self._asked = {} if checkpoint is None else checkpoint.replay.asked
+        self._asked = {} if snapshot is None else snapshot.replay.asked
         """The schemas of signals that versions of the pipeline have asked for, by step."""
-        sent = {} if checkpoint is None else checkpoint.replay.sent
+        sent = {} if snapshot is None else snapshot.replay.sent
         self._sent: dict[str, Payload | None] = {
             name: payload for name, payload in sent.items() if payload is not None
         }

@@ -479,11 +479,11 @@ class Orchestrator:
         start = await preview_run(journal, request, run_id, from_steps)
         if isinstance(start, RunReport):
             return preview_of_report(start)
-        assert start.checkpoint is not None  # a stored run has events
+        assert start.snapshot is not None  # a stored run has events
         reused = [event for event, _ in start.reused]
         state, now_s = self._state(start), request.clock()
         found = preview_of_start(
-            run_id, self._plan, state, start.event, reused, start.checkpoint, now_s
+            run_id, self._plan, state, start.event, reused, start.snapshot, now_s
         )
         if isinstance(start.event, RunResumed) and start.event.missing_steps:
             refused = start.missing if is_refused else {}
@@ -657,7 +657,7 @@ class Orchestrator:
             max_concurrency=options.max_concurrency,
             deadline_ms=options.deadline_ms,
             random=_random,
-            checkpoint=start.checkpoint,
+            snapshot=start.snapshot,
         )
 
 

@@ -220,7 +220,7 @@ class _RunOpening:
         added = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
         bindings = plan.bindings(inputs.keys())
-        event, checkpoint = resume(
+        event, snapshot = resume(
             stored,
             plan,
             bindings=bindings,
@@ -250,7 +250,7 @@ class _RunOpening:
             bindings,
             replace(event, inputs={name: shown[name] for name in added}),
             replace(event, inputs=added),
-            replace(checkpoint, pipeline=event.pipeline, inputs=shown),
+            replace(snapshot, pipeline=event.pipeline, inputs=shown),
             saved=saved,
             missing=near,
             void=stored.checkpoints.keys() - saved.keys(),
@@ -315,7 +315,7 @@ class _RunOpening:
         return start._replace(
             event=replace(event, rerun_reasons=found.event.rerun_reasons),
             stored_event=found.event,
-            checkpoint=found.checkpoint,
+            snapshot=found.snapshot,
             reused=found.reused,
         )
 

@@ -34,7 +34,7 @@ def open_scope(
     run_id, plan = request.run_id, request.plan
     loop, outer = asyncio.get_running_loop(), surroundings()
     # The clock of a run stands still while no process runs it.
-    at_ms = 0.0 if start.checkpoint is None else start.checkpoint.at_ms
+    at_ms = 0.0 if start.snapshot is None else start.snapshot.at_ms
     now_s = loop.time()
     started_s = now_s - at_ms / 1000
     began_ms, deadline_ms = state.deadlines.began_ms, state.deadlines.deadline_ms
@@ -106,7 +106,7 @@ def _notes_of(
 
 def _secrets_of(start: RunStart, outer: SecretTexts | None) -> SecretTexts | None:
     """Return the secrets that a run knows when it starts, or may get to know, if there are any."""
-    shown = start.event.inputs if start.checkpoint is None else start.checkpoint.inputs
+    shown = start.event.inputs if start.snapshot is None else start.snapshot.inputs
     hidden = [name for name in start.inputs if shown.get(name) is REDACTED_OUTPUT]
     if not hidden and not start.event.secret and outer is None:
         return None

@@ -63,7 +63,7 @@ def failed(name):
 
 
 def resume_with(events, *steps, fail_fast=True, new_inputs=()):
-    """Return the `RunResumed` event, which the stored run has applied, and the checkpoint."""
+    """Return the `RunResumed` event, which the stored run has applied, and the snapshot."""
     planned = plan(steps)
     run = events if isinstance(events, StoredRun) else StoredRun(events)
     return resume(
@@ -79,8 +79,8 @@ def resume_with(events, *steps, fail_fast=True, new_inputs=()):
     )
 
 
-def restored(checkpoint):
-    return sorted(name for name, item in checkpoint.restored if item is None)
+def restored(snapshot):
+    return sorted(name for name, item in snapshot.restored if item is None)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,11 @@ def restored(checkpoint):
     ],
 )
 def test_a_run_that_had_ended_or_was_stopping_starts_afresh(more, fail_fast, afresh):
-    event, checkpoint = resume_with(
-        [started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast
-    )
+    event, snapshot = resume_with([started(*CHAIN), *done("a"), *more], *CHAIN, fail_fast=fail_fast)
 
     assert event.afresh is afresh
-    assert "a" in restored(checkpoint)
-    assert ("b" in restored(checkpoint)) is (not afresh and more != [])
+    assert "a" in restored(snapshot)
+    assert ("b" in restored(snapshot)) is (not afresh and more != [])
 
 
 def test_a_step_that_a_failure_skipped_stays_skipped_when_the_run_resumes():
@@ -112,20 +110,20 @@ def test_a_step_that_a_failure_skipped_stays_skipped_when_the_run_resumes():
         StepSkipped("c", 2.0, "so"),
     ]
 
-    event, checkpoint = resume_with(events, *CHAIN, fail_fast=False)
+    event, snapshot = resume_with(events, *CHAIN, fail_fast=False)
 
-    assert restored(checkpoint) == ["a", "b", "c"]
+    assert restored(snapshot) == ["a", "b", "c"]
     assert event.unfinished == {}
-    assert checkpoint.restored["c", None].status is StepStatus.SKIPPED
+    assert snapshot.restored["c", None].status is StepStatus.SKIPPED
 
 
 def test_the_output_of_an_outdated_step_is_not_read():
     events = [started(*CHAIN), *done("a", output="broken"), *done("b")]
 
-    event, checkpoint = resume_with(events, step("a", version="2"), *CHAIN[1:])
+    event, snapshot = resume_with(events, step("a", version="2"), *CHAIN[1:])
 
     assert event.outdated.keys() == {"a", "b"}
-    assert restored(checkpoint) == []
+    assert restored(snapshot) == []
 
 
 def test_a_later_success_replaces_an_earlier_secret_one():
@@ -136,10 +134,10 @@ def test_a_later_success_replaces_an_earlier_secret_one():
     for each in [*done("a"), *failed("b"), RunFinished(3.0, RunStatus.FAILED)]:
         run.apply(each)
 
-    event, checkpoint = resume_with(run, plain, *CHAIN[1:])
+    event, snapshot = resume_with(run, plain, *CHAIN[1:])
 
     assert event.recalled == ()
-    assert restored(checkpoint) == ["a"]
+    assert restored(snapshot) == ["a"]
 
 
 def test_a_step_that_ran_after_a_failure_is_outdated_although_the_fixed_run_lacked_it():
@@ -151,9 +149,9 @@ def test_a_step_that_ran_after_a_failure_is_outdated_although_the_fixed_run_lack
     for each in [*done("z"), RunFinished(4.0, RunStatus.PASSED)]:
         run.apply(each)
 
-    _, checkpoint = resume_with(run, *steps)
+    _, snapshot = resume_with(run, *steps)
 
-    assert restored(checkpoint) == ["z"]
+    assert restored(snapshot) == ["z"]
 
 
 class TestSecrets:
@@ -174,12 +172,12 @@ class TestSecrets:
 
     def test_the_secrets_that_a_recalled_step_takes_are_recalled_too(self):
         steps = step("key", secret=True), step("login", "key", secret=True), step("use", "login")
-        event, checkpoint = resume_with(
+        event, snapshot = resume_with(
             [started(*steps), *done("key", "login", output=REDACTED)], *steps
         )
 
         assert event.recalled == ("key", "login")
-        assert restored(checkpoint) == []
+        assert restored(snapshot) == []
 
     def items(self, step_name, output, *numbers):
         yield MapStarted(step_name, 2.0)
@@ -193,10 +191,10 @@ class TestSecrets:
             *(started(*steps), *done("ids", output=REDACTED)),
             *self.items("fetch", payload(1), 0),
         ]
-        event, checkpoint = resume_with(events, *steps)
+        event, snapshot = resume_with(events, *steps)
 
         assert event.recalled == ("ids",)
-        assert checkpoint.restored == {}
+        assert snapshot.restored == {}
 
     def test_an_outdated_step_is_not_recalled(self):
         steps = self.steps()

@@ -24,7 +24,7 @@ from asyncflow import (
 from asyncflow._core.graph import Plan, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.state import RunState, Schedule
-from asyncflow._core.step_runs import Checkpoint, _Map
+from asyncflow._core.step_runs import Snapshot, _Map
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -402,11 +402,11 @@ class TestTable:
         assert len(state.report()) == 0
 
 
-def checkpoint_of(plan: Plan, *stored: Event, unfinished: Sequence[str] = ()) -> Checkpoint:
-    """Return the checkpoint of a run in which that has happened, and all of which holds."""
+def snapshot_of(plan: Plan, *stored: Event, unfinished: Sequence[str] = ()) -> Snapshot:
+    """Return the snapshot of a run in which that has happened, and all of which holds."""
     run = StoredRun([RunStarted("r1", 1_000.0, plan.depends_on), *stored])
     run.apply(resumption(plan, unfinished))
-    return Checkpoint("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), run)
+    return Snapshot("r1", 1_000.0, 5.0, run.settled(), run.pending_attempts(), run)
 
 
 def resumption(plan: Plan, unfinished: Sequence[str] = ()) -> RunResumed:
@@ -420,8 +420,8 @@ def succeeded(name: str, output: object = None) -> tuple[Event, ...]:
 
 def resumed(plan: Plan, *stored: Event, unfinished: Sequence[str] = (), **options: Any) -> RunState:
     """Return a run that continues after that has happened."""
-    checkpoint = checkpoint_of(plan, *stored, unfinished=unfinished)
-    state = RunState(plan, checkpoint=checkpoint, **options)
+    snapshot = snapshot_of(plan, *stored, unfinished=unfinished)
+    state = RunState(plan, snapshot=snapshot, **options)
     state.apply(resumption(plan, unfinished))
     return state
 
@@ -484,7 +484,7 @@ class TestResumed:
 
         for phase in PHASES:
             state = state_in(phase, schedule)
-            assert refused(state, again) == "the run has no checkpoint"
+            assert refused(state, again) == "the run has no snapshot"
         assert refused(resumed(planned), again) == "the run has started"
 
     @pytest.mark.parametrize("phase", PHASES)

@@ -307,7 +307,7 @@ class Execution:
                 decode=decode,
             )
             assert repr(replace(event, pipeline="p")) == repr(self.received[0])
-        state = RunState(planned, checkpoint=past, **self.pipeline.options)
+        state = RunState(planned, snapshot=past, **self.pipeline.options)
         for event in self.received:
             state.apply(event)
         assert_equal(state.report(), self.report, secret=True)
