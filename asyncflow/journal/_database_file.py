@@ -2,8 +2,8 @@
 
 SQLite has the database, its ``-wal`` and its ``-shm`` open and does not look at their names again.
 A process that still writes to a file that was moved away commits what no reader finds. Another one
-that opens the path meanwhile runs the same runs again. So a journal looks at all three names before
-and after it commits, and once a second while it runs something:
+that opens the path meanwhile runs the same runs again. So a journal looks at all three names right
+before and after it commits, when a transaction fails, and once a second while it runs something:
 
 - *Moved, deleted or replaced*: the path, with all symbolic links that it has now, does not lead to
   the device and inode that were opened.

@@ -121,13 +121,15 @@ class SQLite:
             cursor = connection.cursor()
             self._begin(cursor)
             try:
-                self._check_wal(connection)
                 yield cursor
-                # Again: SQLite would fill up with zeros what was cut meanwhile.
+                # Nothing counts before COMMIT, which would fill up with zeros what was cut.
                 version = self._check_wal(connection)
                 cursor.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 self._roll_back()
+                if isinstance(error, sqlite3.Error):
+                    with suppress(sqlite3.Error):
+                        self._check_wal(connection)  # the files may be why
                 raise
             if self._file:
                 self._wal = self._file.check_wal(self.name, 0), version

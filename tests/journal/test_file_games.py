@@ -365,6 +365,20 @@ def test_a_wal_that_is_cut_within_a_transaction_is_noticed_before_the_commit(
     assert path.read_bytes() == content
 
 
+def test_what_fails_in_a_transaction_because_the_file_was_moved_says_so(path: Path) -> None:
+    database = SQLite(str(path), "FULL", 1.0)
+    with database.reading():
+        pass
+
+    def fail_in_a_file_that_was_moved() -> None:
+        with database.transaction() as cursor:
+            move(path, "")
+            cursor.execute("SELECT x FROM what_is_not_there_any_more")
+
+    with pytest.raises(JournalError, match="was moved or deleted"):
+        fail_in_a_file_that_was_moved()
+
+
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 def test_a_file_that_is_deleted_while_it_is_opened_is_reported(
     path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
