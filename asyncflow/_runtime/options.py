@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 from asyncflow._core.argument_names import suggestion
 from asyncflow._core.arguments import check_count, check_limit, check_names
-from asyncflow._core.record import record, replace
+from asyncflow._core.record import record, replace, values_by_name
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import OpenResource, check_engine
 from asyncflow._core.text import safe_text
@@ -97,7 +97,12 @@ class RunOptions:
 
         A function whose signature names them calls it first of all, with its ``locals()``.
         """
-        return cls(**_copied({name: arguments[name] for name in arguments.keys() & OPTIONS}))
+        given = {
+            name: arguments[name]
+            for name, default in _DEFAULTS.items()
+            if arguments.get(name, default) is not default
+        }
+        return cls(**_copied(given)) if given else _NO_OPTIONS
 
     def with_changes(self, options: Mapping[str, Any]) -> RunOptions:
         """Return these options with other values for some of them."""
@@ -193,3 +198,6 @@ _COPIES: dict[str, Callable[[Any], Any]] = {
     "secret_inputs": _copied_secret_inputs,
     "resources": _copied_resources,
 }
+_NO_OPTIONS = RunOptions()
+_DEFAULTS = values_by_name(_NO_OPTIONS) | {"secret_inputs": ()}
+"""The defaults as signatures have them: an argument that is one needs no check and no copy."""

@@ -26,6 +26,7 @@ from asyncflow import (
     each,
     run_pipeline,
 )
+from asyncflow._core.record import replace
 from asyncflow._core.step import StepPolicies
 from asyncflow._runtime.options import OPTIONS, Options, RunOptions
 from asyncflow.events import RunStarted
@@ -313,6 +314,13 @@ class TestOptions:
             name: each.default for name, each in taken.items() if each.default is not each.empty
         }
         assert RunOptions.of(defaults) == RunOptions()
+
+    def test_a_run_that_is_given_no_option_makes_and_checks_none(self) -> None:
+        parameters = inspect.signature(run_pipeline).parameters.items()
+        arguments = {name: parameter.default for name, parameter in parameters}
+
+        assert RunOptions.of(arguments) is RunOptions.of({})
+        assert RunOptions.of(arguments | {"label": "x"}) == replace(RunOptions(), label="x")
 
     async def test_a_rerun_has_the_id_and_the_observers_of_the_options(self) -> None:
         seen: list[object] = []
