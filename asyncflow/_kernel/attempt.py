@@ -140,6 +140,8 @@ class Attempts:
     def _context_is_clean(self) -> bool:
         """Whether an attempt has left nothing in the context but which attempt it was."""
         enter_attempt(None)
+        # Not by `==` of contexts: it compares values by theirs, which may raise, and an equal value
+        # is not the same.
         now, then = contextvars.copy_context(), self._scope.context
         return len(now) == len(then) and all(map(is_, map(now.get, then), then.values()))
 

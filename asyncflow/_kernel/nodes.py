@@ -28,6 +28,8 @@ from asyncflow._kernel.policy import NoAttempt, NodeHooks
 from asyncflow._kernel.run_scope import Parts
 from asyncflow.events import AttemptStarted, StepSucceeded
 
+_ONE_TURN = partial(asyncio.sleep, 0)
+
 
 class Nodes:
     """Runs the attempts of nodes, each node in one task."""
@@ -228,6 +230,9 @@ class Nodes:
             return
         if self._state.queue.is_dirty:
             self._run.advance()  # there is room for another node
+        if not delay_ms:
+            await self._stop_control.undisturbed(node, _ONE_TURN)
+            return
         await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))
         while ends_s - clock() > NO_TIME_S:  # a timer may be early
             await self._stop_control.undisturbed(node, lambda: asyncio.sleep(ends_s - clock()))

@@ -62,6 +62,23 @@ async def test_an_attempt_does_not_see_context_changes_of_the_one_before():
     assert flaky.tasks[1:] == ["a#2"]  # an eager task receives its first name too late to see it
 
 
+async def test_an_attempt_does_not_see_an_equal_value_that_the_one_before_left():
+    basket = ContextVar[list[str]]("basket")
+    basket.set([])
+    seen = []
+
+    async def action() -> None:
+        seen.append(basket.get())
+        basket.set([])
+        if len(seen) == 1:
+            raise OSError
+
+    report = await run_pipeline([WorkflowStep("a", action, max_retries=2)])
+
+    assert report["a"].attempts == 2
+    assert seen[0] is seen[1] is basket.get()
+
+
 @pytest.mark.parametrize("pool", [None, Pool(1)], ids=["no pool", "pool"])
 async def test_a_third_party_that_cancels_an_attempt_before_its_first_line_only_delays_it(
     pool: Pool | None,
