@@ -124,7 +124,7 @@ def policies_of(
 
         add(Conditions(parts))
     permits: Permits | None = None
-    if scope.state.is_limited or given & _WORKERS:
+    if scope.state.is_limited:
         from asyncflow._policies.permits import Permits
 
         permits = Permits(parts)
@@ -144,7 +144,7 @@ def policies_of(
         from asyncflow._policies.cleanups import CleanUps
 
         add(CleanUps(parts))
-    if permits is not None and given & _WORKERS:
+    if given & _WORKERS:
         from asyncflow._policies.worker_steps import WorkerSteps
 
         workers = WorkerSteps(parts, permits)

@@ -23,12 +23,12 @@ class WorkerSteps(Policy):
     """The policy of a run with such steps. What an engine runs, runs there.
 
     A thread can't be stopped, so an attempt may end before its thread does: no other attempt of the
-    node overlaps it. ``permits`` keeps what the node holds until then.
+    node overlaps it. ``permits``, if there are any, keep what the node holds until then.
     """
 
     arguments = frozenset({"runs_in", "engine"})
 
-    def __init__(self, parts: Parts, permits: Permits) -> None:
+    def __init__(self, parts: Parts, permits: Permits | None) -> None:
         self._scope = parts.scope
         self._state = parts.scope.state
         self._dispatcher = parts.dispatcher
@@ -61,7 +61,9 @@ class WorkerSteps(Policy):
         """Report that the running attempt of a node ends before its thread does."""
         running = self._state.running_attempt(node)
         assert running is not None
-        self._threads[node] = self._permits.until[node] = thread
+        self._threads[node] = thread
+        if self._permits is not None:
+            self._permits.until[node] = thread
         now_ms = self._scope.run_context.now_ms()
         self._dispatcher.emit(ThreadAbandoned(running.step, running.attempt, now_ms, running.item))
 

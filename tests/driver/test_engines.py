@@ -722,6 +722,18 @@ async def test_heartbeats_count_from_when_the_body_begins():
     engine.calls[1].beat()  # too late, and without effect
 
 
+@pytest.mark.parametrize("options", [{}, {"max_concurrency": 1}])
+async def test_a_plain_function_on_an_engine_is_retried_in_a_run_in_which_nothing_waits(
+    engine, options
+):
+    step = WorkflowStep("a", lambda: fail(), runs_in="thread", max_retries=3)
+
+    async with asyncio.timeout(5):
+        report = await run_pipeline([step], engine=engine, **options)
+
+    assert (report["a"].status, report["a"].attempts) == (FAILED, 3)
+
+
 @counts_time
 async def test_a_heartbeat_is_not_missed_while_the_run_stops_the_body(engine):
     async def fails_soon():

@@ -213,6 +213,31 @@ async def test_a_third_party_that_cancels_a_task_queued_for_a_pool_only_requeues
     assert is_empty(pool)
 
 
+@pytest.mark.virtual_time
+async def test_a_third_party_that_cancels_a_wait_for_a_place_takes_none_from_the_run():
+    pool = Pool(1)
+
+    async def frees_a_place():
+        await asyncio.sleep(2)
+        (waits,) = [task for task in step_tasks() if task.get_name().endswith(":b#1")]
+        waits.cancel()
+
+    held = asyncio.ensure_future(run_pipeline([WorkflowStep("a", Gauge(1), pool=pool)]))
+    await asyncio.sleep(0)
+    first = [
+        WorkflowStep("b", Gauge(3), pool=pool),  # has its slot when both places are taken
+        WorkflowStep("c", frees_a_place),
+        WorkflowStep("d", Gauge(3)),
+    ]
+    gauge, names = Gauge(1), [step.name for step in first]
+    then = [WorkflowStep(f"e{n}", gauge, depends_on=names, when=lambda: True) for n in range(4)]
+    report = await run_pipeline(first + then, max_concurrency=2)
+    await held
+
+    assert report.all_passed
+    assert gauge.highest == 2
+
+
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_caller_cancelled_in_any_turn_releases_every_slot(turns):
     pool = Pool(2, per_second=1_000)
