@@ -202,6 +202,7 @@ class Permits(Policy):
         scope = parts.scope
         self._run = parts.run
         self._dispatcher = parts.dispatcher
+        self._stop_control = parts.stop_control
         self._state = scope.state
         self._queue = scope.state.queue
         self._steps = scope.state.step_runs.steps
@@ -249,9 +250,7 @@ class Permits(Policy):
                 self.on_turn(node)
 
     def on_turn(self, node: int) -> None:
-        turn = self._turns.get(node)
-        if turn is None:
-            return  # a third party has cancelled the wait for the place that it gets now
+        turn = self._turns[node]
         self._line_up(node, self._steps[node])
         if not turn.done():
             turn.set_result(None)
@@ -538,6 +537,7 @@ class Permits(Policy):
         turn = self._turns[node] = self._loop.create_future()
         self._run.advance()
         try:
-            await asyncio.wait([turn])
+            # Not begun again with the wait around it, which would claim its place once more.
+            await self._stop_control.undisturbed(node, partial(asyncio.wait, [turn]))
         finally:
             del self._turns[node]
