@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from asyncflow import (
     JournalError,
@@ -24,6 +24,8 @@ from asyncflow.events import Event, StepSucceeded
 __all__ = ["MemoryJournal", "MemorySession"]
 
 T = TypeVar("T")
+Success: TypeAlias = tuple[str, str, int | None]
+"""The run, step and item of a success."""
 
 
 class JSONCodec:
@@ -67,8 +69,10 @@ class MemoryJournal:
         """The same after so many events, whenever they have changed."""
         self.results: dict[str, tuple[float, CachedResult]] = {}
         """What steps with ``cache_ms`` may reuse, each with when it was stored."""
-        self._results_after: dict[str, list[tuple[int, str]]] = {}
-        """After how many events of a run each of its results was there, and its key."""
+        self._results_after: dict[str, list[tuple[int, str, Success]]] = {}
+        """After how many events of a run each of its results was there, its key and whose it is."""
+        self.reusable: set[Success] = set()
+        """The successes that others may reuse, also if they are stale."""
         self.asked: list[str] = []
         """The keys that were asked for."""
         self.open_sessions: dict[str, MemorySession] = {}
@@ -84,9 +88,10 @@ class MemoryJournal:
         for events, saved in self._saved_after.get(run_id, ()):
             if events <= count:
                 left.saved[run_id] = saved
-        for events, key in self._results_after.get(run_id, ()):
+        for events, key, success in self._results_after.get(run_id, ()):
             if events <= count:
                 left.results[key] = self.results[key]
+                left.reusable.add(success)
         return left
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
@@ -133,7 +138,7 @@ class MemorySession:
         self._loop = asyncio.get_running_loop()
         self._pending: list[Event] = []
         self._saved: dict[Key, Payload | None] = {}
-        self._results: dict[str, tuple[CachedResult, asyncio.Future[None]]] = {}
+        self._results: dict[str, tuple[CachedResult, Success, asyncio.Future[None]]] = {}
         self._writing: asyncio.TimerHandle | None = None
         self._all_stored = asyncio.Event()
         self._all_stored.set()
@@ -161,7 +166,7 @@ class MemorySession:
         # An observer may have ended the run since.
         success = next(each for each in reversed(self._pending) if isinstance(each, StepSucceeded))
         result = CachedResult(self._run_id, attempts, duration_ms, success.output)
-        self._results[key] = result, stored
+        self._results[key] = result, (self._run_id, success.step, success.item), stored
         return stored
 
     def _write_soon(self) -> None:
@@ -186,10 +191,11 @@ class MemorySession:
             journal.saved[self._run_id] = saved
             journal._saved_after.setdefault(self._run_id, []).append((len(stored), saved))
             self._saved.clear()
-        for key, (result, is_stored) in self._results.items():
+        for key, (result, success, is_stored) in self._results.items():
             journal.results[key] = self._loop.time(), result
-            after = len(stored)
-            journal._results_after.setdefault(self._run_id, []).append((after, key))
+            results_after = journal._results_after.setdefault(self._run_id, [])
+            results_after.append((len(stored), key, success))
+            journal.reusable.add(success)
             is_stored.set_result(None)
         self._results.clear()
         self._all_stored.set()

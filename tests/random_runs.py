@@ -40,8 +40,9 @@ def key_of(event):
 class World:
     """The history of the actions: the events in the journal, then those of the run."""
 
-    def __init__(self, journal, pools, limit):
+    def __init__(self, journal, pools, limit, run_id):
         self.journal = journal
+        self.run_id = run_id
         self.limit = limit
         self.pools = pools
         self.failures = Counter()
@@ -50,14 +51,22 @@ class World:
         self.violations = []
         self.said = defaultdict(list)
         """What each attempt has said, by step, item and number."""
+        self.saved = set(journal.saved.get(run_id, ()))
+        """The steps and items whose checkpoints earlier processes have left."""
+        self.lost = set()
+        """Those that have not found theirs."""
         self.is_open = False
         """Whether the resource of the run is."""
-        for event in journal.stored.get(RUN_ID, ()):
+        self.failed = set()
+        """Those of which an attempt has failed in this process, and another one follows."""
+        for event in journal.stored.get(run_id, ()):
             self.observe(event)
+        self.failed.clear()
 
     def observe(self, event):
         if isinstance(event, AttemptFailed):
             self.failures[key_of(event)] += 1
+            self.failed.add(key_of(event))
         elif isinstance(event, AttemptStarted) and event.attempt == 1:
             self.failures[key_of(event)] = 0  # a run that starts again has all its attempts
 
@@ -70,13 +79,24 @@ class World:
         if self.limit is not None and self.running.total() > self.limit:
             self.violations.append(f"{key} makes it more than {self.limit} at once")
         start = (*key, context.attempt)
-        stored = self.journal.stored[RUN_ID]
+        stored = self.journal.stored[self.run_id]
         if not any(
             isinstance(event, AttemptStarted) and (*key_of(event), event.attempt) == start
             for event in reversed(stored)
         ):
             self.violations.append(f"the start of {start} was not stored")
         return key
+
+    def begin_call(self, context, call):
+        """Check that no equal call is under way, and that none has succeeded."""
+        if call in self.journal.under_way:
+            self.violations.append(f"equal calls overlap: {call}")
+        self.journal.under_way.add(call)
+        answered = {self.journal.calls.get(each) for each in self.journal.reusable}
+        # One that began in an earlier process continues with its attempts.
+        if context.attempt == 1 and call in answered:
+            self.violations.append(f"called again: {call}")
+        self.journal.calls[self.run_id, context.step_name, context.item] = call
 
     def speak(self, context):
         key = context.step_name, context.item, context.attempt
@@ -173,13 +193,33 @@ class Spec:
         mark = json.loads(json.dumps([*said, context.item, arguments], sort_keys=True))
         if context.last_checkpoint not in (None, mark):
             world.violations.append(("continues", context.last_checkpoint, "as", mark))
+        if context.last_checkpoint is None and (key in world.saved or key in world.failed):
+            world.lost.add(key)
         context.checkpoint(mark)
+        if self.caches:
+            world.begin_call(context, self._call_of(arguments))
         if self.speaks:
             world.speak(context)
         return key, said
 
-    def _fails_now(self, world, key):
-        return world.failures[key] < self.fails and not (key[1] or 0) % 2
+    @property
+    def caches(self):
+        return "cache_ms" in self.options
+
+    def _call_of(self, arguments):
+        call = [self.name, self.options.get("version", ""), arguments]
+        return json.dumps(call, sort_keys=True)
+
+    def _end(self, world, key, arguments):
+        world.running[key] -= 1
+        if self.caches:
+            world.journal.under_way.discard(self._call_of(arguments))
+
+    def _fails_now(self, world, key, arguments):
+        may_fail = key[1] is None or not key[1] % 2
+        if self.caches and key[1] is not None:  # equal calls fail alike
+            may_fail = not zlib.crc32(self._call_of(arguments).encode()) % 2
+        return may_fail and world.failures[key] < self.fails
 
     def _output(self, said, arguments):
         digest = zlib.crc32(json.dumps([said, arguments], sort_keys=True).encode())
@@ -191,11 +231,11 @@ class Spec:
             context = current_step()
             key, said = self._begin(world, context, arguments)
             try:
-                if self._fails_now(world, key):
+                if self._fails_now(world, key, arguments):
                     raise ValueError(f"{context.step_name} {world.failures[key]}")
                 return self._output(said, arguments)
             finally:
-                world.running[key] -= 1
+                self._end(world, key, arguments)
 
         return act
 
@@ -210,13 +250,13 @@ class Spec:
                     await asyncio.sleep(0)
                 if self.speaks:
                     world.speak(context)
-                if self._fails_now(world, key):
+                if self._fails_now(world, key, arguments):
                     if self.style == "hang":
                         await asyncio.Event().wait()
                     raise ValueError(f"{context.step_name} {world.failures[key]}")
                 return self._output(said, arguments)
             finally:
-                world.running[key] -= 1
+                self._end(world, key, arguments)
 
         return act
 
@@ -322,12 +362,15 @@ class RandomPipeline:
                     options["retry"] = Retry(on=_named, jitter=False)
             if chance.random() < in_threads and spec.style != "hang":
                 options["runs_in"] = "thread"
-            # What leads to a failure may depend on the item, which an equal call need not be.
             if may_cache and not spec.fails and chance.random() < 0.3:
                 options["cache_ms"] = A_DAY_MS
                 self.caches = True
             spec.speaks, spec.repeats = chance.random() < 0.3, chance.random() < 0.5
             spec.takes_resource = has_resource and chance.random() < 0.5
+        if self.caches:
+            for spec in all_specs:
+                if spec.fails and chance.random() < 0.6:
+                    spec.options["cache_ms"] = A_DAY_MS
 
     def _map_over_input(self, chance):
         """Map steps of some pipelines over an input of the run."""
@@ -402,12 +445,12 @@ class RandomPipeline:
             steps += include_steps(name, [spec.step(world) for spec in inner], needs)
         return steps if self.workers is None else [*on_engine(steps, FakeEngine(self.workers))]
 
-    def world(self, journal):
+    def world(self, journal, run_id=RUN_ID):
         pools = [
             Pool(size, **options)
             for size, options in zip(self.pool_sizes, self.pool_options, strict=True)
         ]
-        return World(journal, pools, self.options["max_concurrency"])
+        return World(journal, pools, self.options["max_concurrency"], run_id)
 
     def changed(self):
         """Return the same pipeline with a few changes of its steps and of its options."""

@@ -85,6 +85,15 @@ class NotingJournal(MemoryJournal):
     def __init__(self, **options):
         super().__init__(**options)
         self.notes = []
+        self.calls = {}
+        """What each step and item with ``cache_ms`` was called with, by run."""
+        self.under_way = set()
+        """The calls of such steps that are being made."""
+
+    def died_after(self, count, run_id=RUN_ID):
+        left = super().died_after(count, run_id)
+        left.calls = dict(self.calls)
+        return left
 
 
 class Received(list):
@@ -119,46 +128,62 @@ class Request:
 class Execution:
     """A segment of a run: the part from its start, or a resumption, to its end."""
 
-    def __init__(self, pipeline, journal, kind="the same"):
+    def __init__(self, pipeline, journal, kind="the same", run_id=RUN_ID):
         self.kind = kind
+        self.run_id = run_id
         self.pipeline = pipeline
         self.journal = journal
-        self.stored = list(journal.stored.get(RUN_ID, ()))
-        self.world = pipeline.world(journal)
+        self.stored = list(journal.stored.get(self.run_id, ()))
+        self.world = pipeline.world(journal, run_id)
         self.steps = pipeline.steps(self.world)
         self.received = Received()
         self.report = None
         self.error = None
 
+    def begin(self):
+        return run_pipeline(
+            self.steps,
+            journal=self.journal,
+            run_id=self.run_id,
+            name="p",
+            inputs=self.pipeline.inputs,
+            resources=self.resources,
+            observers=[self.received, self.world.observe],
+            allow_missing_steps=True,
+            **self.pipeline.options,
+        )
+
     async def run(self, turn=None, *, through_journal=False):
         loop = asyncio.get_running_loop()
         self.preview = await self.previewed() if self.stored else None
-        task = asyncio.Task(
-            run_pipeline(
-                self.steps,
-                journal=self.journal,
-                run_id=RUN_ID,
-                name="p",
-                inputs=self.pipeline.inputs,
-                resources=self.resources,
-                observers=[self.received, self.world.observe],
-                allow_missing_steps=True,
-                **self.pipeline.options,
-            )
-        )
+        task = asyncio.Task(self.begin())
         loop.turn, loop.turns, loop.cancel_accepted = turn, 0, False
         loop.victim = Request(self.journal) if through_journal else task
         await asyncio.wait([task])
         loop.victim = None
         assert task.cancelled() == loop.cancel_accepted
-        if not task.cancelled():
-            self.error = task.exception()
-            self.report = None if self.error else task.result()
+        self.end(task)
         self.turns = loop.turns
         self.check()
         if self.preview is not None:
             check_preview(self.preview, self.received, self.report)
         return self
+
+    async def run_beside(self, others):
+        """Run it while others of its journal run; each is checked when all have ended."""
+        together = [self, *others]
+        tasks = [asyncio.ensure_future(each.begin()) for each in together]
+        await asyncio.wait(tasks)
+        for each, task in zip(together, tasks, strict=True):
+            each.end(task)
+        del tasks, task
+        for each in together:
+            each.check()
+
+    def end(self, task):
+        if not task.cancelled():
+            self.error = task.exception()
+            self.report = None if self.error else task.result()
 
     @property
     def resources(self):
@@ -181,8 +206,8 @@ class Execution:
     async def previewed(self):
         """Return what the resumption will do, by a preview that changes nothing."""
         orchestrator = self.orchestrator
-        preview = await orchestrator.with_options(allow_missing_steps=True).preview(RUN_ID)
-        assert self.journal.stored[RUN_ID] == self.stored
+        preview = await orchestrator.with_options(allow_missing_steps=True).preview(self.run_id)
+        assert self.journal.stored[self.run_id] == self.stored
         assert not self.world.calls
         return preview
 
@@ -195,7 +220,7 @@ class Execution:
         assert [(pool.in_use, pool.waiting) for pool in self.world.pools] == [(0, 0)] * 2
         assert self.error is None or isinstance(self.error, JournalError | RunCancelledError)
         if isinstance(self.error, RunCancelledError):
-            last = self.received[-1], self.journal.stored[RUN_ID][-1]
+            last = self.received[-1], self.journal.stored[self.run_id][-1]
             assert [event.status for event in last] == ["INTERRUPTED"] * 2
         self.check_calls()
         self.check_notes()
@@ -204,12 +229,12 @@ class Execution:
                 self.check_times()
                 self.check_stored_run()
                 self.check_replay()
-                assert_shows(RunView(self.journal.stored[RUN_ID]), self.report)
+                assert_shows(RunView(self.journal.stored[self.run_id]), self.report)
             else:
                 assert all(result.reused for result in self.report.results)  # nothing has run
             if not self.has_resumed_equal_items():
                 assert_shows(RunView(self.report.events()), self.report)
-            check_history(self.report, self.journal.stored[RUN_ID])
+            check_history(self.report, self.journal.stored[self.run_id])
             for result in self.report.results:
                 if result.reason != NOT_IN_PIPELINE:
                     self.check_attempts(result)
@@ -235,6 +260,8 @@ class Execution:
         secret = {step.name for step in self.steps if step.secret}
         assert recalled <= secret or self.kind == "changing"
         again |= with_chains(self.steps, recalled)
+        lost = {key for key in self.world.lost if key[0] not in again}
+        assert not lost or self.kind == "changing", "a checkpoint is lost"
         for key in self.world.calls:
             assert key not in completed or key[0] in again, f"{key} was called again"
         ours = {step.name for step in self.steps if not isinstance(step.action, ForwardOutputs)}
@@ -278,12 +305,12 @@ class Execution:
                 assert len(series) - crashes <= step.max_retries
 
     def check_times(self):
-        times = [e.at_ms for e in self.journal.stored[RUN_ID][1:]]
+        times = [e.at_ms for e in self.journal.stored[self.run_id][1:]]
         assert all(later > one - 1e-6 for one, later in pairwise(times))
 
     def check_stored_run(self):
         """The report of the stored run equals the report of the run."""
-        stored = StoredRun(self.journal.stored[RUN_ID])
+        stored = StoredRun(self.journal.stored[self.run_id])
         assert_equal(stored.report(decode), self.report)
         assert stored.status == self.received[-1].status
 
@@ -347,6 +374,8 @@ def without_cached(events):
     """Return events without the reuse of equal calls, of which no preview can know."""
     begins = [isinstance(event, AttemptStarted | MapStarted) for event in events]
     first = begins.index(True) if True in begins else len(events)  # a rerun reuses before that
+    if events and isinstance(events[0], RunResumed):
+        first = 0
     cached = {
         id(later)
         for one, later in pairwise(events[first:])
@@ -799,8 +828,33 @@ def with_chains(steps, names):
     return found
 
 
+async def share_everywhere(pipeline, seed):
+    """Run it while another run makes equal calls, and let the journal fail one of them anywhere."""
+    first, other = "r", "other"
+    journal = NotingJournal(latency_s=pipeline.latency_s)
+    whole = Execution(pipeline, journal)
+    await whole.run_beside([Execution(pipeline, journal, run_id=other)])
+    count, executions = sum(map(len, journal.stored.values())), 2
+    step = 1 + count // 40
+    for fail_at in range(1 + seed % step, count + 1, step):
+        journal = NotingJournal(latency_s=pipeline.latency_s, fail_at=fail_at)
+        both = [Execution(pipeline, journal, run_id=each) for each in (first, other)]
+        await both[0].run_beside(both[1:])
+        assert sum(isinstance(each.error, JournalError) for each in both) <= 1
+        for each in both:
+            if each.report is None:  # it has failed, and is resumed with what both have stored
+                again = Execution(pipeline, journal, run_id=each.run_id)
+                await again.run()
+                executions += 1
+                each.report = again.report
+            assert_same_end(each.report, whole.report, pipeline)
+        executions += 2
+    return executions
+
+
 PROPERTIES = {
     "dies": die_everywhere,
+    "shares its calls with a run that fails": share_everywhere,
     "is rerun": rerun_everywhere,
     "its journal fails": fail_everywhere,
     "its caller is cancelled": cancel_caller,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from asyncflow import JournalError
 from asyncflow._core.results import Payload
-from asyncflow.events import Event, NoteEvent, StepSucceeded
+from asyncflow.events import Event, NoteEvent
 from tests.memory_journal import MemoryJournal, MemorySession
 
 __all__ = ["Journal"]
@@ -31,21 +30,9 @@ class Codec:
 class Session(MemorySession):
     """A session; that of the first run alone may fail."""
 
-    def __init__(self, journal: MemoryJournal, run_id: str) -> None:
-        super().__init__(journal, run_id)
-        self._reusable: dict[tuple[int, str, int | None], asyncio.Future[None]] = {}
-
     def append_note(self, note: NoteEvent) -> None:
         if self.failure is None:
             self._journal.notes.append((int(self._run_id), note))  # type: ignore[attr-defined]
-
-    def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
-        stored = super().append_cached(key, attempts, duration_ms)
-        if self.failure is not None:
-            return stored
-        success = next(each for each in reversed(self._pending) if isinstance(each, StepSucceeded))
-        self._reusable[int(self._run_id), success.step, success.item] = stored
-        return stored
 
     def fail(self, failure: JournalError) -> None:
         super().fail(failure)
@@ -66,14 +53,13 @@ class Session(MemorySession):
             self._journal.open_sessions.pop(self._run_id, None)
 
     def _write(self) -> None:
-        journal: Any = self._journal
+        journal = self._journal
         added, fail_at = journal.added, journal.fail_at
         if self._run_id != "0":
             journal.fail_at = None
         super()._write()
         if self._run_id != "0":
             journal.added, journal.fail_at = added, fail_at
-        journal.reusable |= {each for each, stored in self._reusable.items() if stored.done()}
 
 
 class Journal(MemoryJournal):
@@ -81,7 +67,6 @@ class Journal(MemoryJournal):
 
     Attributes:
         notes: What the steps have said, each with its run.
-        reusable: The successes that others may reuse, each by run, step and item.
         logs: The level from which on it stores log records.
     """
 
@@ -92,7 +77,6 @@ class Journal(MemoryJournal):
         super().__init__(fail_at=fail_at)
         self.checkpoint_codec = Codec()  # type: ignore[assignment]
         self.notes: list[tuple[int, NoteEvent]] = []
-        self.reusable: set[tuple[int, str, int | None]] = set()
         self.logs = logs
 
     def events_of(self, run: int) -> list[Event]:

@@ -616,7 +616,7 @@ class _Run:
         """Whether other nodes may reuse the success of a node."""
         journal = self.world.journal
         assert journal is not None
-        return (self.run, self.specs[node.step].name, node.item) in journal.reusable
+        return (str(self.run), self.specs[node.step].name, node.item) in journal.reusable
 
     def stop_for(self, spec: Step) -> _Stop | None:
         """Return since when the steps of a kind are asked to stop."""
