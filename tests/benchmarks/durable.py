@@ -92,9 +92,6 @@ class Bench:
         self._orchestrator = Orchestrator(steps, schedule="ready")
         self.ours_s()
         with closing(sqlite3.connect(path)) as database:
-            database.row_factory = sqlite3.Row
-            row = database.execute("SELECT * FROM events").fetchone()
-            self._columns = row.keys()
             (self._schema,) = database.execute(
                 "SELECT sql FROM sqlite_master WHERE name = 'events'"
             ).fetchone()
@@ -124,8 +121,11 @@ class Bench:
 
     def _write(self, database: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
         database.execute("BEGIN IMMEDIATE")
-        marks = ", ".join("?" * len(self._columns))
-        database.executemany(f"INSERT INTO events VALUES ({marks})", rows)
+        database.executemany(
+            "INSERT INTO events (attempt, checksum, run_id, position, kind, step, at_ms, codec, "
+            "data) VALUES (1, 0, ?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
         database.execute("COMMIT")
 
 
@@ -142,19 +142,17 @@ async def run_by_hand(
     waiters: list[asyncio.Future[None]] = []
     positions, is_writing = count(1), False
     tasks: dict[str, asyncio.Task[Any]] = {}
-    writers: list[asyncio.Task[None]] = []  # a loop holds its tasks weakly
 
-    def add(kind: str, step: str | None = None, output: str | None = None) -> None:
+    def add(kind: str, step: str | None = None, output: bytes | None = None) -> None:
         at_ms, codec = (time.monotonic() - began) * 1000, output and "json"
-        row = (run_id, next(positions), kind, step, None, 1, at_ms, codec, output, None, 0)
-        rows.append(row)
+        rows.append((run_id, next(positions), kind, step, at_ms, codec, output))
 
     async def stored() -> None:
         nonlocal is_writing
         waiters.append(waiter := loop.create_future())
         if not is_writing:
             is_writing = True
-            writers.append(loop.create_task(write_all()))
+            group.create_task(write_all())
         await waiter
 
     async def write_all() -> None:
@@ -173,16 +171,17 @@ async def run_by_hand(
         add("AttemptStarted", step.name)
         await stored()
         output = await step.action()
-        add("StepSucceeded", step.name, json.dumps(output))
+        add("StepSucceeded", step.name, json.dumps(output).encode())
         return output
 
     with ThreadPoolExecutor(1) as thread:
-        add("RunStarted")
-        for step in steps:
-            tasks[step.name] = loop.create_task(run(step))
-        outputs = await asyncio.gather(*tasks.values())
-        add("RunFinished")
-        await stored()
+        async with asyncio.TaskGroup() as group:
+            add("RunStarted")
+            for step in steps:
+                tasks[step.name] = group.create_task(run(step))
+            outputs = await asyncio.gather(*tasks.values())
+            add("RunFinished")
+            await stored()
     return outputs
 
 
