@@ -171,6 +171,8 @@ class _Teller:
         if result.reused:
             ran_in = [attempt.segment for attempt in (*own, *of_items)]
             ends_in = max(ran_in, default=max(self._latest - 1, 1))
+            if former and result.items is None:  # it was skipped after the segment of its items
+                ends_in = min(ends_in + 1, self._latest)
         step = _Node(name, None, result, own, ends_in)
         self._tell_attempts(step)
         if result.items is not None or former:
