@@ -206,10 +206,12 @@ class Run:
     def park(self, node: int) -> None:
         """Let a node that is about to start wait without a task, until the state queues it."""
         self._scope.live.pop(node, None)
-        self._starter.parked.add(node)
-        self._state.park(node)
-        if self._state.queue.is_dirty:
-            self.advance()
+        if self._state.stop_reason is None or self._state.is_exempt_from_stop(node):
+            self._starter.parked.add(node)
+            self._state.park(node)
+        elif self._state.is_scheduled(node):  # else its end was reported as the run stopped
+            self._starter.report_unstarted(node, self._scope.run_context.now_ms())
+        self.advance()
 
     def start_task(
         self, coroutine: Coroutine[Any, Any, None], **options: Any

@@ -343,6 +343,8 @@ class Permits(Policy):
                 self._held[node] = Permit(self._loop, step)
             else:
                 self._join(node, step)
+                if self._queue.is_dirty:
+                    self._run.advance()  # it has lent its place
             held = self._held[node]
             try:
                 if isinstance(held, Permit):

@@ -679,7 +679,6 @@ async def test_a_journal_that_cannot_find_results_lets_every_step_run():
     assert calls.made == ["k", "k"]
 
 
-@pytest.mark.xfail(reason="an item that parks when the run stops is not dropped", strict=False)
 async def test_a_run_that_stops_just_before_an_item_waits_for_an_equal_one_ends():
     async def source():
         return [1, 1, 2, 2]
@@ -693,7 +692,6 @@ async def test_a_run_that_stops_just_before_an_item_waits_for_an_equal_one_ends(
             await run_pipeline(steps, journal=journal, name="p", max_concurrency=1)
 
 
-@pytest.mark.xfail(reason="the run does not learn that the place was lent")
 async def test_a_step_that_must_run_and_waits_for_its_pool_lends_its_place():
     pool, calls = Pool(1), Calls()
 
@@ -712,7 +710,6 @@ async def test_a_step_that_must_run_and_waits_for_its_pool_lends_its_place():
     assert report["other"].started_ms == 0
 
 
-@pytest.mark.xfail(reason="a slot is kept, and no later look is planned", strict=False)
 async def test_items_that_must_run_get_the_slot_that_was_kept_for_them():
     pool = Pool(1)
 
