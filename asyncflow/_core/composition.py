@@ -343,7 +343,9 @@ def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
 
 def refuse_shared_inputs(plan: Plan, bindings: Bindings, inputs: Mapping[str, object]) -> None:
     """Refuse an input that is an iterator, if a step is mapped over it and it is taken again."""
-    for name in sorted(inputs_mapped_over(plan.steps[at] for at in plan.special) & inputs.keys()):
+    for name in sorted(
+        inputs_mapped_over(plan.steps[at] for at in plan.having("map_over")) & inputs.keys()
+    ):
         if name in plan.index or not is_iterator(inputs[name]):
             continue
         times = [_times_taken(step, bindings, at, name, name) for at, step in enumerate(plan.steps)]

@@ -71,13 +71,11 @@ class Plan:
     tiers: list[list[int]]
     order: list[int]
     """The topological order: the tiers, one after the other."""
-    special: tuple[int, ...]
-    """The steps that were given more than one attempt with a limit."""
+    given: Mapping[str, tuple[int, ...]]
+    """The steps that were given an argument, by its name: see `WorkflowStep.given`."""
     cleanups: frozenset[int]
     """The clean-up steps: ``run_if`` is ``"failure"`` or ``"always"``."""
     _cache: _PlanCache = derived()
-    given: frozenset[str] = frozenset()
-    """What any of its steps was given: see `WorkflowStep.given`."""
     secret: tuple[str, ...] = ()
     """The steps whose output is secret, by name."""
     targets: frozenset[str] = frozenset()
@@ -122,6 +120,10 @@ class Plan:
             in_order = map(self.steps.__getitem__, self.order)
             found = self._cache.max_retries = {step.name: step.max_retries for step in in_order}
         return found
+
+    def having(self, argument: str) -> tuple[int, ...]:
+        """Return the steps that were given an argument, in order."""
+        return self.given.get(argument, ())
 
     def bindings(self, inputs: Set[str]) -> Bindings:
         """Return what `bind` and `bind_conditions` do. Most runs have the inputs of the latest."""
@@ -188,8 +190,8 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         dependencies = [tuple([index[name] for name in step.depends_on]) for step in steps]
     except KeyError:
         raise _unknown_dependency(steps, index) from None
-    special = tuple([at for at, step in enumerate(steps) if step.given])
-    cleanups = frozenset(at for at in special if steps[at].is_cleanup)
+    given = _given(steps)
+    cleanups = frozenset(at for at in given.get("run_if", ()) if steps[at].is_cleanup)
     dependents = Dependents(dependencies)
     after_all = [at for at in cleanups if not dependencies[at]]
     if after_all:
@@ -202,20 +204,20 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
         left = plan([step for at, step in enumerate(steps) if at in needed])
         return replace(left, targets=frozenset(steps[at].name for at in chosen))
     order = [step for tier in tiers for step in tier]
-    for at in special:
+    mapped = given.get("map_over", ())
+    for at in mapped:
         if not steps[at].keep_outputs:
             _check_not_collected(steps[at], [steps[later] for later in dependents[at]])
-    chained, flows = _chains(steps, index, special)
-    signals = frozenset(at for at in special if steps[at].signal is not None)
+    chained, flows = _chains(steps, index, mapped)
+    signals = frozenset(given.get("signal", ()))
     answered = _reachable(signals, dependencies.__getitem__) if signals else set()
     return Plan(
-        *(steps, index, dependencies, dependents, tiers, order, special, cleanups),
-        given=frozenset[str]().union(*[steps[at].given for at in special]),
-        secret=tuple(steps[at].name for at in special if steps[at].secret),
+        *(steps, index, dependencies, dependents, tiers, order, given, cleanups),
+        secret=tuple(steps[at].name for at in given.get("secret", ())),
         chained=chained,
         flows=flows,
         signals=signals,
-        conditional=frozenset(at for at in special if steps[at].when is not None),
+        conditional=frozenset(given.get("when", ())),
         untiered=frozenset(_reachable(signals, dependents.__getitem__)),
         keeps_waiting=any(_is_unstored(steps[at]) for at in answered),
     )
@@ -228,6 +230,15 @@ def _without_its_input(index: Mapping[str, int], step: WorkflowStep) -> Workflow
     return replace(
         step, depends_on=tuple(name for name in step.depends_on if name != step.map_over)
     )
+
+
+def _given(steps: Iterable[WorkflowStep]) -> dict[str, tuple[int, ...]]:
+    """Return `Plan.given`."""
+    found: dict[str, list[int]] = {}
+    for at, step in enumerate(steps):
+        for argument in step.given:
+            found.setdefault(argument, []).append(at)
+    return {argument: tuple(indexes) for argument, indexes in found.items()}
 
 
 def _is_unstored(step: WorkflowStep) -> bool:
@@ -254,12 +265,12 @@ def _check_not_collected(source: WorkflowStep, dependents: Iterable[WorkflowStep
 
 
 def _chains(
-    steps: Sequence[WorkflowStep], index: Mapping[str, int], special: Iterable[int]
+    steps: Sequence[WorkflowStep], index: Mapping[str, int], mapped: Iterable[int]
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, int]]:
     """Return `Plan.chained` and `Plan.flows`."""
     chained: dict[int, tuple[int, ...]] = {}
     flows: dict[int, int] = {}
-    for at in special:
+    for at in mapped:
         step = steps[at]
         source = None if step.map_over is None else index.get(step.map_over)
         if source is not None and step.map_over not in step.depends_on:
@@ -420,7 +431,7 @@ def bind(plan: Plan, inputs: Collection[str] = ()) -> list[Binding]:
     Raise `ValueError` if nothing provides a required parameter, two things do, or an action in
     another process or on an engine would receive a resource.
     """
-    for at in plan.special:
+    for at in plan.having("map_over"):
         _check_mapped_over(plan.steps[at], plan, inputs)
     nothing: Binding = ()
     return [
@@ -458,8 +469,7 @@ def bind_conditions(plan: Plan, inputs: Collection[str] = ()) -> dict[int, Bindi
     """
     return {
         index: _binding(step, step.condition, plan, inputs, None)
-        for index, step in ((at, plan.steps[at]) for at in plan.special)
-        if step.when is not None
+        for index, step in ((at, plan.steps[at]) for at in plan.having("when"))
     }
 
 
@@ -557,7 +567,7 @@ def outputs_to_keep(plan: Plan, bindings: Bindings) -> frozenset[int]:
     mapped step is a list that the run makes.
     """
     steps = plan.steps
-    engines = {at: steps[at].remote for at in plan.special if steps[at].remote is not None}
+    engines = {at: steps[at].remote for at in plan.having("engine")}
     taken: set[int] = set()
     needed_here = {plan.index[name] for name in plan.targets}
     needed_here.update(at for at in engines if steps[at].map_over or steps[at].retry.until)

@@ -37,7 +37,7 @@ class AdmissionQueue:
 
     At most ``limit`` nodes have a place at a time; ``None`` means any number. A node gets its place
     when it is admitted. If it must wait for its pool, it lends the place to others, and claims one
-    when it has its slot. ``steps`` has the step of each node, and may become longer. ``special``
+    when it has its slot. ``steps`` has the step of each node, and may become longer. ``limited``
     are the steps that may have a pool, or run elsewhere than in the event loop. ``is_dirty`` says
     whether there may be a node to admit, or a step that has become unreachable; ``is_limited``,
     whether a node may have to wait, here or for a pool, thread or process; ``has_limit``, whether
@@ -45,10 +45,10 @@ class AdmissionQueue:
     """
 
     def __init__(
-        self, limit: int | None, steps: Sequence[WorkflowStep], special: Iterable[int]
+        self, limit: int | None, steps: Sequence[WorkflowStep], limited: Iterable[int]
     ) -> None:
         self.has_limit = limit is not None
-        self.is_limited = self.has_limit or any(steps[step].needs_permit for step in special)
+        self.is_limited = self.has_limit or any(steps[step].needs_permit for step in limited)
         self.is_dirty = False
         self._room = math.inf if limit is None else limit
         self._steps = steps

@@ -43,7 +43,14 @@ from asyncflow._core.graph import Plan
 from asyncflow._core.history import History, of_plain
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, report_of
-from asyncflow._core.results import InterruptionCause, RunStatus, Segment, StepResult, StepStatus
+from asyncflow._core.results import (
+    Interruption,
+    InterruptionCause,
+    RunStatus,
+    Segment,
+    StepResult,
+    StepStatus,
+)
 from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
 from asyncflow._core.step_runs import (
     Key,
@@ -109,7 +116,9 @@ class RunState:
         self._last_errors: dict[int, BaseException] = {}
         self._blocked: set[int] = set()
         """The nodes that have blocked the event loop."""
-        self._slim = frozenset(at for at in plan.special if not plan.steps[at].keep_outputs)
+        self._slim = frozenset(
+            at for at in plan.having("map_over") if not plan.steps[at].keep_outputs
+        )
         """The mapped steps that keep no outputs."""
         self._unnoted: dict[int, events.AttemptStarted | StartedAttempt] = {}
         """How the first attempts of items of theirs have started that run, and only that."""
@@ -119,16 +128,19 @@ class RunState:
         """The nodes that are ready and wait for an equal call, in no line."""
         self._most_parked = {
             at: most_waiting(plan.steps[at], max_concurrency)
-            for at in plan.special
-            if plan.steps[at].cache_ms is not None
-            and (max_concurrency is not None or plan.steps[at].pool is not None)
+            for at in plan.having("cache_ms")
+            if max_concurrency is not None or plan.steps[at].pool is not None
         }
         """How many items of a step may be parked before it adds no more: nothing else stops it."""
         self._taken: dict[Key, StepView] = {}
         """What nodes reuse of other runs that start now."""
         self._submitted: set[int] = set()
         """The nodes whose running attempt waits for a worker of an engine."""
-        self.queue = AdmissionQueue(max_concurrency, step_runs.steps, plan.special)
+        self.queue = AdmissionQueue(
+            max_concurrency,
+            step_runs.steps,
+            [at for argument in ("pool", "cache_ms", "runs_in") for at in plan.having(argument)],
+        )
         self.is_limited = self.queue.is_limited
         self._chains = Chains(plan, step_runs.phases, max_concurrency)
         self._readiness = Readiness(
@@ -302,6 +314,10 @@ class RunState:
         self._interrupted, self.cause = True, event.cause
         self._stop(event.reason, exempt_cleanups=False)
 
+    def is_overridden_by(self, why: Interruption) -> bool:
+        """Whether a run that was drained is cancelled now, so that no other process resumes it."""
+        return self.cause == "drained" and why.cause == "cancelled"
+
     def _on_run_timed_out(self, event: events.RunTimedOut) -> None:
         self._check_runs(event)
         self.has_timed_out |= self.stop_reason is None
@@ -349,7 +365,7 @@ class RunState:
         self._phases[node] = Phase.ATTEMPTING
         if self.is_limited:
             self.queue.begin(node, event.at_ms)
-        if self._plan.special:
+        if self._plan.given:
             self.deadlines.start(node, event)
         if event.engine:
             self._submitted.add(node)
@@ -505,7 +521,7 @@ class RunState:
             for node in batch:
                 phases[node] = _SCHEDULED
             return batch
-        batch = []
+        batch = queue.take_placed() if queue.has_limit else []  # they wait in their tasks
         for node in queue.take():
             if phases[node] in (Phase.READY, Phase.QUEUED):
                 phases[node] = _SCHEDULED if phases[node] is _READY else Phase.RESCHEDULED

@@ -80,6 +80,5 @@ def check_not_cached(plan: Plan) -> None:
 
 
 def _cached(plan: Plan) -> Iterator[tuple[WorkflowStep, int]]:
-    for index in sorted(plan.special):
-        if plan.steps[index].cache_ms is not None:
-            yield plan.steps[index], index
+    for index in plan.having("cache_ms"):
+        yield plan.steps[index], index

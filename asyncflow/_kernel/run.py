@@ -261,7 +261,7 @@ class Run:
         """Stop the run, which raises this error in the end, unless all of its steps have ended."""
         if self._is_closed or self._is_settled():
             return
-        if self._causes.cancelled is None or self._overrides(why):
+        if self._causes.cancelled is None or self._state.is_overridden_by(why):
             self._causes.cancelled = error
         self._report_interruption(why)
         self.stop_soon()
@@ -281,14 +281,10 @@ class Run:
         self._stop()
 
     def _report_interruption(self, why: Interruption) -> None:
-        if self._state.status is not RunStatus.INTERRUPTED or self._overrides(why):
+        if self._state.status is not RunStatus.INTERRUPTED or self._state.is_overridden_by(why):
             reason = " ".join(filter(None, (why.reason, self.explain())))
             now_ms = self._scope.run_context.now_ms()
             self._dispatcher.emit(RunInterrupted(now_ms, reason, why.cause))
-
-    def _overrides(self, why: Interruption) -> bool:
-        """Whether a run that was drained is cancelled now, so that no other process resumes it."""
-        return self._state.cause == "drained" and why.cause == "cancelled"
 
     def explain(self) -> str:
         """Return what explains, beside its reason, that the run stops now; often nothing."""

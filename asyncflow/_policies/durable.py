@@ -384,7 +384,7 @@ def new_start(request: Request) -> RunStart:
         label=request.label,
     )
     bindings = plan.bindings(inputs.keys())
-    if plan.special:
+    if "map_over" in plan.given:
         refuse_shared_inputs(plan, bindings, inputs)
     return RunStart(inputs, bindings, event)
 

@@ -27,6 +27,7 @@ from asyncflow._core.context import current_clock
 from asyncflow._core.graph import Plan
 from asyncflow._core.pool import Clock, Pool, PoolTicket
 from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step_runs import Phase
 from asyncflow._kernel.asyncio_compat import NO_TIME_S, has_virtual_time
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
@@ -37,10 +38,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("asyncflow")
 
+_FIRST = Phase.SCHEDULED
+"""The phase of a node that is about to make its first attempt."""
+
 
 def prepare_workers(plan: Plan) -> None:
     """Import what steps in threads and processes need, before a run's time begins to count."""
-    for index in plan.special:
+    for index in plan.having("runs_in"):
         step = plan.steps[index]
         if step.needs_worker:
             _limiter_for(step.runs_in)
@@ -59,11 +63,11 @@ def _limiter_for(runs_in: str) -> anyio.CapacityLimiter:
 def _priorities_of(plan: Plan) -> Mapping[Pool, tuple[int, int]]:
     """Return the lowest and the highest priority that steps have in each pool."""
     found: dict[Pool, tuple[int, int]] = {}
-    for at in plan.special:
+    for at in plan.having("pool"):
         pool, priority = plan.steps[at].pool, plan.steps[at].priority
-        if pool is not None:
-            lowest, highest = found.get(pool, (priority, priority))
-            found[pool] = min(lowest, priority), max(highest, priority)
+        assert pool is not None
+        lowest, highest = found.get(pool, (priority, priority))
+        found[pool] = min(lowest, priority), max(highest, priority)
     return found
 
 
@@ -206,6 +210,7 @@ class Permits(Policy):
         self._state = scope.state
         self._queue = scope.state.queue
         self._steps = scope.state.step_runs.steps
+        self._phases = scope.state.step_runs.phases
         self._run_context = scope.run_context
         self._now_ms = scope.run_context.now_ms
         self._loop = scope.loop
@@ -233,7 +238,7 @@ class Permits(Policy):
         self._has_priorities = bool(self._priorities) and any(
             low or high for low, high in self._priorities.values()
         )
-        has_maps = self._priorities and any(plan.steps[at].map_over for at in plan.special)
+        has_maps = self._priorities and plan.having("map_over")
         self.adding: set[int] | None = set() if has_maps else None
         self._reported_ms: dict[Pool, float] = {}
         """Until when each pool that it watches is paused, as far as that was reported."""
@@ -244,27 +249,20 @@ class Permits(Policy):
 
     # Before an attempt.
 
-    def on_advance(self) -> None:
-        if self._queue.has_limit:
-            for node in self._queue.take_placed():
-                self.on_turn(node)
-
     def on_turn(self, node: int) -> None:
         turn = self._turns[node]
-        self._line_up(node, self._steps[node])
+        self.on_line_up(node, self._steps[node])
         if not turn.done():
             turn.set_result(None)
 
     def on_line_up(self, node: int, step: WorkflowStep) -> None:
-        if step.cache_ms is None:  # else it may need no slot
-            self._line_up(node, step)
-
-    def _line_up(self, node: int, step: WorkflowStep) -> None:
         """Let a node that starts join the line of its pool, before any slot of this run is offered.
 
         It joins when its task begins or a slot is released, whichever comes first. Mostly it need
         not join at all: it receives the slot of the attempt that made it ready.
         """
+        if step.cache_ms is not None and self._state.is_scheduled(node):
+            return  # it may need no slot
         if self._queue.has_limit:
             self._join(node, step)  # so that it can lend its place to nodes that start with it
         elif step.pool is not None and node not in self._held:
@@ -306,7 +304,7 @@ class Permits(Policy):
     def on_gate(
         self, node: int, step: WorkflowStep
     ) -> Callable[[], Coroutine[Any, Any, None]] | None:
-        if not self._state.is_scheduled(node):
+        if self._phases[node] is not _FIRST:
             return partial(self._line_up_again, node, step)
         if step.needs_permit and not self._may_start(node):
             return partial(self._acquire, node, step)
@@ -375,10 +373,7 @@ class Permits(Policy):
 
     # After an attempt.
 
-    def on_attempted(self, node: int) -> None:
-        self._release(node)
-
-    def _release(self, node: int, *, unused: bool = False) -> None:
+    def on_attempted(self, node: int, *, unused: bool = False) -> None:
         """Release what a node holds; if its attempt has abandoned a thread, when that has ended."""
         held = self._held.pop(node, None)
         if held is None:
@@ -476,7 +471,7 @@ class Permits(Policy):
         if node in self._joining:
             del self._joining[node]
         if node in self._held:
-            self._release(node, unused=True)
+            self.on_attempted(node, unused=True)
 
     def note_pause(self, pool: Pool) -> None:
         """Report soon that a pool is paused. Any thread may call it."""

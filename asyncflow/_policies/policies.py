@@ -128,7 +128,7 @@ def policies_of(
         from asyncflow._policies.permits import Permits
 
         permits = Permits(parts)
-        if any(step.measures for step in scope.plan.steps):
+        if any(scope.plan.steps[at].measures for at in scope.plan.having("pool")):
             from asyncflow._policies.pool_needs import PoolNeeds
 
             add(PoolNeeds(parts, permits))
@@ -144,7 +144,7 @@ def policies_of(
         from asyncflow._policies.cleanups import CleanUps
 
         add(CleanUps(parts))
-    if given & _WORKERS:
+    if not _WORKERS.isdisjoint(given):
         from asyncflow._policies.worker_steps import WorkerSteps
 
         workers = WorkerSteps(parts, permits)

@@ -360,7 +360,7 @@ class Orchestrator:
         request = self._request(options.run_id if link is None else link.run_id, inputs)
         self._prepare_places()
         if options.journal is None:
-            if request.plan.special:
+            if "cache_ms" in request.plan.given:
                 check_not_cached(request.plan)
             return await self._execute(request, new_start(request), None, link)
         wait = options.on_active == "wait"
@@ -584,9 +584,9 @@ class Orchestrator:
 
     def _prepare_places(self) -> None:
         """Check that the steps can run where they are to run, before anything does."""
-        if self._plan.special:
+        if self._plan.given:
             prepare_workers(self._plan)
-            check_engines(self._plan.steps[index] for index in self._plan.special)
+            check_engines(self._plan.steps[index] for index in self._plan.having("engine"))
 
     def _check_secret_inputs(self) -> None:
         taken = parameters_of(self._plan.steps)

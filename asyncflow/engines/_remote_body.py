@@ -287,7 +287,7 @@ async def _no_action() -> None:
 
 
 def _plan_of(name: str, step: WorkflowStep) -> Plan:
-    return Plan((step,), {name: 0}, [()], _NO_DEPENDENTS, [[0]], [0], (), frozenset())
+    return Plan((step,), {name: 0}, [()], _NO_DEPENDENTS, [[0]], [0], {}, frozenset())
 
 
 _NO_DEPENDENTS = Dependents([()])

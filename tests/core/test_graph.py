@@ -204,7 +204,7 @@ class TestCleanUp:
         assert planned.dependencies == [(1, 2), (), (1,), (1, 2)]
         assert list(map(sorted, planned.dependents)) == [[], [0, 2, 3], [0, 3], []]
         assert planned.cleanups == {0, 3}
-        assert planned.special == (0, 3)
+        assert planned.having("run_if") == (0, 3)
         assert dict(planned.depends_on) == {
             "a": (),
             "b": ("a",),
@@ -242,8 +242,7 @@ class TestCleanUp:
 
         planned = plan(steps)
 
-        assert (planned.special, planned.cleanups) == ((1, 2, 3), frozenset())
-        assert planned.given == {"max_retries", "when", "deadline_ms"}
+        assert planned.given == {"max_retries": (1,), "when": (2,), "deadline_ms": (3,)}
 
 
 def layered(count: int, needs: int = 3, width: int = 50) -> list[WorkflowStep]:
