@@ -123,12 +123,17 @@ class History:
             name, started_ms, queued_ms = started.step, started.at_ms, started.queued_ms
         self.left_out.setdefault(name, LeftOut()).add(started_ms, queued_ms, ended_ms)
 
-    def results(self) -> dict[str, StepResult]:
-        """Return the results of the steps, in topological order."""
+    def start(self) -> RunStarted | None:
+        """Return the first event, if the log has all of a run that does not wait for signals."""
         first, last = self.log[0], self.log[-1]
         waits = isinstance(last, RunFinished) and last.status is RunStatus.WAITING
-        if self.is_whole and isinstance(first, RunStarted) and not waits:
-            return _Results(first, self.log, self.left_out).by_name()
+        return first if self.is_whole and isinstance(first, RunStarted) and not waits else None
+
+    def results(self) -> dict[str, StepResult]:
+        """Return the results of the steps, in topological order."""
+        start = self.start()
+        if start is not None:
+            return _Results(start, self.log, self.left_out).by_name()
         run = self.folded()
         return {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
 
@@ -154,7 +159,7 @@ class _Results:
             entry.step: [] for entry in log if type(entry) is not tuple and hasattr(entry, "step")
         }
         for entry in log if eventful else ():
-            name = _step_of(entry)
+            name = step_of(entry)
             if name in eventful:
                 eventful[name].append(entry)
         results = {}
@@ -173,7 +178,7 @@ class _Results:
         elif isinstance(first, MapStarted) and not first.keeps_outputs:
             result = None
         elif isinstance(first, MapStarted):
-            result = _of_items(first, entries[1:-1], _end_of(last), depends_on)
+            result = _of_items(first, entries[1:-1], ended_by(last), depends_on)
         else:
             result = _of_attempts(name, None, entries, depends_on)
         if result is None:
@@ -207,14 +212,16 @@ class _End(NamedTuple):
     reason: str | None = None
 
 
-def _start_of(entry: Any) -> _Start | None:
+def start_of(entry: Any) -> _Start | None:
+    """Return how an attempt started, if the entry says that, and it is one in this process."""
     if type(entry) is tuple:
         return _Start(entry[2], entry[3])
     is_here = isinstance(entry, AttemptStarted) and not entry.engine
     return _Start(entry.at_ms, entry.queued_ms) if is_here else None
 
 
-def _end_of(entry: Any) -> _End | None:
+def ended_by(entry: Any) -> _End | None:
+    """Return how a step or an item ended, if the entry says that."""
     if type(entry) is tuple:
         return _End(entry[1], StepStatus.SUCCESS, entry[2])
     if isinstance(entry, StepSucceeded):
@@ -226,7 +233,7 @@ def _end_of(entry: Any) -> _End | None:
     return None
 
 
-def _step_of(entry: Any) -> Any:
+def step_of(entry: Any) -> Any:
     """Return the step that an entry is about; ``None`` if it is about the run."""
     if type(entry) is not tuple:
         return getattr(entry, "step", None)
@@ -260,7 +267,7 @@ def _of_attempts(
     name: str, item: int | None, entries: Sequence[LogEntry], depends_on: tuple[str, ...]
 ) -> StepResult | None:
     """Return the result of a step, or an item; ``None`` if more happened than its attempts."""
-    start, end = _start_of(entries[0]), _end_of(entries[-1])
+    start, end = start_of(entries[0]), ended_by(entries[-1])
     if start is None or end is None:
         return None
     started_ms, queued_ms = start
@@ -293,7 +300,7 @@ def _recorded(entries: Sequence[LogEntry]) -> tuple[Attempt, ...] | None:
         return None
     attempts = []
     for number, (first, last) in enumerate(zip(entries[::2], entries[1::2], strict=True), 1):
-        start, end = _start_of(first), last if isinstance(last, AttemptFailed) else _end_of(last)
+        start, end = start_of(first), last if isinstance(last, AttemptFailed) else ended_by(last)
         if start is None or end is None:
             return None
         error = end.error

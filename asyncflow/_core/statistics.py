@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from asyncflow._core.error_text import describe_error
+from asyncflow._core.history import History, LogEntry, ended_by, start_of, step_of
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
+from asyncflow.events import AttemptFailed, MapStarted, StepFailed, StepSkipped, StepSucceeded
 
 StepOutcome: TypeAlias = Literal[
     "SUCCESS", "RETRIED", "FAILED", "SKIPPED", "CANCELLED", "REUSED", "RUNNING", "PENDING"
@@ -142,19 +144,71 @@ class StepStatistics:
         return self.outcomes.count(outcome) / decided if decided else None
 
 
-def step_runs(run: StoredRun, items: Mapping[str, ItemCounts]) -> dict[str, StepRun]:
-    """Return how each step ended in a run, in topological order.
+def step_runs(run: StoredRun) -> dict[str, StepRun]:
+    """Return how each step ended in a run, in topological order."""
+    return {name: _run_of(step) for name, step in run.steps.items()}
 
-    ``items`` are the counts of those mapped steps of whose items some failed or were retried; the
-    events of a run may have been read without those of its items.
-    """
-    found = {}
-    for name, step in run.steps.items():
-        counts = items.get(name, _NO_ITEMS)
-        outcome = _outcome(step, counts)
-        error = _error(step) if outcome in ("FAILED", "RETRIED") else ""
-        found[name] = StepRun(outcome, _duration_ms(step), counts, error)
-    return found
+
+def step_runs_of(history: History) -> dict[str, StepRun]:
+    """Return the same of a run that has just ended here, which need not be replayed for that."""
+    start = history.start()
+    if start is None:
+        return step_runs(history.folded())
+    entries: dict[str, list[LogEntry]] = {name: [] for name in start.dependencies}
+    for entry in history.log:
+        name = step_of(entry)
+        if name is not None:
+            entries[name].append(entry)
+    return {
+        name: _run_of_entries(of_step) or _run_of(history.folded().steps[name])
+        for name, of_step in entries.items()
+    }
+
+
+def _run_of_entries(entries: Sequence[LogEntry]) -> StepRun | None:
+    """Return how a step ended; ``None`` if only the replay tells."""
+    if not entries:
+        return StepRun("PENDING", None)
+    first, last = entries[0], entries[-1]
+    if isinstance(first, StepSkipped):
+        return StepRun("SKIPPED", None)
+    is_mapped, end = isinstance(first, MapStarted), ended_by(last)
+    start = first if isinstance(first, MapStarted) else start_of(first)
+    if start is None or end is None:
+        return None
+    items = _counts_of_entries(entries) if is_mapped else _NO_ITEMS
+    error = end.error
+    outcome: StepOutcome = end.status.value
+    if end.status is StepStatus.SUCCESS and error is not None:
+        outcome = "FAILED"  # its fallback has returned the output
+    elif end.status is StepStatus.SUCCESS:
+        failed = [each for each in entries if isinstance(each, AttemptFailed) and each.item is None]
+        error = failed[-1].error if failed else None
+        outcome = "RETRIED" if failed or items.retried else outcome
+    of_error = outcome in ("FAILED", "RETRIED") and error is not None
+    text = describe_error(error) if of_error and error is not None else ""
+    return StepRun(outcome, end.at_ms - start.at_ms, items, text)
+
+
+def _counts_of_entries(entries: Iterable[LogEntry]) -> ItemCounts:
+    failed, retried, passed = set[Any](), set[Any](), set[Any]()
+    for entry in entries:
+        if isinstance(entry, AttemptFailed):
+            retried.add(entry.item)
+        elif isinstance(entry, StepFailed) and entry.item is not None:
+            failed.add(entry.item)
+        elif isinstance(entry, StepSucceeded) and entry.item is not None:
+            (passed if entry.error is None else failed).add(entry.item)
+    return ItemCounts(len(failed), len(retried & passed))
+
+
+def _run_of(step: StepView) -> StepRun:
+    of_items = (step.items or {}).values()
+    failed = sum([each.status is StepStatus.FAILED or _fell_back(each) for each in of_items])
+    counts = ItemCounts(failed, sum(map(_was_retried, of_items)))
+    outcome = _outcome(step, counts)
+    error = _error(step) if outcome in ("FAILED", "RETRIED") else ""
+    return StepRun(outcome, _duration_ms(step), counts, error)
 
 
 def _outcome(step: StepView, items: ItemCounts) -> StepOutcome:
@@ -164,9 +218,18 @@ def _outcome(step: StepView, items: ItemCounts) -> StepOutcome:
         return "REUSED"
     if step.error is not None:
         return "FAILED"  # its fallback has returned the output
-    series = step.attempts[step.fresh_from :]
-    retried = items.retried or any(attempt.end in _FAILURES for attempt in series)
-    return "RETRIED" if retried else "SUCCESS"
+    return "RETRIED" if items.retried or _was_retried(step) else "SUCCESS"
+
+
+def _fell_back(item: StepView) -> bool:
+    return item.status is StepStatus.SUCCESS and item.error is not None
+
+
+def _was_retried(step: StepView) -> bool:
+    """Whether a step, or an item, has passed after an attempt that failed."""
+    if step.status is not StepStatus.SUCCESS or step.error is not None or step.is_brief:
+        return False
+    return any(attempt.end in _FAILURES for attempt in step.attempts[step.fresh_from :])
 
 
 def _error(step: StepView) -> str:

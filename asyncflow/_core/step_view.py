@@ -192,6 +192,11 @@ class StepView:
         self.started_ms, self.brief_queued_ms = at_ms, queued_ms
 
     @property
+    def is_brief(self) -> bool:
+        """Whether its only attempt is brief: it has succeeded, or runs."""
+        return self.brief_queued_ms is not None
+
+    @property
     def is_brief_now(self) -> bool:
         """Whether its only attempt is brief and runs."""
         return self.brief_queued_ms is not None and self.ended_ms is None

@@ -38,6 +38,7 @@ from asyncflow.events import (
 )
 
 if TYPE_CHECKING:
+    from asyncflow._core.history import History
     from asyncflow._core.replay import StoredRun
 
 T = TypeVar("T")
@@ -71,6 +72,9 @@ class JournalSession(Protocol):
         or an item has saved with `StepContext.checkpoint`, or with ``None`` deletes that. Its
         journal has a ``checkpoint_codec`` then. Checkpoints that are appended in one turn of the
         loop with events are stored together with these, or not at all.
+
+        It may have a method ``append_step_runs(steps)``, called right before the end of the run is
+        appended, with how each step has ended, for statistics over many runs.
         """
 
     async def flush(self) -> None:
@@ -248,9 +252,10 @@ class RunPersistence:
         self.types = types
         # A run without a journal needs none of it.
         from asyncflow._core.remote_output import RemoteOutput
+        from asyncflow._core.statistics import step_runs_of
         from asyncflow._policies.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
 
-        self._remote = RemoteOutput
+        self._remote, self._step_runs_of = RemoteOutput, step_runs_of
         self._streams, self._own_logger = STREAMS, OWN_LOGGER
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(kept_in) if self.takes_notes else None
@@ -258,6 +263,7 @@ class RunPersistence:
         has_cache = callable(getattr(type(kept_in), "cached", None))
         self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
+        self.takes_step_runs = callable(getattr(type(session), "append_step_runs", None))
         self.takes_signals = callable(getattr(type(session), "receive", None))
         self.together: Callable[[], AbstractContextManager[None]] | None
         self.together = getattr(session, "together", None)
@@ -276,6 +282,12 @@ class RunPersistence:
             if not is_wanted and note.logger != self._own_logger:
                 return
         self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
+
+    def store_step_runs(self, history: History) -> None:
+        """Store how the steps of a run have ended, which ends now."""
+        if self.takes_step_runs:
+            steps = self._step_runs_of(history)
+            self.session.append_step_runs(steps)  # type: ignore[attr-defined]  # it takes them
 
     def checkpoints(self, stored: Mapping[Key, Payload]) -> Checkpoints:
         """Return the checkpoints of the run, with those that its earlier processes left."""

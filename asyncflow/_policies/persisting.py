@@ -11,7 +11,14 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._kernel.policy import Causes, Policy
 from asyncflow._kernel.run_scope import Host, RunScope
 from asyncflow._policies.durable import RunPersistence
-from asyncflow.events import AttemptFailed, Event, StepCancelled, StepFailed, StepSucceeded
+from asyncflow.events import (
+    AttemptFailed,
+    Event,
+    RunFinished,
+    StepCancelled,
+    StepFailed,
+    StepSucceeded,
+)
 
 _ENDS = frozenset({AttemptFailed, StepCancelled, StepFailed, StepSucceeded})
 
@@ -24,6 +31,7 @@ class Persisting(Policy):
         self._run_id = scope.run_id
         self._start = scope.start
         self._runs = scope.state.step_runs
+        self._history = scope.state.history
         self._persistence = persistence
 
     def on_open(self) -> None:
@@ -51,6 +59,8 @@ class Persisting(Policy):
             payload = persistence.payloads.pop((event.step, event.item), None)  # type: ignore[union-attr]
             if isinstance(event, StepSucceeded):
                 event = _stored(event, payload)
+        elif type(event) is RunFinished:
+            persistence.store_step_runs(self._history)
         elif persistence.instead:
             event = persistence.instead.pop(id(event), event)
         persistence.session.append(event)

@@ -349,9 +349,8 @@ class SQLJournal:
     async def statistics(self, pipeline: str, *, runs: int = 50) -> PipelineStatistics:
         """Return the latest runs of a pipeline, and the statistics of its steps over them.
 
-        It reads the events of steps and none of items, so a mapped step costs the same with any
-        number of items. Hence two figures of a mapped step are approximate: it never counts as
-        retried, and if items of it ran before the run was resumed, their time is left out.
+        Of a run that has ended, or waits, it reads a summary that its process has stored, so a run
+        costs the same with any number of items. Of any other, it reads the events.
 
         Args:
             pipeline: The name of the pipeline. ``""`` stands for all runs whose pipeline has none.

@@ -97,7 +97,7 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
         getattr(event, "attempt", None),
         getattr(event, "at_ms", 0.0),
         codec,
-        _json(details) if details else None,
+        to_json(details) if details else None,
         data,
     )
 
@@ -233,7 +233,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _json(details: Details) -> str:
+def to_json(details: Mapping[str, Any]) -> str:
+    """Return values as JSON, those that it does not have as `_plain` says."""
     try:
         return _encoder.encode(details).decode()
     except UnicodeEncodeError:  # a text has surrogates
@@ -243,7 +244,7 @@ def _json(details: Details) -> str:
 def _plain(value: object) -> object:
     """Return a value that JSON does not have as others."""
     if isinstance(value, BaseException):
-        return _write_error(value)
+        return write_error(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, str):  # of a subclass
@@ -300,7 +301,7 @@ _FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {cls: _fields_of(cls) for cls 
 _KINDS: dict[str, Any] = {cls.__name__: cls for cls in _FIELDS}
 
 
-class _Error(msgspec.Struct, forbid_unknown_fields=True):
+class StoredError(msgspec.Struct, forbid_unknown_fields=True):
     """An error in the JSON object of a row."""
 
     type: str
@@ -324,7 +325,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Number = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 _Moment = Annotated[float, msgspec.Meta(ge=0, lt=_LATEST_S)]
 
-_STORED_AS: dict[Any, Any] = {int: _Count, float: _Number, BaseException: _Error}
+_STORED_AS: dict[Any, Any] = {int: _Count, float: _Number, BaseException: StoredError}
 _GENERIC: dict[Any, Any] = {tuple: tuple, Mapping: dict}
 _STORED_AS_BY_NAME = {"inputs": dict[str, _Value], "wall_time": _Moment, "since": _Moment}
 
@@ -356,14 +357,21 @@ def _details(cls: Any) -> Any:
     )
 
 
-def _read_details(cls: Any, payload: str) -> Details:
-    details = _details(cls)
+def from_json(text: str, as_type: Any) -> Any:
+    """Return what `to_json` has written; raise `ValueError` if it is of another type."""
     try:
         try:
-            found = msgspec.json.decode(payload, type=details)
+            return msgspec.json.decode(text, type=as_type)
         except msgspec.DecodeError:  # it may have surrogates, which msgspec does not read
-            found = msgspec.convert(json.loads(payload), details)
+            return msgspec.convert(json.loads(text), as_type)
     except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_details(cls: Any, payload: str) -> Details:
+    try:
+        found = from_json(payload, _details(cls))
+    except ValueError as error:
         raise ValueError(f"it is no {cls.__name__}: {error}") from error
     values = {name: getattr(found, name) for name, _ in _FIELDS[cls]}
     for name, read in _READ.items():
@@ -405,7 +413,8 @@ def _read_status(status: Any) -> Any:
     return status
 
 
-def _read_error(written: _Error | None) -> BaseException | None:
+def read_error(written: StoredError | None) -> BaseException | None:
+    """Return the error that was written, or what stands for it."""
     if written is None:
         return None
     error: BaseException
@@ -422,7 +431,7 @@ def _read_error(written: _Error | None) -> BaseException | None:
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
-    "error": _read_error,
+    "error": read_error,
     "inputs": _read_inputs,
     "dependencies": _read_dependencies,
     "status": _read_status,
@@ -430,7 +439,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
 """How the values are read of which JSON has others."""
 
 
-def _write_error(error: BaseException) -> Details:
+def write_error(error: BaseException) -> Details:
+    """Return an error for JSON."""
     restored = to_restored_error(error)
     written: Details = {"type": restored.type_name, "message": restored.message}
     own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}

@@ -55,8 +55,7 @@ _DIALECT = {
     "{expiry}": "expires_at = {now} + ?",
     "{lock}": " FOR UPDATE",
     "{like}": "~",
-    "{of_steps}": "",
-    "{of_failed_items}": "",
+    "{of_runs}": "",
     "{bytes}": "octet_length",
 }
 

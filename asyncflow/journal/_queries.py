@@ -145,7 +145,7 @@ class RunSummary:
     error: BaseException | None = None
     """Its error."""
     stop_reason: str | None = None
-    """Why the run stopped, if it was interrupted."""
+    """Why the run stopped, if it did and no step failed."""
     usual_ms: float | None = None
     """How many milliseconds it usually takes, if it runs and that is known; see `usual_ms` of a
     journal."""
@@ -176,8 +176,9 @@ class PipelineStatistics:
     pipeline: str
     """The name of the pipeline; empty for all runs whose pipeline has none."""
     runs: tuple[RunRecord, ...]
-    """The runs, the latest start first. One whose row or events are damaged is marked as damaged,
-    and counts nowhere else."""
+    """The runs, the latest start first. One whose row is damaged, or what had to be read of it
+    beside that, is marked as damaged, and counts nowhere else: the summary of one that has ended,
+    or waits, else its events."""
     steps: Mapping[str, StepStatistics]
     """The steps of the latest run in topological order, then those that only earlier runs had."""
 

@@ -73,9 +73,9 @@ class RunRow(NamedTuple):
 
 
 _STARTS_SINCE_END = (
-    "(SELECT COUNT(*) FROM events s {of_steps} WHERE s.run_id = r.run_id AND s.item IS NULL "
+    "(SELECT COUNT(*) FROM events s {of_runs} WHERE s.run_id = r.run_id AND s.step IS NULL "
     "AND s.kind IN ('RunStarted', 'RunResumed') AND s.position > COALESCE((SELECT MAX(f.position) "
-    "FROM events f {of_steps} WHERE f.run_id = r.run_id AND f.item IS NULL "
+    "FROM events f {of_runs} WHERE f.run_id = r.run_id AND f.step IS NULL "
     "AND f.kind = 'RunFinished'), 0))"
 )
 _RUNS = (

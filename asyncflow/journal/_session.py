@@ -20,6 +20,7 @@ from typing import Any
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow._core.results import Payload, RunStatus
 from asyncflow._core.signal import asks_of
+from asyncflow._core.statistics import StepRun
 from asyncflow._core.step_runs import Key
 from asyncflow.events import (
     Event,
@@ -34,10 +35,11 @@ from asyncflow.events import (
 )
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of
-from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column
+from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column, write_error
 from asyncflow.journal._signals import SentSignal, forget
 from asyncflow.journal._sql import Statement, virtual_now
 from asyncflow.journal._store import Change, CommitBatch
+from asyncflow.journal._summaries import summary_of
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
 _OnStop = Callable[[JournalError | RunCancelledError], object]
@@ -71,6 +73,10 @@ class SQLSession:
         self._waits: dict[str, float | None] = {}
         """The signals that the run waits for, each with when its deadline expires."""
         self._asks: int | None = None
+        self._failure: tuple[str, Mapping[str, Any]] | None = None
+        """The first step of this segment that failed, and its error as rows have it."""
+        self._steps: Mapping[str, StepRun] | None = None
+        """How the steps have ended, if the run is about to do so."""
         self._checkpoints: dict[Key, Payload | None] = {}
         self._change: Change | None = None
         self.is_held = False
@@ -97,12 +103,19 @@ class SQLSession:
             if event.refused:
                 self.execute(forget(self._lease.run_id, event.step))
         elif isinstance(event, _CHANGING):
-            if not isinstance(event, RunFinished) and event.signals:
-                self._asks = asks_of(event.signals, event.signal_deadlines)
+            if not isinstance(event, RunFinished):
+                self._failure = None
+                if event.signals:
+                    self._asks = asks_of(event.signals, event.signal_deadlines)
             self._change = _merged(self._change, self._appended, event, self._waits, self._asks)
             if isinstance(event, RunResumed) and event.signals:
                 self._forget_void(event)
-        elif self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
+            elif isinstance(event, RunFinished):
+                run_id, steps, self._steps = self._lease.run_id, self._steps, None
+                self.execute(summary_of(run_id, self._appended, event, self._failure, steps))
+        elif isinstance(event, StepFailed) and self._failure is None and event.item is None:
+            self._failure = event.step, write_error(event.error)
+        if self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
             self._waits.pop(event.step, None)
         self._queue.schedule(self)
 
@@ -168,6 +181,9 @@ class SQLSession:
         waiter = self._queue.loop.create_future()
         self._waiters.append((position, waiter))
         return waiter
+
+    def append_step_runs(self, steps: Mapping[str, StepRun]) -> None:
+        self._steps = steps
 
     async def flush(self) -> None:
         lease = self._lease

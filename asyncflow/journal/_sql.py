@@ -67,10 +67,9 @@ class Database(Protocol):
         clock (not that of the transaction's start), as a float, and ``{lock}``, at the end of a
         SELECT in a transaction, for what locks its rows (``FOR UPDATE``), if the database needs
         that. ``{like}`` compares a text with a `pattern`. ``{bytes}`` is the function for the size
-        of a text, in bytes if that is fast, else in characters. ``{of_steps}``, after a table
-        ``events``, lets it be read by the index of the events that are not of items, if the
-        database would not choose that by itself; ``{of_failed_items}`` does so by that of the
-        events that say how an item failed. ``{valid}`` is the condition that a lease
+        of a text, in bytes if that is fast, else in characters. ``{of_runs}``, after a table
+        ``events``, lets it be read by the index of the events that are of no step, if the database
+        would not choose that by itself. ``{valid}`` is the condition that a lease
         ``l`` has not expired, and ``{expiry}`` assigns when it expires: in ``?`` seconds.
         """
         ...
@@ -152,12 +151,6 @@ EVENT_COLUMNS = (*EventRow._fields[:-1], "data_checksum", "checksum", "data")
 FREE = "(l.owner IS NULL OR NOT {valid})"
 
 OWNER = f"CASE WHEN {FREE} THEN NULL ELSE l.owner END"
-
-OF_FAILED_ITEMS = (
-    "{table}item IS NOT NULL AND ({table}kind IN ('AttemptFailed', 'StepFailed') "
-    "OR ({table}kind = 'StepSucceeded' AND {table}payload IS NOT NULL))"
-)
-"""Which events say that an attempt of an item failed; the condition of an index, word for word."""
 
 _CHUNK = 64
 """How many rows or ids one statement takes at most; a power of two."""

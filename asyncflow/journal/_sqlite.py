@@ -54,8 +54,7 @@ _DIALECT = {
     "{lock}": "",
     "{like}": "GLOB",
     # Without statistics, SQLite takes one index of a run's events to be as good as another.
-    "{of_steps}": "INDEXED BY events_of_steps",
-    "{of_failed_items}": "INDEXED BY events_of_failed_items",
+    "{of_runs}": "INDEXED BY events_of_runs",
     # Where SQLite has it, it reads no more than the size.
     "{bytes}": "octet_length" if sqlite3.sqlite_version_info >= (3, 43) else "length",
     "{valid}": "asyncflow_is_valid(IFNULL(CAST(l.expires_at AS REAL), 0), CAST(l.clock AS BLOB), "

@@ -18,6 +18,8 @@ They are the same for every database, as are those that read many runs
   the level of a log record.
 - `checkpoints` has the latest one of each step and item that has saved one and not succeeded
   (`asyncflow.journal._checkpoints`).
+- `summaries` has what lists say of a run whose latest segment has ended
+  (`asyncflow.journal._summaries`).
 - `cached_results` names the event with the latest success of each call of a step with ``cache_ms``
   (`asyncflow.journal._cached`).
 
@@ -133,7 +135,10 @@ stored event, which is not the one that was committed last; or ``None`` for a lo
 _PAGE = 500
 """How many rows of a long answer to read at a time."""
 
-TABLES_OF_A_RUN = "events", "notes", "signals", "checkpoints", "cached_results", "leases", "runs"
+TABLES_OF_A_RUN = (
+    *("events", "notes", "signals", "checkpoints", "summaries", "cached_results"),
+    *("leases", "runs"),
+)
 """Those with rows of runs, in the order in which these are deleted."""
 
 _NOTE = (*EVENT_COLUMNS, "level")

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from zlib import crc32
 
 from asyncflow._core.errors import JournalError
-from asyncflow.journal._sql import OF_FAILED_ITEMS
 
 _EVENT = (
     "run_id TEXT NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, step TEXT, item INTEGER, "
@@ -48,6 +47,10 @@ TABLES = {
         "sent_by TEXT NOT NULL, codec TEXT, data BLOB, checksum INTEGER NOT NULL, "
         "PRIMARY KEY (run_id, name)"
     ),
+    "summaries": (
+        "run_id TEXT PRIMARY KEY, position INTEGER NOT NULL, payload TEXT NOT NULL, "
+        "data_checksum INTEGER, checksum INTEGER NOT NULL, data BLOB"
+    ),
     "checkpoints": (
         "run_id TEXT NOT NULL, step TEXT NOT NULL, item INTEGER NOT NULL, codec TEXT NOT NULL, "
         "data BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (run_id, step, item)"
@@ -72,9 +75,7 @@ _INDEXES = (
     "runs_asking ON runs (pipeline, asks) WHERE asks IS NOT NULL",
     "leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
     "leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
-    "events_of_steps ON events (run_id, kind, position) WHERE item IS NULL",
-    "events_of_failed_items ON events (run_id, step, item, kind) "
-    f"WHERE {OF_FAILED_ITEMS.format(table='')}",
+    "events_of_runs ON events (run_id, kind, position) WHERE step IS NULL",
     "cached_results_by_run ON cached_results (run_id)",
 )
 

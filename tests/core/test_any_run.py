@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Edges, graphs
@@ -22,6 +23,7 @@ from asyncflow import (
 from asyncflow._core.graph import Plan, plan
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.state import RunState, Schedule
+from asyncflow._core.statistics import step_runs, step_runs_of
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -639,6 +641,22 @@ class TestAnyRun:
         replay = StoredRun(simulation.state.history.events())
 
         assert report.results == [step.to_result(replay.at_ms) for step in replay.steps.values()]
+
+    @given(scenarios())
+    def test_what_statistics_have_of_the_log_they_have_of_the_replay(
+        self, scenario: Scenario
+    ) -> None:
+        simulation = Simulation(scenario)
+        simulation.run()
+        history = simulation.state.history
+
+        replayed_runs = step_runs(StoredRun(history.events()))
+        found = step_runs_of(history)
+
+        assert list(found) == list(replayed_runs)
+        for name, run in found.items():
+            assert run._replace(duration_ms=None) == replayed_runs[name]._replace(duration_ms=None)
+            assert run.duration_ms == pytest.approx(replayed_runs[name].duration_ms)
 
     @given(scenarios(), st.floats(0, 1))
     def test_a_replay_of_any_part_of_a_run_schedules_only_unstarted_steps(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from golden_run import GOLDEN, HOSTILE, LONG
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from resumed_run import RESUMED
 
 from asyncflow import RunStatus, StepTimeoutError
+from asyncflow._core.history import History
+from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.statistics import (
     ItemCounts,
@@ -21,6 +23,7 @@ from asyncflow._core.statistics import (
     median,
     nearest_rank,
     step_runs,
+    step_runs_of,
     step_statistics,
 )
 from asyncflow.events import (
@@ -115,7 +118,7 @@ def test_a_step_has_one_outcome_and_one_duration_in_a_run(
 ) -> None:
     run = StoredRun([RunStarted("r", 0.0, {"a": ()}), *events])
 
-    found = step_runs(run, {})["a"]
+    found = step_runs(run)["a"]
     assert found._replace(error="") == StepRun(outcome, duration_ms)  # type: ignore[arg-type]
     assert bool(found.error) == (outcome in ("FAILED", "RETRIED"))
 
@@ -124,7 +127,7 @@ def test_a_step_has_one_outcome_and_one_duration_in_a_run(
 def test_durations_are_those_of_the_report(events: list[Event]) -> None:
     run = StoredRun(events)
 
-    found = step_runs(run, {})
+    found = step_runs(run)
 
     for name, step in run.steps.items():
         expected = step.to_result(run.at_ms).duration_ms
@@ -132,7 +135,7 @@ def test_durations_are_those_of_the_report(events: list[Event]) -> None:
 
 
 def test_every_outcome_of_the_golden_run_is_told() -> None:
-    outcomes = {name: each.outcome for name, each in step_runs(StoredRun(GOLDEN), {}).items()}
+    outcomes = {name: each.outcome for name, each in step_runs(StoredRun(GOLDEN)).items()}
 
     assert outcomes["rates"] == "RETRIED"
     assert outcomes["archive"] == "SKIPPED"
@@ -177,12 +180,28 @@ def test_the_statistics_of_a_step_tell_of_the_runs_in_which_it_succeeded() -> No
 
 
 def test_a_mapped_step_is_flaky_if_an_item_passed_after_a_retry() -> None:
-    events = [MapStarted("a", 1.0, 9), StepSucceeded("a", 0, 4.0, None)]
-    run = StoredRun([RunStarted("r", 0.0, {"a": ()}), *events])
+    passed, failed = StepSucceeded("a", 1, 3.0, None), StepFailed("a", 1, 3.0, OSError())
+    fell_back = StepSucceeded("a", 1, 3.0, None, error=OSError())
+    again = [
+        AttemptFailed("a", 1, 2.0, OSError(), 0.0),
+        AttemptStarted("a", 2, 2.0),
+        StepSucceeded("a", 2, 3.0, None),
+    ]
 
-    plain = step_runs(run, {})
-    tolerant = step_runs(run, {"a": ItemCounts(failed=2)})
-    retried = step_runs(run, {"a": ItemCounts(failed=1, retried=3)})
+    def run_of(*items: list[Any]) -> dict[str, StepRun]:
+        begun: list[Event] = [RunStarted("r", 0.0, {"a": ()}), MapStarted("a", 1.0, len(items))]
+        for number, events in enumerate(items):
+            of_item = [AttemptStarted("a", 1, 1.0), *events]
+            begun += [replace(event, item=number) for event in of_item]
+        ended = [StepSucceeded("a", 0, 4.0, None), RunFinished(4.0, RunStatus.PASSED)]
+        history = History()
+        history.log += [*begun, *ended]
+        assert step_runs_of(history) == step_runs(StoredRun(history.log))
+        return step_runs_of(history)
+
+    plain = run_of([passed])
+    tolerant = run_of([failed], [fell_back], [passed])
+    retried = run_of([failed], again, again, again)
     step = step_statistics([plain, tolerant, retried, {}])["a"]
 
     assert step.outcomes == ("SUCCESS", "SUCCESS", "RETRIED", None)

@@ -56,7 +56,7 @@ from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import EventRow, run_checksum, sealed
 from asyncflow.journal._queries import RunRecord
-from asyncflow.journal._sql import EVENT_COLUMNS, OF_FAILED_ITEMS
+from asyncflow.journal._sql import EVENT_COLUMNS
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
 from asyncflow.web._feed import RunFeeds
@@ -172,11 +172,8 @@ def remove_types(path: Path) -> None:
             database.execute(f"CREATE TABLE {table} ({', '.join(names)}{key})")
             database.execute(f"INSERT INTO {table} SELECT * FROM strict_{table}")
             database.execute(f"DROP TABLE strict_{table}")
-        columns = "events (run_id, kind, position) WHERE item IS NULL"
-        database.execute(f"CREATE INDEX events_of_steps ON {columns}")
-        of_failed_items = OF_FAILED_ITEMS.format(table="")
-        columns = f"events (run_id, step, item, kind) WHERE {of_failed_items}"
-        database.execute(f"CREATE INDEX events_of_failed_items ON {columns}")
+        columns = "events (run_id, kind, position) WHERE step IS NULL"
+        database.execute(f"CREATE INDEX events_of_runs ON {columns}")
 
 
 def _as_stored(event: Event) -> Event:

@@ -152,6 +152,7 @@ async def test_the_tables_are_in_their_own_schema(dsn: str) -> None:
             "asyncflow.runs",
             "asyncflow.schema_version",
             "asyncflow.signals",
+            "asyncflow.summaries",
             "public.events",
         ]
 
