@@ -42,7 +42,6 @@ from asyncflow._cli.output import (
     write_html,
     write_note,
     write_result,
-    write_trace,
 )
 from asyncflow._core.errors import (
     JournalError,
@@ -59,7 +58,6 @@ from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._policies.observers import AnyObserver
-from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, RunStarted, StepSucceeded
 from asyncflow.journal._queries import USUAL_RUNS
 
@@ -159,7 +157,7 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
         report = _report_of(events) if report is None else report
     else:
         report = await journal.report(run_id) if report is None else report
-        if execution.flags.html is not None or execution.flags.trace is not None:
+        if execution.flags.html is not None:
             stored = [*await journal.events(run_id), *await journal.notes(run_id)]
             events = [each.event for each in stored]
     was_interrupted = report.status not in (RunStatus.PASSED, RunStatus.FAILED)
@@ -305,10 +303,6 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         resume = "" if stored_in is None else _resume_command(execution, report, stored_in)
         write_html(flags.html, end.events, resume=resume)
         write_note(f"HTML report: {flags.html}", quiet=flags.quiet)
-    if flags.trace is not None:
-        view = RunView(end.events)
-        write_trace(flags.trace, view, view.at_ms, end.events)
-        write_note(f"Trace: {flags.trace}", quiet=flags.quiet)
     if execution.journal is not None:
         resume = _resume_command(execution, report, execution.journal)
         for hint in next_commands(report, resume, execution.journal):

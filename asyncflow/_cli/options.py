@@ -63,16 +63,14 @@ def require_journal(journal: str) -> None:
         )
 
 
-def check_files(html: Path | None, trace: Path | None, journal: str) -> None:
-    """Refuse to write a page without its extra, or over the journal or another of these files."""
-    taken = [] if is_postgres_address(journal) else [Path(journal).resolve()]
-    for option, path in (("--html", html), ("--trace", trace)):
-        if path is not None and path.resolve() in taken:
-            problem = f"{str(path)!r} is the journal, or the file of --html; name another file"
-            raise click.BadParameter(problem, param_hint=f"'{option}'")
-        taken += [] if path is None else [path.resolve()]
-    if html is not None:
-        load_html_writer()
+def check_html(html: Path | None, journal: str) -> None:
+    """Refuse to write a page without its extra, or over the journal."""
+    if html is None:
+        return
+    if not is_postgres_address(journal) and html.resolve() == Path(journal).resolve():
+        problem = f"{str(html)!r} is the journal; name another file"
+        raise click.BadParameter(problem, param_hint="'--html'")
+    load_html_writer()
 
 
 def open_journal(journal: str, *, logs: str | None = None, prints: bool = False) -> AnyJournal:
@@ -231,9 +229,6 @@ def _file_option(name: str, help_: str) -> Callable[[Any], Any]:
 
 
 html_option = _file_option("--html", "Write an HTML report of the run.")
-trace_option = _file_option(
-    "--trace", "Write a trace of the run, which ui.perfetto.dev and chrome://tracing open."
-)
 
 
 def check_time(text: str | None) -> float | None:
@@ -349,7 +344,6 @@ class RunFlags:
     wait: bool
     allow_missing_steps: bool
     html: Path | None
-    trace: Path | None
     as_json: bool
     quiet: bool
     engine: str | None
@@ -423,7 +417,6 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
     _WAIT,
     _ALLOW_MISSING,
     html_option,
-    trace_option,
     json_option,
     click.option("--quiet", is_flag=True, help="Show no progress and no hints."),
     logs_option,
@@ -450,7 +443,7 @@ class GroupedCommand(click.Command):
             "--logs",
             "--prints",
         ),
-        "What is shown": ("--html", "--trace", "--json", "--quiet", "--log-level", "-v", "-h"),
+        "What is shown": ("--html", "--json", "--quiet", "--log-level", "-v", "-h"),
     }
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import re
 import sys
@@ -19,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 
 import click
 from rich.console import Console
@@ -50,9 +49,6 @@ from asyncflow._views.preview import printable
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
 from asyncflow.live._theme import COLOURS, status_for_run
-
-if TYPE_CHECKING:
-    from asyncflow._views.run_view import RunView
 
 PASSED = 0
 RUN_FAILED = 1
@@ -121,24 +117,10 @@ def write_html(
     process died.
     """
     page = load_html_writer()(events, notes, resume=resume, usual_ms=usual_ms, orphaned=orphaned)
-    _write_file(path, page, "the HTML report")
-
-
-def write_trace(path: Path, view: RunView, now_ms: float, notes: Iterable[Event]) -> None:
-    """Write the trace of a run, with the log records among its notes.
-
-    ``now_ms`` is the present, in milliseconds since the run started.
-    """
-    from asyncflow._views.trace import to_trace  # few commands need it
-
-    _write_file(path, json.dumps(to_trace(view, now_ms, notes)), "the trace")
-
-
-def _write_file(path: Path, text: str, what: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"{what} can't be written: {error}", RUN_FAILED) from error
+        raise CommandError(f"the HTML report can't be written: {error}", RUN_FAILED) from error
 
 
 # Reports.

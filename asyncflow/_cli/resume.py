@@ -121,8 +121,8 @@ def resume(
         return
     if status in (RunStatus.PASSED, RunStatus.RUNNING):
         raise click.UsageError(f"--status {status}: no such run can be resumed")
-    if flags.html is not None or flags.trace is not None:
-        raise click.UsageError("--html and --trace are about one run: name it instead of --status")
+    if flags.html is not None:
+        raise click.UsageError("--html is about one run: name it instead of --status")
     if run is not None:  # it is a pipeline too, and those that are named replace the project's
         source = click.get_current_context().get_parameter_source("pipelines")
         pipelines = (run, *pipelines) if source is ParameterSource.COMMANDLINE else (run,)

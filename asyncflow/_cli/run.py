@@ -26,7 +26,7 @@ from asyncflow._cli.options import (
     PIPELINES,
     GroupedCommand,
     RunFlags,
-    check_files,
+    check_html,
     complete_target,
     find_run,
     journal_flag,
@@ -108,7 +108,7 @@ def execute_run(
     a new one. ``stored`` is the run to resume, or to rerun from ``from_steps``; ``None`` means all.
     ``label`` replaces that of the pipeline's options.
     """
-    check_files(flags.html, flags.trace, flags.journal)
+    check_html(flags.html, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         loaded, inputs = load(target, flags)

@@ -15,7 +15,7 @@ from asyncflow._cli.loader import load_pipeline, select_targets
 from asyncflow._cli.logs import step_and_item
 from asyncflow._cli.options import (
     LATEST,
-    check_files,
+    check_html,
     complete_run,
     complete_target,
     find_run,
@@ -26,7 +26,6 @@ from asyncflow._cli.options import (
     require_journal,
     resume_command,
     targets_option,
-    trace_option,
 )
 from asyncflow._cli.output import (
     format_earlier_attempts,
@@ -39,7 +38,6 @@ from asyncflow._cli.output import (
     write_html,
     write_note,
     write_result,
-    write_trace,
 )
 from asyncflow._cli.show_step import result_of, step_as_json, step_text
 from asyncflow._core.report import RunReport
@@ -231,7 +229,6 @@ class _ShownRun:
 @click.option("--events", is_flag=True, help="Show all events, one a line.")
 @json_option
 @html_option
-@trace_option
 def show(
     run: str,
     step: str | None,
@@ -241,7 +238,6 @@ def show(
     events: bool,
     as_json: bool,
     html: Path | None,
-    trace: Path | None,
 ) -> None:
     """Show a run: its report, and the tracebacks of failed steps; or one of its steps.
 
@@ -252,14 +248,14 @@ def show(
     """
     if as_json and timeline:
         raise click.UsageError("--timeline and --json exclude each other")
-    if step is not None and (timeline or events or html is not None or trace is not None):
-        raise click.UsageError("--timeline, --events, --html and --trace are about the whole run")
-    check_files(html, trace, journal)
+    if step is not None and (timeline or events or html is not None):
+        raise click.UsageError("--timeline, --events and --html are about the whole run")
+    check_html(html, journal)
     require_journal(journal)
     if step is not None:
         asyncio.run(_show_step(journal, run, step, as_json=as_json))
         return
-    shown = asyncio.run(_read(journal, run, with_notes=bool(html or trace)))
+    shown = asyncio.run(_read(journal, run, with_notes=html is not None))
     if html is not None:
         write_html(
             html,
@@ -270,10 +266,6 @@ def show(
             orphaned=shown.record.status is RunStatus.ORPHANED,
         )
         write_note(f"HTML report: {html}")
-    if trace is not None:
-        view = RunView(each.event for each in shown.events)
-        write_trace(trace, view, _now_of(shown, view), [each.event for each in shown.notes])
-        write_note(f"Trace: {trace}")
     if as_json:
         click.echo(_events_as_json(shown) if events else shown.report.to_json(indent=2))
         return
