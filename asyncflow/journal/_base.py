@@ -37,7 +37,7 @@ from asyncflow._core.signal import is_plain
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
-from asyncflow.journal._cached import Lookups
+from asyncflow.journal._cached import Wish
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
@@ -65,6 +65,7 @@ from asyncflow.journal._worker import (
     JournalWorker,
     Lease,
     PendingClaim,
+    Shared,
     WorkerThread,
 )
 
@@ -135,9 +136,7 @@ class SQLJournal:
         self._queues: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, CommitQueue] = (
             weakref.WeakValueDictionary()
         )
-        self._lookups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Lookups] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._find_cached = Shared(reading.cached_all)
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
         self._on_signal: list[Callable[[str], object]] = []
@@ -713,13 +712,8 @@ class SQLJournal:
         """
         check_text("key", key)
         check_number("age_ms", age_ms, 0, unit=" ms")
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            lookups = self._lookups.get(loop)
-            if lookups is None:
-                read = self._reading.cached
-                lookups = self._lookups[loop] = Lookups(self._read_thread, read)
-        return await lookups.find(key, age_ms / 1000)
+        wish = Wish(key, age_ms / 1000, virtual_now(asyncio.get_running_loop()))
+        return await self._read(self._find_cached, wish)
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.

@@ -1,25 +1,20 @@
 """The rows by which steps with ``cache_ms`` find results: each names the event that has one.
 
-A row is written in the transaction of its event, and deleted with its run. What is asked for in one
-turn of the loop, or while another question is under way, is one question: a hop to another thread
-costs more than to read a row.
+A row is written in the transaction of its event, and deleted with its run.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.error_text import describe_fully
-from asyncflow._core.errors import JournalError
 from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
 from asyncflow.events import StepSucceeded
 from asyncflow.journal._event_codec import event_checksum, event_of
-from asyncflow.journal._sql import EVENT_COLUMNS, NOW, Statement, virtual_now
+from asyncflow.journal._sql import EVENT_COLUMNS, NOW, Statement
 
 _REMEMBER = (
     "INSERT INTO cached_results (key, run_id, position, attempts, duration_ms, stored_at, "
@@ -56,62 +51,24 @@ def remembered(
     return Statement(_REMEMBER, (key, *values, now, _checksum(key, *values)))
 
 
-class Lookups:
-    """Asks for the results of one event loop.
+class Wish(NamedTuple):
+    """What is asked for: the result with a key, which may be so many seconds old.
 
-    ``read`` returns those with some keys that are not too old. It is called in ``thread``, with
-    the keys and the present in virtual time.
+    ``now`` is the present in virtual time.
     """
 
-    def __init__(
-        self, thread: Executor, read: Callable[[Wanted, float | None], Mapping[str, CachedResult]]
-    ) -> None:
-        self._thread = thread
-        self._read = read
-        self._wanted: dict[str, float] = {}
-        self._answer: asyncio.Future[Mapping[str, CachedResult]] | None = None
-        """That of the next question."""
-        self._is_busy = False
+    key: str
+    age_s: float
+    now: float | None
 
-    async def find(self, key: str, age_s: float) -> CachedResult | None:
-        """Return the result with a key that is not older; ``None`` if there is none."""
-        # Equal calls ask together; what is too old for one of them is made anew.
-        self._wanted[key] = min(age_s, self._wanted.get(key, age_s))
-        if self._answer is None:
-            loop = asyncio.get_running_loop()  # not kept: the loop is what a journal finds this by
-            self._answer = loop.create_future()
-            if not self._is_busy:
-                self._is_busy = True
-                loop.call_soon(self._ask)
-        # The answer is for others too, whom the cancellation of one must not disturb.
-        return (await asyncio.shield(self._answer)).get(key)
 
-    def _ask(self) -> None:
-        wanted, answer = self._wanted, self._answer
-        assert answer is not None
-        self._wanted, self._answer = {}, None
-        try:
-            loop = answer.get_loop()
-            job = loop.run_in_executor(self._thread, self._read, wanted, virtual_now(loop))
-        except JournalError as error:  # it is closed
-            self._pass_on(answer, None, error)
-        else:
-            job.add_done_callback(lambda job: self._pass_on(answer, job, job.exception()))
-
-    def _pass_on(
-        self,
-        answer: asyncio.Future[Mapping[str, CachedResult]],
-        job: asyncio.Future[Mapping[str, CachedResult]] | None,
-        error: BaseException | None,
-    ) -> None:
-        if job is None or error is not None:
-            answer.set_exception(error or JournalError("", ""))
-            answer.exception()  # all who wanted it may be gone
-        else:
-            answer.set_result(job.result())
-        self._is_busy = self._answer is not None
-        if self._is_busy:
-            self._ask()
+def wanted_by(wishes: Iterable[Wish]) -> dict[float | None, dict[str, float]]:
+    """Return what is wanted at each present. What is too old for one of equal wishes is too old."""
+    wanted: dict[float | None, dict[str, float]] = {}
+    for key, age_s, now in wishes:
+        at = wanted.setdefault(now, {})
+        at[key] = min(age_s, at.get(key, age_s))
+    return wanted
 
 
 def cached_of(

@@ -41,7 +41,7 @@ from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow.events import Event, NoteEvent
-from asyncflow.journal._cached import SELECT_CACHED, Wanted, cached_of
+from asyncflow.journal._cached import SELECT_CACHED, Wanted, Wish, cached_of, wanted_by
 from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of
 from asyncflow.journal._event_codec import (
     EventRow,
@@ -505,6 +505,11 @@ class Store:
         """Return what the steps and items of a run have saved."""
         rows = self.read(SELECT_CHECKPOINTS, (run_id,))
         return checkpoints_of(self.database.name, run_id, rows)
+
+    def cached_all(self, wishes: Sequence[Wish]) -> list[CachedResult | None]:
+        """Return the success that each of some wishes leads to, if there is one."""
+        found = {now: self.cached(wanted, now) for now, wanted in wanted_by(wishes).items()}
+        return [found[each.now].get(each.key) for each in wishes]
 
     def cached(self, wanted: Wanted, now: float | None) -> dict[str, CachedResult]:
         """Return the successes with some keys that are not too old, by key.

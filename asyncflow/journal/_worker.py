@@ -485,10 +485,9 @@ class PendingClaim:
         with self._lock:
             self.is_abandoned, lease = True, self.lease
         if lease:
-            try:
+            lease.let_go()  # at once: a claim may be made before the job that releases it
+            with suppress(JournalError):  # the journal is closed
                 thread.submit(self.release)
-            except JournalError:  # the journal is closed
-                lease.let_go()
 
 
 # --- the thread ----------------------------------------------------------------------------------
@@ -498,19 +497,22 @@ _MOST_AT_ONCE = 64
 
 
 class Shared(Generic[Question, Answer]):
-    """The function of jobs that share a transaction if they are right behind one another.
+    """The function of jobs that share a call: the first one to run answers all that wait.
 
-    A commit waits for the disk, and other processes for the commit. ``answer_all`` returns an
-    answer, or an error, for each of the questions.
+    A commit waits for the disk, and other processes for the commit. So a job may be done before
+    others that were queued earlier. ``answer_all`` returns an answer, or an error, for each of the
+    questions.
     """
 
     def __init__(
         self, answer_all: Callable[[Sequence[Question]], Sequence[Answer | Exception]]
     ) -> None:
-        self.answer_all = answer_all
+        self._answer_all = answer_all
+        self._asked: deque[tuple[concurrent.futures.Future[Any], Question]] = deque()
 
     def __call__(self, question: Question) -> Answer:
-        (answer,) = self.answer_all([question])
+        """Answer one question alone."""
+        (answer,) = self._answer_all([question])
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -518,11 +520,54 @@ class Shared(Generic[Question, Answer]):
         finally:
             del answer  # its traceback refers to this frame
 
+    def ask(self, future: concurrent.futures.Future[Any], question: Question) -> None:
+        """Queue a question for the next call of `answer`."""
+        self._asked.append((future, question))
+
+    def answer(self) -> None:
+        """Answer the questions that wait, unless they were cancelled."""
+        asked: list[tuple[concurrent.futures.Future[Any], Question]] = []
+        while self._asked and len(asked) < _MOST_AT_ONCE:
+            if self._asked[0][0].set_running_or_notify_cancel():
+                asked.append(self._asked[0])
+            self._asked.popleft()
+        try:
+            answers = self._answer_all([question for _, question in asked]) if asked[1:] else ()
+        except Exception:  # it may be the fault of any of them: each has a call of its own
+            answers = ()
+        for (future, _), answer in zip(asked, answers, strict=False):
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        if answers:
+            return
+        while asked:  # an error refers to this frame, which must not keep its future
+            _run(asked[0][0], self, asked.pop(0)[1])
+
+
+def _run(
+    future: concurrent.futures.Future[Any], function: Callable[..., Any], *arguments: Any
+) -> None:
+    try:
+        result = function(*arguments)
+    except BaseException as error:
+        future.set_exception(error)
+        del future  # the error refers to this frame, and so to it
+    else:
+        future.set_result(result)
+
+
+def _run_unless_cancelled(
+    future: concurrent.futures.Future[Any], function: Callable[..., Any], *arguments: Any
+) -> None:
+    if future.set_running_or_notify_cancel():
+        _run(future, function, *arguments)
+    del future
+
 
 class _ThreadJob(NamedTuple):
-    future: concurrent.futures.Future[Any]
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    run: Callable[[], object]
     queued_at: float
 
 
@@ -572,7 +617,12 @@ class WorkerThread(concurrent.futures.Executor):
                 )
             if self._thread is None:
                 self._thread = self._start()
-            self._jobs.put(_ThreadJob(future, fn, args, time.monotonic()))
+            if isinstance(fn, Shared):
+                fn.ask(future, *args)
+                run: Callable[[], object] = fn.answer
+            else:
+                run = partial(_run_unless_cancelled, future, fn, *args)
+            self._jobs.put(_ThreadJob(run, time.monotonic()))
         return future
 
     def end(self, last: Callable[[], object]) -> None:
@@ -582,8 +632,8 @@ class WorkerThread(concurrent.futures.Executor):
                 return
             self._ended = True
             if self.has_started:
-                now = time.monotonic()
-                self._jobs.put(_ThreadJob(concurrent.futures.Future(), last, (), now))
+                run = partial(_run, concurrent.futures.Future(), last)
+                self._jobs.put(_ThreadJob(run, time.monotonic()))
                 self._jobs.put(None)
 
     def join(self) -> None:
@@ -605,63 +655,15 @@ class WorkerThread(concurrent.futures.Executor):
 
     def _work(self) -> None:
         pause: float | None = None
-        ahead: list[_ThreadJob | None] = []
-        """A job that has been taken, and can't share the call of the one before."""
         while True:
             try:
-                job = ahead.pop() if ahead else self._jobs.get(timeout=pause)
+                job = self._jobs.get(timeout=pause)
             except queue.Empty:
                 self.waiting_since = time.monotonic()
             else:
                 if job is None:
                     return
                 self.waiting_since = job.queued_at
-                _run_jobs(self._with_alike(job, ahead))
+                job.run()
                 del job  # it would keep the result alive
             pause = self._routine()
-
-    def _with_alike(self, first: _ThreadJob, ahead: list[_ThreadJob | None]) -> list[_ThreadJob]:
-        """Return a job with those right behind it that can share its call."""
-        jobs = [first]
-        if isinstance(first.function, Shared):
-            with suppress(queue.Empty):
-                while len(jobs) < _MOST_AT_ONCE and not ahead:
-                    job = self._jobs.get_nowait()
-                    if job is not None and job.function is first.function:
-                        jobs.append(job)
-                    else:
-                        ahead.append(job)
-        return jobs
-
-
-def _run_jobs(jobs: list[_ThreadJob]) -> None:
-    """Run jobs that have not been cancelled, in one call if there are several."""
-    jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-    if len(jobs) > 1:
-        shared = jobs[0].function
-        assert isinstance(shared, Shared)
-        try:
-            answers = shared.answer_all([job.arguments[0] for job in jobs])
-        except Exception:  # it may be the fault of any of them: each has a call of its own
-            pass
-        else:
-            for job, answer in zip(jobs, answers, strict=True):
-                if isinstance(answer, Exception):
-                    job.future.set_exception(answer)
-                else:
-                    job.future.set_result(answer)
-            return
-    while jobs:  # an error refers to this frame, which must not keep its future
-        _run_job(*jobs.pop(0)[:3])
-
-
-def _run_job(
-    future: concurrent.futures.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
-    try:
-        result = function(*arguments)
-    except BaseException as error:
-        future.set_exception(error)
-        del future  # the error refers to this frame, and so to it
-    else:
-        future.set_result(result)
