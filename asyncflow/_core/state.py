@@ -639,11 +639,6 @@ class RunState:
         if self.is_limited:
             self.queue.moved(node, _SCHEDULED, _READY)
 
-    @property
-    def has_parked(self) -> bool:
-        """Whether a node waits for an equal call, so that the run goes on by itself."""
-        return bool(self._parked)
-
     def parks_too_many(self, step: int) -> bool:
         """Whether a mapped step must not add another item: too many wait for equal calls."""
         most = self._most_parked.get(step)

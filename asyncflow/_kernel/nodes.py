@@ -48,7 +48,7 @@ class Nodes:
         self._now_ms = scope.run_context.now_ms
         self._clock = scope.loop.time
         self.attempts = Attempts(parts)
-        self._by_node = scope.run_context.by_node
+        self._remembered = scope.run_context.by_node
 
     def launch(self, node: int, hooks: NodeHooks) -> Coroutine[Any, Any, object]:
         """Return the coroutine of a node's task. It raises nothing but a cancellation."""
@@ -147,14 +147,14 @@ class Nodes:
             self.attempts.break_down(node, bug)
         finally:
             if not is_parked:
-                for remembered in self._by_node:
+                for remembered in self._remembered:
                     if remembered:
                         remembered.pop(self._state.step_runs.key_of(node), None)
                 if hooks.on_over:
                     self.over(node, hooks)
 
     def _leave(self, node: int, passage: NoAttempt | Exception) -> None:
-        """Let a node make no attempt, and no other one."""
+        """End or park a node that makes no other attempt."""
         if passage is NoAttempt.IS_PARKED:
             self._run.park(node)
         elif isinstance(passage, Exception):

@@ -176,7 +176,7 @@ class Run:
     def is_idle(self) -> bool:
         """Whether nothing runs, and nothing may start."""
         state = self._state
-        may_start = state.queue.is_dirty or self._starter.is_held or state.has_parked
+        may_start = state.queue.is_dirty or self._starter.is_held or self._starter.parked
         return not (self._scope.live or may_start)
 
     def hold(self) -> None:
