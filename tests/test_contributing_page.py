@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+
+from asyncflow._kernel.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 NEW = {"hedge_ms", "hedges", "SlotTaken"}
@@ -48,3 +51,23 @@ def test_each_file_and_module_of_tests_that_the_two_pages_name_exists() -> None:
         missing |= {file for file in files if not (ROOT / file).exists()}
 
     assert missing == set()
+
+
+def test_the_architecture_lists_the_policies_in_their_order_with_their_hooks() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"^\| \[`(\w+)`\]\(asyncflow/_policies/(\w+)\.py\) \|.*\| (.+) \|$", page, re.M
+    )
+    made = (ROOT / "asyncflow" / "_policies" / "policies.py").read_text(encoding="utf-8")
+    names = [name for name, *_ in listed]
+
+    for name, module, hooks in listed:
+        policy = getattr(importlib.import_module(f"asyncflow._policies.{module}"), name)
+        assert sorted(f"on_{hook}" for hook in hooks.split(", ")) == sorted(
+            policy.run_hooks | policy.node_hooks
+        )
+    # Permits and Observing are made before others that know them, and added in their place.
+    added = [name for name in names if name not in ("Permits", "Observing")]
+    assert sorted(added, key=lambda name: made.rindex(f"{name}(")) == added
+    assert {*names} == {policy.__name__ for policy in Policy.__subclasses__()
+                        if policy.__module__.startswith("asyncflow.")}  # fmt: skip
