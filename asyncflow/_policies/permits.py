@@ -251,18 +251,20 @@ class Permits(Policy):
 
     def on_turn(self, node: int) -> None:
         turn = self._turns[node]
-        self.on_line_up(node, self._steps[node])
+        self._line_up(node, self._steps[node])  # with its place it takes a slot that is free
         if not turn.done():
             turn.set_result(None)
 
     def on_line_up(self, node: int, step: WorkflowStep) -> None:
+        if step.cache_ms is None:  # else it may need no slot
+            self._line_up(node, step)
+
+    def _line_up(self, node: int, step: WorkflowStep) -> None:
         """Let a node that starts join the line of its pool, before any slot of this run is offered.
 
         It joins when its task begins or a slot is released, whichever comes first. Mostly it need
         not join at all: it receives the slot of the attempt that made it ready.
         """
-        if step.cache_ms is not None and self._state.is_scheduled(node):
-            return  # it may need no slot
         if self._queue.has_limit:
             self._join(node, step)  # so that it can lend its place to nodes that start with it
         elif step.pool is not None and node not in self._held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from asyncflow import (
     Orchestrator,
     Pipeline,
     Pool,
+    RunCancelledError,
     RunStatus,
     StepStatus,
     WorkflowStep,
@@ -736,3 +738,32 @@ async def test_a_success_is_reused_although_an_observer_of_it_has_ended_its_run(
         report = await run(calls.step(), journal)
 
     assert (len(calls.made), report["load"].reused) == (1, True)
+
+
+@pytest.mark.parametrize("turns", range(1, 12))
+async def test_a_run_that_is_cancelled_before_an_item_runs_lets_equal_ones_go(turns):
+    journal = MemoryJournal()
+    steps = Calls(takes_ms=0).step(depends_on=["key"], map_over="key")
+    going = asyncio.create_task(run(steps, journal, inputs={"key": [1, 1, 2, 2]}, run_id="r"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+    session = journal.open_sessions.get("r")
+    if session is not None and session.is_watched:
+        session.cancel()
+
+    with contextlib.suppress(RunCancelledError):
+        await going
+
+
+async def test_items_that_lend_their_places_to_each_other_all_get_their_slots():
+    pool = Pool(3)
+
+    async def holds_a_place():
+        await asyncio.sleep(1)
+
+    steps = Calls(takes_ms=0).items(keys=[1, 2, 3, 4], pool=pool, slots=2)
+    steps.append(WorkflowStep("holds_a_place", holds_a_place))
+    report = await run(steps, MemoryJournal(), max_concurrency=2, schedule="ready")
+
+    assert report.all_passed

@@ -15,14 +15,12 @@ from tests.explore.world import Pipeline
 
 FIRST = 1_000_000_000
 """The number of the first run, as with ``--seed 1``."""
-KNOWN = {FIRST + 817}
-"""It hangs until the tests of `driver/test_cache` pass that are expected to fail."""
 LATER = pytest.param(FIRST + 1_600, 4_400, marks=[pytest.mark.exhaustive, pytest.mark.timeout(600)])
 
 
 @pytest.mark.parametrize(("first", "runs"), [(FIRST, 1_600), LATER])
 def test_random_runs_disturbed_at_random_moments_keep_every_promise(first, runs):
-    failure = explore(first, runs, known=KNOWN)
+    failure = explore(first, runs)
 
     assert failure is None, f"repeat it: python -m tests.explore --replay {failure.number}"
 
