@@ -664,10 +664,6 @@ class RunState:
         """Whether an attempt of the node has failed, and it is not queued for the next one yet."""
         return self._phases[node] is Phase.WAITING
 
-    def is_in_line(self, node: int) -> bool:
-        """Whether the node is queued for its next attempt."""
-        return self._phases[node] is Phase.QUEUED
-
     def is_attempting(self, node: int) -> bool:
         """Whether an attempt of the node is running."""
         return self._phases[node] is _ATTEMPTING

@@ -319,7 +319,6 @@ class Permits(Policy):
             since_ms = self._since_ms.pop(node, None)
             since_ms = self._now_ms() if since_ms is None else since_ms
             self._state.enqueue_retry(node, since_ms, first=keeps_place)
-        while self._state.is_in_line(node):
             await self._wait_for_turn(node)
         if step.needs_permit and not self._may_start(node):
             await self._acquire(node, step)
