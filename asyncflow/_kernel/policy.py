@@ -140,7 +140,10 @@ class Policy:
         """All have started that were ready."""
 
     def on_settled(self, node: int, task: asyncio.Task[Any] | None) -> None:
-        """A node has ended, in this task if it has had one, or will never start."""
+        """A node has ended, in this task if it has had one, or will never start.
+
+        If the run stops a node at a gate, this is called twice, as `on_over` is.
+        """
 
     def on_idle(self) -> bool:
         """Nothing runs, and nodes are left. Return whether the run may end all the same.
@@ -255,7 +258,10 @@ class Policy:
         return False
 
     def on_over(self, node: int) -> None:
-        """The task of a node is over, or it will get none. Not when it was parked."""
+        """The task of a node is over, or it will get none. Not when it was parked.
+
+        If the run stops a node at a gate, this is called at once, and once more when its task ends.
+        """
 
 
 def _none(hook: Callable[Concatenate[Any, P], R], /) -> tuple[Callable[P, R], ...]:
