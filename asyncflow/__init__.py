@@ -1,6 +1,7 @@
 """Run a pipeline of dependent async steps inside your own event loop."""
 
 import logging as _logging
+import typing as _typing
 
 from asyncflow._core.context import StepContext, current_step
 from asyncflow._core.errors import (
@@ -30,7 +31,6 @@ from asyncflow._core.errors import (
     WorkerLostError,
 )
 from asyncflow._core.graph import parallel_groups, topological_sort
-from asyncflow._core.pool import Pool, PoolStats
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
@@ -41,16 +41,19 @@ from asyncflow._core.results import (
     StepStatus,
 )
 from asyncflow._core.retry import Retry
-from asyncflow._core.retry_after import retry_after
-from asyncflow._core.signal import Signal
 from asyncflow._core.step import WorkflowStep
-from asyncflow._policies.durable import Journal
-from asyncflow._policies.observers import Observer, ObserverFactory
-from asyncflow._policies.run_link import EventReader, ResultReader
-from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
 from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
-from asyncflow._runtime.pipeline import Pipeline, after, collect, each
-from asyncflow._runtime.recovery import resume_all
+
+if _typing.TYPE_CHECKING:  # `__getattr__` loads them
+    from asyncflow._core.retry_after import retry_after
+    from asyncflow._core.signal import Signal
+    from asyncflow._policies.durable import Journal
+    from asyncflow._policies.observers import Observer, ObserverFactory
+    from asyncflow._policies.pool_clock import Pool, PoolStats
+    from asyncflow._policies.run_link import EventReader, ResultReader
+    from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
+    from asyncflow._runtime.pipeline import Pipeline, after, collect, each
+    from asyncflow._runtime.recovery import resume_all
 
 __all__ = [
     "ActionNotAwaitableError",
@@ -115,5 +118,36 @@ _logging.getLogger(__name__).addHandler(_logging.NullHandler())
 
 __version__ = "0.1.0"
 
-for _public in [globals()[_name] for _name in __all__]:
-    _public.__module__ = __name__  # where users know them from
+for _public in [globals()[_name] for _name in __all__ if _name in globals()]:
+    _public.__module__ = __name__  # where users know them from; the others say so themselves
+
+if not _typing.TYPE_CHECKING:  # pragma: no branch - it would let any name pass
+
+    def __getattr__(name: str) -> object:
+        """Load what a short run does without, when it is first asked for: half of an import."""
+        match name:
+            case "Pool" | "PoolStats":
+                from asyncflow._policies import pool_clock as home
+            case "retry_after":
+                from asyncflow._core import retry_after as home
+            case "Signal":
+                from asyncflow._core import signal as home
+            case "Journal":
+                from asyncflow._policies import durable as home
+            case "Observer" | "ObserverFactory":
+                from asyncflow._policies import observers as home
+            case "EventReader" | "ResultReader":
+                from asyncflow._policies import run_link as home
+            case "RunHandle" | "RunOwner" | "RunProgress":
+                from asyncflow._runtime import handle as home
+            case "Pipeline" | "after" | "collect" | "each":
+                from asyncflow._runtime import pipeline as home
+            case "resume_all":
+                from asyncflow._runtime import recovery as home
+            case _:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = globals()[name] = getattr(home, name)
+        return public
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -126,7 +126,7 @@ NEIGHBOURS = {
     ("draining", "waits"),  # a run that only waits ends its segment
     ("notes", "observers"),  # what is said goes to observers as events do
     ("observers", "notes"),  # an observer must not be told what its own log records say
-    ("loop_monitor", "observers"),  # it knows the observer that blocks the loop
+    ("observers", "loop_monitor"),  # no task is blamed for an observer that blocks the loop
     ("pool_needs", "permits"),  # who takes what a node needs
     ("remote_attempt", "worker_steps"),  # an engine may abandon a thread of this process
     ("resources", "waits"),  # they are opened when something has come
@@ -235,7 +235,8 @@ def test_every_public_module_lists_its_public_names() -> None:
 
 def names_of(tree: ast.Module) -> set[str]:
     names: set[str] = set()
-    for node in tree.body:
+    late = [node for node in tree.body if isinstance(node, ast.If)]  # loaded when asked for
+    for node in [*tree.body, *(inner for branch in late for inner in branch.body)]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign):
@@ -296,6 +297,113 @@ assert logging.getLogger("asyncflow").level == logging.NOTSET
     subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, check=True)
 
 
+def printed_by(script: str) -> str:
+    """Return what a program prints in a new interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=PACKAGE.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+MOST_MODULES = 40 if sys.version_info >= (3, 12) else 41
+"""How many modules of asyncflow a plain run may load: what few runs need is loaded with that."""
+
+
+@pytest.mark.process
+def test_a_plain_run_loads_few_modules_and_all_of_them_with_the_import() -> None:
+    script = """
+import asyncio, json, sys
+from asyncflow import WorkflowStep, run_pipeline
+loaded = lambda: sorted(name for name in sys.modules if name.partition(".")[0] == "asyncflow")
+imported = loaded()
+
+async def action(): await asyncio.sleep(0)
+
+names = [("a", []), ("b", ["a"]), ("c", ["b"])]
+report = asyncio.run(run_pipeline([WorkflowStep(n, action, depends_on=on) for n, on in names]))
+assert report.status == "PASSED", report
+print(json.dumps([imported, loaded()]))
+"""
+    imported, after_the_run = json.loads(printed_by(script))
+
+    assert after_the_run == imported
+    assert len(imported) <= MOST_MODULES, imported
+
+
+@pytest.mark.process
+def test_a_run_imports_nothing_once_its_first_action_is_called() -> None:
+    """An import would count as the time of a step, and hold up all others."""
+    script = """
+import asyncio, json, sys
+from asyncflow import Pool, Retry, WorkflowStep, current_step, run_pipeline
+loaded = lambda: {name for name in sys.modules if name.partition(".")[0] == "asyncflow"}
+before, found = [], []
+
+async def fail():
+    before.append(loaded())
+    raise OSError
+
+async def numbers():
+    before.append(loaded())
+    return iter([1, 2])
+
+async def take(numbers): return numbers
+async def double(take): return 2 * take
+async def clean(): current_step().results["a"].error
+def compute(): before.append(loaded())
+
+async def wait():
+    before.append(loaded())
+    await asyncio.sleep(1)
+
+kinds = {
+    "timeout": [WorkflowStep("a", wait, timeout_ms=1)],
+    "deadline": [WorkflowStep("a", wait, deadline_ms=1)],
+    "until": [WorkflowStep("a", numbers, retry=Retry(until=callable), max_retries=2)],
+    "fallback": [WorkflowStep("a", fail, fallback=lambda error: repr(error))],
+    "when": [WorkflowStep("a", fail), WorkflowStep("b", numbers, when=lambda: True)],
+    "secret": [WorkflowStep("a", numbers, secret=True)],
+    "retry": [WorkflowStep("a", fail, max_retries=2)],
+    "clean-up": [
+        WorkflowStep("a", fail), WorkflowStep("b", clean, depends_on=["a"], run_if="always")
+    ],
+    "iterator": [
+        WorkflowStep("numbers", numbers), WorkflowStep("take", take, depends_on=["numbers"])
+    ],
+    "pool": [WorkflowStep("a", fail, pool=Pool(1), max_retries=2)],
+    "map": [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep("take", take, depends_on=["numbers"], map_over="numbers"),
+        WorkflowStep("double", double, depends_on=["take"], map_over="take"),
+    ],
+    "thread": [WorkflowStep("a", compute, runs_in="thread")],
+}
+for kind, steps in kinds.items():
+    before.clear()
+    asyncio.run(run_pipeline(steps, False))
+    found += [[kind, sorted(loaded() - before[0])]] if loaded() - before[0] else []
+print(json.dumps(found))
+"""
+
+    assert json.loads(printed_by(script)) == []
+
+
+@pytest.mark.process
+def test_a_pool_has_a_clock_whoever_asks_for_it_first() -> None:
+    """The driver gives pools their clock, and a program may make one before any run."""
+    script = """
+from asyncflow import Pool
+pool = Pool(1)
+pool.pause(60_000)
+assert 0 < pool.stats().paused_ms <= 60_000
+"""
+    printed_by(script)
+
+
 @pytest.mark.process
 def test_the_import_does_not_load_slow_modules_that_few_users_need() -> None:
     """These take longest to import; `make bench` limits the total time."""
@@ -306,12 +414,4 @@ import asyncflow
 rare = {"dataclasses", "difflib", "json", "pathlib", "pickle", "random"}
 print(*rare & set(sys.modules) - before)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=PACKAGE.parent,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.stdout == "\n"
+    assert printed_by(script) == "\n"

@@ -39,7 +39,7 @@ def test_the_public_names_of_a_module_are_sorted(name: str) -> None:
 
 
 def test_nothing_else_is_visible_in_the_package() -> None:
-    seen = {name for name in vars(asyncflow) if not name.startswith("_")}
+    seen = {name for name in dir(asyncflow) if not name.startswith("_")}
 
     modules = {name for name in seen if isinstance(getattr(asyncflow, name), ModuleType)}
     assert seen - modules == set(PUBLIC)
@@ -59,6 +59,11 @@ def test_nothing_else_is_visible_in_the_package() -> None:
         "web",
     }
     assert modules <= public
+
+
+def test_a_name_that_the_package_does_not_have_is_refused() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'asyncflow' has no attribute 'Pipelines'$"):
+        asyncflow.Pipelines  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.parametrize("name", PUBLIC)

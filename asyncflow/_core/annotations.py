@@ -13,7 +13,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
-from asyncflow._core.composition import ForwardOutputs
+from asyncflow._core.graph import ForwardOutputs
 from asyncflow._core.step import WorkflowStep, inputs_mapped_over
 
 

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import wraps
-from inspect import iscoroutinefunction, signature
-from typing import Any, TypeVar, cast
-
+import asyncflow._core.pool  # noqa: F401  # its arguments are among those
+from asyncflow._core.arguments import ARGUMENTS
 from asyncflow._core.text import did_you_mean
-
-T = TypeVar("T")
-
-_ARGUMENTS: dict[str, frozenset[str]] = {}
-"""The arguments of each class and function that suggests them."""
 
 _GUESSES = {
     "action": "function func fn task coro callable target",
@@ -47,30 +39,6 @@ _GUESSES = {
 """What other libraries call an argument. The first that a caller can use is suggested."""
 
 
-def suggests_arguments(target: T) -> T:
-    """Make a class or a coroutine function refuse an unknown argument with the right one."""
-    marked: Any = target
-    if not isinstance(target, type):
-        return cast("T", _checked(marked.__name__, marked))
-    marked.__init__ = _checked(marked.__name__, marked.__init__)
-    return target
-
-
-def arguments_of(what: str) -> frozenset[str]:
-    """Return the arguments of a class or function that suggests them, by its name."""
-    return _ARGUMENTS[what]
-
-
-def check_arguments(what: str, given: Iterable[str], known: frozenset[str]) -> None:
-    """Refuse the arguments that do not exist.
-
-    ``what`` takes the arguments, and begins the message.
-    """
-    if not known.issuperset(given):
-        unknown = next(name for name in given if name not in known)
-        raise TypeError(f"{what} got an unknown argument {unknown!r}{suggestion(unknown, known)}")
-
-
 def suggestion(unknown: str, known: frozenset[str]) -> str:
     """Return `` (did you mean 'x'?)``, also for what takes another name or is another's."""
     meanings = [unknown, *(name for name in _GUESSES if unknown in _GUESSES[name].split())]
@@ -78,27 +46,7 @@ def suggestion(unknown: str, known: frozenset[str]) -> str:
         if name in known:
             return f" (did you mean {name!r}?)"
     for name in meanings:
-        for what, arguments in _ARGUMENTS.items():
+        for what, arguments in ARGUMENTS.items():
             if name in arguments:
                 return f" (did you mean {name!r} of {what}?)"
     return did_you_mean(unknown, known)
-
-
-def _checked(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = signature(function).parameters.values()  # also if something has wrapped it
-    names = {
-        each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    known = _ARGUMENTS[what] = frozenset(names - {"self"})
-
-    @wraps(function)
-    def call(*args: Any, **named: Any) -> Any:
-        check_arguments(f"{what}()", named, known)
-        return function(*args, **named)
-
-    @wraps(function)
-    async def call_and_wait(*args: Any, **named: Any) -> Any:
-        check_arguments(f"{what}()", named, known)
-        return await function(*args, **named)
-
-    return call_and_wait if iscoroutinefunction(function) else call

@@ -13,9 +13,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, wraps
 from types import CoroutineType, FunctionType, MethodType, NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from asyncflow._core.errors import ActionNotAwaitableError, OutputNotAwaitedError
 from asyncflow._core.record import record
@@ -376,3 +376,53 @@ def refuse_unawaited(name: str, output: CoroutineType[Any, Any, Any]) -> None:
     if inspect.getcoroutinestate(output) == inspect.CORO_CREATED:
         output.close()  # or Python would warn that it was never awaited
         raise OutputNotAwaitedError(name, output.__qualname__)
+
+
+ARGUMENTS: dict[str, frozenset[str]] = {}
+"""The arguments of each class and function that suggests them."""
+
+
+def suggests_arguments(target: T) -> T:
+    """Make a class or a coroutine function refuse an unknown argument with the right one."""
+    marked: Any = target
+    if not isinstance(target, type):
+        return cast("T", _refusing(marked.__name__, marked))
+    marked.__init__ = _refusing(marked.__name__, marked.__init__)
+    return target
+
+
+def arguments_of(what: str) -> frozenset[str]:
+    """Return the arguments of a class or function that suggests them, by its name."""
+    return ARGUMENTS[what]
+
+
+def check_arguments(what: str, given: Iterable[str], known: frozenset[str]) -> None:
+    """Refuse the arguments that do not exist.
+
+    ``what`` takes the arguments, and begins the message.
+    """
+    if not known.issuperset(given):
+        from asyncflow._core.argument_names import suggestion  # no right call needs it
+
+        unknown = next(name for name in given if name not in known)
+        raise TypeError(f"{what} got an unknown argument {unknown!r}{suggestion(unknown, known)}")
+
+
+def _refusing(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    parameters = inspect.signature(function).parameters.values()  # also if something has wrapped it
+    names = {
+        each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
+    known = ARGUMENTS[what] = frozenset(names - {"self"})
+
+    @wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        check_arguments(f"{what}()", named, known)
+        return function(*args, **named)
+
+    @wraps(function)
+    async def call_and_wait(*args: Any, **named: Any) -> Any:
+        check_arguments(f"{what}()", named, known)
+        return await function(*args, **named)
+
+    return call_and_wait if inspect.iscoroutinefunction(function) else call

@@ -19,11 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from asyncflow._core.graph import Plan
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.scheduler import most_waiting
 from asyncflow._core.step_runs import Phase
-
-_MOST_WAITING = 100
-"""How many items may wait for a later step or equal calls, unless more than half as many run."""
 
 
 class ChainedItem(NamedTuple):
@@ -96,8 +93,9 @@ class Chains:
         for later in self._chained.get(source, ()):
             self.queues[later].count = count
 
-    def end_item(self, source: int, item: ChainedItem) -> None:
-        """Note that an item of a mapped step has ended."""
+    def end_item(self, source: int, number: int, output: Any, problem: str) -> None:
+        """Note that an item of a mapped step has ended, as `ChainedItem` says."""
+        item = ChainedItem(number, output, problem)
         for later in self._chained[source]:
             self.queues[later].put(item)
 
@@ -114,10 +112,3 @@ class Chains:
             if self.queues[later].is_full and self._phases[later] is Phase.MAPPING:
                 return True
         return False
-
-
-def most_waiting(step: WorkflowStep, max_concurrency: int | None) -> int:
-    """Return how many items may wait for a step before what adds them is held back."""
-    sizes = [max_concurrency, None if step.pool is None else step.pool.size]
-    at_once = min((size for size in sizes if size is not None), default=0)
-    return max(_MOST_WAITING, 2 * at_once)

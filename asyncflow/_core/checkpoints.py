@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import Payload
 
@@ -53,6 +52,8 @@ class PickleCodec:
         try:
             return Payload("pickle", pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
         except Exception as error:  # whatever its objects raise
+            from asyncflow._core.error_text import describe_fully  # no right call needs it
+
             problem = f"can't be pickled: {describe_fully(error)}; save plain data"
             raise PayloadError(subject, problem) from None
 

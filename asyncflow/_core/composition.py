@@ -22,18 +22,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MethodType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from asyncflow._core.argument_names import arguments_of, check_arguments
 from asyncflow._core.arguments import (
     Signature,
     Upstream,
+    arguments_of,
+    check_arguments,
     function_of,
-    is_iterator,
     upstream_defaults,
 )
-from asyncflow._core.errors import shared_by
-from asyncflow._core.graph import Bindings, ItemOf, Plan, with_dependents
+from asyncflow._core.graph import ForwardOutputs, with_dependents
 from asyncflow._core.record import record, replace
 from asyncflow._core.step import (
     Action,
@@ -323,64 +322,6 @@ class _Builder:
         )
 
 
-def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
-    """Return the steps that take the output of a step, or each of its items.
-
-    A mapped step whose items all take it is there twice. A step that takes what an included
-    pipeline forwards takes the output of the step inside.
-    """
-    takers: list[int] = []
-    queue = [source]
-    for at in queue:  # it grows while it is read
-        for later in plan.dependents[at]:
-            times = _times_taken(plan.steps[later], bindings, later, at, plan.steps[at].name)
-            if times and isinstance(plan.steps[later].action, ForwardOutputs):
-                queue.append(later)
-            else:
-                takers += [later] * times
-    return takers
-
-
-def refuse_shared_inputs(plan: Plan, bindings: Bindings, inputs: Mapping[str, object]) -> None:
-    """Refuse an input that is an iterator, if a step is mapped over it and it is taken again."""
-    for name in sorted(
-        inputs_mapped_over(plan.steps[at] for at in plan.having("map_over")) & inputs.keys()
-    ):
-        if name in plan.index or not is_iterator(inputs[name]):
-            continue
-        times = [_times_taken(step, bindings, at, name, name) for at, step in enumerate(plan.steps)]
-        if sum(times) > 1:
-            takers = [step.name for step, taken in zip(plan.steps, times, strict=True) if taken]
-            raise TypeError(
-                f"input {name!r} is an iterator ({type(inputs[name]).__name__}), which "
-                f"{shared_by(takers)}; pass a list"
-            )
-
-
-def _times_taken(
-    step: WorkflowStep, bindings: Bindings, at: int, source: int | str, name: str
-) -> int:
-    """Return how often a step takes the output of another one, or an input, of that name.
-
-    Its action and its condition are one, but each item takes what a mapped step is given whole.
-    """
-    is_given = any(
-        each == source and not isinstance(each, ItemOf) for _, each in bindings.actions[at]
-    )
-    if step.map_over is not None and is_given:
-        return 2
-    return int(is_given or step.map_over == name or source in bindings.sources(at))
-
-
-def maker_of(plan: Plan, source: int) -> int:
-    """Return the step that has made the output of a step: inside, if that only forwards it."""
-    while isinstance(forward := plan.steps[source].action, ForwardOutputs):
-        if len(forward.steps) != 1:
-            break  # a dictionary of several
-        source = plan.dependencies[source][0]
-    return source
-
-
 def _label(source: object) -> str:
     return str(getattr(function_of(source), "__name__", None) or repr(source))
 
@@ -487,20 +428,3 @@ def _closing_step(name: str, steps: Sequence[WorkflowStep]) -> WorkflowStep:
     last = [f"{name}/{step}" for step in forward.steps]
     is_secret = any(step.secret for step in forward.steps.values())
     return WorkflowStep(name, forward, last, timeout_ms=None, secret=is_secret, engine="local")
-
-
-class ForwardOutputs:
-    """The action of the step that stands for an included pipeline.
-
-    It returns the outputs of ``steps``, by the names that they have inside.
-    """
-
-    def __init__(self, steps: dict[str, WorkflowStep]) -> None:
-        self.steps = steps
-
-    # The parameters have the full names of the steps, which no input of a run has by accident.
-    async def __call__(self, **outputs: Any) -> Any:
-        """Return the only output, or a dictionary of all outputs."""
-        if len(self.steps) == 1:
-            return next(iter(outputs.values()))
-        return dict(zip(self.steps, outputs.values(), strict=True))

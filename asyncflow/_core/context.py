@@ -17,14 +17,14 @@ from asyncflow._core.arguments import check_number
 from asyncflow._core.checkpoints import Checkpoints, SentCheckpoint, received_checkpoints
 from asyncflow._core.errors import RestoredError, StepCrashedError
 from asyncflow._core.graph import Plan
-from asyncflow._core.pool import Pool
 from asyncflow._core.record import made_by, record
 from asyncflow._core.results import StepResult, picklable_error, to_restored_error
-from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.step import WorkflowStep
 from asyncflow.events import AttemptStarted
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
+    from asyncflow._core.pool import Pool
+    from asyncflow._core.secret_texts import SecretTexts
 
     class Notes(Protocol):
         """Takes what attempts say. Any thread may call it."""
@@ -615,6 +615,11 @@ def surroundings() -> Surroundings:
     pool = run.plan.steps[run.plan.index[running[0]]].pool
     pools = run.pools if pool is None else run.pools | {pool}
     return Surroundings(left_s, notes, run.secrets, pools)
+
+
+def is_within_run() -> bool:
+    """Whether what a run calls leads to here: an action, a condition, what opens a resource."""
+    return _run.get(None) is not None
 
 
 def current_clock() -> Callable[[], float] | None:

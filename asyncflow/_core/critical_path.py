@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from asyncflow._core.results import StepStatus
+from asyncflow._core.results import StepResult, StepStatus
 
 _SAME_MS = 1e-6
 """By how much a sum of times may differ from the time that it stands for."""
@@ -35,6 +35,16 @@ class StepTime(NamedTuple):
     ended_ms: float
     depends_on: tuple[str, ...]
     status: StepStatus
+
+
+def time_of(result: StepResult, started_ms: float, *, was_resumed: bool) -> StepTime:
+    """Return when a step ran, from its first start to its last end."""
+    ended_ms = started_ms + result.duration_ms
+    if was_resumed:  # then its duration is that of several times
+        attempts = [each for one in (result, *(result.items or ())) for each in one.history]
+        ends = [each.started_ms + each.duration_ms for each in attempts]
+        ended_ms = max(ends, default=ended_ms)
+    return StepTime(result.step_name, started_ms, ended_ms, result.depends_on, result.status)
 
 
 def critical_path(times: Iterable[StepTime]) -> list[str]:

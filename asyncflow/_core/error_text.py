@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from asyncflow._core.errors import RestoredError
-from asyncflow._core.text import cut, escape_controls, safe_text
-
-LONGEST_LINE = 10_000
-"""How many characters of an error's message are shown in a line or a traceback."""
-
-LONGEST_TEXT = 100_000
-"""How many characters are stored of an error's message, and of its traceback."""
+from asyncflow._core.text import LONGEST_LINE, cut, escape_controls, safe_text
 
 
 def describe_error(error: BaseException) -> str:

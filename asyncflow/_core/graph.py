@@ -20,12 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names
-from asyncflow._core.errors import CyclicDependencyError, MissingInputError
+from asyncflow._core.arguments import NO_PARAMETERS, Signature, check_names, is_iterator
+from asyncflow._core.errors import CyclicDependencyError, MissingInputError, shared_by
 from asyncflow._core.record import derived, made_by, record, replace
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import WorkflowStep, inputs_mapped_over
 from asyncflow._core.text import did_you_mean
 
 K = TypeVar("K")
@@ -124,6 +124,11 @@ class Plan:
     def having(self, argument: str) -> tuple[int, ...]:
         """Return the steps that were given an argument, in order."""
         return self.given.get(argument, ())
+
+    def signal_deadlines(self) -> dict[str, float]:
+        """Return the ``deadline_ms`` of the signals that have one, by name."""
+        steps = [self.steps[at] for at in sorted(self.signals)]
+        return {step.name: step.deadline_ms for step in steps if step.deadline_ms is not None}
 
     def bindings(self, inputs: Set[str]) -> Bindings:
         """Return what `bind` and `bind_conditions` do. Most runs have the inputs of the latest."""
@@ -607,3 +612,93 @@ def with_dependents(
         for other in needed:
             dependents.setdefault(other, []).append(name)
     return _reachable(names, lambda name: dependents.get(name, ()))
+
+
+class ForwardOutputs:
+    """The action of the step that stands for an included pipeline.
+
+    It returns the outputs of ``steps``, by the names that they have inside.
+    """
+
+    def __init__(self, steps: dict[str, WorkflowStep]) -> None:
+        self.steps = steps
+
+    # The parameters have the full names of the steps, which no input of a run has by accident.
+    async def __call__(self, **outputs: Any) -> Any:
+        """Return the only output, or a dictionary of all outputs."""
+        if len(self.steps) == 1:
+            return next(iter(outputs.values()))
+        return dict(zip(self.steps, outputs.values(), strict=True))
+
+
+def takers_of(plan: Plan, bindings: Bindings, source: int) -> list[int]:
+    """Return the steps that take the output of a step, or each of its items.
+
+    A mapped step whose items all take it is there twice. A step that takes what an included
+    pipeline forwards takes the output of the step inside.
+    """
+    takers: list[int] = []
+    queue = [source]
+    for at in queue:  # it grows while it is read
+        for later in plan.dependents[at]:
+            times = _times_taken(plan.steps[later], bindings, later, at, plan.steps[at].name)
+            if times and isinstance(plan.steps[later].action, ForwardOutputs):
+                queue.append(later)
+            else:
+                takers += [later] * times
+    return takers
+
+
+def refuse_shared_inputs(plan: Plan, bindings: Bindings, inputs: Mapping[str, object]) -> None:
+    """Refuse an input that is an iterator, if a step is mapped over it and it is taken again."""
+    for name in sorted(
+        inputs_mapped_over(plan.steps[at] for at in plan.having("map_over")) & inputs.keys()
+    ):
+        if name in plan.index or not is_iterator(inputs[name]):
+            continue
+        times = [_times_taken(step, bindings, at, name, name) for at, step in enumerate(plan.steps)]
+        if sum(times) > 1:
+            takers = [step.name for step, taken in zip(plan.steps, times, strict=True) if taken]
+            raise TypeError(
+                f"input {name!r} is an iterator ({type(inputs[name]).__name__}), which "
+                f"{shared_by(takers)}; pass a list"
+            )
+
+
+def _times_taken(
+    step: WorkflowStep, bindings: Bindings, at: int, source: int | str, name: str
+) -> int:
+    """Return how often a step takes the output of another one, or an input, of that name.
+
+    Its action and its condition are one, but each item takes what a mapped step is given whole.
+    """
+    is_given = any(
+        each == source and not isinstance(each, ItemOf) for _, each in bindings.actions[at]
+    )
+    if step.map_over is not None and is_given:
+        return 2
+    return int(is_given or step.map_over == name or source in bindings.sources(at))
+
+
+def maker_of(plan: Plan, source: int) -> int:
+    """Return the step that has made the output of a step: inside, if that only forwards it."""
+    while isinstance(forward := plan.steps[source].action, ForwardOutputs):
+        if len(forward.steps) != 1:
+            break  # a dictionary of several
+        source = plan.dependencies[source][0]
+    return source
+
+
+class OutputTypes:
+    """The annotated output type of each step of a plan, found when it is first needed."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._types: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._types:
+            from asyncflow._core.annotations import output_type  # only for a journal
+
+            self._types[name] = output_type(self._plan.steps[self._plan.index[name]])
+        return self._types[name]

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.record import replace
-from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, end_of
 from asyncflow._core.step_runs import EndedAttempt
-from asyncflow._core.step_view import StepView
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -36,6 +34,10 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
 )
+
+if TYPE_CHECKING:
+    from asyncflow._core.replay import StoredRun
+    from asyncflow._core.step_view import StepView
 
 LogEntry: TypeAlias = Event | StartedAttempt | EndedAttempt
 
@@ -103,6 +105,8 @@ class History:
 
     def folded(self) -> StoredRun:
         """Return the replay of the run, up to now."""
+        from asyncflow._core.replay import StoredRun  # most runs are never folded
+
         run = self._run = self._run or StoredRun()
         for event in self.events(self._folded):
             run.apply(event)
@@ -186,6 +190,8 @@ class _Results:
         return _as_secret(result) if name in self._secret else result
 
     def _replayed(self, name: str, entries: Iterable[LogEntry]) -> StepResult:
+        from asyncflow._core.replay import StoredRun  # most results need none
+
         if self._replay is None:
             self._replay = StoredRun([self._started])
         for entry in entries:

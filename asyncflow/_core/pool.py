@@ -29,8 +29,7 @@ from itertools import count
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
-from asyncflow._core.argument_names import suggests_arguments
-from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.arguments import check_count, check_number, suggests_arguments
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text
 
@@ -542,27 +541,6 @@ def _check_rate(name: str, rate: object) -> None:
         raise ValueError(f"a pool's {name} must be finite and above 0, not {safe_text(str, rate)}")
 
 
-def check_slots(what: str, slots: object, pool: Pool | None) -> None:
-    """Check how many slots an attempt takes. ``what`` begins the messages."""
-    check_count(what, slots, 1)
-    if pool is not None and slots > pool.size:  # type: ignore[operator]
-        raise ValueError(
-            f"{what} must be at most {pool.size}, the size of {pool.title}, not "
-            f"{safe_text(str, slots)}"
-        )
-
-
-def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
-    """Check how many tokens an attempt takes. ``what`` begins the messages."""
-    check_number(what, tokens, 0)
-    most = None if pool is None else pool.tokens_per_minute
-    if pool is not None and most is not None and tokens > most:  # type: ignore[operator]
-        raise ValueError(
-            f"{what} must be at most {most:g}, the tokens_per_minute of {pool.title}, not "
-            f"{safe_text(str, tokens)}"
-        )
-
-
 class _CommonPause(NamedTuple):
     """A pause that counts by all clocks."""
 
@@ -741,3 +719,7 @@ class _Rate:
         # One that started later has waited for these units already.
         if self._latest_age == ticket.age:
             self.opens_s = ticket.started_s
+
+
+for _public in (Pool, PoolStats):
+    _public.__module__ = "asyncflow"  # where users know them from

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, TypeVar, dataclass_transform, overload
 
-from asyncflow._core.value_size import safe_repr
-
 T = TypeVar("T")
 
 
@@ -76,6 +74,8 @@ def values_by_name(data: Any) -> dict[str, Any]:
 
 def show(data: Any, values: dict[str, Any]) -> str:
     """Return the ``repr`` of a record that has these values."""
+    from asyncflow._core.value_size import safe_repr  # few programs show any
+
     arguments = ", ".join(f"{name}={safe_repr(value)}" for name, value in values.items())
     return f"{type(data).__name__}({arguments})"
 

@@ -18,7 +18,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asyncflow._core.arguments import check_count
-from asyncflow._core.critical_path import StepTime, critical_path
 from asyncflow._core.errors import RunWaitingError, StepTimeoutError
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
@@ -245,9 +244,11 @@ class RunReport(Mapping[str, StepResult]):
 
         Only steps that started are named. An empty report has an empty path.
         """
+        from asyncflow._core.critical_path import critical_path, time_of  # few programs need it
+
         was_resumed = len(self.segments) > 1
         return critical_path(
-            _time_of(result, result.started_ms, was_resumed=was_resumed)
+            time_of(result, result.started_ms, was_resumed=was_resumed)
             for result in self._by_name.values()
             if result.started_ms is not None
         )
@@ -513,16 +514,6 @@ def paused_ms(segments: Sequence[Segment]) -> float:
     """Return for how many milliseconds no process ran a run, between its segments in all."""
     first, last = segments[0], segments[-1]
     return max((last.wall_time - first.wall_time) * 1000 - (last.at_ms - first.at_ms), 0.0)
-
-
-def _time_of(result: StepResult, started_ms: float, *, was_resumed: bool) -> StepTime:
-    """Return when a step ran, from its first start to its last end."""
-    ended_ms = started_ms + result.duration_ms
-    if was_resumed:  # then its duration is that of several times
-        attempts = [each for one in (result, *(result.items or ())) for each in one.history]
-        ends = [each.started_ms + each.duration_ms for each in attempts]
-        ended_ms = max(ends, default=ended_ms)
-    return StepTime(result.step_name, started_ms, ended_ms, result.depends_on, result.status)
 
 
 # Dark text on a light ground, both given, so that a page of either kind shows them readably.

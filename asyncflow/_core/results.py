@@ -15,12 +15,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.error_text import LONGEST_TEXT, describe_error
 from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
 from asyncflow._core.record import record, replace, show, values_by_name
-from asyncflow._core.text import cut, escape_controls, safe_text
+from asyncflow._core.text import LONGEST_TEXT, cut, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
-from asyncflow._core.value_size import safe_repr
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
 """How an attempt ended; it crashed if its process died or its journal failed."""
@@ -373,6 +371,8 @@ def failure_text(one: _Failing) -> str:
     """Return what a step or an item failed with, in a line; empty if with nothing."""
     if one.error is None:
         return ""
+    from asyncflow._core.error_text import describe_error  # only who reads a report needs it
+
     return f"{FELL_BACK if has_fallen_back(one) else ''}{describe_error(one.error)}"
 
 
@@ -461,7 +461,11 @@ def to_restored_error(error: BaseException) -> RestoredError:
 
 def picklable_output(value: object) -> object:
     """Return the value, or its stand-in if it would not survive pickling."""
-    return value if _is_picklable(value) else RestoredOutput(safe_repr(value))
+    if _is_picklable(value):
+        return value
+    from asyncflow._core.value_size import safe_repr  # as in `show`
+
+    return RestoredOutput(safe_repr(value))
 
 
 def picklable_error(error: BaseException | None) -> BaseException | None:

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from asyncflow._core.argument_names import suggests_arguments
-from asyncflow._core.arguments import check_number, is_async, reject_awaitable
+from asyncflow._core.arguments import check_number, is_async, reject_awaitable, suggests_arguments
 from asyncflow._core.errors import ResultRefusedError
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text

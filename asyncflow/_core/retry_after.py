@@ -109,3 +109,6 @@ def _date(text: str) -> datetime:
 
     date = parsedate_to_datetime(text)
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
+
+
+retry_after.__module__ = "asyncflow"  # where users know it from

@@ -579,3 +579,14 @@ class Readiness:
         self._phases[step] = phase
         self.unreachable.append(SkippedStep(step, reason, by_condition))
         self._queue.is_dirty = True
+
+
+_MOST_WAITING = 100
+"""How many items may wait for a later step or equal calls, unless more than half as many run."""
+
+
+def most_waiting(step: WorkflowStep, max_concurrency: int | None) -> int:
+    """Return how many items may wait for a step before what adds them is held back."""
+    sizes = [max_concurrency, None if step.pool is None else step.pool.size]
+    at_once = min((size for size in sizes if size is not None), default=0)
+    return max(_MOST_WAITING, 2 * at_once)

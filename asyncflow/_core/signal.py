@@ -323,3 +323,6 @@ def _holds(holds: Callable[[Any, Any], bool], value: Any, bound: Any) -> bool:
         return holds(value, bound)
     except TypeError:  # of a union, it concerns another type
         return True
+
+
+Signal.__module__ = "asyncflow"  # where users know it from

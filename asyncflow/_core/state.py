@@ -33,10 +33,9 @@ numbers too, above those of all steps: a *node* is either.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from asyncflow import events
-from asyncflow._core.chains import ChainedItem, Chains, ItemQueue, most_waiting
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError
 from asyncflow._core.graph import Plan
@@ -51,17 +50,27 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
 )
-from asyncflow._core.scheduler import AdmissionQueue, Deadlines, Readiness, SkippedStep
+from asyncflow._core.scheduler import (
+    AdmissionQueue,
+    Deadlines,
+    Readiness,
+    SkippedStep,
+    most_waiting,
+)
 from asyncflow._core.step_runs import (
     Key,
     NodeEnd,
     Phase,
     Snapshot,
     StepRuns,
+    is_restored,
     output_of,
     status_of,
 )
-from asyncflow._core.step_view import StepView
+
+if TYPE_CHECKING:
+    from asyncflow._core.chains import Chains, ItemQueue
+    from asyncflow._core.step_view import StepView
 
 Schedule: TypeAlias = Literal["tiers", "ready"]
 
@@ -142,7 +151,11 @@ class RunState:
             [at for argument in ("pool", "cache_ms", "runs_in") for at in plan.having(argument)],
         )
         self.is_limited = self.queue.is_limited
-        self._chains = Chains(plan, step_runs.phases, max_concurrency)
+        self._chains: Chains | None = None
+        if plan.chained:
+            from asyncflow._core.chains import Chains  # few runs have any
+
+            self._chains = Chains(plan, step_runs.phases, max_concurrency)
         self._readiness = Readiness(
             plan,
             step_runs.phases,
@@ -270,19 +283,22 @@ class RunState:
     def _end_in_chain(self, step: int, at_ms: float) -> None:
         """Note the end of a step that may be in a chain; one that is reused has all its items."""
         end = self._ends[step]
-        if isinstance(end, StepView) and step in self._plan.chained:
+        if is_restored(end) and step in self._plan.chained:
             for number, item in sorted((end.items or {}).items()):
                 self._queue_in_chain(step, number, item, at_ms)
+        assert self._chains is not None  # as its caller has asked
         self._chains.end(step)
 
     def _queue_in_chain(self, source: int, number: int, end: NodeEnd | None, at_ms: float) -> None:
         status, problem = status_of(end), ""
-        if isinstance(end, events.StepSkipped | StepView) and status is StepStatus.SKIPPED:
+        if status is StepStatus.SKIPPED:
+            assert isinstance(end, events.StepSkipped) or is_restored(end)
             problem = end.reason or ""
         elif status is not StepStatus.SUCCESS:
             word = "failed" if status is StepStatus.FAILED else "was cancelled"
             problem = f"item {number} of step {self._steps[source].name!r} {word}"
-        self._chains.end_item(source, ChainedItem(number, output_of(end), problem))
+        assert self._chains is not None  # as its callers have asked
+        self._chains.end_item(source, number, output_of(end), problem)
         if not problem:
             self._readiness.flow(source, at_ms)
 
@@ -337,6 +353,8 @@ class RunState:
         node = self._scheduled_node(event.step, event.item)
         if node is None:
             return  # a rerun begins with it: the snapshot has the result
+        from asyncflow._core.step_view import StepView  # few runs reuse what other runs have
+
         self._taken[event.step, event.item] = StepView(
             self.step_runs.name_of(node),
             status=StepStatus.SUCCESS,
@@ -411,7 +429,8 @@ class RunState:
 
     def _on_map_started(self, node: int, event: events.MapStarted) -> None:
         self.step_runs.begin_map(node, event.count)
-        self._chains.begin(node, event.count)
+        if self._chains is not None:
+            self._chains.begin(node, event.count)
 
     def _end(
         self, node: int, event: events.StepSucceeded | events.StepFailed | events.StepCancelled
@@ -594,11 +613,11 @@ class RunState:
 
     def items_for(self, step: int) -> ItemQueue | None:
         """The queue of a step that is mapped over a mapped step; ``None`` for any other step."""
-        return self._chains.queues.get(step)
+        return None if self._chains is None else self._chains.queues.get(step)
 
     def holds_back(self, step: int) -> bool:
         """Whether a mapped step must not start another item: too many wait for a later step."""
-        return self._chains.holds_back(step)
+        return self._chains is not None and self._chains.holds_back(step)
 
     def add_item(self, step: int, at_ms: float, item: int | None = None) -> int:
         """Make an item of a mapped step, by default the next one, a node, and return that.

@@ -6,9 +6,9 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, get_args, overload
 
-from asyncflow._core.argument_names import suggests_arguments
 from asyncflow._core.arguments import (
     NO_PARAMETERS,
     Signature,
@@ -19,17 +19,19 @@ from asyncflow._core.arguments import (
     function_of,
     is_async,
     signature_of,
+    suggests_arguments,
     unawaitable_result,
 )
 from asyncflow._core.errors import DEFAULT_TIMEOUT_MS
-from asyncflow._core.pool import Pool, check_slots, check_tokens
 from asyncflow._core.record import derived, record, replace, show, values_by_name
 from asyncflow._core.retry import NO_BACKOFF, Retry
-from asyncflow._core.signal import Signal
 from asyncflow._core.text import did_you_mean, safe_text
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
     from typing import Protocol
+
+    from asyncflow._core.pool import Pool
+    from asyncflow._core.signal import Signal
 
     class AnyEngine(Protocol):
         """What a step must know of an engine: see `asyncflow.engines.Engine`."""
@@ -332,7 +334,7 @@ class WorkflowStep:
         _check_durability(name, version, secret, max_crashes)
         _check_cache(name, cache_ms, secret)
         check_of_items(name, tolerated_failures, keep_outputs)
-        signal = action if isinstance(action, Signal) else None
+        signal = _as_signal(action)
         if signal is not None:
             timeout_ms = None
             others: dict[str, object] = {
@@ -647,7 +649,11 @@ def _check_can_retry(name: str, retry: Retry, max_retries: int) -> None:
 
 
 def _check_pool(name: str, pool: object) -> None:
-    if pool is not None and not isinstance(pool, Pool):
+    if pool is None:
+        return
+    from asyncflow._core.pool import Pool  # who has one has loaded it
+
+    if not isinstance(pool, Pool):
         hint = (
             f"; make one, Pool({safe_text(str, pool)}), and share it" if type(pool) is int else ""
         )
@@ -686,6 +692,27 @@ def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority
         )
 
 
+def check_slots(what: str, slots: object, pool: Pool | None) -> None:
+    """Check how many slots an attempt takes. ``what`` begins the messages."""
+    check_count(what, slots, 1)
+    if pool is not None and slots > pool.size:  # type: ignore[operator]
+        raise ValueError(
+            f"{what} must be at most {pool.size}, the size of {pool.title}, not "
+            f"{safe_text(str, slots)}"
+        )
+
+
+def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
+    """Check how many tokens an attempt takes. ``what`` begins the messages."""
+    check_number(what, tokens, 0)
+    most = None if pool is None else pool.tokens_per_minute
+    if pool is not None and most is not None and tokens > most:  # type: ignore[operator]
+        raise ValueError(
+            f"{what} must be at most {most:g}, the tokens_per_minute of {pool.title}, not "
+            f"{safe_text(str, tokens)}"
+        )
+
+
 def _measures_of(step: WorkflowStep) -> tuple[tuple[str, Callable[..., Any], Signature], ...]:
     measures, accepts = [], step.signature
     for argument, need in ("slots", step.slots), ("tokens", step.tokens):
@@ -711,6 +738,14 @@ def _check_when(name: str, when: object) -> None:
             f"step {name!r}: when must be a plain function; if it has to await something, make "
             "that a step of its own and take its output here"
         )
+
+
+def _as_signal(action: object) -> Signal[Any] | None:
+    if isinstance(action, FunctionType):
+        return None
+    from asyncflow._core.signal import Signal  # few steps wait for one
+
+    return action if isinstance(action, Signal) else None
 
 
 def _check_signal(

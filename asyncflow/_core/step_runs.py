@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 from asyncflow._core.context import StartedAttempt
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
@@ -16,7 +16,6 @@ from asyncflow._core.graph import Plan
 from asyncflow._core.record import made_by, record
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step import tolerates
-from asyncflow._core.step_view import StepView
 from asyncflow.events import (
     AttemptStarted,
     StepCancelled,
@@ -29,6 +28,7 @@ from asyncflow.events import (
 
 if TYPE_CHECKING:
     from asyncflow._core.replay import StoredRun
+    from asyncflow._core.step_view import StepView
 
 EndedAttempt: TypeAlias = tuple[StartedAttempt, float, Any]
 """An attempt of the plain lane that has succeeded: how it started, when it ended, its output."""
@@ -131,7 +131,7 @@ IN_FLIGHT = (Phase.SCHEDULED, Phase.RESCHEDULED, Phase.ATTEMPTING)
 
 
 NodeEnd: TypeAlias = (
-    EndedAttempt | StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepView
+    "EndedAttempt | StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepView"
 )
 """How a node has ended: in the plain lane, with an event, or as it was restored."""
 _STATUSES = {
@@ -143,9 +143,15 @@ _STATUSES = {
 }
 
 
+def is_restored(end: NodeEnd | None) -> TypeGuard[StepView]:
+    """Whether a node has its end from another segment or another run."""
+    # Not by its class: a run that restores nothing does not load it.
+    return end is not None and type(end) not in _STATUSES
+
+
 def status_of(end: NodeEnd | None) -> StepStatus | None:
     """Return how a node has ended, if it has."""
-    if isinstance(end, StepView):
+    if is_restored(end):
         return end.status
     return None if end is None else _STATUSES[type(end)]
 
@@ -154,7 +160,7 @@ def output_of(end: NodeEnd | None) -> Any:
     """Return the output of a node; ``None`` unless it has succeeded."""
     if type(end) is tuple:
         return end[2]
-    return end.output if isinstance(end, StepSucceeded | StepView) else None
+    return end.output if isinstance(end, StepSucceeded) or is_restored(end) else None
 
 
 class ItemEnd(NamedTuple):
@@ -238,7 +244,7 @@ class StepRuns:
     def error(self, node: int) -> BaseException | None:
         """The error of a node that has ended, if it has one."""
         end = self.ends[node]
-        has_error = isinstance(end, StepSucceeded | StepFailed | StepCancelled | StepView)
+        has_error = isinstance(end, StepSucceeded | StepFailed | StepCancelled) or is_restored(end)
         return end.error if has_error else None  # type: ignore[union-attr]  # as above
 
     def pending_attempts(self, node: int) -> PendingAttempts | None:

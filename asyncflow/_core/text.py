@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
+LONGEST_LINE = 10_000
+"""How many characters of an error's message are shown in a line or a traceback."""
+LONGEST_TEXT = 100_000
+"""How many characters are stored of an error's message, and of its traceback."""
+
 
 def cut(text: str, limit: int) -> str:
     """Return the text; of a longer one, the beginning and how many characters are missing."""

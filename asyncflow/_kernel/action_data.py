@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from asyncflow._core.arguments import PLAIN_OUTPUTS, Signature, is_iterator
-from asyncflow._core.composition import takers_of
 from asyncflow._core.errors import SharedIteratorError
-from asyncflow._core.graph import ITEM, Binding, ItemOf, Plan
+from asyncflow._core.graph import ITEM, Binding, ItemOf, Plan, takers_of
 from asyncflow._core.state import RunState
 from asyncflow._kernel.run_scope import RunStart
 

@@ -22,11 +22,13 @@ from asyncflow._core.step import WorkflowStep
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import NO_TIME_S, WAIT_FOR_MAKES_A_TASK, cancel_count
 from asyncflow._kernel.attempt import Attempts
-from asyncflow._kernel.attempt_311 import make_only_attempt
 from asyncflow._kernel.outcome import attempt_started
 from asyncflow._kernel.policy import NoAttempt, NodeHooks
 from asyncflow._kernel.run_scope import Parts
 from asyncflow.events import AttemptStarted, StepSucceeded
+
+if WAIT_FOR_MAKES_A_TASK:  # pragma: no cover - before 3.12
+    from asyncflow._kernel.attempt_311 import make_only_attempt
 
 _ONE_TURN = partial(asyncio.sleep, 0)
 
@@ -57,7 +59,7 @@ class Nodes:
             return self._make_attempts(node, step, hooks)
         if WAIT_FOR_MAKES_A_TASK:  # pragma: no cover - before 3.12
             make_attempt = partial(self._attempt_plain, node, step, 1)
-            return make_only_attempt(
+            return make_only_attempt(  # pyright: ignore[reportPossiblyUnboundVariable]
                 node, self._state, self._stop_control, make_attempt, self._now_ms
             )
         return self._make_plain(node, step, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncflow._core.replay  # noqa: F401  # the result of a failed step may need it
 from asyncflow._core.step import WorkflowStep
 from asyncflow._kernel.policy import Call, Policy
 from asyncflow._kernel.run_scope import Parts

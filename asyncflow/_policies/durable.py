@@ -1,4 +1,4 @@
-"""Connects a run to a journal: its protocol, how a run starts, and how it stores its values.
+"""Connects a run to a journal: its protocol, and how a run stores its values.
 
 Rules:
 
@@ -12,28 +12,26 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from asyncflow._core.annotations import output_type
 from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._core.composition import refuse_shared_inputs
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
-from asyncflow._core.graph import Plan
-from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
-from asyncflow._core.signal import asks_of, fits, is_plain, other_type, shape_of
+from asyncflow._core.graph import OutputTypes
+from asyncflow._core.remote_output import RemoteOutput
+from asyncflow._core.results import REDACTED, Payload
+from asyncflow._core.signal import fits, is_plain, other_type, shape_of
+from asyncflow._core.statistics import step_runs_of
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow._kernel.asyncio_compat import outlast
-from asyncflow._kernel.run_scope import RunStart
+from asyncflow._policies.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
 from asyncflow.events import (
     Event,
     NoteEvent,
-    RunStarted,
     StepLogged,
 )
 
@@ -224,19 +222,6 @@ class Journal(Protocol):
 # --- a run's values ------------------------------------------------------------------------------
 
 
-class OutputTypes:
-    """The annotated output type of each step of a plan, found when it is first needed."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._types: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._types:
-            self._types[name] = output_type(self._plan.steps[self._plan.index[name]])
-        return self._types[name]
-
-
 class RunPersistence:
     """Stores what one run produces.
 
@@ -250,13 +235,6 @@ class RunPersistence:
         kept_in: Journal = getattr(journal, "__wrapped__", journal)
         self.journal = kept_in
         self.types = types
-        # A run without a journal needs none of it.
-        from asyncflow._core.remote_output import RemoteOutput
-        from asyncflow._core.statistics import step_runs_of
-        from asyncflow._policies.notes import OWN_LOGGER, STREAMS, log_level_of, wants_prints
-
-        self._remote, self._step_runs_of = RemoteOutput, step_runs_of
-        self._streams, self._own_logger = STREAMS, OWN_LOGGER
         self.takes_notes = callable(getattr(type(session), "append_note", None))
         self.logs = log_level_of(kept_in) if self.takes_notes else None
         self.prints = self.takes_notes and wants_prints(kept_in)
@@ -275,18 +253,18 @@ class RunPersistence:
     def store_note(self, note: NoteEvent) -> None:
         """Store what a step said, unless it is a log record that the journal does not want."""
         if isinstance(note, StepLogged):
-            if note.logger in self._streams:
+            if note.logger in STREAMS:
                 is_wanted = self.prints
             else:
                 is_wanted = self.logs is not None and note.level >= self.logs
-            if not is_wanted and note.logger != self._own_logger:
+            if not is_wanted and note.logger != OWN_LOGGER:
                 return
         self.session.append_note(note)  # type: ignore[attr-defined]  # it takes notes
 
     def store_step_runs(self, history: History) -> None:
         """Store how the steps of a run have ended, which ends now."""
         if self.takes_step_runs:
-            steps = self._step_runs_of(history)
+            steps = step_runs_of(history)
             self.session.append_step_runs(steps)  # type: ignore[attr-defined]  # it takes them
 
     def checkpoints(self, stored: Mapping[Key, Payload]) -> Checkpoints:
@@ -302,7 +280,7 @@ class RunPersistence:
         """
         if step.secret:
             return REDACTED
-        if isinstance(value, self._remote):
+        if isinstance(value, RemoteOutput):
             return value.to_payload()
         return self.journal.encode(f"the output of step {name!r}", value, self.types[step.name])
 
@@ -345,74 +323,7 @@ class RunPersistence:
             del cancellation, late  # they keep this frame
 
 
-# --- how a run starts -----------------------------------------------------------------
-
-
-class Request(NamedTuple):
-    """The run that a caller asks for."""
-
-    run_id: str
-    pipeline: str
-    """The name of the pipeline; empty if it has none."""
-    plan: Plan
-    types: OutputTypes
-    inputs: Mapping[str, Any]
-    secret_inputs: Collection[str]
-    fail_fast: bool
-    parent: str = ""
-    """The run one of whose steps asks for it; empty if none does."""
-    parent_step: str = ""
-    """That step."""
-    known_steps: Collection[str] = ()
-    """The steps of the pipeline, even those that targets leave out."""
-    allows_missing_steps: bool = False
-    """Whether the run continues without steps that it would still run and that are not known."""
-    stays: bool = False
-    """Whether the run stays in its process while it waits for signals."""
-    clock: Callable[[], float] = time.time
-    """The wall clock, which any thread may ask."""
-    label: str = ""
-
-
-def new_start(request: Request) -> RunStart:
-    """Return how a new run starts.
-
-    Raise `ValueError` if nothing provides a parameter of an action, or two things do, and
-    `TypeError` if several steps would share the items of an input.
-    """
-    plan, inputs = request.plan, request.inputs
-    event = RunStarted(
-        request.run_id,
-        request.clock(),
-        dict(plan.depends_on),  # observers receive it, and other runs have the plan too
-        request.pipeline,
-        inputs=redacted(inputs, request.secret_inputs),
-        max_retries=dict(plan.max_retries),
-        secret=plan.secret,
-        signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
-        signal_deadlines=deadlines_of_signals(plan),
-        parent=request.parent,
-        parent_step=request.parent_step,
-        label=request.label,
-    )
-    bindings = plan.bindings(inputs.keys())
-    if "map_over" in plan.given:
-        refuse_shared_inputs(plan, bindings, inputs)
-    return RunStart(inputs, bindings, event)
-
-
-def deadlines_of_signals(plan: Plan) -> dict[str, float]:
-    """Return the ``deadline_ms`` of the signals that have one, by name."""
-    steps = [plan.steps[at] for at in sorted(plan.signals)]
-    return {step.name: step.deadline_ms for step in steps if step.deadline_ms is not None}
-
-
-def asked_by(plan: Plan, types: OutputTypes, journal: Journal) -> tuple[dict[str, Any], int]:
-    """Return the signals of a pipeline, each with the schema of its type, and `asks_of` them."""
-    schema: Callable[[Any], Any] = getattr(journal, "schema", lambda hint: {})
-    names = [plan.steps[at].name for at in sorted(plan.signals)]
-    signals = {name: schema(types[name]) for name in names}
-    return signals, asks_of(signals, deadlines_of_signals(plan))
+# --- signals ----------------------------------------------------------------------------------
 
 
 def value_of_signal(journal: Journal, name: str, payload: Payload, hint: Any) -> Any:
@@ -440,8 +351,4 @@ def is_for_another_version(
     return not admits(own, payload) and any(admits(schema, payload) for schema in others)
 
 
-def redacted(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:
-    """Return inputs with a stand-in for each secret one."""
-    if not secret:
-        return inputs
-    return {name: REDACTED_OUTPUT if name in secret else inputs[name] for name in inputs}
+Journal.__module__ = "asyncflow"  # where users know it from

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TypeAlias
 from weakref import ref
 
@@ -36,13 +36,15 @@ from asyncflow._core.tracebacks import user_location
 from asyncflow._kernel.asyncio_compat import has_virtual_time
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
-from asyncflow._policies.observers import OBSERVER_CALLS
 from asyncflow.events import LoopBlocked
 
 _log = logging.getLogger("asyncflow")
 
 OnBlock: TypeAlias = Callable[[asyncio.Task[Any] | None, float, str], object]
 """Called with the task, the milliseconds for which it blocked, and the line at which it did."""
+
+NOT_THE_TASK: set[CodeType] = set()
+"""What is called from here is not the task's own doing: a policy that calls observers says so."""
 
 _BLOCK_S = 0.1
 """A shorter block is not reported."""
@@ -213,7 +215,7 @@ class _WatchedLoop:
 
     def _find(self, ping: _Ping) -> None:
         frames = list(_frames(self.thread))
-        if not any(frame.f_code is OBSERVER_CALLS for frame in frames):
+        if not any(frame.f_code in NOT_THE_TASK for frame in frames):
             ping.blamed = ping.task
         ping.where = user_location(frames)  # last: with it, `_answer` may report the block
 

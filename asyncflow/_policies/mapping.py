@@ -34,9 +34,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from asyncflow._core.chains import ItemQueue
-from asyncflow._core.composition import maker_of
 from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import StepTimeoutError
+from asyncflow._core.graph import maker_of
 from asyncflow._core.results import StepStatus, outputs_of, with_note
 from asyncflow._core.scheduler import ROUNDING_MS
 from asyncflow._core.step import WorkflowStep, tolerates

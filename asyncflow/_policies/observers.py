@@ -17,6 +17,7 @@ from asyncflow._core.arguments import is_async
 from asyncflow._core.results import Interruption
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._kernel.policy import Policy
+from asyncflow._policies.loop_monitor import NOT_THE_TASK
 from asyncflow.events import AttemptStarted, Event
 
 if TYPE_CHECKING:
@@ -197,5 +198,7 @@ def _log_failure(event: Event) -> None:
     _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
 
 
-OBSERVER_CALLS = Observing._call.__code__
-"""What is called from here is an observer's, in whatever task that may be."""
+NOT_THE_TASK.add(Observing._call.__code__)
+
+for _public in (Observer, ObserverFactory):
+    _public.__module__ = "asyncflow"  # where users know them from

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -22,15 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncflow._core import pool as pools
-from asyncflow._core.context import current_clock
 from asyncflow._core.graph import Plan
 from asyncflow._core.pool import Clock, Pool, PoolTicket
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.step_runs import Phase
-from asyncflow._kernel.asyncio_compat import NO_TIME_S, has_virtual_time
+from asyncflow._kernel.asyncio_compat import NO_TIME_S
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
+from asyncflow._policies.pool_clock import pool_clock
 from asyncflow.events import PoolPaused
 
 if TYPE_CHECKING:
@@ -69,29 +66,6 @@ def _priorities_of(plan: Plan) -> Mapping[Pool, tuple[int, int]]:
         lowest, highest = found.get(pool, (priority, priority))
         found[pool] = min(lowest, priority), max(highest, priority)
     return found
-
-
-def pool_clock(loop: asyncio.AbstractEventLoop) -> Clock:
-    """Return the clock of a loop, as pools know it: real loops share one."""
-    key = loop if has_virtual_time(loop) else time.monotonic
-    return Clock(key, loop.time, loop.is_running)
-
-
-def _present_clock() -> Clock:
-    """Return the clock of the run in whose action this is called, or of the loop that runs."""
-    clock = current_clock()
-    loop = getattr(clock, "__self__", None)  # that of a virtual loop is a method of it
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        return pool_clock(loop)
-    try:
-        return pool_clock(asyncio.get_running_loop())
-    except RuntimeError:  # no event loop runs in this thread
-        return Clock(time.monotonic, time.monotonic)
-
-
-pools.present_clock = _present_clock
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=pools.begin_in_child)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:

@@ -8,24 +8,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from asyncflow._core.context import is_within_run
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.loop_monitor import LoopBlocks
-from asyncflow._policies.nested_runs import is_nested
-from asyncflow._policies.observers import AttemptEntries, Observer, Observing, entry_of
-from asyncflow._policies.run_link import Linked, RunLink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncflow._core.graph import Plan
     from asyncflow._core.step import OpenResource
     from asyncflow._policies.durable import CheckpointSession, RunPersistence
     from asyncflow._policies.notes import NoteQueue
+    from asyncflow._policies.observers import Observer, Observing
     from asyncflow._policies.permits import Permits
     from asyncflow._policies.resources import Resources
+    from asyncflow._policies.run_link import RunLink
     from asyncflow._policies.waits import Waits
 
 _WORKERS = frozenset({"runs_in", "engine"})
+_NEED_PERMITS = _WORKERS | {"cache_ms", "pool"}
+
+
+def prepare(plan: Plan, max_concurrency: int | None) -> None:
+    """Import what attempts wait for, and where they run, before a run's time begins to count."""
+    if max_concurrency is not None or not _NEED_PERMITS.isdisjoint(plan.given):
+        from asyncflow._policies.permits import prepare_workers
+
+        prepare_workers(plan)
 
 
 def policies_of(
@@ -76,6 +86,8 @@ def policies_of(
     observing: Observing | None = None
     notes = cast("NoteQueue | None", scope.run_context.notes)
     if observers:
+        from asyncflow._policies.observers import Observing
+
         takes_logs = notes is not None and notes.takes_logs
         observing = Observing(parts.run, observers, notes if takes_logs else None)
     if notes is not None:
@@ -105,17 +117,21 @@ def policies_of(
 
     # After the journal: nothing is reported that was not stored.
     if observing is not None:
+        from asyncflow._policies.observers import AttemptEntries, entry_of
+
         add(observing)
         if any(map(entry_of, observers)):
             add(AttemptEntries(observing))
 
     # After the resources: a nested run that drains stands still when these are closed.
-    if link is not None or is_nested():
+    if link is not None or _is_nested():
         from asyncflow._policies.draining import Draining
 
         draining = Draining(parts, waits, opened)
         add(draining)
         if link is not None:
+            from asyncflow._policies.run_link import Linked
+
             add(Linked(parts, link, draining, waits, persistence))
 
     # Before maps and permits: a step that will not run waits for neither.
@@ -166,3 +182,11 @@ def policies_of(
         add(Fallbacks())
     add(LoopBlocks(parts))
     return found
+
+
+def _is_nested() -> bool:
+    if not is_within_run():
+        return False
+    from asyncflow._policies.nested_runs import is_nested
+
+    return is_nested()

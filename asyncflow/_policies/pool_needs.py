@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.pool import check_slots, check_tokens
-from asyncflow._core.step import WorkflowStep
+from asyncflow._core.step import WorkflowStep, check_slots, check_tokens
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._kernel.outcome import as_failure, raised_by

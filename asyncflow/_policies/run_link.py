@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import asyncflow._core.replay  # noqa: F401  # the result of a failed step may need it
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
@@ -303,3 +304,7 @@ def _item_of(result: StepResult, item: int) -> StepResult | None:
     while at >= 0 and items[at].step_name != name:
         at -= 1
     return items[at] if at >= 0 else None
+
+
+for _public in (EventReader, ResultReader):
+    _public.__module__ = "asyncflow"  # where users know them from

@@ -5,23 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from asyncflow._core.graph import Plan
+from asyncflow._core.graph import OutputTypes, Plan
 from asyncflow._core.state import RunState
 from asyncflow._core.step import WorkflowStep, inputs_of
 from asyncflow._kernel.policy import Hooks, NodeHooks, Policy
 from asyncflow._kernel.run import Run
 from asyncflow._kernel.run_scope import Parts
-from asyncflow._policies.durable import (
-    Journal,
-    JournalSession,
-    OutputTypes,
-    Request,
-    RunPersistence,
-    new_start,
-)
+from asyncflow._policies.durable import Journal, JournalSession, RunPersistence
 from asyncflow._policies.policies import policies_of
 from asyncflow._runtime.options import RunOptions
-from asyncflow._runtime.scope_opening import open_scope
+from asyncflow._runtime.scope_opening import Request, new_start, open_scope
 
 
 class ActingPolicies(NamedTuple):

@@ -585,3 +585,7 @@ def _reason_to_leave(error: BaseException | None) -> str:
     if isinstance(error, asyncio.CancelledError):
         return by_caller(error).reason
     return f"its block raised {type(error).__name__}"
+
+
+for _public in (RunHandle, RunOwner, RunProgress):
+    _public.__module__ = "asyncflow"  # where users know them from

@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
-from asyncflow._core.argument_names import suggestion
 from asyncflow._core.arguments import check_count, check_limit, check_names
 from asyncflow._core.record import record, replace, values_by_name
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import OpenResource, check_engine
 from asyncflow._core.text import safe_text
-from asyncflow._policies.durable import Journal
-from asyncflow._policies.observers import AnyObserver, check_observers
 
 if TYPE_CHECKING:
     from asyncflow._core.step import AnyEngine
+    from asyncflow._policies.durable import Journal
+    from asyncflow._policies.observers import AnyObserver
 
 OnActive: TypeAlias = Literal["raise", "wait"]
 OnWait: TypeAlias = Literal["suspend", "stay"]
@@ -142,6 +141,8 @@ def _unknown(name: str) -> str:
         return "steps, but it keeps them; to run others, make another one: Orchestrator(steps, ...)"
     if name == "inputs":
         return "inputs, which are no option: give each by its name, as in run(url=...)"
+    from asyncflow._core.argument_names import suggestion  # no right call needs it
+
     return f"an unknown option {name!r}{suggestion(name, OPTIONS)}"
 
 
@@ -184,6 +185,12 @@ def _copied_targets(targets: Any) -> Any:
     return tuple(targets)
 
 
+def _copied_observers(observers: Any) -> tuple[AnyObserver, ...]:
+    from asyncflow._policies.observers import check_observers  # few runs have any
+
+    return check_observers(observers)
+
+
 def _copied_resources(resources: Mapping[str, OpenResource]) -> Mapping[str, OpenResource]:
     if resources is NO_RESOURCES:
         return resources
@@ -194,7 +201,7 @@ def _copied_resources(resources: Mapping[str, OpenResource]) -> Mapping[str, Ope
 
 _COPIES: dict[str, Callable[[Any], Any]] = {
     "targets": _copied_targets,
-    "observers": check_observers,
+    "observers": _copied_observers,
     "secret_inputs": _copied_secret_inputs,
     "resources": _copied_resources,
 }

@@ -10,38 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from asyncflow._core.argument_names import suggests_arguments
-from asyncflow._core.arguments import check_names
+from asyncflow._core.arguments import check_names, suggests_arguments
 from asyncflow._core.context import current_attempt, is_inside_run
-from asyncflow._core.graph import Plan, plan
+from asyncflow._core.graph import OutputTypes, Plan, plan
 from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, to_mermaid
-from asyncflow._core.signal import check_value
 from asyncflow._core.state import RunState, Schedule
 from asyncflow._core.step import OpenResource, WorkflowStep, on_engine, parameters_of
-from asyncflow._core.step_cache import check_not_cached
 from asyncflow._core.text import did_you_mean
 from asyncflow._kernel.asyncio_compat import wall_clock
 from asyncflow._kernel.run import Run
 from asyncflow._kernel.run_scope import RunStart
-from asyncflow._policies.durable import (
-    Journal,
-    OutputTypes,
-    Request,
-    RunPersistence,
-    asked_by,
-    new_start,
-)
-from asyncflow._policies.observers import AnyObserver, for_run
-from asyncflow._policies.permits import prepare_workers
-from asyncflow._policies.policies import policies_of
-from asyncflow._policies.run_link import RunLink
-from asyncflow._runtime.handle import RunHandle
-from asyncflow._runtime.interception import replacements, report_watchers
+from asyncflow._policies.policies import policies_of, prepare
 from asyncflow._runtime.options import (
     NO_RESOURCES,
     OPTIONS,
@@ -51,13 +35,30 @@ from asyncflow._runtime.options import (
     RunOptions,
     check_run_id,
 )
-from asyncflow._runtime.scope_opening import open_scope
+from asyncflow._runtime.scope_opening import Request, new_start, open_scope
 from asyncflow.events import RunResumed
 
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
     from asyncflow._core.step import AnyEngine
+    from asyncflow._policies.durable import Journal, RunPersistence
+    from asyncflow._policies.observers import AnyObserver, Observer
+    from asyncflow._policies.run_link import RunLink
     from asyncflow._runtime.explaining import ActingPolicies
+    from asyncflow._runtime.handle import RunHandle
+
+
+# Where a test intercepts runs. The lists are empty outside of tests; a run asks each of them once.
+
+StepReplacement: TypeAlias = "Callable[[tuple[WorkflowStep, ...]], tuple[WorkflowStep, ...] | None]"
+"""Receives the steps of a pipeline that is about to run; returns those that run instead of them,
+or ``None`` for the same ones."""
+
+replacements: list[StepReplacement] = []
+"""Each receives what the one before it has returned."""
+
+report_watchers: list[Callable[[RunReport], object]] = []
+"""Each is called with the report of every run that has ended by itself."""
 
 
 class Plans:
@@ -249,7 +250,7 @@ class Orchestrator:
         if not replacements:
             return self
         whole = steps = self._plans.whole.steps
-        for stand_in in list(replacements):
+        for stand_in in replacements.copy():
             steps = stand_in(steps) or steps
         return self if steps is whole else self._of(Plans(steps), self._options)
 
@@ -258,11 +259,15 @@ class Orchestrator:
 
         A journal has the same of a run that waits.
         """
+        from asyncflow._runtime.run_opening import asked_by  # as in _run
+
         self = self._intercepted()
         return asked_by(self._plan, self._plans.types, journal)
 
     def _check_signal(self, name: str, value: Any) -> None:
         """Raise `ValueError` if it has a signal of this name which does not take a value."""
+        from asyncflow._core.signal import check_value  # few programs send one
+
         check_value(self._plan, name, value)
 
     async def _acting_on(self, name: str) -> ActingPolicies:
@@ -346,6 +351,9 @@ class Orchestrator:
         Args:
             **inputs: As `run` takes them. They are checked when it starts.
         """
+        from asyncflow._policies.run_link import RunLink  # `run` needs none
+        from asyncflow._runtime.handle import RunHandle
+
         options = self._options
         run_id = _random_id() if options.run_id is None else options.run_id
         link = RunLink(run_id, self._plan, options.event_buffer)
@@ -361,6 +369,8 @@ class Orchestrator:
         self._prepare_places()
         if options.journal is None:
             if "cache_ms" in request.plan.given:
+                from asyncflow._core.step_cache import check_not_cached  # few runs need it
+
                 check_not_cached(request.plan)
             return await self._execute(request, new_start(request), None, link)
         wait = options.on_active == "wait"
@@ -584,8 +594,8 @@ class Orchestrator:
 
     def _prepare_places(self) -> None:
         """Check that the steps can run where they are to run, before anything does."""
-        if self._plan.given:
-            prepare_workers(self._plan)
+        prepare(self._plan, self._options.max_concurrency)
+        if "engine" in self._plan.given:
             check_engines(self._plan.steps[index] for index in self._plan.having("engine"))
 
     def _check_secret_inputs(self) -> None:
@@ -628,7 +638,11 @@ class Orchestrator:
         options = self._options
         observers = options.observers if link is None else (*options.observers, link)
         try:
-            watching = for_run(observers)
+            watching: tuple[Observer, ...] = ()
+            if observers:
+                from asyncflow._policies.observers import for_run  # their check has loaded it
+
+                watching = for_run(observers)
             # No variable may hold the run: what it raises holds this frame, and would hold itself.
             report = await Run(
                 open_scope(request, start, self._state(start), watching, persistence),
@@ -644,7 +658,7 @@ class Orchestrator:
         finally:
             if persistence is not None and not persistence.has_closed:  # it could not even begin
                 await persistence.close(request.run_id)
-        for watch in list(report_watchers):
+        for watch in report_watchers.copy():
             watch(report)
         return report
 

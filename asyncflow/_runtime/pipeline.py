@@ -32,8 +32,7 @@ from typing import (
     overload,
 )
 
-from asyncflow._core.argument_names import suggests_arguments
-from asyncflow._core.arguments import Upstream
+from asyncflow._core.arguments import Upstream, suggests_arguments
 from asyncflow._core.composition import (
     DeclaredStep,
     IncludedPipeline,
@@ -57,15 +56,15 @@ from asyncflow._core.step import (
     StepPolicies,
     WorkflowStep,
 )
-from asyncflow._policies.durable import Journal
-from asyncflow._policies.observers import AnyObserver
-from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.options import NO_RESOURCES, Options, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator, Plans
 
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
     from asyncflow._core.step import AnyEngine
+    from asyncflow._policies.durable import Journal
+    from asyncflow._policies.observers import AnyObserver
+    from asyncflow._runtime.handle import RunHandle
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -713,3 +712,7 @@ def _name_of(pipeline: str, function: object) -> str:
             f"{name or type(function).__name__}; give it one: step(..., name=...)"
         )
     return name
+
+
+for _public in (Pipeline, after, collect, each):
+    _public.__module__ = "asyncflow"  # where users know them from

@@ -232,3 +232,6 @@ def pipelines_by_name(pipelines: Pipelines) -> dict[str, Pipeline | Orchestrator
             raise ValueError(f"two pipelines are named {pipeline.name!r}")
         known[pipeline.name] = pipeline
     return known
+
+
+resume_all.__module__ = "asyncflow"  # where users know it from

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from asyncflow._core.annotations import input_types
 from asyncflow._core.arguments import default_of
 from asyncflow._core.errors import PayloadError, PipelineChangedError, RunIdInUseError
 from asyncflow._core.fingerprint import fingerprints_of
+from asyncflow._core.graph import OutputTypes, Plan
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
@@ -27,15 +28,11 @@ from asyncflow._core.text import nearest
 from asyncflow._kernel.run_scope import RunStart
 from asyncflow._policies.durable import (
     Journal,
-    Request,
     RunPersistence,
-    asked_by,
-    deadlines_of_signals,
     is_for_another_version,
-    new_start,
-    redacted,
     value_of_signal,
 )
+from asyncflow._runtime.scope_opening import Request, new_start, redacted
 from asyncflow.events import RunStarted
 
 
@@ -236,7 +233,7 @@ class _RunOpening:
             event,
             pipeline=request.pipeline or stored.started.pipeline,
             signals=self._asked()[0],
-            signal_deadlines=deadlines_of_signals(plan),
+            signal_deadlines=plan.signal_deadlines(),
         )
         secret = stored.secret_inputs.union(request.secret_inputs)
         check_cached(event.pipeline, plan, bindings, secret)
@@ -437,3 +434,11 @@ def _is_equal(one: Any, other: Any) -> bool:
 
 def _this_process() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def asked_by(plan: Plan, types: OutputTypes, journal: Journal) -> tuple[dict[str, Any], int]:
+    """Return the signals of a pipeline, each with the schema of its type, and `asks_of` them."""
+    schema: Callable[[Any], Any] = getattr(journal, "schema", lambda hint: {})
+    names = [plan.steps[at].name for at in sorted(plan.signals)]
+    signals = {name: schema(types[name]) for name in names}
+    return signals, asks_of(signals, plan.signal_deadlines())

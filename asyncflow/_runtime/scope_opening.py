@@ -1,26 +1,82 @@
-"""Opens the scope of a run: its clock and deadline, its context, and what takes what steps say."""
+"""What a run is asked for, how a new one starts, and its scope: clock, deadline, context, notes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.checkpoints import Checkpoints
 from asyncflow._core.context import RunContext, enter_run, surroundings
+from asyncflow._core.graph import OutputTypes, Plan, refuse_shared_inputs
 from asyncflow._core.results import REDACTED_OUTPUT
-from asyncflow._core.secret_texts import SecretTexts
 from asyncflow._core.state import RunState
 from asyncflow._kernel.action_data import ActionData
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
 from asyncflow._kernel.run_scope import RunScope, RunStart
-from asyncflow._policies.durable import Request, RunPersistence
-from asyncflow._policies.observers import Observer
+from asyncflow.events import RunStarted
 
 if TYPE_CHECKING:
+    from asyncflow._core.secret_texts import SecretTexts
+    from asyncflow._policies.durable import RunPersistence
     from asyncflow._policies.notes import NoteQueue
+    from asyncflow._policies.observers import Observer
+
+
+class Request(NamedTuple):
+    """The run that a caller asks for."""
+
+    run_id: str
+    pipeline: str
+    """The name of the pipeline; empty if it has none."""
+    plan: Plan
+    types: OutputTypes
+    inputs: Mapping[str, Any]
+    secret_inputs: Collection[str]
+    fail_fast: bool
+    parent: str = ""
+    """The run one of whose steps asks for it; empty if none does."""
+    parent_step: str = ""
+    """That step."""
+    known_steps: Collection[str] = ()
+    """The steps of the pipeline, even those that targets leave out."""
+    allows_missing_steps: bool = False
+    """Whether the run continues without steps that it would still run and that are not known."""
+    stays: bool = False
+    """Whether the run stays in its process while it waits for signals."""
+    clock: Callable[[], float] = time.time
+    """The wall clock, which any thread may ask."""
+    label: str = ""
+
+
+def new_start(request: Request) -> RunStart:
+    """Return how a new run starts.
+
+    Raise `ValueError` if nothing provides a parameter of an action, or two things do, and
+    `TypeError` if several steps would share the items of an input.
+    """
+    plan, inputs = request.plan, request.inputs
+    event = RunStarted(
+        request.run_id,
+        request.clock(),
+        dict(plan.depends_on),  # observers receive it, and other runs have the plan too
+        request.pipeline,
+        inputs=redacted(inputs, request.secret_inputs),
+        max_retries=dict(plan.max_retries),
+        secret=plan.secret,
+        signals={plan.steps[at].name: {} for at in sorted(plan.signals)},
+        signal_deadlines=plan.signal_deadlines(),
+        parent=request.parent,
+        parent_step=request.parent_step,
+        label=request.label,
+    )
+    bindings = plan.bindings(inputs.keys())
+    if "map_over" in plan.given:
+        refuse_shared_inputs(plan, bindings, inputs)
+    return RunStart(inputs, bindings, event)
 
 
 def open_scope(
@@ -44,6 +100,8 @@ def open_scope(
     clock, notes = clock_of(loop), None
     secrets = _secrets_of(start, outer.secrets)
     if observers or (persistence is not None and persistence.takes_notes):
+        from asyncflow._core.secret_texts import SecretTexts  # as in `_secrets_of`
+
         secrets = secrets or SecretTexts()
 
         def now_ms() -> float:
@@ -110,7 +168,16 @@ def _secrets_of(start: RunStart, outer: SecretTexts | None) -> SecretTexts | Non
     hidden = [name for name in start.inputs if shown.get(name) is REDACTED_OUTPUT]
     if not hidden and not start.event.secret and outer is None:
         return None
+    from asyncflow._core.secret_texts import SecretTexts  # few runs know one
+
     secrets = SecretTexts(outer)
     for name in hidden:
         secrets.add(start.inputs[name])
     return secrets
+
+
+def redacted(inputs: Mapping[str, Any], secret: Collection[str]) -> Mapping[str, Any]:
+    """Return inputs with a stand-in for each secret one."""
+    if not secret:
+        return inputs
+    return {name: REDACTED_OUTPUT if name in secret else inputs[name] for name in inputs}

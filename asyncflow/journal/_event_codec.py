@@ -26,7 +26,6 @@ from zlib import crc32
 
 import msgspec
 
-from asyncflow._core.error_text import LONGEST_TEXT
 from asyncflow._core.errors import (
     NotSendableError,
     OutputLostError,
@@ -39,7 +38,7 @@ from asyncflow._core.errors import (
     WorkerLostError,
 )
 from asyncflow._core.results import REDACTED, Payload, RunStatus, to_restored_error
-from asyncflow._core.text import cut, safe_text
+from asyncflow._core.text import LONGEST_TEXT, cut, safe_text
 from asyncflow.events import Event, ResultReused, RunStarted, StepAttached, StepSucceeded
 
 

@@ -21,7 +21,7 @@ from asyncflow._core.context import current_step
 from asyncflow._core.record import record
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow._runtime.interception import replacements
+from asyncflow._runtime.orchestrator import replacements
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 
 _ITSELF: Any = object()

@@ -36,7 +36,7 @@ from asyncflow._core.results import RunStatus, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import awaiting_location
-from asyncflow._runtime.interception import replacements
+from asyncflow._runtime.orchestrator import replacements
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
 from asyncflow.testing._checks import Check, check_is_plain, failed_check

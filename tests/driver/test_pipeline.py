@@ -167,10 +167,10 @@ class TestSteps:
     def test_the_decorator_takes_the_policies_of_a_step_with_the_same_types(self) -> None:
         parameters = dict(list(inspect.signature(WorkflowStep).parameters.items())[3:])
         step = inspect.signature(Pipeline.step).parameters
-        hints = typing.get_type_hints(WorkflowStep.__init__)
+        hints = typing.get_type_hints(WorkflowStep.__init__, None, {"Pool": Pool})
 
         expected = {name: hints[name] for name in parameters if name not in {*step, "parameters"}}
-        assert typing.get_type_hints(StepPolicies) == expected
+        assert typing.get_type_hints(StepPolicies, None, {"Pool": Pool}) == expected
 
     def test_steps_are_made_once_until_one_is_added(self) -> None:
         etl = pipeline_of(extract)

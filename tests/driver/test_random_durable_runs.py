@@ -31,8 +31,7 @@ from asyncflow import (
     run_pipeline,
     topological_sort,
 )
-from asyncflow._core.composition import ForwardOutputs
-from asyncflow._core.graph import plan
+from asyncflow._core.graph import ForwardOutputs, plan
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, visible_output

@@ -8,12 +8,11 @@ import time
 import pytest
 
 from asyncflow import WorkflowStep
-from asyncflow._core.graph import plan
+from asyncflow._core.graph import OutputTypes, plan
 from asyncflow._core.state import RunState
 from asyncflow._kernel.watchdog import Watchdog
-from asyncflow._policies.durable import OutputTypes, Request, new_start
 from asyncflow._policies.heartbeats import HeartbeatTimer
-from asyncflow._runtime.scope_opening import open_scope
+from asyncflow._runtime.scope_opening import Request, new_start, open_scope
 from asyncflow.events import AttemptStarted, MapStarted, RunStarted, StepSucceeded
 
 
