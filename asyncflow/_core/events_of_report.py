@@ -7,14 +7,15 @@ Rules:
 1. The replay of these events says what the results say.
 2. What results don't tell (a submission to an engine, how long a backoff was to be, where the loop
    was blocked) is left out, or put where it is no lie: a skip comes at the end of its segment.
-3. Times in results are rounded sums, so no step ends before its attempts have.
+3. An item that its result only counts has no event: who shows the report counts it (`view_of`).
+4. Times in results are rounded sums, so no step ends before its attempts have.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, groupby, islice, pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.record import replace
@@ -182,7 +183,6 @@ class _Teller:
             self._tell_attempts(_Node(name, item, outcome, attempts, segment + 1))
         for item, each in _numbered(items):
             self._tell_item(_Node(name, item, each, each.history, ends_in))
-        self._tell_left_out(step)
         self._tell_earlier_end(step, of_items)
         self._tell_origin(step)
         ended_ms = self._ended_ms(step, [*own, *of_items])
@@ -223,16 +223,6 @@ class _Teller:
             if self._end_of(last) - at_ms > _ROUNDING_MS:
                 self._tell(last, StepCancelled(step.step, 0, at_ms, "", None))
 
-    def _tell_left_out(self, step: _Node) -> None:
-        """Tell of the items that succeeded and that the result only counts."""
-        name, segment, result = step.step, step.ends_in, step.result
-        known = {item for item, _ in _numbered(result.items or ())}
-        unknown = (number for number in count() if number not in known)
-        for number in islice(unknown, 0 if result.origin else result.left_out):
-            at_ms = self._map_starts[name].get(segment, 0.0)
-            self._tell(segment, AttemptStarted(name, 1, at_ms, item=number))
-            self._tell(segment, StepSucceeded(name, 1, at_ms, None, number))
-
     def _tell_item(self, node: _Node) -> None:
         has_map = node.ends_in in self._map_starts[node.step]  # not if a rerun took the step over
         if node.result.reused and has_map:
@@ -263,13 +253,8 @@ class _Teller:
             return
         if result.items is not None:
             how_many, there = len(result.items) + result.left_out, 0
-            known = {each.item for each in result.items if each.origin}
-            others = [number for number in range(how_many) if number not in known]
-            if len(others) != result.left_out:
+            if not all(each.origin for each in result.items):
                 how_many = None  # no asyncflow has written that
-            for number in others if how_many is not None else ():
-                left_out = ResultReused(name, 0.0, result.origin, 1, 0.0, None, number)
-                self._reused.append(left_out)
         figures = result.origin, there, result.duration_ms, result.output, item, how_many
         facts = result.secret, result.error, not result.left_out
         self._reused.append(ResultReused(name, 0.0, *figures, *facts))

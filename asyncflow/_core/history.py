@@ -70,7 +70,8 @@ class LeftOut:
 
     def show_in(self, step: StepView) -> None:
         """Let a view of the step count them."""
-        step.left_out, step.left_out_queued_ms = self.count, self.queued_ms
+        step.left_out = step.left_out_attempts = self.count
+        step.left_out_queued_ms = self.queued_ms
         step.include_active(self.started_ms, self.latest_ms)
 
 
@@ -86,16 +87,11 @@ class History:
         self._run = before
         """The replay so far; ``None`` until a caller asks for one."""
         self.is_whole = before is None
-        """Whether the log has all that has happened."""
+        """Whether the log has what has happened from the start of the run on."""
         self._folded = 0
         """How many entries the replay has."""
         self.left_out: dict[str, LeftOut] = {}
         """The items that are not in the log, by mapped step."""
-
-    @property
-    def has_all_events(self) -> bool:
-        """Whether `events` are all that have happened."""
-        return self.is_whole and not self.left_out
 
     def events(self, first: int = 0) -> Iterator[Event]:
         """Yield what has happened, without the first so many events."""

@@ -120,6 +120,8 @@ class StoredRun:
         """What earlier segments settled, as far as it holds."""
         self._pending: dict[Key, StepView] = {}
         """What earlier segments began, as far as it continues."""
+        self._reused_items: dict[str, dict[int, StepView]] = {}
+        """The items that a rerun reuses, by step, until the event of the step itself."""
         for event in history:
             self.apply(event)
 
@@ -357,13 +359,15 @@ class StoredRun:
             keeps_outputs=event.keeps_outputs,
         )
         if event.items is not None:
-            items = {number: self._settled[step.name, number] for number in range(event.items)}
-            reused.items, reused.item_count = items, event.items
+            items = reused.items = self._reused_items.pop(event.step, {})
+            reused.item_count = event.items
             reused.tally = Counter(each.status for each in items.values())
             if event.keeps_outputs:
-                reused.output = [each.output for each in items.values()]
+                reused.output = [items[number].output for number in sorted(items)]
         if reused.secret:
             reused.output = REDACTED_OUTPUT
+        if item is not None:
+            self._reused_items.setdefault(event.step, {})[item] = reused
 
     def _on_thread_abandoned(self, event: events.ThreadAbandoned) -> None:
         attempt = self._step(event).latest

@@ -396,11 +396,12 @@ class RunReport(Mapping[str, StepResult]):
     def events(self) -> Iterator[Event]:
         """Yield what happened in the run, as an observer receives it, in order.
 
-        A report that a run has just made has its events, without what its steps said. Any other has
-        results alone (one that resumed a run, came from a journal or as JSON, or was pickled): then
-        these are the events that they imply, and a skip comes at the end.
+        A report that a run has just made has its events, without what its steps said, and without
+        the items that `StepResult.left_out` counts. Any other has results alone (one that resumed a
+        run, came from a journal or as JSON, or was pickled): then these are the events that they
+        imply, and a skip comes at the end.
         """
-        if self._history is not None and self._history.has_all_events:
+        if self._history is not None and self._history.is_whole:
             return self._history.events()
         from asyncflow._core.events_of_report import events_of  # few programs need it
 

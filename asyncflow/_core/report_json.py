@@ -288,8 +288,7 @@ _ATTEMPT: _Table = {
 
 def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     status, attempts = StepStatus(fields.pop("status")), fields.pop("history")
-    error = fields["error"]
-    del fields["fell_back"]  # the status and the error say so
+    error, fell_back = fields["error"], fields.pop("fell_back")
     if error and attempts and attempts[-1].error and attempts[-1].error.args == error.args:
         # They are one error, which views show once.
         attempts = (*attempts[:-1], replace(attempts[-1], error=error))
@@ -299,7 +298,23 @@ def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     for at, item in enumerate(result.items or ()):
         if item.items is not None:
             raise _refusal(f"{where}items[{at}].items", "must be null: an item has no items")
+    _check_figures(result, fell_back, where)
     return without_repetition(result)
+
+
+def _check_figures(result: StepResult, fell_back: bool, where: str) -> None:
+    """Refuse a result that says in two places what can't both be true."""
+    if fell_back is not result.fell_back:
+        problem = f"must be {json.dumps(result.fell_back)}, as the status and the error say"
+        raise _refusal(where + "fell_back", problem)
+    left_out = result.left_out
+    if left_out < 0 or (left_out and result.items is None):
+        problem = f"must be 0, not {left_out}" if result.items is None else "must not be negative"
+        raise _refusal(where + "left_out", problem)
+    least = len(result.history) + left_out + sum([item.attempts for item in result.items or ()])
+    if result.attempts < least:
+        problem = f"must be at least {least}, the number of those that are told or counted"
+        raise _refusal(where + "attempts", problem)
 
 
 def _results_from_json(value: Any, place: str) -> tuple[StepResult, ...]:

@@ -161,7 +161,9 @@ class StepView:
     keeps_outputs: bool = True
     """Whether its result has what each item returned."""
     left_out: int = 0
-    """How many items have succeeded in one attempt each and are not among `items`."""
+    """How many items have succeeded and are not among `items`."""
+    left_out_attempts: int = 0
+    """How many attempts these had in all."""
     left_out_queued_ms: float = 0.0
     """How long these were queued in all."""
     waiting_since: float | None = None
@@ -327,7 +329,12 @@ class StepView:
     def attempt_count(self) -> int:
         """How many attempts were started, those of its items included."""
         counts = [each.own_attempt_count + each.origin_attempts for each in self._runs()]
-        return sum(counts) + self.left_out
+        return sum(counts) + self.left_out_attempts
+
+    @property
+    def has_items(self) -> bool:
+        """Whether items of it have begun, also if they are only counted."""
+        return bool(self.items or self.left_out)
 
     @property
     def own_attempt_count(self) -> int:

@@ -63,13 +63,21 @@ def view_of(report: RunReport) -> RunView:
     if not isinstance(report, RunReport):
         raise TypeError(f"report must be a RunReport, not {type(report).__name__}")
     view = RunView(report.events())
-    for name, result in report.items():
-        if result.left_out:  # nothing that happened tells
-            step = view.steps[name]
-            step.left_out, step.left_out_queued_ms = result.left_out, 0.0
-            step.left_out_queued_ms = result.queued_ms - step.queued_ms
-            step.tally[StepStatus.SUCCESS] += result.left_out
+    count_left_out(view, report)
     return view
+
+
+def count_left_out(view: RunView, report: RunReport) -> None:
+    """Add the items that results only count to the view of the events that tell of all others."""
+    for name, result in report.items():
+        step = view.steps[name]
+        if not result.left_out or step.items is None:
+            continue
+        told = step.to_result(view.at_ms)  # a later attempt of an item has events, and no result
+        step.left_out = max(result.left_out - told.left_out, 0)
+        step.left_out_attempts = max(result.attempts - told.attempts, 0)
+        step.left_out_queued_ms = max(result.queued_ms - told.queued_ms, 0.0)
+        step.tally[StepStatus.SUCCESS] += step.left_out
 
 
 class RunView(StoredRun):
@@ -185,9 +193,9 @@ class RunView(StoredRun):
         """
         found = {}
         for name, step in self.steps.items():
-            for needed in step.depends_on if step.items and step.active else ():
+            for needed in step.depends_on if step.has_items and step.active else ():
                 source = self.steps.get(needed)
-                if source is None or not source.items or not source.active:
+                if source is None or not source.has_items or not source.active:
                     continue
                 time, begun = source.active[-1], step.active[-1]
                 ended_ms = math.inf if time.ended_ms is None else time.ended_ms

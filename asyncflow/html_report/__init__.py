@@ -21,7 +21,7 @@ from itertools import chain
 from asyncflow._core.arguments import check_number
 from asyncflow._core.report import RunReport
 from asyncflow._views.notes import NOTES, RunNotes
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, count_left_out
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import page
@@ -81,6 +81,8 @@ def to_html(
                 f"a {type(each).__name__} among them"
             )
     view, log = RunView(events), event_log(events)
+    if isinstance(run, RunReport):
+        count_left_out(view, run)
     if not resume and view.fingerprints:  # only a run with a journal has them
         resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
     context = PageContext(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -54,18 +54,22 @@ class ItemCells(NamedTuple):
         number of cells.
         """
         items = step.items or {}
-        outcomes = [outcome_of(items.get(number)) for number in range(count)]
-        each = max(-(-count // most), 1)
+        # An item that is only counted has no number, and so no cell.
+        numbers = sorted(items) if step.left_out else range(count)
+        outcomes = {number: outcome_of(items.get(number)) for number in numbers}
+        counts = Counter(outcomes.values())
+        counts["success"] += step.left_out
+        each = max(-(-len(numbers) // most), 1)
         cells = [
-            min(range(at, min(at + each, count)), key=lambda number: _RANK[outcomes[number]])
-            for at in range(0, count, each)
+            min(numbers[at : at + each], key=lambda number: _RANK[outcomes[number]])
+            for at in range(0, len(numbers), each)
         ]
         shown = [outcomes[number] for number in cells]
         ordered = sorted(zip(shown, cells, strict=True), key=lambda cell: _RANK[cell[0]])
         latest = _LATEST if step.attempt_count > _MOST_ATTEMPTS else None
         return cls(
             each,
-            {outcome: outcomes.count(outcome) for outcome in OUTCOMES if outcome in shown},
+            {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]},
             -(-len(cells) // _COLUMNS) * _PITCH,
             _paths([outcome for outcome, _ in ordered]),
             "|".join(

@@ -620,7 +620,7 @@ class PageModel:
 
     def item_count(self, step: StepView) -> int:
         """Return how many items a mapped step has, as far as that is known."""
-        return max(step.item_count or 0, len(step.items or ()))
+        return max(step.item_count or 0, len(step.items or ()) + step.left_out)
 
     def tally(self, step: StepView) -> list[StatusBadge]:
         """Return how many of its items that have begun have which status."""
@@ -631,6 +631,9 @@ class PageModel:
         """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
         attempts = [each for each in step.all_attempts() if each.segment == segment]
         ends = Counter[str](map(self.end, attempts))
+        if segment == step.segment:
+            ends["failed"] += step.left_out_attempts - step.left_out
+            ends["succeeded"] += step.left_out
         number = ends.total()
         parts = ", ".join(f"{ends[end]} {end}" for end in reversed(LAYERS) if ends[end])
         return f"{number} {'attempt' if number == 1 else 'attempts'}: {parts}"

@@ -244,6 +244,8 @@ def outcome_layers(
             if attempt.end in _FAILURES:
                 end_ms = max(end_ms, attempt.started_ms + span_ms * _LEAST_WIDTH)
             spans[attempt.end or "running"].append((attempt.started_ms, end_ms))
+    if step.left_out and bar.segment == step.segment:  # nothing tells when in this time they ran
+        spans["succeeded"].append((bar.start_ms, bar.end_ms))
     points = running_at(step.all_attempts(), now_ms, segment=bar.segment)
     most = max((count for _, count in points), default=0) or 1  # attempts may take no time
     heights: dict[float, dict[str, float]] = {}

@@ -6,6 +6,7 @@ Under ``schedule="tiers"`` a step still waits for the tier before; all else is t
 from __future__ import annotations
 
 import asyncio
+import pickle
 import tracemalloc
 
 import pytest
@@ -23,6 +24,7 @@ from asyncflow import (
 )
 from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
+from asyncflow._views.run_view import view_of
 from asyncflow.events import (
     AttemptStarted,
     MapStarted,
@@ -40,6 +42,16 @@ SUCCESS, FAILED, SKIPPED, CANCELLED = (
     StepStatus.CANCELLED,
 )
 SCHEDULES = pytest.mark.parametrize("schedule", ["tiers", "ready"])
+
+
+def through_json(report):
+    return RunReport.from_json(report.to_json())
+
+
+def through_pickle(report):
+    return pickle.loads(pickle.dumps(report))
+
+
 DONE = {StepSucceeded, StepFailed, StepSkipped, StepCancelled, StepReused}
 
 
@@ -703,6 +715,36 @@ async def test_what_is_not_kept_flows_on_and_only_counts_and_failures_stay(sched
         assert statuses(result) == dict.fromkeys((1, 4), FAILED if name == "fetch" else SKIPPED)
     assert "2 of 6 items failed, tolerated" in str(report)
     assert RunReport.from_json(report.to_json())["fetch"].left_out == 4
+
+
+@pytest.mark.parametrize("flaky", [False, True])
+@pytest.mark.parametrize("trip", [lambda report: report, through_json, through_pickle])
+async def test_a_view_counts_each_item_that_is_not_kept_once(trip, flaky):
+    async def numbers():
+        return iter(range(10))
+
+    async def half(number):
+        if flaky and number % 2 and current_step().attempt == 1:
+            raise ValueError(number)
+
+    steps = [
+        WorkflowStep("numbers", numbers),
+        WorkflowStep(
+            *("half", half, {"number": "numbers"}),
+            map_over="numbers",
+            keep_outputs=False,
+            max_retries=2,
+        ),
+    ]
+
+    report = trip(await run_pipeline(steps))
+
+    step = view_of(report).steps["half"]
+    attempts = 15 if flaky else 10
+    assert (report["half"].attempts, step.attempt_count) == (attempts, attempts)
+    assert (report["half"].left_out, +step.tally) == (10, {SUCCESS: 10})
+    assert len([event for event in report.events() if isinstance(event, MapStarted)]) == 1
+    assert "10 items" in report.to_html()
 
 
 @pytest.mark.parametrize("journal", [None, MemoryJournal()])

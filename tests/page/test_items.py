@@ -6,9 +6,11 @@ import re
 
 import pytest
 from mapped_run import chain_run, mapped_run
+from results import failed, mapped, report_of, succeeded
 
+from asyncflow import RunReport
 from asyncflow._core.errors import RestoredError
-from asyncflow._views.run_view import RunView
+from asyncflow._views.run_view import RunView, view_of
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,
@@ -27,6 +29,39 @@ from asyncflow.html_report._page_model import PageContext, PageModel
 def model_of(events: list[Event]) -> PageModel:
     view = RunView(events)
     return PageModel(view, view.at_ms)
+
+
+@pytest.mark.parametrize("left_out", [10**6, 10**30])
+def test_the_page_of_items_that_are_only_counted_takes_no_longer_for_more(left_out: int) -> None:
+    items = (failed("a[3]", ValueError("no"), item=3),)
+    result = mapped("a", *items, left_out=left_out, attempts=left_out + 1)
+    report = RunReport.from_json(report_of(result).to_json())
+
+    html = report.to_html()
+
+    assert len(html) < 200_000
+    assert f"{left_out + 1} items" in html
+    assert f"</svg> {left_out} succeeded" in html
+
+
+@pytest.mark.parametrize("origin", ["", "other"])
+def test_the_items_that_are_kept_have_the_cells_if_others_are_counted(origin: str) -> None:
+    where = {"origin": origin, "reused": True, "started_ms": None} if origin else {}
+    fell_back = succeeded("a[7]", error=ValueError("no"), item=7, **where)
+    result = mapped("a", fell_back, left_out=8, attempts=9, **where)
+
+    view = view_of(report_of(result))
+
+    cells = ItemCells.of(view.steps["a"], 9, 2_000)
+    assert (cells.counts, cells.data.partition(":")[0]) == ({"success": 9}, "success 7")
+
+
+def test_a_result_that_counts_items_without_having_any_is_shown() -> None:
+    report = report_of(succeeded("a", left_out=5))
+
+    assert [*report.events()]
+    assert "<html" in report.to_html()
+    assert "SUCCESS" in report._repr_html_()
 
 
 def cells_of(events: list[Event], most: int = 2_000) -> ItemCells:
