@@ -57,6 +57,7 @@ def policies_of(
     given, add = scope.plan.given, found.append
 
     # Waits close before the resources: a step whose signal came meanwhile would start without them.
+    # And they come before crashes are counted: what waits runs nothing, whatever it was before.
     waits: Waits | None = None
     if "signal" in given:
         from asyncflow._policies.waits import Waits
@@ -134,7 +135,6 @@ def policies_of(
 
             add(Linked(parts, link, draining, waits, persistence))
 
-    # Before maps and permits: a step that will not run waits for neither.
     if "when" in given:
         from asyncflow._policies.conditions import Conditions
 

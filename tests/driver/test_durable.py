@@ -24,6 +24,7 @@ from asyncflow import (
     RunIdInUseError,
     RunNotFoundError,
     RunStatus,
+    Signal,
     StepCrashedError,
     StepStatus,
     WorkflowStep,
@@ -371,6 +372,18 @@ class TestResume:
         # A run that is started again has all its attempts.
         assert (await run_pipeline(steps, journal=left, run_id="r")).all_passed
         assert calls == [1]
+
+    async def test_a_step_that_crashed_too_often_waits_if_it_is_a_signal_now(self, journal):
+        async def act():
+            pass
+
+        await run_pipeline([WorkflowStep("a", act, max_crashes=0)], journal=journal, run_id="r")
+        signal = WorkflowStep("a", Signal(str), deadline_ms=1, fallback=lambda _: "default")
+        left = journal.died_after(2)
+
+        report = await run_pipeline([signal], journal=left, run_id="r")
+
+        assert report["a"].output == "default"
 
     async def test_what_ran_beside_a_step_that_crashed_too_often_is_cancelled(self, journal):
         async def act():

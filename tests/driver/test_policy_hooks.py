@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
 from asyncflow import (
@@ -194,6 +195,11 @@ BEFORE = [
     ("CheckpointWriter", "EarlierResults"),  # void checkpoints go with the run's first event
     ("Persisting", "StepCache"),  # others may reuse only what is stored
     ("Persisting", "Observing"),  # nothing is reported that was not stored
+    ("Waits", "EarlierResults"),  # what waits now runs nothing, however often it has crashed
+    ("StepCache", "Permits"),  # what reuses a result needs no slot
+    ("WorkerSteps", "Permits"),  # no slot is held during the wait for an abandoned thread
+    ("Persisting", "RemoteAttempts"),  # an attempt is submitted when its start is stored
+    ("RemoteAttempts", "HeartbeatLimits"),  # the limit is around the call that is replaced
     ("Resources", "Draining"),  # a nested run stands still when they are closed
     ("WorkerSteps", "HeartbeatLimits"),  # the limit is around the worker that gives heartbeats
 ]
@@ -228,6 +234,7 @@ async def test_policies_act_in_the_order_that_matters(monkeypatch: pytest.Monkey
             WorkflowStep("hidden", quick, ["fails"], secret=True),
             WorkflowStep("clean_up", quick, ["fails"], run_if="always"),
             WorkflowStep("approved", Signal(bool), ["fails"]),
+            WorkflowStep("away", quick, ["fails"], engine=FakeEngine()),
         ],
         journal=MemoryJournal(),
         observers=[lambda event: None],
