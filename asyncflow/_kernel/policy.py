@@ -38,7 +38,11 @@ class NoAttempt(Enum):
     HAS_ENDED = auto()
     """Its end is reported."""
     IS_PARKED = auto()
-    """It has no task from now on. It starts again when the state queues it again."""
+    """It has no task from now on, and starts again when the state queues it again.
+
+    That is for its first attempt alone. Nothing is told to other policies: one whose gate it has
+    passed keeps what it has given to the node.
+    """
 
 
 Passage: TypeAlias = NoAttempt | Exception | None
@@ -203,7 +207,9 @@ class Policy:
         """Return what waits until a node may make an attempt; ``None`` if it may right now.
 
         A wait that a third party cancels begins again; only the run cuts it short. Gates are passed
-        one after the other: one that was passed is not asked again before the next attempt.
+        one after the other: one that was passed is not asked again before the next attempt, even if
+        a later gate takes long. What must hold at the start of the attempt is the last gate, and
+        must let go of what the node holds already.
         """
         return None
 
@@ -230,7 +236,8 @@ class Policy:
         """An attempt is about to call its action, within its limit.
 
         Return what is called instead, such as a coroutine function that awaits this call; or the
-        same. The first policy is the innermost one.
+        same. The first policy is the innermost one. A call may be awaited more than once, also at
+        the same time, but for that of an engine.
         """
         return call
 
@@ -251,7 +258,7 @@ class Policy:
         raise failure
 
     def on_attempted(self, node: int) -> None:
-        """An attempt is over, its end is reported, and what follows has joined the lines."""
+        """An attempt is over, its end is reported. What follows is in line, or may have started."""
 
     def on_hold(self, node: int, delay_ms: float) -> bool:
         """Return whether a gate of this policy waits for the delay before the next attempt."""

@@ -33,7 +33,10 @@ class Host(Protocol):
         """The task of a node ends, and how the node ended is reported."""
 
     def advance(self) -> None:
-        """Go on: there is a new node, or room for one, or one has ended without a task."""
+        """Go on: there is a new node, or room for one, or one has ended without a task.
+
+        It enters the context of the run, so a callback must not have that as its own, but a copy.
+        """
 
     def fail(self, node: int, failure: Exception) -> None:
         """End a node that fails for good while no attempt of it runs, unless it is rescued."""

@@ -320,8 +320,8 @@ class _Value(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
-# A policy may ask for any backoff.
-_Number = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+# A policy may ask for any backoff. And an integer stays one: it may count something.
+_Number = _Count | Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 _Moment = Annotated[float, msgspec.Meta(ge=0, lt=_LATEST_S)]
 
 _STORED_AS: dict[Any, Any] = {int: _Count, float: _Number, BaseException: StoredError}

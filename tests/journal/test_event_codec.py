@@ -274,7 +274,10 @@ def test_a_malformed_row_is_refused(kind: str, payload: str | None) -> None:
     [
         (row("AttemptStarted", "a", -1, None), "a number is out of range"),
         (row("AttemptStarted", "a", 1, None)._replace(at_ms=1e300), "a number is out of range"),
-        (row("AttemptStarted", "a", 1, '{"queued_ms": "5"}'), r"Expected `float`.*queued_ms"),
+        (
+            row("AttemptStarted", "a", 1, '{"queued_ms": "5"}'),
+            r"Expected `int .*`.*queued_ms",
+        ),
         (row("RunFinished", None, None, '{"status": "PAUSED"}'), "PAUSED"),
         (row("RunFinished", None, None, '{"status": "ORPHANED"}'), "nothing ends as ORPHANED"),
         (row("StepReused", "a", None, '{"status": "PAUSED"}'), "PAUSED"),

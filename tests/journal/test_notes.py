@@ -55,9 +55,10 @@ async def store(journal: Any, *said: NoteEvent, run_id: str = "r") -> None:
 async def test_notes_come_back_as_they_were_and_in_order(journal: Any) -> None:
     await store(journal, *SAID)
 
-    assert await journal.notes("r") == [
-        StoredEvent(number, note) for number, note in enumerate(SAID, 1)
-    ]
+    notes = await journal.notes("r")
+
+    assert notes == [StoredEvent(number, note) for number, note in enumerate(SAID, 1)]
+    assert "done=1, total=3" in repr(notes[1])  # integers stay integers
     assert [each.event for each in await journal.events("r")] == [
         RunStarted("r", 1.0, {"a": (), "b\0": ()}),
         RunFinished(9.0, RunStatus.PASSED),
