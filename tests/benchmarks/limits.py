@@ -38,8 +38,8 @@ LIMITS: dict[str, tuple[float, float, float]] = {
     "10,000 items, mapped steps in pools of 100: 1": (2.8, 2.3, 2.3),
     "10,000 items, mapped steps in pools of 100: 2": (3.5, 3.6, 3.7),
     "memory of a live step": (1.4, 1.35, 1.35),
-    "import of asyncflow, beside asyncio / of asyncio": (0.8, 0.8, 0.8),
-    "modules that a plain run loads": (68, 68, 68),
+    "import of asyncflow, beside asyncio / of asyncio": (0.58, 0.58, 0.58),
+    "modules that a plain run loads": (41, 40, 40),
     # with a journal, against sqlite3 and group commit
     "durable chain of 100": (3.6, 3.3, 3.4),
     "durable 50 chains of 10": (4.6, 4.4, 4.4),
