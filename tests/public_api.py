@@ -19,7 +19,7 @@ MODULES = (
     *("asyncflow", "asyncflow.events", "asyncflow.journal", "asyncflow.service"),
     *("asyncflow.engines", "asyncflow.engines.executor", "asyncflow.engines.dask"),
     *("asyncflow.testing", "asyncflow.html_report", "asyncflow.web", "asyncflow.live"),
-    *("asyncflow.logs", "asyncflow.otel", "asyncflow.notebook", "asyncflow.github"),
+    *("asyncflow.logs", "asyncflow.otel", "asyncflow.notebook"),
 )
 """The public modules, except for `asyncflow.engines.ray`, which can't be imported without Ray."""
 

@@ -270,10 +270,7 @@ print(json.dumps(sorted({{name.partition(".")[0] for name in set(sys.modules) - 
 @pytest.mark.parametrize(
     ("modules", "needed"),
     [
-        (
-            "asyncflow, asyncflow.events, asyncflow.github, asyncflow.logs, asyncflow.testing",
-            NEEDED,
-        ),
+        ("asyncflow, asyncflow.events, asyncflow.logs, asyncflow.testing", NEEDED),
         ("asyncflow.journal", NEEDED | {"msgspec"}),
     ],
 )

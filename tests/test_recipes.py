@@ -383,7 +383,7 @@ class TestCI:
         (workflow,) = manifests("ci.md")
         steps = workflow["jobs"]["checks"]["steps"]
         ((run,),) = [[n for n, step in enumerate(steps) if "asyncflow run" in step.get("run", "")]]
-        restore, save = steps[run - 1], steps[run + 1]
+        restore, summary, save = steps[run - 1], steps[run + 1], steps[run + 2]
 
         command = steps[run]["run"]
         assert command.startswith("exec ")  # or the shell keeps the signals of a cancelled job
@@ -393,7 +393,34 @@ class TestCI:
         assert options["journal"] == restore["with"]["path"] == save["with"]["path"]
         assert restore["with"]["key"] == save["with"]["key"]
         assert save["with"]["key"].startswith(restore["with"]["restore-keys"])
-        assert save["if"] == "always()"
+        assert save["if"] == summary["if"] == "always()"
+        assert f'show "{options["run_id"]}" --journal {options["journal"]} ' in summary["run"]
+
+    @pytest.mark.parametrize("read_back", [False, True], ids=["own program", "from JSON"])
+    def test_a_job_has_a_summary_and_an_error_where_each_step_raised(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        *,
+        read_back: bool,
+    ) -> None:
+        async def fails() -> None:
+            raise OSError("no disk, 50%\n::warning::x")
+
+        report = run_in_virtual_time(run_pipeline([WorkflowStep("a: b", fails)]))
+        report = RunReport.from_json(report.to_json()) if read_back else report
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+
+        names_of("ci.md", "def summarize")["summarize"](report)
+
+        line = inspect.getsourcelines(fails)[1] + 1
+        where = f"::error title=Step a%3A b failed,file=tests/test_recipes.py,line={line}::"
+        (command,) = capsys.readouterr().out.splitlines()
+        assert command.startswith(where)
+        assert command.endswith("no disk, 50%25%0A::warning::x")
+        assert (tmp_path / "summary.md").read_text(encoding="utf-8") == report.to_markdown()
 
 
 def test_the_join_of_two_branches_does_not_outlive_a_deadline() -> None:

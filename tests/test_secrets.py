@@ -33,7 +33,6 @@ from asyncflow import (
 )
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event, NoteEvent, StepLogged, StepSucceeded
-from asyncflow.github import to_markdown
 from asyncflow.journal import SQLiteJournal
 from asyncflow.live import LiveView
 from asyncflow.live._end import run_end
@@ -154,7 +153,7 @@ async def test_no_view_of_a_run_shows_a_secret(
                 shown.append(answer.text)
     for each in (report, stored):
         shown += [repr(each), str(each), each.to_json(), each.to_html(), each.to_mermaid()]
-        shown.append(to_markdown(each))
+        shown.append(each.to_markdown())
         shown += [repr(result) for result in each.results]
         shown += [repr(result.error) for result in each.results]
     shown += [repr(event) for event in events] + [repr(event) for event in listed]

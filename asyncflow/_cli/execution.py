@@ -297,7 +297,6 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         if end.failure.__cause__ is not None:
             write_note(format_error(end.failure.__cause__).rstrip("\n"))
         write_note(escape_controls(f"Error: {end.failure}"))
-    _report_to_github(report)
     if flags.html is not None:
         stored_in = execution.journal
         resume = "" if stored_in is None else _resume_command(execution, report, stored_in)
@@ -326,19 +325,6 @@ def write_report(report: RunReport, *, as_json: bool, is_shown: bool, with_trace
         click.echo(report.to_json(indent=2))
     elif not (is_shown and sys.stdout.isatty()):
         write_result(format_report(report))
-
-
-def _report_to_github(report: RunReport) -> None:
-    """Write what GitHub Actions shows of a run, if this is one of its jobs."""
-    if not {"GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"} & os.environ.keys():
-        return
-    from asyncflow.github import write_errors, write_summary  # few need it
-
-    try:
-        write_summary(report)
-        write_errors(report)
-    except OSError as error:
-        write_note(escape_controls(f"the report for GitHub can't be written: {error}"))
 
 
 def next_commands(

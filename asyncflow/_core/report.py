@@ -419,6 +419,16 @@ class RunReport(Mapping[str, StepResult]):
         needs = {name: each.depends_on for name, each in results.items()}
         return to_mermaid(needs, results, self.critical_path)
 
+    def to_markdown(self) -> str:
+        """Return the report as Markdown, for the summary of a CI job, a comment or a chat.
+
+        It has a table of the steps, what failed first, and the tracebacks of the steps with errors,
+        which GitHub shows folded. It is cut to less than 1 MiB, and has no inputs and no outputs.
+        """
+        from asyncflow._core.report_markdown import to_markdown  # few programs need it
+
+        return to_markdown(self)
+
     def to_html(self) -> str:
         """Return the report as one page of HTML that needs no network and no other file.
 

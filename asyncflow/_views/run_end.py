@@ -6,11 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from asyncflow._core.report import tolerated_text
 from asyncflow._core.results import (
     StepStatus,
-    failure_text,
-    fallbacks_text,
     has_fallen_back,
 )
 from asyncflow._core.step_view import StepView
@@ -73,16 +70,6 @@ def endured_steps(view: RunView) -> Iterator[StepView]:
             step.tally[StepStatus.FAILED] or any(map(has_fallen_back, _with_items([step])))
         ):
             yield step
-
-
-def endured_text(step: StepView) -> str:
-    """Return what failed of such a step: ``2 of 40 items failed, tolerated``."""
-    count = max(step.item_count or 0, len(step.items or ()) + step.left_out)
-    count -= step.tally[StepStatus.SKIPPED]
-    failed = step.tally[StepStatus.FAILED]
-    fallback = "" if step.error is None else failure_text(step)
-    parts = [tolerated_text(failed, count) if failed else "", fallback]
-    return "; ".join(filter(None, [*parts, fallbacks_text((step.items or {}).values())]))
 
 
 def _with_items(steps: Iterable[StepView]) -> Iterator[StepView]:

@@ -95,8 +95,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     monkeypatch.chdir(tmp_path)
     for name in ("ASYNCFLOW_JOURNAL", "ASYNCFLOW_PIPELINES", "ASYNCFLOW_TOKEN", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
     made = Shell(tmp_path)
     made.write("etl.py", PIPELINES)

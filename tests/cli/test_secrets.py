@@ -38,12 +38,8 @@ PIPELINE = """
 
 
 @pytest.mark.parametrize("journal", [(), ("--no-journal",)])
-def test_no_command_shows_a_secret(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch, journal: tuple[str, ...]
-) -> None:
+def test_no_command_shows_a_secret(shell: Shell, journal: tuple[str, ...]) -> None:
     shell.write("secrets_.py", PIPELINE)
-    monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.html")
     run = ("run", "secrets_:logins", "--input", "password=hunter2-marker", "--html", "a.html")
     shown = [
         shell(*run, *journal, "--log-level", "DEBUG", exits=1),
@@ -58,6 +54,5 @@ def test_no_command_shows_a_secret(
     texts += [path.read_bytes().decode("latin-1") for path in shell.directory.glob("*[lbw]*.[!p]*")]
 
     assert (shell.directory / "a.html").exists()
-    assert "FAILED" in (shell.directory / "summary.html").read_text(encoding="utf-8")
     assert [text for text in texts if "hunter2-marker" in text] == []
     assert any("secrets_.send or one of its arguments can't be pickled" in text for text in texts)

@@ -37,14 +37,13 @@ from asyncflow import (
     RunReport,
     WorkflowStep,
 )
-from asyncflow.github import to_markdown
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import Service
 from asyncflow.testing import crash_everywhere, explore, run_in_virtual_time
 from asyncflow.web import serve
 
 MODULES = (
-    *("asyncflow", "asyncflow.engines", "asyncflow.engines.executor", "asyncflow.github"),
+    *("asyncflow", "asyncflow.engines", "asyncflow.engines.executor"),
     *("asyncflow.html_report", "asyncflow.journal", "asyncflow.live", "asyncflow.logs"),
     *("asyncflow.notebook", "asyncflow.otel", "asyncflow.service", "asyncflow.testing"),
     "asyncflow.web",
@@ -373,7 +372,6 @@ def test_a_wrong_argument_is_refused_by_name_or_has_its_meaning(
         ("asyncflow:RunReport.to_json", "indent", 10**400),
         ("asyncflow:resume_all", "journal", 1),
         ("asyncflow:resume_all", "interrupted", Unprintable()),
-        ("asyncflow.github:to_markdown", "report", None),
         ("asyncflow.html_report:to_html", "run", ["x"]),
         ("asyncflow.html_report:to_html", "notes", 1),
         ("asyncflow.html_report:to_html", "resume", 1),
@@ -566,7 +564,7 @@ def test_damaged_json_is_a_report_that_all_can_show_or_is_refused(text: str | by
 
     assert RunReport.from_json(report.to_json()).to_json() == report.to_json()
     assert f"{report}{report!r}{report.summary()}{report.to_mermaid()}{report.critical_path}"
-    assert to_markdown(report)
+    assert report.to_markdown()
     assert "<html" in report.to_html()
     assert report.compare(report).steps is not None
     try:

@@ -12,7 +12,6 @@ from asyncflow import Pipeline, RunReport, after
 from asyncflow._views.notebook import of_report
 from asyncflow._views.run_end import verdict
 from asyncflow._views.run_view import RunView, view_of
-from asyncflow.github import to_markdown
 from asyncflow.journal import SQLiteJournal
 from asyncflow.live._end import run_end
 from asyncflow.live._theme import UNICODE
@@ -64,8 +63,8 @@ def test_each_text_names_what_a_run_waits_for(report: RunReport, shown: Any) -> 
 
 @pytest.mark.parametrize(
     "shown",
-    [RunReport.to_html, to_markdown, of_report],
-    ids=["page", "github", "notebook"],
+    [RunReport.to_html, RunReport.to_markdown, of_report],
+    ids=["page", "markdown", "notebook"],
 )
 def test_each_page_names_what_a_run_waits_for_as_text(report: RunReport, shown: Any) -> None:
     text = shown(report)

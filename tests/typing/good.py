@@ -388,6 +388,7 @@ async def main() -> None:
     assert_type(RunReport.from_json(b"{}"), RunReport)
     assert_type(report.critical_path, list[str])
     assert_type(report.to_mermaid(), str)
+    assert_type(report.to_markdown(), str)
     assert_type(report.stop_reason, str | None)
     report.raise_for_failures()
 

@@ -1,0 +1,86 @@
+"""A report as Markdown: a table of its steps, and the tracebacks of those with errors.
+
+It is for a comment, a chat or the summary of a CI job, which have limits: names, errors and
+tracebacks are cut, and so are the table and the number of tracebacks. Nothing that a step or an
+error says can be Markdown, HTML, a link or a mention.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+
+from asyncflow._core.report import RunReport, result_note
+from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.text import cut, duration, escape_controls, plural
+from asyncflow._core.tracebacks import format_error
+
+# In all, less than the 1 MiB that the summary of a job on GitHub may have.
+_MOST_ROWS, _MOST_TRACEBACKS = 100, 10
+_NAME, _WORDS, _TRACEBACK = 100, 500, 8_000
+
+_ACTIVE = re.compile(r"[!#$%&*+:-@\[-`{-~]|(?<=\w)[./](?=\w)")
+"""What may be a part of Markdown, HTML, a link or a mention."""
+
+_WORST_FIRST = [StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.RUNNING, StepStatus.PENDING]
+_WORST_FIRST += [StepStatus.SKIPPED, StepStatus.SUCCESS]
+
+
+def to_markdown(report: RunReport) -> str:
+    """Return the report as Markdown that ends with a line break."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: RunReport) -> Iterator[str]:
+    label = f", {_code(report.label)}" if report.label else ""
+    yield f"### {_code(report.pipeline or report.run_id)} {report.status}"
+    yield f"\nRun {_code(report.run_id)}{label}: {duration(report.total_duration_ms)}"
+    if report.stop_reason is not None:
+        yield f"\nStopped: {_words(report.stop_reason)}"
+    results = sorted(report.values(), key=_order)
+    yield "\n| step | status | attempts | took | |\n| --- | --- | --: | --: | --- |"
+    for result in results[:_MOST_ROWS]:
+        note = _words(result_note(result, len(report.segments)).removeprefix(": "))
+        facts = f"{result.status} | {result.attempts:,} | {duration(result.duration_ms)}"
+        yield f"| {_code(result.step_name)} | {facts} | {note} |"
+    if len(results) > _MOST_ROWS:
+        yield f"\nand {plural(len(results) - _MOST_ROWS, 'more step')}"
+    failed = [each for each in results if each.error is not None and not each.fell_back]
+    for result in failed[:_MOST_TRACEBACKS]:
+        yield from _traceback(result)
+    if len(failed) > _MOST_TRACEBACKS:
+        yield f"\nand {plural(len(failed) - _MOST_TRACEBACKS, 'more traceback')}"
+
+
+def _order(result: StepResult) -> tuple[int, float]:
+    ended_ms = (result.started_ms or 0.0) + result.duration_ms
+    is_failure = result.error is not None
+    return _WORST_FIRST.index(result.status), ended_ms if is_failure else 0.0
+
+
+def _traceback(result: StepResult) -> Iterator[str]:
+    assert result.error is not None
+    text = format_error(result.error)
+    if len(text) > _TRACEBACK:
+        text = f"({len(text) - _TRACEBACK:,} characters left out)\n{text[-_TRACEBACK:]}"
+    # Between blank lines, only the end of `pre` ends it, and the text can't have that.
+    yield f"\n<details><summary>Traceback of {_code(result.step_name)}</summary>\n"
+    yield f"<pre>\n{html.escape(text, quote=False)}\n</pre>\n\n</details>"
+
+
+def _code(name: str) -> str:
+    return f"<code>{_plain(cut(escape_controls(name), _NAME))}</code>"
+
+
+def _words(text: str) -> str:
+    return _plain(cut(escape_controls(text), _WORDS))
+
+
+def _plain(text: str) -> str:
+    """Return a text in which nothing is Markdown, HTML, a link or a mention.
+
+    A character reference never is a part of the structure of Markdown:
+    https://spec.commonmark.org/0.31.2/#entity-and-numeric-character-references
+    """
+    return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", text)
