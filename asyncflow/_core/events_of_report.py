@@ -5,8 +5,8 @@ That is one which a user has made, which came as JSON or pickled, or which a jou
 Rules:
 
 1. The replay of these events says what the results say.
-2. What results don't tell (a submission to an engine, how long a backoff was to be, where the loop
-   was blocked) is left out, or put where it is no lie: a skip comes at the end of its segment.
+2. What results don't tell (a submission to an engine, where the loop was blocked) is left out, or
+   put where it is no lie: a skip comes at the end of its segment.
 3. An item that its result only counts has no event: who shows the report counts it (`view_of`).
 4. Times in results are rounded sums, so no step ends before its attempts have.
 """
@@ -112,6 +112,7 @@ class _Teller:
             self._dependencies(),
             report.pipeline,
             inputs=report.inputs,
+            max_retries=self._max_retries(),
             secret=self._secret(),
             parent=report.parent,
             parent_step=report.parent_step,
@@ -140,12 +141,17 @@ class _Teller:
             },
             recalled=tuple([name for name, why in reasons.items() if why == RECALLED]),
             afresh=bool(anew) and not outdated,
+            max_retries=self._max_retries(),
             secret=self._secret(),
             process=segment.process,
         )
 
     def _dependencies(self) -> dict[str, tuple[str, ...]]:
         return {result.step_name: result.depends_on for result in self._report.results}
+
+    def _max_retries(self) -> dict[str, int]:
+        most = {result.step_name: result.max_retries for result in self._report.results}
+        return {name: each for name, each in most.items() if each is not None}
 
     def _secret(self) -> tuple[str, ...]:
         results = self._report.results
@@ -291,6 +297,7 @@ class _Teller:
                 ran_ms = sum([ended - began for began, ended in _active(attempts).values()])
                 has_waited = result.duration_ms - ran_ms > _ROUNDING_MS
                 is_retried = has_waited or result.status in (StepStatus.RUNNING, *_ENDED)
+                is_retried = is_retried or attempt.retry_in_ms is not None
             else:
                 is_retried = later.number > attempt.number
                 if end == "crashed" and is_retried:
@@ -306,6 +313,8 @@ class _Teller:
                 if later is not None and in_segment:
                     at_ms = max(min(at_ms, later.started_ms), began_ms)
                     wait_ms = max(later.started_ms - later.queued_ms - at_ms, 0.0)
+                if attempt.retry_in_ms is not None:
+                    wait_ms = attempt.retry_in_ms
                 told = AttemptFailed(name, attempt.number, at_ms, attempt.error, wait_ms, item)
             self._tell(attempt.segment, told)
         if result.status is StepStatus.RUNNING and result.items is None:
@@ -383,7 +392,8 @@ class _Teller:
         if last is not None and last.error is not None:
             ended_ms = last.started_ms + last.duration_ms
             if at_ms - ended_ms > _ROUNDING_MS and result.status in _ENDED:
-                failed = AttemptFailed(name, number, ended_ms, last.error, 0.0, item)
+                wait_ms = last.retry_in_ms or 0.0
+                failed = AttemptFailed(name, number, ended_ms, last.error, wait_ms, item)
                 self._tell(ends_in, failed)
         error, reason = result.error, result.reason
         if result.status is StepStatus.SUCCESS:

@@ -163,24 +163,25 @@ class _Results:
             if name in eventful:
                 eventful[name].append(entry)
         results = {}
+        max_retries = self._started.max_retries
         for name, depends_on in self._started.dependencies.items():
             if name in eventful:
                 results[name] = self._of(name, eventful[name], depends_on)
             elif name in plain:
-                results[name] = of_plain(plain[name], depends_on)
+                results[name] = of_plain(plain[name], depends_on, max_retries.get(name))
         return results
 
     def _of(self, name: str, entries: list[LogEntry], depends_on: tuple[str, ...]) -> StepResult:
-        first, last = entries[0], entries[-1]
+        first, last, most = entries[0], entries[-1], self._started.max_retries.get(name)
         result: StepResult | None
         if isinstance(first, StepSkipped):
-            result = _of_skip(name, first, depends_on)
+            result = _of_skip(name, first, depends_on, most)
         elif isinstance(first, MapStarted) and not first.keeps_outputs:
             result = None
         elif isinstance(first, MapStarted):
-            result = _of_items(first, entries[1:-1], ended_by(last), depends_on)
+            result = _of_items(first, entries[1:-1], ended_by(last), depends_on, most)
         else:
-            result = _of_attempts(name, None, entries, depends_on)
+            result = _of_attempts(name, None, entries, depends_on, most)
         if result is None:
             return self._replayed(name, entries)
         return _as_secret(result) if name in self._secret else result
@@ -249,7 +250,9 @@ def _item_of(entry: Any) -> Any:
     return entry[4] if len(entry) == 5 else entry[0][4]
 
 
-def of_plain(ended: EndedAttempt, depends_on: tuple[str, ...]) -> StepResult:
+def of_plain(
+    ended: EndedAttempt, depends_on: tuple[str, ...], max_retries: int | None
+) -> StepResult:
     """Return the result of a step, or an item, whose first attempt in the plain lane succeeded."""
     (name, attempt, started_ms, queued_ms, item), ended_ms, output = ended
     return StepResult(
@@ -262,11 +265,16 @@ def of_plain(ended: EndedAttempt, depends_on: tuple[str, ...]) -> StepResult:
         depends_on=depends_on,
         queued_ms=queued_ms,
         item=item,
+        max_retries=max_retries,
     )
 
 
 def _of_attempts(
-    name: str, item: int | None, entries: Sequence[LogEntry], depends_on: tuple[str, ...]
+    name: str,
+    item: int | None,
+    entries: Sequence[LogEntry],
+    depends_on: tuple[str, ...],
+    max_retries: int | None,
 ) -> StepResult | None:
     """Return the result of a step, or an item; ``None`` if more happened than its attempts."""
     start, end = start_of(entries[0]), ended_by(entries[-1])
@@ -293,6 +301,7 @@ def _of_attempts(
         depends_on,
         queued_ms,
         item=item,
+        max_retries=max_retries,
     )
 
 
@@ -308,14 +317,19 @@ def _recorded(entries: Sequence[LogEntry]) -> tuple[Attempt, ...] | None:
         error = end.error
         cancelled = isinstance(last, StepCancelled) and end_of(error) != "timed out"
         duration_ms = end.at_ms - start.at_ms
-        attempts.append(
-            Attempt(number, start.at_ms, duration_ms, error, start.queued_ms, 1, cancelled)
-        )
+        attempt = Attempt(number, start.at_ms, duration_ms, error, start.queued_ms, 1, cancelled)
+        if isinstance(last, AttemptFailed):
+            attempt = replace(attempt, retry_in_ms=last.retry_in_ms)
+        attempts.append(attempt)
     return tuple(attempts)
 
 
 def _of_items(
-    started: MapStarted, between: Iterable[LogEntry], end: _End | None, depends_on: tuple[str, ...]
+    started: MapStarted,
+    between: Iterable[LogEntry],
+    end: _End | None,
+    depends_on: tuple[str, ...],
+    max_retries: int | None,
 ) -> StepResult | None:
     """Return the result of a mapped step; ``None`` if more happened than attempts of its items."""
     if end is None:  # an item is known to have blocked the loop only after the end of the step
@@ -325,7 +339,7 @@ def _of_items(
         entries_of.setdefault(_item_of(entry), []).append(entry)
     items = []
     for item, entries in sorted(entries_of.items()):
-        result = _of_attempts(f"{name}[{item}]", item, entries, depends_on)
+        result = _of_attempts(f"{name}[{item}]", item, entries, depends_on, max_retries)
         if result is None:
             return None
         items.append(result)
@@ -343,10 +357,13 @@ def _of_items(
         depends_on,
         sum([result.queued_ms for result in items], 0.0),
         items=tuple(items),
+        max_retries=max_retries,
     )
 
 
-def _of_skip(name: str, skip: StepSkipped, depends_on: tuple[str, ...]) -> StepResult:
+def _of_skip(
+    name: str, skip: StepSkipped, depends_on: tuple[str, ...], max_retries: int | None
+) -> StepResult:
     return StepResult(
         name,
         StepStatus.SKIPPED,
@@ -355,6 +372,7 @@ def _of_skip(name: str, skip: StepSkipped, depends_on: tuple[str, ...]) -> StepR
         depends_on=depends_on,
         by_condition=skip.by_condition,
         item=skip.item,
+        max_retries=max_retries,
     )
 
 

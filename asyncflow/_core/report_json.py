@@ -283,6 +283,7 @@ _ATTEMPT: _Table = {
     "item": _WHOLE_OR_NULL,
     "engine": _TEXT,
     "worker": _TEXT,
+    "retry_in_ms": _NUMBER_OR_NULL,
 }
 
 
@@ -358,6 +359,7 @@ _RESULT: _Table = {
     "left_out": _WHOLE,
     "waiting_since": _NUMBER_OR_NULL,
     "waiting_until": _NUMBER_OR_NULL,
+    "max_retries": _WHOLE_OR_NULL,
 }
 
 

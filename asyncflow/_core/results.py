@@ -197,6 +197,9 @@ class Attempt:
     """The engine that ran it; empty for the process of the run."""
     worker: str = ""
     """The worker of that engine; empty also if the attempt had not begun there."""
+    retry_in_ms: float | None = None
+    """How many milliseconds after its end the next attempt could start; ``None`` if none was to
+    follow."""
 
     def __reduce__(self) -> tuple[object, ...]:
         values = values_by_name(self) | {"error": picklable_error(self.error)}
@@ -279,6 +282,8 @@ class StepResult:
     """When its turn came, in seconds since the epoch (UTC), if it waits for a signal."""
     waiting_until: float | None = None
     """When its deadline expires, in seconds since the epoch (UTC), if it waits and has one."""
+    max_retries: int | None = None
+    """How many attempts it, or each of its items, has in all; ``None`` if that is not known."""
 
     @property
     def fell_back(self) -> bool:

@@ -720,7 +720,8 @@ class RunState:
         if end is None:
             return None
         if type(end) is tuple and end[0][1] == 1 and node not in self._blocked:
-            return of_plain(end, self._steps[node].depends_on)  # the replay would keep a view of it
+            made_of = self._steps[node]  # the replay would keep a view of it
+            return of_plain(end, made_of.depends_on, made_of.max_retries)
         run, (name, item) = self.history.folded(), self.step_runs.key_of(node)
         step = run.steps[name]
         return (step if item is None else (step.items or {})[item]).to_result(run.at_ms)

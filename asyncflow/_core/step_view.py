@@ -101,6 +101,7 @@ class AttemptView:
             item,
             self.engine,
             self.worker,
+            self.retry_in_ms,
         )
 
 
@@ -252,6 +253,7 @@ class StepView:
             left_out,
             self.waiting_since,
             self.waiting_until,
+            self.max_retries,
         )
 
     def _says_its_attempt(self, duration_ms: float) -> bool:
@@ -267,6 +269,7 @@ class StepView:
             and only.started_ms == self.started_ms
             and only.ended_ms - only.started_ms == duration_ms
             and only.error is self.error
+            and only.retry_in_ms is None
             and only.number == only.segment == 1
             and (only.end == "cancelled") is is_cancelled
         )

@@ -37,6 +37,7 @@ from asyncflow import (
     WorkflowStep,
     run_pipeline,
 )
+from asyncflow._views.run_view import view_of
 
 SUCCESS = StepStatus.SUCCESS
 
@@ -210,6 +211,24 @@ class TestJson:
 
         errors = [attempt.error for attempt in back["a"].history]
         assert [error is back["a"].error for error in errors] == [False] * (attempts - 1) + [True]
+
+    async def test_backoffs_and_how_many_attempts_there_may_be_come_back(self) -> None:
+        async def fail() -> None:
+            raise ValueError("boom")
+
+        report = await run_pipeline([WorkflowStep("a", fail, max_retries=3, retry=5)])
+
+        back = RunReport.from_json(report.to_json())
+
+        assert (report["a"].max_retries, back["a"].max_retries) == (3, 3)
+        for each in (report, back):
+            assert [attempt.retry_in_ms for attempt in each["a"].history] == [5, 5, None]
+            assert view_of(each).steps["a"].max_retries == 3
+            assert [one.retry_in_ms for one in view_of(each).steps["a"].attempts] == [
+                5.0,
+                5.0,
+                None,
+            ]
 
     def test_a_restored_report_has_the_same_json_and_text(self) -> None:
         report = report_of(

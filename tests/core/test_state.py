@@ -599,8 +599,8 @@ class TestResults:
         assert result is not None
         output = "X" if status is SUCCESS else None
         history = (
-            Attempt(1, 2.0, 3.0, one),
-            Attempt(2, 10.0, 7.0, two),
+            Attempt(1, 2.0, 3.0, one, retry_in_ms=5.0),
+            Attempt(2, 10.0, 7.0, two, retry_in_ms=13.0),
             Attempt(3, 30.0, 10.0, error, cancelled=status is CANCELLED),
         )
         assert result == StepResult("x", status, 3, 38.0, output, error, reason, 2.0, history)

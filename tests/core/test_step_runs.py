@@ -107,7 +107,10 @@ class TestItems:
         assert result.items is not None
         first, second = result.items
         assert (first.step_name, first.status, first.output) == ("m[0]", StepStatus.SUCCESS, "A")
-        assert first.history == (Attempt(1, 6.0, 1.0, BOOM, 2.0), Attempt(2, 8.0, 1.0, None, 4.0))
+        assert first.history == (
+            Attempt(1, 6.0, 1.0, BOOM, 2.0, retry_in_ms=0.0),
+            Attempt(2, 8.0, 1.0, None, 4.0),
+        )
         assert (first.attempts, first.duration_ms, first.started_ms) == (2, 3.0, 6.0)
         assert (first.queued_ms, first.loop_blocked_ms, first.abandoned) == (6.0, 150.0, True)
         assert (second.step_name, second.output, second.depends_on) == ("m[1]", "B", ("a",))
