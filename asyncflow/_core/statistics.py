@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.history import History, LogEntry, ended_by, start_of, step_of
+from asyncflow._core.history import History, LogEntry, as_event, ended_by, start_of, step_of
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
@@ -149,20 +149,32 @@ def step_runs(run: StoredRun) -> dict[str, StepRun]:
     return {name: _run_of(step) for name, step in run.steps.items()}
 
 
-def step_runs_of(history: History) -> dict[str, StepRun]:
-    """Return the same of a run that has just ended here, which need not be replayed for that."""
+_LONGEST_REPLAY = 10_000
+"""How many events are replayed at most while the event loop waits: some 30 ms."""
+
+
+def step_runs_of(history: History) -> dict[str, StepRun] | None:
+    """Return the same of a run that has just ended here; ``None`` if that would take long.
+
+    But for a few steps, a run that was never resumed need not be replayed.
+    """
     start = history.start()
     if start is None:
-        return step_runs(history.folded())
+        return step_runs(history.folded()) if len(history.log) <= _LONGEST_REPLAY else None
     entries: dict[str, list[LogEntry]] = {name: [] for name in start.dependencies}
     for entry in history.log:
         name = step_of(entry)
         if name is not None:
             entries[name].append(entry)
-    return {
-        name: _run_of_entries(of_step) or _run_of(history.folded().steps[name])
-        for name, of_step in entries.items()
-    }
+    found, replay = {}, StoredRun([start])
+    for name, of_step in entries.items():
+        run = _run_of_entries(of_step)
+        if run is None:
+            for entry in of_step:
+                replay.apply(as_event(entry))
+            run = _run_of(replay.steps[name])
+        found[name] = run
+    return found
 
 
 def _run_of_entries(entries: Sequence[LogEntry]) -> StepRun | None:

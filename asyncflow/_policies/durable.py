@@ -263,8 +263,8 @@ class RunPersistence:
 
     def store_step_runs(self, history: History) -> None:
         """Store how the steps of a run have ended, which ends now."""
-        if self.takes_step_runs:
-            steps = step_runs_of(history)
+        steps = step_runs_of(history) if self.takes_step_runs else None
+        if steps is not None:
             self.session.append_step_runs(steps)  # type: ignore[attr-defined]  # it takes them
 
     def checkpoints(self, stored: Mapping[Key, Payload]) -> Checkpoints:

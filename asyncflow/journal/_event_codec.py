@@ -246,8 +246,9 @@ def _plain(value: object) -> object:
         return write_error(value)
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, str):  # of a subclass
-        return str(value)
+    for kind in (str, float, int):
+        if isinstance(value, kind):  # of a subclass, such as a number of numpy
+            return kind(value)
     if isinstance(value, _Value):
         return msgspec.to_builtins(value)
     raise TypeError(f"JSON has no {type(value).__name__}")

@@ -653,6 +653,7 @@ class TestAnyRun:
         replayed_runs = step_runs(StoredRun(history.events()))
         found = step_runs_of(history)
 
+        assert found is not None
         assert list(found) == list(replayed_runs)
         for name, run in found.items():
             assert run._replace(duration_ms=None) == replayed_runs[name]._replace(duration_ms=None)

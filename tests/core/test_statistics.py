@@ -196,8 +196,9 @@ def test_a_mapped_step_is_flaky_if_an_item_passed_after_a_retry() -> None:
         ended = [StepSucceeded("a", 0, 4.0, None), RunFinished(4.0, RunStatus.PASSED)]
         history = History()
         history.log += [*begun, *ended]
-        assert step_runs_of(history) == step_runs(StoredRun(history.log))
-        return step_runs_of(history)
+        found = step_runs_of(history)
+        assert found == step_runs(StoredRun(history.log))
+        return found
 
     plain = run_of([passed])
     tolerant = run_of([failed], [fell_back], [passed])
@@ -278,3 +279,14 @@ def test_statistics_stay_within_what_was_measured(runs: list[dict[str, StepRun]]
             assert 100 * sum(each < step.p95_ms for each in passed) < 95 * len(passed)
         assert step.flakiness is None or 0 <= step.flakiness <= 1
         assert (step.flakiness or 0) == 0 or "RETRIED" in step.outcomes
+
+
+def test_a_long_part_of_a_resumed_run_is_not_replayed_while_the_loop_waits() -> None:
+    history = History(StoredRun([RunStarted("r", 0.0, {"a": ()})]))
+    history.log.append(resumed(1.0))
+
+    short = step_runs_of(history)
+    history.log += [BEGIN] * 10_000
+
+    assert short == {"a": StepRun("PENDING", None)}
+    assert step_runs_of(history) is None

@@ -203,6 +203,25 @@ def test_fields_without_a_column_are_json_that_a_person_can_read() -> None:
     assert started.payload is None  # all of them have their default
 
 
+class Number(float):
+    """As numpy has them."""
+
+
+class Text(str):
+    pass
+
+
+@pytest.mark.parametrize("surrogate", ["", "\ud800"])
+def test_values_of_subclasses_come_back_as_plain_ones(surrogate: str) -> None:
+    error = RestoredError("E", Text(f"m{surrogate}"))
+    event = AttemptFailed("a", 1, 2.0, error, Number(3.5))
+
+    again: Any = read(row_of("r", 1, event))
+
+    assert (type(again.retry_in_ms), again.retry_in_ms) == (float, 3.5)
+    assert (type(again.error.message), again.error.message) == (str, f"m{surrogate}")
+
+
 def read(row: EventRow) -> Event:
     """Return the event of a row with its checksum."""
     return event_of(sealed(row))
