@@ -196,7 +196,7 @@ def plan(steps: Iterable[WorkflowStep], targets: Iterable[str] | None = None) ->
     except KeyError:
         raise _unknown_dependency(steps, index) from None
     given = _given(steps)
-    cleanups = frozenset(at for at in given.get("run_if", ()) if steps[at].is_cleanup)
+    cleanups = frozenset(given.get("run_if", ()))
     dependents = Dependents(dependencies)
     after_all = [at for at in cleanups if not dependencies[at]]
     if after_all:

@@ -254,8 +254,9 @@ class WorkflowStep:
     signal: Signal[Any] | None = derived()
     """What it waits for, if it has no action."""
     given: frozenset[str] = derived()
-    """The arguments that ask for more than one attempt with a limit: ``"until"`` for that of
-    ``retry``, and ``"signal"`` for an action that is one. Its policies follow from them."""
+    """The arguments that ask for anything beyond one attempt with a limit: ``"until"`` for that of
+    ``retry``, ``"run_if"`` for a clean-up step alone, and ``"signal"`` for an action that is one.
+    Its policies follow from them."""
 
     @overload
     def __init__(
@@ -397,7 +398,7 @@ class WorkflowStep:
             "pool": pool,
             "map_over": map_over,
             "when": when,
-            "run_if": None if run_if == "success" else run_if,
+            "run_if": run_if if self.is_cleanup else None,
             "fallback": fallback,
             "runs_in": None if runs_in == "loop" else runs_in,
             "engine": remote,

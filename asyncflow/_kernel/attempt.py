@@ -293,6 +293,8 @@ class Attempts:
                 if raised is not failure:
                     raised.__context__ = failure
                 error = raised
+                if not isinstance(error, FAILURES):
+                    break
         if isinstance(error, FAILURES):
             error = as_failure(error, self._state.step_runs.name_of(node), attempt)
         return error, None

@@ -227,9 +227,11 @@ class Nodes:
         self._stop_control.check_before_backoff(node)
         clock = self._clock
         ends_s = clock() + delay_ms / 1000
-        is_held = [hook(node, delay_ms) for hook in hooks.on_hold]
-        if any(is_held):
-            return
+        if hooks.on_hold:
+            ends_ms = (ends_s - self._run_context.started_s) * 1000
+            is_held = [hook(node, delay_ms, ends_ms) for hook in hooks.on_hold]
+            if any(is_held):
+                return
         if self._state.queue.is_dirty:
             self._run.advance()  # there is room for another node
         if not delay_ms:

@@ -260,8 +260,11 @@ class Policy:
     def on_attempted(self, node: int) -> None:
         """An attempt is over, its end is reported. What follows is in line, or may have started."""
 
-    def on_hold(self, node: int, delay_ms: float) -> bool:
-        """Return whether a gate of this policy waits for the delay before the next attempt."""
+    def on_hold(self, node: int, delay_ms: float, ends_ms: float) -> bool:
+        """Return whether a gate of this policy waits for the delay before the next attempt.
+
+        ``ends_ms`` is when it ends.
+        """
         return False
 
     def on_over(self, node: int) -> None:

@@ -18,9 +18,8 @@ class CleanUps(Policy):
         self._scope = parts.scope
 
     def on_call(self, call: Call, node: int, step: WorkflowStep, running: AttemptStarted) -> Call:
-        if step.is_cleanup:
-            plan, extras = self._scope.plan, self._scope.run_context.extras
-            found = map(self._scope.state.result, plan.dependencies[plan.index[step.name]])
-            results = {result.step_name: result for result in found if result is not None}
-            extras[running.step, running.item].results = results  # type: ignore[misc]
+        plan, extras = self._scope.plan, self._scope.run_context.extras
+        found = map(self._scope.state.result, plan.dependencies[plan.index[step.name]])
+        results = {result.step_name: result for result in found if result is not None}
+        extras[running.step, running.item].results = results  # type: ignore[misc]
         return call

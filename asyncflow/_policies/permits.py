@@ -440,6 +440,7 @@ class Permits(Policy):
 
     def on_over(self, node: int) -> None:
         # No action was called with what it still holds.
+        self._since_ms.pop(node, None)
         if self._ages or self.needs:
             self._ages.pop(node, None)
             self.needs.pop(node, None)
@@ -496,12 +497,12 @@ class Permits(Policy):
         if is_retried and ticket is not None:
             self._ages[node] = ticket.age
 
-    def on_hold(self, node: int, delay_ms: float) -> bool:
+    def on_hold(self, node: int, delay_ms: float, ends_ms: float) -> bool:
         """Let a node that keeps its place stand in line during the delay."""
         pool = self._steps[node].pool
         if node not in self._ages or pool is None or delay_ms > pool.max_pause_ms:
             return False
-        self._since_ms[node] = self._now_ms() + delay_ms
+        self._since_ms[node] = ends_ms
         return True
 
     async def _wait_for_turn(self, node: int) -> None:

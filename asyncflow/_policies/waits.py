@@ -112,7 +112,7 @@ class Waits(Policy):
             return False
         self._state.skip_lost()  # people see which answers are of use
         if self._state.queue.is_dirty:
-            self._run.let_start()
+            self._run.let_start()  # nothing is held while the run is idle
             return False
         if self.deadline is not None:
             self.deadline.rest()

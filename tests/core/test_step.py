@@ -466,6 +466,7 @@ class TestGiven:
             {"timeout_ms": 5},
             {"timeout_ms": None},
             {"run_if": "success", "runs_in": "loop", "engine": "local", "secret": False},
+            {"run_if": "unless_failed"},
         ],
     )
     def test_one_attempt_with_a_limit_is_what_every_step_has(self, options: Any) -> None:
@@ -477,7 +478,6 @@ class TestGiven:
             ("deadline_ms", {"deadline_ms": 5}),
             ("heartbeat_ms", {"heartbeat_ms": 5}),
             ("run_if", {"run_if": "always"}),
-            ("run_if", {"run_if": "unless_failed"}),
             ("runs_in", {"runs_in": "thread", "action": plain, "depends_on": []}),
             ("max_retries", {"max_retries": 3, "retry": 7}),
             ("until", {"max_retries": 2, "retry": Retry(until=bool)}),
