@@ -25,20 +25,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from asyncflow import Orchestrator, WorkflowStep, run_pipeline, topological_sort
-from examples.replay import replay
 from tests.benchmarks.by_hand import map_by_hand, run_by_hand
 from tests.benchmarks.chains import chains
 from tests.benchmarks.durable import durable
 from tests.benchmarks.engines import engines
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
 from tests.benchmarks.looking_back import looking_back
+from tests.benchmarks.makespans import makespans
 from tests.benchmarks.observing import observing
 from tests.benchmarks.pools import pool_policies, pools, refusals
 from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s, limit_of, passed
 from tests.benchmarks.saying import saying
 from tests.benchmarks.testing_kit import testing_kit
 from tests.benchmarks.watched import watched
-from tests.traces import NO_TRACES, trace_files
 
 
 def against_the_hand_written_loop(rounds: int) -> Iterator[Row]:
@@ -269,21 +268,6 @@ def importing(rounds: int) -> Iterator[Row]:
         yield Row("   ours", lambda: row.value.ours * 1e3, None, "ms")
         subject = "modules that a plain run loads"
         yield Row(subject, printed(_MODULES_OF_A_RUN), limit_of(subject), "")
-
-
-def makespans(_: int) -> Iterator[Row]:
-    """Yield the makespan of each schedule for each recorded workflow, in virtual time."""
-    paths = trace_files()
-    if not paths:
-        print(f"makespans: {NO_TRACES}")
-    for path in paths:
-        replayed = replay(path)
-        for schedule, makespan_s, limit in (
-            ("tiers", replayed.tiers_s, None),
-            ("ready", replayed.ready_s, 1.0),
-        ):
-            value = round(replayed.ratio(makespan_s) or 1.0, 6)
-            yield Row(f"{path.stem[:40]}: {schedule} / critical path", value, limit)
 
 
 SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
