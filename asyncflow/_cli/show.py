@@ -68,7 +68,7 @@ _POLICIES = [
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "mermaid", "svg", "json"]),
+    type=click.Choice(["text", "mermaid", "json"]),
     default="text",
     show_default=True,
     help="The format.",
@@ -185,16 +185,9 @@ def _write_json(orchestrator: Orchestrator) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def _write_svg(orchestrator: Orchestrator) -> None:
-    from asyncflow._views.dag import to_svg  # slow to import
-
-    click.echo(to_svg(orchestrator.name, orchestrator.tiers, orchestrator.dependencies))
-
-
 _FORMATS: dict[str, Callable[[Orchestrator], None]] = {
     "text": _write_text,
     "mermaid": _write_mermaid,
-    "svg": _write_svg,
     "json": _write_json,
 }
 

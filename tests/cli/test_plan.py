@@ -1,11 +1,6 @@
-"""``asyncflow plan`` shows a pipeline in four formats without running it."""
+"""``asyncflow plan`` shows a pipeline in three formats without running it."""
 
 from __future__ import annotations
-
-import sys
-from xml.etree import ElementTree
-
-import pytest
 
 from .conftest import Shell
 
@@ -141,44 +136,3 @@ def test_the_mermaid_plan_has_each_step_and_each_dependency(shell: Shell) -> Non
     assert text.startswith("flowchart LR\n")
     assert text.count("-->") == 2
     assert '["bad"]' in text
-
-
-def test_the_svg_plan_is_self_contained_and_has_a_box_for_each_step(shell: Shell) -> None:
-    shell.write(
-        "hostile.py",
-        """
-        from asyncflow import WorkflowStep
-        async def act(**_): ...
-        steps = [
-            WorkflowStep("<script>alert(1)</script>", act),
-            WorkflowStep("a & b", act),
-            WorkflowStep("two\\nlines", act, ["a & b"]),
-        ]
-        """,
-    )
-
-    text = shell("plan", "hostile:steps", "--format", "svg").stdout
-
-    root = ElementTree.fromstring(text)
-    svg = "{http://www.w3.org/2000/svg}"
-    assert root.tag == f"{svg}svg"
-    titles = [each.text for each in root.iter(f"{svg}title")]
-    assert titles == ["hostile:steps", "<script>alert(1)</script>", "a & b", "two\\nlines"]
-    assert len(list(root.iter(f"{svg}rect"))) == 3
-    assert len(list(root.iter(f"{svg}path"))) == 1
-    tiers = [each.text for each in root.iter(f"{svg}text") if each.get("class") == "tier"]
-    assert tiers == ["tier 1", "tier 1", "tier 2"]
-    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
-
-
-def test_the_svg_needs_no_extra_but_the_command_lines(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shell.write("plans.py", PLAN)
-    for name in [name for name in sys.modules if name.startswith("asyncflow.html_report")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-
-    result = shell("plan", "plans:steps", "--format", "svg")
-
-    assert ElementTree.fromstring(result.stdout).tag.endswith("svg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +96,23 @@ def test_other_steps_keep_their_edges(steps: dict[str, tuple[str, ...]]) -> None
 
     assert not any(box.badge for box in drawing.boxes)
     assert not any(curve.is_bundled for curve in drawing.curves)
+
+
+def test_a_picture_has_a_box_for_each_step_and_loads_nothing() -> None:
+    steps = {"<script>alert(1)</script>": (), "a & b": (), "two\nlines": ("a & b",)}
+
+    text = to_svg("<plan>", [list(steps)[:2], ["two\nlines"]], steps)
+
+    root = ElementTree.fromstring(text)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    titles = [each.text for each in root.iter(f"{svg}title")]
+    assert titles == ["<plan>", "<script>alert(1)</script>", "a & b", "two\\nlines"]
+    assert len(list(root.iter(f"{svg}rect"))) == 3
+    assert len(list(root.iter(f"{svg}path"))) == 1
+    tiers = [each.text for each in root.iter(f"{svg}text") if each.get("class") == "tier"]
+    assert tiers == ["tier 1", "tier 1", "tier 2"]
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_the_picture_of_a_plan_has_the_badge_too() -> None:
