@@ -103,9 +103,17 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
 
 def sealed(row: EventRow) -> SealedRow:
     """Return a row with its checksums."""
-    of_data = data_checksum(row.data)
-    columns = (*row[:-1], of_data)
-    return (*columns, event_checksum(*columns), row.data)
+    # In one go: every event passes here.
+    run_id, position, kind, step, item, attempt, at_ms, codec, payload, data = row
+    of_data = None if data is None else crc32(data)
+    checksum = event_checksum(
+        run_id, position, kind, step, item, attempt, at_ms, codec, payload, of_data
+    )
+    return (
+        *(run_id, position, kind, step, item, attempt, at_ms, codec, payload, of_data),
+        checksum,
+        data,
+    )
 
 
 def data_checksum(data: bytes | None) -> int | None:
