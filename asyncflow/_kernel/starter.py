@@ -2,9 +2,9 @@
 
 Rules:
 
-1. Nodes start in the run's context, never in that of a step. So a condition belongs to no step,
-   and each task gets a fresh copy.
-2. Nothing starts while resources are being opened, or after the run has closed.
+1. Nodes start in the run's context, never in that of a step. So what policies call before belongs
+   to no step, and each task gets a fresh copy.
+2. Nothing starts while a policy holds the run, or after the run has closed.
 3. A task that a third party cancels before its first line never runs, so it reports nothing. Its
    node is started again.
 """
