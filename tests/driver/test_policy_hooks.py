@@ -27,6 +27,8 @@ from asyncflow._kernel.policy import Hooks, NodeHooks, Policy
 from asyncflow._runtime import orchestrator
 from asyncflow.events import Event, StepSucceeded
 
+pytestmark = pytest.mark.exact_time  # a busy machine moves what happens in which order
+
 HOOKS = sorted(name for name in vars(Policy) if name.startswith("on_"))
 
 
