@@ -17,7 +17,9 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from asyncflow import RunStatus
+from asyncflow._core.history import History
 from asyncflow._core.results import Payload
+from asyncflow._core.statistics import step_runs_of
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -94,7 +96,10 @@ def _write(path: Path, runs: int, *, items: int) -> None:
             for number in range(runs * PIPELINES):
                 run_id, name = f"run-{number}", "p" if items else f"p{number % PIPELINES}"
                 session, _ = await journal.open(run_id, wait=False, read=bool)
-                for event in _events(run_id, name, _NEWEST_S + number, number, items):
+                history = History()
+                history.log += _events(run_id, name, _NEWEST_S + number, number, items)
+                session.append_step_runs(step_runs_of(history))
+                for event in history.events():
                     session.append(event)
                 await session.close()
 
@@ -135,6 +140,7 @@ def _copy(path: Path, copies: int) -> None:
             "runs": {"started_at": f"started_at - 1 - n * {_NEWEST_S / copies / 2}"},
             "leases": {},
             "events": {},
+            "summaries": {},
         }.items():
             columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
             values = [
