@@ -6,6 +6,8 @@ then the observers: nothing is reported that was not stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from asyncflow._core.state import RunState
 from asyncflow._kernel.policy import Hooks
 from asyncflow._kernel.run_scope import Host
@@ -22,26 +24,46 @@ class EventDispatcher:
         self._run = host
         self.hooks = Hooks()
         """Those of the run's policies, from its start to its end."""
+        self._held: list[Callable[[], object]] | None = None
+        """What waits for the event that is about to be applied; ``None`` if there is none."""
 
     def emit(self, event: Event) -> None:
         """Apply an event, and tell the policies."""
-        hooks = self.hooks
-        try:
-            for hook in hooks.on_event:
-                hook(event)
-        except BaseException as bug:
-            self._run.broken(bug, _FAILED)
+        held = self._announce(event) if self.hooks.on_event else ()
         self._state.apply(event)
-        try:
-            for hook in hooks.on_applied:
-                hook(event)
-        except BaseException as bug:
-            self._run.broken(bug, _FAILED)
+        self._tell(event, held)
 
     def applied(self, event: Event) -> None:
         """Tell the policies of an event that the state has already."""
+        self._tell(event, self._announce(event))
+
+    def after_event(self, call: Callable[[], object]) -> None:
+        """Call it now; or, if an event is about to be applied, when that was told.
+
+        Policies may tell others of something before an event, and that may interrupt the run: but
+        the event was decided before, and what it says must still be true when it is applied.
+        """
+        if self._held is None:
+            call()
+        else:
+            self._held.append(call)
+
+    def _announce(self, event: Event) -> Sequence[Callable[[], object]]:
+        """Tell the policies of an event that is about to be applied; return what waits for it."""
+        self._held = held = list[Callable[[], object]]()
         try:
-            for hook in (*self.hooks.on_event, *self.hooks.on_applied):
+            for hook in self.hooks.on_event:
                 hook(event)
         except BaseException as bug:
             self._run.broken(bug, _FAILED)
+        self._held = None
+        return held
+
+    def _tell(self, event: Event, held: Sequence[Callable[[], object]]) -> None:
+        try:
+            for hook in self.hooks.on_applied:
+                hook(event)
+        except BaseException as bug:
+            self._run.broken(bug, _FAILED)
+        for call in held:
+            call()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from asyncflow._core.errors import RunCancelledError
@@ -244,6 +245,10 @@ class Run:
                 return
             self._causes.interruption = error
         if self._state.is_under_way:
+            self._dispatcher.after_event(partial(self._interrupt, why))
+
+    def _interrupt(self, why: Interruption) -> None:
+        if self._state.is_under_way:  # the event may have been the last one
             self._report_interruption(why)
             self.stop_soon()
 

@@ -31,6 +31,8 @@ from asyncflow.events import (
     Event,
     NoteEvent,
     RunFinished,
+    RunInterrupted,
+    RunTimedOut,
     StepAttached,
     StepLogged,
     StepProgressed,
@@ -409,6 +411,51 @@ async def test_an_observer_that_is_interrupted_by_a_note_ends_the_run() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         await run_pipeline([WorkflowStep("work", work)], observers=[interrupted])
+
+
+async def test_an_observer_that_raises_at_a_note_interrupts_no_run_twice() -> None:
+    listener, caller = Listener(), asyncio.current_task()
+    assert caller is not None
+
+    def interrupted(event: Event) -> None:
+        if isinstance(event, StepAttached):
+            raise KeyboardInterrupt
+
+    async def work() -> None:
+        caller.cancel()
+        current_step().attach("a", "b")  # it is told in the next turn, or before the next event
+        await asyncio.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        await run_pipeline([WorkflowStep("work", work)], observers=[listener, interrupted])
+    caller.uncancel()
+
+    assert [event.cause for event in listener.of(RunInterrupted)] == ["caller"]
+    assert [event.cause for event in listener.of(RunFinished)] == ["caller"]
+
+
+@pytest.mark.exact_time
+async def test_an_observer_that_raises_at_a_note_stops_the_run_after_the_next_event() -> None:
+    listener = Listener()
+
+    def interrupted(event: Event) -> None:
+        if isinstance(event, StepAttached):
+            raise KeyboardInterrupt
+
+    async def work() -> None:
+        loop, context = asyncio.get_running_loop(), current_step()
+        left_ms = context.remaining_ms()
+        assert left_ms is not None
+        loop.call_at(loop.time() + left_ms / 1000 - 1e-10, context.attach, "a", "b")
+        await asyncio.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        await run_pipeline(
+            [WorkflowStep("work", work)], observers=[listener, interrupted], deadline_ms=10
+        )
+
+    stops = listener.of(RunTimedOut, RunInterrupted)
+    assert [type(event) for event in stops] == [RunTimedOut, RunInterrupted]
 
 
 @pytest.mark.parametrize("wanting", ["INFO", True, None])
