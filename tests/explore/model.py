@@ -275,7 +275,7 @@ class _Run:
 
     def ends_at(self, ticks: int) -> bool:
         ended_ms = (self.log[-1][3] - self.log[0][3]) * 1000
-        return self.world.blocks or abs(ended_ms - ticks * TICK_MS) < EPSILON
+        return bool(self.world.blocks) or abs(ended_ms - ticks * TICK_MS) < EPSILON
 
     def read_events(self) -> None:
         """Sort the events by node, and check that each may follow the one before."""
@@ -663,7 +663,7 @@ class _Run:
             ends_ms = [(start.at_ms + self.timeout_ms(spec), "attempt")]
             if spec.deadline is not None:
                 ends_ms.append((counts_from + queued_ms + spec.deadline * TICK_MS, "step"))
-            self.check_remaining(spec, call, min(ends_ms)[0])
+            self.check_remaining(spec, attempt, call, min(ends_ms)[0])
             self.check_arguments(node, call)
             if spec.heartbeat is not None:
                 missed_ms = _missed(call, start.at_ms, spec.heartbeat * TICK_MS, self.started_s)
@@ -746,7 +746,7 @@ class _Run:
         causes = [] if attempt.abandoned else ["own"]
         if end.at_ms > limit_ms - EPSILON or blocks:
             causes = ["own", "limit"]  # the run may have asked it to stop before
-        kinds = {what for ms, what in ends_ms if ms <= end.at_ms + EPSILON}
+        kinds = self.kinds_at(attempt, ends_ms, end.at_ms)
         outcomes = [(cause, is_asked) for cause in causes for is_asked in asked]
         reasons = [
             self.mismatch(node, attempt, spec, cause, is_asked, kinds, counts_from)
@@ -758,21 +758,35 @@ class _Run:
         return 30_000.0 if spec.timeout is None else spec.timeout * TICK_MS
 
     def is_now(self, at_ms: float, due_ms: float) -> bool:
-        return self.world.blocks or abs(at_ms - due_ms) < EPSILON
+        return bool(self.world.blocks) or abs(at_ms - due_ms) < EPSILON
 
-    @property
-    def early_ms(self) -> float:
-        """How long before an attempt its limit may begin, if that has a task of its own."""
-        return self.world.blocks * TICK_MS if _ATTEMPT_HAS_A_TASK else 0
+    def early_ms(self, attempt: _Attempt) -> float:
+        """Return how long before an attempt its limit may begin, if that has a task of its own.
 
-    def check_remaining(self, spec: Step, call: Call, ends_ms: float) -> None:
+        It begins in the turn before, and either turn may last.
+        """
+        turns = (attempt.turn - 1, attempt.turn) if _ATTEMPT_HAS_A_TASK else ()
+        return TICK_MS * sum(ticks for turn, ticks in self.world.blocks if turn in turns)
+
+    def kinds_at(
+        self, attempt: _Attempt, ends_ms: list[tuple[float, str]], at_ms: float
+    ) -> set[str]:
+        """Return which limits of an attempt may have passed at a time."""
+        early_ms = self.early_ms(attempt)
+        return {
+            what
+            for ms, what in ends_ms
+            if ms - (early_ms if what in ("attempt", "step") else 0) <= at_ms + EPSILON
+        }
+
+    def check_remaining(self, spec: Step, attempt: _Attempt, call: Call, ends_ms: float) -> None:
         if not spec.is_cleanup and self.flow.deadline is not None:
             ends_ms = min(ends_ms, self.flow.deadline * TICK_MS)
         left_ms = max(0.0, ends_ms - (call.began_at - self.started_s) * 1000)
-        given_ms = call.remaining_ms
+        given_ms, early_ms = call.remaining_ms, self.early_ms(attempt)
         _require(
             given_ms is not None
-            and max(0.0, left_ms - self.early_ms) - EPSILON < given_ms < left_ms + EPSILON,
+            and max(0.0, left_ms - early_ms) - EPSILON < given_ms < left_ms + EPSILON,
             *("remaining_ms is", given_ms, "not", left_ms, "in", call.key),
         )
 
@@ -836,9 +850,9 @@ class _Run:
     ) -> None:
         """Check what one attempt has come to."""
         limit_ms = min(ends_ms)[0]
-        early_ms = self.early_ms
-        last_ms = attempt.end.at_ms + early_ms if self.world.blocks else limit_ms
-        kinds = {what for ms, what in ends_ms if ms <= last_ms + EPSILON}
+        early_ms = self.early_ms(attempt)
+        last_ms = attempt.end.at_ms if self.world.blocks else limit_ms
+        kinds = self.kinds_at(attempt, ends_ms, last_ms)
         call, end, spec = attempt.call, attempt.end, self.specs[node.step]
         assert call is not None
         ended_ms = (call.ended_at - self.started_s) * 1000

@@ -57,6 +57,19 @@ def test_a_second_stop_does_not_prolong_the_grace_period_of_an_attempt_that_clea
     assert check(Case(flow, Fault(observer=("exit", 4), scope=("timeout", 4)))) == []
 
 
+def test_a_block_just_before_an_attempt_counts_to_its_limit_where_that_has_a_task_of_its_own():
+    blocks, in_thread = Step("one", acts=(Act(block=1),)), Step("two", timeout=1, thread=True)
+
+    assert check(Case(Flow((blocks, in_thread)))) == []
+
+
+def test_a_caller_that_is_cancelled_at_the_last_event_outlives_an_abandoned_thread():
+    in_thread = Step("one", acts=(Act((1, 1), clean=(3,)),), thread=True)
+    flow = Flow((in_thread, Step("two", (0,))), deadline=4)
+
+    assert check(Case(flow, Fault(cancels=((4, 0),), observer=("cancel task", 6)))) == []
+
+
 A_TICK = (Act((1,)),)
 URGENT_ITEMS = Flow(
     (

@@ -179,7 +179,7 @@ class World:
         log: The events in order: which run, the event, the turn, the time.
         calls: All calls of actions.
         strangers: When a third party has cancelled something.
-        blocks: For how many ticks actions have blocked the loop.
+        blocks: In which turns actions have blocked the loop, and for how many ticks.
         exits: What was raised that is no `Exception`.
         conditions: Of which steps the conditions were asked, and when.
         violations: What an action has seen that must not be.
@@ -195,7 +195,7 @@ class World:
         self.log: list[tuple[int, Event, int, float]] = []
         self.calls: list[Call] = []
         self.strangers: list[float] = []
-        self.blocks = 0
+        self.blocks: list[tuple[int, int]] = []
         self.exits: list[BaseException] = []
         self.conditions: list[tuple[int, float]] = []
         self.violations: list[str] = []
@@ -714,10 +714,10 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
         left = loop.leftovers(world.callers)
         if left:
             world.violations.append(f"after the run there is {left}")
-        while any(call.was_abandoned for call in world.live.values()):
-            await asyncio.sleep(TICK_S)
         with suppress(asyncio.CancelledError):  # before 3.13, `uncancel` does not take it back
             await asyncio.sleep(0)
+        while any(call.was_abandoned for call in world.live.values()):
+            await asyncio.sleep(TICK_S)
         loop.stop()
 
 
@@ -842,7 +842,7 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, spe
     try:
         if act.block:
             loop.now += act.block * TICK_S
-            world.blocks += act.block
+            world.blocks.append((loop.turns, act.block))
         for wait in act.waits:
             _speak(world, call, context, spec)
             await asyncio.sleep(wait * TICK_S)
