@@ -8,7 +8,7 @@ the run. The wall-clock times are `RunStarted.wall_time` and, in a resumed run,
 
 They are slotted records that only type checkers know as frozen: every start and end of an attempt
 makes one, and refusing assignments would make each of them take three times as long. The functions
-of `dataclasses` accept them.
+of `dataclasses` accept them. Pickle has stand-ins for outputs and errors that it can't hold.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from asyncflow._core.results import (
     RunStatus,
     StepStatus,
     hidden_output,
+    picklable_event,
     visible_output,
 )
 
@@ -104,6 +105,8 @@ class RunStarted:
     """In a rerun, the steps that it was asked to run again: they reuse no result of any run."""
     process: str = ""
     """The process that runs it from here on, as ``host:pid``, in a run with a journal."""
+
+    __reduce__ = picklable_event
 
 
 @record
@@ -272,6 +275,8 @@ class AttemptFailed:
     """How many milliseconds the step waits before its next attempt may start."""
     item: int | None = None
 
+    __reduce__ = picklable_event
+
 
 @record
 class MapStarted:
@@ -332,6 +337,8 @@ class StepSucceeded:
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
 
+    __reduce__ = picklable_event
+
 
 @record
 class StepFailed:
@@ -343,6 +350,8 @@ class StepFailed:
     at_ms: float
     error: BaseException
     item: int | None = None
+
+    __reduce__ = picklable_event
 
 
 @record
@@ -360,6 +369,8 @@ class StepCancelled:
     cause: str = ""
     """For a mapped step as a whole that lacks items because the mapped step over which it is mapped
     did not succeed, that step; then the run does not stop. Empty if the run stopped."""
+
+    __reduce__ = picklable_event
 
 
 @record
@@ -423,6 +434,8 @@ class ResultReused:
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"output": visible_output(self)})
+
+    __reduce__ = picklable_event
 
 
 @record

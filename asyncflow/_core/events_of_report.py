@@ -1,6 +1,6 @@
 """The events that the results of a run imply, for a report that has no history of its own.
 
-That is one which a user has made, which came as JSON or pickled, or which a journal has made.
+That is one which a user has made, which resumed a run, or which a journal has made.
 
 Rules:
 

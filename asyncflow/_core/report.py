@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -342,10 +342,12 @@ class RunReport(Mapping[str, StepResult]):
             rerun_of=self.rerun_of,
             label=self.label,
         )
-        return made, ()
+        if self._history is None or not self._history.is_whole:
+            return made, ()
+        return _restored, (made, tuple(self._history.events()))
 
     def to_json(self, *, indent: int | None = None) -> str:
-        """Return the report as JSON text.
+        """Return the report as JSON text, of which `from_json` makes the same report.
 
         An output that JSON would not give back equal (a tuple, a set, a date, an object) appears
         as its ``repr``, and one of more than 10 MB as a note; an error as its type, its message and
@@ -373,12 +375,12 @@ class RunReport(Mapping[str, StepResult]):
         `RestoredOutput` and `RestoredError` stand for what JSON could not hold.
 
         Raises:
-            ValueError: The text is not JSON, or not that of a report: the message says what is
-                missing or wrong, and where.
+            ValueError: The text is not JSON, or not that of a report, or its events and its results
+                disagree: the message says what is missing or wrong, and where.
         """
         from asyncflow._core.report_json import load
 
-        return cls(**load(text))
+        return load(cls, text)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
@@ -396,10 +398,10 @@ class RunReport(Mapping[str, StepResult]):
     def events(self) -> Iterator[Event]:
         """Yield what happened in the run, as an observer receives it, in order.
 
-        A report that a run has just made has its events, without what its steps said, and without
-        the items that `StepResult.left_out` counts. Any other has results alone (one that resumed a
-        run, came from a journal or as JSON, or was pickled): then these are the events that they
-        imply, and a skip comes at the end.
+        The report of a run that was not resumed has its events, also as JSON and pickled, without
+        what its steps said, and without the items that `StepResult.left_out` counts. Any other (one
+        that resumed a run, or came from a journal) has results alone: then these are the events
+        that they imply, and a skip comes at the end.
         """
         if self._history is not None and self._history.is_whole:
             return self._history.events()
@@ -473,6 +475,20 @@ def report_of(history: History, run_id: str, **facts: Any) -> RunReport:
     report = RunReport(run_id, (), **facts)
     report._history, report._known = history, None
     return report
+
+
+def with_events(report: RunReport, events: Iterable[Event]) -> RunReport:
+    """Return the report, to which all that has happened in its run is given."""
+    from asyncflow._core.history import History  # it needs this module
+
+    report._history = History()
+    report._history.log.extend(events)
+    return report
+
+
+def _restored(made: Callable[[], RunReport], events: Iterable[Event]) -> RunReport:
+    """Return a report that was pickled with its events."""
+    return with_events(made(), events)
 
 
 def result_line(result: StepResult, segment: int) -> str:

@@ -1,0 +1,296 @@
+"""The events of a report in its JSON: an object for each, without what the report says anyway.
+
+Rules:
+
+1. A field that has its default is not written, and neither is what the report says of the run, nor
+   an output or an error that the result of the step or the item has. All else is.
+2. Which fields there are, and of what kind, follows from the types that an event declares.
+3. Events that do not lead to the results beside them are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+
+from asyncflow._core.errors import RestoredError
+from asyncflow._core.json_values import (
+    ERROR,
+    FLAG,
+    LIST,
+    NUMBER,
+    NUMBER_OR_NULL,
+    OBJECT,
+    TEXT,
+    TEXT_OR_NULL,
+    WHOLE,
+    WHOLE_OR_NULL,
+    Kind,
+    list_of,
+    one_of,
+    output_from_json,
+    output_to_json,
+    refusal,
+)
+from asyncflow._core.replay import StoredRun
+from asyncflow._core.results import (
+    Attempt,
+    RestoredOutput,
+    RunStatus,
+    StepResult,
+    StepStatus,
+    visible_output,
+)
+from asyncflow._core.step_view import StepView
+from asyncflow.events import AttemptFailed, Event, NoteEvent, RunResumed, RunStarted
+
+if TYPE_CHECKING:
+    from asyncflow._core.report import RunReport
+
+_Row: TypeAlias = dict[str, Any]
+_Known: TypeAlias = Mapping[tuple[str, int | None], StepResult]
+"""The results of steps and items."""
+
+
+def rows_of(report: RunReport) -> list[_Row] | None:
+    """Return the events of a report as JSON has them; ``None`` if its results imply them."""
+    history = report._history
+    if history is None or not history.is_whole:
+        return None
+    known = _known(report.results)
+    return [_row(event, known) for event in history.events()]
+
+
+def events_from(rows: Any, report: RunReport) -> list[Event]:
+    """Return the events of a report that `rows_of` wrote.
+
+    Raises:
+        ValueError: They are not the events of such a report.
+    """
+    known = _known(report.results)
+    events = [
+        _event(OBJECT.read(row, place), f"{place}.", report, known)
+        for at, row in enumerate(LIST.read(rows, "events"))
+        for place in [f"events[{at}]"]
+    ]
+    try:
+        run = StoredRun(events)
+        problem = _difference(run, report)
+    except Exception as error:  # anything at all may happen in an order that can't be
+        problem = f"they can't follow each other: {error}"
+    if problem:
+        raise refusal("events", f"must lead to the results: {problem}")
+    return events
+
+
+def _known(results: Iterable[StepResult]) -> _Known:
+    known: dict[tuple[str, int | None], StepResult] = {}
+    for result in results:
+        known[result.step_name, None] = result
+        for item in result.items or ():
+            known[result.step_name, item.item] = item
+    return known
+
+
+# --- an event ------------------------------------------------------------------------------------
+
+
+def _row(event: Event, known: _Known) -> _Row:
+    cls = type(event)
+    row: _Row = {"kind": cls.__name__}
+    for name, default, kind in _FIELDS[cls]:
+        value = getattr(event, name)
+        if value != default:
+            row[name] = kind.write(value)
+    if cls not in _VALUES:
+        return row
+    node = known.get((event.step, event.item))  # type: ignore[union-attr]
+    if "output" in _VALUES[cls]:
+        output = event.output  # type: ignore[union-attr]
+        if not _is_same_output(output, None if node is None else node.output):
+            row |= output_to_json(visible_output(event))  # type: ignore[arg-type]
+    error = event.error  # type: ignore[union-attr]
+    if not _is_same_error(error, _error_of(cls, getattr(event, "attempt", None), node)):
+        row["error"] = ERROR.write(error)
+    return row
+
+
+def _event(row: _Row, where: str, report: RunReport, known: _Known) -> Event:
+    cls = _KINDS.get(TEXT.read(row.get("kind"), where + "kind"))
+    if cls is None:
+        raise refusal(where + "kind", f"is that of no event: {row['kind']!r}")
+    values: dict[str, Any] = {}
+    for name, default, kind in _FIELDS[cls]:
+        if name in row:
+            values[name] = kind.read(row[name], where + name)
+        elif default is _REQUIRED:
+            raise refusal(where + name, "is missing")
+    if cls is RunStarted:
+        values |= _facts_of(report)
+    if cls in _VALUES:
+        node = known.get((values["step"], values.get("item")))
+        if "output" in _VALUES[cls]:
+            has_own = "output" in row or "output_repr" in row
+            of_node = None if node is None else node.output
+            values["output"] = output_from_json(row, where) if has_own else of_node
+        if "error" in row:
+            values["error"] = ERROR.read(row["error"], where + "error")
+        else:
+            values["error"] = _error_of(cls, values.get("attempt"), node)
+    event: Event = cls(**values)
+    return event
+
+
+def _facts_of(report: RunReport) -> dict[str, Any]:
+    """Return what the first event of a run says and its report too."""
+    results = report.results
+    most = {result.step_name: result.max_retries for result in results}
+    return {
+        "run_id": report.run_id,
+        "wall_time": report.wall_time,
+        "dependencies": {result.step_name: result.depends_on for result in results},
+        "pipeline": report.pipeline,
+        "inputs": report.inputs,
+        "max_retries": {name: each for name, each in most.items() if each is not None},
+        "parent": report.parent,
+        "parent_step": report.parent_step,
+        "rerun_of": report.rerun_of,
+        "label": report.label,
+    }
+
+
+def _error_of(cls: type, attempt: int | None, node: StepResult | None) -> BaseException | None:
+    """Return the error that a result has of such an event."""
+    if node is None or cls is not AttemptFailed:
+        return None if node is None else node.error
+    found: Iterable[Attempt] = (each for each in node.history if each.number == attempt)
+    return next((each.error for each in found), None)
+
+
+def _is_same_output(one: object, other: object) -> bool:
+    return one is other or (type(one) is type(other) is RestoredOutput and one == other)
+
+
+def _is_same_error(one: BaseException | None, other: BaseException | None) -> bool:
+    if isinstance(one, RestoredError) and isinstance(other, RestoredError):
+        return one.args == other.args
+    return one is other
+
+
+# --- the fields of events ------------------------------------------------------------------------
+
+
+def _mapping_of(kind: Kind) -> Kind:
+    def read(value: Any, place: str) -> dict[str, Any]:
+        return {
+            name: kind.read(each, f"{place}.{name}")
+            for name, each in OBJECT.read(value, place).items()
+        }
+
+    schema = {"type": "object", "additionalProperties": kind.schema}
+    return Kind(
+        lambda value: {name: kind.write(each) for name, each in value.items()}, read, schema
+    )
+
+
+def _member_of(enumeration: type[RunStatus] | type[StepStatus]) -> Kind:
+    words = one_of(enumeration)
+    return words._replace(read=lambda value, place: enumeration(words.read(value, place)))
+
+
+_SCHEMA = Kind(lambda value: output_to_json(value).get("output", {}), lambda value, _: value, {})
+"""The JSON schema of a signal; an empty one if it is not known, or JSON can't hold it."""
+
+_KINDS_OF_TYPES = {
+    "str": TEXT,
+    "str | None": TEXT_OR_NULL,
+    "int": WHOLE,
+    "int | None": WHOLE_OR_NULL,
+    "float": NUMBER,
+    "float | None": NUMBER_OR_NULL,
+    "bool": FLAG,
+    "tuple[str, ...]": list_of(TEXT),
+    "Mapping[str, str]": _mapping_of(TEXT),
+    "Mapping[str, float]": _mapping_of(NUMBER),
+    "Mapping[str, tuple[str, str]]": _mapping_of(list_of(TEXT)),
+    "Mapping[str, Any]": _mapping_of(_SCHEMA),
+    "RunStatus": _member_of(RunStatus),
+    "StepStatus": _member_of(StepStatus),
+    "InterruptionCause | None": TEXT_OR_NULL,
+}
+
+_REQUIRED: Any = object()
+"""Stands for the default of a field that has none."""
+_OF_REPORT = frozenset(
+    {"run_id", "wall_time", "dependencies", "pipeline", "inputs", "max_retries"}
+    | {"parent", "parent_step", "rerun_of", "label"}
+)
+"""What the first event says and the report too."""
+
+
+def _fields_of(cls: Any) -> tuple[tuple[str, Any, Kind], ...]:
+    """Return the fields that a row has, each with its default and its kind."""
+    found = []
+    for each in fields(cls):
+        if each.name in ("output", "error") or (cls is RunStarted and each.name in _OF_REPORT):
+            continue
+        default = _REQUIRED if each.default is MISSING else each.default
+        if each.default_factory is not MISSING:
+            default = each.default_factory()
+        found.append((each.name, default, _KINDS_OF_TYPES[str(each.type)]))
+    return tuple(found)
+
+
+_CLASSES = [
+    cls for cls in get_args(Event) if cls is not RunResumed and cls not in get_args(NoteEvent)
+]
+"""What a run does that was never resumed, without what its steps say."""
+_KINDS: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
+_FIELDS: dict[Any, tuple[tuple[str, Any, Kind], ...]] = {cls: _fields_of(cls) for cls in _CLASSES}
+_VALUES: dict[Any, set[str]] = {
+    cls: found
+    for cls in _CLASSES
+    if (found := {each.name for each in fields(cls)} & {"output", "error"})
+}
+"""Which of their values a result may have."""
+
+
+# --- events and results --------------------------------------------------------------------------
+
+
+def _difference(run: StoredRun, report: RunReport) -> str:
+    """Return in what the events of a run differ from the results of its report, if in anything."""
+    if run.status is not report.status:
+        return f"the run is {run.status}, not {report.status}"
+    for name, result in report.items():
+        step = run.steps[name]
+        difference = _differs(step, result, run.at_ms)
+        if difference:
+            return difference
+        items, shown = step.items or {}, {item.item: item for item in result.items or ()}
+        if (step.items is None) is not (result.items is None) or not shown.keys() <= items.keys():
+            return f"step {name!r} has other items"
+        if step.keeps_outputs and len(shown) < len(items):
+            return f"step {name!r} has other items"
+        for number, each in shown.items():
+            assert number is not None
+            difference = _differs(items[number], each, run.at_ms)
+            if difference:
+                return difference
+    return ""
+
+
+def _differs(step: StepView, result: StepResult, now_ms: float) -> str:
+    if step.status is not result.status:
+        return f"{step.name!r} is {step.status}, not {result.status}"
+    told, are_counted = step.attempt_count, result.left_out > 0
+    if not (told <= result.attempts if are_counted else told == result.attempts):
+        return f"{step.name!r} has {told} attempts, not {result.attempts}"
+    if step.reason != result.reason:
+        return f"{step.name!r} has the reason {step.reason!r}, not {result.reason!r}"
+    took_ms = step.duration_ms(now_ms) or 0.0
+    if not are_counted and not math.isclose(took_ms, result.duration_ms, abs_tol=1e-6):
+        return f"{step.name!r} took {took_ms} ms, not {result.duration_ms}"
+    return ""
