@@ -136,8 +136,8 @@ class StoredRun:
         return self.status is RunStatus.RUNNING
 
     def apply(self, event: events.Event) -> None:
-        """Apply one more event. A note changes nothing."""
-        rule = _RULES[type(event)]
+        """Apply one more event. One that has no rule, such as what steps say, changes nothing."""
+        rule = _RULES.get(type(event))
         if rule is None:
             return
         if not isinstance(event, events.RunStarted) and event.at_ms > self.at_ms:
@@ -678,7 +678,7 @@ class StoredRun:
         )
 
 
-_RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
+_RULES: dict[type, Callable[[StoredRun, Any], None]] = {
     events.RunStarted: StoredRun._on_run_started,
     events.RunResumed: StoredRun._on_run_resumed,
     events.RunInterrupted: StoredRun._on_run_stops,
@@ -698,9 +698,6 @@ _RULES: dict[type, Callable[[StoredRun, Any], None] | None] = {
     events.ThreadAbandoned: StoredRun._on_thread_abandoned,
     events.LoopBlocked: StoredRun._on_loop_blocked,
     events.PoolPaused: StoredRun._on_pool_paused,
-    events.StepLogged: None,
-    events.StepProgressed: None,
-    events.StepAttached: None,
 }
 _ENDS_OF_UNFINISHED = {
     StepStatus.FAILED: "it had failed",

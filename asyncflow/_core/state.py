@@ -211,9 +211,9 @@ class RunState:
         """
         rule = _STEP_RULES.get(type(event))
         if rule is None:
-            run_rule = _RUN_RULES[type(event)]
+            run_rule = _RUN_RULES.get(type(event))
             if run_rule is None:
-                return  # a note, which changes nothing
+                return  # it changes nothing that decides
             run_rule(self, event)
             is_known = self._snapshot is not None and type(event) in _IN_SNAPSHOT
             if not is_known or self._taken:
@@ -861,17 +861,14 @@ _STEP_RULES: dict[type, tuple[tuple[Phase, ...], bool, Callable[[RunState, int, 
         RunState._on_loop_blocked,
     ),
 }
-_RUN_RULES: dict[type, Callable[[RunState, Any], None] | None] = {
+_RUN_RULES: dict[type, Callable[[RunState, Any], None]] = {
     events.RunStarted: RunState._on_run_started,
     events.RunResumed: RunState._on_run_resumed,
     events.RunInterrupted: RunState._on_run_interrupted,
     events.RunTimedOut: RunState._on_run_timed_out,
     events.RunFinished: RunState._on_run_finished,
-    events.PoolPaused: None,
-    events.StepLogged: None,
-    events.StepProgressed: None,
-    events.StepAttached: None,
     events.ResultReused: RunState._on_result_reused,
 }
+"""Other events, such as what steps say, change nothing."""
 _IN_SNAPSHOT = (events.RunStarted, events.RunResumed, events.ResultReused)
 """The events that the replay of a snapshot has already."""
