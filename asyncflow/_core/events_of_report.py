@@ -293,11 +293,7 @@ class _Teller:
                 if attempt.segment == ends_in and result.status in _ENDED and not result.origin:
                     self._remark(node, attempt.segment, attempt.number, at_ms)
                     return
-                # What ends later than its last attempt has waited for another one.
-                ran_ms = sum([ended - began for began, ended in _active(attempts).values()])
-                has_waited = result.duration_ms - ran_ms > _ROUNDING_MS
-                is_retried = has_waited or result.status in (StepStatus.RUNNING, *_ENDED)
-                is_retried = is_retried or attempt.retry_in_ms is not None
+                is_retried = attempt.retry_in_ms is not None or result.status is StepStatus.RUNNING
             else:
                 is_retried = later.number > attempt.number
                 if end == "crashed" and is_retried:
@@ -389,12 +385,10 @@ class _Teller:
             self._tell(ends_in, StepWaiting(name, self._end_of(ends_in), since, deadline_ms))
         last = attempts[-1] if attempts and attempts[-1].segment == ends_in else None
         number = attempts[-1].number if attempts else 0
-        if last is not None and last.error is not None:
-            ended_ms = last.started_ms + last.duration_ms
-            if at_ms - ended_ms > _ROUNDING_MS and result.status in _ENDED:
-                wait_ms = last.retry_in_ms or 0.0
-                failed = AttemptFailed(name, number, ended_ms, last.error, wait_ms, item)
-                self._tell(ends_in, failed)
+        if last is not None and last.error is not None and last.retry_in_ms is not None:
+            ended_ms, wait_ms = last.started_ms + last.duration_ms, last.retry_in_ms
+            failed = AttemptFailed(name, number, ended_ms, last.error, wait_ms, item)
+            self._tell(ends_in, failed)
         error, reason = result.error, result.reason
         if result.status is StepStatus.SUCCESS:
             output, secret = result.output, result.secret

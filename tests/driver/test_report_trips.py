@@ -18,7 +18,14 @@ from memory_journal import MemoryJournal
 from random_runs import RUN_ID, RandomPipeline
 from turn_counting import TurnCountingLoop
 
-from asyncflow import Pipeline, RunCancelledError, RunReport, after, run_pipeline
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    RunCancelledError,
+    RunReport,
+    after,
+    run_pipeline,
+)
 from asyncflow._core.history import History
 from asyncflow._core.record import values_by_name
 from asyncflow._core.report import report_of
@@ -104,6 +111,8 @@ async def reports_of(pipeline, chance):
     for stored in {0, count, *(chance.randint(1, count) for _ in range(3))}:
         found.append(await report_in(journal.died_after(stored), pipeline))
         found.append(await report_in(journal.died_after(stored), pipeline, stop_at=0.004))
+        if stored:
+            found.append(await report_of_rerun(journal.stored[RUN_ID][:stored], pipeline))
     return [report for report in found if report is not None]
 
 
@@ -127,6 +136,20 @@ async def report_in(journal, pipeline, stop_at=None):
         return await running
     except RunCancelledError as cancelled:
         return cancelled.report
+
+
+async def report_of_rerun(events, pipeline):
+    journal = Journal(latency_s=pipeline.latency_s)
+    journal.stored["origin"] = events
+    world = pipeline.world(journal, RUN_ID)
+    orchestrator = Orchestrator(
+        pipeline.steps(world),
+        journal=journal,
+        resources=world.resources if pipeline.has_resource else {},
+        observers=[world.observe],
+        **pipeline.options,
+    )
+    return await orchestrator.rerun("origin", RUN_ID)
 
 
 def stop(journal):
