@@ -125,10 +125,14 @@ class AdmissionQueue:
                 self._look_again()
 
     def claim(self, node: int) -> bool:
-        """Return whether a node has a place; if not, `take_placed` will return it with one."""
+        """Return whether a node has a place; if not, `take_placed` will return it with one.
+
+        One that claims a place again keeps its turn.
+        """
         if not self.has_limit or node in self._placed:
             return True
         if self._room > 0:
+            self._placeless.pop(node, None)
             self._place(node)
             return True
         self._placeless[node] = None

@@ -7,12 +7,15 @@ Rules:
    line's order decides. Steps join in the turn of the release, and items later: the task of their
    mapped step must add them. So where a less urgent attempt could get the slot, that is kept until
    these tasks have had their turn (``adding``).
+3. Who waits for slots lends its place. When the slots are there it claims one, in the order in
+   which the pool has given them: not when its task learns of them, which may be some turns later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
@@ -82,11 +85,18 @@ class Permit:
     The pool calls it, in any thread. Most never need a future: their slots come before they ask.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, step: WorkflowStep) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        step: WorkflowStep,
+        on_slots: Callable[[], object] | None = None,
+    ) -> None:
         self.ticket: PoolTicket | None = None
         self.worker = step.runs_in if step.needs_worker else None
         """What it needs a token for: a thread, a process or nothing."""
         self._loop = loop
+        self._on_slots = on_slots
+        """Called when the slots are there, in any thread and by the collector too."""
         self._waiter: asyncio.Future[None] | None = None
         self._at_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -101,8 +111,11 @@ class Permit:
         if at_s is not None and (at_s != self._at_s or self._loop.is_closed()):
             self._at_s = at_s
             _call_soon(self._loop, self._set_timer, at_s)
-        elif at_s is None and (self._waiter is not None or self._loop.is_closed()):
-            _call_soon(self._loop, self._wake_up)
+        elif at_s is None:
+            if self._on_slots is not None:
+                self._on_slots()
+            if self._waiter is not None or self._loop.is_closed():
+                _call_soon(self._loop, self._wake_up)
 
     def _wake_up(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -196,6 +209,8 @@ class Permits(Policy):
         """From when on each node waits for its next attempt that stands in line during a delay."""
         self._held: dict[int, PoolTicket | Permit] = {}
         """What each node holds or waits for: a mere ticket if it never had to wait."""
+        self._served = deque[int]()
+        """The nodes that have received slots in line, in order: they may have lent their place."""
         self._ages: dict[int, int] = {}
         """The place in line that a node keeps for its next attempt, or for its next request."""
         self.needs: dict[int, tuple[int, float]] = {}
@@ -223,10 +238,21 @@ class Permits(Policy):
 
     # Before an attempt.
 
+    def on_advance(self) -> None:
+        self._claim_places()
+
+    def _claim_places(self) -> None:
+        """Claim places for those that have received their slots, before others claim one."""
+        while self._served:
+            node = self._served.popleft()
+            ticket = _ticket_of(self._held.get(node))
+            if ticket is not None and ticket.has_slots:  # else it was stopped meanwhile
+                self._queue.claim(node)
+
     def on_turn(self, node: int) -> None:
-        turn = self._turns[node]
         self._line_up(node, self._steps[node])  # with its place it takes a slot that is free
-        if not turn.done():
+        turn = self._turns.get(node)  # without one, its task does not know of its slots yet
+        if turn is not None and not turn.done():
             turn.set_result(None)
 
     def on_line_up(self, node: int, step: WorkflowStep) -> None:
@@ -256,7 +282,8 @@ class Permits(Policy):
         if ticket is not None:
             self._held[node] = ticket
             return
-        permit = self._held[node] = Permit(self._loop, step)
+        on_slots = partial(self._served.append, node) if self._queue.has_limit else None
+        permit = self._held[node] = Permit(self._loop, step, on_slots)
         clock, priority = self._clock, step.priority
         permit.ticket = ticket = pool._join(
             clock, permit.call, slots=slots, tokens=tokens, priority=priority, age=age
@@ -322,6 +349,7 @@ class Permits(Policy):
             try:
                 if isinstance(held, Permit):
                     await held.slots()
+                self._claim_places()
                 has_place = self._queue.claim(node)  # it may have lent its own
                 if has_place and isinstance(held, Permit):
                     await held.token()

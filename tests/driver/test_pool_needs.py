@@ -327,6 +327,26 @@ async def test_urgent_items_leave_no_slot_to_others(size, count, is_one_run, opt
     assert (pool.in_use, pool.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("priority", [0, 1])
+async def test_those_whose_slots_come_together_get_the_places_of_the_run_in_the_order_of_the_line(
+    priority,
+):
+    pool, log = Pool(3), []
+
+    async def act(number):
+        log.append(number)
+        if number == 0:
+            await asyncio.sleep(4)
+
+    items = WorkflowStep("items", lambda: asyncio.sleep(0, [*range(6)]))
+    last = mapped("last", "items", act, pool=pool, priority=priority)
+    first = WorkflowStep("first", lambda: asyncio.sleep(2), pool=pool)
+    report = await run_pipeline([first, items, last], schedule="ready", max_concurrency=2)
+
+    assert report.all_passed
+    assert log == [*range(6)]
+
+
 RISING = (0, 1, 2)
 
 
