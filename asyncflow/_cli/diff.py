@@ -20,7 +20,7 @@ from asyncflow._cli.options import (
     require_journal,
     run_argument,
 )
-from asyncflow._cli.output import NOT_FOUND, CommandError, stdout_console
+from asyncflow._cli.output import NOT_FOUND, CommandError, hanging, stdout_console
 from asyncflow._core.comparison import RunComparison, StepComparison
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
@@ -42,6 +42,8 @@ _SYMBOLS = "▲▼→×"
 _PLAIN = str.maketrans({"▲": "+", "▼": "-", "→": ">", "×": "x"})
 _LEAST_WIDTH = 8
 """How many cells the name of a step has at least, on any terminal."""
+_DIFFERENCE = 30
+"""How many cells a difference has at least before names are cut; a longer one goes on below."""
 _LABEL = 10
 _GAP = "  "
 
@@ -125,11 +127,7 @@ def _run(label: str, report: RunReport, console: Console) -> list[Text]:
 
 def _wrapped(label: str, text: str, console: Console, indent: int = _LABEL) -> list[Text]:
     """Return a text behind a label, in lines that fit a terminal."""
-    width = max(console.width - indent, _LEAST_WIDTH)
-    parts = Text(text).wrap(console, width) if console.is_terminal else [Text(text)]
-    return [
-        Text(f"{'' if at else label:<{indent}}{part}".rstrip()) for at, part in enumerate(parts)
-    ]
+    return hanging(Text(f"{label:<{indent}}{text}"), indent, console)
 
 
 # The steps.
@@ -146,17 +144,16 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Conso
     names = [escape_controls(step.step_name) for step in shown]
     room = widest([*names, "STEP"])
     if console.is_terminal:
-        room = min(room, max(console.width - sum(widths) - len(_GAP) * len(widths), _LEAST_WIDTH))
+        taken = sum(widths[:3]) + min(widths[3], _DIFFERENCE) + len(_GAP) * len(widths)
+        room = min(room, max(console.width - taken, _LEAST_WIDTH))
+    begins_at = room + sum(widths[:3]) + len(_GAP) * len(widths)
     lines = [Text(""), _row("STEP", header, room, widths, theme)]
     lines[1].stylize("bold")
     for name, step, cells in zip(names, shown, rows, strict=True):
         line = _row(name, cells, room, widths, theme)
         if step.run is not None:
-            start = room + len(_GAP)
-            line.stylize(COLOURS[step.run.status], start, start + widths[0])
-        lines.append(line)
-        if facts := "; ".join(step_facts(step)):
-            lines += _wrapped("", facts, console, 2)
+            line.stylize(COLOURS[step.run.status], 0, widths[0])
+        lines += hanging(line, begins_at, console)
     rest = total - len(shown)
     if rest:
         verb = "differs" if rest == 1 else "differ"
@@ -168,8 +165,8 @@ def _row(name: str, cells: Iterable[str], room: int, widths: list[int], theme: T
     status, before, now, change = cells
     text = _GAP.join(
         [
-            set_cell_size(elide_middle(name, room, theme.ellipsis), room),
             set_cell_size(status, widths[0]),
+            set_cell_size(elide_middle(name, room, theme.ellipsis), room),
             f"{before:>{widths[1]}}",
             f"{now:>{widths[2]}}",
             change,
@@ -182,11 +179,12 @@ def _cells(step: StepComparison, theme: Theme) -> list[str]:
     run = step.run
     status = theme.dash if run is None else f"{theme.symbols[run.status]} {run.status}"
     change = "" if step.change == "both" else step.change
+    facts = [change or f"{arrow(step)}{difference_text(step)}", *step_facts(step)]
     return [
         status,
         _took(step.baseline, theme),
         _took(run, theme),
-        change or f"{arrow(step)}{difference_text(step)}",
+        "; ".join(filter(None, facts)),
     ]
 
 

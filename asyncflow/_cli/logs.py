@@ -26,7 +26,15 @@ from asyncflow._cli.options import (
     open_journal,
     require_journal,
 )
-from asyncflow._cli.output import RUN_FAILED, CommandError, some_of, stdout_console, write_note
+from asyncflow._cli.output import (
+    RUN_FAILED,
+    CommandError,
+    hanging,
+    some_of,
+    stdout_console,
+    write_lines,
+    write_note,
+)
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import did_you_mean, escape_controls, plural
@@ -196,6 +204,8 @@ class _NoteWriter:
             for each in (step, *(step.items or {}).values())
         ]
         self._width = min(max(labels, default=0), _WIDEST_LABEL)
+        self._date = ""
+        """That of the note before, on a terminal."""
         self.saved = 0
 
     def write(self, stored: StoredEvent) -> None:
@@ -217,9 +227,24 @@ class _NoteWriter:
         if self._wanted.as_json:
             click.echo(json.dumps(_as_json(stored.position, note, moment)))
         elif self._console.is_terminal:
-            self._console.print(Text.assemble(*self._parts(note, moment)), soft_wrap=True)
+            self._write_to_terminal(note, moment)
         else:  # many times faster
             click.echo(without_commands("".join(text for text, _ in self._parts(note, moment))))
+
+    def _write_to_terminal(self, note: _Note, moment: datetime) -> None:
+        """Write a note in lines that fit, with the date above where it changes."""
+        date = f"{moment:%Y-%m-%d} "
+        if date != self._date:
+            self._console.print(Text(date.rstrip(), "dim"))
+            self._date = date
+        text = Text.assemble(*self._parts(note, moment))[len(date) :]
+        first, *others = text.split("\n", allow_blank=True)
+        begins_at = len("00:00:00.000 ") + len(f"{_ATTACHED} ") + self._width + 2
+        lines = hanging(first, begins_at, self._console)
+        for line in others:
+            indent = len(line.plain) - len(line.plain.lstrip())
+            lines += hanging(line, indent + 2, self._console)
+        write_lines(lines, self._console)
 
     def _parts(self, note: _Note, moment: datetime) -> Iterator[tuple[str, str]]:
         """Yield the texts of a note, each with its style."""

@@ -31,7 +31,7 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunNotFoundError,
 )
-from asyncflow._core.report import RunReport, result_note
+from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
     RunStatus,
@@ -63,6 +63,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """The errors of a file, or the device below it, that takes no more data."""
 _STATUS = re.compile(rf"(?m)^\[(?P<step>{'|'.join(StepStatus)}) *\] |^Pipeline (?P<run>[A-Z]+)$")
 _MOST_NAMES = 10
+_LEAST_TEXT = 24
+"""How many cells a text has beside what it is aligned with; on a narrower terminal, below it."""
 _FILE_WIDTH = 100_000
 """How many characters a line of a file or a pipe may have."""
 
@@ -87,6 +89,25 @@ def write_result(text: str) -> None:
         status = StepStatus(found[kind]) if kind == "step" else status_for_run(found[kind])
         styled.stylize(COLOURS[status], *found.span(kind))
     stdout_console().print(styled, soft_wrap=True)
+
+
+def write_lines(lines: Iterable[Text], console: Console) -> None:
+    """Write lines of a result that have their styles."""
+    console.print(Text("\n").join(lines), soft_wrap=True)
+
+
+def hanging(line: Text, indent: int, console: Console) -> list[Text]:
+    """Return a line in lines that fit a terminal: words stay whole, and it goes on indented."""
+    if not console.is_terminal or line.cell_len <= console.width:
+        return [line]
+    if indent > console.width - _LEAST_TEXT:
+        indent = min(indent, 4)
+    head, text = line.divide([indent])
+    first, *others = text.wrap(console, console.width - indent)
+    lines = [head + first, *(Text(" " * indent) + other for other in others)]
+    for each in lines:
+        each.rstrip()
+    return lines
 
 
 def stdout_for_results_only(enabled: bool) -> AbstractContextManager[object]:
@@ -131,22 +152,6 @@ def format_report(report: RunReport) -> str:
     if report.stop_reason is None or report.status is RunStatus.PASSED:
         return str(report)
     return f"{report}\nStopped: {escape_controls(report.stop_reason)}"
-
-
-def format_steps(report: RunReport, *, most: int = 40) -> str:
-    """Return a report as text; of one with more steps, with those that ended alike in one line."""
-    if len(report) <= most:
-        return format_report(report)
-    alike: dict[tuple[StepStatus, str], list[str]] = {}
-    first, *lines = format_report(report).splitlines()
-    for result, line in zip(report.values(), lines, strict=False):
-        note = result_note(result, len(report.segments)) if result.error is None else line
-        alike.setdefault((result.status, note), []).append(line)
-    steps = [
-        same[0] if len(same) == 1 else f"[{status:<7}] {plural(len(same), 'step')}{note}"
-        for (status, note), same in alike.items()
-    ]
-    return "\n".join([first, *steps, *lines[len(report) :]])
 
 
 def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:

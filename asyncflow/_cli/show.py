@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from asyncflow._cli.loader import load_pipeline, select_targets
 from asyncflow._cli.logs import step_and_item
@@ -30,22 +32,21 @@ from asyncflow._cli.options import (
 from asyncflow._cli.output import (
     format_earlier_attempts,
     format_endured,
-    format_report,
-    format_steps,
-    format_tracebacks,
+    hanging,
     stdout_console,
     stdout_for_results_only,
     write_html,
+    write_lines,
     write_note,
     write_result,
 )
-from asyncflow._cli.show_step import result_of, step_as_json, step_text
+from asyncflow._cli.show_run import failure_lines, indented, step_lines, traceback_lines
+from asyncflow._cli.show_step import result_of, step_as_json, step_parts
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import DIED, RunStatus, StepStatus
+from asyncflow._core.results import RunStatus
 from asyncflow._core.signal import type_text
 from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._core.text import duration, escape_controls, plural
-from asyncflow._core.tracebacks import format_error
 from asyncflow._runtime.explaining import ActingPolicies
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, took
@@ -54,6 +55,8 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted, StepAttached, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS
+from asyncflow.live._end import verdict_lines
+from asyncflow.live._theme import printable, theme_for
 
 # A pipeline.
 
@@ -205,6 +208,7 @@ class _ShownRun:
     record: RunRecord
     report: RunReport
     events: Sequence[StoredEvent]
+    view: RunView
     answered: Collection[str] = ()
     """The signals that it waits for and that have come."""
     notes: Sequence[StoredEvent] = ()
@@ -262,26 +266,44 @@ def show(
     if as_json:
         click.echo(_events_as_json(shown) if events else shown.report.to_json(indent=2))
         return
-    _write_head(shown)
+    console = stdout_console()
+    if timeline or events:
+        write_lines(_head(shown, console), console)
     if timeline:
         _write_timeline(shown)
     if events:
-        lines = [f"{at_ms / 1000:12.3f} s  {text}" for at_ms, text in _described(shown)]
-        write_result("\n".join(lines))
+        texts = [f"{at_ms / 1000:12.3f} s  {text}" for at_ms, text in _described(shown)]
+        write_lines([line for text in texts for line in hanging(Text(text), 16, console)], console)
     if not (timeline or events):
-        write_result((format_report if everything else format_steps)(shown.report))
-        if shown.record.status is RunStatus.ORPHANED:
-            running = [each for each in shown.report.values() if each.status is StepStatus.RUNNING]
-            write_result("\n".join(f"{escape_controls(each.step_name)} {DIED}" for each in running))
-        for form in (format_tracebacks, format_endured, format_earlier_attempts):
-            if part := form(shown.report):
-                write_result(f"\n{part}")
+        _write_run(shown, console, everything=everything)
         if shown.record.status is RunStatus.WAITING:
             from asyncflow._cli.execution import next_commands  # few need it
 
             resume = resume_command(shown.record, journal)
             for hint in next_commands(shown.report, resume, journal, shown.answered):
                 write_note(escape_controls(hint))
+
+
+def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
+    view = shown.view
+    theme, has_died = theme_for(console.encoding), shown.record.status is RunStatus.ORPHANED
+    steps = step_lines(
+        [*view.steps.values()],
+        console,
+        theme,
+        _now_of(shown),
+        has_died=has_died,
+        is_grouped=not everything,
+    )
+    lines = [*_head(shown, console), Text(""), *steps, *failure_lines(view, console, theme)]
+    for part in (format_endured(shown.report), format_earlier_attempts(shown.report)):
+        lines += [Text(""), *indented(part.splitlines(), console)] if part else []
+    lines.append(Text(""))
+    if view.stop_reason is not None and view.status is not RunStatus.PASSED:
+        lines += indented([f"Stopped: {printable(view.stop_reason, theme.encoding)}"], console)
+    word = shown.record.status if has_died else ""
+    lines += verdict_lines(view, console.width, theme, word)
+    write_lines(lines, console)
 
 
 async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> None:
@@ -299,11 +321,18 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
         notes = await opened.notes(
             run_id, kinds=kinds, step=step, item=item, limit=_MOST_NOTES, newest=True
         )
-    _write_head(shown)
-    view = RunView(each.event for each in shown.events)
-    write_result(step_text(result, view, step, len(shown.report.segments), notes))
+    view, console = shown.view, stdout_console()
+    viewed = view.steps[step]
+    if item is not None:
+        viewed = (viewed.items or {}).get(item) or viewed.former_items[item]
+    has_died = shown.record.status is RunStatus.ORPHANED
+    theme, now_ms = theme_for(console.encoding), _now_of(shown)
+    lines = [*_head(shown, console), Text("")]
+    lines += step_lines([viewed], console, theme, now_ms, has_died=has_died)
+    lines += step_parts(result, view, step, notes, console)
     if result.error is not None and not result.fell_back:
-        write_result(f"\n{format_error(result.error)}")
+        lines += [Text(""), *traceback_lines(result.error, console)]
+    write_lines(lines, console)
 
 
 async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
@@ -311,20 +340,21 @@ async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
         record = await find_run(opened, run)
         report = await opened.report(record.run_id)
         events = await opened.events(record.run_id)
+        view = RunView(each.event for each in events)
         answered: Collection[str] = ()
         if record.status is RunStatus.WAITING:
             answered = (await opened.summaries([record]))[record.run_id].answered
         if not with_notes:
-            return _ShownRun(record, report, events, answered)
+            return _ShownRun(record, report, events, view, answered)
         usual_ms: Mapping[str, float] = {}
         if record.pipeline:
             usual_ms = (await opened.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
         notes = await opened.notes(record.run_id)
-        return _ShownRun(record, report, events, answered, notes, usual_ms)
+        return _ShownRun(record, report, events, view, answered, notes, usual_ms)
 
 
-def _write_head(shown: _ShownRun) -> None:
-    record, view = shown.record, RunView(each.event for each in shown.events)
+def _head(shown: _ShownRun, console: Console) -> list[Text]:
+    record, view = shown.record, shown.view
     parts = [f"Run {escape_controls(record.run_id)}"]
     if record.label:
         parts.append(f" ({escape_controls(record.label)})")
@@ -342,27 +372,28 @@ def _write_head(shown: _ShownRun) -> None:
         parts.append(f", took {spent}{' with pauses' if ' of ' in spent else ''}")
     if record.status is RunStatus.ORPHANED:
         parts.append(", orphaned: not finished, and no process runs it")
-    write_result("".join(parts))
+    return hanging(Text("".join(parts)), 4, console)
 
 
 def _write_timeline(shown: _ShownRun) -> None:
     from asyncflow.live._timeline import timeline  # few need it
 
-    view, console = RunView(each.event for each in shown.events), stdout_console()
+    view, console = shown.view, stdout_console()
     width = console.width if console.is_terminal else _TIMELINE_WIDTH
     drawn = timeline(
         view,
         width=width,
-        now_ms=_now_of(shown, view),
+        now_ms=_now_of(shown),
         encoding=console.encoding,
         is_orphaned=shown.record.status is RunStatus.ORPHANED,
     )
     console.print(drawn, soft_wrap=True)
 
 
-def _now_of(shown: _ShownRun, view: RunView) -> float:
+def _now_of(shown: _ShownRun) -> float:
     # How far an orphan came after its last event is unknown.
-    return view.at_ms if shown.record.status is RunStatus.ORPHANED else view.ms_at(time.time())
+    is_orphaned, view = shown.record.status is RunStatus.ORPHANED, shown.view
+    return view.at_ms if is_orphaned else view.ms_at(time.time())
 
 
 def _described(shown: _ShownRun) -> list[tuple[float, str]]:

@@ -7,8 +7,12 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
+from asyncflow._cli.output import hanging
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.report import RunReport, result_line
+from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, attempt_end
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import level_name, log_text
@@ -40,23 +44,29 @@ def step_as_json(report: RunReport, step: str, item: int | None) -> str:
     return json.dumps(found, indent=2)
 
 
-def step_text(
-    result: StepResult, view: RunView, step: str, segments: int, notes: Sequence[StoredEvent]
-) -> str:
-    """Return all that is known of a step: what it received, attempts, output and log."""
+def step_parts(
+    result: StepResult,
+    view: RunView,
+    step: str,
+    notes: Sequence[StoredEvent],
+    console: Console,
+) -> Iterator[Text]:
+    """Yield all that is known of a step: what it received, attempts, output and log."""
     parts = {
-        "Received": list(map(_received_line, received(view, view.steps[step]) or ())),
-        "Attempts": list(map(_attempt_line, result.history[-_MOST_ATTEMPTS:])),
-        "Output": list(_output_lines(result)),
+        "Received": [
+            (line, 2) for line in map(_received_line, received(view, view.steps[step]) or ())
+        ],
+        "Attempts": list(_attempt_lines(result.history[-_MOST_ATTEMPTS:])),
+        "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
     }
-    lines = [result_line(result, segments)]
     if process := view.process_of(view.steps[step]):
-        lines.append(f"Ran in process {escape_controls(process)}")
+        yield Text(f"Ran in process {escape_controls(process)}")
     for title, of_part in parts.items():
         if of_part:
-            lines += [title, *[f"  {line}" for line in of_part]]
-    return "\n".join(lines)
+            yield Text(title)
+        for line, indent in of_part:
+            yield from hanging(Text(f"  {line}"), 2 + indent, console)
 
 
 def _received_line(each: Received) -> str:
@@ -72,11 +82,24 @@ def _received_line(each: Received) -> str:
     return escape_controls(f"{each.parameter} is {origin}{value}")
 
 
-def _attempt_line(attempt: Attempt) -> str:
-    item = "" if attempt.item is None else f"[{attempt.item}] "
-    error = "" if attempt.error is None else f": {describe_error(attempt.error)}"
-    after = f"after {duration(attempt.duration_ms)}, begun at {duration(attempt.started_ms)}"
-    return escape_controls(f"{item}{attempt.number} {attempt_end(attempt)} {after}{error}")
+def _attempt_lines(attempts: Sequence[Attempt]) -> Iterator[tuple[str, int]]:
+    """Yield a line for each attempt, and where its error begins."""
+    cells = [
+        (
+            f"{'' if each.item is None else f'[{each.item}] '}attempt {each.number}",
+            attempt_end(each),
+            duration(each.duration_ms),
+            f"at {duration(each.started_ms)}",
+        )
+        for each in attempts
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for (number, end, lasted, at), each in zip(cells, attempts, strict=True):
+        facts = (
+            f"{number:<{widths[0]}}  {end:<{widths[1]}}  {lasted:>{widths[2]}}  {at:<{widths[3]}}"
+        )
+        error = "" if each.error is None else describe_error(each.error)
+        yield escape_controls(f"{facts}  {error}".rstrip()), len(facts) + 2
 
 
 def _output_lines(result: StepResult) -> Iterator[str]:
@@ -88,11 +111,12 @@ def _output_lines(result: StepResult) -> Iterator[str]:
         yield "… (--json has all of it)"
 
 
-def _note_line(view: RunView, note: Any) -> str:
+def _note_line(view: RunView, note: Any) -> tuple[str, int]:
+    """Return a line, and where it goes on."""
     moment = datetime.fromtimestamp(view.wall_time_of(note.at_ms)).astimezone()
     if isinstance(note, StepAttached):
         text = f"attached {note.name} ({note.media_type})"
     else:
         assert isinstance(note, StepLogged)
         text = f"{level_name(note.level)} {note.logger}: {log_text(note.message)}"
-    return escape_controls(f"{moment:%H:%M:%S} {text}")
+    return escape_controls(f"{moment:%H:%M:%S} {text}"), 9

@@ -39,7 +39,7 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
     ``width`` is how many cells a line may take, and ``height`` how many lines there may be, at
     least 1.
     """
-    foot = _verdict(view, width, theme)[:height]
+    foot = verdict_lines(view, width, theme)[:height]
     if view.status is RunStatus.PASSED:
         if len(foot) == 1 and foot[0].cell_len + 2 + title.cell_len <= width:
             foot[0].append("  ").append(title.plain, "dim")
@@ -54,11 +54,15 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
     return lines
 
 
-def _verdict(view: RunView, width: int, theme: Theme) -> list[Text]:
-    status = status_for_run(view.word)
-    text = f"{theme.run_symbols[view.word]} {verdict(view)}"
+def verdict_lines(view: RunView, width: int, theme: Theme, word: str = "") -> list[Text]:
+    """Return how a run ended, in lines of a width; ``word`` is its status if its events don't tell.
+
+    They don't tell that its process died.
+    """
+    word = word or view.word
+    text = f"{theme.run_symbols[word]} {word}{verdict(view).removeprefix(view.word)}"
     lines = [Text(each, no_wrap=True) for each in textwrap.wrap(text, max(width, 20))]
-    lines[0].stylize(f"bold {COLOURS[status]}", 0, 2 + len(view.word))
+    lines[0].stylize(f"bold {COLOURS[status_for_run(word)]}", 0, 2 + len(word))
     return lines
 
 
@@ -80,10 +84,7 @@ def _failed(steps: Sequence[StepView], room: int, width: int, theme: Theme) -> l
 def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme) -> Iterator[Text]:
     """Yield the lines of a step: its name, the user's innermost frames, and its error."""
     assert step.error is not None
-    head, name = _status(step.status, theme), printable(step.name, theme.encoding)
-    head.append(elide_middle(name, max(width - _INDENT, 1), theme.ellipsis), "bold")
-    note = f"  {_note(step)}"
-    yield head.append(note) if head.cell_len + len(note) <= width else head
+    yield failure_head(step, width, theme)
     for frame in user_frames(step.error)[-frames:] if frames else []:
         place = f'File "{_shown_path(frame.path)}", line {frame.line}, in {frame.function}'
         yield _line(f"  {place}", width, theme)
@@ -96,6 +97,14 @@ def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme
         lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
     for line in lines:
         yield _line(f"  {line}", width, theme, COLOURS[step.status])
+
+
+def failure_head(step: StepView, width: int, theme: Theme) -> Text:
+    """Return the first line about a failed step: its status, its name, and its attempts."""
+    head, name = _status(step.status, theme), printable(step.name, theme.encoding)
+    head.append(elide_middle(name, max(width - _INDENT, 1), theme.ellipsis), "bold")
+    note = f"  {_note(step)}"
+    return head.append(note) if head.cell_len + len(note) <= width else head
 
 
 def _note(step: StepView) -> str:

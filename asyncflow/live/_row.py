@@ -119,7 +119,7 @@ def _note(
     usual_ms: float | None,
 ) -> Text:
     text = Text(no_wrap=True)
-    said = _words(step, now_ms, reported)
+    said = words_of(step, now_ms, reported)
     is_running = step.status is StepStatus.RUNNING and step.retry_at_ms is None
     left = left_text(usual_ms, step.duration_ms(now_ms)) if is_running else ""
     words = printable(", ".join(filter(None, [left, said])), theme.encoding)
@@ -148,7 +148,7 @@ def _progress_note(
     cells = min(max(width // 5, _BAR_WIDTHS[0]), _BAR_WIDTHS[-1]) if share else 0
     with_bar, without = width - cells - 1, width
     choices = [
-        (with_bar, [share, count, rate, left, _words(step, now_ms, reported)]),
+        (with_bar, [share, count, rate, left, words_of(step, now_ms, reported)]),
         (with_bar, [share, count, rate, left]),
         (with_bar, [share, count, left]),
         (with_bar, [share, count]),
@@ -169,22 +169,24 @@ def _progress_note(
     return text.append(" " * (width - text.cell_len))
 
 
-def _words(step: StepView, now_ms: float, reported: _Reported) -> str:
+def words_of(step: StepView, now_ms: float, reported: _Reported) -> str:
+    """Return what there is to say of a step beside its status and its duration."""
     rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
     if ran_before(step):
         before = "ran before the run was resumed"
         return ", ".join(filter(None, [before, step.reason or rerun]))
     match step.status:
         case StepStatus.PENDING:
-            parts = [rerun]
+            parts = ["" if step.waiting_since is None else "waits for a signal", rerun]
         case StepStatus.RUNNING:
             parts = [_items(step), *_items_under_way(step, reported), _attempt(step, now_ms), rerun]
         case StepStatus.FAILED:
-            parts = [_items(step), failure_text(step), _attempts(step)]
+            parts = [_items(step), failure_text(step), _attempts(step), rerun]
         case StepStatus.SUCCESS:
             restored = f"reused from run {step.origin}" if step.origin else "reused"
             fallbacks = failure_text(step) or fallbacks_text((step.items or {}).values())
-            parts = [restored if step.reused else "", _items(step), fallbacks, _attempts(step)]
+            parts = [restored if step.reused else "", _items(step), fallbacks]
+            parts += [_attempts(step), rerun]
         case _:
             parts = [step.reason or "", _items(step)]
     return ", ".join(filter(None, parts))

@@ -100,7 +100,7 @@ def test_an_engine_that_cannot_be_closed_is_no_bug_of_asyncflow(
     result = shell("run", "etl:pipeline", "--engine", "dask://h:1", "--run-id", "r", exits=1)
 
     assert "Error: engine dask://h:1 can't be closed: OSError: no scheduler" in result.stderr
-    assert "Pipeline PASSED" in shell("show", "r").stdout
+    assert "\n✓ PASSED in " in shell("show", "r").stdout
 
 
 def test_a_missing_extra_is_named(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -234,12 +235,12 @@ def test_the_missing_files_of_a_night_are_listed_and_fetched_next_morning(shell:
     shell.write("delivered", "")
     again = shell("rerun", "night", "night:night").stdout
 
-    assert "fetch (4 attempt(s), " in shown
-    assert shown.endswith(
-        "\nFailed, and tolerated or fell back:\n"
+    assert re.search(r"\n✓ SUCCESS    fetch  4 items, 1 failed  ", shown)
+    assert (
+        "\n\nFailed, and tolerated or fell back:\n"
         "  fetch[1]: FileNotFoundError: b\n"
-        "  load[3]: fell back: ValueError: no table\n"
-    )
+        "  load[3]: fell back: ValueError: no table\n\n✓ PASSED in "
+    ) in shown
     assert ": 3 of 4 items reused: run again because 1 item had failed" in again
     assert "load (4 attempt(s), " in again
 

@@ -174,7 +174,8 @@ def test_the_steps_of_an_orphan_were_running_when_its_process_died(
 ) -> None:
     report, drawn = shell("show", orphan).stdout, shell("show", orphan, "--timeline").stdout
 
-    assert "one was running when its process died" in report
+    assert "◇ RUNNING    one  was running when its process died" in report
+    assert "\n◇ ORPHANED in " in report
     assert "◇ RUNNING" in drawn
     assert "◇ was running when its process died" in drawn
     assert "▒ unfinished" in drawn
@@ -204,13 +205,14 @@ def test_show_groups_the_steps_of_a_large_run_and_lists_all_if_asked(shell: Shel
     )
     shell("run", "large:steps", "--run-id", "r", "--quiet", exits=1)
 
-    grouped = shell("show", "r").stdout.partition("\n\n")[0].splitlines()
-    listed = shell("show", "r", "--all").stdout.partition("\n\n")[0].splitlines()
+    grouped = shell("show", "r").stdout.split("\n\n")[1].splitlines()
+    listed = shell("show", "r", "--all").stdout.split("\n\n")[1].splitlines()
 
-    assert grouped[1:3] == ["Pipeline FAILED", "[SUCCESS] 29 steps"]
-    assert re.fullmatch(r"\[FAILED \] s7 \(1 attempt.*\): OSError: no disk", grouped[3])
-    assert grouped[4] == "[SKIPPED] 30 steps: step 's7' failed and fail_fast is on"
-    assert grouped[5].startswith("Total: ")
+    assert [" ".join(line.split()) for line in (grouped[0], grouped[2])] == [
+        "✓ SUCCESS 29 steps",
+        "⊘ SKIPPED 30 steps step 's7' failed and fail_fast is on",
+    ]
+    assert re.fullmatch(r"✗ FAILED     s7        OSError: no disk +[\d.]+ ms", grouped[1])
     assert len(listed) == len(grouped) - 3 + 60
 
 
@@ -288,12 +290,15 @@ def test_show_prints_the_report_and_the_traceback(shell: Shell) -> None:
     passed, failed = shell("show", "first").stdout, shell("show", "second").stdout
 
     assert re.match(
-        r"Run first of etl, started [\d-]+ [\d:]+ UTC\S*\nPipeline PASSED\n\[SUCCESS\] one", passed
+        r"Run first of etl, started [\d-]+ [\d:]+ UTC\S*\n\n"
+        r"✓ SUCCESS    one +[\d.]+ ms\n\n✓ PASSED in [\d.]+ ms: 1 succeeded\n\Z",
+        passed,
     )
-    assert passed.endswith("ms\n")
-    assert "\nStep one failed, attempt 1:\nTraceback" in failed
-    assert "Stopped: step 'one' failed and fail_fast is on" in failed
-    assert "OSError: no disk" in failed
+    assert re.search(
+        r"\n\n✗ FAILED     one  [\d.]+ ms\nTraceback (?s:.*)\nOSError: no disk\n\n"
+        r"Stopped: step 'one' failed and fail_fast is on\n✗ FAILED in .*: 1 failed\n\Z",
+        failed,
+    )
 
 
 @pytest.mark.parametrize("name", ["second-one", "second", "latest"])
@@ -414,8 +419,8 @@ def test_a_terminal_gets_colours_and_truncated_lines(shell: Shell) -> None:
     assert line.endswith("…")
     assert len(line) <= 72
     assert "\x1b[1;31m✗ FAILED" in table.stdout
-    assert "Pipeline \x1b[1;31mFAILED\x1b[0m\n" in report.stdout
-    assert "[\x1b[1;31mFAILED\x1b[0m ] one" in report.stdout
+    assert "\n\x1b[1;31m✗ FAILED   \x1b[0m  one" in report.stdout
+    assert "\n\x1b[1;31m✗ FAILED\x1b[0m in " in report.stdout
 
 
 # A run that was resumed.
@@ -490,9 +495,8 @@ def test_a_run_resumes_where_it_stopped(shell: Shell) -> None:
     assert result.stdout.count("reused") == 2
     shown = shell("show", "r1").stdout
     assert re.search(r", resumed 1 time, took \d+ ms( of [\d.]+ m?s with pauses)?\n", shown)
-    assert shown.endswith(
-        "\n\nBefore the run was resumed:\n  bad: attempt 1 failed: OSError: no disk\n"
-    )
+    before = "Before the run was resumed:\n  bad: attempt 1 failed: OSError: no disk\n\n✓ PASSED"
+    assert f"\n\n{before} in " in shown
     shell("resume", "r1", "etl:failing", "--quiet")  # now it has passed
 
 
@@ -588,3 +592,40 @@ def forget_modules(directory: Path) -> None:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(directory)):
             del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "command", [["show", "r"], ["show", "r", "geocode"], ["logs", "r"], ["diff", "r", "first"]]
+)
+def test_a_terminal_breaks_no_word_and_no_line_is_wider(shell: Shell, command: list[str]) -> None:
+    shell.write(
+        "long.py",
+        """
+        import logging
+        from asyncflow import Pipeline, after
+
+        pipeline = Pipeline("nightly", fail_fast=False)
+        SERVER = "the geocoder at geo.example.com answered 503 Service Unavailable, come back later"
+
+        @pipeline.step(max_retries=2)
+        async def geocode(bad: bool = False) -> None:
+            logging.getLogger("geo").warning(SERVER)
+            if bad:
+                raise ConnectionError(SERVER)
+
+        @pipeline.step
+        async def publish_the_dashboards_of_all_regions(done: None = after(geocode)) -> None: ...
+        """,
+    )
+    shell("run", "long", "--run-id", "first", "--quiet")
+    shell("run", "long", "--run-id", "r", "--input", "bad=true", "--quiet", exits=1)
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}
+
+    wide, narrow = shell(*command).stdout, shell(*command, env=terminal).stdout
+
+    plain = re.sub(r"\x1b\[[\d;]*m", "", narrow)
+    assert max(map(len, plain.splitlines())) <= 80
+    file = f'"{shell.directory / "long.py"}",'  # a word that may be wider than a line
+    broken = {word for word in plain.split() if word not in file} - {*wide.split()}
+    assert [word for word in broken if "…" not in word] == []
+    assert "come back later" in " ".join(plain.split())

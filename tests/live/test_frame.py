@@ -137,7 +137,7 @@ tier 1  ✓ SUCCESS    extract            reused                           900 m
         ✓ SUCCESS    token              reused                            50 ms
         ⊘ SKIPPED    archive            its condition was false
 tier 2  ✓ SUCCESS    validate           reused                           400 ms
-        ✓ SUCCESS    normalis…ister_v2  attempt 2 of 2                    1.9 s
+        ✓ SUCCESS    normalis…ister_v2  attempt 2 of 2, again, beca…      1.9 s
 tier 3  ■ CANCELLED  fetch              step "<script>alert('step')…     900 ms
         ✓ SUCCESS    index              reused                           0.4 ms
         ✗ FAILED     <script>…/script>  ValueError: </pre><script>a…     399 ms

@@ -1,0 +1,132 @@
+"""What ``asyncflow show RUN`` prints, in the words and columns of ``asyncflow run``.
+
+Rules:
+
+1. Each step has a line. On a terminal, words that don't fit go on below, and no word is broken.
+2. What failed comes after the steps, the first failure first, and the verdict is the last line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.text import Text
+
+from asyncflow._cli.output import hanging
+from asyncflow._core.results import DIED, StepStatus
+from asyncflow._core.step_view import StepView
+from asyncflow._core.text import duration, plural
+from asyncflow._core.tracebacks import format_error
+from asyncflow._views.event_text import place_text
+from asyncflow._views.run_end import failed_steps
+from asyncflow._views.run_view import RunView
+from asyncflow.live._end import failure_head
+from asyncflow.live._row import Columns, columns_for, symbol_of, words_of
+from asyncflow.live._theme import COLOURS, Theme, elide, fit, printable, widest
+
+_MOST_STEPS = 40
+_STATUS, _TOOK = 11, 9
+
+
+class _Row(NamedTuple):
+    symbol: str
+    status: StepStatus
+    name: str
+    words: str
+    took: str
+
+
+def step_lines(
+    steps: Sequence[StepView],
+    console: Console,
+    theme: Theme,
+    now_ms: float,
+    *,
+    has_died: bool = False,
+    is_grouped: bool = False,
+) -> list[Text]:
+    """Return the lines of steps, in aligned columns.
+
+    ``has_died`` says whether the process of the run is gone. If they are grouped, many steps that
+    ended alike share a line, unless they have an error.
+    """
+    rows = [_row(step, theme, now_ms, has_died=has_died) for step in steps]
+    if is_grouped and len(rows) > _MOST_STEPS:
+        rows = _grouped(steps, rows)
+    names, words = widest(row.name for row in rows), widest(row.words for row in rows)
+    columns = Columns(0, _STATUS, names, words, _TOOK)
+    if console.is_terminal and sum(columns) + 6 > console.width:
+        columns = columns_for(console.width, 0, names)
+    return [line for row in rows for line in _lines(row, columns, console, theme)]
+
+
+def _row(step: StepView, theme: Theme, now_ms: float, *, has_died: bool) -> _Row:
+    words = words_of(step, now_ms, {})
+    if has_died and step.status is StepStatus.RUNNING:
+        words = DIED
+    took_ms = step.duration_ms(now_ms)
+    return _Row(
+        symbol_of(step.status, theme, is_orphaned=has_died),
+        step.status,
+        printable(step.name, theme.encoding),
+        printable(words, theme.encoding),
+        "" if took_ms is None else duration(took_ms),
+    )
+
+
+def _grouped(steps: Sequence[StepView], rows: Sequence[_Row]) -> list[_Row]:
+    alike: dict[tuple[object, ...], list[_Row]] = {}
+    for step, row in zip(steps, rows, strict=True):
+        key = (row.status, row.words, row.name if step.error is not None else "")
+        alike.setdefault(key, []).append(row)
+    return [
+        same[0] if len(same) == 1 else same[0]._replace(name=plural(len(same), "step"), took="")
+        for same in alike.values()
+    ]
+
+
+def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Iterator[Text]:
+    colour = COLOURS[row.status]
+    line = Text()
+    line.append(fit(f"{row.symbol} {row.status}"[: columns.status], columns.status), colour)
+    line.append(f"  {fit(row.name, columns.name, theme.ellipsis)}")
+    more: list[str] = []
+    if columns.note > 0:
+        first = row.words
+        if row.status is StepStatus.FAILED:  # its error follows in full
+            first = elide(first, columns.note, theme.ellipsis)
+        elif console.is_terminal:
+            parts = [part.plain.rstrip() for part in Text(first).wrap(console, columns.note)]
+            first, *more = parts or [""]
+        line.append("  " + fit(first, columns.note), colour if row.words == DIED else "dim")
+    line.append(f"  {row.took:>{columns.duration}}")
+    line.rstrip()
+    yield line
+    for part in more:
+        yield Text(" " * (columns.status + columns.name + 4) + part, "dim")
+
+
+def failure_lines(view: RunView, console: Console, theme: Theme) -> Iterator[Text]:
+    """Yield the steps with errors, the first failure first, each with its traceback."""
+    for step in failed_steps(view):
+        assert step.error is not None
+        yield Text("")
+        head = failure_head(step, console.width, theme)
+        if step.latest is not None and step.latest.engine:
+            place = place_text(step.latest.engine, step.latest.worker)
+            head.append(f", on {printable(place, theme.encoding)}")
+        yield from hanging(head, _STATUS + 2, console)
+        yield from traceback_lines(step.error, console)
+
+
+def traceback_lines(error: BaseException, console: Console) -> Iterator[Text]:
+    """Yield the traceback of an error."""
+    yield from indented(format_error(error).splitlines(), console)
+
+
+def indented(texts: Iterable[str], console: Console) -> Iterator[Text]:
+    """Yield lines of text that keep their indentation where they go on below."""
+    for text in texts:
+        yield from hanging(Text(text), len(text) - len(text.lstrip()) + 2, console)
