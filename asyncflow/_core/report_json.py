@@ -145,9 +145,7 @@ _ATTEMPT: Table = {
 def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     status, attempts = StepStatus(fields.pop("status")), fields.pop("history")
     error, fell_back = fields["error"], fields.pop("fell_back")
-    if error and attempts and attempts[-1].error and attempts[-1].error.args == error.args:
-        # They are one error, which views show once.
-        attempts = (*attempts[:-1], replace(attempts[-1], error=error))
+    attempts = attempts if error is None else _with_error(attempts, error)
     result = StepResult(status=status, recorded=attempts, **fields)
     if status is StepStatus.FAILED and result.error is None:
         raise refusal(where + "error", "must not be null, because the step has failed")
@@ -156,6 +154,22 @@ def _result_of(fields: dict[str, Any], where: str) -> StepResult:
             raise refusal(f"{where}items[{at}].items", "must be null: an item has no items")
     _check_figures(result, fell_back, where)
     return without_repetition(result)
+
+
+def _with_error(attempts: tuple[Attempt, ...], error: BaseException) -> tuple[Attempt, ...]:
+    """Give the last attempt the error itself that its step has: views show that once.
+
+    One that was cancelled may have it from the attempt before.
+    """
+    ended = list(attempts)
+    for at in reversed(range(len(ended))):
+        each = ended[at]
+        if each.error is None or each.error.args != error.args:
+            break
+        ended[at] = replace(each, error=error)
+        if not each.cancelled:
+            break
+    return tuple(ended)
 
 
 def _check_figures(result: StepResult, fell_back: bool, where: str) -> None:

@@ -212,6 +212,16 @@ class TestJson:
         errors = [attempt.error for attempt in back["a"].history]
         assert [error is back["a"].error for error in errors] == [False] * (attempts - 1) + [True]
 
+    def test_a_cancelled_attempt_has_the_error_of_the_one_before_again(self) -> None:
+        error = raised(ValueError("no"))
+        attempts = (Attempt(1, 0.0, 1.0, error), Attempt(2, 1.0, 1.0, error, cancelled=True))
+        result = cancelled("a", error)
+        result = dataclasses.replace(result, attempts=2, recorded=attempts)
+
+        back = RunReport.from_json(report_of(result).to_json())["a"]
+
+        assert [attempt.error is back.error for attempt in back.history] == [True, True]
+
     async def test_backoffs_and_how_many_attempts_there_may_be_come_back(self) -> None:
         async def fail() -> None:
             raise ValueError("boom")
