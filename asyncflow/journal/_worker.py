@@ -524,8 +524,15 @@ class Shared(Generic[Question, Answer]):
         """Queue a question for the next call of `answer`."""
         self._asked.append((future, question))
 
-    def answer(self) -> None:
-        """Answer the questions that wait, unless they were cancelled."""
+    def answer(self, asked_first: concurrent.futures.Future[Any]) -> None:
+        """Answer the questions that wait, unless they were cancelled.
+
+        That is the job of the question ``asked_first``. If it was answered with an earlier one, a
+        later question has a job of its own, and the patience that counts from when it was asked.
+        """
+        if asked_first.done():
+            return
+        del asked_first
         asked: list[tuple[concurrent.futures.Future[Any], Question]] = []
         while self._asked and len(asked) < _MOST_AT_ONCE:
             if self._asked[0][0].set_running_or_notify_cancel():
@@ -619,7 +626,7 @@ class WorkerThread(concurrent.futures.Executor):
                 self._thread = self._start()
             if isinstance(fn, Shared):
                 fn.ask(future, *args)
-                run: Callable[[], object] = fn.answer
+                run: Callable[[], object] = partial(fn.answer, future)
             else:
                 run = partial(_run_unless_cancelled, future, fn, *args)
             self._jobs.put(_ThreadJob(run, time.monotonic()))
