@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepRun
 from asyncflow.events import RunFinished
 from asyncflow.journal._event_codec import (
@@ -44,7 +45,7 @@ class SegmentEnd(msgspec.Struct, omit_defaults=True):
     """How a segment of a run ended."""
 
     failed_step: str = ""
-    """The step that failed first in it."""
+    """The step that failed first in it, if the run failed."""
     error: StoredError | None = None
     """Its error."""
     stop_reason: str | None = None
@@ -91,7 +92,9 @@ def summary_of(
     ``failure`` is the first step that failed, and its error as rows have it. Without ``steps``,
     who asks for these reads the whole run.
     """
-    failed_step, error = failure or ("", None)
+    # A run may fail in a step and be cancelled then: it says why it stopped.
+    has_failed = event.status is RunStatus.FAILED
+    failed_step, error = failure if failure and has_failed else ("", None)
     end = {"failed_step": failed_step, "error": error, "stop_reason": event.stop_reason}
     payload = to_json({name: value for name, value in end.items() if value})
     data = None if steps is None else to_json(steps).encode()

@@ -563,6 +563,20 @@ async def test_a_failed_run_says_its_first_error(journal: Any) -> None:
     assert describe_error(plain.error) == "ValueError: bad day"
 
 
+async def test_an_interrupted_run_says_why_it_stopped_though_a_step_had_failed(
+    journal: Any,
+) -> None:
+    await store_segment(
+        *(journal, "r", *of_one_step("r", 100.0, *FAILED, status=None)),
+        RunFinished(9.0, RunStatus.INTERRUPTED, "the run was cancelled: enough"),
+    )
+
+    found = (await journal.summaries(await journal.runs()))["r"]
+
+    assert (found.failed_step, found.error) == ("", None)
+    assert found.line == "the run was cancelled: enough"
+
+
 async def test_secret_inputs_are_hidden_also_those_that_became_secret(journal: Any) -> None:
     open_value, redacted = Payload("json", b'"hunter2"'), RestoredOutput("redacted")
     inputs = {"key": REDACTED, "password": open_value, "day": Payload("json", b"3")}
