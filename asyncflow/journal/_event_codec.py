@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cache, reduce
+from math import isfinite
 from operator import or_
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -447,12 +448,19 @@ _READ: dict[str, Callable[[Any], Any]] = {
 """How the values are read of which JSON has others."""
 
 
+def _is_own(value: object) -> bool:
+    """Whether an argument of an error, which an action may have made, is one that JSON has."""
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
 def write_error(error: BaseException) -> Details:
     """Return an error for JSON."""
     restored = to_restored_error(error)
     written: Details = {"type": restored.type_name, "message": restored.message}
     own = {name: getattr(error, name, None) for name in _OWN.get(type(error), ())}
-    if own and all(isinstance(value, str | int | float) for value in own.values()):
+    if own and all(map(_is_own, own.values())):
         written["own"] = own
     else:
         written["traceback"] = restored.traceback

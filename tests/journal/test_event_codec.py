@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import fields, replace
 from typing import Any, get_args
@@ -220,6 +221,16 @@ def test_values_of_subclasses_come_back_as_plain_ones(surrogate: str) -> None:
 
     assert (type(again.retry_in_ms), again.retry_in_ms) == (float, 3.5)
     assert (type(again.error.message), again.error.message) == (str, f"m{surrogate}")
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan, True])
+def test_an_error_of_an_action_with_odd_arguments_leaves_its_run_readable(odd: float) -> None:
+    error = StepTimeoutError("a", 1, odd, "attempt")
+
+    again: Any = read(row_of("r", 1, StepFailed("a", 1, 2.0, error)))
+
+    assert isinstance(again.error, RestoredError)
+    assert again.error.message == str(error)
 
 
 def read(row: EventRow) -> Event:
