@@ -54,9 +54,11 @@ def _start(
     return RunStarted(run_id, wall_time, dependencies, "etl", prints, stored)
 
 
-def _succeeded(name: str, from_ms: float, to_ms: float, attempt: int = 1) -> Iterator[Event]:
+def _succeeded(
+    name: str, from_ms: float, to_ms: float, attempt: int = 1, output: object = 1
+) -> Iterator[Event]:
     yield AttemptStarted(name, attempt, from_ms)
-    yield StepSucceeded(name, attempt, to_ms, Payload("json", b"1"))
+    yield StepSucceeded(name, attempt, to_ms, Payload("json", json.dumps(output).encode()))
 
 
 def _mapped(name: str, from_ms: float, to_ms: float, count: int, retried: int = 0) -> Any:
@@ -77,7 +79,7 @@ def _monday() -> Iterator[Event]:
     needs |= {"load": ("fetch", "old"), "train": ("load",), "notify": ("train",)}
     yield _start("monday", MONDAY, needs, "1", {"days": 30, "mode": "full", "url": "a"})
     yield from _succeeded("extract", 0, 1_000)
-    yield from _succeeded("prices", 0, 500)
+    yield from _succeeded("prices", 0, 500, output={"currency": "EUR", "rate": 1.1})
     yield from _mapped("fetch", 1_000, 2_000, 2)
     yield from _succeeded("old", 1_000, 1_300)
     yield from _succeeded("load", 2_000, 3_000)
@@ -94,7 +96,7 @@ def _tuesday() -> Iterator[Event]:
     yield from _succeeded("extract", 0, 4_000)
     yield AttemptStarted("prices", 1, 0)
     yield AttemptFailed("prices", 1, 20, ConnectionError("reset by peer"), 0)
-    yield from _succeeded("prices", 30, 520, 2)
+    yield from _succeeded("prices", 30, 520, 2, {"rate": 1.2, "currency": "EUR"})
     yield from _mapped("fetch", 4_000, 5_000, 3, retried=1)
     yield from _succeeded("audit", 4_000, 4_250)
     yield from _succeeded("load", 5_000, 5_400)

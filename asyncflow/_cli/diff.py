@@ -30,6 +30,8 @@ from asyncflow._views.comparison_text import (
     difference_text,
     error_text,
     input_text,
+    output_text,
+    outputs_text,
     run_difference_text,
     step_facts,
 )
@@ -39,11 +41,13 @@ from asyncflow.journal import RunRecord
 from asyncflow.live._theme import COLOURS, Theme, elide_middle, status_for_run, theme_for, widest
 
 _SYMBOLS = "▲▼→×"
-_PLAIN = str.maketrans({"▲": "+", "▼": "-", "→": ">", "×": "x"})
+_PLAIN = str.maketrans({"▲": "+", "▼": "-", "→": ">", "×": "x", "…": "~"})
 _LEAST_WIDTH = 8
 """How many cells the name of a step has at least, on any terminal."""
 _DIFFERENCE = 30
 """How many cells a difference has at least before names are cut; a longer one goes on below."""
+_COLUMNS = 80
+"""How many cells two outputs side by side take at most, also in a file."""
 _LABEL = 10
 _GAP = "  "
 
@@ -55,7 +59,7 @@ _GAP = "  "
 @click.option("--all", "show_all", is_flag=True, help="Show all steps, in the pipeline's order.")
 @json_option
 def diff(run: str, baseline: str | None, journal: str, show_all: bool, as_json: bool) -> None:
-    """Show how a run differs from a baseline: inputs, versions, status, steps and durations.
+    """Show how a run differs from a baseline: inputs, versions, status, outputs and durations.
 
     Each is the id of a run, the start of its id, or "latest". The baseline is by default the last
     run of the same pipeline that passed and started before. The exit code is 0 whether they
@@ -108,6 +112,8 @@ def _head(compared: RunComparison, console: Console) -> list[Text]:
     inputs = [f"{escape_controls(each.name)}: {input_text(each)}" for each in compared.inputs]
     for number, text in enumerate(inputs):
         lines += _wrapped("" if number else "Inputs", text, console)
+    if outputs := outputs_text(compared):
+        lines += _wrapped("Outputs", outputs, console)
     return lines
 
 
@@ -147,6 +153,7 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Conso
         taken = sum(widths[:3]) + min(widths[3], _DIFFERENCE) + len(_GAP) * len(widths)
         room = min(room, max(console.width - taken, _LEAST_WIDTH))
     begins_at = room + sum(widths[:3]) + len(_GAP) * len(widths)
+    below = widths[0] + len(_GAP)  # the name
     lines = [Text(""), _row("STEP", header, room, widths, theme)]
     lines[1].stylize("bold")
     for name, step, cells in zip(names, shown, rows, strict=True):
@@ -154,6 +161,8 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Conso
         if step.run is not None:
             line.stylize(COLOURS[step.run.status], 0, widths[0])
         lines += hanging(line, begins_at, console)
+        if output := output_text(step, _COLUMNS - below):
+            lines += _wrapped("", output, console, below)
     rest = total - len(shown)
     if rest:
         verb = "differs" if rest == 1 else "differ"

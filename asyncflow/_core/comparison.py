@@ -1,4 +1,4 @@
-"""Compares a run with a baseline: what differs in inputs, steps and status, and by how much.
+"""Compares a run with a baseline: what differs in inputs, steps, outputs and status.
 
 Rules:
 
@@ -6,16 +6,21 @@ Rules:
 2. Only what succeeded in both runs is slower or faster: what failed or was stopped did less.
 3. A difference in time is notable from `NOTABLE_SHARE` of the baseline on, and from `NOTABLE_MS`.
    Any other difference of a step is notable.
-4. What a secret input was is not known, so neither is whether it changed.
+4. What a secret input or output was is not known, so neither is whether it changed.
+5. Outputs are compared as values, by `is_same_value`, and not as a journal's bytes: a report has no
+   others, and bytes differ with the codec and with the order of a dictionary where no value does.
+6. An output that a run does not have as a value (it is secret, stayed on an engine, was not kept,
+   or is just a text that stands for it) is neither equal nor changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.record import record
+from asyncflow._core.record import record, replace, values_by_name
+from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
@@ -23,10 +28,12 @@ from asyncflow._core.results import (
     RunStatus,
     StepResult,
     StepStatus,
+    picklable_output,
+    visible_output,
 )
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.text import cut
-from asyncflow._core.value_size import safe_repr
+from asyncflow._core.value_size import field_names, safe_repr
 
 NOTABLE_SHARE = 0.2
 """From which part of the baseline's duration on a difference is notable."""
@@ -34,9 +41,11 @@ NOTABLE_MS = 10.0
 """From how many milliseconds on it is; both must be reached."""
 
 _LONGEST_VALUE = 200
-"""How many characters of an input JSON has."""
+"""How many characters of an input or an output JSON has."""
 _ENDED = (StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED)
 """The statuses with which a step has a duration."""
+_BY_IDENTITY: Any = object.__eq__
+"""What compares objects of a class that defines no comparison."""
 
 Fingerprints: TypeAlias = Mapping[str, tuple[str, str]]
 """For each step, which data its action takes and its version, as in `RunStarted.fingerprints`."""
@@ -62,6 +71,38 @@ class InputChange:
     baseline: Any = None
     """Its value in the baseline. If the input is secret in one of them, neither is shown."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _picklable(self)
+
+
+@record(frozen=True)
+class OutputComparison:
+    """The output of a step that succeeded in both runs, compared."""
+
+    change: Literal["equal", "changed", "unknown"]
+    """``"equal"`` if the values have the same types and are equal, at any depth; ``"unknown"`` if
+    one of the runs does not have the value."""
+    why: Literal["", "secret", "engine", "not kept", "stand-in", "incomparable"] = ""
+    """Why that is unknown: the output is secret in one of the runs; it stayed on an engine; the
+    step has ``keep_outputs=False``; only a text stands for it, which is not enough to compare; or
+    the values can't be compared."""
+    where: str = ""
+    """Where in the output the first difference is, such as ``[3]['total']``, with the number of an
+    item of a mapped step first; empty for the output as a whole."""
+    run: Any = None
+    """What the run has there; ``None`` unless it has changed."""
+    baseline: Any = None
+    """What the baseline has there; ``None`` unless it has changed."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _picklable(self)
+
+
+def _picklable(change: InputChange | OutputComparison) -> tuple[object, ...]:
+    values = values_by_name(change)
+    values |= {name: picklable_output(values[name]) for name in ("run", "baseline")}
+    return type(change), tuple(values.values())
+
 
 @record(frozen=True)
 class StepComparison:
@@ -76,6 +117,8 @@ class StepComparison:
     """Its ``version`` in the baseline and in the run, if the journal says that they differ."""
     takes: tuple[str, str] | None = None
     """Which data its action took in the baseline and takes in the run, if they differ."""
+    output: OutputComparison | None = None
+    """How its output differs; ``None`` unless it succeeded in both."""
 
     @property
     def change(self) -> Literal["added", "removed", "both"]:
@@ -109,6 +152,11 @@ class StepComparison:
         """Whether both runs have the step, and it ended differently."""
         run, baseline = self.run, self.baseline
         return run is not None and baseline is not None and run.status is not baseline.status
+
+    @property
+    def has_other_output(self) -> bool:
+        """Whether it succeeded in both runs, and is known to have returned another value."""
+        return self.output is not None and self.output.change == "changed"
 
     @property
     def item_counts(self) -> tuple[int, int] | None:
@@ -146,6 +194,7 @@ class StepComparison:
             self.change != "both"
             or self.has_notable_duration
             or self.has_other_status
+            or self.has_other_output
             or any(before != now for before, now in counts)
             or bool(self.dependencies_added or self.dependencies_removed)
             or self.version is not None
@@ -214,6 +263,11 @@ class RunComparison:
         return is_notable(self.difference_ms, self.baseline.total_duration_ms)
 
     @property
+    def changed_outputs(self) -> list[StepComparison]:
+        """The steps that returned another value than in the baseline, in topological order."""
+        return [step for step in self.steps if step.has_other_output]
+
+    @property
     def notable_steps(self) -> list[StepComparison]:
         """The steps of which something differs, the largest difference in time first.
 
@@ -230,8 +284,8 @@ class RunComparison:
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the comparison as JSON text.
 
-        It has no outputs. Inputs are the beginnings of their ``repr``, errors their type and
-        message. A pair has the baseline's value first.
+        Inputs, and what has changed of outputs, are the beginnings of their ``repr``, errors their
+        type and message. A pair has the baseline's value first.
 
         Args:
             indent: How many spaces to indent each level by; ``None`` (the default) for one line.
@@ -267,12 +321,14 @@ def compare(
     names = [*run, *(name for name in baseline if name not in run)]
     steps = []
     for name in names:
+        result, earlier = run.get(name), baseline.get(name)
         takes = version = None
         if name in of_run and name in of_baseline:
             (took, before), (takes_now, now) = of_baseline[name], of_run[name]
             takes = (took, takes_now) if took != takes_now else None
             version = (before, now) if before != now else None
-        steps.append(StepComparison(name, run.get(name), baseline.get(name), version, takes))
+        output = None if result is None or earlier is None else _compare_outputs(result, earlier)
+        steps.append(StepComparison(name, result, earlier, version, takes, output))
     inputs = [
         _input_change(name, run.inputs, baseline.inputs)
         for name in dict.fromkeys([*run.inputs, *baseline.inputs])
@@ -311,6 +367,83 @@ def _are_same(one: Any, other: Any) -> bool | None:
         return one is other or is_same_value(one, other)
     except Exception:  # it is the user's object, such as an array
         return None
+
+
+def _compare_outputs(run: StepResult, baseline: StepResult) -> OutputComparison | None:
+    """Compare the outputs of a step, those of a step that is mapped in both runs by item."""
+    if not run.status is baseline.status is StepStatus.SUCCESS:
+        return None
+    if _is_secret(run) or _is_secret(baseline):
+        return OutputComparison("unknown", "secret")
+    if any(each.items is not None and each.output is None for each in (run, baseline)):
+        return OutputComparison("unknown", "not kept")
+    if run.items is None or baseline.items is None:
+        return _compare_values(run.output, baseline.output)
+    unknown: OutputComparison | None = None
+    have, had = _succeeded_items(run.items), _succeeded_items(baseline.items)
+    for name in (each for each in have if each in had):
+        compared = _compare_values(have[name], had[name])
+        if compared.change == "changed":
+            item = name.removeprefix(run.step_name)
+            return replace(compared, where=f"{item}{compared.where}")
+        if compared.change == "unknown" and unknown is None:
+            unknown = compared
+    if unknown is None and have.keys() != had.keys():
+        return OutputComparison("changed", "", "", run.output, baseline.output)
+    return unknown or OutputComparison("equal")
+
+
+def _succeeded_items(items: Iterable[StepResult]) -> dict[str, Any]:
+    """Return the outputs of the items that have succeeded, in order, by their names."""
+    return {each.step_name: each.output for each in items if each.status is StepStatus.SUCCESS}
+
+
+def _compare_values(run: Any, baseline: Any) -> OutputComparison:
+    kinds = type(run), type(baseline)
+    if RemoteOutput in kinds:
+        return OutputComparison("unknown", "engine")
+    if RestoredOutput in kinds:
+        # The same text may stand for other values, and another text, such as that of a set or with
+        # an address, for the same one.
+        return OutputComparison("unknown", "stand-in")
+    try:
+        if run is baseline or is_same_value(run, baseline):
+            return OutputComparison("equal")
+        kind = kinds[0]
+        if kind is kinds[1] and kind.__eq__ is _BY_IDENTITY and field_names(kind) is None:
+            return OutputComparison("unknown", "incomparable")  # two objects are never equal
+        return OutputComparison("changed", "", *_first_difference(run, baseline))
+    except Exception:  # it is the user's object, such as an array
+        return OutputComparison("unknown", "incomparable")
+
+
+def _is_secret(result: StepResult) -> bool:
+    """Whether the output of a step or of an item of it must not be shown."""
+    output = visible_output(result)
+    if type(output) is RestoredOutput and output == REDACTED_OUTPUT:
+        return True
+    return any(map(_is_secret, result.items or ()))
+
+
+def _first_difference(run: Any, baseline: Any) -> tuple[str, Any, Any]:
+    """Return where two values that are not the same differ first, and what they have there."""
+    where = ""
+    while True:
+        kind = type(run)
+        if kind is not type(baseline) or kind not in (dict, list, tuple):
+            return where, run, baseline
+        if len(run) != len(baseline):
+            return where, run, baseline
+        keys = run if kind is dict else range(len(run))
+        for key in keys:
+            if kind is dict and key not in baseline:
+                return where, run, baseline
+            if not is_same_value(run[key], baseline[key]):
+                where += f"[{cut(safe_repr(key), _LONGEST_VALUE)}]"
+                run, baseline = run[key], baseline[key]
+                break
+        else:
+            return where, run, baseline  # the keys of a dictionary are equal, and not the same
 
 
 def _has_duration(result: StepResult | None) -> bool:
@@ -382,6 +515,17 @@ def _input_to_json(change: InputChange) -> dict[str, object]:
     }
 
 
+def _output_to_json(output: OutputComparison) -> dict[str, object]:
+    has_values = output.change == "changed"
+    return {
+        "change": output.change,
+        "why": output.why or None,
+        "where": cut(output.where, _LONGEST_VALUE) if has_values else None,
+        "run": cut(safe_repr(output.run), _LONGEST_VALUE) if has_values else None,
+        "baseline": cut(safe_repr(output.baseline), _LONGEST_VALUE) if has_values else None,
+    }
+
+
 def _step_to_json(step: StepComparison) -> dict[str, object]:
     return {
         "step_name": step.step_name,
@@ -395,6 +539,7 @@ def _step_to_json(step: StepComparison) -> dict[str, object]:
         "dependencies_removed": [*step.dependencies_removed],
         "version": None if step.version is None else [*step.version],
         "takes": None if step.takes is None else [*step.takes],
+        "output": None if step.output is None else _output_to_json(step.output),
     }
 
 

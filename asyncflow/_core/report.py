@@ -269,7 +269,7 @@ class RunReport(Mapping[str, StepResult]):
         }
 
     def compare(self, baseline: RunReport) -> RunComparison:
-        """Compare the run with another one: what differs in inputs, steps and status.
+        """Compare the run with another one: what differs in inputs, steps, outputs and status.
 
         Only a journal knows the versions of steps: ``journal.compare`` compares these too.
 

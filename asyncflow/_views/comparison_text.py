@@ -6,6 +6,7 @@ A pair has the baseline's value first: ``1 → 31``. No text has a control chara
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from asyncflow._core.comparison import InputChange, RunComparison, StepComparison, first_failure
 from asyncflow._core.report import RunReport
@@ -14,6 +15,14 @@ from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._views.preview import error_words, preview, shortened
 
 _LONGEST_VALUE, _LONGEST_ERROR = 60, 400
+_WHY_UNKNOWN = {
+    "secret": "output secret",
+    "engine": "output left on an engine",
+    "not kept": "outputs of items not kept",
+    "stand-in": "output not stored as a value",
+    "incomparable": "output can't be compared",
+}
+"""What is said for `OutputComparison.why`."""
 
 
 def difference_text(compared: RunComparison | StepComparison) -> str:
@@ -79,6 +88,49 @@ def step_facts(step: StepComparison) -> list[str]:
     return facts
 
 
+def output_text(step: StepComparison, room: int = 78) -> str:
+    """Return how the output of a step differs: ``output True → False``.
+
+    What has changed takes at most ``room`` bytes of HTML, and so cells of a terminal. Nothing for
+    an output that is equal, or that not both runs have.
+    """
+    output = step.output
+    if output is None or output.change == "equal":
+        return ""
+    if output.change == "unknown":
+        return f"{_WHY_UNKNOWN[output.why]}, so it is not known whether it changed"
+    place = shortened(escape_controls(output.where), room // 3)
+    label = f"output, first at {place}: " if place else "output "
+    rest = " (changed after that)"
+    limit = (room - len(label) - len(pair("", ""))) // 2 - 1  # each may end in an ellipsis
+    before, now = _value(output.baseline, limit), _value(output.run, limit)
+    if before == now:
+        return f"{label}{_value(output.run, room - len(label) - len(rest) - 1)}{rest}"
+    return label + pair(before, now)
+
+
+def outputs_text(compared: RunComparison) -> str:
+    """Return how many outputs differ, and which step was the first to return another value.
+
+    Nothing if no step succeeded in both runs.
+    """
+    changed = compared.changed_outputs
+    counts = Counter(step.output.change for step in compared.steps if step.output is not None)
+    parts = []
+    if changed:
+        first = escape_controls(changed[0].step_name)
+        parts.append(
+            f"that of {first} changed"
+            if len(changed) == 1
+            else f"{len(changed):,} changed, first that of {first}"
+        )
+    if counts["equal"]:
+        parts.append(f"{counts['equal']:,} equal")
+    if counts["unknown"]:
+        parts.append(f"{counts['unknown']:,} not known")
+    return "; ".join(parts)
+
+
 def input_text(change: InputChange) -> str:
     """Return how an input differs: ``1 → 31``."""
     if change.change == "added":
@@ -107,9 +159,9 @@ def pair(before: str, now: str) -> str:
     return f"{before} → {now}"
 
 
-def _value(value: object) -> str:
-    text = preview(value, _LONGEST_VALUE * 2).text
-    return shortened(re.sub("\n *", " ", text), _LONGEST_VALUE)
+def _value(value: object, limit: int = _LONGEST_VALUE) -> str:
+    text = preview(value, limit * 2).text
+    return shortened(re.sub("\n *", " ", text), limit)
 
 
 def _counted(noun: str, counts: tuple[int, int]) -> str:

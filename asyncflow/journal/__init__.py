@@ -26,7 +26,7 @@ except ImportError as _error:
         "a journal needs msgspec, which comes with an extra: pip install 'asyncflow-tiers[journal]'"
     ) from _error
 
-from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
+from asyncflow._core.comparison import InputChange, OutputComparison, RunComparison, StepComparison
 from asyncflow._core.run_preview import RunPreview, StepPreview
 from asyncflow._core.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
@@ -40,6 +40,7 @@ from asyncflow.journal._sqlite import SQLiteJournal
 
 __all__ = [
     "InputChange",
+    "OutputComparison",
     "PipelineStatistics",
     "PostgresJournal",
     "RunComparison",
@@ -56,6 +57,7 @@ __all__ = [
 
 for _public in (
     InputChange,
+    OutputComparison,
     PipelineStatistics,
     PostgresJournal,
     RunComparison,

@@ -1,4 +1,4 @@
-"""The page that compares two runs: what differs in inputs, versions, status and steps."""
+"""The page that compares two runs: what differs in inputs and versions, and of the steps."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from asyncflow._views.comparison_text import (
     difference_text,
     error_text,
     input_text,
+    output_text,
+    outputs_text,
     pair,
     run_difference_text,
     step_facts,
@@ -32,6 +34,8 @@ from asyncflow.web._responses import link_to, path_in, problem, render, wants_js
 _MOST_ROWS = 500
 """How many steps are shown."""
 _TRACE = 6_000
+_OUTPUT = 160
+"""How much the outputs of a step take that it returned in the two runs."""
 
 
 class _ComparedRun(NamedTuple):
@@ -119,6 +123,7 @@ def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
         "statuses": f"{now} in both" if before == now else pair(before, now),
         "duration_words": arrow(compared) + run_difference_text(compared),
         "inputs": [(name_text(each.name), input_text(each)) for each in compared.inputs],
+        "output_words": outputs_text(compared),
         "rows": [_row(step, links) for step in shown[:_MOST_ROWS]],
         "swapped": compare_url(request, baseline, run_id),
         "every": f"{compare_url(request, run_id, baseline)}&all=1",
@@ -151,7 +156,7 @@ def _row(step: StepComparison, links: tuple[str, str]) -> _ComparedStep:
         None if run is None else _badge(run.status),
         (_took(baseline), _took(run)),
         step.change if step.change != "both" else arrow(step) + difference_text(step),
-        step_facts(step),
+        [*step_facts(step), *filter(None, [output_text(step, _OUTPUT)])],
     )
 
 

@@ -12,6 +12,7 @@ from compared_runs import MONDAY, store, store_two_runs
 
 from asyncflow import RunStatus
 from asyncflow._cli import commands
+from asyncflow._core.results import Payload
 from asyncflow._views.preview import local_moment_text
 from asyncflow.events import (
     AttemptStarted,
@@ -52,6 +53,7 @@ Inputs    days: 30 → 31
           dry_run: False (added)
           token: secret, so it is not known whether it changed
           mode: 'full' (removed)
+Outputs   2 changed, first that of prices; 2 equal
 """
 
 
@@ -62,8 +64,10 @@ STATUS     STEP     BASELINE     RUN  DIFFERENCE
 –          old        300 ms       –  removed
 ✓ SUCCESS  audit           –  250 ms  added
 ✓ SUCCESS  prices     500 ms  520 ms  about the same; 1 attempt → 2 attempts
+           output, first at ['rate']: 1.1 → 1.2
 ⊘ SKIPPED  notify       2 ms       –  SUCCESS → SKIPPED
 ✓ SUCCESS  fetch       1.0 s   1.0 s  about the same; 2 items → 3 items; 0 repeated attempts → 1 repeated attempt
+           output [1, 1] → [1, 1, 1]
 ✗ FAILED   train       2.0 s   2.0 s  SUCCESS → FAILED; version 1 → 2
 """  # noqa: E501 - a file has no width
 
@@ -77,7 +81,7 @@ def test_a_run_is_compared_with_the_last_passed_one_the_largest_difference_first
 def test_all_steps_are_shown_in_the_order_of_the_pipeline(two_runs: Shell) -> None:
     lines = two_runs("diff", "tue", "mon", "--all").stdout.splitlines()
 
-    names = [line.split()[-1] for line in (line[:18] for line in lines[11:])]
+    names = [line[:18].split()[-1] for line in lines[12:] if not line.startswith(" ")]
     assert names == ["extract", "prices", "fetch", "audit", "load", "train", "notify", "old"]
 
 
@@ -85,7 +89,8 @@ def test_runs_without_a_difference_say_so(two_runs: Shell) -> None:
     result = two_runs("diff", "monday", "monday").stdout
 
     assert result.endswith("Duration  about the same\n"
-                           "Inputs    token: secret, so it is not known whether it changed\n\n"
+                           "Inputs    token: secret, so it is not known whether it changed\n"
+                           "Outputs   7 equal\n\n"
                            "no notable difference in 7 steps\n")  # fmt: skip
 
 
@@ -93,7 +98,8 @@ def test_steps_that_hardly_differ_are_counted(two_runs: Shell) -> None:
     start = RunStarted("short", MONDAY, {"extract": (), "prices": (), "old": ()}, "etl")
     events: list[Event] = [start]
     for name, ms in {"extract": 1_005.0, "prices": 505.0, "old": 500.0}.items():
-        events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, ms, None)]
+        output = Payload("json", b'{"currency":"EUR","rate":1.1}' if name == "prices" else b"1")
+        events += [AttemptStarted(name, 1, 0.0), StepSucceeded(name, 1, ms, output)]
     in_journal(store, [*events, RunFinished(1_005.0, RunStatus.PASSED)])
 
     rest = two_runs("diff", "short", "monday").stdout.splitlines()[-1]
@@ -107,6 +113,16 @@ def test_the_json_has_the_whole_comparison(two_runs: Shell) -> None:
     assert document["baseline"]["run_id"] == "monday"
     assert document["run"]["first_failure"] == "train"
     assert len(document["steps"]) == 8
+    outputs = {each["step_name"]: each["output"] for each in document["steps"]}
+    assert outputs["prices"] == {
+        "change": "changed",
+        "why": None,
+        "where": "['rate']",
+        "run": "1.2",
+        "baseline": "1.1",
+    }
+    assert outputs["extract"]["change"] == "equal"
+    assert outputs["train"] is None
 
 
 def test_other_runs_can_be_named_also_those_of_other_pipelines(two_runs: Shell) -> None:
@@ -154,6 +170,7 @@ def test_an_encoding_without_the_symbols_gets_others(two_runs: Shell) -> None:
 
     assert "v SUCCESS  extract     1.0 s   4.0 s  + 3.0 s slower (4.0x)" in result.stdout
     assert "days: 30 > 31" in result.stdout
+    assert "output, first at ['rate']: 1.1 > 1.2" in result.stdout
 
 
 def test_the_page_of_a_shown_run_says_how_long_steps_usually_take(shell: Shell) -> None:

@@ -10,7 +10,14 @@ import pytest
 from results import Hostile, cancelled, failed, mapped, report_of, skipped, succeeded
 
 from asyncflow import RestoredOutput, RunReport, Segment, StepResult, StepStatus
-from asyncflow._core.comparison import InputChange, RunComparison, compare, first_failure
+from asyncflow._core.comparison import (
+    InputChange,
+    OutputComparison,
+    RunComparison,
+    compare,
+    first_failure,
+)
+from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.results import REDACTED_OUTPUT
 
 
@@ -175,6 +182,131 @@ def test_versions_are_compared_if_they_are_known() -> None:
     assert not report.compare(report).versions_known
 
 
+# Outputs.
+
+
+def output_of(run: object, baseline: object, **fields: Any) -> OutputComparison:
+    (step,) = compared([took("x", 1, output=run, **fields)], [took("x", 1, output=baseline)]).steps
+    assert step.output is not None
+    assert step.is_notable == step.has_other_output == (step.output.change == "changed")
+    return step.output
+
+
+@pytest.mark.parametrize(
+    ("run", "baseline", "where", "now", "before"),
+    [
+        (True, False, "", True, False),
+        (1, True, "", 1, True),
+        (1, 1.0, "", 1, 1.0),
+        ({"a": [1, 2], "b": 0}, {"b": 1, "a": [1, 3]}, "['a'][1]", 2, 3),
+        ([{"total": -0.0}], [{"total": 0.0}], "[0]['total']", -0.0, 0.0),
+        ([1, 2], [1, 2, 3], "", [1, 2], [1, 2, 3]),
+        ({"a": 1}, {"b": 1}, "", {"a": 1}, {"b": 1}),
+        ({1: "a"}, {True: "a"}, "", {1: "a"}, {True: "a"}),
+        ({"a": 1}, [1], "", {"a": 1}, [1]),
+    ],
+)
+def test_an_output_has_changed_from_the_first_place_that_differs(
+    run: object, baseline: object, where: str, now: object, before: object
+) -> None:
+    changed = output_of(run, baseline)
+
+    assert repr(changed) == repr(OutputComparison("changed", "", where, now, before))
+
+
+def test_outputs_are_equal_whatever_the_order_of_a_dictionary() -> None:
+    table = Hostile()
+
+    assert output_of({"a": 1, "b": float("nan")}, {"b": float("nan"), "a": 1}).change == "equal"
+    assert output_of(table, table).change == "equal"
+    (step,) = compared([took("x", 1)], [failed("x", OSError())]).steps
+    assert step.output is None
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (REDACTED_OUTPUT, "secret"),
+        (RemoteOutput("dask", "w1", 8), "engine"),
+        (RestoredOutput("{1, 2}"), "stand-in"),
+    ],
+)
+def test_of_an_output_that_is_not_there_as_a_value_nothing_is_known(run: object, why: str) -> None:
+    for pair in ((run, run), (run, 1), (1, run)):
+        assert output_of(*pair) == OutputComparison("unknown", why)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Hostile, object])
+def test_objects_that_can_not_be_compared_are_not(kind: type) -> None:
+    assert output_of(kind(), kind()) == OutputComparison("unknown", "incomparable")
+    assert output_of(kind(), 1).change == "changed"
+
+
+def test_an_output_that_is_secret_in_one_run_is_shown_of_neither() -> None:
+    item = took("x[0]", 1, output="hunter2", secret=True)
+    for run in (
+        took("x", 1, output="hunter2", secret=True),
+        mapped("x", item, output=["hunter2"]),
+    ):
+        for pair in (([run], [took("x", 1, output="hunter3")]), ([run], [run])):
+            comparison = compared(*pair)
+
+            assert comparison.steps[0].output == OutputComparison("unknown", "secret")
+            assert "hunter" not in comparison.to_json() + repr(comparison.steps[0].output)
+
+
+def test_outputs_of_a_mapped_step_are_compared_by_item() -> None:
+    def step(*outputs: object) -> StepResult:
+        items = [
+            took(f"x[{number}]", 1, output=output)
+            for number, output in enumerate(outputs)
+            if not isinstance(output, Exception)
+        ]
+        return mapped("x", *items, output=[each.output for each in items])
+
+    def change(run: StepResult, baseline: StepResult) -> OutputComparison | None:
+        return compared([run], [baseline]).steps[0].output
+
+    lost = OSError()
+    remote = RemoteOutput("dask", "w1", 8)
+    assert change(step(1, [2]), step(1, [2])) == OutputComparison("equal")
+    assert change(step(1, lost, [3]), step(1, 2, [4])) == OutputComparison(
+        "changed", "", "[2][0]", 3, 4
+    )
+    assert change(step(1, 2), step(1)) == OutputComparison("changed", "", "", [1, 2], [1])
+    assert change(step(remote, 2), step(1, 2)) == OutputComparison("unknown", "engine")
+    assert change(step(remote, 2), step(1, 3)) == OutputComparison("changed", "", "[1]", 2, 3)
+    not_kept = mapped("x", left_out=2)
+    assert change(not_kept, step(1, 2)) == OutputComparison("unknown", "not kept")
+
+
+def test_json_has_the_beginnings_of_what_has_changed_of_an_output() -> None:
+    comparison = compared(
+        [took("x", 1, output={"rows": ["a" * 5_000]}), took("y", 1), took("z", 1, output=object())],
+        [took("x", 1, output={"rows": ["b" * 5_000]}), took("y", 1), took("z", 1, output=object())],
+    )
+
+    x, y, z = (each["output"] for each in json.loads(comparison.to_json())["steps"])
+    assert [step.step_name for step in comparison.changed_outputs] == ["x"]
+    assert (x["change"], x["where"], x["why"]) == ("changed", "['rows'][0]", None)
+    assert x["run"].startswith("'aaa")
+    assert len(x["run"]) < 250
+    assert y == {"change": "equal", "why": None, "where": None, "run": None, "baseline": None}
+    assert (z["change"], z["why"], z["run"]) == ("unknown", "incomparable", None)
+
+
+def test_a_comparison_of_what_can_not_be_pickled_is_pickled_with_texts_for_it() -> None:
+    def of(value: object) -> RunReport:
+        steps = [took("x", 1, output=value)]
+        return RunReport("r", steps, total_duration_ms=1.0, wall_time=0.0, inputs={"i": value})
+
+    comparison = pickle.loads(pickle.dumps(of(lambda: 1).compare(of(1))))
+
+    (step,), (given,) = comparison.steps, comparison.inputs
+    assert (step.output.change, step.output.baseline, given.baseline) == ("changed", 1, 1)
+    assert type(step.output.run) is type(given.run) is RestoredOutput
+
+
 # Inputs.
 
 
@@ -300,5 +432,6 @@ def test_a_comparison_can_be_shown_pickled_and_written_as_json() -> None:
         "dependencies_removed": [],
         "version": ["1", "2"],
         "takes": ["(a)", "()"],
+        "output": None,
     }
     assert (y["change"], y["baseline"], z["baseline"]["items"]) == ("added", None, 1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from results import mapped, report_of, skipped, succeeded
+from rich.cells import cell_len
 
 from asyncflow import RestoredOutput, RunReport, RunStatus
 from asyncflow._core.comparison import InputChange, StepComparison, compare
@@ -12,6 +15,8 @@ from asyncflow._views.comparison_text import (
     difference_text,
     error_text,
     input_text,
+    output_text,
+    outputs_text,
     run_difference_text,
     step_facts,
 )
@@ -117,6 +122,52 @@ def test_the_facts_of_a_step_name_all_that_differs() -> None:
 )
 def test_an_input_is_said_in_one_short_line(change: InputChange, words: str) -> None:
     assert input_text(change) == words
+
+
+def returned(run: object, baseline: object, **fields: Any) -> StepComparison:
+    results = (report_of(succeeded("x", each, **fields)) for each in (run, baseline))
+    return compare(*results).steps[0]
+
+
+@pytest.mark.parametrize(
+    ("run", "baseline", "words"),
+    [
+        (True, False, "output False → True"),
+        ({"by": "ann", "ok": True}, {"by": "ann", "ok": 1}, "output, first at ['ok']: 1 → True"),
+        ("b" * 99, "a" * 99, f"output '{'a' * 32}… → '{'b' * 32}…"),
+        ("x" * 99 + "1", "x" * 99, f"output '{'x' * 48}… (changed after that)"),
+        (["\n\x1b<é"], [""], "output, first at [0]: '' → '\\n\\x1b<é'"),
+        ({"k" * 99: "b" * 99}, {"k" * 99: "a" * 99}, "output, first at ['kkkkk"),
+        (["日本" * 50], ["語" * 50], "output, first at [0]: '語"),
+        (1, 1, ""),
+        (REDACTED_OUTPUT, 1, "output secret, so it is not known whether it changed"),
+        (object(), object(), "output can't be compared, so it is not known whether it changed"),
+    ],
+)
+def test_an_output_is_said_in_a_line_of_at_most_78_cells(
+    run: object, baseline: object, words: str
+) -> None:
+    text = output_text(returned(run, baseline))
+
+    assert text == words or (text.startswith(words) and len(words) < len(text))
+    assert cell_len(text) <= 78
+
+
+def test_the_outputs_of_two_runs_are_counted_and_the_first_that_changed_is_named() -> None:
+    def run(*outputs: object) -> RunReport:
+        return report_of(
+            *(succeeded(name, each) for name, each in zip("abcd", outputs, strict=True))
+        )
+
+    base = run(1, 2, 3, REDACTED_OUTPUT)
+    assert outputs_text(compare(run(1, 2, 3, 4), base)) == "3 equal; 1 not known"
+    assert outputs_text(compare(run(1, 0, 3, 4), base)) == (
+        "that of b changed; 2 equal; 1 not known"
+    )
+    assert outputs_text(compare(run(1, 0, 0, 4), base)) == (
+        "2 changed, first that of b; 1 equal; 1 not known"
+    )
+    assert outputs_text(compare(report_of(skipped("a")), base)) == ""
 
 
 def test_a_run_without_a_failed_step_says_why_it_stopped() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from segments import store_segment
 
-from asyncflow import Orchestrator, RunNotFoundError, RunStatus, WorkflowStep
+from asyncflow import (
+    Orchestrator,
+    Pipeline,
+    RunNotFoundError,
+    RunStatus,
+    RunWaitingError,
+    WorkflowStep,
+    after,
+    each,
+)
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
+from asyncflow.journal import OutputComparison
 
 
 async def store(
@@ -70,6 +81,50 @@ async def test_stored_runs_are_compared_with_inputs_and_versions(journal: Any) -
     for pair in (("tuesday", "sunday"), ("sunday", "monday")):
         with pytest.raises(RunNotFoundError):
             await journal.compare(*pair)
+
+
+async def test_opposite_signals_are_seen_in_the_outputs_and_secrets_in_none(journal: Any) -> None:
+    pipeline = Pipeline("orders", journal=journal)
+    secrets: list[str] = []
+
+    @pipeline.step
+    async def draft() -> tuple[int, ...]:
+        return 1, 2
+
+    approved = pipeline.signal("approved", bool, depends_on=[draft])
+
+    @pipeline.step(secret=True, depends_on=[approved])
+    async def key() -> str:
+        secrets.append(f"hunter{len(secrets)}")
+        return secrets[-1]
+
+    @pipeline.step
+    async def publish(approved: bool = after(approved)) -> dict[str, Any]:
+        return {"rows": [1, 2], "state": "published" if approved else "rejected"}
+
+    @pipeline.step(keep_outputs=False)
+    async def ship(part: int = each(draft)) -> float:
+        return random.random()
+
+    for run_id, answer in (("monday", True), ("tuesday", False)):
+        with pytest.raises(RunWaitingError):
+            (await pipeline.with_options(run_id=run_id).run()).raise_for_failures()
+        await journal.signal(run_id, "approved", answer)
+        (await pipeline.with_options(run_id=run_id).run()).raise_for_failures()
+
+    comparison = await journal.compare("tuesday", "monday")
+
+    assert [step.step_name for step in comparison.changed_outputs] == ["approved", "publish"]
+    steps = {step.step_name: step for step in comparison.steps}
+    assert {name: step.output for name, step in steps.items()} == {
+        "draft": OutputComparison("equal"),
+        "approved": OutputComparison("changed", "", "", False, True),
+        "publish": OutputComparison("changed", "", "['state']", "rejected", "published"),
+        "key": OutputComparison("unknown", "secret"),
+        "ship": OutputComparison("unknown", "not kept"),
+    }
+    assert len(set(secrets)) == 2
+    assert "hunter" not in comparison.to_json() + repr(comparison)
 
 
 async def test_a_duration_is_usual_from_three_successes_on(journal: Any) -> None:

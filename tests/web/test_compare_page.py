@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from compared_runs import MONDAY, store, store_two_runs
 
+from asyncflow._core.results import Payload
 from asyncflow.events import (
     AttemptStarted,
     Event,
@@ -42,15 +43,17 @@ async def test_a_run_is_compared_with_the_last_passed_one(client: Any) -> None:
     for words in (
         "PASSED → FAILED",
         "days : 30 → 31 dry_run : False (added) token : secret, so it is not known",
+        "Outputs 2 changed, first that of prices; 2 equal",
         "train: ValueError: column 'season' has 3 unknown values",
     ):
         assert words in page
     assert '<a href="/runs/monday">' in html
     assert set(rows_of(html)) == {
         "extract ✓ SUCCESS 1.0 s 4.0 s ▲ 3.0 s slower (4.0×)",
-        "prices ✓ SUCCESS 500 ms 520 ms about the same 1 attempt → 2 attempts",
+        "prices ✓ SUCCESS 500 ms 520 ms about the same 1 attempt → 2 attempts "
+        "output, first at ['rate']: 1.1 → 1.2",
         "fetch ✓ SUCCESS 1.0 s 1.0 s about the same 2 items → 3 items "
-        "0 repeated attempts → 1 repeated attempt",
+        "0 repeated attempts → 1 repeated attempt output [1, 1] → [1, 1, 1]",
         "audit ✓ SUCCESS – 250 ms added",
         "load ✓ SUCCESS 1.0 s 400 ms ▼ 600 ms faster (0.4×) depends on audit now "
         "no longer depends on old",
@@ -63,7 +66,10 @@ async def test_a_run_is_compared_with_the_last_passed_one(client: Any) -> None:
 async def test_steps_that_hardly_differ_are_shown_on_request(client: Any, journal: Any) -> None:
     start = RunStarted("short", MONDAY, {"extract": (), "prices": ()}, "etl")
     events: list[Event] = [start, AttemptStarted("extract", 1, 0.0)]
-    events += [StepSucceeded("extract", 1, 1_005.0, None), AttemptStarted("prices", 1, 0.0)]
+    events += [
+        StepSucceeded("extract", 1, 1_005.0, Payload("json", b"1")),
+        AttemptStarted("prices", 1, 0.0),
+    ]
     await store(journal, [*events, StepSucceeded("prices", 1, 900.0, None)])
 
     some = (await client.get("/compare?a=monday&b=short")).text
@@ -87,9 +93,9 @@ async def test_the_run_page_links_to_the_comparison_if_an_earlier_run_passed(cli
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("", "Compared are inputs, versions, status, and the duration of each step."),
+        ("", "Compares inputs, versions and status, and the output and the duration of each step."),
         ("?a=monday", "No earlier run of the pipeline of 'monday' has passed."),
-        ("?b=monday", "Compared are inputs"),
+        ("?b=monday", "Compares inputs"),
     ],
 )
 async def test_the_page_asks_for_what_it_is_not_given(client: Any, query: str, words: str) -> None:
