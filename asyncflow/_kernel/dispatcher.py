@@ -50,13 +50,14 @@ class EventDispatcher:
 
     def _announce(self, event: Event) -> Sequence[Callable[[], object]]:
         """Tell the policies of an event that is about to be applied; return what waits for it."""
-        self._held = held = list[Callable[[], object]]()
+        held = list[Callable[[], object]]()
+        around, self._held = self._held, held  # a policy may report another event before this one
         try:
             for hook in self.hooks.on_event:
                 hook(event)
         except BaseException as bug:
             self._run.broken(bug, _FAILED)
-        self._held = None
+        self._held = around
         return held
 
     def _tell(self, event: Event, held: Sequence[Callable[[], object]]) -> None:
