@@ -34,9 +34,12 @@ def note_rows(run_id: str, position: int, notes: Sequence[NoteEvent]) -> list[tu
 def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
     """Return the note of such a row; a record in its place if it is damaged."""
     try:
-        note = event_of(row[:-1], is_brief=not with_data)
+        *columns, level = row
+        note = event_of(columns, is_brief=not with_data)
         if not isinstance(note, StepLogged | StepProgressed | StepAttached):
             raise ValueError(f"{type(note).__name__} is no note")
+        if level != getattr(note, "level", None):
+            raise ValueError("its level has changed since it was written")
         return note
     # Only our decoding is in here, and in a damaged row anything can be of any type.
     except Exception as error:

@@ -190,6 +190,15 @@ async def test_damaged_data_of_an_attachment_are_noticed_when_they_are_read(
     )
 
 
+async def test_a_damaged_level_of_a_record_is_noticed(journal: Any, database: Any) -> None:
+    await store(journal, StepLogged("a", 1, 1.0, 20, "log", "hello"))
+    database.query("UPDATE notes SET level = 50")
+
+    (shown,) = await journal.notes("r", level=30)
+
+    assert "note 1 is damaged and can't be shown: ValueError: its level has" in shown.event.message
+
+
 async def test_a_run_stores_what_its_steps_say(make_journal: Make) -> None:
     journal = make_journal(logs="WARNING", prints=True)
 
