@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -136,7 +137,9 @@ async def assert_complete(journal: PostgresJournal, reports: list[RunReport]) ->
         assert [event.position for event in events] == list(range(1, len(events) + 1))
         assert isinstance(events[0].event, RunStarted)
         assert isinstance(events[-1].event, RunFinished)
-        assert (await journal.report(report.run_id)).to_json() == report.to_json()
+        stored = json.loads((await journal.report(report.run_id)).to_json())
+        fresh = json.loads(report.to_json())
+        assert stored | {"events": None} == fresh | {"events": None}
 
 
 async def test_a_waiting_caller_survives_a_restart_of_the_server(

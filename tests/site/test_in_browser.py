@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.timeout(300),  # the first one builds the site
 ]
 
-PAGES = ("index.html", "guides/terminal.html", "reference/api/github.html")
+PAGES = ("index.html", "guides/terminal.html", "reference/api/logs.html")
 WIDTHS = (390, 820, 1440)
 
 
