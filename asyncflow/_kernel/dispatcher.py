@@ -6,7 +6,7 @@ then the observers: nothing is reported that was not stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from asyncflow._core.state import RunState
 from asyncflow._kernel.policy import Hooks
@@ -24,18 +24,49 @@ class EventDispatcher:
         self._run = host
         self.hooks = Hooks()
         """Those of the run's policies, from its start to its end."""
-        self._held: list[Callable[[], object]] | None = None
-        """What waits for the event that is about to be applied; ``None`` if there is none."""
+        self._announced = 0
+        """How many events are about to be applied: a policy may report one before another."""
+        self._held: list[Callable[[], object]] = []
+        """What waits until these were told."""
 
     def emit(self, event: Event) -> None:
         """Apply an event, and tell the policies."""
-        held = self._announce(event) if self.hooks.on_event else ()
+        hooks = self.hooks
+        try:
+            if hooks.on_event:
+                self._announced += 1
+                try:
+                    for hook in hooks.on_event:
+                        hook(event)
+                finally:
+                    self._announced -= 1
+        except BaseException as bug:
+            self._run.broken(bug, _FAILED)
         self._state.apply(event)
-        self._tell(event, held)
+        try:
+            for hook in hooks.on_applied:
+                hook(event)
+        except BaseException as bug:
+            self._run.broken(bug, _FAILED)
+        if self._held:
+            self._call_held()
 
     def applied(self, event: Event) -> None:
         """Tell the policies of an event that the state has already."""
-        self._tell(event, self._announce(event))
+        hooks = self.hooks
+        try:
+            self._announced += 1
+            try:
+                for hook in hooks.on_event:
+                    hook(event)
+            finally:
+                self._announced -= 1
+            for hook in hooks.on_applied:
+                hook(event)
+        except BaseException as bug:
+            self._run.broken(bug, _FAILED)
+        if self._held:
+            self._call_held()
 
     def after_event(self, call: Callable[[], object]) -> None:
         """Call it now; or, if an event is about to be applied, when that was told.
@@ -43,28 +74,11 @@ class EventDispatcher:
         Policies may tell others of something before an event, and that may interrupt the run: but
         the event was decided before, and what it says must still be true when it is applied.
         """
-        if self._held is None:
-            call()
-        else:
+        if self._announced:
             self._held.append(call)
-
-    def _announce(self, event: Event) -> Sequence[Callable[[], object]]:
-        """Tell the policies of an event that is about to be applied; return what waits for it."""
-        held = list[Callable[[], object]]()
-        around, self._held = self._held, held  # a policy may report another event before this one
-        try:
-            for hook in self.hooks.on_event:
-                hook(event)
-        except BaseException as bug:
-            self._run.broken(bug, _FAILED)
-        self._held = around
-        return held
-
-    def _tell(self, event: Event, held: Sequence[Callable[[], object]]) -> None:
-        try:
-            for hook in self.hooks.on_applied:
-                hook(event)
-        except BaseException as bug:
-            self._run.broken(bug, _FAILED)
-        for call in held:
+        else:
             call()
+
+    def _call_held(self) -> None:
+        while self._held and not self._announced:
+            self._held.pop(0)()
