@@ -40,6 +40,8 @@ _log = logging.getLogger("asyncflow")
 
 _FIRST = Phase.SCHEDULED
 """The phase of a node that is about to make its first attempt."""
+_AT_GATE = (Phase.SCHEDULED, Phase.RESCHEDULED)
+"""The phases of a node that is about to make any."""
 
 
 def prepare_workers(plan: Plan) -> None:
@@ -246,7 +248,8 @@ class Permits(Policy):
         while self._served:
             node = self._served.popleft()
             ticket = _ticket_of(self._held.get(node))
-            if ticket is not None and ticket.has_slots:  # else it was stopped meanwhile
+            # Else it was stopped meanwhile: a node that has ended would keep its place.
+            if ticket is not None and ticket.has_slots and self._phases[node] in _AT_GATE:
                 self._queue.claim(node)
 
     def on_turn(self, node: int) -> None:

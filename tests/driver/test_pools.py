@@ -12,7 +12,15 @@ import threading
 import pytest
 from third_party import step_tasks
 
-from asyncflow import Pool, StepStatus, StepTimeoutError, WorkflowStep, current_step, run_pipeline
+from asyncflow import (
+    Pool,
+    Retry,
+    StepStatus,
+    StepTimeoutError,
+    WorkflowStep,
+    current_step,
+    run_pipeline,
+)
 from asyncflow.events import AttemptStarted, RunFinished
 from asyncflow.testing import VirtualTimeLoop
 
@@ -522,3 +530,27 @@ def test_a_child_that_is_forked_begins_with_all_slots_free():
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == "<Pool(2, name='api'): 0 in use, 0 waiting>\n"
+
+
+async def test_a_step_that_is_stopped_as_it_gets_its_slot_keeps_no_place_of_the_run():
+    pool, tried = Pool(1), 0
+
+    async def tries():
+        nonlocal tried
+        tried += 1
+        return tried
+
+    async def fails():
+        await asyncio.sleep(0.003)
+        raise ValueError
+
+    steps = [
+        WorkflowStep(
+            "tries", tries, pool=pool, max_retries=3, retry=Retry(base_ms=0, until=lambda n: n > 2)
+        ),
+        WorkflowStep("fails", fails, pool=pool),
+        WorkflowStep("cleans_up", Gauge(), run_if="always"),
+    ]
+    report = await run_pipeline(steps, max_concurrency=1)
+
+    assert report["cleans_up"].status is StepStatus.SUCCESS
