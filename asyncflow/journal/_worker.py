@@ -497,10 +497,10 @@ _MOST_AT_ONCE = 64
 
 
 class Shared(Generic[Question, Answer]):
-    """The function of jobs that share a call: the first one to run answers all that wait.
+    """The function of jobs that share a call: the first one of neighbours answers them all.
 
-    A commit waits for the disk, and other processes for the commit. So a job may be done before
-    others that were queued earlier. ``answer_all`` returns an answer, or an error, for each of the
+    Jobs that were queued between two others stay between them: a signal must not overtake the
+    commit that was queued before it. ``answer_all`` returns an answer, or an error, for each of the
     questions.
     """
 
@@ -508,7 +508,8 @@ class Shared(Generic[Question, Answer]):
         self, answer_all: Callable[[Sequence[Question]], Sequence[Answer | Exception]]
     ) -> None:
         self._answer_all = answer_all
-        self._asked: deque[tuple[concurrent.futures.Future[Any], Question]] = deque()
+        self._groups: deque[list[tuple[concurrent.futures.Future[Any], Question]]] = deque()
+        self._lock = threading.Lock()
 
     def __call__(self, question: Question) -> Answer:
         """Answer one question alone."""
@@ -520,24 +521,29 @@ class Shared(Generic[Question, Answer]):
         finally:
             del answer  # its traceback refers to this frame
 
-    def ask(self, future: concurrent.futures.Future[Any], question: Question) -> None:
-        """Queue a question for the next call of `answer`."""
-        self._asked.append((future, question))
+    def ask(
+        self, future: concurrent.futures.Future[Any], question: Question, *, joins: bool
+    ) -> None:
+        """Queue a question; it ``joins`` those before it if they are neighbours and wait."""
+        with self._lock:
+            if not (joins and self._groups and len(self._groups[-1]) < _MOST_AT_ONCE):
+                self._groups.append([])
+            self._groups[-1].append((future, question))
 
     def answer(self, asked_first: concurrent.futures.Future[Any]) -> None:
-        """Answer the questions that wait, unless they were cancelled.
-
-        That is the job of the question ``asked_first``. If it was answered with an earlier one, a
-        later question has a job of its own, and the patience that counts from when it was asked.
-        """
+        """Answer the group of a question, unless an earlier job has: each question has one."""
         if asked_first.done():
             return
+        with self._lock:
+            group = self._groups.popleft()
+            while all(future is not asked_first for future, _ in group):
+                group = self._groups.popleft()  # all of that one were cancelled
         del asked_first
         asked: list[tuple[concurrent.futures.Future[Any], Question]] = []
-        while self._asked and len(asked) < _MOST_AT_ONCE:
-            if self._asked[0][0].set_running_or_notify_cancel():
-                asked.append(self._asked[0])
-            self._asked.popleft()
+        while group:
+            if group[0][0].set_running_or_notify_cancel():
+                asked.append(group[0])
+            del group[0]
         try:
             answers = self._answer_all([question for _, question in asked]) if asked[1:] else ()
         except Exception:  # it may be the fault of any of them: each has a call of its own
@@ -597,6 +603,8 @@ class WorkerThread(concurrent.futures.Executor):
         self._thread: threading.Thread | None = None
         self._ended = False
         self._process = os.getpid()
+        self._latest: Callable[..., Any] | None = None
+        """What the latest job calls."""
         self.waiting_since = 0.0
         """When the present job was queued, by `time.monotonic`; of several, the first one."""
 
@@ -625,10 +633,11 @@ class WorkerThread(concurrent.futures.Executor):
             if self._thread is None:
                 self._thread = self._start()
             if isinstance(fn, Shared):
-                fn.ask(future, *args)
+                fn.ask(future, *args, joins=self._latest is fn)
                 run: Callable[[], object] = partial(fn.answer, future)
             else:
                 run = partial(_run_unless_cancelled, future, fn, *args)
+            self._latest = fn
             self._jobs.put(_ThreadJob(run, time.monotonic()))
         return future
 

@@ -9,7 +9,7 @@ from itertools import chain, repeat
 import pytest
 
 from asyncflow._core.errors import JournalError
-from asyncflow.journal._worker import WorkerThread
+from asyncflow.journal._worker import Shared, WorkerThread
 
 
 def test_a_cancelled_job_does_not_run() -> None:
@@ -82,4 +82,30 @@ def test_the_next_job_retries_a_thread_that_could_not_start(
 
     assert thread.submit(int).result(50) == 0
     thread.end(int)
+    thread.join()
+
+
+def test_a_question_stays_behind_the_jobs_that_were_queued_before_it():
+    done: list[str] = []
+    release = threading.Event()
+
+    def answer_all(questions):
+        done.append("+".join(questions))
+        return list(questions)
+
+    send = Shared(answer_all)
+    thread = WorkerThread("x", "runs.db", lambda: None)
+    thread.submit(release.wait)
+    cancelled = [thread.submit(send, "cancelled") for _ in range(2)]
+    thread.submit(done.append, "commit 1")
+    for future in cancelled:
+        assert future.cancel()
+    asked = [thread.submit(send, name) for name in ("a", "b")]
+    thread.submit(done.append, "commit 2")
+    asked.append(thread.submit(send, "c"))
+    release.set()
+
+    assert [future.result(5) for future in asked] == ["a", "b", "c"]
+    assert done == ["commit 1", "a+b", "commit 2", "c"]
+    thread.end(lambda: None)
     thread.join()
