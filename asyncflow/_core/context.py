@@ -493,7 +493,7 @@ class RunContext:
 
     @property
     def by_node(self) -> tuple[dict[tuple[str, int | None], Any], ...]:
-        """What is to be forgotten of a node when its attempts are over; a journal keeps its own."""
+        """What the run forgets of a node when its attempts are over; a journal keeps its own."""
         return self.last_errors, self.checkpoints.saved
 
     def ends_s(self, step: WorkflowStep) -> float:

@@ -53,6 +53,7 @@ class EventDispatcher:
 
     def applied(self, event: Event) -> None:
         """Tell the policies of an event that the state has already."""
+        # The loops of `emit` again: a function for them made runs with an observer a fifth slower.
         hooks = self.hooks
         try:
             self._announced += 1

@@ -1,7 +1,7 @@
 """The rows of summaries: what lists and statistics say of a run beside its row in `runs`.
 
-The owner of a run writes one in the transaction of each `RunFinished`, so that nobody has to read
-the events of a run that has ended, or waits, to list it. It counts as long as its position is that
+The owner of a run writes one in the transaction of each `RunFinished`, so that a list need not read
+the events of a run that has ended, or waits. It counts as long as its position is that
 of the latest event that changed the row of the run: a run that goes on has none.
 """
 
