@@ -94,7 +94,7 @@ def plan(target: str, form: str, explained: str | None, targets: Sequence[str]) 
         _FORMATS[form](orchestrator)
         return
     try:
-        acting = asyncio.run(orchestrator._acting_on(explained))
+        acting = asyncio.run(orchestrator._planned().acting_on(explained))
     except ValueError as unknown:
         raise click.UsageError(str(unknown)) from None
     _write_acting(explained, acting)

@@ -26,6 +26,7 @@ from typing import (
     Never,
     ParamSpec,
     Protocol,
+    Self,
     TypeAlias,
     TypeVar,
     Unpack,
@@ -43,7 +44,6 @@ from asyncflow._core.composition import (
     steps_of,
     with_defaults,
 )
-from asyncflow._core.report import RunReport
 from asyncflow._core.signal import Always, Signal, take_instead
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import (
@@ -56,15 +56,15 @@ from asyncflow._core.step import (
     StepPolicies,
     WorkflowStep,
 )
-from asyncflow._runtime.options import NO_RESOURCES, Options, RunOptions
-from asyncflow._runtime.orchestrator import Orchestrator, Plans
+from asyncflow._runtime.options import NO_RESOURCES, RunOptions
+from asyncflow._runtime.orchestrator import Orchestrator
+from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
+from asyncflow._runtime.runnable import Runnable
 
 if TYPE_CHECKING:
-    from asyncflow._core.run_preview import RunPreview
     from asyncflow._core.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
-    from asyncflow._runtime.handle import RunHandle
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -255,7 +255,7 @@ class _Declaration:
 
 
 @suggests_arguments
-class Pipeline:
+class Pipeline(Runnable):
     """Steps that are declared where their functions are: ``@pipeline.step``.
 
     A pipeline is an iterable of its `WorkflowStep` objects: whatever takes steps, such as
@@ -302,42 +302,13 @@ class Pipeline:
         self._options = options
         self._made: tuple[Plans, Orchestrator] | None = None
 
-    @property
-    def name(self) -> str:
-        """What it is called in a journal, and when another pipeline includes it."""
-        return self._options.name
+    def _planned(self) -> PlannedPipeline:
+        return self.orchestrator._planned()
 
-    @property
-    def observers(self) -> tuple[AnyObserver, ...]:
-        """The observers of its runs."""
-        return self._options.observers
-
-    @property
-    def resources(self) -> dict[str, OpenResource]:
-        """What opens each resource of its runs, by the parameter that receives it."""
-        return dict(self._options.resources)
-
-    def with_options(self, **options: Unpack[Options]) -> Pipeline:
-        """Return the same pipeline with other values for these options.
-
-        Both have the same steps, even those added later to either of them. It is cheap, since
-        nothing is planned again unless the targets, the engine or the resources change. So each run
-        may have one of its own: ``await pipeline.with_options(run_id="monday").run(url=...)``.
-
-        Args:
-            **options: As `Orchestrator.with_options` takes them. A value replaces the one before,
-                ``observers`` too; to add one, name the others:
-                ``observers=[*pipeline.observers, mine]``. Since steps may be added later,
-                ``targets`` are checked when it runs.
-
-        Raises:
-            TypeError: One of them is no such option, or has the wrong type.
-            ValueError: One of them is out of its range.
-        """
-        changed = self._options.with_changes(options)
-        _check_name(changed.name)
+    def _with(self, options: RunOptions) -> Self:
+        _check_name(options.name)
         other = type(self).__new__(type(self))
-        other._set(self._declaration, changed)
+        other._set(self._declaration, options)
         return other
 
     @overload
@@ -606,87 +577,9 @@ class Pipeline:
         """
         plans, made = self._declaration.plans(), self._made
         if made is None or made[0] is not plans:
-            made = self._made = plans, Orchestrator._of(plans, self._options)
+            planned = PlannedPipeline(plans, self._options)
+            made = self._made = plans, Orchestrator._of(planned)
         return made[1]
-
-    async def run(self, /, **inputs: Any) -> RunReport:
-        """Run the pipeline with these inputs and return its report, even when steps failed.
-
-        Raises:
-            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
-                has run.
-            BaseException: As `Orchestrator.run` raises it.
-        """
-        return await self.orchestrator._run(inputs)
-
-    def start(self, /, **inputs: Any) -> RunHandle:
-        """Return a handle of a run with these inputs, which starts when it is entered.
-
-        ``async with pipeline.start(url=...) as run`` runs the pipeline during the block, and ends
-        it with the block. The run has the id of the options, or a random one.
-
-        Raises:
-            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.
-        """
-        return self.orchestrator.start(**inputs)
-
-    async def rerun(
-        self,
-        run_id: str,
-        new_id: str | None = None,
-        *,
-        inputs: Mapping[str, Any] | None = None,
-        from_: str | Iterable[str] | None = None,
-    ) -> RunReport:
-        """Run the pipeline under a new id with the valid results of a stored run.
-
-        Args:
-            run_id: The other run, which stays as it is.
-            new_id: Identifies the new run; by default the option ``run_id``, if it has a value,
-                else a random id.
-            inputs: Values for inputs that differ from those of the other run, and for secret ones.
-            from_: The step, or the steps, that run again with all that depends on them.
-
-        Raises:
-            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them. Nothing
-                has run.
-            BaseException: As `Orchestrator.rerun` raises it.
-        """
-        return await self.orchestrator.rerun(run_id, new_id, from_=from_, inputs=inputs)
-
-    async def preview(
-        self,
-        run_id: str,
-        *,
-        inputs: Mapping[str, Any] | None = None,
-        rerun: bool = False,
-        from_: str | Iterable[str] | None = None,
-    ) -> RunPreview:
-        """Return what the resumption of a stored run would do, step by step, and run nothing.
-
-        Args:
-            run_id: The run.
-            inputs: Inputs as the resumption will be given them: secret ones, and new ones.
-            rerun: Whether it is about a rerun of the run, with these inputs.
-            from_: As `rerun` takes it.
-
-        Raises:
-            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.
-            BaseException: As `Orchestrator.preview` raises it.
-        """
-        return await self.orchestrator.preview(run_id, inputs=inputs, rerun=rerun, from_=from_)
-
-    async def report(self, run_id: str) -> RunReport:
-        """Return the stored report of a run, with outputs and inputs as the annotations say.
-
-        Args:
-            run_id: The run. If it has not ended, the report has what is known so far.
-
-        Raises:
-            ValueError, TypeError, CyclicDependencyError: As `orchestrator` raises them.
-            BaseException: As `Orchestrator.report` raises it.
-        """
-        return await self.orchestrator.report(run_id)
 
 
 def _check_name(name: object, whose: str = "a pipeline") -> None:

@@ -184,7 +184,7 @@ class Recovery:
             self._renewed[run_id] = delay_s, until_s
 
     def _asks_of(self, pipeline: Pipeline | Orchestrator) -> int:
-        return _orchestrator(pipeline)._asked(self._journal)[1]
+        return pipeline._planned().asked(self._journal)[1]
 
     async def check_signal(self, run_id: str, name: str, value: Any) -> None:
         """Raise `ValueError` if a run that waits has a pipeline here which does not take a value.
@@ -197,7 +197,7 @@ class Recovery:
             return
         if waits[1] != self._asks_of(pipeline) and not await self._renew(pipeline, run_id):
             return
-        _orchestrator(pipeline)._check_signal(name, value)
+        pipeline._planned().check_signal(name, value)
 
     async def _renew(self, pipeline: Pipeline | Orchestrator, run_id: str) -> bool:
         """Continue a run that waits as another version asks, and return whether that succeeded."""
@@ -374,7 +374,3 @@ def _waits_on(report: RunReport | None) -> bool:
         and report.status is RunStatus.WAITING
         and all(each.reused or each.status is StepStatus.PENDING for each in report.values())
     )
-
-
-def _orchestrator(pipeline: Pipeline | Orchestrator) -> Orchestrator:
-    return pipeline if isinstance(pipeline, Orchestrator) else pipeline.orchestrator

@@ -44,8 +44,9 @@ from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import Engine
 from asyncflow._runtime.handle import RunHandle
 from asyncflow._runtime.options import check_run_id
-from asyncflow._runtime.orchestrator import Orchestrator, check_engines
+from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
+from asyncflow._runtime.planned_pipeline import check_engines
 from asyncflow._runtime.recovery import Pipelines, pipelines_by_name
 from asyncflow.events import RunFinished
 from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError

@@ -21,7 +21,7 @@ from asyncflow._core.context import current_step
 from asyncflow._core.record import record
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow._runtime.orchestrator import replacements
+from asyncflow._runtime.planned_pipeline import replacements
 from asyncflow.testing._stand_ins import AnyPipeline, orchestrator_of, replacement
 
 _ITSELF: Any = object()
@@ -182,7 +182,7 @@ def fake(pipeline: AnyPipeline, /, **steps: Any) -> Fakes:
     """
     __tracebackhide__ = True
     orchestrator = orchestrator_of(pipeline)
-    known = {step.name: step for step in orchestrator._plans.whole.steps}
+    known = {step.name: step for step in orchestrator._planned().plans.whole.steps}
     for name in steps:
         if name not in known:
             of = f" of pipeline {orchestrator.name!r}" if orchestrator.name else ""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from asyncflow._core.pool import Pool
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.orchestrator import replacements
+from asyncflow._runtime.planned_pipeline import replacements
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus, failure_text
 from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._core.value_size import safe_repr
-from asyncflow._runtime.orchestrator import report_watchers
+from asyncflow._runtime.planned_pipeline import report_watchers
 
 _MOST_RUNS = 10
 _MOST_STEPS = 50

@@ -36,7 +36,7 @@ from asyncflow._core.results import RunStatus, StepResult, StepStatus
 from asyncflow._core.step import WorkflowStep
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import awaiting_location
-from asyncflow._runtime.orchestrator import replacements
+from asyncflow._runtime.planned_pipeline import replacements
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
 from asyncflow.testing._checks import Check, check_is_plain, failed_check
@@ -286,7 +286,7 @@ class _Simulator:
         self._log: list[Event | tuple[float, str]] = []
         self._loop: _SimulationLoop | None = None
         self._started_s = 0.0
-        steps = self._orchestrator._plans.whole.steps
+        steps = self._orchestrator._planned().plans.whole.steps
         self._replace = replacement([(step, self._attempt) for step in steps], lambda: True)
 
     def run(self, seed: int, cancel_at: int | None) -> RunReport:
@@ -386,7 +386,7 @@ class _Simulator:
     def _report_before_the_start(self, inputs: dict[str, Any]) -> RunReport:
         """Return the report of a run that was cancelled before it began, with all its steps."""
         reason = "the run was cancelled before it began"
-        steps = {step.name: step for step in self._orchestrator._plans.whole.steps}
+        steps = {step.name: step for step in self._orchestrator._planned().plans.whole.steps}
         return RunReport(
             f"seed-{self._seed}",
             [

@@ -21,8 +21,9 @@ from asyncflow._core.annotations import output_type, parameter_types
 from asyncflow._core.arguments import Upstream, function_of, python_signature
 from asyncflow._core.record import replace
 from asyncflow._core.step import WorkflowStep
-from asyncflow._runtime.orchestrator import Orchestrator, StepReplacement
+from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
+from asyncflow._runtime.planned_pipeline import StepReplacement
 
 AnyPipeline: TypeAlias = Pipeline | Orchestrator | Iterable[WorkflowStep]
 

@@ -99,17 +99,17 @@ class Resumer:
         pipeline = None if waits is None else self._pipelines.get(waits[0])
         if waits is None or pipeline is None:
             return
-        if waits[1] != pipeline._asked(self._journal)[1]:
+        if waits[1] != pipeline._planned().asked(self._journal)[1]:
             try:
                 await self.resume(await self._journal.record(run_id), lost_only=True)
             except ResumeRefusedError:
                 return
-        pipeline._check_signal(name, value)
+        pipeline._planned().check_signal(name, value)
 
     def schemas(self, pipeline: str) -> Mapping[str, Any]:
         """Return the schemas of the signals of a pipeline by name; none if it is not here."""
         here = self._pipelines.get(pipeline)
-        return {} if here is None else here._asked(self._journal)[0]
+        return {} if here is None else here._planned().asked(self._journal)[0]
 
     async def preview(self, record: RunRecord) -> str:
         """Return what resuming a run would do with its steps: ``2 reused, 3 to run``."""
