@@ -7,8 +7,8 @@ Rules:
    for: most runs need neither.
 3. Results are made when they are first read. Where a step's events leave no doubt, its result is
    made of them; of all others, the replay (`StoredRun`) makes it. Both come to the same.
-4. An item of a step with ``keep_outputs=False`` that succeeds in its first attempt is counted, and
-   leaves no entry.
+4. No output of an item of a step with ``keep_outputs=False`` is kept. One that succeeds in its
+   first attempt, and not on an engine, is counted, and leaves no entry.
 5. A history outlives its run, in the report. It holds nothing of the pipeline but names.
 """
 
@@ -27,6 +27,7 @@ from asyncflow.events import (
     AttemptStarted,
     Event,
     MapStarted,
+    ResultReused,
     RunFinished,
     RunStarted,
     StepCancelled,
@@ -79,11 +80,12 @@ class History:
     """The log of what one process did of a run, after what others did before.
 
     ``before`` is the replay of what earlier segments did, up to the `RunResumed` with which the run
-    continues.
+    continues. ``slim`` are the mapped steps that keep no outputs.
     """
 
-    def __init__(self, before: StoredRun | None = None) -> None:
+    def __init__(self, before: StoredRun | None = None, slim: frozenset[str] = frozenset()) -> None:
         self.log: list[LogEntry] = []
+        self._slim = slim
         self._run = before
         """The replay so far; ``None`` until a caller asks for one."""
         self.is_whole = before is None
@@ -99,6 +101,15 @@ class History:
         # Not by `islice`, which would go through what it leaves out: a reader asks for each result.
         return (as_event(log[at]) for at in range(first, len(log)))
 
+    def append(self, entry: LogEntry) -> None:
+        """Append an entry, without the output of an item that is not kept."""
+        if type(entry) is tuple:
+            if len(entry) == 3 and entry[0][0] in self._slim:
+                entry = entry[0], entry[1], None
+        elif isinstance(entry, StepSucceeded | ResultReused) and entry.step in self._slim:
+            entry = replace(entry, output=None)
+        self.log.append(entry)
+
     def folded(self) -> StoredRun:
         """Return the replay of the run, up to now."""
         from asyncflow._core.replay import StoredRun  # most runs are never folded
@@ -109,6 +120,13 @@ class History:
         self._folded = len(self.log)
         for name, left_out in self.left_out.items():
             left_out.show_in(run.steps[name])
+        return run
+
+    def without_outputs(self) -> StoredRun:
+        """Return the replay of a run that has ended, without the outputs that are not kept."""
+        run = self.folded()
+        if self._slim:
+            run.drop_outputs(self._slim)
         return run
 
     def has_former(self, step: str, item: int | None) -> bool:

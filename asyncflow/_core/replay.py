@@ -634,6 +634,20 @@ class StoredRun:
         end = self.settled_step(name)
         return end is not None and _has_succeeded(end)
 
+    def drop_outputs(self, steps: Iterable[str]) -> None:
+        """Forget what items of these steps returned, unless a step is reused with its outputs."""
+        dropping = {
+            name
+            for name in steps
+            if name in self.steps
+            and not (self.steps[name].reused and self.steps[name].keeps_outputs)
+        }
+        known = [each for (name, _), each in self._settled.items() if name in dropping]
+        for views in (self._earlier, self.steps):
+            known += [views[name] for name in dropping if name in views]
+        for step in known:
+            step.drop_outputs()
+
     def report(
         self,
         decode: _Decode,

@@ -119,16 +119,19 @@ class RunState:
         self._started: events.RunStarted | None = None
         self._finished: events.RunFinished | None = None
         self._interrupted = False
-        self.history = History(None if snapshot is None else snapshot.replay)
-        self._note = self.history.log.append
-        self.errors: list[BaseException] = []
-        self._last_errors: dict[int, BaseException] = {}
-        self._blocked: set[int] = set()
-        """The nodes that have blocked the event loop."""
         self._slim = frozenset(
             at for at in plan.having("map_over") if not plan.steps[at].keep_outputs
         )
         """The mapped steps that keep no outputs."""
+        self.history = History(
+            None if snapshot is None else snapshot.replay,
+            frozenset([plan.steps[at].name for at in self._slim]),
+        )
+        self._note = self.history.append if self._slim else self.history.log.append
+        self.errors: list[BaseException] = []
+        self._last_errors: dict[int, BaseException] = {}
+        self._blocked: set[int] = set()
+        """The nodes that have blocked the event loop."""
         self._unnoted: dict[int, events.AttemptStarted | StartedAttempt] = {}
         """How the first attempts of items of theirs have started that run, and only that."""
         self.awaiting: dict[int, events.StepWaiting] = {}
@@ -787,7 +790,7 @@ class RunState:
         started, finished, is_resumed = self._started, self._finished, self._snapshot is not None
         assert started is not None
         assert finished is not None
-        run = self.history.folded() if is_resumed else None
+        run = self.history.without_outputs() if is_resumed else None
         known = started if run is None else run
         first = Segment(0.0, started.wall_time, finished.at_ms, started.process)
         return report_of(

@@ -152,7 +152,8 @@ class WorkflowStep:
             without ``map_over`` can't have it.
         keep_outputs: Whether the result of a mapped step has what each item returned (the
             default). If not, ``output`` is ``None``, and ``items`` has only those that did not
-            succeed; an output is kept until the steps that are mapped over this one have taken it.
+            succeed or fell back; an output is kept until the steps that are mapped over this one
+            have taken it.
             So a map over a million items takes no more memory than the items under way. No step
             can then take the output as a whole.
         run_if: Whether the step runs if all its dependencies succeeded (``"success"``, the

@@ -209,10 +209,10 @@ class StepView:
         end: AttemptEnd | None = None if self.ended_ms is None else "succeeded"
         return AttemptView(1, self.started_ms, queued_ms, self.ended_ms, end, segment=self.segment)
 
-    def to_result(self, now_ms: float) -> StepResult:
+    def to_result(self, now_ms: float, *, keeps_output: bool = True) -> StepResult:
         """Return the result of the step, or what can be said of it before it has one.
 
-        ``now_ms`` is the present, if the step has not ended.
+        ``now_ms`` is the present, if the step has not ended. ``keeps_output`` is about an item.
         """
         items, left_out = None, self.left_out
         if self.items is not None:
@@ -224,7 +224,8 @@ class StepView:
                 or item.status is not StepStatus.SUCCESS
                 or item.error is not None
             ]
-            items = tuple([item.to_result(now_ms) for item in shown])
+            keeps = self.keeps_outputs
+            items = tuple([item.to_result(now_ms, keeps_output=keeps) for item in shown])
             left_out += len(self.items) - len(shown)
         attempts, duration_ms = self.attempt_count, self.duration_ms(now_ms) or 0.0
         return StepResult(
@@ -232,7 +233,7 @@ class StepView:
             self.status,
             attempts,
             duration_ms,
-            self.output,
+            self.output if keeps_output else None,
             self.error,
             self.reason,
             self.started_ms,
@@ -388,6 +389,11 @@ class StepView:
             ended_ms = now_ms if self.ended_ms is None else self.ended_ms
             return max(ended_ms - self.started_ms, 0.0)
         return self.origin_ms + _total_ms(self.active, now_ms)
+
+    def drop_outputs(self) -> None:
+        """Forget what it returned, and what its items did."""
+        for each in self._runs():
+            each.output = None
 
     # How the replay tells when the step runs.
 

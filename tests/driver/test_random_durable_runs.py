@@ -234,6 +234,7 @@ class Execution:
             if not self.has_resumed_equal_items():
                 assert_shows(RunView(self.report.events()), self.report)
             check_history(self.report, self.journal.stored[self.run_id])
+            check_kept_outputs(self.report, self.steps)
             for result in self.report.results:
                 if result.reason != NOT_IN_PIPELINE:
                     self.check_attempts(result)
@@ -427,6 +428,18 @@ def successes(events):
             completed = {key for key in completed if key[0] not in outdated}
             dependencies.update(event.dependencies)
     return completed
+
+
+def check_kept_outputs(report, steps):
+    """Check that a report has no output of an item whose step keeps none."""
+    slim = {step.name for step in steps if not step.keep_outputs}
+    if not slim or report._history is None:
+        return
+    for event in report._history.events():
+        if isinstance(event, StepSucceeded | ResultReused) and event.step in slim:
+            assert event.output is None
+    for (name, _), step in report._history.folded().settled().items():
+        assert name not in slim or step.output is None, step
 
 
 def check_history(report, events):
