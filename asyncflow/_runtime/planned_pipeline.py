@@ -156,7 +156,7 @@ class PlannedPipeline:
         persistence, start = opened
         return await self._execute(request, start, persistence, link)
 
-    def start(self, inputs: Mapping[str, Any]) -> RunHandle:
+    def start(self, inputs: Mapping[str, Any] | None) -> RunHandle:
         from asyncflow._policies.run_link import RunLink  # `run` needs none
         from asyncflow._runtime.handle import RunHandle
 

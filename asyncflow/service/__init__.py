@@ -13,7 +13,7 @@ A `Service` starts, resumes, streams and cancels runs for as long as a web servi
 
     @app.post("/orders")
     async def create(order: Order, request: Request) -> Receipt:
-        run = await service.start(orders, order=order)
+        run = await service.start(orders, {"order": order})
         report = await service.answer(run, request)
         ...
 

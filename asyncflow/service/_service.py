@@ -201,10 +201,10 @@ class Service:
         self,
         pipeline: str | Pipeline | Orchestrator,
         /,
-        run_id: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
         *,
+        run_id: str | None = None,
         label: str | None = None,
-        **inputs: Any,
     ) -> RunHandle:
         """Start a run, or resume it, and return when its start is stored.
 
@@ -215,10 +215,10 @@ class Service:
         Args:
             pipeline: One of the pipelines that the service was given, or its name. Others are
                 refused, such as what ``with_options`` makes of it.
+            inputs: The inputs of the run, by name.
             run_id: Identifies the run; a random id by default.
             label: Says to people what the run is about: ``"order 12345"``; by default that of the
                 pipeline.
-            **inputs: The inputs of the run.
 
         Raises:
             ServiceFullError: The service has ``max_runs`` runs.
@@ -237,7 +237,7 @@ class Service:
         self._check_open()
         await self._places.take()
         try:
-            run = await self._begin(chosen, run_id, **inputs)
+            run = await self._begin(chosen, run_id, inputs)
         except RunCancelledError:
             self._check_open()
             raise
@@ -520,7 +520,10 @@ class Service:
             raise RuntimeError("the service has not been entered; use `async with service:`")
 
     async def _begin(
-        self, pipeline: Pipeline | Orchestrator, run_id: str | None, /, **inputs: Any
+        self,
+        pipeline: Pipeline | Orchestrator,
+        run_id: str | None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> RunHandle:
         """Start a run for which a place was taken, and return when it has begun."""
         try:
@@ -528,7 +531,7 @@ class Service:
             if run_id in self._runs:
                 advice = f"service.get({run_id!r}) returns it"
                 raise RunAlreadyActiveError(str(run_id), "this service", advice)
-            run = pipeline.with_options(run_id=run_id).start(**inputs)
+            run = pipeline.with_options(run_id=run_id)._planned().start(inputs)
         except BaseException:
             self._places.free()
             raise

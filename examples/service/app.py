@@ -72,7 +72,7 @@ def create_app() -> FastAPI:
     ) -> OrderState:
         """Accept an order. A client that repeats a request with its key repeats nothing else."""
         try:
-            run = await service.start(orders, run_id=idempotency_key, order=order)
+            run = await service.start(orders, {"order": order}, run_id=idempotency_key)
         except RunAlreadyActiveError as active:
             run_id = active.run_id
             await check_same(run_id, order)
@@ -105,7 +105,7 @@ def create_app() -> FastAPI:
     @app.post("/quotes")
     async def quote(order: Order, request: Request) -> Quote:
         """Return what an order would cost. Without its client the run is pointless: it ends."""
-        run = await service.start(quotes, order=order)
+        run = await service.start(quotes, {"order": order})
         report = await service.answer(run, request, on_disconnect="cancel")
         report.raise_for_failures()
         return Quote(cents=report["price"].output)

@@ -114,14 +114,14 @@ async def test_services_of_two_versions_side_by_side_each_continue_what_they_can
         )
         new = await stack.enter_async_context(Service([orders(2)], journal=other, resume_every_s=1))
         for n in range(5):
-            await (await old.start("orders", f"old {n}")).report()
-            await (await new.start("orders", f"new {n}")).report()
+            await (await old.start("orders", run_id=f"old {n}")).report()
+            await (await new.start("orders", run_id=f"new {n}")).report()
         await asyncio.sleep(3)
         for n in range(5):  # each is sent where the other version takes signals
             await new.signal(f"old {n}", "approved", True)
             await old.signal(f"new {n}", "approved", True)
         with pytest.raises(PipelineChangedError):
-            await old.start("orders", "new 0")
+            await old.start("orders", run_id="new 0")
         await asyncio.sleep(200)
 
         reports = [await journal.report(record.run_id) for record in await journal.runs()]

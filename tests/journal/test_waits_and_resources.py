@@ -260,7 +260,7 @@ async def test_a_service_leaves_a_due_run_alone_for_longer_each_time_its_resourc
     shop = Shop()
     pipeline = shop.pipeline.with_options(deadline_ms=1_000)
     async with Service([pipeline], journal=journal) as service:
-        await (await service.start("orders", "r")).report()
+        await (await service.start("orders", run_id="r")).report()
         shop.opening_s = 100
         await service.signal("r", "approved", True)
         await asyncio.sleep(3_600)

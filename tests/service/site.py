@@ -102,7 +102,9 @@ async def start_others(others: int, pause_s: float, packed: None = after(pack)) 
     for number in range(others):
         run_id = f"{current_step().run_id}.{number}"
         with suppress(RunAlreadyActiveError):  # by an earlier attempt
-            await services[0].start(orders, run_id, others=0, pause_s=pause_s, poison=False)
+            await services[0].start(
+                orders, {"others": 0, "pause_s": pause_s, "poison": False}, run_id=run_id
+            )
 
 
 @orders.step
@@ -233,7 +235,9 @@ def make_app(options: argparse.Namespace) -> Starlette:
     async def start(request: Request) -> Response:
         """Start a run, and don't wait for it."""
         run = await service.start(
-            work, request.path_params["run_id"], pause_s=float(request.query_params["pause_s"])
+            work,
+            {"pause_s": float(request.query_params["pause_s"])},
+            run_id=request.path_params["run_id"],
         )
         return PlainTextResponse(run.run_id, 202)
 
@@ -241,7 +245,7 @@ def make_app(options: argparse.Namespace) -> Starlette:
         """Run, and return the result."""
         query = request.query_params
         run = await service.start(
-            work, request.path_params["run_id"], pause_s=float(query["pause_s"])
+            work, {"pause_s": float(query["pause_s"])}, run_id=request.path_params["run_id"]
         )
         mode: Any = query.get("on_disconnect", "cancel")
         report = await service.answer(run, request, on_disconnect=mode)
@@ -253,10 +257,12 @@ def make_app(options: argparse.Namespace) -> Starlette:
         with suppress(RunAlreadyActiveError):  # the response to an earlier request was lost
             await service.start(
                 orders,
-                run_id,
-                others=int(query["others"]),
-                pause_s=float(query["pause_s"]),
-                poison=query["poison"] == "True",
+                {
+                    "others": int(query["others"]),
+                    "pause_s": float(query["pause_s"]),
+                    "poison": query["poison"] == "True",
+                },
+                run_id=run_id,
             )
         return PlainTextResponse(run_id, 202)
 
@@ -266,7 +272,7 @@ def make_app(options: argparse.Namespace) -> Starlette:
 
     async def start_approval(request: Request) -> Response:
         with suppress(RunAlreadyActiveError):
-            await service.start(approvals, request.path_params["run_id"])
+            await service.start(approvals, run_id=request.path_params["run_id"])
         return PlainTextResponse("")
 
     async def approve(request: Request) -> Response:
@@ -278,7 +284,7 @@ def make_app(options: argparse.Namespace) -> Starlette:
         pause_s = float(request.query_params["pause_s"])
         if request.path_params["how"] == "by-hand":
             return PlainTextResponse(str(await pauses_by_hand(pause_s)))
-        run = await service.start(work, pause_s=pause_s)
+        run = await service.start(work, {"pause_s": pause_s})
         report = await service.answer(run, request)
         return PlainTextResponse(str(report["third"].output))
 
@@ -287,7 +293,7 @@ def make_app(options: argparse.Namespace) -> Starlette:
         if request.path_params["how"] == "by-hand":
             made = await offer_by_hand(item)
         else:
-            run = await service.start(offers, item=item)
+            run = await service.start(offers, {"item": item})
             report = await service.answer(run, request)
             report.raise_for_failures()
             made = report["offer"].output

@@ -128,7 +128,7 @@ async def test_a_run_has_started_in_the_journal_when_start_returns(
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([work.pipeline], journal=journal) as service,
     ):
-        await service.start(work.pipeline, "r", pause_s=5)
+        await service.start(work.pipeline, {"pause_s": 5}, run_id="r")
 
         assert await statuses(journal) == {"r": "RUNNING"}
 
@@ -142,23 +142,37 @@ async def test_what_prevents_a_start_is_raised_by_it_and_takes_no_place(
         Service([work.pipeline], journal=journal, max_runs=1) as service,
     ):
         with pytest.raises(ValueError, match=r"no step .* takes an input 'pause'"):
-            await service.start("work", pause=1)
+            await service.start("work", {"pause": 1})
         with pytest.raises(TypeError, match="run_id must be a str"):
-            await service.start("work", 3)  # type: ignore[arg-type]
+            await service.start("work", run_id=3)  # type: ignore[arg-type]
         with pytest.raises(Exception, match="pause_s"):
-            await service.start("work", pause_s=object())  # which can't be stored
+            await service.start("work", {"pause_s": object()})  # which can't be stored
 
         run = await service.start("work")
         assert (await run.report()).all_passed
 
 
 @in_virtual_time
+async def test_an_input_may_have_the_name_of_an_option() -> None:
+    async def copy(run_id: str, label: str) -> str:
+        return f"{run_id} {label}"
+
+    async with Service({"copies": [WorkflowStep("copy", copy)]}) as service:
+        run = await service.start("copies", {"run_id": "1", "label": "l"}, run_id="r")
+        with pytest.raises(TypeError, match="inputs must be a mapping of parameter name"):
+            await service.start("copies", "r")  # type: ignore[arg-type]
+
+        assert run.run_id == "r"
+        assert (await run.report())["copy"].output == "1 l"
+
+
+@in_virtual_time
 async def test_an_id_is_active_once(work: Work) -> None:
     async with Service([work.pipeline]) as service:
-        await service.start("work", "r")
+        await service.start("work", run_id="r")
 
         with pytest.raises(RunAlreadyActiveError, match=r"service.get\('r'\) returns it") as raised:
-            await service.start("work", "r")
+            await service.start("work", run_id="r")
         assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
@@ -214,7 +228,7 @@ async def test_a_run_is_started_with_a_label_which_a_resumption_keeps(
         async with Service(named, journal=journal, grace_ms=0) as service:
             with pytest.raises(ValueError, match="label must have at most"):
                 await service.start("other", label="x" * 1_000)
-            await service.start("other", "r", label="order 12345")
+            await service.start("other", run_id="r", label="order 12345")
             await asyncio.sleep(0.5)
 
         async with Service(named, journal=journal):
@@ -231,7 +245,7 @@ async def test_a_run_is_stored_and_resumed_under_the_name_that_the_service_knows
     named: dict[str, Any] = {"other": work.pipeline}
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service(named, journal=journal, grace_ms=0) as service:
-            await service.start(work.pipeline, "r")
+            await service.start(work.pipeline, run_id="r")
             await asyncio.sleep(0.5)
         assert (await journal.record("r")).pipeline == "other"
 
@@ -265,7 +279,7 @@ async def test_a_start_that_is_cancelled_is_no_run_or_a_cancelled_one(
         SlowJournal(tmp_path / "runs.db") as journal,
         Service([work.pipeline], journal=journal) as service,
     ):
-        starting = asyncio.create_task(service.start("work", "r"))
+        starting = asyncio.create_task(service.start("work", run_id="r"))
         await asyncio.sleep(cancel_after_s)
         starting.cancel()
 
@@ -290,8 +304,8 @@ async def test_a_cancelled_start_does_not_end_a_run_that_was_accepted_before(
         async with Service([watched], journal=journal, resume_every_s=60) as service:
             await asyncio.sleep(5)  # it looks for runs to resume before there is one
             async with Service([work.pipeline], journal=journal, grace_ms=0) as draining:
-                await draining.start("work", "order-7")
-            starting = asyncio.create_task(service.start("work", "order-7"))
+                await draining.start("work", run_id="order-7")
+            starting = asyncio.create_task(service.start("work", run_id="order-7"))
             await asyncio.sleep({"claim": 0.5, "begin": 5, "flush": 1.5}[cancel_at])
             starting.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -309,7 +323,7 @@ async def test_a_run_can_be_cancelled_before_it_has_begun(work: Work, tmp_path: 
         SlowJournal(tmp_path / "runs.db") as journal,
         Service([work.pipeline], journal=journal) as service,
     ):
-        starting = asyncio.create_task(service.start("work", "r"))
+        starting = asyncio.create_task(service.start("work", run_id="r"))
         await asyncio.sleep(0.5)
         assert await service.cancel("r", "not wanted")
 
@@ -384,7 +398,7 @@ async def test_a_service_is_entered_once(work: Work) -> None:
 @in_virtual_time
 async def test_above_the_limit_a_run_is_refused_until_another_one_has_ended(work: Work) -> None:
     async with Service([work.pipeline], max_runs=2) as service:
-        runs = [await service.start("work", pause_s=5 * n) for n in (1, 2)]
+        runs = [await service.start("work", {"pause_s": 5 * n}) for n in (1, 2)]
 
         with pytest.raises(ServiceFullError) as refused:
             await service.start("work")
@@ -392,7 +406,7 @@ async def test_above_the_limit_a_run_is_refused_until_another_one_has_ended(work
         assert isinstance(refused.value, ServiceUnavailableError)
 
         await runs[0].report()
-        runs[0] = await service.start("work", pause_s=5)
+        runs[0] = await service.start("work", {"pause_s": 5})
         with pytest.raises(ServiceFullError) as refused:
             await service.start("work")
         # A run took 10 s, and there are two at a time.
@@ -401,7 +415,7 @@ async def test_above_the_limit_a_run_is_refused_until_another_one_has_ended(work
         for run in runs:
             await run.report()
         for _ in runs:
-            await service.start("work", pause_s=5)
+            await service.start("work", {"pause_s": 5})
         with pytest.raises(ServiceFullError) as refused:
             await service.start("work")
         # They took 10, 20 and 10 s.
@@ -427,7 +441,7 @@ async def test_a_request_gets_the_report(work: Work) -> None:
 @in_virtual_time
 async def test_a_client_that_leaves_cancels_its_run(work: Work) -> None:
     async with Service([work.pipeline]) as service:
-        run = await service.start("work", pause_s=60)
+        run = await service.start("work", {"pause_s": 60})
 
         with pytest.raises(ClientDisconnectedError, match="went away; the run was cancelled"):
             await service.answer(run, client_that_leaves_after(3))
@@ -440,7 +454,7 @@ async def test_a_client_that_leaves_cancels_its_run(work: Work) -> None:
 @in_virtual_time
 async def test_a_client_that_leaves_detaches_its_run(work: Work) -> None:
     async with Service([work.pipeline], on_disconnect="detach") as service:
-        run = await service.start("work", pause_s=60)
+        run = await service.start("work", {"pause_s": 60})
 
         with pytest.raises(ClientDisconnectedError, match="went away; the run continues"):
             await service.answer(run, client_that_leaves_after(3))
@@ -453,7 +467,7 @@ async def test_a_client_that_leaves_detaches_its_run(work: Work) -> None:
 @in_virtual_time
 async def test_a_request_that_is_cancelled_counts_as_a_disconnect(work: Work, mode: Any) -> None:
     async with Service([work.pipeline]) as service:
-        run = await service.start("work", pause_s=60)
+        run = await service.start("work", {"pause_s": 60})
         request = asyncio.create_task(service.answer(run, client_that_stays, on_disconnect=mode))
         await asyncio.sleep(1)
         request.cancel()
@@ -485,7 +499,7 @@ async def test_a_request_whose_run_is_cancelled_is_told(work: Work, tmp_path: Pa
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([work.pipeline], journal=journal) as service,
     ):
-        run = await service.start("work", "r", pause_s=60)
+        run = await service.start("work", {"pause_s": 60}, run_id="r")
         request = asyncio.create_task(service.answer(run, client_that_stays))
         await asyncio.sleep(1)
 
@@ -589,7 +603,7 @@ async def test_a_run_that_has_changed_while_it_waited_for_room_is_left_alone(
         SQLiteJournal(tmp_path / "runs.db") as other,
         Service([work.pipeline], journal=journal, max_runs=1) as service,
     ):
-        await service.start("work", pause_s=5)
+        await service.start("work", {"pause_s": 5})
         await asyncio.sleep(1)
         await other.forget("r0")
         resumed = asyncio.create_task(work.pipeline.with_options(run_id="r1", journal=other).run())
@@ -629,7 +643,7 @@ async def test_a_run_that_another_process_cancels_just_before_it_is_claimed_is_l
 async def test_a_run_that_was_cancelled_is_not_resumed(work: Work, tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
-            run = await service.start("work", "r", pause_s=60)
+            run = await service.start("work", {"pause_s": 60}, run_id="r")
             run.cancel("no longer wanted")
 
     async with (
@@ -646,7 +660,7 @@ async def test_a_cancelled_run_whose_process_dies_while_it_cleans_up_is_not_cont
 ) -> None:
     journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
     async with Service([work.pipeline], journal=journal) as service:
-        await service.start("work", "r", pause_s=5)
+        await service.start("work", {"pause_s": 5}, run_id="r")
         await asyncio.sleep(1)
         assert await service.cancel("r", "no longer wanted")
         await journal.aclose()
@@ -671,7 +685,7 @@ async def test_a_run_that_a_replica_drained_is_resumed_whatever_was_interrupted_
     ):
         await asyncio.sleep(1)  # it has looked for runs
         async with Service([work.pipeline], journal=journal, grace_ms=0) as replica:
-            await replica.start("work", "r", pause_s=5)
+            await replica.start("work", {"pause_s": 5}, run_id="r")
         with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
             connection.execute(
                 "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1001) "
@@ -740,7 +754,7 @@ async def test_what_a_step_starts_in_a_service_is_not_nested_and_outlives_a_shut
 ) -> None:
     async def start_orders() -> None:
         for number in range(3):
-            await services[-1].start("work", f"order {number}", pause_s=60)
+            await services[-1].start("work", {"pause_s": 60}, run_id=f"order {number}")
 
     daily = Orchestrator([WorkflowStep("start_orders", start_orders)], name="daily")
     services: list[Service] = []
@@ -749,7 +763,7 @@ async def test_what_a_step_starts_in_a_service_is_not_nested_and_outlives_a_shut
             services.append(Service([work.pipeline, daily], journal=journal, grace_ms=0))
             async with services[-1] as service:
                 if len(services) == 1:
-                    await (await service.start("daily", "day")).report()
+                    await (await service.start("daily", run_id="day")).report()
                 await asyncio.sleep(1 if len(services) == 1 else 130)
 
         orders = [await journal.record(f"order {number}") for number in range(3)]
@@ -766,13 +780,13 @@ async def test_a_step_that_starts_the_next_run_and_retries_loses_nothing_in_a_sh
     async def go_on(turn: int) -> None:
         await asyncio.sleep(1)
         if turn < 3:
-            await service.start(turns, f"turn {turn + 1}", turn=turn + 1)
+            await service.start(turns, {"turn": turn + 1}, run_id=f"turn {turn + 1}")
 
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         for life in range(2):
             async with Service([turns], journal=journal) as service:
                 if not life:
-                    await service.start(turns, "turn 1", turn=1)
+                    await service.start(turns, {"turn": 1}, run_id="turn 1")
                 await asyncio.sleep(1.5 if not life else 60)  # at first, turn 2 is running
 
             found = await statuses(journal)
@@ -862,8 +876,8 @@ async def test_runs_wait_for_a_resource_that_is_down(
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([pipeline], journal=journal, max_runs=2, grace_ms=0) as service,
     ):
-        run = await service.start("pay", "r", pause_s=1)
-        cancelled = await service.start("pay", "cancelled", pause_s=1)
+        run = await service.start("pay", {"pause_s": 1}, run_id="r")
+        cancelled = await service.start("pay", {"pause_s": 1}, run_id="cancelled")
         await asyncio.sleep(1)
         cancelled.cancel()
         with pytest.raises(RunCancelledError):
@@ -885,7 +899,7 @@ async def test_runs_wait_for_a_resource_whose_function_raises(work: Work) -> Non
         return database.open()
 
     async with Service([paying(work, connect)]) as service:
-        run = await service.start("pay", "r", pause_s=1)
+        run = await service.start("pay", {"pause_s": 1}, run_id="r")
 
         assert (await run.report()).all_passed
         assert 20 <= database.opened[0] < 32
@@ -894,7 +908,7 @@ async def test_runs_wait_for_a_resource_whose_function_raises(work: Work) -> Non
 @in_virtual_time
 async def test_no_run_waits_for_a_function_that_opens_no_resource(work: Work) -> None:
     async with Service([paying(work, lambda: "no manager")]) as service:
-        run = await service.start("pay", "r", pause_s=1)
+        run = await service.start("pay", {"pause_s": 1}, run_id="r")
         with pytest.raises(ResourceError, match="returned str, which is no async context manager"):
             await run.report()
 
@@ -908,7 +922,7 @@ async def test_a_run_that_waits_for_its_resource_at_a_shutdown_is_resumed(
     pipeline = paying(work, Database((20, 1000)).open)
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([pipeline], journal=journal) as service:
-            await service.start("pay", "r", pause_s=1)
+            await service.start("pay", {"pause_s": 1}, run_id="r")
             await asyncio.sleep(1)
         assert now_s() < 2
         assert (await journal.record("r")).cause == "drained"
@@ -929,7 +943,7 @@ async def test_a_run_that_loses_its_resource_is_tried_again_later_each_time(
             [paying(work, database.open_watched)], journal=journal, resume_every_s=10
         ) as service,
     ):
-        run = await service.start("pay", "r", pause_s=5)
+        run = await service.start("pay", {"pause_s": 5}, run_id="r")
         with pytest.raises(ResourceError):
             await run.report()
         await asyncio.sleep(150)
@@ -943,7 +957,7 @@ async def test_a_run_that_loses_its_resource_is_tried_again_later_each_time(
 @in_virtual_time
 async def test_what_opens_no_resource_is_not_tried_again(work: Work) -> None:
     async with Service([paying(work, lambda: None)]) as service:
-        run = await service.start("pay", pause_s=1)
+        run = await service.start("pay", {"pause_s": 1})
         with pytest.raises(ResourceError, match="NoneType, which is no async context manager"):
             await run.report()
 
@@ -962,7 +976,7 @@ async def test_the_more_processes_have_died_with_runs_the_fewer_of_them_run_at_a
         async with Service([work.pipeline], journal=journal, resume_every_s=1) as service:
             if not died:
                 for number in range(7):
-                    await service.start("work", f"r{number}", pause_s=30)
+                    await service.start("work", {"pause_s": 30}, run_id=f"r{number}")
             await asyncio.sleep(2)
             most.append(len(service.runs))
             crashes = sorted(run.crashes for run in await journal.runs())
@@ -990,7 +1004,7 @@ async def test_runs_with_which_more_processes_have_died_wait_for_the_others(
     for died in range(2):
         journal = SQLiteJournal(tmp_path / "runs.db", close_timeout_s=0)
         async with Service([work.pipeline], journal=journal, resume_every_s=1) as service:
-            await service.start("work", f"r{died}", pause_s=30)
+            await service.start("work", {"pause_s": 30}, run_id=f"r{died}")
             await asyncio.sleep(2)
             await journal.aclose()
 
@@ -1013,7 +1027,7 @@ async def test_a_run_that_has_lived_long_lets_others_of_its_kind_follow(
         async with Service([work.pipeline], journal=journal, resume_every_s=1) as service:
             if not died:
                 for number in range(7):
-                    await service.start("work", f"r{number}", pause_s=3600)
+                    await service.start("work", {"pause_s": 3600}, run_id=f"r{number}")
             await asyncio.sleep(2)
             if died == 2:
                 assert len(service.runs) == 3
@@ -1084,7 +1098,7 @@ async def test_a_running_step_ends_in_its_grace_and_nothing_follows_it(
 ) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal, grace_ms=10_000) as service:
-            run = await service.start("work", "r", pause_s=5)
+            run = await service.start("work", {"pause_s": 5}, run_id="r")
             await asyncio.sleep(1)
 
         assert now_s() == 5
@@ -1107,7 +1121,7 @@ async def test_a_run_that_is_cancelled_while_it_drains_is_not_resumed(
 ) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
-            run = await service.start("work", "r", pause_s=5)
+            run = await service.start("work", {"pause_s": 5}, run_id="r")
             await asyncio.sleep(1)
             draining = asyncio.create_task(service.drain())
             await asyncio.sleep(1)
@@ -1132,7 +1146,7 @@ async def test_a_run_that_is_cancelled_while_it_drains_is_not_resumed(
 async def test_a_run_whose_last_step_ends_in_its_grace_passes(work: Work, tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
-            run = await service.start("work", "r", pause_s=5)
+            run = await service.start("work", {"pause_s": 5}, run_id="r")
             await asyncio.sleep(6)
 
         assert now_s() == 10
@@ -1147,7 +1161,7 @@ async def test_what_runs_after_the_grace_is_cancelled_and_resumes(
 ) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal, grace_ms=10_000) as service:
-            await service.start("work", "r", pause_s=pause_s)
+            await service.start("work", {"pause_s": pause_s}, run_id="r")
             await asyncio.sleep(16)  # in the first step, or in the last one
 
         assert now_s() == pytest.approx(26.1)
@@ -1177,7 +1191,7 @@ async def test_a_step_that_waits_for_its_next_attempt_is_not_waited_for(tmp_path
             # In the backoff, and in an attempt that a backoff would follow.
             async with Service(pipelines, journal=journal, grace_ms=30_000) as service:
                 if leave_after_s == 10:
-                    await service.start("fail", "r")
+                    await service.start("fail", run_id="r")
                 await asyncio.sleep(leave_after_s)
             assert now_s() == ended_s
             assert await statuses(journal) == {"r": "INTERRUPTED"}
@@ -1191,8 +1205,8 @@ async def test_a_step_that_waits_for_its_next_attempt_is_not_waited_for(tmp_path
 @in_virtual_time
 async def test_without_a_journal_runs_continue_in_the_grace(work: Work) -> None:
     async with Service([work.pipeline], grace_ms=10_000) as service:
-        short = await service.start("work", pause_s=4)
-        long = await service.start("work", pause_s=9)
+        short = await service.start("work", {"pause_s": 4})
+        long = await service.start("work", {"pause_s": 9})
 
     assert now_s() == pytest.approx(10.1)
     assert (await short.report()).all_passed
@@ -1203,7 +1217,7 @@ async def test_without_a_journal_runs_continue_in_the_grace(work: Work) -> None:
 @in_virtual_time
 async def test_a_drain_that_is_cancelled_cancels_what_runs(work: Work) -> None:
     service = await Service([work.pipeline], grace_ms=600_000).__aenter__()
-    await service.start("work", pause_s=60)
+    await service.start("work", {"pause_s": 60})
     draining = [asyncio.create_task(service.drain()) for _ in range(2)]
     await asyncio.sleep(1)
     draining[0].cancel()
@@ -1274,7 +1288,8 @@ async def test_a_run_that_just_begins_when_the_service_drains_is_not_lost(
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([work.pipeline], journal=journal) as service:
             starting = [
-                asyncio.create_task(service.start("work", f"r{n}", pause_s=1)) for n in range(50)
+                asyncio.create_task(service.start("work", {"pause_s": 1}, run_id=f"r{n}"))
+                for n in range(50)
             ]
             await asyncio.sleep(0)
         begun = {f"r{n}" for n, each in enumerate(starting) if each.exception() is None}
@@ -1297,7 +1312,7 @@ async def test_a_reader_of_events_gets_all_of_them_from_where_it_was(
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([work.pipeline], journal=journal) as service,
     ):
-        await service.start("work", "r")
+        await service.start("work", run_id="r")
 
         seen = [stored async for stored in service.events("r")]
 
@@ -1401,7 +1416,7 @@ async def test_a_run_that_was_resumed_from_a_page_ends_before_its_resources_and_
 
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with make_service() as service:
-            await service.start("work", "r")
+            await service.start("work", run_id="r")
             await asyncio.sleep(1)
             await service.cancel("r")
         async with make_service() as service:

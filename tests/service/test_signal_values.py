@@ -330,7 +330,7 @@ async def test_a_service_checks_the_value_for_a_run_that_it_has(tmp_path: Path) 
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([pipeline.with_options(on_wait="stay")], journal=journal) as service,
     ):
-        run = await service.start("p", "r")
+        run = await service.start("p", run_id="r")
         with pytest.raises(ValueError, match=r"signal 'at' .*tomorrow"):
             await service.signal("r", "at", ["tomorrow"])
         await service.signal("r", "at", ["2026-01-01T00:00:00"])

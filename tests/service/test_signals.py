@@ -41,7 +41,7 @@ async def test_a_service_continues_a_run_when_its_signal_comes(tmp_path: Path) -
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([orders()], journal=journal, max_runs=1) as service:
             for run_id in "rst":  # a run that waits holds no place
-                await (await service.start("orders", run_id)).report()
+                await (await service.start("orders", run_id=run_id)).report()
             assert service.runs == []
             await asyncio.sleep(2 * LONG_S)
             sent_s = clock()
@@ -67,7 +67,7 @@ async def test_the_answer_of_a_run_that_begins_to_wait_says_what_to_do(tmp_path:
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([orders()], journal=journal) as service,
     ):
-        run = await service.start("orders", "r")
+        run = await service.start("orders", run_id="r")
         report = await service.answer(run, client_that_stays)
 
         assert list(report.waiting) == ["approved"]
@@ -93,7 +93,7 @@ async def test_a_reader_of_events_goes_on_through_a_wait(tmp_path: Path) -> None
         SQLiteJournal(tmp_path / "runs.db") as journal,
         Service([orders()], journal=journal) as service,
     ):
-        await (await service.start("orders", "r")).report()
+        await (await service.start("orders", run_id="r")).report()
 
         async def answer() -> None:
             await asyncio.sleep(LONG_S)
@@ -127,7 +127,7 @@ async def test_each_service_continues_at_once_only_what_its_own_journal_has_rece
             Service([orders()], journal=second) as b,
         ):
             for service, run_id in ((a, "r"), (b, "s")):
-                await (await service.start("orders", run_id)).report()
+                await (await service.start("orders", run_id=run_id)).report()
             await asyncio.sleep(10.5)  # between two looks at all that is due
             monkeypatch.setattr(SQLiteJournal, "open", note)
             await asyncio.gather(a.signal("s", "approved", True), b.signal("r", "approved", True))
@@ -145,7 +145,7 @@ async def test_a_service_continues_a_run_whose_deadline_has_expired_within_a_sec
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([orders(deadline_ms=5_000, default=False)], journal=journal) as s:
             began_s = clock()
-            await (await s.start("orders", "r")).report()
+            await (await s.start("orders", run_id="r")).report()
             await until_ended(journal)
             took_s = clock() - began_s
 
@@ -160,7 +160,7 @@ async def test_a_signal_that_another_process_stores_is_noticed_within_a_second(
     clock = asyncio.get_running_loop().time
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([orders()], journal=journal) as service:
-            await (await service.start("orders", "r")).report()
+            await (await service.start("orders", run_id="r")).report()
             async with SQLiteJournal(tmp_path / "runs.db") as other:
                 await other.signal("r", "approved", True)
             sent_s = clock()
@@ -173,7 +173,7 @@ async def test_a_signal_that_another_process_stores_is_noticed_within_a_second(
 async def test_an_approval_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         async with Service([orders()], journal=journal) as service:
-            await (await service.start("orders", "r")).report()
+            await (await service.start("orders", run_id="r")).report()
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         await asyncio.sleep(LONG_S)
         await journal.signal("r", "approved", True)  # while no service runs
@@ -184,7 +184,7 @@ async def test_an_approval_outlives_a_restart_of_the_service(tmp_path: Path) -> 
 @in_virtual_time
 async def test_a_service_without_a_journal_sends_signals_to_its_runs(tmp_path: Path) -> None:
     async with Service([orders()]) as service:
-        run = await service.start("orders", "r")
+        run = await service.start("orders", run_id="r")
         await service.signal("r", "approved", True)
         assert (await run.report())["publish"].output == "draft: True"
         with pytest.raises(LookupError, match="has no run 'x' now"):
@@ -232,7 +232,7 @@ async def test_equal_calls_of_a_run_that_continues_and_one_that_stays_are_made_o
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         await pipeline.with_options(journal=journal, run_id="continues").run()
         async with Service([pipeline.with_options(on_wait="stay")], journal=journal) as service:
-            await service.start("quotes", "stays")
+            await service.start("quotes", run_id="stays")
             for run_id in ("continues", "stays"):
                 await service.signal(run_id, "gate", True)
             for run_id in ("continues", "stays"):
@@ -251,7 +251,7 @@ async def test_what_a_continued_run_logs_is_stored(tmp_path: Path) -> None:
 
     async with SQLiteJournal(tmp_path / "runs.db", logs="WARNING") as journal:
         async with Service([pipeline], journal=journal) as service:
-            await (await service.start("orders", "r")).report()
+            await (await service.start("orders", run_id="r")).report()
             await service.signal("r", "approved", True)
             await until_ended(journal)
 
@@ -295,7 +295,7 @@ async def test_a_nested_run_waits_in_its_process_and_is_answered_there(tmp_path:
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         daily = nesting([journal], timeout_ms=None)
         async with Service([daily, orders()], journal=journal) as service:
-            handle = await service.start("daily", "outer")
+            handle = await service.start("daily", run_id="outer")
             await asyncio.sleep(LONG_S)
             waiting = await statuses(journal)
             await service.signal("inner", "approved", True)
@@ -312,7 +312,7 @@ async def test_a_parents_time_limit_ends_a_nested_run_for_good(tmp_path: Path) -
     async with SQLiteJournal(tmp_path / "runs.db") as journal:
         daily = nesting([journal], timeout_ms=1_000)
         async with Service([daily, orders()], journal=journal) as service:
-            await (await service.start("daily", "outer")).report()
+            await (await service.start("daily", run_id="outer")).report()
             await service.signal("inner", "approved", True)  # kept for a resumption
             await asyncio.sleep(LONG_S)
 
