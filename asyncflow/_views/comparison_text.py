@@ -161,6 +161,8 @@ def pair(before: str, now: str) -> str:
 
 def _value(value: object, limit: int = _LONGEST_VALUE) -> str:
     text = preview(value, limit * 2).text
+    # In one line, a bracket needs no space beside it.
+    text = re.sub(r"(?<=[\[({])\n *|\n *(?=[\])}])", "", text)
     return shortened(re.sub("\n *", " ", text), limit)
 
 

@@ -112,7 +112,11 @@ def test_the_facts_of_a_step_name_all_that_differs() -> None:
             InputChange("x", "unknown", *[RestoredOutput("<Table>")] * 2),
             "<Table> (not known whether it changed)",
         ),
-        (InputChange("x", "changed", {"a": [1] * 50}, {}), "{} → { 'a': [" + "1, " * 17 + "1…"),
+        (InputChange("x", "changed", {"a": [1] * 50}, {}), "{} → {'a': [" + "1, " * 17 + "1,…"),
+        (
+            InputChange("x", "changed", [["row 0", 1], {"row": [1]}], ["row"] * 5),
+            "['row', 'row', 'row', 'row', 'row'] → [['row 0', 1], {'row': [1]}]",
+        ),
         (
             InputChange("x", "changed", "x" * 99 + "y", "x" * 99),
             f"'{'x' * 59}… (changed after that)",
