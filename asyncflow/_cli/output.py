@@ -31,6 +31,7 @@ from asyncflow._core.errors import (
     RunAlreadyActiveError,
     RunNotFoundError,
 )
+from asyncflow._core.failures import failures
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
@@ -157,14 +158,9 @@ def format_report(report: RunReport) -> str:
 def format_tracebacks(report: RunReport, *, limit: int | None = None) -> str:
     """Return the tracebacks of the steps with errors, that of the first failure first.
 
-    A step that fell back has succeeded, and is left out.
-
     ``limit`` is the maximum number of steps; ``None`` for all.
     """
-    failed = [
-        result for result in report.values() if result.error is not None and not result.fell_back
-    ]
-    failed.sort(key=_failures_by_end)
+    failed = failures(report.values())
     parts = [_format_traceback(result) for result in failed[:limit]]
     if limit is not None and len(failed) > limit:
         parts.append(f"… and {len(failed) - limit} more steps with errors")
@@ -221,11 +217,6 @@ def _earlier(result: StepResult, attempt: Attempt) -> tuple[float, str]:
     end = f"{attempt_end(attempt)}{on}{error}"
     text = f"{result.step_name}{item}: attempt {attempt.number} {end}"
     return attempt.started_ms, f"  {escape_controls(text)}"
-
-
-def _failures_by_end(result: StepResult) -> tuple[bool, float]:
-    ended_ms = (result.started_ms or 0.0) + result.duration_ms
-    return result.status is not StepStatus.FAILED, ended_ms
 
 
 def _format_traceback(result: StepResult) -> str:

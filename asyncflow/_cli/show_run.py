@@ -20,7 +20,6 @@ from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.event_text import place_text
-from asyncflow._views.run_end import failed_steps
 from asyncflow._views.run_view import RunView
 from asyncflow.live._end import failure_head
 from asyncflow.live._row import Columns, columns_for, symbol_of, words_of
@@ -110,7 +109,7 @@ def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Itera
 
 def failure_lines(view: RunView, console: Console, theme: Theme) -> Iterator[Text]:
     """Yield the steps with errors, the first failure first, each with its traceback."""
-    for step in failed_steps(view):
+    for step in view.failures:
         assert step.error is not None
         yield Text("")
         head = failure_head(step, console.width, theme)

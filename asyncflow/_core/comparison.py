@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.error_text import describe_error
+from asyncflow._core.failures import first_failure
 from asyncflow._core.record import record, replace, values_by_name
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.report import RunReport
@@ -337,12 +338,6 @@ def compare(
     return RunComparison(run, baseline, changed, tuple(steps), fingerprints is not None)
 
 
-def first_failure(report: RunReport) -> StepResult | None:
-    """Return the failed step that ended first, if one has failed."""
-    ended = [((each.started_ms or 0.0) + each.duration_ms, each) for each in report.failed]
-    return min(ended, key=lambda each: each[0])[1] if ended else None
-
-
 def _input_change(
     name: str, run: Mapping[str, Any], baseline: Mapping[str, Any]
 ) -> InputChange | None:
@@ -487,7 +482,7 @@ def _text(value: Any) -> str:
 
 
 def _run_to_json(report: RunReport) -> dict[str, object]:
-    failed = first_failure(report)
+    failed = first_failure(report.values())
     return {
         "run_id": report.run_id,
         "pipeline": report.pipeline,

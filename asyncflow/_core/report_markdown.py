@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Iterator
 
+from asyncflow._core.failures import failures
 from asyncflow._core.report import RunReport, result_note
 from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.text import cut, duration, escape_controls, plural
@@ -38,7 +39,10 @@ def _lines(report: RunReport) -> Iterator[str]:
     yield f"\nRun {_code(report.run_id)}{label}: {duration(report.total_duration_ms)}"
     if report.stop_reason is not None:
         yield f"\nStopped: {_words(report.stop_reason)}"
-    results = sorted(report.values(), key=_order)
+    failed = failures(report.values())
+    names = {each.step_name for each in failed}
+    others = [each for each in report.values() if each.step_name not in names]
+    results = [*failed, *sorted(others, key=lambda each: _WORST_FIRST.index(each.status))]
     yield "\n| step | status | attempts | took | |\n| --- | --- | --: | --: | --- |"
     for result in results[:_MOST_ROWS]:
         note = _words(result_note(result, len(report.segments)).removeprefix(": "))
@@ -46,17 +50,10 @@ def _lines(report: RunReport) -> Iterator[str]:
         yield f"| {_code(result.step_name)} | {facts} | {note} |"
     if len(results) > _MOST_ROWS:
         yield f"\nand {plural(len(results) - _MOST_ROWS, 'more step')}"
-    failed = [each for each in results if each.error is not None and not each.fell_back]
     for result in failed[:_MOST_TRACEBACKS]:
         yield from _traceback(result)
     if len(failed) > _MOST_TRACEBACKS:
         yield f"\nand {plural(len(failed) - _MOST_TRACEBACKS, 'more traceback')}"
-
-
-def _order(result: StepResult) -> tuple[int, float]:
-    ended_ms = (result.started_ms or 0.0) + result.duration_ms
-    is_failure = result.error is not None
-    return _WORST_FIRST.index(result.status), ended_ms if is_failure else 0.0
 
 
 def _traceback(result: StepResult) -> Iterator[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from asyncflow._core.comparison import InputChange, RunComparison, StepComparison, first_failure
+from asyncflow._core.comparison import InputChange, RunComparison, StepComparison
+from asyncflow._core.failures import first_failure
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import duration, escape_controls, plural
@@ -147,7 +148,7 @@ def input_text(change: InputChange) -> str:
 
 def error_text(report: RunReport) -> str:
     """Return why a run did not pass: its first error, or why it stopped; else nothing."""
-    failed = first_failure(report)
+    failed = first_failure(report.values())
     if failed is not None:
         assert failed.error is not None  # that is why it has failed
         return f"{escape_controls(failed.step_name)}: {error_words(failed.error, _LONGEST_ERROR)}"

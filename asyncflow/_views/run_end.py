@@ -82,19 +82,6 @@ def _is_retried(step: StepView) -> bool:
     return len(step.attempts) - step.fresh_from > 1
 
 
-def failed_steps(view: RunView) -> list[StepView]:
-    """Return the steps that failed, the first failure first, then cancelled ones with an error."""
-    steps = [
-        step
-        for step in view.steps.values()
-        if step.status is StepStatus.FAILED
-        or (step.status is StepStatus.CANCELLED and step.error is not None)
-    ]
-    return sorted(
-        steps, key=lambda step: (step.status is not StepStatus.FAILED, step.ended_ms or 0.0)
-    )
-
-
 def lost_steps(view: RunView) -> list[LostSteps]:
     """Return the steps that were cancelled or skipped because of something else, by reason.
 

@@ -8,6 +8,7 @@ from itertools import pairwise, zip_longest
 from typing import Any
 
 from asyncflow._core.critical_path import StepTime, critical_path
+from asyncflow._core.failures import failures, first_failure
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport, paused_ms
 from asyncflow._core.results import (
@@ -156,8 +157,12 @@ class RunView(StoredRun):
     @property
     def first_failure(self) -> StepView | None:
         """The step that failed first, if one has."""
-        failed = [step for step in self.steps.values() if step.status is StepStatus.FAILED]
-        return min(failed, key=lambda step: step.ended_ms or 0.0, default=None)
+        return first_failure(self.steps.values())
+
+    @property
+    def failures(self) -> list[StepView]:
+        """The steps with errors, the first failure first, and cancelled ones last."""
+        return failures(self.steps.values())
 
     def causes(self) -> dict[str, str]:
         """Return, for each step that was skipped or cancelled because of a failure, which it was.

@@ -288,8 +288,7 @@ class PageModel:
     @property
     def failures(self) -> list[StepView]:
         """The steps that failed, the first failure first."""
-        failed = [step for step in self.view.steps.values() if step.status is StepStatus.FAILED]
-        return sorted(failed, key=lambda step: step.ended_ms or 0.0)
+        return [step for step in self.view.failures if step.status is StepStatus.FAILED]
 
     @property
     def detailed(self) -> list[StepView]:

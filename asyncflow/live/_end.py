@@ -22,7 +22,7 @@ from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import user_frames
-from asyncflow._views.run_end import LostSteps, failed_steps, lost_steps, verdict
+from asyncflow._views.run_end import LostSteps, lost_steps, verdict
 from asyncflow._views.run_view import RunView
 from asyncflow.live._theme import COLOURS, Theme, elide, elide_middle, printable, status_for_run
 
@@ -47,7 +47,7 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
     else:
         lost = list(_lost(lost_steps(view), width, theme))
         room = height - 1 - len(lost) - len(foot)
-        body = [title, *_failed(failed_steps(view), room, width, theme), *lost]
+        body = [title, *_failed(view.failures, room, width, theme), *lost]
     lines = [*body, *foot][-height:]
     for line in lines:
         line.truncate(width)  # with hardly any cells, the columns don't shrink any further

@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.comparison import RunComparison, StepComparison, first_failure
+from asyncflow._core.comparison import RunComparison, StepComparison
+from asyncflow._core.failures import first_failure
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
 from asyncflow._core.text import duration, plural
@@ -134,7 +135,7 @@ def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
 
 def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
     word = report.status
-    failed = first_failure(report)
+    failed = first_failure(report.values())
     trace = "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
     return _ComparedRun(
         title,

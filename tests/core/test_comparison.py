@@ -15,7 +15,6 @@ from asyncflow._core.comparison import (
     OutputComparison,
     RunComparison,
     compare,
-    first_failure,
 )
 from asyncflow._core.remote_output import RemoteOutput
 from asyncflow._core.results import REDACTED_OUTPUT
@@ -354,14 +353,6 @@ def test_inputs_that_differ_are_listed_and_secret_ones_are_never_known() -> None
 
 
 # Outcome.
-
-
-def test_the_first_failure_is_the_failed_step_that_ended_first() -> None:
-    late = failed("late", OSError("no disk"), started_ms=5.0)
-    early = failed("early", ValueError("bad"), started_ms=1.0)
-
-    assert first_failure(report_of(late, early)) is early
-    assert first_failure(report_of(took("x", 1))) is None
 
 
 def test_a_comparison_can_be_shown_pickled_and_written_as_json() -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 from watched_runs import random_events
 
 from asyncflow import RestoredError, RunStatus
-from asyncflow._views.run_end import failed_steps, lost_steps, verdict
+from asyncflow._views.run_end import lost_steps, verdict
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -278,7 +278,7 @@ def test_the_end_of_any_run_fits(seed: int, cut: int | None, width: int, height:
 
     if width > 40:
         assert f"{view.word} in" in "\n".join(lines)
-    shown = {step.name for step in failed_steps(view)}
+    shown = {step.name for step in view.failures}
     shown |= {name for each in lost_steps(view) for name in each.names}
     assert shown == {
         name
