@@ -398,6 +398,8 @@ class StepReused:
     failed or were skipped."""
     origin: str = ""
     """The run that the result was reused from, if it comes from another one."""
+    keeps_outputs: bool = True
+    """As in `MapStarted`: what the pipeline asks for now."""
 
 
 @record

@@ -271,7 +271,8 @@ class _Teller:
             at_ms = max(at_ms, self._map_starts[node.step][segment])
         elif status is StepStatus.FAILED:
             self._continued.add(segment)
-        reused = StepReused(node.step, at_ms, node.item, status, node.result.origin)
+        keeps_outputs = not node.result.left_out
+        reused = StepReused(node.step, at_ms, node.item, status, node.result.origin, keeps_outputs)
         self._tell(segment, reused)
 
     # Attempts.

@@ -337,6 +337,8 @@ class StoredRun:
         before = self._settled.get((event.step, event.item))
         if before is not None and step.status in _UNSETTLED:  # else a later start has found it
             _restore(step, before)
+        if event.item is None:
+            step.keep_outputs(event.keeps_outputs)
         step.reused, step.rerun_reason = True, None
         self._note_stop(step, event.status)
         self._move(step, event.status, event)
@@ -635,16 +637,11 @@ class StoredRun:
         return end is not None and _has_succeeded(end)
 
     def drop_outputs(self, steps: Iterable[str]) -> None:
-        """Forget what items of these steps returned, unless a step is reused with its outputs."""
-        dropping = {
-            name
-            for name in steps
-            if name in self.steps
-            and not (self.steps[name].reused and self.steps[name].keeps_outputs)
-        }
-        known = [each for (name, _), each in self._settled.items() if name in dropping]
+        """Forget what these steps, and items of theirs, have returned."""
+        names = frozenset(steps)
+        known = [each for (name, _), each in self._settled.items() if name in names]
         for views in (self._earlier, self.steps):
-            known += [views[name] for name in dropping if name in views]
+            known += [views[name] for name in names if name in views]
         for step in known:
             step.drop_outputs()
 

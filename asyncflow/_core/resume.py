@@ -102,6 +102,9 @@ def resume(
         if _is_restored(key, found, plan)
         and not (key[1] is not None and step.status is StepStatus.SKIPPED)
     }
+    for (name, item), step in restored.items():
+        if item is None:
+            step.keep_outputs(plan.steps[plan.index[name]].keep_outputs)
     _decode(restored, decode)
     started, pending_attempts = run.started, _of_plan(run.pending_attempts(), plan)
     snapshot = Snapshot(

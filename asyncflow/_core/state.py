@@ -581,7 +581,8 @@ class RunState:
         restored = self._snapshot.restored.get((name, item))
         if restored is None:
             return None
-        return events.StepReused(name, at_ms, item, restored.status, restored.origin)
+        keeps_outputs = self._steps[step].keep_outputs or item is not None
+        return events.StepReused(name, at_ms, item, restored.status, restored.origin, keeps_outputs)
 
     def begins_with_waits(self) -> bool:
         """Whether nothing may start but signals that earlier segments have waited for."""

@@ -17,6 +17,7 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
     end_of,
+    outputs_of,
     visible_output,
 )
 
@@ -389,6 +390,15 @@ class StepView:
             ended_ms = now_ms if self.ended_ms is None else self.ended_ms
             return max(ended_ms - self.started_ms, 0.0)
         return self.origin_ms + _total_ms(self.active, now_ms)
+
+    def keep_outputs(self, keeps: bool) -> None:
+        """Have the outputs of its items or not, if it is mapped, whichever it was made with."""
+        if self.items is None or keeps is self.keeps_outputs:
+            return
+        self.keeps_outputs = keeps
+        if not self.secret:
+            items = [self.items[number] for number in sorted(self.items)]
+            self.output = outputs_of(items) if keeps else None
 
     def drop_outputs(self) -> None:
         """Forget what it returned, and what its items did."""

@@ -11,6 +11,7 @@ from fake_engine import FakeEngine
 from memory_journal import MemoryJournal
 
 from asyncflow import Orchestrator, Pool, StepStatus, WorkflowStep, current_step, run_pipeline
+from asyncflow._core.replay import StoredRun
 
 MARK = "what an item has returned"
 HIDDEN = {"max_retries": 2, "secret": True}
@@ -137,3 +138,36 @@ async def test_no_output_is_left_of_what_is_resumed_or_rerun(action):
         assert report["taken"].left_out == 3
         assert report["taken"].status is StepStatus.SUCCESS
         assert not keeps(report)
+
+
+async def told() -> list[int]:
+    raise ValueError("not yet")
+
+
+async def collect(texts: list[str]) -> int:
+    return len(texts)
+
+
+@pytest.mark.parametrize("secret", [False, True])
+@pytest.mark.parametrize("kept", [[False, True], [True, False], [False, False, True, False]])
+async def test_a_resumed_run_keeps_the_outputs_that_its_pipeline_asks_for_now(kept, secret):
+    journal, last = MemoryJournal(), None
+
+    for keep in kept:
+        _, made, _ = steps_of(flaky, max_retries=2, keep_outputs=keep, secret=secret)
+        steps = [WorkflowStep("numbers", numbers), made, WorkflowStep("told", told)]
+        if keep:
+            steps.append(WorkflowStep("collect", collect, {"texts": "made"}))
+
+        report = await run_pipeline(
+            *(steps, False), journal=journal, run_id="r", allow_missing_steps=True
+        )
+        stored = StoredRun(journal.stored["r"]).report(lambda step, payload: MARK)
+
+        assert (report["made"].left_out, stored["made"].left_out) == ((3, 3), (0, 0))[keep]
+        assert len(report["made"].items) == len(stored["made"].items) == (0, 3)[keep]
+        assert keep or not keeps(report)
+        if keep:
+            assert report["collect"].output == 3
+        assert last is None or secret or report["made"].reused
+        last = report
