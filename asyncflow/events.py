@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from asyncflow._core.record import made_by, record, show, values_by_name
 from asyncflow._core.results import (
+    AttributeValue,
     InterruptionCause,
     RunStatus,
     StepStatus,
@@ -105,6 +106,8 @@ class RunStarted:
     """In a rerun, the steps that it was asked to run again: they reuse no result of any run."""
     process: str = ""
     """The process that runs it from here on, as ``host:pid``, in a run with a journal."""
+    attributes: Mapping[str, AttributeValue] = made_by(default_factory=dict)
+    """By what people and programs find it: names with strings, numbers and bools."""
 
     __reduce__ = picklable_event
 
@@ -158,6 +161,8 @@ class RunResumed:
 
     process: str = ""
     """The process that runs it now, as ``host:pid``, in a run with a journal."""
+    attributes: Mapping[str, AttributeValue] = made_by(default_factory=dict)
+    """Those that it has since it began."""
 
 
 @record

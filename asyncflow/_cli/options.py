@@ -22,7 +22,8 @@ from asyncflow._cli.output import NOT_FOUND, USAGE, CommandError, load_html_writ
 from asyncflow._cli.project import project_defaults
 from asyncflow._core.arguments import LEVELS
 from asyncflow._core.errors import RunNotFoundError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import AttributeValue, RunStatus
+from asyncflow._core.run_attributes import attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.options import check_label
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
@@ -288,6 +289,33 @@ label_option = click.option(
     callback=lambda ctx, param, value: _check_label(value),
     help="What the run is about, such as 'order 12345'; `asyncflow runs` shows and finds it.",
 )
+
+
+def _read_attributes(pairs: Sequence[str]) -> dict[str, AttributeValue] | None:
+    try:
+        return attributes_from(pairs) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def attribute_option(help_: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--attribute",
+        "attributes",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=lambda ctx, param, value: _read_attributes(value),
+        help=help_,
+    )
+
+
+_ATTRIBUTE = "a number or true or false as JSON has it, else a string; repeatable."
+new_attribute_option = attribute_option(
+    f"An attribute of the run, such as tenant=acme: {_ATTRIBUTE}"
+)
+having_attribute_option = attribute_option(
+    f"Only runs with this attribute, such as tenant=acme: {_ATTRIBUTE}"
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Run and store nothing; show what would run, and why."
 )
@@ -433,7 +461,7 @@ class GroupedCommand(click.Command):
         "What runs, and how": (
             *("--target", "--from", "--all", "--schedule", "--keep-going", "--engine", "--wait"),
             "--allow-missing-steps",
-            *("--status", "--since", "--jobs", "--dry-run"),
+            *("--status", "--since", "--attribute", "--jobs", "--dry-run"),
         ),
         "What is stored": (
             "--journal",

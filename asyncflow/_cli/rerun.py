@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -12,12 +12,14 @@ from asyncflow._cli.options import (
     RunFlags,
     dry_run_option,
     label_option,
+    new_attribute_option,
     new_run_options,
     pipelines_argument,
     require_journal,
     run_argument,
 )
 from asyncflow._cli.run import check_run_id, execute_run, pipeline_of, read_run
+from asyncflow._core.results import AttributeValue
 
 _EXAMPLES = """\b
 Examples:
@@ -39,6 +41,7 @@ Examples:
 @click.option("--all", "everything", is_flag=True, help="Run all steps again, with its inputs.")
 @click.option("--run-id", metavar="NAME", help="The id of the new run; by default a new name.")
 @label_option
+@new_attribute_option
 @dry_run_option
 @new_run_options
 def rerun(
@@ -48,6 +51,7 @@ def rerun(
     everything: bool,
     run_id: str | None,
     label: str | None,
+    attributes: Mapping[str, AttributeValue] | None,
     dry_run: bool,
     flags: RunFlags,
 ) -> None:
@@ -78,4 +82,5 @@ def rerun(
         is_rerun=True,
         dry_run=dry_run,
         label=label,
+        attributes=attributes,
     )

@@ -28,6 +28,7 @@ from asyncflow._cli.options import (
     RunFlags,
     complete_run,
     dry_run_option,
+    having_attribute_option,
     open_journal,
     pipelines_argument,
     require_journal,
@@ -54,7 +55,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import record_document
@@ -76,6 +77,7 @@ Examples:
 @pipelines_argument
 @status_option("Resume all runs with this status, of which none is named: FAILED, for one.")
 @since_option
+@having_attribute_option
 @click.option(
     "--jobs",
     type=click.IntRange(1, 1_000),
@@ -89,6 +91,7 @@ def resume(
     pipelines: Sequence[str],
     status: RunStatus | None,
     since: float | None,
+    attributes: Mapping[str, AttributeValue] | None,
     jobs: int,
     dry_run: bool,
     flags: RunFlags,
@@ -111,8 +114,10 @@ def resume(
     """
     require_journal(flags.journal)
     if status is None:
-        if since is not None or jobs != 1:
-            raise click.UsageError("--since and --jobs are about several runs: give --status too")
+        if since is not None or attributes is not None or jobs != 1:
+            raise click.UsageError(
+                "--since, --attribute and --jobs are about several runs: give --status too"
+            )
         if run is None:
             raise click.MissingParameter(param_type="argument", param_hint="'RUN'")
         stored = asyncio.run(read_run(flags.journal, run))
@@ -135,7 +140,7 @@ def resume(
         loaded = [load(target, flags) for target in dict.fromkeys(pipelines)]
         resumption = _Resumption(loaded, flags, dry_run=dry_run)
         with logs_on_stderr(flags.log_level, flags.kept_logs, is_asked=flags.logs is not None):
-            asyncio.run(resumption.run(status, since, jobs))
+            asyncio.run(resumption.run(status, since, attributes, jobs))
     resumption.write()
     sys.exit(resumption.exit_code)
 
@@ -168,13 +173,19 @@ class _Resumption:
             return 128 + self._signal
         return max(self._ends.values(), key=_SEVERITY.index, default=PASSED)
 
-    async def run(self, status: RunStatus, since: float | None, jobs: int) -> None:
+    async def run(
+        self,
+        status: RunStatus,
+        since: float | None,
+        attributes: Mapping[str, AttributeValue] | None,
+        jobs: int,
+    ) -> None:
         """Resume all runs with a status that started since then, as many at once as that."""
         flags = self._flags
         async with AsyncExitStack() as stack:
             journal = open_journal(flags.journal, logs=flags.kept_logs, prints=flags.prints)
             await stack.enter_async_context(journal)
-            found = await journal.runs(status, since=since, limit=None)
+            found = await journal.runs(status, since=since, attributes=attributes, limit=None)
             # A run within a run is resumed by the step that has started it.
             ours = [each for each in found if each.pipeline in self._pipelines and not each.parent]
             used = {record.pipeline for record in ours}

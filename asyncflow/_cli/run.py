@@ -32,6 +32,7 @@ from asyncflow._cli.options import (
     journal_flag,
     label_option,
     named_target,
+    new_attribute_option,
     open_journal,
     run_options,
 )
@@ -43,8 +44,10 @@ from asyncflow._cli.output import (
     stdout_for_results_only,
     write_result,
 )
+from asyncflow._core.results import AttributeValue
 from asyncflow._core.run_preview import RunPreview
 from asyncflow._core.text import did_you_mean, escape_controls
+from asyncflow._runtime.options import Options
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
 
@@ -62,8 +65,14 @@ Examples:
 @click.option("--no-journal", is_flag=True, help="Store nothing of the run.")
 @click.option("--run-id", metavar="NAME", help="The id of the run; by default a new name.")
 @label_option
+@new_attribute_option
 def run(
-    target: str, no_journal: bool, run_id: str | None, label: str | None, flags: RunFlags
+    target: str,
+    no_journal: bool,
+    run_id: str | None,
+    label: str | None,
+    attributes: Mapping[str, AttributeValue] | None,
+    flags: RunFlags,
 ) -> None:
     """Run a pipeline, or resume the run with that id.
 
@@ -82,7 +91,8 @@ def run(
             f"{option} stores what steps say in the journal; name one with --journal, and leave "
             "--no-journal out"
         )
-    execute_run(target, None if no_journal else flags.journal, run_id, flags, label=label)
+    journal = None if no_journal else flags.journal
+    execute_run(target, journal, run_id, flags, label=label, attributes=attributes)
 
 
 def _is_given(name: str) -> bool:
@@ -101,19 +111,24 @@ def execute_run(
     is_rerun: bool = False,
     dry_run: bool = False,
     label: str | None = None,
+    attributes: Mapping[str, AttributeValue] | None = None,
 ) -> None:
     """Run a pipeline, write its report, and exit; or say what would run, of the stored run.
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
     a new one. ``stored`` is the run to resume, or to rerun from ``from_steps``; ``None`` means all.
-    ``label`` replaces that of the pipeline's options.
+    ``label`` and ``attributes`` replace those of the pipeline's options.
     """
     check_html(flags.html, flags.journal)
     with stdout_for_results_only(flags.as_json):
         # The module comes before our logging, since it may configure its own.
         loaded, inputs = load(target, flags)
+        given: Options = {}
         if label is not None:
-            loaded = loaded._replace(orchestrator=loaded.orchestrator.with_options(label=label))
+            given["label"] = label
+        if attributes is not None:
+            given["attributes"] = attributes
+        loaded = loaded._replace(orchestrator=loaded.orchestrator.with_options(**given))
         if stored is not None:
             check_pipeline(stored, loaded)
         rerun = None

@@ -17,6 +17,7 @@ from rich.text import Text
 from asyncflow._cli.options import (
     check_time,
     find_run,
+    having_attribute_option,
     journal_option,
     json_option,
     open_journal,
@@ -33,7 +34,8 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._core.errors import RunAlreadyActiveError
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import AttributeValue, RunStatus
+from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
@@ -104,6 +106,7 @@ def _check_nothing(words: tuple[str, ...]) -> None:
     help="Only runs with this text in their id, their label or the name of their pipeline.",
 )
 @click.option("--label", metavar="TEXT", help="Only runs with exactly this label.")
+@having_attribute_option
 @click.option(
     "--limit",
     type=click.IntRange(0, _HIGHEST_LIMIT),
@@ -117,6 +120,7 @@ def runs(
     since: float | None,
     text: str | None,
     label: str | None,
+    attributes: Mapping[str, AttributeValue] | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -129,6 +133,7 @@ def runs(
         since=since,
         text=text,
         label=label,
+        attributes=attributes,
         limit=most + 1 if most else None,
     )
 
@@ -158,7 +163,7 @@ def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary
     # One zone for all rows, also for those from before the clocks were changed.
     zone = timezone(now.utcoffset() or timedelta())
     started = f"STARTED ({zone_name(now)})"
-    rows = [["RUN", "STATUS", started, "TOOK", "PIPELINE", "LABEL", "DETAILS"]]
+    rows = [["RUN", "STATUS", started, "TOOK", "PIPELINE", "LABEL", "ATTRIBUTES", "DETAILS"]]
     rows += [_cells(record, zone, theme, summaries.get(record.run_id)) for record in records]
     used = [at for at in range(len(rows[0])) if at < _FIXED or any(row[at] for row in rows[1:])]
     rows = [[row[at] for at in used] for row in rows]
@@ -198,6 +203,7 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
         _took(record),
         escape_controls(", ".join(_pipeline_and_origin(record))),
         escape_controls(record.label),
+        escape_controls(attributes_text(record.attributes)),
         escape_controls(_details(record, summary) if summary else ""),
     ]
 

@@ -44,6 +44,7 @@ from asyncflow._cli.show_run import failure_lines, indented, step_lines, traceba
 from asyncflow._cli.show_step import result_of, step_as_json, step_parts
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
+from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.signal import type_text
 from asyncflow._core.step import WorkflowStep, resources_of
 from asyncflow._core.text import duration, escape_controls, plural
@@ -358,6 +359,8 @@ def _head(shown: _ShownRun, console: Console) -> list[Text]:
     parts = [f"Run {escape_controls(record.run_id)}"]
     if record.label:
         parts.append(f" ({escape_controls(record.label)})")
+    if record.attributes:
+        parts.append(f" [{escape_controls(attributes_text(record.attributes))}]")
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
     parts.append(f", started {local_moment_text(record.started_at)}")

@@ -158,6 +158,7 @@ def _facts_of(report: RunReport) -> dict[str, Any]:
         "parent_step": report.parent_step,
         "rerun_of": report.rerun_of,
         "label": report.label,
+        "attributes": report.attributes,
     }
 
 
@@ -225,7 +226,7 @@ _REQUIRED: Any = object()
 """Stands for the default of a field that has none."""
 _OF_REPORT = frozenset(
     {"run_id", "wall_time", "dependencies", "pipeline", "inputs", "max_retries"}
-    | {"parent", "parent_step", "rerun_of", "label"}
+    | {"parent", "parent_step", "rerun_of", "label", "attributes"}
 )
 """What the first event says and the report too."""
 

@@ -118,6 +118,7 @@ class _Teller:
             parent_step=report.parent_step,
             rerun_of=report.rerun_of,
             label=report.label,
+            attributes=report.attributes,
             rerun_reasons=self._reasons() if self._latest == 1 else {},
             process=self._segments[0].process,
         )
@@ -144,6 +145,7 @@ class _Teller:
             max_retries=self._max_retries(),
             secret=self._secret(),
             process=segment.process,
+            attributes=self._report.attributes,
         )
 
     def _dependencies(self) -> dict[str, tuple[str, ...]]:

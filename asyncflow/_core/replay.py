@@ -38,6 +38,7 @@ from asyncflow._core.results import (
     REDACTED,
     REDACTED_OUTPUT,
     AttemptEnd,
+    AttributeValue,
     InterruptionCause,
     Payload,
     RunStatus,
@@ -75,6 +76,7 @@ class StoredRun:
         self.started: events.RunStarted
         self.run_id = self.pipeline = ""
         self.parent = self.parent_step = self.rerun_of = self.label = ""
+        self.attributes: Mapping[str, AttributeValue] = {}
         self.segments: list[Segment] = []
         self.at_ms = 0.0
         self.status = RunStatus.RUNNING
@@ -152,6 +154,7 @@ class StoredRun:
         self.started, self._is_whole = event, True
         self.parent, self.parent_step = event.parent, event.parent_step
         self.rerun_of, self.label = event.rerun_of, event.label
+        self.attributes = event.attributes
         self._begin(event, 0.0)
         self._explain(event.rerun_reasons)
 
@@ -686,6 +689,7 @@ class StoredRun:
             parent_step=self.parent_step,
             rerun_of=self.rerun_of,
             label=self.label,
+            attributes=self.attributes,
         )
 
 

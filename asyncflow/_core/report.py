@@ -21,6 +21,7 @@ from asyncflow._core.arguments import check_count
 from asyncflow._core.errors import RunWaitingError, StepTimeoutError
 from asyncflow._core.results import (
     STATUS_SYMBOLS,
+    AttributeValue,
     RunStatus,
     Segment,
     StepResult,
@@ -69,12 +70,15 @@ class RunReport(Mapping[str, StepResult]):
         rerun_of: The id of the run whose results this one reuses, if it is a rerun.
         label: What the run is about; empty if it was given no label. A rerun has that of the other
             run, unless it was given one.
+        attributes: What programs find the run by: names with strings, numbers and bools. A rerun
+            has those of the other run, unless it was given some.
     """
 
     __slots__ = (
         "_history",
         "_known",
         "_segments",
+        "attributes",
         "inputs",
         "label",
         "parent",
@@ -104,6 +108,7 @@ class RunReport(Mapping[str, StepResult]):
         parent_step: str = "",
         rerun_of: str = "",
         label: str = "",
+        attributes: Mapping[str, AttributeValue] | None = None,
     ) -> None:
         self.run_id: str = run_id
         self.total_duration_ms: float = total_duration_ms
@@ -115,6 +120,7 @@ class RunReport(Mapping[str, StepResult]):
         self.parent_step: str = parent_step
         self.rerun_of: str = rerun_of
         self.label: str = label
+        self.attributes: Mapping[str, AttributeValue] = {} if attributes is None else attributes
         self._segments = segments
         self._history: History | None = None
         self._known: dict[str, StepResult] | None
@@ -341,6 +347,7 @@ class RunReport(Mapping[str, StepResult]):
             parent_step=self.parent_step,
             rerun_of=self.rerun_of,
             label=self.label,
+            attributes=self.attributes,
         )
         if self._history is None or not self._history.is_whole:
             return made, ()

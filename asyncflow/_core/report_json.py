@@ -42,12 +42,14 @@ from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, with_events
 from asyncflow._core.results import (
     Attempt,
+    AttributeValue,
     RunStatus,
     Segment,
     StepResult,
     StepStatus,
     without_repetition,
 )
+from asyncflow._core.run_attributes import checked_attributes
 
 _VERSION = 1
 
@@ -254,6 +256,20 @@ def _inputs_from_json(value: Any, place: str) -> dict[str, object]:
 _WORD = one_of(each for each in RunStatus if each is not RunStatus.ORPHANED)
 _RUN_STATUS = _WORD._replace(read=lambda value, place: RunStatus(_WORD.read(value, place)))
 
+
+def _attributes_from_json(value: Any, place: str) -> dict[str, AttributeValue]:
+    try:
+        return checked_attributes(OBJECT.read(value, place))
+    except (TypeError, ValueError) as error:
+        raise refusal(place, f"can't be read: {error}") from None
+
+
+_ATTRIBUTES = Kind(
+    dict,
+    _attributes_from_json,
+    {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
+)
+
 _REPORT: Table = {
     "run_id": TEXT,
     "wall_time": NUMBER,
@@ -268,6 +284,7 @@ _REPORT: Table = {
     "parent_step": TEXT,
     "rerun_of": TEXT,
     "label": TEXT,
+    "attributes": _ATTRIBUTES,
 }
 
 _ROWS = or_null(

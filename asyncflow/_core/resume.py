@@ -93,6 +93,7 @@ def resume(
         secret=plan.secret,
         missing_steps=missing_steps,
         process=process,
+        attributes=run.attributes,
     )
     run.apply(event)
     run.sent = {name: each for name, each in run.sent.items() if name not in event.outdated}

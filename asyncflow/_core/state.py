@@ -808,6 +808,7 @@ class RunState:
             parent_step=known.parent_step,
             rerun_of=known.rerun_of,
             label=known.label,
+            attributes=known.attributes,
         )
 
 

@@ -14,6 +14,7 @@ from asyncflow._core.step import OpenResource, check_engine
 from asyncflow._core.text import safe_text
 
 if TYPE_CHECKING:
+    from asyncflow._core.results import AttributeValue
     from asyncflow._core.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
@@ -22,6 +23,7 @@ OnActive: TypeAlias = Literal["raise", "wait"]
 OnWait: TypeAlias = Literal["suspend", "stay"]
 
 NO_RESOURCES: Mapping[str, OpenResource] = MappingProxyType({})
+NO_ATTRIBUTES: Mapping[str, AttributeValue] = MappingProxyType({})
 
 
 class Options(TypedDict, total=False):
@@ -40,6 +42,7 @@ class Options(TypedDict, total=False):
     resources: Mapping[str, OpenResource]
     run_id: str | None
     label: str
+    attributes: Mapping[str, AttributeValue]
     on_active: OnActive
     on_wait: OnWait
     allow_missing_steps: bool
@@ -67,6 +70,7 @@ class RunOptions:
     resources: Mapping[str, OpenResource] = NO_RESOURCES
     run_id: str | None = None
     label: str = ""
+    attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES
     on_active: OnActive = "raise"
     on_wait: OnWait = "suspend"
     allow_missing_steps: bool = False
@@ -199,11 +203,20 @@ def _copied_resources(resources: Mapping[str, OpenResource]) -> Mapping[str, Ope
     return checked_resources(resources)
 
 
+def _copied_attributes(attributes: object) -> Mapping[str, AttributeValue]:
+    if attributes is NO_ATTRIBUTES:
+        return NO_ATTRIBUTES
+    from asyncflow._core.run_attributes import checked_attributes  # few runs have any
+
+    return checked_attributes(attributes)
+
+
 _COPIES: dict[str, Callable[[Any], Any]] = {
     "targets": _copied_targets,
     "observers": _copied_observers,
     "secret_inputs": _copied_secret_inputs,
     "resources": _copied_resources,
+    "attributes": _copied_attributes,
 }
 _NO_OPTIONS = RunOptions()
 _DEFAULTS = values_by_name(_NO_OPTIONS) | {"secret_inputs": ()}

@@ -9,11 +9,18 @@ from asyncflow._core.arguments import suggests_arguments
 from asyncflow._core.report import RunReport, to_mermaid
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import OpenResource, WorkflowStep
-from asyncflow._runtime.options import NO_RESOURCES, OnActive, OnWait, RunOptions
+from asyncflow._runtime.options import (
+    NO_ATTRIBUTES,
+    NO_RESOURCES,
+    OnActive,
+    OnWait,
+    RunOptions,
+)
 from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 from asyncflow._runtime.runnable import Runnable
 
 if TYPE_CHECKING:
+    from asyncflow._core.results import AttributeValue
     from asyncflow._core.step import AnyEngine
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import AnyObserver
@@ -152,6 +159,7 @@ async def run_pipeline(
     inputs: Mapping[str, Any] | None = None,
     run_id: str | None = None,
     label: str = "",
+    attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES,
     observers: Iterable[AnyObserver] = (),
     name: str = "",
     journal: Journal | None = None,
@@ -179,6 +187,8 @@ async def run_pipeline(
         run_id: Identifies the run; ``None`` makes a random id.
         label: What the run is about, such as ``"order 12345"``: lists of runs show it, and find
             the run by it. At most 200 characters.
+        attributes: What programs find the run by, such as ``{"tenant": "acme"}``; see
+            `Orchestrator.with_options`.
         observers: What receives each event.
         name: What the pipeline is called in a journal.
         journal: Stores the run, so that it can be resumed; ``None`` stores nothing.

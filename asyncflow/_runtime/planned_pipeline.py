@@ -297,6 +297,7 @@ class PlannedPipeline:
             stays=options.on_wait == "stay" or within is not None or self.plan.keeps_waiting,
             clock=wall_clock(),
             label=options.label,
+            attributes=options.attributes,
         )
 
     def _prepare_places(self) -> None:

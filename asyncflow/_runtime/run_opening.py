@@ -297,6 +297,7 @@ class _RunOpening:
             signals=self._asked()[0],
             rerun_of=origin.run_id,
             label=request.label or origin.label,
+            attributes=dict(request.attributes or origin.attributes),
             from_steps=tuple(from_steps),
             process=_this_process(),
         )

@@ -75,6 +75,12 @@ class Runnable:
                 it, and find the run by it. It has at most 200 characters. A run that is resumed
                 keeps the label it has.
 
+                ``attributes`` are what programs find the run by, such as ``{"tenant": "acme"}``:
+                up to 16 names (ASCII letters, digits, ``_``, ``.``, ``-``; at most 64), each with a
+                string of at most 200 characters, an int of 64 bits, a finite float or a bool.
+                They are stored and shown in plain text, so keep secrets out of them. A run that is
+                resumed keeps those it has; a nested run has none of its parent's.
+
                 ``on_active`` says what to do if the journal has an active run of that id:
                 ``"raise"`` (the default), or ``"wait"`` until it has ended, here or in another
                 process, and then resume it.

@@ -17,9 +17,11 @@ from asyncflow._core.state import RunState
 from asyncflow._kernel.action_data import ActionData
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
 from asyncflow._kernel.run_scope import RunScope, RunStart
+from asyncflow._runtime.options import NO_ATTRIBUTES
 from asyncflow.events import RunStarted
 
 if TYPE_CHECKING:
+    from asyncflow._core.results import AttributeValue
     from asyncflow._core.secret_texts import SecretTexts
     from asyncflow._policies.durable import RunPersistence
     from asyncflow._policies.notes import NoteQueue
@@ -50,6 +52,7 @@ class Request(NamedTuple):
     clock: Callable[[], float] = time.time
     """The wall clock, which any thread may ask."""
     label: str = ""
+    attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES
 
 
 def new_start(request: Request) -> RunStart:
@@ -72,6 +75,7 @@ def new_start(request: Request) -> RunStart:
         parent=request.parent,
         parent_step=request.parent_step,
         label=request.label,
+        attributes=dict(request.attributes),  # as with the plan
     )
     bindings = plan.bindings(inputs.keys())
     if "map_over" in plan.given:

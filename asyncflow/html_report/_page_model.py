@@ -22,6 +22,7 @@ from asyncflow._core.results import (
     has_fallen_back,
     visible_output,
 )
+from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.notes import RunNotes
@@ -252,6 +253,10 @@ class PageModel:
     def title(self) -> str:
         """The name of its pipeline, or else its id."""
         return name_text(self.view.pipeline or self.view.run_id)
+
+    @property
+    def attributes(self) -> str:
+        return attributes_text(self.view.attributes)
 
     @property
     def origin_url(self) -> str:

@@ -26,6 +26,7 @@ from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
+    AttributeValue,
     Interruption,
     InterruptionCause,
     Payload,
@@ -157,6 +158,7 @@ class SQLJournal:
         parent: str | None = None,
         cause: InterruptionCause | None = None,
         label: str | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
     ) -> list[RunRecord]:
         """Return the stored runs, the latest start first.
 
@@ -173,10 +175,13 @@ class SQLJournal:
             parent: Only those that a step of the run with this id has started.
             cause: Only those that were interrupted by this, as in `RunInterrupted`.
             label: Only those with exactly this label.
+            attributes: Only those with all of these attributes, such as ``{"tenant": "acme"}``.
+                Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ.
 
         Raises:
             TypeError: A condition is of the wrong type.
-            ValueError: There is no such status, time, number or cause.
+            ValueError: There is no such status, time, number or cause, or no run can have such an
+                attribute.
             JournalError: The journal can't be read.
         """
         where = RunFilter(
@@ -189,6 +194,7 @@ class SQLJournal:
             parent=parent,
             cause=cause,
             label=label,
+            attributes=attributes,
         )
         return await self._read(self._lists.runs, where)
 

@@ -161,12 +161,13 @@ def run_checksum(
     parent_step: str | None,
     rerun_of: str | None,
     label: str | None,
+    attributes: str | None,
 ) -> int:
     """Return the checksum of what never changes in the row of a run.
 
     Raise `ValueError` for a text with surrogates, which no row has.
     """
-    others = f"{parent}\0{parent_step}\0{rerun_of}\0{label}"
+    others = f"{parent}\0{parent_step}\0{rerun_of}\0{label}\0{attributes}"
     return crc32(f"{run_id}\0{pipeline}\0{started_at!r}\0{others}".encode())
 
 
@@ -241,7 +242,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def to_json(details: Mapping[str, Any]) -> str:
+def to_json(details: object) -> str:
     """Return values as JSON, those that it does not have as `_plain` says."""
     try:
         return _encoder.encode(details).decode()
@@ -336,7 +337,12 @@ _Moment = Annotated[float, msgspec.Meta(ge=0, lt=_LATEST_S)]
 
 _STORED_AS: dict[Any, Any] = {int: _Count, float: _Number, BaseException: StoredError}
 _GENERIC: dict[Any, Any] = {tuple: tuple, Mapping: dict}
-_STORED_AS_BY_NAME = {"inputs": dict[str, _Value], "wall_time": _Moment, "since": _Moment}
+_STORED_AS_BY_NAME = {
+    "inputs": dict[str, _Value],
+    "wall_time": _Moment,
+    "since": _Moment,
+    "attributes": dict[str, str | int | float | bool],
+}
 
 
 def _stored_as(hint: Any) -> Any:

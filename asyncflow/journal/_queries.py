@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.error_text import describe_error
-from asyncflow._core.results import InterruptionCause, RunStatus
+from asyncflow._core.results import AttributeValue, InterruptionCause, RunStatus
+from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.statistics import StepStatistics, median, nearest_rank, usual
 from asyncflow._core.text import safe_text
 from asyncflow.events import Event
@@ -81,6 +82,8 @@ class RunRecord:
     run any more."""
     label: str = ""
     """What it is about; empty if it was given no label."""
+    attributes: Mapping[str, AttributeValue] = field(default_factory=dict, hash=False)
+    """What programs find it by."""
     cause: InterruptionCause | None = None
     """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
     crashes: int = 0
@@ -277,6 +280,7 @@ class RunFilter:
     parent: str | None = None
     cause: InterruptionCause | None = None
     label: str | None = None
+    attributes: Mapping[str, AttributeValue] | None = None
 
     def __post_init__(self) -> None:
         if self.cause is not None and self.cause not in get_args(InterruptionCause):
@@ -302,6 +306,7 @@ class RunFilter:
             "since": None if self.since is None else _seconds("since", self.since),
             "before": None if self.before is None else _place(self.before),
             "text": self.text or None,
+            "attributes": checked_attributes(self.attributes or {}) or None,
         }.items():
             object.__setattr__(self, name, value)
 

@@ -16,6 +16,12 @@ from asyncflow._core.results import InterruptionCause, RunStatus
 from asyncflow._core.statistics import usual
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import Event, RunFinished, RunStarted
+from asyncflow.journal._attributes import (
+    OF_ATTRIBUTE,
+    attributes_column,
+    attributes_of,
+    conditions_of,
+)
 from asyncflow.journal._event_codec import (
     column_of,
     from_column,
@@ -60,6 +66,7 @@ class RunRow(NamedTuple):
     parent_step: Any
     rerun_of: Any
     label: Any
+    attributes: Any
     owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
     process: Any
@@ -80,13 +87,13 @@ _STARTS_SINCE_END = (
 )
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    "r.last_event, r.checksum, r.parent, r.parent_step, r.rerun_of, r.label, "
+    "r.last_event, r.checksum, r.parent, r.parent_step, r.rerun_of, r.label, r.attributes, "
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
     f"CASE WHEN r.status = 'running' THEN {_STARTS_SINCE_END} ELSE 0 END "
-    "FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id WHERE {where} "
-    "ORDER BY r.started_at DESC, r.run_id DESC"
+    "FROM {runs} LEFT JOIN leases l ON l.run_id = r.run_id WHERE {where} "
+    "ORDER BY {order}.started_at DESC, {order}.run_id DESC"
 )
 _PIPELINES = (
     "WITH RECURSIVE named (pipeline) AS (SELECT MIN(r.pipeline) FROM runs r UNION ALL "
@@ -99,7 +106,7 @@ _LEASES = (
     f"SELECT {OWNER}, l.process FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
     "WHERE {where}"
 )
-_BEFORE = ("", "r.started_at < ?", "(r.started_at, r.run_id) < (?, ?)")
+_BEFORE = ("", "{order}.started_at < ?", "({order}.started_at, {order}.run_id) < (?, ?)")
 """The condition for runs before a place, by how many parts of the place are given."""
 
 Conditions = dict[str, Sequence[Any]]
@@ -115,23 +122,35 @@ class RunLists:
 
     def rows(self, where: RunFilter) -> list[RunRow]:
         """Return the rows that a filter selects; as SQL can't tell, orphaned runs are running."""
-        return self._rows(self._conditions(where), where.limit)
+        return self._rows(self._conditions(where), where.limit, bool(where.attributes))
 
     def row(self, run_id: str) -> RunRow | None:
         """Return the row of a run; ``None`` if there is none."""
         rows = self._rows({"r.run_id = ?": [run_id]}, None)
         return rows[0] if rows else None
 
-    def _rows(self, conditions: Conditions, limit: int | None) -> list[RunRow]:
+    def _rows(
+        self, conditions: Conditions, limit: int | None, by_attribute: bool = False
+    ) -> list[RunRow]:
         last = ("", []) if limit is None else (" LIMIT ?", [limit])
-        return [RunRow(*row) for row in self._read(_RUNS, conditions, *last)]
+        runs, order = (f"{OF_ATTRIBUTE} runs r", "a") if by_attribute else ("runs r", "r")
+        sql = _RUNS.replace("{runs}", runs)
+        return [RunRow(*row) for row in self._read(sql, conditions, *last, order=order)]
 
     def _read(
-        self, sql: str, conditions: Conditions, last: str = "", values: Sequence[Any] = ()
+        self,
+        sql: str,
+        conditions: Conditions,
+        last: str = "",
+        values: Sequence[Any] = (),
+        order: str = "r",
     ) -> list[Any]:
-        """Return the rows that a SELECT finds where those conditions are met that have values."""
+        """Return the rows that a SELECT finds where those conditions are met that have values.
+
+        ``order`` is the table by whose index runs are read in the order of their starts.
+        """
         where = " AND ".join(condition for condition, given in conditions.items() if given)
-        sql = sql.replace("{where}", where or "1 = 1") + last
+        sql = sql.replace("{where}", where or "1 = 1").replace("{order}", order) + last
         return self._store.read(sql, [*chain(*conditions.values()), *values])
 
     def runs(self, where: RunFilter) -> list[RunRecord]:
@@ -249,11 +268,12 @@ class RunLists:
         before = where.before
         place = before if before is None or isinstance(before, tuple) else (before,)
         return {
+            **conditions_of(where.attributes or {}),
             "r.status = ?": _some(parse_status(where.status), status_column),
             "r.cause = ?": _some(where.cause),
             "r.pipeline = ?": _some(where.pipeline, column_of),
             "r.parent = ?": _some(where.parent, column_of),
-            "r.started_at >= ?": _some(where.since),
+            "{order}.started_at >= ?": _some(where.since),
             _BEFORE[len(place or ())]: place or (),
             "r.label = ?": _some(where.label, column_of),
             "(r.run_id {like} ? OR r.pipeline {like} ? OR r.label {like} ?)": 3
@@ -287,6 +307,7 @@ def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], coun
         row.parent_step or "",
         row.rerun_of or "",
         row.label or "",
+        row.attributes,
     ):
         return "its first event does not fit its row"
     status = last.status if isinstance(last, RunFinished) else RunStatus.RUNNING
@@ -299,11 +320,9 @@ def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], coun
     return ""
 
 
-def _columns_of(event: RunStarted) -> list[str]:
-    return [
-        column_of(text)
-        for text in (event.pipeline, event.parent, event.parent_step, event.rerun_of, event.label)
-    ]
+def _columns_of(event: RunStarted) -> list[str | None]:
+    texts = event.pipeline, event.parent, event.parent_step, event.rerun_of, event.label
+    return [*map(column_of, texts), attributes_column(event.attributes)]
 
 
 def name_of(column: object) -> str:
@@ -337,6 +356,7 @@ def record_of(row: RunRow) -> RunRecord:
         parent_step=text(row.parent_step),
         rerun_of=text(row.rerun_of),
         label=text(row.label),
+        attributes={} if is_damaged else attributes_of(row.attributes),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
     )
@@ -356,7 +376,8 @@ def _is_sound(row: RunRow) -> bool:
     """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
     try:
         others = row.parent, row.parent_step, row.rerun_of, row.label
-        checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others)
+        checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others, row.attributes)
+        attributes_of(row.attributes)
         for text in (row.pipeline, *filter(None, others)):
             from_column(text)
     except (AttributeError, TypeError, ValueError):  # it is no text, or none of ours

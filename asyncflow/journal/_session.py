@@ -33,6 +33,7 @@ from asyncflow.events import (
     StepSucceeded,
     StepWaiting,
 )
+from asyncflow.journal._attributes import attributes_column, indexed
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column, write_error
@@ -108,7 +109,10 @@ class SQLSession:
                 if event.signals:
                     self._asks = asks_of(event.signals, event.signal_deadlines)
             self._change = _merged(self._change, self._appended, event, self._waits, self._asks)
-            if isinstance(event, RunResumed) and event.signals:
+            if isinstance(event, RunStarted) and event.attributes:
+                run_id, started_at = self._lease.run_id, event.wall_time + 0.0
+                self.execute(indexed(run_id, started_at, event.attributes))
+            elif isinstance(event, RunResumed) and event.signals:
                 self._forget_void(event)
             elif isinstance(event, RunFinished):
                 run_id, steps, self._steps = self._lease.run_id, self._steps, None
@@ -373,6 +377,7 @@ def _merged(
             parent_step=_column_or_null(event.parent_step),
             rerun_of=_column_or_null(event.rerun_of),
             label=_column_or_null(event.label),
+            attributes=attributes_column(event.attributes),
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)
     if isinstance(event, RunFinished):

@@ -4,6 +4,7 @@ They are the same for every database, as are those that read many runs
 (`asyncflow.journal._run_lists`, `asyncflow.journal._overviews`).
 
 - `runs` has one row per run, written with its first event. Its status follows the events.
+- `run_attributes` has one row per attribute of a run (`asyncflow.journal._attributes`).
 - `leases` says who may write to a run. A claim raises the run's `token`, and every transaction that
   writes events checks the token, so an owner that stood still writes nothing after another one has
   claimed the run. A row stays when its owner releases it, so that tokens only grow. `cancel_token`
@@ -82,10 +83,12 @@ class Change(NamedTuple):
     unpaused_at: float | None = None
     """When the run would have started if it had never paused; set by a resumption."""
     parent: str | None = None
-    """Set by the first event, as the next three are; ``None`` for an empty text."""
+    """Set by the first event, as the next four are; ``None`` for an empty text."""
     parent_step: str | None = None
     rerun_of: str | None = None
     label: str | None = None
+    attributes: str | None = None
+    """As JSON."""
     cause: str | None = None
     """What has interrupted the run, if something has."""
     waits: dict[str, float | None] | None = None
@@ -137,7 +140,7 @@ _PAGE = 500
 
 TABLES_OF_A_RUN = (
     *("events", "notes", "signals", "checkpoints", "summaries", "cached_results"),
-    *("leases", "runs"),
+    *("run_attributes", "leases", "runs"),
 )
 """Those with rows of runs, in the order in which these are deleted."""
 
@@ -178,8 +181,8 @@ _CANCELLED = (
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
-    "parent_step, rerun_of, label, cause, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
+    "parent_step, rerun_of, label, attributes, cause, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
     "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
@@ -464,7 +467,10 @@ class Store:
         change = batch.change
         if change and change.started_at is not None:
             run_id, pipeline, started_at = batch.run_id, change.pipeline or "", change.started_at
-            others = change.parent, change.parent_step, change.rerun_of, change.label
+            others = (
+                *(change.parent, change.parent_step, change.rerun_of, change.label),
+                change.attributes,
+            )
             checksum = run_checksum(run_id, pipeline, started_at, *others)
             run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
             self._execute(cursor, _BEGIN_RUN, (*run, change.cause))

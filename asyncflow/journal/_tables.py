@@ -27,7 +27,12 @@ TABLES = {
         "started_at REAL NOT NULL CHECK (started_at >= 0 AND started_at < 1e300), "
         "updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, last_event INTEGER NOT NULL, "
         "checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, rerun_of TEXT, label TEXT, "
-        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER"
+        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER, attributes TEXT"
+    ),
+    # An index of `runs.attributes`, whose start is that of the run.
+    "run_attributes": (
+        "run_id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, started_at REAL NOT NULL, "
+        "PRIMARY KEY (run_id, name)"
     ),
     # `expires_at` is by the wall clock of the database. In a file, `clock` is `LeaseClock.name`,
     # and `boot_expires_at` a time by `LeaseClock.boot_s`.
@@ -70,6 +75,7 @@ _INDEXES = (
     "runs_by_pipeline ON runs (pipeline, started_at, run_id, status)",
     "runs_by_parent ON runs (parent, started_at, run_id) WHERE parent IS NOT NULL",
     "runs_by_label ON runs (label, started_at, run_id) WHERE label IS NOT NULL",
+    "runs_by_attribute ON run_attributes (name, value, started_at, run_id)",
     "runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
     "runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
     "runs_asking ON runs (pipeline, asks) WHERE asks IS NOT NULL",

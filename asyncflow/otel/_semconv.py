@@ -37,6 +37,8 @@ EXCEPTION_TYPE = "exception.type"
 EXCEPTION_MESSAGE = "exception.message"
 EXCEPTION_STACKTRACE = "exception.stacktrace"
 
+RUN_ATTRIBUTE = "asyncflow.run.attribute"
+"""The beginning of the names of a run's own attributes."""
 ATTEMPT = "asyncflow.attempt"
 ATTEMPT_RESULT = "asyncflow.attempt.result"
 ITEM = "asyncflow.item"

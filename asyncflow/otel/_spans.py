@@ -115,6 +115,9 @@ class RunSpans:
         }
         if pipeline:
             attributes[semconv.PIPELINE_NAME] = encodable(pipeline)
+        for name, value in event.attributes.items():
+            shown = encodable(value) if isinstance(value, str) else value
+            attributes[f"{semconv.RUN_ATTRIBUTE}.{name}"] = shown
         if isinstance(event, events.RunResumed):
             attributes[semconv.RESUMED] = True
             self._zero_ns -= round(event.at_ms * 1e6)

@@ -36,7 +36,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
 )
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import RunStatus
+from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.signal import check_value
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean, safe_text
@@ -205,6 +205,7 @@ class Service:
         *,
         run_id: str | None = None,
         label: str | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
     ) -> RunHandle:
         """Start a run, or resume it, and return when its start is stored.
 
@@ -219,6 +220,8 @@ class Service:
             run_id: Identifies the run; a random id by default.
             label: Says to people what the run is about: ``"order 12345"``; by default that of the
                 pipeline.
+            attributes: What programs find the run by, such as ``{"tenant": "acme"}``, as the option
+                of a pipeline takes them; by default those of the pipeline.
 
         Raises:
             ServiceFullError: The service has ``max_runs`` runs.
@@ -233,6 +236,8 @@ class Service:
         chosen = self._find(pipeline)
         if label is not None:
             chosen = chosen.with_options(label=label)
+        if attributes is not None:
+            chosen = chosen.with_options(attributes=attributes)
         check_run_id("run_id", run_id)
         self._check_open()
         await self._places.take()

@@ -14,10 +14,12 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._core.results import RunStatus
+from asyncflow._core.run_attributes import attribute_text, attributes_from
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow._views.progress import left_text
@@ -55,23 +57,25 @@ class RunQuery(NamedTuple):
     """A `RunStatus`."""
     since: str = ""
     """A time as `parse_time` reads it."""
+    attribute: tuple[str, ...] = ()
+    """Attributes, each as `attributes_from` reads it."""
     before: str = ""
     """The `place` of the last run of the page before."""
     limit: int = _USUALLY
 
     @property
     def has_conditions(self) -> bool:
-        return any((self.text, self.pipeline, self.status, self.since))
+        return any((self.text, self.pipeline, self.status, self.since, self.attribute))
 
-    def url(self, **changes: str) -> str:
+    def url(self, **changes: str | tuple[str, ...]) -> str:
         """Return it as the query of a URL, with its question mark, and with some changes."""
         values = {name: value for name, value in {**self._asdict(), **changes}.items() if value}
         if self.limit == _USUALLY:
             del values["limit"]
-        return f"?{urlencode(values, errors='replace')}" if values else "?"
+        return f"?{urlencode(values, doseq=True, errors='replace')}" if values else "?"
 
 
-def query_in(query: Mapping[str, str]) -> RunQuery:
+def query_in(query: QueryParams) -> RunQuery:
     """Return the query of a URL.
 
     Raise `ValueError` if the limit is invalid.
@@ -81,7 +85,9 @@ def query_in(query: Mapping[str, str]) -> RunQuery:
     limit = query.get("limit", "") or str(_USUALLY)
     if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST:
         raise ValueError(f"limit must be a number from 1 to {_MOST:,}, not {limit!r}")
-    return RunQuery(**texts, before=query.get("before", ""), limit=int(limit))
+    attribute = tuple(filter(None, map(str.strip, query.getlist("attribute"))))
+    before = query.get("before", "")
+    return RunQuery(**texts, attribute=attribute, before=before, limit=int(limit))
 
 
 async def selected(
@@ -99,6 +105,7 @@ async def selected(
         limit=query.limit + 1,
         before=_place_of(query.before) if query.before else None,
         text=query.text,
+        attributes=attributes_from(query.attribute),
     )
     found = await journal.runs(**asdict(conditions))
     runs = found[: query.limit]
@@ -131,6 +138,8 @@ class _ListRow(NamedTuple):
     parent_link: str
     """Its parent, at the step that started it."""
     origin_link: str
+    attributes: Mapping[str, str]
+    """Its attributes in words, each with the link to all runs that have it."""
 
 
 class _Chip(NamedTuple):
@@ -156,7 +165,10 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
         return problem(request, 400, "The query is invalid", f"{error}.", links=home)
     summaries = await journal.summaries(runs)
     nothing = RunSummary()
-    rows = [_row(request, record, summaries.get(record.run_id, nothing), now_s) for record in runs]
+    rows = [
+        _row(request, query, record, summaries.get(record.run_id, nothing), now_s)
+        for record in runs
+    ]
     return render(
         request,
         "runs.html",
@@ -179,7 +191,10 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
     )
 
 
-def _row(request: Request, record: RunRecord, summary: RunSummary, now_s: float) -> _ListRow:
+def _row(
+    request: Request, query: RunQuery, record: RunRecord, summary: RunSummary, now_s: float
+) -> _ListRow:
+    texts = [attribute_text(name, value) for name, value in record.attributes.items()]
     ran_ms, duration_s = so_far_ms(record, now_s), record.duration_s
     return _ListRow(
         record,
@@ -192,6 +207,7 @@ def _row(request: Request, record: RunRecord, summary: RunSummary, now_s: float)
         _inputs_line(summary.inputs),
         step_url(link_to(request, "runs", record.parent), record.parent_step),
         link_to(request, "runs", record.rerun_of),
+        {text: query.url(attribute=(text,), before="") for text in texts},
     )
 
 
@@ -206,7 +222,7 @@ def _inputs_line(inputs: Mapping[str, Any]) -> str:
 
 async def _chips(journal: SQLJournal, query: RunQuery, now_s: float) -> list[_Chip]:
     counts: Mapping[RunStatus, int] = {}
-    if not query.text:  # only a look at each run tells which have it
+    if not (query.text or query.attribute):  # only a look at each run tells which have it
         counts = await journal.counts(
             pipeline=query.pipeline or None,
             since=parse_time(query.since, now_s) if query.since else None,

@@ -63,8 +63,8 @@ FORGETS = """
 def shop(shell: Shell) -> Shell:
     shell.write("shop.py", SHOP)
     for day in (1, 2, 3):
-        arguments = "--run-id", f"day-{day}", "--input", f"day={day}", "--quiet"
-        shell("run", "shop:pipeline", *arguments, exits=1)
+        arguments = "--run-id", f"day-{day}", "--input", f"day={day}", "--attribute", f"day={day}"
+        shell("run", "shop:pipeline", *arguments, "--quiet", exits=1)
     shell("run", "shop:other", "--run-id", "other", "--quiet", exits=1)
     shell.write("repaired", "")
     return shell
@@ -97,6 +97,13 @@ def test_several_at_once(shop: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {run["run_id"]: run["status"] for run in json.loads(result.stdout)}
     assert found == {"day-1": "PASSED", "day-2": "FAILED", "day-3": "PASSED"}
     assert (shop.directory / "most").read_text() == "3"
+
+
+def test_only_those_with_an_attribute_are_resumed(shop: Shell) -> None:
+    result = shop("resume", "--status", "FAILED", "--attribute", "day=3", "shop:pipeline")
+
+    assert result.stderr.splitlines() == ["1 of 1: run day-3 PASSED"]
+    assert statuses(shop)["day-1"] == "FAILED"
 
 
 def test_several_pipelines_of_the_runs_since_then(shop: Shell) -> None:
@@ -166,6 +173,7 @@ def test_a_dry_run_shows_what_each_would_do(shop: Shell) -> None:
     [
         (["day-1", "shop:pipeline", "--jobs", "2"], "give --status too"),
         (["day-1", "shop:pipeline", "--since", "1d"], "give --status too"),
+        (["day-1", "shop:pipeline", "--attribute", "day=1"], "give --status too"),
         (["--status", "PASSED", "shop:pipeline"], "no such run can be resumed"),
         (["--status", "FAILED", "shop:pipeline", "--html", "x.html"], "about one run"),
         (["--status", "FAILED"], "name the pipelines"),

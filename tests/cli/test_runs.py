@@ -143,6 +143,32 @@ def test_a_label_is_given_shown_and_found(shell: Shell) -> None:
     assert "at most 200 characters" in shell("run", "etl", "--label", "x" * 201, exits=2).stderr
 
 
+def test_attributes_are_given_shown_and_found(shell: Shell) -> None:
+    of_one = ("--attribute", "tenant=acme", "--attribute", "tier=1")
+    shell("run", "etl:pipeline", "--run-id", "one", *of_one)
+    shell("run", "etl:pipeline", "--run-id", "two", "--attribute", 'tier="1"')
+    shell("rerun", "one", "etl:pipeline", "--run-id", "again", "--all")
+    shell("rerun", "one", "etl:pipeline", "--run-id", "other", "--all", "--attribute", "tenant=b")
+    store_run("plain")
+
+    def found(*attributes: str) -> list[str]:
+        options = [word for each in attributes for word in ("--attribute", each)]
+        return [run["run_id"] for run in shell.json("runs", "--json", *options)]
+
+    assert found("tier=1") == found("tenant=acme", "tier=1") == ["again", "one"]
+    assert found('tier="1"') == ["two"]
+    assert found("tenant=acme", "tier=2") == []
+    (one,) = shell.json("runs", "--json", "--attribute", "tenant=b")
+    assert (one["run_id"], one["attributes"]) == ("other", {"tenant": "b"})
+    header, *rows = shell("runs").stdout.splitlines()
+    assert header.split()[-1] == "ATTRIBUTES"
+    assert rows[-1].endswith("tenant=acme, tier=1")
+    assert shell("show", "one").stdout.startswith("Run one [tenant=acme, tier=1] of etl, started ")
+    for command in ("run", "rerun", "runs", "resume"):
+        refused = shell(command, "etl", "--attribute", "tenant", exits=2).stderr
+        assert "give NAME=VALUE, such as tenant=acme" in refused
+
+
 def test_label_and_error_stand_below_the_row_on_a_narrow_terminal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,10 @@ from asyncflow._core.step import StepPolicies
 from asyncflow._runtime.options import OPTIONS, Options, RunOptions
 from asyncflow.events import RunStarted
 
-OF_A_RUN = {"run_id", "label", "on_active", "on_wait", "allow_missing_steps", "event_buffer"}
+OF_A_RUN = {
+    *("run_id", "label", "attributes"),
+    *("on_active", "on_wait", "allow_missing_steps", "event_buffer"),
+}
 """The options that only `with_options` takes."""
 
 

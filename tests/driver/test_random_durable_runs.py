@@ -149,6 +149,7 @@ class Execution:
             resources=self.resources,
             observers=[self.received, self.world.observe],
             allow_missing_steps=True,
+            attributes={"begun": len(self.stored)},  # only those of the first start count
             **self.pipeline.options,
         )
 
@@ -235,6 +236,10 @@ class Execution:
                 assert_shows(RunView(self.report.events()), self.report)
             check_history(self.report, self.journal.stored[self.run_id])
             check_kept_outputs(self.report, self.steps)
+            first = self.journal.stored[self.run_id][0]
+            assert self.report.attributes == first.attributes == {"begun": 0}
+            if self.received:
+                assert self.received[0].attributes == {"begun": 0}
             for result in self.report.results:
                 if result.reason != NOT_IN_PIPELINE:
                     self.check_attempts(result)

@@ -133,6 +133,25 @@ class TestWhatIsReused:
         assert report["load"].rerun_reason == "it had failed"
         assert work.calls == {"extract": 1, "clean": 1, "count": 1, "load": 2}
 
+    async def test_it_has_the_attributes_of_the_other_run_unless_it_is_given_some(self, journal):
+        work = Work()
+        pipeline = work.pipeline(journal)
+        await pipeline.with_options(run_id="r", attributes={"tenant": "acme", "tier": 1}).run()
+
+        # The next release has another value in its options, and resumes nevertheless.
+        resumed = await pipeline.with_options(run_id="r", attributes={"release": "42"}).run()
+        again, other = [
+            await pipeline.with_options(attributes=given).rerun("r", from_="load")
+            for given in ({}, {"tenant": "b"})
+        ]
+
+        assert [each.attributes for each in (resumed, again, other)] == [
+            {"tenant": "acme", "tier": 1},
+            {"tenant": "acme", "tier": 1},
+            {"tenant": "b"},
+        ]
+        assert RunReport.from_json(again.to_json()).attributes == again.attributes
+
     async def test_it_has_the_label_of_the_other_run_unless_it_is_given_one(self, journal):
         work = Work()
         pipeline = work.pipeline(journal)

@@ -6,7 +6,8 @@ import asyncio
 import math
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from segments import store_segment
 
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunInterrupted, RunResumed, RunStarted
+from asyncflow.journal import SQLiteJournal
+from asyncflow.journal._store import Store
 
 Make = Callable[..., Any]
 
@@ -91,6 +94,79 @@ async def test_runs_are_found_by_their_label_and_by_a_part_of_it(journal: Any) -
     assert await ids(journal.runs(text="order 12")) == ["two", "one"]
     assert (await journal.record("x")).label == ""
     assert (await journal.report("two")).label == "Order 123456"
+
+
+# --- by their attributes --------------------------------------------------------------------------
+
+
+async def test_runs_are_found_by_all_of_their_attributes(journal: Any) -> None:
+    named: dict[str, dict[str, Any]] = {
+        "one": {"tenant": "acme", "urgent": True},
+        "two": {"tenant": "acme", "urgent": False},
+        "three": {"tenant": 'a"\0\ud800', "urgent": True},
+        "x": {},
+    }
+    for at, (run_id, attributes) in enumerate(named.items()):
+        started = RunStarted(run_id, float(at), {}, "p", attributes=attributes)
+        await store_segment(journal, run_id, started, RunFinished(1.0, RunStatus.PASSED))
+
+    (found,) = await journal.runs(attributes={"urgent": True, "tenant": "acme"})
+
+    assert (found.run_id, found.attributes) == ("one", {"tenant": "acme", "urgent": True})
+    assert await ids(journal.runs(attributes={"tenant": "acme"})) == ["two", "one"]
+    page = await journal.runs(attributes={"tenant": "acme"}, limit=1)
+    before = page[-1].place
+    assert await ids(journal.runs(attributes={"tenant": "acme"}, before=before)) == ["one"]
+    assert await ids(journal.runs(attributes={"tenant": "acme"}, since=1.0)) == ["two"]
+    assert await ids(journal.runs("failed", attributes={"tenant": "acme"})) == []
+    assert await ids(journal.runs(attributes={"tenant": 'a"\0\ud800'})) == ["three"]
+    assert len(await journal.runs(attributes={})) == 4
+    assert (await journal.report("two")).attributes == named["two"]
+
+    await journal.forget("one")
+    await journal.prune(timedelta(0))
+
+    await store_segment(journal, "one", RunStarted("one", 1.0, {}))
+    assert await journal.runs(attributes={"urgent": True}) == []
+    assert (await journal.record("one")).attributes == {}
+
+
+async def test_attributes_are_compared_with_their_types(journal: Any) -> None:
+    values = [1, 1.0, True, "1", 0, False, -(2**63), 2**63 - 1, 1e300, "true", ""]
+    for at, value in enumerate(values):
+        await store_segment(journal, str(at), RunStarted(str(at), 1.0, {}, attributes={"n": value}))
+
+    for at, value in enumerate(values):
+        (found,) = await journal.runs(attributes={"n": value})
+        assert found.run_id == str(at)
+        assert (type(found.attributes["n"]), found.attributes["n"]) == (type(value), value)
+
+
+async def test_an_exported_run_has_its_attributes(journal: Any, tmp_path: Path) -> None:
+    await store_segment(journal, "r", RunStarted("r", 1.0, {}, attributes={"tenant": "acme"}))
+
+    await journal.export("r", tmp_path / "one.db")
+
+    async with SQLiteJournal(tmp_path / "one.db") as copy:
+        (found,) = await copy.runs(attributes={"tenant": "acme"})
+        assert found.attributes == (await copy.report("r")).attributes == {"tenant": "acme"}
+
+
+async def test_the_rows_of_all_attributes_are_one_statement_of_the_transaction_of_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with SQLiteJournal(tmp_path / "runs.db") as journal:
+        statements: list[str] = []
+        execute = Store._execute
+        monkeypatch.setattr(
+            Store, "_execute", lambda self, *of: (statements.append(of[1]), execute(self, *of))[1]
+        )
+        attributes = {f"n{at}": at for at in range(16)}
+
+        await store_segment(journal, "r", RunStarted("r", 1.0, {}, attributes=attributes))
+
+        assert sum("run_attributes" in each for each in statements) == 1
+        assert len(await journal.runs(attributes=attributes)) == 1
 
 
 # --- by what interrupted them ---------------------------------------------------------------------

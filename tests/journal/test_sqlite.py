@@ -98,8 +98,8 @@ async def test_a_damaged_database_is_reported(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:4_096] + b"\xa5" * (len(content) - 4_096))
 
-    async with SQLiteJournal(path) as journal:
-        with pytest.raises(JournalError, match=r"the database is damaged \(.*malformed\); nothing"):
+    with pytest.raises(JournalError, match=r"the database is damaged \(.*malformed\); nothing"):
+        async with SQLiteJournal(path) as journal:
             await opened(journal, "r1")
 
 

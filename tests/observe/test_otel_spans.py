@@ -601,3 +601,31 @@ def test_a_dropped_observer_of_an_unfinished_run_leaves_nothing_open(otel):
     assert otel.in_flight() == {}
     assert [span.name for span in otel.spans] == ["a attempt 1", "a", "RUN"]
     assert {status_of(span) for span in otel.spans} == {("ERROR", "did not finish")}
+
+
+async def test_the_spans_of_all_segments_carry_the_attributes_of_the_run(otel):
+    journal, outcomes = MemoryJournal(), iter([LookupError("nothing there"), "the output"])
+
+    async def flaky():
+        outcome = next(outcomes)
+        if isinstance(outcome, LookupError):
+            raise outcome
+        return outcome
+
+    for attributes in ({"tenant": "a\ud800", "tier": 2, "urgent": True}, {}):
+        await run_pipeline(
+            [WorkflowStep("a", flaky)],
+            journal=journal,
+            run_id="r",
+            attributes=attributes,
+            observers=[otel.observer],
+        )
+
+    found = [dict(span.attributes) for span in otel.spans if span.name == "RUN"]
+    assert len(found) == 2
+    for each in found:
+        assert {name: value for name, value in each.items() if ".run.attribute." in name} == {
+            "asyncflow.run.attribute.tenant": "a\\ud800",
+            "asyncflow.run.attribute.tier": 2,
+            "asyncflow.run.attribute.urgent": True,
+        }

@@ -691,7 +691,7 @@ async def test_a_run_that_a_replica_drained_is_resumed_whatever_was_interrupted_
                 "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1001) "
                 "INSERT INTO runs SELECT 'later ' || n, pipeline, status, started_at + n, "
                 "updated_at, paused_s, last_event, checksum, parent, parent_step, rerun_of, "
-                "label, 'cancelled', NULL, NULL, NULL FROM runs, n"
+                "label, 'cancelled', NULL, NULL, NULL, NULL FROM runs, n"
             )
         await asyncio.sleep(30)
 

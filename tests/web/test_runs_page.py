@@ -52,7 +52,8 @@ class RecordJournal(SQLiteJournal):
 
 @pytest.fixture
 async def journal_with_runs(any_journal: Any) -> Any:
-    await passing().with_options(run_id="calm-otter", journal=any_journal).run()
+    otter = {"tenant": "acme", "tier": 1}
+    await passing().with_options(run_id="calm-otter", journal=any_journal, attributes=otter).run()
     await asyncio.sleep(0.001)  # in virtual time, both would start at the same moment
     await failing().with_options(run_id="bold-heron", journal=any_journal, label="order <1>").run()
     gate = Gate()
@@ -87,6 +88,10 @@ async def test_runs_are_listed_newest_first(make_client: Any, journal_with_runs:
         ("text=HERON", ["bold-heron"]),
         ("text=Order", ["bold-heron"]),
         ("text=etl", ["calm-otter"]),
+        ("attribute=tier%3D1", ["calm-otter"]),
+        ("attribute=tenant%3Dacme&attribute=tier%3D1&attribute=", ["calm-otter"]),
+        ("attribute=tenant%3Dacme&attribute=tier%3D2", []),
+        ("attribute=tenant%3Dacme&status=failed", []),
         ("since=1h", ["shy-lynx", "bold-heron", "calm-otter"]),
         ("since=2999-01-01", []),
         ("since=2020-01-01T00:00:00Z&status=passed", ["calm-otter"]),
@@ -100,6 +105,19 @@ async def test_a_query_filters_the_runs(
     page = (await make_client(app(journal_with_runs)).get(f"/?{query}")).text
 
     assert ids_in(page) == ids
+
+
+async def test_the_attributes_of_a_run_are_links_to_those_with_the_same(
+    make_client: Any, journal_with_runs: Any
+) -> None:
+    client = make_client(app(journal_with_runs))
+    page = (await client.get("/?limit=1&attribute=tenant%3Dacme")).text
+
+    assert '<a class="quiet" href="?attribute=tier%3D1&amp;limit=1">tier=1</a>' in page
+    assert 'name="attribute" type="search" value="tenant=acme"' in page
+    refused = await client.get("/?attribute=tenant")
+    assert refused.status_code == 400
+    assert "give NAME=VALUE, such as tenant=acme" in refused.text
 
 
 async def test_pages_are_linked_from_newer_to_older(
