@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any
 
 from asyncflow._core.critical_path import StepTime, critical_path
@@ -33,30 +32,6 @@ def count_word(status: StepStatus, *, is_orphaned: bool = False) -> str:
     if status is StepStatus.RUNNING and is_orphaned:
         return "unfinished"
     return "succeeded" if status is StepStatus.SUCCESS else status.lower()
-
-
-def backoff_ends(step: StepView, begins_ms: Sequence[float], now_ms: float) -> list[float | None]:
-    """Return for each attempt until when a step, or an item, waited before the next one.
-
-    ``None`` if it did not. It is when the next attempt queued or started, which a busy loop makes
-    later than planned, or when the step, its segment or the present ended the wait. ``begins_ms``
-    says when each segment of the run began, and ``now_ms`` is the present.
-    """
-    ends: list[float | None] = []
-    for attempt, following in zip_longest(step.attempts, step.attempts[1:]):
-        if attempt.ended_ms is None or attempt.retry_in_ms is None:
-            ends.append(None)
-            continue
-        if following is not None and following.segment == attempt.segment:
-            end_ms = following.started_ms - following.queued_ms
-        else:
-            end_ms = min(attempt.ended_ms + attempt.retry_in_ms, now_ms)
-            if attempt.segment < len(begins_ms):
-                end_ms = min(end_ms, begins_ms[attempt.segment])
-            elif step.ended_ms is not None:
-                end_ms = min(end_ms, step.ended_ms)
-        ends.append(end_ms if end_ms > attempt.ended_ms else None)
-    return ends
 
 
 def view_of(report: RunReport) -> RunView:

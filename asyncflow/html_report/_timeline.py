@@ -11,9 +11,9 @@ from asyncflow._core.results import Segment
 from asyncflow._core.step_view import ActiveTime, AttemptView, StepView
 from asyncflow._views.axis import changing_counts
 from asyncflow._views.event_text import place_text
-from asyncflow._views.run_view import backoff_ends
+from asyncflow._views.spans import AttemptSpan, SpanKind, spans_of
 
-BarKind: TypeAlias = Literal["attempt", "queue", "backoff", "blocked", "items"]
+BarKind: TypeAlias = SpanKind | Literal["items"]
 
 MOST_POINTS = 400
 _MOST_LAYER_POINTS = 200
@@ -167,14 +167,18 @@ def bars_of(step: StepView, timeline: Timeline, now_ms: float) -> tuple[Bar, ...
     """Return the bars of a step or an item; a mapped step has one a segment, for all its items."""
     if step.items is not None or step.former_items:
         return tuple(_bars_of_items(step, timeline, now_ms))
-    bars: list[Bar] = []
-    waits = backoff_ends(step, timeline.begins, now_ms)
-    for attempt, end_ms in zip(step.attempts, waits, strict=True):
-        bars += _bars_of(attempt, timeline, now_ms)
-        if end_ms is not None and attempt.ended_ms is not None:
-            which = attempt.segment, attempt.number
-            bars.append(timeline.bar("backoff", attempt.ended_ms, end_ms, *which))
-    return tuple(bars)
+    return tuple(_bar_of(span, timeline) for span in spans_of(step, timeline.begins, now_ms))
+
+
+def _bar_of(span: AttemptSpan, timeline: Timeline) -> Bar:
+    attempt = span.attempt
+    bar = timeline.bar(span.kind, span.start_ms, span.end_ms, attempt.segment, attempt.number)
+    if span.kind == "queue" and attempt.is_queued:
+        return bar._replace(place=attempt.engine)
+    if span.kind != "attempt":
+        return bar._replace(note=span.where)
+    place = attempt.engine and place_text(attempt.engine, attempt.worker)
+    return bar._replace(end=attempt.end or "running", abandoned=attempt.abandoned, place=place)
 
 
 def _bars_of_items(step: StepView, timeline: Timeline, now_ms: float) -> Iterator[Bar]:
@@ -186,25 +190,6 @@ def _bars_of_items(step: StepView, timeline: Timeline, now_ms: float) -> Iterato
 
 def _end_of(time: ActiveTime, now_ms: float) -> float:
     return now_ms if time.ended_ms is None else time.ended_ms
-
-
-def _bars_of(attempt: AttemptView, timeline: Timeline, now_ms: float) -> Iterator[Bar]:
-    which, start_ms = (attempt.segment, attempt.number), attempt.started_ms
-    if attempt.queued_ms > 0:
-        yield timeline.bar("queue", start_ms - attempt.queued_ms, start_ms, *which)
-    end_ms = now_ms if attempt.ended_ms is None else attempt.ended_ms
-    if attempt.is_queued:
-        yield timeline.bar("queue", start_ms, end_ms, *which)._replace(place=attempt.engine)
-        return
-    yield timeline.bar("attempt", start_ms, end_ms, *which)._replace(
-        end=attempt.end or "running",
-        abandoned=attempt.abandoned,
-        place=attempt.engine and place_text(attempt.engine, attempt.worker),
-    )
-    for block in attempt.blocks:
-        from_ms = max(block.at_ms - block.blocked_ms, start_ms)
-        to_ms = min(block.at_ms, max(end_ms, from_ms))
-        yield timeline.bar("blocked", from_ms, to_ms, *which)._replace(note=block.where)
 
 
 def icons_of(bars: Iterable[Bar]) -> tuple[Icon, ...]:

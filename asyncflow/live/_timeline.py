@@ -7,16 +7,17 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.text import Text
 
 from asyncflow._core.results import DIED, StepStatus
-from asyncflow._core.step_view import AttemptView, StepView
+from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
-from asyncflow._views.run_view import RunView, backoff_ends
+from asyncflow._views.run_view import RunView
+from asyncflow._views.spans import spans_of
 from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
 
 
@@ -260,10 +261,16 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
     is_mapped = step.items is not None or bool(step.former_items)
     for time in step.active if is_mapped else ():
         paint(time.started_ms, time.ended_ms, time.segment, "between", "dim")
-    for step_run in (step, *step.former_items.values(), *(step.items or {}).values()):
-        for start_ms, end_ms, segment, part in _waits(step_run, grid.begins_ms, now_ms):
-            paint(start_ms, end_ms, segment, part, "dim" if part == "queue" else "yellow")
-    for attempt in _attempts(step, is_mapped):
+    runs = (step, *step.former_items.values(), *(step.items or {}).values())
+    spans = [span for each in runs for span in spans_of(each, grid.begins_ms, now_ms)]
+    for kind, start_ms, end_ms, attempt, _ in spans:
+        if kind in ("queue", "backoff"):
+            colour = "dim" if kind == "queue" else "yellow"
+            paint(start_ms, end_ms, attempt.segment, kind, colour)
+    attempts = [span.attempt for span in spans if span.kind == "attempt"]
+    if is_mapped:
+        attempts.sort(key=lambda attempt: _ORDER.index(attempt.end))
+    for attempt in attempts:
         is_cut = attempt.end is None and grid.is_orphaned
         part, status = _PARTS["crashed" if is_cut else attempt.end]
         before = row.copy() if is_mapped and part == "failed" else {}
@@ -278,25 +285,3 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
         if attempt.end == "timed out":
             row[span[-1]] = _Cell(glyphs.timeout, f"reverse {colour}", "timeout")
     return row
-
-
-def _attempts(step: StepView, is_mapped: bool) -> list[AttemptView]:
-    if not is_mapped:
-        return [each for each in step.attempts if not each.is_queued]
-    begun = [each for each in step.all_attempts() if not each.is_queued]
-    return sorted(begun, key=lambda attempt: _ORDER.index(attempt.end))
-
-
-def _waits(
-    step_run: StepView, begins_ms: Sequence[float], now_ms: float
-) -> Iterator[tuple[float, float, int, str]]:
-    """Return the backoffs and the waits in a queue, each with its start, its end and segment."""
-    ends_ms = backoff_ends(step_run, begins_ms, now_ms)
-    for attempt, end_ms in zip(step_run.attempts, ends_ms, strict=True):
-        begin_ms, segment = attempt.started_ms - attempt.queued_ms, attempt.segment
-        if attempt.is_queued:
-            yield begin_ms, max(now_ms, begin_ms), segment, "queue"
-        elif attempt.queued_ms > 0:
-            yield max(begin_ms, 0.0), attempt.started_ms, segment, "queue"
-        if end_ms is not None and attempt.ended_ms is not None:
-            yield attempt.ended_ms, end_ms, segment, "backoff"

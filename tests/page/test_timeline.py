@@ -125,8 +125,7 @@ def test_what_has_not_ended_has_a_bar_until_now_or_until_its_segment_ends() -> N
     ]
 
     assert drawn(events, 50.0) == [
-        "waits queue 20-30 in 2",
-        "waits queue 30-50 in 2 dask",
+        "waits queue 20-50 in 2 dask",
         "runs attempt 30-50 in 2 running",
         "m items 30-50 in 2 running",
         "m[0] attempt 35-50 in 2 running",
