@@ -19,9 +19,8 @@ import pytest
 from results import failed, report_of, succeeded
 
 from asyncflow import RunReport, WorkflowStep, run_pipeline
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import PayloadError
-from asyncflow._core.text import LONGEST_LINE, LONGEST_TEXT
+from asyncflow._core.text import LONGEST_LINE, LONGEST_TEXT, describe_fully
 from asyncflow._core.tracebacks import format_error, has_long_message
 from asyncflow._core.value_size import Extent, extent, safe_repr
 from asyncflow.events import StepFailed

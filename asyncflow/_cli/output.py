@@ -24,7 +24,6 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import (
     JournalError,
     MissingExtraError,
@@ -42,7 +41,7 @@ from asyncflow._core.results import (
     failure_text,
     latest_number,
 )
-from asyncflow._core.text import escape_controls, plural
+from asyncflow._core.text import describe_error, escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text

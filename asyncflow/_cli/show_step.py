@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.output import hanging
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Attempt, StepResult, attempt_end
-from asyncflow._core.text import duration, escape_controls
+from asyncflow._core.text import describe_error, duration, escape_controls
 from asyncflow._views.notes import level_name, log_text
 from asyncflow._views.preview import preview
 from asyncflow._views.received import Received, received

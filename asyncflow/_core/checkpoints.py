@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import Payload
+from asyncflow._core.text import describe_fully
 
 if TYPE_CHECKING:  # to make a class of protocols takes long
     from typing import Protocol
@@ -52,8 +53,6 @@ class PickleCodec:
         try:
             return Payload("pickle", pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
         except Exception as error:  # whatever its objects raise
-            from asyncflow._core.error_text import describe_fully  # no right call needs it
-
             problem = f"can't be pickled: {describe_fully(error)}; save plain data"
             raise PayloadError(subject, problem) from None
 

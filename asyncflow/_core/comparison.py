@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.failures import first_failure
 from asyncflow._core.record import record, replace, values_by_name
 from asyncflow._core.remote_output import RemoteOutput
@@ -33,7 +32,7 @@ from asyncflow._core.results import (
     visible_output,
 )
 from asyncflow._core.same_value import is_same_value
-from asyncflow._core.text import cut
+from asyncflow._core.text import cut, describe_error
 from asyncflow._core.value_size import field_names, safe_repr
 
 NOTABLE_SHARE = 0.2

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
 from asyncflow._core.record import record, replace, show, values_by_name
-from asyncflow._core.text import LONGEST_TEXT, cut, escape_controls, safe_text
+from asyncflow._core.text import LONGEST_TEXT, cut, describe_error, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
@@ -379,8 +379,6 @@ def failure_text(one: _Failing) -> str:
     """Return what a step or an item failed with, in a line; empty if with nothing."""
     if one.error is None:
         return ""
-    from asyncflow._core.error_text import describe_error  # only who reads a report needs it
-
     return f"{FELL_BACK if has_fallen_back(one) else ''}{describe_error(one.error)}"
 
 

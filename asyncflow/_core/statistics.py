@@ -22,11 +22,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.history import History, LogEntry, as_event, ended_by, start_of, step_of
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
+from asyncflow._core.text import describe_error
 from asyncflow.events import (
     AttemptFailed,
     AttemptStarted,

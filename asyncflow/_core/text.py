@@ -1,9 +1,11 @@
-"""Text for people: what is shortened, escaped, counted, or suggested."""
+"""Text for people: what is shortened, escaped, counted or suggested, and errors in words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+
+from asyncflow._core.errors import RestoredError
 
 LONGEST_LINE = 10_000
 """How many characters of an error's message are shown in a line or a traceback."""
@@ -34,6 +36,30 @@ _UNSAFE = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800
 def escape_controls(text: str) -> str:
     r"""Return the text with its control characters written as Python writes them: ``\n``."""
     return re.sub(_UNSAFE, lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return ``ErrorType: message`` in one line, the first of the message."""
+    return error_lines(error)[0]
+
+
+def error_lines(error: BaseException) -> list[str]:
+    """Return ``ErrorType: message``, each line of the message as one."""
+    name, message = type(error).__name__, safe_text(str, error)
+    if isinstance(error, RestoredError):
+        name, message = error.type_name.rpartition(".")[2], error.message
+    lines = message[:LONGEST_LINE].strip().splitlines()  # the message may be larger than memory
+    if not lines:
+        return [escape_controls(name)]
+    lines[0] = f"{name}: {lines[0]}"
+    lines[-1] += cut(message, LONGEST_LINE)[LONGEST_LINE:]
+    return [escape_controls(line.rstrip()) for line in lines]
+
+
+def describe_fully(error: BaseException) -> str:
+    """Return ``ErrorType: message`` in one line, with all lines of the message."""
+    message = cut(safe_text(str, error), LONGEST_LINE)
+    return escape_controls(f"{type(error).__name__}: {message}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

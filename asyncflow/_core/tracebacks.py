@@ -22,7 +22,7 @@ from typing import Any
 
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.record import record
-from asyncflow._core.text import LONGEST_LINE, cut, escape_controls, safe_text
+from asyncflow._core.text import LONGEST_LINE, cut, describe_error, escape_controls, safe_text
 
 _PACKAGE = __file__.rpartition("_core")[0]
 # The line that begins a frame in the text of a traceback; in that of a group it is indented more.
@@ -98,8 +98,6 @@ def _clear_internal(frame: FrameType | None, seen: set[FrameType]) -> None:
 def format_error(error: BaseException) -> str:
     """Return the traceback of an error, with its causes and the errors of a group."""
     if isinstance(error, RestoredError):
-        from asyncflow._core.error_text import describe_error  # only displays need it
-
         lines = error.traceback.splitlines() or [describe_error(error)]
     else:
         lines = _format(error)
@@ -115,8 +113,6 @@ def _format(error: BaseException) -> list[str]:
         _strip_internal_frames(trace)
         return "".join(trace.format()).splitlines()
     except Exception:  # it is the user's object: whatever it raises must not spread
-        from asyncflow._core.error_text import describe_error  # as above
-
         return [describe_error(error)]
 
 

@@ -34,13 +34,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from asyncflow._core.chains import ItemQueue
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import StepTimeoutError
 from asyncflow._core.graph import maker_of
 from asyncflow._core.results import StepStatus, outputs_of, with_note
 from asyncflow._core.scheduler import ROUNDING_MS
 from asyncflow._core.step import WorkflowStep, tolerates
 from asyncflow._core.step_runs import ItemEnd
+from asyncflow._core.text import describe_error
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import FAILURES, forget_cancels
 from asyncflow._kernel.outcome import as_failure, raised_by, step_cancelled, timeout_error

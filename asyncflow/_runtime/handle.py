@@ -23,11 +23,10 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus, why_cancelled
-from asyncflow._core.text import did_you_mean, escape_controls
+from asyncflow._core.text import describe_error, did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import outlast, running_task
 from asyncflow._kernel.outcome import by_caller

@@ -14,9 +14,15 @@ from typing import Any
 
 from asyncflow import events
 from asyncflow._core.arguments import LEVELS
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import RunStatus, StepStatus
-from asyncflow._core.text import LONGEST_LINE, cut, duration, escape_controls, plural
+from asyncflow._core.text import (
+    LONGEST_LINE,
+    cut,
+    describe_error,
+    duration,
+    escape_controls,
+    plural,
+)
 
 _Attempt = Callable[[int], str]
 """Names an attempt by its number: ``attempt 2 of 3``."""

@@ -7,10 +7,9 @@ from datetime import UTC, datetime, tzinfo
 from itertools import islice
 from typing import NamedTuple
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.results import REDACTED_OUTPUT, RestoredOutput, to_restored_error
-from asyncflow._core.text import escape_controls, safe_text
+from asyncflow._core.text import describe_error, escape_controls, safe_text
 from asyncflow._core.value_size import safe_repr
 
 _DEEPEST = 8

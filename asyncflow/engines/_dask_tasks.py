@@ -9,7 +9,7 @@ from typing import Any
 
 from distributed import Client, Future
 
-from asyncflow._core.error_text import describe_fully
+from asyncflow._core.text import describe_fully
 from asyncflow.engines._dask_body import run_body
 from asyncflow.engines._dask_link import RemoteBody
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeAlias
 
 from asyncflow._core.checkpoints import SentCheckpoint
 from asyncflow._core.context import SentError, StartedAttempt
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import MissingExtraError, NotSendableError
 from asyncflow._core.record import record, values_by_name
 from asyncflow._core.step import RunIf, RunsIn
+from asyncflow._core.text import describe_fully
 from asyncflow._core.tracebacks import format_error
 
 try:

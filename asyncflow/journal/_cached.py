@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
+from asyncflow._core.text import describe_fully
 from asyncflow.events import StepSucceeded
 from asyncflow.journal._event_codec import event_checksum, event_of
 from asyncflow.journal._sql import EVENT_COLUMNS, NOW, Statement

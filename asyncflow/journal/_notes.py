@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, get_args
 
 from asyncflow._core.arguments import check_count, parse_level
-from asyncflow._core.error_text import describe_fully
-from asyncflow._core.text import safe_text
+from asyncflow._core.text import describe_fully, safe_text
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
 from asyncflow.journal._event_codec import column_of, event_of, row_of, sealed
 from asyncflow.journal._queries import LARGEST, check_text

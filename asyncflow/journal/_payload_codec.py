@@ -37,11 +37,10 @@ import msgspec
 import msgspec.inspect
 
 from asyncflow._core.arguments import is_iterator
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import MissingExtraError, PayloadError
 from asyncflow._core.remote_output import RemoteOutput, is_remote
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload, RestoredOutput
-from asyncflow._core.text import escape_controls
+from asyncflow._core.text import describe_fully, escape_controls
 from asyncflow._core.value_size import Extent, extent, field_names, safe_repr
 from asyncflow.journal._models import (
     WithGiven,

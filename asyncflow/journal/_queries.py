@@ -10,11 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 from asyncflow._core.arguments import check_count, check_number
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import AttributeValue, InterruptionCause, RunStatus
 from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.statistics import StepStatistics, median, nearest_rank, usual
-from asyncflow._core.text import safe_text
+from asyncflow._core.text import describe_error, safe_text
 from asyncflow.events import Event
 from asyncflow.journal._event_codec import column_of, is_storable
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 from asyncflow._core.comparison import RunComparison, compare
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import (
     JournalError,
     LeaseLostError,
@@ -25,7 +24,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Payload, RunStatus, StepStatus
-from asyncflow._core.text import did_you_mean
+from asyncflow._core.text import describe_fully, did_you_mean
 from asyncflow.events import (
     Event,
     ResultReused,

@@ -18,10 +18,9 @@ from typing import Any
 
 import msgspec
 
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.results import Payload
 from asyncflow._core.signal import SHAPE, fits, is_plain, other_type, shape_of, shape_text
-from asyncflow._core.text import safe_text
+from asyncflow._core.text import describe_fully, safe_text
 from asyncflow._core.value_size import safe_repr
 from asyncflow.journal._models import is_model, schema_of_model
 from asyncflow.journal._payload_codec import Codec, plain_of

@@ -36,11 +36,11 @@ from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
 from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
+from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent
 from asyncflow.journal._cached import SELECT_CACHED, Wanted, Wish, cached_of, wanted_by
 from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of

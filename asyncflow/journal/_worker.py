@@ -25,9 +25,9 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-from asyncflow._core.error_text import describe_fully
 from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
 from asyncflow._core.results import Payload
+from asyncflow._core.text import describe_fully
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._signals import SentSignal, Signals

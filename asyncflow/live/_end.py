@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.error_text import describe_error, error_lines
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import duration, plural
+from asyncflow._core.text import describe_error, duration, error_lines, plural
 from asyncflow._core.tracebacks import user_frames
 from asyncflow._views.run_end import LostSteps, lost_steps, verdict
 from asyncflow._views.run_view import RunView

@@ -10,10 +10,9 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import DIED, StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
-from asyncflow._core.text import duration, plural
+from asyncflow._core.text import describe_error, duration, plural
 from asyncflow._views.event_text import counted
 from asyncflow._views.progress import (
     is_under_way,

@@ -27,9 +27,8 @@ from opentelemetry.trace import (
 )
 
 from asyncflow import events
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.results import RunStatus, StepStatus, to_restored_error
-from asyncflow._core.text import escape_controls
+from asyncflow._core.text import describe_error, escape_controls
 from asyncflow._views.event_text import describe_event
 from asyncflow.otel import _semconv as semconv
 from asyncflow.otel._semconv import attempt_end, encodable, error_type, result_of

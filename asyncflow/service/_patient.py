@@ -7,8 +7,8 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.step import OpenResource
+from asyncflow._core.text import describe_error
 from asyncflow._policies.resources import check_manager
 
 _FIRST_RETRY_S = 0.25

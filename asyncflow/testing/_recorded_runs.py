@@ -17,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asyncflow._core.error_text import describe_error
 from asyncflow._core.record import values_by_name
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus, failure_text
-from asyncflow._core.text import duration, escape_controls, plural
+from asyncflow._core.text import describe_error, duration, escape_controls, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.planned_pipeline import report_watchers
 

@@ -35,7 +35,7 @@ from asyncflow import (
     StepStatus,
     StepTimeoutError,
 )
-from asyncflow._core.error_text import describe_error
+from asyncflow._core.text import describe_error
 
 SUCCESS, FAILED = StepStatus.SUCCESS, StepStatus.FAILED
 SKIPPED, CANCELLED = StepStatus.SKIPPED, StepStatus.CANCELLED

@@ -33,7 +33,7 @@ from asyncflow import (
     StepResult,
     run_pipeline,
 )
-from asyncflow._core.error_text import describe_error
+from asyncflow._core.text import describe_error
 from asyncflow.journal import (
     PostgresJournal,
     SQLiteJournal,
