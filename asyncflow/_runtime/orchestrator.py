@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from asyncflow._core.arguments import suggests_arguments
-from asyncflow._core.report import RunReport, to_mermaid
+from asyncflow._core.report import RunReport
 from asyncflow._core.state import Schedule
 from asyncflow._core.step import OpenResource, WorkflowStep
 from asyncflow._runtime.options import (
@@ -144,6 +144,8 @@ class Orchestrator(Runnable):
         GitHub, GitLab and many editors draw such text. `RunReport.to_mermaid` adds how each step
         ended.
         """
+        from asyncflow._core.diagram import to_mermaid  # few programs draw one
+
         return to_mermaid(self._plan.depends_on)
 
 

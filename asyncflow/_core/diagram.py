@@ -1,0 +1,81 @@
+"""A pipeline or a run as a flowchart of Mermaid.
+
+Rules:
+
+1. A node is named by a number, never by what a user wrote. A label is quoted, and whatever Mermaid
+   or its Markdown may read in it is written as its code.
+2. A status is shown by a symbol and a word; its colour only repeats it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
+from asyncflow._core.text import escape_controls
+
+# Dark text on a light ground, both given, so that a page of either kind shows them readably.
+_COLOURS = {
+    StepStatus.PENDING: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937",
+    StepStatus.RUNNING: "fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
+    StepStatus.SUCCESS: "fill:#d1fae5,stroke:#047857,color:#064e3b",
+    StepStatus.FAILED: "fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d",
+    StepStatus.SKIPPED: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4",
+    StepStatus.CANCELLED: "fill:#fef3c7,stroke:#b45309,color:#78350f",
+}
+
+# All ASCII punctuation but a dash or an underscore within a word. Quotes and `#` belong to Mermaid,
+# `<` and `&` to HTML; `1. x`, `_x_` and `www.x.y` are Markdown. After `style x:` at the start of a
+# label, Mermaid cuts off the next code.
+_SPECIAL = r"[!-,./:-@\[-^`{-~]|(?<![^\W_])[-_]|[-_](?![^\W_])"
+
+
+def to_mermaid(
+    dependencies: Mapping[str, Iterable[str]],
+    results: Mapping[str, StepResult] | None = None,
+    critical: Sequence[str] = (),
+) -> str:
+    """Return a Mermaid flowchart, from left to right, of steps and their dependencies.
+
+    A dependency that is not a step of the mapping is drawn like a step without a result. The label
+    of a step with a result shows its status and, if it started, its duration in milliseconds.
+    ``critical`` names the steps of the critical path, in order.
+    """
+    results, thick = results or {}, frozenset(pairwise(critical))
+    needs = {name: list(dict.fromkeys(needed)) for name, needed in dependencies.items()}
+    names = dict.fromkeys([*needs, *(name for needed in needs.values() for name in needed)])
+    ids = {name: f"s{number}" for number, name in enumerate(names)}
+    # `in` first: the KeyError of a report has a hint, which takes a while to find.
+    found = {name: results[name] for name in names if name in results}
+    used = {result.status for result in found.values()}
+    lines = [
+        "flowchart LR",
+        *(f"    {ids[name]}{_node(name, found.get(name))}" for name in names),
+        *(
+            f"    {ids[first]} {'==>' if (first, name) in thick else '-->'} {ids[name]}"
+            for name in needs
+            for first in needs[name]
+        ),
+        *(
+            f"    classDef {status.lower()} {colours}"
+            for status, colours in _COLOURS.items()
+            if status in used
+        ),
+    ]
+    if thick:  # one step alone is no path
+        lines.append("    classDef critical stroke-width:4px")
+        lines.append(f"    class {','.join(ids[name] for name in critical)} critical")
+    return "\n".join(lines)
+
+
+def _node(name: str, result: StepResult | None) -> str:
+    label = re.sub(_SPECIAL, lambda found: f"#{ord(found[0])};", escape_controls(name))
+    if result is None:
+        return f'["{label or " "}"]'  # Mermaid refuses an empty one
+    status = result.status
+    label += f"<br/>{STATUS_SYMBOLS[status]} {status}"
+    if result.started_ms is not None:
+        label += f" {result.duration_ms:.0f}ms"
+    return f'["{label}"]:::{status.lower()}'
