@@ -162,6 +162,7 @@ def test_a_report_with_a_billion_references_can_be_written() -> None:
         succeeded("c", "x" * 20_000_000),
         succeeded("d", collections.deque([billion_references()])),
     )
+    report_of(succeeded("a", 1)).to_html()  # what the first page imports and compiles is not meant
     texts: list[str] = []
 
     def write() -> None:
