@@ -174,10 +174,13 @@ def step_runs_of(history: History) -> dict[str, StepRun] | None:
         name = step_of(entry) if type(entry) is tuple else getattr(entry, "step", None)
         if name is not None:
             entries[name].append(entry)
-    found, replay = {}, StoredRun([start])
+    found: dict[str, StepRun] = {}
+    replay: StoredRun | None = None
     for name, of_step in entries.items():
         run = _run_of_entries(of_step)
         if run is None:
+            if replay is None:  # most runs need none
+                replay = StoredRun([start])
             for entry in of_step:
                 replay.apply(as_event(entry))
             run = _run_of(replay.steps[name])
