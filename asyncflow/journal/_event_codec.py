@@ -44,7 +44,7 @@ from asyncflow.events import Event, ResultReused, RunStarted, StepAttached, Step
 
 
 class EventRow(NamedTuple):
-    """An event with its run and its position."""
+    """An event with its run and its position: a row, with the columns of the table."""
 
     run_id: str
     position: int
@@ -59,12 +59,12 @@ class EventRow(NamedTuple):
     """The codec of the event's output; ``None`` if it has none."""
     payload: str | None
     """The fields without a column that have not their default, as a JSON object, if any."""
+    data_checksum: int | None
+    checksum: int
+    """That of all columns before it."""
     data: bytes | None
     """The output, or the data of an attachment."""
 
-
-SealedRow = tuple[object, ...]
-"""The values of an `EventRow` but for the data, their checksum, that of the row, and the data."""
 
 Details = dict[str, Any]
 
@@ -88,7 +88,7 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
         if isinstance(data, Payload):
             codec, data = data
     step = getattr(event, "step", None)
-    return EventRow(
+    return sealed(
         run_id,
         position,
         cls.__name__,
@@ -102,19 +102,22 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
     )
 
 
-def sealed(row: EventRow) -> SealedRow:
-    """Return a row with its checksums."""
-    # In one go: every event passes here.
-    run_id, position, kind, step, item, attempt, at_ms, codec, payload, data = row
+def sealed(
+    run_id: str,
+    position: int,
+    kind: str,
+    step: str | None,
+    item: int | None,
+    attempt: int | None,
+    at_ms: float,
+    codec: str | None,
+    payload: str | None,
+    data: bytes | None,
+) -> EventRow:
+    """Return the row with these columns and their checksums."""
     of_data = None if data is None else crc32(data)
-    checksum = event_checksum(
-        run_id, position, kind, step, item, attempt, at_ms, codec, payload, of_data
-    )
-    return (
-        *(run_id, position, kind, step, item, attempt, at_ms, codec, payload, of_data),
-        checksum,
-        data,
-    )
+    columns = run_id, position, kind, step, item, attempt, at_ms, codec, payload, of_data
+    return EventRow(*columns, event_checksum(*columns), data)
 
 
 def data_checksum(data: bytes | None) -> int | None:

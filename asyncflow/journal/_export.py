@@ -16,7 +16,7 @@ from pathlib import Path
 from asyncflow._core.record import replace
 from asyncflow._core.results import REDACTED
 from asyncflow.events import Event, ResultReused, RunResumed, RunStarted, StepSucceeded
-from asyncflow.journal._event_codec import column_of, row_of, sealed
+from asyncflow.journal._event_codec import column_of, row_of
 from asyncflow.journal._run_lists import RunLists
 from asyncflow.journal._sql import EVENT_COLUMNS, Cursor, marks
 from asyncflow.journal._sqlite import SQLite
@@ -85,7 +85,7 @@ def _copy(
     insertion = _insertion("events", EVENT_COLUMNS)
     for position, event in enumerate(source.events(run_id), 1):
         row = row_of(run_id, position, _without_secrets(event, secret, inputs))
-        cursor.execute(insertion, sealed(row))
+        cursor.execute(insertion, row)
     # It may have resumed, ended or been deleted meanwhile. A NaN in a damaged row is not itself.
     return repr(source.read(selects["runs"], [run_id])) == repr(before)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, get_args
 from asyncflow._core.arguments import check_count, parse_level
 from asyncflow._core.text import describe_fully, safe_text
 from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
-from asyncflow.journal._event_codec import column_of, event_of, row_of, sealed
+from asyncflow.journal._event_codec import column_of, event_of, row_of
 from asyncflow.journal._queries import LARGEST, check_text
 
 ProgressKey: TypeAlias = tuple[str, int, int | None]
@@ -25,7 +25,7 @@ _KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(NoteEvent)}
 def note_rows(run_id: str, position: int, notes: Sequence[NoteEvent]) -> list[tuple[object, ...]]:
     """Return the rows of notes from a position on: those of events, each with its level."""
     return [
-        (*sealed(row_of(run_id, number, note)), getattr(note, "level", None))
+        (*row_of(run_id, number, note), getattr(note, "level", None))
         for number, note in enumerate(notes, position)
     ]
 

@@ -145,8 +145,8 @@ def either_case(letter: str) -> str:
     return "".join(sorted({c for c in (letter, letter.lower(), letter.upper()) if len(c) == 1}))
 
 
-EVENT_COLUMNS = (*EventRow._fields[:-1], "data_checksum", "checksum", "data")
-"""The columns of `events`, as `sealed` returns their values."""
+EVENT_COLUMNS = EventRow._fields
+"""The columns of `events`."""
 
 FREE = "(l.owner IS NULL OR NOT {valid})"
 

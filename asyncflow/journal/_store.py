@@ -11,8 +11,7 @@ They are the same for every database, as are those that read many runs
   equals the token while the run is asked to stop, and only then `cancel_reason` counts. A claim
   takes the request over, since the owner that was asked may have died; a release drops it, unless
   the run may continue. Times are by the database's clock.
-- `events` has one row per event, with the columns of `asyncflow.journal._event_codec.EventRow` and
-  their checksums.
+- `events` has one row per event: an `asyncflow.journal._event_codec.EventRow`.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
   its deadline has expired. The sender writes the row; the owner of the run makes it an event.
 - `notes` has one row per note: what steps say, which no replay reads. It is a row of an event, with
@@ -50,7 +49,6 @@ from asyncflow.journal._event_codec import (
     event_of,
     from_column,
     run_checksum,
-    sealed,
 )
 from asyncflow.journal._notes import NoteFilter, note_rows
 from asyncflow.journal._signals import waiting, wake
@@ -430,7 +428,7 @@ class Store:
         row = batch.rows[-1]
         self._execute(cursor, _EVENT, (row.run_id, row.position))
         # Another owner may have written another event there.
-        return bool(cursor.fetchone() == sealed(row))
+        return bool(cursor.fetchone() == row)
 
     def _insert_notes(self, cursor: Cursor, batch: CommitBatch) -> None:
         rows = note_rows(batch.run_id, batch.first_note, batch.notes)
@@ -461,7 +459,7 @@ class Store:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for chunk in chunks(rows):
             sql = _insertion("events", EVENT_COLUMNS, len(chunk))
-            self._execute(cursor, sql, list(chain(*map(sealed, chunk))))
+            self._execute(cursor, sql, list(chain(*chunk)))
 
     def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
         change = batch.change

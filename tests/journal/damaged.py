@@ -54,7 +54,7 @@ from asyncflow.events import (
 )
 from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import EventRow, run_checksum, sealed
+from asyncflow.journal._event_codec import run_checksum, sealed
 from asyncflow.journal._queries import RunRecord
 from asyncflow.journal._sql import EVENT_COLUMNS
 from asyncflow.testing import run_in_virtual_time
@@ -299,7 +299,7 @@ def make_checksums_right(database: sqlite3.Connection) -> None:
     columns = ", ".join(EVENT_COLUMNS)
     for rowid, *row in database.execute(f"SELECT rowid, {columns} FROM events").fetchall():
         with suppress(TypeError, ValueError, struct.error):
-            *_, of_data, checksum, _ = sealed(EventRow(*row[:9], row[-1]))
+            *_, of_data, checksum, _ = sealed(*row[:9], row[-1])
             database.execute(
                 "UPDATE events SET data_checksum = ?, checksum = ? WHERE rowid = ?",
                 (of_data, checksum, rowid),

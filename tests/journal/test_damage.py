@@ -49,7 +49,7 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._event_codec import EventRow, sealed
+from asyncflow.journal._event_codec import sealed
 from asyncflow.testing import run_in_virtual_time
 
 ALL = bool(os.environ.get("ASYNCFLOW_ALL_DAMAGE"))
@@ -336,8 +336,8 @@ async def test_a_run_that_ends_between_two_reads_is_read_again(journal: Any) -> 
 async def test_an_output_that_is_no_json_is_refused(journal: Any, database: Any) -> None:
     """Its checksum is right: another program wrote it."""
     await store(journal)
-    row = EventRow("r", 3, "StepSucceeded", "a", None, 1, 2.0, "json", None, b'{"rows"')
-    *_, of_data, checksum, data = sealed(row)
+    row = sealed("r", 3, "StepSucceeded", "a", None, 1, 2.0, "json", None, b'{"rows"')
+    *_, of_data, checksum, data = row
     database.query(
         f"UPDATE events SET data = {database.bytes(data)}, data_checksum = {of_data}, "
         f"checksum = {checksum} WHERE position = 3"

@@ -189,7 +189,7 @@ def test_the_strategies_cover_every_event() -> None:
 def test_an_event_read_without_its_output_still_says_that_its_step_fell_back() -> None:
     row = row_of("r", 1, StepSucceeded("a", 1, 1.0, Payload("json", b"1"), error=ValueError("x")))
 
-    event = event_of((*sealed(row)[:-1], None), is_brief=True)
+    event = event_of((*row[:-1], None), is_brief=True)
 
     assert isinstance(event, StepSucceeded)
     assert (event.step, event.attempt, event.output) == ("a", 1, None)
@@ -234,12 +234,11 @@ def test_an_error_of_an_action_with_odd_arguments_leaves_its_run_readable(odd: f
 
 
 def read(row: EventRow) -> Event:
-    """Return the event of a row with its checksum."""
-    return event_of(sealed(row))
+    return event_of(row)
 
 
 def row(kind: str, step: str | None, attempt: int | None, payload: str | None) -> EventRow:
-    return EventRow("r", 1, kind, step, None, attempt, 1.0, None, payload, None)
+    return sealed("r", 1, kind, step, None, attempt, 1.0, None, payload, None)
 
 
 def restored_from_row(error: BaseException) -> Any:
@@ -303,7 +302,10 @@ def test_a_malformed_row_is_refused(kind: str, payload: str | None) -> None:
     ("row", "says"),
     [
         (row("AttemptStarted", "a", -1, None), "a number is out of range"),
-        (row("AttemptStarted", "a", 1, None)._replace(at_ms=1e300), "a number is out of range"),
+        (
+            sealed("r", 1, "AttemptStarted", "a", None, 1, 1e300, None, None, None),
+            "a number is out of range",
+        ),
         (
             row("AttemptStarted", "a", 1, '{"queued_ms": "5"}'),
             r"Expected `int .*`.*queued_ms",
@@ -347,7 +349,7 @@ def test_a_change_of_any_column_is_noticed(event: Event, column: str, data: st.D
 
     changed = row._replace(**{column: other})
     with pytest.raises((ValueError, TypeError, AttributeError, KeyError, struct.error)):
-        event_of((*changed[:9], *sealed(row)[9:11], changed.data))
+        event_of(changed)
 
 
 def restored_error(stored: dict[str, Any]) -> Any:
