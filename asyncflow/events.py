@@ -45,6 +45,7 @@ __all__ = [
     "RunStarted",
     "RunTimedOut",
     "StepAttached",
+    "StepCalled",
     "StepCancelled",
     "StepEvent",
     "StepFailed",
@@ -522,6 +523,24 @@ class StepAttached:
 
 
 @record
+class StepCalled:
+    """An attempt called a function by a name, which returned: `StepContext.call`.
+
+    There is none for a call of which an earlier attempt has stored what it returned.
+    """
+
+    step: str
+    attempt: int
+    at_ms: float
+    """When it returned."""
+    name: str
+    duration_ms: float
+    size: int
+    """How many bytes the value takes, as it is stored."""
+    item: int | None = None
+
+
+@record
 class EventsMissed:
     """Takes the place of events that a slow reader of `RunHandle.events` has missed.
 
@@ -552,7 +571,7 @@ RunEvent: TypeAlias = (
     RunStarted | RunResumed | RunInterrupted | RunTimedOut | PoolPaused | RunFinished
 )
 """What happens to the run itself."""
-NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached
+NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached | StepCalled
 """What a step says while it runs. It changes no state, so that a replay does without it."""
 Event: TypeAlias = StepEvent | RunEvent | NoteEvent
 """Whatever an observer of a run receives."""

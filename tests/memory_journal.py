@@ -15,6 +15,7 @@ from asyncflow import (
     RunCancelledError,
     RunNotFoundError,
 )
+from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
@@ -65,6 +66,9 @@ class MemoryJournal:
         self.stored: dict[str, list[Event]] = {}
         self.saved: dict[str, dict[Key, Payload]] = {}
         """The checkpoints of each run."""
+        self.called: dict[str, dict[Key, dict[str, StoredCall]]] = {}
+        """What the calls of each run have returned, by name."""
+        self._called_after: dict[str, list[tuple[int, dict[Key, dict[str, StoredCall]]]]] = {}
         self._saved_after: dict[str, list[tuple[int, dict[Key, Payload]]]] = {}
         """The same after so many events, whenever they have changed."""
         self.results: dict[str, tuple[float, CachedResult]] = {}
@@ -88,6 +92,9 @@ class MemoryJournal:
         for events, saved in self._saved_after.get(run_id, ()):
             if events <= count:
                 left.saved[run_id] = saved
+        for events, called in self._called_after.get(run_id, ()):
+            if events <= count:
+                left.called[run_id] = called
         for events, key, success in self._results_after.get(run_id, ()):
             if events <= count:
                 left.results[key] = self.results[key]
@@ -118,6 +125,7 @@ class MemoryJournal:
             await asyncio.sleep(1)
         stored = StoredRun(self.stored.get(run_id, ()))
         stored.checkpoints = dict(self.saved.get(run_id, {}))
+        stored.calls = {key: {*names} for key, names in self.called.get(run_id, {}).items()}
         result = read(stored)
         session = self.open_sessions[run_id] = self.session(self, run_id)
         return session, result
@@ -138,6 +146,7 @@ class MemorySession:
         self._loop = asyncio.get_running_loop()
         self._pending: list[Event] = []
         self._saved: dict[Key, Payload | None] = {}
+        self._called: list[tuple[Key, str, StoredCall, asyncio.Future[None]]] = []
         self._results: dict[str, tuple[CachedResult, Success, asyncio.Future[None]]] = {}
         self._writing: asyncio.TimerHandle | None = None
         self._all_stored = asyncio.Event()
@@ -158,6 +167,21 @@ class MemorySession:
         if self.failure is None:
             self._saved[step, item] = payload
             self._write_soon()
+
+    def append_call(
+        self, step: str, item: int | None, name: str, stored: StoredCall
+    ) -> asyncio.Future[None]:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        if self.failure is not None:
+            waiter.set_exception(JournalError("memory", "the call was not stored"))
+        else:
+            self._called.append(((step, item), name, stored, waiter))
+            self._write_soon()
+        return waiter
+
+    async def load_call(self, step: str, item: int | None, name: str) -> StoredCall | None:
+        await asyncio.sleep(self._journal.latency_s)
+        return self._journal.called[self._run_id][step, item].get(name)
 
     def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
         stored: asyncio.Future[None] = self._loop.create_future()
@@ -185,6 +209,8 @@ class MemorySession:
                 return
             stored.append(event)
         self._pending.clear()
+        if self._called or self._saved:
+            self._write_calls(journal, len(stored))
         if self._saved:
             changed = {**journal.saved.get(self._run_id, {}), **self._saved}
             saved = {key: each for key, each in changed.items() if each is not None}
@@ -200,11 +226,29 @@ class MemorySession:
         self._results.clear()
         self._all_stored.set()
 
+    def _write_calls(self, journal: MemoryJournal, events: int) -> None:
+        before = journal.called.get(self._run_id, {})
+        called = {key: dict(calls) for key, calls in before.items()}
+        for key, name, stored, waiter in self._called:
+            called.setdefault(key, {})[name] = stored
+            if not waiter.done():
+                waiter.set_result(None)
+        self._called.clear()
+        for key, saved in self._saved.items():
+            if saved is None:
+                called.pop(key, None)
+        journal.called[self._run_id] = called
+        journal._called_after.setdefault(self._run_id, []).append((events, called))
+
     def fail(self, failure: JournalError) -> None:
         """Let the journal fail, or the run lose its lease."""
         if self._writing is not None:
             self._writing.cancel()
         self.failure = failure
+        for _, name, _, waiter in self._called:
+            if not waiter.done():
+                waiter.set_exception(JournalError("memory", f"call {name!r} was not stored"))
+        self._called.clear()
         self._failed.set()
         if self._on_stop is not None:
             self._on_stop(failure)

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from asyncflow import current_step
 from asyncflow._policies.workers import run_in_process
 
 
@@ -152,3 +153,7 @@ def hang(path):
     part.rename(path)
     while True:
         time.sleep(100)
+
+
+def call_in_process():
+    asyncio.run(current_step().call("x", asyncio.sleep, 0))

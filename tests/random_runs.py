@@ -143,6 +143,8 @@ class Spec:
     """Whether its output has each element twice, so that steps which are mapped over it make equal
     calls."""
     speaks: bool = False
+    pays: int = 0
+    """How many calls by name each attempt makes."""
     takes_resource: bool = False
 
     def step(self, world):
@@ -210,6 +212,23 @@ class Spec:
         call = [self.name, self.options.get("version", ""), arguments]
         return json.dumps(call, sort_keys=True)
 
+    async def _pay(self, world, context, mark):
+        """Make calls by name: what the journal has of them must not be made again."""
+        mark, key = json.loads(json.dumps(mark, sort_keys=True)), (context.step_name, context.item)
+
+        async def pay(number):
+            stored = world.journal.called.get(world.run_id, {}).get(key, {})
+            if f"pay {number}" in stored:
+                world.violations.append(f"{key} pays {number} again")
+            if self.style == "sleep":
+                await asyncio.sleep(0.001 * number)
+            return [number, mark]
+
+        for number in range(self.pays):
+            paid = await context.call(f"pay {number}", pay, number)
+            if paid != [number, mark]:
+                world.violations.append((key, "has paid for", paid, "and not", mark))
+
     def _end(self, world, key, arguments):
         world.running[key] -= 1
         if self.caches:
@@ -244,6 +263,7 @@ class Spec:
             context = current_step()
             key, said = self._begin(world, context, arguments)
             try:
+                await self._pay(world, context, [*said, context.item, arguments])
                 if self.style == "sleep":
                     await asyncio.sleep(0.002 + 0.001 * (len(self.name) + (key[1] or 0) % 3))
                 elif self.style == "suspend":
@@ -321,6 +341,7 @@ class RandomPipeline:
         if rich:
             self._enrich(random.Random(f"policies {seed}"))
             self._map_over_input(random.Random(f"mapped over input {seed}"))
+            self._make_calls(random.Random(f"calls {seed}"))
 
     def _all_specs(self):
         return [*self.specs, *(spec for _, inner, _ in self.nested for spec in inner)]
@@ -383,6 +404,14 @@ class RandomPipeline:
                 spec.options["map_over"] = "given"
                 if chance.random() < 0.4:
                     spec.options["tolerated_failures"] = chance.choice([1, 2, 0.4, 1.0])
+
+    def _make_calls(self, chance):
+        """Let some steps make calls by name."""
+        if chance.random() < 0.5 or self.workers is not None:
+            return
+        for spec in self._all_specs():
+            if not spec.in_thread and spec.style != "hang":
+                spec.pays = chance.choice([0, 1, 3])
 
     def _specs(self, prefix, count):
         specs = []

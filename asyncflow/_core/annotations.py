@@ -23,11 +23,16 @@ def output_type(step: WorkflowStep) -> Any:
         return step.signal.type
     if isinstance(step.action, ForwardOutputs):
         return _type_of_outputs(step.action)
-    function = _function_of(step.action)
+    if step.runs_in != "loop":
+        return _annotations_of(_function_of(step.action)).get("return", Any)
+    return awaited_type(step.action)
+
+
+def awaited_type(action: Callable[..., Any]) -> Any:
+    """Return the type of what awaiting a call of an async callable returns."""
+    function = _function_of(action)
     annotation = _annotations_of(function).get("return", Any)
-    if step.runs_in != "loop" or inspect.iscoroutinefunction(function):
-        return annotation
-    return _awaited(annotation)
+    return annotation if inspect.iscoroutinefunction(function) else _awaited(annotation)
 
 
 def input_types(steps: tuple[WorkflowStep, ...], names: Mapping[str, object]) -> dict[str, Any]:

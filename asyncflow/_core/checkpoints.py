@@ -1,5 +1,8 @@
 """The checkpoints that actions make: where the next attempt of their step continues.
 
+What a call by name has returned (`StepContext.call`) is a checkpoint with a name: it is kept as
+long, and in the same places.
+
 Rules:
 
 1. A value is encoded at the call, so nothing that the action changes later changes the checkpoint.
@@ -11,9 +14,9 @@ Rules:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.results import Payload
@@ -42,6 +45,16 @@ SavingAttempt: TypeAlias = "tuple[str, int, float, float, int | None]"
 _Key: TypeAlias = "tuple[str, int | None]"
 _Saved: TypeAlias = "tuple[int, Payload, Payload | None]"
 """The attempt that saved the latest checkpoint, that, and what the attempts before it left."""
+
+
+class StoredCall(NamedTuple):
+    """What a call by name has returned."""
+
+    attempt: int
+    """The attempt that has made it."""
+    arguments: int | None
+    """A checksum of its arguments, if they have one."""
+    payload: Payload
 
 
 class PickleCodec:
@@ -76,6 +89,13 @@ class Checkpoints:
     ) -> None:
         self.on_save: Callable[[_Key, Payload], object] | None = None
         """Takes each checkpoint on to where it outlasts the process, if there is such a place."""
+        self.calls: dict[_Key, Any] = {}
+        """What keeps the calls of each step and item that has made one and not ended."""
+        self.store_call: Callable[[_Key, str, StoredCall], Awaitable[None]] | None = None
+        """Stores what a call has returned where it outlasts the process, if there is such a place.
+        What it returns is done when that is stored, and fails if it can't be."""
+        self.load_call: Callable[[_Key, str], Awaitable[StoredCall | None]] | None = None
+        """Reads it there again; ``None`` if it is damaged."""
         self._codec = codec
         self.saved: dict[_Key, _Saved] = {k: (0, p, None) for k, p in (stored or {}).items()}
         self._lock = threading.Lock()

@@ -7,10 +7,10 @@ another process does not. The worker process of a step has `process_attempt` ins
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import Context, ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from asyncflow._core import process_attempt
 from asyncflow._core.arguments import check_number
@@ -63,10 +63,31 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
         def leave_out(self, running: StartedAttempt, count: int, /) -> None:
             """Count records of an attempt that are missing."""
 
+    class Calls(Protocol):
+        """Makes the calls of one step or item that have a name."""
+
+        async def call(
+            self,
+            run: RunContext,
+            running: StartedAttempt,
+            name: str,
+            function: Callable[..., Awaitable[Any]],
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+        ) -> Any:
+            """Return what a call has returned in an earlier attempt; else call, and keep it."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 key_watchers: list[Callable[[str, str, int | None], object]] = []
 """Each is called with the id of the run, the name of the step and the item, when an action of this
 process asks for its idempotency key. A test watches; there are none outside of tests."""
+
+call_watchers: list[Callable[[str, int | None, str], object]] = []
+"""Each is called with the step, the item and the name when an action of this process makes a call
+by name, and does not get a stored value. A test watches here too."""
 
 
 class StepContext:
@@ -93,6 +114,7 @@ class StepContext:
         "_heartbeat",
         "_notes",
         "_results",
+        "_run",
         "_running",
         "attempt",
         "item",
@@ -116,6 +138,7 @@ class StepContext:
         notes: Notes | None,
         last_error: BaseException | None,
         checkpoints: Checkpoints,
+        run: RunContext | None = None,
     ) -> None:
         self._running = running
         step_name, attempt, _, _, item = running
@@ -132,6 +155,7 @@ class StepContext:
         self._results = results
         self._notes = notes
         self._checkpoints = checkpoints
+        self._run = run
 
     @property
     def idempotency_key(self) -> str:
@@ -246,6 +270,67 @@ class StepContext:
         """
         return self._checkpoints.last(self._running)
 
+    async def call(
+        self,
+        name: str,
+        function: Callable[P, Awaitable[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call a coroutine function once for this step, or item, of the run, and return its value.
+
+        What it returns is stored under the name before ``call`` returns. A later attempt, in this
+        process or after a crash, gets the stored value and does not call again. So a loop of paid
+        calls, such as to a language model, continues where it was::
+
+            step = current_step()
+            for turn in range(50):
+                answer = await step.call(f"ask-{turn}", client.ask, messages)
+
+        The value is kept until the step, or item, has succeeded, or its result is not valid any
+        more; also when the step fails and the run is resumed. A rerun has none of it. A call that
+        an earlier attempt has left running is awaited, and its value is the value. With a journal,
+        a crash between the moment at which the function returns and the end of the commit loses
+        the value, and the next attempt makes this one call again: pass
+        ``f"{current_step().idempotency_key}/{name}"`` to a provider that takes such a key.
+
+        A call has no timeout, retry or pool of its own. The step's ``timeout_ms``, 30 seconds by
+        default, limits all calls of an attempt together: give a step that makes many
+        ``timeout_ms=None`` and a ``deadline_ms``, and each call its limit within the function, such
+        as with `asyncio.timeout`. A call that raises ends the attempt unless the action catches the
+        error, and ``max_retries`` counts all attempts of the loop.
+
+        What a step with ``secret=True`` calls, and any step of a run without a journal, is kept in
+        memory, between the attempts of this process.
+
+        Args:
+            name: What the call is for, the same in each attempt: `"ask-3"`. An attempt uses a name
+                once. At most 200 characters.
+            function: A coroutine function, or whatever else an action may be. What it returns is
+                stored like an output of that annotation. Errors are raised, and not stored.
+            args: Its arguments. They are not compared; if they can be written as JSON and have
+                changed since the value was stored, a warning names the call.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            ValueError: This attempt has made a call of that name.
+            TypeError: ``function`` is not an async callable.
+            PayloadError: What it returned would not come back equal. No other attempt follows,
+                since it would pay again.
+            RuntimeError: The action does not run in the event loop of the run, or its attempt has
+                ended.
+        """
+        run = self._run
+        if run is None or run.open_calls is None:
+            raise RuntimeError(
+                f"step {self.step_name!r}: call {name!r} works only in the event loop of the run, "
+                "and not in a process or on an engine; make it in a step without them"
+            )
+        calls = run.open_calls(run, self._running)
+        value: T = await calls.call(run, self._running, name, function, args, kwargs)
+        return value
+
     def attach(self, name: str, data_or_path: object, media_type: str | None = None) -> None:
         """Attach data for people to look at, such as a plot or a table.
 
@@ -341,6 +426,7 @@ def _context_in_loop(run: RunContext, running: StartedAttempt) -> StepContext:
         notes=run.notes,
         last_error=run.last_errors.get((name, item)),
         checkpoints=run.checkpoints,
+        run=run,
     )
 
 
@@ -490,11 +576,13 @@ class RunContext:
     last_errors: dict[tuple[str, int | None], BaseException] = made_by(default_factory=dict)
     """What the attempt before failed with, of each node that makes another one."""
     checkpoints: Checkpoints = made_by(default_factory=Checkpoints)
+    open_calls: Callable[[RunContext, StartedAttempt], Calls] | None = None
+    """Returns what makes the calls of the step, or item, of a running attempt."""
 
     @property
     def by_node(self) -> tuple[dict[tuple[str, int | None], Any], ...]:
         """What the run forgets of a node when its attempts are over; a journal keeps its own."""
-        return self.last_errors, self.checkpoints.saved
+        return self.last_errors, self.checkpoints.saved, self.checkpoints.calls
 
     def ends_s(self, step: WorkflowStep) -> float:
         """Return the loop's time at which the attempts of a step end that have no limit."""

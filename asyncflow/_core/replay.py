@@ -113,6 +113,8 @@ class StoredRun:
         self._without_items = without_items
         self.checkpoints: dict[Key, Payload] = {}
         """The checkpoints of steps and items, if a journal has read them; no event has any."""
+        self.calls: dict[Key, set[str]] = {}
+        """The names of the calls of which a journal has what they returned, likewise."""
         self._is_whole = False
         """Whether it began with the first event, so that no attempt is unknown."""
         self._reasons: Mapping[str, str] = {}

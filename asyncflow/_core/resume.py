@@ -120,17 +120,15 @@ def resume(
     return event, snapshot
 
 
-def valid_checkpoints(
-    stored: Mapping[Key, Payload], resumed: RunResumed, plan: Plan
-) -> dict[Key, Payload]:
-    """Return the checkpoints with which the steps of a resumed run continue.
+def valid_checkpoints(stored: Mapping[Key, T], resumed: RunResumed, plan: Plan) -> dict[Key, T]:
+    """Return the checkpoints, or calls, with which the steps of a resumed run continue.
 
     That of a step is not valid if what the step had done is not, nor that of an item if its items
     came from an output that is made anew: another item may have its number now.
     """
     return {
-        key: payload
-        for key, payload in stored.items()
+        key: saved
+        for key, saved in stored.items()
         if key[0] not in resumed.outdated and not _is_of_recalled(key, resumed.recalled, plan)
     }
 

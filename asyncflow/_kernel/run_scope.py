@@ -97,6 +97,9 @@ class RunStart(NamedTuple):
     They can be taken once."""
     saved: Mapping[Key, Payload] = {}
     """The checkpoints that earlier processes left and that are valid."""
+    called: Mapping[Key, Collection[str]] = {}
+    """The names of the calls of which earlier processes left what they returned, as far as that is
+    valid."""
     missing: Mapping[str, str | None] = {}
     """The steps without which a run continues only if it may, each with the nearest of those that
     the pipeline has."""

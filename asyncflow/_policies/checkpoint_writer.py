@@ -5,8 +5,8 @@ A run without a journal does not load this module.
 Rules:
 
 1. A checkpoint is stored soon after the call, and with the end of its attempt: it may lag behind
-   what the action did, and never leads.
-2. It is deleted in the transaction that stores the success of its step, or that it reuses one.
+   what the action did, and never leads. What a call by name returns is stored at once.
+2. Both are deleted in the transaction that stores the success of their step, or that it reuses one.
 3. What an attempt saves after its step has ended is dropped.
 """
 
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 
+from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.results import Payload, StepStatus
 from asyncflow._core.step_runs import Key
 from asyncflow._kernel.policy import Policy
@@ -52,14 +53,17 @@ class CheckpointWriter(Policy):
         self._secret = scope.start.event.secret
         """The steps whose checkpoints are not stored."""
         self._void = scope.start.void
-        self._stored = {*scope.start.saved, *scope.start.void}
-        """Those that the journal has."""
+        self._stored = {*scope.start.saved, *scope.start.called, *scope.start.void}
+        """Those of which the journal has a checkpoint, or what a call returned."""
         self._has_any = bool(self._stored)
         """Whether a step has saved anything, in any process."""
         self._unstored: dict[Key, Payload] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
         self._checkpoints.on_save = self._take
+        if callable(getattr(type(session), "append_call", None)):
+            self._checkpoints.store_call = self._store_call
+            self._checkpoints.load_call = self._load_call
 
     def on_begin(self) -> None:
         self._discard(self._void)
@@ -83,6 +87,14 @@ class CheckpointWriter(Policy):
             else:
                 with suppress(RuntimeError):  # the loop is closed
                     self._loop.call_soon_threadsafe(self._schedule, context=self._context)
+
+    def _store_call(self, key: Key, name: str, stored: StoredCall) -> Awaitable[None]:
+        self._stored.add(key)
+        self._has_any = True
+        return self._session.append_call(*key, name, stored)
+
+    def _load_call(self, key: Key, name: str) -> Awaitable[StoredCall | None]:
+        return self._session.load_call(*key, name)
 
     def _schedule(self) -> None:
         if self._timer is None and self._checkpoints.on_save is not None:
@@ -125,5 +137,5 @@ class CheckpointWriter(Policy):
             self._store()
 
     def on_end(self) -> None:
-        self._checkpoints.on_save = None  # what is saved from now on is dropped
+        self._checkpoints.on_save = self._checkpoints.store_call = None  # what comes is dropped
         self._store()

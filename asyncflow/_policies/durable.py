@@ -12,12 +12,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from asyncflow._core.checkpoints import Checkpoints
+from asyncflow._core.checkpoints import Checkpoints, StoredCall
 from asyncflow._core.errors import JournalError, PayloadError, RunCancelledError
 from asyncflow._core.graph import OutputTypes
 from asyncflow._core.remote_output import RemoteOutput
@@ -69,7 +69,8 @@ class JournalSession(Protocol):
         It may have a method ``append_checkpoint(step, item, payload)``, which replaces what a step
         or an item has saved with `StepContext.checkpoint`, or with ``None`` deletes that. Its
         journal has a ``checkpoint_codec`` then. Checkpoints that are appended in one turn of the
-        loop with events are stored together with these, or not at all.
+        loop with events are stored together with these, or not at all. Such a session may also have
+        ``append_call`` and ``load_call``, for what `StepContext.call` returns.
 
         It may have a method ``append_step_runs(steps)``, called right before the end of the run is
         appended, with how each step has ended, for statistics over many runs.
@@ -122,7 +123,23 @@ class CheckpointSession(Protocol):
     """A session that stores checkpoints."""
 
     def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
-        """Replace the checkpoint of a step or an item; ``None`` deletes it."""
+        """Replace the checkpoint of a step or an item; ``None`` deletes it, with its calls."""
+
+    # A session that stores no calls has none of the following methods.
+
+    def append_call(
+        self, step: str, item: int | None, name: str, stored: StoredCall, /
+    ) -> Awaitable[None]:
+        """Store what a call by name of a step or an item has returned.
+
+        It goes with the events of this turn, and before those of later ones. What is returned is
+        done when it is stored, and raises a `JournalError` if it can't be.
+        """
+        ...
+
+    async def load_call(self, step: str, item: int | None, name: str, /) -> StoredCall | None:
+        """Return what a call by name has returned; ``None`` if it is damaged."""
+        ...
 
 
 class CachingSession(Protocol):
@@ -186,7 +203,8 @@ class Journal(Protocol):
             run_id: The run, which need not exist.
             wait: Whether to wait until another owner is gone.
             read: Called in another thread with the replay, which it may change; of a new run, it
-                has no segments. Its ``checkpoints`` are what the session has stored. Called again
+                has no segments. Its ``checkpoints`` are what the session has stored, and its
+                ``calls`` the names of the calls of which it has what they returned. Called again
                 with another replay if events were read before the run was owned; the last answer
                 counts.
 

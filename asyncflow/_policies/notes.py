@@ -32,6 +32,7 @@ from asyncflow.events import (
     Event,
     NoteEvent,
     StepAttached,
+    StepCalled,
     StepCancelled,
     StepFailed,
     StepLogged,
@@ -191,6 +192,21 @@ class NoteQueue:
                 self._put(
                     StepAttached(step, number, self._now_ms(), shown, media_type, content, item)
                 )
+
+    def called(self, running: StartedAttempt, name: str, duration_ms: float, size: int, /) -> None:
+        """Take a call by name that has returned."""
+        step, number, _, _, item = running
+        if step in self._secret or not self._is_open():
+            return
+        with self._lock:
+            attempt = self._attempt((step, item, number))
+            if attempt.records.count >= _ATTEMPT_RECORDS or self._records >= _RUN_RECORDS:
+                attempt.records.left_out += 1
+                return
+            attempt.records.count += 1
+            self._records += 1
+            shown = self._secrets.replaced(name)
+            self._put(StepCalled(step, number, self._now_ms(), shown, duration_ms, size, item))
 
     def log(
         self,

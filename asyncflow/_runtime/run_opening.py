@@ -242,6 +242,7 @@ class _RunOpening:
         now_secret = {*request.secret_inputs} - stored.secret_inputs
         added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **added}
         saved = valid_checkpoints(stored.checkpoints, event, plan)
+        called = valid_checkpoints(stored.calls, event, plan)
         return RunStart(
             inputs,
             bindings,
@@ -249,8 +250,9 @@ class _RunOpening:
             replace(event, inputs=added),
             replace(snapshot, pipeline=event.pipeline, inputs=shown),
             saved=saved,
+            called=called,
             missing=near,
-            void=stored.checkpoints.keys() - saved.keys(),
+            void=(stored.checkpoints.keys() - saved.keys()) | (stored.calls.keys() - called.keys()),
         )
 
     def _check_pipeline(self, stored: StoredRun, way_out: str = "use another run id") -> None:

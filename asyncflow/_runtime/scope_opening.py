@@ -7,13 +7,16 @@ import contextvars
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
 
 from asyncflow._core.checkpoints import Checkpoints
-from asyncflow._core.context import RunContext, enter_run, surroundings
+from asyncflow._core.context import RunContext, StartedAttempt, enter_run, surroundings
 from asyncflow._core.graph import OutputTypes, Plan, refuse_shared_inputs
 from asyncflow._core.results import REDACTED_OUTPUT
 from asyncflow._core.state import RunState
+from asyncflow._core.step_runs import Key
 from asyncflow._kernel.action_data import ActionData
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
 from asyncflow._kernel.run_scope import RunScope, RunStart
@@ -23,7 +26,8 @@ from asyncflow.events import RunStarted
 if TYPE_CHECKING:
     from asyncflow._core.results import AttributeValue
     from asyncflow._core.secret_texts import SecretTexts
-    from asyncflow._policies.durable import RunPersistence
+    from asyncflow._policies.calls import NamedCalls
+    from asyncflow._policies.durable import Journal, RunPersistence
     from asyncflow._policies.notes import NoteQueue
     from asyncflow._policies.observers import Observer
 
@@ -112,6 +116,7 @@ def open_scope(
             return (clock() - started_s) * 1000
 
         notes = _notes_of(now_ms, start, observers, persistence, secrets)
+    journal = None if persistence is None else persistence.journal
     run_context = RunContext(
         run_id,
         plan,
@@ -126,6 +131,8 @@ def open_scope(
         outer=None if notes is not None and notes.takes_logs else outer.notes,
         pools=outer.pools,
         checkpoints=Checkpoints() if persistence is None else persistence.checkpoints(start.saved),
+        # Contexts that outlive the run hold it, so it must not hold the state.
+        open_calls=partial(_open_calls, loop, ref(state), journal, start.called),
     )
     context = contextvars.copy_context()
     context.run(enter_run, run_context)
@@ -140,6 +147,30 @@ def open_scope(
         live={},
         data=ActionData(plan, start, state),
     )
+
+
+def _open_calls(
+    loop: asyncio.AbstractEventLoop,
+    state: ref[RunState],
+    journal: Journal | None,
+    stored: Mapping[Key, Collection[str]],
+    run: RunContext,
+    running: StartedAttempt,
+) -> NamedCalls:
+    """Return what makes the calls of the step, or item, of an attempt."""
+    if asyncio.get_running_loop() is not loop:
+        raise RuntimeError(
+            f"step {running[0]!r}: call works only in the event loop of the run, and not in a "
+            "thread; make it in a step without runs_in"
+        )
+    from asyncflow._policies.calls import NamedCalls  # few runs make any
+
+    step, item = running[0], running[4]
+    calls: NamedCalls | None = run.checkpoints.calls.get((step, item))
+    if calls is None:
+        calls = NamedCalls(state, run, journal, (step, item), stored.get((step, item), ()))
+        run.checkpoints.calls[step, item] = calls
+    return calls
 
 
 def _notes_of(

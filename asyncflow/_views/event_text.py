@@ -210,6 +210,10 @@ def _step_attached(event: events.StepAttached, _: _Attempt) -> str:
     return f"{subject(event)} attached {event.name} ({event.media_type})"
 
 
+def _step_called(event: events.StepCalled, _: _Attempt) -> str:
+    return f"{subject(event)} called {event.name} ({duration(event.duration_ms)})"
+
+
 _LEVELS = {number: name for name, number in LEVELS.items()}
 
 
@@ -258,4 +262,5 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.StepLogged: _step_logged,
     events.StepProgressed: _step_progressed,
     events.StepAttached: _step_attached,
+    events.StepCalled: _step_called,
 }

@@ -1,9 +1,10 @@
-"""What the steps of a run have said so far: log lines, progress, and attachments.
+"""What the steps of a run have said so far: log lines, progress, attachments, and named calls.
 
 Rules:
 
 1. It keeps only what a display can show: the last lines of each step and of each attempt, the
-   latest progress of each step and item, and of a long text its beginning. It counts the rest.
+   latest progress of each step and item, the last calls of each step, and of a long text its
+   beginning. It counts the rest.
 2. It changes no state of the run, and needs none: who said what is in each note.
 """
 
@@ -16,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from asyncflow._core.record import replace
-from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
+from asyncflow.events import NoteEvent, StepAttached, StepCalled, StepLogged, StepProgressed
 
-NOTES = (StepLogged, StepProgressed, StepAttached)
+NOTES = (StepLogged, StepProgressed, StepAttached, StepCalled)
 """The classes of notes."""
 MOST_LINES = 200
-"""How many lines of a step are kept, the last ones."""
+"""How many lines, and how many calls, of a step are kept, the last ones."""
 TAIL = 10
 """How many lines of each attempt are kept beside them, also the last ones."""
 _MOST_TEXT = 65_536
@@ -68,11 +69,15 @@ class RunNotes:
         self._counts: Counter[str] = Counter()
         self._progress: dict[str, dict[int | None, StepProgressed]] = {}
         self._attached: dict[str, list[AttachedData]] = {}
+        self._calls: defaultdict[str, deque[StepCalled]] = defaultdict(
+            lambda: deque(maxlen=MOST_LINES)
+        )
+        self._call_counts: Counter[str] = Counter()
         for note in notes:
             self.apply(note)
 
     def __bool__(self) -> bool:
-        return bool(self._counts or self._progress or self._attached)
+        return bool(self._counts or self._progress or self._attached or self._calls)
 
     def apply(self, note: NoteEvent, position: int = 0) -> None:
         """Add one more note.
@@ -86,6 +91,9 @@ class RunNotes:
             self._tails[note.step, note.item, note.attempt].append(line)
         elif isinstance(note, StepProgressed):
             self._progress.setdefault(note.step, {})[note.item] = note
+        elif isinstance(note, StepCalled):
+            self._calls[note.step].append(note)
+            self._call_counts[note.step] += 1
         else:
             attached = self._attached.setdefault(note.step, [])
             attached.append(AttachedData(position, self._kept(note), len(note.data)))
@@ -121,6 +129,14 @@ class RunNotes:
     def progress(self, step: str, item: int | None = None) -> StepProgressed | None:
         """Return the latest progress of a step, or of an item of it; ``None`` if it has none."""
         return self._progress.get(step, {}).get(item)
+
+    def calls(self, step: str) -> Sequence[StepCalled]:
+        """Return the last `MOST_LINES` calls by name of a step and of its items, in order."""
+        return tuple(self._calls.get(step, ()))
+
+    def call_count(self, step: str) -> int:
+        """Return how many calls by name a step has made, those of its items included."""
+        return self._call_counts[step]
 
     def attached(self, step: str) -> Sequence[AttachedData]:
         """Return the attachments of a step and of its items, in order."""

@@ -264,7 +264,8 @@ class SQLJournal:
             run_id: The run.
             after: Only notes whose position is greater.
             kinds: Only these: some of `asyncflow.events.StepLogged`,
-                `asyncflow.events.StepProgressed` and `asyncflow.events.StepAttached`.
+                `asyncflow.events.StepProgressed`, `asyncflow.events.StepAttached` and
+                `asyncflow.events.StepCalled`.
             step: Only those of the step with this name.
             item: Only those of the item with this index.
             attempt: Only those of the attempts with this number.

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, get_args
 
 from asyncflow._core.arguments import check_count, parse_level
 from asyncflow._core.text import describe_fully, safe_text
-from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
+from asyncflow.events import NoteEvent, StepAttached, StepCalled, StepLogged, StepProgressed
 from asyncflow.journal._event_codec import column_of, event_of, row_of
 from asyncflow.journal._queries import LARGEST, check_text
 
@@ -35,7 +35,7 @@ def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
     try:
         *columns, level = row
         note = event_of(columns, is_brief=not with_data)
-        if not isinstance(note, StepLogged | StepProgressed | StepAttached):
+        if not isinstance(note, StepLogged | StepProgressed | StepAttached | StepCalled):
             raise ValueError(f"{type(note).__name__} is no note")
         if level != getattr(note, "level", None):
             raise ValueError("its level has changed since it was written")

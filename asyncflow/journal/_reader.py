@@ -71,7 +71,7 @@ class RunReader:
 
         def read() -> StoredRun:
             run = self._replay(run_id, last) or StoredRun()
-            run.checkpoints = self._store.checkpoints(run_id)
+            run.checkpoints, run.calls = self._store.saved(run_id)
             return run
 
         return self._store.together(read)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import JournalError, RunCancelledError
 from asyncflow._core.results import Payload, RunStatus
 from asyncflow._core.signal import asks_of
@@ -35,7 +36,7 @@ from asyncflow.events import (
 )
 from asyncflow.journal._attributes import attributes_column, indexed
 from asyncflow.journal._cached import remembered
-from asyncflow.journal._checkpoints import changes_of
+from asyncflow.journal._checkpoints import changes_of, stored_call
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column, write_error
 from asyncflow.journal._signals import SentSignal, forget
 from asyncflow.journal._sql import Statement, virtual_now
@@ -79,6 +80,9 @@ class SQLSession:
         self._steps: Mapping[str, StepRun] | None = None
         """How the steps have ended, if the run is about to do so."""
         self._checkpoints: dict[Key, Payload | None] = {}
+        self._calls: list[tuple[str, _Waiter]] = []
+        self._landing: list[tuple[str, _Waiter]] = []
+        """The calls, by name, of which the batch that was taken stores what they returned."""
         self._change: Change | None = None
         self.is_held = False
         """Whether what was appended must not be committed yet."""
@@ -176,6 +180,25 @@ class SQLSession:
         self._checkpoints[step, item] = payload
         self._queue.schedule(self)
 
+    def append_call(self, step: str, item: int | None, name: str, stored: StoredCall) -> _Waiter:
+        waiter = self._queue.loop.create_future()
+        if self._lease.failure or self._closing:
+            waiter.set_exception(self._not_stored(name))
+        else:
+            self._calls.append((name, waiter))
+            self.execute(stored_call(self._lease.run_id, (step, item), name, stored))
+        return waiter
+
+    async def load_call(self, step: str, item: int | None, name: str) -> StoredCall | None:
+        return await self._queue.load_call(self._lease.run_id, (step, item), name)
+
+    def _not_stored(self, name: str) -> JournalError:
+        why = self._lease.failure
+        problem = "its run has ended" if why is None else why.problem
+        return JournalError(
+            self._queue.journal, f"what call {name!r} returned was not stored: {problem}"
+        )
+
     def append_cached(self, key: str, attempts: int, duration_ms: float) -> _Waiter:
         run_id, position = self._lease.run_id, self._appended
         if not (self._closing or self._lease.failure):
@@ -229,7 +252,19 @@ class SQLSession:
         )
         self._rows, self._notes, self._statements, self._change = [], [], [], None
         self._checkpoints, self._remembered = {}, []
+        self._landing, self._calls = self._calls, []
         return self._lease, batch
+
+    def land(self) -> None:
+        """The batch that was taken is stored, or was refused."""
+        while self._landing:
+            name, waiter = self._landing.pop()
+            if waiter.done():
+                continue
+            if self._lease.failure:
+                waiter.set_exception(self._not_stored(name))
+            else:
+                waiter.set_result(None)
 
     def fail(self, error: JournalError) -> None:
         """End the session, because the worker takes no more batches."""
@@ -276,6 +311,7 @@ class CommitQueue:
         self, loop: asyncio.AbstractEventLoop, thread: WorkerThread, worker: JournalWorker
     ) -> None:
         self.loop = loop
+        self.journal = worker.name
         self._thread = thread
         self._worker = worker
         self._scheduled: dict[SQLSession, None] = {}
@@ -298,6 +334,11 @@ class CommitQueue:
     async def receive(self, lease: Lease) -> dict[str, Payload | None]:
         """Return what was sent to a run."""
         return await self.loop.run_in_executor(self._thread, self._worker.receive, lease)
+
+    async def load_call(self, run_id: str, key: Key, name: str) -> StoredCall | None:
+        """Return what a call has returned; ``None`` if it is damaged."""
+        wanted = run_id, key, name
+        return await self.loop.run_in_executor(self._thread, self._worker.load_call, wanted)
 
     def schedule(self, session: SQLSession) -> None:
         """Submit a session's events a few turns from now, or after the job that is under way."""
@@ -356,6 +397,7 @@ class CommitQueue:
         if self._busy:
             self._wait()
         for session in submitted:
+            session.land()
             session.settle()
 
 

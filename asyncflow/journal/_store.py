@@ -35,14 +35,21 @@ from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
+from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
-from asyncflow._core.results import Payload
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent
 from asyncflow.journal._cached import SELECT_CACHED, Wanted, Wish, cached_of, wanted_by
-from asyncflow.journal._checkpoints import SELECT_CHECKPOINTS, checkpoints_of
+from asyncflow.journal._checkpoints import (
+    SELECT_CALL,
+    SELECT_CHECKPOINTS,
+    Saved,
+    call_of,
+    key_of_call,
+    saved_of,
+)
 from asyncflow.journal._event_codec import (
     EventRow,
     column_of,
@@ -505,10 +512,15 @@ class Store:
                 self.database.name, run_id, describe_fully(error), position
             ) from error
 
-    def checkpoints(self, run_id: str) -> dict[Key, Payload]:
+    def saved(self, run_id: str) -> Saved:
         """Return what the steps and items of a run have saved."""
         rows = self.read(SELECT_CHECKPOINTS, (run_id,))
-        return checkpoints_of(self.database.name, run_id, rows)
+        return saved_of(self.database.name, run_id, rows)
+
+    def calls(self, wanted: Sequence[tuple[str, Key, str]]) -> list[StoredCall | None]:
+        """Return what calls have returned, each of a run, of a step or item, and with a name."""
+        found = [(each[0], self.read(SELECT_CALL, key_of_call(*each))) for each in wanted]
+        return [call_of(self.database.name, run_id, rows) for run_id, rows in found]
 
     def cached_all(self, wishes: Sequence[Wish]) -> list[CachedResult | None]:
         """Return the success that each of some wishes leads to, if there is one."""

@@ -57,8 +57,10 @@ TABLES = {
         "data_checksum INTEGER, checksum INTEGER NOT NULL, data BLOB"
     ),
     "checkpoints": (
-        "run_id TEXT NOT NULL, step TEXT NOT NULL, item INTEGER NOT NULL, codec TEXT NOT NULL, "
-        "data BLOB NOT NULL, checksum INTEGER NOT NULL, PRIMARY KEY (run_id, step, item)"
+        # What a call returned has its name; a checkpoint has none, and no arguments.
+        "run_id TEXT NOT NULL, step TEXT NOT NULL, item INTEGER NOT NULL, name TEXT NOT NULL, "
+        "attempt INTEGER, arguments INTEGER, codec TEXT NOT NULL, checksum INTEGER NOT NULL, "
+        "data BLOB NOT NULL, PRIMARY KEY (run_id, step, item, name)"
     ),
     "cached_results": (
         "key TEXT PRIMARY KEY, run_id TEXT NOT NULL, position INTEGER NOT NULL, "

@@ -25,8 +25,10 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
+from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiveError
 from asyncflow._core.results import Payload
+from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
@@ -119,6 +121,7 @@ class JournalWorker:
         self.claim_run = Shared(self._claim_all)
         self.send_signal = Shared(self._send_all)
         self.is_told = Shared(self._are_told)
+        self.load_call = Shared(self._load_calls)
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
         self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
@@ -376,6 +379,10 @@ class JournalWorker:
     def receive(self, lease: Lease) -> dict[str, Payload | None]:
         """Return what was sent to such a run."""
         return self.call(self._signals.receive, lease.run_id, lease.token)
+
+    def _load_calls(self, wanted: Sequence[tuple[str, Key, str]]) -> Sequence[StoredCall | None]:
+        """Return what calls of such runs have returned."""
+        return self.call(self.store.calls, wanted)
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -20,12 +20,21 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import IO, Any, NoReturn, TypeAlias, TypeVar
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.context import key_watchers
+from asyncflow._core.checkpoints import StoredCall
+from asyncflow._core.context import call_watchers, key_watchers
 from asyncflow._core.errors import (
     JournalError,
     RestoredError,
@@ -55,6 +64,9 @@ T = TypeVar("T")
 _Unit: TypeAlias = "tuple[str, str, int | None]"
 """A step of a run, or an item of it: what has one idempotency key."""
 
+_Call: TypeAlias = "tuple[str, int | None]"
+"""A call by name, as ``"step: name"``, and the item that made it."""
+
 _LONGEST_OUTPUT = 200
 """How many characters of an output an error shows."""
 
@@ -64,13 +76,17 @@ class Crashes:
     """What `crash_everywhere` has found."""
 
     points: int
-    """How many crashes there were: one for each event of the run."""
+    """How many crashes there were: one for each event of the run, and each call by name."""
     repeated: dict[str, int]
     """The steps whose effect can happen twice, since a crash made them, or an item of them, run
     again that did not ask for its `StepContext.idempotency_key`: after how many of the crashes each
     did. A step is here although it asks, if it asks in another process."""
     status: RunStatus
     """How the run ended that never crashed: the others had to end as it did."""
+    repeated_calls: dict[str, int]
+    """The calls by name (`StepContext.call`) that a crash made happen twice, each as
+    ``"step: name"``: after how many of the crashes each did. These are the calls that were under
+    way: what a call has returned is stored before the step goes on."""
 
 
 class CrashError(AssertionError):
@@ -101,7 +117,7 @@ def crash_everywhere(
     check: Check | None = None,
     kill: bool = False,
 ) -> Crashes:
-    """Run a pipeline, crash it after each of its events, and resume it, in virtual time.
+    """Run a pipeline, crash it after each of its events and calls, and resume it, in virtual time.
 
     ::
 
@@ -166,11 +182,12 @@ def crash_everywhere(
         kill=kill,
     )
     repeated: Counter[str] = Counter()  # a step once for each crash, whatever its items
+    repeated_calls: Counter[str] = Counter()
     with unrecorded():
         expected, events = lives.run_to_its_end()
         for point in range(len(events)):
-            lives.crash(point)
-            report, steps = lives.resume(point)
+            before = lives.crash(point)
+            report, steps, calls = lives.resume(point)
             after = f"after {events[point - 1]!r}" if point else "at its start"
             if point and len(report.segments) == 1:  # its start was stored, and was not found
                 raise _of_another_database(f"the run that crashed {after}")
@@ -179,7 +196,8 @@ def crash_everywhere(
                 problem = f"in a run that crashed {after}, {failed.problem}"
                 raise CrashError(point, report, problem) from failed.error
             repeated.update(steps)
-    return Crashes(len(events), dict(repeated), expected.status)
+            repeated_calls.update({call for call, item in before & calls})
+    return Crashes(len(events), dict(repeated), expected.status, dict(repeated_calls))
 
 
 def _checked_signals(signals: object, orchestrator: Orchestrator) -> dict[str, Any]:
@@ -216,6 +234,29 @@ def _asking_for_keys() -> Iterator[set[_Unit]]:
         yield asked
     finally:
         key_watchers.remove(watch)
+
+
+@contextmanager
+def _making_calls() -> Iterator[Callable[[], set[_Call]]]:
+    """Yield what returns the calls that were made since, here or in a child that may be dead."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+
+        def watch(step: str, item: int | None, name: str) -> None:
+            file.write(pickle.dumps((f"{step}: {name}", item)))
+
+        def made() -> set[_Call]:
+            file.seek(0)
+            found: set[_Call] = set()
+            with suppress(EOFError):
+                while True:
+                    found.add(pickle.load(file))
+            return found
+
+        call_watchers.append(watch)
+        try:
+            yield made
+        finally:
+            call_watchers.remove(watch)
 
 
 def _difference(report: RunReport, expected: RunReport) -> FailedCheck | None:
@@ -322,14 +363,15 @@ class _Lives:
         """Run the pipeline without a crash; return its report, and its events in words."""
 
         def life() -> tuple[RunReport, list[str]]:
-            events: list[Event] = []
+            events: list[Event | str] = []
             report = self._live("uncrashed", lambda real: _DyingJournal(real, events))
-            return report, [describe_event(event) for event in events]
+            words = [e if isinstance(e, str) else describe_event(e) for e in events]
+            return report, words
 
         return self._lead("uncrashed", life)
 
-    def crash(self, point: int) -> None:
-        """Let a run end after so many events."""
+    def crash(self, point: int) -> set[_Call]:
+        """Let a run end after so many events and calls; return the calls that it has made."""
 
         def life(die: Callable[[], object] | None = None) -> RunReport:
             return self._live(f"after-{point}", lambda real: _DyingJournal(real, [], point, die))
@@ -338,19 +380,22 @@ class _Lives:
             life(lambda: os.kill(os.getpid(), signal.SIGKILL))
             return True
 
-        if not self._kill:
-            with suppress(JournalError):
-                life()
-        elif _in_child(is_alive):
-            raise RuntimeError(
-                f"the run did not reach its event {point + 1} again, after which its process dies: "
-                "it must have the same events in each process"
-            )
+        with _making_calls() as made:
+            if not self._kill:
+                with suppress(JournalError):
+                    life()
+            elif _in_child(is_alive):
+                raise RuntimeError(
+                    f"the run did not reach its event {point + 1} again, after which its process "
+                    "dies: it must have the same events in each process"
+                )
+            return made()
 
-    def resume(self, point: int) -> tuple[RunReport, set[str]]:
-        """Resume the run that has crashed; return its report, and the steps that it repeated.
+    def resume(self, point: int) -> tuple[RunReport, set[str], set[_Call]]:
+        """Resume the run that has crashed.
 
-        Those are not among them whose idempotency keys were asked for.
+        Return its report, the steps that it repeated, and the calls that it has made. Steps are not
+        among them whose idempotency keys were asked for.
         """
 
         def life() -> tuple[RunReport, set[str]]:
@@ -358,7 +403,9 @@ class _Lives:
                 report = self._live(f"after-{point}")
             return report, {unit[1] for unit in _ran_again(report) if unit not in asked}
 
-        return self._lead(f"after-{point}", life)
+        with _making_calls() as made:
+            report, steps = self._lead(f"after-{point}", life)
+            return report, steps, made()
 
     def _lead(self, name: str, life: Callable[[], tuple[RunReport, T]]) -> tuple[RunReport, T]:
         """Lead a life that is not killed; return what it returns."""
@@ -473,16 +520,16 @@ def _end_with(
 
 
 class _DyingJournal:
-    """Stores the first events of a run in another journal, and none after that.
+    """Stores the first events and calls of a run in another journal, and none after that.
 
-    ``events`` receives those that are stored, and ``dies_at`` says how many they are; ``None`` for
-    all. Then ``die`` is called, instead of letting the journal fail.
+    ``events`` receives those that are stored, calls in words, and ``dies_at`` says how many they
+    are; ``None`` for all. Then ``die`` is called, instead of letting the journal fail.
     """
 
     def __init__(
         self,
         real: Journal,
-        events: list[Event],
+        events: list[Event | str],
         dies_at: int | None = None,
         die: Callable[[], object] | None = None,
     ) -> None:
@@ -499,7 +546,9 @@ class _DyingJournal:
         self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
     ) -> tuple[JournalSession, T]:
         session, answer = await self._real.open(run_id, wait=wait, read=read)
-        kind = _DyingSession if self.checkpoint_codec is None else _SavingSession
+        kind: type[_DyingSession] = _DyingSession
+        if self.checkpoint_codec is not None:
+            kind = _SavingSession if hasattr(session, "append_call") else _SavingNoCalls
         return kind(self, session), answer
 
 
@@ -516,16 +565,21 @@ class _DyingSession:
         self._real.watch(on_stop)
 
     def append(self, event: Event) -> None:
+        if self._lives_on(event):
+            self._real.append(event)
+
+    def _lives_on(self, event: Event | str) -> bool:
+        """Whether one more event, or call in words, is stored."""
         journal = self._journal
         if self._death is not None:
-            return
+            return False
         if len(journal.events) != journal.dies_at:
             journal.events.append(event)
-            self._real.append(event)
-            return
+            return True
         stored = plural(len(journal.events), "event")
         self._death = JournalError("of a crash", f"it fails after {stored}")
         self._dying = asyncio.ensure_future(self._die(self._death))
+        return False
 
     async def _die(self, death: JournalError) -> None:
         if self._journal.die is not None:  # pragma: no cover - not measured in another process
@@ -548,7 +602,11 @@ class _DyingSession:
 
 
 class _SavingSession(_DyingSession):
-    """A session of a journal that stores checkpoints, and takes signals."""
+    """A session of a journal that stores checkpoints and calls, and takes signals."""
+
+    def __init__(self, journal: _DyingJournal, real: JournalSession) -> None:
+        super().__init__(journal, real)
+        self._checkpoints: list[tuple[str, int | None, Payload | None]] = []
 
     def on_signal(self, call: Callable[[], object]) -> None:
         self._real.on_signal(call)  # type: ignore[attr-defined]
@@ -561,6 +619,36 @@ class _SavingSession(_DyingSession):
         return received
 
     def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
+        # Stored with the event that follows in this turn, or not at all.
+        self._checkpoints.append((step, item, payload))
+        asyncio.get_running_loop().call_soon(self._store_checkpoints)
+
+    def append(self, event: Event) -> None:
+        if self._lives_on(event):
+            self._store_checkpoints()
+            self._real.append(event)
+
+    def _store_checkpoints(self) -> None:
         append = getattr(self._real, "append_checkpoint", None)
         if self._death is None and append is not None:
-            append(step, item, payload)
+            for checkpoint in self._checkpoints:
+                append(*checkpoint)
+        self._checkpoints.clear()
+
+    def append_call(
+        self, step: str, item: int | None, name: str, stored: StoredCall
+    ) -> Awaitable[None]:
+        if self._lives_on(f"call {name!r} of step {step!r}"):
+            storing: Awaitable[None] = self._real.append_call(step, item, name, stored)  # type: ignore[attr-defined]
+            return storing
+        failed = asyncio.get_running_loop().create_future()
+        failed.set_exception(JournalError("of a crash", f"call {name!r} was not stored"))
+        return failed
+
+    async def load_call(self, step: str, item: int | None, name: str) -> StoredCall | None:
+        stored: StoredCall | None = await self._real.load_call(step, item, name)  # type: ignore[attr-defined]
+        return stored
+
+
+# A run looks at the class of its session for what that can do.
+_SavingNoCalls = type("_SavingNoCalls", (_SavingSession,), {"append_call": None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,6 +42,8 @@ class DirectCall:
         progress: The progress that it reported, in order.
         attachments: What it attached, in order.
         checkpoints: What it saved with `StepContext.checkpoint`, in order, as it was given.
+        calls: The names of its calls with `StepContext.call`, in order. They are made, and nothing
+            is kept of what they return.
         cancel_requested: What `StepContext.cancel_requested` says; set it to ask an action to stop.
     """
 
@@ -50,11 +52,12 @@ class DirectCall:
         self.progress: list[SaidProgress] = []
         self.attachments: list[SaidAttachment] = []
         self.checkpoints: list[object] = []
+        self.calls: list[str] = []
         self.cancel_requested = False
 
 
 class _Recorder:
-    """Records what an action says, as a run's notes, its checkpoints and its heartbeat timer."""
+    """Records what an action says, as a run's notes, its checkpoints, calls and heartbeat timer."""
 
     takes_logs = False
     level = None
@@ -79,6 +82,20 @@ class _Recorder:
 
     def last(self, _: StartedAttempt) -> object:
         return self._last_checkpoint
+
+    # As the calls of a step.
+
+    async def call(
+        self,
+        _: RunContext,
+        running: StartedAttempt,
+        name: str,
+        function: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self._call.calls.append(name)
+        return await function(*args, **kwargs)
 
 
 @contextmanager
@@ -146,6 +163,7 @@ def step_context(
         recorder,
         last_errors={} if last_error is None else {(step_name, item): last_error},
         checkpoints=recorder,
+        open_calls=lambda run, running: recorder,
     )
     leave = enter_direct_call(run, (step_name, attempt, 0.0, 0.0, item))
     try:

@@ -15,14 +15,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from asyncflow._views.notes import is_picture
-from asyncflow.events import StepAttached, StepLogged, StepProgressed
+from asyncflow.events import StepAttached, StepCalled, StepLogged, StepProgressed
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import StoredEvent
 from asyncflow.web._responses import json_answer, link_to, problem
 
 _MOST, _BY_DEFAULT = 5_000, 1_000
 """How many notes a response has."""
-_KINDS = {"log": StepLogged, "progress": StepProgressed, "attachment": StepAttached}
+_KINDS = {
+    "log": StepLogged,
+    "progress": StepProgressed,
+    "attachment": StepAttached,
+    "call": StepCalled,
+}
 _LEVELS = logging.getLevelNamesMapping()
 _TEXTS = ("application/json", "text/csv", "text/markdown", "text/plain")
 

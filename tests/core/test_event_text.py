@@ -27,6 +27,7 @@ from asyncflow.events import (
     RunStarted,
     RunTimedOut,
     StepAttached,
+    StepCalled,
     StepCancelled,
     StepFailed,
     StepLogged,
@@ -169,6 +170,7 @@ LINES: list[tuple[Event, int | None, str]] = [
         None,
         "a attached loss (image/png)",
     ),
+    (StepCalled("a", 1, 5.0, "ask-3", 1_250.0, 64), None, "a called ask-3 (1.2 s)"),
 ]
 
 

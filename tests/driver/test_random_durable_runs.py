@@ -50,6 +50,7 @@ from asyncflow.events import (
     RunFinished,
     RunResumed,
     RunStarted,
+    StepCalled,
     StepCancelled,
     StepFailed,
     StepLogged,
@@ -282,7 +283,7 @@ class Execution:
         heard = defaultdict(list)
         for note in self.received.notes:
             key = note.step, note.item, note.attempt
-            if not isinstance(note, StepProgressed):
+            if not isinstance(note, StepProgressed | StepCalled):
                 heard[key].append(note.message if isinstance(note, StepLogged) else note.name)
         said = {
             (*key_of(e), e.attempt): self.world.said[*key_of(e), e.attempt]

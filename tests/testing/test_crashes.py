@@ -55,7 +55,7 @@ def share(journal):
 
 
 INPUTS = {"url": "u"}
-FOUND = Crashes(13, {"extract": 1, "double": 3, "password": 1}, RunStatus.PASSED)
+FOUND = Crashes(13, {"extract": 1, "double": 3, "password": 1}, RunStatus.PASSED, {})
 
 
 def test_a_run_crashes_after_each_event_and_its_repeated_steps_are_named():
