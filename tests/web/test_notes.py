@@ -137,7 +137,7 @@ async def test_what_a_step_says_is_read_from_its_journal(
         ("attempt=" + "1" * 16, "attempt must be a number"),
         ("level=loud", "level must be a number, or a name such as WARNING, not 'loud'"),
         ("level=1000000", "level must be a number"),
-        ("kind=noise", "kind must be one of log, progress, attachment, not 'noise'"),
+        ("kind=noise", "kind must be one of log, progress, attachment, call, not 'noise'"),
     ],
 )
 async def test_an_invalid_query_is_refused(
