@@ -22,6 +22,7 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, hanging, stdout_console
 from asyncflow._core.comparison import RunComparison, StepComparison
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
 from asyncflow._core.text import duration, escape_controls, plural
@@ -38,7 +39,7 @@ from asyncflow._views.comparison_text import (
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import RunRecord
-from asyncflow.live._theme import COLOURS, Theme, elide_middle, status_for_run, theme_for, widest
+from asyncflow.live._theme import Theme, elide_middle, theme_for, widest
 
 _SYMBOLS = "▲▼→×"
 _PLAIN = str.maketrans({"▲": "+", "▼": "-", "→": ">", "×": "x", "…": "~"})
@@ -122,7 +123,7 @@ def _run(label: str, report: RunReport, console: Console) -> list[Text]:
     word, spent = report.status, took(report.total_duration_ms, report.span_ms)
     started = local_moment_text(report.wall_time)
     outcome = Text(f"{'':<{_LABEL}}{word} after {spent}, started {started}")
-    outcome.stylize(COLOURS[status_for_run(word)], _LABEL, _LABEL + len(word))
+    outcome.stylize(RUN_LOOKS[word].colour, _LABEL, _LABEL + len(word))
     why = error_text(report)
     return [
         *_wrapped(label, f"{escape_controls(report.run_id)}{of}", console),
@@ -159,7 +160,7 @@ def _table(compared: RunComparison, show_all: bool, theme: Theme, console: Conso
     for name, step, cells in zip(names, shown, rows, strict=True):
         line = _row(name, cells, room, widths, theme)
         if step.run is not None:
-            line.stylize(COLOURS[step.run.status], 0, widths[0])
+            line.stylize(STEP_LOOKS[step.run.status].colour, 0, widths[0])
         lines += hanging(line, begins_at, console)
         if output := output_text(step, _COLUMNS - below):
             lines += _wrapped("", output, console, below)
@@ -186,7 +187,8 @@ def _row(name: str, cells: Iterable[str], room: int, widths: list[int], theme: T
 
 def _cells(step: StepComparison, theme: Theme) -> list[str]:
     run = step.run
-    status = theme.dash if run is None else f"{theme.symbols[run.status]} {run.status}"
+    look = None if run is None else STEP_LOOKS[run.status]
+    status = theme.dash if look is None else f"{theme.symbol(look)} {look.word}"
     change = "" if step.change == "both" else step.change
     facts = [change or f"{arrow(step)}{difference_text(step)}", *step_facts(step)]
     return [

@@ -31,6 +31,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
 )
 from asyncflow._core.failures import failures
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
@@ -48,7 +49,6 @@ from asyncflow._views.event_text import place_text
 from asyncflow._views.preview import printable
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
-from asyncflow.live._theme import COLOURS, status_for_run
 
 PASSED = 0
 RUN_FAILED = 1
@@ -61,7 +61,9 @@ INTERRUPTED = 130
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """The errors of a file, or the device below it, that takes no more data."""
-_STATUS = re.compile(rf"(?m)^\[(?P<step>{'|'.join(StepStatus)}) *\] |^Pipeline (?P<run>[A-Z]+)$")
+_STATUS = re.compile(
+    rf"(?m)^\[(?P<step>{'|'.join(STEP_LOOKS)}) *\] |^Pipeline (?P<run>{'|'.join(RUN_LOOKS)})$"
+)
 _MOST_NAMES = 10
 _LEAST_TEXT = 24
 """How many cells a text has beside what it is aligned with; on a narrower terminal, below it."""
@@ -86,8 +88,8 @@ def write_result(text: str) -> None:
     styled = Text(text)
     for found in _STATUS.finditer(text):
         kind = found.lastgroup or ""
-        status = StepStatus(found[kind]) if kind == "step" else status_for_run(found[kind])
-        styled.stylize(COLOURS[status], *found.span(kind))
+        look = (STEP_LOOKS if kind == "step" else RUN_LOOKS)[found[kind]]
+        styled.stylize(look.colour, *found.span(kind))
     stdout_console().print(styled, soft_wrap=True)
 
 

@@ -34,6 +34,7 @@ from asyncflow._cli.output import (
     write_result,
 )
 from asyncflow._core.errors import RunAlreadyActiveError
+from asyncflow._core.looks import RUN_LOOKS
 from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.text import escape_controls, plural
@@ -47,7 +48,7 @@ from asyncflow.journal._queries import (
     record_document,
     so_far_ms,
 )
-from asyncflow.live._theme import COLOURS, Theme, elide, status_for_run, theme_for
+from asyncflow.live._theme import Theme, elide, theme_for
 
 _DEFAULT_LIMIT, _HIGHEST_LIMIT = 20, 1_000_000_000
 _GAP = "  "
@@ -185,7 +186,7 @@ def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary
         if record is None:
             line.stylize("bold")
         else:
-            line.stylize(COLOURS[status_for_run(listed_status(record))], start, start + widths[1])
+            line.stylize(RUN_LOOKS[listed_status(record)].colour, start, start + widths[1])
         lines.append(line)
         if details:
             cut = elide(details, max(console.width - _INDENT, _LEAST_WIDTH), theme.ellipsis)
@@ -194,11 +195,11 @@ def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary
 
 
 def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | None) -> list[str]:
-    status = listed_status(record)
+    look = RUN_LOOKS[listed_status(record)]
     started = "" if record.damaged else moment_text(record.started_at, zone)[:_TIME_WIDTH]
     return [
         escape_controls(record.run_id),
-        f"{theme.run_symbols[status]} {status}",
+        f"{theme.symbol(look)} {look.word}",
         started,
         _took(record),
         escape_controls(", ".join(_pipeline_and_origin(record))),

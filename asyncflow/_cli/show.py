@@ -302,8 +302,7 @@ def _write_run(shown: _ShownRun, console: Console, *, everything: bool) -> None:
     lines.append(Text(""))
     if view.stop_reason is not None and view.status is not RunStatus.PASSED:
         lines += indented([f"Stopped: {printable(view.stop_reason, theme.encoding)}"], console)
-    word = shown.record.status if has_died else ""
-    lines += verdict_lines(view, console.width, theme, word)
+    lines += verdict_lines(view, console.width, theme, has_died=has_died)
     write_lines(lines, console)
 
 

@@ -15,23 +15,23 @@ from rich.console import Console
 from rich.text import Text
 
 from asyncflow._cli.output import hanging
-from asyncflow._core.results import DIED, StepStatus
+from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, Look, look_of
+from asyncflow._core.results import DIED
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._views.event_text import place_text
 from asyncflow._views.run_view import RunView
 from asyncflow.live._end import failure_head
-from asyncflow.live._row import Columns, columns_for, symbol_of, words_of
-from asyncflow.live._theme import COLOURS, Theme, elide, fit, printable, widest
+from asyncflow.live._row import Columns, columns_for, words_of
+from asyncflow.live._theme import Theme, elide, fit, printable, widest
 
 _MOST_STEPS = 40
 _STATUS, _TOOK = 11, 9
 
 
 class _Row(NamedTuple):
-    symbol: str
-    status: StepStatus
+    look: Look
     name: str
     words: str
     took: str
@@ -62,13 +62,11 @@ def step_lines(
 
 
 def _row(step: StepView, theme: Theme, now_ms: float, *, has_died: bool) -> _Row:
-    words = words_of(step, now_ms, {})
-    if has_died and step.status is StepStatus.RUNNING:
-        words = DIED
+    look = look_of(step.status, has_died=has_died)
+    words = DIED if look is DIED_LOOK else words_of(step, now_ms, {})
     took_ms = step.duration_ms(now_ms)
     return _Row(
-        symbol_of(step.status, theme, is_orphaned=has_died),
-        step.status,
+        look,
         printable(step.name, theme.encoding),
         printable(words, theme.encoding),
         "" if took_ms is None else duration(took_ms),
@@ -78,7 +76,7 @@ def _row(step: StepView, theme: Theme, now_ms: float, *, has_died: bool) -> _Row
 def _grouped(steps: Sequence[StepView], rows: Sequence[_Row]) -> list[_Row]:
     alike: dict[tuple[object, ...], list[_Row]] = {}
     for step, row in zip(steps, rows, strict=True):
-        key = (row.status, row.words, row.name if step.error is not None else "")
+        key = (row.look, row.words, row.name if step.error is not None else "")
         alike.setdefault(key, []).append(row)
     return [
         same[0] if len(same) == 1 else same[0]._replace(name=plural(len(same), "step"), took="")
@@ -87,19 +85,19 @@ def _grouped(steps: Sequence[StepView], rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _lines(row: _Row, columns: Columns, console: Console, theme: Theme) -> Iterator[Text]:
-    colour = COLOURS[row.status]
-    line = Text()
-    line.append(fit(f"{row.symbol} {row.status}"[: columns.status], columns.status), colour)
+    look, line = row.look, Text()
+    status = f"{theme.symbol(look)} {look.word}"
+    line.append(fit(status[: columns.status], columns.status), look.colour)
     line.append(f"  {fit(row.name, columns.name, theme.ellipsis)}")
     more: list[str] = []
     if columns.note > 0:
         first = row.words
-        if row.status is StepStatus.FAILED:  # its error follows in full
+        if look is STEP_LOOKS["FAILED"]:  # its error follows in full
             first = elide(first, columns.note, theme.ellipsis)
         elif console.is_terminal:
             parts = [part.plain.rstrip() for part in Text(first).wrap(console, columns.note)]
             first, *more = parts or [""]
-        line.append("  " + fit(first, columns.note), colour if row.words == DIED else "dim")
+        line.append("  " + fit(first, columns.note), look.colour if look is DIED_LOOK else "dim")
     line.append(f"  {row.took:>{columns.duration}}")
     line.rstrip()
     yield line

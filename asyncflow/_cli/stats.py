@@ -30,13 +30,14 @@ from asyncflow._cli.options import (
     require_journal,
 )
 from asyncflow._cli.output import NOT_FOUND, CommandError, some_of, stdout_console, write_note
+from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
 from asyncflow._core.statistics import StepOutcome, StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, escape_controls, plural
-from asyncflow._views.outcomes import OUTCOMES, frequency_text, items_text
+from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow._views.preview import local_moment_text
 from asyncflow.journal import PipelineStatistics, RunRecord
 from asyncflow.journal._queries import listed_status, statistics_document
-from asyncflow.live._theme import COLOURS, Theme, elide, fit, status_for_run, theme_for, widest
+from asyncflow.live._theme import Theme, elide, fit, theme_for, widest
 
 _MOST_RUNS, _DEFAULT_RUNS = 1_000, 50
 _GAP = "  "
@@ -46,8 +47,6 @@ _RUN, _DURATION = "run", "duration"
 _LEAST_NAME, _NAME, _LEAST_GRID = 16, 24, 10
 """Names give way down to `_NAME` cells before runs do, and down to the least one after them."""
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "12345678"
-_ASCII_SYMBOLS = {"↻": "r", "=": "="}
-"""For the symbols that no theme has."""
 _MOST_ERRORS, _MOST_ENDS = 5, 20
 """How many groups of errors, and how many runs, the history of a step shows."""
 _NO_RUN = " "
@@ -85,7 +84,7 @@ def stats(pipeline: str | None, step: str | None, journal: str, count: int, as_j
         click.echo(json.dumps(statistics_document(found), indent=2))
         return
     console = stdout_console()
-    theme = theme_for(console.encoding, also=f"{_BARS}{''.join(_ASCII_SYMBOLS)}")
+    theme = theme_for(console.encoding, also=_BARS)
     times = [None if run.duration_s is None else run.duration_s * 1000 for run in found.runs]
     if step is not None:
         times = [*found.steps[step].durations_ms]
@@ -132,7 +131,7 @@ def _history(
         (
             record.run_id,
             local_moment_text(record.started_at),
-            OUTCOMES[outcome].words,
+            OUTCOME_LOOKS[outcome].said,
             _ms(took),
             error,
         )
@@ -173,8 +172,7 @@ class _Drawing:
         """What the bars show for each run, in milliseconds."""
         self._theme = theme
         self._width = width
-        self._is_ascii = theme.ellipsis.isascii()
-        self._bars = _ASCII_BARS if self._is_ascii else _BARS
+        self._bars = _ASCII_BARS if theme.is_ascii else _BARS
         self._rows = [self._run_row(), *self._step_rows()]
         self._columns = [
             max(len(title), *(len(row.figures[at]) for row in self._rows))
@@ -208,8 +206,8 @@ class _Drawing:
         return _GridRow(_RUN, [self._run_cell(record) for record in found.runs], figures)
 
     def _run_cell(self, record: RunRecord) -> tuple[str, str]:
-        status = listed_status(record)
-        return self._theme.run_symbols[status], COLOURS[status_for_run(status)]
+        look = RUN_LOOKS[listed_status(record)]
+        return self._theme.symbol(look), look.colour
 
     def _step_rows(self) -> list[_GridRow]:
         return [
@@ -228,12 +226,8 @@ class _Drawing:
     def _cell(self, outcome: StepOutcome | None) -> tuple[str, str]:
         if outcome is None:
             return _NO_RUN, ""
-        shown = OUTCOMES[outcome]
-        symbol = shown.symbol if outcome in ("RETRIED", "REUSED") else ""
-        if symbol and self._is_ascii:
-            symbol = _ASCII_SYMBOLS[symbol]
-        colour = "yellow" if outcome == "RETRIED" else COLOURS[shown.status]
-        return symbol or self._theme.symbols[shown.status], colour
+        look = OUTCOME_LOOKS[outcome]
+        return self._theme.symbol(look), look.colour
 
     def _line(self, row: _GridRow, grid: int) -> Text:
         line = Text(fit(row.name, self._name_width, self._theme.ellipsis) + _GAP)
@@ -261,14 +255,14 @@ class _Drawing:
         return Text(f"{label}{_GAP}{''.join(bars)}{' ' * (grid - self.shown)}{_GAP}{ends}")
 
     def _legend(self) -> Text:
+        found, shown = self._found, slice(self.shown)
+        outcomes = {each for step in found.steps.values() for each in step.outcomes[shown]}
+        statuses = {listed_status(record) for record in found.runs[shown]}
+        looks = [look for word, look in OUTCOME_LOOKS.items() if word in outcomes]
+        looks += [look for word, look in RUN_LOOKS.items() if word in statuses]
         meanings: dict[str, dict[str, None]] = {}
-        for step in self._found.steps.values():
-            for outcome in step.outcomes[: self.shown]:
-                if outcome is not None:
-                    meaning = OUTCOMES[outcome].words
-                    meanings.setdefault(self._cell(outcome)[0], {})[meaning] = None
-        for record in self._found.runs[: self.shown]:
-            meanings.setdefault(self._run_cell(record)[0], {})[listed_status(record).lower()] = None
+        for look in looks:
+            meanings.setdefault(self._theme.symbol(look), {})[look.said] = None
         lines = [""]
         for symbol, words in meanings.items():
             meaning = f"{symbol} {' or '.join(words)}"

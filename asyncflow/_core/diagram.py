@@ -13,18 +13,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
-from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
+from asyncflow._core.looks import STEP_LOOKS
+from asyncflow._core.results import StepResult
 from asyncflow._core.text import escape_controls
-
-# Dark text on a light ground, both given, so that a page of either kind shows them readably.
-_COLOURS = {
-    StepStatus.PENDING: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937",
-    StepStatus.RUNNING: "fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
-    StepStatus.SUCCESS: "fill:#d1fae5,stroke:#047857,color:#064e3b",
-    StepStatus.FAILED: "fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d",
-    StepStatus.SKIPPED: "fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4",
-    StepStatus.CANCELLED: "fill:#fef3c7,stroke:#b45309,color:#78350f",
-}
 
 # All ASCII punctuation but a dash or an underscore within a word. Quotes and `#` belong to Mermaid,
 # `<` and `&` to HTML; `1. x`, `_x_` and `www.x.y` are Markdown. After `style x:` at the start of a
@@ -59,8 +50,8 @@ def to_mermaid(
             for first in needs[name]
         ),
         *(
-            f"    classDef {status.lower()} {colours}"
-            for status, colours in _COLOURS.items()
+            f"    classDef {look.kind} {look.flowchart}"
+            for status, look in STEP_LOOKS.items()
             if status in used
         ),
     ]
@@ -74,8 +65,8 @@ def _node(name: str, result: StepResult | None) -> str:
     label = re.sub(_SPECIAL, lambda found: f"#{ord(found[0])};", escape_controls(name))
     if result is None:
         return f'["{label or " "}"]'  # Mermaid refuses an empty one
-    status = result.status
-    label += f"<br/>{STATUS_SYMBOLS[status]} {status}"
+    look = STEP_LOOKS[result.status]
+    label += f"<br/>{look.symbol} {look.word}"
     if result.started_ms is not None:
         label += f" {result.duration_ms:.0f}ms"
-    return f'["{label}"]:::{status.lower()}'
+    return f'["{label}"]:::{look.kind}'

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator
 
 from asyncflow._core.failures import failures
+from asyncflow._core.looks import WORST_FIRST
 from asyncflow._core.report import RunReport, result_note
-from asyncflow._core.results import StepResult, StepStatus
+from asyncflow._core.results import StepResult
 from asyncflow._core.text import cut, duration, escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 
@@ -23,9 +24,6 @@ _NAME, _WORDS, _TRACEBACK = 100, 500, 8_000
 
 _ACTIVE = re.compile(r"[!#$%&*+:-@\[-`{-~]|(?<=\w)[./](?=\w)")
 """What may be a part of Markdown, HTML, a link or a mention."""
-
-_WORST_FIRST = [StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.RUNNING, StepStatus.PENDING]
-_WORST_FIRST += [StepStatus.SKIPPED, StepStatus.SUCCESS]
 
 
 def to_markdown(report: RunReport) -> str:
@@ -42,7 +40,7 @@ def _lines(report: RunReport) -> Iterator[str]:
     failed = failures(report.values())
     names = {each.step_name for each in failed}
     others = [each for each in report.values() if each.step_name not in names]
-    results = [*failed, *sorted(others, key=lambda each: _WORST_FIRST.index(each.status))]
+    results = [*failed, *sorted(others, key=lambda each: WORST_FIRST.index(each.status))]
     yield "\n| step | status | attempts | took | |\n| --- | --- | --: | --: | --- |"
     for result in results[:_MOST_ROWS]:
         note = _words(result_note(result, len(report.segments)).removeprefix(": "))

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -83,28 +83,6 @@ def why_cancelled(reason: str, cause: InterruptionCause = "cancelled") -> Interr
 
 ENDED = (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 """The statuses of runs that have ended."""
-
-STATUS_SYMBOLS: Mapping[StepStatus, str] = {
-    StepStatus.PENDING: "○",
-    StepStatus.RUNNING: "▷",
-    StepStatus.SUCCESS: "✓",
-    StepStatus.FAILED: "✗",
-    StepStatus.SKIPPED: "⊘",
-    StepStatus.CANCELLED: "■",
-}
-"""What every view shows beside the word. Each symbol is clear without colour and one cell wide."""
-
-RUN_SYMBOLS: Mapping[str, str] = {
-    "RUNNING": "▷",
-    "WAITING": "◷",
-    "STOPPING": "□",
-    "PASSED": "✓",
-    "FAILED": "✗",
-    "INTERRUPTED": "□",
-    "ORPHANED": "◇",
-    "DAMAGED": "!",
-}
-"""The same for a run, and for one whose row in a journal is damaged."""
 
 DIED = "was running when its process died"
 """What views say of a step that an orphaned run has left."""

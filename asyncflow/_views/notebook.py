@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+from asyncflow._core.looks import STEP_LOOKS
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     FELL_BACK,
-    STATUS_SYMBOLS,
     StepStatus,
     fallbacks_text,
     has_fallen_back,
@@ -29,14 +29,6 @@ _NAME, _WORDS = 120, 300
 _WIDTH = 180
 """Of the timeline, in pixels."""
 
-_COLOURS = {
-    StepStatus.SUCCESS: "#2f9e6e",
-    StepStatus.FAILED: "#d64545",
-    StepStatus.CANCELLED: "#b08400",
-    StepStatus.SKIPPED: "#7a8594",
-    StepStatus.RUNNING: "#3b78d8",
-    StepStatus.PENDING: "#7a8594",
-}
 _CELL = "text-align:left;vertical-align:top;padding:2px 12px 2px 0;white-space:nowrap"
 _WRAPPED = "text-align:left;vertical-align:top;padding:2px 0;white-space:normal"
 
@@ -81,9 +73,10 @@ def _row(step: StepView, now_ms: float) -> str:
     words = words or fallbacks_text((step.items or {}).values())
     if not words and step.reason:
         words = shortened(escape_controls(step.reason), _WORDS)
-    symbol = f'<span style="color:{_COLOURS[step.status]}">{STATUS_SYMBOLS[step.status]}</span>'
+    look = STEP_LOOKS[step.status]
+    symbol = f'<span style="color:{look.hex}">{look.symbol}</span>'
     cells = (
-        f"{symbol} {step.status}",
+        f"{symbol} {look.word}",
         str(step.attempt_count or ""),
         "" if spent is None else duration(spent),
         _bar(step, now_ms),
@@ -113,5 +106,5 @@ def _bars(step: StepView, now_ms: float) -> Iterator[str]:
         width = max((ended_ms - time.started_ms) / span_ms * _WIDTH, 1)
         yield (
             f'<rect x="{min(x, _WIDTH - 1):.1f}" y="1" width="{width:.1f}" height="10" '
-            f'fill="{_COLOURS[step.status]}"/>'
+            f'fill="{STEP_LOOKS[step.status].hex}"/>'
         )

@@ -1,37 +1,9 @@
-"""How displays show the outcome of a step in one of several runs."""
+"""What displays say of a step over several runs of its pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
-from asyncflow._core.results import STATUS_SYMBOLS, StepStatus
-from asyncflow._core.statistics import SameErrors, StepOutcome, StepStatistics
+from asyncflow._core.statistics import SameErrors, StepStatistics
 from asyncflow._core.text import plural
-
-
-class ShownOutcome(NamedTuple):
-    symbol: str
-    """One cell wide, and clear without colour."""
-    words: str
-    status: StepStatus
-    """The status whose colour it shares; one that passed after a retry has a colour of its own."""
-
-
-def _like(status: StepStatus, words: str, symbol: str = "") -> ShownOutcome:
-    return ShownOutcome(symbol or STATUS_SYMBOLS[status], words, status)
-
-
-OUTCOMES: Mapping[StepOutcome, ShownOutcome] = {
-    "SUCCESS": _like(StepStatus.SUCCESS, "succeeded"),
-    "RETRIED": _like(StepStatus.SUCCESS, "succeeded after a retry", "↻"),
-    "FAILED": _like(StepStatus.FAILED, "failed"),
-    "SKIPPED": _like(StepStatus.SKIPPED, "skipped"),
-    "CANCELLED": _like(StepStatus.CANCELLED, "cancelled"),
-    "REUSED": _like(StepStatus.SUCCESS, "result reused", "="),
-    "RUNNING": _like(StepStatus.RUNNING, "running"),
-    "PENDING": _like(StepStatus.PENDING, "did not run"),
-}
 
 
 def frequency_text(group: SameErrors, step: StepStatistics) -> str:

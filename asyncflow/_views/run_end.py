@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from asyncflow._core.looks import counted_looks
 from asyncflow._core.results import (
     StepStatus,
     has_fallen_back,
@@ -13,12 +14,8 @@ from asyncflow._core.results import (
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
-from asyncflow._views.run_view import RunView, count_word
+from asyncflow._views.run_view import RunView
 
-_COUNTED = (
-    *(StepStatus.SUCCESS, StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED),
-    *(StepStatus.RUNNING, StepStatus.PENDING),
-)
 _MOST_NAMES = 3
 
 
@@ -30,13 +27,13 @@ class LostSteps(NamedTuple):
     names: list[str]
 
 
-def verdict(view: RunView) -> str:
-    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``."""
-    counts = [
-        f"{view.counts[status]:,} {count_word(status)}"
-        for status in _COUNTED
-        if view.counts[status]
-    ]
+def verdict(view: RunView, *, has_died: bool = False) -> str:
+    """Return ``FAILED in 4.9 s: 15 succeeded, 1 failed, 1 retried (load), 9 reused``.
+
+    ``has_died`` says whether the process of the run is gone, which no event tells.
+    """
+    looks = counted_looks(view.counts, has_died=has_died)
+    counts = [f"{count:,} {look.said}" for look, count in looks]
     if retried := retried_steps(view):
         counts.append(f"{len(retried):,} retried ({_names(retried)})")
     endured = [*endured_steps(view)]
@@ -49,7 +46,7 @@ def verdict(view: RunView) -> str:
     if waiting := view.waiting:
         counts.append(f"waits for {_names([step.name for step in waiting])}")
     spent = took(view.at_ms, view.at_ms + view.paused_ms)
-    return f"{view.word} in {spent}: {', '.join(counts) or 'no steps'}"
+    return f"{'ORPHANED' if has_died else view.word} in {spent}: {', '.join(counts) or 'no steps'}"
 
 
 def _names(steps: Sequence[str]) -> str:

@@ -24,16 +24,6 @@ def ran_before(step: StepView) -> bool:
     return bool(step.active) and step.active[-1].segment < step.segment and not step.reused
 
 
-def count_word(status: StepStatus, *, is_orphaned: bool = False) -> str:
-    """Return what a count says of steps with a status: ``5 succeeded``.
-
-    What an orphaned run was running runs no more: ``2 unfinished``.
-    """
-    if status is StepStatus.RUNNING and is_orphaned:
-        return "unfinished"
-    return "succeeded" if status is StepStatus.SUCCESS else status.lower()
-
-
 def view_of(report: RunReport) -> RunView:
     """Return the view of the run that a user's report is about."""
     if not isinstance(report, RunReport):

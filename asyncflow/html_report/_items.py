@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from asyncflow._core.errors import RestoredError
+from asyncflow._core.looks import OUTCOME_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 
@@ -33,8 +34,8 @@ class ItemCells(NamedTuple):
 
     each: int
     """How many items a cell stands for."""
-    counts: dict[str, int]
-    """How many items have which outcome, in the order of `OUTCOMES`."""
+    counts: list[tuple[Look, int]]
+    """How many items have which outcome."""
     height: int
     paths: tuple[CellPath, ...]
     data: str
@@ -69,7 +70,7 @@ class ItemCells(NamedTuple):
         latest = _LATEST if step.attempt_count > _MOST_ATTEMPTS else None
         return cls(
             each,
-            {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]},
+            [(look, counts[look.kind]) for look in OUTCOME_LOOKS.values() if counts[look.kind]],
             -(-len(cells) // _COLUMNS) * _PITCH,
             _paths([outcome for outcome, _ in ordered]),
             "|".join(
@@ -84,11 +85,9 @@ _RANK = {outcome: rank for rank, outcome in enumerate(OUTCOMES)}
 
 def outcome_of(item: StepView | None) -> str:
     """Return what has become of an item; ``None`` is one that has not begun."""
-    if item is None:
-        return "pending"
-    if item.status is StepStatus.SUCCESS and len(item.attempts) > 1:
-        return "retried"
-    return item.status.lower()
+    if item is not None and item.status is StepStatus.SUCCESS and len(item.attempts) > 1:
+        return OUTCOME_LOOKS["RETRIED"].kind
+    return STEP_LOOKS["PENDING" if item is None else item.status].kind
 
 
 def _paths(outcomes: Sequence[str]) -> tuple[CellPath, ...]:

@@ -12,11 +12,10 @@ from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
+from asyncflow._core.looks import RUN_LOOKS, WORST_FIRST, Look, counted_looks, look_of
 from asyncflow._core.results import (
     DIED,
     FELL_BACK,
-    RUN_SYMBOLS,
-    STATUS_SYMBOLS,
     StepStatus,
     fallbacks_text,
     has_fallen_back,
@@ -29,7 +28,7 @@ from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
-from asyncflow._views.run_view import RunView, count_word, ran_before
+from asyncflow._views.run_view import RunView, ran_before
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._timeline import (
@@ -82,38 +81,7 @@ _NAME = 160
 _TAIL = re.compile(r"(?<=[_.\-/ ])[^\n]{8,20}$")
 """The end of a long name, from where it may break."""
 
-RUN_BADGES: Mapping[str, tuple[str, str]] = defaultdict(
-    lambda: ("pending", "○"),
-    {
-        word: (kind, RUN_SYMBOLS[word])
-        for word, kind in {
-            "PASSED": "success",
-            "FAILED": "failed",
-            "INTERRUPTED": "cancelled",
-            "STOPPING": "cancelled",
-            "RUNNING": "running",
-            "WAITING": "pending",
-            "ORPHANED": "orphaned",
-            "DAMAGED": "failed",
-        }.items()
-    },
-)
-"""The CSS class and the symbol of each status of a run, also of one that a later version has."""
-_BAR = (
-    StepStatus.SUCCESS,
-    StepStatus.FAILED,
-    StepStatus.CANCELLED,
-    StepStatus.SKIPPED,
-    StepStatus.RUNNING,
-    StepStatus.PENDING,
-)
 _URGENT = (StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.RUNNING)
-_BY_URGENCY = (
-    *_URGENT,
-    StepStatus.PENDING,
-    StepStatus.SKIPPED,
-    StepStatus.SUCCESS,
-)
 _FEWEST_TIMED, _SLOW = 10, 0.9
 """A step is slow if it took longer than this share of the steps that ran, of at least so many."""
 _UNUSUAL = 2
@@ -121,20 +89,6 @@ _UNUSUAL = 2
 
 
 _Part = TypeVar("_Part", Bar, OutcomeLayer)
-
-
-class StatusBadge(NamedTuple):
-    """A status, and how many steps have it."""
-
-    kind: str
-    symbol: str
-    word: str
-    number: int = 0
-
-    @property
-    def said(self) -> str:
-        """What a count says of it: ``5 succeeded``."""
-        return count_word(StepStatus(self.word), is_orphaned=self.kind == "orphaned")
 
 
 class ConcurrencyStrip(NamedTuple):
@@ -184,7 +138,7 @@ class TierRows(NamedTuple):
     number: int
     band: TierBand | None
     rows: tuple[TimelineRow, ...]
-    counts: list[StatusBadge]
+    counts: list[tuple[Look, int]]
     is_open: bool = True
 
     def blocks(self) -> Iterator[tuple[TimelineRow, ...]]:
@@ -245,9 +199,8 @@ class PageModel:
     # The run.
 
     @property
-    def badge(self) -> StatusBadge:
-        word = "ORPHANED" if self.context.is_orphaned else self.view.word
-        return StatusBadge(*RUN_BADGES[word], word)
+    def badge(self) -> Look:
+        return RUN_LOOKS["ORPHANED" if self.context.is_orphaned else self.view.word]
 
     @property
     def title(self) -> str:
@@ -276,15 +229,12 @@ class PageModel:
         return f"{self.badge.symbol} {self.badge.word} · {self.title}{run}"
 
     @property
-    def counts(self) -> list[StatusBadge]:
-        counts = self.view.counts
-        return [self.status(each, counts[each]) for each in STATUS_SYMBOLS if counts[each]]
+    def counts(self) -> list[tuple[Look, int]]:
+        """How many steps have which status, in the order in which a progress bar fills."""
+        return self._counted(self.view.counts)
 
-    @property
-    def progress(self) -> list[StatusBadge]:
-        """The same in the order in which a progress bar fills."""
-        counts = self.view.counts
-        return [self.status(each, counts[each]) for each in _BAR if counts[each]]
+    def _counted(self, counts: Mapping[StepStatus, int]) -> list[tuple[Look, int]]:
+        return counted_looks(counts, has_died=self.context.is_orphaned)
 
     @property
     def consequences(self) -> list[StepView]:
@@ -330,10 +280,8 @@ class PageModel:
 
     # A step or an item.
 
-    def status(self, status: StepStatus, number: int = 0) -> StatusBadge:
-        if status is StepStatus.RUNNING and self.context.is_orphaned:
-            return StatusBadge("orphaned", RUN_SYMBOLS["ORPHANED"], status.value, number)
-        return StatusBadge(status.lower(), STATUS_SYMBOLS[status], status.value, number)
+    def status(self, status: StepStatus) -> Look:
+        return look_of(status, has_died=self.context.is_orphaned)
 
     def is_critical(self, name: str) -> bool:
         return name in self._is_critical
@@ -355,7 +303,7 @@ class PageModel:
             chain.append(followers[chain[-1]])
         return chain if len(chain) > 1 else []
 
-    def lane(self, chain: Sequence[str], number: int) -> list[tuple[int, StatusBadge, str]]:
+    def lane(self, chain: Sequence[str], number: int) -> list[tuple[int, Look, str]]:
         """Return how an item went through each step of a chain: its step, its mark, its words."""
         lane = []
         for name in chain:
@@ -535,7 +483,7 @@ class PageModel:
             steps = [self.view.steps[name] for name in names]
             band = self.timeline.band(number, steps, self.now_ms)
             tally = Counter(step.status for step in steps)
-            counts = [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
+            counts = self._counted(tally)
             has_passed = tally[StepStatus.SUCCESS] == len(steps) > _MOST_OPEN
             is_open = not (self.is_large and has_passed)
             yield TierRows(number, band, tuple(map(self.row, steps)), counts, is_open)
@@ -626,10 +574,9 @@ class PageModel:
         """Return how many items a mapped step has, as far as that is known."""
         return max(step.item_count or 0, len(step.items or ()) + step.left_out)
 
-    def tally(self, step: StepView) -> list[StatusBadge]:
+    def tally(self, step: StepView) -> list[tuple[Look, int]]:
         """Return how many of its items that have begun have which status."""
-        tally = step.tally
-        return [self.status(each, tally[each]) for each in STATUS_SYMBOLS if tally[each]]
+        return self._counted(step.tally)
 
     def item_attempts(self, step: StepView, segment: int) -> str:
         """Return how the attempts of its items ended: ``206 attempts: 200 succeeded, 6 failed``."""
@@ -695,4 +642,4 @@ def step_url(url: str, step: str) -> str:
 
 
 def _urgency(step: StepView) -> int:
-    return _BY_URGENCY.index(step.status)
+    return WORST_FIRST.index(step.status)

@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, error_lines, plural
 from asyncflow._core.tracebacks import user_frames
 from asyncflow._views.run_end import LostSteps, lost_steps, verdict
 from asyncflow._views.run_view import RunView
-from asyncflow.live._theme import COLOURS, Theme, elide, elide_middle, printable, status_for_run
+from asyncflow.live._theme import Theme, elide, elide_middle, printable
 
 _INDENT = 13
 """How many cells the status of a step takes."""
@@ -53,15 +54,14 @@ def run_end(view: RunView, *, width: int, height: int, theme: Theme, title: Text
     return lines
 
 
-def verdict_lines(view: RunView, width: int, theme: Theme, word: str = "") -> list[Text]:
-    """Return how a run ended, in lines of a width; ``word`` is its status if its events don't tell.
-
-    They don't tell that its process died.
-    """
-    word = word or view.word
-    text = f"{theme.run_symbols[word]} {word}{verdict(view).removeprefix(view.word)}"
+def verdict_lines(view: RunView, width: int, theme: Theme, *, has_died: bool = False) -> list[Text]:
+    """Return how a run ended, in lines of a width; ``has_died`` if its process is gone."""
+    words = verdict(view, has_died=has_died)
+    word = words.split(" ", 1)[0]
+    look = RUN_LOOKS[word]
+    text = f"{theme.symbol(look)} {words}"
     lines = [Text(each, no_wrap=True) for each in textwrap.wrap(text, max(width, 20))]
-    lines[0].stylize(f"bold {COLOURS[status_for_run(word)]}", 0, 2 + len(word))
+    lines[0].stylize(f"bold {look.colour}", 0, 2 + len(word))
     return lines
 
 
@@ -95,7 +95,7 @@ def _with_error(step: StepView, frames: int, most: int, width: int, theme: Theme
     if len(lines) > most:
         lines = [*lines[: most - 1], " ".join(lines[most - 1 :])]
     for line in lines:
-        yield _line(f"  {line}", width, theme, COLOURS[step.status])
+        yield _line(f"  {line}", width, theme, STEP_LOOKS[step.status].colour)
 
 
 def failure_head(step: StepView, width: int, theme: Theme) -> Text:
@@ -159,7 +159,8 @@ def _lost(groups: Sequence[LostSteps], width: int, theme: Theme) -> Iterator[Tex
 
 
 def _status(status: StepStatus, theme: Theme) -> Text:
-    text = Text(f"{theme.symbols[status]} {status}", COLOURS[status], no_wrap=True, end="")
+    look = STEP_LOOKS[status]
+    text = Text(f"{theme.symbol(look)} {look.word}", look.colour, no_wrap=True, end="")
     return text.append(" " * (_INDENT - text.cell_len))
 
 

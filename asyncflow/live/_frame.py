@@ -19,12 +19,13 @@ from itertools import accumulate, chain, islice
 
 from rich.text import Text
 
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, counted_looks
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.event_text import pause_text
 from asyncflow._views.progress import left_text
-from asyncflow._views.run_view import RunView, count_word
+from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     Event,
     NoteEvent,
@@ -36,15 +37,13 @@ from asyncflow.events import (
     StepProgressed,
     StepSucceeded,
 )
-from asyncflow.live._row import columns_for, row, symbol_of
+from asyncflow.live._row import columns_for, row
 from asyncflow.live._theme import (
-    COLOURS,
     Theme,
     bar,
     elide_middle,
     fit,
     printable,
-    status_for_run,
     widest,
 )
 
@@ -232,9 +231,9 @@ def summary(run: LiveRun, width: int, now_ms: float, theme: Theme) -> Text:
     """Return the line with the status of a run, its duration, and how many steps have which."""
     view = run.view
     word = "ORPHANED" if run.is_orphaned else view.word
-    status = status_for_run(word)
+    look = RUN_LOOKS[word]
     text = Text(no_wrap=True)
-    text.append(f"{theme.run_symbols[word]} {word}", f"bold {COLOURS[status]}")
+    text.append(f"{theme.symbol(look)} {word}", f"bold {look.colour}")
     text.append(f"  {duration(now_ms if view.is_running else view.at_ms)}")
     # A rerun runs only a part of its pipeline.
     may_end = view.is_running and not run.is_orphaned and not view.rerun_of
@@ -267,7 +266,7 @@ def _progress(run: LiveRun, width: int, theme: Theme) -> Text:
     view = run.view
     label = f"  {view.ended_steps:,} of {len(view.steps):,} steps"
     done, left = bar(view.ended_steps, len(view.steps), max(width - len(label), 0), theme)
-    colour = COLOURS[StepStatus.FAILED if run.failed else StepStatus.SUCCESS]
+    colour = STEP_LOOKS["FAILED" if run.failed else "SUCCESS"].colour
     return Text(no_wrap=True).append(done, colour).append(left, "dim").append(label)
 
 
@@ -275,37 +274,30 @@ def _stop(reason: str, width: int, theme: Theme) -> Text:
     line = elide_middle(
         printable(f"stopped because {reason}", theme.encoding), width, theme.ellipsis
     )
-    return Text(line, COLOURS[StepStatus.CANCELLED], no_wrap=True)
+    return Text(line, STEP_LOOKS["CANCELLED"].colour, no_wrap=True)
 
 
 def _pause(pauses: Sequence[PoolPaused], now_ms: float, width: int, theme: Theme) -> Text:
     """Return the line with the pools that are paused, and for how long still."""
     texts = [f"{pause_text(each)}, {duration(each.until_ms - now_ms)} left" for each in pauses]
     line = elide_middle(printable("; ".join(texts), theme.encoding), width, theme.ellipsis)
-    return Text(line, COLOURS[StepStatus.SKIPPED], no_wrap=True)
-
-
-_COUNTED = (
-    *(StepStatus.SUCCESS, StepStatus.RUNNING, StepStatus.FAILED, StepStatus.CANCELLED),
-    *(StepStatus.SKIPPED, StepStatus.PENDING),
-)
+    return Text(line, STEP_LOOKS["SKIPPED"].colour, no_wrap=True)
 
 
 def _counts_text(
     counts: Counter[StepStatus], width: int, theme: Theme, *, is_orphaned: bool
 ) -> Text:
     """Return how many steps have which status: ``✓ 12 succeeded  ○ 3 pending``."""
-    found = [status for status in _COUNTED if counts[status]]
-    words = [count_word(status, is_orphaned=is_orphaned) for status in found]
-    parts = [f" {counts[status]:,} {word}" for status, word in zip(found, words, strict=True)]
+    found = counted_looks(counts, has_died=is_orphaned)
+    parts = [f" {count:,} {look.said}" for look, count in found]
     gap = "  "
     if sum(1 + len(part) + len(gap) for part in parts) - len(gap) > width:
-        parts, gap = [f"{counts[status]}" for status in found], " "
+        parts, gap = [f"{count}" for _, count in found], " "
     text = Text(no_wrap=True)
-    for status, part in zip(found, parts, strict=True):
-        part = f"{gap if text else ''}{symbol_of(status, theme, is_orphaned=is_orphaned)}{part}"
+    for (look, _), part in zip(found, parts, strict=True):
+        part = f"{gap if text else ''}{theme.symbol(look)}{part}"
         if text.cell_len + len(part) <= width:
-            text.append(part, COLOURS[status])
+            text.append(part, look.colour)
     return text
 
 

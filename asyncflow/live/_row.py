@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
+from asyncflow._core.looks import STEP_LOOKS, look_of
 from asyncflow._core.results import DIED, StepStatus, failure_text, fallbacks_text
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, plural
@@ -23,7 +24,7 @@ from asyncflow._views.progress import (
 )
 from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed
-from asyncflow.live._theme import COLOURS, Theme, bar, elide, fit, printable
+from asyncflow.live._theme import Theme, bar, elide, fit, printable
 
 _Reported: TypeAlias = Mapping[int | None, StepProgressed]
 """The latest progress of a step, and of each of its items, by item."""
@@ -73,15 +74,16 @@ def row(
     if columns.tier:
         text.append(fit(tier, columns.tier + 2), "dim")
     gap = "  " if columns.tier else " "
-    status = f"{symbol_of(step.status, theme, is_orphaned=has_died)} {step.status}"
-    text.append(fit(status[: columns.status], columns.status), COLOURS[step.status])
+    look = look_of(step.status, has_died=has_died)
+    status = f"{theme.symbol(look)} {look.word}"
+    text.append(fit(status[: columns.status], columns.status), look.colour)
     name = fit(printable(step.name, theme.encoding), columns.name, theme.ellipsis)
     text.append(gap + name, "dim" if step.status is StepStatus.PENDING else "")
     progress = progress_of(step, reported.get(None)) if is_under_way(step) else None
     if columns.note > 0:
         text.append("  ")
         if has_died:
-            text.append(fit(DIED, columns.note, theme.ellipsis), COLOURS[step.status])
+            text.append(fit(DIED, columns.note, theme.ellipsis), look.colour)
         elif progress is not None:
             text.append(_progress_note(step, reported, columns.note, now_ms, theme))
         else:
@@ -98,12 +100,6 @@ def row(
     if len(lasted) > columns.duration:
         lasted = lasted.replace(" ", "")
     return text.append(f"{gap}{lasted:>{columns.duration}}", "" if step.ended_ms is None else "dim")
-
-
-def symbol_of(status: StepStatus, theme: Theme, *, is_orphaned: bool) -> str:
-    """Return the symbol of a step's status; of what an orphaned run was running, the run's."""
-    has_died = is_orphaned and status is StepStatus.RUNNING
-    return theme.run_symbols["ORPHANED"] if has_died else theme.symbols[status]
 
 
 _BAR_WIDTHS = range(4, 17)
@@ -126,10 +122,9 @@ def _note(
         cells = min(width - len(words) - 2, width // 2, _BAR_WIDTHS[-1])
         if cells in _BAR_WIDTHS:
             done, left = bar(_settled_items(step), step.item_count, cells, theme)
-            text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{left}  ", "dim")
-    colour = {StepStatus.FAILED: COLOURS[StepStatus.FAILED], StepStatus.RUNNING: ""}.get(
-        step.status, "dim"
-    )
+            text.append(done, STEP_LOOKS["RUNNING"].colour).append(f"{left}  ", "dim")
+    failed = STEP_LOOKS["FAILED"].colour
+    colour = {StepStatus.FAILED: failed, StepStatus.RUNNING: ""}.get(step.status, "dim")
     if step.retry_at_ms is not None:
         colour = "yellow"
     text.append(elide(words, width - text.cell_len, theme.ellipsis), colour)
@@ -163,7 +158,7 @@ def _progress_note(
     text = Text(no_wrap=True)
     if share and cell_len(words) <= with_bar:
         done, empty = bar(percentage(progress) or 0, 100, cells, theme)
-        text.append(done, COLOURS[StepStatus.RUNNING]).append(f"{empty} ", "dim")
+        text.append(done, STEP_LOOKS["RUNNING"].colour).append(f"{empty} ", "dim")
     text.append(elide(words, width - text.cell_len, theme.ellipsis), "dim")
     return text.append(" " * (width - text.cell_len))
 

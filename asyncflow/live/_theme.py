@@ -1,4 +1,4 @@
-"""How runs look in a terminal: status symbols, colours, and text that fits into cells.
+"""The characters that views draw in a terminal, and text that fits into cells.
 
 A cell is the width of one Latin letter; a character takes one, two or none. A word always says what
 a symbol and a colour say.
@@ -6,12 +6,12 @@ a symbol and a colour say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from asyncflow._core.results import RUN_SYMBOLS, STATUS_SYMBOLS, StepStatus
+from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.text import escape_controls
 
 
@@ -53,8 +53,6 @@ def widest(names: Iterable[str]) -> int:
 class Theme(NamedTuple):
     """The characters that views are drawn with; each takes one cell."""
 
-    symbols: Mapping[StepStatus, str]
-    run_symbols: Mapping[str, str]
     encoding: str = "utf-8"
     ellipsis: str = "…"
     dash: str = "–"
@@ -62,28 +60,17 @@ class Theme(NamedTuple):
     left: str = "─"
     separator: str = "·"
 
+    @property
+    def is_ascii(self) -> bool:
+        return self.ellipsis.isascii()
 
-UNICODE = Theme(STATUS_SYMBOLS, RUN_SYMBOLS)
-ASCII = Theme(
-    dict(zip(STATUS_SYMBOLS, "o>vx-#", strict=True)),
-    dict(zip(RUN_SYMBOLS, ">w|vx|?!", strict=True)),
-    encoding="ascii",
-    ellipsis="~",
-    dash="-",
-    done="#",
-    left="-",
-    separator="-",
-)
+    def symbol(self, look: Look) -> str:
+        return look.ascii if self.is_ascii else look.symbol
+
+
+UNICODE = Theme()
+ASCII = Theme(encoding="ascii", ellipsis="~", dash="-", done="#", left="-", separator="-")
 """For encodings without the Unicode symbols."""
-
-COLOURS: Mapping[StepStatus, str] = {
-    StepStatus.PENDING: "dim",
-    StepStatus.RUNNING: "cyan",
-    StepStatus.SUCCESS: "green",
-    StepStatus.FAILED: "bold red",
-    StepStatus.SKIPPED: "dim",
-    StepStatus.CANCELLED: "yellow",
-}
 
 
 def theme_for(encoding: str, also: str = "") -> Theme:
@@ -91,25 +78,14 @@ def theme_for(encoding: str, also: str = "") -> Theme:
 
     ``also`` are more characters that the encoding must have.
     """
+    looks = *STEP_LOOKS.values(), *RUN_LOOKS.values(), *OUTCOME_LOOKS.values()
     try:
-        symbols = *UNICODE.symbols.values(), *UNICODE.run_symbols.values()
-        "".join([*symbols, *UNICODE[3:], also]).encode(encoding)
+        "".join([*(look.symbol for look in looks), *UNICODE[1:], also]).encode(encoding)
     except LookupError:
         return ASCII
     except UnicodeEncodeError:
         return ASCII._replace(encoding=encoding)
     return UNICODE._replace(encoding=encoding)
-
-
-def status_for_run(status: str) -> StepStatus:
-    """Return the step status whose colour a run status shares."""
-    return {
-        "RUNNING": StepStatus.RUNNING,
-        "WAITING": StepStatus.PENDING,
-        "PASSED": StepStatus.SUCCESS,
-        "FAILED": StepStatus.FAILED,
-        "DAMAGED": StepStatus.FAILED,
-    }.get(status, StepStatus.CANCELLED)
 
 
 def bar(done: int, total: int, width: int, theme: Theme) -> tuple[str, str]:

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from rich.text import Text
 
+from asyncflow._core.looks import STEP_LOOKS, look_of
 from asyncflow._core.results import DIED, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks
 from asyncflow._views.run_view import RunView
 from asyncflow._views.spans import spans_of
-from asyncflow.live._theme import ASCII, COLOURS, Theme, elide, fit, printable, theme_for, widest
+from asyncflow.live._theme import ASCII, Theme, elide, fit, printable, theme_for, widest
 
 
 class _Glyphs(NamedTuple):
@@ -182,9 +183,9 @@ def _row(step: StepView, grid: _Grid, used: set[str]) -> Text:
     is_critical = step.name in grid.critical
     text = Text(no_wrap=True)
     has_died = grid.is_orphaned and step.status is StepStatus.RUNNING
-    symbol = glyphs.died if has_died else theme.symbols[step.status]
-    status = f"{symbol} {step.status}"[: grid.status]
-    text.append(fit(status, grid.status), COLOURS[step.status]).append(" ")
+    look = look_of(step.status, has_died=has_died)
+    status = f"{theme.symbol(look)} {look.word}"[: grid.status]
+    text.append(fit(status, grid.status), look.colour).append(" ")
     name = printable(step.name, theme.encoding)
     if step.name in grid.flows:
         name = f"{glyphs.flows} {name}"
@@ -275,7 +276,7 @@ def _cells(step: StepView, grid: _Grid) -> dict[int, _Cell]:
         part, status = _PARTS["crashed" if is_cut else attempt.end]
         before = row.copy() if is_mapped and part == "failed" else {}
         span, colour = paint(
-            attempt.started_ms, attempt.ended_ms, attempt.segment, part, COLOURS[status]
+            attempt.started_ms, attempt.ended_ms, attempt.segment, part, STEP_LOOKS[status].colour
         )
         for at in span:
             if at in before and before[at].part in ("attempt", "mixed"):

@@ -17,9 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from asyncflow._core.looks import STEP_LOOKS
 from asyncflow._core.record import values_by_name
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus, failure_text
+from asyncflow._core.results import StepResult, StepStatus, failure_text
 from asyncflow._core.text import describe_error, duration, escape_controls, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.planned_pipeline import report_watchers
@@ -193,7 +194,7 @@ def _timeline(run: _RecordedRun) -> Iterator[str]:
     yield run.title
     width = max([len(step.name) for step in run.steps], default=0)
     for step in run.steps:
-        symbol, bar = STATUS_SYMBOLS[step.status], _bar(step.spans, run.duration_ms)
+        symbol, bar = STEP_LOOKS[step.status].symbol, _bar(step.spans, run.duration_ms)
         yield f"  {symbol} {step.status:<9} {step.name:<{width}} |{bar}| {step.words}"
         yield from (f"      {failure}" for failure in step.failures)
     if run.left_out:

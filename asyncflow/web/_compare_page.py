@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from asyncflow._core.comparison import RunComparison, StepComparison
 from asyncflow._core.failures import first_failure
+from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import STATUS_SYMBOLS, StepResult, StepStatus
+from asyncflow._core.results import StepResult
 from asyncflow._core.text import duration, plural
 from asyncflow._views.comparison_text import (
     arrow,
@@ -28,7 +29,7 @@ from asyncflow._views.comparison_text import (
 )
 from asyncflow._views.event_text import took
 from asyncflow._views.preview import error_trace, moment_iso, moment_text
-from asyncflow.html_report._page_model import RUN_BADGES, StatusBadge, name_text, step_url
+from asyncflow.html_report._page_model import name_text, step_url
 from asyncflow.journal._base import SQLJournal
 from asyncflow.web._responses import link_to, path_in, problem, render, wants_json
 
@@ -43,7 +44,7 @@ class _ComparedRun(NamedTuple):
     title: str
     report: RunReport
     link: str
-    badge: StatusBadge
+    badge: Look
     took: str
     why: str
     trace: str
@@ -54,7 +55,7 @@ class _ComparedStep(NamedTuple):
     name: str
     link: str
     """The step on the page of the run, or of the baseline if only that has it."""
-    badge: StatusBadge | None
+    badge: Look | None
     figures: tuple[str, str]
     words: str
     facts: Sequence[str]
@@ -134,14 +135,13 @@ def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
 
 
 def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
-    word = report.status
     failed = first_failure(report.values())
     trace = "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
     return _ComparedRun(
         title,
         report,
         link,
-        StatusBadge(*RUN_BADGES[word], word),
+        RUN_LOOKS[report.status],
         took(report.total_duration_ms, report.span_ms),
         error_text(report),
         trace,
@@ -154,15 +154,11 @@ def _row(step: StepComparison, links: tuple[str, str]) -> _ComparedStep:
         step,
         name_text(step.step_name),
         step_url(links[1] if run is None else links[0], step.step_name),
-        None if run is None else _badge(run.status),
+        None if run is None else STEP_LOOKS[run.status],
         (_took(baseline), _took(run)),
         step.change if step.change != "both" else arrow(step) + difference_text(step),
         [*step_facts(step), *filter(None, [output_text(step, _OUTPUT)])],
     )
-
-
-def _badge(status: StepStatus) -> StatusBadge:
-    return StatusBadge(status.lower(), STATUS_SYMBOLS[status], status.value)
 
 
 def _took(result: StepResult | None) -> str:

@@ -19,12 +19,13 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
 from asyncflow._core.text import did_you_mean, duration, plural
-from asyncflow._views.outcomes import OUTCOMES, frequency_text, items_text
+from asyncflow._views.outcomes import frequency_text, items_text
 from asyncflow._views.preview import ago, moment_iso, moment_text
-from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
+from asyncflow.html_report._page_model import name_text, step_url
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,
@@ -87,12 +88,12 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
         ],
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
-        outcomes={each.lower(): shown for each, shown in OUTCOMES.items() if each in occurring},
+        outcomes=[look for word, look in OUTCOME_LOOKS.items() if word in occurring],
         name_text=name_text,
         step_link=lambda step: f"?{urlencode({'step': step}, errors='replace')}#history",
         run_link=lambda run_id: f"?{urlencode({'run': run_id}, errors='replace')}#run",
         items_text=items_text,
-        badges=RUN_BADGES,
+        badges=RUN_LOOKS,
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
         duration=duration,
         plural=plural,
@@ -253,7 +254,7 @@ def _end(
         name_text(title),
         column,
         _cell(name, step, at, column),
-        OUTCOMES[outcome].words,
+        OUTCOME_LOOKS[outcome].said,
         "" if took_ms is None else duration(took_ms),
         round(100 * (took_ms or 0.0) / longest_ms, 2),
         name_text(step.errors[at]),
@@ -268,7 +269,7 @@ def _cell(name: str, step: StepStatistics, at: int, column: _RunColumn) -> _Step
     outcome, took_ms = step.outcomes[at], step.durations_ms[at]
     if outcome is None:
         return _StepCell("", "", "", "")
-    shown = OUTCOMES[outcome]
+    look = OUTCOME_LOOKS[outcome]
     took = "" if took_ms is None else f", {duration(took_ms)}"
-    words = f"{name_text(name)} in {column.record.run_id}: {shown.words}{took}"
-    return _StepCell(outcome.lower(), shown.symbol, words, step_url(column.link, name))
+    words = f"{name_text(name)} in {column.record.run_id}: {look.said}{took}"
+    return _StepCell(look.kind, look.symbol, words, step_url(column.link, name))

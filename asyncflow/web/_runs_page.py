@@ -18,12 +18,13 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from asyncflow._core.looks import RUN_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.run_attributes import attribute_text, attributes_from
 from asyncflow._core.text import duration, escape_controls
 from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
 from asyncflow._views.progress import left_text
-from asyncflow.html_report._page_model import RUN_BADGES, name_text, step_url
+from asyncflow.html_report._page_model import name_text, step_url
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     DAMAGED,
@@ -177,10 +178,8 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
         chips=await _chips(journal, query, now_s),
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
-        meanings={
-            status: _MEANINGS.get(status, status.lower()) for status in (*RunStatus, DAMAGED)
-        },
-        badges={status: RUN_BADGES[status] for status in (*RunStatus, DAMAGED)},
+        meanings={word: _MEANINGS.get(word, look.said) for word, look in RUN_LOOKS.items()},
+        badges=RUN_LOOKS,
         times=_TIMES,
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
         duration=duration,

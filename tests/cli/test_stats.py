@@ -94,7 +94,7 @@ def test_a_grid_shows_each_step_in_each_run(shell: Shell) -> None:
     assert [line.split()[0] for line in lines[5:8]] == [LONG, "extract", "load"]
     assert lines[7][len(LONG) + 2 :].split()[0] == "✓✓✓✓⊘✓✓✓✓⊘"
     assert lines[-1] == (
-        "✓ succeeded or passed   = result reused   ✗ failed   ↻ succeeded after a retry   ⊘ skipped"
+        "✓ succeeded or passed   ↻ succeeded after a retry   = reused   ✗ failed   ⊘ skipped"
     )
 
 

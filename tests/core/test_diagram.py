@@ -50,8 +50,8 @@ def test_the_diagram_of_a_run_shows_the_status_of_each_step() -> None:
         "    s0 --> s3\n"
         "    classDef success fill:#d1fae5,stroke:#047857,color:#064e3b\n"
         "    classDef failed fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d\n"
-        "    classDef skipped fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4\n"
         "    classDef cancelled fill:#fef3c7,stroke:#b45309,color:#78350f\n"
+        "    classDef skipped fill:#f3f4f6,stroke:#6b7280,color:#1f2937,stroke-dasharray:4\n"
         "    classDef critical stroke-width:4px\n"
         "    class s0,s1 critical"
     )
@@ -68,8 +68,8 @@ def test_a_run_in_progress_can_be_drawn() -> None:
     assert '    s0["a<br/>▷ RUNNING"]:::running\n' in drawn
     assert '    s1["b<br/>○ PENDING"]:::pending\n' in drawn
     assert '    s2["c"]\n' in drawn
-    assert "    classDef pending fill:#f3f4f6,stroke:#6b7280,color:#1f2937\n" in drawn
-    assert drawn.endswith("    classDef running fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a")
+    assert "    classDef running fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a\n" in drawn
+    assert drawn.endswith("    classDef pending fill:#f3f4f6,stroke:#6b7280,color:#1f2937")
 
 
 def test_the_text_of_each_status_has_enough_contrast() -> None:

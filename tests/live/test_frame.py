@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
 import pytest
 from golden_run import EVENTS_BEFORE_CRASH, GOLDEN
@@ -12,6 +13,7 @@ from resumed_run import RESUMED
 from watched_runs import random_events
 
 from asyncflow import StepStatus
+from asyncflow._core.looks import OUTCOME_LOOKS, STEP_LOOKS
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
@@ -128,7 +130,7 @@ tier 4  ○ PENDING    load
 tier 5  ○ PENDING    notify
 tier 6  ○ PENDING    tidy
 ━━━━━━━━━━━━━━━━────────────────────────────────────────────────  3 of 12 steps
-▷ RUNNING  1.5 s   ✓ 2 succeeded  ▷ 1 running  ⊘ 1 skipped  ○ 8 pending"""
+▷ RUNNING  1.5 s   ✓ 2 succeeded  ⊘ 1 skipped  ▷ 1 running  ○ 8 pending"""
 
 AT_THE_END = """\
 nightly import  run nightly-2026-01-01 · resumed, 1 h 0 min with the pause
@@ -156,7 +158,7 @@ tier 3     > RUNNING    fetch              ##---------  1 of 4 items     801 ms
            > RUNNING    <script>~/script>  attempt 2 of 2                302 ms
 tiers 4-6  o 3 pending
 #####################################---------------------------  7 of 12 steps
-> RUNNING  4.8 s   v 6 succeeded  > 2 running  - 1 skipped  o 3 pending"""
+> RUNNING  4.8 s   v 6 succeeded  - 1 skipped  > 2 running  o 3 pending"""
 
 
 class TestResumedRun:
@@ -309,7 +311,7 @@ class TestTenThousandSteps:
 
         lines = lines_of(run)
 
-        assert lines[1] == "tier 1  ▷ 10 running  ✗ 30 failed  ○ 9,960 pending"
+        assert lines[1] == "tier 1  ✗ 30 failed  ▷ 10 running  ○ 9,960 pending"
         assert sum("✗ FAILED" in line for line in lines[:-1]) == 9
         assert sum("▷ RUNNING" in line for line in lines[:-1]) == 10
 
@@ -339,14 +341,14 @@ class TestFrame:
 
     @pytest.mark.parametrize(
         ("encoding", "symbols"),
-        [("utf-8", "○▷✓✗⊘■"), ("latin-1", "o>vx-#"), ("ascii", "o>vx-#"), ("nonsense", "o>vx-#")],
+        [("utf-8", "✓✗■⊘▷○"), ("latin-1", "vx#->o"), ("ascii", "vx#->o"), ("nonsense", "vx#->o")],
     )
     def test_the_symbols_suit_the_encoding(self, encoding: str, symbols: str) -> None:
-        assert "".join(theme_for(encoding).symbols.values()) == symbols
+        assert "".join(map(theme_for(encoding).symbol, STEP_LOOKS.values())) == symbols
 
     def test_every_status_has_its_own_symbol(self) -> None:
-        for theme in (UNICODE, ASCII):
-            assert len(set(theme.symbols.values())) == len(StepStatus)
+        for theme, looks in product((UNICODE, ASCII), (STEP_LOOKS, OUTCOME_LOOKS)):
+            assert len(set(map(theme.symbol, looks.values()))) == len(looks)
 
 
 @given(
@@ -374,7 +376,7 @@ def test_every_frame_of_any_run_fits_and_counts_each_step_once(
             assert sum(line[8:10] in _STATUS_PREFIXES for line in lines) == len(view.steps)
 
 
-_STATUS_PREFIXES = [f"{symbol} " for symbol in UNICODE.symbols.values()]
+_STATUS_PREFIXES = [f"{symbol} " for symbol in map(UNICODE.symbol, STEP_LOOKS.values())]
 
 
 def _named(view: RunView, status: StepStatus) -> set[str]:

@@ -189,7 +189,7 @@ def test_the_header_shows_the_state_of_the_run() -> None:
 
     assert "nightly import ✗ FAILED Run nightly-2026-01-01" in text
     assert "Started 2026-01-01 00:00:00 UTC Duration 5.0 s" in text
-    assert "✓ 7 succeeded ✗ 1 failed ⊘ 3 skipped ■ 1 cancelled" in text
+    assert "✓ 7 succeeded ✗ 1 failed ■ 1 cancelled ⊘ 3 skipped" in text
     assert "Resumed 1 time, last 2026-01-01 01:00:00 UTC" in text
     assert f"Stopped early because step {HOSTILE!r} failed and fail_fast is on" in text
     assert text.count("2026-01-01 00:00:00") == 1

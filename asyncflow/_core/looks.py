@@ -1,0 +1,111 @@
+"""How a status looks, wherever it is shown: in a terminal, on a page, in a notebook, in a diagram.
+
+Rules:
+
+1. A symbol is one cell wide and clear without colour; a colour only repeats what it says.
+2. Counts by status stand in the order of these tables: what has ended, what runs, what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from asyncflow._core.results import StepStatus
+
+
+class Look(NamedTuple):
+    word: str
+    """The status as people and JSON know it."""
+    kind: str
+    """Its CSS class."""
+    symbol: str
+    ascii: str
+    """The symbol where the encoding has no other."""
+    colour: str
+    """In a terminal."""
+    said: str
+    """What is said of one, or of a number of them: ``5 succeeded``."""
+    hex: str = ""
+    """The colour that can be seen on light and on dark."""
+    flowchart: str = ""
+    """The style of a node in Mermaid: dark text on a light ground, whatever the page has."""
+
+
+_GREY = "fill:#f3f4f6,stroke:#6b7280,color:#1f2937"
+
+STEP_LOOKS: Mapping[str, Look] = {
+    look.word: look
+    for look in (
+        Look(
+            *("SUCCESS", "success", "✓", "v", "green", "succeeded", "#2f9e6e"),
+            flowchart="fill:#d1fae5,stroke:#047857,color:#064e3b",
+        ),
+        Look(
+            *("FAILED", "failed", "✗", "x", "bold red", "failed", "#d64545"),
+            flowchart="fill:#fee2e2,stroke:#b91c1c,color:#7f1d1d",
+        ),
+        Look(
+            *("CANCELLED", "cancelled", "■", "#", "yellow", "cancelled", "#b08400"),
+            flowchart="fill:#fef3c7,stroke:#b45309,color:#78350f",
+        ),
+        Look(
+            *("SKIPPED", "skipped", "⊘", "-", "dim", "skipped", "#7a8594"),
+            flowchart=f"{_GREY},stroke-dasharray:4",
+        ),
+        Look(
+            *("RUNNING", "running", "▷", ">", "cyan", "running", "#3b78d8"),
+            flowchart="fill:#dbeafe,stroke:#1d4ed8,color:#1e3a8a",
+        ),
+        Look(
+            *("PENDING", "pending", "○", "o", "dim", "pending", "#7a8594"),
+            flowchart=_GREY,
+        ),
+    )
+}
+"""By `StepStatus`."""
+
+DIED_LOOK = Look("RUNNING", "orphaned", "◇", "?", "yellow", "unfinished", "#b08400")
+"""A step that was running when the process of its run died."""
+
+WORST_FIRST = ("FAILED", "CANCELLED", "RUNNING", "PENDING", "SKIPPED", "SUCCESS")
+"""The statuses of steps, what needs attention first."""
+
+RUN_LOOKS: Mapping[str, Look] = {
+    look.word: look
+    for look in (
+        Look("PASSED", "success", "✓", "v", "green", "passed"),
+        Look("FAILED", "failed", "✗", "x", "bold red", "failed"),
+        Look("INTERRUPTED", "cancelled", "□", "|", "yellow", "interrupted"),
+        Look("RUNNING", "running", "▷", ">", "cyan", "running"),
+        Look("STOPPING", "cancelled", "□", "|", "yellow", "stopping"),
+        Look("WAITING", "pending", "◷", "w", "dim", "waiting"),
+        Look("ORPHANED", "orphaned", "◇", "?", "yellow", "orphaned"),
+        Look("DAMAGED", "failed", "!", "!", "bold red", "damaged"),
+    )
+}
+"""By `RunStatus`, and for a run that is stopping, or whose row in a journal is damaged."""
+
+OUTCOME_LOOKS: Mapping[str, Look] = {
+    look.word: look
+    for look in (
+        STEP_LOOKS["SUCCESS"],
+        Look("RETRIED", "retried", "↻", "r", "yellow", "succeeded after a retry"),
+        Look("REUSED", "reused", "=", "=", "green", "reused"),
+        *(look for word, look in STEP_LOOKS.items() if word != "SUCCESS"),
+    )
+}
+"""By `StepOutcome`: how a step ended in one of several runs, or an item of a mapped step."""
+
+
+def look_of(status: StepStatus, *, has_died: bool = False) -> Look:
+    """Return the look of a step's status; ``has_died`` if the process of the run did."""
+    return DIED_LOOK if has_died and status is StepStatus.RUNNING else STEP_LOOKS[status]
+
+
+def counted_looks(
+    counts: Mapping[StepStatus, int], *, has_died: bool = False
+) -> list[tuple[Look, int]]:
+    """Return how many steps have which look, in the order of all counts."""
+    found = ((status, counts.get(status, 0)) for status in map(StepStatus, STEP_LOOKS))
+    return [(look_of(status, has_died=has_died), count) for status, count in found if count]
