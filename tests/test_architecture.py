@@ -208,6 +208,22 @@ def test_no_method_is_abstract_outside_of_a_protocol() -> None:
     assert not abstract
 
 
+def test_no_module_assigns_a_constant_twice() -> None:
+    """A renaming can give two constants one name, and then the first value is gone."""
+    twice = []
+    for module, tree in MODULES.items():
+        names = [
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and target.id.isupper()
+        ]
+        twice += [(module, name) for name, count in Counter(names).items() if count > 1]
+
+    assert not twice
+
+
 def test_the_first_line_of_every_module_is_a_sentence() -> None:
     def first_line(tree: ast.Module) -> str:
         return (ast.get_docstring(tree) or "").partition("\n")[0]

@@ -12,9 +12,7 @@ from asyncflow._kernel.run_scope import Parts
 from asyncflow._policies.durable import RunPersistence
 
 _REUSED_A_TURN = 100
-"""After how many steps whose stored result a resumed run reuses other tasks get a turn."""
-_REUSED_A_TURN = 250
-"""The same for the results that a rerun reuses, those of items included."""
+"""After how many steps of a resumed run, or reused results of a rerun, other tasks get a turn."""
 
 
 class EarlierResults(Policy):
