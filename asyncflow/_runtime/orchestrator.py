@@ -85,25 +85,19 @@ class Orchestrator(Runnable):
         resources: Mapping[str, OpenResource] = NO_RESOURCES,
     ) -> None:
         options = RunOptions.of(locals())
-        self._set(PlannedPipeline(Plans(steps), options))
+        plans = Plans(steps)
+        super().__init__(lambda: plans, options)
 
     @classmethod
-    def _of(cls, planned: PlannedPipeline) -> Self:
-        """Return one that runs what is planned already."""
+    def _of(cls, plans: Plans, options: RunOptions) -> Self:
+        """Return one with steps that are planned already."""
         made = cls.__new__(cls)
-        made._set(planned)
+        Runnable.__init__(made, lambda: plans, options)
         return made
 
-    def _set(self, planned: PlannedPipeline) -> None:
-        self._pipeline = planned
-        self._options = planned.options
-        self._plan = planned.plan
-
-    def _planned(self) -> PlannedPipeline:
-        return self._pipeline
-
-    def _with(self, options: RunOptions) -> Self:
-        return self._of(PlannedPipeline(self._pipeline.plans, options))
+    def _use(self, options: RunOptions) -> None:
+        super()._use(options)
+        self._plan = self._planned().plan  # at once: the targets may be wrong
 
     @property
     def steps(self) -> list[WorkflowStep]:

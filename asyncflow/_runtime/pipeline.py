@@ -26,7 +26,6 @@ from typing import (
     Never,
     ParamSpec,
     Protocol,
-    Self,
     TypeAlias,
     TypeVar,
     Unpack,
@@ -58,7 +57,7 @@ from asyncflow._core.step import (
 )
 from asyncflow._runtime.options import NO_RESOURCES, RunOptions
 from asyncflow._runtime.orchestrator import Orchestrator
-from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
+from asyncflow._runtime.planned_pipeline import Plans
 from asyncflow._runtime.runnable import Runnable
 
 if TYPE_CHECKING:
@@ -295,21 +294,13 @@ class Pipeline(Runnable):
     ) -> None:
         _check_name(name)
         options = RunOptions.of(locals())
-        self._set(_Declaration(name, checked_step_options(name, step_options)), options)
+        self._declaration = _Declaration(name, checked_step_options(name, step_options))
+        super().__init__(self._declaration.plans, options)
 
-    def _set(self, declaration: _Declaration, options: RunOptions) -> None:
-        self._declaration = declaration
-        self._options = options
-        self._made: tuple[Plans, Orchestrator] | None = None
-
-    def _planned(self) -> PlannedPipeline:
-        return self.orchestrator._planned()
-
-    def _with(self, options: RunOptions) -> Self:
+    def _use(self, options: RunOptions) -> None:
         _check_name(options.name)
-        other = type(self).__new__(type(self))
-        other._set(self._declaration, options)
-        return other
+        super()._use(options)
+        self._made: tuple[Plans, Orchestrator] | None = None
 
     @overload
     def step(
@@ -577,8 +568,7 @@ class Pipeline(Runnable):
         """
         plans, made = self._declaration.plans(), self._made
         if made is None or made[0] is not plans:
-            planned = PlannedPipeline(plans, self._options)
-            made = self._made = plans, Orchestrator._of(planned)
+            made = self._made = plans, Orchestrator._of(plans, self._options)
         return made[1]
 
 

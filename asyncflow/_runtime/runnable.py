@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import OpenResource
+from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
     from asyncflow._policies.observers import AnyObserver
     from asyncflow._runtime.handle import RunHandle
     from asyncflow._runtime.options import Options, RunOptions
-    from asyncflow._runtime.planned_pipeline import PlannedPipeline
 
 
 class Runnable:
     """Steps that can run, with options: the base of `Pipeline` and `Orchestrator`.
 
-    The two differ in when the steps are planned: those of an orchestrator when it is made, those of
-    a pipeline, which grows, when a run needs it.
+    ``plans`` returns the plans of the steps as they stand: for an orchestrator always the same, for
+    a pipeline other ones when steps were added. It raises what `Orchestrator` raises.
     """
 
-    _options: RunOptions
+    def __init__(self, plans: Callable[[], Plans], options: RunOptions) -> None:
+        self._plans = plans
+        self._use(options)
+
+    def _use(self, options: RunOptions) -> None:
+        """Take these options, instead of any others."""
+        self._options = options
+        self._latest: PlannedPipeline | None = None
 
     def _planned(self) -> PlannedPipeline:
-        """Return the steps as they stand, planned.
-
-        Raises:
-            ValueError, TypeError, CyclicDependencyError: They don't fit together.
-        """
-        raise NotImplementedError
-
-    def _with(self, options: RunOptions) -> Self:
-        """Return another one with the same steps and these options."""
-        raise NotImplementedError
+        """Return the steps as they stand, planned, with the options."""
+        plans, latest = self._plans(), self._latest
+        if latest is None or latest.plans is not plans:
+            latest = self._latest = PlannedPipeline(plans, self._options)
+        return latest
 
     @property
     def name(self) -> str:
@@ -106,7 +109,9 @@ class Runnable:
             TypeError: One of them is no such option, or has the wrong type.
             ValueError: One of them is out of its range, or ``run_id`` is empty.
         """
-        return self._with(self._options.with_changes(options))
+        other = copy(self)
+        other._use(self._options.with_changes(options))
+        return other
 
     async def run(self, /, **inputs: Any) -> RunReport:
         """Run the pipeline and return its report, even when steps failed.
