@@ -103,6 +103,8 @@ class RunStarted:
     complete the sentence "it runs again because …"."""
     label: str = ""
     """What the run is about, for people who look for it, if it has a label."""
+    key: str = ""
+    """The key of the run, if it has one."""
     from_steps: tuple[str, ...] = ()
     """In a rerun, the steps that it was asked to run again: they reuse no result of any run."""
     process: str = ""

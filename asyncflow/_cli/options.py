@@ -25,7 +25,7 @@ from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_from
 from asyncflow._core.text import escape_controls
-from asyncflow._runtime.options import check_label
+from asyncflow._runtime.options import check_key, check_label
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._queries import is_searchable, parse_status, parse_time
@@ -316,6 +316,23 @@ new_attribute_option = attribute_option(
 having_attribute_option = attribute_option(
     f"Only runs with this attribute, such as tenant=acme: {_ATTRIBUTE}"
 )
+
+
+def _check_key(key: str | None) -> str | None:
+    """Check the key of a run; click reports what is wrong."""
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return key
+
+
+key_option = click.option(
+    "--key",
+    metavar="KEY",
+    callback=lambda ctx, param, value: _check_key(value),
+    help="What no two started runs of the pipeline may have in common, such as 'customer 17'.",
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Run and store nothing; show what would run, and why."
 )
@@ -468,6 +485,7 @@ class GroupedCommand(click.Command):
             "--no-journal",
             "--run-id",
             "--label",
+            "--key",
             "--logs",
             "--prints",
         ),

@@ -322,13 +322,13 @@ def _explain(error: BaseException) -> CommandError:
             return error
         case RunNotFoundError():
             return CommandError(str(error), NOT_FOUND)
-        case RunAlreadyActiveError():
+        case RunAlreadyActiveError() if not error.key:
             return CommandError(
                 f"run {error.run_id!r} is active in {error.owner}; wait for it with --wait, or "
                 f"stop it with `asyncflow cancel {error.run_id}`",
                 RUN_FAILED,
             )
-        case JournalError():
+        case RunAlreadyActiveError() | JournalError():
             return CommandError(str(error), RUN_FAILED)
         case MissingExtraError():
             return CommandError(str(error), USAGE)

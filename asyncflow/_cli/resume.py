@@ -245,7 +245,10 @@ class _Resumption:
         except (RunNotFoundError, RunUnreadableError) as error:
             self._end(record, f"was not resumed: {error}", RUN_FAILED)
         except RunAlreadyActiveError as error:
-            self._end(record, f"was taken by another process: {error.owner}", PASSED)
+            if error.key:
+                self._end(record, f"was not continued: {error}", RUN_FAILED)
+            else:
+                self._end(record, f"was taken by another process: {error.owner}", PASSED)
         except ResourceError as error:
             self._end(record, f"{error.report.status}: {error}", RUN_FAILED)
         else:

@@ -30,6 +30,7 @@ from asyncflow._cli.options import (
     complete_target,
     find_run,
     journal_flag,
+    key_option,
     label_option,
     named_target,
     new_attribute_option,
@@ -66,12 +67,14 @@ Examples:
 @click.option("--run-id", metavar="NAME", help="The id of the run; by default a new name.")
 @label_option
 @new_attribute_option
+@key_option
 def run(
     target: str,
     no_journal: bool,
     run_id: str | None,
     label: str | None,
     attributes: Mapping[str, AttributeValue] | None,
+    key: str | None,
     flags: RunFlags,
 ) -> None:
     """Run a pipeline, or resume the run with that id.
@@ -91,8 +94,10 @@ def run(
             f"{option} stores what steps say in the journal; name one with --journal, and leave "
             "--no-journal out"
         )
+    if no_journal and key is not None:
+        raise click.UsageError("--key needs a journal, which knows the other runs")
     journal = None if no_journal else flags.journal
-    execute_run(target, journal, run_id, flags, label=label, attributes=attributes)
+    execute_run(target, journal, run_id, flags, label=label, key=key, attributes=attributes)
 
 
 def _is_given(name: str) -> bool:
@@ -112,12 +117,13 @@ def execute_run(
     dry_run: bool = False,
     label: str | None = None,
     attributes: Mapping[str, AttributeValue] | None = None,
+    key: str | None = None,
 ) -> None:
     """Run a pipeline, write its report, and exit; or say what would run, of the stored run.
 
     ``target`` is ``MODULE:PIPELINE``. ``journal`` is ``None`` to store nothing, and ``run_id`` for
     a new one. ``stored`` is the run to resume, or to rerun from ``from_steps``; ``None`` means all.
-    ``label`` and ``attributes`` replace those of the pipeline's options.
+    ``label``, ``key`` and ``attributes`` replace those of the pipeline's options.
     """
     check_html(flags.html, flags.journal)
     with stdout_for_results_only(flags.as_json):
@@ -126,6 +132,8 @@ def execute_run(
         given: Options = {}
         if label is not None:
             given["label"] = label
+        if key is not None:
+            given["key"] = key
         if attributes is not None:
             given["attributes"] = attributes
         loaded = loaded._replace(orchestrator=loaded.orchestrator.with_options(**given))

@@ -458,26 +458,40 @@ class RunUnreadableError(JournalError):
 
 
 class RunAlreadyActiveError(_AttributedError):
-    """A run with the same id is running, in this process or in another one.
+    """A run with the same id is running, or another run has the key.
 
     Attributes:
-        run_id: The run.
-        owner: Which process runs it.
+        run_id: The run that is active.
+        owner: Which process runs it; empty if none does.
         advice: What the caller can do about it.
+        key: The key that it has; empty if it is about the id of the run.
+        status: Then, the status of the run that has the key.
     """
-
-    _message = "run {run_id!r} is active in {owner}; {advice}"
 
     def __init__(
         self,
         run_id: str,
         owner: str,
         advice: str = 'to wait until it has ended there, say on_active="wait"',
+        *,
+        key: str = "",
+        status: str = "",
     ) -> None:
         super().__init__(run_id, owner)
         self.run_id = run_id
         self.owner = owner
         self.advice = advice
+        self.key = key
+        self.status = status
+
+    def __str__(self) -> str:
+        where = f" in {self.owner}" if self.owner else ""
+        if self.key:
+            state = f"{self.status}{where}"
+            what = f"run {self.run_id!r}, which is {state}, has the key {self.key!r}"
+        else:
+            what = f"run {self.run_id!r} is active{where}"
+        return f"{what}; {self.advice}"
 
 
 class RunIdInUseError(_AttributedError, ValueError):

@@ -29,7 +29,9 @@ class LostRuns:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__wrapped__, name)
 
-    async def open(self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any]) -> Any:
+    async def open(
+        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], Any], **key: Any
+    ) -> Any:
         """Open a run, or raise `NotLostError`."""
 
         def read_lost(stored: StoredRun) -> Any:
@@ -41,4 +43,4 @@ class LostRuns:
                 raise NotLostError
             return read(stored)
 
-        return await self.__wrapped__.open(run_id, wait=wait, read=read_lost)
+        return await self.__wrapped__.open(run_id, wait=wait, read=read_lost, **key)

@@ -199,6 +199,11 @@ class Journal(Protocol):
     ) -> tuple[JournalSession, T]:
         """Become the only owner of a run, and replay its stored events.
 
+        It may take a ``key`` too, a pair of the name of a pipeline and the key of a new run of it.
+        Whenever a run with a key is opened, no other one of that pipeline and key may have an
+        owner, or be one that is to be continued. If ``open`` has no such parameter, runs with this
+        journal have no keys.
+
         Args:
             run_id: The run, which need not exist.
             wait: Whether to wait until another owner is gone.
@@ -212,7 +217,7 @@ class Journal(Protocol):
             The run's session, and the last answer of ``read``.
 
         Raises:
-            RunAlreadyActiveError: It has another owner.
+            RunAlreadyActiveError: It has another owner, or another run has its key.
             JournalError: The journal fails.
             Exception: What ``read`` raised. The run has no owner then.
         """

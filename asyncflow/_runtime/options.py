@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     run_id: str | None
     label: str
     attributes: Mapping[str, AttributeValue]
+    key: str | None
     on_active: OnActive
     on_wait: OnWait
     allow_missing_steps: bool
@@ -71,6 +72,7 @@ class RunOptions:
     run_id: str | None = None
     label: str = ""
     attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES
+    key: str | None = None
     on_active: OnActive = "raise"
     on_wait: OnWait = "suspend"
     allow_missing_steps: bool = False
@@ -89,6 +91,7 @@ class RunOptions:
         check_engine("engine", self.engine)
         check_run_id("run_id", self.run_id)
         check_label(self.label)
+        check_key(self.key)
         _check_choice("on_active", self.on_active, _ON_ACTIVE)
         _check_choice("on_wait", self.on_wait, _ON_WAIT)
         _check_flag("allow_missing_steps", self.allow_missing_steps)
@@ -116,6 +119,8 @@ class RunOptions:
 
 _LONGEST_LABEL = 200
 """How many characters a line of a list can hold."""
+_LONGEST_KEY = 200
+"""How many characters every database can have in an index."""
 _SCHEDULES, _ON_ACTIVE, _ON_WAIT = map(get_args, (Schedule, OnActive, OnWait))
 
 
@@ -138,6 +143,18 @@ def check_label(label: object) -> None:
             f"label must have at most {_LONGEST_LABEL} characters, not {len(label):,}; what is "
             "longer belongs in an input"
         )
+
+
+def check_key(key: object) -> None:
+    """Check the key of a run; ``None`` stands for none."""
+    if key is None:
+        return
+    if not isinstance(key, str):
+        raise TypeError(f"key must be a str, not {type(key).__name__}")
+    if not key:
+        raise ValueError("key must not be empty; leave it out for none")
+    if len(key) > _LONGEST_KEY:
+        raise ValueError(f"key must have at most {_LONGEST_KEY} characters, not {len(key):,}")
 
 
 def _unknown(name: str) -> str:

@@ -156,6 +156,7 @@ async def run_pipeline(
     run_id: str | None = None,
     label: str = "",
     attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES,
+    key: str | None = None,
     observers: Iterable[AnyObserver] = (),
     name: str = "",
     journal: Journal | None = None,
@@ -185,6 +186,8 @@ async def run_pipeline(
             the run by it. At most 200 characters.
         attributes: What programs find the run by, such as ``{"tenant": "acme"}``; see
             `Orchestrator.with_options`.
+        key: What no two runs of the pipeline that have started and not ended may have in common,
+            such as ``"customer 17"``; ``None`` for nothing.
         observers: What receives each event.
         name: What the pipeline is called in a journal.
         journal: Stores the run, so that it can be resumed; ``None`` stores nothing.

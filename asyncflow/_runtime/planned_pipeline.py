@@ -140,6 +140,11 @@ class PlannedPipeline:
         request = self._request(options.run_id if link is None else link.run_id, inputs)
         self._prepare_places()
         if options.journal is None:
+            if options.key is not None:
+                raise ValueError(
+                    f"key {options.key!r} needs a journal, which knows the other runs; give it "
+                    "one: with_options(journal=...)"
+                )
             if "cache_ms" in request.plan.given:
                 from asyncflow._core.step_cache import check_not_cached  # few runs need it
 
@@ -298,6 +303,7 @@ class PlannedPipeline:
             clock=wall_clock(),
             label=options.label,
             attributes=options.attributes,
+            key=options.key,
         )
 
     def _prepare_places(self) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from asyncflow._core.annotations import input_types
@@ -46,10 +47,14 @@ async def open_run(
     Raises:
         RunIdInUseError: The run was started with other inputs, or by another pipeline.
         PipelineChangedError: The pipeline does not have all steps that the run would still run.
-        RunAlreadyActiveError: The run has another owner, and ``wait`` is false.
+        RunAlreadyActiveError: The run has another owner, and ``wait`` is false; or another run has
+            its key.
     """
     session, start = await journal.open(
-        request.run_id, wait=wait, read=_RunOpening(journal, request).read
+        request.run_id,
+        wait=wait,
+        read=_RunOpening(journal, request).read,
+        **_key_of(journal, request),
     )
     persistence = RunPersistence(journal, session, request.types)
     if not isinstance(start, RunReport):
@@ -74,7 +79,9 @@ async def open_rerun(
     """
     opening = _RunOpening(journal, request)
     start = await journal.replay(origin, partial(opening.rerun, from_steps=from_steps))
-    session, _ = await journal.open(request.run_id, wait=False, read=opening.check_new)
+    session, _ = await journal.open(
+        request.run_id, wait=False, read=opening.check_new, **_key_of(journal, request)
+    )
     return RunPersistence(journal, session, request.types), start
 
 
@@ -93,6 +100,22 @@ async def preview_run(
 async def read_report(journal: Journal, request: Request) -> RunReport:
     """Return the stored report of a run, with values of the types that annotations say."""
     return await journal.replay(request.run_id, _RunOpening(journal, request).report)
+
+
+def _key_of(journal: Journal, request: Request) -> dict[str, Any]:
+    """Return the key of a run as ``Journal.open`` takes it, if the run has one."""
+    if request.key is None:
+        return {}
+    if not request.pipeline:
+        raise ValueError(
+            f"key {request.key!r} is one of a pipeline, and this one has no name: give it one"
+        )
+    if "key" not in signature(getattr(journal, "__wrapped__", journal).open).parameters:
+        raise TypeError(
+            f"key {request.key!r} needs a journal whose open() takes a key, and that of "
+            f"{type(journal).__name__} takes none; asyncflow.Journal says what it does"
+        )
+    return {"key": (request.pipeline, request.key)}
 
 
 class _RunOpening:

@@ -83,6 +83,12 @@ class Runnable:
                 string of at most 200 characters, an int of 64 bits, a finite float or a bool.
                 They are stored and shown in plain text, so keep secrets out of them. A run that is
                 resumed keeps those it has; a nested run has none of its parent's.
+                ``key`` is a string of at most 200 characters, such as ``"customer 17"``: at most
+                one run of the pipeline that has started and not ended has it, in the whole journal.
+                Whatever starts or continues another one raises a `RunAlreadyActiveError`, whatever
+                ``on_active`` says. A run that waits for a signal has not ended, nor has one that
+                was drained or has lost its process, unless it was asked to stop. A run that is
+                resumed keeps the key it has. ``None``, the default, is no key.
 
                 ``on_active`` says what to do if the journal has an active run of that id:
                 ``"raise"`` (the default), or ``"wait"`` until it has ended, here or in another
@@ -137,7 +143,8 @@ class Runnable:
             RuntimeError, TypeError, ValueError: An engine is not open, or can't run a step. Nothing
                 has run.
             PayloadError: The journal can't store an input. Nothing has run.
-            RunAlreadyActiveError: A run of that id is active. Nothing has run.
+            RunAlreadyActiveError: A run of that id is active, or another run has the key. Nothing
+                has run.
             RunCancelledError: The run was cancelled through its journal. The steps have ended, and
                 the run can be started again under its id.
             JournalError: The journal has failed. The steps have ended; what it stored is safe.

@@ -57,6 +57,7 @@ class Request(NamedTuple):
     """The wall clock, which any thread may ask."""
     label: str = ""
     attributes: Mapping[str, AttributeValue] = NO_ATTRIBUTES
+    key: str | None = None
 
 
 def new_start(request: Request) -> RunStart:
@@ -80,6 +81,7 @@ def new_start(request: Request) -> RunStart:
         parent_step=request.parent_step,
         label=request.label,
         attributes=dict(request.attributes),  # as with the plan
+        key=request.key or "",
     )
     bindings = plan.bindings(inputs.keys())
     if "map_over" in plan.given:

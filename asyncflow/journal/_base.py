@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from asyncflow._core.arguments import check_count, check_names, check_number, parse_level
 from asyncflow._core.checkpoints import LARGEST as LARGEST_CHECKPOINT
 from asyncflow._core.comparison import RunComparison
-from asyncflow._core.context import current_run
+from asyncflow._core.context import current_run, is_inside_run
 from asyncflow._core.errors import JournalError, RunAlreadyActiveError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
@@ -40,6 +40,7 @@ from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
 from asyncflow.journal._cached import Wish
 from asyncflow.journal._event_codec import is_storable, status_column
+from asyncflow.journal._keys import RunKey
 from asyncflow.journal._machine import is_void, this_owner, this_process
 from asyncflow.journal._notes import NoteFilter
 from asyncflow.journal._overviews import Overviews
@@ -584,6 +585,8 @@ class SQLJournal:
         count = 0
         for run_ids in _transactions(ended):
             count += await self._write(self._worker.call, self._store.prune, run_ids, *asked)
+        while await self._write(self._worker.call, self._store.forget_keys):
+            pass
         return count
 
     async def forget(self, run_id: str) -> None:
@@ -615,7 +618,12 @@ class SQLJournal:
     # --- for the driver -------------------------------------------------------------------------
 
     async def open(
-        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
+        self,
+        run_id: str,
+        *,
+        wait: bool,
+        read: Callable[[StoredRun], T],
+        key: tuple[str, str] | None = None,
     ) -> tuple[SQLSession | FinishedSession, T]:
         """Claim a run and replay its stored events. A run calls this; see `asyncflow.Journal`.
 
@@ -623,7 +631,8 @@ class SQLJournal:
         another process owns it. If it is to resume all the same, it must be free.
 
         Raises:
-            RunAlreadyActiveError: Another process owns it, and ``wait`` is false.
+            RunAlreadyActiveError: Another process owns it, and ``wait`` is false; or another run
+                has the key.
             RunUnreadableError: It is damaged, or a newer asyncflow wrote it.
             JournalError: The journal can't be read or written.
             TypeError: The id is not a string.
@@ -636,25 +645,33 @@ class SQLJournal:
             if self._closing and within is None:
                 raise JournalError(self._name, "it is closed; open another journal")
             try:
-                return await self._open(run_id, within, read)
+                return await self._open(run_id, within, read, key and RunKey.of(*key))
             except RunAlreadyActiveError as active:
-                owner = active.owner
+                owner, refusal = active.owner, active if active.key else None
             passed = None if must_resume else await self._read(self._reader.passed, run_id)
             if passed:
                 answer = await self._read(read, passed)
                 if isinstance(answer, RunReport):
                     return FinishedSession(), answer
                 must_resume = True
+            if refusal is not None:
+                raise _within(refusal)
             if not wait:
                 raise RunAlreadyActiveError(run_id, owner)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_RETRY_S)
 
     async def _open(
-        self, run_id: str, within: str | None, read: Callable[[StoredRun], T]
+        self,
+        run_id: str,
+        within: str | None,
+        read: Callable[[StoredRun], T],
+        key: RunKey | None = None,
+        *,
+        takes_key: bool = True,
     ) -> tuple[SQLSession, T]:
         loop = asyncio.get_running_loop()
-        claim = PendingClaim(self._worker, run_id, loop, within)
+        claim = PendingClaim(self._worker, run_id, loop, within, key, takes_key)
         try:
             # Only when the claim is committed, the events can't change any more.
             lease = await self._write(self._worker.claim_run, claim)
@@ -688,7 +705,9 @@ class SQLJournal:
         if row is None or row.status != "waiting":
             return False
         try:
-            session, run = await self.open(run_id, wait=False, read=lambda stored: stored)
+            session, run = await self._open(
+                run_id, current_run(), lambda stored: stored, takes_key=False
+            )
         except RunAlreadyActiveError:
             return False  # it goes on, and its owner cancels it
         try:
@@ -857,6 +876,16 @@ def _cancellation_of(run: StoredRun, why: Interruption) -> list[Event]:
         *skipped,
         RunFinished(at_ms, RunStatus.INTERRUPTED, reason, why.cause),
     ]
+
+
+def _within(refusal: RunAlreadyActiveError) -> RunAlreadyActiveError:
+    """Return the error for a key that another run has, which may be the one that asks for it."""
+    run_id, advice = refusal.run_id, refusal.advice
+    if is_inside_run(run_id):
+        advice = "this step belongs to that run, so a run with its key could only start after it"
+    return RunAlreadyActiveError(
+        run_id, refusal.owner, advice, key=refusal.key, status=refusal.status
+    )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

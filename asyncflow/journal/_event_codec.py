@@ -164,13 +164,14 @@ def run_checksum(
     parent_step: str | None,
     rerun_of: str | None,
     label: str | None,
+    key: str | None,
     attributes: str | None,
 ) -> int:
     """Return the checksum of what never changes in the row of a run.
 
     Raise `ValueError` for a text with surrogates, which no row has.
     """
-    others = f"{parent}\0{parent_step}\0{rerun_of}\0{label}\0{attributes}"
+    others = f"{parent}\0{parent_step}\0{rerun_of}\0{label}\0{key}\0{attributes}"
     return crc32(f"{run_id}\0{pipeline}\0{started_at!r}\0{others}".encode())
 
 

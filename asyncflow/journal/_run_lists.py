@@ -66,6 +66,7 @@ class RunRow(NamedTuple):
     parent_step: Any
     rerun_of: Any
     label: Any
+    key: Any
     attributes: Any
     owner: Any
     """The lease holder; ``None`` if there is none, or the lease has expired."""
@@ -87,7 +88,8 @@ _STARTS_SINCE_END = (
 )
 _RUNS = (
     "SELECT r.run_id, r.pipeline, r.status, r.started_at, r.updated_at, "
-    "r.last_event, r.checksum, r.parent, r.parent_step, r.rerun_of, r.label, r.attributes, "
+    "r.last_event, r.checksum, r.parent, r.parent_step, r.rerun_of, r.label, r.key, "
+    "r.attributes, "
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
@@ -307,6 +309,7 @@ def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], coun
         row.parent_step or "",
         row.rerun_of or "",
         row.label or "",
+        row.key or "",
         row.attributes,
     ):
         return "its first event does not fit its row"
@@ -321,7 +324,7 @@ def contradiction(run_id: str, row: RunRow | None, events: Sequence[Event], coun
 
 
 def _columns_of(event: RunStarted) -> list[str | None]:
-    texts = event.pipeline, event.parent, event.parent_step, event.rerun_of, event.label
+    texts = event.pipeline, event.parent, event.parent_step, event.rerun_of, event.label, event.key
     return [*map(column_of, texts), attributes_column(event.attributes)]
 
 
@@ -356,6 +359,7 @@ def record_of(row: RunRow) -> RunRecord:
         parent_step=text(row.parent_step),
         rerun_of=text(row.rerun_of),
         label=text(row.label),
+        key=text(row.key),
         attributes={} if is_damaged else attributes_of(row.attributes),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
@@ -375,7 +379,7 @@ _STATUSES: Mapping[object, RunStatus] = {
 def _is_sound(row: RunRow) -> bool:
     """Whether the row of a run is undamaged, as far as its checksum and the types tell."""
     try:
-        others = row.parent, row.parent_step, row.rerun_of, row.label
+        others = row.parent, row.parent_step, row.rerun_of, row.label, row.key
         checksum = run_checksum(row.run_id, row.pipeline, row.started_at, *others, row.attributes)
         attributes_of(row.attributes)
         for text in (row.pipeline, *filter(None, others)):

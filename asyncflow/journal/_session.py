@@ -419,6 +419,7 @@ def _merged(
             parent_step=_column_or_null(event.parent_step),
             rerun_of=_column_or_null(event.rerun_of),
             label=_column_or_null(event.label),
+            key=_column_or_null(event.key),
             attributes=attributes_column(event.attributes),
         )
     change = (before or Change(_RUNNING, position))._replace(position=position)

@@ -11,6 +11,7 @@ They are the same for every database, as are those that read many runs
   equals the token while the run is asked to stop, and only then `cancel_reason` counts. A claim
   takes the request over, since the owner that was asked may have died; a release drops it, unless
   the run may continue. Times are by the database's clock.
+- `keys` has one row per key of a pipeline (`asyncflow.journal._keys`).
 - `events` has one row per event: an `asyncflow.journal._event_codec.EventRow`.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
   its deadline has expired. The sender writes the row; the owner of the run makes it an event.
@@ -29,7 +30,7 @@ can't be read is a `RunUnreadableError`. Values of the other tables may be of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import chain
@@ -56,6 +57,14 @@ from asyncflow.journal._event_codec import (
     event_of,
     from_column,
     run_checksum,
+)
+from asyncflow.journal._keys import (
+    CONTINUES,
+    LockedKeys,
+    RunKey,
+    UnlockedKeysError,
+    forget_unused,
+    key_of,
 )
 from asyncflow.journal._notes import NoteFilter, note_rows
 from asyncflow.journal._signals import waiting, wake
@@ -92,6 +101,7 @@ class Change(NamedTuple):
     parent_step: str | None = None
     rerun_of: str | None = None
     label: str | None = None
+    key: str | None = None
     attributes: str | None = None
     """As JSON."""
     cause: str | None = None
@@ -133,6 +143,10 @@ class Claim(NamedTuple):
     lease_s: float
     is_void: Callable[[str], bool]
     """Whether the claim of another owner is void: its process is provably dead, or gave it up."""
+    key: RunKey | None = None
+    """The key of the run if it is a new one."""
+    takes_key: bool = True
+    """Whether the run is to have its key. Without it, no step may start."""
 
 
 Refusals = dict[tuple[str, int], int | None]
@@ -153,10 +167,13 @@ _NOTE = (*EVENT_COLUMNS, "level")
 """The columns of `notes`."""
 
 _NEW_LEASE = "(?, CAST({now} * 1000 AS BIGINT), 0)"
-_LEASES = "SELECT l.owner, l.process, {valid}, l.cancel_token, l.token, l.run_id FROM leases l"
+_LEASES = (
+    "SELECT l.owner, l.process, {valid}, l.cancel_token, "
+    "(SELECT r.key FROM runs r WHERE r.run_id = l.run_id), l.token, l.run_id FROM leases l"
+)
+_KEY = 4
+"""Where the key of the run is among these columns."""
 _LEASE = f"{_LEASES} WHERE l.run_id = ?{{lock}}"
-_CONTINUES = "(r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'resource'))"
-"""Whether a run without an owner is one that a service resumes."""
 _CLAIM = (
     "UPDATE leases SET token = token + 1, owner = ?, process = ?, {expiry}, "
     "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
@@ -166,7 +183,7 @@ _RENEW = "UPDATE leases SET {expiry} WHERE run_id = ? AND token = ?"
 _RELEASE = (
     "UPDATE leases SET owner = NULL, process = NULL, expires_at = 0, signal_token = NULL, "
     "cancel_token = CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.run_id = leases.run_id "
-    f"AND {_CONTINUES}) THEN cancel_token END WHERE run_id = ? AND token = ?"
+    f"AND {CONTINUES}) THEN cancel_token END WHERE run_id = ? AND token = ?"
 )
 # The first request gives the reason, as in `RunHandle.cancel`.
 _REQUEST = (
@@ -176,9 +193,9 @@ _REQUEST = (
 _CANCEL = f"{_REQUEST.format(reason='?')} WHERE run_id = ?"
 _CANCEL_NESTED = (
     f"{_REQUEST.format(reason='(SELECT p.cancel_reason FROM leases p WHERE p.run_id = ?)')} "
-    f"WHERE run_id IN (SELECT r.run_id FROM runs r WHERE r.parent = ? AND {_CONTINUES})"
+    f"WHERE run_id IN (SELECT r.run_id FROM runs r WHERE r.parent = ? AND {CONTINUES})"
 )
-_MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {_CONTINUES}"
+_MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {CONTINUES}"
 # The first condition is that of an index, which has little in it.
 _CANCELLED = (
     "SELECT run_id, token, cancel_reason FROM leases "
@@ -186,8 +203,8 @@ _CANCELLED = (
 )
 _BEGIN_RUN = (
     "INSERT INTO runs (run_id, pipeline, status, started_at, last_event, checksum, parent, "
-    "parent_step, rerun_of, label, attributes, cause, updated_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
+    "parent_step, rerun_of, label, key, attributes, cause, updated_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})"
 )
 _CHANGE_RUN = (
     "UPDATE runs SET status = ?, cause = ?, last_event = ?, updated_at = {now}, "
@@ -282,37 +299,89 @@ class Store:
     def _execute(self, cursor: Cursor, sql: str, parameters: Parameters = ()) -> None:
         cursor.execute(self.database.translate(sql), parameters)
 
-    @changing
-    def claim(self, cursor: Cursor, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
+    def claim(self, wanted: Sequence[tuple[str, Claim]]) -> list[int | Exception]:
         """Claim runs, and return the token of each claim. It takes a request to cancel over.
 
-        The answer for a run with another owner, whose claim is not void, is a
-        `RunAlreadyActiveError`, and for one whose lease has a damaged row a `RunUnreadableError`.
+        The answer for a run with another owner, whose claim is not void, or whose key another run
+        has, is a `RunAlreadyActiveError`, and for one whose lease has a damaged row a
+        `RunUnreadableError`.
         """
+        keys: dict[str, RunKey | None] = {
+            run_id: claim.key for run_id, claim in wanted if claim.key is not None
+        }
+        while True:
+            try:
+                return self._claim_all(wanted, keys)
+            except UnlockedKeysError as found:
+                keys |= found.keys
+
+    @changing
+    def _claim_all(
+        self,
+        cursor: Cursor,
+        wanted: Sequence[tuple[str, Claim]],
+        keys: Mapping[str, RunKey | None],
+    ) -> list[int | Exception]:
+        """Do the same if these are the keys of the runs that have one."""
         found: list[int | Exception] = []
         leases: dict[str, Sequence[Any]] = {}
+        locked = LockedKeys(self.database, cursor, {key for key in keys.values() if key})
         # In one order, so that two processes that lock leases never wait for each other.
-        for chunk in chunks(sorted({run_id for run_id, _ in wanted})):
+        for chunk in chunks(sorted({run_id for run_id, _ in wanted} | locked.runs)):
             self.make_leases(cursor, chunk)
             sql = f"{_LEASES} WHERE l.run_id IN ({marks(len(chunk))}) ORDER BY l.run_id{{lock}}"
             self._execute(cursor, sql, chunk)
             leases.update((lease[-1], lease) for lease in cursor.fetchall())
+        self._check_keys(cursor, wanted, leases, keys)
         for run_id, claim in wanted:
             try:
-                token = self._claim(cursor, leases[run_id], claim)
+                token = self._claim(cursor, leases, run_id, claim, keys.get(run_id), locked)
             except (RunAlreadyActiveError, RunUnreadableError) as error:
                 found.append(error.with_traceback(None))  # or it would keep the others
             else:
                 found.append(token)
-                leases[run_id] = (claim.owner, claim.process, True, None, token, run_id)
+                leases[run_id] = (claim.owner, claim.process, True, None, None, token, run_id)
         return found
 
-    def _claim(self, cursor: Cursor, lease: Sequence[Any], claim: Claim) -> int:
-        _, process, unexpired, cancel_token, _, run_id = lease
+    def _check_keys(
+        self,
+        cursor: Cursor,
+        wanted: Sequence[tuple[str, Claim]],
+        leases: Mapping[str, Sequence[Any]],
+        keys: Mapping[str, RunKey | None],
+    ) -> None:
+        """Raise `UnlockedKeysError` if stored runs have other keys than those that are locked."""
+        unlocked: dict[str, RunKey | None] = {}
+        for run_id, claim in wanted:
+            expected = keys.get(run_id)
+            # What a new run asks for may differ from what a stored one has.
+            if claim.takes_key and (leases[run_id][_KEY] is not None or expected is not None):
+                with suppress(LookupError):
+                    key = key_of(self.database, cursor, run_id)
+                    if key != expected:
+                        unlocked[run_id] = key
+        if unlocked:
+            raise UnlockedKeysError(unlocked)
+
+    def _claim(
+        self,
+        cursor: Cursor,
+        leases: Mapping[str, Sequence[Any]],
+        run_id: str,
+        claim: Claim,
+        key: RunKey | None,
+        locked: LockedKeys,
+    ) -> int:
+        lease = leases[run_id]
+        _, process, unexpired, cancel_token, *_ = lease
         if process == claim.process and unexpired:  # this very claim was committed
             return self._token_of(run_id, lease)
         _check_free(run_id, lease, claim)
         token = self._token_of(run_id, lease) + 1
+        if key is not None:
+            before = leases.get(locked.had_by(key))
+            is_owned = before is not None and _is_owned(before, claim)
+            locked.take(key, run_id, before, is_owned=is_owned)
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
         if cancel_token == token - 1:
             self._cancel_nested(cursor, run_id)
@@ -474,7 +543,7 @@ class Store:
             run_id, pipeline, started_at = batch.run_id, change.pipeline or "", change.started_at
             others = (
                 *(change.parent, change.parent_step, change.rerun_of, change.label),
-                change.attributes,
+                *(change.key, change.attributes),
             )
             checksum = run_checksum(run_id, pipeline, started_at, *others)
             run = run_id, pipeline, change.status, started_at, change.position, checksum, *others
@@ -611,6 +680,11 @@ class Store:
             self._execute(cursor, of_chunk, [*values, age_s, age_s, *chunk])
             deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
+
+    @changing
+    def forget_keys(self, cursor: Cursor) -> bool:
+        """Delete some keys whose run is gone; return whether there may be more."""
+        return forget_unused(self.database, cursor)
 
     @changing
     def forget(self, cursor: Cursor, run_id: str, claim: Claim) -> None:

@@ -27,7 +27,11 @@ TABLES = {
         "started_at REAL NOT NULL CHECK (started_at >= 0 AND started_at < 1e300), "
         "updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, last_event INTEGER NOT NULL, "
         "checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, rerun_of TEXT, label TEXT, "
-        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER, attributes TEXT"
+        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER, key TEXT, attributes TEXT"
+    ),
+    "keys": (
+        "pipeline TEXT NOT NULL, key TEXT NOT NULL, run_id TEXT NOT NULL, "
+        "PRIMARY KEY (pipeline, key)"
     ),
     # An index of `runs.attributes`, whose start is that of the run.
     "run_attributes": (

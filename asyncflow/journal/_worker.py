@@ -30,6 +30,7 @@ from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiv
 from asyncflow._core.results import Payload
 from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
+from asyncflow.journal._keys import RunKey
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._signals import SentSignal, Signals
@@ -146,7 +147,10 @@ class JournalWorker:
         names = {name for name, _ in claims.values()}
         held_claims.update(names)  # before the database has them, or another journal takes them
         asked = [
-            (each.run_id, self._claim._replace(process=process))
+            (
+                each.run_id,
+                self._claim._replace(process=process, key=each.key, takes_key=each.takes_key),
+            )
             for each, (_, process) in claims.items()
         ]
         try:
@@ -456,7 +460,8 @@ def _prepared(lease: Lease, batch: CommitBatch) -> tuple[Lease, CommitBatch]:
 class PendingClaim:
     """A claim that the worker thread is making while the task that wants it may be cancelled.
 
-    ``loop`` runs the run, and ``within`` is the run whose action asks for it, if one does.
+    ``loop`` runs the run, and ``within`` is the run whose action asks for it, if one does. ``key``
+    and ``takes_key`` are as in `Claim`.
     """
 
     def __init__(
@@ -465,10 +470,14 @@ class PendingClaim:
         run_id: str,
         loop: asyncio.AbstractEventLoop,
         within: str | None,
+        key: RunKey | None,
+        takes_key: bool,
     ) -> None:
         self.run_id = run_id
         self.loop = loop
         self.within = within
+        self.key = key
+        self.takes_key = takes_key
         self._worker = worker
         self._lock = threading.Lock()
         self.is_abandoned = False

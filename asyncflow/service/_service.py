@@ -204,6 +204,7 @@ class Service:
         inputs: Mapping[str, Any] | None = None,
         *,
         run_id: str | None = None,
+        key: str | None = None,
         label: str | None = None,
         attributes: Mapping[str, AttributeValue] | None = None,
     ) -> RunHandle:
@@ -218,6 +219,9 @@ class Service:
                 refused, such as what ``with_options`` makes of it.
             inputs: The inputs of the run, by name.
             run_id: Identifies the run; a random id by default.
+            key: What no two started runs of the pipeline may have in common, such as
+                ``"customer 17"``, as `Pipeline.with_options` takes it; by default that of the
+                pipeline.
             label: Says to people what the run is about: ``"order 12345"``; by default that of the
                 pipeline.
             attributes: What programs find the run by, such as ``{"tenant": "acme"}``, as the option
@@ -226,7 +230,8 @@ class Service:
         Raises:
             ServiceFullError: The service has ``max_runs`` runs.
             ServiceStoppingError: The service is shutting down.
-            RunAlreadyActiveError: A run of that id is active, here or elsewhere.
+            RunAlreadyActiveError: A run of that id is active, here or elsewhere, or another run has
+                the key.
             LookupError: It has no such pipeline, or the one that it was given has other options.
             RuntimeError: The service was not entered.
             TypeError: ``pipeline`` is neither a name nor a pipeline.
@@ -238,6 +243,8 @@ class Service:
             chosen = chosen.with_options(label=label)
         if attributes is not None:
             chosen = chosen.with_options(attributes=attributes)
+        if key is not None:
+            chosen = chosen.with_options(key=key)
         check_run_id("run_id", run_id)
         self._check_open()
         await self._places.take()

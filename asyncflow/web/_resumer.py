@@ -316,5 +316,5 @@ def _runnable(name: str, pipeline: Any) -> Any:
 
 def _why_not(error: Exception) -> str:
     if isinstance(error, RunAlreadyActiveError):
-        return f"it is running already, in {error.owner}"
+        return str(error) if error.key else f"it is running already, in {error.owner}"
     return f"{type(error).__name__}: {error}"

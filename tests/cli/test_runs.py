@@ -169,6 +169,25 @@ def test_attributes_are_given_shown_and_found(shell: Shell) -> None:
         assert "give NAME=VALUE, such as tenant=acme" in refused
 
 
+def test_a_key_is_of_one_run(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--run-id", "one", "--key", "customer 17")
+    (one,) = shell.json("runs", "--json")
+    with sqlite3.connect("asyncflow.db") as database:
+        database.execute("UPDATE runs SET status = 'interrupted', cause = 'drained'")
+    database.close()
+
+    refused = shell("run", "etl:pipeline", "--key", "customer 17", "--quiet", exits=1).stderr
+
+    assert one["key"] == "customer 17"
+    assert refused == (
+        "Error: run 'one', which is INTERRUPTED, has the key 'customer 17'; resume it, or cancel "
+        "or forget it to free the key\n"
+    )
+    assert "must not be empty" in shell("run", "etl", "--key", "", exits=2).stderr
+    no_journal = shell("run", "etl", "--key", "k", "--no-journal", exits=2).stderr
+    assert "--key needs a journal" in no_journal
+
+
 def test_label_and_error_stand_below_the_row_on_a_narrow_terminal(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,7 +295,7 @@ def changes(value: Any) -> Iterator[Any]:
 def make_checksums_right(database: sqlite3.Connection) -> None:
     """Give every row the checksum of what it has now, if it can have one."""
     database.text_factory = lambda data: str(data, "utf-8", "surrogateescape")
-    of_run = "run_id, pipeline, started_at, parent, parent_step, rerun_of, label, attributes"
+    of_run = "run_id, pipeline, started_at, parent, parent_step, rerun_of, label, key, attributes"
     columns = ", ".join(EVENT_COLUMNS)
     for rowid, *row in database.execute(f"SELECT rowid, {columns} FROM events").fetchall():
         with suppress(TypeError, ValueError, struct.error):
