@@ -79,8 +79,8 @@ class RunStarted:
     pipeline: str = ""
     """What the pipeline is called, if it has a name."""
     fingerprints: Mapping[str, tuple[str, str]] = made_by(default_factory=dict)
-    """In a run with a journal, for each step, what decides whether its stored result still holds:
-    which data its action asks for, in words, and its ``version``."""
+    """In a run with a journal, for each step, what decides whether its stored result is still
+    valid: which data its action asks for, in words, and its ``version``."""
     inputs: Mapping[str, Any] = made_by(default_factory=dict)
     """The run's inputs. A `RestoredOutput` stands for each secret one."""
     max_retries: Mapping[str, int] = made_by(default_factory=dict)
@@ -396,7 +396,7 @@ class StepSkipped:
 
 @record
 class StepReused:
-    """A stored result still holds, so the step does not run again."""
+    """A stored result is still valid, so the step does not run again."""
 
     step: str
     at_ms: float

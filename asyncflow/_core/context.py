@@ -557,7 +557,7 @@ class RunContext:
     started_s: float
     """The loop's time at the start of the run, in seconds."""
     deadline_s: float
-    """The loop's time at which the run's deadline passes."""
+    """The loop's time at which the run's deadline expires."""
     extras: dict[tuple[str, int | None], AttemptExtras]
     """Those of each running attempt that has any, by its step and item."""
     cancel_requested: Callable[[], bool]

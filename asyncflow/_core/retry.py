@@ -80,7 +80,7 @@ class Retry:
             if is_async(getattr(self, name)):
                 raise TypeError(
                     f"Retry: {name} must be a plain function; what has to be awaited belongs "
-                    "into the action"
+                    "in the action"
                 )
 
     @property

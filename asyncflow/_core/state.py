@@ -10,7 +10,7 @@ Rules:
 3. When its turn comes, a step is ready if all its dependencies succeeded, and unreachable if not.
    Another ``run_if`` sets another condition. A run that only waits for signals skips at once what a
    failure has lost, however the waits end: it need not wait for its turn.
-4. Once the run is stopping (a step failed under ``fail_fast``, its deadline passed, or it was
+4. Once the run is stopping (a step failed under ``fail_fast``, its deadline expired, or it was
    interrupted) nothing becomes ready any more, and what was not scheduled is unreachable. Clean-up
    steps are exempt, unless the run was interrupted: their turn comes when all others have settled.
 5. At most ``max_concurrency`` steps are in flight at a time, and of those that share a pool at

@@ -40,7 +40,7 @@ StepOutcome: TypeAlias = Literal[
     "SUCCESS", "RETRIED", "FAILED", "SKIPPED", "CANCELLED", "REUSED", "RUNNING", "PENDING"
 ]
 """How a step ended in a run: its `StepStatus`, or ``RETRIED`` if it succeeded after an attempt that
-had failed, and ``REUSED`` if the run took over its result."""
+had failed, and ``REUSED`` if the run reused its result."""
 
 _FAILURES = ("failed", "timed out")
 

@@ -226,8 +226,8 @@ class Journal(Protocol):
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
         """Replay the stored events of a run, without owning it, and return what ``read`` returns.
 
-        Only a rerun and the report of a pipeline call it, so that a journal without it still runs
-        and resumes runs.
+        Only reruns, previews and the reports of a pipeline call it, so that a journal without it
+        still runs and resumes runs.
 
         Args:
             run_id: The run.

@@ -1,4 +1,4 @@
-"""The runs that the actions of a run run: when it drains, they drain with it.
+"""Nested runs: those that actions of a run start, and that drain when it drains.
 
 Rules:
 

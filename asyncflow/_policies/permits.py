@@ -7,8 +7,9 @@ Rules:
    line's order decides. Steps join in the turn of the release, and items later: the task of their
    mapped step must add them. So where a less urgent attempt could get the slot, that is kept until
    these tasks have had their turn (``adding``).
-3. Who waits for slots lends its place. When the slots are there it claims one, in the order in
-   which the pool has given them: not when its task learns of them, which may be some turns later.
+3. A node that waits for slots lends its place. When the slots are there it claims one, in the order
+   in which the pool has given them: not when its task learns of them, which may be some turns
+   later.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Persisting(Policy):
             self._run.cancel(why, why_cancelled(why.reason))
 
     def on_started(self, node: int, step: WorkflowStep) -> Callable[[], Awaitable[object]]:
-        return self._persistence.session.flush  # only when its start is stored is it made
+        return self._persistence.session.flush  # an attempt is made only once its start is stored
 
     def on_output(self, node: int, step: WorkflowStep, output: Any) -> None:
         payload = self._persistence.output(self._runs.name_of(node), step, output)

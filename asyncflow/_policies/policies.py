@@ -109,7 +109,7 @@ def policies_of(
             from asyncflow._policies.caching import StepCache
 
             # After the journal, which may have stored a result by now that other runs wait for;
-            # and before the other gates: who reuses a result needs nothing else.
+            # and before the other gates: a step that reuses a result needs nothing else.
             add(StepCache(parts, persistence))
     if scope.start.snapshot is not None:
         from asyncflow._policies.resumption import EarlierResults

@@ -194,7 +194,7 @@ class RunResources:
             self._task.cancel()
 
     def time_out(self, deadline_ms: float) -> None:
-        """Stop the run, whose deadline has passed before all of them were open."""
+        """Stop the run, whose deadline has expired before all of them were open."""
         problem = f"was not open before the run exceeded its deadline of {deadline_ms:g} ms"
         self._fail(self._latest, problem, None)
         reason = f"resource {self._latest!r} {problem}"

@@ -57,7 +57,7 @@ class EarlierResults(Policy):
             return True
         latest, unfinished, crashes = pending.latest, pending.unfinished, pending.crashes
         if step.remote is not None and not step.remote.tells_began:
-            crashes = unfinished  # a body that kills this process at once leaves no word of it
+            crashes = unfinished  # a body that kills this process at once leaves no trace
         if crashes <= step.max_crashes:
             return True
         self._run.fail(node, StepCrashedError(runs.name_of(node), latest.attempt, crashes))

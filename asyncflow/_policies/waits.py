@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from asyncflow._policies.run_deadline import RunDeadline
 
 _AGAIN_S = 1.0
-"""When to look again if the journal has refused a look, such as a locked file."""
+"""When to poll the journal again if it has refused a poll, as a locked file does."""
 
 _NOT_RECEIVED = "a signal could not be received"
 _IS_LATE = "comes too late: its deadline has expired"
@@ -95,22 +95,22 @@ class Waits(Policy):
         """Whether nothing is taken yet, since the resources are not open."""
         self._on_news: Callable[[], object] | None = None
         """What opens them."""
-        self._takes_soon = self._is_reading = self._must_look = self._is_closed = False
+        self._takes_soon = self._is_reading = self._must_poll = self._is_closed = False
         self._task: asyncio.Task[None] | None = None
-        """What is looking."""
+        """What polls the journal."""
         self._again: asyncio.TimerHandle | None = None
-        """The next look after one that the journal has refused."""
+        """The next poll after one that the journal has refused."""
         if self._mailbox is not None:
-            self._mailbox.on_signal(self._look_soon)
+            self._mailbox.on_signal(self._poll_soon)
         self._may_suspend = may_suspend and self._mailbox is not None
         self._may_leave = self._mailbox is not None and not scope.plan.keeps_waiting
         """Whether another process may continue the run when it has waited."""
 
     def on_idle(self) -> bool:
-        # Unless something may have come that was not looked at.
+        # Unless something may have come that was not polled yet.
         if self._takes_soon or self._is_reading or not self._only_waits():
             return False
-        self._state.skip_lost()  # people see which answers are of use
+        self._state.skip_lost()  # so that people see which answers still matter
         if self._state.queue.is_dirty:
             self._run.let_start()  # nothing is held while the run is idle
             return False
@@ -162,7 +162,7 @@ class Waits(Policy):
         if name in self._sent or name in self._kept:
             self._take_soon()
         elif self._mailbox is not None:
-            self._look_soon()
+            self._poll_soon()
         return False
 
     def _call_soon(self, call: Callable[[], None]) -> None:
@@ -170,7 +170,7 @@ class Waits(Policy):
         self._scope.loop.call_soon(call, context=self._scope.context.copy())
 
     def on_stopped(self) -> None:
-        # If the journal has failed, nothing else would end the look.
+        # If the journal has failed, nothing else would end the poll.
         if self._task is not None:
             self._task.cancel()
 
@@ -217,7 +217,7 @@ class Waits(Policy):
             self._timers[node] = timer
         elif self._mailbox is not None:
             self._expired.append(wait.step)
-            self._look_soon()
+            self._poll_soon()
         else:
             self._time_out(node)
 
@@ -287,7 +287,7 @@ class Waits(Policy):
     def _take_all(self, *, has_read: bool = False) -> None:
         """Let the steps that wait take what was sent to them."""
         self._takes_soon = False
-        # What they refuse now, a look that is under way could bring once more.
+        # What they refuse now, a poll that is under way could bring once more.
         may_take = not self._is_closed and (has_read or not self._is_reading)
         try:
             if may_take and self.is_held:
@@ -314,24 +314,24 @@ class Waits(Policy):
                 self.deadline.resume()
             on_news()
 
-    def _look_soon(self) -> None:
+    def _poll_soon(self) -> None:
         """Read what the journal has received, once more if that is being done."""
-        self._must_look = True
+        self._must_poll = True
         if not (self._is_reading or self._is_closed) and self._state.awaiting:
             self._is_reading = True
             name = f"asyncflow:{self._scope.run_id}:signals"
             context = self._scope.context.copy()
-            look = self._look()
-            self._task = self._run.start_task(look, name=name, context=context)
+            poll = self._poll()
+            self._task = self._run.start_task(poll, name=name, context=context)
             # It may be cancelled before its first line.
-            self._task.add_done_callback(partial(self._looked, look), context=context)
+            self._task.add_done_callback(partial(self._polled, poll), context=context)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         mailbox = self._mailbox
         assert mailbox is not None
         try:
-            while self._must_look and self._state.awaiting:
-                self._must_look = False
+            while self._must_poll and self._state.awaiting:
+                self._must_poll = False
                 if self._expired:
                     await mailbox.flush()  # or what is void would count as the first
                 while self._expired:
@@ -340,24 +340,26 @@ class Waits(Policy):
                 self._sent.update(await mailbox.receive())
                 self._take_all(has_read=True)
         except asyncio.CancelledError:
-            self._must_look = True  # the run stops, or another task of the caller did this
+            self._must_poll = True  # the run stops, or another task of the caller did this
         except (JournalError, RunNotFoundError) as error:
             # What was sent is safe there, so the run must not end. If its journal has failed for
             # good, or another process has taken over the run and deleted it, its session stops it.
-            _log.warning("run %r looks for its signals again: %s", self._scope.run_id, error)
+            _log.warning(
+                "run %r could not read its signals and tries again: %s", self._scope.run_id, error
+            )
             if self._again is not None:
                 self._again.cancel()
             if not self._is_closed:
                 loop, context = self._scope.loop, self._scope.context.copy()
-                self._again = loop.call_later(_AGAIN_S, self._look_soon, context=context)
+                self._again = loop.call_later(_AGAIN_S, self._poll_soon, context=context)
         except BaseException as bug:
             self._run.broken(bug, _NOT_RECEIVED)
 
-    def _looked(self, look: Coroutine[Any, Any, None], _: object) -> None:
-        look.close()
+    def _polled(self, poll: Coroutine[Any, Any, None], _: object) -> None:
+        poll.close()
         self._is_reading, self._task = False, None
-        if self._must_look and self._state.stop_reason is None:
-            self._look_soon()  # it came after the last look
+        if self._must_poll and self._state.stop_reason is None:
+            self._poll_soon()  # it came after the last poll
         self._take_all()
 
     def _take(self, node: int, wait: StepWaiting, payload: Payload | None) -> None:

@@ -2,12 +2,12 @@
 
 Rules:
 
-1. Nothing runs until the handle is entered, or begun in an owner. So every run has who awaits it:
-   the block, or the owner.
+1. Nothing runs until the handle is entered, or begun in an owner. So every run is awaited: by
+   the block, or by the owner.
 2. No reader ever slows the run. The handle keeps the latest events, and a reader that is further
    behind learns how many it has missed. A reader of results misses none.
-3. The task of a run raises nothing: its end is kept, and told by `report` and by the end of the
-   block. The only exception is what must end the program, if only the owner is left to get it.
+3. The task of a run raises nothing. The handle keeps what ended the run, and `report` or the end
+   of the block raises it. The exception is what must end the program, if only the owner awaits it.
 4. Who awaits the run is one state, which changes as the table says: a use that it lacks is
    refused. The state decides who receives an error. It does not depend on how far the run is.
 5. The run's side, `RunLink`, does not know the handle. The frames of an error hold it, and the
@@ -113,7 +113,7 @@ class RunHandle:
         self._is_told = False
         """Whether `report` has raised the error."""
         self._request: RunCancelledError | None = None
-        """What was asked of the run: to end."""
+        """The request to end the run, if there was one."""
         self._body: asyncio.Task[Any] | None = None
         """The task of the block, while it is in there and awaits the run."""
 

@@ -38,7 +38,7 @@ from asyncflow._core.signal import is_plain
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
-from asyncflow.journal._cached import Wish
+from asyncflow.journal._cached import CacheLookup
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._keys import RunKey
 from asyncflow.journal._machine import is_void, this_owner, this_process
@@ -738,8 +738,8 @@ class SQLJournal:
         """
         check_text("key", key)
         check_number("age_ms", age_ms, 0, unit=" ms")
-        wish = Wish(key, age_ms / 1000, virtual_now(asyncio.get_running_loop()))
-        return await self._read(self._find_cached, wish)
+        lookup = CacheLookup(key, age_ms / 1000, virtual_now(asyncio.get_running_loop()))
+        return await self._read(self._find_cached, lookup)
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.

@@ -51,7 +51,7 @@ def remembered(
     return Statement(_REMEMBER, (key, *values, now, _checksum(key, *values)))
 
 
-class Wish(NamedTuple):
+class CacheLookup(NamedTuple):
     """What is asked for: the result with a key, which may be so many seconds old.
 
     ``now`` is the present in virtual time.
@@ -62,10 +62,10 @@ class Wish(NamedTuple):
     now: float | None
 
 
-def wanted_by(wishes: Iterable[Wish]) -> dict[float | None, dict[str, float]]:
-    """Return what is wanted at each present. What is too old for one of equal wishes is too old."""
+def wanted_by(lookups: Iterable[CacheLookup]) -> dict[float | None, dict[str, float]]:
+    """Return what is wanted at each present. Of equal lookups, the lowest age counts."""
     wanted: dict[float | None, dict[str, float]] = {}
-    for key, age_s, now in wishes:
+    for key, age_s, now in lookups:
         at = wanted.setdefault(now, {})
         at[key] = min(age_s, at.get(key, age_s))
     return wanted

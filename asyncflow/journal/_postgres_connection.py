@@ -5,7 +5,7 @@
 2. Times are by the server's clock. The machines' clocks do not matter.
 3. A process that stands still does not block others for long: the server ends its transaction. Nor
    does a server that stands still block a process.
-4. A lost connection is replaced. Nobody knows then whether its transaction was committed, so
+4. A lost connection is replaced. It is unknown then whether its transaction was committed, so
    `Postgres.retry` repeats it: what a journal does in a transaction leads to the same if it was
    done before.
 """

@@ -42,7 +42,7 @@ from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.events import Event, NoteEvent
-from asyncflow.journal._cached import SELECT_CACHED, Wanted, Wish, cached_of, wanted_by
+from asyncflow.journal._cached import SELECT_CACHED, CacheLookup, Wanted, cached_of, wanted_by
 from asyncflow.journal._checkpoints import (
     SELECT_CALL,
     SELECT_CHECKPOINTS,
@@ -591,10 +591,10 @@ class Store:
         found = [(each[0], self.read(SELECT_CALL, key_of_call(*each))) for each in wanted]
         return [call_of(self.database.name, run_id, rows) for run_id, rows in found]
 
-    def cached_all(self, wishes: Sequence[Wish]) -> list[CachedResult | None]:
-        """Return the success that each of some wishes leads to, if there is one."""
-        found = {now: self.cached(wanted, now) for now, wanted in wanted_by(wishes).items()}
-        return [found[each.now].get(each.key) for each in wishes]
+    def cached_all(self, lookups: Sequence[CacheLookup]) -> list[CachedResult | None]:
+        """Return the success that each of some lookups leads to, if there is one."""
+        found = {now: self.cached(wanted, now) for now, wanted in wanted_by(lookups).items()}
+        return [found[each.now].get(each.key) for each in lookups]
 
     def cached(self, wanted: Wanted, now: float | None) -> dict[str, CachedResult]:
         """Return the successes with some keys that are not too old, by key.

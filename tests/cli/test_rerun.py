@@ -1,4 +1,4 @@
-"""``rerun`` makes a new run that takes over what still holds of another one."""
+"""``rerun`` makes a new run that reuses what is still valid of another one."""
 
 from __future__ import annotations
 

@@ -59,8 +59,7 @@ class TestAsync:
             Retry(**{name: function})
 
         assert str(refused.value) == (
-            f"Retry: {name} must be a plain function; what has to be awaited belongs into the "
-            "action"
+            f"Retry: {name} must be a plain function; what has to be awaited belongs in the action"
         )
 
     def test_is_refused_as_a_condition(self, function: Any) -> None:

@@ -1,4 +1,4 @@
-"""Reruns: a new run takes over what holds of another one, and stands on its own."""
+"""Reruns: a new run reuses what is still valid of another one, and stands on its own."""
 
 from __future__ import annotations
 

@@ -508,16 +508,16 @@ async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
     journal: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders = Orders(deadline_ms=1_000, default=False)
-    look = Waits._look
+    poll = Waits._poll
 
-    async def look_late(waits: Any) -> None:
+    async def poll_late(waits: Any) -> None:
         if waits._expired:
             payload = Payload("json", b'"maybe"')
             await journal._write(journal._worker.send_signal, SentSignal("r", "approved", payload))
-            monkeypatch.setattr(Waits, "_look", look)
-        await look(waits)
+            monkeypatch.setattr(Waits, "_poll", poll)
+        await poll(waits)
 
-    monkeypatch.setattr(Waits, "_look", look_late)
+    monkeypatch.setattr(Waits, "_poll", poll_late)
     report = await asyncio.wait_for(orders.run(journal, on_wait="stay"), 60)
 
     assert report["publish"].output == "draft: False"

@@ -1,4 +1,4 @@
-"""The displays of a rerun say what it has taken over, and from which run."""
+"""The displays of a rerun say what it has reused, and from which run."""
 
 from __future__ import annotations
 
