@@ -24,7 +24,7 @@ from asyncflow import (
     each,
 )
 from asyncflow._kernel.policy import Hooks, NodeHooks, Policy
-from asyncflow._runtime import orchestrator
+from asyncflow._runtime import planned_pipeline
 from asyncflow.events import Event, StepSucceeded
 
 pytestmark = pytest.mark.exact_time  # a busy machine moves what happens in which order
@@ -88,14 +88,14 @@ class Work:
 @pytest.fixture
 def add(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return what gives each run one more policy, as the first one or the last one."""
-    others = orchestrator.policies_of
+    others = planned_pipeline.policies_of
 
     def add(make: Any, *, first: bool) -> None:
         def policies_of(*args: Any, **options: Any) -> tuple[Policy, ...]:
             found = others(*args, **options)
             return (make(), *found) if first else (*found, make())
 
-        monkeypatch.setattr(orchestrator, "policies_of", policies_of)
+        monkeypatch.setattr(planned_pipeline, "policies_of", policies_of)
 
     return add
 
@@ -209,7 +209,7 @@ BEFORE = [
 
 async def test_policies_act_in_the_order_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
-    others = orchestrator.policies_of
+    others = planned_pipeline.policies_of
 
     def policies_of(*args: Any, **options: Any) -> list[Policy]:
         found = others(*args, **options)
@@ -245,7 +245,7 @@ async def test_policies_act_in_the_order_that_matters(monkeypatch: pytest.Monkey
         name="everything",
     )
     run_it = everything.with_options(run_id="r")
-    monkeypatch.setattr(orchestrator, "policies_of", policies_of)
+    monkeypatch.setattr(planned_pipeline, "policies_of", policies_of)
     await run_it.run()
     async with run_it.start() as run:  # it resumes, and has a handle
         await run.report()

@@ -1569,7 +1569,9 @@ class _Run:
             len(node.attempts) + sum(len(each.attempts) for each in items.values()) + from_others
         )
         _require(result.attempts == count, f"not {count} attempts:", result)
-        _require(result.output is (end.output if type(end) is StepSucceeded else None), result)
+        keeps = node.item is None or self.specs[node.step].keeps
+        output = end.output if keeps and type(end) is StepSucceeded else None
+        _require(result.output is output, "another output:", result)
         error = getattr(end, "error", None)
         _require(result.error is error, "another error than its event has:", result)
         _require(result.started_ms == node.started_ms, "another start:", result)

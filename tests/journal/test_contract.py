@@ -771,9 +771,9 @@ async def test_a_lease_that_cannot_be_renewed_fails_the_run(make_journal: Make) 
 async def test_a_transaction_that_an_event_breaks_reports_the_cause(journal: Any) -> None:
     session = await opened(journal)
     session.append(started())
-    session.append(AttemptStarted("a", 2**80, 1.0))  # too large for every database
+    session.append(AttemptStarted("a", 1, -1.0))  # the tables take no such time
 
-    with pytest.raises(JournalError, match=r"format requires|out of range") as caught:
+    with pytest.raises(JournalError, match=r"(?i)check constraint") as caught:
         await session.close()
 
     assert caught.value.__cause__ is not None
