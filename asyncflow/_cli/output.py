@@ -32,6 +32,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.failures import failures
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.remarks import failure_text
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
     Attempt,
@@ -39,7 +40,6 @@ from asyncflow._core.results import (
     StepResult,
     StepStatus,
     attempt_end,
-    failure_text,
     latest_number,
 )
 from asyncflow._core.text import describe_error, escape_controls, plural

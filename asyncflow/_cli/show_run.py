@@ -16,7 +16,6 @@ from rich.text import Text
 
 from asyncflow._cli.output import hanging
 from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, Look, look_of
-from asyncflow._core.results import DIED
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, plural
 from asyncflow._core.tracebacks import format_error
@@ -63,7 +62,7 @@ def step_lines(
 
 def _row(step: StepView, theme: Theme, now_ms: float, *, has_died: bool) -> _Row:
     look = look_of(step.status, has_died=has_died)
-    words = DIED if look is DIED_LOOK else words_of(step, now_ms, {})
+    words = words_of(step, now_ms, {}, has_died=has_died)
     took_ms = step.duration_ms(now_ms)
     return _Row(
         look,

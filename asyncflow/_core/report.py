@@ -18,9 +18,6 @@ from asyncflow._core.results import (
     Segment,
     StepResult,
     StepStatus,
-    earlier_attempts,
-    failure_text,
-    fallbacks_text,
     latest_number,
     picklable_output,
     with_note,
@@ -494,48 +491,11 @@ def _restored(made: Callable[[], RunReport], events: Iterable[Event]) -> RunRepo
 
 def result_line(result: StepResult, segment: int) -> str:
     """Return the line that the text of a report has for a step; there are so many segments."""
+    from asyncflow._core.remarks import result_note  # few programs need it
+
     name = escape_controls(result.step_name)
     took = f"({result.attempts} attempt(s), {result.duration_ms:.0f}ms)"
     return f"[{result.status:<7}] {name} {took}{result_note(result, segment)}"
-
-
-def result_note(result: StepResult, segment: int) -> str:
-    """Return the end of that line: what is notable of the step, after a colon."""
-    parts = []
-    if result.waiting_since is not None:
-        parts.append("waits for a signal")
-    if result.reason is not None:
-        parts.append(escape_controls(result.reason))
-    if result.error is not None:
-        parts.append(failure_text(result))
-    if result.items and result.status is StepStatus.SUCCESS:
-        failed = sum(item.status is StepStatus.FAILED for item in result.items)
-        if failed:
-            skipped = sum(item.status is StepStatus.SKIPPED for item in result.items)
-            given = len(result.items) + result.left_out - skipped
-            parts.append(tolerated_text(failed, given))
-    if fallbacks := fallbacks_text(result.items or ()):
-        parts.append(fallbacks)
-    if result.items and not result.reused:
-        reused = sum(item.reused for item in result.items)
-        if reused:
-            parts.append(f"{reused} of {len(result.items) + result.left_out} items reused")
-    if result.reused:
-        origin = escape_controls(result.origin)
-        parts.append(f"reused from run {origin}" if origin else "reused")
-    elif result.rerun_reason is not None and result.status is not StepStatus.SKIPPED:
-        parts.append(f"run again because {escape_controls(result.rerun_reason)}")
-    note = "".join(f": {part}" for part in parts)
-    earlier = 0 if result.reused else earlier_attempts(result, segment)
-    if not earlier:
-        return note
-    attempts = "1 attempt" if earlier == 1 else f"{earlier} attempts"
-    return f"{note}{';' if parts else ':'} {attempts} before the run was resumed"
-
-
-def tolerated_text(failed: int, count: int) -> str:
-    """Return how many of the items that a mapped step was given failed, although it succeeded."""
-    return f"{failed} of {count} item{'' if count == 1 else 's'} failed, tolerated"
 
 
 def paused_ms(segments: Sequence[Segment]) -> float:

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from asyncflow._core.failures import failures
 from asyncflow._core.looks import WORST_FIRST
-from asyncflow._core.report import RunReport, result_note
+from asyncflow._core.remarks import result_note
+from asyncflow._core.report import RunReport
 from asyncflow._core.results import StepResult
 from asyncflow._core.text import cut, duration, escape_controls, plural
 from asyncflow._core.tracebacks import format_error

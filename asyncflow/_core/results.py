@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
 from asyncflow._core.record import record, replace, show, values_by_name
-from asyncflow._core.text import LONGEST_TEXT, cut, describe_error, escape_controls, safe_text
+from asyncflow._core.text import LONGEST_TEXT, cut, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "timed out", "cancelled", "crashed"]
@@ -83,9 +83,6 @@ def why_cancelled(reason: str, cause: InterruptionCause = "cancelled") -> Interr
 
 ENDED = (RunStatus.PASSED, RunStatus.FAILED, RunStatus.INTERRUPTED)
 """The statuses of runs that have ended."""
-
-DIED = "was running when its process died"
-"""What views say of a step that an orphaned run has left."""
 
 
 class Payload(NamedTuple):
@@ -351,24 +348,6 @@ class _Failing(Protocol):
 def has_fallen_back(one: _Failing) -> bool:
     """Whether a step or an item has failed for good, and has the output of its fallback."""
     return one.status is StepStatus.SUCCESS and one.error is not None
-
-
-def failure_text(one: _Failing) -> str:
-    """Return what a step or an item failed with, in a line; empty if with nothing."""
-    if one.error is None:
-        return ""
-    return f"{FELL_BACK if has_fallen_back(one) else ''}{describe_error(one.error)}"
-
-
-FELL_BACK = "fell back: "
-"""Precedes the error of a step whose fallback has returned the output."""
-
-
-def fallbacks_text(items: Iterable[_Failing]) -> str:
-    """Return how many items of a mapped step fell back, as ``2 of 5 items``; empty for none."""
-    ended = list(items)
-    fallen = sum(map(has_fallen_back, ended))
-    return f"{fallen:,} of {len(ended):,} items fell back" if fallen else ""
 
 
 def end_of(error: BaseException | None) -> AttemptEnd:

@@ -287,6 +287,11 @@ class StepView:
         return tuple(history)
 
     @property
+    def ran_before(self) -> bool:
+        """Whether it ran before the run was resumed, and has not run since."""
+        return bool(self.active) and self.active[-1].segment < self.segment and not self.reused
+
+    @property
     def latest(self) -> AttemptView | None:
         """The latest attempt, if there was one since it began, or began anew."""
         return self.attempts[-1] if len(self.attempts) > self.fresh_from else None

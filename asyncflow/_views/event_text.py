@@ -14,6 +14,7 @@ from typing import Any
 
 from asyncflow import events
 from asyncflow._core.arguments import LEVELS
+from asyncflow._core.remarks import nth_of, reused_text
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.text import (
     LONGEST_LINE,
@@ -33,8 +34,7 @@ def describe_event(event: events.Event, attempts: int | None = None) -> str:
 
     ``attempts`` says how many its step has in all; ``None`` leaves that out.
     """
-    total = "" if attempts is None or attempts == 1 else f" of {attempts}"
-    line = _LINES[type(event)](event, lambda number: f"attempt {number}{total}")
+    line = _LINES[type(event)](event, lambda number: f"attempt {nth_of(number, attempts)}")
     return escape_controls(line)
 
 
@@ -171,10 +171,8 @@ def _because(reason: str) -> str:
 
 
 def _step_reused(event: events.StepReused, _: _Attempt) -> str:
-    if event.origin:
-        return f"{subject(event)} not run: it has the result of run {event.origin}"
-    if event.status == StepStatus.SUCCESS:
-        return f"{subject(event)} reused: the journal has its result"
+    if event.origin or event.status == StepStatus.SUCCESS:
+        return f"{subject(event)} {reused_text(event.origin)}"
     return f"{subject(event)} not run again: it {_WAS[event.status]} before"
 
 
@@ -183,7 +181,7 @@ def _result_reused(event: events.ResultReused, _: _Attempt) -> str:
     if event.items is not None:
         made = plural(event.items, "item")
     figures = f"{made}, {duration(event.duration_ms)}"
-    return f"{subject(event)}: result reused from run {event.origin}: {figures}"
+    return f"{subject(event)} {reused_text(event.origin)}: {figures}"
 
 
 def _thread_abandoned(event: events.ThreadAbandoned, attempt: _Attempt) -> str:

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from html import escape
 
 from asyncflow._core.looks import STEP_LOOKS
+from asyncflow._core.remarks import remarks_of
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
-    FELL_BACK,
     StepStatus,
-    fallbacks_text,
-    has_fallen_back,
 )
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration, escape_controls, plural
@@ -67,12 +65,8 @@ def _chosen(view: RunView) -> list[StepView]:
 def _row(step: StepView, now_ms: float) -> str:
     spent = step.duration_ms(now_ms)
     name = shortened(escape_controls(step.name), _NAME)
-    words = "" if step.error is None else error_words(step.error, _WORDS)
-    if has_fallen_back(step):
-        words = FELL_BACK + words
-    words = words or fallbacks_text((step.items or {}).values())
-    if not words and step.reason:
-        words = shortened(escape_controls(step.reason), _WORDS)
+    said = remarks_of(step, lambda error: error_words(error, _WORDS))
+    words = "; ".join([shortened(remark, _WORDS) for remark in said if remark])
     look = STEP_LOOKS[step.status]
     symbol = f'<span style="color:{look.hex}">{look.symbol}</span>'
     cells = (

@@ -19,11 +19,6 @@ from asyncflow._core.step_view import StepView
 from asyncflow.events import PoolPaused
 
 
-def ran_before(step: StepView) -> bool:
-    """Whether a step ran before the run was resumed, and has not run since."""
-    return bool(step.active) and step.active[-1].segment < step.segment and not step.reused
-
-
 def view_of(report: RunReport) -> RunView:
     """Return the view of the run that a user's report is about."""
     if not isinstance(report, RunReport):

@@ -13,12 +13,9 @@ from urllib.parse import quote
 
 from asyncflow._core.comparison import is_notable
 from asyncflow._core.looks import RUN_LOOKS, WORST_FIRST, Look, counted_looks, look_of
+from asyncflow._core.remarks import nth_of, remarks_of
 from asyncflow._core.results import (
-    DIED,
-    FELL_BACK,
     StepStatus,
-    fallbacks_text,
-    has_fallen_back,
     visible_output,
 )
 from asyncflow._core.run_attributes import attributes_text
@@ -28,7 +25,7 @@ from asyncflow._views.notes import RunNotes
 from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
-from asyncflow._views.run_view import RunView, ran_before
+from asyncflow._views.run_view import RunView
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._timeline import (
@@ -345,31 +342,15 @@ class PageModel:
 
     def ran_before(self, step: StepView) -> bool:
         """Whether it ran before the run was resumed, and has not run since."""
-        return ran_before(step)
+        return step.ran_before
 
     def verb(self, step: StepView) -> str:
         return "cancelled" if step.status is StepStatus.CANCELLED else "skipped"
 
     def note(self, step: StepView) -> str:
         """Return what there is to say of a step beside its status, in a line."""
-        notes = []
-        if step.error is not None:
-            fell_back = FELL_BACK if has_fallen_back(step) else ""
-            notes.append(f"{fell_back}{self.words(step.error)}")
-        elif step.reason:
-            notes.append(reason_text(step.reason))
-        elif step.waiting_since is not None:
-            notes.append("waits for a signal")
-        if step.status is StepStatus.RUNNING and self.context.is_orphaned:
-            notes.append(DIED)
-        if fallbacks := fallbacks_text((step.items or {}).values()):
-            notes.append(fallbacks)
-        if step.reused:
-            origin = name_text(step.origin)
-            notes.append(f"reused from run {origin}" if origin else "reused from the journal")
-        if self.ran_before(step):
-            notes.append("ran before the run was resumed")
-        return "; ".join(notes)
+        said = remarks_of(step, self.words, has_died=self.context.is_orphaned)
+        return "; ".join(map(reason_text, filter(None, said)))
 
     def attempts(self, step: StepView) -> str:
         """Return how many attempts it has had, and of how many."""
@@ -383,9 +364,7 @@ class PageModel:
         return self._of_most(step, 0 if step.latest is None else step.latest.number)
 
     def _of_most(self, step: StepView, count: int) -> str:
-        if step.items is not None or step.max_retries is None or step.max_retries == 1:
-            return str(count)
-        return f"{count} of {step.max_retries}"
+        return nth_of(count, None if step.items is not None else step.max_retries)
 
     def attempts_by_segment(
         self, step: StepView

@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS
+from asyncflow._core.remarks import nth_of
 from asyncflow._core.results import RunStatus, StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, error_lines, plural
@@ -112,7 +113,7 @@ def _note(step: StepView) -> str:
         count = len(step.items) if step.item_count is None else step.item_count
         parts.append(f"{step.tally[StepStatus.FAILED]:,} of {plural(count, 'item')} failed")
     elif step.latest is not None and step.max_retries not in (None, 1):
-        parts.append(f"attempt {step.latest.number} of {step.max_retries}")
+        parts.append(f"attempt {nth_of(step.latest.number, step.max_retries)}")
     lasted_ms = step.duration_ms(step.ended_ms or 0.0)
     if lasted_ms is not None:
         parts.append(duration(lasted_ms))

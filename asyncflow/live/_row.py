@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeAlias
 from rich.cells import cell_len
 from rich.text import Text
 
-from asyncflow._core.looks import STEP_LOOKS, look_of
-from asyncflow._core.results import DIED, StepStatus, failure_text, fallbacks_text
+from asyncflow._core.looks import DIED_LOOK, STEP_LOOKS, look_of
+from asyncflow._core.remarks import nth_of, remarks_of
+from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import describe_error, duration, plural
 from asyncflow._views.event_text import counted
@@ -22,7 +23,6 @@ from asyncflow._views.progress import (
     progress_of,
     progress_text,
 )
-from asyncflow._views.run_view import ran_before
 from asyncflow.events import StepProgressed
 from asyncflow.live._theme import Theme, bar, elide, fit, printable
 
@@ -82,8 +82,9 @@ def row(
     progress = progress_of(step, reported.get(None)) if is_under_way(step) else None
     if columns.note > 0:
         text.append("  ")
-        if has_died:
-            text.append(fit(DIED, columns.note, theme.ellipsis), look.colour)
+        if look is DIED_LOOK:
+            words = words_of(step, now_ms, reported, has_died=True)
+            text.append(fit(words, columns.note, theme.ellipsis), look.colour)
         elif progress is not None:
             text.append(_progress_note(step, reported, columns.note, now_ms, theme))
         else:
@@ -163,26 +164,22 @@ def _progress_note(
     return text.append(" " * (width - text.cell_len))
 
 
-def words_of(step: StepView, now_ms: float, reported: _Reported) -> str:
+def words_of(step: StepView, now_ms: float, reported: _Reported, *, has_died: bool = False) -> str:
     """Return what there is to say of a step beside its status and its duration."""
-    rerun = "" if step.rerun_reason is None else f"again, because {step.rerun_reason}"
-    if ran_before(step):
-        before = "ran before the run was resumed"
-        return ", ".join(filter(None, [before, step.reason or rerun]))
-    match step.status:
-        case StepStatus.PENDING:
-            parts = ["" if step.waiting_since is None else "waits for a signal", rerun]
-        case StepStatus.RUNNING:
-            parts = [_items(step), *_items_under_way(step, reported), _attempt(step, now_ms), rerun]
-        case StepStatus.FAILED:
-            parts = [_items(step), failure_text(step), _attempts(step), rerun]
-        case StepStatus.SUCCESS:
-            restored = f"reused from run {step.origin}" if step.origin else "reused"
-            fallbacks = failure_text(step) or fallbacks_text((step.items or {}).values())
-            parts = [restored if step.reused else "", _items(step), fallbacks]
-            parts += [_attempts(step), rerun]
-        case _:
-            parts = [step.reason or "", _items(step)]
+    said = remarks_of(step, has_died=has_died)
+    if said.died:
+        return said.died
+    is_running = step.status is StepStatus.RUNNING
+    parts = [
+        *(said.before, said.waits, said.reason, _items(step)),
+        *(_items_under_way(step, reported) if is_running else ()),
+        _attempt(step, now_ms) if is_running else "",
+        *(said.failure, said.fallbacks, said.reused_items),
+        # Of what was skipped, the reason takes the room.
+        "" if step.status is StepStatus.SKIPPED else said.reused,
+        "" if is_running or said.before else _attempts(step),
+        said.again,
+    ]
     return ", ".join(filter(None, parts))
 
 
@@ -191,14 +188,15 @@ def _attempt(step: StepView, now_ms: float) -> str:
     latest, most = step.latest, step.max_retries
     if latest is None:
         return ""
-    of = "" if most is None else f" of {most}"
     if step.retry_at_ms is not None:
         # When its time has come, the attempt may have to queue.
         left_s = math.ceil((step.retry_at_ms - now_ms) / 1000)
         when = f"in {left_s} s" if left_s > 0 else "now"
         why = "" if latest.error is None else f": {describe_error(latest.error)}"
-        return f"next attempt {when} ({latest.number + 1}{of}){why}"
-    which = "" if most in (None, 1) and latest.number == 1 else f"attempt {latest.number}{of}"
+        return f"next attempt {when} ({nth_of(latest.number + 1, most)}){why}"
+    which = (
+        "" if most in (None, 1) and latest.number == 1 else f"attempt {nth_of(latest.number, most)}"
+    )
     if latest.is_queued:
         return ", ".join(filter(None, [which, f"waits for {latest.engine}"]))
     on = f"on {latest.engine}" if latest.engine else ""
@@ -212,7 +210,7 @@ def _attempts(step: StepView) -> str:
     earlier = plural(step.fresh_from, "earlier attempt") if step.fresh_from else ""
     if count < 2:
         return earlier
-    these = f"{count} attempts" if most is None else f"attempt {count} of {most}"
+    these = f"{count} attempts" if most is None else f"attempt {nth_of(count, most)}"
     return ", ".join(filter(None, [these, earlier]))
 
 

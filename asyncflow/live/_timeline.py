@@ -13,7 +13,8 @@ from typing import NamedTuple
 from rich.text import Text
 
 from asyncflow._core.looks import STEP_LOOKS, look_of
-from asyncflow._core.results import DIED, StepStatus
+from asyncflow._core.remarks import DIED
+from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
 from asyncflow._core.text import duration
 from asyncflow._views.axis import ticks

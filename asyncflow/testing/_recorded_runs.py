@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from asyncflow._core.looks import STEP_LOOKS
 from asyncflow._core.record import values_by_name
+from asyncflow._core.remarks import remarks_of
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult, StepStatus, failure_text
+from asyncflow._core.results import StepResult, StepStatus
 from asyncflow._core.text import describe_error, duration, escape_controls, plural
 from asyncflow._core.value_size import safe_repr
 from asyncflow._runtime.planned_pipeline import report_watchers
@@ -159,12 +160,7 @@ def _row_of(result: StepResult) -> _RecordedStep:
         parts.append(plural(len(result.items), "item"))
     if result.attempts:
         parts += [plural(result.attempts, "attempt"), duration(result.duration_ms)]
-    if result.reused:
-        parts.append("reused")
-    if result.reason is not None:
-        parts.append(escape_controls(result.reason))
-    if result.error is not None:
-        parts.append(failure_text(result))
+    parts += filter(None, remarks_of(result))
     spans = [
         _Span(
             attempt.started_ms, attempt.started_ms + attempt.duration_ms, attempt.error is not None

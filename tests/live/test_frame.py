@@ -139,7 +139,7 @@ tier 1  ✓ SUCCESS    extract            reused                           900 m
         ✓ SUCCESS    token              reused                            50 ms
         ⊘ SKIPPED    archive            its condition was false
 tier 2  ✓ SUCCESS    validate           reused                           400 ms
-        ✓ SUCCESS    normalis…ister_v2  attempt 2 of 2, again, beca…      1.9 s
+        ✓ SUCCESS    normalis…ister_v2  attempt 2 of 2, run again b…      1.9 s
 tier 3  ■ CANCELLED  fetch              step "<script>alert('step')…     900 ms
         ✓ SUCCESS    index              reused                           0.4 ms
         ✗ FAILED     <script>…/script>  ValueError: </pre><script>a…     399 ms
@@ -181,7 +181,7 @@ class TestResumedRun:
 RESUMING = """\
 nightly import  run nightly · resumed, 3 d 0 h with the pause
 tier 1  ✓ SUCCESS    extract  reused                                     400 ms
-tier 2  ▷ RUNNING    load     attempt 1 of 2, again, because it had…     700 ms
+tier 2  ▷ RUNNING    load     attempt 1 of 2, run again because it …     700 ms
 tier 3  ○ PENDING    alert    ran before the run was resumed             200 ms
         ○ PENDING    publish
 ━━━━━━━━━━━━━━━━─────────────────────────────────────────────────  1 of 4 steps

@@ -68,10 +68,10 @@ def test_a_page_says_what_is_reused(page: str) -> None:
     assert page.count(">reused</span>") == 4  # in the timeline and in the details
     assert "those of run calm-otter ." in text
     assert "source: result" not in text  # the step has a column of its own
-    assert "result reused from run calm-otter: 2 attempts, 1.5 s" in text
-    assert "result reused from run calm-otter: 2 items, 800 ms" in text
-    assert "not run: it has the result of run calm-otter" in text
-    assert "Ran again because it had failed." in text
+    assert "reused from run calm-otter: 2 attempts, 1.5 s" in text
+    assert "reused from run calm-otter: 2 items, 800 ms" in text
+    assert "fetch reused from run calm-otter" in text
+    assert "Run again because it had failed." in text
     assert "run f started as a rerun of run calm-otter" in text.replace(" of etl", "")
     assert 'href="/runs' not in page
 
@@ -120,4 +120,4 @@ def test_lines_in_a_log_report_each_result_once() -> None:
 
     assert sum("calm-otter" in line for line in lines) == 3
     assert "run f of etl started as a rerun of run calm-otter: 3 steps" in lines[0]
-    assert "fetch not run: it has the result of run calm-otter" in stream.getvalue()
+    assert "fetch reused from run calm-otter\n" in stream.getvalue()

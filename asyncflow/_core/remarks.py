@@ -1,0 +1,124 @@
+"""What there is to say of a step beside its status and its figures, for every text and page.
+
+Rules:
+
+1. A remark is made once, here; who shows a step chooses those that have a place, and what is
+   between them.
+2. The items of a mapped step are looked at only when it has ended: there may be many, and a view of
+   a run that goes on is drawn often.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from asyncflow._core.results import StepResult, StepStatus, earlier_attempts, has_fallen_back
+from asyncflow._core.step_view import StepView
+from asyncflow._core.text import describe_error, escape_controls
+
+DIED = "was running when its process died"
+
+
+class Remarks(NamedTuple):
+    """Each is empty if there is no reason for it."""
+
+    waits: str = ""
+    """What it waits for."""
+    reason: str = ""
+    """Why it was skipped or cancelled."""
+    failure: str = ""
+    """What it failed with; if it succeeded all the same, that it fell back."""
+    tolerated: str = ""
+    """How many of its items failed, although it succeeded."""
+    fallbacks: str = ""
+    """How many of its items fell back."""
+    reused_items: str = ""
+    reused: str = ""
+    """Where its result comes from, if it did not run here."""
+    again: str = ""
+    """Why it ran again, or will."""
+    died: str = ""
+    before: str = ""
+    """That it has not run since the run was resumed."""
+
+    def joined(self, between: str) -> str:
+        return between.join(filter(None, self))
+
+
+def remarks_of(
+    step: StepView | StepResult,
+    words_of: Callable[[BaseException], str] = describe_error,
+    *,
+    has_died: bool = False,
+) -> Remarks:
+    """Return what there is to say of a step or of an item, without control characters.
+
+    ``words_of`` describes an error, and ``has_died`` says whether the process of the run is gone.
+    """
+    waits = "" if step.waiting_since is None else "waits for a signal"
+    is_skipped, is_running = (
+        step.status is each for each in (StepStatus.SKIPPED, StepStatus.RUNNING)
+    )
+    again = "" if step.reused or is_skipped else step.rerun_reason
+    return Remarks(
+        waits,
+        escape_controls(step.reason or ""),
+        failure_text(step, words_of),
+        *_of_items(step),
+        reused=reused_text(step.origin) if step.reused else "",
+        again=f"run again because {escape_controls(again)}" if again else "",
+        died=DIED if has_died and is_running else "",
+        before="ran before the run was resumed"
+        if isinstance(step, StepView) and step.ran_before
+        else "",
+    )
+
+
+def _of_items(step: StepView | StepResult) -> tuple[str, str, str]:
+    """Return the remarks `tolerated`, `fallbacks` and `reused_items`."""
+    if not step.items or (isinstance(step, StepView) and step.ended_ms is None):
+        return "", "", ""
+    items = step.items if isinstance(step.items, tuple) else step.items.values()
+    count = len(items) + step.left_out
+    tally = Counter([item.status for item in items])
+    failed, tolerated, fallbacks, reused_items = tally[StepStatus.FAILED], "", "", ""
+    if failed and step.status is StepStatus.SUCCESS:
+        given = count - tally[StepStatus.SKIPPED]
+        tolerated = f"{failed} of {given} item{'' if given == 1 else 's'} failed, tolerated"
+    if fallen := sum(map(has_fallen_back, items)):
+        fallbacks = f"{fallen:,} of {len(items):,} items fell back"
+    reused = 0 if step.reused else sum([item.reused for item in items])
+    if reused:
+        reused_items = f"{reused} of {count} items reused"
+    return tolerated, fallbacks, reused_items
+
+
+def failure_text(
+    step: StepView | StepResult, words_of: Callable[[BaseException], str] = describe_error
+) -> str:
+    """Return what a step or an item failed with, in a line; empty if with nothing."""
+    if step.error is None:
+        return ""
+    return f"{'fell back: ' if has_fallen_back(step) else ''}{words_of(step.error)}"
+
+
+def reused_text(origin: str) -> str:
+    """Return that a result was reused, and from which run if not from this one."""
+    return f"reused from run {escape_controls(origin)}" if origin else "reused"
+
+
+def result_note(result: StepResult, segment: int) -> str:
+    """Return the end of the line of a report: what is notable of the step, after a colon."""
+    note = "".join(f": {remark}" for remark in remarks_of(result) if remark)
+    earlier = 0 if result.reused else earlier_attempts(result, segment)
+    if not earlier:
+        return note
+    attempts = "1 attempt" if earlier == 1 else f"{earlier} attempts"
+    return f"{note}{';' if note else ':'} {attempts} before the run was resumed"
+
+
+def nth_of(number: int, most: int | None) -> str:
+    """Return a number of attempts, and of how many: ``2 of 3``, or ``2``."""
+    return f"{number}" if most in (None, 1) else f"{number} of {most}"
