@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -30,7 +29,7 @@ import click
 
 from asyncflow._cli.engines import open_engines
 from asyncflow._cli.loader import LoadedPipeline
-from asyncflow._cli.options import AnyJournal, RunFlags, journal_flag, open_journal
+from asyncflow._cli.options import AnyJournal, RunFlags, journal_named, open_journal
 from asyncflow._cli.output import (
     INVALID,
     PASSED,
@@ -58,6 +57,7 @@ from asyncflow._core.tracebacks import format_error
 from asyncflow._core.value_size import safe_repr
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._policies.observers import AnyObserver
+from asyncflow._views.next_command import command_of, next_commands
 from asyncflow.events import Event, RunStarted, StepSucceeded
 from asyncflow.journal._queries import USUAL_RUNS
 
@@ -304,7 +304,7 @@ def report_end(execution: Execution, end: RunEnd) -> int:
         write_note(f"HTML report: {flags.html}", quiet=flags.quiet)
     if execution.journal is not None:
         resume = _resume_command(execution, report, execution.journal)
-        for hint in next_commands(report, resume, execution.journal):
+        for hint in next_commands(report, resume, journal_named(execution.journal)):
             write_note(escape_controls(hint), quiet=flags.quiet)
     _explain_threads(report)
     if end.signal is not None:
@@ -327,38 +327,18 @@ def write_report(report: RunReport, *, as_json: bool, is_shown: bool, with_trace
         write_result(format_report(report))
 
 
-def next_commands(
-    report: RunReport, resume: str, journal: str, answered: Collection[str] = ()
-) -> list[str]:
-    """Return what a user may want to do after the end of a run that a journal has, in words.
-
-    ``resume`` is the command that resumes it. ``answered`` are the signals that it waits for and
-    that have come.
-    """
-    run_id, flag = shlex.quote(report.run_id), journal_flag(journal)
-    if report.status is RunStatus.PASSED:
-        return [f"To show it again: asyncflow show {run_id}{flag}"]
-    if report.status is RunStatus.WAITING:
-        names = [shlex.quote(name) for name in report.waiting if name not in answered]
-        answers = [f"To answer it: asyncflow signal {run_id} {name} JSON{flag}" for name in names]
-        if answered:
-            return [*answers, f"It has an answer for {', '.join(answered)}; to resume it: {resume}"]
-        return [*answers, f"Then resume it: {resume}"]
-    return [f"To resume it: {resume}"]
-
-
 def _resume_command(execution: Execution, report: RunReport, journal: str) -> str:
-    run_id, flags = shlex.quote(report.run_id), execution.flags
+    flags = execution.flags
     # A resumption must give these again.
-    given = [f" --target {shlex.quote(step)}" for step in flags.targets]
+    given = [word for step in flags.targets for word in ("--target", step)]
     if flags.schedule is not None:
-        given.append(f" --schedule {flags.schedule}")
+        given += ["--schedule", flags.schedule]
     if flags.keep_going:
-        given.append(" --keep-going")
+        given.append("--keep-going")
     if flags.engine is not None:
-        given.append(f" --engine {shlex.quote(flags.engine)}")
-    target = shlex.quote(execution.loaded.target)
-    return f"asyncflow resume {run_id} {target}{''.join(given)}{journal_flag(journal)}"
+        given += ["--engine", flags.engine]
+    words = report.run_id, execution.loaded.target, *given
+    return command_of("resume", *words, journal=journal_named(journal))
 
 
 def _explain_threads(report: RunReport) -> None:

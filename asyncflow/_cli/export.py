@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 from pathlib import Path
 
 import click
@@ -17,6 +16,7 @@ from asyncflow._cli.options import (
 )
 from asyncflow._cli.output import write_note
 from asyncflow._core.text import escape_controls
+from asyncflow._views.next_command import command_of
 
 
 @click.command()
@@ -42,5 +42,5 @@ def export(run: str, file: Path, journal: str) -> None:
     except OSError as error:
         why = "it exists already" if isinstance(error, FileExistsError) else error.strerror
         raise click.BadParameter(f"can't create {str(file)!r}: {why}", param_hint="FILE") from None
-    line = f"asyncflow show {shlex.quote(run_id)} --journal {shlex.quote(str(file))}"
+    line = command_of("show", run_id, journal=str(file))
     write_note(escape_controls(f"exported run {run_id}; to show it: {line}"))

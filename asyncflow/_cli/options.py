@@ -26,6 +26,7 @@ from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._runtime.options import check_key, check_label
+from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
 from asyncflow.journal._queries import is_searchable, parse_status, parse_time
@@ -114,31 +115,31 @@ async def find_run(journal: AnyJournal, run: str) -> RunRecord:
         raise unknown
     if run == LATEST:
         raise CommandError(f"journal {unknown.journal} has no runs", NOT_FOUND)
-    listing = f"asyncflow runs{journal_flag(unknown.journal)}"
+    listing = command_of("runs", journal=journal_named(unknown.journal))
     raise CommandError(f"{unknown}; to list its runs: {listing}", NOT_FOUND)
 
 
-def journal_flag(journal: str) -> str:
-    """Return the option with which another command finds a journal; empty if it needs none.
+def journal_named(journal: str) -> str:
+    """Return what another command finds a journal by, for `command_of`; empty if by itself.
 
     It leaves out the address of a database, which may contain a password.
     """
     if journal == _default_journal():
         return ""
-    return " --journal " + ("DSN" if is_postgres_address(journal) else shlex.quote(journal))
+    return "DSN" if is_postgres_address(journal) else journal
 
 
 def resume_command(record: RunRecord, journal: str) -> str:
     """Return the command that resumes a run, as far as the journal and the project tell."""
-    target = f" {shlex.quote(named_target(record))}"
+    target = [named_target(record)]
     if os.environ.get(PIPELINES) or project_defaults().get("pipelines"):
-        target = ""  # the command looks there, too
-    return f"asyncflow resume {shlex.quote(record.run_id)}{target}{journal_flag(journal)}"
+        target = []  # the command looks there, too
+    return command_of("resume", record.run_id, *target, journal=journal_named(journal))
 
 
 def named_target(record: RunRecord) -> str:
     """Return MODULE:PIPELINE of a run; a pipeline without a name has it as its name."""
-    return record.pipeline if ":" in record.pipeline else "MODULE:PIPELINE"
+    return record.pipeline if ":" in record.pipeline else PLACEHOLDER
 
 
 # Completion in a shell.

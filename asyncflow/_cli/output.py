@@ -46,6 +46,7 @@ from asyncflow._core.text import describe_error, escape_controls, plural
 from asyncflow._core.tracebacks import format_error
 from asyncflow._policies.log_capture import not_printed
 from asyncflow._views.event_text import place_text
+from asyncflow._views.next_command import command_of
 from asyncflow._views.preview import printable
 from asyncflow._views.workflow_commands import GuardedStream, in_github_actions, without_commands
 from asyncflow.events import Event
@@ -325,7 +326,7 @@ def _explain(error: BaseException) -> CommandError:
         case RunAlreadyActiveError() if not error.key:
             return CommandError(
                 f"run {error.run_id!r} is active in {error.owner}; wait for it with --wait, or "
-                f"stop it with `asyncflow cancel {error.run_id}`",
+                f"stop it with `{command_of('cancel', error.run_id)}`",
                 RUN_FAILED,
             )
         case RunAlreadyActiveError() | JournalError():

@@ -29,7 +29,7 @@ from asyncflow._cli.options import (
     check_html,
     complete_target,
     find_run,
-    journal_flag,
+    journal_named,
     key_option,
     label_option,
     named_target,
@@ -49,6 +49,7 @@ from asyncflow._core.results import AttributeValue
 from asyncflow._core.run_preview import RunPreview
 from asyncflow._core.text import did_you_mean, escape_controls
 from asyncflow._runtime.options import Options
+from asyncflow._views.next_command import command_of
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import check_new_id
 
@@ -203,8 +204,8 @@ def pipeline_of(
     """Return the target whose pipeline has the name of the run's."""
     belongs = f"run {record.run_id!r} belongs to pipeline {record.pipeline!r}"
     if not targets:
-        where = f"{named_target(record)}{journal_flag(flags.journal)}"
-        line = f"asyncflow {command} {record.run_id} {where}"
+        words, where = (record.run_id, named_target(record)), journal_named(flags.journal)
+        line = command_of(command, *words, journal=where)
         raise click.UsageError(
             f"{belongs}; name it: {escape_controls(line)}, or in ${PIPELINES}, or as "
             "`pipelines` of [tool.asyncflow] in pyproject.toml"

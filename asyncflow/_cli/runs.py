@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from asyncflow._cli.options import (
     check_time,
     find_run,
     having_attribute_option,
+    journal_named,
     journal_option,
     json_option,
     open_journal,
@@ -39,6 +39,7 @@ from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.run_attributes import attributes_text
 from asyncflow._core.text import escape_controls, plural
 from asyncflow._views.event_text import took
+from asyncflow._views.next_command import command_of
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
 from asyncflow._views.progress import left_text
 from asyncflow.journal import RunRecord, RunSummary
@@ -82,7 +83,7 @@ def _check_text(text: str | None) -> str | None:
 
 def _check_nothing(words: tuple[str, ...]) -> None:
     if words:
-        line = f"asyncflow runs --text {shlex.quote(' '.join(words))}"
+        line = command_of("runs", "--text", " ".join(words))
         raise click.UsageError(
             escape_controls(f"the list takes options only; to search it: {line}")
         )
@@ -311,7 +312,7 @@ def forget(run: str, journal: str, as_json: bool) -> None:
     except RunAlreadyActiveError as error:
         raise CommandError(
             f"run {run!r} is active in {error.owner}; stop it with "
-            f"`asyncflow cancel {shlex.quote(run)}`, and then forget it",
+            f"`{command_of('cancel', run, journal=journal_named(journal))}`, and then forget it",
             RUN_FAILED,
         ) from error
     if as_json:

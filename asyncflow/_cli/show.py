@@ -22,6 +22,7 @@ from asyncflow._cli.options import (
     complete_target,
     find_run,
     html_option,
+    journal_named,
     journal_option,
     json_option,
     open_journal,
@@ -51,6 +52,7 @@ from asyncflow._core.text import duration, escape_controls, plural
 from asyncflow._runtime.explaining import ActingPolicies
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._views.event_text import describe_event, took
+from asyncflow._views.next_command import next_commands
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
 from asyncflow.events import RunStarted, StepAttached, StepLogged
@@ -278,10 +280,8 @@ def show(
     if not (timeline or events):
         _write_run(shown, console, everything=everything)
         if shown.record.status is RunStatus.WAITING:
-            from asyncflow._cli.execution import next_commands  # few need it
-
             resume = resume_command(shown.record, journal)
-            for hint in next_commands(shown.report, resume, journal, shown.answered):
+            for hint in next_commands(shown.report, resume, journal_named(journal), shown.answered):
                 write_note(escape_controls(hint))
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import click
 
-from asyncflow._cli.execution import exit_code_of, expect, next_commands, write_report
+from asyncflow._cli.execution import exit_code_of, expect, write_report
 from asyncflow._cli.options import (
     AnyJournal,
     complete_run,
     find_run,
+    journal_named,
     journal_option,
     json_option,
     open_journal,
@@ -23,6 +24,7 @@ from asyncflow._cli.output import INTERRUPTED, NOT_FOUND, CommandError, write_no
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
+from asyncflow._views.next_command import next_commands
 from asyncflow.events import Event, RunFinished, StepProgressed
 from asyncflow.journal import RunRecord
 
@@ -50,7 +52,7 @@ def watch(run: str | None, journal: str, as_json: bool) -> None:
     write_report(report, as_json=as_json, is_shown=is_shown, with_traces=not is_shown)
     if record.status is RunStatus.ORPHANED:
         write_note("no process runs it any more")
-    for hint in next_commands(report, resume_command(record, journal), journal):
+    for hint in next_commands(report, resume_command(record, journal), journal_named(journal)):
         write_note(escape_controls(hint))
     sys.exit(exit_code_of(record.status))
 

@@ -14,12 +14,12 @@ A page of the events says more than a report knows, such as which line blocked t
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from asyncflow._core.arguments import check_number
 from asyncflow._core.report import RunReport
+from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView, count_left_out
 from asyncflow.events import Event
@@ -84,7 +84,7 @@ def to_html(
     if isinstance(run, RunReport):
         count_left_out(view, run)
     if not resume and view.fingerprints:  # only a run with a journal has them
-        resume = f"asyncflow resume {shlex.quote(view.run_id)} MODULE:PIPELINE --journal JOURNAL"
+        resume = command_of("resume", view.run_id, PLACEHOLDER, journal="JOURNAL")
     context = PageContext(
         said, resume=resume, usual_ms=usual_ms or {}, is_orphaned=orphaned and view.is_running
     )

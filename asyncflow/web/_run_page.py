@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from asyncflow._core.errors import JournalError, RunNotFoundError
 from asyncflow._core.results import RunStatus
+from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
@@ -141,8 +141,8 @@ def _resume_command(journal: SQLJournal, record: RunRecord, resumer: Resumer) ->
     if resumer.can_resume(record):
         return ""
     path = getattr(journal, "path", None)
-    where = "JOURNAL" if path in (None, ":memory:") else shlex.quote(str(path))
-    return f"asyncflow resume {shlex.quote(record.run_id)} MODULE:PIPELINE --journal {where}"
+    where = "JOURNAL" if path in (None, ":memory:") else str(path)
+    return command_of("resume", record.run_id, PLACEHOLDER, journal=where)
 
 
 async def show_details(request: Request, journal: SQLJournal) -> Response:

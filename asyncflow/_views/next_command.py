@@ -1,0 +1,42 @@
+"""What a user may type next about a run, as command lines that can be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+
+from asyncflow._core.report import RunReport
+from asyncflow._core.results import RunStatus
+
+PLACEHOLDER = "MODULE:PIPELINE"
+"""Stands for a pipeline in a command, where nothing tells where its code is."""
+
+
+def command_of(verb: str, *words: str, journal: str = "") -> str:
+    """Return a command with its arguments, each quoted for a shell if it needs that.
+
+    ``journal`` is the journal, or a word that stands for it; empty if the command finds it.
+    """
+    return shlex.join(("asyncflow", verb, *words, *(("--journal", journal) if journal else ())))
+
+
+def next_commands(
+    report: RunReport, resume: str, journal: str, answered: Collection[str] = ()
+) -> list[str]:
+    """Return what a user may want to do after the end of a run that a journal has, in words.
+
+    ``resume`` is the command that resumes it, and ``journal`` is as in `command_of`. ``answered``
+    are the signals that it waits for and that have come.
+    """
+    if report.status is RunStatus.PASSED:
+        return [f"To show it again: {command_of('show', report.run_id, journal=journal)}"]
+    if report.status is not RunStatus.WAITING:
+        return [f"To resume it: {resume}"]
+    answers = [
+        f"To answer it: {command_of('signal', report.run_id, name, 'JSON', journal=journal)}"
+        for name in report.waiting
+        if name not in answered
+    ]
+    if answered:
+        return [*answers, f"It has an answer for {', '.join(answered)}; to resume it: {resume}"]
+    return [*answers, f"Then resume it: {resume}"]
