@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from asyncflow._core.looks import STEP_LOOKS, look_of
+from asyncflow._core.looks import DIED_LOOK, OUTCOME_LOOKS, STEP_LOOKS, look_of
 from asyncflow._core.remarks import DIED
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import StepView
@@ -36,15 +36,15 @@ class _Glyphs(NamedTuple):
     between: str = "─"
     resumed: str = "┊"
     critical: str = "◆"
-    reused: str = "↻"
+    reused: str = OUTCOME_LOOKS["REUSED"].symbol
     flows: str = "↳"
-    died: str = "◇"
+    died: str = DIED_LOOK.symbol
     corner: str = "├"
     tick: str = "┬"
     rule: str = "─"
 
 
-_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"=x%/!_.-:*r>?++-")
+_UNICODE, _ASCII = _Glyphs(), _Glyphs(*"#x%/!_.-:*=>?++-")
 _MEANINGS = {
     "attempt": "attempt",
     "failed": "failed attempt",

@@ -10,7 +10,6 @@ from results import report_of, succeeded
 from asyncflow import RunReport, RunStatus
 from asyncflow._views.next_command import command_of, next_commands
 
-
 NAME = "ask 'me'"
 
 

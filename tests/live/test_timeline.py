@@ -63,14 +63,14 @@ def test_an_attempt_that_waits_for_a_worker_is_queued_up_to_now() -> None:
 IN_80 = """\
                                  0              2 s            4 s
                                  ├──────────────┬──────────────┬───────
-✓ SUCCESS   extract              ███████                       ┊        900 ms ↻
-✓ SUCCESS   rates              ◆ 1▓▓▓··░2▓▓▓·······3█          ┊         2.6 s ↻
-✓ SUCCESS   token                ░██                           ┊         50 ms ↻
-⊘ SKIPPED   archive              its condition was false                       ↻
-✓ SUCCESS   validate                                ████       ┊        400 ms ↻
+✓ SUCCESS   extract              ███████                       ┊        900 ms =
+✓ SUCCESS   rates              ◆ 1▓▓▓··░2▓▓▓·······3█          ┊         2.6 s =
+✓ SUCCESS   token                ░██                           ┊         50 ms =
+⊘ SKIPPED   archive              its condition was false                       =
+✓ SUCCESS   validate                                ████       ┊        400 ms =
 ✓ SUCCESS   normalise…ister_v2 ◆                    1▒▒▒▒▒▒▒▒▒▒2████     1.9 s
 ■ CANCELLED fetch              ◆                               ▓▓▓▓▓▓!▒ 900 ms
-✓ SUCCESS   index                                      █       ┊        0.4 ms ↻
+✓ SUCCESS   index                                      █       ┊        0.4 ms =
 ✗ FAILED    <script>a…/script> ◆                               ┊   12▓▓ 399 ms
 ⊘ SKIPPED   load                 step "<script>alert('step')</script>"…
 ⊘ SKIPPED   notify               step "<script>alert('step')</script>"…
@@ -78,7 +78,7 @@ IN_80 = """\
 
 █ attempt   ▓ failed attempt   ▒ unfinished   ! timed out   ░ queued   · backoff
 ┊ resumed here, after a pause of 59 min 56 s; faint: before
-◆ on the critical path   ↻ reused"""
+◆ on the critical path   = reused"""
 
 
 @pytest.mark.parametrize("retried", [False, True])
@@ -142,14 +142,14 @@ def test_what_ran_before_a_pause_is_faint_and_left_of_it() -> None:
 RESUMED_IN_72 = """\
                       0                   1 s                 2 s
                       ├───────────────────┬───────────────────┬
-✓ SUCCESS   extract ◆ █████████               ┊                 400 ms ↻
+✓ SUCCESS   extract ◆ █████████               ┊                 400 ms =
 ✓ SUCCESS   load    ◆         1▓▓▓▓·2▓▓▓▓▓▓   1██████████        1.1 s
 ⊘ SKIPPED   alert                         █████ no dependency … 200 ms
 ✓ SUCCESS   publish ◆                         ┊         ███████ 300 ms
 
 █ attempt   ▓ failed attempt   · backoff
 ┊ resumed here, after a pause of 3 d 0 h; faint: before
-◆ on the critical path   ↻ reused"""
+◆ on the critical path   = reused"""
 
 
 def test_critical_steps_are_marked_and_wide_names_are_elided() -> None:
