@@ -83,6 +83,13 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 _EVENTS_PER_DELETE = 2_000
 """How many events, or runs without events, one transaction deletes, in some milliseconds."""
 
+_OLD_RUNS = 1_000
+"""How many runs to read at a time of those to delete little by little."""
+_FEW_EVENTS = 1_000
+"""How many events one transaction deletes of them, in a few milliseconds."""
+_REST, _LEAST_REST_S = 20, 0.02
+"""How much longer than such a transaction to rest after it, and for how many seconds at least."""
+
 
 class SQLJournal:
     """The journal of one database.
@@ -583,10 +590,34 @@ class SQLJournal:
         asked = age_s, column, virtual_now(asyncio.get_running_loop())
         ended = await self._read(self._reading.ended, *asked)
         count = 0
-        for run_ids in _transactions(ended):
+        for run_ids in _transactions(ended, _EVENTS_PER_DELETE):
             count += await self._write(self._worker.call, self._store.prune, run_ids, *asked)
         while await self._write(self._worker.call, self._store.forget_keys):
             pass
+        return count
+
+    async def _prune_unneeded(self, age_s: float) -> int:
+        """Delete the runs that ended so long ago and that no service needs any more.
+
+        It deletes few at a time and rests in between, so that what commits meanwhile loses little.
+        Return how many runs it has deleted.
+        """
+        count, before = 0, -1
+        while count > before:  # with a run, those that its steps have started become unneeded
+            before, place = count, (-1.0, "")
+            while found := await self._read(self._reading.unneeded, age_s, place, _OLD_RUNS):
+                for run_ids in _transactions(((id_, rows) for id_, rows, _ in found), _FEW_EVENTS):
+                    count += await self._prune_few(run_ids, age_s)
+                run_id, _, started_at = found[-1]
+                place = started_at, run_id
+        return count
+
+    async def _prune_few(self, run_ids: list[str], age_s: float) -> int:
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        prune = self._store.prune_unneeded
+        count: int = await self._write(self._worker.call, prune, run_ids, age_s)
+        await asyncio.sleep(max(_LEAST_REST_S, (clock() - began_s) * _REST))
         return count
 
     async def forget(self, run_id: str) -> None:
@@ -895,12 +926,12 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _transactions(runs: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+def _transactions(runs: Iterable[tuple[str, int]], most: int) -> Iterator[list[str]]:
     """Divide runs, each with its number of events, into those that one transaction may delete."""
     run_ids: list[str] = []
     size = 0
     for run_id, events in runs:
-        if run_ids and size + events > _EVENTS_PER_DELETE:  # a larger run goes alone
+        if run_ids and size + events > most:  # a larger run goes alone
             yield run_ids
             run_ids, size = [], 0
         run_ids.append(run_id)

@@ -251,6 +251,26 @@ _DELETABLE_AS = _DELETABLE.replace(
     "r.status IN ('running', 'waiting')", f"r.status <> ? OR r.due_at <= {NOW}"
 )
 
+# What `Service(keep=...)` deletes: no run that a service continues, and no nested run before that
+# whose step has started it, which would run it again if it were resumed.
+_UNNEEDED = (
+    f"{FREE} AND r.status NOT IN ('running', 'waiting') AND (r.cause IS NULL "
+    "OR r.cause NOT IN ('drained', 'resource') OR (r.cause = 'resource' AND r.parent IS NOT NULL)) "
+    "AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.run_id = r.parent) "
+    f"AND r.updated_at <= {{now}} - ? AND NOT {_WAS_ANSWERED}"
+)
+# By their start, since no index has their end: what ended so long ago has started before.
+_OLD = (
+    f"SELECT r.run_id, {_LAST_OF_LEASE} + {_LAST_NOTE}, r.started_at "
+    "FROM runs r CROSS JOIN leases l WHERE l.run_id = r.run_id AND r.started_at <= {now} - ? "
+    f"AND (r.started_at, r.run_id) > (?, ?) AND {_UNNEEDED} "
+    "ORDER BY r.started_at, r.run_id LIMIT ?"
+)
+_DELETABLE_OLD = (
+    "SELECT r.run_id FROM runs r JOIN leases l ON l.run_id = r.run_id "
+    f"WHERE {_UNNEEDED} AND r.run_id IN"
+)
+
 
 class Store:
     """Executes the statements on one database."""
@@ -678,6 +698,28 @@ class Store:
         for chunk in chunks(run_ids):
             of_chunk = f"{sql} AND l.run_id IN ({marks(len(chunk))})"
             self._execute(cursor, of_chunk, [*values, age_s, age_s, *chunk])
+            deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
+        return deleted
+
+    def unneeded(
+        self, age_s: float, after: tuple[float, str], limit: int
+    ) -> list[tuple[str, int, float]]:
+        """Return the runs that ended so long ago and that no service needs any more.
+
+        They are a page, behind a place in the order of their starts; each with how many rows it
+        has, and its start.
+        """
+        rows = self.read(_OLD, [age_s, *after, age_s, age_s, limit])
+        return [(id_, at if isinstance(at, int) else 0, start) for id_, at, start in rows]
+
+    @changing
+    def prune_unneeded(self, cursor: Cursor, run_ids: Sequence[str], age_s: float) -> int:
+        """Delete runs that `unneeded` returned, if it still would; return how many that were."""
+        self._lock(cursor, run_ids)  # as in `prune`
+        deleted = 0
+        for chunk in chunks(run_ids):
+            sql = f"{_DELETABLE_OLD} ({marks(len(chunk))})"
+            self._execute(cursor, sql, [age_s, age_s, *chunk])
             deleted += self._delete(cursor, [run_id for (run_id,) in cursor.fetchall()])
         return deleted
 

@@ -23,6 +23,7 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
@@ -53,6 +54,7 @@ from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingEr
 from asyncflow.service._patient import PatientResource
 from asyncflow.service._places import Places
 from asyncflow.service._recovery import Recovery
+from asyncflow.service._retention import check_keep, delete_old_runs
 
 if TYPE_CHECKING:  # a service without a journal needs no msgspec
     from asyncflow.journal import PostgresJournal, SQLiteJournal, StoredEvent
@@ -102,6 +104,11 @@ class Service:
         on_disconnect: What happens to a run when the client that waits for it in `answer` goes
             away: ``"cancel"`` (the default) cancels it; ``"detach"`` lets it continue.
         resume_every_s: How often it looks for runs to resume, in seconds; 30 by default.
+        keep: How long the journal keeps runs that have ended, as a timedelta of an hour at least;
+            ``None`` (the default) for ever. The service deletes older ones little by little: each
+            hour, and first some time in its first hour. Runs that wait, runs that a service will
+            continue and the nested runs of both stay; a nested run goes after the one that has
+            started it. Other programs may use the journal: their runs go too.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -120,10 +127,15 @@ class Service:
         grace_ms: float = 10_000,
         on_disconnect: OnDisconnect = "cancel",
         resume_every_s: float = 30.0,
+        keep: timedelta | None = None,
     ) -> None:
         check_number("grace_ms", grace_ms, 0, unit=" ms")
         check_number("resume_every_s", resume_every_s, 0.1, unit=" s")
         _check_on_disconnect(on_disconnect)
+        check_keep(keep)
+        if keep is not None and journal is None:
+            raise ValueError("keep deletes runs of the service's journal; give it one: journal=...")
+        self._keep = keep
         self._journal = journal
         self._places = Places(max_runs)
         self._grace_s = grace_ms / 1000
@@ -442,7 +454,9 @@ class Service:
             self._recovery = recovery = Recovery(
                 self._journal, self._pipelines, self._places, self._runs, self._begin
             )
-            looks = recovery.run(self._resume_every_s), recovery.run_due()
+            looks = [recovery.run(self._resume_every_s), recovery.run_due()]
+            if self._keep is not None:
+                looks.append(delete_old_runs(self._journal, self._keep))
             name = "asyncflow:service:resume"
             self._resuming = [asyncio.create_task(look, name=name) for look in looks]
         return self

@@ -35,6 +35,7 @@ from tests.benchmarks.makespans import makespans
 from tests.benchmarks.observing import observing
 from tests.benchmarks.pools import pool_policies, pools, refusals
 from tests.benchmarks.ratios import Ratio, Row, compared, cpu_s, limit_of, passed
+from tests.benchmarks.retention import retention
 from tests.benchmarks.saying import saying
 from tests.benchmarks.testing_kit import testing_kit
 from tests.benchmarks.watched import watched
@@ -290,6 +291,7 @@ SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "observing": observing,
     "watched": watched,
     "looking_back": looking_back,
+    "retention": retention,
     "engines": engines,
     "testing_kit": testing_kit,
 }

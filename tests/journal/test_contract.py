@@ -21,6 +21,7 @@ import uvloop
 from freed import without_collector
 from journal.conftest import on_sqlite
 from segments import store_segment
+from virtual_journals import in_virtual_time
 
 from asyncflow import RestoredOutput, RunReport, RunStatus, WorkflowStep, run_pipeline
 from asyncflow._core.errors import (
@@ -31,6 +32,7 @@ from asyncflow._core.errors import (
     RunNotFoundError,
     RunUnreadableError,
 )
+from asyncflow._core.record import replace
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import REDACTED, REDACTED_OUTPUT, Payload
 from asyncflow.events import (
@@ -1483,6 +1485,76 @@ async def test_only_ended_runs_are_pruned(journal: Any, database: Any) -> None:
         await journal.prune(timedelta(0), status="done")
     with pytest.raises(ValueError, match=r"status can't be RUNNING; forget\(\)"):
         await journal.prune(timedelta(0), status="RUNNING")
+
+
+UNNEEDED = {"passed", "failed", "cancelled", "nested of passed", "nested of nested", "nested alone"}
+
+
+@in_virtual_time
+async def test_a_service_deletes_no_run_that_it_continues_or_a_step_of_which_started_it(
+    journal: Any, database: Any
+) -> None:
+    ended = {status.lower(): (status, None) for status in ("PASSED", "FAILED", "WAITING")}
+    ended |= {cause: ("INTERRUPTED", cause) for cause in ("cancelled", "drained", "resource")}
+    for name, (status, cause) in ended.items():
+        end = RunFinished(1.0, RunStatus(status), cause=cause)
+        await store_segment(journal, name, started(name), end)
+    await store_segment(journal, "orphaned", started("orphaned"))
+    nested = {f"nested of {name}": name for name in ("passed", "drained", "waiting", "orphaned")}
+    nested |= {"nested of nested": "nested of passed", "nested of kept": "nested of drained"}
+    nested |= {"nested alone": "gone"}
+    for name, parent in nested.items():
+        cause = "resource" if name == "nested alone" else None
+        status = RunStatus.INTERRUPTED if cause else RunStatus.FAILED
+        begun = replace(started(name), parent=parent, parent_step="a")
+        await store_segment(journal, name, begun, RunFinished(1.0, status, cause=cause))
+    database.query("UPDATE runs SET updated_at = updated_at - 7200")
+    for name in ("new", "active"):
+        await store_run(journal, name, status=RunStatus.PASSED)
+    database.query("UPDATE runs SET updated_at = updated_at - 7200 WHERE run_id = 'active'")
+    session = await opened(journal, "active")
+    before = {*await ids(journal.runs())}
+
+    count = await journal._prune_unneeded(3600)
+
+    left = {*await ids(journal.runs())}
+    assert before - left == UNNEEDED
+    assert count == len(UNNEEDED)
+    events = {run_id for (run_id,) in database.query("SELECT run_id FROM events")}
+    assert events == left
+    assert await journal._prune_unneeded(3600) == 0
+    await session.close()
+
+
+async def test_a_service_keeps_a_run_that_was_answered_lately(journal: Any, database: Any) -> None:
+    asks = replace(started("r"), signals={"approved": {}})
+    await store_segment(journal, "r", asks, RunFinished(1.0, RunStatus.FAILED))
+    database.query("UPDATE runs SET updated_at = 1")
+    await journal.signal("r", "approved", True)
+
+    assert await journal._prune_unneeded(3600) == 0
+    database.query("UPDATE signals SET sent_at = 1")
+    assert await journal._prune_unneeded(3600) == 1
+
+
+@in_virtual_time
+async def test_a_service_deletes_many_runs_in_small_transactions_with_rests(
+    journal: Any, database: Any
+) -> None:
+    for number in range(40):
+        attempts = [attempt(number) for number in range(90)]
+        ended = RunFinished(1.0, RunStatus.PASSED)
+        await store_segment(journal, f"r{number}", started(f"r{number}"), *attempts, ended)
+    database.query("UPDATE runs SET updated_at = 1")
+    store, portions, loop = journal._store, [], asyncio.get_running_loop()
+    prune = store.prune_unneeded
+    store.prune_unneeded = lambda ids, age: portions.append(len(ids)) or prune(ids, age)
+    began_s = loop.time()
+
+    assert await journal._prune_unneeded(3600) == 40
+
+    assert portions == [10] * 4
+    assert loop.time() - began_s == pytest.approx(4 * 0.02)
 
 
 @pytest.mark.parametrize("age", [90, 0.5, True, "90 days", None])
