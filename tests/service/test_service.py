@@ -689,9 +689,10 @@ async def test_a_run_that_a_replica_drained_is_resumed_whatever_was_interrupted_
         with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
             connection.execute(
                 "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1001) "
-                "INSERT INTO runs SELECT 'later ' || n, pipeline, status, started_at + n, "
-                "updated_at, paused_s, last_event, checksum, parent, parent_step, rerun_of, "
-                "label, 'cancelled', NULL, NULL, NULL, NULL FROM runs, n"
+                "INSERT INTO runs (run_id, pipeline, status, started_at, updated_at, paused_s, "
+                "last_event, checksum, cause) SELECT 'later ' || n, pipeline, status, "
+                "started_at + n, updated_at, paused_s, last_event, checksum, 'cancelled' "
+                "FROM runs, n"
             )
         await asyncio.sleep(30)
 
