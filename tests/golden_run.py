@@ -156,4 +156,4 @@ def golden_report(count: int = len(GOLDEN)) -> RunReport:
         else event
         for event in GOLDEN[:count]
     ]
-    return StoredRun(stored).report(lambda step, payload: payload)
+    return StoredRun.with_log(stored).report(lambda step, payload: payload)

@@ -123,7 +123,7 @@ class MemoryJournal:
             if not wait:
                 raise RunAlreadyActiveError(run_id, "this process")
             await asyncio.sleep(1)
-        stored = StoredRun(self.stored.get(run_id, ()))
+        stored = StoredRun.with_log(self.stored.get(run_id, ()))
         stored.checkpoints = dict(self.saved.get(run_id, {}))
         stored.calls = {key: {*names} for key, names in self.called.get(run_id, {}).items()}
         result = read(stored)
@@ -134,7 +134,7 @@ class MemoryJournal:
         await asyncio.sleep(self.latency_s)
         if run_id not in self.stored:
             raise RunNotFoundError(run_id, "memory")
-        return read(StoredRun(self.stored[run_id]))
+        return read(StoredRun.with_log(self.stored[run_id]))
 
 
 class MemorySession:

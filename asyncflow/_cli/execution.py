@@ -262,15 +262,15 @@ async def preview_run(execution: Execution, journal: str, run_id: str) -> RunPre
 def _report_of(events: Iterable[Event]) -> RunReport:
     """Return the report of an interrupted run without a journal."""
     secret: frozenset[str] = frozenset()
-    run = StoredRun(())
+    shown = list[Event]()
     for event in events:
         if isinstance(event, RunStarted):
             secret = frozenset(event.secret)
         if isinstance(event, StepSucceeded):
             text = RestoredOutput(safe_repr(event.output))
             event = replace(event, output=REDACTED if event.step in secret else text)
-        run.apply(event)
-    return run.report(lambda _, payload: payload, lambda _, value: value)
+        shown.append(event)
+    return StoredRun.with_log(shown).report(lambda _, payload: payload, lambda _, value: value)
 
 
 # The end of a run.

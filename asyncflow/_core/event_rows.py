@@ -3,7 +3,8 @@
 Rules:
 
 1. A field that has its default is not written, and neither is what the report says of the run, nor
-   an output or an error that the result of the step or the item has. All else is.
+   an output or an error that the result of the step or the item has. All else is: of an earlier
+   segment, each may differ.
 2. Which fields there are, and of what kind, follows from the types that an event declares.
 3. Events that do not lead to the results beside them are refused.
 """
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.json_values import (
+    ATTRIBUTES,
     ERROR,
     FLAG,
+    INPUTS,
     LIST,
     NUMBER,
     NUMBER_OR_NULL,
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
 _Row: TypeAlias = dict[str, Any]
 _Known: TypeAlias = Mapping[tuple[str, int | None], StepResult]
 """The results of steps and items."""
+_Facts: TypeAlias = dict[str, Any]
+"""What a report says of its run, by the names of the fields of its first event."""
 
 
 def rows_of(report: RunReport) -> list[_Row] | None:
@@ -59,8 +64,8 @@ def rows_of(report: RunReport) -> list[_Row] | None:
     history = report._history
     if history is None or not history.is_whole:
         return None
-    known = _known(report.results)
-    return [_row(event, known) for event in history.events()]
+    facts, known = _facts_of(report), _known(report.results)
+    return [_row(event, facts, known) for event in history.events()]
 
 
 def events_from(rows: Any, report: RunReport) -> list[Event]:
@@ -69,9 +74,9 @@ def events_from(rows: Any, report: RunReport) -> list[Event]:
     Raises:
         ValueError: They are not the events of such a report.
     """
-    known = _known(report.results)
+    facts, known = _facts_of(report), _known(report.results)
     events = [
-        _event(OBJECT.read(row, place), f"{place}.", report, known)
+        _event(OBJECT.read(row, place), f"{place}.", facts, known)
         for at, row in enumerate(LIST.read(rows, "events"))
         for place in [f"events[{at}]"]
     ]
@@ -97,27 +102,28 @@ def _known(results: Iterable[StepResult]) -> _Known:
 # --- an event ------------------------------------------------------------------------------------
 
 
-def _row(event: Event, known: _Known) -> _Row:
+def _row(event: Event, facts: _Facts, known: _Known) -> _Row:
     cls = type(event)
     row: _Row = {"kind": cls.__name__}
     for name, default, kind in _FIELDS[cls]:
         value = getattr(event, name)
-        if value != default:
+        is_of_report = default is _OF_REPORT
+        if not (_is_same_fact(name, value, facts[name]) if is_of_report else value == default):
             row[name] = kind.write(value)
     if cls not in _VALUES:
         return row
     node = known.get((event.step, event.item))  # type: ignore[union-attr]
     if "output" in _VALUES[cls]:
-        output = event.output  # type: ignore[union-attr]
-        if not _is_same_output(output, None if node is None else node.output):
-            row |= output_to_json(visible_output(event))  # type: ignore[arg-type]
+        output = visible_output(event)  # type: ignore[arg-type]
+        if not _is_same_output(output, None if node is None else visible_output(node)):
+            row |= output_to_json(output)
     error = event.error  # type: ignore[union-attr]
     if not _is_same_error(error, _error_of(cls, getattr(event, "attempt", None), node)):
         row["error"] = ERROR.write(error)
     return row
 
 
-def _event(row: _Row, where: str, report: RunReport, known: _Known) -> Event:
+def _event(row: _Row, where: str, facts: _Facts, known: _Known) -> Event:
     cls = _KINDS.get(TEXT.read(row.get("kind"), where + "kind"))
     if cls is None:
         raise refusal(where + "kind", f"is that of no event: {row['kind']!r}")
@@ -125,10 +131,10 @@ def _event(row: _Row, where: str, report: RunReport, known: _Known) -> Event:
     for name, default, kind in _FIELDS[cls]:
         if name in row:
             values[name] = kind.read(row[name], where + name)
+        elif default is _OF_REPORT:
+            values[name] = facts[name]
         elif default is _REQUIRED:
             raise refusal(where + name, "is missing")
-    if cls is RunStarted:
-        values |= _facts_of(report)
     if cls in _VALUES:
         node = known.get((values["step"], values.get("item")))
         if "output" in _VALUES[cls]:
@@ -143,8 +149,8 @@ def _event(row: _Row, where: str, report: RunReport, known: _Known) -> Event:
     return event
 
 
-def _facts_of(report: RunReport) -> dict[str, Any]:
-    """Return what the first event of a run says and its report too."""
+def _facts_of(report: RunReport) -> _Facts:
+    """Return what the first event of a segment may say and the report too."""
     results = report.results
     most = {result.step_name: result.max_retries for result in results}
     return {
@@ -172,6 +178,15 @@ def _error_of(cls: type, attempt: int | None, node: StepResult | None) -> BaseEx
 
 def _is_same_output(one: object, other: object) -> bool:
     return one is other or (type(one) is type(other) is RestoredOutput and one == other)
+
+
+def _is_same_fact(name: str, value: Any, fact: Any) -> bool:
+    """Whether a fact is that of the report, and so is its order."""
+    if isinstance(fact, Mapping) and [*value] != [*fact]:
+        return False
+    if name == "inputs":  # they may refuse to be compared
+        return all(_is_same_output(each, fact[name]) for name, each in value.items())
+    return bool(value == fact)
 
 
 def _is_same_error(one: BaseException | None, other: BaseException | None) -> bool:
@@ -214,6 +229,8 @@ _KINDS_OF_TYPES = {
     "bool": FLAG,
     "tuple[str, ...]": list_of(TEXT),
     "Mapping[str, str]": _mapping_of(TEXT),
+    "Mapping[str, int]": _mapping_of(WHOLE),
+    "Mapping[str, tuple[str, ...]]": _mapping_of(list_of(TEXT)),
     "Mapping[str, float]": _mapping_of(NUMBER),
     "Mapping[str, tuple[str, str]]": _mapping_of(list_of(TEXT)),
     "Mapping[str, Any]": _mapping_of(_SCHEMA),
@@ -222,32 +239,39 @@ _KINDS_OF_TYPES = {
     "InterruptionCause | None": TEXT_OR_NULL,
 }
 
+_KINDS_BY_NAME = {"inputs": INPUTS, "attributes": ATTRIBUTES}
+
 _REQUIRED: Any = object()
 """Stands for the default of a field that has none."""
-_OF_REPORT = frozenset(
-    {"run_id", "wall_time", "dependencies", "pipeline", "inputs", "max_retries"}
-    | {"parent", "parent_step", "rerun_of", "label", "attributes"}
-)
-"""What the first event says and the report too."""
+_OF_REPORT: Any = object()
+"""Stands for the default of a field that has what the report says."""
+_SAID_BY_REPORT = {
+    RunStarted: frozenset(
+        {"run_id", "wall_time", "dependencies", "pipeline", "inputs", "max_retries"}
+        | {"parent", "parent_step", "rerun_of", "label", "attributes"}
+    ),
+    RunResumed: frozenset({"run_id", "dependencies", "pipeline", "max_retries", "attributes"}),
+}
 
 
 def _fields_of(cls: Any) -> tuple[tuple[str, Any, Kind], ...]:
     """Return the fields that a row has, each with its default and its kind."""
     found = []
     for each in fields(cls):
-        if each.name in ("output", "error") or (cls is RunStarted and each.name in _OF_REPORT):
+        if each.name in ("output", "error"):
             continue
         default = _REQUIRED if each.default is MISSING else each.default
         if each.default_factory is not MISSING:
             default = each.default_factory()
-        found.append((each.name, default, _KINDS_OF_TYPES[str(each.type)]))
+        if each.name in _SAID_BY_REPORT.get(cls, ()):
+            default = _OF_REPORT
+        kind = _KINDS_BY_NAME.get(each.name) or _KINDS_OF_TYPES[str(each.type)]
+        found.append((each.name, default, kind))
     return tuple(found)
 
 
-_CLASSES = [
-    cls for cls in get_args(Event) if cls is not RunResumed and cls not in get_args(NoteEvent)
-]
-"""What a run does that was never resumed, without what its steps say."""
+_CLASSES = [cls for cls in get_args(Event) if cls not in get_args(NoteEvent)]
+"""What a run does, without what its steps say."""
 _KINDS: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
 _FIELDS: dict[Any, tuple[tuple[str, Any, Kind], ...]] = {cls: _fields_of(cls) for cls in _CLASSES}
 _VALUES: dict[Any, set[str]] = {

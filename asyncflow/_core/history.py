@@ -3,6 +3,7 @@
 Rules:
 
 1. The run's state decides and appends; nothing else does. What steps say (`NoteEvent`) stays out.
+   A resumed run goes on with the log that its journal has read (`log_of`).
 2. An attempt of the plain lane is two tuples in the log, and becomes two events when they are asked
    for: most runs need neither.
 3. Results are made when they are first read. Where a step's events leave no doubt, its result is
@@ -77,23 +78,36 @@ class LeftOut:
 
 
 class History:
-    """The log of what one process did of a run, after what others did before.
+    """The log of a run, from its start on.
 
     ``before`` is the replay of what earlier segments did, up to the `RunResumed` with which the run
-    continues. ``slim`` are the mapped steps that keep no outputs.
+    continues, or of what a rerun reuses. The log goes on with its log. ``slim`` are the mapped
+    steps that keep no outputs.
     """
 
     def __init__(self, before: StoredRun | None = None, slim: frozenset[str] = frozenset()) -> None:
-        self.log: list[LogEntry] = []
+        self.log: list[LogEntry] = [] if before is None or before.log is None else before.log
         self._slim = slim
         self._run = before
         """The replay so far; ``None`` until a caller asks for one."""
-        self.is_whole = before is None
+        self.is_whole = before is None or before.log is not None
         """Whether the log has what has happened from the start of the run on."""
-        self._folded = 0
+        self._is_first = before is None
+        """Whether all of it has happened in this process, and nothing is reused."""
+        self._folded = len(self.log)
         """How many entries the replay has."""
         self.left_out: dict[str, LeftOut] = {}
         """The items that are not in the log, by mapped step."""
+
+    def note_folded(self, event: Event) -> None:
+        """Append an event that the replay has already."""
+        self.append(event)
+        self._folded += 1
+
+    @property
+    def unfolded(self) -> int:
+        """How many entries the replay does not have yet."""
+        return len(self.log) - self._folded
 
     def events(self, first: int = 0) -> Iterator[Event]:
         """Yield what has happened, without the first so many events."""
@@ -142,10 +156,10 @@ class History:
         self.left_out.setdefault(name, LeftOut()).add(started_ms, queued_ms, ended_ms)
 
     def start(self) -> RunStarted | None:
-        """Return the first event, if the log has all of a run that does not wait for signals."""
+        """Return the first event of a run that was never resumed and does not wait for signals."""
         first, last = self.log[0], self.log[-1]
         waits = isinstance(last, RunFinished) and last.status is RunStatus.WAITING
-        return first if self.is_whole and isinstance(first, RunStarted) and not waits else None
+        return first if self._is_first and isinstance(first, RunStarted) and not waits else None
 
     def results(self) -> dict[str, StepResult]:
         """Return the results of the steps, in topological order."""
@@ -153,7 +167,10 @@ class History:
         if start is not None:
             return _Results(start, self.log, self.left_out).by_name()
         run = self.folded()
-        return {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
+        results = {name: step.to_result(run.at_ms) for name, step in run.steps.items()}
+        if self.is_whole:  # a report may be kept for long, and the replay is larger than the log
+            self._run, self._folded = None, 0
+        return results
 
 
 class _Results:

@@ -12,7 +12,13 @@ from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RestoredError
-from asyncflow._core.results import RestoredOutput, to_restored_error, visible_output
+from asyncflow._core.results import (
+    AttributeValue,
+    RestoredOutput,
+    to_restored_error,
+    visible_output,
+)
+from asyncflow._core.run_attributes import checked_attributes
 from asyncflow._core.value_size import MOST_BYTES, extent, safe_repr
 
 
@@ -183,4 +189,32 @@ _ERROR_FIELDS: Table = dict.fromkeys(("type", "message", "traceback"), TEXT)
 _ERROR_OBJECT = object_of(_ERROR_FIELDS, lambda fields, _: RestoredError(*fields.values()))
 ERROR = or_null(
     plain("an object or null", dict, type(None)), _ERROR_OBJECT._replace(write=error_to_json)
+)
+
+
+def _inputs_to_json(inputs: Mapping[str, object]) -> dict[str, object]:
+    return {name: output_to_json(value) for name, value in inputs.items()}
+
+
+def _inputs_from_json(value: Any, place: str) -> dict[str, object]:
+    return {
+        name: output_from_json(OBJECT.read(each, f"{place}.{name}"), f"{place}.{name}.")
+        for name, each in OBJECT.read(value, place).items()
+    }
+
+
+INPUTS = Kind(_inputs_to_json, _inputs_from_json, {"type": "object"})
+
+
+def _attributes_from_json(value: Any, place: str) -> dict[str, AttributeValue]:
+    try:
+        return checked_attributes(OBJECT.read(value, place))
+    except (TypeError, ValueError) as error:
+        raise refusal(place, f"can't be read: {error}") from None
+
+
+ATTRIBUTES = Kind(
+    dict,
+    _attributes_from_json,
+    {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
 )

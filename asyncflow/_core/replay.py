@@ -32,7 +32,7 @@ from asyncflow._core.errors import IllegalEventError, StepCrashedError
 from asyncflow._core.graph import with_dependents
 from asyncflow._core.record import replace
 from asyncflow._core.remote_output import RemoteOutput, is_remote
-from asyncflow._core.report import RunReport
+from asyncflow._core.report import RunReport, with_events
 from asyncflow._core.results import (
     ENDED,
     REDACTED,
@@ -51,6 +51,7 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.step_runs import Key, PendingAttempts
 from asyncflow._core.step_view import AttemptView, Block, StepView
+from asyncflow._core.stored_log import OutputReader, log_of
 
 _Decode: TypeAlias = Callable[[str, Payload], Any]
 _UNSETTLED = (StepStatus.PENDING, StepStatus.RUNNING)
@@ -99,6 +100,8 @@ class StoredRun:
         """The signals of its latest segment, each with the JSON schema of its type."""
         self.signal_deadlines: Mapping[str, float] = {}
         """Their deadlines."""
+        self.log: list[Any] | None = None
+        """All its events, if a caller has kept them for the report of the run."""
         self.asked: dict[str, list[Any]] = {}
         """The schemas that a signal has had in any segment, by its name."""
         self.sent: Mapping[str, Payload | None] = {}
@@ -128,6 +131,14 @@ class StoredRun:
         """The items that a rerun reuses, by step, until the event of the step itself."""
         for event in history:
             self.apply(event)
+
+    @classmethod
+    def with_log(cls, events: Iterable[events.Event]) -> StoredRun:
+        """Return the replay of all events of a run, with a log of them for its report."""
+        log = [*events]
+        run = cls(log)
+        run.log = log
+        return run
 
     @property
     def has_ended(self) -> bool:
@@ -663,7 +674,7 @@ class StoredRun:
         ``decode_input`` does the same for an input; by default it is ``decode``. With
         ``ran_nothing``, it is for a start that has run nothing: what has ended is reused.
         """
-        decode_input = decode_input or decode
+        decode_input, decode = decode_input or decode, OutputReader(decode)
         inputs = {
             name: REDACTED_OUTPUT if name in self.secret_inputs else decode_input(name, value)
             for name, value in self.inputs.items()
@@ -677,7 +688,7 @@ class StoredRun:
                 each if each.status in _UNSETTLED else replace(each, reused=True, rerun_reason=None)
                 for each in results
             ]
-        return RunReport(
+        report = RunReport(
             self.run_id,
             results,
             total_duration_ms=self.at_ms,
@@ -693,6 +704,24 @@ class StoredRun:
             label=self.label,
             attributes=self.attributes,
         )
+        if self.log is None:
+            return report
+        slim = {name for name, step in self.steps.items() if not step.keeps_outputs}
+        log = log_of(self.log, decode, inputs, self.secret_steps(), slim)
+        if ran_nothing:  # it has only found what is there
+            log += [
+                events.StepReused(
+                    *(each.step_name, self.at_ms, None, each.status, each.origin),
+                    keeps_outputs=each.step_name not in slim,
+                )
+                for each in results
+                if each.reused
+            ]
+        return with_events(report, log)
+
+    def secret_steps(self) -> set[str]:
+        """Return the steps of its latest segment whose outputs must not be shown."""
+        return {name for name, step in self.steps.items() if step.secret}
 
 
 _RULES: dict[type, Callable[[StoredRun, Any], None]] = {

@@ -26,7 +26,7 @@ from asyncflow._core.text import did_you_mean, escape_controls
 
 if TYPE_CHECKING:
     from asyncflow._core.comparison import RunComparison
-    from asyncflow._core.history import History
+    from asyncflow._core.history import History, LogEntry
     from asyncflow.events import Event
 
 T = TypeVar("T")
@@ -394,10 +394,10 @@ class RunReport(Mapping[str, StepResult]):
     def events(self) -> Iterator[Event]:
         """Yield what happened in the run, as an observer receives it, in order.
 
-        The report of a run that was not resumed has its events, also as JSON and pickled, without
-        what its steps said, and without the items that `StepResult.left_out` counts. Any other (one
-        that resumed a run, or came from a journal) has results alone: then these are the events
-        that they imply, and a skip comes at the end.
+        A report has the events of all processes that ran the run, also as JSON and pickled, without
+        what its steps said, and without the items that `StepResult.left_out` counts and that ended
+        in the latest process. One that you have made of results alone has only the attempts and
+        ends that these imply.
         """
         if self._history is not None and self._history.is_whole:
             return self._history.events()
@@ -475,18 +475,18 @@ def report_of(history: History, run_id: str, **facts: Any) -> RunReport:
     return report
 
 
-def with_events(report: RunReport, events: Iterable[Event]) -> RunReport:
+def with_events(report: RunReport, log: list[LogEntry]) -> RunReport:
     """Return the report, to which all that has happened in its run is given."""
     from asyncflow._core.history import History  # it needs this module
 
     report._history = History()
-    report._history.log.extend(events)
+    report._history.log = log
     return report
 
 
 def _restored(made: Callable[[], RunReport], events: Iterable[Event]) -> RunReport:
     """Return a report that was pickled with its events."""
-    return with_events(made(), events)
+    return with_events(made(), [*events])
 
 
 def result_line(result: StepResult, segment: int) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from asyncflow._core.event_rows import events_from, rows_of
 from asyncflow._core.json_values import (
+    ATTRIBUTES,
     ERROR,
     FLAG,
+    INPUTS,
     LIST,
     NUMBER,
     NUMBER_OR_NULL,
@@ -31,8 +33,6 @@ from asyncflow._core.json_values import (
     object_of,
     one_of,
     or_null,
-    output_from_json,
-    output_to_json,
     plain,
     refusal,
     schema_of,
@@ -42,14 +42,12 @@ from asyncflow._core.record import replace
 from asyncflow._core.report import RunReport, with_events
 from asyncflow._core.results import (
     Attempt,
-    AttributeValue,
     RunStatus,
     Segment,
     StepResult,
     StepStatus,
     without_repetition,
 )
-from asyncflow._core.run_attributes import checked_attributes
 
 _VERSION = 1
 
@@ -90,7 +88,7 @@ def _report_of(cls: type[RunReport], document: dict[str, Any]) -> RunReport:
         raise refusal("events", "is missing")
     if document["events"] is None:
         return report
-    return with_events(report, events_from(document["events"], report))
+    return with_events(report, [*events_from(document["events"], report)])
 
 
 def _check_segments(results: Iterable[StepResult], count: int) -> None:
@@ -242,33 +240,8 @@ _SEGMENT: Table = {
 }
 
 
-def _inputs_to_json(inputs: Mapping[str, object]) -> dict[str, object]:
-    return {name: output_to_json(value) for name, value in inputs.items()}
-
-
-def _inputs_from_json(value: Any, place: str) -> dict[str, object]:
-    return {
-        name: output_from_json(OBJECT.read(each, f"{place}.{name}"), f"{place}.{name}.")
-        for name, each in OBJECT.read(value, place).items()
-    }
-
-
 _WORD = one_of(each for each in RunStatus if each is not RunStatus.ORPHANED)
 _RUN_STATUS = _WORD._replace(read=lambda value, place: RunStatus(_WORD.read(value, place)))
-
-
-def _attributes_from_json(value: Any, place: str) -> dict[str, AttributeValue]:
-    try:
-        return checked_attributes(OBJECT.read(value, place))
-    except (TypeError, ValueError) as error:
-        raise refusal(place, f"can't be read: {error}") from None
-
-
-_ATTRIBUTES = Kind(
-    dict,
-    _attributes_from_json,
-    {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
-)
 
 _REPORT: Table = {
     "run_id": TEXT,
@@ -277,14 +250,14 @@ _REPORT: Table = {
     "stop_reason": TEXT_OR_NULL,
     "pipeline": TEXT,
     "status": _RUN_STATUS,
-    "inputs": Kind(_inputs_to_json, _inputs_from_json, {"type": "object"}),
+    "inputs": INPUTS,
     "results": _RESULTS._replace(schema={"type": "array", "items": schema_of(_RESULT)}),
     "segments": list_of(object_of(_SEGMENT, lambda fields, _: Segment(**fields))),
     "parent": TEXT,
     "parent_step": TEXT,
     "rerun_of": TEXT,
     "label": TEXT,
-    "attributes": _ATTRIBUTES,
+    "attributes": ATTRIBUTES,
 }
 
 _ROWS = or_null(

@@ -191,6 +191,7 @@ def rerun(
             yield replace(each, output=_value_of(each, settled)), each
 
     restored = {key: each for key, each in settled.items() if _is_restored(key, found, plan)}
+    run.log = []  # its events come when the run begins
     snapshot = Snapshot(event.run_id, event.wall_time, 0.0, restored, {}, replay=run)
     return RerunStart(event, reused(), snapshot)
 

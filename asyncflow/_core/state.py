@@ -219,7 +219,9 @@ class RunState:
                 return  # it changes nothing that decides
             run_rule(self, event)
             is_known = self._snapshot is not None and type(event) in _IN_SNAPSHOT
-            if not is_known or self._taken:
+            if is_known and not self._taken:
+                self.history.note_folded(event)
+            else:
                 self._note(event)
             return
         allowed, settles, fold = rule

@@ -167,7 +167,7 @@ def step_runs_of(history: History) -> dict[str, StepRun] | None:
     """
     start = history.start()
     if start is None:
-        return step_runs(history.folded()) if len(history.log) <= _LONGEST_REPLAY else None
+        return step_runs(history.folded()) if history.unfolded <= _LONGEST_REPLAY else None
     entries: dict[str, list[LogEntry]] = {name: [] for name in start.dependencies}
     for entry in history.log:
         # Inline for most of them, which are events.

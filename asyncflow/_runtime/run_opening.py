@@ -25,6 +25,7 @@ from asyncflow._core.resume import rerun, resume, valid_checkpoints
 from asyncflow._core.same_value import is_same_value
 from asyncflow._core.signal import asks_of
 from asyncflow._core.step_cache import check_cached
+from asyncflow._core.stored_log import OutputReader, log_of
 from asyncflow._core.text import nearest
 from asyncflow._kernel.run_scope import RunStart
 from asyncflow._policies.durable import (
@@ -240,6 +241,7 @@ class _RunOpening:
         added = {name: each for name, each in self._given.items() if name not in stored.inputs}
         inputs = self._all_inputs(stored, "resume")
         bindings = plan.bindings(inputs.keys())
+        outputs = OutputReader(self._decode_output, self._decode_any_output)
         event, snapshot = resume(
             stored,
             plan,
@@ -249,7 +251,7 @@ class _RunOpening:
             fail_fast=request.fail_fast,
             wall_time=request.clock(),
             process=_this_process(),
-            decode=self._decode_output,
+            decode=outputs,
         )
         self._check_answers(stored)
         event = replace(
@@ -261,6 +263,9 @@ class _RunOpening:
         secret = stored.secret_inputs.union(request.secret_inputs)
         check_cached(event.pipeline, plan, bindings, secret)
         shown = redacted(inputs, secret)
+        if stored.log is not None:
+            slim = [step.name for step in plan.steps if not step.keep_outputs]
+            stored.log = log_of(stored.log, outputs, shown, stored.secret_steps(), slim)
         # An input that has become secret is reported once more, so that no view shows its value.
         now_secret = {*request.secret_inputs} - stored.secret_inputs
         added = {**dict.fromkeys(sorted(now_secret & stored.inputs.keys()), REDACTED), **added}

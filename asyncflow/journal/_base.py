@@ -759,7 +759,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        return await self._read(lambda: read(self._reader.run(run_id)))
+        return await self._read(lambda: read(self._reader.run(run_id, with_log=True)))
 
     async def cached(self, key: str, age_ms: float, /) -> CachedResult | None:
         """Return a result that an equal call has stored. A run calls this; see `asyncflow.Journal`.

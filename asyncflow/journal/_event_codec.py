@@ -206,7 +206,7 @@ def event_of(row: Sequence[Any], *, is_brief: bool = False) -> Event:
     if cls is not RunStarted:
         values["at_ms"] = at_ms + 0.0  # without the sign of -0.0, as the checksum takes it
     if step is not None:
-        values["step"] = from_column(step)
+        values["step"] = sys.intern(from_column(step))  # a report keeps all events of a run
     if attempt is not None:
         values["attempt"] = attempt
     if item is not None:

@@ -70,7 +70,7 @@ class RunReader:
         """
 
         def read() -> StoredRun:
-            run = self._replay(run_id, last) or StoredRun()
+            run = self._replay_with_log(run_id, last) or StoredRun()
             run.checkpoints, run.calls = self._store.saved(run_id)
             return run
 
@@ -81,8 +81,16 @@ class RunReader:
         row = self._lists.row(run_id)
         if row is None or row.status != "passed":
             return None
-        run = self._replay(run_id)
+        run = self._replay_with_log(run_id)
         return run if run is not None and run.status is RunStatus.PASSED else None
+
+    def _replay_with_log(self, run_id: str, last: int | None = None) -> StoredRun | None:
+        """Return the same as `_replay`, with what the run's report needs to have its events."""
+        events = list[Event]()
+        run = self._replay(run_id, last, events)
+        if run is not None:
+            run.log = events
+        return run
 
     def _replay(
         self, run_id: str, last: int | None = None, events: list[Event] | None = None
@@ -182,11 +190,11 @@ class RunReader:
 
     def report(self, run_id: str) -> RunReport:
         """Return the report of a run as far as it has come."""
-        return self._report_of(run_id, self.run(run_id))
+        return self._report_of(run_id, self.run(run_id, with_log=True))
 
-    def run(self, run_id: str) -> StoredRun:
-        """Return the replay of a run as far as it has come."""
-        run = self._replay(run_id)
+    def run(self, run_id: str, *, with_log: bool = False) -> StoredRun:
+        """Return the replay of a run as far as it has come, if asked with a log for its report."""
+        run = (self._replay_with_log if with_log else self._replay)(run_id)
         if run is None:
             raise self._lists.unknown(run_id)
         return run

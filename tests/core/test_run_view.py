@@ -22,11 +22,9 @@ from asyncflow import (
     IllegalEventError,
     RunReport,
     RunStatus,
-    StepCrashedError,
     StepResult,
     StepStatus,
 )
-from asyncflow._core.results import Segment
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptBegan,
@@ -254,16 +252,12 @@ class TestResumed:
         assert later.steps["b"].items[0].output == SECRET
 
 
-TWO = (Segment(0.0, 100.0, 5.0), Segment(5.0, 200.0))
-
-
-def view_of_result(result, *, segments=(), now_ms=20.0):
+def view_of_result(result):
     report = RunReport(
         *("r", [result]),
-        total_duration_ms=now_ms,
+        total_duration_ms=20.0,
         wall_time=100.0,
         status=RunStatus.RUNNING if result.status is RUNNING else None,
-        segments=segments,
     )
     return RunView(report.events()).steps[result.step_name]
 
@@ -293,29 +287,6 @@ class TestResults:
         assert found[0][:4] == shown[0][:4]
 
     @pytest.mark.parametrize(
-        ("end", "number"), [(BOOM, 1), (StepCrashedError("a", 1, 1), 2)], ids=["anew", "counts on"]
-    )
-    def test_a_running_step_of_a_resumed_run_shows_its_earlier_attempts(self, end, number):
-        history = (Attempt(1, 1.0, 4.0, end),)
-        result = StepResult("a", RUNNING, 2, 7.0, started_ms=1.0, recorded=history)
-
-        step = view_of_result(result, segments=TWO)
-
-        assert [(each.segment, each.number, each.started_ms) for each in step.attempts] == [
-            (1, 1, 1.0),
-            (2, number, 17.0),
-        ]
-        assert (step.duration_ms(20.0), step.duration_ms(21.0), step.ended_ms) == (7.0, 8.0, None)
-
-    def test_a_step_that_continues_and_has_not_started_again_is_not_timed(self):
-        history = (Attempt(1, 1.0, 4.0, StepCrashedError("a", 1, 1)),)
-        result = StepResult("a", RUNNING, 1, 4.0, started_ms=1.0, recorded=history)
-
-        step = view_of_result(result, segments=TWO)
-
-        assert (step.duration_ms(20.0), step.duration_ms(21.0), step.ended_ms) == (4.0, 4.0, None)
-
-    @pytest.mark.parametrize(
         "result",
         [
             StepResult("a", FAILED),
@@ -326,14 +297,6 @@ class TestResults:
     )
     def test_an_impossible_result_is_shown_too(self, result):
         assert view_of_result(result).name == "a"
-
-    def test_a_reused_item_of_a_step_that_a_rerun_took_over_is_shown(self):
-        item = StepResult("m[0]", SUCCESS, 1, 1.0, "A", reused=True, origin="o", item=0)
-        result = StepResult("m", SUCCESS, 1, 1.0, ["A"], items=(item,), reused=True, origin="o")
-
-        view = view_of_result(result)
-
-        assert (view.status, view.origin, view.output) == (SUCCESS, "o", ["A"])
 
 
 class TestReports:

@@ -286,7 +286,7 @@ def test_a_long_part_of_a_resumed_run_is_not_replayed_while_the_loop_waits() -> 
     history.log.append(resumed(1.0))
 
     short = step_runs_of(history)
-    history.log += [BEGIN] * 10_000
+    history.log += [BEGIN] * 10_001
 
     assert short == {"a": StepRun("PENDING", None)}
     assert step_runs_of(history) is None

@@ -171,6 +171,32 @@ class TestResume:
         assert set(work.calls.values()) == {1}
         assert not journal.open_sessions
 
+    async def test_an_outdated_output_that_cannot_be_read_has_a_stand_in_among_the_events(
+        self, work, journal
+    ):
+        work.broken.add("b")
+        steps = [WorkflowStep("a", work.action("a")), WorkflowStep("b", work.action("b"), ["a"])]
+        await run_pipeline(steps, journal=journal, run_id="r")
+        stored = next(e for e in journal.stored["r"] if isinstance(e, StepSucceeded)).output
+        steps[0] = replace(steps[0], version="2")
+
+        def decode(subject, payload, hint):
+            if payload is stored:
+                raise PayloadError(subject, "can't be read")
+            return json.loads(payload.data)
+
+        journal.decode = decode
+        report = await run_pipeline(steps, journal=journal, run_id="r")
+
+        before, after = [
+            event.output
+            for event in report.events()
+            if isinstance(event, StepSucceeded) and event.step == "a"
+        ]
+        assert isinstance(before, RestoredOutput)
+        assert "can't be read" in before.text
+        assert after is report["a"].output
+
     async def test_a_start_that_runs_nothing_says_so_and_the_stored_report_does_not(
         self, work, journal
     ):

@@ -242,7 +242,7 @@ async def test_what_no_trip_can_hold_has_one_stand_in(trip):
     ("at", "change", "problem"),
     [
         (1, {"step": "b"}, r"must lead to the results: they can't follow each other: "),
-        (1, {"kind": "RunResumed"}, r"events\[1\]\.kind is that of no event: 'RunResumed'"),
+        (1, {"kind": "StepLogged"}, r"events\[1\]\.kind is that of no event: 'StepLogged'"),
         (1, {"kind": []}, r"events\[1\]\.kind must be text"),
         (1, {"at_ms": "now"}, r"events\[1\]\.at_ms must be a number"),
         (1, {"at_ms": -5.0}, r"must lead to the results: 'a' took"),

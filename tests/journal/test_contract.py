@@ -23,7 +23,15 @@ from journal.conftest import on_sqlite
 from segments import store_segment
 from virtual_journals import in_virtual_time
 
-from asyncflow import RestoredOutput, RunReport, RunStatus, WorkflowStep, run_pipeline
+from asyncflow import (
+    Pipeline,
+    RestoredOutput,
+    RunReport,
+    RunStatus,
+    WorkflowStep,
+    each,
+    run_pipeline,
+)
 from asyncflow._core.errors import (
     HangError,
     JournalError,
@@ -1292,6 +1300,38 @@ async def test_a_value_that_cannot_be_decoded_becomes_a_placeholder(make_journal
     assert "pickled" in placeholder.text
     assert none is None
     assert (await stored_events(pickling))[2] == StepSucceeded("a", 1, 1.0, {1, 2})
+
+
+async def test_a_report_of_a_resumed_run_has_the_events_that_its_journal_has(journal: Any) -> None:
+    def pipeline(version: str) -> Pipeline:
+        async def rows() -> list[int]:
+            return [1, 2]
+
+        async def scale(base: int, rows: int = each("rows")) -> int:
+            if rows == 2 and version == "1":
+                raise ValueError("two")
+            return base * rows
+
+        found = Pipeline("p", journal=journal, fail_fast=False)
+        found.step(rows, version=version)
+        found.step(scale)
+        return found
+
+    await pipeline("1").with_options(run_id="r").run(base=10)
+
+    resumed = await pipeline("2").with_options(run_id="r").run()
+    read = await pipeline("2").report("r"), await journal.report("r")
+
+    stored = [each.event for each in await journal.events("r")]
+    assert [type(event) for event in stored].count(RunResumed) == 1
+    for report in (resumed, *read):
+        back = RunReport.from_json(report.to_json())
+        for events in (report.events(), back.events()):
+            told = [(type(event), getattr(event, "item", None)) for event in events]
+            assert told == [(type(event), getattr(event, "item", None)) for event in stored]
+        assert back.to_html() == report.to_html()
+    for report in read:
+        assert [*map(repr, report.events())] == [*map(repr, stored)]
 
 
 async def test_inconsistent_events_make_no_report(journal: Any) -> None:

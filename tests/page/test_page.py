@@ -625,21 +625,10 @@ async def test_the_page_of_a_report_read_from_json_shows_no_traceback_twice() ->
 
 
 @pytest.mark.parametrize("count", [len(GOLDEN), EVENTS_BEFORE_CRASH])
-def test_the_page_of_a_report_lists_the_events_that_the_report_implies(count: int) -> None:
-    report = golden_report(count)
+def test_the_page_of_a_report_lists_the_events_that_happened(count: int) -> None:
+    listed = event_log([*golden_report(count).events()]).events
 
-    implied = event_log([*report.events()]).events
-
-    happened = event_log(GOLDEN[:count]).events
-    assert [each.at_ms for each in implied] == sorted(each.at_ms for each in implied)
-    kinds = Counter((each.kind, each.step, each.attempt, each.item) for each in implied)
-    kinds.subtract((each.kind, each.step, each.attempt, each.item) for each in happened)
-    assert not [kind for kind, number in kinds.items() if number]
-    # A report knows neither how long a backoff was to be, nor where the loop was blocked.
-    told = [re.sub(r" of nightly import", "", each.text) for each in happened]
-    told = [re.sub(r"retrying (in )?[^:]*| at validate.*", "", text) for text in told]
-    texts = [re.sub(r" of nightly import|retrying (in )?[^:]*", "", each.text) for each in implied]
-    assert set(texts) == set(told)
+    assert listed == event_log(GOLDEN[:count]).events
 
 
 def test_the_page_of_a_dead_run_says_that_nothing_runs() -> None:

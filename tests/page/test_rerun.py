@@ -56,7 +56,7 @@ def text_of(html: str) -> str:
 def page(request: pytest.FixtureRequest) -> str:
     if request.param == "events":
         return to_html(RERUN)
-    return to_html(StoredRun(RERUN).report(lambda _, output: output))
+    return to_html(StoredRun.with_log(RERUN).report(lambda _, output: output))
 
 
 def test_a_page_says_what_is_reused(page: str) -> None:
@@ -78,7 +78,7 @@ def test_a_page_says_what_is_reused(page: str) -> None:
 
 def test_its_figures_are_those_of_the_other_run() -> None:
     view = RunView(RERUN)
-    report = StoredRun(RERUN).report(lambda _, output: output)
+    report = StoredRun.with_log(RERUN).report(lambda _, output: output)
 
     assert (view.parent, view.parent_step, view.rerun_of) == ("outer", "a step", "calm-otter")
     assert view.steps["fetch"].attempt_count == 4
