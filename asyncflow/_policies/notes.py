@@ -396,7 +396,7 @@ class NoteQueue:
         self._unstored[attempt] = None
 
     def _say(self, attempt: _NotesOfAttempt, *, store: bool, notify: bool) -> None:
-        """Pass on the latest progress of an attempt to whom has an earlier one."""
+        """Pass on the latest progress of an attempt to those that have an earlier one."""
         latest, receiver = attempt.latest, self._receiver
         store = store and attempt.stored is not latest
         notify = notify and attempt.reported is not latest

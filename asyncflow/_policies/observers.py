@@ -134,8 +134,9 @@ def _check(observer: object) -> None:
 class Observing(Policy):
     """The policy of a run that has observers.
 
-    The ``host`` ends for what an observer raised that is not the observer's to raise. ``notes``
-    take what steps say, if log records do.
+    The ``host`` is interrupted when an observer raises something else than an `Exception`, such as
+    a `KeyboardInterrupt`. ``notes`` learn when observers are called, if they take log records:
+    those of an observer belong to no step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Gives pools a clock, and forks empty ones: `asyncflow.Pool` is imported from here.
+"""Gives pools a clock, and forked processes empty pools: `asyncflow.Pool` is imported from here.
 
 The core, where a pool is, knows neither event loops nor time nor processes.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -67,8 +67,8 @@ class Plans:
     def of(
         self,
         targets: tuple[str, ...] | None,
-        engine: AnyEngine | None = None,
-        resources: Iterable[str] = (),
+        engine: AnyEngine | None,
+        resources: Collection[str],
     ) -> Plan:
         """Return the plan of these steps and all that they depend on, for a run.
 
