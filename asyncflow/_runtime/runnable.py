@@ -83,6 +83,7 @@ class Runnable:
                 string of at most 200 characters, an int of 64 bits, a finite float or a bool.
                 They are stored and shown in plain text, so keep secrets out of them. A run that is
                 resumed keeps those it has; a nested run has none of its parent's.
+
                 ``key`` is a string of at most 200 characters, such as ``"customer 17"``: at most
                 one run of the pipeline that has started and not ended has it, in the whole journal.
                 Whatever starts or continues another one raises a `RunAlreadyActiveError`, whatever

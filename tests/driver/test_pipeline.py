@@ -32,7 +32,7 @@ from asyncflow._runtime.options import OPTIONS, Options, RunOptions
 from asyncflow.events import RunStarted
 
 OF_A_RUN = {
-    *("run_id", "label", "attributes"),
+    *("run_id", "label", "attributes", "key"),
     *("on_active", "on_wait", "allow_missing_steps", "event_buffer"),
 }
 """The options that only `with_options` takes."""
