@@ -74,9 +74,6 @@ from asyncflow.journal._worker import (
 Self = TypeVar("Self", bound="SQLJournal")
 T = TypeVar("T")
 
-_THREAD = "asyncflow journal"
-"""The name of both threads, by which `asyncflow.testing` recognises them."""
-
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 """How long to wait before a run that another process owns is claimed again."""
 
@@ -133,19 +130,17 @@ class SQLJournal:
         self._store = store
         self._claim = Claim(owner or this_owner(), this_process(), lease_s, is_void)
         self._worker = JournalWorker(store, self._claim)
-        self._write_thread = WorkerThread(_THREAD, name, self._worker.tick)
+        self._write_thread = self._worker.thread
         self._reading = reading = second or store
         self._lists = RunLists(reading)
         self._overviews = Overviews(reading, self._lists, self._codec)
         self._reader = RunReader(reading, self._lists, self._codec)
-        self._read_thread = (
-            WorkerThread(_THREAD, name, lambda: None) if second else self._write_thread
-        )
+        self._read_thread = WorkerThread(name, lambda: None) if second else self._write_thread
         self._lock = threading.Lock()
         self._queues: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, CommitQueue] = (
             weakref.WeakValueDictionary()
         )
-        self._find_cached = Shared(reading.cached_all)
+        self._find_cached = Shared(self._read_thread, reading.cached_all)
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
         self._on_signal: list[Callable[[str], object]] = []
@@ -509,7 +504,7 @@ class SQLJournal:
         sent = await self._read(self._reader.check_signal, run_id, name, payload)
         if sent is None:
             return
-        await self._write(self._worker.send_signal, sent)
+        await self._worker.send_signal(sent)
         for call in list(self._on_signal):
             call(run_id)
 
@@ -705,14 +700,14 @@ class SQLJournal:
         claim = PendingClaim(self._worker, run_id, loop, within, key, takes_key)
         try:
             # Only when the claim is committed, the events can't change any more.
-            lease = await self._write(self._worker.claim_run, claim)
+            lease = await self._worker.claim_run(claim)
             # A new run has no events, and does not wait for other reads.
             answer = await (self._read if lease.committed else self._write)(
                 self._read_history, lease, read
             )
             return SQLSession(self._queue_of(loop), lease), answer
         except (asyncio.CancelledError, GeneratorExit):
-            claim.abandon(self._write_thread)
+            claim.abandon()
             raise
         except BaseException:
             if claim.lease:
@@ -770,7 +765,7 @@ class SQLJournal:
         check_text("key", key)
         check_number("age_ms", age_ms, 0, unit=" ms")
         lookup = CacheLookup(key, age_ms / 1000, virtual_now(asyncio.get_running_loop()))
-        return await self._read(self._find_cached, lookup)
+        return await self._find_cached(lookup)
 
     def encode(self, subject: str, value: Any, hint: Any) -> Payload:
         """Encode a value. A run calls this; see `asyncflow.Journal`.

@@ -325,11 +325,11 @@ class CommitQueue:
     async def send(self, run_id: str, name: str, payload: Payload | None) -> None:
         """Store a signal, or that its deadline has expired."""
         sent = SentSignal(run_id, name, payload)
-        await self.loop.run_in_executor(self._thread, self._worker.send_signal, sent)
+        await self._worker.send_signal(sent)
 
     async def is_told(self, lease: Lease) -> bool:
         """Whether something was sent to a run since it was claimed or has received."""
-        return await self.loop.run_in_executor(self._thread, self._worker.is_told, lease)
+        return await self._worker.is_told(lease)
 
     async def receive(self, lease: Lease) -> dict[str, Payload | None]:
         """Return what was sent to a run."""
@@ -338,7 +338,7 @@ class CommitQueue:
     async def load_call(self, run_id: str, key: Key, name: str) -> StoredCall | None:
         """Return what a call has returned; ``None`` if it is damaged."""
         wanted = run_id, key, name
-        return await self.loop.run_in_executor(self._thread, self._worker.load_call, wanted)
+        return await self._worker.load_call(wanted)
 
     def schedule(self, session: SQLSession) -> None:
         """Submit a session's events a few turns from now, or after the job that is under way."""

@@ -112,17 +112,18 @@ class Lease:
 
 
 class JournalWorker:
-    """Holds the leases of a journal and writes its events."""
+    """Holds the leases of a journal and writes its events, in a thread of its own."""
 
     def __init__(self, store: Store, claim: Claim) -> None:
         self.store = store
         self.name = store.database.name
+        self.thread = WorkerThread(self.name, self.tick)
         self._signals = Signals(store)
         self._claim = claim
-        self.claim_run = Shared(self._claim_all)
-        self.send_signal = Shared(self._send_all)
-        self.is_told = Shared(self._are_told)
-        self.load_call = Shared(self._load_calls)
+        self.claim_run = Shared(self.thread, self._claim_all)
+        self.send_signal = Shared(self.thread, self._send_all)
+        self.is_told = Shared(self.thread, self._are_told)
+        self.load_call = Shared(self.thread, self._load_calls)
         self._inbox: deque[tuple[Lease, CommitBatch]] = deque()
         self._leases: dict[tuple[str, int], Lease] = {}
         self._claimed: WeakValueDictionary[str, Lease] = WeakValueDictionary()
@@ -479,16 +480,17 @@ class PendingClaim:
         self.key = key
         self.takes_key = takes_key
         self._worker = worker
-        self._lock = threading.Lock()
         self.is_abandoned = False
         self.lease: Lease | None = None
         """The lease, once the run is claimed."""
 
+    # Of both threads, each says what it has done before it looks at what the other one did: at
+    # least one of them releases the lease, and a second release changes nothing.
+
     def settle(self, lease: Lease) -> None:
         """Have the lease. Called in the worker thread."""
-        with self._lock:
-            self.lease, is_abandoned = lease, self.is_abandoned
-        if is_abandoned:
+        self.lease = lease
+        if self.is_abandoned:
             self.release()
 
     def release(self) -> None:
@@ -496,83 +498,113 @@ class PendingClaim:
         assert self.lease
         self._worker.release(self.lease)
 
-    def abandon(self, thread: WorkerThread) -> None:
+    def abandon(self) -> None:
         """Have the lease released, now or as soon as it exists. Called in the event loop."""
-        with self._lock:
-            self.is_abandoned, lease = True, self.lease
-        if lease:
-            lease.let_go()  # at once: a claim may be made before the job that releases it
+        self.is_abandoned = True
+        if self.lease:
+            self.lease.let_go()  # at once: a claim may be made before the job that releases it
             with suppress(JournalError):  # the journal is closed
-                thread.submit(self.release)
+                self._worker.thread.submit(self.release)
 
 
 # --- the thread ----------------------------------------------------------------------------------
 
+_NAME = "asyncflow journal"
+"""The name of threads of journals, by which `asyncflow.testing` recognises them."""
+
 _MOST_AT_ONCE = 64
-"""How many jobs share a call at most. Leases are renewed between calls."""
+"""How many questions share a call at most. Leases are renewed between calls."""
 
 
 class Shared(Generic[Question, Answer]):
-    """The function of jobs that share a call: the first one of neighbours answers them all.
+    """A call in a worker thread that answers several questions at once.
 
-    Jobs that were queued between two others stay between them: a signal must not overtake the
-    commit that was queued before it. ``answer_all`` returns an answer, or an error, for each of the
-    questions.
+    They are those of one turn of an event loop, and those that come while its call before is under
+    way. A call is queued behind all that was queued when its questions came: a signal must not
+    overtake a commit. ``answer_all`` returns an answer, or an error, for each question.
     """
 
     def __init__(
-        self, answer_all: Callable[[Sequence[Question]], Sequence[Answer | Exception]]
+        self,
+        thread: WorkerThread,
+        answer_all: Callable[[Sequence[Question]], Sequence[Answer | Exception]],
     ) -> None:
+        self._thread = thread
         self._answer_all = answer_all
-        self._groups: deque[list[tuple[concurrent.futures.Future[Any], Question]]] = deque()
-        self._lock = threading.Lock()
+        self._waiting: dict[
+            asyncio.AbstractEventLoop, deque[tuple[asyncio.Future[Answer], Question]]
+        ] = {}
+        """The questions for the next call of each loop that has one under way, or at hand."""
 
-    def __call__(self, question: Question) -> Answer:
-        """Answer one question alone."""
-        (answer,) = self._answer_all([question])
+    async def __call__(self, question: Question) -> Answer:
+        """Return the answer to a question, or raise the error."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._waiting:
+            for other in [*self._waiting]:
+                if other.is_closed():  # its call will never be settled
+                    del self._waiting[other]
+            self._waiting[loop] = deque()
+            loop.call_soon(self._submit, loop)
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting[loop].append((future, question))
         try:
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+            return await future
         finally:
-            del answer  # its traceback refers to this frame
+            del future  # its error refers to this frame
 
-    def ask(
-        self, future: concurrent.futures.Future[Any], question: Question, *, joins: bool
-    ) -> None:
-        """Queue a question; it ``joins`` those before it if they are neighbours and wait."""
-        with self._lock:
-            if not (joins and self._groups and len(self._groups[-1]) < _MOST_AT_ONCE):
-                self._groups.append([])
-            self._groups[-1].append((future, question))
-
-    def answer(self, asked_first: concurrent.futures.Future[Any]) -> None:
-        """Answer the group of a question, unless an earlier job has: each question has one."""
-        if asked_first.done():
+    def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._waiting[loop]
+        group: list[tuple[asyncio.Future[Answer], Question]] = []
+        while waiting and len(group) < _MOST_AT_ONCE:
+            asked = waiting.popleft()
+            if not asked[0].done():
+                group.append(asked)
+        if not group:
+            del self._waiting[loop]
             return
-        with self._lock:
-            group = self._groups.popleft()
-            while all(future is not asked_first for future, _ in group):
-                group = self._groups.popleft()  # all of that one were cancelled
-        del asked_first
-        asked: list[tuple[concurrent.futures.Future[Any], Question]] = []
-        while group:
-            if group[0][0].set_running_or_notify_cancel():
-                asked.append(group[0])
-            del group[0]
+        futures = [future for future, _ in group]
         try:
-            answers = self._answer_all([question for _, question in asked]) if asked[1:] else ()
-        except Exception:  # it may be the fault of any of them: each has a call of its own
-            answers = ()
-        for (future, _), answer in zip(asked, answers, strict=False):
-            if isinstance(answer, Exception):
+            job = loop.run_in_executor(self._thread, self._answer, group)
+        except JournalError as error:  # the journal is closed
+            for future, _ in (*group, *self._waiting.pop(loop)):
+                if not future.done():
+                    future.set_exception(JournalError(error.journal, error.problem))
+        else:
+            job.add_done_callback(lambda job: self._settle(loop, futures, job.result()))
+
+    def _answer(
+        self, group: list[tuple[asyncio.Future[Answer], Question]]
+    ) -> list[Answer | BaseException | None]:
+        """Answer the questions of a group that were not cancelled. Called in the worker thread."""
+        wanted = [not future.cancelled() for future, _ in group]
+        questions = [each[1] for each, is_wanted in zip(group, wanted, strict=True) if is_wanted]
+        group.clear()  # an error refers to this frame, which must not keep its future
+        answers = iter(self._answers(questions) if questions else ())
+        return [next(answers) if is_wanted else None for is_wanted in wanted]
+
+    def _answers(self, questions: Sequence[Question]) -> Sequence[Answer | BaseException]:
+        try:
+            return self._answer_all(questions)
+        except BaseException as error:
+            if not questions[1:]:
+                return [error]
+        # It may be the fault of any of them: each has a call of its own.
+        return [answer for each in questions for answer in self._answers([each])]
+
+    def _settle(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        futures: Iterable[asyncio.Future[Answer]],
+        answers: Iterable[Answer | BaseException | None],
+    ) -> None:
+        for future, answer in zip(futures, answers, strict=True):
+            if future.done():  # its task was cancelled
+                continue
+            if isinstance(answer, BaseException):
                 future.set_exception(answer)
             else:
-                future.set_result(answer)
-        if answers:
-            return
-        while asked:  # an error refers to this frame, which must not keep its future
-            _run(asked[0][0], self, asked.pop(0)[1])
+                future.set_result(answer)  # type: ignore[arg-type]  # None, if it was cancelled
+        self._submit(loop)
 
 
 def _run(
@@ -610,8 +642,7 @@ class WorkerThread(concurrent.futures.Executor):
     seconds to call it again, or ``None`` for after the next job. It must not raise.
     """
 
-    def __init__(self, name: str, journal: str, routine: Callable[[], float | None]) -> None:
-        self._name = name
+    def __init__(self, journal: str, routine: Callable[[], float | None]) -> None:
         self._journal = journal
         self._routine = routine
         self._jobs: queue.SimpleQueue[_ThreadJob | None] = queue.SimpleQueue()
@@ -619,10 +650,8 @@ class WorkerThread(concurrent.futures.Executor):
         self._thread: threading.Thread | None = None
         self._ended = False
         self._process = os.getpid()
-        self._latest: Callable[..., Any] | None = None
-        """What the latest job calls."""
         self.waiting_since = 0.0
-        """When the present job was queued, by `time.monotonic`; of several, the first one."""
+        """When the present job was queued, by `time.monotonic`."""
 
     @property
     def has_started(self) -> bool:
@@ -648,12 +677,7 @@ class WorkerThread(concurrent.futures.Executor):
                 )
             if self._thread is None:
                 self._thread = self._start()
-            if isinstance(fn, Shared):
-                fn.ask(future, *args, joins=self._latest is fn)
-                run: Callable[[], object] = partial(fn.answer, future)
-            else:
-                run = partial(_run_unless_cancelled, future, fn, *args)
-            self._latest = fn
+            run = partial(_run_unless_cancelled, future, fn, *args)
             self._jobs.put(_ThreadJob(run, time.monotonic()))
         return future
 
@@ -674,7 +698,7 @@ class WorkerThread(concurrent.futures.Executor):
             self._thread.join()
 
     def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        thread = threading.Thread(target=self._work, name=_NAME, daemon=True)
         try:
             Context().run(thread.start)  # it may inherit that, and outlive the run it starts in
         except RuntimeError as error:

@@ -469,7 +469,7 @@ async def test_an_answer_that_comes_while_another_version_takes_over_is_left_to_
     async with old.start() as taken_over:
         await asyncio.sleep(1)
         sent = SentSignal("r", "approved", Payload("json", b'"yes"'))
-        await journal._write(journal._worker.send_signal, sent)
+        await journal._worker.send_signal(sent)
         assert (await taken_over.report()).status == "WAITING"
 
     with pytest.raises(PayloadError):
@@ -481,9 +481,7 @@ async def test_an_answer_that_comes_while_another_version_takes_over_is_left_to_
 @in_virtual_time
 async def test_a_value_that_no_version_takes_is_deleted_and_the_run_waits_on(journal: Any) -> None:
     await run(NEW, journal)
-    await journal._write(
-        journal._worker.send_signal, SentSignal("r", "approved", Payload("json", b"[]"))
-    )
+    await journal._worker.send_signal(SentSignal("r", "approved", Payload("json", b"[]")))
 
     assert (await run(OLD, journal)).status == "WAITING"
 

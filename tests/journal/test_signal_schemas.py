@@ -164,7 +164,7 @@ def test_the_process_of_a_run_checks_bounds(hint: Any) -> None:
             run = pipeline.with_options(journal=journal, run_id="r")
             await run.run()
             payload = Payload("json", b"-1")
-            await journal._write(journal._worker.send_signal, SentSignal("r", "number", payload))
+            await journal._worker.send_signal(SentSignal("r", "number", payload))
             refused = await run.run()
             async with run.with_options(on_wait="stay").start() as stays:
                 with pytest.raises(ValueError, match="signal 'number' must be "):

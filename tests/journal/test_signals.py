@@ -252,7 +252,7 @@ async def test_a_signal_is_stored_with_a_checksum_that_stays_the_same(
     """What this version has stored, the next ones must be able to read."""
     await Orders(deadline_ms=1_000).run(journal)
     await Orders().run(journal, "é")
-    await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
+    await journal._worker.send_signal(SentSignal("r", "approved", None))
     await journal.signal("é", "approved", True)
 
     rows = database.query("SELECT kind, codec, data, checksum FROM signals ORDER BY run_id")
@@ -273,7 +273,7 @@ async def test_a_signal_that_comes_just_after_the_history_was_read_is_taken(
     def read_just_before(*args: Any) -> Any:
         answer = read(*args)
         sent = SentSignal("r", "approved", Payload("json", b"true"))
-        journal._write_thread.submit(journal._worker.send_signal, sent).result()
+        journal._write_thread.submit(journal._worker._send_all, [sent]).result()
         return answer
 
     monkeypatch.setattr(journal, "_read_history", read_just_before)
@@ -343,12 +343,12 @@ async def test_a_value_that_takes_the_place_of_an_expiry_while_a_run_resumes_is_
     orders, read = Orders(deadline_ms=10_000, default=False), journal._read_history
     await drained(orders, journal)
     await asyncio.sleep(60)
-    await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
+    await journal._worker.send_signal(SentSignal("r", "approved", None))
 
     def read_just_before(*args: Any) -> Any:
         answer = read(*args)
         sent = SentSignal("r", "approved", Payload("json", b"true"))
-        journal._write_thread.submit(journal._worker.send_signal, sent).result()
+        journal._write_thread.submit(journal._worker._send_all, [sent]).result()
         return answer
 
     monkeypatch.setattr(journal, "_read_history", read_just_before)
@@ -513,7 +513,7 @@ async def test_a_deadline_that_a_refused_value_outran_expires_all_the_same(
     async def poll_late(waits: Any) -> None:
         if waits._expired:
             payload = Payload("json", b'"maybe"')
-            await journal._write(journal._worker.send_signal, SentSignal("r", "approved", payload))
+            await journal._worker.send_signal(SentSignal("r", "approved", payload))
             monkeypatch.setattr(Waits, "_poll", poll)
         await poll(waits)
 
@@ -580,7 +580,7 @@ async def test_a_deadline_that_expired_before_it_was_removed_leaves_the_step_wai
     journal: Any,
 ) -> None:
     await Orders(deadline_ms=DAY_MS).run(journal)
-    await journal._write(journal._worker.send_signal, SentSignal("r", "approved", None))
+    await journal._worker.send_signal(SentSignal("r", "approved", None))
 
     orders = Orders()
     assert (await orders.run(journal)).status is RunStatus.WAITING
@@ -868,7 +868,7 @@ async def test_a_wrongly_typed_signal_does_not_wedge_a_run_for_good(journal: Any
     await orders.run(journal)
     # Whoever writes to the database by itself is checked by nobody.
     unchecked = SentSignal("r", "approved", Payload("json", b'"yes"'))
-    await journal._write(journal._worker.send_signal, unchecked)
+    await journal._worker.send_signal(unchecked)
 
     report = await orders.run(journal)
     events = [each.event for each in await journal.events("r")]

@@ -43,7 +43,7 @@ async def looked_at(journal: Any) -> Any:
 
 
 async def store(journal: Any, sent: Any) -> None:
-    await journal._write(journal._worker.send_signal, sent)
+    await journal._worker.send_signal(sent)
 
 
 @in_virtual_time

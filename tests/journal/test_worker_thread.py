@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from itertools import chain, repeat
@@ -15,7 +16,7 @@ from asyncflow.journal._worker import Shared, WorkerThread
 def test_a_cancelled_job_does_not_run() -> None:
     done: list[int] = []
     proceed = threading.Event()
-    thread = WorkerThread("x", "runs.db", lambda: None)
+    thread = WorkerThread("runs.db", lambda: None)
     thread.submit(proceed.wait, 20)
 
     cancelled = thread.submit(done.append, 1).cancel()
@@ -38,7 +39,7 @@ def test_the_routine_runs_after_jobs_and_when_its_pause_is_over() -> None:
             enough.set()
         return pause
 
-    thread = WorkerThread("x", "runs.db", routine)
+    thread = WorkerThread("runs.db", routine)
 
     thread.submit(int)
 
@@ -50,7 +51,7 @@ def test_the_routine_runs_after_jobs_and_when_its_pause_is_over() -> None:
 
 def test_a_forked_process_has_no_worker_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
-    thread = WorkerThread("x", "runs.db", lambda: None)
+    thread = WorkerThread("runs.db", lambda: None)
     thread.submit(int).result(50)
 
     with monkeypatch.context() as fork:
@@ -69,7 +70,7 @@ def test_a_forked_process_has_no_worker_thread(monkeypatch: pytest.MonkeyPatch) 
 def test_the_next_job_retries_a_thread_that_could_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    thread = WorkerThread("x", "runs.db", lambda: None)
+    thread = WorkerThread("runs.db", lambda: None)
 
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -85,27 +86,48 @@ def test_the_next_job_retries_a_thread_that_could_not_start(
     thread.join()
 
 
-def test_a_question_stays_behind_the_jobs_that_were_queued_before_it():
+async def test_questions_share_a_call_behind_the_jobs_that_were_queued_before_them():
     done: list[str] = []
     release = threading.Event()
 
     def answer_all(questions):
         done.append("+".join(questions))
-        return list(questions)
+        return [ValueError(each) if each == "refused" else each for each in questions]
 
-    send = Shared(answer_all)
-    thread = WorkerThread("x", "runs.db", lambda: None)
+    thread = WorkerThread("runs.db", lambda: None)
+    send = Shared(thread, answer_all)
     thread.submit(release.wait)
-    cancelled = [thread.submit(send, "cancelled") for _ in range(2)]
-    thread.submit(done.append, "commit 1")
-    for future in cancelled:
-        assert future.cancel()
-    asked = [thread.submit(send, name) for name in ("a", "b")]
-    thread.submit(done.append, "commit 2")
-    asked.append(thread.submit(send, "c"))
+    cancelled = asyncio.create_task(send("cancelled"))
+    asked = [asyncio.create_task(send(name)) for name in ("a", "refused")]
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    thread.submit(done.append, "commit")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asked += [asyncio.create_task(send(name)) for name in ("b", "c")]
+    await asyncio.sleep(0)
     release.set()
 
-    assert [future.result(5) for future in asked] == ["a", "b", "c"]
-    assert done == ["commit 1", "a+b", "commit 2", "c"]
+    a, refused, *others = await asyncio.gather(*asked, return_exceptions=True)
+    assert [a, *others] == ["a", "b", "c"]
+    assert isinstance(refused, ValueError)
+    assert done == ["commit", "a+refused", "b+c"]
     thread.end(lambda: None)
     thread.join()
+
+
+async def test_a_question_that_breaks_a_shared_call_breaks_no_other_one():
+    def answer_all(questions):
+        return [10 // each for each in questions]
+
+    thread = WorkerThread("runs.db", lambda: None)
+    send = Shared(thread, answer_all)
+
+    answers = await asyncio.gather(*map(send, (5, 0, 2)), return_exceptions=True)
+
+    assert answers[::2] == [2, 5]
+    assert isinstance(answers[1], ZeroDivisionError)
+    thread.end(lambda: None)
+    thread.join()
+    with pytest.raises(JournalError, match="it is closed"):
+        await send(1)
