@@ -138,29 +138,33 @@ class RunPreview(Mapping[str, StepPreview]):
         return json.dumps(document, indent=indent)
 
     def __repr__(self) -> str:
-        return f"<RunPreview of run {self.run_id!r}: {self._counts()}>"
+        return f"<RunPreview of run {self.run_id!r}: {counts_text(self)}>"
 
     def __str__(self) -> str:
-        run = f"run {escape_controls(self.run_id)}"
+        run, counts = f"run {escape_controls(self.run_id)}", counts_text(self)
         if self.is_rerun:
-            head = f"A rerun of {run}: {self._counts()}"
+            head = f"A rerun of {run}: {counts}"
         elif self.has_passed:
             head = f"A resumption of {run}, which has passed: nothing runs"
         elif self.missing:
-            head = f"A resumption of {run} is refused, its pipeline lacks steps: {self._counts()}"
+            head = f"A resumption of {run} is refused, its pipeline lacks steps: {counts}"
         else:
-            head = f"A resumption of {run}: {self._counts()}"
+            head = f"A resumption of {run}: {counts}"
         return "\n".join([head, *map(str, self.values())])
 
-    def _counts(self) -> str:
-        found = (
-            ("reused", self.reused),
-            ("waiting", self.waits),
-            ("to run", self.runs),
-            ("skipped", self.skipped),
-            ("missing", self.missing),
-        )
-        return ", ".join(f"{len(steps)} {word}" for word, steps in found if steps) or "no steps"
+
+def counts_text(preview: RunPreview) -> str:
+    """Return what would become of how many steps: ``2 reused, 3 to run``."""
+    found = {
+        "reused": preview.reused,
+        "waiting": preview.waits,
+        "to run": preview.runs,
+        "skipped": preview.skipped,
+        "missing": preview.missing,
+    }
+    return (
+        ", ".join(f"{len(steps):,} {word}" for word, steps in found.items() if steps) or "no steps"
+    )
 
 
 _NOT_YET: Mapping[Decision, str] = {

@@ -23,6 +23,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.results import Interruption, Payload, RunStatus
+from asyncflow._core.run_preview import counts_text
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
 from asyncflow.journal._base import SQLJournal
@@ -120,13 +121,7 @@ class Resumer:
             found = await pipeline.with_options(journal=self._journal).preview(record.run_id)
         except (ValueError, TypeError, RunNotFoundError, PayloadError):
             return ""  # the resumption would be refused, and says why
-        counts = {
-            "reused": found.reused,
-            "to run": found.runs,
-            "waiting": found.waits,
-            "missing from the pipeline": found.missing,
-        }
-        return ", ".join(f"{len(steps):,} {word}" for word, steps in counts.items() if steps)
+        return counts_text(found)
 
     def rerun_options(self, record: RunRecord) -> dict[str, object] | None:
         """Return what a page offers for rerunning a run; ``None`` if it can't be.

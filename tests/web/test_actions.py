@@ -223,7 +223,7 @@ async def test_a_run_whose_steps_are_missing_is_not_resumed_by_its_page(
 
     assert answer.status_code == 409
     assert "pipeline 'two' no longer has its step 'refuse'" in answer.json()["detail"]
-    assert preview == "1 to run, 1 missing from the pipeline"
+    assert preview == "1 to run, 1 missing"
     assert gate.calls == 1  # in the first process
     assert (await journal.record("r")).status == "FAILED"
 
