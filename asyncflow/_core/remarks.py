@@ -82,7 +82,7 @@ def _of_items(step: StepView | StepResult) -> tuple[str, str, str]:
         return "", "", ""
     items = step.items if isinstance(step.items, tuple) else step.items.values()
     count = len(items) + step.left_out
-    tally = Counter([item.status for item in items])
+    tally = step.tally if isinstance(step, StepView) else Counter([each.status for each in items])
     failed, tolerated, fallbacks, reused_items = tally[StepStatus.FAILED], "", "", ""
     if failed and step.status is StepStatus.SUCCESS:
         given = count - tally[StepStatus.SKIPPED]
