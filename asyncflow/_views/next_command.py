@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection
 
+from asyncflow._core.failures import first_failure
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 
@@ -31,7 +32,12 @@ def next_commands(
     if report.status is RunStatus.PASSED:
         return [f"To show it again: {command_of('show', report.run_id, journal=journal)}"]
     if report.status is not RunStatus.WAITING:
-        return [f"To resume it: {resume}"]
+        hints = []
+        if (failed := first_failure(report.values())) is not None:
+            name = failed.step_name
+            show = command_of("show", report.run_id, name, journal=journal)
+            hints.append(f"To see what {name} did: {show}")
+        return [*hints, f"To resume it: {resume}"]
     answers = [
         f"To answer it: {command_of('signal', report.run_id, name, 'JSON', journal=journal)}"
         for name in report.waiting

@@ -138,11 +138,13 @@ def test_the_end_of_a_failed_run_fits_the_terminal_and_shows_the_failure_last(
     ]
     assert shown[end + 5] == "⊘ SKIPPED    24 steps: step 'train' failed and fail_fast is on"
     assert names not in text
-    # In a narrow terminal, the verdict and the command take two lines each.
-    verdict, _, command = "".join(shown[end + 6 :]).partition("To resume it: ")
+    # In a narrow terminal, the verdict and the commands take two lines each.
+    told, _, command = "".join(shown[end + 6 :]).partition("To resume it: ")
+    verdict, _, show = told.partition("To see what train did: ")
     assert re.fullmatch(
         r"✗ FAILED in \d+ ms: 15 succeeded, 1 failed, 24 skipped, 3 retried \(.*\)", verdict
     )
+    assert show == """asyncflow show 'my run' train --journal 'it'"'"'s.db'"""
     assert command == """asyncflow resume 'my run' forty:steps --journal 'it'"'"'s.db'"""
     assert len(shown) - end < lines
     assert "Pipeline FAILED" not in text

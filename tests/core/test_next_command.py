@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from results import report_of, succeeded
+from results import failed, report_of, succeeded
 
 from asyncflow import RunReport, RunStatus
 from asyncflow._views.next_command import command_of, next_commands
@@ -42,6 +42,15 @@ def test_each_word_of_a_command_is_quoted() -> None:
 )
 def test_what_follows_depends_on_how_the_run_ended(status: RunStatus, hints: list[str]) -> None:
     assert next_commands(ended(status), "RESUME", "r.db") == hints
+
+
+def test_the_step_that_failed_first_can_be_looked_into() -> None:
+    steps = failed("b", OSError(), started_ms=9.0), failed("a c", OSError()), succeeded("d")
+
+    assert next_commands(report_of(*steps), "RESUME", "") == [
+        "To see what a c did: asyncflow show r1 'a c'",
+        "To resume it: RESUME",
+    ]
 
 
 def test_a_signal_that_has_come_is_not_asked_for_again() -> None:
