@@ -147,7 +147,7 @@ async def test_no_view_of_a_run_shows_a_secret(
         notes = await journal.notes("r")
         client = AsyncClient(transport=ASGITransport(app(journal)), base_url="http://127.0.0.1")
         async with client:
-            for path in ("/runs/r", "/events/r", "/api/runs/r", "/"):
+            for path in ("/runs/r", "/parts/r", "/api/runs/r", "/"):
                 answer = await client.get(path)
                 assert answer.status_code == 200
                 shown.append(answer.text)

@@ -60,7 +60,9 @@ class Live(NamedTuple):
     """The addresses that the page of a server needs to follow a run, and to act on it."""
 
     events: str
-    """The stream of the sections that change."""
+    """The stream that tells when sections may have changed."""
+    parts: str
+    """The sections that the page does not have, as JSON; the query has the digests of its own."""
     cancel: str
     resume: str
     rerun: str
@@ -104,6 +106,11 @@ def page(
         script=Markup(script),
         policy=page_policy(is_live=live is not None),
     )
+
+
+def digest_of(text: str) -> str:
+    """Return what tells one text of a section from another, of 16 characters."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def page_policy(*, is_live: bool) -> str:
@@ -235,6 +242,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals["pack"] = PackedRows
     environment.filters.update(
+        digest=digest_of,
         ms=duration,
         grouped="{:,}".format,
         name=name_text,

@@ -208,7 +208,8 @@ _MOST_BYTES = 8_192
 
 async def login_required(request: Request) -> Response:
     """Answer a request without the token: with the login form, or with what a program must send."""
-    if route_of(request).startswith(("/api/", "/events/")) or request.method not in ("GET", "HEAD"):
+    is_for_scripts = route_of(request).startswith(("/api/", "/events/", "/parts/"))
+    if is_for_scripts or request.method not in ("GET", "HEAD"):
         refusal = problem(
             request,
             401,

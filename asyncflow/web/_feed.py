@@ -1,262 +1,241 @@
-"""The feed of a run: reads it from its journal once for all viewers.
+"""The feed of a run: reads it for all viewers, says that it has changed, and renders its parts.
 
 Rules:
 
-1. Updates are not queued: a viewer receives the difference between the parts of the page as they
-   are and the version that it has seen.
-2. A part knows at which event it changed last, and a viewer that has seen the page at that event
-   or later has it. A part that may change without an event, because a step says something, time
-   passes or a process dies, is sent again; so are the actions, which a page does not have when it
-   is loaded.
-3. The busier a run and the larger its page, the less often the parts are rendered.
-4. All viewers share the bytes of a part. A viewer costs no more memory if the page is larger.
+1. A viewer is told that a run has changed, and no more. It then asks for the parts of the page, and
+   says which it has by their digests. So the feed knows nothing of a viewer, and one that reads
+   nothing costs no part.
+2. What was read is rendered when a viewer asks for it, once for all of them.
+3. No task reads. The first viewer whose wait is over reads for the others too, so that without
+   viewers nothing is read.
+4. The busier a run and the larger its page, the less often it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
+import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import aclosing, contextmanager
-from contextvars import Context
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, NamedTuple, TypeVar
 
-from asyncflow._core.errors import JournalError, RunNotFoundError
+from anyio import CancelScope
+
+from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.results import RunStatus
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
+from asyncflow.html_report._page import digest_of
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent
-
-ACTIONS = "live"
-"""The part that has the actions on the run."""
+from asyncflow.journal._queries import UNENDED, RunRecord
 
 _SHORTEST_S = 0.3
-"""How long to wait between two reads of a run in which something happens."""
+"""How long to wait between two reads of a run that is running."""
 _LONGEST_S = 1.0
-"""The same if nothing happens; then the parts are rendered again because time passes."""
+"""The same of another one. After that the page of a running run changes because time passes."""
 _SHARE = 4
-"""At least so many times as long as the rendering took."""
+"""At least so many times as long as reading and rendering took."""
 _BYTES_A_SECOND = 2_000_000
 """What one viewer receives at most."""
+_LAST_S = 2.0
+"""How long the feed of an ended run stays, for its viewers to ask for the last parts."""
 
-_log = logging.getLogger("asyncflow")
+T = TypeVar("T")
 
-Render = Callable[[RunView, Sequence[Event], RunNotes, RunRecord, float], dict[str, bytes]]
-"""Renders the parts of a page at a time, in ms since the run started, by the ids of elements. They
-are JSON."""
-
-
-Prepare = Callable[[], Awaitable[object]]
-
-
-class Update(NamedTuple):
-    position: int
-    sections: dict[str, bytes]
-    """What has changed, as JSON, by the id of its element."""
-    trouble: str | None
-    """Why the run can't be read at present; ``None`` if it can."""
-    end: str | None
-    """Why nothing follows: ``"ended"``, ``"gone"``, or ``"reload"`` if it is another run now."""
+Render = Callable[[RunView, Sequence[Event], RunNotes], dict[str, Any]]
+"""Renders the parts of a page, by the ids of their elements: HTML, or what a script reads."""
+Prepare = Callable[[RunRecord, Collection[str]], Awaitable[Render]]
+"""Reads what the parts say beside the run's own events. It is given the record of the run and the
+signals that have come but are not yet received."""
 
 
-class _Part(NamedTuple):
+class PagePart(NamedTuple):
     json: bytes
-    version: int
-    position: float
+    digest: str
+
+    @classmethod
+    def of(cls, value: Any) -> PagePart:
+        text = json.dumps(value)
+        return cls(text.encode(), digest_of(value if isinstance(value, str) else text))
+
+
+class PageParts(NamedTuple):
+    position: int
+    """Of the latest event in them."""
+    by_id: dict[str, PagePart]
+    has_ended: bool
 
 
 class RunFeed:
-    """The updates of one run. It reads the run as long as there are viewers.
+    """The feed of one run. ``prepare`` is awaited before each rendering."""
 
-    ``render`` renders the parts of its page. ``prepare`` is awaited before that, to read what they
-    need of other runs.
-    """
-
-    def __init__(
-        self, journal: SQLJournal, run_id: str, render: Render, prepare: Prepare | None = None
-    ) -> None:
+    def __init__(self, journal: SQLJournal, run_id: str, prepare: Prepare) -> None:
         self._journal = journal
         self._run_id = run_id
-        self._render = render
         self._prepare = prepare
-        self._view = RunView()
-        self._events: list[Event] = []
-        self._notes = RunNotes(with_pictures=False)
-        self._noted = 0
-        """The position of the latest note that was read."""
-        self._applied = 0
-        """The position of the latest event in the view."""
-        self._position = 0
-        """The same of the parts, which another thread renders from the view."""
-        self._record: RunRecord | None = None
-        self._recorded_at = self._rendered_at = float("-inf")
-        self._parts: dict[str, _Part] = {}
+        self._forget()
+        self._recorded_at = self._changed_at = self._due_at = float("-inf")
+        self._parts: PageParts | None = None
+        self._digests: dict[str, str] = {}
+        """Of the parts that were rendered last."""
         self._version = 0
-        self._trouble: str | None = None
-        self._reads_begun = self._reads_ended = 0
-        self._is_rendered = True
-        self._is_gone = self._is_closed = False
+        self._has_failed = self._is_gone = False
+        # One at a time reads or renders, since both take a while in another thread.
+        self._busy = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._viewers = 0
+        self._closed = asyncio.Event()
 
-    @contextmanager
-    def _watched(self) -> Generator[None, None, None]:
-        self._viewers += 1
-        if self._task is None:
-            # The task has a context of its own, not that of the first viewer's request.
-            self._task = asyncio.create_task(
-                self._watch(), name=f"asyncflow:watch:{self._run_id}", context=Context()
-            )
-        try:
-            yield
-        finally:
-            self._viewers -= 1
-            if not self._viewers:
-                self._task.cancel()
-                self._task = None
-
-    @property
-    def is_watched(self) -> bool:
-        return self._viewers > 0
+    def _forget(self) -> None:
+        self._view, self._events = RunView(), list[Event]()
+        self._notes = RunNotes(with_pictures=False)
+        self._applied = self._noted = 0
+        """The positions of the latest event and note that were read."""
+        self._record: RunRecord | None = None
+        self._answered: Collection[str] = ()
 
     def close(self) -> None:
-        """End the updates of all viewers."""
-        self._is_closed = True
+        """End the changes of all viewers."""
+        self._closed.set()
         self._changed.set()
 
     # For a viewer.
 
-    async def updates(self, after: int) -> AsyncGenerator[Update, None]:
-        """Yield what changes, until the run has ended.
+    async def changes(self) -> AsyncGenerator[None, None]:
+        """Yield at first, and then whenever the parts may have changed, until the run has ended."""
+        seen = -1
+        while not self._closed.is_set():
+            # Whoever asks for the parts receives the error.
+            with suppress(Exception):
+                await self._read_if_due()
+            if self._version == seen:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._due_at):
+                        await self._changed.wait()
+                continue
+            seen = self._version  # before the viewer is told: what changes meanwhile comes next
+            yield
+            if self._is_gone or self._has_ended:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), _LAST_S)
+                return
 
-        ``after`` is the position of the latest event that the viewer has seen.
+    async def parts(self, after: int) -> PageParts | None:
+        """Return the parts of the page; ``None`` if they are those of another run with its id.
+
+        ``after`` is the position of the latest event that the viewer has seen. Raise what
+        prevents the run from being read.
         """
-        with self._watched():
-            seen, trouble, reads_before = 0, None, self._reads_begun
-            while not self._is_closed:
-                changed = self._changed
-                if after > self._position > 0 and self._reads_ended <= reads_before:
-                    # What was read for other viewers is older than the page of this one.
-                    await changed.wait()
-                    continue
-                if self._is_gone or after > self._position > 0:
-                    yield Update(after, {}, None, "gone" if self._is_gone else "reload")
-                    return
-                has_ended = self._has_ended
-                sections = self._since(seen, after)
-                if sections or self._trouble != trouble or has_ended:
-                    update = Update(
-                        self._position, sections, self._trouble, "ended" if has_ended else None
-                    )
-                    # Before the viewer receives it: what changes meanwhile comes next.
-                    seen, trouble = self._version, self._trouble
-                    yield update
-                    if has_ended:
-                        return
-                else:
-                    await changed.wait()
-
-    def _since(self, seen: int, after: int) -> dict[str, bytes]:
-        return {
-            name: part.json
-            for name, part in self._parts.items()
-            if part.version > seen and (seen or part.position > after or name == ACTIONS)
-        }
+        async with self._busy:
+            if self._record is None or self._has_failed or after > self._applied:
+                await self._read()
+            if after > self._applied:
+                return None
+            if self._parts is None:
+                self._parts = await self._rendered()
+            return self._parts
 
     @property
     def _has_ended(self) -> bool:
-        record = self._record
-        is_over = record is not None and record.status not in UNENDED
-        return is_over and self._view.has_ended and not self._trouble
+        is_over = self._record is not None and self._record.status not in UNENDED
+        return is_over and self._view.has_ended and not self._has_failed
 
     # The reading.
 
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            began_at, before = loop.time(), (self._position, self._noted)
-            size = 0
-            self._reads_begun += 1
-            try:
-                size = await self._read()
-                self._trouble = None
-            except RunNotFoundError:
-                self._is_gone = True
-            except JournalError as error:
-                self._trouble = str(error)
-            except Exception as error:  # or the viewers would wait forever
-                _log.exception("run %r can't be shown", self._run_id)
-                self._trouble = f"{type(error).__name__}: {error}"
-            self._reads_ended = self._reads_begun
-            self._changed.set()
-            self._changed = asyncio.Event()
-            if self._is_gone:
-                return
-            is_busy = (self._position, self._noted) != before
-            pause_s = _SHORTEST_S if is_busy else _LONGEST_S
-            took_s = loop.time() - began_at
-            await asyncio.sleep(max(pause_s, _SHARE * took_s, size / _BYTES_A_SECOND))
+    async def _read_if_due(self) -> None:
+        async with self._busy:
+            if asyncio.get_running_loop().time() >= self._due_at:
+                await self._read()
 
-    async def _read(self) -> int:
-        """Read new events and render the parts; return how many bytes of these have changed."""
+    async def _read(self) -> None:
         now_s = asyncio.get_running_loop().time()
+        had_failed, self._has_failed = self._has_failed, True
+        is_changed = False
+        try:
+            is_changed = await self._read_events()
+            is_changed = await self._read_record(now_s, is_changed) or is_changed
+            self._has_failed = False
+        except RunNotFoundError:
+            self._is_gone = True
+            raise
+        finally:
+            is_running = self._record is not None and self._record.status is RunStatus.RUNNING
+            has_aged = is_running and now_s - self._changed_at >= _LONGEST_S
+            if is_changed or has_aged or self._has_failed != had_failed:
+                self._parts = None
+                self._version += 1
+                self._changed_at = now_s
+                self._changed.set()
+                self._changed = asyncio.Event()
+            self._wait(_SHORTEST_S if is_running else _LONGEST_S, now_s)
+
+    async def _read_events(self) -> bool:
+        """Apply the new events and notes; return whether there are any."""
         stored = await self._journal.events(self._run_id, self._applied)
         noted = await self._journal.notes(self._run_id, after=self._noted)
-        record = self._record
-        if stored or record is None or now_s - self._recorded_at >= _LONGEST_S:
-            record = await self._journal.record(self._run_id)
-            self._recorded_at = now_s
-        is_running = record.status is RunStatus.RUNNING
-        is_due = is_running and now_s - self._rendered_at >= _LONGEST_S
-        is_same = not stored and not noted and record == self._record
-        if is_same and not is_due and self._is_rendered:
-            return 0
-        is_by_events = bool(stored) and not noted and self._position > 0 and self._is_rendered
-        self._is_rendered = False
-        if self._prepare is not None:
-            await self._prepare()
+
+        def apply() -> None:
+            for each in stored:
+                self._view.apply(each.event)
+                self._events.append(each.event)
+                self._applied = each.position
+            for each in noted:
+                assert isinstance(each.event, NOTES)
+                self._notes.apply(each.event, each.position)
+                self._noted = each.position
+
+        if stored or noted:
+            await self._in_thread(apply)
+        return bool(stored or noted)
+
+    async def _read_record(self, now_s: float, is_due: bool) -> bool:
+        """Read the record, and the answers that wait for the run; return whether they differ."""
+        is_due = is_due or self._record is None or now_s - self._recorded_at >= _LONGEST_S
+        if not is_due:
+            return False
+        before = self._record, self._answered
+        record = await self._journal.record(self._run_id)
+        # An answer is no event of a run before a process takes it up.
+        is_waiting = record.status is RunStatus.WAITING
+        found = await self._journal.summaries([record]) if is_waiting else {}
+        self._answered = found[self._run_id].answered if is_waiting else ()
+        self._record, self._recorded_at = record, now_s
+        return before != (self._record, self._answered)
+
+    async def _rendered(self) -> PageParts:
+        began_s = asyncio.get_running_loop().time()
+        assert self._record is not None  # it was read
+        render = await self._prepare(self._record, self._answered)
+
+        def made() -> dict[str, PagePart]:
+            found = render(self._view, self._events, self._notes)
+            return {name: PagePart.of(value) for name, value in found.items()}
+
+        parts = await self._in_thread(made)
+        sent = sum(len(e.json) for name, e in parts.items() if self._digests.get(name) != e.digest)
+        self._digests = {name: each.digest for name, each in parts.items()}
+        self._wait(sent / _BYTES_A_SECOND, began_s)
+        return PageParts(self._applied, parts, self._has_ended)
+
+    def _wait(self, pause_s: float, began_s: float) -> None:
+        """Read again after a pause, or later if what began at a time took long."""
+        now_s = asyncio.get_running_loop().time()
+        self._due_at = max(self._due_at, now_s + max(pause_s, _SHARE * (now_s - began_s)))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        running = asyncio.ensure_future(asyncio.to_thread(function))
+        # Not even a viewer that leaves stops it halfway: the others have the same view.
+        with CancelScope(shield=True):
+            await asyncio.wait([running])
         try:
-            made = await asyncio.to_thread(self._render_new, stored, noted, record)
+            return running.result()
         except Exception:
             # It may have applied a part. So the next read begins with the first event; and a run
             # that can't be replayed says so in the journal's words.
-            self._view, self._events, self._applied = RunView(), [], 0
-            self._notes, self._noted = RunNotes(with_pictures=False), 0
+            self._forget()
             await self._journal.events(self._run_id)
             raise
-        self._record, self._rendered_at, self._is_rendered = record, now_s, True
-        self._position = self._applied
-        return self._take(made, self._position if is_by_events else math.inf)
-
-    def _render_new(
-        self, stored: Sequence[StoredEvent], noted: Sequence[StoredEvent], record: RunRecord
-    ) -> dict[str, bytes]:
-        """Apply the events and render the parts; this may take a while, so in another thread."""
-        for each in stored:
-            self._view.apply(each.event)
-            self._events.append(each.event)
-            self._applied = each.position
-        for each in noted:
-            assert isinstance(each.event, NOTES)
-            self._notes.apply(each.event, each.position)
-            self._noted = each.position
-        now_ms = now_of(self._view, record)
-        return self._render(self._view, self._events, self._notes, record, now_ms)
-
-    def _take(self, made: dict[str, bytes], position: float) -> int:
-        version, size = self._version + 1, 0
-        for name, json in made.items():
-            part = self._parts.get(name)
-            if part is None or part.json != json:
-                self._parts[name] = _Part(json, version, position)
-                self._version = version
-                size += len(json)
-        return size
 
 
 def now_of(view: RunView, record: RunRecord) -> float:
@@ -265,32 +244,41 @@ def now_of(view: RunView, record: RunRecord) -> float:
 
 
 class RunFeeds:
+    """The feeds of the runs that have viewers, each of which serves all viewers of its run."""
+
     def __init__(self, journal: SQLJournal) -> None:
         self._journal = journal
         self._feeds: dict[str, RunFeed] = {}
+        self._users: dict[str, int] = {}
         self._is_closed = False
 
-    def has(self, run_id: str) -> bool:
-        return run_id in self._feeds
+    async def changes(self, run_id: str, prepare: Prepare) -> AsyncGenerator[None, None]:
+        with self._used(run_id, prepare) as feed:
+            async with aclosing(feed.changes()) as changes:
+                async for _ in changes:
+                    yield
 
-    async def updates(
-        self, run_id: str, after: int, render: Render, prepare: Prepare | None = None
-    ) -> AsyncGenerator[Update, None]:
-        if self._is_closed:
-            return
+    async def parts(self, run_id: str, prepare: Prepare, after: int) -> PageParts | None:
+        with self._used(run_id, prepare) as feed:
+            return await feed.parts(after)
+
+    @contextmanager
+    def _used(self, run_id: str, prepare: Prepare) -> Generator[RunFeed, None, None]:
         feed = self._feeds.get(run_id)
         if feed is None:
-            feed = self._feeds[run_id] = RunFeed(self._journal, run_id, render, prepare)
+            feed = self._feeds[run_id] = RunFeed(self._journal, run_id, prepare)
+            if self._is_closed:
+                feed.close()
+        self._users[run_id] = self._users.get(run_id, 0) + 1
         try:
-            async with aclosing(feed.updates(after)) as updates:
-                async for update in updates:
-                    yield update
+            yield feed
         finally:
-            if not feed.is_watched:
-                self._feeds.pop(run_id, None)
+            self._users[run_id] -= 1
+            if not self._users[run_id]:
+                del self._users[run_id], self._feeds[run_id]
 
     def close(self) -> None:
-        """End the updates of all viewers, now and from now on."""
+        """End the changes of all viewers, now and from now on."""
         self._is_closed = True
         for feed in self._feeds.values():
             feed.close()

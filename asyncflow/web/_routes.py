@@ -41,7 +41,7 @@ from asyncflow.web._responses import (
     wants_json,
 )
 from asyncflow.web._resumer import Resumer, ResumeRefusedError
-from asyncflow.web._run_page import follow, run_page, show_details
+from asyncflow.web._run_page import follow, run_page, show_details, show_parts
 from asyncflow.web._runs_page import query_in, runs_page, selected
 
 
@@ -254,7 +254,11 @@ class Site:
                 f"/events/{run}",
                 partial(follow, journal=journal, resumer=resumer, feeds=self._feeds),
             ),
-            Route(f"/details/{run}", partial(show_details, journal=journal)),
+            Route(
+                f"/parts/{run}",
+                partial(show_parts, journal=journal, resumer=resumer, feeds=self._feeds),
+            ),
+            Route(f"/details/{run}", partial(show_details, journal=journal, resumer=resumer)),
             Route(f"/cancel/{run}", partial(cancel, journal=journal), methods=act),
             Route(f"/resume/{run}", partial(resume, journal=journal, resumer=resumer), methods=act),
             Route(

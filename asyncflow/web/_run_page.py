@@ -1,12 +1,11 @@
-"""The page of one run, and the updates by which it follows the run."""
+"""The page of one run, and the parts of it by which it follows the run."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, suppress
-from functools import partial
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -25,19 +24,20 @@ from asyncflow.html_report._page_model import NestedRun, PageContext, RelatedRun
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, USUAL_RUNS, RunRecord, StoredEvent, listed_status
 from asyncflow.web._compare_page import compare_url
-from asyncflow.web._feed import ACTIONS, RunFeeds, Update, now_of
+from asyncflow.web._feed import PagePart, PageParts, Prepare, Render, RunFeeds, now_of
 from asyncflow.web._notes import attachments_url
 from asyncflow.web._responses import (
     asset_url,
     html_answer,
-    json_answer,
     link_to,
     path_in,
     problem,
-    wants_json,
 )
 from asyncflow.web._resumer import Resumer
-from asyncflow.web._stream import UpdateStream
+from asyncflow.web._stream import ChangeStream
+
+ACTIONS = "live"
+"""The part that has the actions on the run."""
 
 
 def position_of(text: str | None) -> int:
@@ -60,6 +60,7 @@ async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> R
     passed = await journal.last_passed(run_id)
     live = Live(
         events=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
+        parts=link_to(request, "parts", run_id),
         cancel=link_to(request, "cancel", run_id),
         resume=link_to(request, "resume", run_id),
         rerun=f"{link_to(request, 'api/runs', run_id)}/rerun",
@@ -71,8 +72,7 @@ async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> R
         notes=f"{link_to(request, 'api/runs', run_id)}/notes",
         pipeline=link_to(request, "pipelines", record.pipeline),
     )
-    context = await _context(request, journal, record)
-    context = context._replace(resume=_resume_command(journal, record, resumer))
+    context = await _context(request, journal, record, resumer, await _usual(journal, record))
     html = await asyncio.to_thread(_made, stored, noted, record, context, live)
     policy = f"{page_policy(is_live=True)}; frame-ancestors 'none'"
     return html_answer(html, headers={"content-security-policy": policy})
@@ -91,13 +91,23 @@ def _made(
     return page(view, event_log(events), context, now_ms=now_of(view, record), live=live)
 
 
-async def _context(request: Request, journal: SQLJournal, record: RunRecord) -> PageContext:
-    """Return what the page of a run says beside its events and notes."""
+async def _context(
+    request: Request,
+    journal: SQLJournal,
+    record: RunRecord,
+    resumer: Resumer,
+    usual: Mapping[str, Any],
+) -> PageContext:
+    """Return what the page of a run says beside its events and notes.
+
+    ``usual`` is how long that usually takes.
+    """
     return PageContext(
         is_orphaned=record.status is RunStatus.ORPHANED,
+        resume=_resume_command(journal, record, resumer),
         related=await _related(request, journal, record),
         attachments_url=attachments_url(request, record.run_id),
-        **await _usual(journal, record),
+        **usual,
     )
 
 
@@ -145,13 +155,13 @@ def _resume_command(journal: SQLJournal, record: RunRecord, resumer: Resumer) ->
     return command_of("resume", record.run_id, PLACEHOLDER, journal=where)
 
 
-async def show_details(request: Request, journal: SQLJournal) -> Response:
+async def show_details(request: Request, journal: SQLJournal, resumer: Resumer) -> Response:
     """Answer with the details of one step, whole, as a part of the page."""
     run_id, step = request.path_params["run_id"], request.query_params.get("step", "")
     stored = await journal.events(run_id)
     noted = await journal.notes(run_id, step=step)
     record = await journal.record(run_id)
-    context = await _context(request, journal, record)
+    context = await _context(request, journal, record, resumer, await _usual(journal, record))
     html = await asyncio.to_thread(_made_details, stored, noted, record, context, step)
     if html is None:
         raise HTTPException(404)
@@ -175,69 +185,71 @@ def _made_details(
 async def follow(
     request: Request, journal: SQLJournal, feeds: RunFeeds, resumer: Resumer
 ) -> Response:
-    """Answer with the stream of what changes in a run after what the browser has seen."""
+    """Answer with the stream that tells when a run has changed."""
     run_id = request.path_params["run_id"]
-    after = position_of(request.headers.get("last-event-id") or request.query_params.get("after"))
-    if wants_json(request):  # a page polls when it has seen the end
-        return json_answer({"more": not await _is_over(journal, run_id, after)})
+    after = position_of(request.query_params.get("after"))
+    is_over = False
+    with suppress(JournalError):  # whoever asks for the parts receives it
+        is_over = await _is_over(journal, run_id, after)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
-    context = PageContext(attachments_url=attachments_url(request, run_id))
-    related = partial(_related, request, journal)
-    updates = _updates(run_id, after, journal, feeds, resumer, context, related)
-    return UpdateStream(updates)
+    changes = feeds.changes(run_id, _preparation(request, journal, resumer))
+    return ChangeStream(_once() if is_over else changes)
+
+
+async def _once() -> AsyncGenerator[None, None]:
+    yield
+
+
+async def show_parts(
+    request: Request, journal: SQLJournal, feeds: RunFeeds, resumer: Resumer
+) -> Response:
+    """Answer with the parts of a page that the browser does not have, as JSON."""
+    run_id, query = request.path_params["run_id"], request.query_params
+    after, have = position_of(query.get("after")), query.get("have", "").split(",")
+    if await _is_over(journal, run_id, after):  # the page has all but the actions
+        record = await journal.record(run_id)
+        actions = _actions(None, record, resumer, await resumer.preview(record))
+        found: PageParts | None = PageParts(after, {ACTIONS: PagePart.of(actions)}, has_ended=True)
+    else:
+        found = await feeds.parts(run_id, _preparation(request, journal, resumer), after)
+    position, parts, has_ended = (after, {}, False) if found is None else found
+    end = "reload" if found is None else "ended" if has_ended else None
+    sections = b",".join(
+        b'"%b":["%b",%b]' % (name.encode(), part.digest.encode(), part.json)
+        for name, part in parts.items()
+        if part.digest not in have
+    )
+    rest = json.dumps({"position": position, "end": end}).encode()[1:]
+    return Response(b'{"sections":{%b},%b' % (sections, rest), media_type="application/json")
 
 
 async def _is_over(journal: SQLJournal, run_id: str, after: int) -> bool:
-    """Return whether a run has ended, without an event after a position."""
+    """Return whether a run has ended, and has no event after a position that a page has seen."""
     record = await journal.record(run_id)
-    return record.status not in UNENDED and not await journal.events(run_id, after)
+    is_over = after > 0 and record.status not in UNENDED
+    return is_over and not await journal.events(run_id, after)
 
 
-async def _updates(
-    run_id: str,
-    after: int,
-    journal: SQLJournal,
-    feeds: RunFeeds,
-    resumer: Resumer,
-    context: PageContext,
-    related_of: Callable[[RunRecord], Awaitable[RelatedRuns]],
-) -> AsyncGenerator[Update, None]:
-    preview = ""
-    answered: Collection[str] = ()
+def _preparation(request: Request, journal: SQLJournal, resumer: Resumer) -> Prepare:
+    """Return what the feed of a run renders its parts with."""
+    usual: dict[str, Any] | None = None
 
-    async def prepare() -> None:
-        nonlocal context, preview, answered
-        record = await journal.record(run_id)
-        context = context._replace(related=await related_of(record))
+    async def prepare(record: RunRecord, answered: Collection[str]) -> Render:
+        nonlocal usual
+        if usual is None:
+            usual = await _usual(journal, record)
+        context = await _context(request, journal, record, resumer, usual)
         preview = await resumer.preview(record)
-        if record.status is RunStatus.WAITING:
-            answered = (await journal.summaries([record]))[run_id].answered
 
-    with suppress(JournalError, RunNotFoundError):  # the feed reports it
-        record = await journal.record(run_id)
-        if after and await _is_over(journal, run_id, after):
-            preview = await resumer.preview(record)
-            yield Update(after, {ACTIONS: _actions(None, record, resumer, preview)}, None, "ended")
-            return
-        if not feeds.has(run_id):  # the first viewer's parts are those of all others
-            context = context._replace(**await _usual(journal, record))
+        def render(view: RunView, events: Sequence[Event], notes: RunNotes) -> dict[str, Any]:
+            now = context._replace(notes=notes)
+            parts = sections(view, event_log(events), now, now_ms=now_of(view, record))
+            return {**parts, ACTIONS: _actions(view, record, resumer, preview, answered)}
 
-    def render(
-        view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
-    ) -> dict[str, bytes]:
-        now = context._replace(
-            notes=notes,
-            is_orphaned=record.status is RunStatus.ORPHANED,
-            resume=_resume_command(journal, record, resumer),
-        )
-        parts = sections(view, event_log(events), now, now_ms=now_ms)
-        encoded = {name: json.dumps(html).encode() for name, html in parts.items()}
-        return {**encoded, ACTIONS: _actions(view, record, resumer, preview, answered)}
+        return render
 
-    async with aclosing(feeds.updates(run_id, after, render, prepare)) as updates:
-        async for update in updates:
-            yield update
+    return prepare
 
 
 def _actions(
@@ -246,8 +258,8 @@ def _actions(
     resumer: Resumer,
     preview: str,
     answered: Collection[str] = (),
-) -> bytes:
-    """Return the actions on a run, and a note about them, as JSON."""
+) -> dict[str, Any]:
+    """Return the actions on a run, and a note about them, for the script of the page."""
     is_running = record.status is RunStatus.RUNNING
     is_left = record.status is RunStatus.ORPHANED or record.cause in ("drained", "resource")
     stops = is_running and view is not None and view.stop_reason is not None
@@ -257,7 +269,7 @@ def _actions(
     waits = view.waits if view is not None and record.status in UNENDED else ()
     # What this server's version of the pipeline takes: a run that waits asks for that then.
     schemas = {**view.signals, **resumer.schemas(record.pipeline)} if view is not None else {}
-    actions = {
+    return {
         "cancel": (is_running and not stops) or is_left or is_waiting,
         "resume": can_resume,
         "preview": preview,
@@ -270,7 +282,6 @@ def _actions(
             for name in waits
         },
     }
-    return json.dumps(actions).encode()
 
 
 def _field(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import re
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ import pytest
 import pytest_asyncio
 from browser.axe import violations
 from browser.live_processes import HOSTILE, Gates, Process, ServerThread
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
 from asyncflow import Pipeline
 from asyncflow.journal import SQLiteJournal
@@ -155,30 +157,46 @@ async def test_a_page_misses_nothing_when_its_server_is_killed_and_restarted(
 
 EXPOSE_STREAM = """window.EventSource = class extends EventSource {
     constructor(url) { super(url); window.stream = this; }
-};
-window.send = (name, update) =>
-    window.stream.dispatchEvent(new MessageEvent(name, {data: JSON.stringify(update)}));"""
+};"""
 
 
 async def test_an_unreadable_run_is_not_shown_as_live(tab: Tab, site: ServerThread) -> None:
-    gates, page = site.start("unreadable"), tab.page
+    gates, page, tab.expected = site.start("unreadable"), tab.page, ["503"]
     await page.add_init_script(EXPOSE_STREAM)
     await page.goto(f"{site.url}runs/{gates.run_id}")
     await expect(live(page)).to_have_text("live")
 
+    problem = {"error": "The journal can't be read", "detail": "the disk is full"}
+    await page.route("**/parts/**", lambda route: route.fulfill(status=503, json=problem))
+    await expect(live(page)).to_have_text("the run can't be read: the disk is full")
     # The server is alive and sends pings.
-    words = await page.evaluate("""() => {
-        const words = [], word = document.getElementById("live-word");
-        send("update", {sections: {}, trouble: "the disk is full", end: null});
-        words.push(word.textContent);
-        send("ping", "");
-        words.push(word.textContent);
-        send("update", {sections: {}, trouble: null, end: null});
-        words.push(word.textContent);
-        return words;
-    }""")
+    await page.evaluate("window.stream.dispatchEvent(new MessageEvent('ping'))")
+    assert await live(page).inner_text() == "the run can't be read: the disk is full"
+    await page.unroute("**/parts/**")
+    await expect(live(page)).to_have_text("live")
+    site.stop()
 
-    assert words == [*["the run can't be read: the disk is full"] * 2, "live"]
+
+async def test_a_page_whose_server_does_not_answer_waits_before_it_asks_again(
+    tab: Tab, site: ServerThread
+) -> None:
+    gates, page, tab.expected = site.start("no-answer"), tab.page, ["ERR_FAILED"]
+    asked_at: list[float] = []
+
+    async def refuse(route: Route) -> None:
+        asked_at.append(time.monotonic())
+        await route.abort()
+
+    await page.goto(f"{site.url}runs/{gates.run_id}")
+    await expect(live(page)).to_have_text("live")
+    await page.route("**/parts/**", refuse)
+    await expect(live(page)).to_have_text("disconnected")
+    await page.wait_for_timeout(4_000)
+    await page.unroute("**/parts/**")
+
+    await expect(live(page)).to_have_text("live")
+    assert len(asked_at) >= 2
+    assert min(later - at for at, later in itertools.pairwise(asked_at)) >= 0.99
     site.stop()
 
 
@@ -601,6 +619,26 @@ def approval(run_id: str, journal: SQLiteJournal) -> Pipeline:
         return given
 
     return orders.with_options(journal=journal, run_id=run_id)
+
+
+async def test_a_page_shows_that_its_run_was_answered_elsewhere(
+    tab: Tab, site: ServerThread
+) -> None:
+    page = tab.page
+    async with SQLiteJournal(site.folder / "runs.db") as journal:
+        await approval("answered", journal).run()
+        await page.goto(f"{site.url}runs/answered")
+        forms = page.locator("form.signal")
+        await expect(forms).to_have_count(5)
+        await page.get_by_label("Whole number").fill("7")
+        await forms.nth(0).get_by_role("button", name="Yes").focus()
+
+        await journal.signal("answered", "approved", True)
+
+        await expect(forms.nth(0)).to_contain_text("It has an answer.")
+        await expect(forms.nth(0).get_by_role("button")).to_have_count(0)
+        await expect(forms.nth(0).get_by_role("status")).to_be_focused()
+        await expect(page.get_by_label("Whole number")).to_have_value("7")
 
 
 async def test_a_person_answers_what_a_run_waits_for_by_keyboard(

@@ -10,7 +10,7 @@ import re
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -52,16 +52,11 @@ from asyncflow.events import (
     StepReused,
     StepSucceeded,
 )
-from asyncflow.html_report._page_model import PageContext, RelatedRuns
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import run_checksum, sealed
-from asyncflow.journal._queries import RunRecord
 from asyncflow.journal._sql import EVENT_COLUMNS
 from asyncflow.testing import run_in_virtual_time
 from asyncflow.web import app
-from asyncflow.web._feed import RunFeeds
-from asyncflow.web._resumer import Resumer
-from asyncflow.web._run_page import _updates
 
 __all__ = [
     "BYSTANDER",
@@ -325,7 +320,7 @@ _PAGES = {
     "page": "/runs/RUN",
     "api record": "/api/runs/RUN",
     "api events": "/api/runs/RUN/events",
-    "poll": "/events/RUN",
+    "parts": "/parts/RUN",
 }
 
 
@@ -354,7 +349,9 @@ class RunUnreadable(str):
     __slots__ = ()
 
 
-_CHANGING = re.compile(r'nonce-?="?[^"\']+|"now": ?[\d.]+|>(\d+ \w+ ago|just now)<')
+_CHANGING = re.compile(
+    r'nonce-?="?[^"\']+|"now": ?[\d.]+|>(\d+ \w+ ago|just now)<|data-have="[^"]*"|"[0-9a-f]{16}",'
+)
 """What differs in two answers about the same journal."""
 
 
@@ -379,27 +376,16 @@ async def _ask(path: Path, run_id: str) -> dict[str, Any]:
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:1") as client:
             assert (await client.get("/")).status_code == 200
             for name, url in _PAGES.items():
-                headers = {"accept": "application/json"} if name == "poll" else {}
+                headers = {"accept": "application/json"} if name == "parts" else {}
                 answer = await client.get(url.replace("RUN", run_id), headers=headers)
                 assert answer.status_code in (200, 404, 409), (name, answer.text)
                 text = _CHANGING.sub("", answer.text).replace(str(path), "")
                 found[name] = RunUnreadable(text) if answer.status_code == 409 else text
-        feeds, resumer = RunFeeds(journal), Resumer(journal, {})
-        feed = _updates(run_id, 0, journal, feeds, resumer, PageContext(), _related)
-        async with aclosing(feed) as updates:
-            update = await anext(updates)
-            here = str(path).encode()  # in the command that resumes the run
-            parts = {name: part.replace(here, b"") for name, part in update.sections.items()}
-            found["feed"] = RunUnreadable(update.trouble) if update.trouble else parts
         found["other report"] = (await journal.report(BYSTANDER)).to_json()
         found["resume"] = await _resume(journal, run_id)
         with suppress(RunNotFoundError, RunAlreadyActiveError):
             await journal.forget(run_id)
     return found
-
-
-async def _related(record: RunRecord) -> RelatedRuns:
-    return RelatedRuns()
 
 
 def _plain(answer: Any) -> Any:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from asyncflow import Orchestrator, WorkflowStep
 
-__all__ = ["Gate", "failing", "first_update", "passing", "slow", "updates_in"]
+__all__ = ["Gate", "failing", "parts_of", "passing", "slow"]
 
 
 async def extract() -> list[int]:
@@ -58,38 +57,11 @@ def slow(gate: Gate, name: str = "slow") -> Orchestrator:
     return Orchestrator(steps, name=name)
 
 
-def updates_in(text: str) -> list[dict[str, Any]]:
-    """Return the updates of a stream, each with its id."""
-    updates = []
-    for message in text.replace("\r\n", "\n").split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in message.splitlines() if ": " in line)
-        if fields.get("event") == "update":
-            updates.append({**json.loads(fields["data"]), "id": int(fields["id"])})
-    return updates
-
-
-async def first_update(pages: Any, run_id: str) -> dict[str, Any]:
-    """Return the first update that the page of a run receives."""
-    messages: list[bytes] = []
-    seen = asyncio.Event()
-
-    async def send(message: Any) -> None:
-        messages.append(message.get("body", b""))
-        if b"event: update" in messages[-1]:
-            seen.set()
-
-    async def receive() -> Any:
-        await seen.wait()
-        return {"type": "http.disconnect"}
-
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": f"/events/{run_id}",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-        "scheme": "http",
-        "server": ("localhost", 80),
+async def parts_of(client: Any, run_id: str, query: str = "") -> dict[str, Any]:
+    """Return what the page of a run receives, with its sections as the page shows them."""
+    answer = await client.get(f"/parts/{run_id}{query}")
+    received = answer.json()
+    return {
+        **received,
+        "sections": {name: part for name, (_, part) in received["sections"].items()},
     }
-    await pages(scope, receive, send)
-    return updates_in(b"".join(messages).decode())[0]

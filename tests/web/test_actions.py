@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from web.runs import Gate, failing, passing, slow
+from web.runs import Gate, failing, parts_of, passing, slow
 
 from asyncflow import (
     Orchestrator,
@@ -133,10 +133,8 @@ async def test_the_page_says_what_resuming_would_run(make_client: Any, journal: 
     async def extract(token: str) -> None: ...
 
     assert await Resumer(journal, {"slow": secret}).preview(record) == ""  # it would be refused
-    stream = make_client(app(journal, pipelines={"slow": slow(gate)})).stream("GET", "/events/r")
-    async with stream as answer:
-        updates = "".join([line async for line in answer.aiter_lines()])
-    assert '"preview": "1 reused, 1 to run"' in updates
+    received = await parts_of(make_client(app(journal, pipelines={"slow": slow(gate)})), "r")
+    assert received["sections"]["live"]["preview"] == "1 reused, 1 to run"
 
 
 async def test_repeated_requests_resume_a_run_once(make_client: Any, journal: Any) -> None:

@@ -41,7 +41,9 @@ async def test_a_loopback_host_is_accepted_without_a_token(
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8765", "10.0.0.7", "", "[::1"])
-@pytest.mark.parametrize("path", ["/", RUN, "/events/nightly", "/api/runs", "/assets/web.css"])
+@pytest.mark.parametrize(
+    "path", ["/", RUN, "/events/nightly", "/parts/nightly", "/api/runs", "/assets/web.css"]
+)
 async def test_another_host_is_refused_without_a_token(
     make_client: Any, journal_with_run: Any, host: str, path: str
 ) -> None:
@@ -119,7 +121,8 @@ async def test_another_site_can_link_here_but_not_read(
     fetch = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
 
     assert (await client.get(RUN, headers=link)).status_code == 200
-    assert (await client.get("/events/nightly", headers=fetch)).status_code == 403
+    for path in ("/events/nightly", "/parts/nightly"):
+        assert (await client.get(path, headers=fetch)).status_code == 403
     assert "access-control-allow-origin" not in (await client.get("/api/runs")).headers
 
 
@@ -134,7 +137,7 @@ async def test_nothing_is_shown_without_the_token(make_client: Any, journal_with
         assert answer.status_code == 401
         assert 'type="password"' in answer.text
         assert "nightly" not in answer.text.replace(path, "")
-    for path in ("/api/runs", "/api/runs/nightly/events", "/events/nightly"):
+    for path in ("/api/runs", "/api/runs/nightly/events", "/events/nightly", "/parts/nightly"):
         answer = await client.get(path, headers={"accept": "application/json"})
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -376,6 +379,7 @@ async def test_links_include_the_mount_path(make_client: Any, journal_with_run: 
     assert 'href="/a%20b/ui/runs/nightly"' in page.text
     assert 'href="/a%20b/ui/assets/web.css' in page.text
     assert 'data-events-url="/a%20b/ui/events/nightly?after=' in run.text
+    assert 'data-parts-url="/a%20b/ui/parts/nightly"' in run.text
     assert (await client.get("/a%20b/ui/assets/web.css")).status_code == 200
     api = await client.get("/a%20b/ui/api/runs/unknown")
     assert (api.status_code, api.json()["error"]) == (404, "There is no such run")

@@ -66,23 +66,28 @@ async def test_a_run_whose_row_is_damaged_is_listed(make_client: Any, tmp_path: 
     assert (runs["bad"]["duration_s"], runs["good"]["damaged"]) == (None, False)
 
 
-async def test_a_stream_says_that_its_run_is_damaged_until_it_is_restored(tmp_path: Path) -> None:
+async def test_the_parts_say_that_a_run_is_damaged_until_it_is_restored(
+    make_client: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "runs.db"
     async with SQLiteJournal(path) as journal:
         await passing().with_options(run_id="r", journal=journal).run()
         change(path, "UPDATE events SET attempt = 5 WHERE position = 2")
+        client = make_client(app(journal), headers={"accept": "application/json"})
+        feeds = RunFeeds(journal)
+        unused: Any = None
 
-        def render(*_: Any) -> dict[str, str]:
-            return {"word": "rendered"}
-
-        async with aclosing(RunFeeds(journal).updates("r", 0, render)) as updates:
-            damaged = await anext(updates)
+        async with aclosing(feeds.changes("r", unused)) as changes:
+            await anext(changes)
+            damaged = await client.get("/parts/r")
             change(path, "UPDATE events SET attempt = 1 WHERE position = 2")
-            restored = await anext(updates)
+            await anext(changes)  # a viewer is told
+            restored = await client.get("/parts/r")
 
-    assert "event 2 of run 'r' can't be read" in str(damaged.trouble)
-    assert (restored.trouble, restored.end) == (None, "ended")
-    assert restored.sections == {"word": "rendered"}
+    assert damaged.status_code == 409
+    assert "event 2 of run 'r' can't be read" in damaged.json()["detail"]
+    assert (restored.status_code, restored.json()["end"]) == (200, "ended")
+    assert "steps" in restored.json()["sections"]
 
 
 @pytest.mark.parametrize("is_damaged", [True, False])
@@ -103,16 +108,16 @@ async def test_events_that_cannot_be_applied_are_read_again(is_damaged: bool) ->
         async def notes(self, run_id: str, **_: Any) -> list[Any]:
             return []
 
-    def render(*_: Any) -> dict[str, str]:
-        raise KeyError("x")
+    async def prepare(*_: Any) -> Any:
+        def render(*_: Any) -> dict[str, str]:
+            raise KeyError("x")
+
+        return render
 
     async with SQLiteJournal(":memory:") as journal:
         await passing().with_options(run_id="r", journal=journal).run()
         source: Any = Source()
-        async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
-            update = await anext(updates)
+        with pytest.raises(RunUnreadableError if is_damaged else KeyError):
+            await RunFeeds(source).parts("r", prepare, 0)
 
     assert reads == [0, 0]
-    assert update.trouble == (
-        str(RunUnreadableError("runs.db", "r", "it is damaged")) if is_damaged else "KeyError: 'x'"
-    )

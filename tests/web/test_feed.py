@@ -1,10 +1,10 @@
-"""The feed sends updates of a run to its viewers."""
+"""The feed tells the viewers of a run that it has changed, and renders its parts when they ask."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,43 +13,38 @@ from web.runs import Gate, slow
 from asyncflow import JournalError, RunNotFoundError, RunStatus
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.run_view import RunView
-from asyncflow.events import AttemptStarted, Event, NoteEvent, RunStarted, StepLogged
-from asyncflow.journal._queries import RunRecord, StoredEvent
-from asyncflow.web._feed import RunFeeds, Update, now_of
+from asyncflow.events import AttemptStarted, Event, NoteEvent, RunFinished, RunStarted, StepLogged
+from asyncflow.journal._queries import RunRecord, RunSummary, StoredEvent
+from asyncflow.web._feed import PageParts, Prepare, Render, RunFeeds, now_of
 
 
-def render(
-    view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
-) -> dict[str, bytes]:
+def rendered_by(render: Render) -> Prepare:
+    async def prepare(record: RunRecord, answered: Collection[str]) -> Render:
+        return render
+
+    return prepare
+
+
+def render_all(view: RunView, events: Sequence[Event], notes: RunNotes) -> dict[str, Any]:
     return {
-        "word": view.word.encode(),
-        "events": str(len(events)).encode(),
-        "lines": str(notes.count("a")).encode(),
-        "name": view.run_id.encode(),
+        "word": view.word,
+        "events": len(events),
+        "lines": notes.count("a"),
+        "name": view.run_id,
     }
 
 
-def render_time(
-    view: RunView, events: Sequence[Event], notes: RunNotes, record: RunRecord, now_ms: float
-) -> dict[str, bytes]:
-    return {"now": str(asyncio_time()).encode(), "name": view.run_id.encode()}
+render = rendered_by(render_all)
 
 
-TICKS: list[int] = []
+async def prepare_record(record: RunRecord, answered: Collection[str]) -> Render:
+    return lambda *_: {"status": record.status, "answered": sorted(answered)}
 
 
-def asyncio_time() -> int:
-    TICKS.append(0)
-    return len(TICKS)
-
-
-async def wait_for(
-    updates: AsyncGenerator[Update, None], wanted: Callable[[Update], Any]
-) -> Update:
-    async for update in updates:
-        if wanted(update):
-            return update
-    raise AssertionError("no such update")
+def shown(parts: PageParts | None) -> dict[str, str]:
+    """Return the parts as a viewer receives them."""
+    assert parts is not None
+    return {name: part.json.decode() for name, part in parts.by_id.items()}
 
 
 class OneRun:
@@ -59,6 +54,7 @@ class OneRun:
         self.stored: list[StoredEvent] = []
         self.said: list[StoredEvent] = []
         self.record_ = RunRecord("r", "etl", RunStatus.RUNNING, 0.0, 0.0, "me")
+        self.answered: tuple[str, ...] = ()
         self.error: Exception | None = None
         self.read_times: list[float] = []
         self.add(RunStarted("r", 0.0, {"a": ()}))
@@ -83,80 +79,156 @@ class OneRun:
     async def record(self, run_id: str) -> RunRecord:
         return self.record_
 
+    async def summaries(self, records: Sequence[RunRecord]) -> dict[str, RunSummary]:
+        return {each.run_id: RunSummary(answered=self.answered) for each in records}
+
     runs: Any = None
     cancel: Any = None
 
 
-async def test_updates_cover_a_run_from_its_start_to_its_end(any_journal: Any) -> None:
+class Viewer:
+    """A viewer of a run, which is told of changes and asks for the parts."""
+
+    def __init__(self, feeds: RunFeeds, prepare: Prepare, changes: AsyncGenerator[None]) -> None:
+        self._feeds, self._prepare, self._changes = feeds, prepare, changes
+
+    async def is_told(self) -> None:
+        await anext(self._changes)
+
+    async def parts(self, after: int = 0) -> PageParts:
+        parts = await self._feeds.parts("r", self._prepare, after)
+        assert parts is not None
+        return parts
+
+    async def next_parts(self, after: int = 0) -> PageParts:
+        await self.is_told()
+        return await self.parts(after)
+
+    async def parts_with(self, wanted: Callable[[dict[str, str]], bool]) -> PageParts:
+        while not wanted(shown(parts := await self.next_parts())):
+            pass
+        return parts
+
+
+@asynccontextmanager
+async def viewing(feeds: RunFeeds, prepare: Prepare = render) -> AsyncIterator[Viewer]:
+    async with aclosing(feeds.changes("r", prepare)) as changes:
+        viewer = Viewer(feeds, prepare, changes)
+        yield viewer
+
+
+async def test_a_run_is_followed_from_its_start_to_its_end(any_journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=any_journal).run())
     await gate.has_started.wait()
-    feeds, received = RunFeeds(any_journal), []
+    feeds, received = RunFeeds(any_journal), list[PageParts]()
 
-    async with aclosing(feeds.updates("r", 0, render)) as updates:
-        async for update in updates:
-            received.append(update)
+    async with aclosing(feeds.changes("r", render)) as changes:
+        async for _ in changes:
+            parts = await feeds.parts("r", render, 0)
+            assert parts is not None
+            received.append(parts)
             gate.is_open.set()
     await running
 
-    assert received[0].sections["word"] == b"RUNNING"
-    assert received[-1].sections["word"] == b"PASSED"
-    assert received[-1].end == "ended"
+    assert shown(received[0])["word"] == '"RUNNING"'
+    assert shown(received[-1])["word"] == '"PASSED"'
+    assert [each.has_ended for each in received] == [*[False] * (len(received) - 1), True]
     assert [each.position for each in received] == sorted(each.position for each in received)
     assert received[-1].position == len(await any_journal.events("r"))
-    # Updates contain only changed sections.
-    assert all("name" not in each.sections for each in received[1:])
+    names = {each.by_id["name"].digest for each in received}
+    assert len(names) == 1  # by which a page knows that it has this part
 
 
-async def test_a_reconnecting_viewer_receives_missed_updates_once(journal: Any) -> None:
+async def test_a_viewer_of_a_run_that_is_followed_already_is_told_at_once() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as first_viewer:
-        first = await wait_for(first_viewer, lambda each: each.sections)
+    async with viewing(feeds) as first_viewer, viewing(feeds) as late_viewer:
+        await first_viewer.is_told()
         source.add(AttemptStarted("a", 1, 1.0))
-        second = await wait_for(first_viewer, lambda each: each.position == 2)
+        await first_viewer.is_told()
+        began_at = asyncio.get_running_loop().time()
 
-        async with aclosing(feeds.updates("r", first.position, render)) as late_viewer:
-            missed = await anext(late_viewer)
-        async with aclosing(feeds.updates("r", second.position, render)) as up_to_date_viewer:
-            source.add(AttemptStarted("a", 2, 2.0))
-            following = await wait_for(up_to_date_viewer, lambda each: each.position == 3)
+        parts = await late_viewer.next_parts()
 
-    assert missed.sections["events"] == b"2"
-    assert following.sections["events"] == b"3"
+    assert shown(parts)["events"] == "2"
+    assert asyncio.get_running_loop().time() == began_at
 
 
-async def test_viewers_share_one_reader() -> None:
-    source = OneRun()
+async def test_viewers_share_one_reading_and_one_rendering() -> None:
+    source, renderings = OneRun(), list[int]()
+
+    def counted(view: RunView, events: Sequence[Event], notes: RunNotes) -> dict[str, Any]:
+        renderings.append(len(events))
+        return render_all(view, events, notes)
+
+    # Of a run that waits, time changes nothing.
+    source.record_ = RunRecord("r", "etl", RunStatus.WAITING, 0.0, 0.0, None)
     feeds = RunFeeds(source)
 
-    async def watch() -> Update:
-        async with aclosing(feeds.updates("r", 0, render)) as updates:
-            await anext(updates)
-            return await wait_for(updates, lambda each: each.position == 2)
+    async def watch() -> list[PageParts]:
+        async with viewing(feeds, rendered_by(counted)) as viewer:
+            return [await viewer.next_parts(), await viewer.next_parts()]
 
     viewers = [asyncio.create_task(watch()) for _ in range(20)]
     await asyncio.sleep(5)
     source.add(AttemptStarted("a", 1, 1.0))
-    await asyncio.gather(*viewers)
+    received = await asyncio.gather(*viewers)
 
     assert len(source.read_times) < 10
+    assert renderings == [1, 2]
+    for first, second in received:
+        assert first is received[0][0]
+        assert second is received[0][1]
+
+
+async def test_a_viewer_that_leaves_while_it_reads_for_all_leaves_the_reading_to_another() -> None:
+    class Slow(OneRun):
+        gate = asyncio.Event()
+
+        async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
+            found = await super().events(run_id, after)
+            await self.gate.wait()
+            return found
+
+    source = Slow()
+    feeds = RunFeeds(source)
+    async with viewing(feeds) as first_viewer, viewing(feeds) as second_viewer:
+        first = asyncio.ensure_future(first_viewer.is_told())
+        second = asyncio.ensure_future(second_viewer.next_parts())
+        await asyncio.sleep(1)
+        first.cancel()
+        source.gate.set()
+
+        assert shown(await second)["events"] == "1"
 
 
 async def test_without_viewers_nothing_is_read() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
     for _ in range(2):
-        async with aclosing(feeds.updates("r", 0, render)) as updates:
-            await anext(updates)
+        async with viewing(feeds) as viewer:
+            await viewer.next_parts()
     read_times = len(source.read_times)
 
     await asyncio.sleep(60)
 
-    assert len(source.read_times) == read_times
+    assert len(source.read_times) == read_times == 2
 
 
-async def test_a_busy_run_is_updated_a_few_times_per_second() -> None:
+async def test_what_no_viewer_asks_for_is_not_rendered() -> None:
+    def render_nothing(*_: object) -> dict[str, Any]:
+        raise AssertionError("nobody has asked")
+
+    source = OneRun()
+    feeds = RunFeeds(source)
+    async with viewing(feeds, rendered_by(render_nothing)) as viewer:
+        for attempt in range(1, 50):
+            source.add(AttemptStarted("a", attempt, float(attempt)))
+            await viewer.is_told()
+
+
+async def test_a_busy_run_is_read_a_few_times_per_second() -> None:
     source = OneRun()
 
     async def add_events() -> None:
@@ -167,280 +239,199 @@ async def test_a_busy_run_is_updated_a_few_times_per_second() -> None:
     clock = asyncio.get_running_loop().time
     started_s = clock()
     busy = asyncio.create_task(add_events())
-    received = []
-    async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
-        async for update in updates:
-            received.append(update)
-            if clock() - started_s > 3:
-                break
+    received = list[PageParts]()
+    async with viewing(RunFeeds(source)) as viewer:
+        while clock() - started_s < 3:
+            received.append(await viewer.next_parts())
     busy.cancel()
     await asyncio.gather(busy, return_exceptions=True)
 
     assert 5 <= len(received) <= 12
     assert received[-1].position > 20_000
-    assert received[-1].sections["events"] == b"%d" % received[-1].position
+    assert shown(received[-1])["events"] == str(received[-1].position)
 
 
-async def test_a_large_page_is_updated_less_often() -> None:
+async def test_a_large_page_is_read_less_often() -> None:
     source = OneRun()
 
-    def render_large(
-        view: RunView, events: Sequence[Event], _: RunNotes, record: RunRecord, now_ms: float
-    ) -> dict[str, bytes]:
+    def render_large(view: RunView, events: Sequence[Event], _: RunNotes) -> dict[str, Any]:
         source.add(AttemptStarted("a", 1, 1.0))
-        return {"all": f"{len(events)} ".encode() + b"x" * 10_000_000}
+        return {"all": f"{len(events)} " + "x" * 10_000_000}
 
-    async with aclosing(RunFeeds(source).updates("r", 0, render_large)) as updates:
+    feeds = RunFeeds(source)
+    async with viewing(feeds, rendered_by(render_large)) as viewer:
         for _ in range(3):
-            await anext(updates)
+            await viewer.next_parts()
 
     assert source.read_times[-1] >= 10
 
 
-async def test_a_slow_viewer_receives_only_the_latest_update() -> None:
+async def test_what_steps_say_is_shown_between_events_within_a_third_of_a_second() -> None:
     source = OneRun()
-    feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as slow_viewer:
-        await anext(slow_viewer)
-
-        for attempt in range(1, 50):  # the viewer takes nothing meanwhile
-            source.add(AttemptStarted("a", attempt, float(attempt)))
-            await asyncio.sleep(1)
-        following = await anext(slow_viewer)
-
-    assert following == Update(50, {"events": b"50"}, None, None)
+    async with viewing(RunFeeds(source)) as viewer:
+        await viewer.next_parts()
+        await asyncio.sleep(60)  # however long nothing has happened
+        await viewer.is_told()
+        for number in range(1, 4):
+            source.say(StepLogged("a", 1, 1.0, 20, "app", "x"))
+            parts = await asyncio.wait_for(viewer.next_parts(), 0.34)
+            assert shown(parts)["lines"] == str(number)
 
 
-async def test_what_steps_say_is_sent_between_events() -> None:
-    source = OneRun()
-    feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as updates:
-        await anext(updates)
-        source.say(*(StepLogged("a", 1, 1.0, 20, "app", "x") for _ in range(3)))
-        following = await anext(updates)
-        source.say(StepLogged("a", 1, 1.0, 20, "app", "y"))
-        latest = await anext(updates)
+async def test_a_running_run_changes_as_time_passes_and_no_other() -> None:
+    source, clock = OneRun(), asyncio.get_running_loop().time
+    began_s = clock()
+    async with viewing(RunFeeds(source)) as viewer:
+        for _ in range(4):
+            await viewer.is_told()
+        assert 3 <= clock() - began_s <= 4
 
-    assert following.sections == {"lines": b"3"}
-    assert latest.sections == {"lines": b"4"}
-    assert source.read_times[-1] - source.read_times[-2] < 0.5  # it is a busy run
-
-
-async def test_a_reconnecting_viewer_receives_what_steps_have_said_since() -> None:
-    source = OneRun()
-    feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as updates:
-        await anext(updates)
-        source.say(StepLogged("a", 1, 1.0, 20, "app", "x"))
-        source.add(AttemptStarted("a", 1, 1.0))
-        await wait_for(updates, lambda each: each.position == 2)
-        async with aclosing(feeds.updates("r", 2, render)) as other:
-            missed = await anext(other)
-
-    assert missed.sections["lines"] == b"1"
-
-
-async def test_durations_are_updated_between_events() -> None:
-    async with aclosing(RunFeeds(OneRun()).updates("r", 0, render_time)) as updates:
-        await anext(updates)
-        following = [await anext(updates) for _ in range(3)]
-
-    assert all(set(each.sections) == {"now"} for each in following)
-    assert {each.position for each in following} == {1}
-
-
-async def test_a_new_viewer_receives_actions_that_changed_before_its_page() -> None:
-    source = OneRun()
-
-    def render_actions(view: RunView, events: Sequence[Event], *others: object) -> dict[str, bytes]:
-        return {"live": b"%d" % len(events)}
-
-    feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render_actions)) as first_viewer:
-        await anext(first_viewer)
-        source.add(AttemptStarted("a", 1, 1.0))
-        await anext(first_viewer)
-        async with aclosing(feeds.updates("r", 2, render_actions)) as updates:
-            first = await asyncio.wait_for(anext(updates), 60)
-
-    assert first.sections == {"live": b"2"}
+        source.record_ = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
+        await viewer.is_told()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(viewer.is_told(), 60)
 
 
 async def test_the_duration_of_an_orphaned_run_stands_still() -> None:
-    source = OneRun()
-    source.record_ = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
-    view = RunView(each.event for each in source.stored)
+    view = RunView(each.event for each in OneRun().stored)
 
-    async with aclosing(RunFeeds(source).updates("r", 0, render_time)) as updates:
-        await anext(updates)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(updates), 60)
-
-    assert now_of(view, source.record_) == 0.0
+    assert now_of(view, RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)) == 0.0
     assert now_of(view, RunRecord("r", "", RunStatus.RUNNING, 0.0, 0.0, "me")) > 1e12
 
 
 async def test_viewers_learn_that_the_process_of_a_run_died() -> None:
     source = OneRun()
-
-    def render_orphaned(
-        view: RunView, events: Sequence[Event], _: RunNotes, record: RunRecord, now_ms: float
-    ) -> dict[str, bytes]:
-        return {"status": record.status.encode()}
-
-    async with aclosing(RunFeeds(source).updates("r", 0, render_orphaned)) as updates:
-        await anext(updates)
+    async with viewing(RunFeeds(source), prepare_record) as viewer:
+        await viewer.is_told()
         source.record_ = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
-        following = await anext(updates)
+        following = await viewer.next_parts()
 
-    assert following.sections == {"status": b"ORPHANED"}
+    assert shown(following)["status"] == '"ORPHANED"'
 
 
-async def test_a_failing_journal_is_reported_until_it_recovers() -> None:
+async def test_viewers_of_a_run_that_waits_learn_that_an_answer_has_come() -> None:
     source = OneRun()
-    async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
-        await anext(updates)
+    source.record_ = RunRecord("r", "", RunStatus.WAITING, 0.0, 0.0, None)
+    async with viewing(RunFeeds(source), prepare_record) as viewer:
+        before = await viewer.next_parts()
+        await asyncio.sleep(60)
+        source.answered = ("approved",)
+        following = await asyncio.wait_for(viewer.next_parts(), 2)
+
+    assert shown(before)["answered"] == "[]"
+    assert shown(following)["answered"] == '["approved"]'
+
+
+async def test_a_viewer_is_told_that_the_journal_fails_and_receives_the_error() -> None:
+    source = OneRun()
+    async with viewing(RunFeeds(source)) as viewer:
+        await viewer.is_told()
         source.error = JournalError("runs.db", "the disk is gone")
-        trouble = await anext(updates)
+        await asyncio.wait_for(viewer.is_told(), 2)
+        for _ in range(2):
+            with pytest.raises(JournalError, match="the disk is gone"):
+                await viewer.parts()
         source.error = None
-        recovered = await anext(updates)
+        recovered = await viewer.parts()
+        await asyncio.wait_for(viewer.is_told(), 2)
 
-    assert trouble.trouble == "journal runs.db: the disk is gone"
-    assert recovered == Update(1, {}, None, None)
-
-
-async def test_a_page_that_cannot_be_rendered_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    def render_broken(*_: object) -> dict[str, bytes]:
-        raise ZeroDivisionError("by zero")
-
-    async with aclosing(RunFeeds(OneRun()).updates("r", 0, render_broken)) as updates:
-        update = await anext(updates)
-
-    assert update.trouble == "ZeroDivisionError: by zero"
-    assert "run 'r' can't be shown" in caplog.text
+    assert shown(recovered)["events"] == "1"
 
 
-async def test_a_forgotten_run_is_gone() -> None:
+async def test_a_forgotten_run_ends_its_viewers() -> None:
     source = OneRun()
-    async with aclosing(RunFeeds(source).updates("r", 0, render)) as updates:
-        await anext(updates)
+    async with viewing(RunFeeds(source)) as viewer:
+        await viewer.is_told()
         source.error = RunNotFoundError("r", "runs.db")
-        received = [each async for each in updates]
-
-    assert received == [Update(0, {}, None, "gone")]
-
-
-async def test_another_run_with_the_same_id_is_reloaded() -> None:
-    async with aclosing(RunFeeds(OneRun()).updates("r", 99, render)) as updates:
-        received = [each async for each in updates]
-
-    assert received == [Update(99, {}, None, "reload")]
+        with pytest.raises(RunNotFoundError):
+            await viewer.next_parts()
+        with pytest.raises(StopAsyncIteration):
+            await viewer.is_told()
 
 
-async def test_a_viewer_ahead_of_the_reader_receives_what_follows() -> None:
+async def test_another_run_with_the_same_id_is_told_from_the_one_that_a_page_shows() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as first_viewer:
-        await anext(first_viewer)
-        # The second viewer's page includes events that the feed has not read yet.
+
+    assert await feeds.parts("r", render, 99) is None
+    assert await feeds.parts("r", render, 1) is not None
+
+
+async def test_a_viewer_ahead_of_the_reading_is_shown_what_it_has_seen_and_more() -> None:
+    source = OneRun()
+    async with viewing(RunFeeds(source)) as viewer:
+        await viewer.next_parts()
+        # The page of another viewer has events that were not yet read here.
         source.add(AttemptStarted("a", 1, 1.0), AttemptStarted("a", 2, 2.0))
 
-        async with aclosing(feeds.updates("r", 3, render)) as viewer:
-            source.add(AttemptStarted("a", 3, 3.0))
-            update = await anext(viewer)
+        parts = await viewer.parts(after=3)
 
-    assert update.end is None
-    assert update.position == 4
-    assert update.sections["events"] == b"4"
-
-
-async def test_a_viewer_ahead_of_a_read_that_is_under_way_waits_for_the_next_one() -> None:
-    class Slow(OneRun):
-        """Returns what it had when it was asked."""
-
-        gate = asyncio.Event()
-        was_asked = asyncio.Event()
-
-        async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
-            found = await super().events(run_id, after)
-            self.was_asked.set()
-            await self.gate.wait()
-            return found
-
-    source = Slow()
-    source.gate.set()
-    feeds = RunFeeds(source)
-    async with aclosing(feeds.updates("r", 0, render)) as first_viewer:
-        await anext(first_viewer)
-        source.gate.clear()
-        source.was_asked.clear()
-        await source.was_asked.wait()
-        source.add(AttemptStarted("a", 1, 1.0), AttemptStarted("a", 2, 2.0))
-
-        async with aclosing(feeds.updates("r", 3, render)) as viewer:
-            update = asyncio.ensure_future(anext(viewer))
-            await asyncio.sleep(0)
-            source.gate.set()
-            source.add(AttemptStarted("a", 3, 3.0))
-
-            assert (await update).end is None
-            assert (await update).position == 4
+    assert parts.position == 3
+    assert shown(parts)["events"] == "3"
 
 
 async def test_a_failed_rendering_does_not_count_events_twice() -> None:
     source, failures = OneRun(), [ZeroDivisionError("by zero")]
 
-    def render_broken_once(*arguments: Any) -> dict[str, bytes]:
+    def render_broken_once(*arguments: Any) -> dict[str, Any]:
         if failures:
             raise failures.pop()
-        return render(*arguments)
+        return render_all(*arguments)
 
-    async with aclosing(RunFeeds(source).updates("r", 0, render_broken_once)) as updates:
-        await wait_for(updates, lambda each: each.trouble)
-        recovered = await wait_for(updates, lambda each: not each.trouble)
+    feeds = RunFeeds(source)
+    async with viewing(feeds, rendered_by(render_broken_once)) as viewer:
+        with pytest.raises(ZeroDivisionError):
+            await viewer.next_parts()
+        recovered = await viewer.parts()
 
-    assert recovered.sections["events"] == b"1"
+    assert shown(recovered)["events"] == "1"
     assert recovered.position == 1
 
 
-async def test_a_position_is_sent_with_the_sections_that_include_it() -> None:
-    source, loop, during_render = OneRun(), asyncio.get_running_loop(), []
+async def test_parts_have_the_position_of_the_events_that_they_show() -> None:
+    source = OneRun()
 
-    async def following() -> Update:
-        return await anext(updates)
-
-    def render_slowly_at_last(
-        view: RunView, events: Sequence[Event], *others: Any
-    ) -> dict[str, bytes]:
-        if len(events) == 3:  # the viewer takes the previous update while this one is rendered
-            during_render.append(asyncio.run_coroutine_threadsafe(following(), loop).result(50))
-        return render(view, events, *others)
-
-    async with aclosing(RunFeeds(source).updates("r", 0, render_slowly_at_last)) as updates:
-        await anext(updates)
+    def render_meanwhile(*arguments: Any) -> dict[str, Any]:
         source.add(AttemptStarted("a", 1, 1.0))
-        await asyncio.sleep(2)
-        source.add(AttemptStarted("a", 2, 2.0))
-        while not during_render:
-            await asyncio.sleep(0.1)
-        last_update = await anext(updates)
+        return render_all(*arguments)
 
-    assert (during_render[0].position, during_render[0].sections) == (2, {"events": b"2"})
-    assert (last_update.position, last_update.sections) == (3, {"events": b"3"})
+    async with viewing(RunFeeds(source), rendered_by(render_meanwhile)) as viewer:
+        for _ in range(3):
+            parts = await viewer.next_parts()
+            assert shown(parts)["events"] == str(parts.position)
+
+
+async def test_the_feed_of_an_ended_run_stays_until_its_viewers_have_the_last_parts() -> None:
+    source = OneRun()
+    feeds = RunFeeds(source)
+    async with viewing(feeds) as viewer:
+        await viewer.is_told()
+        source.add(RunFinished(1.0, RunStatus.PASSED))
+        source.record_ = RunRecord("r", "", RunStatus.PASSED, 0.0, 0.0, None)
+        await viewer.is_told()
+        end = asyncio.ensure_future(viewer.is_told())
+        await asyncio.sleep(1)
+        reads = len(source.read_times)
+        parts = await viewer.parts()
+
+        assert parts.has_ended
+        assert len(source.read_times) == reads
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(end, 5)
 
 
 async def test_closing_the_feeds_ends_all_viewers() -> None:
     feeds = RunFeeds(OneRun())
-    received: list[Update] = []
+    told = list[None]()
 
     async def watch() -> None:
-        async with aclosing(feeds.updates("r", 0, render)) as updates:
-            received.extend([update async for update in updates])
+        async with aclosing(feeds.changes("r", render)) as changes:
+            told.extend([each async for each in changes])
 
     watching = asyncio.create_task(watch())
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     feeds.close()
     await asyncio.wait_for(watching, 0.1)
 
-    assert len(received) == 1
-    assert [each async for each in feeds.updates("r", 0, render)] == []
+    assert len(told) == 1
+    assert [each async for each in feeds.changes("r", render)] == []

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from page.said import HOSTILE_SVG, attached, logged, picture, progressed
 from web.noted import NotedJournal
-from web.runs import failing, passing
-from web.test_run_page import updates_in
+from web.runs import failing, parts_of, passing
 
 from asyncflow import Orchestrator, WorkflowStep, current_step
 from asyncflow.web import app
@@ -218,7 +217,7 @@ async def test_only_attachments_have_data(make_client: Any, noted: NotedJournal)
     assert (await client.get("/api/runs/r/attachments/x")).status_code == 404
 
 
-async def test_the_page_of_a_run_and_its_stream_have_its_notes(
+async def test_the_page_of_a_run_and_its_parts_have_its_notes(
     make_client: Any, noted: NotedJournal
 ) -> None:
     await failing().with_options(run_id="r/1", journal=noted).run()
@@ -229,12 +228,12 @@ async def test_the_page_of_a_run_and_its_stream_have_its_notes(
     client = make_client(app(noted))
 
     answer = await client.get("/runs/r%2F1")
-    (update,) = updates_in((await client.get("/events/r%2F1")).text)
+    received = await parts_of(client, "r%2F1")
 
     assert 'data-notes-url="/api/runs/r%2F1/notes"' in answer.text
     assert 'data-details-url="/details/r%2F1"' in answer.text
     assert "img-src 'self' data:;" in answer.headers["content-security-policy"]
-    for html in (answer.text, "".join(map(str, update["sections"].values()))):
+    for html in (answer.text, "".join(map(str, received["sections"].values()))):
         assert html.count("the table is missing") >= 2
         assert 'src="/api/runs/r%2F1/attachments/2"' in html
         assert "asyncflow resume r/1 MODULE:PIPELINE --journal JOURNAL" in html

@@ -46,12 +46,13 @@ async def test_an_id_with_a_trailing_line_break_or_slash_names_another_run(
         await client.get(f"/runs/{sent}"),
         await client.get(f"/api/runs/{sent}"),
         await client.get(f"/events/{sent}"),
+        await client.get(f"/parts/{sent}"),
         await client.post(f"/cancel/{sent}"),
         await client.post(f"/resume/{sent}"),
     ]
     gate.is_open.set()
 
-    assert [answer.status_code for answer in answers] == [404] * 5
+    assert [answer.status_code for answer in answers] == [404] * 6
     assert {answer.json()["error"] for answer in answers} == {"There is no such run"}
     assert (await running).all_passed
 
@@ -63,12 +64,12 @@ async def test_the_journal_receives_the_exact_run_id(make_client: Any, run_id: s
     client = make_client(pages, headers=AS_SCRIPT)
     sent = "".join(f"%{byte:02X}" for byte in run_id.encode())
 
-    for path in ("runs", "api/runs", "events"):
+    for path in ("runs", "api/runs", "events", "parts"):
         assert (await client.get(f"/{path}/{sent}")).status_code == 404
     for act in ("cancel", "resume"):
         assert (await client.post(f"/{act}/{sent}")).status_code == 404
 
-    assert journal.requested == [run_id] * 5
+    assert journal.requested == [run_id] * 6
 
 
 async def test_an_id_that_ends_like_a_route_is_distinguished_from_it(

@@ -1,4 +1,4 @@
-"""The page of a run and its stream of updates."""
+"""The page of a run, its parts, and the stream that tells of changes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import time
 from html import unescape
 from typing import Any
 
+import pytest
 from segments import store_segment
-from web.runs import Gate, failing, first_update, passing, slow, updates_in
+from web.runs import Gate, failing, parts_of, passing, slow
 
 from asyncflow import Orchestrator, RunStatus, WorkflowStep
 from asyncflow.events import AttemptStarted, RunFinished, RunStarted, StepSucceeded
@@ -24,8 +25,8 @@ FINAL |= {"preview": "", "waiting": False, "signals": {}}
 """The actions on a run that has passed."""
 
 
-def actions_of(update: dict[str, Any]) -> Any:
-    return update["sections"]["live"]
+def actions_of(received: dict[str, Any]) -> Any:
+    return received["sections"]["live"]
 
 
 async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
@@ -48,82 +49,106 @@ async def test_a_run_has_its_page(make_client: Any, any_journal: Any) -> None:
         assert f"'sha256-{digest}'" in policy
 
 
-async def test_a_stream_ends_with_its_run(make_client: Any, any_journal: Any) -> None:
+async def test_the_parts_of_an_ended_run_say_so(make_client: Any, any_journal: Any) -> None:
     await passing().with_options(run_id="r", journal=any_journal).run()
     last = len(await any_journal.events("r"))
 
-    answer = await make_client(app(any_journal)).get("/events/r")
+    answer = await make_client(app(any_journal)).get("/parts/r")
+    received = await parts_of(make_client(app(any_journal)), "r")
 
-    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
-    assert "retry: 1000" in answer.text
-    (update,) = updates_in(answer.text)
-    assert (update["end"], update["id"]) == ("ended", last)
-    assert {"header", "gantt", "dag", "steps", "events"} <= set(update["sections"])
-    assert actions_of(update) == FINAL
+    assert (received["end"], received["position"]) == ("ended", last)
+    assert {"header", "gantt", "dag", "steps", "events"} <= set(received["sections"])
+    assert actions_of(received) == FINAL
 
 
-async def test_the_page_and_its_stream_have_the_same_sections(
+async def test_the_page_and_its_parts_have_the_same_sections(
     make_client: Any, journal: Any
 ) -> None:
     await passing().with_options(run_id="r", journal=journal).run()
     client = make_client(app(journal))
 
     page = (await client.get("/runs/r")).text
-    (update,) = updates_in((await client.get("/events/r")).text)
+    received = await parts_of(client, "r")
 
-    sections = {name: html for name, html in update["sections"].items() if name != "live"}
+    sections = {name: html for name, html in received["sections"].items() if name != "live"}
     assert all(f'id="{name}"' in page for name in sections)
     assert all(html in page for name, html in sections.items() if name != "header")
 
 
-async def test_a_stream_omits_what_the_browser_has_received(make_client: Any, journal: Any) -> None:
-    await passing().with_options(run_id="r", journal=journal).run()
-    last = len(await journal.events("r"))
-    client = make_client(app(journal))
-
-    for url, headers in (
-        (f"/events/r?after={last}", {}),
-        ("/events/r?after=1", {"last-event-id": str(last)}),  # the header takes precedence
-    ):
-        (update,) = updates_in((await client.get(url, headers=headers)).text)
-        assert set(update["sections"]) == {"live"}
-        assert (update["end"], update["id"]) == ("ended", last)
-    for seen in ("1", "x", "²", "1" * 30, ""):
-        (update,) = updates_in((await client.get(f"/events/r?after={seen}")).text)
-        assert "steps" in update["sections"]
-
-
-async def test_the_page_of_an_ended_run_can_ask_for_new_events(
+async def test_a_page_receives_the_parts_that_it_does_not_have(
     make_client: Any, journal: Any
 ) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
+    await gate.has_started.wait()
+    await asyncio.sleep(1)  # until the step that has nothing to wait for has ended
+    client = make_client(app(journal))
+    page = (await client.get("/runs/r")).text
+    have = dict(each.split(":") for each in re.findall(r'data-have="(.*?) "', page)[0].split())
+
+    first = (await client.get(f"/parts/r?have={','.join(have.values())}")).json()
+    has_all = ",".join([*have.values(), *(digest for digest, _ in first["sections"].values())])
+    second = (await client.get(f"/parts/r?have={has_all}")).json()
+    gate.is_open.set()
+    await running
+    last = await parts_of(client, "r", f"?have={has_all}")
+
+    changing = {"header", "gantt", "steps", "details", "dag"}  # they have durations
+    assert {"live"} <= set(first["sections"]) <= {"live", *changing}
+    assert set(second["sections"]) <= changing
+    assert {"header", "events", "steps"} <= set(last["sections"])
+    assert not {"data", "failure"} & set(last["sections"])
+
+
+async def test_the_page_of_an_ended_run_asks_for_new_events(make_client: Any, journal: Any) -> None:
     await failing().with_options(run_id="r", journal=journal).run()
     last = len(await journal.events("r"))
     client = make_client(app(journal))
-    as_script = {"accept": "application/json"}
 
-    before = await client.get(f"/events/r?after={last}", headers=as_script)
+    before = await parts_of(client, "r", f"?after={last}")
+    for unread in ("1", "x", "²", "1" * 30, ""):
+        received = await parts_of(client, "r", f"?after={unread}")
+        assert ("steps" in received["sections"], received["end"]) == (True, "ended")
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).with_options(run_id="s", journal=journal).run())
+    await gate.has_started.wait()
+    of_other = await parts_of(client, "s", f"?after={last}")
+    gate.is_open.set()
+    await running
     await failing().with_options(run_id="r", journal=journal).run()
-    after = await client.get(f"/events/r?after={last}", headers=as_script)
+    after = await parts_of(client, "r", f"?after={last}")
 
-    assert (before.json(), after.json()) == ({"more": False}, {"more": True})
+    assert set(before["sections"]) == {"live"}  # the page has all others
+    assert (before["end"], before["position"]) == ("ended", last)
+    assert (of_other["end"], of_other["sections"]) == ("reload", {})
+    assert "steps" in after["sections"]
+    assert after["position"] > last
 
 
-async def test_a_stream_follows_a_run(make_client: Any, journal: Any) -> None:
+async def test_a_stream_tells_of_a_run_until_it_has_ended(make_client: Any, journal: Any) -> None:
     gate = Gate()
     running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
     await gate.has_started.wait()
     asyncio.get_running_loop().call_later(6, gate.is_open.set)
+    client = make_client(app(journal))
 
-    updates = updates_in((await make_client(app(journal)).get("/events/r")).text)
+    before = await parts_of(client, "r")
+    answer = await client.get("/events/r")
+    after = await parts_of(client, "r")
+    last = await client.get(f"/events/r?after={after['position']}")
     await running
 
-    assert len(updates) > 3
-    assert "RUNNING" in updates[0]["sections"]["header"]
-    assert actions_of(updates[0]) == {**FINAL, "cancel": True}
-    assert "PASSED" in updates[-1]["sections"]["header"]
-    assert [each["id"] for each in updates] == sorted(each["id"] for each in updates)
-    assert [each["end"] for each in updates[:-1]] == [None] * (len(updates) - 1)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-store"
+    assert "retry: 1000" in answer.text
+    assert 5 <= answer.text.count("event: changed") <= 9
+    assert len(answer.text) < 1_000  # it has no part of the page
+    assert last.text.count("event: changed") == 1
+    assert ("RUNNING" in before["sections"]["header"], before["end"]) == (True, None)
+    assert actions_of(before) == {**FINAL, "cancel": True}
+    assert ("PASSED" in after["sections"]["header"], after["end"]) == (True, "ended")
 
 
 async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journal: Any) -> None:
@@ -143,14 +168,16 @@ async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journa
     await gate.has_started.wait()
     running.cancel()
     await asyncio.sleep(0.1)
-    asyncio.get_running_loop().call_later(1, cleaned.set)
+    client = make_client(app(journal))
 
-    updates = updates_in((await make_client(app(journal)).get("/events/r")).text)
+    stopping = await parts_of(client, "r")
+    cleaned.set()
     await asyncio.gather(running, return_exceptions=True)
+    stopped = await parts_of(client, "r")
 
-    assert "STOPPING" in updates[0]["sections"]["header"]
-    assert actions_of(updates[0]) == FINAL
-    assert actions_of(updates[-1])["note"] == "to resume it here, give this server its pipeline"
+    assert "STOPPING" in stopping["sections"]["header"]
+    assert actions_of(stopping) == FINAL
+    assert actions_of(stopped)["note"] == "to resume it here, give this server its pipeline"
 
 
 async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal: Any) -> None:
@@ -177,7 +204,7 @@ async def test_an_orphaned_run_is_reported_as_orphaned(make_client: Any, journal
 
     async def first_actions(**options: Any) -> Any:
         async with Orphaned(":memory:") as orphaned:
-            return actions_of(await first_update(app(orphaned, **options), "r"))
+            return actions_of(await parts_of(make_client(app(orphaned, **options)), "r"))
 
     known = await first_actions(pipelines={"etl": failing("etl")})
     unknown = await first_actions()
@@ -199,14 +226,15 @@ async def test_an_unknown_run_is_reported(make_client: Any, journal: Any) -> Non
     assert "All runs" in unescape(page.text)
 
 
-async def test_the_stream_of_an_unknown_run_ends_as_gone(make_client: Any, journal: Any) -> None:
-    client = make_client(app(journal))
+@pytest.mark.parametrize("path", ["events", "parts"])
+async def test_the_stream_and_the_parts_of_an_unknown_run_are_not_found(
+    make_client: Any, journal: Any, path: str
+) -> None:
+    as_script = {"accept": "application/json"}
 
-    (update,) = updates_in((await client.get("/events/nothing?after=3")).text)
-    api = await client.get("/events/nothing", headers={"accept": "application/json"})
-
-    assert update["end"] == "gone"
-    assert api.status_code == 404
+    for after in ("", "?after=3"):
+        answer = await make_client(app(journal)).get(f"/{path}/nothing{after}", headers=as_script)
+        assert (answer.status_code, answer.json()["error"]) == (404, "There is no such run")
 
 
 async def test_a_run_without_events_has_no_page(make_client: Any) -> None:
@@ -240,7 +268,7 @@ async def test_an_internal_error_is_not_exposed(make_client: Any) -> None:
     assert "secret" not in answer.text
 
 
-async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
+async def test_a_page_and_its_parts_say_how_long_a_step_usually_takes(
     make_client: Any, journal: Any
 ) -> None:
     async def store(run_id: str, ms: float) -> None:
@@ -256,10 +284,10 @@ async def test_a_page_and_its_stream_say_how_long_a_step_usually_takes(
     await store("c", 9_000.0)
 
     page = (await client.get("/runs/c")).text
-    (update,) = updates_in((await client.get("/events/c")).text)
+    received = await parts_of(client, "c")
     assert "<dd>9.0 s, usually 2.0 s</dd>" in page
-    assert "usually 2.0 s" in update["sections"]["details"]
-    assert update["sections"]["gantt"] in page
+    assert "usually 2.0 s" in received["sections"]["details"]
+    assert received["sections"]["gantt"] in page
 
 
 async def test_a_running_run_says_how_long_is_left_on_its_page_and_in_the_list(
@@ -302,10 +330,10 @@ async def test_the_second_viewer_of_a_run_reads_no_statistics(make_client: Any) 
         running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
         await gate.has_started.wait()
         client = make_client(app(journal))
-        viewers = [asyncio.create_task(client.get("/events/r"))]
-        await asyncio.sleep(1)
-        viewers.append(asyncio.create_task(client.get("/events/r")))
-        await asyncio.sleep(1)
+        viewers = [asyncio.create_task(client.get("/events/r")) for _ in range(2)]
+        for _ in range(3):
+            await asyncio.sleep(1)
+            await asyncio.gather(*(client.get("/parts/r") for _ in range(2)))
         gate.is_open.set()
         await asyncio.gather(running, *viewers)
 

@@ -36,9 +36,9 @@ async def served(journal: Any, **options: Any) -> AsyncIterator[tuple[httpx.Asyn
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def first_update(lines: AsyncIterator[str]) -> None:
+async def first_change(lines: AsyncIterator[str]) -> None:
     async for line in lines:
-        if line == "event: update":
+        if line == "event: changed":
             return
 
 
@@ -65,7 +65,7 @@ async def test_open_streams_end_while_their_run_goes_on(any_journal: Any) -> Non
     await gate.has_started.wait()
 
     async with served(any_journal) as (client, task), client.stream("GET", "/events/r") as stream:
-        await first_update(stream.aiter_lines())
+        await first_change(stream.aiter_lines())
         started_at = time.monotonic()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -118,8 +118,8 @@ async def test_a_client_with_a_full_buffer_is_disconnected_without_a_log_message
             silent_client.sendall(b"GET /events/r HTTP/1.1\r\nHost: localhost\r\n\r\n")
             async with client.stream(
                 "GET", "/events/r"
-            ) as other:  # by then, the silent client was sent an update too
-                await first_update(other.aiter_lines())
+            ) as other:  # by then, the silent client was told of a change too
+                await first_change(other.aiter_lines())
             started_at = time.monotonic()
             task.cancel()
             await asyncio.wait([task])

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Literal
 
 import pytest
-from web.runs import first_update
+from web.runs import parts_of
 
 from asyncflow import Pipeline, after
 from asyncflow.web import app
@@ -122,10 +122,12 @@ async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -
         (Any, {"kind": "json"}),
     ],
 )
-async def test_the_page_asks_for_a_value_of_the_type(journal: Any, hint: Any, field: Any) -> None:
+async def test_the_page_asks_for_a_value_of_the_type(
+    make_client: Any, journal: Any, hint: Any, field: Any
+) -> None:
     await suspended(journal, waiting(hint))
 
-    offered = (await first_update(app(journal), "r"))["sections"]["live"]
+    offered = (await parts_of(make_client(app(journal)), "r"))["sections"]["live"]
 
     assert offered["signals"] == {"approved": field}
     assert (offered["waiting"], offered["cancel"], offered["note"]) == (True, True, "")
@@ -138,7 +140,7 @@ async def test_the_page_takes_values_of_the_type_that_its_pipeline_has_now(
     new = app(journal, pipelines={"orders": waiting(Literal["yes", "no"])})
     client = make_client(new)
 
-    offered = (await first_update(new, "r"))["sections"]["live"]
+    offered = (await parts_of(client, "r"))["sections"]["live"]
     refused, stored = await post(client, True), await post(client, "yes")
 
     assert offered["signals"] == {"approved": {"kind": "choice", "choices": ['"no"', '"yes"']}}
@@ -177,11 +179,11 @@ async def test_a_value_from_the_page_starts_no_run_that_ends_meanwhile(
         assert await journal.runs() == []
 
 
-async def test_the_page_asks_for_no_second_answer(journal: Any) -> None:
+async def test_the_page_asks_for_no_second_answer(make_client: Any, journal: Any) -> None:
     await suspended(journal)
     await journal.signal("r", "approved", True)
 
-    offered = (await first_update(app(journal), "r"))["sections"]["live"]
+    offered = (await parts_of(make_client(app(journal)), "r"))["sections"]["live"]
 
     assert offered["signals"] == {"approved": {"kind": "answered"}}
 

@@ -1,9 +1,8 @@
-"""The update stream of one viewer."""
+"""The stream that tells one viewer of changes."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,23 +11,21 @@ from sse_starlette.sse import AppStatus
 from web.runs import Gate, slow
 
 from asyncflow.web import app
-from asyncflow.web._feed import Update
-from asyncflow.web._stream import UpdateStream
+from asyncflow.web._stream import ChangeStream
 
 
-class EndlessUpdates:
-    """Updates that never end, and record when they are closed."""
+class EndlessChanges:
+    """Changes that never end, and record when they are closed."""
 
-    def __init__(self, size: int = 1) -> None:
+    def __init__(self) -> None:
         self.is_closed = False
         self.count = 0
-        self._part = json.dumps("x" * size).encode()
 
-    async def updates(self) -> AsyncGenerator[Update, None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         try:
             while True:
                 self.count += 1
-                yield Update(self.count, {"a": self._part}, None, None)
+                yield
                 await asyncio.sleep(0.001)
         finally:
             self.is_closed = True
@@ -55,13 +52,13 @@ class Connection:
         await self.is_left.wait()
         return {"type": "http.disconnect"}
 
-    async def serve(self, source: EndlessUpdates) -> None:
+    async def serve(self, source: EndlessChanges) -> None:
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
-        await UpdateStream(source.updates())(scope, self.receive, self.send)
+        await ChangeStream(source.changes())(scope, self.receive, self.send)
 
 
-async def test_updates_are_closed_when_the_viewer_disconnects() -> None:
-    source, connection = EndlessUpdates(), Connection(takes=1_000_000)
+async def test_changes_are_closed_when_the_viewer_disconnects() -> None:
+    source, connection = EndlessChanges(), Connection(takes=1_000_000)
     serving = asyncio.create_task(connection.serve(source))
     await asyncio.sleep(1)
 
@@ -80,20 +77,20 @@ async def test_a_lost_connection_is_noticed_before_much_more_is_written_to_it() 
         asyncio.get_running_loop().call_soon(connection.is_left.set)
 
     connection.send = send  # type: ignore[method-assign]
-    await connection.serve(EndlessUpdates(size=1_000_000))
+    await connection.serve(EndlessChanges())
 
     assert written < 5  # from the fifth on, asyncio logs a warning
 
 
-async def test_a_viewer_that_reads_nothing_lets_go_of_the_page_after_20_seconds() -> None:
-    source, connection = EndlessUpdates(), Connection(takes=4)
+async def test_a_viewer_that_reads_nothing_is_no_viewer_after_20_seconds() -> None:
+    source, connection = EndlessChanges(), Connection(takes=4)
     serving = asyncio.create_task(connection.serve(source))
 
     await asyncio.sleep(19)
     assert not source.is_closed
     await asyncio.sleep(2)
     assert source.is_closed
-    assert source.count == 3  # no update was produced meanwhile
+    assert source.count == 3  # nothing was asked meanwhile
 
     # The app can't cut the connection: it ends when the viewer reads again, and counts until then.
     assert not serving.done()
@@ -105,12 +102,12 @@ async def test_a_viewer_that_reads_nothing_lets_go_of_the_page_after_20_seconds(
 async def test_an_idle_stream_sends_pings() -> None:
     connection = Connection(takes=1_000)
 
-    class NoUpdates(EndlessUpdates):
-        async def updates(self) -> AsyncGenerator[Update, None]:
+    class NoChanges(EndlessChanges):
+        async def changes(self) -> AsyncGenerator[None, None]:
             await asyncio.sleep(1_000)
-            yield Update(0, {}, None, None)
+            yield
 
-    serving = asyncio.create_task(connection.serve(NoUpdates()))
+    serving = asyncio.create_task(connection.serve(NoChanges()))
     await asyncio.sleep(21)
     connection.is_left.set()
     await serving
@@ -121,7 +118,7 @@ async def test_an_idle_stream_sends_pings() -> None:
 async def test_when_the_server_stops_the_response_is_completed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, connection = EndlessUpdates(), Connection(takes=1_000_000)
+    source, connection = EndlessChanges(), Connection(takes=1_000_000)
     serving = asyncio.create_task(connection.serve(source))
     await asyncio.sleep(1)
 

@@ -38,10 +38,11 @@
     resumed: "Resumed: completed steps are not run again.",
     waiting: "It waits on: nothing has come, and its code is the same.",
   };
-  const seen = {}; // the parts that the page has
+  const partsUrl = live.dataset.partsUrl;
+  const have = new Map(live.dataset.have.trim().split(" ").map((each) => each.split(":"))); // the digest of each part of the page
   let [url, after] = live.dataset.eventsUrl.split("?after=");
   let source = null, heard = 0, pause = AGAIN_MS, timer = 0, hidden = 0, said = "", can = {}, trouble = null;
-  let isFresh = false, isActing = false;
+  let isFresh = false, isActing = false, isAsking = false, isWanted = false;
 
   function show(state, text) {
     if (live.dataset.state === state && word.textContent === text) return;
@@ -70,8 +71,15 @@
       each.remove();
       signals.delete(name);
     }
-    // A form that is there stays: someone may be writing in it.
-    for (const [name, field] of Object.entries(waits)) if (!signals.has(name)) signals.set(name, live.appendChild(signalForm(name, field)));
+    for (const [name, field] of Object.entries(waits)) {
+      const old = signals.get(name);
+      // A form that is there stays, because someone may be writing in it, until an answer has come from elsewhere.
+      if (old && (field.kind !== "answered" || old.dataset.kind === "answered")) continue;
+      const asks = signalForm(name, field), hadFocus = old?.contains(document.activeElement);
+      if (old) old.replaceWith(asks); else live.append(asks);
+      signals.set(name, asks);
+      if (hadFocus) asks.querySelector("[role=status]").focus();
+    }
   }
 
   function close() {
@@ -87,14 +95,10 @@
     trouble = null;
   }
 
-  function connectIn(ms) {
-    close();
-    timer = setTimeout(connect, ms);
-  }
-
   function lost() {
+    close();
     show("disconnected", "disconnected");
-    connectIn(pause);
+    timer = setTimeout(connect, pause);
     pause = Math.min(pause * 1.5, LONGEST_MS);
   }
 
@@ -104,21 +108,14 @@
     heard = Date.now();
     source = new EventSource(`${url}?after=${after}`);
     source.addEventListener("ping", alive);
-    source.addEventListener("update", update);
+    source.addEventListener("changed", () => { heard = Date.now(); ask(); });
     source.addEventListener("error", () => {
+      const isRefused = source?.readyState === EventSource.CLOSED;
       forget();
-      // The browser connects again by itself, with the id of the last event, if it may.
-      if (source && source.readyState === EventSource.CLOSED) refused();
-      else show("disconnected", "disconnected");
+      show("disconnected", "disconnected");
+      // The browser connects again by itself, if it may. A script can't see why a stream was refused.
+      if (isRefused) { close(); ask(); }
     });
-  }
-
-  async function refused() {
-    close();
-    let answer = null;
-    try { answer = await poll(); } catch { /* no server answers */ } // a script can't see why a stream was refused
-    if (source) return;
-    if (answer?.status === 401) location.reload(); else lost();
   }
 
   function alive() {
@@ -132,53 +129,65 @@
     else show("live", "live");
   }
 
-  function update(event) {
-    const data = JSON.parse(event.data);
-    trouble = data.trouble;
-    isFresh = true;
-    if (data.sections.live) offer(data.sections.live);
-    alive();
-    after = event.lastEventId || after;
-    if (data.end === "reload") { location.reload(); return; }
-    if (data.end === "gone") { close(); show("ended", "gone: the journal no longer has the run"); offer({}); return; }
-    const fresh = {};
-    for (const [id, html] of Object.entries(data.sections)) {
-      if (id === "live" || seen[id] === html) continue;
-      fresh[id] = seen[id] = html;
-    }
-    if (Object.keys(fresh).length) window.asyncflow.update(fresh);
-    if (data.end === "ended") {
-      said = "";
-      say(can.note || "");
-      show("ended", "ended");
-      connectQuietlyIn(ASK_MS); // it may be resumed
-    }
-  }
-
-  function poll() {
-    const headers = { accept: "application/json" };
-    return fetch(`${url}?after=${after}`, { cache: "no-store", headers, signal: AbortSignal.timeout(ANSWER_MS) });
-  }
-
-  async function ask() {
-    // Polls: a stream that only says that the run has ended would look like a running one.
-    if (document.hidden) { timer = setTimeout(ask, ASK_MS); return; }
+  async function parts() {
+    const where = `${partsUrl}?after=${after}&have=${[...have.values()].join(",")}`, headers = { accept: "application/json" };
+    let answer = null;
     try {
-      const answer = await poll();
-      if (answer.status === 401) { location.reload(); return; }
-      if (!answer.ok) throw new Error(String(answer.status));
-      const data = await answer.json();
-      if (data.more) connect();
-      else { show("ended", "ended"); timer = setTimeout(ask, ASK_MS); }
-    } catch {
-      show("disconnected", "disconnected");
-      timer = setTimeout(ask, ASK_MS);
-    }
+      answer = await fetch(where, { cache: "no-store", headers, signal: AbortSignal.timeout(ANSWER_MS) });
+      return [answer, await answer.json()];
+    } catch { return [answer, null]; } // no server answers, or none of ours
   }
 
-  function connectQuietlyIn(ms) {
-    close();
+  // Asks for the parts that the page does not have. One request at a time: what changes meanwhile is asked for after it.
+  async function ask() {
+    clearTimeout(timer);
+    if (document.hidden && !source) { askIn(ASK_MS); return; }
+    isWanted = true;
+    if (isAsking) return;
+    isAsking = true;
+    try {
+      while (isWanted) {
+        isWanted = false;
+        receive(...await parts());
+      }
+    } finally { isAsking = false; }
+  }
+
+  function askIn(ms) {
+    clearTimeout(timer);
     timer = setTimeout(ask, ms);
+  }
+
+  function receive(answer, data) {
+    if (answer?.status === 401) { location.reload(); return; }
+    if (!data) { lost(); return; }
+    if (answer.ok) { update(data); return; }
+    if (answer.status === 404) { close(); show("ended", "gone: the journal no longer has the run"); offer({}); return; }
+    [isFresh, trouble] = [true, data.detail];
+    alive();
+    askIn(ASK_MS);
+  }
+
+  function update({ position, end, sections: { live: actions, ...parts } }) {
+    [isFresh, trouble, after] = [true, null, position];
+    if (end === "reload") { location.reload(); return; }
+    if (actions) { have.set("live", actions[0]); offer(actions[1]); }
+    for (const [id, [digest]] of Object.entries(parts)) have.set(id, digest);
+    const fresh = Object.fromEntries(Object.entries(parts).map(([id, [, html]]) => [id, html]));
+    if (Object.keys(fresh).length) window.asyncflow.update(fresh);
+    if (end === "ended") {
+      const wasEnded = live.dataset.state === "ended";
+      close();
+      if (!wasEnded) { said = ""; say(can.note || ""); }
+      show("ended", "ended");
+      askIn(ASK_MS); // it may be resumed; a stream that says nothing else would look like a running one
+    } else if (source) {
+      alive();
+    } else if (live.dataset.state === "ended") {
+      connect();
+    } else {
+      lost();
+    }
   }
 
   async function act(button, where) {
@@ -266,6 +275,7 @@
       labelled.append(field);
       group.append(labelled, " ", element("button", "Send"));
     }
+    asks.dataset.kind = kind;
     asks.append(group, answer);
     asks.addEventListener("keydown", (event) => event.stopPropagation());
     asks.addEventListener("submit", (event) => {
@@ -289,6 +299,7 @@
       if (sent.status === 401) { location.reload(); return; }
       const data = await sent.json();
       answer.textContent = sent.ok ? "Stored. The run continues once a process takes it up." : `${data.error}: ${data.detail}`;
+      if (sent.ok) answer.parentNode.dataset.kind = "answered";
     } catch (error) {
       answer.textContent = error instanceof SyntaxError ? `This is not JSON: ${error.message}` : "The server does not answer. The value may not have arrived.";
     }
