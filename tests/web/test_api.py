@@ -37,6 +37,7 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "parent_step": "",
         "rerun_of": "",
         "label": "",
+        "key": "",
         "attributes": {},
         "cause": None,
         "crashes": 0,
