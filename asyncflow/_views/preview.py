@@ -170,7 +170,7 @@ def _is_short(value: object) -> bool:
 def moment_text(wall_time: float, zone: tzinfo = UTC) -> str:
     """Return seconds since the epoch as date and time: ``2024-06-01 14:00:00 UTC+02:00``.
 
-    All displays write times like that, but for those on an axis. ``moments.js`` does the same in a
+    All displays write times like that, but for those on an axis. ``times.js`` does the same in a
     browser, whose zone it knows.
     """
     moment = _moment(wall_time, zone)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from starlette.requests import Request
@@ -12,10 +11,7 @@ from starlette.responses import Response
 
 from asyncflow._core.comparison import RunComparison, StepComparison
 from asyncflow._core.failures import first_failure
-from asyncflow._core.looks import RUN_LOOKS, STEP_LOOKS, Look
 from asyncflow._core.report import RunReport
-from asyncflow._core.results import StepResult
-from asyncflow._core.text import duration, plural
 from asyncflow._views.comparison_text import (
     arrow,
     difference_text,
@@ -28,37 +24,15 @@ from asyncflow._views.comparison_text import (
     step_facts,
 )
 from asyncflow._views.event_text import took
-from asyncflow._views.preview import error_trace, moment_iso, moment_text
-from asyncflow.html_report._page_model import name_text, step_url
+from asyncflow._views.preview import error_trace
 from asyncflow.journal._base import SQLJournal
-from asyncflow.web._responses import link_to, path_in, problem, render, wants_json
+from asyncflow.web._responses import path_in, problem, render, wants_json
 
 _MOST_ROWS = 500
 """How many steps are shown."""
 _TRACE = 6_000
 _OUTPUT = 160
 """How much the outputs of a step take that it returned in the two runs."""
-
-
-class _ComparedRun(NamedTuple):
-    title: str
-    report: RunReport
-    link: str
-    badge: Look
-    took: str
-    why: str
-    trace: str
-
-
-class _ComparedStep(NamedTuple):
-    step: StepComparison
-    name: str
-    link: str
-    """The step on the page of the run, or of the baseline if only that has it."""
-    badge: Look | None
-    figures: tuple[str, str]
-    words: str
-    facts: Sequence[str]
 
 
 def compare_url(request: Request, run_id: str, baseline: str = "") -> str:
@@ -104,62 +78,37 @@ def _page(
         baseline=baseline,
         note=note,
         compared=compared,
-        moment=moment_text,
-        iso=moment_iso,
-        plural=plural,
         **({} if compared is None else _given(request, compared)),
     )
 
 
 def _given(request: Request, compared: RunComparison) -> dict[str, Any]:
-    show_all = "all" in request.query_params
-    shown = compared.steps if show_all else compared.notable_steps
+    shown = compared.steps if "all" in request.query_params else compared.notable_steps
     run_id, baseline = compared.run.run_id, compared.baseline.run_id
-    links = link_to(request, "runs", run_id), link_to(request, "runs", baseline)
-    before, now = compared.baseline.status, compared.run.status
     return {
-        "sides": (
-            _side("Run", compared.run, links[0]),
-            _side("Baseline", compared.baseline, links[1]),
-        ),
-        "statuses": f"{now} in both" if before == now else pair(before, now),
         "duration_words": arrow(compared) + run_difference_text(compared),
-        "inputs": [(name_text(each.name), input_text(each)) for each in compared.inputs],
         "output_words": outputs_text(compared),
-        "rows": [_row(step, links) for step in shown[:_MOST_ROWS]],
+        "steps": shown[:_MOST_ROWS],
         "swapped": compare_url(request, baseline, run_id),
         "every": f"{compare_url(request, run_id, baseline)}&all=1",
         "hidden": max(len(shown) - _MOST_ROWS, 0),
         "others": len(compared.steps) - len(shown),
+        "arrow": arrow,
+        "difference_text": difference_text,
+        "error_text": error_text,
+        "facts_of": _facts,
+        "input_text": input_text,
+        "pair": pair,
+        "took": took,
+        "trace_of": _trace,
     }
 
 
-def _side(title: str, report: RunReport, link: str) -> _ComparedRun:
+def _trace(report: RunReport) -> str:
+    """Return the traceback of the first failure; empty if there is none."""
     failed = first_failure(report.values())
-    trace = "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
-    return _ComparedRun(
-        title,
-        report,
-        link,
-        RUN_LOOKS[report.status],
-        took(report.total_duration_ms, report.span_ms),
-        error_text(report),
-        trace,
-    )
+    return "" if failed is None or failed.error is None else error_trace(failed.error, _TRACE).text
 
 
-def _row(step: StepComparison, links: tuple[str, str]) -> _ComparedStep:
-    run, baseline = step.run, step.baseline
-    return _ComparedStep(
-        step,
-        name_text(step.step_name),
-        step_url(links[1] if run is None else links[0], step.step_name),
-        None if run is None else STEP_LOOKS[run.status],
-        (_took(baseline), _took(run)),
-        step.change if step.change != "both" else arrow(step) + difference_text(step),
-        [*step_facts(step), *filter(None, [output_text(step, _OUTPUT)])],
-    )
-
-
-def _took(result: StepResult | None) -> str:
-    return "–" if result is None or result.started_ms is None else duration(result.duration_ms)
+def _facts(step: StepComparison) -> list[str]:
+    return [*step_facts(step), *filter(None, [output_text(step, _OUTPUT)])]

@@ -27,7 +27,7 @@ from asyncflow._core.results import RunStatus
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
-from asyncflow.html_report._page import digest_of
+from asyncflow.html_report._templates import digest_of
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, RunRecord
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS
+from asyncflow._core.looks import OUTCOME_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.statistics import StepStatistics, by_trouble
-from asyncflow._core.text import did_you_mean, duration, plural
+from asyncflow._core.text import did_you_mean
 from asyncflow._views.outcomes import frequency_text, items_text
-from asyncflow._views.preview import ago, moment_iso, moment_text
-from asyncflow.html_report._page_model import name_text, step_url
+from asyncflow.html_report._page_model import name_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,
@@ -54,53 +53,62 @@ async def pipeline_page(request: Request, journal: SQLJournal) -> Response:
     found = await journal.statistics(name, runs=_RUNS)
     if not found.runs:
         return await _unknown(request, journal, name)
-    now_s = time.time()
-    columns = [_column(request, record) for record in found.runs]
-    waiting = [record for record in found.runs if record.status is RunStatus.WAITING]
+    runs, asked = found.runs, request.query_params
+    waiting = [record for record in runs if record.status is RunStatus.WAITING]
     summaries = await journal.summaries(waiting[:_MOST_WAITING])
     steps = dict(list(found.steps.items())[:_MOST_STEPS])
     occurring = {outcome for step in steps.values() for outcome in step.outcomes}
-    drawn = min(len(columns), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
-    asked = request.query_params
-    chosen = found.steps.get(asked.get("step", ""))
-    chosen_run = next((each for each in columns if each.record.run_id == asked.get("run")), None)
+    drawn = min(len(runs), max(_LEAST_RUNS, _MOST_CELLS // max(len(steps), 1)))
+    chosen_name = asked.get("step", "")
+    chosen = found.steps.get(chosen_name)
+    run_at = next((at for at, each in enumerate(runs) if each.run_id == asked.get("run")), None)
     return render(
         request,
         "pipeline.html",
         found=found,
-        history=chosen and _history(asked["step"], chosen, columns),
-        run=chosen_run,
-        ends=chosen_run and _ends_in(chosen_run, columns.index(chosen_run), steps),
         name=name_text(name) if name else "Runs without a pipeline name",
-        columns=columns[:drawn][::-1],
-        bars=bars(found.runs[:drawn]),
+        columns=range(drawn)[::-1],
+        urls=[link_to(request, "runs", each.run_id) for each in runs],
+        bars=bars(runs[:drawn]),
+        steps=steps,
+        chosen_name=chosen_name,
+        chosen=chosen,
+        history=chosen and _ends((chosen_name, chosen, at) for at in range(len(runs))),
+        run_at=run_at,
+        ends=_ends((*item, run_at) for item in steps.items() if run_at is not None),
+        compare=None if run_at is None else compare_url(request, runs[run_at].run_id),
         waits={run_id: ", ".join(map(name_text, each.waits)) for run_id, each in summaries.items()},
         more_waiting=len(waiting) - len(summaries),
-        links={column.record.run_id: column.link for column in columns},
-        compare=chosen_run and compare_url(request, chosen_run.record.run_id),
-        rows=[
-            _StepRow(
-                each,
-                name_text(each),
-                [_cell(each, step, at, column) for at, column in enumerate(columns[:drawn])][::-1],
-            )
-            for each, step in steps.items()
-        ],
         figures=list(by_trouble(found.steps).items())[:_MOST_STEPS],
         hidden=len(found.steps) - len(steps),
         outcomes=[look for word, look in OUTCOME_LOOKS.items() if word in occurring],
-        name_text=name_text,
-        step_link=lambda step: f"?{urlencode({'step': step}, errors='replace')}#history",
-        run_link=lambda run_id: f"?{urlencode({'run': run_id}, errors='replace')}#run",
-        items_text=items_text,
-        badges=RUN_LOOKS,
         all_runs=f"{path_in(request, '/')}?{urlencode({'pipeline': name}, errors='replace')}",
-        duration=duration,
-        plural=plural,
-        moment=moment_text,
-        iso=moment_iso,
-        ago=lambda at: ago(now_s - at),
+        now_s=time.time(),
+        status_of=listed_status,
+        frequency_text=frequency_text,
+        items_text=items_text,
+        link_in_page=_link_in_page,
+        longest_ms_of=_longest_ms,
     )
+
+
+_End = tuple[str, StepStatistics, int]
+"""A step by name, and the number of a run."""
+
+
+def _ends(each: Iterable[_End]) -> list[_End]:
+    """Return those of which the run has the step."""
+    return [(name, step, at) for name, step, at in each if step.outcomes[at] is not None]
+
+
+def _longest_ms(ends: Sequence[_End]) -> float:
+    return max(filter(None, (step.durations_ms[at] for _, step, at in ends)), default=1.0)
+
+
+def _link_in_page(what: str, name: str) -> str:
+    """Return the address by which the page shows a run, or the history of a step."""
+    place = "history" if what == "step" else "run"
+    return f"?{urlencode({what: name}, errors='replace')}#{place}"
 
 
 async def pipeline_api(request: Request, journal: SQLJournal) -> Response:
@@ -176,100 +184,3 @@ def _round_above(value: float) -> float:
         return 1.0
     power: float = 10.0 ** math.floor(math.log10(value))
     return next(each * power for each in (1, 2, 4, 6, 8, 10, 20) if each * power >= value)
-
-
-# --- the grid ------------------------------------------------------------------------------------
-
-
-class _RunColumn(NamedTuple):
-    record: RunRecord
-    status: str
-    link: str
-
-
-class _StepCell(NamedTuple):
-    kind: str
-    """Its CSS class; empty for a run without the step."""
-    symbol: str
-    words: str
-    link: str
-
-
-class _StepRow(NamedTuple):
-    step: str
-    name: str
-    cells: Sequence[_StepCell]
-
-
-class _StepEnd(NamedTuple):
-    title: str
-    """The run's id in the history of a step, the step's name in the details of a run."""
-    column: _RunColumn
-    cell: _StepCell
-    ended: str
-    took: str
-    share: float
-    """Of the longest duration, in percent."""
-    error: str
-
-
-class _StepHistory(NamedTuple):
-    name: str
-    errors: list[tuple[str, str, _RunColumn, _RunColumn]]
-    """Each error, in how many runs it occurred, and the first and the last of these."""
-    ends: list[_StepEnd]
-
-
-def _history(name: str, step: StepStatistics, columns: Sequence[_RunColumn]) -> _StepHistory:
-    errors = [
-        (
-            name_text(each.error),
-            frequency_text(each, step),
-            columns[each.runs[-1]],
-            columns[each.runs[0]],
-        )
-        for each in step.error_groups
-    ]
-    longest_ms = max(filter(None, step.durations_ms), default=1.0)
-    ends = [
-        _end(column.record.run_id, name, step, at, column, longest_ms)
-        for at, column in enumerate(columns)
-        if step.outcomes[at] is not None
-    ]
-    return _StepHistory(name_text(name), errors, ends)
-
-
-def _ends_in(column: _RunColumn, at: int, steps: Mapping[str, StepStatistics]) -> list[_StepEnd]:
-    of_run = {name: step for name, step in steps.items() if step.outcomes[at] is not None}
-    longest_ms = max(filter(None, (step.durations_ms[at] for step in of_run.values())), default=1.0)
-    return [_end(name, name, step, at, column, longest_ms) for name, step in of_run.items()]
-
-
-def _end(
-    title: str, name: str, step: StepStatistics, at: int, column: _RunColumn, longest_ms: float
-) -> _StepEnd:
-    outcome, took_ms = step.outcomes[at], step.durations_ms[at]
-    assert outcome is not None  # the run has the step
-    return _StepEnd(
-        name_text(title),
-        column,
-        _cell(name, step, at, column),
-        OUTCOME_LOOKS[outcome].said,
-        "" if took_ms is None else duration(took_ms),
-        round(100 * (took_ms or 0.0) / longest_ms, 2),
-        name_text(step.errors[at]),
-    )
-
-
-def _column(request: Request, record: RunRecord) -> _RunColumn:
-    return _RunColumn(record, listed_status(record), link_to(request, "runs", record.run_id))
-
-
-def _cell(name: str, step: StepStatistics, at: int, column: _RunColumn) -> _StepCell:
-    outcome, took_ms = step.outcomes[at], step.durations_ms[at]
-    if outcome is None:
-        return _StepCell("", "", "", "")
-    look = OUTCOME_LOOKS[outcome]
-    took = "" if took_ms is None else f", {duration(took_ms)}"
-    words = f"{name_text(name)} in {column.record.run_id}: {look.said}{took}"
-    return _StepCell(look.kind, look.symbol, words, step_url(column.link, name))

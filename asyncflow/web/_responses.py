@@ -9,31 +9,22 @@ from functools import cache, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from asyncflow.html_report._page import asset
+from asyncflow.html_report._templates import asset, template
 
 _SERVED = {
     "page.css": ("text/css", "asyncflow.html_report"),
     "web.css": ("text/css", "asyncflow.web"),
     "compare.css": ("text/css", "asyncflow.web"),
     "live.js": ("text/javascript", "asyncflow.web"),
-    "moments.js": ("text/javascript", "asyncflow.html_report"),
     "runs.js": ("text/javascript", "asyncflow.web"),
-    "times.js": ("text/javascript", "asyncflow.web"),
+    "times.js": ("text/javascript", "asyncflow.html_report"),
+    "web.js": ("text/javascript", "asyncflow.web"),
 }
 """The media type and the package of each asset that the server sends."""
 _A_YEAR = "public, max-age=31536000, immutable"
-
-_TEMPLATES = Environment(
-    loader=FunctionLoader(partial(asset, package="asyncflow.web")),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def path_in(request: Request, path: str) -> str:
@@ -84,11 +75,12 @@ def asset_url(request: Request, name: str) -> str:
     return path_in(request, f"/assets/{name}?v={_digest_of(name)}")
 
 
-def render(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    html = _TEMPLATES.get_template(template).render(
+def render(request: Request, name: str, /, status: int = 200, **values: Any) -> Response:
+    html = template(f"asyncflow.web/{name}").render(
         nonce=request.scope["asyncflow.nonce"],
         home=path_in(request, "/"),
         asset_url=partial(asset_url, request),
+        link=partial(link_to, request),
         **values,
     )
     return html_answer(html, status)

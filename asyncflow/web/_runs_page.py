@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from asyncflow._core.looks import RUN_LOOKS
 from asyncflow._core.results import RunStatus
 from asyncflow._core.run_attributes import attribute_text, attributes_from
-from asyncflow._core.text import duration, escape_controls
-from asyncflow._views.preview import ago, moment_iso, moment_text, preview, shortened
+from asyncflow._core.text import escape_controls
+from asyncflow._views.preview import preview, shortened
 from asyncflow._views.progress import left_text
-from asyncflow.html_report._page_model import name_text, step_url
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     DAMAGED,
@@ -36,7 +33,7 @@ from asyncflow.journal._queries import (
     parse_time,
     so_far_ms,
 )
-from asyncflow.web._responses import link_to, path_in, problem, render
+from asyncflow.web._responses import path_in, problem, render
 
 _TIMES = {"1h": "the last hour", "24h": "the last 24 hours", "7d": "the last 7 days"}
 _MEANINGS = {
@@ -124,34 +121,6 @@ def _place_of(before: str) -> tuple[float, str]:
     return started_at, run_id
 
 
-class _ListRow(NamedTuple):
-    record: RunRecord
-    status: str
-    """A `RunStatus`, or `DAMAGED`."""
-    link: str
-    pipeline_link: str
-    duration_s: float
-    left: str
-    """How long is probably left of it, if it runs."""
-    line: str
-    """What runs now, the first error, or why the run stopped."""
-    inputs: str
-    parent_link: str
-    """Its parent, at the step that started it."""
-    origin_link: str
-    attributes: Mapping[str, str]
-    """Its attributes in words, each with the link to all runs that have it."""
-
-
-class _Chip(NamedTuple):
-    status: str
-    """Empty for all runs."""
-    number: int | None
-    """How many runs have it; ``None`` if counting them would take long."""
-    url: str
-    is_chosen: bool
-
-
 async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str]) -> Response:
     """Answer with the list of runs that a request selects.
 
@@ -164,74 +133,54 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
     except ValueError as error:
         home = [("All runs", path_in(request, "/"))]
         return problem(request, 400, "The query is invalid", f"{error}.", links=home)
-    summaries = await journal.summaries(runs)
-    nothing = RunSummary()
-    rows = [
-        _row(request, query, record, summaries.get(record.run_id, nothing), now_s)
-        for record in runs
-    ]
+    summaries, nothing = await journal.summaries(runs), RunSummary()
     return render(
         request,
         "runs.html",
         query=query,
-        rows=rows,
-        chips=await _chips(journal, query, now_s),
+        rows=[(record, summaries.get(record.run_id, nothing)) for record in runs],
+        statuses=["", *RunStatus],
+        chosen=parse_status(query.status or None) or "",
+        counts=await _counts(journal, query, now_s),
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
-        meanings={word: _MEANINGS.get(word, look.said) for word, look in RUN_LOOKS.items()},
-        badges=RUN_LOOKS,
+        meanings=_MEANINGS,
         times=_TIMES,
         pipelines=sorted({*pipelines, *(record.pipeline for record in runs)} - {""}),
-        duration=duration,
-        ago=lambda at: ago(now_s - at),
-        name=name_text,
-        moment=moment_text,
-        iso=moment_iso,
+        now_s=now_s,
+        status_of=listed_status,
+        ran_ms_of=so_far_ms,
+        left_of=left_text,
+        line_of=_line,
+        inputs_of=_inputs_line,
+        attribute_text=attribute_text,
     )
 
 
-def _row(
-    request: Request, query: RunQuery, record: RunRecord, summary: RunSummary, now_s: float
-) -> _ListRow:
-    texts = [attribute_text(name, value) for name, value in record.attributes.items()]
-    ran_ms, duration_s = so_far_ms(record, now_s), record.duration_s
-    return _ListRow(
-        record,
-        listed_status(record),
-        link_to(request, "runs", record.run_id),
-        link_to(request, "pipelines", record.pipeline),
-        ran_ms / 1000 if duration_s is None else duration_s,
-        left_text(summary.usual_ms, ran_ms),
-        shortened(escape_controls(summary.line), _LONGEST_LINE),
-        _inputs_line(summary.inputs),
-        step_url(link_to(request, "runs", record.parent), record.parent_step),
-        link_to(request, "runs", record.rerun_of),
-        {text: query.url(attribute=(text,), before="") for text in texts},
-    )
+def _line(summary: RunSummary) -> str:
+    """Return what runs now, the first error, or why the run stopped."""
+    return shortened(escape_controls(summary.line), _LONGEST_LINE)
 
 
-def _inputs_line(inputs: Mapping[str, Any]) -> str:
+def _inputs_line(summary: RunSummary) -> str:
     """Return the inputs of a run in one line, without secrets: ``day='monday', n=3``."""
     shown = [
         f"{escape_controls(name)}={' '.join(preview(value, _LONGEST_INPUT).text.split())}"
-        for name, value in list(inputs.items())[:_MOST_INPUTS]
+        for name, value in list(summary.inputs.items())[:_MOST_INPUTS]
     ]
-    return shortened(", ".join([*shown, *["…"][: len(inputs) > _MOST_INPUTS]]), _LONGEST_LINE)
+    more = ["…"][: len(summary.inputs) > _MOST_INPUTS]
+    return shortened(", ".join([*shown, *more]), _LONGEST_LINE)
 
 
-async def _chips(journal: SQLJournal, query: RunQuery, now_s: float) -> list[_Chip]:
-    counts: Mapping[RunStatus, int] = {}
-    if not (query.text or query.attribute):  # only a look at each run tells which have it
-        counts = await journal.counts(
-            pipeline=query.pipeline or None,
-            since=parse_time(query.since, now_s) if query.since else None,
-        )
-    return [
-        _Chip(
-            status,
-            (counts[RunStatus(status)] if status else sum(counts.values())) if counts else None,
-            query.url(status=status, before=""),
-            (parse_status(query.status or None) or "") == status,
-        )
-        for status in ("", *RunStatus)
-    ]
+async def _counts(journal: SQLJournal, query: RunQuery, now_s: float) -> dict[str, int]:
+    """Return how many runs have which status, and as "" how many there are.
+
+    It is empty if counting them would take long: only a look at each run tells which has a text.
+    """
+    if query.text or query.attribute:
+        return {}
+    counts = await journal.counts(
+        pipeline=query.pipeline or None,
+        since=parse_time(query.since, now_s) if query.since else None,
+    )
+    return {"": sum(counts.values()), **{str(each): count for each, count in counts.items()}}

@@ -708,7 +708,7 @@ def test_a_page_says_where_a_step_ran() -> None:
 
 def test_a_missing_jinja2_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    for module in ("html_report", "html_report._page"):
+    for module in ("html_report", "html_report._page", "html_report._templates"):
         monkeypatch.delitem(sys.modules, f"asyncflow.{module}")
 
     with pytest.raises(ImportError, match=r"pip install 'asyncflow-tiers\[report\]'"):

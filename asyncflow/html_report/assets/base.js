@@ -20,14 +20,3 @@ const setTheme = (name) => {
 };
 const nextTheme = () => setTheme(THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]);
 try { setTheme(stored?.getItem("asyncflow-theme")); } catch { setTheme("system"); }
-
-// Times in the reader's own zone.
-const localTimes = () => {
-  for (const time of all("time[datetime]")) {
-    const moment = new Date(time.dateTime);
-    if (time.dateTime && !Number.isNaN(+moment)) {
-      const text = momentText(moment);
-      if (time.textContent !== text) { time.title ||= time.textContent; time.textContent = text; }
-    }
-  }
-};

@@ -61,7 +61,7 @@ const fetchStep = async (number) => {
     oneBox.innerHTML = html;
     oneBox.firstElementChild.removeAttribute("id"); // the page may have it too
     for (const each of all("details", oneBox)) if (open.has(keyOf(each))) each.open = open.get(keyOf(each));
-    localTimes();
+    showTimes(document);
   } else oneBox.replaceChildren(note);
   show(false);
 };

@@ -34,7 +34,7 @@ const apply = async (sections) => {
   drawBlocks();
 };
 const ready = () => {
-  localTimes();
+  showTimes(document);
   readNames();
   readKinds();
   if (chosen !== null && !(chosen in names)) [chosen, attempt, item] = [null, null, null];
