@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from asyncflow._core.errors import RestoredError
@@ -37,6 +36,7 @@ from asyncflow._core.json_values import (
     output_to_json,
     refusal,
 )
+from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import (
     Attempt,
@@ -133,7 +133,7 @@ def _event(row: _Row, where: str, facts: _Facts, known: _Known) -> Event:
             values[name] = kind.read(row[name], where + name)
         elif default is _OF_REPORT:
             values[name] = facts[name]
-        elif default is _REQUIRED:
+        elif default is REQUIRED:
             raise refusal(where + name, "is missing")
     if cls in _VALUES:
         node = known.get((values["step"], values.get("item")))
@@ -241,8 +241,6 @@ _KINDS_OF_TYPES = {
 
 _KINDS_BY_NAME = {"inputs": INPUTS, "attributes": ATTRIBUTES}
 
-_REQUIRED: Any = object()
-"""Stands for the default of a field that has none."""
 _OF_REPORT: Any = object()
 """Stands for the default of a field that has what the report says."""
 _SAID_BY_REPORT = {
@@ -257,16 +255,13 @@ _SAID_BY_REPORT = {
 def _fields_of(cls: Any) -> tuple[tuple[str, Any, Kind], ...]:
     """Return the fields that a row has, each with its default and its kind."""
     found = []
-    for each in fields(cls):
-        if each.name in ("output", "error"):
+    for name, default in defaults_of(cls).items():
+        if name in ("output", "error"):
             continue
-        default = _REQUIRED if each.default is MISSING else each.default
-        if each.default_factory is not MISSING:
-            default = each.default_factory()
-        if each.name in _SAID_BY_REPORT.get(cls, ()):
+        if name in _SAID_BY_REPORT.get(cls, ()):
             default = _OF_REPORT
-        kind = _KINDS_BY_NAME.get(each.name) or _KINDS_OF_TYPES[str(each.type)]
-        found.append((each.name, default, kind))
+        kind = _KINDS_BY_NAME.get(name) or _KINDS_OF_TYPES[cls.__annotations__[name]]
+        found.append((name, default, kind))
     return tuple(found)
 
 
@@ -275,9 +270,7 @@ _CLASSES = [cls for cls in get_args(Event) if cls not in get_args(NoteEvent)]
 _KINDS: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
 _FIELDS: dict[Any, tuple[tuple[str, Any, Kind], ...]] = {cls: _fields_of(cls) for cls in _CLASSES}
 _VALUES: dict[Any, set[str]] = {
-    cls: found
-    for cls in _CLASSES
-    if (found := {each.name for each in fields(cls)} & {"output", "error"})
+    cls: found for cls in _CLASSES if (found := cls.__annotations__.keys() & {"output", "error"})
 }
 """Which of their values a result may have."""
 

@@ -28,6 +28,8 @@ class _Made:
         self.factory = factory
 
 
+REQUIRED: Any = object()
+"""Stands for the default of a field that has none."""
 _DERIVED: Any = object()
 _OWN_REPR = SimpleNamespace(repr=False)
 """What `pprint` asks of a dataclass: whether `dataclasses` has made its ``__repr__``."""
@@ -70,6 +72,18 @@ def replace(data: T, /, **changes: Any) -> T:
 def values_by_name(data: Any) -> dict[str, Any]:
     """Return the values of a record's fields, in order."""
     return {name: getattr(data, name) for name in data._fields}
+
+
+def defaults_of(cls: Any) -> dict[str, Any]:
+    """Return the default of each field of a record, in order; `REQUIRED` if it has none."""
+    from dataclasses import MISSING, fields  # not at the top: see there
+
+    defaults = {}
+    for field in fields(cls):
+        defaults[field.name] = REQUIRED if field.default is MISSING else field.default
+        if field.default_factory is not MISSING:
+            defaults[field.name] = field.default_factory()
+    return defaults
 
 
 def show(data: Any, values: dict[str, Any]) -> str:

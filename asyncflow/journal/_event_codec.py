@@ -17,7 +17,6 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
 from functools import cache, reduce
 from math import isfinite
 from operator import or_
@@ -38,6 +37,7 @@ from asyncflow._core.errors import (
     StepTimeoutError,
     WorkerLostError,
 )
+from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.results import REDACTED, Payload, RunStatus, to_restored_error
 from asyncflow._core.text import LONGEST_TEXT, cut, safe_text
 from asyncflow.events import Event, ResultReused, RunStarted, StepAttached, StepSucceeded
@@ -80,7 +80,7 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
         if value is default:
             continue
         # What has no other default may raise when it is compared: an error is a user's.
-        if default is None or default is _REQUIRED or value != default:
+        if default is None or default is REQUIRED or value != default:
             details[name] = _write_inputs(value) if name == "inputs" else value
     codec = data = None
     if cls in _DATA:
@@ -287,9 +287,6 @@ def is_moment(value: object) -> bool:
     return type(value) in (float, int) and 0 <= value < _LATEST_S  # type: ignore[operator]
 
 
-_REQUIRED: Any = object()
-"""Stands for the default of a field that has none."""
-
 _DATA: dict[Any, str] = {StepSucceeded: "output", ResultReused: "output", StepAttached: "data"}
 """Which field is in the column for data."""
 _WITH_OUTPUTS = (StepSucceeded, ResultReused)
@@ -301,14 +298,7 @@ def _fields_of(cls: Any) -> tuple[tuple[str, Any], ...]:
     others = {"step", "item", "attempt", "at_ms", _DATA.get(cls)}
     if cls in _WITH_OUTPUTS:
         others.add("secret")
-    found = []
-    for each in fields(cls):
-        default = _REQUIRED if each.default is MISSING else each.default
-        if each.default_factory is not MISSING:
-            default = each.default_factory()
-        if each.name not in others:
-            found.append((each.name, default))
-    return tuple(found)
+    return tuple([each for each in defaults_of(cls).items() if each[0] not in others])
 
 
 _FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {cls: _fields_of(cls) for cls in get_args(Event)}
@@ -369,7 +359,7 @@ def _details(cls: Any) -> Any:
         [
             (name, _STORED_AS_BY_NAME.get(name) or _stored_as(hints[name]), *defaults)
             for name, default in _FIELDS[cls]
-            for defaults in [() if default is _REQUIRED else (default,)]
+            for defaults in [() if default is REQUIRED else (default,)]
         ],
         kw_only=True,
         forbid_unknown_fields=True,
