@@ -282,6 +282,8 @@ def _difference(run: StoredRun, report: RunReport) -> str:
     """Return in what the events of a run differ from the results of its report, if in anything."""
     if run.status is not report.status:
         return f"the run is {run.status}, not {report.status}"
+    if tuple(run.segments) != report.segments:
+        return "the run has other segments"
     for name, result in report.items():
         step = run.steps[name]
         difference = _differs(step, result, run.at_ms)

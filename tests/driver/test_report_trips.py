@@ -23,6 +23,8 @@ from asyncflow import (
     Pipeline,
     RunCancelledError,
     RunReport,
+    Segment,
+    WorkflowStep,
     after,
     run_pipeline,
 )
@@ -215,6 +217,7 @@ def test_what_no_result_tells_makes_a_trip(trip):
         total_duration_ms=152.0,
         wall_time=5.0,
         stop_reason="the run exceeded its deadline of 152 ms",
+        segments=(Segment(0.0, 5.0, 152.0, "one:1"),),
     )
 
     assert_same(trip(report), report)
@@ -260,4 +263,23 @@ async def test_json_whose_events_and_results_disagree_is_refused(at, change, pro
     document["events"][at] |= change
 
     with pytest.raises(ValueError, match=rf"^not the JSON of a report: .*{problem}"):
+        RunReport.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize("change", [{"wall_time": 5.0}, {"process": "other:1"}, {"at_ms": 5.0}])
+async def test_json_of_a_resumed_run_whose_segments_disagree_is_refused(change):
+    async def a():
+        if not is_mended:
+            raise ValueError("no")
+
+    async def run():
+        return await run_pipeline([WorkflowStep("a", a)], journal=journal, run_id=RUN_ID)
+
+    is_mended, journal = False, Journal()
+    await run()
+    is_mended = True
+    document = json.loads((await run()).to_json())
+    next(row for row in document["events"] if row["kind"] == "RunResumed").update(change)
+
+    with pytest.raises(ValueError, match="must lead to the results: the run has other segments"):
         RunReport.from_json(json.dumps(document))
