@@ -43,9 +43,6 @@ class Remarks(NamedTuple):
     before: str = ""
     """That it has not run since the run was resumed."""
 
-    def joined(self, between: str) -> str:
-        return between.join(filter(None, self))
-
 
 def remarks_of(
     step: StepView | StepResult,
@@ -57,22 +54,18 @@ def remarks_of(
 
     ``words_of`` describes an error, and ``has_died`` says whether the process of the run is gone.
     """
-    waits = "" if step.waiting_since is None else "waits for a signal"
-    is_skipped, is_running = (
-        step.status is each for each in (StepStatus.SKIPPED, StepStatus.RUNNING)
-    )
-    again = "" if step.reused or is_skipped else step.rerun_reason
+    runs_again = step.rerun_reason and not step.reused and step.status is not StepStatus.SKIPPED
+    again = f"run again because {escape_controls(step.rerun_reason or '')}"
+    ran_before = isinstance(step, StepView) and step.ran_before
     return Remarks(
-        waits,
+        "" if step.waiting_since is None else "waits for a signal",
         escape_controls(step.reason or ""),
         failure_text(step, words_of),
         *_of_items(step),
         reused=reused_text(step.origin) if step.reused else "",
-        again=f"run again because {escape_controls(again)}" if again else "",
-        died=DIED if has_died and is_running else "",
-        before="ran before the run was resumed"
-        if isinstance(step, StepView) and step.ran_before
-        else "",
+        again=again if runs_again else "",
+        died=DIED if has_died and step.status is StepStatus.RUNNING else "",
+        before="ran before the run was resumed" if ran_before else "",
     )
 
 
