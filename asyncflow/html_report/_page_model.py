@@ -26,6 +26,7 @@ from asyncflow._views.preview import Preview, error_trace, error_words, preview
 from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView
+from asyncflow._views.spans import spans_of
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._timeline import (
@@ -142,6 +143,14 @@ class TierRows(NamedTuple):
         """Return its rows in the blocks that are drawn together."""
         for at in range(0, len(self.rows), MOST_TOGETHER):
             yield self.rows[at : at + MOST_TOGETHER]
+
+
+class ListedAttempt(NamedTuple):
+    item: str
+    """The index of its item, as ``[3]``; empty for an attempt of a step."""
+    attempt: AttemptView
+    backoff_ms: float | None
+    """How long the next attempt waited after it; ``None`` if none was to follow, or did at once."""
 
 
 class PageModel:
@@ -368,18 +377,17 @@ class PageModel:
 
     def attempts_by_segment(
         self, step: StepView
-    ) -> tuple[list[tuple[int, list[tuple[str, AttemptView]]]], int]:
+    ) -> tuple[list[tuple[int, list[ListedAttempt]]], int]:
         """Return its attempts by segment, with those of items before the latest one.
 
-        Each has the index of its item: ``[3]``. Nothing if it simply succeeded. The number says how
-        many are left out.
+        Nothing if it simply succeeded. The number says how many are left out.
         """
         runs = [("", step)]
         for number, item in [*step.former_items.items(), *(step.items or {}).items()]:
             runs.append((f"[{number}]", item))
         latest = len(self.view.segments)
         found = [
-            (name, attempt)
+            (name, attempt, run)
             for name, run in runs
             for attempt in run.attempts
             if not name or attempt.segment < latest
@@ -389,9 +397,15 @@ class PageModel:
             return [], 0
         listed = found if len(found) <= MOST_EARLIER else odd[-MOST_EARLIER:]
         listed.sort(key=lambda each: (each[1].segment, each[1].started_ms))
-        groups = groupby(listed, lambda each: each[1].segment)
-        left_out = len(found) - len(listed)
-        return [(segment, list(attempts)) for segment, attempts in groups], left_out
+        backoffs = {
+            id(span.attempt): span.end_ms - span.start_ms
+            for run in {id(run): run for _, _, run in listed}.values()
+            for span in spans_of(run, self.timeline.begins, self.now_ms)
+            if span.kind == "backoff"
+        }
+        rows = [ListedAttempt(name, one, backoffs.get(id(one))) for name, one, _ in listed]
+        groups = groupby(rows, lambda row: row.attempt.segment)
+        return [(segment, list(of)) for segment, of in groups], len(found) - len(listed)
 
     def is_traced(self, attempt: AttemptView) -> bool:
         """Whether the traceback of an attempt that was not the last one of its step is shown."""

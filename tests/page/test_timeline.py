@@ -31,6 +31,7 @@ from asyncflow.events import (
     StepSucceeded,
     ThreadAbandoned,
 )
+from asyncflow.html_report._page_model import PageModel
 from asyncflow.html_report._timeline import (
     Bar,
     Icon,
@@ -157,6 +158,10 @@ def test_a_backoff_ends_when_it_ended_and_not_when_it_was_to_end() -> None:
     }
 
     assert backoffs == {"late": [(10.0, 40.0)], "stopped": [(20.0, 80.0)]}
+    model = PageModel(view, 80.0)
+    for name, waits in {"late": [30.0, None], "stopped": [60.0]}.items():
+        [(_, rows)], _ = model.attempts_by_segment(view.steps[name])
+        assert [row.backoff_ms for row in rows] == waits  # the details say the same
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0.001, 1e9))
