@@ -84,7 +84,7 @@ _OLD_RUNS = 1_000
 """How many runs to read at a time of those to delete little by little."""
 _FEW_EVENTS = 1_000
 """How many events one transaction deletes of them, in a few milliseconds."""
-_REST, _LEAST_REST_S = 20, 0.02
+_REST, _LEAST_REST_S = 30, 0.02
 """How much longer than such a transaction to rest after it, and for how many seconds at least."""
 
 

@@ -19,7 +19,7 @@ from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 from tests.benchmarks.ratios import Ratio, Row
 
-RUNS, STEPS, IN_FLIGHT, WINDOW = 100_000, 10, 8, 160
+RUNS, STEPS, IN_FLIGHT, WINDOW = 100_000, 10, 8, 600
 MAX_RATIO = 1.1
 _DAY_S = 86_400.0
 
