@@ -498,7 +498,9 @@ class Store:
         for batch in taken:
             claim = batch.run_id, batch.token
             last = claims.get(claim)
-            if id(batch) in written or (written and not batch.rows):
+            # Who has claimed the run since may have done so after this release was committed.
+            has_released = is_repeated and not batch.rows and last is None
+            if id(batch) in written or (written and not batch.rows) or has_released:
                 continue
             if last is None or (batch.rows and batch.rows[0].position != last + 1):
                 refused[claim] = last

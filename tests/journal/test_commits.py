@@ -337,6 +337,27 @@ async def test_a_look_for_signals_that_finds_nothing_costs_no_commit(
     assert len(disk_commits) <= 3  # the claim, the wait, the end of the segment
 
 
+def test_a_release_that_is_done_again_loses_no_lease_to_who_has_claimed_the_run_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a lost connection, whose commit nobody has acknowledged."""
+    store = Store(SQLite(str(tmp_path / "runs.db"), "FULL", 1.0))
+    mine, theirs = (Claim(name, name, 30.0, lambda process: False) for name in ("me", "they"))
+    (token,) = store.claim([("r", mine)])
+
+    def claimed_between(attempt: Callable[[], Any]) -> Any:
+        monkeypatch.undo()
+        attempt()
+        (other,) = store.claim([("r", theirs)])
+        assert other == token + 1
+        return attempt()
+
+    monkeypatch.setattr(store.database, "retry", claimed_between)
+
+    assert store.write(lambda: [CommitBatch("r", token, (), None, release=True)]) == {}
+    store.database.close()
+
+
 async def test_what_is_done_again_after_its_commit_leads_to_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
