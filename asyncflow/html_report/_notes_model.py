@@ -23,8 +23,6 @@ from asyncflow._views.notes import (
     LogLine,
     RunNotes,
     is_picture,
-    level_name,
-    log_text,
 )
 from asyncflow._views.preview import Preview, printable, shortened
 from asyncflow._views.progress import (
@@ -41,8 +39,6 @@ _ALL_LINES, _LEAST_LINES, _FAILED_LINES, _LIVE_LINES = 2_400, 5, 50, 20
 """How many log lines a file has of all steps together, of each one at least, and of one that
 failed; and how many a page has of a step if it loads others."""
 # In bytes of the page.
-_MESSAGE, _TRACE, _FAILED_MESSAGE = 1_500, 4_000, 300
-"""What a message has at most, the traceback of a line, and a message beside a failure."""
 _PICTURE, _TEXT, _CELL = 500_000, 4_000, 200
 
 _MOST_ROWS, _MOST_COLUMNS = 50, 20
@@ -53,20 +49,8 @@ _MOST_ATTACHMENTS = 100
 """How many attachments of a step are listed."""
 
 
-class LogRow(NamedTuple):
-    level: int
-    word: str
-    at: str
-    """When it was logged, in seconds since the run started."""
-    attempt: int
-    item: int | None
-    logger: str
-    message: str
-    traceback: str
-
-
 class StepLog(NamedTuple):
-    rows: Sequence[LogRow]
+    lines: Sequence[StepLogged]
     total: int
     latest: int
     """The place of its last line in the journal; 0 if it has none."""
@@ -75,7 +59,7 @@ class StepLog(NamedTuple):
 class FailedLog(NamedTuple):
     """The last lines of the attempt that failed."""
 
-    rows: Sequence[LogRow]
+    lines: Sequence[StepLogged]
     item: int | None
     """The item that failed, of a mapped step."""
 
@@ -145,8 +129,9 @@ class NotesModel:
             return None
         most = max(self._lines, _FAILED_LINES) if _failed(step) else self._lines
         shown = lines[-(_LIVE_LINES if self._url else most) :]
-        rows = [_row(line.note, _MESSAGE) for line in shown]
-        return StepLog(rows, self._notes.count(step.name), lines[-1].position)
+        return StepLog(
+            [line.note for line in shown], self._notes.count(step.name), lines[-1].position
+        )
 
     def failed_log(self, step: StepView) -> FailedLog | None:
         """Return the last lines of the attempt with which a step failed, if it logged any."""
@@ -155,9 +140,7 @@ class NotesModel:
         if run.latest is None:
             return None
         lines = self._tail(step.name, run.latest, item)
-        return (
-            FailedLog([_row(each.note, _FAILED_MESSAGE) for each in lines], item) if lines else None
-        )
+        return FailedLog([each.note for each in lines], item) if lines else None
 
     def _tail(self, name: str, attempt: AttemptView, item: int | None) -> list[LogLine]:
         return self._notes.tail(name, attempt.number, item, since_ms=attempt.started_ms)
@@ -227,19 +210,6 @@ class NotesModel:
 
 def _failed(step: StepView) -> bool:
     return step.status is StepStatus.FAILED
-
-
-def _row(note: StepLogged, limit: int) -> LogRow:
-    return LogRow(
-        note.level,
-        level_name(note.level),
-        f"{note.at_ms / 1000:.3f}",
-        note.attempt,
-        note.item,
-        shortened(printable(note.logger), 80),
-        shortened(printable(log_text(note.message)), limit),
-        shortened(printable(note.traceback), _TRACE),
-    )
 
 
 def _left_out(text: str, table: AttachedData) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from asyncflow._core.results import RunStatus
 from asyncflow._views.axis import ticks
 from asyncflow._views.dag import draw_graph
 from asyncflow._views.run_view import RunView
+from asyncflow.events import StepLogged
 from asyncflow.html_report._event_log import EventLog
 from asyncflow.html_report._page_model import (
     MOST_EVENTS_WHOLE,
@@ -19,6 +20,9 @@ from asyncflow.html_report._page_model import (
     PageModel,
 )
 from asyncflow.html_report._templates import asset, template
+
+_WHOLE = 1_000_000
+"""How many bytes a message has at most that is shown whole."""
 
 _SECTIONS = ("header", "failure", "gantt", "dag", "steps", "events", "data", "details")
 
@@ -116,6 +120,11 @@ def details(view: RunView, step: str, context: PageContext = NO_CONTEXT, *, now_
     model = PageModel(view, now_ms, context, only=step)
     given = {"model": model, "view": view, "now_ms": now_ms, "names": [step], "is_alone": True}
     return template("details.html").render(given).strip()
+
+
+def log_lines(notes: Sequence[StepLogged]) -> str:
+    """Return log lines as HTML: as in the page, but whole."""
+    return template("log.html").render(notes=notes, most=_WHOLE).strip()
 
 
 def _can_resume(model: PageModel) -> bool:

@@ -13,7 +13,8 @@ from importlib import resources
 from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.text import duration, plural
-from asyncflow._views.preview import ago, moment_iso, moment_text
+from asyncflow._views.notes import level_name, log_text
+from asyncflow._views.preview import ago, moment_iso, moment_text, printable, shortened
 from asyncflow.html_report._page_model import (
     halves,
     line_text,
@@ -111,6 +112,9 @@ def _environment() -> jinja2.Environment:
         iso=moment_iso,
         num=_number,
         key=_key,
+        level=level_name,
+        logged=log_text,
+        brief=_brief,
         text=_text,
     )
     return environment
@@ -147,6 +151,11 @@ def _number(value: float) -> str:
     """Return a number in as few digits as it needs."""
     text = f"{value:.12f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
+
+
+def _brief(text: str, most: int) -> str:
+    """Return a text of a user that has at most so many bytes in the page."""
+    return shortened(printable(text), most)
 
 
 def _text(text: str) -> Markup:

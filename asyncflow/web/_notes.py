@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from starlette.responses import Response
 
 from asyncflow._views.notes import is_picture
 from asyncflow.events import StepAttached, StepCalled, StepLogged, StepProgressed
+from asyncflow.html_report._page import log_lines
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import StoredEvent
 from asyncflow.web._responses import json_answer, link_to, problem
@@ -38,15 +40,21 @@ def attachments_url(request: Request, run_id: str) -> str:
 
 
 async def list_notes(request: Request, journal: SQLJournal, run_id: str) -> Response:
-    """Answer with the notes of a run that the query selects."""
+    """Answer with the notes of a run that the query selects.
+
+    With ``html`` these are log lines as its page has them.
+    """
     try:
         selection = _selection(request.query_params)
         stored = await journal.notes(run_id, **selection, data=False)
     except ValueError as error:
         return problem(request, 400, "The query is invalid", str(error))
+    last = stored[-1].position if stored else selection["after"]
+    if "html" in request.query_params:
+        logged = [each.event for each in stored if isinstance(each.event, StepLogged)]
+        return json_answer({"html": await asyncio.to_thread(log_lines, logged), "last": last})
     base = attachments_url(request, run_id)
     notes = [_as_json(each, base) for each in stored]
-    last = stored[-1].position if stored else selection["after"]
     return json_answer({"notes": notes, "last": last})
 
 

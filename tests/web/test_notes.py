@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -238,6 +239,25 @@ async def test_the_page_of_a_run_and_its_parts_have_its_notes(
         assert 'src="/api/runs/r%2F1/attachments/2"' in html
         assert "asyncflow resume r/1 MODULE:PIPELINE --journal JOURNAL" in html
         assert "parent.hacked" not in html
+
+
+async def test_more_lines_of_a_log_look_like_those_of_the_page_and_are_whole(
+    make_client: Any, noted: NotedJournal
+) -> None:
+    await failing().with_options(run_id="r", journal=noted).run()
+    short, long = logged("refuse", "the <table> is missing"), logged("refuse", "x" * 5_000)
+    noted.said["r"] = [short, long, attached("refuse", "a.txt", "text/plain", b"no line")]
+    client = make_client(app(noted))
+
+    page = (await client.get("/details/r?step=refuse")).text
+    found = (await client.get("/api/runs/r/notes?step=refuse&html=1")).json()
+
+    lines = re.findall(r"<li.*?</li>", found["html"])
+    assert len(lines) == 2
+    assert lines[0] in page
+    assert "the &lt;table&gt; is missing" in lines[0]
+    assert "x" * 5_000 in lines[1]
+    assert found["last"] == 3
 
 
 async def test_the_command_has_the_file_of_the_journal(make_client: Any, tmp_path: Any) -> None:

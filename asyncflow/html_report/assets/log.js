@@ -3,30 +3,6 @@ const logLines = $("log-lines"), logLevel = $("log-level"), logText = $("log-tex
 const logState = $("log-state"), logFollow = $("log-follow"), logEarlier = $("log-earlier");
 const FIRST_LINES = 200, MOST_LINES = 5000;
 let logOf = null, logLatest = 0, logLimit = FIRST_LINES, logAsked = 0, isAsking = false;
-const lineOf = (note) => {
-  const line = document.createElement("li"), add = (tag, kind, text) => {
-    const part = document.createElement(tag);
-    part.className = kind;
-    part.textContent = text;
-    line.append(part, " ");
-    return part;
-  };
-  const level = note.level >= 50 ? "CRITICAL" : note.level >= 40 ? "ERROR" : note.level >= 30 ? "WARNING" : note.level >= 20 ? "INFO" : "DEBUG";
-  line.dataset.n = note.level;
-  add("span", "at", (note.at_ms / 1000).toFixed(3));
-  add("b", `l-${level.toLowerCase()}`, level);
-  add("span", "dim", `${note.item === null ? "" : `[${note.item}] `}${note.attempt > 1 ? `attempt ${note.attempt} ` : ""}${note.logger}`);
-  add("span", "said", note.message.replace(/\x1b\[[0-9;]*m/g, ""));
-  if (note.traceback) {
-    const folded = add("details", "", ""), trace = document.createElement("pre");
-    folded.innerHTML = "<summary>Traceback</summary>";
-    trace.textContent = note.traceback;
-    trace.tabIndex = 0;
-    trace.setAttribute("aria-label", "Traceback of the log line");
-    folded.append(trace);
-  }
-  return line;
-};
 const isLogFiltered = () => logText.value.trim() !== "" || logLevel.value !== "0";
 const atEnd = () => logLines.scrollHeight - logLines.scrollTop - logLines.clientHeight < 24;
 const toEnd = () => { logLines.scrollTop = logLines.scrollHeight; };
@@ -55,14 +31,14 @@ const takeLog = (log) => {
 const askLog = async (more) => {
   const asked = ++logAsked, step = chosen;
   isAsking = true;
-  const parameters = { step: names[step], kind: "log", ...(more ? { after: logLatest, limit: MOST_LINES } : { newest: 1, limit: logLimit }) };
+  const parameters = { step: names[step], kind: "log", html: 1, ...(more ? { after: logLatest, limit: MOST_LINES } : { newest: 1, limit: logLimit }) };
   if (logText.value.trim()) parameters.text = logText.value.trim();
   if (logLevel.value !== "0") parameters.level = logLevel.value;
   try {
-    const { notes, last } = await (await ask(server.notesUrl, parameters)).json();
+    const { html, last } = await (await ask(server.notesUrl, parameters)).json();
     if (asked !== logAsked || step !== chosen) return;
     const wasAtEnd = atEnd(), height = logLines.scrollHeight, top = logLines.scrollTop;
-    const lines = notes.map(lineOf);
+    const lines = parse(html)[0].children;
     if (more) listOfLines().append(...lines); else listOfLines().replaceChildren(...lines);
     while (listOfLines().childElementCount > MOST_LINES) listOfLines().firstElementChild.remove();
     logLimit = Math.max(logLimit, listOfLines().childElementCount);
