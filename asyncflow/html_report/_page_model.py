@@ -71,7 +71,7 @@ MOST_EARLIER_TRACES = 20
 last ones have tracebacks."""
 
 # In bytes of the page.
-_OUTPUT, _TRACE, _EARLIER_TRACE, _FIRST_TRACE, _WORDS = 2_000, 4_000, 2_000, 12_000, 240
+_OUTPUT, _TRACE, _EARLIER_TRACE, _WORDS = 2_000, 4_000, 2_000, 240
 _WHOLE = 1_000_000
 """An output or a traceback of a step that is shown alone."""
 _REASON = 400
@@ -179,7 +179,6 @@ class PageModel:
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
-        self.flows = view.flows
         self.needed_by: defaultdict[str, list[str]] = defaultdict(list)
         for name, step in view.steps.items():
             for needed in step.depends_on:
@@ -301,10 +300,10 @@ class PageModel:
         Empty if they flowed through no other. Of several steps that took its items, the first one
         follows.
         """
-        followers = {source: name for name, source in reversed(self.flows.items())}
+        followers = {source: name for name, source in reversed(self.view.flows.items())}
         chain = [step.name]
-        while chain[0] in self.flows:
-            chain.insert(0, self.flows[chain[0]])
+        while chain[0] in self.view.flows:
+            chain.insert(0, self.view.flows[chain[0]])
         while chain[-1] in followers:
             chain.append(followers[chain[-1]])
         return chain if len(chain) > 1 else []
@@ -315,18 +314,15 @@ class PageModel:
         for name in chain:
             item = (self.view.steps[name].items or {}).get(number)
             status = StepStatus.PENDING if item is None else item.status
-            took_ms = None if item is None else self.duration(item)
+            took_ms = None if item is None else item.duration_ms(self.now_ms)
             took = "" if took_ms is None else f", {duration(took_ms)}"
             words = f"{name_text(name)}[{number}]: {status.lower()}{took}"
             lane.append((self.numbers[name], self.status(status), words))
         return lane
 
-    def duration(self, step: StepView) -> float | None:
-        return step.duration_ms(self.now_ms)
-
     def traits(self, step: StepView) -> str:
         """Return what the filter of the page knows of a step: ``failed``, ``retried``, ``slow``."""
-        took = self.duration(step)
+        took = step.duration_ms(self.now_ms)
         failed_before = any(each.end != "succeeded" for each in step.attempts[:-1])
         found = {
             "failed": step.status is StepStatus.FAILED,
@@ -344,21 +340,18 @@ class PageModel:
 
     def _slow_from(self) -> float:
         """Return above which duration a step is slow, in milliseconds."""
-        took = [each for each in map(self.duration, self.view.steps.values()) if each is not None]
+        all_took = (step.duration_ms(self.now_ms) for step in self.view.steps.values())
+        took = [each for each in all_took if each is not None]
         if len(took) < _FEWEST_TIMED:
             return math.inf
         return sorted(took)[math.ceil(len(took) * _SLOW) - 1]
-
-    def ran_before(self, step: StepView) -> bool:
-        """Whether it ran before the run was resumed, and has not run since."""
-        return step.ran_before
 
     def verb(self, step: StepView) -> str:
         return "cancelled" if step.status is StepStatus.CANCELLED else "skipped"
 
     def note(self, step: StepView) -> str:
         """Return what there is to say of a step beside its status, in a line."""
-        said = remarks_of(step, self.words, has_died=self.context.is_orphaned)
+        said = remarks_of(step, error_line, has_died=self.context.is_orphaned)
         return "; ".join(map(reason_text, filter(None, said)))
 
     def attempts(self, step: StepView) -> str:
@@ -462,12 +455,6 @@ class PageModel:
         if id(error) not in self._traces:
             self._traces[id(error)] = error_trace(error, limit)
         return self._traces[id(error)]
-
-    def first_trace(self, error: BaseException) -> Preview:
-        return error_trace(error, _FIRST_TRACE)
-
-    def words(self, error: BaseException) -> str:
-        return error_words(error, _WORDS)
 
     # The timeline.
 
@@ -601,6 +588,11 @@ class PageModel:
 
     def error_groups(self, step: StepView) -> list[ErrorGroup]:
         return ErrorGroup.of(sorted((step.items or {}).items()))
+
+
+def error_line(error: BaseException) -> str:
+    """Return what an error says, in a line of the page."""
+    return error_words(error, _WORDS)
 
 
 def name_text(name: str) -> str:

@@ -14,8 +14,16 @@ from asyncflow._core.errors import MissingExtraError
 from asyncflow._core.looks import OUTCOME_LOOKS, RUN_LOOKS, STEP_LOOKS
 from asyncflow._core.text import duration, plural
 from asyncflow._views.notes import level_name, log_text
-from asyncflow._views.preview import ago, moment_iso, moment_text, printable, shortened
+from asyncflow._views.preview import (
+    ago,
+    error_trace,
+    moment_iso,
+    moment_text,
+    printable,
+    shortened,
+)
 from asyncflow.html_report._page_model import (
+    error_line,
     halves,
     line_text,
     name_text,
@@ -114,6 +122,8 @@ def _environment() -> jinja2.Environment:
         key=_key,
         level=level_name,
         logged=log_text,
+        words=error_line,
+        trace=error_trace,
         brief=_brief,
         text=_text,
     )
