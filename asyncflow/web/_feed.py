@@ -252,6 +252,9 @@ class RunFeeds:
         self._users: dict[str, int] = {}
         self._is_closed = False
 
+    def has(self, run_id: str) -> bool:
+        return run_id in self._feeds
+
     async def changes(self, run_id: str, prepare: Prepare) -> AsyncGenerator[None, None]:
         with self._used(run_id, prepare) as feed:
             async with aclosing(feed.changes()) as changes:

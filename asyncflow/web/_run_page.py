@@ -207,7 +207,8 @@ async def show_parts(
     """Answer with the parts of a page that the browser does not have, as JSON."""
     run_id, query = request.path_params["run_id"], request.query_params
     after, have = position_of(query.get("after")), query.get("have", "").split(",")
-    if await _is_over(journal, run_id, after):  # the page has all but the actions
+    # Without a feed, the whole run would be read to find that its page has all but the actions.
+    if not feeds.has(run_id) and await _is_over(journal, run_id, after):
         record = await journal.record(run_id)
         actions = _actions(None, record, resumer, await resumer.preview(record))
         found: PageParts | None = PageParts(after, {ACTIONS: PagePart.of(actions)}, has_ended=True)

@@ -151,6 +151,27 @@ async def test_a_stream_tells_of_a_run_until_it_has_ended(make_client: Any, jour
     assert ("PASSED" in after["sections"]["header"], after["end"]) == (True, "ended")
 
 
+async def test_a_page_that_has_seen_the_last_event_receives_all_that_differs_from_its_feed(
+    make_client: Any, journal: Any
+) -> None:
+    gate = Gate()
+    running = asyncio.create_task(slow(gate).with_options(run_id="r", journal=journal).run())
+    await gate.has_started.wait()
+    client = make_client(app(journal))
+    stream = asyncio.create_task(client.get("/events/r"))
+    await asyncio.sleep(1)
+    gate.is_open.set()
+    await running
+    last = len(await journal.events("r"))
+    await asyncio.sleep(1)
+
+    received = await parts_of(client, "r", f"?after={last}")
+    await stream
+
+    assert received["end"] == "ended"
+    assert {"header", "steps", "live"} <= set(received["sections"])
+
+
 async def test_a_stopping_run_cannot_be_cancelled_again(make_client: Any, journal: Any) -> None:
     gate, cleaned = Gate(), asyncio.Event()
 
