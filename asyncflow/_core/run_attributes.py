@@ -41,7 +41,7 @@ def _checked_name(name: object) -> str:
             f"invalid attribute name {safe_text(repr, name)}; it begins with a letter and has at "
             f"most {_LONGEST_NAME} letters, digits, '_', '.' and '-', all of ASCII"
         )
-    return str(name)
+    return str.__str__(name)  # of an Enum too, whose own may say something else
 
 
 def _plain(name: str, value: object) -> AttributeValue:

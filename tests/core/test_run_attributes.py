@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +24,10 @@ VALUES = st.one_of(
 
 class Tier(StrEnum):
     GOLD = "gold"
+
+
+class Name(str, Enum):  # noqa: UP042  # unlike that of a StrEnum, its text is "Name.TIER"
+    TIER = "tier"
 
 
 class Level(IntEnum):
@@ -56,7 +60,7 @@ def test_others_are_refused_before_anything_runs(
 
 
 async def test_a_report_has_them_as_plain_values() -> None:
-    given_ = MappingProxyType({"tier": Tier.GOLD, "level": Level.HIGH, "zero": -0.0, "on": True})
+    given_ = MappingProxyType({Name.TIER: Tier.GOLD, "level": Level.HIGH, "zero": -0.0, "on": True})
     seen: list[Any] = []
 
     report = await run_pipeline([], attributes=given_, observers=[seen.append])
