@@ -367,11 +367,11 @@ class ResourceError(_AttributedError):
 
 
 class RunWaitingError(_AttributedError):
-    """A run has no failures to raise and no results either: it waits for signals.
+    """A run has no failures to raise and no results either: it waits for signals, or to start.
 
     Attributes:
         run_id: The run.
-        signals: The names of the steps that wait.
+        signals: The names of the steps that wait; empty if the run waits to start.
     """
 
     def __init__(self, run_id: str, signals: tuple[str, ...]) -> None:
@@ -380,6 +380,12 @@ class RunWaitingError(_AttributedError):
         self.signals = signals
 
     def __str__(self) -> str:
+        if not self.signals:
+            return (
+                f"run {self.run_id!r} waits to start; a service starts it when it is due, its key "
+                "is free and there is a place; until then, answer a request with 202 and the id of "
+                "the run"
+            )
         names = ", ".join(map(repr, self.signals))
         return (
             f"run {self.run_id!r} waits for {names}; send each with journal.signal() or "

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OnActive: TypeAlias = Literal["raise", "wait"]
 OnWait: TypeAlias = Literal["suspend", "stay"]
+OnConflict: TypeAlias = Literal["wait", "raise", "return"]
 
 NO_RESOURCES: Mapping[str, OpenResource] = MappingProxyType({})
 NO_ATTRIBUTES: Mapping[str, AttributeValue] = MappingProxyType({})
@@ -143,6 +144,11 @@ def check_label(label: object) -> None:
             f"label must have at most {_LONGEST_LABEL} characters, not {len(label):,}; what is "
             "longer belongs in an input"
         )
+
+
+def check_on_conflict(on_conflict: object) -> None:
+    """Check what is to be done about another run of a key."""
+    _check_choice("on_conflict", on_conflict, get_args(OnConflict))
 
 
 def check_key(key: object) -> None:

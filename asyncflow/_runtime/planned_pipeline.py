@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asyncflow._core.arguments import check_names
+from asyncflow._core.arguments import check_names, check_number
 from asyncflow._core.context import current_attempt, is_inside_run
 from asyncflow._core.graph import OutputTypes, Plan, plan
 from asyncflow._core.record import replace
@@ -26,7 +26,13 @@ from asyncflow._kernel.asyncio_compat import wall_clock
 from asyncflow._kernel.run import Run
 from asyncflow._kernel.run_scope import RunStart
 from asyncflow._policies.policies import policies_of, prepare
-from asyncflow._runtime.options import OPTIONS, RunOptions, check_run_id
+from asyncflow._runtime.options import (
+    OPTIONS,
+    OnConflict,
+    RunOptions,
+    check_on_conflict,
+    check_run_id,
+)
 from asyncflow._runtime.scope_opening import Request, new_start, open_scope
 from asyncflow.events import RunResumed
 
@@ -169,6 +175,25 @@ class PlannedPipeline:
         run_id = _random_id() if options.run_id is None else options.run_id
         link = RunLink(run_id, self.plan, options.event_buffer)
         return RunHandle(link, partial(self.run, inputs))
+
+    async def enqueue(
+        self, inputs: Mapping[str, Any] | None, on_conflict: OnConflict, delay_ms: float
+    ) -> str:
+        _check_asyncio()
+        check_number("delay_ms", delay_ms, 0, unit=" ms")
+        check_on_conflict(on_conflict)
+        options, self = self.options, self._intercepted()
+        if options.journal is None:
+            raise RuntimeError(
+                "enqueue() needs a journal, which stores the run: give it one by "
+                "with_options(journal=...)"
+            )
+        request = self._request(options.run_id, inputs)
+        from asyncflow._runtime.run_opening import enqueue_run  # as in run
+
+        return await enqueue_run(
+            options.journal, request, delay_ms=delay_ms, on_conflict=on_conflict
+        )
 
     async def rerun(
         self,

@@ -27,6 +27,9 @@ Pipelines: TypeAlias = (
     | Mapping[str, Pipeline | Orchestrator | Iterable[WorkflowStep]]
 )
 
+_AT_ONCE = 1_000
+"""How many runs that wait to start one look finds at most."""
+
 _log = logging.getLogger("asyncflow")
 
 
@@ -47,6 +50,11 @@ class RecoverableRun(Protocol):
     @property
     def parent(self) -> str:
         """The run one of whose steps has started it; empty if none has."""
+        ...
+
+    @property
+    def enqueued_at(self) -> float | None:
+        """When it was enqueued; ``None`` if it was not."""
         ...
 
     @property
@@ -88,7 +96,8 @@ async def resume_all(
 
     These are the runs whose process has died, those that a service has interrupted because it was
     shut down, those that have lost a resource or could not open one, and those that waited for a
-    signal, if that has come or its deadline has expired.
+    signal, if that has come or its deadline has expired; and those that wait to start and are due,
+    of which those of one key run one after the other.
 
     A service calls it when it starts, before or while it takes new work. The runs resume
     concurrently. A run that another replica takes first is left to it. The step that started a
@@ -127,30 +136,48 @@ async def resume_all(
     outer = {run.run_id for run in lost}
     nested: dict[str, list[RecoverableRun]] = {}
     for run in lost:
-        if run.parent in outer:
+        if outer_run_of(run) in outer:
             nested.setdefault(run.parent, []).append(run)
     lost_only: Any = LostRuns(journal, None if interrupted else CONTINUED)
     reports: list[RunReport] = []
 
     async def resume(run: RecoverableRun) -> None:
-        if run.parent and not await is_left_alone(journal, run):
+        if outer_run_of(run) and not await is_left_alone(journal, run):
             return
         pipeline, run_id = find_pipeline(run, known), run.run_id
         if pipeline is not None:
-            try:
-                reports.append(await pipeline.with_options(run_id=run_id, journal=lost_only).run())
-            except NotLostError:
-                pass
-            except Exception as error:
-                log_unresumed(run_id, error)
+            await start(pipeline, run_id)
         resume_each(nested.get(run_id, ()))
+
+    async def start(pipeline: Pipeline | Orchestrator, run_id: str) -> None:
+        try:
+            reports.append(await pipeline.with_options(run_id=run_id, journal=lost_only).run())
+        except NotLostError:
+            pass
+        except Exception as error:
+            log_unresumed(run_id, error)
 
     def resume_each(runs: Iterable[RecoverableRun]) -> None:
         for run in runs:
             group.create_task(resume(run))
 
+    async def start_queued() -> None:
+        """Start the runs that wait to start and are due, those of a key one after the other."""
+        started: set[str] = set()
+        running: set[asyncio.Task[None]] = set()
+        while True:
+            due = await journal._due_to_start(known, _AT_ONCE, started)  # type: ignore[attr-defined]
+            for run in due.runs:
+                started.add(run.run_id)
+                running.add(group.create_task(start(known[run.name], run.run_id)))
+            if not running:
+                return
+            _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
     async with asyncio.TaskGroup() as group:
-        resume_each(run for run in lost if run.parent not in outer)
+        resume_each(run for run in lost if outer_run_of(run) not in outer)
+        if callable(getattr(journal, "enqueue", None)):
+            group.create_task(start_queued())
     return reports
 
 
@@ -159,7 +186,15 @@ async def find_continued(journal: RecoverableJournal) -> list[RecoverableRun]:
     drained = await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="drained")
     stopped = await journal.runs(RunStatus.INTERRUPTED, limit=None, cause="resource")
     # The outer run of a nested one has dealt with that.
-    return [*drained, *(run for run in stopped if not run.parent)]
+    return [*drained, *(run for run in stopped if not outer_run_of(run))]
+
+
+def outer_run_of(run: RecoverableRun) -> str:
+    """Return the run in whose step a run is nested; empty if in none.
+
+    A run that a step has enqueued goes its own way.
+    """
+    return run.parent if getattr(run, "enqueued_at", None) is None else ""
 
 
 async def is_left_alone(journal: RecoverableJournal, nested: RecoverableRun) -> bool:

@@ -86,6 +86,42 @@ async def open_rerun(
     return RunPersistence(journal, session, request.types), start
 
 
+async def enqueue_run(
+    journal: Journal, request: Request, *, delay_ms: float, on_conflict: str
+) -> str:
+    """Store a run that waits to start, and return its id; or that of the one that is there.
+
+    Raises:
+        RunIdInUseError: A run of this id has other inputs, or another pipeline.
+        RunAlreadyActiveError: There is another run of the key, or a process has just taken the id.
+    """
+    enqueue: Any = getattr(journal, "enqueue", None)
+    if not callable(enqueue):
+        raise TypeError(
+            f"enqueue() needs a journal with such a method, as those of asyncflow.journal, and "
+            f"{type(journal).__name__} has none"
+        )
+    if not request.pipeline:
+        raise ValueError(
+            "enqueue() needs a pipeline with a name, by which a service knows which one to run"
+        )
+    for name in request.inputs.keys() & {*request.secret_inputs}:
+        raise ValueError(
+            f"input {name!r} is secret, so it would not be stored, and the run could never start; "
+            "let a resource provide it"
+        )
+    opening = _RunOpening(journal, request)
+    start = opening.read(StoredRun())
+    assert isinstance(start, RunStart)
+    run_id: str = await enqueue(
+        start.stored_event,
+        delay_ms=delay_ms,
+        on_conflict=on_conflict,
+        check_same=opening.check_same,
+    )
+    return run_id
+
+
 async def preview_run(
     journal: Journal, request: Request, origin: str, from_steps: Collection[str] | None
 ) -> RunStart | RunReport:
@@ -170,6 +206,8 @@ class _RunOpening:
         """Whether nothing has come for a run that waits, so that there is nothing to do."""
         request = self._request
         if stored.status is not RunStatus.WAITING or stored.must_stop or request.stays:
+            return False
+        if not stored.waits:  # it waits to start
             return False
         now_s = request.clock()
         return (
@@ -290,6 +328,26 @@ class _RunOpening:
                 stored.run_id, f"belongs to pipeline {theirs!r}, not to {pipeline!r}; {way_out}"
             )
 
+    def check_same(self, stored: StoredRun) -> None:
+        """Raise `RunIdInUseError` unless a stored run is one of this pipeline with these inputs."""
+        self._check_pipeline(stored)
+        self._check_inputs(stored)
+        others = [*self._new_inputs(stored)]
+        types = input_types(self._request.plan.steps, stored.inputs)
+        for name in stored.inputs.keys() - self._given.keys():
+            payload = stored.inputs[name]
+            defaults = [*self._defaults_before(name, stored)]
+            if payload == REDACTED or not defaults:
+                others.append(name)
+                continue
+            value = self._decode_input(name, payload, types[name])
+            if not all(_is_equal(default, value) for default in defaults):
+                others.append(name)
+        for name in others:
+            raise RunIdInUseError(
+                stored.run_id, f"was started with another input {name!r}; use another run id"
+            )
+
     # Reruns.
 
     def check_new(self, stored: StoredRun) -> None:
@@ -304,6 +362,11 @@ class _RunOpening:
         """Return how a new run starts that reuses what is still valid of another one."""
         request, plan = self._request, self._request.plan
         self._check_pipeline(origin, "rerun it with that pipeline")
+        if origin.status is RunStatus.WAITING and not origin.waits:
+            raise ValueError(
+                f"run {origin.run_id!r} waits to start, so there is nothing to reuse; start it, "
+                "or enqueue another one"
+            )
         secret = origin.secret_inputs.union(request.secret_inputs)
         inputs = self._all_inputs(origin, "rerun it")
         name = request.pipeline or origin.pipeline

@@ -11,10 +11,11 @@ from asyncflow._core.step import OpenResource
 from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
 
 if TYPE_CHECKING:
+    from asyncflow._core.results import AttributeValue
     from asyncflow._core.run_preview import RunPreview
     from asyncflow._policies.observers import AnyObserver
     from asyncflow._runtime.handle import RunHandle
-    from asyncflow._runtime.options import Options, RunOptions
+    from asyncflow._runtime.options import OnConflict, Options, RunOptions
 
 
 class Runnable:
@@ -172,6 +173,72 @@ class Runnable:
                 together.
         """
         return self._planned().start(inputs)
+
+    async def enqueue(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+        key: str | None = None,
+        on_conflict: OnConflict = "wait",
+        delay_ms: float = 0,
+        label: str | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> str:
+        """Store a run that waits to start, and return its id when that is stored.
+
+        A `asyncflow.service.Service` on the journal that has the pipeline, in any process, starts
+        it when it is due and there is a place for it, in the order in which runs became due.
+        ``run`` with its ``run_id`` starts it at once, and ``journal.cancel`` ends it. Until it has
+        started its status is ``WAITING``, and `asyncflow.journal.RunRecord.waits_for` says for
+        what. It runs with the options of the pipeline that starts it, which must have all steps
+        that this one has now.
+
+        The same id again, with the same pipeline and inputs, stores nothing, whatever became of the
+        run. So a call that may be repeated is made once with an id that is the same then; in a
+        step, ``run_id=f"{current_step().idempotency_key}/reminder"``.
+
+        Args:
+            inputs: The inputs of the run, by name.
+            run_id: Identifies the run; by default the option of the pipeline, else a random id.
+            key: Of the runs of the pipeline with this key, such as ``"customer 17"``, one runs at a
+                time, and the others wait; see `with_options`. By default the option of the
+                pipeline.
+            on_conflict: What to do if there is a run of the key that has not ended: ``"wait"`` (the
+                default) behind those that are due before; ``"raise"`` a `RunAlreadyActiveError`; or
+                ``"return"`` the id of the one that waits, or else of the one that has started,
+                whatever its inputs. One that is not due counts too.
+            delay_ms: In how many milliseconds the run is due, at least 0 (the default). One that is
+                not due holds up no other run.
+            label: What the run is about; by default the option of the pipeline.
+            attributes: What programs find the run by; by default the option of the pipeline.
+
+        Returns:
+            The id of the run; with ``"return"``, perhaps that of another one.
+
+        Raises:
+            RuntimeError: The pipeline has no journal.
+            TypeError: An argument has the wrong type, or the journal can't store such runs.
+            ValueError: An argument is out of range; the pipeline has no name; an input is secret,
+                so that it would not be stored; or the inputs are wrong as in `run`.
+            RunIdInUseError: A ``ValueError``: a run of this id has other inputs, or another
+                pipeline.
+            RunAlreadyActiveError: With ``"raise"``, there is a run of the key; or another call is
+                about to start a run of this id.
+            PayloadError: The journal can't store an input.
+            JournalError: The journal fails.
+        """
+        given: Options = {}
+        if run_id is not None:
+            given["run_id"] = run_id
+        if key is not None:
+            given["key"] = key
+        if label is not None:
+            given["label"] = label
+        if attributes is not None:
+            given["attributes"] = attributes
+        chosen = self.with_options(**given) if given else self
+        return await chosen._planned().enqueue(inputs, on_conflict, delay_ms)
 
     async def rerun(
         self,

@@ -32,9 +32,11 @@ from asyncflow._core.statistics import StepOutcome, StepStatistics
 from asyncflow.journal._postgres import PostgresJournal
 from asyncflow.journal._queries import (
     PipelineStatistics,
+    QueueStats,
     RunRecord,
     RunSummary,
     StoredEvent,
+    WaitsFor,
 )
 from asyncflow.journal._sqlite import SQLiteJournal
 
@@ -43,6 +45,7 @@ __all__ = [
     "OutputComparison",
     "PipelineStatistics",
     "PostgresJournal",
+    "QueueStats",
     "RunComparison",
     "RunPreview",
     "RunRecord",
@@ -53,6 +56,7 @@ __all__ = [
     "StepPreview",
     "StepStatistics",
     "StoredEvent",
+    "WaitsFor",
 ]
 
 for _public in (
@@ -60,6 +64,7 @@ for _public in (
     OutputComparison,
     PipelineStatistics,
     PostgresJournal,
+    QueueStats,
     RunComparison,
     RunPreview,
     RunRecord,
@@ -69,5 +74,6 @@ for _public in (
     StepPreview,
     StepStatistics,
     StoredEvent,
+    WaitsFor,
 ):
     _public.__module__ = __name__  # where users import them from

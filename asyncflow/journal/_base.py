@@ -22,7 +22,7 @@ from asyncflow._core.arguments import check_count, check_names, check_number, pa
 from asyncflow._core.checkpoints import LARGEST as LARGEST_CHECKPOINT
 from asyncflow._core.comparison import RunComparison
 from asyncflow._core.context import current_run, is_inside_run
-from asyncflow._core.errors import JournalError, RunAlreadyActiveError
+from asyncflow._core.errors import JournalError, RunAlreadyActiveError, RunNotFoundError
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import (
@@ -37,7 +37,14 @@ from asyncflow._core.results import (
 from asyncflow._core.signal import is_plain
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.text import did_you_mean, safe_text
-from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted, StepSkipped
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    StepSkipped,
+)
 from asyncflow.journal._cached import CacheLookup
 from asyncflow.journal._event_codec import is_storable, status_column
 from asyncflow.journal._keys import RunKey
@@ -49,17 +56,20 @@ from asyncflow.journal._queries import (
     LARGEST,
     UNFINISHED,
     PipelineStatistics,
+    QueueStats,
     RunFilter,
     RunRecord,
     RunSummary,
     StoredEvent,
+    WaitKind,
     check_new_id,
     check_text,
     parse_status,
 )
+from asyncflow.journal._queue import DueRuns, NewRun, Queue, announce, watchers
 from asyncflow.journal._reader import RunReader
 from asyncflow.journal._run_lists import RunLists
-from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession
+from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession, batch_of
 from asyncflow.journal._signal_types import admits, payload_of, schema_of_signal
 from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
@@ -143,6 +153,10 @@ class SQLJournal:
         self._find_cached = Shared(self._read_thread, reading.cached_all)
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
+        self._queue = Queue(reading)
+        self._queue_writer = Queue(store)
+        self._on_enqueue: list[Callable[[], object]] = []
+        """Called when a run was enqueued by way of this journal. Any thread may do that."""
         self._on_signal: list[Callable[[str], object]] = []
         """Called with the run to which a signal was sent by way of this journal, which may be due
         now. Any thread may do that."""
@@ -162,6 +176,7 @@ class SQLJournal:
         cause: InterruptionCause | None = None,
         label: str | None = None,
         attributes: Mapping[str, AttributeValue] | None = None,
+        waits_for: WaitKind | None = None,
     ) -> list[RunRecord]:
         """Return the stored runs, the latest start first.
 
@@ -178,6 +193,9 @@ class SQLJournal:
             parent: Only those that a step of the run with this id has started.
             cause: Only those that were interrupted by this, as in `RunInterrupted`.
             label: Only those with exactly this label.
+            waits_for: Only those that wait for this, as in `RunRecord.waits_for`: ``"signal"`` for
+                those that have started; ``"time"``, ``"key"`` or ``"place"`` for those that have
+                not.
             attributes: Only those with all of these attributes, such as ``{"tenant": "acme"}``.
                 Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ.
 
@@ -198,8 +216,9 @@ class SQLJournal:
             cause=cause,
             label=label,
             attributes=attributes,
+            waits_for=waits_for,
         )
-        return await self._read(self._lists.runs, where)
+        return await self._read(self._lists.runs, where, self._virtual_now())
 
     async def record(self, run_id: str) -> RunRecord:
         """Return the record of a run.
@@ -209,7 +228,7 @@ class SQLJournal:
             JournalError: The journal can't be read.
         """
         await self._check_id(run_id)
-        return await self._read(self._lists.record, run_id)
+        return await self._read(self._lists.record, run_id, self._virtual_now())
 
     async def orphans(self) -> list[RunRecord]:
         """Return the runs that have not ended and that no process runs, the latest start first.
@@ -469,6 +488,7 @@ class SQLJournal:
         if await self._cancel_waiting(run_id, reason):
             return True
         was_asked = await self._write(self._worker.cancel, run_id, reason)
+        announce(self._name)
         if not was_asked:
             await self._read(self._lists.check_exists, run_id)
         return was_asked
@@ -507,6 +527,7 @@ class SQLJournal:
         await self._worker.send_signal(sent)
         for call in list(self._on_signal):
             call(run_id)
+        announce(self._name)
 
     async def due(
         self, *, pipelines: Iterable[str] | None = None, limit: int | None = 1_000
@@ -550,6 +571,98 @@ class SQLJournal:
     async def _asks(self, run_id: str) -> tuple[str, int] | None:
         """Return the pipeline of a run that waits, and what it asks for; else ``None``."""
         return await self._read(self._lists.signals.asks, run_id)
+
+    # --- runs that wait to start ----------------------------------------------------------------
+
+    async def queue(self, *, pipeline: str | None = None) -> QueueStats:
+        """Return how many runs wait to start, and whether they get on.
+
+        Args:
+            pipeline: Only those of the pipeline with this name.
+
+        Raises:
+            TypeError: The name is no string.
+            JournalError: The journal can't be read.
+        """
+        if pipeline is not None:
+            check_text("pipeline", pipeline)
+        found = await self._read(self._queue.counts, self._virtual_now(), pipeline)
+        return QueueStats(*found)
+
+    async def enqueue(
+        self,
+        event: RunStarted,
+        *,
+        delay_ms: float,
+        on_conflict: str,
+        check_same: Callable[[StoredRun], object],
+    ) -> str:
+        """Store a run that waits to start; `asyncflow.Pipeline.enqueue` calls this.
+
+        Args:
+            event: Its first event, as it is stored.
+            delay_ms: In how many milliseconds it is due.
+            on_conflict: What to do if there is another run of its key.
+            check_same: Called in another thread with the replay of a stored run of this id. It
+                raises if that is another one.
+
+        Returns:
+            Its id, or that of the run which is there instead.
+
+        Raises:
+            RunAlreadyActiveError: A process has just claimed the id, or there is another run of the
+                key.
+            JournalError: The journal can't be read or written.
+        """
+        run_id = event.run_id
+        check_new_id(run_id)
+        loop = asyncio.get_running_loop()
+        waiting = RunFinished(0.0, RunStatus.WAITING)
+        batch = batch_of(run_id, [event, waiting], loop)
+        new = NewRun(
+            *(run_id, event.pipeline, batch, event.key or None, delay_ms / 1000),
+            *(self._virtual_now(), on_conflict),
+        )
+        while True:
+            stored: str | None = await self._write(
+                self._worker.call, self._queue_writer.enqueue, new, self._claim
+            )
+            if stored is not None:
+                self._announce()
+                return stored
+            with suppress(RunNotFoundError):  # it was forgotten meanwhile
+                await self._read(lambda: check_same(self._reader.run(run_id)))
+                return run_id
+
+    async def _due_to_start(
+        self, pipelines: Iterable[str], limit: int, skipped: Collection[str] = ()
+    ) -> DueRuns:
+        """Return runs that are due to start, one a key, and when the next run is due."""
+        names = [*pipelines]
+        while True:
+            now = self._virtual_now()
+            found, early = await self._read(self._queue.due, now, names, limit, skipped)
+            if not early:
+                return found
+            await self._write(self._worker.call, self._queue_writer.correct, early)
+
+    async def _next_due_s(self) -> float | None:
+        """Return in how many seconds another run is due that waits for signals, if one is."""
+        return await self._read(self._queue.next_wait_s, self._virtual_now())
+
+    @property
+    def _watchers(self) -> list[Callable[[], object]]:
+        """What is called when a run may start or continue because of a journal with this name."""
+        return watchers.setdefault(self._name, [])
+
+    def _announce(self) -> None:
+        """Say that a run may start, or continue."""
+        for call in [*self._on_enqueue]:
+            call()
+        announce(self._name)
+
+    def _virtual_now(self) -> float | None:
+        return virtual_now(asyncio.get_running_loop())
 
     async def prune(self, older_than: timedelta, *, status: RunStatus | str | None = None) -> int:
         """Delete runs that have ended, never an active one, and return how many.
@@ -628,6 +741,7 @@ class SQLJournal:
         await self._check_id(run_id)
         await self._read(self._lists.check_exists, run_id)
         await self._write(self._worker.call, self._store.forget, run_id, self._claim)
+        announce(self._name)
 
     async def _check_id(self, run_id: str, what: str = "run_id") -> None:
         check_text(what, run_id)
@@ -721,6 +835,7 @@ class SQLJournal:
         committed = lease.committed
         run = self._reader.history(lease.run_id, committed) if committed else StoredRun()
         run.must_stop = lease.cancel_reason is not None
+        lease.is_queued = run.status is RunStatus.WAITING and not run.waits
         # Until the database has that the run continues, a value may take the place of an expiry.
         lease.is_told = None in run.sent.values()
         return read(run)

@@ -11,16 +11,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunAlreadyActiveError
 from asyncflow._core.results import RunStatus
 from asyncflow.journal._event_codec import column_of, from_column
-from asyncflow.journal._sql import Cursor, Database, Parameters
+from asyncflow.journal._sql import NOW, Cursor, Database, Parameters
+
+if TYPE_CHECKING:
+    from asyncflow.journal._store import Claim
 
 CONTINUES = "(r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'resource'))"
 """Whether a run without an owner is one that a service resumes."""
+
+
+QUEUED = "EXISTS (SELECT 1 FROM queued w WHERE w.run_id = r.run_id)"
+"""Whether a run waits to start."""
 
 
 class RunKey(NamedTuple):
@@ -52,10 +59,12 @@ _NEW = (
 _HAD = "SELECT k.run_id FROM keys k WHERE k.pipeline = ? AND k.key = ?"
 _TAKE = "UPDATE keys SET run_id = ? WHERE pipeline = ? AND key = ?"
 _KEY_OF = "SELECT r.pipeline, r.key FROM runs r WHERE r.run_id = ?"
-_CONTINUED = f"SELECT r.status FROM runs r WHERE r.run_id = ? AND {CONTINUES}"
+_CONTINUED = f"SELECT r.status FROM runs r WHERE r.run_id = ? AND {CONTINUES} AND NOT {QUEUED}"
 _IS_UNUSED = (
     "NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = {keys}.run_id) "
-    "AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.run_id = {keys}.run_id)"
+    "AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.run_id = {keys}.run_id) "
+    "AND NOT EXISTS (SELECT 1 FROM queued q WHERE q.pipeline = {keys}.pipeline "
+    "AND q.key = {keys}.key)"
 )
 _UNUSED = (
     f"SELECT k.pipeline, k.key FROM keys k WHERE {_IS_UNUSED.replace('{keys}', 'k')} "
@@ -66,10 +75,16 @@ _FORGET = (
 )
 _AT_ONCE = 500
 """How many keys one transaction forgets."""
-_FENCE = (
+_FIRST = (
+    "SELECT q.run_id FROM queued q WHERE q.pipeline = ? AND q.key = ? ORDER BY q.due_at, q.seq "
+    "LIMIT 1"
+)
+_FIRST_DUE = _FIRST.replace("ORDER BY", f"AND q.due_at <= {NOW} ORDER BY")
+FENCE = (
     "UPDATE leases SET token = token + 1, owner = NULL, process = NULL, expires_at = 0, "
     "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
 )
+"""Ends the lease of a run that no process seems to have."""
 
 
 class LockedKeys:
@@ -91,48 +106,55 @@ class LockedKeys:
         return {run_id for run_id in self._had.values() if run_id}
 
     def take(
-        self, key: RunKey, run_id: str, lease: Sequence[Any] | None, *, is_owned: bool
+        self, key: RunKey, run_id: str, leases: Mapping[str, Sequence[Any]], claim: Claim
     ) -> None:
-        """Give a run its key.
+        """Give a run its key; raise `RunAlreadyActiveError` if another run has it.
 
-        ``lease`` is the locked one of the run that had the key last, ``is_owned`` whether a process
-        has that lease. Raise `RunAlreadyActiveError` if it still has the key.
+        ``leases`` are those that are locked.
         """
         before = self._had[key]
         if before == run_id:
             return
-        if before and lease is not None:
-            status = self._status(before, lease, is_owned=is_owned)
-            if status is not None:
-                raise RunAlreadyActiveError(
-                    before,
-                    lease[0] if is_owned else "",
-                    _WAYS_OUT[status],
-                    key=from_column(key.key),
-                    status=status,
-                )
-            if lease[0] is not None:
-                self._execute(_FENCE, (before,))
+        holder = self.holder(key, leases, claim)
+        if holder is not None:
+            raise holder
+        if before and leases[before][0] is not None:
+            self._execute(FENCE, (before,))
         self._execute(_TAKE, (run_id, *key))
         self._had[key] = run_id
 
-    def had_by(self, key: RunKey) -> str:
-        """Return the run that had a key last; empty if none did."""
-        return self._had[key]
-
-    def _status(self, run_id: str, lease: Sequence[Any], *, is_owned: bool) -> RunStatus | None:
-        """Return the status of a run that has its key; ``None`` if it has it no more."""
-        if is_owned:
-            return RunStatus.RUNNING
-        _, _, _, cancel_token, *_, token, _ = lease
-        self._execute(_CONTINUED, (run_id,))
-        row = self._cursor.fetchone()
-        if row is None or cancel_token == token:
+    def holder(
+        self, key: RunKey, leases: Mapping[str, Sequence[Any]], claim: Claim
+    ) -> RunAlreadyActiveError | None:
+        """Return the error about the run that has a key; ``None`` if the key is free."""
+        run_id = self._had[key]
+        if not run_id:
             return None
-        return _STATUSES.get(row[0], RunStatus.INTERRUPTED)
+        lease = leases[run_id]
+        owner, status = "", None
+        if is_owned(lease, claim):
+            owner, status = lease[0], RunStatus.RUNNING
+        else:
+            _, _, _, cancel_token, *_, token, _ = lease
+            self._execute(_CONTINUED, (run_id,))
+            row = self._cursor.fetchone()
+            if row is not None and cancel_token != token:
+                status = _STATUSES.get(row[0], RunStatus.INTERRUPTED)
+        if status is None:
+            return None
+        way_out = _WAYS_OUT[status]
+        return RunAlreadyActiveError(
+            run_id, owner, way_out, key=from_column(key.key), status=status
+        )
 
     def _execute(self, sql: str, parameters: Parameters) -> None:
         self._cursor.execute(self._database.translate(sql), parameters)
+
+
+def is_owned(lease: Sequence[Any], claim: Claim) -> bool:
+    """Whether a process has a lease, by the first columns of its row."""
+    owner, process, unexpired, *_ = lease
+    return owner is not None and bool(unexpired) and not claim.is_void(process)
 
 
 _STATUSES = {"running": RunStatus.ORPHANED, "waiting": RunStatus.WAITING}
@@ -142,6 +164,35 @@ _WAYS_OUT = {
     RunStatus.ORPHANED: "resume it, or cancel or forget it to free the key",
     RunStatus.INTERRUPTED: "resume it, or cancel or forget it to free the key",
 }
+
+
+def check_line(database: Database, cursor: Cursor, key: RunKey, now: float | None) -> None:
+    """Raise `RunAlreadyActiveError` if a run waits for a key and is due.
+
+    ``now`` is the present in virtual time.
+    """
+    cursor.execute(database.translate(_FIRST_DUE), (*key, now))
+    first = cursor.fetchone()
+    if first is not None:
+        raise waits_already(first[0], key)
+
+
+def first_in_line(database: Database, cursor: Cursor, key: RunKey) -> str | None:
+    """Return the first run that waits for a key, even if it is not due; ``None`` if none does."""
+    cursor.execute(database.translate(_FIRST), key)
+    first = cursor.fetchone()
+    return None if first is None else str(first[0])
+
+
+def waits_already(run_id: str, key: RunKey) -> RunAlreadyActiveError:
+    """Return the error about a run that waits for a key."""
+    return RunAlreadyActiveError(
+        run_id,
+        "",
+        "it waits to start: enqueue a run to start after it, or cancel it",
+        key=from_column(key.key),
+        status=RunStatus.WAITING,
+    )
 
 
 def forget_unused(database: Database, cursor: Cursor) -> bool:

@@ -73,7 +73,7 @@ class Overviews:
 
     def statistics(self, pipeline: str, runs: int) -> PipelineStatistics:
         """Return the statistics of the latest runs of a pipeline."""
-        rows = self._lists.rows(RunFilter(pipeline=pipeline, limit=runs))
+        rows = self._lists.rows(RunFilter(pipeline=pipeline, limit=runs), has_started=True)
         summaries = self._summaries(SELECT_STEPS, [row.run_id for row in rows])
         others = [row.run_id for row in rows if not _has_steps(summaries.get(row.run_id))]
         events = read_brief(self._store, (_WHOLE, others))

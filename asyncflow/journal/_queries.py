@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from asyncflow._core.arguments import check_count, check_number
 from asyncflow._core.results import AttributeValue, InterruptionCause, RunStatus
@@ -44,6 +44,39 @@ _AGE = re.compile(
 )
 _DAYS = {"today": timedelta(0), "yesterday": timedelta(days=1)}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+WaitKind: TypeAlias = Literal["signal", "time", "key", "place"]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsFor:
+    """For what a run waits that is ``WAITING``."""
+
+    kind: WaitKind
+    """``"signal"`` if it has started, and waits for signals. A run that waits to start waits for
+    its ``"time"``, then for its ``"key"``, which another run has or waits for before it, then for a
+    ``"place"`` in a service."""
+    signals: tuple[str, ...] = ()
+    """The names of the signals."""
+    due_at: float | None = None
+    """When a run that waits to start is due, or was, in seconds since the epoch."""
+    key: str = ""
+    """The key of a run that waits for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """How many runs wait to start."""
+
+    waiting: int
+    """How many runs wait to start, those that are not due among them."""
+    due: int
+    """How many of them are due."""
+    oldest_due_s: float | None
+    """For how many seconds the first of these has been due; ``None`` if none is."""
+    blocked_keys: int
+    """How many keys have runs that are due, and another run that has not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +123,11 @@ class RunRecord:
     """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
     crashes: int = 0
     """How many processes have died, or lost the journal, while they ran it, since it last ended."""
+    enqueued_at: float | None = None
+    """When it was enqueued, as ``started_at``; ``None`` if it was not. Lists have it in its place
+    by this time, and its start is this too until it starts."""
+    waits_for: WaitsFor | None = None
+    """For what it waits if it is ``WAITING``."""
 
     @property
     def duration_s(self) -> float | None:
@@ -113,7 +151,8 @@ class RunRecord:
     @property
     def place(self) -> tuple[float, str]:
         """Its position in the list of all runs; as ``before``, it selects the runs that follow."""
-        return self.started_at, self.run_id
+        first_s = self.started_at if self.enqueued_at is None else self.enqueued_at
+        return first_s, self.run_id
 
 
 def so_far_ms(record: RunRecord, now_s: float) -> float:
@@ -282,9 +321,15 @@ class RunFilter:
     parent: str | None = None
     cause: InterruptionCause | None = None
     label: str | None = None
+    waits_for: WaitKind | None = None
     attributes: Mapping[str, AttributeValue] | None = None
 
     def __post_init__(self) -> None:
+        if self.waits_for is not None and self.waits_for not in get_args(WaitKind):
+            kinds = ", ".join(map(repr, get_args(WaitKind)))
+            raise ValueError(
+                f"waits_for must be one of {kinds}, not {safe_text(repr, self.waits_for)}"
+            )
         if self.cause is not None and self.cause not in get_args(InterruptionCause):
             causes = ", ".join(map(repr, get_args(InterruptionCause)))
             raise ValueError(f"cause must be one of {causes}, not {safe_text(repr, self.cause)}")

@@ -36,9 +36,12 @@ from asyncflow.journal._queries import (
     PipelineStatistics,
     RunFilter,
     RunRecord,
+    WaitKind,
+    WaitsFor,
     parse_status,
 )
-from asyncflow.journal._signals import Signals
+from asyncflow.journal._queue import WAITS_FOR
+from asyncflow.journal._signals import Signals, names_in
 from asyncflow.journal._sql import OWNER, chunks, marks, padded
 from asyncflow.journal._store import Store
 
@@ -78,6 +81,14 @@ class RunRow(NamedTuple):
     cause: Any
     starts: Any
     """In how many segments it ran since it last ended; 0 if it has ended."""
+    enqueued_at: Any
+    began_at: Any
+    """When a run that was enqueued started."""
+    waits: Any
+    """The signals that it waits for, as JSON, if it does."""
+    waits_for: Any
+    due_at: Any
+    """When a run that waits to start is due."""
 
 
 _STARTS_SINCE_END = (
@@ -93,8 +104,10 @@ _RUNS = (
     f"{OWNER}, l.process, "
     "COALESCE((SELECT e.at_ms FROM events e WHERE e.run_id = r.run_id "
     "ORDER BY e.position DESC LIMIT 1), 0), r.paused_s, r.cause, "
-    f"CASE WHEN r.status = 'running' THEN {_STARTS_SINCE_END} ELSE 0 END "
-    "FROM {runs} LEFT JOIN leases l ON l.run_id = r.run_id WHERE {where} "
+    f"CASE WHEN r.status = 'running' THEN {_STARTS_SINCE_END} ELSE 0 END, "
+    f"r.enqueued_at, r.began_at, r.waits, {WAITS_FOR}, q.due_at "
+    "FROM {runs} LEFT JOIN leases l ON l.run_id = r.run_id "
+    "LEFT JOIN queued q ON q.run_id = r.run_id WHERE {where} "
     "ORDER BY {order}.started_at DESC, {order}.run_id DESC"
 )
 _PIPELINES = (
@@ -122,22 +135,38 @@ class RunLists:
         self._store = store
         self.signals = Signals(store)
 
-    def rows(self, where: RunFilter) -> list[RunRow]:
-        """Return the rows that a filter selects; as SQL can't tell, orphaned runs are running."""
-        return self._rows(self._conditions(where), where.limit, bool(where.attributes))
+    def rows(
+        self, where: RunFilter, now: float | None = None, *, has_started: bool = False
+    ) -> list[RunRow]:
+        """Return the rows that a filter selects; as SQL can't tell, orphaned runs are running.
 
-    def row(self, run_id: str) -> RunRow | None:
+        ``now`` is the present in virtual time, by which a run that waits to start is due. With
+        ``has_started``, there are no such runs.
+        """
+        conditions = self._conditions(where)
+        if has_started:
+            conditions["(q.run_id IS NULL OR ? = 0)"] = [1]
+        if where.waits_for is not None:
+            conditions |= {"r.status = ?": ["waiting"], f"{WAITS_FOR} = ?": [now, where.waits_for]}
+        return self._rows(conditions, where.limit, bool(where.attributes), now)
+
+    def row(self, run_id: str, now: float | None = None) -> RunRow | None:
         """Return the row of a run; ``None`` if there is none."""
-        rows = self._rows({"r.run_id = ?": [run_id]}, None)
+        rows = self._rows({"r.run_id = ?": [run_id]}, None, now=now)
         return rows[0] if rows else None
 
     def _rows(
-        self, conditions: Conditions, limit: int | None, by_attribute: bool = False
+        self,
+        conditions: Conditions,
+        limit: int | None,
+        by_attribute: bool = False,
+        now: float | None = None,
     ) -> list[RunRow]:
         last = ("", []) if limit is None else (" LIMIT ?", [limit])
         runs, order = (f"{OF_ATTRIBUTE} runs r", "a") if by_attribute else ("runs r", "r")
         sql = _RUNS.replace("{runs}", runs)
-        return [RunRow(*row) for row in self._read(sql, conditions, *last, order=order)]
+        rows = self._read(sql, conditions, *last, order=order, first=[now])
+        return [RunRow(*row) for row in rows]
 
     def _read(
         self,
@@ -146,19 +175,21 @@ class RunLists:
         last: str = "",
         values: Sequence[Any] = (),
         order: str = "r",
+        first: Sequence[Any] = (),
     ) -> list[Any]:
         """Return the rows that a SELECT finds where those conditions are met that have values.
 
-        ``order`` is the table by whose index runs are read in the order of their starts.
+        ``order`` is the table by whose index runs are read in the order of their starts. ``first``
+        are the values that come before those of the conditions.
         """
         where = " AND ".join(condition for condition, given in conditions.items() if given)
         sql = sql.replace("{where}", where or "1 = 1").replace("{order}", order) + last
-        return self._store.read(sql, [*chain(*conditions.values()), *values])
+        return self._store.read(sql, [*first, *chain(*conditions.values()), *values])
 
-    def runs(self, where: RunFilter) -> list[RunRecord]:
+    def runs(self, where: RunFilter, now: float | None = None) -> list[RunRecord]:
         """Return the runs that a filter selects."""
         if where.status not in UNFINISHED:
-            return self._records(self.rows(where))
+            return self._records(self.rows(where, now))
         found: list[RunRecord] = []
         page = replace(where, limit=_PAGE)
         while where.limit is None or len(found) < where.limit:
@@ -169,9 +200,9 @@ class RunLists:
             page = replace(page, before=records[-1].place)
         return found[: where.limit]
 
-    def record(self, run_id: str) -> RunRecord:
+    def record(self, run_id: str, now: float | None = None) -> RunRecord:
         """Return the record of a run; a damaged one if the run has events and no row."""
-        row = self.row(run_id)
+        row = self.row(run_id, now)
         if row is None:
             self.check_exists(run_id)
             row = RunRow(run_id, *[None] * (len(RunRow._fields) - 1))
@@ -349,11 +380,11 @@ def record_of(row: RunRow) -> RunRecord:
         run_id=_text_of(row.run_id),
         pipeline=text(row.pipeline),
         status=status,
-        started_at=row.started_at if is_moment(row.started_at) else 0.0,
+        started_at=_started_at(row),
         updated_at=row.updated_at if is_moment(row.updated_at) else 0.0,
         owner=None if row.owner is None else _text_of(row.owner),
         latest_ms=row.latest_ms if _is_number(row.latest_ms) else 0.0,
-        paused_s=row.paused_s if _is_number(row.paused_s) else 0.0,
+        paused_s=_paused_s(row),
         damaged=is_damaged,
         parent=text(row.parent),
         parent_step=text(row.parent_step),
@@ -362,8 +393,38 @@ def record_of(row: RunRow) -> RunRecord:
         key=text(row.key),
         attributes={} if is_damaged else attributes_of(row.attributes),
         cause=row.cause if row.cause in get_args(InterruptionCause) else None,
+        enqueued_at=_enqueued_at(row),
+        waits_for=_waits_for(row),
         crashes=max(0, (row.starts or 0) - (status is RunStatus.RUNNING)),
     )
+
+
+def _started_at(row: RunRow) -> float:
+    stored_at: float = row.started_at if is_moment(row.started_at) else 0.0
+    return row.began_at if is_moment(row.began_at) else stored_at
+
+
+def _enqueued_at(row: RunRow) -> float | None:
+    if row.enqueued_at is None or not is_moment(row.started_at):
+        return None
+    return float(row.started_at)
+
+
+def _paused_s(row: RunRow) -> float:
+    """Return for how long no process ran a run after its start."""
+    paused_s: float = row.paused_s if _is_number(row.paused_s) else 0.0
+    waited_s = _started_at(row) - (_enqueued_at(row) or _started_at(row))
+    return max(paused_s - waited_s, 0.0)
+
+
+def _waits_for(row: RunRow) -> WaitsFor | None:
+    kind = row.waits_for
+    if kind not in get_args(WaitKind):
+        return None
+    if kind == "signal":
+        return WaitsFor(kind, signals=tuple(map(str, names_in(row.waits) or ())))
+    due_at = float(row.due_at) if is_moment(row.due_at) else 0.0
+    return WaitsFor(kind, due_at=due_at, key=name_of(row.key) if kind == "key" else "")
 
 
 def _is_orphaned(owner: object, process: object) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ from asyncflow.journal._attributes import attributes_column, indexed
 from asyncflow.journal._cached import remembered
 from asyncflow.journal._checkpoints import changes_of, stored_call
 from asyncflow.journal._event_codec import EventRow, column_of, row_of, status_column, write_error
+from asyncflow.journal._queue import announce, left_queue
 from asyncflow.journal._signals import SentSignal, forget
 from asyncflow.journal._sql import Statement, virtual_now
 from asyncflow.journal._store import Change, CommitBatch
@@ -84,6 +85,7 @@ class SQLSession:
         self._landing: list[tuple[str, _Waiter]] = []
         """The calls, by name, of which the batch that was taken stores what they returned."""
         self._change: Change | None = None
+        self._is_queued = lease.is_queued
         self.is_held = False
         """Whether what was appended must not be committed yet."""
         self._closing = False
@@ -108,6 +110,8 @@ class SQLSession:
             if event.refused:
                 self.execute(forget(self._lease.run_id, event.step))
         elif isinstance(event, _CHANGING):
+            if self._is_queued:
+                self._leave_queue(event)
             if not isinstance(event, RunFinished):
                 self._failure = None
                 if event.signals:
@@ -126,6 +130,13 @@ class SQLSession:
         if self._waits and isinstance(event, StepSucceeded | StepFailed | StepSkipped):
             self._waits.pop(event.step, None)
         self._queue.schedule(self)
+
+    def _leave_queue(self, event: RunResumed | RunFinished | RunStarted) -> None:
+        """Note that the run waits to start no longer."""
+        self._is_queued = False
+        began_at = event.wall_time if isinstance(event, RunResumed) else None
+        for statement in left_queue(self._lease.run_id, began_at):
+            self.execute(statement)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -234,6 +245,7 @@ class SQLSession:
             waiter = self._queue.loop.create_future()
             self._closers.append(waiter)
             await waiter
+            announce(self._queue.journal)
         if self._lease.failure:
             raise self._lease.failure
 
@@ -290,6 +302,21 @@ class SQLSession:
             self._on_stop = self._on_signal = lease.on_change = None
             while self._closers:
                 _resolve(self._closers.pop())
+
+
+class _NoQueue:
+    """Takes the place of a `CommitQueue` for events that one transaction of their own stores."""
+
+    def schedule(self, session: SQLSession) -> None: ...
+
+
+def batch_of(run_id: str, events: Iterable[Event], loop: asyncio.AbstractEventLoop) -> CommitBatch:
+    """Return what to store of a run that no process has, from its first event on."""
+    queue: Any = _NoQueue()
+    session = SQLSession(queue, Lease(run_id, 0, loop, "", None))
+    for event in events:
+        session.append(event)
+    return session.take_batch()[1]
 
 
 class FinishedSession:

@@ -136,7 +136,7 @@ def _checksum(run_id: str, name: str, kind: str, codec: str | None, data: bytes 
     return event_checksum(run_id, 0, kind, name, None, None, 0.0, codec, None, of_data)
 
 
-def _names_in(waits: Any) -> list[Any] | None:
+def names_in(waits: Any) -> list[Any] | None:
     """Return what a waiting run waits for; ``None`` if that is damaged."""
     with suppress(TypeError, ValueError):
         names = json.loads(waits or "[]")
@@ -179,7 +179,7 @@ class Signals:
         if lease is None or run is None or checksum not in (None, run[2]):
             raise RunNotFoundError(run_id, self.database.name)
         (latest_owner,), (status, waits, _) = lease, run
-        names = _names_in(waits)
+        names = names_in(waits)
         is_waited_for = status == "waiting" and (names is None or name in names)
         found = self._row(cursor, _FIND, run_id, column)
         if found is not None:
@@ -236,7 +236,7 @@ class Signals:
     def waited_for(self, run_id: str) -> tuple[list[str], int | None]:
         """Return the signals that a run waits for which no process runs, and its checksum."""
         for status, waits, checksum in self._store.read(_RUN, [run_id]):
-            names = _names_in(waits) if status == "waiting" else None
+            names = names_in(waits) if status == "waiting" else None
             return names or [], checksum
         return [], None
 

@@ -11,7 +11,8 @@ They are the same for every database, as are those that read many runs
   equals the token while the run is asked to stop, and only then `cancel_reason` counts. A claim
   takes the request over, since the owner that was asked may have died; a release drops it, unless
   the run may continue. Times are by the database's clock.
-- `keys` has one row per key of a pipeline (`asyncflow.journal._keys`).
+- `keys` has one row per key of a pipeline (`asyncflow.journal._keys`), and `queued` one per run
+  that waits to start (`asyncflow.journal._queue`).
 - `events` has one row per event: an `asyncflow.journal._event_codec.EventRow`.
 - `signals` has one row per signal of a run, by its name: the value that was sent first, or that
   its deadline has expired. The sender writes the row; the owner of the run makes it an event.
@@ -60,10 +61,14 @@ from asyncflow.journal._event_codec import (
 )
 from asyncflow.journal._keys import (
     CONTINUES,
+    FENCE,
+    QUEUED,
     LockedKeys,
     RunKey,
     UnlockedKeysError,
+    check_line,
     forget_unused,
+    is_owned,
     key_of,
 )
 from asyncflow.journal._notes import NoteFilter, note_rows
@@ -147,6 +152,8 @@ class Claim(NamedTuple):
     """The key of the run if it is a new one."""
     takes_key: bool = True
     """Whether the run is to have its key. Without it, no step may start."""
+    now: float | None = None
+    """The present in virtual time."""
 
 
 Refusals = dict[tuple[str, int], int | None]
@@ -158,7 +165,7 @@ _PAGE = 500
 """How many rows of a long answer to read at a time."""
 
 TABLES_OF_A_RUN = (
-    *("events", "notes", "signals", "checkpoints", "summaries", "cached_results"),
+    *("events", "notes", "signals", "checkpoints", "summaries", "cached_results", "queued"),
     *("run_attributes", "leases", "runs"),
 )
 """Those with rows of runs, in the order in which these are deleted."""
@@ -193,7 +200,8 @@ _REQUEST = (
 _CANCEL = f"{_REQUEST.format(reason='?')} WHERE run_id = ?"
 _CANCEL_NESTED = (
     f"{_REQUEST.format(reason='(SELECT p.cancel_reason FROM leases p WHERE p.run_id = ?)')} "
-    f"WHERE run_id IN (SELECT r.run_id FROM runs r WHERE r.parent = ? AND {CONTINUES})"
+    f"WHERE run_id IN (SELECT r.run_id FROM runs r WHERE r.parent = ? AND r.enqueued_at IS NULL "
+    f"AND {CONTINUES})"
 )
 _MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {CONTINUES}"
 # The first condition is that of an index, which has little in it.
@@ -236,7 +244,7 @@ _ENDED = (
 # The next look of a process continues a waiting run that is due.
 _ENDED_AS = _ENDED.replace(
     "r.status NOT IN ('running', 'waiting')",
-    f"r.status = ? AND (r.due_at IS NULL OR r.due_at > {NOW})",
+    f"r.status = ? AND (r.due_at IS NULL OR r.due_at > {NOW}) AND NOT {QUEUED}",
 )
 _STRAY = (
     f"SELECT l.run_id, 0 FROM leases l WHERE {FREE} "
@@ -248,7 +256,7 @@ _DELETABLE = (
     f"OR {_WAS_ANSWERED}))"
 )
 _DELETABLE_AS = _DELETABLE.replace(
-    "r.status IN ('running', 'waiting')", f"r.status <> ? OR r.due_at <= {NOW}"
+    "r.status IN ('running', 'waiting')", f"r.status <> ? OR r.due_at <= {NOW} OR {QUEUED}"
 )
 
 # What `Service(keep=...)` deletes: no run that a service continues, and no nested run before that
@@ -344,18 +352,15 @@ class Store:
     ) -> list[int | Exception]:
         """Do the same if these are the keys of the runs that have one."""
         found: list[int | Exception] = []
-        leases: dict[str, Sequence[Any]] = {}
         locked = LockedKeys(self.database, cursor, {key for key in keys.values() if key})
-        # In one order, so that two processes that lock leases never wait for each other.
-        for chunk in chunks(sorted({run_id for run_id, _ in wanted} | locked.runs)):
-            self.make_leases(cursor, chunk)
-            sql = f"{_LEASES} WHERE l.run_id IN ({marks(len(chunk))}) ORDER BY l.run_id{{lock}}"
-            self._execute(cursor, sql, chunk)
-            leases.update((lease[-1], lease) for lease in cursor.fetchall())
-        self._check_keys(cursor, wanted, leases, keys)
+        leases = self.lock_leases(cursor, {run_id for run_id, _ in wanted} | locked.runs)
+        new = self._check_keys(cursor, wanted, leases, keys)
         for run_id, claim in wanted:
+            key = keys.get(run_id)
             try:
-                token = self._claim(cursor, leases, run_id, claim, keys.get(run_id), locked)
+                if key is not None and run_id in new:
+                    check_line(self.database, cursor, key, claim.now)
+                token = self._claim(cursor, leases, run_id, claim, key, locked)
             except (RunAlreadyActiveError, RunUnreadableError) as error:
                 found.append(error.with_traceback(None))  # or it would keep the others
             else:
@@ -363,25 +368,53 @@ class Store:
                 leases[run_id] = (claim.owner, claim.process, True, None, None, token, run_id)
         return found
 
+    def lock_leases(self, cursor: Cursor, run_ids: Iterable[str]) -> dict[str, Sequence[Any]]:
+        """Lock the leases of runs, which are made where there are none, and return them by run."""
+        leases: dict[str, Sequence[Any]] = {}
+        # In one order, so that two processes that lock leases never wait for each other.
+        for chunk in chunks(sorted(run_ids)):
+            self.make_leases(cursor, chunk)
+            sql = f"{_LEASES} WHERE l.run_id IN ({marks(len(chunk))}) ORDER BY l.run_id{{lock}}"
+            self._execute(cursor, sql, chunk)
+            leases.update((lease[-1], lease) for lease in cursor.fetchall())
+        return leases
+
+    def take_unused(self, cursor: Cursor, run_id: str, lease: Sequence[Any], claim: Claim) -> None:
+        """Let no earlier owner of a locked lease begin the run, which is not there.
+
+        Raise `RunAlreadyActiveError` if a process is about to begin it.
+        """
+        _check_free(run_id, lease, claim)
+        if lease[0] is not None:
+            self._execute(cursor, FENCE, (run_id,))
+
     def _check_keys(
         self,
         cursor: Cursor,
         wanted: Sequence[tuple[str, Claim]],
         leases: Mapping[str, Sequence[Any]],
         keys: Mapping[str, RunKey | None],
-    ) -> None:
-        """Raise `UnlockedKeysError` if stored runs have other keys than those that are locked."""
+    ) -> set[str]:
+        """Return which of the runs that want a key are new.
+
+        Raise `UnlockedKeysError` if stored runs have other keys than those that are locked.
+        """
         unlocked: dict[str, RunKey | None] = {}
+        new = set()
         for run_id, claim in wanted:
             expected = keys.get(run_id)
             # What a new run asks for may differ from what a stored one has.
             if claim.takes_key and (leases[run_id][_KEY] is not None or expected is not None):
-                with suppress(LookupError):
+                try:
                     key = key_of(self.database, cursor, run_id)
+                except LookupError:
+                    new.add(run_id)
+                else:
                     if key != expected:
                         unlocked[run_id] = key
         if unlocked:
             raise UnlockedKeysError(unlocked)
+        return new
 
     def _claim(
         self,
@@ -399,9 +432,7 @@ class Store:
         _check_free(run_id, lease, claim)
         token = self._token_of(run_id, lease) + 1
         if key is not None:
-            before = leases.get(locked.had_by(key))
-            is_owned = before is not None and _is_owned(before, claim)
-            locked.take(key, run_id, before, is_owned=is_owned)
+            locked.take(key, run_id, leases, claim)
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
         if cancel_token == token - 1:
             self._cancel_nested(cursor, run_id)
@@ -450,13 +481,13 @@ class Store:
         lease = cursor.fetchone()
         if lease is None:
             return None
-        token, is_owned = self._token_of(run_id, lease), _is_owned(lease, claim)
-        if not is_owned:
+        token, has_owner = self._token_of(run_id, lease), is_owned(lease, claim)
+        if not has_owner:
             self._execute(cursor, _MAY_CONTINUE, (run_id,))
             if cursor.fetchone() is None:
                 return None
         self._execute(cursor, _CANCEL, (column_of(reason), run_id))
-        if not is_owned:
+        if not has_owner:
             self._cancel_nested(cursor, run_id)
         # If its segment has just ended, the next process that continues it ends it.
         self._execute(cursor, *wake(run_id))
@@ -506,13 +537,13 @@ class Store:
                 refused[claim] = last
             else:
                 owned.append(batch)
-        self._insert(cursor, [row for batch in owned for row in batch.rows])
+        self.insert(cursor, [row for batch in owned for row in batch.rows])
         for batch in owned:
             if batch.notes:
                 self._insert_notes(cursor, batch)
             for statement in batch.statements:
                 self._execute(cursor, *statement)
-            self._finish(cursor, batch)
+            self.finish(cursor, batch)
         # Runs share these rows: in one order, so that two processes never wait for each other.
         remembered = [each for batch in owned for each in batch.remembered]
         for statement in sorted(remembered, key=_key_of):
@@ -553,13 +584,13 @@ class Store:
             claims.update(((run_id, token), last) for run_id, token, last in cursor.fetchall())
         return claims
 
-    def _insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
+    def insert(self, cursor: Cursor, rows: Sequence[EventRow]) -> None:
         # Few statements: after each one this thread waits for the interpreter's lock.
         for chunk in chunks(rows):
             sql = _insertion("events", EVENT_COLUMNS, len(chunk))
             self._execute(cursor, sql, list(chain(*chunk)))
 
-    def _finish(self, cursor: Cursor, batch: CommitBatch) -> None:
+    def finish(self, cursor: Cursor, batch: CommitBatch) -> None:
         change = batch.change
         if change and change.started_at is not None:
             run_id, pipeline, started_at = batch.run_id, change.pipeline or "", change.started_at
@@ -763,13 +794,8 @@ def _reason_of(column: Any) -> str:
 
 
 def _check_free(run_id: str, lease: Sequence[Any], claim: Claim) -> None:
-    if _is_owned(lease, claim):
+    if is_owned(lease, claim):
         raise RunAlreadyActiveError(run_id, lease[0])
-
-
-def _is_owned(lease: Sequence[Any], claim: Claim) -> bool:
-    owner, process, unexpired, *_ = lease
-    return owner is not None and bool(unexpired) and not claim.is_void(process)
 
 
 @cache

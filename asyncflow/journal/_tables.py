@@ -27,11 +27,16 @@ TABLES = {
         "started_at REAL NOT NULL CHECK (started_at >= 0 AND started_at < 1e300), "
         "updated_at REAL NOT NULL, paused_s REAL NOT NULL DEFAULT 0, last_event INTEGER NOT NULL, "
         "checksum INTEGER NOT NULL, parent TEXT, parent_step TEXT, rerun_of TEXT, label TEXT, "
-        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER, key TEXT, attributes TEXT"
+        "cause TEXT, waits TEXT, due_at REAL, asks INTEGER, key TEXT, attributes TEXT, "
+        "enqueued_at REAL, began_at REAL"
     ),
     "keys": (
-        "pipeline TEXT NOT NULL, key TEXT NOT NULL, run_id TEXT NOT NULL, "
+        "pipeline TEXT NOT NULL, key TEXT NOT NULL, run_id TEXT NOT NULL, due_at REAL, "
         "PRIMARY KEY (pipeline, key)"
+    ),
+    "queued": (
+        "run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, key TEXT, due_at REAL NOT NULL, "
+        "seq INTEGER NOT NULL, checksum INTEGER NOT NULL"
     ),
     # An index of `runs.attributes`, whose start is that of the run.
     "run_attributes": (
@@ -85,6 +90,9 @@ _INDEXES = (
     "runs_by_cause ON runs (cause, started_at, run_id) WHERE cause IS NOT NULL",
     "runs_due ON runs (due_at) WHERE due_at IS NOT NULL",
     "runs_asking ON runs (pipeline, asks) WHERE asks IS NOT NULL",
+    "keys_due ON keys (pipeline, due_at) WHERE due_at IS NOT NULL",
+    "queued_without_key ON queued (pipeline, due_at, seq) WHERE key IS NULL",
+    "queued_by_key ON queued (pipeline, key, due_at, seq) WHERE key IS NOT NULL",
     "leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
     "leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
     "events_of_runs ON events (run_id, kind, position) WHERE step IS NULL",

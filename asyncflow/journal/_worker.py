@@ -34,7 +34,7 @@ from asyncflow.journal._keys import RunKey
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
 from asyncflow.journal._signals import SentSignal, Signals
-from asyncflow.journal._sql import DatabaseChangedError
+from asyncflow.journal._sql import DatabaseChangedError, virtual_now
 from asyncflow.journal._store import Claim, CommitBatch, Store
 
 T = TypeVar("T")
@@ -85,6 +85,8 @@ class Lease:
         """Whether the run has let go of it, even if its release in the database failed."""
         self.valid_until = math.inf
         """Until when no other process can claim the run, by `time.monotonic`."""
+        self.is_queued = False
+        """Whether the run waits to start."""
         self.cancel_reason: str | None = None
         """Why the run was asked to stop, empty if no reason was given; ``None`` if it was not."""
         self.signalled = False
@@ -150,7 +152,9 @@ class JournalWorker:
         asked = [
             (
                 each.run_id,
-                self._claim._replace(process=process, key=each.key, takes_key=each.takes_key),
+                self._claim._replace(
+                    process=process, key=each.key, takes_key=each.takes_key, now=each.now
+                ),
             )
             for each, (_, process) in claims.items()
         ]
@@ -479,6 +483,7 @@ class PendingClaim:
         self.within = within
         self.key = key
         self.takes_key = takes_key
+        self.now = virtual_now(loop)
         self._worker = worker
         self.is_abandoned = False
         self.lease: Lease | None = None

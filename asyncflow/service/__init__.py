@@ -26,12 +26,13 @@ from asyncflow.service._errors import (
     ServiceStoppingError,
     ServiceUnavailableError,
 )
-from asyncflow.service._service import Service
+from asyncflow.service._service import Service, ServiceStats
 
 __all__ = [
     "ClientDisconnectedError",
     "Service",
     "ServiceFullError",
+    "ServiceStats",
     "ServiceStoppingError",
     "ServiceUnavailableError",
 ]

@@ -26,7 +26,32 @@ class Places:
             check_count("max_runs", most, 1, kind=kind, hint=hint)
         self._most = most
         self._free = None if most is None else asyncio.Semaphore(most)
+        self._taken = 0
         self._durations: deque[float] = deque(maxlen=_LATEST)
+
+    @property
+    def most(self) -> int | None:
+        """How many there are; ``None`` for no limit."""
+        return self._most
+
+    @property
+    def taken(self) -> int:
+        """How many are taken."""
+        return self._taken
+
+    @property
+    def free_now(self) -> int | None:
+        """How many can be taken without waiting; ``None`` for any number."""
+        if self._free is None or self._most is None:
+            return None
+        return 0 if self._free.locked() else self._most - self._taken
+
+    async def take_one(self) -> bool:
+        """Take a place if one is there and nobody waits for it; return whether it was taken."""
+        if self.free_now == 0:
+            return False
+        await self.wait()
+        return True
 
     async def take(self) -> None:
         """Take a place, without waiting.
@@ -42,9 +67,11 @@ class Places:
         """Wait for a place, and take it. Those who wait have precedence, in their order."""
         if self._free is not None:
             await self._free.acquire()
+        self._taken += 1
 
     def free(self, duration_s: float | None = None) -> None:
         """Free a place, after so many seconds if a run took them."""
+        self._taken -= 1
         if self._free is not None:
             self._free.release()
         if duration_s is not None:

@@ -35,6 +35,7 @@ from asyncflow._core.errors import (
     ResourceError,
     RunAlreadyActiveError,
     RunCancelledError,
+    RunUnreadableError,
 )
 from asyncflow._core.lost_runs import CONTINUED, LostRuns, NotLostError
 from asyncflow._core.report import RunReport
@@ -47,9 +48,11 @@ from asyncflow._runtime.recovery import (
     find_pipeline,
     is_left_alone,
     log_unresumed,
+    outer_run_of,
 )
 from asyncflow.service._errors import ServiceStoppingError, ServiceUnavailableError
 from asyncflow.service._places import Places
+from asyncflow.service._polls import Polls
 
 if TYPE_CHECKING:
     from asyncflow.journal._base import SQLJournal
@@ -150,7 +153,7 @@ class Recovery:
             asks = self._asks_of(pipeline)
             while True:
                 early = {run_id for run_id, at_s in self._outdated.items() if look_s < at_s}
-                skipped = self._left_alone() | early | tried
+                skipped = self.left_alone() | early | tried
                 found = await self._journal._asking_otherwise(name, asks, _AT_ONCE, skipped)
                 for run_id in found:
                     if run_id not in self._outdated:
@@ -175,7 +178,7 @@ class Recovery:
 
     async def _renew_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
         """Continue such a run for which a place was taken; if that fails, the next look does."""
-        if await self._resume_one(pipeline, run_id):
+        if await self.resume_one(pipeline, run_id):
             self._outdated.pop(run_id, None)
             before_s, _ = self._renewed.get(run_id, (_PATIENT_S / 2, 0.0))
             delay_s = min(2 * before_s, _MOST_PATIENT_S)
@@ -221,14 +224,26 @@ class Recovery:
 
         self._journal._on_signal.append(on_signal)
         try:
-            while True:
-                look_at_s = loop.time() + _DUE_EVERY_S
-                await self._continue_due(None)
-                with suppress(TimeoutError):  # the next look finds what this leaves
-                    async with asyncio.timeout_at(look_at_s):
-                        await self._continue_signalled(signalled)
+            with Polls(self._journal, _DUE_EVERY_S) as polls:
+                while True:
+                    polls.begin()
+                    has_found = await self._continue_due(None)
+                    next_s = await self._next_due_s()
+                    with suppress(TimeoutError):  # the next look finds what this leaves
+                        async with polls.until_next(next_s, may_skip=not has_found):
+                            await self._continue_signalled(signalled)
         finally:
             self._journal._on_signal.remove(on_signal)
+
+    async def _next_due_s(self) -> float:
+        """Return in how many seconds a run becomes due, or may be tried again here."""
+        now_s = asyncio.get_running_loop().time()
+        again_s = [at_s - now_s for at_s, _ in self._unresumable.values() if at_s > now_s]
+        with suppress(JournalError):
+            next_s = await self._journal._next_due_s()
+            if next_s is not None:
+                again_s.append(next_s)
+        return min(again_s, default=math.inf)
 
     async def _continue_signalled(self, signalled: asyncio.Queue[str]) -> None:
         """Continue the runs that receive a signal, until this is cancelled."""
@@ -236,29 +251,31 @@ class Recovery:
             run_ids = [await signalled.get()]
             while len(run_ids) < _TOGETHER and not signalled.empty():
                 run_ids.append(signalled.get_nowait())
-            skipped = self._left_alone()
+            skipped = self.left_alone()
             if among := [run_id for run_id in run_ids if run_id not in skipped]:
                 await self._continue_due(among)
 
-    async def _continue_due(self, among: Sequence[str] | None) -> None:
-        """Continue the runs that are due, or those among some runs."""
+    async def _continue_due(self, among: Sequence[str] | None) -> bool:
+        """Continue the runs that are due, or those among some runs; return whether any is."""
         try:
-            names, skipped = [*self._pipelines], self._left_alone()
+            names, skipped = [*self._pipelines], self.left_alone()
             found = await self._journal._due(names, _AT_ONCE, skipped, among)
         except JournalError as error:
             _log.warning("the service can't look for runs that are due: %s", error)
-            return
+            return True
         for run in found:
             await self._places.wait()
             self._continuing.add(run.run_id)
             self._begin_soon(self._continue(run))
+        return bool(found)
 
     def _begin_soon(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
 
-    def _left_alone(self) -> Set[str]:
+    def left_alone(self) -> Set[str]:
+        """Return the runs that this service has, or leaves to others for now."""
         return self._given_up() | self._active.keys() | self._continuing
 
     def _given_up(self) -> Set[str]:
@@ -287,7 +304,7 @@ class Recovery:
     async def _continue(self, run: RecoverableRun) -> None:
         """Continue a run for which a place was taken."""
         try:
-            await self._resume_one(self._pipelines[run.pipeline], run.run_id)
+            await self.resume_one(self._pipelines[run.pipeline], run.run_id)
         finally:
             self._continuing.discard(run.run_id)
 
@@ -303,7 +320,8 @@ class Recovery:
         for run in sorted(found, key=lambda run: run.crashes):
             if run.run_id in given_up or run.run_id in self._active:
                 continue
-            if run.parent and (run.parent in lost or not await is_left_alone(self._journal, run)):
+            outer = outer_run_of(run)
+            if outer and (outer in lost or not await is_left_alone(self._journal, run)):
                 continue
             if not self._may_join(run, now_s):
                 has_resumed_all = False
@@ -313,7 +331,7 @@ class Recovery:
                 self._unresumable[run.run_id] = math.inf, math.inf
             else:
                 await self._places.wait()
-                self._begin_soon(self._resume_one(pipeline, run.run_id))
+                self._begin_soon(self.resume_one(pipeline, run.run_id))
         # If this is cancelled, they begin nevertheless and drain with all others, or the service
         # refuses them.
         if self._beginning:
@@ -325,7 +343,7 @@ class Recovery:
         interrupted = partial(self._journal.runs, RunStatus.INTERRUPTED, limit=None)
         found = [*await self._journal.orphans(), *await interrupted(cause="drained")]
         # The outer run of a nested one has dealt with that.
-        stopped = [run for run in await interrupted(cause="resource") if not run.parent]
+        stopped = [run for run in await interrupted(cause="resource") if not outer_run_of(run)]
         known = self._active.keys() | {run.run_id for run in stopped}
         self._retries = {run_id: each for run_id, each in self._retries.items() if run_id in known}
         for run in stopped:
@@ -346,11 +364,15 @@ class Recovery:
         self._suspects[run.run_id] = level, now_s
         return True
 
-    async def _resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> bool:
+    async def resume_one(self, pipeline: Pipeline | Orchestrator, run_id: str) -> bool:
         """Resume a run for which a place was taken, and return whether it has begun."""
         try:
             await self._begin(pipeline.with_options(journal=self._lost_only), run_id)
         except (ServiceStoppingError, NotLostError):
+            return False
+        except RunUnreadableError as error:
+            self._log_once(run_id, error)
+            self._give_up(run_id)
             return False
         except _PASSING as error:
             log_unresumed(run_id, error)

@@ -23,6 +23,7 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -44,7 +45,7 @@ from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import Engine
 from asyncflow._runtime.handle import RunHandle
-from asyncflow._runtime.options import check_run_id
+from asyncflow._runtime.options import OnConflict, check_run_id
 from asyncflow._runtime.orchestrator import Orchestrator
 from asyncflow._runtime.pipeline import Pipeline
 from asyncflow._runtime.planned_pipeline import check_engines
@@ -53,11 +54,12 @@ from asyncflow.events import RunFinished
 from asyncflow.service._errors import ClientDisconnectedError, ServiceStoppingError
 from asyncflow.service._patient import PatientResource
 from asyncflow.service._places import Places
+from asyncflow.service._queue import QueueStarter
 from asyncflow.service._recovery import Recovery
 from asyncflow.service._retention import check_keep, delete_old_runs
 
 if TYPE_CHECKING:  # a service without a journal needs no msgspec
-    from asyncflow.journal import PostgresJournal, SQLiteJournal, StoredEvent
+    from asyncflow.journal import PostgresJournal, QueueStats, SQLiteJournal, StoredEvent
 
 OnDisconnect: TypeAlias = Literal["cancel", "detach"]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -76,6 +78,18 @@ class HasReceive(Protocol):
     def receive(self) -> Receive:
         """What ASGI servers give an application to receive messages."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStats:
+    """How full a service is."""
+
+    taken: int
+    """How many of its places are taken: by runs, and by those that are about to begin."""
+    max_runs: int | None
+    """How many places it has; ``None`` for no limit."""
+    queue: QueueStats | None
+    """How many runs wait to start, in the whole journal; ``None`` without a journal."""
 
 
 class Service:
@@ -170,6 +184,7 @@ class Service:
         self._runs: dict[str, RunHandle] = {}
         self._ends: dict[str, asyncio.Task[None]] = {}
         self._recovery: Recovery | None = None
+        self._queue: QueueStarter | None = None
         self._resuming: list[asyncio.Task[None]] = []
         self._draining: asyncio.Task[None] | None = None
         self._is_open = False
@@ -271,6 +286,68 @@ class Service:
             run._let_go("its start was cancelled")
             raise
         return run
+
+    async def enqueue(
+        self,
+        pipeline: str | Pipeline | Orchestrator,
+        /,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+        key: str | None = None,
+        on_conflict: OnConflict = "wait",
+        delay_ms: float = 0,
+        label: str | None = None,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> str:
+        """Store a run that waits to start, and return its id when that is stored.
+
+        This service starts it, or another one on the journal that has the pipeline: when it is due
+        and there is a place, in the order in which runs became due. So a full service, or one that
+        shuts down, accepts it too. The same id again, with the same inputs, stores nothing.
+
+        Args:
+            pipeline: As `start` takes it.
+            inputs: The inputs of the run, by name.
+            run_id: Identifies the run; a random id by default. In a step, which a crash may repeat:
+                ``f"{current_step().idempotency_key}/reminder"``.
+            key: Of the runs of the pipeline with this key, one runs at a time, and the others wait.
+            on_conflict: What to do if there is a run of the key: ``"wait"``, ``"raise"`` or
+                ``"return"``, as `Pipeline.enqueue` says.
+            delay_ms: In how many milliseconds the run is due.
+            label: Says to people what the run is about.
+            attributes: What programs find the run by.
+
+        Returns:
+            The id of the run; with ``"return"``, perhaps that of another one.
+
+        Raises:
+            LookupError: It has no such pipeline, or the one that it was given has other options.
+            RuntimeError: The service has no journal.
+            TypeError: ``pipeline`` is neither a name nor a pipeline.
+            BaseException: What else `Pipeline.enqueue` raises.
+        """
+        chosen = self._find(pipeline)
+        if self._journal is None:
+            raise RuntimeError("a service without a journal can't store a run that waits to start")
+        return await chosen.enqueue(
+            inputs,
+            run_id=run_id,
+            key=key,
+            on_conflict=on_conflict,
+            delay_ms=delay_ms,
+            label=label,
+            attributes=attributes,
+        )
+
+    async def stats(self) -> ServiceStats:
+        """Return how many places it has, and how many runs wait to start.
+
+        Raises:
+            JournalError: The journal can't be read.
+        """
+        queue = None if self._journal is None else await self._journal.queue()
+        return ServiceStats(self._places.taken, self._places.most, queue)
 
     async def answer(
         self,
@@ -454,7 +531,14 @@ class Service:
             self._recovery = recovery = Recovery(
                 self._journal, self._pipelines, self._places, self._runs, self._begin
             )
-            looks = [recovery.run(self._resume_every_s), recovery.run_due()]
+            self._queue = queue = QueueStarter(
+                self._journal,
+                self._pipelines,
+                self._places,
+                recovery.resume_one,
+                recovery.left_alone,
+            )
+            looks = [recovery.run(self._resume_every_s), recovery.run_due(), queue.run()]
             if self._keep is not None:
                 looks.append(delete_old_runs(self._journal, self._keep))
             name = "asyncflow:service:resume"
@@ -574,6 +658,8 @@ class Service:
             self._places.free(clock() - started_s)
             if self._recovery is not None:
                 self._recovery.ended(run)
+            if self._queue is not None:
+                self._queue.wake()
 
         task.add_done_callback(end)
 

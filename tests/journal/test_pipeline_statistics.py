@@ -414,7 +414,7 @@ async def test_a_run_that_changes_between_two_reads_is_not_damaged(
     await session.close()
     if change == "is deleted":
         await journal.forget("r")
-    journal._lists.rows = lambda where: before  # of an earlier moment
+    journal._lists.rows = lambda where, **options: before  # of an earlier moment
 
     found = await journal.statistics("etl")
 

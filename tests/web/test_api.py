@@ -39,6 +39,8 @@ async def test_runs_are_returned_page_by_page(make_client: Any, any_journal: Any
         "label": "",
         "key": "",
         "attributes": {},
+        "enqueued_at": None,
+        "waits_for": None,
         "cause": None,
         "crashes": 0,
         "duration_s": record.duration_s,
