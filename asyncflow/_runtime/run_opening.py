@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -95,8 +95,8 @@ async def enqueue_run(
         RunIdInUseError: A run of this id has other inputs, or another pipeline.
         RunAlreadyActiveError: There is another run of the key, or a process has just taken the id.
     """
-    enqueue: Any = getattr(journal, "enqueue", None)
-    if not callable(enqueue):
+    enqueue: Callable[..., Awaitable[str]] | None = getattr(journal, "enqueue", None)
+    if enqueue is None:
         raise TypeError(
             f"enqueue() needs a journal with such a method, as those of asyncflow.journal, and "
             f"{type(journal).__name__} has none"
@@ -113,13 +113,12 @@ async def enqueue_run(
     opening = _RunOpening(journal, request)
     start = opening.read(StoredRun())
     assert isinstance(start, RunStart)
-    run_id: str = await enqueue(
+    return await enqueue(
         start.stored_event,
         delay_ms=delay_ms,
         on_conflict=on_conflict,
         check_same=opening.check_same,
     )
-    return run_id
 
 
 async def preview_run(

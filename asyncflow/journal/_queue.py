@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from asyncflow.journal._store import Claim, CommitBatch, Store
 
 
+_NOW = f"(SELECT {NOW})"
+"""The present, evaluated once a statement: an index finds what is earlier or later."""
 _FIRST_OF_KEY = (
     "(SELECT h.run_id FROM queued h WHERE h.pipeline = {of}.pipeline AND h.key = {of}.key "
     "ORDER BY h.due_at, h.seq LIMIT 1)"
@@ -48,31 +50,31 @@ _UNCLAIMED = f"NOT EXISTS (SELECT 1 FROM leases l WHERE l.run_id = q.run_id AND 
 _COLUMNS = "q.run_id, q.pipeline, q.key, q.due_at, q.seq, q.checksum"
 _DUE_WITHOUT_KEY = (
     f"SELECT {_COLUMNS}, NULL AS of_pipeline, NULL AS of_key, 1 AS is_due FROM queued q "
-    f"WHERE q.pipeline = ? AND q.key IS NULL AND q.due_at <= {NOW} AND {_UNCLAIMED} "
+    f"WHERE q.pipeline = ? AND q.key IS NULL AND q.due_at <= {_NOW} AND {_UNCLAIMED} "
     "ORDER BY q.due_at, q.seq LIMIT ?"
 )
 _DUE_WITH_KEY = (
     f"SELECT {_COLUMNS}, k.pipeline AS of_pipeline, k.key AS of_key, "
-    f"CASE WHEN q.due_at <= {NOW} THEN 1 ELSE 0 END AS is_due "
+    f"CASE WHEN q.due_at <= {_NOW} THEN 1 ELSE 0 END AS is_due "
     f"FROM keys k LEFT JOIN queued q ON q.run_id = {_FIRST_OF_KEY.replace('{of}', 'k')} "
-    f"WHERE k.pipeline = ? AND k.due_at <= {NOW} AND {_HOLDER} IS NULL "
+    f"WHERE k.pipeline = ? AND k.due_at <= {_NOW} AND {_HOLDER} IS NULL "
     f"AND (q.run_id IS NULL OR {_UNCLAIMED}) ORDER BY k.due_at LIMIT ?"
 )
 # Not MIN, for which SQLite would read all of them.
 _NEXT = (
     f"SELECT (SELECT q.due_at FROM queued q WHERE q.pipeline = ? AND q.key IS NULL "
-    f"AND q.due_at > {NOW} ORDER BY q.due_at LIMIT 1)",
-    f"SELECT (SELECT k.due_at FROM keys k WHERE k.pipeline = ? AND k.due_at > {NOW} "
+    f"AND q.due_at > {_NOW} ORDER BY q.due_at LIMIT 1)",
+    f"SELECT (SELECT k.due_at FROM keys k WHERE k.pipeline = ? AND k.due_at > {_NOW} "
     "ORDER BY k.due_at LIMIT 1)",
 )
 _NEXT_WAIT = (
-    f"SELECT (SELECT r.due_at FROM runs r WHERE r.due_at > {NOW} ORDER BY r.due_at LIMIT 1)"
+    f"SELECT (SELECT r.due_at FROM runs r WHERE r.due_at > {_NOW} ORDER BY r.due_at LIMIT 1)"
 )
-_PRESENT = f"SELECT {NOW}"
+_PRESENT = f"SELECT {_NOW}"
 _INSERT = (
     "INSERT INTO queued (run_id, pipeline, key, due_at, seq, checksum) VALUES (?, ?, ?, ?, ?, ?)"
 )
-_TIMES = f"SELECT {NOW}, CAST({{now}} * 1000000 AS BIGINT)"
+_TIMES = f"SELECT {_NOW}, CAST({{now}} * 1000000 AS BIGINT)"
 _MARK_KEY = (
     "UPDATE keys SET due_at = (SELECT MIN(h.due_at) FROM queued h "
     "WHERE h.pipeline = keys.pipeline AND h.key = keys.key) WHERE pipeline = ? AND key = ?"
@@ -82,18 +84,18 @@ _STARTED = "UPDATE runs SET began_at = ? WHERE run_id = ?"
 _DELETE = "DELETE FROM queued WHERE run_id = ?"
 _EXISTS = "SELECT 1 FROM runs r WHERE r.run_id = ?"
 _COUNTS = (
-    f"SELECT COUNT(*), COUNT(CASE WHEN q.due_at <= {NOW} THEN 1 END), "
-    f"MIN(CASE WHEN q.due_at <= {NOW} THEN q.due_at END), {NOW} FROM queued q WHERE {{where}}"
+    f"SELECT COUNT(*), COUNT(CASE WHEN q.due_at <= {_NOW} THEN 1 END), "
+    f"MIN(CASE WHEN q.due_at <= {_NOW} THEN q.due_at END), {_NOW} FROM queued q WHERE {{where}}"
 )
 _BLOCKED = (
-    f"SELECT COUNT(*) FROM keys k WHERE k.due_at <= {NOW} AND {_HOLDER} IS NOT NULL "
+    f"SELECT COUNT(*) FROM keys k WHERE k.due_at <= {_NOW} AND {_HOLDER} IS NOT NULL "
     "AND EXISTS (SELECT 1 FROM queued h WHERE h.pipeline = k.pipeline AND h.key = k.key "
-    f"AND h.due_at <= {NOW}) AND {{where}}"
+    f"AND h.due_at <= {_NOW}) AND {{where}}"
 )
 
 WAITS_FOR = (
     "CASE WHEN r.status <> 'waiting' THEN NULL WHEN q.run_id IS NULL THEN 'signal' "
-    f"WHEN q.due_at > {NOW} THEN 'time' WHEN q.key IS NOT NULL "
+    f"WHEN q.due_at > {_NOW} THEN 'time' WHEN q.key IS NOT NULL "
     f"AND ({_FIRST_OF_KEY.replace('{of}', 'q')} <> q.run_id OR EXISTS (SELECT 1 FROM keys k "
     f"WHERE k.pipeline = q.pipeline AND k.key = q.key AND {_HOLDER} "
     "IS NOT NULL)) THEN 'key' ELSE 'place' END"
