@@ -177,7 +177,8 @@ class RunInterrupted:
     """Why, in words that complete the sentence "the run stopped because …"."""
     cause: InterruptionCause | None = None
     """What stopped it: ``"caller"`` (the task that awaited the run was cancelled), ``"cancelled"``
-    (by its handle, its service or its journal), ``"drained"`` (its process shuts down, so that
+    (by its handle, its service or its journal), ``"replaced"`` (another run of its key took its
+    place), ``"drained"`` (its process shuts down, so that
     another one continues the run), ``"resource"`` (one could not be opened, or was lost),
     ``"deadline"`` (that of the run expired before its resources were open), ``"journal"`` (it
     failed), ``"step"`` or ``"observer"`` (one raised `KeyboardInterrupt`, `SystemExit` or the

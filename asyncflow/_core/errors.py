@@ -561,6 +561,7 @@ class RunCancelledError(_AttributedError):
     Attributes:
         run_id: The run.
         reason: Why it was cancelled; empty if it was cancelled through its journal without one.
+        cause: ``"cancelled"``; or ``"replaced"`` if another run of its key has replaced it.
         report: How its steps ended; ``None`` if it had not begun, or if the error was stored.
     """
 
@@ -568,6 +569,7 @@ class RunCancelledError(_AttributedError):
         super().__init__(run_id, reason)
         self.run_id = run_id
         self.reason = reason
+        self.cause: Literal["cancelled", "replaced"] = "cancelled"
         self.report: RunReport | None = None
 
     def __str__(self) -> str:

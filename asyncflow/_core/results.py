@@ -62,7 +62,16 @@ AttributeValue: TypeAlias = str | int | float | bool
 """What an attribute of a run may be. Types count: ``1``, ``1.0``, ``True`` and ``"1"`` differ."""
 
 InterruptionCause: TypeAlias = Literal[
-    "caller", "cancelled", "drained", "resource", "deadline", "journal", "step", "observer", "bug"
+    "caller",
+    "cancelled",
+    "replaced",
+    "drained",
+    "resource",
+    "deadline",
+    "journal",
+    "step",
+    "observer",
+    "bug",
 ]
 
 

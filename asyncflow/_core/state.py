@@ -337,7 +337,7 @@ class RunState:
 
     def is_overridden_by(self, why: Interruption) -> bool:
         """Whether a run that was drained is cancelled now, so that no other process resumes it."""
-        return self.cause == "drained" and why.cause == "cancelled"
+        return self.cause == "drained" and why.cause in ("cancelled", "replaced")
 
     def _on_run_timed_out(self, event: events.RunTimedOut) -> None:
         self._check_runs(event)

@@ -44,7 +44,7 @@ class Persisting(Policy):
         if isinstance(why, JournalError):
             self._run.interrupt(why, Interruption("journal", "its journal has failed"))
         else:
-            self._run.cancel(why, why_cancelled(why.reason))
+            self._run.cancel(why, why_cancelled(why.reason, why.cause))
 
     def on_started(self, node: int, step: WorkflowStep) -> Callable[[], Awaitable[object]]:
         return self._persistence.session.flush  # an attempt is made only once its start is stored

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OnActive: TypeAlias = Literal["raise", "wait"]
 OnWait: TypeAlias = Literal["suspend", "stay"]
-OnConflict: TypeAlias = Literal["wait", "raise", "return"]
+OnConflict: TypeAlias = Literal["wait", "raise", "return", "replace"]
 
 NO_RESOURCES: Mapping[str, OpenResource] = MappingProxyType({})
 NO_ATTRIBUTES: Mapping[str, AttributeValue] = MappingProxyType({})

@@ -188,6 +188,10 @@ class PlannedPipeline:
                 "enqueue() needs a journal, which stores the run: give it one by "
                 "with_options(journal=...)"
             )
+        if on_conflict != "wait" and options.key is None:
+            raise ValueError(
+                f"on_conflict={on_conflict!r} is about the runs of a key: give a key too"
+            )
         request = self._request(options.run_id, inputs)
         from asyncflow._runtime.run_opening import enqueue_run  # as in run
 

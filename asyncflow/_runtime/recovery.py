@@ -176,7 +176,7 @@ async def resume_all(
 
     async with asyncio.TaskGroup() as group:
         resume_each(run for run in lost if outer_run_of(run) not in outer)
-        if callable(getattr(journal, "enqueue", None)):
+        if callable(getattr(journal, "_due_to_start", None)):
             group.create_task(start_queued())
     return reports
 

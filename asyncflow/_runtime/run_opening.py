@@ -95,15 +95,11 @@ async def enqueue_run(
         RunIdInUseError: A run of this id has other inputs, or another pipeline.
         RunAlreadyActiveError: There is another run of the key, or a process has just taken the id.
     """
-    enqueue: Callable[..., Awaitable[str]] | None = getattr(journal, "enqueue", None)
+    enqueue: Callable[..., Awaitable[str]] | None = getattr(journal, "_enqueue", None)
     if enqueue is None:
         raise TypeError(
-            f"enqueue() needs a journal with such a method, as those of asyncflow.journal, and "
-            f"{type(journal).__name__} has none"
-        )
-    if not request.pipeline:
-        raise ValueError(
-            "enqueue() needs a pipeline with a name, by which a service knows which one to run"
+            f"enqueue() needs a journal of asyncflow.journal, and {type(journal).__name__} can't "
+            "store a run that waits to start"
         )
     for name in request.inputs.keys() & {*request.secret_inputs}:
         raise ValueError(
@@ -112,6 +108,10 @@ async def enqueue_run(
         )
     opening = _RunOpening(journal, request)
     start = opening.read(StoredRun())
+    if not request.pipeline:
+        raise ValueError(
+            "enqueue() needs a pipeline with a name, by which a service knows which one to run"
+        )
     assert isinstance(start, RunStart)
     return await enqueue(
         start.stored_event,

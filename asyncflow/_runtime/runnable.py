@@ -205,11 +205,15 @@ class Runnable:
                 time, and the others wait; see `with_options`. By default the option of the
                 pipeline.
             on_conflict: What to do if there is a run of the key that has not ended: ``"wait"`` (the
-                default) behind those that are due before; ``"raise"`` a `RunAlreadyActiveError`; or
+                default) behind those that are due before; ``"raise"`` a `RunAlreadyActiveError`;
                 ``"return"`` the id of the one that waits, or else of the one that has started,
-                whatever its inputs. One that is not due counts too.
+                whatever its inputs; or ``"replace"`` them: those that wait are dropped, and the one
+                that has started is cancelled when this one is due, and awaited through its
+                clean-up. Both end as ``INTERRUPTED``, with the cause ``"replaced"``, and no service
+                resumes them. One that is not due counts as any other.
             delay_ms: In how many milliseconds the run is due, at least 0 (the default). One that is
-                not due holds up no other run.
+                not due holds up no other run. With ``"replace"`` this is a debounce: of calls that
+                come sooner after each other than that, the last one runs.
             label: What the run is about; by default the option of the pipeline.
             attributes: What programs find the run by; by default the option of the pipeline.
 

@@ -589,7 +589,7 @@ class SQLJournal:
         found = await self._read(self._queue.counts, self._virtual_now(), pipeline)
         return QueueStats(*found)
 
-    async def enqueue(
+    async def _enqueue(
         self,
         event: RunStarted,
         *,
@@ -645,6 +645,13 @@ class SQLJournal:
             if not early:
                 return found
             await self._write(self._worker.call, self._queue_writer.correct, early)
+
+    async def _replace_due(self, pipelines: Iterable[str]) -> None:
+        """Let the runs of keys stop that runs are due to replace."""
+        now = self._virtual_now()
+        is_void = self._claim.is_void
+        for key in await self._read(self._queue.replacing, now, [*pipelines], is_void):
+            await self._write(self._worker.replace, key, now)
 
     async def _next_due_s(self) -> float | None:
         """Return in how many seconds another run is due that waits for signals, if one is."""

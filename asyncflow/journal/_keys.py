@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from asyncflow._core.errors import RunAlreadyActiveError
 from asyncflow._core.results import RunStatus
@@ -28,6 +28,10 @@ CONTINUES = "(r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'reso
 
 QUEUED = "EXISTS (SELECT 1 FROM queued w WHERE w.run_id = r.run_id)"
 """Whether a run waits to start."""
+
+
+CancelCause: TypeAlias = Literal["cancelled", "replaced"]
+"""Why a run was asked to stop."""
 
 
 class RunKey(NamedTuple):
@@ -80,6 +84,7 @@ _FIRST = (
     "LIMIT 1"
 )
 _FIRST_DUE = _FIRST.replace("ORDER BY", f"AND q.due_at <= {NOW} ORDER BY")
+_REPLACES = "SELECT 1 FROM queued q WHERE q.run_id = ? AND q.replaces = 1"
 FENCE = (
     "UPDATE leases SET token = token + 1, owner = NULL, process = NULL, expires_at = 0, "
     "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
@@ -123,6 +128,27 @@ class LockedKeys:
         self._execute(_TAKE, (run_id, *key))
         self._had[key] = run_id
 
+    def is_replaced_by(
+        self, key: RunKey, run_id: str, leases: Mapping[str, Sequence[Any]], claim: Claim
+    ) -> bool:
+        """Whether a run that starts replaces the run that had its key, and no process has that."""
+        before = self._had[key]
+        if not before or before == run_id or is_owned(leases[before], claim):
+            return False
+        self._execute(_REPLACES, (run_id,))
+        if self._cursor.fetchone() is None:
+            return False
+        self._execute(_CONTINUED, (before,))
+        return self._cursor.fetchone() is not None
+
+    def had_by(self, key: RunKey) -> str:
+        """Return the run that had a key last; empty if none did."""
+        return self._had[key]
+
+    def free(self, key: RunKey) -> None:
+        """Note that the run that had a key has ended in this transaction."""
+        self._had[key] = ""
+
     def holder(
         self, key: RunKey, leases: Mapping[str, Sequence[Any]], claim: Claim
     ) -> RunAlreadyActiveError | None:
@@ -164,6 +190,11 @@ _WAYS_OUT = {
     RunStatus.ORPHANED: "resume it, or cancel or forget it to free the key",
     RunStatus.INTERRUPTED: "resume it, or cancel or forget it to free the key",
 }
+
+
+def replacement(by: str) -> str:
+    """Return why a run was cancelled that another one replaces."""
+    return f"run {by!r} has replaced it"
 
 
 def check_line(database: Database, cursor: Cursor, key: RunKey, now: float | None) -> None:

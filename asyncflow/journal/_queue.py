@@ -22,10 +22,14 @@ from zlib import crc32
 from asyncflow.journal._event_codec import column_of, from_column
 from asyncflow.journal._keys import (
     CONTINUES,
+    FENCE,
     QUEUED,
+    CancelCause,
     LockedKeys,
     RunKey,
     first_in_line,
+    is_owned,
+    replacement,
     waits_already,
 )
 from asyncflow.journal._sql import FREE, NOW, Cursor, Statement, changing
@@ -46,8 +50,10 @@ _HOLDER = (
     "AND (l.cancel_token IS NULL OR l.cancel_token <> l.token))))"
 )
 """The run that has a key ``k``, as far as SQL can tell; ``NULL`` if the key is free."""
+_HAS_PROCESS = f"EXISTS (SELECT 1 FROM leases l WHERE l.run_id = k.run_id AND NOT {FREE})"
+"""Whether a process has the run that had a key ``k`` last, as far as SQL can tell."""
 _UNCLAIMED = f"NOT EXISTS (SELECT 1 FROM leases l WHERE l.run_id = q.run_id AND NOT {FREE})"
-_COLUMNS = "q.run_id, q.pipeline, q.key, q.due_at, q.seq, q.checksum"
+_COLUMNS = "q.run_id, q.pipeline, q.key, q.due_at, q.seq, q.replaces, q.checksum"
 _DUE_WITHOUT_KEY = (
     f"SELECT {_COLUMNS}, NULL AS of_pipeline, NULL AS of_key, 1 AS is_due FROM queued q "
     f"WHERE q.pipeline = ? AND q.key IS NULL AND q.due_at <= {_NOW} AND {_UNCLAIMED} "
@@ -57,7 +63,8 @@ _DUE_WITH_KEY = (
     f"SELECT {_COLUMNS}, k.pipeline AS of_pipeline, k.key AS of_key, "
     f"CASE WHEN q.due_at <= {_NOW} THEN 1 ELSE 0 END AS is_due "
     f"FROM keys k LEFT JOIN queued q ON q.run_id = {_FIRST_OF_KEY.replace('{of}', 'k')} "
-    f"WHERE k.pipeline = ? AND k.due_at <= {_NOW} AND {_HOLDER} IS NULL "
+    f"WHERE k.pipeline = ? AND k.due_at <= {_NOW} "
+    f"AND ({_HOLDER} IS NULL OR (q.replaces = 1 AND NOT {_HAS_PROCESS})) "
     f"AND (q.run_id IS NULL OR {_UNCLAIMED}) ORDER BY k.due_at LIMIT ?"
 )
 # Not MIN, for which SQLite would read all of them.
@@ -71,8 +78,22 @@ _NEXT_WAIT = (
     f"SELECT (SELECT r.due_at FROM runs r WHERE r.due_at > {_NOW} ORDER BY r.due_at LIMIT 1)"
 )
 _PRESENT = f"SELECT {_NOW}"
+_REPLACING = (
+    "SELECT q.pipeline, q.key, l.process, l.cancel_token, l.token FROM queued q "
+    "JOIN keys k ON k.pipeline = q.pipeline AND k.key = q.key "
+    f"JOIN leases l ON l.run_id = k.run_id AND l.run_id <> q.run_id AND NOT {FREE} "
+    f"WHERE q.pipeline = ? AND q.replaces = 1 AND q.due_at <= {_NOW} "
+    f"AND q.run_id = {_FIRST_OF_KEY.replace('{of}', 'q')}"
+)
+"""The keys whose run a process has, and is to be replaced now."""
+_REPLACED_NOW = (
+    f"SELECT q.run_id FROM queued q WHERE q.pipeline = ? AND q.key = ? AND q.replaces = 1 "
+    f"AND q.due_at <= {_NOW}"
+)
+_OF_KEY = "SELECT q.run_id FROM queued q WHERE q.pipeline = ? AND q.key = ?"
 _INSERT = (
-    "INSERT INTO queued (run_id, pipeline, key, due_at, seq, checksum) VALUES (?, ?, ?, ?, ?, ?)"
+    "INSERT INTO queued (run_id, pipeline, key, due_at, seq, replaces, checksum) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _TIMES = f"SELECT {_NOW}, CAST({{now}} * 1000000 AS BIGINT)"
 _MARK_KEY = (
@@ -82,6 +103,7 @@ _MARK_KEY = (
 _MARK_RUN = "UPDATE runs SET enqueued_at = started_at WHERE run_id = ?"
 _STARTED = "UPDATE runs SET began_at = ? WHERE run_id = ?"
 _DELETE = "DELETE FROM queued WHERE run_id = ?"
+_STILL_QUEUED = "SELECT 1 FROM queued q WHERE q.run_id = ?"
 _EXISTS = "SELECT 1 FROM runs r WHERE r.run_id = ?"
 _COUNTS = (
     f"SELECT COUNT(*), COUNT(CASE WHEN q.due_at <= {_NOW} THEN 1 END), "
@@ -95,7 +117,7 @@ _BLOCKED = (
 
 WAITS_FOR = (
     "CASE WHEN r.status <> 'waiting' THEN NULL WHEN q.run_id IS NULL THEN 'signal' "
-    f"WHEN q.due_at > {_NOW} THEN 'time' WHEN q.key IS NOT NULL "
+    f"WHEN q.due_at > {NOW} THEN 'time' WHEN q.key IS NOT NULL "
     f"AND ({_FIRST_OF_KEY.replace('{of}', 'q')} <> q.run_id OR EXISTS (SELECT 1 FROM keys k "
     f"WHERE k.pipeline = q.pipeline AND k.key = q.key AND {_HOLDER} "
     "IS NOT NULL)) THEN 'key' ELSE 'place' END"
@@ -130,6 +152,7 @@ class QueuedRun(NamedTuple):
     key: Any
     due_at: Any
     seq: Any
+    replaces: Any
     checksum: Any
 
     @property
@@ -165,8 +188,8 @@ class NewRun(NamedTuple):
     """What to do if there is another run of its key."""
 
 
-def _checksum(run_id: Any, pipeline: Any, key: Any, due_at: Any, seq: Any) -> int:
-    text = f"{run_id}\0{pipeline}\0{key}\0{due_at!r}\0{seq}"
+def _checksum(run_id: Any, pipeline: Any, key: Any, due_at: Any, seq: Any, replaces: Any) -> int:
+    text = f"{run_id}\0{pipeline}\0{key}\0{due_at!r}\0{seq}\0{replaces}"
     return crc32(text.encode("utf-8", "surrogatepass"))
 
 
@@ -188,11 +211,19 @@ class Queue:
         run_id, pipeline = new.run_id, column_of(new.pipeline)
         key = None if new.key is None else RunKey(pipeline, column_of(new.key))
         locked = LockedKeys(self.database, cursor, [] if key is None else [key])
-        leases = self._store.lock_leases(cursor, {run_id} | locked.runs)
+        replaced: list[str] = []
+        if key is not None and new.on_conflict == "replace":
+            replaced = [each for (each,) in self._rows(cursor, _OF_KEY, *key)]
+        leases = self._store.lock_leases(cursor, {run_id, *replaced} | locked.runs)
         if self._rows(cursor, _EXISTS, run_id):
             return None
         self._store.take_unused(cursor, run_id, leases[run_id], claim)
-        if key is not None and new.on_conflict != "wait":
+        for each in replaced:
+            # One that a process is about to start is cancelled when this one is due.
+            if not is_owned(leases[each], claim) and self._rows(cursor, _STILL_QUEUED, each):
+                self._store.end_replaced(cursor, each, run_id)
+                self._execute(cursor, _DELETE, (each,))
+        if key is not None and new.on_conflict in ("raise", "return"):
             first = first_in_line(self.database, cursor, key)
             holder = locked.holder(key, leases, claim)
             if new.on_conflict == "return" and first is not None:
@@ -209,7 +240,8 @@ class Queue:
         self._store.finish(cursor, new.batch)
         self._execute(cursor, _MARK_RUN, (run_id,))
         ((now, seq),) = self._rows(cursor, _TIMES, new.now)
-        row = run_id, pipeline, key and key.key, now + new.delay_s, seq
+        replaces = int(new.on_conflict == "replace")
+        row = run_id, pipeline, key and key.key, now + new.delay_s, seq, replaces
         self._execute(cursor, _INSERT, (*row, _checksum(*row)))
         if key is not None:
             self._execute(cursor, _MARK_KEY, key)
@@ -245,9 +277,42 @@ class Queue:
                 found.append(QueuedRun(*row))
         found.sort(key=_place)
         next_s = None
-        if len(found) < limit and not early:
+        if not early and (len(found) < limit or not limit):
             next_s = self._next_s(now, columns)
         return DueRuns(found[:limit], next_s), early
+
+    def replacing(
+        self, now: float | None, pipelines: Iterable[str], is_void: Callable[[str], bool]
+    ) -> list[RunKey]:
+        """Return the keys whose run must stop, since another one is due that replaces it."""
+        return [
+            RunKey(of, key)
+            for pipeline in map(column_of, pipelines)
+            for of, key, process, cancel, token in self._store.read(_REPLACING, [pipeline, now])
+            if cancel != token or is_void(process if isinstance(process, str) else "")
+        ]
+
+    @changing
+    def replace(
+        self, cursor: Cursor, key: RunKey, claim: Claim, now: float | None
+    ) -> tuple[str, int, str, CancelCause] | None:
+        """Ask the run that has a key to stop if another one is due that replaces it.
+
+        Return its id and token, the reason and the cause.
+        """
+        locked = LockedKeys(self.database, cursor, [key])
+        leases = self._store.lock_leases(cursor, locked.runs)
+        run_id = locked.had_by(key)
+        by = self._rows(cursor, _REPLACED_NOW, *key, now)
+        if not by or not run_id or by[0][0] == run_id:
+            return None
+        if not is_owned(leases[run_id], claim):
+            if leases[run_id][0] is not None:  # its process is gone, and SQL can't tell
+                self._execute(cursor, FENCE, (run_id,))
+            return None
+        reason = replacement(by[0][0])
+        self._store.request_stop(cursor, run_id, reason, "replaced")
+        return run_id, leases[run_id][-2], reason, "replaced"
 
     def _next_s(self, now: float | None, pipelines: Sequence[str]) -> float | None:
         selects = [_PRESENT]

@@ -289,6 +289,7 @@ class SQLSession:
         if self._on_stop and lease.cancel_reason is not None and not self._cancel_reported:
             self._cancel_reported = True
             cancelled = RunCancelledError(lease.run_id, lease.cancel_reason)
+            cancelled.cause = lease.cancel_cause
             self._queue.loop.call_soon(self._on_stop, cancelled)
         if self._on_signal and lease.signalled:
             lease.signalled = False

@@ -39,10 +39,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from asyncflow._core.checkpoints import StoredCall
 from asyncflow._core.errors import RunAlreadyActiveError, RunUnreadableError
+from asyncflow._core.results import RunStatus, why_cancelled
 from asyncflow._core.step_cache import CachedResult
 from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
-from asyncflow.events import Event, NoteEvent
+from asyncflow.events import Event, NoteEvent, RunFinished, RunInterrupted
 from asyncflow.journal._cached import SELECT_CACHED, CacheLookup, Wanted, cached_of, wanted_by
 from asyncflow.journal._checkpoints import (
     SELECT_CALL,
@@ -57,12 +58,15 @@ from asyncflow.journal._event_codec import (
     column_of,
     event_of,
     from_column,
+    row_of,
     run_checksum,
+    status_column,
 )
 from asyncflow.journal._keys import (
     CONTINUES,
     FENCE,
     QUEUED,
+    CancelCause,
     LockedKeys,
     RunKey,
     UnlockedKeysError,
@@ -70,6 +74,7 @@ from asyncflow.journal._keys import (
     forget_unused,
     is_owned,
     key_of,
+    replacement,
 )
 from asyncflow.journal._notes import NoteFilter, note_rows
 from asyncflow.journal._signals import waiting, wake
@@ -86,6 +91,7 @@ from asyncflow.journal._sql import (
     marks,
     padded,
 )
+from asyncflow.journal._summaries import summary_of
 
 T = TypeVar("T")
 
@@ -195,18 +201,25 @@ _RELEASE = (
 # The first request gives the reason, as in `RunHandle.cancel`.
 _REQUEST = (
     "UPDATE leases SET cancel_token = token, "
-    "cancel_reason = CASE WHEN cancel_token = token THEN cancel_reason ELSE {reason} END"
+    "cancel_reason = CASE WHEN cancel_token = token THEN cancel_reason ELSE {reason} END, "
+    "cancel_cause = CASE WHEN cancel_token = token THEN cancel_cause ELSE {cause} END"
 )
-_CANCEL = f"{_REQUEST.format(reason='?')} WHERE run_id = ?"
+_CANCEL = f"{_REQUEST.format(reason='?', cause='?')} WHERE run_id = ?"
+_OF_OUTER = "(SELECT p.cancel_{} FROM leases p WHERE p.run_id = ?)"
 _CANCEL_NESTED = (
-    f"{_REQUEST.format(reason='(SELECT p.cancel_reason FROM leases p WHERE p.run_id = ?)')} "
+    f"{_REQUEST.format(reason=_OF_OUTER.format('reason'), cause=_OF_OUTER.format('cause'))} "
     f"WHERE run_id IN (SELECT r.run_id FROM runs r WHERE r.parent = ? AND r.enqueued_at IS NULL "
     f"AND {CONTINUES})"
 )
+_END = (
+    "UPDATE leases SET token = token + 1, owner = NULL, process = NULL, expires_at = 0, "
+    "cancel_token = NULL, signal_token = NULL WHERE run_id = ?"
+)
+_LATEST = "SELECT position, at_ms FROM events WHERE run_id = ? ORDER BY position DESC LIMIT 1"
 _MAY_CONTINUE = f"SELECT 1 FROM runs r WHERE r.run_id = ? AND {CONTINUES}"
 # The first condition is that of an index, which has little in it.
 _CANCELLED = (
-    "SELECT run_id, token, cancel_reason FROM leases "
+    "SELECT run_id, token, cancel_reason, cancel_cause FROM leases "
     "WHERE cancel_token IS NOT NULL AND cancel_token = token"
 )
 _BEGIN_RUN = (
@@ -226,6 +239,7 @@ _LAST = (
     "SELECT CAST(? AS TEXT), COALESCE((SELECT MAX(position) FROM events WHERE run_id = ?), 0), "
     "(SELECT COUNT(*) FROM runs WHERE run_id = ?), "
     "(SELECT COALESCE(cancel_reason, '') FROM leases WHERE run_id = ? AND cancel_token = token), "
+    "(SELECT cancel_cause FROM leases WHERE run_id = ?), "
     # A damaged position must not prevent the next ones.
     f"COALESCE((SELECT MAX(position) FROM notes WHERE run_id = ? AND position < {1 << 53}), 0)"
 )
@@ -432,6 +446,9 @@ class Store:
         _check_free(run_id, lease, claim)
         token = self._token_of(run_id, lease) + 1
         if key is not None:
+            if locked.is_replaced_by(key, run_id, leases, claim):
+                self.end_replaced(cursor, locked.had_by(key), run_id)
+                locked.free(key)
             locked.take(key, run_id, leases, claim)
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
         if cancel_token == token - 1:
@@ -486,20 +503,45 @@ class Store:
             self._execute(cursor, _MAY_CONTINUE, (run_id,))
             if cursor.fetchone() is None:
                 return None
-        self._execute(cursor, _CANCEL, (column_of(reason), run_id))
+        self.request_stop(cursor, run_id, reason, "cancelled")
         if not has_owner:
             self._cancel_nested(cursor, run_id)
         # If its segment has just ended, the next process that continues it ends it.
         self._execute(cursor, *wake(run_id))
         return token
 
+    def request_stop(self, cursor: Cursor, run_id: str, reason: str, cause: CancelCause) -> None:
+        """Request that a run stops whose lease is locked."""
+        self._execute(cursor, _CANCEL, (column_of(reason), cause, run_id))
+
+    def end_replaced(self, cursor: Cursor, run_id: str, by: str) -> None:
+        """End a run that no process has, whose lease is locked, since another one replaces it."""
+        reason = replacement(by)
+        self.request_stop(cursor, run_id, reason, "replaced")
+        self._cancel_nested(cursor, run_id)
+        self._execute(cursor, _END, (run_id,))
+        self._execute(cursor, _LATEST, (run_id,))
+        position, at_ms = cursor.fetchone()
+        why = why_cancelled(reason, "replaced")
+        finished = RunFinished(at_ms, RunStatus.INTERRUPTED, why.reason, why.cause)
+        events: list[Event] = [RunInterrupted(at_ms, why.reason, why.cause), finished]
+        rows = [row_of(run_id, position + at, event) for at, event in enumerate(events, 1)]
+        last = position + len(rows)
+        self.insert(cursor, rows)
+        self._execute(cursor, *summary_of(run_id, last, finished, None, None))
+        change = Change(status_column(finished.status), last, cause=why.cause)
+        self.finish(cursor, CommitBatch(run_id, 0, rows, change, release=False))
+
     def _cancel_nested(self, cursor: Cursor, run_id: str) -> None:
         """Do the same for the nested runs of a run whose steps can't stop them any more."""
-        self._execute(cursor, _CANCEL_NESTED, (run_id, column_of(run_id)))
+        self._execute(cursor, _CANCEL_NESTED, (run_id, run_id, column_of(run_id)))
 
-    def cancelled(self) -> list[tuple[str, int, str]]:
-        """Return the claims that were asked to stop, each a run id, a token and the reason."""
-        return [(run_id, token, _reason_of(why)) for run_id, token, why in self.read(_CANCELLED)]
+    def cancelled(self) -> list[tuple[str, int, str, CancelCause]]:
+        """Return the claims that were asked to stop: run id, token, reason and cause of each."""
+        return [
+            (run_id, token, _reason_of(why), _cause_of(cause))
+            for run_id, token, why, cause in self.read(_CANCELLED)
+        ]
 
     def write(self, take: Callable[[], Sequence[CommitBatch]]) -> Refusals:
         """Write batches in one transaction; return the claims for which nothing was written.
@@ -662,7 +704,7 @@ class Store:
 
     def last_positions(
         self, run_ids: Sequence[str]
-    ) -> dict[str, tuple[int, int, str | None] | RunUnreadableError]:
+    ) -> dict[str, tuple[int, int, str | None, CancelCause] | RunUnreadableError]:
         """Return the positions of the last event and note of runs, and why each must stop, if so.
 
         A position is 0 if there is none. The answer for a run that has no events, or a damaged row,
@@ -671,18 +713,19 @@ class Store:
         rows: list[Sequence[Any]] = []
         for chunk in chunks(padded(run_ids)):
             sql = " UNION ALL ".join([_LAST] * len(chunk))
-            rows += self.read(sql, [run_id for run_id in chunk for _ in range(5)])
+            rows += self.read(sql, [run_id for run_id in chunk for _ in range(6)])
         return {run_id: self._last_of(run_id, *row) for run_id, *row in rows}
 
     def _last_of(
-        self, run_id: str, position: Any, runs: int, reason: Any, note: int
-    ) -> tuple[int, int, str | None] | RunUnreadableError:
+        self, run_id: str, position: Any, runs: int, reason: Any, cause: Any, note: int
+    ) -> tuple[int, int, str | None, CancelCause] | RunUnreadableError:
         if not isinstance(position, int):
             problem = f"the position of an event is {position!r}"
         elif runs and not position:
             problem = "its events are missing"
         else:
-            return position, note, None if reason is None else _reason_of(reason)
+            why = None if reason is None else _reason_of(reason)
+            return position, note, why, _cause_of(cause)
         return RunUnreadableError(self.database.name, run_id, problem)
 
     def notes(self, run_id: str, where: NoteFilter, page: int) -> list[Sequence[Any]]:
@@ -784,6 +827,10 @@ class Store:
 
 def _key_of(statement: Statement) -> Any:
     return statement.parameters[0]
+
+
+def _cause_of(column: Any) -> CancelCause:
+    return "replaced" if column == "replaced" else "cancelled"
 
 
 def _reason_of(column: Any) -> str:

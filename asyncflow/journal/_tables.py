@@ -36,7 +36,7 @@ TABLES = {
     ),
     "queued": (
         "run_id TEXT PRIMARY KEY, pipeline TEXT NOT NULL, key TEXT, due_at REAL NOT NULL, "
-        "seq INTEGER NOT NULL, checksum INTEGER NOT NULL"
+        "seq INTEGER NOT NULL, replaces INTEGER NOT NULL, checksum INTEGER NOT NULL"
     ),
     # An index of `runs.attributes`, whose start is that of the run.
     "run_attributes": (
@@ -48,7 +48,7 @@ TABLES = {
     "leases": (
         "run_id TEXT PRIMARY KEY, token INTEGER NOT NULL, owner TEXT, process TEXT, "
         "expires_at REAL NOT NULL, clock TEXT, boot_expires_at REAL, cancel_token INTEGER, "
-        "cancel_reason TEXT, signal_token INTEGER"
+        "cancel_reason TEXT, cancel_cause TEXT, signal_token INTEGER"
     ),
     "events": (
         # The data come last: SQLite goes through them to what is behind.
@@ -93,6 +93,7 @@ _INDEXES = (
     "keys_due ON keys (pipeline, due_at) WHERE due_at IS NOT NULL",
     "queued_without_key ON queued (pipeline, due_at, seq) WHERE key IS NULL",
     "queued_by_key ON queued (pipeline, key, due_at, seq) WHERE key IS NOT NULL",
+    "queued_replacing ON queued (pipeline, due_at) WHERE replaces = 1",
     "leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
     "leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
     "events_of_runs ON events (run_id, kind, position) WHERE step IS NULL",

@@ -30,9 +30,10 @@ from asyncflow._core.errors import JournalError, LeaseLostError, RunAlreadyActiv
 from asyncflow._core.results import Payload
 from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
-from asyncflow.journal._keys import RunKey
+from asyncflow.journal._keys import CancelCause, RunKey
 from asyncflow.journal._machine import held_claims, new_claim
 from asyncflow.journal._notes import ProgressKey, latest_only
+from asyncflow.journal._queue import Queue
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sql import DatabaseChangedError, virtual_now
 from asyncflow.journal._store import Claim, CommitBatch, Store
@@ -89,6 +90,7 @@ class Lease:
         """Whether the run waits to start."""
         self.cancel_reason: str | None = None
         """Why the run was asked to stop, empty if no reason was given; ``None`` if it was not."""
+        self.cancel_cause: CancelCause = "cancelled"
         self.signalled = False
         """Whether a signal may have come that the run has not read."""
         self.is_told = False
@@ -121,6 +123,7 @@ class JournalWorker:
         self.name = store.database.name
         self.thread = WorkerThread(self.name, self.tick)
         self._signals = Signals(store)
+        self._queue = Queue(store)
         self._claim = claim
         self.claim_run = Shared(self.thread, self._claim_all)
         self.send_signal = Shared(self.thread, self._send_all)
@@ -194,7 +197,7 @@ class JournalWorker:
 
     def _counted(self, leases: Sequence[Lease]) -> Iterator[Lease | Exception]:
         """Yield each lease; or why its events can't be counted, and it is released."""
-        found: Mapping[str, tuple[int, int, str | None] | Exception] = {}
+        found: Mapping[str, tuple[int, int, str | None, CancelCause] | Exception] = {}
         failure: Exception | None = None
         try:
             found = self.call(self.store.last_positions, [lease.run_id for lease in leases])
@@ -206,7 +209,7 @@ class JournalWorker:
                 self.release(lease)
                 yield last
             else:
-                lease.committed, lease.noted, lease.cancel_reason = last
+                lease.committed, lease.noted, lease.cancel_reason, lease.cancel_cause = last
                 yield lease
 
     def release(self, lease: Lease) -> None:
@@ -353,14 +356,23 @@ class JournalWorker:
         """Request the cancellation of a run; return whether it will end as cancelled."""
         token = self.call(self.store.cancel, run_id, reason, self._claim)
         if token is not None:
-            self._request_cancel([(run_id, token, reason)])
+            self._request_cancel([(run_id, token, reason, "cancelled")])
         return token is not None
 
-    def _request_cancel(self, claims: Iterable[tuple[str, int, str]]) -> None:
-        for run_id, token, reason in claims:
+    def replace(self, key: RunKey, now: float | None) -> None:
+        """Request the cancellation of the run that has a key, for the run that replaces it.
+
+        ``now`` is the present in virtual time.
+        """
+        found = self.call(self._queue.replace, key, self._claim, now)
+        if found is not None:
+            self._request_cancel([found])
+
+    def _request_cancel(self, claims: Iterable[tuple[str, int, str, CancelCause]]) -> None:
+        for run_id, token, reason, cause in claims:
             lease = self._leases.get((run_id, token))
             if lease and lease.cancel_reason is None:
-                lease.cancel_reason = reason
+                lease.cancel_reason, lease.cancel_cause = reason, cause
                 lease.notify()
 
     def _send_all(self, sent: Sequence[SentSignal]) -> Sequence[Exception | None]:

@@ -93,10 +93,9 @@ class QueueStarter:
         while True:
             free = self._places.free_now
             limit = _AT_ONCE if free is None else min(free, _AT_ONCE)
-            if not limit:
-                return math.inf  # the end of a run wakes this
             skipped = {*self._left_alone(), *self._starting, *self._refused_now(), *self._damaged}
             try:
+                await self._journal._replace_due(self._pipelines)
                 due = await self._journal._due_to_start(self._pipelines, limit, skipped)
             except JournalError as error:
                 _log.warning("the service can't look for runs to start: %s", error)
@@ -115,7 +114,7 @@ class QueueStarter:
                 pipeline = self._pipelines[run.name]
                 task = asyncio.create_task(self._start(pipeline, run.run_id))
                 self._starting[run.run_id] = task
-            if len(due.runs) < limit:
+            if len(due.runs) < limit or not limit:  # then the end of a run wakes this
                 next_s = math.inf if due.next_s is None else due.next_s
                 return min([next_s, *(at_s - _now_s() for at_s in self._refused.values())])
 

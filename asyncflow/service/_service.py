@@ -312,8 +312,8 @@ class Service:
             run_id: Identifies the run; a random id by default. In a step, which a crash may repeat:
                 ``f"{current_step().idempotency_key}/reminder"``.
             key: Of the runs of the pipeline with this key, one runs at a time, and the others wait.
-            on_conflict: What to do if there is a run of the key: ``"wait"``, ``"raise"`` or
-                ``"return"``, as `Pipeline.enqueue` says.
+            on_conflict: What to do if there is a run of the key: ``"wait"``, ``"raise"``,
+                ``"return"`` or ``"replace"``, as `Pipeline.enqueue` says.
             delay_ms: In how many milliseconds the run is due.
             label: Says to people what the run is about.
             attributes: What programs find the run by.

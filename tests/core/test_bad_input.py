@@ -191,7 +191,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callab
             "SQLiteJournal": lambda: journal,
             "Pool": lambda: Pool(2),
             "Pipeline": lambda: made_pipeline().with_options(journal=journal),
-            "Orchestrator": lambda: Orchestrator(made_steps(), journal=journal),
+            "Orchestrator": lambda: Orchestrator(made_steps(), name="p", journal=journal),
             "RunReport": made_report,
             "RunHandle": lambda: Entered(RunHandle, made_pipeline().start),
             "Service": lambda: Entered(Service, lambda: Service([made_pipeline()])),

@@ -2,13 +2,16 @@
 
 ``python -m tests.crash.queues --kills 2000 --journal postgres --seed 7``
 
-Producers enqueue runs, most of them with one of a few keys, some later, and cancel some. Replicas
-run them. Again and again one of these processes is killed, and another one takes its place. In the
-end a last replica runs what is left.
+Producers enqueue runs, most of them with one of a few keys, some later, and cancel some; others
+they run themselves, if the key is free. Replicas run what waits, and what was killed. Again and
+again one of these processes is killed, and another one takes its place. In the end a last replica
+runs what is left.
 
 - None is lost: whatever `enqueue` has acknowledged ends as passed or cancelled.
 - None runs twice at a time, and no two runs of a key do: an action holds a lock of its run and one
   of its key, which end with its process.
+- The newest wins: a run that was replaced names the one that did it, which has passed, or was
+  replaced or cancelled in its turn.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import asyncio
 import fcntl
 import os
+import re
 import signal
 import sys
 import time
@@ -27,7 +31,13 @@ from pathlib import Path
 from random import Random, randrange
 from typing import Any
 
-from asyncflow import Pipeline, RunNotFoundError, RunStatus
+from asyncflow import (
+    Pipeline,
+    RunAlreadyActiveError,
+    RunCancelledError,
+    RunNotFoundError,
+    RunStatus,
+)
 from asyncflow.journal import PostgresJournal, SQLiteJournal
 from asyncflow.service import Service
 from tests.crash.cycles import BrokenPromise, fast_folder
@@ -38,6 +48,7 @@ _PRODUCERS, _REPLICAS = 2, 2
 _EVERY_S = 0.15
 """How often a process is killed."""
 _LEASE_S = 2.0
+_BY = re.compile("the run was cancelled: run '(?P<by>[^']+)' has replaced it")
 
 
 class Queues:
@@ -50,7 +61,7 @@ class Queues:
         self._folder = folder
         self._dsn = dsn
         self._processes: dict[int, Callable[[int], Any]] = {}
-        self.killed = 0
+        self.killed = self.replaced = 0
         (folder / "locks").mkdir()
 
     # --- the processes --------------------------------------------------------------------------
@@ -107,10 +118,16 @@ class Queues:
             while True:
                 number += 1
                 run_id = f"{seed}-{number}"
-                key = random.choice([None, *(f"k{n}" for n in range(_KEYS))])
+                key = random.choice([None, *(f"k{n}" for n in range(_KEYS)), "newest"])
                 inputs = {"run_id": run_id, "key": key or "", "pause_s": random.random() * 0.02}
+                if key and random.random() < 0.3:  # not in line, if nobody waits
+                    with suppress(RunAlreadyActiveError, RunCancelledError):
+                        await pipeline.with_options(run_id=run_id, key=key).run(**inputs)
+                    continue
                 delay_ms = random.choice([0, 0, 0, random.random() * 400])
-                how: Any = random.choice(["wait", "wait", "wait", "return"])
+                how: Any = random.choice(["wait", "wait", "wait", "return"] if key else ["wait"])
+                if key == "newest":
+                    how = "replace"
                 stored = await pipeline.enqueue(
                     inputs, run_id=run_id, key=key, delay_ms=delay_ms, on_conflict=how
                 )
@@ -183,6 +200,11 @@ class Queues:
                 ):
                     await asyncio.sleep(0.2)
             found = {run.run_id: run for run in await journal.runs(limit=None)}
+            by = {
+                run_id: _BY.fullmatch((await journal.report(run_id)).stop_reason or "")
+                for run_id, run in found.items()
+                if run.cause == "replaced"
+            }
             queue = await journal.queue()
         self._check_broken()
         if queue.waiting:
@@ -193,10 +215,19 @@ class Queues:
                 raise BrokenPromise(f"run {run_id} was acknowledged and is lost")
         for run_id, run in found.items():
             may_be = {RunStatus.PASSED}
-            if run_id in cancelled:
+            if run_id in cancelled or run_id in by:
                 may_be |= {RunStatus.INTERRUPTED}
             if run.status not in may_be:
                 raise BrokenPromise(f"run {run_id} is {run.status}, {run.cause}")
+
+        self.replaced = len(by)
+        for run_id, reason in by.items():
+            newer = reason and found.get(reason["by"])
+            has_run = newer and (
+                newer.status is RunStatus.PASSED or newer.run_id in {*by, *cancelled}
+            )
+            if not has_run:
+                raise BrokenPromise(f"run {run_id} was replaced by nothing: {reason}")
 
     @property
     def enqueued(self) -> int:
@@ -213,7 +244,7 @@ def main() -> int:
     random, began_s = Random(options.seed), time.monotonic()
     print(f"seed {options.seed}", flush=True)
     try:
-        with fast_folder() as folder, _server(options.journal) as dsn:
+        with fast_folder() as folder, database(options.journal) as dsn:
             queues = Queues(folder, dsn)
             queues.run(options.kills, random)
             enqueued, took_s = queues.enqueued, time.monotonic() - began_s
@@ -222,13 +253,14 @@ def main() -> int:
         return 1
     print(
         f"{options.journal}: {queues.killed} processes were killed in {took_s:.0f} s, "
-        f"{enqueued} runs enqueued; no promise is broken"
+        f"{enqueued} runs enqueued, {queues.replaced} replaced; no promise is broken"
     )
     return 0
 
 
 @contextmanager
-def _server(kind: str) -> Iterator[str | None]:
+def database(kind: str) -> Iterator[str | None]:
+    """Return the address of a database; ``None`` for a file."""
     if kind == "sqlite":
         yield None
     else:

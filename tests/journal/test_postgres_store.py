@@ -143,7 +143,7 @@ def test_a_cancellation_request_survives_a_cut_connection(
     assert store.cancel("r", "why", MINE) == token
 
     postgres_server.cut_connections()
-    assert store.cancelled() == [("r", token, "why")]
+    assert store.cancelled() == [("r", token, "why", "cancelled")]
     store.release("r", token)
     assert store.cancelled() == []
     assert store.cancel("r", "why", MINE) is None

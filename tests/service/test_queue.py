@@ -65,8 +65,10 @@ class Log:
             self.at_s[run_id] = now_s()
             self.running.add(run_id)
             self.most = max(self.most, len(self.running))
-            await asyncio.sleep(pause_s)
-            self.running.discard(run_id)
+            try:
+                await asyncio.sleep(pause_s)
+            finally:
+                self.running.discard(run_id)
             return run_id
 
 
@@ -502,3 +504,155 @@ async def test_a_damaged_place_in_the_queue_is_left_and_said_once(
     assert [each.message for each in caplog.records if "damaged" in each.message] == [
         "run 'a' can't be started: its row in the queue is damaged; forget it, or run it by its id"
     ]
+
+
+# --- the newest wins -----------------------------------------------------------------------------
+
+
+async def causes(journal: SQLiteJournal) -> dict[str, str]:
+    return {run.run_id: run.cause or run.status for run in await journal.runs()}
+
+
+@in_virtual_time
+async def test_a_run_that_replaces_drops_those_that_wait_and_cancels_the_one_that_runs(
+    journal: SQLiteJournal,
+) -> None:
+    log, cleaned = Log(), list[float]()
+
+    @log.pipeline.step
+    async def slow(do: str = after(log.pipeline.steps[0].action)) -> None:
+        try:
+            await asyncio.sleep(20)
+        finally:
+            await asyncio.sleep(3)
+            cleaned.append(now_s())
+
+    async with Service([log.pipeline], journal=journal, max_runs=1) as service:
+        await service.enqueue("work", run_id="first", key="k")
+        await asyncio.sleep(2)
+        for run_id in ("second", "third"):
+            await service.enqueue("work", run_id=run_id, key="k", delay_ms=60_000)
+        began_s = now_s()
+
+        await service.enqueue("work", run_id="newest", key="k", on_conflict="replace")
+        assert await causes(journal) == {
+            "first": "RUNNING",
+            "second": "replaced",
+            "third": "replaced",
+            "newest": "WAITING",
+        }
+        await until_quiet(journal)
+
+    assert log.started == ["first", "newest"]
+    assert cleaned[0] - began_s == pytest.approx(3, abs=0.1)
+    assert log.at_s["newest"] - began_s == pytest.approx(3, abs=0.1)
+    assert await causes(journal) == {
+        "first": "replaced",
+        "second": "replaced",
+        "third": "replaced",
+        "newest": "PASSED",
+    }
+    report = await journal.report("second")
+    assert report.stop_reason == "the run was cancelled: run 'newest' has replaced it"
+    assert len(await journal.events("second")) == 4
+
+
+@in_virtual_time
+async def test_a_delayed_replacement_is_a_debounce_and_lets_what_runs_finish(
+    journal: SQLiteJournal,
+) -> None:
+    log = Log()
+
+    async def change(number: int) -> None:
+        await service.enqueue(
+            "work", run_id=f"r{number}", key="k", on_conflict="replace", delay_ms=5_000
+        )
+
+    async with Service([log.pipeline], journal=journal) as service:
+        await service.enqueue("work", {"pause_s": 4}, run_id="runs", key="k")
+        await asyncio.sleep(0.5)
+        for number in range(10):
+            await change(number)
+            await asyncio.sleep(1)
+        began_s = now_s()
+        await until_quiet(journal)
+
+        assert log.started == ["runs", "r9"]
+        assert log.at_s["r9"] - began_s == pytest.approx(4, abs=0.1)
+        assert (await statuses(journal))["runs"] == "PASSED"
+
+
+@pytest.mark.parametrize("state", ["waits", "drained", "orphan"])
+def test_a_run_that_nobody_runs_ends_as_replaced_when_the_new_one_starts(
+    tmp_path: Path, state: str
+) -> None:
+    pipeline = Pipeline("work")
+    gate = pipeline.signal("gate", bool)
+    done: list[str] = []
+
+    @pipeline.step(timeout_ms=None)
+    async def do(pause_s: float, gate: bool = after(gate)) -> None:
+        done.append(current_step().run_id)
+        await asyncio.sleep(pause_s)
+
+    async def main() -> None:
+        async with SQLiteJournal(tmp_path / "runs.db") as journal:
+            work = pipeline.with_options(journal=journal)
+            if state != "waits":
+                await work.enqueue({"pause_s": 50.0}, run_id="old", key="k")
+                await journal.signal("old", "gate", True)
+                async with work.with_options(run_id="old").start() as run:
+                    await asyncio.sleep(1)
+                    run.drain("a deploy", spare_running=False)
+            else:
+                await work.with_options(run_id="old", key="k").run(pause_s=50.0)
+            if state == "orphan":
+                with closing(sqlite3.connect(tmp_path / "runs.db")) as database, database:
+                    database.execute("DELETE FROM events WHERE position > 6")
+                    database.execute("UPDATE runs SET status = 'running', cause = NULL")
+                    database.execute("UPDATE runs SET last_event = 3")
+                assert [run.run_id for run in await journal.orphans()] == ["old"]
+            await work.enqueue({"pause_s": 1.0}, run_id="new", key="k", on_conflict="replace")
+            await journal.signal("new", "gate", True)
+            assert (await journal.record("new")).waits_for is not None
+
+            # The old one is not resumed, neither before nor after.
+            async with Service([pipeline], journal=journal, resume_every_s=3600):
+                await asyncio.sleep(10)
+                assert await causes(journal) == {"old": "replaced", "new": "PASSED"}
+            async with Service([pipeline], journal=journal, resume_every_s=1):
+                await asyncio.sleep(100)
+            assert await causes(journal) == {"old": "replaced", "new": "PASSED"}
+            assert done[-1] == "new"
+            report = await journal.report("old")
+            assert report.status is RunStatus.INTERRUPTED
+            # By hand it can be resumed, as any run that was cancelled.
+            assert (await work.with_options(run_id="old").run()).status in ("PASSED", "WAITING")
+
+    run_in_virtual_time(main())
+
+
+@in_virtual_time
+async def test_of_many_replacements_at_once_the_last_one_runs(journal: SQLiteJournal) -> None:
+    log = Log()
+    async with Service([log.pipeline], journal=journal) as service:
+        await service.enqueue("work", {"pause_s": 60}, run_id="runs", key="k")
+        await asyncio.sleep(1)
+        for number in range(100):
+            await service.enqueue("work", run_id=f"r{number}", key="k", on_conflict="replace")
+        assert len(await journal.runs("WAITING")) <= 1
+        await until_quiet(journal)
+
+    found = await causes(journal)
+    assert log.started[-1] == "r99"
+    assert found.pop("r99") == "PASSED"
+    assert set(found.values()) == {"replaced"}
+    assert log.most == 1
+
+
+@in_virtual_time
+async def test_a_replacement_needs_a_key(journal: SQLiteJournal) -> None:
+    work = Log().pipeline.with_options(journal=journal)
+    for how in ("raise", "return", "replace"):
+        with pytest.raises(ValueError, match="is about the runs of a key: give a key too"):
+            await work.enqueue(on_conflict=how)  # type: ignore[arg-type]
