@@ -543,9 +543,15 @@ class _DyingJournal:
         self.schema: Callable[[Any], Any] = getattr(real, "schema", lambda hint: {})
 
     async def open(
-        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
+        self,
+        run_id: str,
+        *,
+        wait: bool,
+        read: Callable[[StoredRun], T],
+        key: tuple[str, str] | None = None,
     ) -> tuple[JournalSession, T]:
-        session, answer = await self._real.open(run_id, wait=wait, read=read)
+        options: Any = {} if key is None else {"key": key}
+        session, answer = await self._real.open(run_id, wait=wait, read=read, **options)
         kind: type[_DyingSession] = _DyingSession
         if self.checkpoint_codec is not None:
             kind = _SavingSession if hasattr(session, "append_call") else _SavingNoCalls

@@ -273,7 +273,7 @@ class _Simulator:
         if not isinstance(faults, Faults):
             raise TypeError(f"faults must be Faults or None, not {type(faults).__name__}")
         self._orchestrator = orchestrator_of(pipeline).with_options(
-            journal=None, engine=None, observers=[self._observe]
+            journal=None, key=None, engine=None, observers=[self._observe]
         )
         self._inputs = inputs
         self._faults = faults

@@ -184,7 +184,7 @@ async def test_runs_are_found_by_what_interrupted_them(journal: Any) -> None:
     assert [(run.run_id, run.cause) for run in found] == [("two", "drained")]
     assert (await journal.record("one")).cause is (await journal.record("y")).cause is None
     assert [each.event.cause for each in await journal.events("x", 1)] == ["cancelled"] * 2
-    with pytest.raises(ValueError, match="cause must be one of 'caller', 'cancelled', 'drained'"):
+    with pytest.raises(ValueError, match="cause must be one of 'caller', 'cancelled', 'replaced'"):
         await journal.runs(cause="shut down")
 
 

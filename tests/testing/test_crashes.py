@@ -24,7 +24,7 @@ from asyncflow import (
     each,
 )
 from asyncflow.journal import PostgresJournal, SQLiteJournal
-from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake
+from asyncflow.testing import CrashError, Crashes, crash_everywhere, fails, fake, simulate
 from asyncflow.testing._recorded_runs import RecordedRuns
 
 pipeline = Pipeline("etl")
@@ -75,6 +75,15 @@ def test_a_process_that_is_killed_leaves_the_same_as_a_journal_that_fails(tmp_pa
 
     assert crash_everywhere(pipeline, journal, INPUTS, kill=True) == FOUND
     assert crash_everywhere(pipeline, journal, INPUTS) == FOUND
+
+
+def test_a_run_with_a_key_crashes_alike_and_is_simulated_without_it(tmp_path):
+    keyed = pipeline.with_options(key="customer 17")
+
+    found = crash_everywhere(keyed, lambda: SQLiteJournal(tmp_path / "runs.db"), INPUTS)
+
+    assert found == FOUND
+    assert simulate(keyed, INPUTS).all_passed
 
 
 def test_runs_in_a_database_on_a_server_crash_alike(dsn):
