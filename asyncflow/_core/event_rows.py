@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
-from asyncflow._core.errors import RestoredError
 from asyncflow._core.json_values import (
     ATTRIBUTES,
     ERROR,
@@ -40,7 +39,6 @@ from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import (
     Attempt,
-    RestoredOutput,
     RunStatus,
     StepResult,
     StepStatus,
@@ -177,7 +175,17 @@ def _error_of(cls: type, attempt: int | None, node: StepResult | None) -> BaseEx
 
 
 def _is_same_output(one: object, other: object) -> bool:
-    return one is other or (type(one) is type(other) is RestoredOutput and one == other)
+    """Whether a reader of the JSON could not tell one output from the other."""
+    if one is other:
+        return True
+    # Plain values are compared by identity alone: 1 is equal to True.
+    text = _text_of(one)
+    return text is not None and text == _text_of(other)
+
+
+def _text_of(output: object) -> object:
+    """Return the text that JSON has of an output; ``None`` if it holds the output itself."""
+    return output_to_json(output).get("output_repr")
 
 
 def _is_same_fact(name: str, value: Any, fact: Any) -> bool:
@@ -190,9 +198,8 @@ def _is_same_fact(name: str, value: Any, fact: Any) -> bool:
 
 
 def _is_same_error(one: BaseException | None, other: BaseException | None) -> bool:
-    if isinstance(one, RestoredError) and isinstance(other, RestoredError):
-        return one.args == other.args
-    return one is other
+    """Whether a reader of the JSON could not tell one error from the other."""
+    return one is other or bool(ERROR.write(one) == ERROR.write(other))
 
 
 # --- the fields of events ------------------------------------------------------------------------

@@ -241,6 +241,25 @@ async def test_what_no_trip_can_hold_has_one_stand_in(trip):
     assert [*map(shown, through_json(back).events())] == [*map(shown, back.events())]
 
 
+async def test_json_of_a_run_that_did_the_same_twice_is_the_same_again():
+    async def large():
+        return 10**700  # JSON has the text of it
+
+    async def fails(large):
+        raise ValueError("no")
+
+    journal = Journal()
+    for version in "123":
+        steps = [
+            WorkflowStep("large", large, version=version),
+            WorkflowStep("fails", fails, ["large"]),
+        ]
+        report = await run_pipeline(steps, journal=journal, run_id=RUN_ID)
+
+    assert [each.attempts for each in report.results] == [3, 3]
+    assert through_json(report).to_json() == report.to_json()
+
+
 @pytest.mark.parametrize(
     ("at", "change", "problem"),
     [
