@@ -12,7 +12,9 @@ Rules:
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from asyncflow._core.json_values import (
@@ -44,7 +46,6 @@ from asyncflow._core.results import (
     StepStatus,
     visible_output,
 )
-from asyncflow._core.step_view import StepView
 from asyncflow.events import AttemptFailed, Event, NoteEvent, RunResumed, RunStarted
 
 if TYPE_CHECKING:
@@ -289,35 +290,60 @@ def _difference(run: StoredRun, report: RunReport) -> str:
     """Return in what the events of a run differ from the results of its report, if in anything."""
     if run.status is not report.status:
         return f"the run is {run.status}, not {report.status}"
+    if run.run_id != report.run_id:
+        return f"they are those of run {run.run_id!r}"
     if tuple(run.segments) != report.segments:
         return "the run has other segments"
+    if [*run.steps] != [*report]:
+        return "the run has other steps"
     for name, result in report.items():
-        step = run.steps[name]
-        difference = _differs(step, result, run.at_ms)
+        difference = _differs(run.steps[name].to_result(run.at_ms), result)
         if difference:
             return difference
-        items, shown = step.items or {}, {item.item: item for item in result.items or ()}
-        if (step.items is None) is not (result.items is None) or not shown.keys() <= items.keys():
-            return f"step {name!r} has other items"
-        if step.keeps_outputs and len(shown) < len(items):
-            return f"step {name!r} has other items"
-        for number, each in shown.items():
-            assert number is not None
-            difference = _differs(items[number], each, run.at_ms)
-            if difference:
-                return difference
     return ""
 
 
-def _differs(step: StepView, result: StepResult, now_ms: float) -> str:
-    if step.status is not result.status:
-        return f"{step.name!r} is {step.status}, not {result.status}"
-    told, are_counted = step.attempt_count, result.left_out > 0
-    if not (told <= result.attempts if are_counted else told == result.attempts):
-        return f"{step.name!r} has {told} attempts, not {result.attempts}"
-    if step.reason != result.reason:
-        return f"{step.name!r} has the reason {step.reason!r}, not {result.reason!r}"
-    took_ms = step.duration_ms(now_ms) or 0.0
-    if not are_counted and not math.isclose(took_ms, result.duration_ms, abs_tol=1e-6):
-        return f"{step.name!r} took {took_ms} ms, not {result.duration_ms}"
+def _differs(led_to: StepResult, result: StepResult) -> str:
+    """Return in what a result differs from that to which the events lead, if in anything."""
+    fields = _OF_COUNTED if result.left_out else _OF_RESULTS
+    difference = _differing(fields, led_to, result)
+    if difference:
+        return f"{result.step_name!r} has {difference}"
+    items, shown = led_to.items or (), result.items or ()
+    if (led_to.items is None) is not (result.items is None) or len(items) != len(shown):
+        return f"{result.step_name!r} has other items"
+    return next(filter(None, map(_differs, items, shown)), "")
+
+
+def _differing(fields: Iterable[str], led_to: Any, known: Any) -> str:
+    for name in fields:
+        one, other = getattr(led_to, name), getattr(known, name)
+        if name == "output":
+            one, other = visible_output(led_to), visible_output(known)
+            is_same = one is other or output_to_json(one) == output_to_json(other)
+        elif name == "error":
+            is_same = _is_same_error(one, other)
+        elif name == "history":
+            is_same = len(one) == len(other) and not any(
+                map(partial(_differing, _OF_ATTEMPTS), one, other)
+            )
+        elif type(one) is float:
+            is_same = math.isclose(one, other, abs_tol=1e-6)
+        else:
+            is_same = one == other
+        if not is_same:
+            return f"{name} {reprlib.repr(one)}, not {reprlib.repr(other)}"
     return ""
+
+
+_OF_ATTEMPTS = tuple(defaults_of(Attempt))
+_OF_RESULTS = (
+    *(name for name in defaults_of(StepResult) if name not in ("recorded", "items", "left_out")),
+    "history",
+)
+_OF_COUNTED = tuple(
+    name
+    for name in _OF_RESULTS
+    if name not in ("attempts", "duration_ms", "started_ms", "queued_ms", "history")
+)
+"""Those of a mapped step some of whose items are only counted, and left no event."""
