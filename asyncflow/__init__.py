@@ -47,6 +47,7 @@ from asyncflow._runtime.orchestrator import Orchestrator, run_pipeline
 if _typing.TYPE_CHECKING:  # `__getattr__` loads them
     from asyncflow._core.retry_after import retry_after
     from asyncflow._core.signal import Signal
+    from asyncflow._core.streamed import StreamedValue, ValuesMissed
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import Observer, ObserverFactory
     from asyncflow._policies.pool_clock import Pool, PoolStats
@@ -101,6 +102,8 @@ __all__ = [
     "StepResult",
     "StepStatus",
     "StepTimeoutError",
+    "StreamedValue",
+    "ValuesMissed",
     "WorkerLostError",
     "WorkflowStep",
     "after",
@@ -132,6 +135,8 @@ if not _typing.TYPE_CHECKING:  # pragma: no branch - it would let any name pass
                 from asyncflow._core import retry_after as home
             case "Signal":
                 from asyncflow._core import signal as home
+            case "StreamedValue" | "ValuesMissed":
+                from asyncflow._core import streamed as home
             case "Journal":
                 from asyncflow._policies import durable as home
             case "Observer" | "ObserverFactory":

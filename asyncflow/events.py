@@ -53,6 +53,7 @@ __all__ = [
     "StepProgressed",
     "StepReused",
     "StepSkipped",
+    "StepStreamed",
     "StepSucceeded",
     "StepWaiting",
     "ThreadAbandoned",
@@ -544,6 +545,29 @@ class StepCalled:
 
 
 @record
+class StepStreamed:
+    """Values that an attempt streamed within some 20 ms: `StepContext.stream`.
+
+    Journals store it. Observers do not receive it, and `RunHandle.streamed` has the values.
+    """
+
+    step: str
+    attempt: int
+    at_ms: float
+    """When it streamed the first of them."""
+    segment: int
+    """Which process of the run it was, counted from 1."""
+    count: int
+    """How many values there are."""
+    data: bytes
+    """A JSON list of them."""
+    item: int | None = None
+
+    def __repr__(self) -> str:
+        return show(self, values_by_name(self) | {"data": f"<{len(self.data):,} bytes>"})
+
+
+@record
 class EventsMissed:
     """Takes the place of events that a slow reader of `RunHandle.events` has missed.
 
@@ -574,7 +598,7 @@ RunEvent: TypeAlias = (
     RunStarted | RunResumed | RunInterrupted | RunTimedOut | PoolPaused | RunFinished
 )
 """What happens to the run itself."""
-NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached | StepCalled
+NoteEvent: TypeAlias = StepLogged | StepProgressed | StepAttached | StepCalled | StepStreamed
 """What a step says while it runs. It changes no state, so that a replay does without it."""
 Event: TypeAlias = StepEvent | RunEvent | NoteEvent
 """Whatever an observer of a run receives."""

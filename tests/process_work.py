@@ -157,3 +157,8 @@ def hang(path):
 
 def call_in_process():
     asyncio.run(current_step().call("x", asyncio.sleep, 0))
+
+
+def stream_in_process():
+    for number in range(5):
+        current_step().stream(number)

@@ -338,9 +338,9 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
 async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
     async with open_journal(journal) as opened:
         record = await find_run(opened, run)
+        report = await opened.report(record.run_id)
         events = await opened.events(record.run_id)
-        view = RunView.with_log(each.event for each in events)
-        report = view.report(lambda _, shown: shown)
+        view = RunView(each.event for each in events)
         answered: Collection[str] = ()
         if record.status is RunStatus.WAITING:
             answered = (await opened.summaries([record]))[record.run_id].answered

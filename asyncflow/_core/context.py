@@ -60,6 +60,9 @@ if TYPE_CHECKING:  # to make a class of protocols takes long
         def printed(self, running: StartedAttempt, stream: str, text: str, /) -> None:
             """Take what was written to ``"stdout"`` or ``"stderr"``, of which lines are kept."""
 
+        def stream(self, running: StartedAttempt, text: str, /) -> None:
+            """Take a value that an attempt streams, as JSON; raise what that raises."""
+
         def leave_out(self, running: StartedAttempt, count: int, /) -> None:
             """Count records of an attempt that are missing."""
 
@@ -358,6 +361,35 @@ class StepContext:
             raise ValueError("attach: name must not be empty")
         if self._notes is not None:
             self._notes.attach(self._running, name, data_or_path, media_type)
+
+    def stream(self, value: object) -> None:
+        """Stream a value to those who watch the step, such as the next words of a language model.
+
+        `RunHandle.streamed`, `Service.streamed` and `streamed` of a journal give it to any number
+        of readers while the step runs. With a journal, they get it when it is stored: about 50 ms
+        after the call in this process, and half a second in others. So what a reader has seen is
+        never taken back, and it can continue after a crash where it was. Without a journal, they
+        get it in the next turn of the loop.
+
+        It is no output, no part of the report and no event. Any thread may call it, as often as it
+        likes. Values of a step with ``runs_in="process"`` come in batches, those of an engine with
+        the end of the attempt. What a failed attempt has streamed stays; the values of the next one
+        have its number. In a run that nobody can read, it only checks the value.
+
+        Args:
+            value: Plain data, which JSON gives back as it was: it is encoded here and now.
+
+        Raises:
+            PayloadError: It is no plain data; or with a journal, the attempt has streamed more than
+                its ``max_stream_bytes``, 16 MiB by default.
+            ValueError: The step has ``secret=True``, and the run a journal, which stores what is
+                streamed.
+        """
+        from asyncflow._core.streamed import encode_streamed  # few steps stream
+
+        text = encode_streamed(self.step_name, value)
+        if self._notes is not None:
+            self._notes.stream(self._running, text)
 
     def __repr__(self) -> str:
         item = "" if self.item is None else f", item {self.item}"

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from asyncflow import events
 from asyncflow._core.errors import IllegalEventError, StepCrashedError
@@ -133,7 +133,7 @@ class StoredRun:
             self.apply(event)
 
     @classmethod
-    def with_log(cls, events: Iterable[events.Event]) -> Self:
+    def with_log(cls, events: Iterable[events.Event]) -> StoredRun:
         """Return the replay of all events of a run, with a log of them for its report."""
         log = [*events]
         run = cls(log)

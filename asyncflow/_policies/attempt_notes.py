@@ -94,6 +94,10 @@ class AttemptNotes:
         for at in range(0, len(text), _LONGEST_TEXT):
             self._add("printed", stream, text[at : at + _LONGEST_TEXT])
 
+    def stream(self, _: object, text: str, /) -> None:
+        with self._lock:
+            self._send(("stream", text))
+
     def leave_out(self, _: object, count: int, /) -> None:
         with self._lock:
             self._notes.left_out += count

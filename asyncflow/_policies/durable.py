@@ -263,6 +263,10 @@ class RunPersistence:
         self.prints = self.takes_notes and wants_prints(kept_in)
         has_cache = callable(getattr(type(kept_in), "cached", None))
         self.caches = has_cache and callable(getattr(type(session), "append_cached", None))
+        self.streams = self.takes_notes and callable(
+            getattr(type(kept_in), "follow_streamed", None)
+        )
+        """Whether readers can follow in the journal what steps stream."""
         self.takes_checkpoints = callable(getattr(type(session), "append_checkpoint", None))
         self.takes_step_runs = callable(getattr(type(session), "append_step_runs", None))
         self.takes_signals = callable(getattr(type(session), "receive", None))

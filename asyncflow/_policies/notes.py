@@ -22,7 +22,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asyncflow._core.context import StartedAttempt, capturing_notes
+from asyncflow._core.errors import PayloadError
 from asyncflow._core.secret_texts import SecretTexts
+from asyncflow._core.streamed import joined
 from asyncflow._core.text import cut
 from asyncflow._kernel.policy import Policy
 from asyncflow._policies.attempt_notes import FirstAndLast
@@ -37,12 +39,15 @@ from asyncflow.events import (
     StepFailed,
     StepLogged,
     StepProgressed,
+    StepStreamed,
     StepSucceeded,
 )
 
 if TYPE_CHECKING:
+    from asyncflow._kernel.run_scope import RunScope
     from asyncflow._policies.durable import RunPersistence
     from asyncflow._policies.observers import Observing
+    from asyncflow._policies.run_link import RunLink
 
 OWN_LOGGER = "asyncflow"
 """The logger of records that say what is missing. What it logs itself is about runs, not steps."""
@@ -61,6 +66,9 @@ _LAST_RECORDS = 20
 
 _REPORT_S, _STORE_S = 0.1, 1.0
 """How long after a progress the next one is reported to observers, and stored."""
+
+_STREAM_S = 0.02
+"""How long values that are streamed wait for more of them."""
 
 _HIGHEST_LEVEL = 2**31 - 1
 """Databases have no larger ones."""
@@ -100,6 +108,12 @@ class _NotesOfAttempt:
         self.stored: _Said | None = None
         self.is_waiting = False
         """Whether the loop will report the latest progress."""
+        self.streamed: list[str] = []
+        """What it has streamed since that was passed on, each value as JSON."""
+        self.streamed_ms = 0.0
+        """When it has streamed the first one of these."""
+        self.streamed_size = 0
+        """How many characters it has streamed in all."""
         self.unfinished: dict[tuple[str, int], str] = {}
         """The line that a thread has begun to print to a stream."""
 
@@ -109,7 +123,8 @@ class NoteQueue:
 
     ``now_ms`` returns the milliseconds since the start of the run. ``secrets`` are replaced in
     texts, and ``secret`` are the names of the secret steps. Log records are kept from ``level`` on;
-    ``None`` for none.
+    ``None`` for none. ``segment`` is that of the run, and ``max_stream_bytes`` what its journal
+    stores of what an attempt streams; ``None`` without a journal.
     """
 
     def __init__(
@@ -120,6 +135,8 @@ class NoteQueue:
         secret: Collection[str] = (),
         level: int | None = None,
         prints: bool = False,
+        segment: int = 1,
+        max_stream_bytes: int | None = None,
     ) -> None:
         self.level = level
         self.prints = prints
@@ -145,6 +162,10 @@ class NoteQueue:
         """The attempts whose progress must be reported to observers."""
         self._unstored: dict[_NotesOfAttempt, None] = {}
         """Those whose progress must be stored."""
+        self._segment = segment
+        self._max_stream_bytes = max_stream_bytes
+        self._streaming: dict[_NotesOfAttempt, None] = {}
+        """Those that have streamed what was not passed on."""
         self._report_at = self._store_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -261,6 +282,34 @@ class NoteQueue:
         for line in lines:
             self._log_line(running, stream, line)
 
+    def stream(self, running: StartedAttempt, text: str, /) -> None:
+        """Take a value that an attempt streams; raise what `StepContext.stream` raises."""
+        step, number, _, _, item = running
+        most = self._max_stream_bytes
+        if most is not None and step in self._secret:
+            raise ValueError(
+                f"step {step!r} is secret, and the run's journal would store what it streams; "
+                "stream nothing, or only what is no secret, from a step of its own"
+            )
+        if not self._is_open():
+            return
+        text = self._secrets.replaced(text)
+        with self._lock:
+            attempt = self._attempt((step, item, number))
+            attempt.streamed_size += len(text)
+            if most is not None and attempt.streamed_size > most:
+                problem = (
+                    f"takes more than {most:,} bytes in this attempt: return what is needed later, "
+                    "or raise the journal's max_stream_bytes"
+                )
+                raise PayloadError(f"what step {step!r} streams", problem)
+            if not attempt.streamed:
+                attempt.streamed_ms = self._now_ms()
+            attempt.streamed.append(text)
+            if not self._streaming:
+                self._call_soon(self._stream_soon)
+            self._streaming[attempt] = None
+
     def leave_out(self, running: StartedAttempt, count: int) -> None:
         """Count records of an attempt that are missing."""
         step, number, _, _, item = running
@@ -295,14 +344,16 @@ class NoteQueue:
 
     def _wake(self) -> None:
         """Have the loop pass on what is here. The caller holds the lock."""
-        if self._is_scheduled:
-            return
-        self._is_scheduled = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._call_soon(self._drain)
+
+    def _call_soon(self, function: Callable[[], object]) -> None:
         if threading.get_ident() == self._thread:
-            self._loop.call_soon(self._drain, context=self._context)
+            self._loop.call_soon(function, context=self._context)
         else:
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._drain, context=self._context)
+                self._loop.call_soon_threadsafe(function, context=self._context)
 
     # Secrets.
 
@@ -344,6 +395,7 @@ class NoteQueue:
     def finish(self) -> None:
         """Pass on all that is left, before the end of the run."""
         for attempt in list(self._attempts.values()):
+            attempt.streamed.clear()  # the attempt has ended: it comes from what has outlived that
             self._end(attempt)
         self._pass_on()
 
@@ -385,6 +437,29 @@ class NoteQueue:
         self._timer = None
         self._drain()
 
+    def _stream_soon(self) -> None:
+        # A journal takes the values of a moment together: each transaction waits for the disk.
+        wait_s = 0.0 if self._max_stream_bytes is None else _STREAM_S
+        self._loop.call_later(wait_s, self._pass_on_streams, context=self._context)
+
+    def _pass_on_streams(self) -> None:
+        with self._lock:
+            attempts = list(self._streaming)
+            self._streaming.clear()
+        for attempt in attempts:
+            if self._receiver is not None and self._receiver.is_running(*attempt.key):
+                self._pass_on_stream(attempt)  # else it comes from what has outlived its attempt
+
+    def _pass_on_stream(self, attempt: _NotesOfAttempt) -> None:
+        with self._lock:
+            texts, attempt.streamed = attempt.streamed, []
+        if not texts or self._receiver is None:
+            return
+        step, item, number = attempt.key
+        data, at_ms = joined(texts), attempt.streamed_ms
+        streamed = StepStreamed(step, number, at_ms, self._segment, len(texts), data, item)
+        self._receiver.stream(streamed)
+
     def _pass_on(self) -> None:
         while self._queue and self._receiver is not None:
             self._receiver.note(self._queue.popleft())
@@ -416,6 +491,7 @@ class NoteQueue:
         """Pass on the last progress of an attempt, its unfinished lines and what is missing."""
         step, item, number = attempt.key
         running = step, number, 0.0, 0.0, item
+        self._pass_on_stream(attempt)
         with self._lock:
             while attempt.unfinished:
                 (stream, _), line = attempt.unfinished.popitem()
@@ -452,12 +528,20 @@ class Noted(Policy):
     """The policy of a run whose steps say something that a journal or an observer receives."""
 
     def __init__(
-        self, notes: NoteQueue, persistence: RunPersistence | None, observing: Observing | None
+        self,
+        scope: RunScope,
+        notes: NoteQueue,
+        persistence: RunPersistence | None,
+        observing: Observing | None,
+        link: RunLink | None,
     ) -> None:
+        self._index = scope.plan.index
+        self._state = scope.state
         self._notes = notes
         takes = persistence is not None and persistence.takes_notes
         self._persistence = persistence if takes else None
         self._observing = observing
+        self._link = link
         notes.open(self)
 
     def note(self, note: NoteEvent, *, store: bool = True, notify: bool = True) -> None:
@@ -466,6 +550,23 @@ class Noted(Policy):
             self._persistence.store_note(note)
         if notify and self._observing is not None:
             self._observing.notify(note)
+
+    def is_running(self, step: str, item: int | None, attempt: int) -> bool:
+        """Whether an attempt is running."""
+        node = self._index[step]
+        if item is not None:
+            if not self._state.step_runs.has_item(node, item):
+                return False  # it has ended, and was forgotten
+            node = self._state.step_runs.node_of(node, item)
+        running = self._state.running_attempt(node)
+        return running is not None and running.attempt == attempt
+
+    def stream(self, streamed: StepStreamed) -> None:
+        """Pass on what an attempt has streamed."""
+        if self._persistence is not None and self._persistence.streams:
+            self._persistence.session.append_note(streamed)  # type: ignore[attr-defined]
+        elif self._link is not None:
+            self._link.stream(streamed)
 
     def on_watch(self) -> Callable[[], object] | None:
         return capture(self._notes, capturing_notes).end if self._notes.takes_logs else None

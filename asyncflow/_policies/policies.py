@@ -94,7 +94,7 @@ def policies_of(
     if notes is not None:
         from asyncflow._policies.notes import Noted
 
-        add(Noted(notes, persistence, observing))
+        add(Noted(scope, notes, persistence, observing, link))
     if persistence is not None:
         from asyncflow._policies.persisting import Persisting
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import asyncflow._core.replay  # noqa: F401  # the result of a failed step may need it
@@ -13,6 +14,7 @@ from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.graph import Plan
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import Interruption, StepResult, StepStatus
+from asyncflow._core.streamed import StreamedValue, ValuesMissed
 from asyncflow._kernel.policy import Policy
 from asyncflow._kernel.run_scope import Parts
 from asyncflow.events import (
@@ -25,6 +27,7 @@ from asyncflow.events import (
     StepFailed,
     StepReused,
     StepSkipped,
+    StepStreamed,
     StepSucceeded,
 )
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 _STARTS = (AttemptStarted, MapStarted)
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
+_MOST_STREAMED = 10_000
+"""How many values that are streamed a handle keeps, at least, of a run without a journal."""
 _IN_A_ROW = 100
 """After how much that is there already a reader lets other tasks run."""
 
@@ -71,10 +76,18 @@ class RunLink:
     run has none. ``events`` are the latest ones, at most ``limit``, and ``count`` says how many
     there were. ``ended`` are the steps that have ended, in that order, and ``ended_items`` the
     numbers of items, by step. ``flush`` waits until all events are stored; it is ``None`` without a
-    journal, and after the end.
+    journal, and after the end. ``follow`` reads what is streamed from the journal; ``None`` if that
+    has no such method.
     """
 
-    def __init__(self, run_id: str, plan: Plan, limit: int) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        plan: Plan,
+        limit: int,
+        follow: Callable[..., AsyncGenerator[StreamedValue, None]] | None = None,
+    ) -> None:
+        self.follow = follow
         self.run_id = run_id
         self.plan = plan
         self.is_begun = self.has_resumed = self.is_over = False
@@ -86,6 +99,11 @@ class RunLink:
         self.running: dict[str, None] = {}
         self.ended: list[str] = []
         self.ended_items: dict[str, array[int]] = {}
+        self.streamed: deque[tuple[int, StepStreamed]] = deque()
+        """What steps have streamed in a run without a journal, each with the position of its first
+        value: the latest values, at least `_MOST_STREAMED`."""
+        self.streamed_count = self.streamed_dropped = 0
+        """How many values there were, and how many batches of them are no longer kept."""
         self.has_news, self.has_begun, self.has_ended = Notifier(), Notifier(), Notifier()
         self._run: Linked | None = None
         """What it stops and sends signals to, while that runs."""
@@ -107,6 +125,22 @@ class RunLink:
         elif isinstance(event, RunResumed):
             self.has_resumed = True
         self.has_news.notify()
+
+    def stream(self, streamed: StepStreamed) -> None:
+        """Keep what an attempt has streamed for the readers."""
+        self.streamed.append((self.streamed_count + 1, streamed))
+        self.streamed_count += streamed.count
+        enough = self.streamed_count - _MOST_STREAMED
+        while len(self.streamed) > 1 and self.streamed[1][0] <= enough:
+            self.streamed.popleft()
+            self.streamed_dropped += 1
+        self.has_news.notify()
+
+    def has_ended_step(self, name: str) -> bool:
+        """Whether a step has ended."""
+        if self.state is not None:
+            return self.state.status_of(name) is not None
+        return self.report is not None and self.report[name].status is not StepStatus.PENDING
 
     def begin(
         self, run: Linked, state: RunState, flush: Callable[[], Awaitable[None]] | None
@@ -214,6 +248,35 @@ class EventReader:
             return EventsMissed(missed)
         self._next += 1
         return link.events[self._next - 1 - first]
+
+
+async def streamed_values(
+    link: RunLink, step: str | None
+) -> AsyncGenerator[StreamedValue | ValuesMissed, None]:
+    """Yield what the steps of a run without a journal stream, until the step or the run is over."""
+    batches, position = 0, 0  # how many of them it has read, and where the last value was
+
+    def has_ended() -> bool:
+        return link.is_over or (step is not None and link.has_ended_step(step))
+
+    while True:
+        is_last = has_ended()  # what comes is there before it ends
+        while batches < link.streamed_dropped + len(link.streamed):
+            batches = max(batches, link.streamed_dropped)
+            first, batch = link.streamed[batches - link.streamed_dropped]
+            if position < first - 1:
+                yield ValuesMissed(first - 1 - position)
+            batches, position = batches + 1, first - 1
+            about = batch.step, batch.item, batch.segment, batch.attempt
+            for value in json.loads(batch.data):
+                position += 1
+                if step is None or step == batch.step:
+                    yield StreamedValue(position, *about, value, batch.at_ms)
+            await asyncio.sleep(0)
+        if is_last:
+            return
+        if not has_ended():
+            await link.has_news.wait()
 
 
 class ResultReader:

@@ -19,18 +19,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import RunCancelledError
 from asyncflow._core.report import RunReport
 from asyncflow._core.results import InterruptionCause, RunStatus, why_cancelled
+from asyncflow._core.streamed import StreamedValue, ValuesMissed
 from asyncflow._core.text import describe_error, did_you_mean, escape_controls
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import outlast, running_task
 from asyncflow._kernel.outcome import by_caller
-from asyncflow._policies.run_link import EventReader, Notifier, ResultReader, RunLink
+from asyncflow._policies.run_link import (
+    EventReader,
+    Notifier,
+    ResultReader,
+    RunLink,
+    streamed_values,
+)
 
 _NO_REASON = "no reason given"
 
@@ -396,15 +403,46 @@ class RunHandle:
         self._check_started()
         return ResultReader(self._link, self.report, self._checked_step(step))
 
-    def _checked_step(self, name: str | None) -> str | None:
+    def streamed(
+        self, step: str | None = None
+    ) -> AsyncGenerator[StreamedValue | ValuesMissed, None]:
+        """Return an asynchronous iterator over what the steps stream, with `StepContext.stream`.
+
+        It begins with the first value of the run, also of earlier processes, and ends when the
+        step, or the run, is over. Each call returns a reader of its own, and none of them slows
+        the run. With a journal that stores what is streamed, a value comes when it is stored.
+        Without one, the handle keeps the latest 10,000 values, and a reader that is further behind
+        receives a `ValuesMissed` with the number of those it has missed.
+
+        Args:
+            step: The name of a step, for what this step or its items stream; ``None`` for all.
+
+        Raises:
+            RuntimeError: The run was not started.
+            TypeError, ValueError: The step is not a name, or the pipeline has no such step.
+            JournalError: The journal can't be read.
+        """
+        self._check_started()
+        self._check_step(step)
+        link = self._link
+        if link.follow is None:
+            return streamed_values(link, step)
+        return link.follow(link.run_id, step, 0, lambda: link.is_over)
+
+    def _check_step(self, name: str | None) -> None:
         if name is None:
-            return None
+            return
         if not isinstance(name, str):
             raise TypeError(f"step must be the name of a step, not {type(name).__name__}")
+        index = self._link.plan.index
+        if name not in index:
+            raise ValueError(f"run {self.run_id!r} has no step {name!r}{did_you_mean(name, index)}")
+
+    def _checked_step(self, name: str | None) -> str | None:
+        self._check_step(name)
+        if name is None:
+            return None
         plan = self._link.plan
-        if name not in plan.index:
-            hint = did_you_mean(name, plan.index)
-            raise ValueError(f"run {self.run_id!r} has no step {name!r}{hint}")
         step = plan.steps[plan.index[name]]
         if step.map_over is None or not step.keep_outputs:
             lacks = "is not mapped, so it has" if step.map_over is None else "keeps"

@@ -173,7 +173,12 @@ class PlannedPipeline:
 
         options = self.options
         run_id = _random_id() if options.run_id is None else options.run_id
-        link = RunLink(run_id, self.plan, options.event_buffer)
+        link = RunLink(
+            run_id,
+            self.plan,
+            options.event_buffer,
+            getattr(options.journal, "follow_streamed", None),
+        )
         return RunHandle(link, partial(self.run, inputs))
 
     async def enqueue(

@@ -21,7 +21,7 @@ from asyncflow._kernel.action_data import ActionData
 from asyncflow._kernel.asyncio_compat import cancel_requested, clock_of
 from asyncflow._kernel.run_scope import RunScope, RunStart
 from asyncflow._runtime.options import NO_ATTRIBUTES
-from asyncflow.events import RunStarted
+from asyncflow.events import RunResumed, RunStarted
 
 if TYPE_CHECKING:
     from asyncflow._core.results import AttributeValue
@@ -190,12 +190,19 @@ def _notes_of(
     if persistence is not None:
         levels.append(persistence.logs)
         prints = prints or persistence.prints
+    segment, most = 1, None
+    if isinstance(start.event, RunResumed) and start.snapshot is not None:
+        segment = len(start.snapshot.replay.segments)
+    if persistence is not None and persistence.streams:
+        most = persistence.journal.max_stream_bytes  # type: ignore[attr-defined]  # it streams
     return NoteQueue(
         now_ms,
         secrets=secrets,
         secret=start.event.secret,
         level=min((level for level in levels if level is not None), default=None),
         prints=prints,
+        segment=segment,
+        max_stream_bytes=most,
     )
 
 

@@ -212,6 +212,10 @@ def _step_called(event: events.StepCalled, _: _Attempt) -> str:
     return f"{subject(event)} called {event.name} ({duration(event.duration_ms)})"
 
 
+def _step_streamed(event: events.StepStreamed, _: _Attempt) -> str:
+    return f"{subject(event)} streamed {plural(event.count, 'value')}"
+
+
 _LEVELS = {number: name for name, number in LEVELS.items()}
 
 
@@ -261,4 +265,5 @@ _LINES: Mapping[type[events.Event], Callable[[Any, _Attempt], str]] = {
     events.StepProgressed: _step_progressed,
     events.StepAttached: _step_attached,
     events.StepCalled: _step_called,
+    events.StepStreamed: _step_streamed,
 }

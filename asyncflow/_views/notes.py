@@ -94,7 +94,7 @@ class RunNotes:
         elif isinstance(note, StepCalled):
             self._calls[note.step].append(note)
             self._call_counts[note.step] += 1
-        else:
+        elif isinstance(note, StepAttached):
             attached = self._attached.setdefault(note.step, [])
             attached.append(AttachedData(position, self._kept(note), len(note.data)))
 

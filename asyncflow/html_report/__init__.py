@@ -5,7 +5,7 @@
     report = await run_pipeline(steps)
     Path("run.html").write_text(report.to_html(), encoding="utf-8")
 
-What an observer receives makes a page at any time, also of a run that has not ended::
+A page of the events says more than a report knows, such as which line blocked the event loop::
 
     events: list[Event] = []
     await run_pipeline(steps, observers=[events.append])

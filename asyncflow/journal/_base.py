@@ -12,7 +12,15 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -36,6 +44,7 @@ from asyncflow._core.results import (
 )
 from asyncflow._core.signal import is_plain
 from asyncflow._core.step_cache import CachedResult
+from asyncflow._core.streamed import MOST_BYTES, StreamedValue
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow.events import (
     Event,
@@ -73,6 +82,7 @@ from asyncflow.journal._session import CommitQueue, FinishedSession, SQLSession,
 from asyncflow.journal._signal_types import admits, payload_of, schema_of_signal
 from asyncflow.journal._sql import virtual_now
 from asyncflow.journal._store import Claim, Store
+from asyncflow.journal._streams import StreamPlace, StreamReader, StreamWatch
 from asyncflow.journal._worker import (
     JournalWorker,
     Lease,
@@ -84,6 +94,9 @@ from asyncflow.journal._worker import (
 Self = TypeVar("Self", bound="SQLJournal")
 T = TypeVar("T")
 
+_STREAM_POLL_S = 0.4
+"""How long a reader of what is streamed waits for what other processes commit."""
+
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 """How long to wait before a run that another process owns is claimed again."""
 
@@ -94,7 +107,7 @@ _OLD_RUNS = 1_000
 """How many runs to read at a time of those to delete little by little."""
 _FEW_EVENTS = 1_000
 """How many events one transaction deletes of them, in a few milliseconds."""
-_REST, _LEAST_REST_S = 30, 0.02
+_REST, _LEAST_REST_S = 20, 0.02
 """How much longer than such a transaction to rest after it, and for how many seconds at least."""
 
 
@@ -109,6 +122,8 @@ class SQLJournal:
     """From which level on the log records of steps are stored; ``None`` for none."""
     prints: bool = False
     """Whether the lines that steps print are stored."""
+    max_stream_bytes: int = MOST_BYTES
+    """How many bytes an attempt may stream."""
 
     def __init__(
         self,
@@ -122,17 +137,20 @@ class SQLJournal:
         close_timeout_s: float,
         logs: int | str | None,
         prints: bool,
+        max_stream_bytes: int,
     ) -> None:
         check_text("codec", codec)
         if codec not in CODECS:
             known = " or ".join(map(repr, CODECS))
             raise ValueError(f"codec must be {known}, not {codec!r}{did_you_mean(codec, CODECS)}")
         check_number("max_payload_bytes", max_payload_bytes, 1)
+        check_number("max_stream_bytes", max_stream_bytes, 1)
         check_number("close_timeout_s", close_timeout_s, 0, unit=" s")
         if not isinstance(prints, bool):
             raise TypeError(f"prints must be True or False, not {safe_text(repr, prints)}")
         self.logs = None if logs is None else parse_level("logs", logs)
         self.prints = prints
+        self.max_stream_bytes = max_stream_bytes
         name = store.database.name
         self._name = name
         self._codec = Codec(codec, max_payload_bytes)
@@ -151,6 +169,9 @@ class SQLJournal:
             weakref.WeakValueDictionary()
         )
         self._find_cached = Shared(self._read_thread, reading.cached_all)
+        self._streams = StreamWatch()
+        self._stream_reader = StreamReader(reading)
+        self._find_streamed = Shared(self._read_thread, self._stream_reader.read_all)
         self._close_timeout_s = close_timeout_s
         self._closing = self._closed = False
         self._queue = Queue(reading)
@@ -307,6 +328,33 @@ class SQLJournal:
         await self._check_id(run_id)
         where = NoteFilter(after, kinds, step, item, attempt, level, text, limit, newest, data)
         return await self._read(self._reader.notes, run_id, where)
+
+    def streamed(
+        self, run_id: str, step: str | None = None, after: int = 0
+    ) -> AsyncGenerator[StreamedValue, None]:
+        """Return an asynchronous iterator over what the steps of a run stream, as it is stored.
+
+        It begins with the first value that is stored, and ends when the step, or the run, has
+        ended: with a run that waits for a signal, was drained, or has lost its process, it waits
+        on. A value is there about 50 ms after the call of `StepContext.stream` if this journal
+        object stores it, and half a second after it if another one does.
+
+        Args:
+            run_id: The run.
+            step: Only what the step of this name, or its items, stream.
+            after: Only values whose position is greater, such as the ``Last-Event-ID`` of
+                Server-Sent Events: whoever continues after a position misses none.
+
+        Raises:
+            TypeError, ValueError: ``after`` is no position, or the run has no such step.
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+        """
+        check_text("run_id", run_id)
+        if step is not None:
+            check_text("step", step)
+        check_count("after", after, 0, at_most=LARGEST)
+        return self.follow_streamed(run_id, step, after)
 
     async def report(self, run_id: str) -> RunReport:
         """Return the report of a run; of one that has not ended, what is known so far.
@@ -867,6 +915,32 @@ class SQLJournal:
         finally:
             await session.close()
 
+    async def follow_streamed(
+        self,
+        run_id: str,
+        step: str | None,
+        after: int,
+        is_over: Callable[[], bool] | None = None,
+    ) -> AsyncGenerator[StreamedValue, None]:
+        """Do what `streamed` does. A handle says when its run is over, which need not be stored."""
+        await self._check_id(run_id)
+        place = StreamPlace(run_id, step, after)
+        with self._streams.watching(run_id) as news:
+            if is_over is None:
+                await self._read(self._stream_reader.check, run_id, step)
+            while True:
+                news.clear()
+                is_last = is_over is not None and is_over()
+                found = await self._find_streamed(place)
+                place = found.place
+                for value in found.values:
+                    yield value
+                if found.is_all:
+                    if is_last or found.has_ended or (is_over is None and not found.exists):
+                        return
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(news.wait(), _STREAM_POLL_S)
+
     async def replay(self, run_id: str, read: Callable[[StoredRun], T]) -> T:
         """Replay a run without owning it. A rerun or a pipeline calls it; see `asyncflow.Journal`.
 
@@ -921,7 +995,9 @@ class SQLJournal:
         with self._lock:
             queue = self._queues.get(loop)
             if queue is None:
-                queue = self._queues[loop] = CommitQueue(loop, self._write_thread, self._worker)
+                queue = self._queues[loop] = CommitQueue(
+                    loop, self._write_thread, self._worker, self._streams
+                )
             return queue
 
     # --- life cycle -----------------------------------------------------------------------------

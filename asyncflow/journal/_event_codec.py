@@ -40,7 +40,14 @@ from asyncflow._core.errors import (
 from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.results import REDACTED, Payload, RunStatus, to_restored_error
 from asyncflow._core.text import LONGEST_TEXT, cut, safe_text
-from asyncflow.events import Event, ResultReused, RunStarted, StepAttached, StepSucceeded
+from asyncflow.events import (
+    Event,
+    ResultReused,
+    RunStarted,
+    StepAttached,
+    StepStreamed,
+    StepSucceeded,
+)
 
 
 class EventRow(NamedTuple):
@@ -287,7 +294,12 @@ def is_moment(value: object) -> bool:
     return type(value) in (float, int) and 0 <= value < _LATEST_S  # type: ignore[operator]
 
 
-_DATA: dict[Any, str] = {StepSucceeded: "output", ResultReused: "output", StepAttached: "data"}
+_DATA: dict[Any, str] = {
+    StepSucceeded: "output",
+    ResultReused: "output",
+    StepAttached: "data",
+    StepStreamed: "data",
+}
 """Which field is in the column for data."""
 _WITH_OUTPUTS = (StepSucceeded, ResultReused)
 """Whether they are secret, their outputs tell."""

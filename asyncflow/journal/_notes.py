@@ -5,13 +5,19 @@ They have rows as events have, and positions of their own, counted from 1: repla
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, get_args
 
 from asyncflow._core.arguments import check_count, parse_level
 from asyncflow._core.text import describe_fully, safe_text
-from asyncflow.events import NoteEvent, StepAttached, StepCalled, StepLogged, StepProgressed
+from asyncflow.events import (
+    NoteEvent,
+    StepAttached,
+    StepLogged,
+    StepProgressed,
+    StepStreamed,
+)
 from asyncflow.journal._event_codec import column_of, event_of, row_of
 from asyncflow.journal._queries import LARGEST, check_text
 
@@ -19,14 +25,26 @@ ProgressKey: TypeAlias = tuple[str, int, int | None]
 """A step, the number of an attempt, and an item."""
 
 
-_KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(NoteEvent)}
+_CLASSES = get_args(NoteEvent)
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in _CLASSES}
+
+
+def last_positions(notes: Sequence[NoteEvent], position: int) -> Iterator[tuple[int, NoteEvent]]:
+    """Yield notes with their positions, from one on.
+
+    Each value that was streamed has a position, so a row of several has that of the last.
+    """
+    position -= 1
+    for note in notes:
+        position += note.count if isinstance(note, StepStreamed) else 1
+        yield position, note
 
 
 def note_rows(run_id: str, position: int, notes: Sequence[NoteEvent]) -> list[tuple[object, ...]]:
     """Return the rows of notes from a position on: those of events, each with its level."""
     return [
         (*row_of(run_id, number, note), getattr(note, "level", None))
-        for number, note in enumerate(notes, position)
+        for number, note in last_positions(notes, position)
     ]
 
 
@@ -35,11 +53,11 @@ def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
     try:
         *columns, level = row
         note = event_of(columns, is_brief=not with_data)
-        if not isinstance(note, StepLogged | StepProgressed | StepAttached | StepCalled):
+        if not isinstance(note, _CLASSES):
             raise ValueError(f"{type(note).__name__} is no note")
         if level != getattr(note, "level", None):
             raise ValueError("its level has changed since it was written")
-        return note
+        return note  # type: ignore[no-any-return]  # it is one of them
     # Only our decoding is in here, and in a damaged row anything can be of any type.
     except Exception as error:
         _, position, _, step, item, attempt, at_ms, *_ = row
@@ -77,7 +95,7 @@ def latest_only(
         or latest[note.step, note.attempt, note.item] is note
     ]
     replaced = [known[key] for key in latest if key in known]
-    for number, note in enumerate(left, position):
+    for number, note in last_positions(left, position):
         if isinstance(note, StepProgressed):
             known[note.step, note.attempt, note.item] = number
     return left, replaced
@@ -120,7 +138,9 @@ class NoteFilter:
         found: list[tuple[str, list[Any]]] = [("position > ?", [self.after])]
         if self.before is not None:
             found.append(("position < ?", [self.before]))
-        if self.kinds is not None:
+        if self.kinds is None:  # what is streamed may be much more, and has readers of its own
+            found.append(("kind <> ?", [StepStreamed.__name__]))
+        else:
             names = sorted(kind.__name__ for kind in self.kinds)
             found.append((f"kind IN ({', '.join('?' * len(names)) or 'NULL'})", names))
         if self.step is not None:

@@ -120,9 +120,6 @@ class Overviews:
         ends = self._summaries(
             SELECT_ENDS, [*by_status[RunStatus.FAILED], *by_status[RunStatus.INTERRUPTED]]
         )
-        # The failure of a run that then waited is in an earlier segment than the one that ended.
-        earlier = [each for each in by_status[RunStatus.FAILED] if _names_no_step(ends.get(each))]
-        events |= read_brief(self._store, (OF_STEPS, earlier))
         return {
             run_id: replace(
                 self._summary(run_id, events.get(run_id, ()), ends.get(run_id), has_ended),
@@ -161,10 +158,6 @@ class Overviews:
             )
         if error is not None:
             return RunSummary(inputs, failed_step=end.failed_step, error=error)
-        failed = [step for step in run.steps.values() if step.status is StepStatus.FAILED]
-        if failed:
-            first = min(failed, key=lambda step: step.ended_ms or 0.0)
-            return RunSummary(inputs, failed_step=first.name, error=first.error)
         return RunSummary(inputs, stop_reason=end.stop_reason)
 
     def _inputs_of(self, run: StoredRun) -> dict[str, Any]:
@@ -199,14 +192,6 @@ def brief_event_of(row: Sequence[Any]) -> Event:
     """Return an event that was read without its output, and without those of items."""
     event = event_of(row, is_brief=True)
     return with_changes(event, items=None) if isinstance(event, ResultReused) else event
-
-
-def _names_no_step(summary: Summary | None) -> bool:
-    """Whether a summary, which is not damaged, names no step that has failed."""
-    try:
-        return summary is not None and not summary.end().failed_step
-    except Exception:  # only our decoding is in here
-        return False
 
 
 def _has_steps(summary: Summary | None) -> bool:

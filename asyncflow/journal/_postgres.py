@@ -36,6 +36,7 @@ class PostgresJournal(SQLJournal):
             (``asyncflow-tiers[cloudpickle]``); anyone who can write to the tables can then run
             code.
         max_payload_bytes: The maximum size of one output or input, in bytes.
+        max_stream_bytes: How much an attempt may stream, in bytes as JSON.
         lease_s: After how many seconds without renewal a process loses its runs, 0.1 to 86,400.
             The server may be unreachable for as long before the runs fail.
         owner: The name of this process for others; by default its id and host.
@@ -60,6 +61,7 @@ class PostgresJournal(SQLJournal):
         *,
         codec: str = "json",
         max_payload_bytes: int = 1_048_576,
+        max_stream_bytes: int = 16_777_216,
         lease_s: float = 30.0,
         owner: str | None = None,
         close_timeout_s: float = 5.0,
@@ -77,6 +79,7 @@ class PostgresJournal(SQLJournal):
             Store(Postgres(dsn, lease_s, server)),
             codec=codec,
             max_payload_bytes=max_payload_bytes,
+            max_stream_bytes=max_stream_bytes,
             lease_s=lease_s,
             owner=owner,
             close_timeout_s=close_timeout_s,

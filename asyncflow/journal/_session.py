@@ -31,6 +31,7 @@ from asyncflow.events import (
     RunStarted,
     StepFailed,
     StepSkipped,
+    StepStreamed,
     StepSucceeded,
     StepWaiting,
 )
@@ -42,6 +43,7 @@ from asyncflow.journal._queue import announce, left_queue
 from asyncflow.journal._signals import SentSignal, forget
 from asyncflow.journal._sql import Statement, virtual_now
 from asyncflow.journal._store import Change, CommitBatch
+from asyncflow.journal._streams import StreamWatch
 from asyncflow.journal._summaries import summary_of
 from asyncflow.journal._worker import JournalWorker, Lease, WorkerThread
 
@@ -183,7 +185,10 @@ class SQLSession:
         if self._closing or self._lease.failure:
             return
         self._notes.append(note)
-        self._queue.delay(self)
+        if isinstance(note, StepStreamed):  # it has waited for more, and readers wait for it
+            self._queue.schedule(self)
+        else:
+            self._queue.delay(self)
 
     def append_checkpoint(self, step: str, item: int | None, payload: Payload | None) -> None:
         if self._closing or self._lease.failure:
@@ -269,6 +274,7 @@ class SQLSession:
 
     def land(self) -> None:
         """The batch that was taken is stored, or was refused."""
+        self._queue.streams.wake(self._lease.run_id)
         while self._landing:
             name, waiter = self._landing.pop()
             if waiter.done():
@@ -336,9 +342,14 @@ class CommitQueue:
     """The sessions of one event loop that have something to commit."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, thread: WorkerThread, worker: JournalWorker
+        self,
+        loop: asyncio.AbstractEventLoop,
+        thread: WorkerThread,
+        worker: JournalWorker,
+        streams: StreamWatch,
     ) -> None:
         self.loop = loop
+        self.streams = streams
         self.journal = worker.name
         self._thread = thread
         self._worker = worker

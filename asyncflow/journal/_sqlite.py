@@ -438,6 +438,7 @@ class SQLiteJournal(SQLJournal):
             annotations of the actions. ``"cloudpickle"`` pickles other values, which needs an extra
             (``asyncflow-tiers[cloudpickle]``); anyone who can write to the file can then run code.
         max_payload_bytes: The maximum size of one output or input, in bytes.
+        max_stream_bytes: How much an attempt may stream, in bytes as JSON.
         lease_s: After how many seconds without renewal a process loses its runs, 0.1 to 86,400. A
             write waits for a third of it while other processes write.
         owner: The name of this process for others; by default its id and host.
@@ -462,6 +463,7 @@ class SQLiteJournal(SQLJournal):
         synchronous: Synchronous = "FULL",
         codec: str = "json",
         max_payload_bytes: int = 1_048_576,
+        max_stream_bytes: int = 16_777_216,
         lease_s: float = 30.0,
         owner: str | None = None,
         close_timeout_s: float = 5.0,
@@ -483,6 +485,7 @@ class SQLiteJournal(SQLJournal):
             None if name == IN_MEMORY else Store(second),  # it would be another database
             codec=codec,
             max_payload_bytes=max_payload_bytes,
+            max_stream_bytes=max_stream_bytes,
             lease_s=lease_s,
             owner=owner,
             close_timeout_s=close_timeout_s,

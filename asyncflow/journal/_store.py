@@ -744,6 +744,17 @@ class Store:
         )
         return self.read(sql, [run_id, *values, page])
 
+    def streamed(
+        self, run_id: str, step: str | None, after: int, limit: int
+    ) -> list[Sequence[Any]]:
+        """Return the first rows of notes with values that were streamed after a position."""
+        of_step, values = ("", []) if step is None else (" AND step = ?", [column_of(step)])
+        sql = (
+            f"SELECT {', '.join(_NOTE)} FROM notes WHERE run_id = ? AND position > ? "
+            f"AND kind = 'StepStreamed'{of_step} ORDER BY position LIMIT ?"
+        )
+        return self.read(sql, [run_id, after, *values, limit])
+
     def ended(self, age_s: float, status: str | None, now: float | None) -> list[tuple[str, int]]:
         """Return the runs that ended so long ago and have no owner, with how many rows they have.
 

@@ -32,7 +32,7 @@ from asyncflow._core.step_runs import Key
 from asyncflow._core.text import describe_fully
 from asyncflow.journal._keys import CancelCause, RunKey
 from asyncflow.journal._machine import held_claims, new_claim
-from asyncflow.journal._notes import ProgressKey, latest_only
+from asyncflow.journal._notes import ProgressKey, last_positions, latest_only
 from asyncflow.journal._queue import Queue
 from asyncflow.journal._signals import SentSignal, Signals
 from asyncflow.journal._sql import DatabaseChangedError, virtual_now
@@ -469,7 +469,8 @@ def _prepared(lease: Lease, batch: CommitBatch) -> tuple[Lease, CommitBatch]:
     elif batch.notes:
         first = lease.noted + 1
         notes, replaced = latest_only(batch.notes, first, lease.progress)
-        lease.noted += len(notes)
+        for position, _ in last_positions(notes, first):
+            lease.noted = position
         batch = batch._replace(notes=notes, first_note=first, replaced=replaced)
     return lease, batch
 

@@ -41,6 +41,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.signal import check_value
 from asyncflow._core.step import inputs_of
+from asyncflow._core.streamed import StreamedValue
 from asyncflow._core.text import did_you_mean, safe_text
 from asyncflow._kernel.asyncio_compat import outlast
 from asyncflow._policies.engine import Engine
@@ -511,6 +512,33 @@ class Service:
             if not batch:
                 after = 0  # the run was forgotten, and its id is used again
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def streamed(
+        self, run_id: str, step: str | None = None, after: int = 0
+    ) -> AsyncGenerator[StreamedValue, None]:
+        """Return an asynchronous iterator over what the steps of a run stream, as it is stored.
+
+        It is that of the journal: of any run, whichever process runs it. A value of a run of this
+        service comes about 50 ms after the call of `StepContext.stream`, one of another process
+        half a second after it.
+
+        Args:
+            run_id: The run.
+            step: Only what the step of this name, or its items, stream.
+            after: Only values whose position is greater, such as the ``Last-Event-ID`` of
+                Server-Sent Events.
+
+        Raises:
+            TypeError, ValueError: ``after`` is no position, or the run has no such step.
+            RunNotFoundError: There is no such run.
+            JournalError: The journal can't be read.
+            RuntimeError: The service has no journal.
+        """
+        if self._journal is None:
+            raise RuntimeError(
+                "a service without a journal stores nothing; use get(run_id).streamed()"
+            )
+        return self._journal.streamed(run_id, step, after)
 
     # --- life cycle -----------------------------------------------------------------------------
 

@@ -36,7 +36,6 @@ from asyncflow.events import (
     StepSucceeded,
 )
 from asyncflow.journal import SQLiteJournal
-from asyncflow.journal._store import Store
 
 from .conftest import COMMANDS, ROOT, Shell
 
@@ -675,17 +674,3 @@ def test_a_terminal_breaks_no_word_and_no_line_is_wider(shell: Shell, command: l
     broken = {word for word in plain.split() if word not in file} - {*wide.split()}
     assert [word for word in broken if "…" not in word] == []
     assert "come back later" in " ".join(plain.split())
-
-
-def test_show_reads_the_events_of_a_run_once(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, reads = Store.events, list[str]()
-
-    def count(store: Store, run_id: str, after: int = 0) -> Iterator[Event]:
-        reads.append(run_id)
-        return read(store, run_id, after)
-
-    store_run("first", fine)
-    monkeypatch.setattr(Store, "events", count)
-    shell("show", "first")
-
-    assert reads == ["first"]

@@ -34,6 +34,7 @@ from asyncflow.events import (
     StepProgressed,
     StepReused,
     StepSkipped,
+    StepStreamed,
     StepSucceeded,
     StepWaiting,
     ThreadAbandoned,
@@ -170,6 +171,7 @@ LINES: list[tuple[Event, int | None, str]] = [
         None,
         "a attached loss (image/png)",
     ),
+    (StepStreamed("a", 1, 5.0, 1, 2, b"[1,2]"), None, "a streamed 2 values"),
     (StepCalled("a", 1, 5.0, "ask-3", 1_250.0, 64), None, "a called ask-3 (1.2 s)"),
 ]
 

@@ -53,7 +53,7 @@ _ABOUT_ORDER = frozenset(
     f"test_{subject}"
     for subject in (
         *("cache", "chains", "checkpoints", "conditions", "pool_pauses", "pools"),
-        *("preview", "retry", "signals"),
+        *("calls", "preview", "retry", "signals", "streaming"),
     )
 )
 """Files about what starts after what, which depends on when a loop begins a task. Debug mode begins

@@ -14,7 +14,6 @@ from asyncflow import (
     Orchestrator,
     RestoredOutput,
     RunStatus,
-    Signal,
     WorkflowStep,
     current_step,
     run_pipeline,
@@ -562,23 +561,6 @@ async def test_a_failed_run_says_its_first_error(journal: Any) -> None:
     assert (found.failed_step, describe_error(found.error)) == ("a", "KeyError: 'first'")
     plain = await summary(journal, "two", *FAILED, status=RunStatus.FAILED)
     assert describe_error(plain.error) == "ValueError: bad day"
-
-
-async def test_a_failed_run_says_the_error_of_a_step_that_failed_before_a_wait(
-    journal: Any,
-) -> None:
-    async def fail() -> None:
-        raise ValueError("bad day")
-
-    steps = [WorkflowStep("a", fail), WorkflowStep("approved", Signal(bool))]
-    run = Orchestrator(steps, fail_fast=False, journal=journal).with_options(run_id="r").run
-    assert (await run()).status is RunStatus.WAITING
-    await journal.signal("r", "approved", True)
-    assert (await run()).status is RunStatus.FAILED
-
-    found = (await journal.summaries(await journal.runs()))["r"]
-
-    assert (found.failed_step, describe_error(found.error)) == ("a", "ValueError: bad day")
 
 
 async def test_an_interrupted_run_says_why_it_stopped_though_a_step_had_failed(

@@ -33,7 +33,6 @@ RERUN: list[Event] = [
         parent_step="a step",
         rerun_of="calm-otter",
         label="order <12345>",
-        attributes={"tenant": "<acme>", "tier": 1},
         rerun_reasons={"load": "it had failed"},
     ),
     ResultReused("source", 0.0, "calm-otter", 2, 1_500.0, [1, 2]),
@@ -65,7 +64,6 @@ def test_a_page_says_what_is_reused(page: str) -> None:
 
     assert "Rerun of calm-otter" in text
     assert "Label order &lt;12345&gt;" in text
-    assert "Attributes tenant=&lt;acme&gt;, tier=1" in text
     assert "Started by outer , a step" in text
     assert page.count(">reused</span>") == 4  # in the timeline and in the details
     assert "those of run calm-otter ." in text

@@ -158,7 +158,6 @@ async def main() -> None:
     Orchestrator([step]).with_options(inputs={})  # E: call-arg
     Pipeline("etl").with_options(run_di="r1")  # E: call-arg
     Pipeline("etl").with_options(run_id=1)  # E: arg-type
-    Pipeline("etl").with_options(attributes={"tenant": None})  # E: dict-item
     await Orchestrator([step]).start()  # E: misc
     Orchestrator([step]).start().results(step)  # E: arg-type
     await Orchestrator([step]).start().begin(1)  # E: arg-type

@@ -360,9 +360,6 @@ async def main() -> None:
         fail_fast=False, schedule="ready", targets=None, observers=[watch]
     )
     assert_type(varied, Orchestrator)
-    tenants: dict[str, str] = {"tenant": "acme"}
-    assert_type(varied.with_options(attributes=tenants), Orchestrator)
-    assert_type(varied.with_options(attributes={"n": 1, "on": True, "at": 0.5}), Orchestrator)
     assert_type(varied.steps, list[WorkflowStep])
     assert_type(varied.dependencies, dict[str, tuple[str, ...]])
     assert_type(await varied.with_options(observers=[watch, RecorderFactory()]).run(), RunReport)
