@@ -125,6 +125,7 @@ NEIGHBOURS = {
     ("draining", "resources"),  # it stops those from being opened
     ("draining", "waits"),  # a run that only waits ends its segment
     ("notes", "observers"),  # what is said goes to observers as events do
+    ("notes", "run_link"),  # and what is streamed to the readers of a handle
     ("observers", "notes"),  # an observer must not be told what its own log records say
     ("observers", "loop_monitor"),  # no task is blamed for an observer that blocks the loop
     ("pool_needs", "permits"),  # who takes what a node needs

@@ -139,7 +139,7 @@ class NoteFilter:
         if self.before is not None:
             found.append(("position < ?", [self.before]))
         if self.kinds is None:  # what is streamed may be much more, and has readers of its own
-            found.append(("kind <> ?", [StepStreamed.__name__]))
+            found.append(("COALESCE(kind, '') <> ?", [StepStreamed.__name__]))
         else:
             names = sorted(kind.__name__ for kind in self.kinds)
             found.append((f"kind IN ({', '.join('?' * len(names)) or 'NULL'})", names))
