@@ -57,6 +57,7 @@ from asyncflow._core.errors import (
 )
 from asyncflow._core.results import AttributeValue, RunStatus
 from asyncflow._core.text import escape_controls
+from asyncflow._runtime.recovery import outer_run_of
 from asyncflow.journal import RunRecord
 from asyncflow.journal._queries import record_document
 
@@ -109,8 +110,8 @@ def resume(
     longer has: say --allow-missing-steps to skip them.
 
     With --status, and without RUN, all runs of the named pipelines with this status are resumed,
-    the oldest first, and listed with their ends; without a name, those of all pipelines in the
-    variable or the project.
+    the oldest first and those of one key one after the other, and listed with their ends; without a
+    name, those of all pipelines in the variable or the project.
     """
     require_journal(flags.journal)
     if status is None:
@@ -143,6 +144,11 @@ def resume(
             asyncio.run(resumption.run(status, since, attributes, jobs))
     resumption.write()
     sys.exit(resumption.exit_code)
+
+
+def _is_due(record: RunRecord) -> bool:
+    """Whether a run that waits to start is due, if it is one."""
+    return record.waits_for is None or record.waits_for.kind != "time"
 
 
 class _Resumption:
@@ -187,7 +193,11 @@ class _Resumption:
             await stack.enter_async_context(journal)
             found = await journal.runs(status, since=since, attributes=attributes, limit=None)
             # A run within a run is resumed by the step that has started it.
-            ours = [each for each in found if each.pipeline in self._pipelines and not each.parent]
+            ours = [
+                each
+                for each in found
+                if each.pipeline in self._pipelines and not outer_run_of(each) and _is_due(each)
+            ]
             used = {record.pipeline for record in ours}
             for name, (loaded, inputs) in self._pipelines.items():
                 if name in used and not self._dry_run:
@@ -213,9 +223,11 @@ class _Resumption:
         self, journal: AnyJournal, records: Sequence[RunRecord], jobs: int
     ) -> None:
         slots = asyncio.Semaphore(jobs)
+        keys: dict[tuple[str, str], asyncio.Lock] = {}
 
         async def resume_one(record: RunRecord) -> None:
-            async with slots:
+            key = record.pipeline, record.key or record.run_id
+            async with keys.setdefault(key, asyncio.Lock()), slots:
                 await self._resume(journal, record)
 
         try:

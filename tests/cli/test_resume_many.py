@@ -10,6 +10,7 @@ from contextlib import closing
 
 import pytest
 
+from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 
 from .conftest import Shell
@@ -238,3 +239,29 @@ def test_a_run_that_is_active_in_a_service_is_no_failure(offers: Shell) -> None:
 
     assert "run a PASSED" in result.stderr
     assert "run b was taken by another process: " in result.stderr
+
+
+def test_runs_that_wait_to_start_are_started_when_they_are_due(shell: Shell) -> None:
+    async def step() -> None: ...
+
+    async def enqueue() -> None:
+        async with SQLiteJournal("asyncflow.db") as journal:
+            work = Orchestrator([WorkflowStep("step", step)], name="work", journal=journal)
+            for run_id, delay_ms in ("a", 0), ("b", 0), ("later", 3_600_000):
+                await work.enqueue(run_id=run_id, key="k", delay_ms=delay_ms)
+
+    asyncio.run(enqueue())
+    shell.write(
+        "work.py",
+        """
+        from asyncflow import Pipeline
+        pipeline = Pipeline("work")
+
+        @pipeline.step
+        async def step(): ...
+        """,
+    )
+
+    shell("resume", "work:pipeline", "--status", "WAITING", "--jobs", "3", "--quiet")
+
+    assert statuses(shell) == {"a": "PASSED", "b": "PASSED", "later": "WAITING"}
