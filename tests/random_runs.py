@@ -40,11 +40,13 @@ def key_of(event):
 class World:
     """The history of the actions: the events in the journal, then those of the run."""
 
-    def __init__(self, journal, pools, limit, run_id):
+    def __init__(self, journal, pools, limit, run_id, changes=None):
         self.journal = journal
         self.run_id = run_id
         self.limit = limit
         self.pools = pools
+        self.changes = changes
+        """Chooses when the size of a pool changes, if any does."""
         self.failures = Counter()
         self.calls = Counter()
         self.running = Counter()
@@ -72,6 +74,8 @@ class World:
 
     def enter(self, context):
         key = context.step_name, context.item
+        if self.changes is not None and self.changes.random() < 0.3:
+            self.changes.choice(self.pools).size = self.changes.randint(1, 3)
         self.calls[key] += 1
         self.running[key] += 1
         if self.running[key] > 1:
@@ -158,11 +162,13 @@ class Spec:
         return WorkflowStep(self.name, self.action(world), self.needs, **options)
 
     def measure(self, pool):
+        size = pool.size
+
         def measure(**arguments):
             digest = zlib.crc32(json.dumps(arguments, sort_keys=True).encode())
             if self.needs_slots == "raises" and digest % 3 == 0:
                 raise LookupError("slots")
-            return 1 + digest % pool.size
+            return 1 + digest % size
 
         return measure
 
@@ -336,12 +342,16 @@ class RandomPipeline:
         self.latency_s = chance.choice([0.0, 0.0, 0.001])
         self.pool_options = [{} for _ in self.pool_sizes]
         self.caches = False
+        self.changes = None
+        """Which sizes the pools of its runs have while they go on, if they change."""
         self.given = []
         """The input over which steps are mapped."""
         if rich:
             self._enrich(random.Random(f"policies {seed}"))
             self._map_over_input(random.Random(f"mapped over input {seed}"))
             self._make_calls(random.Random(f"calls {seed}"))
+            if random.Random(f"pool numbers {seed}").random() < 0.3:
+                self.changes = f"pool sizes {seed}"
 
     def _all_specs(self):
         return [*self.specs, *(spec for _, inner, _ in self.nested for spec in inner)]
@@ -479,7 +489,8 @@ class RandomPipeline:
             Pool(size, **options)
             for size, options in zip(self.pool_sizes, self.pool_options, strict=True)
         ]
-        return World(journal, pools, self.options["max_concurrency"], run_id)
+        changes = None if self.changes is None else random.Random(self.changes)
+        return World(journal, pools, self.options["max_concurrency"], run_id, changes)
 
     def changed(self):
         """Return the same pipeline with a few changes of its steps and of its options."""

@@ -10,6 +10,8 @@ Rules:
    event loop was stopped, is passed over.
 3. Nothing is reserved for waiting attempts: the head is judged when something changes, or when its
    time has come. So an attempt that leaves takes nothing along, and a pause that begins holds all.
+   So does a number that is set: no ticket knows any. One that needs more slots than there are now
+   starts when all are free.
 4. Times are compared as they are stored, never as they could be computed again: sums of floats
    differ by less than a timer can wait.
 5. One lock. Other threads release slots, and so does the garbage collector when it ends a
@@ -52,10 +54,13 @@ released."""
 
 
 class Watcher(Protocol):
-    """Receives the pauses of pools, in any thread."""
+    """Receives what happens to pools, in any thread."""
 
     def note_pause(self, pool: Pool, /) -> None:
         """A pause of a pool has begun."""
+
+    def note_size(self, pool: Pool, /) -> None:
+        """A pool has more slots than before."""
 
 
 def _no_clock() -> Clock:
@@ -64,6 +69,9 @@ def _no_clock() -> Clock:
 
 present_clock: Callable[[], Clock] = _no_clock
 """Returns the clock of the caller. The driver sets it: the core neither knows loops nor time."""
+
+_MINUTE_S = 60.0
+"""How long the tokens of an attempt count at most: it may take more than a minute gives now."""
 
 _BURST = 10.0
 """How many retries a budget saves up."""
@@ -83,8 +91,10 @@ def begin_in_child() -> None:
 class PoolStats:
     """The current state of a `Pool`."""
 
+    size: int
+    """How many slots it has."""
     in_use: int
-    """How many of its slots are taken."""
+    """How many of its slots are taken: more than it has, if ``size`` was set to less meanwhile."""
     waiting: int
     """How many attempts wait in its line."""
     paused_ms: float
@@ -93,6 +103,12 @@ class PoolStats:
     """The step whose failure has paused it; empty if it is not paused, or by `Pool.pause`."""
     retries_left: float
     """How many retries its ``retry_budget`` allows now; infinite without one."""
+    per_second: float | None
+    """How many attempts may start in a second."""
+    per_minute: float | None
+    """The same for a minute."""
+    tokens_per_minute: float | None
+    """How many tokens the attempts that start in a minute may take."""
 
 
 @suggests_arguments
@@ -110,6 +126,13 @@ class Pool:
     and no attempt starts in it before then, in any run.
 
     A step that runs another pipeline must not share a pool with it: it would wait for itself.
+
+    ``size``, ``per_second``, ``per_minute`` and ``tokens_per_minute`` can be set at any time, from
+    any thread: ``openai.size = 2``. A new number counts at once for all who wait, and takes back
+    nothing from those that run. All else is read-only. What ``slots`` and ``tokens`` of steps may
+    ask for is the most that the pool has ever had: an attempt that asks for more slots than there
+    are now starts when all are free, and more tokens than there are now count as those of a whole
+    minute.
 
     Args:
         size: How many slots there are, at least 1.
@@ -137,10 +160,10 @@ class Pool:
     """
 
     __slots__ = (
-        *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_interval_s"),
-        *("_is_gated", "_is_moving", "_line", "_lock", "_released", "_token_s", "_watchers"),
-        *("max_pause_ms", "name", "pauses", "per_minute", "per_second", "retry_budget", "size"),
-        *("tokens_per_minute", "__weakref__"),
+        *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_is_gated"),
+        *("_is_moving", "_largest_size", "_line", "_lock", "_max_pause_ms", "_most_tokens"),
+        *("_name", "_pauses", "_per_minute", "_per_second", "_released", "_retry_budget", "_size"),
+        *("_tokens_per_minute", "_watchers", "__weakref__"),
     )
 
     def __init__(
@@ -155,7 +178,7 @@ class Pool:
         retry_budget: float | None = None,
         name: str | None = None,
     ) -> None:
-        check_count("a pool's size", size, 1)
+        _check_size(size)
         _check_rate("per_second", per_second)
         _check_rate("per_minute", per_minute)
         _check_rate("tokens_per_minute", tokens_per_minute)
@@ -168,16 +191,16 @@ class Pool:
             check_number("a pool's retry_budget", retry_budget, 0, kind="a number or None")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"a pool's name must be a str or None, not {type(name).__name__}")
-        self.size = size
-        self.per_second: float | None = per_second
-        self.per_minute: float | None = per_minute
-        self.tokens_per_minute: float | None = tokens_per_minute
-        self.pauses = pauses
-        self.max_pause_ms = max_pause_ms
-        self.retry_budget: float | None = retry_budget
-        self.name: str | None = name
-        self._interval_s = 1 / per_second if per_second else 60 / per_minute if per_minute else 0.0
-        self._token_s = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._size = self._largest_size = size
+        self._per_second: float | None = per_second
+        self._per_minute: float | None = per_minute
+        self._tokens_per_minute: float | None = tokens_per_minute
+        self._most_tokens: float | None = tokens_per_minute
+        """The largest ``tokens_per_minute`` that it has had, if it has had any."""
+        self._pauses = pauses
+        self._max_pause_ms = max_pause_ms
+        self._retry_budget: float | None = retry_budget
+        self._name: str | None = name
         self._budget = _BURST
         self._era = 0
         """How often it has begun anew: slots of an earlier era are not in ``_in_use``."""
@@ -197,19 +220,96 @@ class Pool:
         _pools.add(self)
 
     @property
+    def size(self) -> int:
+        """How many slots there are. It can be set."""
+        return self._size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        _check_size(size)
+        with self._lock:
+            is_larger, self._size = size > self._size, size
+            self._largest_size = max(self._largest_size, size)
+            watchers = list(self._watchers) if is_larger else []
+        self._settle()
+        for watcher in watchers:
+            watcher.note_size(self)
+
+    @property
+    def per_second(self) -> float | None:
+        """How many attempts may start in a second. It can be set.
+
+        ``None`` lets all who wait for it start at once. Another number counts from the last start,
+        and one after ``None`` from the next.
+        """
+        return self._per_second
+
+    @per_second.setter
+    def per_second(self, rate: float | None) -> None:
+        _check_rate("per_second", rate)
+        with self._lock:
+            self._set_rates(rate, self._per_minute, self._tokens_per_minute)
+
+    @property
+    def per_minute(self) -> float | None:
+        """How many attempts may start in a minute. It can be set, as `per_second`."""
+        return self._per_minute
+
+    @per_minute.setter
+    def per_minute(self, rate: float | None) -> None:
+        _check_rate("per_minute", rate)
+        with self._lock:
+            self._set_rates(self._per_second, rate, self._tokens_per_minute)
+
+    @property
+    def tokens_per_minute(self) -> float | None:
+        """How many tokens the attempts that start in a minute may take. It can be set, as
+        `per_second`.
+        """
+        return self._tokens_per_minute
+
+    @tokens_per_minute.setter
+    def tokens_per_minute(self, rate: float | None) -> None:
+        _check_rate("tokens_per_minute", rate)
+        with self._lock:
+            self._set_rates(self._per_second, self._per_minute, rate)
+
+    @property
+    def pauses(self) -> bool:
+        """Whether milliseconds from `Retry.on` pause it."""
+        return self._pauses
+
+    @property
+    def max_pause_ms(self) -> float:
+        """The longest pause in milliseconds."""
+        return self._max_pause_ms
+
+    @property
+    def retry_budget(self) -> float | None:
+        """How many retries there may be for each attempt that succeeds."""
+        return self._retry_budget
+
+    @property
+    def name(self) -> str | None:
+        """What displays call it."""
+        return self._name
+
+    @property
     def in_use(self) -> int:
         """How many slots are taken."""
         return self._in_use
 
     @property
     def waiting(self) -> int:
-        """How many attempts wait in its line: at most ``size`` of each run and priority."""
+        """How many attempts wait in its line: at most ``size`` of each run and priority, or of a
+        larger one that it had when they joined.
+        """
         return len(self._line)
 
     @property
     def title(self) -> str:
         """Its name in messages."""
-        return "its pool" if self.name is None else f"pool {self.name!r}"
+        return "its pool" if self._name is None else f"pool {self._name!r}"
 
     def pause(self, ms: float) -> None:
         """Let no attempt start before so many milliseconds have passed; any thread may call it.
@@ -224,7 +324,7 @@ class Pool:
             ValueError: It is negative, infinite or NaN.
         """
         check_number("pause: ms", ms, 0, unit=" ms")
-        clock, pause_s = present_clock(), min(ms, self.max_pause_ms) / 1000
+        clock, pause_s = present_clock(), min(ms, self._max_pause_ms) / 1000
         until_s = clock.now_s() + pause_s
         if clock.is_running is None:
             self._pause_all(_CommonPause(clock.now_s, until_s, pause_s), clock)
@@ -233,14 +333,39 @@ class Pool:
     def stats(self) -> PoolStats:
         """Return its current state; any thread may ask."""
         pause = self._pause_of(present_clock())
-        retries_left = math.inf if self.retry_budget is None else self._budget
+        retries_left = math.inf if self._retry_budget is None else self._budget
         return PoolStats(
+            size=self._size,
             in_use=self._in_use,
             waiting=len(self._line),
             paused_ms=0.0 if pause is None else pause.left_ms,
             paused_by="" if pause is None else pause.by,
             retries_left=retries_left,
+            per_second=self._per_second,
+            per_minute=self._per_minute,
+            tokens_per_minute=self._tokens_per_minute,
         )
+
+    def _set_rates(
+        self, per_second: float | None, per_minute: float | None, tokens: float | None
+    ) -> None:
+        if per_second is not None and per_minute is not None:
+            given, other = ("per_second", "per_minute")[:: 1 if self._per_second is None else -1]
+            raise ValueError(
+                f"{self.title} has one rate of starts: set {other} to None before {given}"
+            )
+        self._is_moving = True
+        try:
+            self._per_second, self._per_minute = per_second, per_minute
+            self._tokens_per_minute = tokens
+            if tokens is not None:
+                self._most_tokens = max(tokens, self._most_tokens or 0.0)
+            for gate in list(self._gates.values()):
+                gate.set_rates(self._interval_s, self._token_s)
+            self._is_gated = self._is_rated or bool(self._gates or self._common_pause)
+        finally:
+            self._is_moving = False
+        self._settle()
 
     def _begin_anew(self) -> None:
         """Forget what runs have left: slots taken, the budget spent, pauses and starts.
@@ -267,15 +392,28 @@ class Pool:
         self._watchers = WeakSet()
 
     @property
+    def _interval_s(self) -> float:
+        """How many seconds a start takes."""
+        if self._per_minute is not None:
+            return 60 / self._per_minute
+        return 0.0 if self._per_second is None else 1 / self._per_second
+
+    @property
+    def _token_s(self) -> float:
+        """How many seconds a token takes."""
+        return 0.0 if self._tokens_per_minute is None else 60 / self._tokens_per_minute
+
+    @property
     def _is_rated(self) -> bool:
-        return bool(self._interval_s or self._token_s)
+        rates = self._per_second, self._per_minute, self._tokens_per_minute
+        return rates != (None, None, None)
 
     # The line.
 
     def _take(self, slots: int = 1) -> PoolTicket | None:
         """Take slots at once, unless something has to be waited for or counted."""
         with self._lock:
-            if self._is_gated or self._line or self._in_use + slots > self.size:
+            if self._is_gated or self._line or self._in_use + slots > self._size:
                 return None
             self._in_use += slots
             return PoolTicket(self, slots, age=next(self._ages))
@@ -362,7 +500,7 @@ class Pool:
         at = 0
         while at < len(self._line):
             ticket = self._line[at][-1]
-            if self._in_use + ticket.slots > self.size:
+            if self._in_use and self._in_use + ticket.slots > self._size:
                 return
             if ticket.stands_still:
                 if ticket._is_passed_over or ticket._tell_to_look():
@@ -503,11 +641,11 @@ class Pool:
     def _earn_retry(self) -> None:
         """Note that an attempt has succeeded."""
         with self._lock:
-            self._budget = min(_BURST, self._budget + (self.retry_budget or 0.0))
+            self._budget = min(_BURST, self._budget + (self._retry_budget or 0.0))
 
     def _spend_retry(self) -> bool:
         """Return whether there may be another retry, which is counted then."""
-        if self.retry_budget is None:
+        if self._retry_budget is None:
             return True
         with self._lock:
             if self._budget < 1 - 1e-9:  # ten times 0.1 is below 1
@@ -530,6 +668,11 @@ class Pool:
         options += [] if self.name is None else [f"name={self.name!r}"]
         state = f"{self._in_use} in use, {len(self._line)} waiting"
         return f"<Pool({', '.join(options)}): {state}>"
+
+
+def _check_size(size: object) -> None:
+    hint = "; to let nothing start for a while, pause it: pool.pause(ms)"
+    check_count("a pool's size", size, 1, hint=hint)
 
 
 def _check_rate(name: str, rate: object) -> None:
@@ -613,6 +756,8 @@ class PoolTicket:
         pool = self._pool
         if pool._line or pool._is_gated or self._era != pool._era:
             return False
+        if pool._in_use > pool._size:
+            return False  # it has been made smaller
         self.age = next(pool._ages)
         return True
 
@@ -672,7 +817,11 @@ class _Gate:
         self.paused_by = ""
         self.common_pause: _CommonPause | None = None
         """The latest of these that counts in ``paused_until_s``."""
-        self.starts, self.tokens = _Rate(interval_s), _Rate(token_s)
+        self.starts, self.tokens = _Rate(interval_s), _Rate(token_s, _MINUTE_S)
+
+    def set_rates(self, interval_s: float, token_s: float) -> None:
+        self.starts.set(interval_s)
+        self.tokens.set(token_s)
 
     def pause(self, until_s: float, by: str) -> bool:
         """Let nothing start before then; return whether something could have."""
@@ -703,22 +852,40 @@ class _Gate:
 class _Rate:
     """Spreads evenly what starts: the next may start when what the latest took has passed."""
 
-    __slots__ = ("_latest_age", "_unit_s", "opens_s")
+    __slots__ = ("_latest_age", "_latest_s", "_longest_s", "_unit_s", "_units", "opens_s")
 
-    def __init__(self, unit_s: float) -> None:
+    def __init__(self, unit_s: float, longest_s: float = math.inf) -> None:
         self._unit_s = unit_s
+        self._longest_s = longest_s
+        self._forget()
+
+    def _forget(self) -> None:
         self._latest_age = -1
+        self._latest_s, self._units = -math.inf, 0.0
+        """When the latest that counts has started, and how many units it took."""
         self.opens_s = -math.inf
+
+    def set(self, unit_s: float) -> None:
+        """Let a unit take another time, after the latest start too."""
+        before_s, self._unit_s = self._unit_s, unit_s
+        if not before_s or not unit_s:
+            self._forget()
+        elif before_s != unit_s:
+            self.opens_s = self._latest_s + self._takes_s(self._units)
+
+    def _takes_s(self, units: float) -> float:
+        return min(units * self._unit_s, self._longest_s)
 
     def take(self, ticket: PoolTicket, units: float) -> None:
         if self._unit_s and units:
-            self.opens_s = ticket.started_s + units * self._unit_s
             self._latest_age = ticket.age
+            self._latest_s, self._units = ticket.started_s, units
+            self.opens_s = ticket.started_s + self._takes_s(units)
 
     def give_back(self, ticket: PoolTicket) -> None:
         # One that started later has waited for these units already.
         if self._latest_age == ticket.age:
-            self.opens_s = ticket.started_s
+            self.opens_s, self._units = ticket.started_s, 0.0
 
 
 for _public in (Pool, PoolStats):

@@ -108,7 +108,7 @@ class AdmissionQueue:
 
     def _has_room(self, step: WorkflowStep) -> bool:
         assert step.pool is not None
-        return self._room > 0 and self._taken.get(step.line, 0) < step.pool.size
+        return self._room > 0 and self._taken.get(step.line, 0) < step.pool._size
 
     def enter(self, node: int) -> None:
         """Count a node as in flight. It need not have been queued."""
@@ -122,7 +122,7 @@ class AdmissionQueue:
             self._placed.discard(node)
             self._room += 1
             if not self.is_dirty:
-                self._look_again()
+                self.look_again()
 
     def claim(self, node: int) -> bool:
         """Return whether a node has a place; if not, `take_placed` will return it with one.
@@ -157,10 +157,13 @@ class AdmissionQueue:
             self.lend(node)
             self._placeless.pop(node, None)
         if not self.is_dirty:
-            self._look_again()
+            self.look_again()
 
-    def _look_again(self) -> None:
-        self.is_dirty = bool(self._line or self._placeless or any(self._held.values()))
+    def look_again(self) -> None:
+        """Note that a node may be admitted now, if any waits."""
+        self.is_dirty = self.is_dirty or bool(
+            self._line or self._placeless or any(self._held.values())
+        )
 
     def moved(self, node: int, before: Phase, now: Phase) -> None:
         """Count a node whose phase has changed."""

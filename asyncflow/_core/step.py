@@ -133,7 +133,7 @@ class WorkflowStep:
         slots: How many slots of the pool an attempt takes, at least 1 (the default): a number, or
             a plain function with parameters of the action's, by name. It is called once for the
             step, or for each item, before that waits for its pool. If it raises or returns more
-            than the pool has, the step fails without an attempt, or falls back. It needs a
+            than the pool has ever had, the step fails without an attempt, or falls back. It needs a
             ``pool``.
         tokens: How many of the pool's ``tokens_per_minute`` an attempt takes: a number, or a
             function as above. ``None`` (the default) means none. It needs a ``pool`` with that.
@@ -687,7 +687,7 @@ def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority
                 raise ValueError(
                     f"step {name!r}: {argument} has no effect without a pool; give it one"
                 )
-    elif tokens is not None and pool.tokens_per_minute is None:
+    elif tokens is not None and pool._most_tokens is None:
         raise ValueError(
             f"step {name!r}: tokens has no effect, since {pool.title} has no tokens_per_minute; "
             "give it one, or leave tokens out"
@@ -697,9 +697,10 @@ def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority
 def check_slots(what: str, slots: object, pool: Pool | None) -> None:
     """Check how many slots an attempt takes. ``what`` begins the messages."""
     check_count(what, slots, 1)
-    if pool is not None and slots > pool.size:  # type: ignore[operator]
+    if pool is not None and slots > pool._largest_size:  # type: ignore[operator]
+        largest = "size" if pool._largest_size == pool.size else "largest size so far"
         raise ValueError(
-            f"{what} must be at most {pool.size}, the size of {pool.title}, not "
+            f"{what} must be at most {pool._largest_size}, the {largest} of {pool.title}, not "
             f"{safe_text(str, slots)}"
         )
 
@@ -707,10 +708,11 @@ def check_slots(what: str, slots: object, pool: Pool | None) -> None:
 def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
     """Check how many tokens an attempt takes. ``what`` begins the messages."""
     check_number(what, tokens, 0)
-    most = None if pool is None else pool.tokens_per_minute
+    most = None if pool is None else pool._most_tokens
     if pool is not None and most is not None and tokens > most:  # type: ignore[operator]
+        largest = "" if most == pool.tokens_per_minute else "largest "
         raise ValueError(
-            f"{what} must be at most {most:g}, the tokens_per_minute of {pool.title}, not "
+            f"{what} must be at most {most:g}, the {largest}tokens_per_minute of {pool.title}, not "
             f"{safe_text(str, tokens)}"
         )
 

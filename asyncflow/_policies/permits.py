@@ -164,11 +164,15 @@ class Permit:
             await limiter.acquire_on_behalf_of(self)
         self._limiter = limiter
 
-    def release(self, *, unused: bool = False) -> None:
-        """Release what was acquired; ``unused`` if no attempt has started."""
+    def end_wait(self) -> None:
+        """Let no timer fire any more: when a rate is set, the slots may be there before."""
         self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
+
+    def release(self, *, unused: bool = False) -> None:
+        """Release what was acquired; ``unused`` if no attempt has started."""
+        self.end_wait()
         if self._limiter is not None:
             self._limiter.release_on_behalf_of(self)
             self._limiter = None
@@ -233,11 +237,22 @@ class Permits(Policy):
         has_maps = self._priorities and plan.having("map_over")
         self.adding: set[int] | None = set() if has_maps else None
         self._reported_ms: dict[Pool, float] = {}
-        """Until when each pool that it watches is paused, as far as that was reported."""
+        """Until when each pool for which it waits is paused, as far as that was reported."""
+        self._is_watching = False
 
     @property
     def _clock(self) -> Clock:
         return pool_clock(self._loop)
+
+    def on_watch(self) -> Callable[[], object]:
+        """Learn of pauses and sizes of its pools from the start: a node may wait in no line yet."""
+        for pool in self._priorities:
+            pool._watch(self)
+        self._is_watching = True
+        return self._end_watch
+
+    def _end_watch(self) -> None:
+        self._is_watching = False
 
     # Before an attempt.
 
@@ -298,7 +313,6 @@ class Permits(Policy):
             self._queue.lend(node)
         if pool not in self._reported_ms:
             self._reported_ms[pool] = 0.0
-            pool._watch(self)
             if pool._is_gated:
                 self.note_pause(pool)
             if pool in self._run_context.pools:
@@ -388,7 +402,7 @@ class Permits(Policy):
         pool = self._steps[node].pool
         if (
             pool is not None
-            and pool.retry_budget is not None
+            and pool._retry_budget is not None
             and self._state.has_succeeded(node)
             and self._state.step_runs.error(node) is None  # else its fallback has
         ):
@@ -398,6 +412,8 @@ class Permits(Policy):
             slots = _ticket_of(held)
             if slots is not None:
                 thread.call_at_once(slots.release)  # from any thread, even if the loop is closed
+            if isinstance(held, Permit):
+                held.end_wait()  # the thread may outlive the run
             thread.add_done_callback(lambda _: held.release())
         elif unused:
             held.release(unused=True)
@@ -482,9 +498,20 @@ class Permits(Policy):
             self.on_attempted(node, unused=True)
 
     def note_pause(self, pool: Pool) -> None:
-        """Report soon that a pool is paused. Any thread may call it."""
+        """Report soon that a pool is paused for which it waits. Any thread may call it."""
+        if pool in self._reported_ms:
+            with suppress(RuntimeError):  # the loop is closed
+                _call_soon(self._loop, self._report_pause, pool)
+
+    def note_size(self, pool: Pool) -> None:
+        """Let more nodes join the line of a larger pool soon. Any thread may call it."""
         with suppress(RuntimeError):  # the loop is closed
-            _call_soon(self._loop, self._report_pause, pool)
+            _call_soon(self._loop, self._admit_more)
+
+    def _admit_more(self) -> None:
+        self._queue.look_again()
+        if self._is_watching and self._queue.is_dirty:
+            self._run.advance()
 
     def _report_pause(self, pool: Pool) -> None:
         pause = pool._pause_of(self._clock)
@@ -522,7 +549,7 @@ class Permits(Policy):
                 "its max_pause_ms of %g",
                 *(name, named_ms, pool.title, pool.max_pause_ms),
             )
-        pool._watch(self)
+        self._reported_ms.setdefault(pool, 0.0)
         pool._pause(self._clock, until_s, name)
         held = self._held.get(node)
         ticket = _ticket_of(held)

@@ -85,7 +85,12 @@ class TestArguments:
         [
             ({"size": True}, TypeError, "size must be an int, not bool"),
             ({"size": 1.0}, TypeError, "size must be an int, not float"),
-            ({"size": 0}, ValueError, "size must be at least 1, not 0"),
+            (
+                {"size": 0},
+                ValueError,
+                "size must be at least 1, not 0; to let nothing start for a while, pause it: "
+                "pool.pause(ms)",
+            ),
             *(
                 (
                     {name: rate},
@@ -144,6 +149,145 @@ class TestArguments:
     def test_a_pool_belongs_to_its_process(self, make_copy: Callable[[Pool], object]) -> None:
         with pytest.raises(TypeError, match="a Pool belongs to its process"):
             make_copy(Pool(1))
+
+    def test_a_number_is_checked_when_it_is_set_as_when_the_pool_is_made(self) -> None:
+        pool = Pool(2, per_second=3)
+
+        for name, value in [("size", 0), ("per_second", 0), ("tokens_per_minute", math.nan)]:
+            with pytest.raises(ValueError, match=f"a pool's {name} must be"):
+                setattr(pool, name, value)
+        with pytest.raises(TypeError, match="size must be an int, not float"):
+            pool.size = 2.0  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="set per_second to None before per_minute"):
+            pool.per_minute = 60
+        pool.per_second = None
+        pool.per_minute = 60
+        with pytest.raises(ValueError, match="set per_minute to None before per_second"):
+            pool.per_second = 1
+
+        assert (pool.size, pool.per_second, pool.per_minute) == (2, None, 60)
+        assert pool.tokens_per_minute is None
+
+    @pytest.mark.parametrize("name", ["pauses", "max_pause_ms", "retry_budget", "name", "in_use"])
+    def test_all_but_its_numbers_is_read_only(self, name: str) -> None:
+        pool = Pool(1)
+
+        with pytest.raises(AttributeError):
+            setattr(pool, name, getattr(pool, name))
+
+
+class TestNumbers:
+    """Numbers that are set while attempts run and wait."""
+
+    def test_a_larger_size_lets_those_who_wait_start_and_a_smaller_one_takes_nothing_back(
+        self,
+    ) -> None:
+        pool, hand = Pool(1), Hand()
+        tickets = [hand.join(pool, name) for name in "abcd"]
+
+        pool.size = 3
+        at_three = list(hand.order)
+        pool.size = 1
+        taken = pool.size, pool.in_use, pool.waiting
+        for ticket in tickets[:2]:
+            ticket.release()
+        with_one_left = list(hand.order)
+        tickets[2].release()
+
+        assert at_three == with_one_left == ["a", "b", "c"]
+        assert taken == (1, 3, 1)
+        assert hand.order == ["a", "b", "c", "d"]
+
+    def test_what_needs_more_slots_than_there_are_starts_when_all_are_free_and_takes_all(
+        self,
+    ) -> None:
+        pool, hand = Pool(4), Hand()
+        first = hand.join(pool, "first", slots=2)
+        second = hand.join(pool, "second")
+        pool.size = 2
+        large = hand.join(pool, "large", slots=4)
+        hand.join(pool, "behind")
+
+        first.release()
+        before = list(hand.order)
+        second.release()
+
+        assert before == ["first", "second"]
+        assert hand.order == ["first", "second", "large"]
+        large.release()
+        assert hand.order == ["first", "second", "large", "behind"]
+
+    @pytest.mark.parametrize(
+        ("rate", "starts"),
+        [(4, [0, 0.25, 0.5, 0.75]), (0.5, [0, 2, 4, 6]), (None, [0, 0.1, 0.1, 0.1])],
+    )
+    def test_another_rate_counts_from_the_latest_start_and_none_ends_the_wait(
+        self, rate: float | None, starts: list[float]
+    ) -> None:
+        pool, hand = Pool(9, per_second=1), Hand()
+        for _ in range(4):
+            hand.join(pool)
+        hand.run(0.1)
+
+        pool.per_second = rate
+        hand.run()
+
+        assert hand.starts == pytest.approx(starts)
+
+    def test_a_rate_where_there_was_none_counts_from_the_next_start(self) -> None:
+        pool, hand = Pool(9), Hand()
+        hand.join(pool)
+
+        pool.per_minute = 30
+        for _ in range(3):
+            hand.join(pool)
+        hand.run()
+
+        assert hand.starts == pytest.approx([0, 0, 2, 4])
+
+    def test_a_start_that_was_given_back_does_not_count_when_the_rate_is_set(self) -> None:
+        pool, hand = Pool(9, per_second=1), Hand()
+        hand.join(pool, "never began").release(unused=True)
+
+        pool.per_second = 0.1
+        hand.join(pool, "next")
+
+        assert hand.starts == [0, 0]
+
+    def test_tokens_beyond_what_a_minute_gives_now_count_as_those_of_a_minute(self) -> None:
+        pool, hand = Pool(9, tokens_per_minute=1_000), Hand()
+        pool.tokens_per_minute = 100
+
+        hand.join(pool, tokens=1_000)
+        hand.join(pool, tokens=50)
+        hand.join(pool, tokens=1)
+        hand.run(70.0)
+        pool.tokens_per_minute = 50
+        hand.run()
+
+        assert hand.starts == pytest.approx([0, 60, 120])
+
+    def test_each_clock_takes_a_new_rate(self) -> None:
+        pool, hands = Pool(9, per_second=1), [Hand(0.0), Hand(50.0)]
+        for hand in hands:
+            hand.join(pool)
+            hand.join(pool)
+
+        pool.per_second = 4
+        for hand in hands:
+            hand.run()
+
+        assert [hand.starts[-1] for hand in hands] == pytest.approx([0.25, 50.25])
+
+    def test_an_attempt_whose_loop_is_closed_does_not_keep_a_number_from_counting(self) -> None:
+        pool, hand = Pool(1), Hand()
+        hand.join(pool, "holds")
+        pool._join(hand.clock, closed)
+        hand.join(pool, "waits")
+
+        pool.size = 2
+
+        assert hand.order == ["holds", "waits"]
 
 
 class TestLine:
@@ -241,7 +385,7 @@ class TestLine:
     def test_the_line_moves_by_priority_and_age_and_no_slot_is_lost(
         self, size: int, chance: random.Random
     ) -> None:
-        pool, hand = Pool(size), Hand()
+        pool, hand, largest = Pool(size), Hand(), size
         waiting: list[tuple[int, int, str]] = []
         inside: dict[str, PoolTicket] = {}
         tickets: dict[str, PoolTicket] = {}
@@ -251,8 +395,11 @@ class TestLine:
             return size - sum(needs[name] for name in inside)
 
         for number in range(60):
-            if not tickets or chance.random() < 0.6:
-                name, slots = str(number), chance.randint(1, size)
+            if chance.random() < 0.1:
+                pool.size = size = chance.randint(1, 4)
+                largest = max(largest, size)
+            elif not tickets or chance.random() < 0.6:
+                name, slots = str(number), chance.randint(1, largest)
                 priority = chance.choice([0, 0, 1, -1])
                 needs[name] = slots
                 waiting.append((-priority, number, name))
@@ -263,7 +410,7 @@ class TestLine:
                 waiting = [entry for entry in waiting if entry[-1] != name]
                 inside.pop(name, None)
                 tickets.pop(name).release(unused=chance.random() < 0.5)
-            while waiting and needs[waiting[0][-1]] <= free():
+            while waiting and (needs[waiting[0][-1]] <= free() or not inside):
                 name = waiting.pop(0)[-1]
                 inside[name] = tickets[name]
                 assert hand.order.pop(0) == name
@@ -615,12 +762,19 @@ class TestFairness:
         rates: dict[str, Any] = chance.choice(
             [{}, {"per_second": 3}, {"tokens_per_minute": 120}, {"per_minute": 90}]
         )
-        pool, hand = Pool(size, **rates), Hand()
+        pool, hand, largest = Pool(size, **rates), Hand(), size
         held: list[PoolTicket] = []
         done = 0
 
         for _ in range(40):
-            slots, priority = chance.randint(1, size), chance.randint(-1, 1)
+            if chance.random() < 0.1:
+                pool.size = chance.randint(1, 4)
+                largest = max(largest, pool.size)
+            if chance.random() < 0.1 and pool.per_minute is None:
+                pool.per_second = chance.choice([None, 2, 5])
+            if chance.random() < 0.1:
+                pool.tokens_per_minute = chance.choice([None, 60, 600])
+            slots, priority = chance.randint(1, largest), chance.randint(-1, 1)
             held.append(
                 hand.join(pool, slots=slots, priority=priority, tokens=chance.randint(0, 5))
             )

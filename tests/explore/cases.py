@@ -19,6 +19,7 @@ __all__ = [
     "Items",
     "PoolSpec",
     "Step",
+    "change_pools",
     "dependencies_of",
     "disturb_more",
     "durable",
@@ -213,6 +214,8 @@ class Fault(NamedTuple):
     """At the how manieth of the events of the run its journal fails."""
     requests: tuple[tuple[int, int], ...] = ()
     """The turns in which the run is cancelled through its journal, and after how many callbacks."""
+    changes: tuple[tuple[int, int, int, PoolSpec], ...] = ()
+    """The turns in which the numbers of a pool are set, after how many callbacks, and which."""
 
     __repr__ = _shown
 
@@ -433,6 +436,25 @@ def disturb_more(flow: Flow, fault: Fault, chance: Random, turns: int, events: i
         return fault._replace(fails_at=1 + int(chance.random() * (events + 1)))
     turn = int(chance.random() * (turns + 1)), int(chance.random() * 6)
     return fault._replace(requests=(turn,))
+
+
+def change_pools(flow: Flow, fault: Fault, chance: Random, turns: int) -> Fault:
+    """Return a disturbance in which the numbers of pools may change, too."""
+    random = chance.random
+    used = sorted({step.pool for step in flow.steps if step.pool is not None})
+    if not used or random() < 0.6:
+        return fault
+    changes = []
+    for _ in range(1 + int(random() * 3)):
+        pool = used[int(random() * len(used))]
+        has_tokens = flow.pools[pool].tokens is not None
+        numbers = PoolSpec(
+            1 + int(random() * 4),
+            1 + int(random() * 2) if random() < 0.3 else None,
+            tokens=1 + int(random() * 2) if has_tokens and random() < 0.7 else None,
+        )
+        changes.append((int(random() * (turns + 1)), int(random() * 6), pool, numbers))
+    return fault._replace(changes=tuple(changes))
 
 
 def _pick(chance: Random, table: tuple[list[Any], list[float]]) -> Any:

@@ -17,6 +17,7 @@ from tests.explore.cases import (
     Fault,
     Flow,
     Step,
+    change_pools,
     disturb_more,
     durable,
     enriched,
@@ -94,6 +95,7 @@ def _explore_pipeline(number: int, end: int, known: Collection[int]) -> Failure 
         fault = Fault() if not variation else random_fault(chance, turns, events)
         if variation:
             fault = disturb_more(flow, fault, Random(f"journal {at}"), turns, events)
+            fault = change_pools(flow, fault, Random(f"pools {at}"), turns)
         if variation and (at < number or at in known):
             continue
         world = pipeline.simulate(fault)
@@ -127,6 +129,8 @@ def case_of(number: int, *, is_enriched: bool = True) -> Case:
         fault = random_fault(chance, turns, events)
     if number % VARIATIONS:
         fault = disturb_more(flow, fault, Random(f"journal {number}"), turns, events)
+        if is_enriched:
+            fault = change_pools(flow, fault, Random(f"pools {number}"), turns)
     return Case(flow, fault)
 
 
@@ -166,7 +170,7 @@ def _simpler(case: Case) -> Iterator[Case]:
     for name, default in Fault._field_defaults.items():
         if getattr(fault, name) != default:
             yield Case(flow, fault._replace(**{name: default}))
-    for name in ("cancels", "strangers", "requests"):
+    for name in ("cancels", "strangers", "requests", "changes"):
         points = getattr(fault, name)
         for at in range(len(points)):
             yield Case(flow, fault._replace(**{name: points[:at] + points[at + 1 :]}))

@@ -1413,6 +1413,10 @@ class _Run:
                 continue
             since, until = start.at_ms - start.queued_ms, start.at_ms
             times = sorted({since, until, *self.times_between(since, until)})
+            if pool is not None:
+                changed = (at_s for at_s, _ in self.world.numbers[pool])
+                changed_ms = ((at_s - self.started_s) * 1000 for at_s in changed)
+                times = sorted({*times, *(each for each in changed_ms if since < each < until)})
             for one, other in pairwise(times):
                 at_ms = (one + other) / 2
                 if other - one < EPSILON:
@@ -1434,15 +1438,15 @@ class _Run:
                 is_full = is_full or (
                     flow.max_concurrency is not None and in_all >= flow.max_concurrency
                 )
-                is_full = is_full or (pool is not None and in_pool >= flow.pools[pool].size)
+                if pool is not None and not is_full:
+                    is_full = in_pool >= self.world.size_at(pool, self.started_s + at_ms / 1000)
                 _require(is_full, f"it waits at {at_ms} ms although there is room:", start)
 
     def has_other_waits(self, pool: int) -> bool:
         """Whether attempts wait in a pool for more than one slot."""
-        spec = self.flow.pools[pool]
         users = [step for step in self.specs if step.pool == pool]
         paused = any(step.named is not None for step in users)
-        rated = spec.interval is not None or spec.tokens is not None
+        rated = any(numbers.interval or numbers.tokens for _, numbers in self.world.numbers[pool])
         return rated or paused or any(step.slots > 1 for step in users)
 
     def check_line(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import sys
 from asyncio import events as asyncio_events
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -29,6 +30,7 @@ from tests.explore.cases import (
     Fault,
     Flow,
     Items,
+    PoolSpec,
     Step,
     dependencies_of,
     tiers_of,
@@ -207,8 +209,10 @@ class World:
         self.running = [0] * copies
         self.in_pool = [0] * len(pipeline.pools)
         self.latest_start = [-1.0] * len(pipeline.pools)
-        self.tokens_until = [-1.0] * len(pipeline.pools)
-        """Until when the tokens of the latest start count."""
+        self.latest_tokens = [(-1.0, 0)] * len(pipeline.pools)
+        """The latest start that took tokens, and how many."""
+        self.numbers = [[(-1.0, spec)] for spec in pipeline.flow.pools]
+        """The numbers of each pool, and since when it has them."""
         self.paused_until = [-1.0] * len(pipeline.pools)
         self.paused_at = [-1.0] * len(pipeline.pools)
         self.live: dict[tuple[int, int, int | None], Call] = {}
@@ -268,24 +272,54 @@ class World:
         return step.named * TICK_MS
 
     def _enter_pool(self, pool: int, spec: Step, key: object) -> None:
-        size, interval, token, _, _ = self.pipeline.flow.pools[pool]
+        may_be_late = spec.thread or self.journal is not None or bool(self.blocks)
+        now, all_numbers = self.loop.now, self._numbers_of(pool, since_ever=may_be_late)
+        size = max(numbers.size for numbers in all_numbers)
         self.in_pool[pool] += spec.slots
-        if self.in_pool[pool] > size:
+        if self.in_pool[pool] > max(size, spec.slots):
             self.violations.append(f"{key} makes it more than the pool of {size} has room for")
-        now = self.loop.now
         if (spec.thread or self.journal is not None) and now == self.paused_at[pool]:
             return  # its attempt had started a turn or two before
         if now < self.paused_until[pool] - 1e-6 and sys.version_info >= (3, 12):
             self.violations.append(f"{key} starts although its pool is paused")
-        if token is not None and spec.tokens:
-            if now < self.tokens_until[pool] - 1e-6 and not self.blocks:
+        if spec.tokens:
+            token = min(numbers.tokens or 0 for numbers in all_numbers)
+            since, tokens = self.latest_tokens[pool]
+            if now < since + tokens * token * TICK_S - 1e-6 and not self.blocks:
                 self.violations.append(f"{key} starts sooner than tokens_per_minute allows")
-            self.tokens_until[pool] = now + spec.tokens * token * TICK_S
-        if interval is not None:
-            is_early = now < self.latest_start[pool] + interval * TICK_S - 1e-6
-            if is_early and not self.blocks:  # else both were due when the loop went on
-                self.violations.append(f"{key} starts sooner than per_second allows")
-            self.latest_start[pool] = now
+            self.latest_tokens[pool] = now, spec.tokens if token else 0
+        interval = min(numbers.interval or 0 for numbers in all_numbers)
+        is_early = now < self.latest_start[pool] + interval * TICK_S - 1e-6
+        if is_early and not self.blocks:  # else both were due when the loop went on
+            self.violations.append(f"{key} starts sooner than per_second allows")
+        # A rate that is set counts from the next start, which this one may not be.
+        self.latest_start[pool] = now if interval else -1.0
+
+    def change(self, pool: int, numbers: PoolSpec) -> None:
+        """Set the numbers of a pool, as an operator does."""
+        before = self.numbers[pool][-1][1]
+        if before.interval is None:
+            self.latest_start[pool] = -1.0  # it counts from the next start
+        if before.tokens is None:
+            self.latest_tokens[pool] = -1.0, 0
+        self.numbers[pool].append((self.loop.now, numbers))
+        self.pipeline.set_numbers(pool, numbers)
+
+    def _numbers_of(self, pool: int, *, since_ever: bool) -> list[PoolSpec]:
+        """Return the numbers that a pool has, or has had at the present time."""
+        changes = self.numbers[pool]
+        ends = [at_s for at_s, _ in changes[1:]] + [math.inf]
+        return [
+            numbers
+            for (_, numbers), end_s in zip(changes, ends, strict=True)
+            if since_ever or end_s >= self.loop.now
+        ]
+
+    def size_at(self, pool: int, at_s: float) -> int:
+        """Return how many slots a pool had at a time."""
+        return next(
+            numbers.size for since, numbers in reversed(self.numbers[pool]) if since <= at_s
+        )
 
     def leave(self, call: Call) -> None:
         call.ended = len(self.log)
@@ -477,8 +511,8 @@ class Pipeline:
         self.pools = [
             Pool(
                 spec.size,
-                per_second=None if spec.interval is None else 1 / (spec.interval * TICK_S),
-                tokens_per_minute=None if spec.tokens is None else 60 / (spec.tokens * TICK_S),
+                per_second=_per(1, spec.interval),
+                tokens_per_minute=_per(60, spec.tokens),
                 retry_budget=None if spec.budget is None else 0,
                 pauses=spec.pauses,
             )
@@ -505,6 +539,13 @@ class Pipeline:
         self.has_threads = any(spec.thread for spec in flow.steps)
         self.dependencies = dependencies_of(flow.steps)
         self.tiers = tiers_of(self.dependencies)
+
+    def set_numbers(self, pool: int, numbers: PoolSpec) -> None:
+        """Set the numbers of a pool."""
+        its = self.pools[pool]
+        its.size = numbers.size
+        its.per_second = _per(1, numbers.interval)
+        its.tokens_per_minute = _per(60, numbers.tokens)
 
     def source_of(self, spec: Step) -> str:
         """Return the name of the step, or of the input, over which a step is mapped."""
@@ -561,7 +602,7 @@ class Pipeline:
 
     def _measure(self, index: int, spec: Step) -> Callable[..., int]:
         assert spec.pool is not None
-        size = self.flow.pools[spec.pool].size
+        pool = self.pools[spec.pool]
 
         def measure(**arguments: Any) -> int:
             item = None
@@ -573,7 +614,7 @@ class Pipeline:
                 if spec.measured == "raise":
                     raise KeyError("slots")
                 if spec.measured == "much":
-                    return size + 1
+                    return pool._largest_size + 1
             return spec.slots
 
         return measure
@@ -645,7 +686,8 @@ class Pipeline:
         """Run the pipeline once, with a disturbance."""
         flow, loop = self.flow, Loop(self.flow.order)
         world = self.world = World(self, loop, flow.copies)
-        for pool, spec in zip(self.pools, flow.pools, strict=True):
+        for at, (pool, spec) in enumerate(zip(self.pools, flow.pools, strict=True)):
+            self.set_numbers(at, spec)
             pool._budget = float("inf") if spec.budget is None else spec.budget
         if flow.durable:
             world.journal = Journal(fault.fails_at, self.logs)
@@ -664,6 +706,9 @@ class Pipeline:
             )
         for turn, after in fault.requests:
             loop.at_turn.setdefault(turn + 2, []).append((after, world.request))
+        for turn, after, at, numbers in fault.changes:
+            change = partial(world.change, at, numbers)
+            loop.at_turn.setdefault(turn + 2, []).append((after, change))
         try:
             with threads.in_turns():
                 loop.run_forever()
@@ -812,6 +857,10 @@ _REFUSED = ("refused",)
 
 def _is_wanted(value: object) -> bool:
     return value is not _REFUSED
+
+
+def _per(time_s: float, ticks: int | None) -> float | None:
+    return None if ticks is None else time_s / (ticks * TICK_S)
 
 
 def _ms(ticks: int | None) -> float | None:
