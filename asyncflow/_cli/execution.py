@@ -60,6 +60,7 @@ from asyncflow._policies.observers import AnyObserver
 from asyncflow._views.next_command import command_of, next_commands
 from asyncflow.events import Event, RunStarted, StepSucceeded
 from asyncflow.journal._queries import USUAL_RUNS
+from asyncflow.journal._streams import latest_streamed
 
 if TYPE_CHECKING:
     from asyncflow._core.run_preview import RunPreview
@@ -158,7 +159,11 @@ async def _execute(execution: Execution, run_id: str, journal: AnyJournal | None
     else:
         report = await journal.report(run_id) if report is None else report
         if execution.flags.html is not None:
-            stored = [*await journal.events(run_id), *await journal.notes(run_id)]
+            stored = [
+                *await journal.events(run_id),
+                *await journal.notes(run_id),
+                *await latest_streamed(journal, run_id),
+            ]
             events = [each.event for each in stored]
     was_interrupted = report.status not in (RunStatus.PASSED, RunStatus.FAILED)
     return RunEnd(

@@ -55,9 +55,10 @@ from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.next_command import next_commands
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
-from asyncflow.events import RunStarted, StepAttached, StepLogged
+from asyncflow.events import RunStarted, StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS
+from asyncflow.journal._streams import latest_streamed
 from asyncflow.live._end import verdict_lines
 from asyncflow.live._theme import printable, theme_for
 
@@ -321,6 +322,7 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
         notes = await opened.notes(
             run_id, kinds=kinds, step=step, item=item, limit=_MOST_NOTES, newest=True
         )
+        calls = await opened.notes(run_id, kinds=[StepCalled], step=step, item=item)
     view, console = shown.view, stdout_console()
     viewed = view.steps[step]
     if item is not None:
@@ -329,7 +331,7 @@ async def _show_step(journal: str, run: str, text: str, *, as_json: bool) -> Non
     theme, now_ms = theme_for(console.encoding), _now_of(shown)
     lines = [*_head(shown, console), Text("")]
     lines += step_lines([viewed], console, theme, now_ms, has_died=has_died)
-    lines += step_parts(result, view, step, notes, console)
+    lines += step_parts(result, view, step, notes, calls, console)
     if result.error is not None and not result.fell_back:
         lines += [Text(""), *traceback_lines(result.error, console)]
     write_lines(lines, console)
@@ -350,6 +352,7 @@ async def _read(journal: str, run: str, *, with_notes: bool) -> _ShownRun:
         if record.pipeline:
             usual_ms = (await opened.statistics(record.pipeline, runs=USUAL_RUNS)).usual_ms
         notes = await opened.notes(record.run_id)
+        notes += await latest_streamed(opened, record.run_id)
         return _ShownRun(record, report, events, view, answered, notes, usual_ms)
 
 

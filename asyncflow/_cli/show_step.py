@@ -18,12 +18,12 @@ from asyncflow._views.notes import level_name, log_text
 from asyncflow._views.preview import preview
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView
-from asyncflow.events import StepAttached, StepLogged
+from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import StoredEvent
 
 _LONGEST = 20_000
 """How many bytes of the output are shown; `--json` has all of it."""
-_MOST_ATTEMPTS = 20
+_MOST_ATTEMPTS, _MOST_CALLS = 20, 100
 
 
 def result_of(report: RunReport, step: str, item: int | None) -> StepResult | None:
@@ -48,14 +48,16 @@ def step_parts(
     view: RunView,
     step: str,
     notes: Sequence[StoredEvent],
+    calls: Sequence[StoredEvent],
     console: Console,
 ) -> Iterator[Text]:
-    """Yield all that is known of a step: what it received, attempts, output and log."""
+    """Yield all that is known of a step: what it received, attempts, calls, output and log."""
     parts = {
         "Received": [
             (line, 2) for line in map(_received_line, received(view, view.steps[step]) or ())
         ],
         "Attempts": list(_attempt_lines(result.history[-_MOST_ATTEMPTS:])),
+        "Calls": list(_call_lines([each.event for each in calls])),
         "Output": [(line, 0) for line in _output_lines(result)],
         "Log": [_note_line(view, each.event) for each in notes],
     }
@@ -99,6 +101,25 @@ def _attempt_lines(attempts: Sequence[Attempt]) -> Iterator[tuple[str, int]]:
         )
         error = "" if each.error is None else describe_error(each.error)
         yield escape_controls(f"{facts}  {error}".rstrip()), len(facts) + 2
+
+
+def _call_lines(calls: Sequence[Any]) -> Iterator[tuple[str, int]]:
+    """Yield a line for each of the last calls by name, and where it goes on."""
+    if len(calls) > _MOST_CALLS:
+        yield f"the last {_MOST_CALLS} of {len(calls):,}", 0
+    shown = [
+        (
+            duration(each.duration_ms),
+            f"{'' if each.item is None else f'[{each.item}] '}attempt {each.attempt}",
+            each.name,
+        )
+        for each in calls[-_MOST_CALLS:]
+        if isinstance(each, StepCalled)  # a damaged one is a log record
+    ]
+    widths = [max((len(row[at]) for row in shown), default=0) for at in range(2)]
+    for took, attempt, name in shown:
+        facts = f"{attempt:<{widths[1]}}  {took:>{widths[0]}}  "
+        yield escape_controls(f"{facts}{name}"), len(facts)
 
 
 def _output_lines(result: StepResult) -> Iterator[str]:

@@ -1,30 +1,43 @@
-"""What the steps of a run have said so far: log lines, progress, attachments, and named calls.
+"""What the steps of a run have said so far: log lines, progress, attachments, named calls, streams.
 
 Rules:
 
 1. It keeps only what a display can show: the last lines of each step and of each attempt, the
-   latest progress of each step and item, the last calls of each step, and of a long text its
-   beginning. It counts the rest.
+   latest progress of each step and item, the last calls of each step, the end of what each step
+   streams, and of a long text its beginning. It counts the rest.
 2. It changes no state of the run, and needs none: who said what is in each note.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from asyncflow._core.record import replace
-from asyncflow.events import NoteEvent, StepAttached, StepCalled, StepLogged, StepProgressed
+from asyncflow.events import (
+    Event,
+    NoteEvent,
+    StepAttached,
+    StepCalled,
+    StepLogged,
+    StepProgressed,
+    StepStreamed,
+)
 
-NOTES = (StepLogged, StepProgressed, StepAttached, StepCalled)
+NOTES = (StepLogged, StepProgressed, StepAttached, StepCalled, StepStreamed)
 """The classes of notes."""
 MOST_LINES = 200
 """How many lines, and how many calls, of a step are kept, the last ones."""
 TAIL = 10
 """How many lines of each attempt are kept beside them, also the last ones."""
+MOST_STREAMED = 20_000
+"""How many characters of what a step or an item streams are kept, the last ones."""
+_MOST_STREAMS = 20
+"""Of how many items of a step that is kept, those that streamed last."""
 _MOST_TEXT = 65_536
 """How many bytes are kept of an attachment that is no picture."""
 _PICTURES = ("image/png", "image/svg+xml")
@@ -54,6 +67,18 @@ class AttachedData(NamedTuple):
         return len(self.note.data) < self.size
 
 
+class StreamedText(NamedTuple):
+    """The end of what the latest attempt of a step or an item has streamed."""
+
+    segment: int
+    attempt: int
+    item: int | None
+    text: str
+    """Texts follow each other, and any other value has a line of its own, as JSON."""
+    is_cut: bool
+    """Whether there was more before it."""
+
+
 class RunNotes:
     """The notes of a run.
 
@@ -73,11 +98,14 @@ class RunNotes:
             lambda: deque(maxlen=MOST_LINES)
         )
         self._call_counts: Counter[str] = Counter()
+        self._streamed: dict[str, dict[int | None, StreamedText]] = {}
         for note in notes:
             self.apply(note)
 
     def __bool__(self) -> bool:
-        return bool(self._counts or self._progress or self._attached or self._calls)
+        return bool(
+            self._counts or self._progress or self._attached or self._calls or self._streamed
+        )
 
     def apply(self, note: NoteEvent, position: int = 0) -> None:
         """Add one more note.
@@ -94,9 +122,30 @@ class RunNotes:
         elif isinstance(note, StepCalled):
             self._calls[note.step].append(note)
             self._call_counts[note.step] += 1
-        elif isinstance(note, StepAttached):
+        elif isinstance(note, StepStreamed):
+            self._stream(note, is_all=True)
+        else:
             attached = self._attached.setdefault(note.step, [])
             attached.append(AttachedData(position, self._kept(note), len(note.data)))
+
+    def apply_streamed(self, notes: Iterable[Event], *, is_all: bool) -> None:
+        """Add what was streamed. ``is_all`` says whether nothing is missing before it."""
+        if not is_all:
+            self._streamed.clear()
+        for note in notes:
+            if isinstance(note, StepStreamed):  # a damaged one is a log record
+                self._stream(note, is_all=is_all)
+
+    def _stream(self, note: StepStreamed, *, is_all: bool) -> None:
+        streams = self._streamed.setdefault(note.step, {})
+        known = streams.pop(note.item, None)  # the latest one is at the end
+        if known is None or (known.segment, known.attempt) != (note.segment, note.attempt):
+            known = StreamedText(note.segment, note.attempt, note.item, "", not is_all)
+        text = known.text + _text_of(json.loads(note.data), known.text)
+        is_cut = known.is_cut or len(text) > MOST_STREAMED
+        streams[note.item] = known._replace(text=text[-MOST_STREAMED:], is_cut=is_cut)
+        if len(streams) > _MOST_STREAMS:
+            del streams[next(iter(streams))]
 
     def _kept(self, note: StepAttached) -> StepAttached:
         if is_picture(note.media_type):
@@ -138,9 +187,27 @@ class RunNotes:
         """Return how many calls by name a step has made, those of its items included."""
         return self._call_counts[step]
 
+    def streamed(self, step: str) -> Sequence[StreamedText]:
+        """Return what a step, or each of its items that did so last, has streamed."""
+        return tuple(self._streamed.get(step, {}).values())
+
     def attached(self, step: str) -> Sequence[AttachedData]:
         """Return the attachments of a step and of its items, in order."""
         return self._attached.get(step, ())
+
+
+def _text_of(values: Sequence[Any], before: str) -> str:
+    """Return streamed values as a text that follows another one."""
+    parts: list[str] = []
+    is_at_start = before == "" or before.endswith("\n")
+    for value in values:
+        if not isinstance(value, str):
+            start = "" if is_at_start else "\n"
+            value = f"{start}{json.dumps(value, ensure_ascii=False)}\n"
+        if value:
+            parts.append(value)
+            is_at_start = value.endswith("\n")
+    return "".join(parts)
 
 
 def is_picture(media_type: str) -> bool:

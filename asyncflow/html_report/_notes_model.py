@@ -19,9 +19,11 @@ from typing import NamedTuple
 from asyncflow._core.results import StepStatus
 from asyncflow._core.step_view import AttemptView, StepView
 from asyncflow._views.notes import (
+    MOST_STREAMED,
     AttachedData,
     LogLine,
     RunNotes,
+    StreamedText,
     is_picture,
 )
 from asyncflow._views.preview import Preview, printable, shortened
@@ -33,13 +35,20 @@ from asyncflow._views.progress import (
     progress_text,
 )
 from asyncflow._views.run_view import RunView
-from asyncflow.events import StepLogged
+from asyncflow.events import StepCalled, StepLogged
 
 _ALL_LINES, _LEAST_LINES, _FAILED_LINES, _LIVE_LINES = 2_400, 5, 50, 20
 """How many log lines a file has of all steps together, of each one at least, and of one that
 failed; and how many a page has of a step if it loads others."""
 # In bytes of the page.
 _PICTURE, _TEXT, _CELL = 500_000, 4_000, 200
+
+_ALL_STREAMED, _LEAST_STREAMED = 20 * MOST_STREAMED, 1_000
+"""How many characters a page has of what all steps stream together, and of each one at least."""
+_ITEMS_STREAMED = 5
+"""Of how many items of a step a page has what they stream, those that did so last."""
+_MOST_CALLS = 100
+"""How many calls of a step are listed, the last ones."""
 
 _MOST_ROWS, _MOST_COLUMNS = 50, 20
 
@@ -116,6 +125,7 @@ class NotesModel:
         self._is_orphaned = is_orphaned
         self._url = attachments_url
         self._lines = max(_ALL_LINES // max(len(steps), 1), _LEAST_LINES)
+        self._streamed = max(_ALL_STREAMED // max(len(steps), 1), _LEAST_STREAMED)
 
     def __bool__(self) -> bool:
         return bool(self._notes)
@@ -173,6 +183,25 @@ class NotesModel:
         )
         return list(islice(((at, shown) for at, shown in running if shown), _MOST_ITEMS))
 
+    # What they stream, and their calls by name.
+
+    def streamed(self, step: StepView) -> list[StreamedText]:
+        """Return the end of what a step streams, or of what some of its items do."""
+        found = self._notes.streamed(step.name)[-_ITEMS_STREAMED:]
+        most = min(self._streamed // max(len(found), 1), MOST_STREAMED)
+        return [_end_of(each, most) for each in found]
+
+    def streamed_left_out(self, step: StepView) -> bool:
+        """Whether other items of a step have streamed something too."""
+        return len(self._notes.streamed(step.name)) > _ITEMS_STREAMED
+
+    def calls(self, step: StepView) -> Sequence[StepCalled]:
+        """Return the last calls by name of a step."""
+        return self._notes.calls(step.name)[-_MOST_CALLS:]
+
+    def call_count(self, step: StepView) -> int:
+        return self._notes.call_count(step.name)
+
     # Attachments.
 
     def attachments(self, step: StepView) -> list[Attachment]:
@@ -210,6 +239,11 @@ class NotesModel:
 
 def _failed(step: StepView) -> bool:
     return step.status is StepStatus.FAILED
+
+
+def _end_of(streamed: StreamedText, most: int) -> StreamedText:
+    text = printable(streamed.text)
+    return streamed._replace(text=text[-most:], is_cut=streamed.is_cut or len(text) > most)
 
 
 def _left_out(text: str, table: AttachedData) -> str:

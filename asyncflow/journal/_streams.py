@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncflow._core.errors import RunNotFoundError
 from asyncflow._core.streamed import StreamedValue
@@ -26,8 +26,14 @@ from asyncflow.journal._event_codec import column_of
 from asyncflow.journal._notes import note_of
 from asyncflow.journal._store import Store
 
+if TYPE_CHECKING:
+    from asyncflow.journal._base import SQLJournal
+    from asyncflow.journal._queries import StoredEvent
+
 _log = logging.getLogger("asyncflow")
 
+MOST_ROWS = 5_000
+"""How many rows of a run, or of a step, a page reads, the last ones."""
 _ROWS = 100
 """How many rows are read at a time."""
 
@@ -44,6 +50,15 @@ _CONTINUES = (
 )
 _SUCCESSES = ("StepSucceeded", "StepReused", "ResultReused")
 _STARTS = ("AttemptStarted", "MapStarted", "StepWaiting")
+
+
+async def latest_streamed(
+    journal: SQLJournal, run_id: str, *, step: str | None = None, after: int = 0
+) -> list[StoredEvent]:
+    """Return what the steps of a run have streamed last, for a page: at most `MOST_ROWS` notes."""
+    return await journal.notes(
+        run_id, after=after, kinds=[StepStreamed], step=step, newest=True, limit=MOST_ROWS
+    )
 
 
 class StreamPlace(NamedTuple):

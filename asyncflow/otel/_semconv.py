@@ -57,6 +57,9 @@ ENGINE = "asyncflow.engine"
 WORKER = "asyncflow.worker"
 BEGAN = "asyncflow.began"
 WAITING = "asyncflow.waiting"
+CALL = "call"
+CALL_NAME = "asyncflow.call.name"
+CALL_DURATION_MS = "asyncflow.call.duration_ms"
 
 POOL_NAME = "asyncflow.pool.name"
 

@@ -296,6 +296,18 @@ class RunSpans:
             more = {semconv.BLOCKED_MS: event.blocked_ms, semconv.WHERE: where}
         span.add_event(name, more, self._at_ns(event.at_ms))
 
+    def _call(self, event: events.StepCalled) -> None:
+        """Add a call by name to the span of its step or item, unless that has ended."""
+        step = self._steps.get((event.step, event.item))
+        if step is None:
+            return
+        more: _Attributes = {
+            semconv.CALL_NAME: encodable(event.name),
+            semconv.CALL_DURATION_MS: event.duration_ms,
+            semconv.ATTEMPT: event.attempt,
+        }
+        step.span.add_event(semconv.CALL, more, self._at_ns(event.at_ms))
+
     def _at_ns(self, at_ms: float) -> int:
         self._latest_ns = self._zero_ns + round(at_ms * 1e6)
         return self._latest_ns
@@ -318,4 +330,5 @@ _HANDLERS: Mapping[type[events.Event], Callable[[RunSpans, Any], object]] = {
     events.AttemptFailed: RunSpans._fail_attempt,
     events.ThreadAbandoned: RunSpans._add_event,
     events.LoopBlocked: RunSpans._add_event,
+    events.StepCalled: RunSpans._call,
 }

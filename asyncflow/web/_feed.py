@@ -30,6 +30,7 @@ from asyncflow.events import Event
 from asyncflow.html_report._templates import digest_of
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, RunRecord
+from asyncflow.journal._streams import MOST_ROWS, latest_streamed
 
 _SHORTEST_S = 0.3
 """How long to wait between two reads of a run that is running."""
@@ -90,8 +91,8 @@ class RunFeed:
     def _forget(self) -> None:
         self._view, self._events = RunView(), list[Event]()
         self._notes = RunNotes(with_pictures=False)
-        self._applied = self._noted = 0
-        """The positions of the latest event and note that were read."""
+        self._applied = self._noted = self._streamed = 0
+        """The positions of the latest event, note and streamed values that were read."""
         self._record: RunRecord | None = None
         self._answered: Collection[str] = ()
 
@@ -174,6 +175,7 @@ class RunFeed:
         """Apply the new events and notes; return whether there are any."""
         stored = await self._journal.events(self._run_id, self._applied)
         noted = await self._journal.notes(self._run_id, after=self._noted)
+        streamed = await latest_streamed(self._journal, self._run_id, after=self._streamed)
 
         def apply() -> None:
             for each in stored:
@@ -184,10 +186,15 @@ class RunFeed:
                 assert isinstance(each.event, NOTES)
                 self._notes.apply(each.event, each.position)
                 self._noted = each.position
+            if streamed:
+                values = [each.event for each in streamed]
+                self._notes.apply_streamed(values, is_all=len(values) < MOST_ROWS)
+                self._streamed = streamed[-1].position
 
-        if stored or noted:
+        is_changed = bool(stored or noted or streamed)
+        if is_changed:
             await self._in_thread(apply)
-        return bool(stored or noted)
+        return is_changed
 
     async def _read_record(self, now_s: float, is_due: bool) -> bool:
         """Read the record, and the answers that wait for the run; return whether they differ."""

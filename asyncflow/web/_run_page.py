@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -23,6 +23,7 @@ from asyncflow.html_report._page import Live, details, page, page_policy, sectio
 from asyncflow.html_report._page_model import NestedRun, PageContext, RelatedRuns
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import UNENDED, USUAL_RUNS, RunRecord, StoredEvent, listed_status
+from asyncflow.journal._streams import MOST_ROWS, latest_streamed
 from asyncflow.web._compare_page import compare_url
 from asyncflow.web._feed import PagePart, PageParts, Prepare, Render, RunFeeds, now_of
 from asyncflow.web._notes import attachments_url
@@ -45,6 +46,9 @@ def position_of(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
+_Noted: TypeAlias = tuple[Sequence[StoredEvent], Sequence[StoredEvent]]
+"""The notes of a run, and what it has streamed last."""
+
 _MOST_NESTED = 200
 """How many of the runs that its steps have started a page links to, the latest ones."""
 
@@ -56,7 +60,7 @@ async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> R
     if not stored:
         text = f"Run {run_id!r} has no events yet. Load the page again."
         return problem(request, 404, "The run has not begun", text, links=_home(request))
-    noted = await journal.notes(run_id)
+    noted = await journal.notes(run_id), await latest_streamed(journal, run_id)
     passed = await journal.last_passed(run_id)
     live = Live(
         events=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
@@ -80,7 +84,7 @@ async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> R
 
 def _made(
     stored: Sequence[StoredEvent],
-    noted: Sequence[StoredEvent],
+    noted: _Noted,
     record: RunRecord,
     context: PageContext,
     live: Live,
@@ -135,11 +139,12 @@ async def _usual(journal: SQLJournal, record: RunRecord) -> dict[str, Any]:
     return {"usual_ms": found.usual_ms, "usual_run_ms": run_ms}
 
 
-def _notes_of(noted: Sequence[StoredEvent]) -> RunNotes:
+def _notes_of(noted: _Noted) -> RunNotes:
     notes = RunNotes(with_pictures=False)
-    for each in noted:
+    for each in noted[0]:
         assert isinstance(each.event, NOTES)
         notes.apply(each.event, each.position)
+    notes.apply_streamed([each.event for each in noted[1]], is_all=len(noted[1]) < MOST_ROWS)
     return notes
 
 
@@ -159,7 +164,8 @@ async def show_details(request: Request, journal: SQLJournal, resumer: Resumer) 
     """Answer with the details of one step, whole, as a part of the page."""
     run_id, step = request.path_params["run_id"], request.query_params.get("step", "")
     stored = await journal.events(run_id)
-    noted = await journal.notes(run_id, step=step)
+    streamed = await latest_streamed(journal, run_id, step=step)
+    noted = await journal.notes(run_id, step=step), streamed
     record = await journal.record(run_id)
     context = await _context(request, journal, record, resumer, await _usual(journal, record))
     html = await asyncio.to_thread(_made_details, stored, noted, record, context, step)
@@ -170,7 +176,7 @@ async def show_details(request: Request, journal: SQLJournal, resumer: Resumer) 
 
 def _made_details(
     stored: Sequence[StoredEvent],
-    noted: Sequence[StoredEvent],
+    noted: _Noted,
     record: RunRecord,
     context: PageContext,
     step: str,

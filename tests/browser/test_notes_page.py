@@ -19,8 +19,9 @@ from playwright.async_api import Page, expect
 from web.noted import NotedJournal
 from web.runs import Gate, failing, slow
 
-from asyncflow import Orchestrator, WorkflowStep
+from asyncflow import Orchestrator, WorkflowStep, current_step
 from asyncflow.html_report import to_html
+from asyncflow.journal import SQLiteJournal
 from asyncflow.web import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")  # the loop of the browser
@@ -225,10 +226,11 @@ async def test_the_page_with_notes_fits_the_window(opened: Open) -> None:
 
 
 class Site:
-    """A server with a journal to which a test adds notes."""
+    """A server with a journal to which a test adds notes, or with one that has only its own."""
 
-    def __init__(self) -> None:
-        self.journal = NotedJournal(":memory:")
+    def __init__(self, journal: SQLiteJournal | None = None) -> None:
+        self.noted = NotedJournal(":memory:")
+        self.journal = journal or self.noted
         self.url = ""
         self.runs: list[asyncio.Task[Any]] = []
 
@@ -279,7 +281,7 @@ async def tab(browser: Any) -> AsyncIterator[Page]:
 
 
 async def test_a_log_follows_its_step_while_its_end_is_in_view(tab: Page, site: Site) -> None:
-    gate, said = Gate(), site.journal.said["r"]
+    gate, said = Gate(), site.noted.said["r"]
     said += [logged("gate", f"line {n}", level=20 + 10 * (n % 2)) for n in range(500)]
     await site.begin(slow(gate), gate)
     await tab.goto(f"{site.url}runs/r#step=gate&tab=log")
@@ -315,7 +317,7 @@ async def test_a_log_follows_its_step_while_its_end_is_in_view(tab: Page, site: 
 
 
 async def test_progress_and_pictures_arrive_while_a_step_runs(tab: Page, site: Site) -> None:
-    gate, said = Gate(), site.journal.said["r"]
+    gate, said = Gate(), site.noted.said["r"]
     await site.begin(slow(gate), gate)
     await tab.goto(f"{site.url}runs/r#step=gate")
     await expect(tab.locator("#live-word")).to_have_text("live")
@@ -344,9 +346,59 @@ async def test_progress_and_pictures_arrive_while_a_step_runs(tab: Page, site: S
     gate.is_open.set()
 
 
+async def test_the_text_of_a_running_step_grows_and_stays(tab: Page) -> None:
+    site, more, has_started = Site(SQLiteJournal(":memory:")), asyncio.Queue[str](), asyncio.Event()
+
+    async def ask(question: str) -> str:
+        return question
+
+    async def talk() -> None:
+        has_started.set()
+        while text := await more.get():
+            current_step().stream(text)
+        await current_step().call("ask-1", ask, "why?")
+
+    pipeline = Orchestrator([WorkflowStep("talk", talk, timeout_ms=None)], name="agent")
+    await site.open()
+    try:
+        run = asyncio.create_task(pipeline.with_options(run_id="r", journal=site.journal).run())
+        site.runs.append(run)
+        await has_started.wait()
+        await tab.goto(f"{site.url}runs/r#step=talk")
+        await expect(tab.locator("#live-word")).to_have_text("live")
+        said = tab.get_by_role("region", name="Streamed by talk")
+        await expect(said).to_have_count(0)
+
+        more.put_nowait("It is")
+        await expect(said).to_have_text("It is")
+        for number in range(60):
+            more.put_nowait(f"\n<b>line</b> {number}")
+        await expect(said).to_contain_text("<b>line</b> 59")
+        assert await at_end(said)
+        await said.evaluate("(each) => each.scrollBy(0, -100)")
+        more.put_nowait("\nthe end")
+        await expect(said).to_contain_text("the end")
+        assert not await at_end(said)  # the reader has gone back
+
+        more.put_nowait("")
+        await expect(tab.locator("#header .badge")).to_contain_text("PASSED")
+        await expect(said).to_contain_text("the end")
+        await expect(tab.locator("article.selected .calls")).to_contain_text("ask-1")
+        await tab.reload()
+        await expect(said).to_contain_text("the end")
+        assert await at_end(said)
+    finally:
+        await site.close()
+
+
+async def at_end(scrolled: Any) -> bool:
+    lies = "(each) => each.getBoundingClientRect().bottom - each.lastElementChild"
+    return bool(await scrolled.evaluate(f"{lies}.getBoundingClientRect().bottom > -4"))
+
+
 async def test_a_hostile_picture_that_is_opened_alone_is_saved(tab: Page, site: Site) -> None:
     await failing().with_options(run_id="r", journal=site.journal).run()
-    site.journal.said["r"].append(attached("extract", "x.svg", "image/svg+xml", HOSTILE_SVG))
+    site.noted.said["r"].append(attached("extract", "x.svg", "image/svg+xml", HOSTILE_SVG))
     await tab.goto(f"{site.url}runs/r#step=extract")
 
     async with tab.expect_download() as download:
@@ -399,7 +451,7 @@ async def test_a_large_run_has_its_details_on_demand(
 
 async def test_details_that_cannot_be_loaded_say_so(tab: Page, site: Site) -> None:
     await failing().with_options(run_id="r", journal=site.journal).run()
-    site.journal.said["r"].append(logged("extract", "hello"))
+    site.noted.said["r"].append(logged("extract", "hello"))
     await tab.route("**/details/**", lambda route: route.abort())
     await tab.route("**/notes?**", lambda route: route.fulfill(status=503))
     await tab.goto(f"{site.url}runs/r#step=extract")
@@ -419,7 +471,7 @@ async def test_the_live_page_with_notes_violates_no_accessibility_rule(
     browser: Any, site: Site
 ) -> None:
     await failing().with_options(run_id="r", journal=site.journal).run()
-    site.journal.said["r"] += [
+    site.noted.said["r"] += [
         logged("extract", "hello"),
         attached("extract", "a.csv", "text/csv", "a,b\n1,2"),
     ]

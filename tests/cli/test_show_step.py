@@ -116,3 +116,34 @@ def test_without_an_id_it_is_the_latest_run(shop: Shell) -> None:
 )
 def test_what_is_not_there_is_named(shop: Shell, arguments: list[str], problem: str) -> None:
     assert problem in shop("show", *arguments, exits=2).stderr
+
+
+def test_a_step_with_its_calls_by_name(shell: Shell) -> None:
+    shell.write(
+        "agent.py",
+        """
+        from asyncflow import Pipeline, current_step
+
+        pipeline = Pipeline("agent")
+
+        async def ask(question):
+            return question.upper()
+
+        @pipeline.step(max_retries=2)
+        async def loop():
+            for number in range(3):
+                if (number, current_step().attempt) == (2, 1):
+                    raise OSError("lost")
+                await current_step().call(f"ask-{number}", ask, "why?")
+        """,
+    )
+    shell("run", "agent:pipeline", "--quiet")
+
+    lines = shell("show", "latest", "loop").stdout.splitlines()
+
+    calls = lines[lines.index("Calls") + 1 :][:3]
+    assert [re.fullmatch(r"  attempt (\d)  +\S+ ms  (\S+)", line).groups() for line in calls] == [
+        ("1", "ask-0"),
+        ("1", "ask-1"),
+        ("2", "ask-2"),
+    ]

@@ -439,6 +439,34 @@ def test_a_blocked_loop_and_an_abandoned_thread_are_events_of_the_attempts_span(
     assert abandoned.timestamp == 1_000_500_000_000
 
 
+async def test_calls_by_name_are_events_of_the_span_of_their_step_or_item(otel):
+    async def ask():
+        await asyncio.sleep(0.25)
+
+    async def loop(two):
+        if current_step().attempt == 1:
+            await current_step().call("ask-1", ask)
+            raise ValueError("not yet")
+        await current_step().call("ask-1", ask)  # it was stored
+        await current_step().call("ask-2", ask)
+
+    steps = [
+        WorkflowStep("two", two),
+        WorkflowStep("loop", loop, ["two"], map_over="two", max_retries=2, retry=0),
+    ]
+    await run_pipeline(steps, observers=[otel.observer])
+
+    calls = [event for event in otel.span("loop item", item=0).events if event.name == "call"]
+    assert [dict(each.attributes) for each in calls] == [
+        {
+            "asyncflow.call.name": f"ask-{attempt}",
+            "asyncflow.call.duration_ms": 250.0,
+            "asyncflow.attempt": attempt,
+        }
+        for attempt in (1, 2)
+    ]
+
+
 def test_the_span_of_an_attempt_says_on_which_engine_and_worker_it_ran(otel):
     observe = otel.observer.for_run()
     for event in [

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 
 from golden_run import HOSTILE
 
-from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed
+from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepProgressed, StepStreamed
 
-__all__ = ["HOSTILE_SVG", "NOTES", "TABLE", "attached", "logged", "picture", "progressed"]
+__all__ = [
+    "HOSTILE_SVG",
+    "NOTES",
+    "TABLE",
+    "attached",
+    "logged",
+    "picture",
+    "progressed",
+    "streamed",
+]
 
 HOSTILE_SVG = b"""<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"
  width="80" height="40" onload="parent.hacked = 1"><script>parent.hacked = 1; alert(1)</script>
@@ -35,6 +45,13 @@ def progressed(
     item: int | None = None,
 ) -> StepProgressed:
     return StepProgressed(step, attempt, at_ms, done, total, "rows", item)
+
+
+def streamed(
+    step: str, *values: object, attempt: int = 1, segment: int = 1, item: int | None = None
+) -> StepStreamed:
+    data = json.dumps(values).encode()
+    return StepStreamed(step, attempt, 1.0, segment, len(values), data, item)
 
 
 def attached(step: str, name: str, media_type: str, data: bytes | str) -> StepAttached:

@@ -7,12 +7,12 @@ import re
 
 import pytest
 from golden_run import GOLDEN, HOSTILE
-from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed
+from page.said import HOSTILE_SVG, NOTES, attached, logged, picture, progressed, streamed
 from page.test_page import Parsed, run_of, run_of_failures, started
 
 from asyncflow import RunReport, RunStatus, StepResult, StepStatus
 from asyncflow._core.record import replace
-from asyncflow._views.notes import MOST_LINES, RunNotes
+from asyncflow._views.notes import MOST_LINES, MOST_STREAMED, RunNotes
 from asyncflow._views.run_view import RunView
 from asyncflow.events import (
     AttemptFailed,
@@ -21,6 +21,7 @@ from asyncflow.events import (
     NoteEvent,
     RunFinished,
     RunStarted,
+    StepCalled,
     StepFailed,
     StepLogged,
     StepProgressed,
@@ -412,3 +413,67 @@ def test_the_first_failure_says_what_the_step_received() -> None:
 
     assert "What it received rows from extract {'rows': [0, 1, 2" in shown
     assert "What it received" not in words("failure", [started("load"), *failure], [])
+
+
+# What steps stream, and their calls by name.
+
+
+def test_streamed_texts_are_joined_and_other_values_have_lines_of_their_own() -> None:
+    notes = RunNotes([streamed("a", "It is ", "18 degrees"), streamed("a", {"cite": 1}, "So")])
+
+    (text,) = notes.streamed("a")
+
+    assert text.text == 'It is 18 degrees\n{"cite": 1}\nSo'
+    assert not text.is_cut
+
+
+@pytest.mark.parametrize("anew", [{"attempt": 2}, {"segment": 2}])
+def test_another_attempt_streams_anew(anew: dict[str, int]) -> None:
+    notes = RunNotes([streamed("a", "half an ans"), streamed("a", "an answer", **anew)])
+
+    assert [each.text for each in notes.streamed("a")] == ["an answer"]
+
+
+def test_of_what_is_streamed_the_end_is_kept_of_few_items() -> None:
+    notes = RunNotes([streamed("a", "x" * 15_000, "<", item=n) for n in range(100) for _ in "ab"])
+
+    found = notes.streamed("a")
+
+    assert [each.item for each in found] == [*range(80, 100)]
+    assert {(len(each.text), each.is_cut) for each in found} == {(MOST_STREAMED, True)}
+    assert found[0].text.endswith("x<")
+
+
+def test_a_text_whose_beginning_was_not_read_is_marked() -> None:
+    notes = RunNotes([streamed("a", "lost")])
+
+    notes.apply_streamed([streamed("a", "the end")], is_all=False)
+
+    assert [(each.text, each.is_cut) for each in notes.streamed("a")] == [("the end", True)]
+
+
+def test_a_page_shows_the_end_of_what_a_step_streams_as_text() -> None:
+    notes = [streamed("extract", "y" * 30_000, "<script>parent.hacked = 1</script>\x1b[31m")]
+    notes += [streamed("fetch", f"item {n}", attempt=2, item=n) for n in range(6)]
+
+    html = shown("details", GOLDEN, [*notes])
+
+    assert "&lt;script&gt;parent.hacked = 1&lt;/script&gt;\\x1b[31m</pre>" in html
+    assert html.count("y" * 1_000) * 1_000 <= MOST_STREAMED
+    text = Parsed(html).text
+    assert "Streamed the end of it" in text
+    assert "[5] attempt 2 item 5" in text
+    assert "item 0" not in text
+    assert "Other items have streamed too." in text
+
+
+def test_a_page_lists_the_calls_of_a_step_with_their_durations() -> None:
+    calls = [StepCalled("extract", 1, 10.0 * n, f"ask-{n}", 3.0, 17) for n in range(120)]
+    calls += [StepCalled("fetch", 2, 4500.0, "<b>look up</b>", 1_500.0, 9, item=3)]
+
+    text = words("details", GOLDEN, [*calls])
+
+    assert "Calls the last 100 of 120" in text
+    assert "ask-119 1 1.2 s 3 ms" in text
+    assert "ask-19 " not in text
+    assert "[3] <b>look up</b> 2 4.5 s 1.5 s" in text

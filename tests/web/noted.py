@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asyncflow._core.record import replace
-from asyncflow.events import NoteEvent, StepAttached, StepLogged
+from asyncflow.events import NoteEvent, StepAttached, StepLogged, StepStreamed
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._queries import StoredEvent
 
@@ -41,6 +41,8 @@ class NotedJournal(SQLiteJournal):
         await self.record(run_id)
 
         def fits(note: NoteEvent) -> bool:
+            if kinds is None and isinstance(note, StepStreamed):
+                return False
             if kinds is not None and not isinstance(note, tuple(kinds)):
                 return False
             if any(
