@@ -181,7 +181,7 @@ class MemorySession:
 
     async def load_call(self, step: str, item: int | None, name: str) -> StoredCall | None:
         await asyncio.sleep(self._journal.latency_s)
-        return self._journal.called[self._run_id][step, item].get(name)
+        return self._journal.called[self._run_id].get((step, item), {}).get(name)
 
     def append_cached(self, key: str, attempts: int, duration_ms: float) -> asyncio.Future[None]:
         stored: asyncio.Future[None] = self._loop.create_future()

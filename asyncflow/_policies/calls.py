@@ -89,23 +89,28 @@ class NamedCalls:
             if stored is not None:
                 self._compare(running, name, stored, arguments)
                 return self._codec.decode(subject, stored.payload, hint)
+            self._check_attempt(running, name)  # else it is gone with the success of the step
         ended = self._under_way[name] = asyncio.get_running_loop().create_future()
         try:
             for watch in call_watchers:
                 watch(*self._key, name)
             began_s = run.clock()
             value = await _awaitable(name, function(*args, **kwargs))
-            if self._node() is None:
+            if self.has_ended:
                 raise RuntimeError(
                     f"step {self._step.name!r} has ended, so what call {name!r} returned is dropped"
                 )
             payload = self._codec.encode(subject, value, hint)
             duration_ms = (run.clock() - began_s) * 1000
-            await self._keep(run.checkpoints, name, StoredCall(running[1], arguments, payload))
+            stored = StoredCall(running[1], arguments, payload)
+            cancellation = await self._keep(run.checkpoints, name, stored)
             if (notes := cast("NoteQueue | None", run.notes)) is not None:
                 notes.called(running, name, duration_ms, len(payload.data))
+            if cancellation is not None:
+                raise cancellation
             return value
         finally:
+            cancellation = None  # it keeps this frame
             del self._under_way[name]
             if not ended.done():
                 ended.set_result(None)
@@ -122,6 +127,11 @@ class NamedCalls:
                 "call a name of its own, such as f'ask-{turn}'"
             )
         self._used.add(name)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the step or item has ended."""
+        return self._node() is None
 
     def _check_attempt(self, running: StartedAttempt, name: str) -> None:
         state, node = self._state(), self._node()
@@ -161,20 +171,22 @@ class NamedCalls:
                 *(running[0], running[1], name, stored.attempt),
             )
 
-    async def _keep(self, checkpoints: Checkpoints, name: str, stored: StoredCall) -> None:
+    async def _keep(
+        self, checkpoints: Checkpoints, name: str, stored: StoredCall
+    ) -> asyncio.CancelledError | None:
+        """Keep what a call has returned; return the cancellation that came meanwhile."""
         store = None if self._step.secret else checkpoints.store_call
         if store is None:
             if stored.attempt < self._step.max_retries:
                 self._made[name] = stored
-            return
+            return None
         self._made[name] = stored  # until the journal has it
         storing = asyncio.ensure_future(store(self._key, name, stored))
         cancellation = await outlast(storing.done, partial(asyncio.wait, [storing]))
         try:
             storing.result()
             self._made[name] = None
-            if cancellation is not None:
-                raise cancellation
+            return cancellation
         finally:
             del storing, cancellation  # they keep this frame
 

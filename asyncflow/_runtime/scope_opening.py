@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
@@ -171,7 +172,13 @@ def _open_calls(
     calls: NamedCalls | None = run.checkpoints.calls.get((step, item))
     if calls is None:
         calls = NamedCalls(state, run, journal, (step, item), stored.get((step, item), ()))
-        run.checkpoints.calls[step, item] = calls
+        kept: dict[Key, NamedCalls] = run.checkpoints.calls
+        # The plain lane forgets nothing of a node, so each new one drops old ones in turn.
+        for key in [*islice(kept, 2)]:
+            if not (oldest := kept.pop(key)).has_ended:
+                kept[key] = oldest
+        if not calls.has_ended:  # else it refuses them all
+            kept[step, item] = calls
     return calls
 
 

@@ -196,10 +196,11 @@ async def test_a_value_that_is_being_stored_when_the_attempt_must_end_is_stored(
 
             return late()
 
-    journal, model = MemoryJournal(), Model()
+    journal, model, seen = MemoryJournal(), Model(), []
     journal.session = SlowSession
     step = WorkflowStep("agent", agent(model, turns=1), max_retries=2, timeout_ms=500)
-    run = asyncio.create_task(run_pipeline([step], journal=journal, run_id="r"))
+    options = {"journal": journal, "run_id": "r", "observers": [seen.append]}
+    run = asyncio.create_task(run_pipeline([step], **options))
     if stop == "caller":
         await asyncio.sleep(0.3)
         run.cancel()
@@ -216,6 +217,7 @@ async def test_a_value_that_is_being_stored_when_the_attempt_must_end_is_stored(
 
     assert model.asked == [0]
     assert report["agent"].output == [0]
+    assert [event.name for event in seen if isinstance(event, StepCalled)] == ["ask-0"]
 
 
 async def test_a_journal_that_fails_while_a_value_is_being_stored_ends_the_run():
@@ -271,6 +273,55 @@ async def test_a_call_that_outlives_its_step_is_dropped_and_says_so():
     with pytest.raises(RuntimeError, match="attempt 1 has ended, so it can't make call 'more'"):
         await contexts[0].call("more", asyncio.sleep, 0)
     assert not any(journal.called.values())
+
+
+async def test_a_stored_call_that_outlives_its_step_is_not_made_again():
+    class SlowSession(MemoryJournal.session):
+        async def load_call(self, step, item, name):
+            await asyncio.sleep(1)  # the step succeeds meanwhile
+            return await super().load_call(step, item, name)
+
+    model, journal, left = Model(), MemoryJournal(), []
+
+    async def leaving():
+        left.append(asyncio.create_task(agent(model, turns=1)()))
+        await asyncio.sleep(0.05)
+
+    await run_pipeline([WorkflowStep("a", agent(model, fails=[1]))], journal=journal, run_id="r")
+    journal.session = SlowSession
+    await run_pipeline([WorkflowStep("a", leaving)], journal=journal, run_id="r")
+
+    with pytest.raises(RuntimeError, match="attempt 1 has ended"):
+        await left[0]
+    assert model.asked == [0, 1, 2]
+
+
+async def test_a_run_keeps_nothing_of_the_calls_of_items_that_have_ended():
+    contexts, kept = [], []
+
+    async def item(source):
+        step = current_step()
+        contexts.append(step)
+        await step.call("ask", asyncio.sleep, 0)
+        kept.append(len(step._run.checkpoints.calls))
+
+    async def last(item):
+        for context in contexts:
+            with pytest.raises(RuntimeError, match="attempt 1 has ended"):
+                await context.call("more", asyncio.sleep, 0)
+        kept.append(len(contexts[0]._run.checkpoints.calls))
+
+    source = functools.partial(asyncio.sleep, 0, [*range(100)])
+    steps = [
+        WorkflowStep("source", source),
+        WorkflowStep("item", item, ["source"], map_over="source"),
+        WorkflowStep("last", last, ["item"]),
+    ]
+    for options in ({"max_concurrency": 2}, {"max_concurrency": 2, "journal": MemoryJournal()}):
+        report = await run_pipeline(steps, **options)
+        assert report.all_passed
+
+    assert max(kept) <= 4
 
 
 async def test_each_item_of_a_mapped_step_has_its_own_calls():
