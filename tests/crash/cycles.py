@@ -24,7 +24,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from tests.crash.databases import Database, Files, Row, Server, StepRun
+from tests.crash.databases import Call, Database, Files, Row, Server, StepRun
 from tests.crash.effects import lines_of
 from tests.crash.faults import GAMES, JUMPS, PUT_BACK, play, put_back
 from tests.crash.senders import answers_in
@@ -130,6 +130,8 @@ class State:
     """How many of its processes have stopped because of a game with their files."""
     calls: dict[str, int] = field(default_factory=dict)
     """How often each call with a stored result had been made when that was first seen."""
+    paid: dict[Call, int] = field(default_factory=dict)
+    """How often each call by name had been made when it was first seen that its value is stored."""
     is_cancelled: bool = False
     """Whether it was cancelled: a later start begins all steps afresh that have not succeeded."""
 
@@ -507,7 +509,12 @@ class Cycles:
             # Where runs share a database, what is copied is a run that has not begun.
             run_id = f"{self._shape}-{self._schedule}-{folder.name}"
         return replace(
-            state, folder=folder, run_id=run_id, done=dict(state.done), calls=dict(state.calls)
+            state,
+            folder=folder,
+            run_id=run_id,
+            done=dict(state.done),
+            calls=dict(state.calls),
+            paid=dict(state.paid),
         )
 
     # The promises.
@@ -550,6 +557,7 @@ class Cycles:
             self._require(state, times <= most, f"{step_run} ran {times} times, not {most} at most")
         self._check_checkpoint(state, stored)
         self._check_calls(state, stored)
+        self._check_paid(state, stored)
         self._check_signals(state, stored)
         state.rows = stored
         for row in stored:
@@ -592,6 +600,38 @@ class Cycles:
         for row in stored:
             if row.kind == "StepSucceeded" and row.step == "quote" and row.item is not None:
                 state.calls.setdefault(QUOTED[row.item], made[QUOTED[row.item]])
+
+    def _check_paid(self, state: State, stored: list[Row]) -> None:
+        """Check that no call by name was made again that had returned, or whose value is stored."""
+        made, has = Counter[Call](), set[Call]()
+        for what, *call in map(str.split, lines_of(state.folder / "paid")):
+            step, item, name = call
+            key = step, item, name
+            if what == "has":
+                has.add(key)
+                continue
+            made[key] += 1
+            # Where an owner stands still, another process has the value before it wakes up.
+            holds = key not in has or bool(state.stops)
+            self._require(state, holds, f"{key} was paid again, although it had returned")
+        for key, times in state.paid.items():
+            self._require(
+                state, made[key] == times, f"{key} was paid again, although it was stored"
+            )
+        for key, times in made.items():
+            most = 1 + state.interruptions
+            self._require(state, times <= most, f"{key} was paid {times} times")
+        in_loop = sum(times for (step, *_), times in made.items() if step == "agent")
+        holds = in_loop <= 10 + state.interruptions
+        self._require(state, holds, f"a loop of ten calls has paid {in_loop} times")
+        kept = self._database.calls(state.folder, state.run_id)
+        succeeded = {row.step_run for row in stored if row.kind == "StepSucceeded"}
+        left = [key for key in kept if key[:2] in succeeded]
+        self._require(state, not left, f"a step that has succeeded still has calls: {left}")
+        lost = [key for key in has - kept if key[:2] not in succeeded]
+        self._require(state, not lost, f"calls have returned that are not stored: {lost}")
+        for key in kept:
+            state.paid.setdefault(key, made[key])
 
     def _check_signals(self, state: State, stored: list[Row]) -> None:
         """Check that no signal counts twice, and that the one counts which was accepted."""

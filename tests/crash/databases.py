@@ -16,10 +16,13 @@ import psycopg
 
 from tests.postgres_server import PostgresServer
 
-__all__ = ["Database", "Files", "Row", "Server", "StepRun"]
+__all__ = ["Call", "Database", "Files", "Row", "Server", "StepRun"]
 
 StepRun = tuple[str, str]
 """A step, and its item or "-"."""
+
+Call = tuple[str, str, str]
+"""A step, its item or "-", and the name of a call."""
 
 
 class Row(NamedTuple):
@@ -39,6 +42,7 @@ class Row(NamedTuple):
 
 _EVENTS = f"SELECT {', '.join(Row._fields)} FROM events WHERE run_id = ? ORDER BY position"
 _SAVED = "SELECT data FROM checkpoints WHERE run_id = ? AND step = 'parts' AND item = -1"
+_CALLS = "SELECT step, item, name FROM checkpoints WHERE run_id = ? AND name <> ''"
 _RUN = "SELECT status FROM runs WHERE run_id = ?"
 _OWNER = "SELECT owner FROM leases WHERE run_id = ?"
 
@@ -55,6 +59,9 @@ class Database(Protocol):
 
     def saved(self, folder: Path, run_id: str) -> int | None:
         """Return the checkpoint of the step ``parts``, if one is stored."""
+
+    def calls(self, folder: Path, run_id: str) -> set[Call]:
+        """Return the calls by name of which it has what they returned."""
 
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         """Return the status of a run, and its owner; the former is ``None`` if there is none."""
@@ -81,6 +88,12 @@ class Files:
                 return None
             return _saved(database.execute(_SAVED, (run_id,)).fetchall())
 
+    def calls(self, folder: Path, run_id: str) -> set[Call]:
+        with _opened(folder / "runs.db") as database:
+            if database is None or not database.execute(_HAS_CHECKPOINTS).fetchall():
+                return set()
+            return _calls(database.execute(_CALLS, (run_id,)).fetchall())
+
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         with _opened(folder / "runs.db") as database:
             if database is None:
@@ -101,6 +114,10 @@ _HAS_CHECKPOINTS = "SELECT 1 FROM sqlite_master WHERE name = 'checkpoints'"
 
 def _saved(rows: list[Any]) -> int | None:
     return int(bytes(rows[0][0])) if rows else None
+
+
+def _calls(rows: list[Any]) -> set[Call]:
+    return {(step, "-" if item < 0 else str(item), name) for step, item, name in rows}
 
 
 @contextmanager
@@ -133,6 +150,9 @@ class Server:
 
     def saved(self, folder: Path, run_id: str) -> int | None:
         return _saved(self._query(_SAVED, run_id))
+
+    def calls(self, folder: Path, run_id: str) -> set[Call]:
+        return _calls(self._query(_CALLS, run_id))
 
     def status(self, folder: Path, run_id: str) -> tuple[str | None, str | None]:
         found, owner = self._query(_RUN, run_id), self._query(_OWNER, run_id)

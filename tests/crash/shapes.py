@@ -33,6 +33,7 @@ class World:
         self._parts = folder / "parts"
         self._answers = folder / "answers"
         self._asked = folder / "asked"
+        self._paid = folder / "paid"
         self._reaper = reaper
 
     async def act(self) -> None:
@@ -84,6 +85,23 @@ class World:
         append(self._asked, f"{word}\n")
         await asyncio.sleep(0.001)
         self._reaper.pass_point(f"after the call for {word}")
+
+    async def pay(self, name: str, days: int) -> date:
+        """Make a call by name of the step that runs."""
+
+        async def answer() -> date:
+            self._reaper.pass_point(f"before paying for {name}")
+            append(self._paid, f"paid {call}\n")
+            await asyncio.sleep(0.001)
+            self._reaper.pass_point(f"after paying for {name}")
+            return date(2024, 2, 28) + timedelta(days=days)
+
+        step = current_step()
+        call = f"{step.step_name} {'-' if step.item is None else step.item} {name}"
+        answered = await step.call(name, answer)
+        append(self._paid, f"has {call}\n")
+        self._reaper.pass_point(f"after the answer to {name}")
+        return answered
 
 
 Steps = list[WorkflowStep] | Pipeline
@@ -348,6 +366,35 @@ def saving(world: World) -> Steps:
     ]
 
 
+def calling(world: World) -> Steps:
+    """A loop of ten calls by name, two items that make some at once, and an attempt that fails."""
+
+    async def agent(seed: int) -> list[date]:
+        await world.act()
+        answers = [await world.pay(f"ask-{turn}", turn) for turn in range(10)]
+        world.fail_at_first(1)
+        return answers
+
+    async def beside(number: int) -> list[date]:
+        await world.act()
+        return await asyncio.gather(*(world.pay(f"at-once-{n}", n * number) for n in range(3)))
+
+    async def numbers() -> list[int]:
+        await world.act()
+        return [1, 2]
+
+    async def last(agent: list[date], beside: list[list[date]]) -> int:
+        await world.act()
+        return len(agent) + len(beside)
+
+    return [
+        WorkflowStep("agent", agent, max_retries=2),
+        WorkflowStep("numbers", numbers, ["agent"]),
+        WorkflowStep("beside", beside, {"number": "numbers"}, map_over="numbers"),
+        WorkflowStep("last", last, ["agent", "beside"]),
+    ]
+
+
 def waiting(world: World) -> Steps:
     """Two signals, one of which comes about when it expires, equal calls, and parts of work."""
 
@@ -431,6 +478,7 @@ SHAPES: dict[str, Callable[[World], Steps]] = {
             cleaned_up,
             limited,
             saving,
+            calling,
             waiting,
             staying,
             failing,

@@ -99,6 +99,15 @@ def test_an_owner_that_stands_still_has_no_say_when_it_wakes_up(
             server.close()
 
 
+@pytest.mark.timeout(300)
+def test_no_call_by_name_is_paid_again_wherever_a_process_dies(forks: Forks, folder: Path) -> None:
+    cycles, random = Cycles(forks, folder, "calling", "ready"), Random(11)
+
+    cycles.sweep()
+    while cycles.killed < 200:
+        cycles.kill_at_random_points(random)
+
+
 def test_each_statement_and_each_effect_has_kill_points(forks: Forks, folder: Path) -> None:
     points = Cycles(forks, folder, "chain", "tiers").points
 
