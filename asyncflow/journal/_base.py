@@ -705,10 +705,14 @@ class SQLJournal:
         """Return in how many seconds another run is due that waits for signals, if one is."""
         return await self._read(self._queue.next_wait_s, self._virtual_now())
 
-    @property
-    def _watchers(self) -> list[Callable[[], object]]:
-        """What is called when a run may start or continue because of a journal with this name."""
-        return watchers.setdefault(self._name, [])
+    def _watch(self, call: Callable[[], object]) -> None:
+        """Call a function when a run may start or continue because of a journal of this name."""
+        watchers.setdefault(self._name, []).append(call)
+
+    def _unwatch(self, call: Callable[[], object]) -> None:
+        watchers[self._name].remove(call)
+        if not watchers[self._name]:
+            del watchers[self._name]
 
     def _announce(self) -> None:
         """Say that a run may start, or continue."""

@@ -22,14 +22,14 @@ class Polls:
         self._loop = asyncio.get_running_loop()
         self._every_s = every_s
         self._is_virtual = journal._virtual_now() is not None
-        self._watchers = journal._watchers
+        self._journal = journal
         self._began_s = self._loop.time()
         self._has_changed = False
         self._wait: asyncio.Timeout | None = None
 
     def __enter__(self) -> Polls:
         if self._is_virtual:
-            self._watchers.append(self._tell)
+            self._journal._watch(self._tell)
         return self
 
     def __exit__(
@@ -39,7 +39,7 @@ class Polls:
         trace: TracebackType | None,
     ) -> None:
         if self._is_virtual:
-            self._watchers.remove(self._tell)
+            self._journal._unwatch(self._tell)
         self._wait = None
 
     def _tell(self) -> None:  # called in any thread

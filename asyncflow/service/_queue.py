@@ -126,11 +126,12 @@ class QueueStarter:
     async def _start(self, pipeline: Pipeline | Orchestrator, run_id: str) -> None:
         try:
             if not await self._resume(pipeline, run_id):
-                # Another process starts it, or the key of one that is about to begin is taken.
+                # Another process starts it, or this one can't. There may be thousands of the latter
+                # kind: the place that is free again waits for the next poll.
                 self._refused[run_id] = _now_s() + _POLL_S
+                asyncio.get_running_loop().call_later(_POLL_S, self.wake)
         finally:
             del self._starting[run_id]
-            self._woken.set()
 
 
 def _now_s() -> float:

@@ -415,6 +415,34 @@ async def test_who_reads_a_run_that_waits_to_start(journal: SQLiteJournal, tmp_p
 
 
 @in_virtual_time
+async def test_a_run_that_waits_takes_signals_and_starts_by_its_id_before_its_turn(
+    journal: SQLiteJournal,
+) -> None:
+    log, orders = Log(), Pipeline("orders")
+    approved = orders.signal("approved", bool)
+
+    @orders.step
+    async def ship(approved: bool = after(approved)) -> bool:
+        return approved
+
+    async with Service([log.pipeline, orders], journal=journal, max_runs=2) as service:
+        for run_id in "ab":
+            await service.start("work", {"pause_s": 10}, run_id=run_id)
+        await service.enqueue("orders", run_id="order")
+        for number in range(3):
+            await service.enqueue("work", {"pause_s": 1.0}, run_id=f"r{number}", key="k")
+        await service.signal("order", "approved", True)
+        await log.pipeline.with_options(journal=journal, run_id="r2").run()
+        with pytest.raises(RunIdInUseError):
+            await log.pipeline.with_options(journal=journal, run_id="r1").run(pause_s=7.0)
+        await until_quiet(journal)
+
+    assert log.started == ["a", "b", "r2", "r0", "r1"]
+    assert (await journal.report("order"))["ship"].output is True
+    assert (await statuses(journal))["r2"] == "PASSED"
+
+
+@in_virtual_time
 async def test_the_place_of_a_run_in_lists_stays_when_it_starts(journal: SQLiteJournal) -> None:
     log = Log()
     work = log.pipeline.with_options(journal=journal)
