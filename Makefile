@@ -64,7 +64,7 @@ help:
 	@echo "make test-all   run these and all others, which need PostgreSQL and Chromium; these are test-slow"
 	@echo "                and test-realtime, which needs one processor"
 	@echo "make test-ray   run the tests of the Ray engine on a cluster of this machine"
-	@echo "make test-peers run the code of the docs for Airflow, Celery, LangGraph, Prefect, OpenAI and Anthropic too"
+	@echo "make test-peers run the code of the docs for Airflow, Celery, LangGraph, Prefect, pydantic-ai, OpenAI and Anthropic too"
 	@echo "make test-lowest  run the fast tests with the lowest versions that pyproject.toml allows"
 	@echo "make lint       lint, check the format and the types"
 	@echo "make check      this, pyright, and who imports whom"
