@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from agent_server import SCRIPT, agent_server
 
 from examples.agent.app import create_app
 
-ROOT = Path(__file__).parents[2]
 QUESTION = {"text": "How is Bern?"}
 
 
@@ -91,33 +87,23 @@ async def test_an_agent_answers_with_tools_though_it_is_refused_once(
     assert (other.status_code, unknown.status_code, start.status_code) == (409, 404, 200)
 
 
-SCRIPT = [
-    *(
-        {"text": f"Turn {n}.", "calls": [["weather", f"city {n}"]], "word_s": 0.01}
-        for n in range(3)
-    ),
-    {"text": " ".join(f"word{n}" for n in range(60)), "word_s": 0.03},
-]
-
-
 @pytest.mark.process
 async def test_a_killed_agent_pays_for_the_call_that_was_under_way_and_no_other(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "script").write_text(json.dumps(SCRIPT))
     browser = Browser()
     async with httpx.AsyncClient(timeout=30) as client:
-        with server(tmp_path) as (process, url):
-            await asked(client, url)
+        with agent_server(tmp_path) as (process, site):
+            await asked(client, site)
             with suppress(httpx.TransportError):
-                async for _ in browser.follow(client, f"{url}/words"):
+                async for _ in browser.follow(client, f"{site}/questions/q1/words"):
                     if len(browser.turns) == 4 and "word10" in browser.turns[3]:
                         process.kill()
         shown, seen = browser.turns[:3], [*browser.ids]
         assert "word50" not in browser.turns[3]
-        with server(tmp_path) as (process, url):
-            await asked(client, url)
-            async for _ in browser.follow(client, f"{url}/words"):
+        with agent_server(tmp_path) as (process, site):
+            await asked(client, site)
+            async for _ in browser.follow(client, f"{site}/questions/q1/words"):
                 assert browser.turns[:3] == shown  # it stays on the screen
 
     assert browser.turns == [f"{turn['text']} " for turn in SCRIPT]
@@ -132,31 +118,11 @@ async def test_a_killed_agent_pays_for_the_call_that_was_under_way_and_no_other(
     }
 
 
-@contextmanager
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "AGENT_SCRIPT": str(folder / "script"),
-        "AGENT_LOG": str(folder / "log"),
-        "RESUME_EVERY_S": "0.3",
-    }
-    command = [sys.executable, "-m", "examples.agent", str(port)]
-    with subprocess.Popen(command, cwd=folder, env=environment) as process:
-        try:
-            yield process, f"http://127.0.0.1:{port}/questions/q1"
-        finally:
-            process.kill()
-
-
-async def asked(client: httpx.AsyncClient, url: str) -> None:
+async def asked(client: httpx.AsyncClient, site: str) -> None:
     """Ask the question as soon as the server answers."""
     async with asyncio.timeout(60):
         while True:
             with suppress(httpx.ConnectError):
-                (await client.put(url, json=QUESTION)).raise_for_status()
+                (await client.put(f"{site}/questions/q1", json=QUESTION)).raise_for_status()
                 return
             await asyncio.sleep(0.1)
