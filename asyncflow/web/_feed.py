@@ -173,6 +173,7 @@ class RunFeed:
 
     async def _read_events(self) -> bool:
         """Apply the new events and notes; return whether there are any."""
+        known = self._streamed
         stored = await self._journal.events(self._run_id, self._applied)
         noted = await self._journal.notes(self._run_id, after=self._noted)
         streamed = await latest_streamed(self._journal, self._run_id, after=self._streamed)
@@ -185,11 +186,12 @@ class RunFeed:
             for each in noted:
                 assert isinstance(each.event, NOTES)
                 self._notes.apply(each.event, each.position)
-                self._noted = each.position
-            if streamed:
-                values = [each.event for each in streamed]
-                self._notes.apply_streamed(values, is_all=len(values) < MOST_ROWS)
-                self._streamed = streamed[-1].position
+            values = [each.event for each in streamed]
+            self._notes.apply_streamed(values, is_all=len(values) < MOST_ROWS)
+            # They share one count, and are stored in its order. So what was read of either kind
+            # bounds where the next reading of the other begins, which then passes over nothing.
+            self._noted = max([known, self._noted, *(each.position for each in noted[-1:])])
+            self._streamed = max([self._noted, *(each.position for each in streamed[-1:])])
 
         is_changed = bool(stored or noted or streamed)
         if is_changed:

@@ -8,12 +8,21 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
+from page.said import logged, streamed
 from web.runs import Gate, slow
 
 from asyncflow import JournalError, RunNotFoundError, RunStatus
 from asyncflow._views.notes import RunNotes
 from asyncflow._views.run_view import RunView
-from asyncflow.events import AttemptStarted, Event, NoteEvent, RunFinished, RunStarted, StepLogged
+from asyncflow.events import (
+    AttemptStarted,
+    Event,
+    NoteEvent,
+    RunFinished,
+    RunStarted,
+    StepLogged,
+    StepStreamed,
+)
 from asyncflow.journal._queries import RunRecord, RunSummary, StoredEvent
 from asyncflow.web._feed import PageParts, Prepare, Render, RunFeeds, now_of
 
@@ -53,6 +62,8 @@ class OneRun:
     def __init__(self) -> None:
         self.stored: list[StoredEvent] = []
         self.said: list[StoredEvent] = []
+        self.said_after_reading: list[NoteEvent] = []
+        """What is stored once the notes were read, and before what is streamed is."""
         self.record_ = RunRecord("r", "etl", RunStatus.RUNNING, 0.0, 0.0, "me")
         self.answered: tuple[str, ...] = ()
         self.error: Exception | None = None
@@ -67,8 +78,14 @@ class OneRun:
         for note in notes:
             self.said.append(StoredEvent(len(self.said) + 1, note))
 
-    async def notes(self, run_id: str, *, after: int = 0, **_: Any) -> list[StoredEvent]:
-        return self.said[after:]
+    async def notes(
+        self, run_id: str, *, after: int = 0, kinds: Any = None, **_: Any
+    ) -> list[StoredEvent]:
+        is_streams = kinds is not None
+        found = [e for e in self.said[after:] if isinstance(e.event, StepStreamed) == is_streams]
+        self.say(*self.said_after_reading)
+        self.said_after_reading.clear()
+        return found
 
     async def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
         self.read_times.append(asyncio.get_running_loop().time() - 1_000)  # where it starts
@@ -115,6 +132,27 @@ async def viewing(feeds: RunFeeds, prepare: Prepare = render) -> AsyncIterator[V
     async with aclosing(feeds.changes("r", prepare)) as changes:
         viewer = Viewer(feeds, prepare, changes)
         yield viewer
+
+
+async def test_what_is_noted_and_what_is_streamed_are_each_read_once() -> None:
+    source = OneRun()
+    feeds = RunFeeds(source)  # type: ignore[arg-type]
+
+    def render_said(view: RunView, events: Sequence[Event], notes: RunNotes) -> dict[str, Any]:
+        lines = [each.note.message for each in notes.lines("a")]
+        return {"said": lines + [each.text for each in notes.streamed("a")]}
+
+    source.say(logged("a", "line 1"), streamed("a", "word 1, "))
+    source.said_after_reading += [logged("a", "line 2"), streamed("a", "word 2, ")]
+    async with viewing(feeds, rendered_by(render_said)) as viewer:
+        first = await viewer.next_parts()
+        source.said_after_reading += [streamed("a", "word 3, "), logged("a", "line 3")]
+        second = await viewer.next_parts()
+        third = await viewer.next_parts()
+
+    assert shown(first)["said"] == '["line 1", "word 1, word 2, "]'
+    assert shown(second)["said"] == '["line 1", "line 2", "word 1, word 2, word 3, "]'
+    assert shown(third)["said"] == '["line 1", "line 2", "line 3", "word 1, word 2, word 3, "]'
 
 
 async def test_a_run_is_followed_from_its_start_to_its_end(any_journal: Any) -> None:
