@@ -37,6 +37,8 @@ TALKER = """
     async def talk():
         current_step().progress(1204, 5000, "rows")
         current_step().attach("notes.txt", "an attached text")
+        current_step().stream("it ")
+        current_step().stream("rains")
         raise OSError("no disk")
 """
 
@@ -52,6 +54,7 @@ def test_a_page_has_what_the_steps_of_a_run_said(shell: Shell) -> None:
         page = (shell.directory / name).read_text(encoding="utf-8")
         assert "stopped at" in page
         assert "an attached text" in page
+        assert "<pre>it rains</pre>" in page
 
 
 def test_the_page_of_a_run_without_a_journal_has_what_observers_heard(shell: Shell) -> None:
