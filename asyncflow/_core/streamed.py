@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from asyncflow._core.errors import PayloadError
@@ -52,6 +53,35 @@ def encode_streamed(step: str, value: object) -> str:
             "other": "is no plain data: stream what JSON gives back as it was",
         }[found]
         raise PayloadError(f"what step {step!r} streams", problem)
+    try:
+        return _json_of(value)
+    except ValueError as error:  # an integer of thousands of digits
+        raise PayloadError(f"what step {step!r} streams", f"is no plain data: {error}") from None
+
+
+def without_secrets(text: str, replaced: Callable[[str], str]) -> str:
+    """Return the JSON of a value without what ``replaced`` replaces in its texts and numbers.
+
+    In the JSON itself a secret with a quotation mark would not be found, and to replace a number
+    there would break it.
+    """
+    return _json_of(_without_secrets(json.loads(text), replaced))
+
+
+def _without_secrets(value: Any, replaced: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return replaced(value)
+    if isinstance(value, list):
+        return [_without_secrets(each, replaced) for each in value]
+    if isinstance(value, dict):
+        return {replaced(key): _without_secrets(each, replaced) for key, each in value.items()}
+    if value is None or isinstance(value, bool):
+        return value
+    public = replaced(str(value))
+    return value if public == str(value) else public
+
+
+def _json_of(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if not text.isascii():
         try:

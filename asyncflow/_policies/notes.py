@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from asyncflow._core.context import StartedAttempt, capturing_notes
 from asyncflow._core.errors import PayloadError
 from asyncflow._core.secret_texts import SecretTexts
-from asyncflow._core.streamed import joined
+from asyncflow._core.streamed import joined, without_secrets
 from asyncflow._core.text import cut
 from asyncflow._kernel.policy import Policy
 from asyncflow._policies.attempt_notes import FirstAndLast
@@ -166,6 +166,7 @@ class NoteQueue:
         self._max_stream_bytes = max_stream_bytes
         self._streaming: dict[_NotesOfAttempt, None] = {}
         """Those that have streamed what was not passed on."""
+        self._stream_timer: asyncio.TimerHandle | None = None
         self._report_at = self._store_at = -math.inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -293,16 +294,17 @@ class NoteQueue:
             )
         if not self._is_open():
             return
-        text = self._secrets.replaced(text)
+        if self._secrets.longest():
+            text = without_secrets(text, self._secrets.replaced)
         with self._lock:
             attempt = self._attempt((step, item, number))
-            attempt.streamed_size += len(text)
-            if most is not None and attempt.streamed_size > most:
+            if most is not None and attempt.streamed_size + len(text) > most:
                 problem = (
                     f"takes more than {most:,} bytes in this attempt: return what is needed later, "
                     "or raise the journal's max_stream_bytes"
                 )
                 raise PayloadError(f"what step {step!r} streams", problem)
+            attempt.streamed_size += len(text)
             if not attempt.streamed:
                 attempt.streamed_ms = self._now_ms()
             attempt.streamed.append(text)
@@ -401,10 +403,12 @@ class NoteQueue:
 
     def close(self) -> None:
         """Drop what is said from now on, and let go of everything."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._stream_timer):
+            if timer is not None:
+                timer.cancel()
         with self._lock:
-            self._receiver = self._timer = self._context = None
+            self._receiver = self._timer = self._stream_timer = self._context = None
+            self._streaming.clear()
             for each in (self._queue, self._attempts, self._waiting, self._unstored):
                 each.clear()
 
@@ -438,9 +442,13 @@ class NoteQueue:
         self._drain()
 
     def _stream_soon(self) -> None:
+        if self._receiver is None:
+            return
         # A journal takes the values of a moment together: each transaction waits for the disk.
         wait_s = 0.0 if self._max_stream_bytes is None else _STREAM_S
-        self._loop.call_later(wait_s, self._pass_on_streams, context=self._context)
+        self._stream_timer = self._loop.call_later(
+            wait_s, self._pass_on_streams, context=self._context
+        )
 
     def _pass_on_streams(self) -> None:
         with self._lock:
@@ -448,7 +456,10 @@ class NoteQueue:
             self._streaming.clear()
         for attempt in attempts:
             if self._receiver is not None and self._receiver.is_running(*attempt.key):
-                self._pass_on_stream(attempt)  # else it comes from what has outlived its attempt
+                self._pass_on_stream(attempt)
+            else:  # it comes from what has outlived its attempt
+                with self._lock:
+                    attempt.streamed = []
 
     def _pass_on_stream(self, attempt: _NotesOfAttempt) -> None:
         with self._lock:

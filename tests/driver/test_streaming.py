@@ -230,13 +230,31 @@ async def test_the_text_of_a_secret_input_is_replaced(journal):
     assert value.value == {"header": "Bearer <secret>"}
 
 
+@pytest.mark.parametrize(
+    "secret", ['a "quoted\\" one', 123456, "null", "[1, 2]", "é\U0001f600 \ud800"]
+)
+async def test_no_secret_stays_or_breaks_the_json_that_is_stored(secret, journal):
+    async def talk(token):
+        current_step().stream([None, token, {f"key {token}": f"is {token}"}, 12])
+
+    run = Orchestrator(
+        [WorkflowStep("talk", talk)], journal=journal, secret_inputs=["token"]
+    ).start(token=secret)
+    async with run:
+        (value,) = await collected(run.streamed())
+
+    assert value.value == [None, "<secret>", {"key <secret>": "is <secret>"}, 12]
+
+
 async def test_a_value_must_be_plain_data_and_an_attempt_has_a_limit(tmp_path):
     async def talk():
         step = current_step()
-        for value in (object(), {1: 2}, (1,), float("nan")):
+        for value in (object(), {1: 2}, (1,), float("nan"), 10**5_000):
             with pytest.raises(PayloadError, match="what step 'talk' streams is no plain data"):
                 step.stream(value)
         for _ in range(10):
+            with pytest.raises(PayloadError):  # which leaves room for smaller ones
+                step.stream("x" * 100)
             step.stream("x" * 8)  # ten bytes of JSON
         with pytest.raises(PayloadError, match="takes more than 100 bytes in this attempt"):
             step.stream("")
@@ -263,6 +281,40 @@ async def test_what_a_task_streams_after_its_attempt_is_dropped(journal):
         await run.report()
         await tasks[0]
     assert len(await collected(journal.streamed("r"))) == 4
+
+
+@pytest.mark.parametrize("with_journal", [False, True])
+async def test_nothing_is_kept_of_what_is_streamed_after_its_attempt(with_journal, journal):
+    async def late(step):
+        for _ in range(100):
+            for _ in range(100):
+                step.stream("late")
+            await asyncio.sleep(0.1)
+
+    async def talk():
+        contexts.append(current_step())
+        contexts[0].stream("in time")
+
+    async def wait():
+        await late(contexts[0])
+        kept = [len(attempt.streamed) for attempt in contexts[0]._notes._attempts.values()]
+        return max(kept, default=0)
+
+    contexts = []
+    steps = [WorkflowStep("talk", talk), WorkflowStep("wait", wait, ["talk"])]
+    async with started(steps, journal if with_journal else None) as run:
+        assert (await run.report())["wait"].output == 0
+
+
+@pytest.mark.parametrize("with_journal", [False, True])
+async def test_no_timer_is_left_of_a_run_that_has_streamed(with_journal, journal):
+    async def talk():
+        current_step().stream("last word")
+
+    await run_pipeline([WorkflowStep("talk", talk)], journal=journal if with_journal else None)
+
+    timers = asyncio.get_running_loop()._scheduled
+    assert not [timer for timer in timers if "stream" in repr(timer) and not timer.cancelled()]
 
 
 async def test_notes_leave_out_what_is_streamed_and_keep_their_own_positions(journal):
