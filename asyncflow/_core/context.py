@@ -373,8 +373,9 @@ class StepContext:
 
         It is no output, no part of the report and no event. Any thread may call it, as often as it
         likes. Values of a step with ``runs_in="process"`` come in batches, those of an engine with
-        the end of the attempt; what the journal refuses of these is left out without an error. What a failed attempt has streamed stays; the values of the next one
-        have its number. In a run that nobody can read, it only checks the value.
+        the end of the attempt; what the journal refuses of these is left out without an error. What
+        a failed attempt has streamed stays; the values of the next one have its number. In a run
+        that nobody can read, it only checks the value.
 
         Args:
             value: Plain data, which JSON gives back as it was: it is encoded here and now.

@@ -572,7 +572,9 @@ class Store:
             claim = batch.run_id, batch.token
             last = claims.get(claim)
             # Who has claimed the run since may have done so after this release was committed.
-            has_released = is_repeated and not batch.rows and last is None
+            # What stores something, such as what a call returned, may be missing instead.
+            releases_only = batch.release and not (batch.rows or batch.statements)
+            has_released = is_repeated and releases_only and last is None
             if id(batch) in written or (written and not batch.rows) or has_released:
                 continue
             if last is None or (batch.rows and batch.rows[0].position != last + 1):

@@ -23,8 +23,11 @@ from asyncflow import (
     WorkflowStep,
     current_step,
 )
+from asyncflow._core.checkpoints import StoredCall
+from asyncflow._core.results import Payload
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._cached import remembered
+from asyncflow.journal._checkpoints import stored_call
 from asyncflow.journal._sqlite import SQLite
 from asyncflow.journal._store import Claim, CommitBatch, Refusals, Store
 
@@ -337,12 +340,16 @@ async def test_a_look_for_signals_that_finds_nothing_costs_no_commit(
     assert len(disk_commits) <= 3  # the claim, the wait, the end of the segment
 
 
-def test_a_release_that_is_done_again_loses_no_lease_to_who_has_claimed_the_run_since(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_release", [True, False])
+def test_only_a_release_may_be_done_again_after_another_process_has_claimed_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_release: bool
 ) -> None:
-    """As after a lost connection, whose commit nobody has acknowledged."""
+    """As after a lost connection, whose commit nobody has acknowledged.
+
+    What a call has returned may not be there: its process must not go on as if it were.
+    """
     store = Store(SQLite(str(tmp_path / "runs.db"), "FULL", 1.0))
-    mine, theirs = (Claim(name, name, 30.0, lambda process: False) for name in ("me", "they"))
+    mine, theirs = (Claim(name, name, 0.0, lambda process: False) for name in ("me", "they"))
     (token,) = store.claim([("r", mine)])
 
     def claimed_between(attempt: Callable[[], Any]) -> Any:
@@ -354,7 +361,11 @@ def test_a_release_that_is_done_again_loses_no_lease_to_who_has_claimed_the_run_
 
     monkeypatch.setattr(store.database, "retry", claimed_between)
 
-    assert store.write(lambda: [CommitBatch("r", token, (), None, release=True)]) == {}
+    call = stored_call("r", ("a", None), "ask", StoredCall(1, None, Payload("json", b"1")))
+    statements = [] if is_release else [call]
+    batch = CommitBatch("r", token, (), None, release=is_release, statements=statements)
+    refused = {} if is_release else {("r", token): None}
+    assert store.write(lambda: [batch]) == refused
     store.database.close()
 
 
