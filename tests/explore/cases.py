@@ -19,6 +19,7 @@ __all__ = [
     "Items",
     "PoolSpec",
     "Step",
+    "calling",
     "change_pools",
     "dependencies_of",
     "disturb_more",
@@ -153,6 +154,12 @@ class Step(NamedTuple):
     """How many times each attempt says something before each of its waits."""
     saves: int = 0
     """How many checkpoints each attempt makes before each of its waits, and one less before all."""
+    pays: str = ""
+    """How it makes its waits: nothing for plainly; as calls by name, each ``in turn``, ``at once``
+    with another call, or beside one that is ``left`` running in a task."""
+    streams: int = 0
+    """How many values each attempt streams before each of its waits, and at the end of each call
+    that it has left running."""
     caches: int = 0
     """For how many ticks it reuses the results of equal calls; with 0 it does not."""
     equal: bool = False
@@ -359,6 +366,25 @@ def durable(flow: Flow, chance: Random) -> Flow:
     if flow.copies == 1 and random() < 0.3:
         flow = flow._replace(copies=2)
     return flow._replace(steps=tuple(steps), given=given, durable=True)
+
+
+def calling(flow: Flow, chance: Random) -> Flow:
+    """Return a pipeline whose steps make calls by name and stream values, for two in five."""
+    random = chance.random
+    if random() < 0.6:
+        return flow
+    pays, streams = random() < 0.8, random() < 0.6
+    steps = (
+        step._replace(
+            pays=_PAYS[int(random() * 4)] if pays and not step.thread else "",
+            streams=int(random() * 3) if streams else 0,
+        )
+        for step in flow.steps
+    )
+    return flow._replace(steps=tuple(steps))
+
+
+_PAYS = ("", "in turn", "at once", "left")
 
 
 def _saving(flow: Flow, chance: Random) -> Flow:

@@ -17,6 +17,7 @@ from tests.explore.cases import (
     Fault,
     Flow,
     Step,
+    calling,
     change_pools,
     disturb_more,
     durable,
@@ -116,6 +117,7 @@ def _flow_of(whole: int, chance: Random, *, is_enriched: bool = True) -> Flow:
     if is_enriched:
         flow = enriched(flow, Random(f"more {whole}"))
         flow = durable(flow, Random(f"durable {whole}"))
+        flow = calling(flow, Random(f"calls {whole}"))
     return flow._replace(order=whole) if whole % 5 > 2 else flow
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from asyncflow import JournalError
 from asyncflow._core.results import Payload
-from asyncflow.events import Event, NoteEvent
+from asyncflow._core.step_runs import Key
+from asyncflow.events import AttemptFailed, Event, NoteEvent, StepCancelled, StepFailed
 from tests.memory_journal import MemoryJournal, MemorySession
 
 __all__ = ["Journal"]
@@ -30,9 +31,11 @@ class Codec:
 class Session(MemorySession):
     """A session; that of the first run alone may fail."""
 
+    _journal: Journal
+
     def append_note(self, note: NoteEvent) -> None:
         if self.failure is None:
-            self._journal.notes.append((int(self._run_id), note))  # type: ignore[attr-defined]
+            self._journal.notes.append((int(self._run_id), note))
 
     def fail(self, failure: JournalError) -> None:
         super().fail(failure)
@@ -54,6 +57,7 @@ class Session(MemorySession):
 
     def _write(self) -> None:
         journal = self._journal
+        self._check_ends(journal)
         added, fail_at = journal.added, journal.fail_at
         if self._run_id != "0":
             journal.fail_at = None
@@ -61,23 +65,46 @@ class Session(MemorySession):
         if self._run_id != "0":
             journal.added, journal.fail_at = added, fail_at
 
+    def _check_ends(self, journal: Journal) -> None:
+        """Check that what calls have returned is stored no later than the end of their attempt."""
+        now = {(key, name) for key, name, *_ in self._called}
+        stored = journal.called.get(self._run_id, {})
+        for event in self._pending:
+            if isinstance(event, AttemptFailed | StepFailed | StepCancelled):
+                key = event.step, event.item
+                for name in journal.returned.get((self._run_id, key), ()):
+                    if (key, name) not in now and name not in stored.get(key, {}):
+                        journal.broken.append(f"{event} is stored before call {name!r}")
+
 
 class Journal(MemoryJournal):
     """Stores what all runs of a case share.
 
     Attributes:
         notes: What the steps have said, each with its run.
+        returned: The names of calls that have returned within their attempts, by run and step.
+        broken: Which promises were broken.
         logs: The level from which on it stores log records.
     """
 
     session = Session
     logs: int | None = None
+    max_stream_bytes = 2**20
 
     def __init__(self, fail_at: int | None, logs: int | None) -> None:
         super().__init__(fail_at=fail_at)
         self.checkpoint_codec = Codec()  # type: ignore[assignment]
         self.notes: list[tuple[int, NoteEvent]] = []
         self.logs = logs
+        self.returned: dict[tuple[str, Key], list[str]] = {}
+        self.broken: list[str] = []
+
+    def must_store(self, run_id: str, key: Key, name: str) -> None:
+        """Note that a call has returned."""
+        self.returned.setdefault((run_id, key), []).append(name)
+
+    def follow_streamed(self) -> None:
+        """Let runs store what their steps stream."""
 
     def events_of(self, run: int) -> list[Event]:
         """Return what it has stored of a run."""

@@ -10,6 +10,7 @@ Times are in milliseconds since the start of the run.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 from dataclasses import replace
@@ -41,12 +42,14 @@ from asyncflow.events import (
     RunStarted,
     RunTimedOut,
     StepAttached,
+    StepCalled,
     StepCancelled,
     StepFailed,
     StepLogged,
     StepProgressed,
     StepReused,
     StepSkipped,
+    StepStreamed,
     StepSucceeded,
     ThreadAbandoned,
 )
@@ -204,6 +207,7 @@ class _Run:
         self.all_runs = runs
         self.check_journal()
         self.check_checkpoints()
+        self.check_streams()
         for node in self.nodes:
             if self.specs[node.step].maps is not None and node.item is None:
                 self.check_map(node)
@@ -288,6 +292,9 @@ class _Run:
             kind = type(event)
             if kind in (StepAttached, StepLogged, StepProgressed):
                 self.read_note(event)
+                continue
+            if kind is StepCalled:
+                _require(self.specs[self.node(event).step].pays, "it makes no calls:", event)
                 continue
             at_ms = event.at_ms  # type: ignore[union-attr]
             _require(abs((now - self.started_s) * 1000 - at_ms) < EPSILON, "a false time:", event)
@@ -496,7 +503,7 @@ class _Run:
         journal = self.world.journal
         if journal is None:
             return
-        notes = StepAttached, StepLogged, StepProgressed
+        notes = StepAttached, StepCalled, StepLogged, StepProgressed
         told = [_identity(event) for _, event, _, _ in self.log if type(event) not in notes]
         stored = [_identity(event) for event in journal.events_of(self.run)]
         if self.has_failed_journal:
@@ -508,7 +515,11 @@ class _Run:
         _require(told[: len(stored)] == stored, "other events than", told, "are stored:", stored)
         if not self.has_failed_journal:
             said: Any = [event for _, event, _, _ in self.log if type(event) in notes]
-            kept: Any = [note for run, note in journal.notes if run == self.run]
+            kept: Any = [
+                note
+                for run, note in journal.notes
+                if run == self.run and not isinstance(note, StepStreamed)
+            ]
             kept, said = _as_stored(kept), _as_stored(said)
             _require(said == kept, "other notes than", said, "are stored:", kept)
 
@@ -539,6 +550,34 @@ class _Run:
                     is_right = left is None  # its failure was tolerated
                 _require(is_right, "the checkpoint", latest, "is lost:", node.end, left)
         _require(not stored or self.has_failed_journal, "checkpoints of no step:", stored)
+
+    def check_streams(self) -> None:
+        """Check that readers get what each attempt has streamed until its end, and no more.
+
+        No call outlives the success of its step either.
+        """
+        journal = self.world.journal
+        if journal is None or self.has_failed_journal:
+            return
+        _require(not journal.broken, journal.broken)
+        stored: dict[Any, list[Any]] = {}
+        for run, note in journal.notes:
+            if run == self.run and isinstance(note, StepStreamed):
+                values = json.loads(note.data)
+                _require(note.count == len(values) and note.segment == 1, "damaged:", note)
+                stored.setdefault((note.step, note.item, note.attempt), []).extend(values)
+        called = journal.called.get(str(self.run), {})
+        for node in self.nodes:
+            if type(node.end) is StepSucceeded:
+                left = called.get((self.specs[node.step].name, node.item))
+                _require(not left, "calls outlive the success:", node.end, left)
+            for attempt in node.attempts:
+                streamed = [] if attempt.call is None else attempt.call.streamed
+                due = [value for place, value in streamed if place <= attempt.end_place]
+                key = self.specs[node.step].name, node.item, attempt.start.attempt
+                found = stored.pop(key, [])
+                _require(found == due, "streamed", due, "and stored", found, attempt.start)
+        _require(not stored, "streamed by no attempt:", stored)
 
     # Equal calls.
 

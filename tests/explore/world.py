@@ -17,7 +17,16 @@ from typing import Any
 
 import anyio
 
-from asyncflow import Orchestrator, Pool, Retry, RunReport, StepContext, WorkflowStep, current_step
+from asyncflow import (
+    JournalError,
+    Orchestrator,
+    Pool,
+    Retry,
+    RunReport,
+    StepContext,
+    WorkflowStep,
+    current_step,
+)
 from asyncflow._core import chains
 from asyncflow.events import AttemptStarted, Event, ThreadAbandoned
 from asyncflow.testing._virtual_time import shuffle
@@ -137,6 +146,7 @@ class Call:
         "said",
         "saved",
         "step",
+        "streamed",
         "value",
         "was_abandoned",
     )
@@ -162,6 +172,8 @@ class Call:
         self.found = context.last_checkpoint
         self.saved: list[tuple[int, Any]] = []
         """Its checkpoints, each with its place in the log."""
+        self.streamed: list[tuple[int, Any]] = []
+        """What it has streamed, likewise."""
         self.was_abandoned = False
         self.ended = -1
         self.ended_at = -1.0
@@ -232,6 +244,12 @@ class World:
         """The places in the log at which the first run was cancelled through its journal."""
         self.callers: list[asyncio.Task[None]] = []
         self.unfinished = copies
+        self.paying: set[tuple[Any, ...]] = set()
+        """The calls by name whose functions run: the run, the step, the item, and the name."""
+        self.paid: dict[tuple[Any, ...], int] = {}
+        """The attempts whose calls have returned."""
+        self.left: list[asyncio.Task[None]] = []
+        """What attempts have left running."""
 
     def enter(self, step: int, arguments: dict[str, Any]) -> tuple[Call, StepContext]:
         context = current_step()
@@ -756,6 +774,8 @@ async def _caller(world: World, run: int, fault: Fault) -> None:
         me.uncancel()
     world.unfinished -= 1
     if not world.unfinished:
+        if world.left:
+            await asyncio.gather(*world.left, return_exceptions=True)
         left = loop.leftovers(world.callers)
         if left:
             world.violations.append(f"after the run there is {left}")
@@ -875,6 +895,62 @@ def _speak(world: World, call: Call, context: StepContext, spec: Step) -> None:
         context.attach(call.said[-1], "text")
         _log.info(call.said[-1])
     _save(world, call, context, spec.saves)
+    _stream(world, call, context, spec.streams)
+
+
+def _stream(world: World, call: Call, context: StepContext, times: int) -> None:
+    for _ in range(times):
+        value = [call.step, call.item, call.attempt, len(call.streamed)]
+        call.streamed.append((len(world.log), value))
+        context.stream(value)
+
+
+async def _pay(
+    world: World, call: Call, context: StepContext, spec: Step, turn: int, wait: int
+) -> None:
+    """Wait as a call by name, or as several."""
+    if spec.pays == "in turn":
+        await _pay_for(world, call, context, f"turn {turn}", wait)
+    elif spec.pays == "at once":
+        await asyncio.gather(
+            _pay_for(world, call, context, f"turn {turn}", wait),
+            _pay_for(world, call, context, f"beside {turn}", 1 - wait % 2),
+        )
+    else:
+        left = _leave(world, call, context, spec, turn, wait)
+        world.left.append(asyncio.create_task(left))
+        await asyncio.sleep(wait * TICK_S)
+
+
+async def _leave(
+    world: World, call: Call, context: StepContext, spec: Step, turn: int, wait: int
+) -> None:
+    """Make a call that may outlive its attempt."""
+    with suppress(RuntimeError, JournalError):  # its step has ended
+        await _pay_for(world, call, context, f"turn {turn}", 2 * wait + 1)
+    _stream(world, call, context, spec.streams)
+
+
+async def _pay_for(world: World, call: Call, context: StepContext, name: str, wait: int) -> None:
+    paid = call.run, call.step, call.item, name
+
+    async def pay() -> tuple[Any, ...]:
+        if paid in world.paid or paid in world.paying:
+            world.violations.append(f"{paid} is paid again")
+        world.paying.add(paid)
+        try:
+            await asyncio.sleep(wait * TICK_S)
+        finally:
+            world.paying.discard(paid)
+        world.paid[paid] = call.attempt
+        if world.journal is not None and world.live.get((call.run, *call.key)) is call:
+            world.journal.must_store(str(call.run), (context.step_name, call.item), name)
+        return (*paid, call.attempt)
+
+    answered = await context.call(name, pay)
+    expected = *paid, world.paid.get(paid)
+    if answered != expected:
+        world.violations.append(f"the call has returned {answered}, and not {expected}")
 
 
 def _save(world: World, call: Call, context: StepContext, times: int) -> None:
@@ -892,9 +968,12 @@ async def _perform(world: World, call: Call, context: StepContext, act: Act, spe
         if act.block:
             loop.now += act.block * TICK_S
             world.blocks.append((loop.turns, act.block))
-        for wait in act.waits:
+        for turn, wait in enumerate(act.waits):
             _speak(world, call, context, spec)
-            await asyncio.sleep(wait * TICK_S)
+            if spec.pays:
+                await _pay(world, call, context, spec, turn, wait)
+            else:
+                await asyncio.sleep(wait * TICK_S)
             if spec.beats:
                 call.beats.append(loop.now)
                 context.heartbeat()
