@@ -13,7 +13,7 @@ import logging
 import random
 import zlib
 from collections import Counter, defaultdict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,8 @@ class World:
         _log.info(said[-1])
         context.attach(said[-1], "text")
         context.progress(len(said))
+        with suppress(ValueError):  # it is secret, and there is a journal
+            context.stream(said[-1])
 
     @asynccontextmanager
     async def resource(self):

@@ -56,6 +56,7 @@ from asyncflow.events import (
     StepLogged,
     StepProgressed,
     StepReused,
+    StepStreamed,
     StepSucceeded,
 )
 from tests.explore.threads import in_turns
@@ -73,7 +74,10 @@ class NotingSession(MemorySession):
     """A session that stores what steps say."""
 
     def append_note(self, note):
-        self._journal.notes.append(note)
+        if isinstance(note, StepStreamed):
+            self._journal.streamed[self._run_id].append(note)
+        else:
+            self._journal.notes.append(note)
 
 
 class NotingJournal(MemoryJournal):
@@ -81,14 +85,20 @@ class NotingJournal(MemoryJournal):
 
     session = NotingSession
     logs = 20
+    max_stream_bytes = 10_000
 
     def __init__(self, **options):
         super().__init__(**options)
         self.notes = []
+        self.streamed = defaultdict(list)
+        """What the steps of each run have streamed."""
         self.calls = {}
         """What each step and item with ``cache_ms`` was called with, by run."""
         self.under_way = set()
         """The calls of such steps that are being made."""
+
+    def follow_streamed(self):
+        """Let runs store what their steps stream."""
 
     def died_after(self, count, run_id=RUN_ID):
         left = super().died_after(count, run_id)
@@ -284,10 +294,17 @@ class Execution:
             for e in self.received
             if isinstance(e, ENDS)
         }
+        streamed, stored = defaultdict(list), self.journal.stored.get(self.run_id, ())
+        segment = sum(isinstance(event, RunStarted | RunResumed) for event in stored)
+        for note in self.journal.streamed[self.run_id]:
+            if note.segment == segment:
+                streamed[note.step, note.item, note.attempt] += json.loads(note.data)
         secret = {step.name for step in self.steps if step.secret}
         for key, all_said in said.items():
             if key[0] not in secret:
                 assert heard[key] == [each for each in all_said for _ in range(2)], key
+                assert streamed[key] == all_said, key
+        assert not secret.intersection(step for step, *_ in streamed)
 
     def check_attempts(self, result):
         by_name = {step.name: step for step in self.steps}

@@ -1010,6 +1010,8 @@ class _Run:
             return (False, True)
         if _ATTEMPT_HAS_A_TASK and call.ended > stop.place:
             return (False, True)
+        if isinstance(call.error, JournalError):  # it hid the request from the action
+            return (False, True)
         return (False,)
 
     def mismatch(
