@@ -203,6 +203,7 @@ class SQLSession:
         else:
             self._calls.append((name, waiter))
             self.execute(stored_call(self._lease.run_id, (step, item), name, stored))
+            self._queue.hurry()  # the attempt waits for it
         return waiter
 
     async def load_call(self, step: str, item: int | None, name: str) -> StoredCall | None:

@@ -30,6 +30,7 @@ from tests.benchmarks.chains import chains
 from tests.benchmarks.durable import durable
 from tests.benchmarks.engines import engines
 from tests.benchmarks.graphs import SHAPES, instant, pipeline, suspending
+from tests.benchmarks.inside import inside
 from tests.benchmarks.looking_back import looking_back
 from tests.benchmarks.makespans import makespans
 from tests.benchmarks.observing import observing
@@ -288,6 +289,7 @@ SUBJECTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "makespans": makespans,
     "durable": durable,
     "saying": saying,
+    "inside": inside,
     "observing": observing,
     "watched": watched,
     "looking_back": looking_back,
