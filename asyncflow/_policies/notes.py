@@ -385,6 +385,8 @@ class NoteQueue:
             key = event.step, event.item, event.attempt  # type: ignore[union-attr]
             attempt = self._attempts.get(key)
             if attempt is not None:
+                if _may_end_later(event) and not self._is_running(attempt):
+                    self._drop_stream(attempt)
                 self._end(attempt)
         if self._queue:
             self._pass_on()
@@ -397,7 +399,7 @@ class NoteQueue:
     def finish(self) -> None:
         """Pass on all that is left, before the end of the run."""
         for attempt in list(self._attempts.values()):
-            attempt.streamed.clear()  # the attempt has ended: it comes from what has outlived that
+            self._drop_stream(attempt)
             self._end(attempt)
         self._pass_on()
 
@@ -455,11 +457,18 @@ class NoteQueue:
             attempts = list(self._streaming)
             self._streaming.clear()
         for attempt in attempts:
-            if self._receiver is not None and self._receiver.is_running(*attempt.key):
+            if self._is_running(attempt):
                 self._pass_on_stream(attempt)
-            else:  # it comes from what has outlived its attempt
-                with self._lock:
-                    attempt.streamed = []
+            else:
+                self._drop_stream(attempt)
+
+    def _is_running(self, attempt: _NotesOfAttempt) -> bool:
+        return self._receiver is not None and self._receiver.is_running(*attempt.key)
+
+    def _drop_stream(self, attempt: _NotesOfAttempt) -> None:
+        """Drop values that come from what has outlived its attempt."""
+        with self._lock:
+            attempt.streamed = []
 
     def _pass_on_stream(self, attempt: _NotesOfAttempt) -> None:
         with self._lock:
@@ -533,6 +542,13 @@ _TOO_MUCH = (
 )
 
 _ENDS = frozenset({AttemptFailed, StepSucceeded, StepFailed, StepCancelled})
+
+
+def _may_end_later(event: Event) -> bool:
+    """Whether a step may end with this event when no attempt is running, such as in a backoff."""
+    if type(event) is StepSucceeded:
+        return event.error is not None  # its fallback's
+    return type(event) is not AttemptFailed
 
 
 class Noted(Policy):

@@ -283,6 +283,53 @@ async def test_what_a_task_streams_after_its_attempt_is_dropped(journal):
     assert len(await collected(journal.streamed("r"))) == 4
 
 
+async def test_what_is_streamed_between_attempts_is_dropped_though_the_step_is_cancelled_then(
+    journal,
+):
+    async def late(step):
+        await asyncio.sleep(0.995)
+        step.stream("late")
+
+    async def talk():
+        tasks.append(asyncio.create_task(late(current_step())))
+        current_step().stream("in time")
+        raise OSError
+
+    async def fail():
+        await asyncio.sleep(1)
+        raise OSError
+
+    tasks = []
+    steps = [WorkflowStep("talk", talk, max_retries=2, retry=60_000), WorkflowStep("fail", fail)]
+    async with Orchestrator(steps, fail_fast=True, journal=journal).start() as run:
+        assert words(await collected(run.streamed())) == ["in time"]
+        await run.report()
+
+
+@pytest.mark.parametrize("with_journal", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"fallback": lambda error: 1}, {"max_retries": 2}, {"timeout_ms": 100}],
+    ids=lambda options: next(iter(options), "plain"),
+)
+async def test_the_last_words_of_an_attempt_that_fails_are_there(with_journal, options, journal):
+    async def talk():
+        current_step().stream(current_step().attempt)
+        if "timeout_ms" in options:
+            try:
+                await asyncio.sleep(1)
+            finally:
+                current_step().stream("last words")
+        raise OSError
+
+    async with started(talk, journal if with_journal else None, **options) as run:
+        values = words(await collected(run.streamed()))
+        await run.report()
+
+    expected = [1, 2] if "max_retries" in options else [1]
+    assert values == [*expected, *["last words"] * ("timeout_ms" in options)]
+
+
 @pytest.mark.parametrize("with_journal", [False, True])
 async def test_nothing_is_kept_of_what_is_streamed_after_its_attempt(with_journal, journal):
     async def late(step):
