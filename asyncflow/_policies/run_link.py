@@ -268,10 +268,12 @@ async def streamed_values(
                 yield ValuesMissed(first - 1 - position)
             batches, position = batches + 1, first - 1
             about = batch.step, batch.item, batch.segment, batch.attempt
-            for value in json.loads(batch.data):
+            for number, value in enumerate(json.loads(batch.data), 1):
                 position += 1
                 if step is None or step == batch.step:
                     yield StreamedValue(position, *about, value, batch.at_ms)
+                if number % _IN_A_ROW == 0:
+                    await asyncio.sleep(0)
             await asyncio.sleep(0)
         if is_last:
             return

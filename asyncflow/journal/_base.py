@@ -97,6 +97,9 @@ T = TypeVar("T")
 _STREAM_POLL_S = 0.4
 """How long a reader of what is streamed waits for what other processes commit."""
 
+_IN_A_ROW = 100
+"""After how many values such a reader lets other tasks run."""
+
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.02, 1.0
 """How long to wait before a run that another process owns is claimed again."""
 
@@ -937,8 +940,10 @@ class SQLJournal:
                 is_last = is_over is not None and is_over()
                 found = await self._find_streamed(place)
                 place = found.place
-                for value in found.values:
+                for number, value in enumerate(found.values, 1):
                     yield value
+                    if number % _IN_A_ROW == 0:
+                        await asyncio.sleep(0)
                 if found.is_all:
                     if is_last or found.has_ended or (is_over is None and not found.exists):
                         return

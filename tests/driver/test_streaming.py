@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,30 @@ async def test_a_reader_that_never_reads_slows_nothing_and_learns_how_many_it_mi
     assert missed.count + len(rest) == 30_000
     assert words(rest) == list(range(missed.count, 30_000))
     assert rest[0].position == missed.count + 1
+
+
+@pytest.mark.parametrize("with_journal", [False, True])
+async def test_a_reader_of_much_lets_other_tasks_run(with_journal, journal):
+    async def talk():
+        for number in range(5_000):
+            current_step().stream(number)
+
+    async def count_turns():
+        while True:
+            turns.append(len(values))
+            await asyncio.sleep(0)
+
+    turns, values = [0], []
+    async with started(talk, journal if with_journal else None) as run:
+        await run.report()
+        counting = asyncio.create_task(count_turns())
+        async for value in run.streamed():
+            values.append(value)  # noqa: PERF401  # another task counts them meanwhile
+        await asyncio.sleep(0)
+        counting.cancel()
+
+    assert len(values) == 5_000
+    assert max(later - one for one, later in pairwise(turns)) <= 101
 
 
 async def test_items_of_a_mapped_step_say_which_they_are(journal):
