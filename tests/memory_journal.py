@@ -71,6 +71,8 @@ class MemoryJournal:
         self._called_after: dict[str, list[tuple[int, dict[Key, dict[str, StoredCall]]]]] = {}
         self._saved_after: dict[str, list[tuple[int, dict[Key, Payload]]]] = {}
         """The same after so many events, whenever they have changed."""
+        self.keys: dict[tuple[str, str], str] = {}
+        """The run that had each key last."""
         self.results: dict[str, tuple[float, CachedResult]] = {}
         """What steps with ``cache_ms`` may reuse, each with when it was stored."""
         self._results_after: dict[str, list[tuple[int, str, Success]]] = {}
@@ -116,13 +118,23 @@ class MemoryJournal:
         return result if is_fresh else None
 
     async def open(
-        self, run_id: str, *, wait: bool, read: Callable[[StoredRun], T]
+        self,
+        run_id: str,
+        *,
+        wait: bool,
+        read: Callable[[StoredRun], T],
+        key: tuple[str, str] | None = None,
     ) -> tuple[MemorySession, T]:
         await asyncio.sleep(self.latency_s)
         while run_id in self.open_sessions:
             if not wait:
                 raise RunAlreadyActiveError(run_id, "this process")
             await asyncio.sleep(1)
+        if key is not None:
+            before = self.keys.setdefault(key, run_id)
+            if before != run_id and before in self.open_sessions:
+                raise RunAlreadyActiveError(before, "this process", "wait", key=key[1])
+            self.keys[key] = run_id
         stored = StoredRun.with_log(self.stored.get(run_id, ()))
         stored.checkpoints = dict(self.saved.get(run_id, {}))
         stored.calls = {key: {*names} for key, names in self.called.get(run_id, {}).items()}

@@ -160,6 +160,7 @@ class Execution:
             resources=self.resources,
             observers=[self.received, self.world.observe],
             allow_missing_steps=True,
+            key=f"the key of {self.run_id}",
             attributes={"begun": len(self.stored)},  # only those of the first start count
             **self.pipeline.options,
         )

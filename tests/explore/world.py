@@ -550,7 +550,10 @@ class Pipeline:
         )
         self.orchestrators = [
             orchestrator.with_options(
-                run_id=str(run), observers=[_Recorder(self, run)], **self._resources(run)
+                run_id=str(run),
+                key=f"key {run}" if flow.durable else None,
+                observers=[_Recorder(self, run)],
+                **self._resources(run),
             )
             for run in range(flow.copies)
         ]
