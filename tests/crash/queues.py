@@ -98,13 +98,13 @@ class Queues:
     def _pipeline(self) -> Pipeline:
         pipeline = Pipeline("work")
 
-        @pipeline.step(max_retries=1)
+        @pipeline.step(max_crashes=10_000)  # a run may be killed again and again
         async def first(run_id: str, key: str, pause_s: float) -> None:
             self._note("started", run_id)
             with self._alone(f"run-{run_id}", run_id), self._alone(f"key-{key or run_id}", run_id):
                 await asyncio.sleep(pause_s)
 
-        @pipeline.step(depends_on=["first"])
+        @pipeline.step(depends_on=["first"], max_crashes=10_000)
         async def second(run_id: str, key: str, pause_s: float) -> None:
             with self._alone(f"run-{run_id}", run_id), self._alone(f"key-{key or run_id}", run_id):
                 await asyncio.sleep(pause_s)
