@@ -52,6 +52,10 @@ _HOLDER = (
 """The run that has a key ``k``, as far as SQL can tell; ``NULL`` if the key is free."""
 _HAS_PROCESS = f"EXISTS (SELECT 1 FROM leases l WHERE l.run_id = k.run_id AND NOT {FREE})"
 """Whether a process has the run that had a key ``k`` last, as far as SQL can tell."""
+_IS_REPLACED = (
+    "EXISTS (SELECT 1 FROM queued x WHERE x.pipeline = k.pipeline AND x.key = k.key "
+    "AND x.replaces = 1)"
+)
 _UNCLAIMED = f"NOT EXISTS (SELECT 1 FROM leases l WHERE l.run_id = q.run_id AND NOT {FREE})"
 _COLUMNS = "q.run_id, q.pipeline, q.key, q.due_at, q.seq, q.replaces, q.checksum"
 _DUE_WITHOUT_KEY = (
@@ -59,13 +63,17 @@ _DUE_WITHOUT_KEY = (
     f"WHERE q.pipeline = ? AND q.key IS NULL AND q.due_at <= {_NOW} AND {_UNCLAIMED} "
     "ORDER BY q.due_at, q.seq LIMIT ?"
 )
+# First as few as are wanted, or PostgreSQL would join all of them with their runs.
+_FREE_KEYS = (
+    f"SELECT k.pipeline, k.key, k.run_id, k.due_at FROM keys k WHERE k.pipeline = ? "
+    f"AND k.due_at <= {_NOW} AND ({_HOLDER} IS NULL OR ({_IS_REPLACED} AND NOT {_HAS_PROCESS})) "
+    "ORDER BY k.due_at LIMIT ?"
+)
 _DUE_WITH_KEY = (
     f"SELECT {_COLUMNS}, k.pipeline AS of_pipeline, k.key AS of_key, "
-    f"CASE WHEN q.due_at <= {_NOW} THEN 1 ELSE 0 END AS is_due "
-    f"FROM keys k LEFT JOIN queued q ON q.run_id = {_FIRST_OF_KEY.replace('{of}', 'k')} "
-    f"WHERE k.pipeline = ? AND k.due_at <= {_NOW} "
-    f"AND ({_HOLDER} IS NULL OR (q.replaces = 1 AND NOT {_HAS_PROCESS})) "
-    f"AND (q.run_id IS NULL OR {_UNCLAIMED}) ORDER BY k.due_at LIMIT ?"
+    f"CASE WHEN q.due_at <= {_NOW} THEN 1 ELSE 0 END AS is_due FROM ({_FREE_KEYS}) k "
+    f"LEFT JOIN queued q ON q.run_id = {_FIRST_OF_KEY.replace('{of}', 'k')} "
+    f"WHERE q.run_id IS NULL OR {_UNCLAIMED}"
 )
 # Not MIN, for which SQLite would read all of them.
 _NEXT = (
