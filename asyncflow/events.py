@@ -9,6 +9,10 @@ the run. The wall-clock times are `RunStarted.wall_time` and, in a resumed run,
 They are slotted records that only type checkers know as frozen: every start and end of an attempt
 makes one, and refusing assignments would make each of them take three times as long. The functions
 of `dataclasses` accept them. Pickle has stand-ins for outputs and errors that it can't hold.
+
+Every event has ``step``, ``item``, ``attempt`` and ``at_ms``; the first three are ``None`` if it is
+not about one. Its ``level`` is that of the log records about it, as `logging` counts: 20 (INFO), 30
+(WARNING) or 40 (ERROR). The ``status`` of an event that ends a step is how it ended.
 """
 
 from __future__ import annotations
@@ -66,9 +70,22 @@ RECALLED = (
 NOT_IN_PIPELINE = "no longer in the pipeline"
 """Why a step is skipped, if it is in `RunResumed.missing_steps`."""
 
+INFO, WARNING, ERROR = 20, 30, 40
+"""The levels of events."""
+
+
+class _OfRun:
+    """An event that is about no step."""
+
+    __slots__ = ()
+
+    step: ClassVar[None] = None
+    item: ClassVar[None] = None
+    attempt: ClassVar[None] = None
+
 
 @record
-class RunStarted:
+class RunStarted(_OfRun):
     """The run began. Always the first event."""
 
     run_id: str
@@ -112,12 +129,14 @@ class RunStarted:
     """The process that runs it from here on, as ``host:pid``, in a run with a journal."""
     attributes: Mapping[str, AttributeValue] = made_by(default_factory=dict)
     """By what people and programs find it: names with strings, numbers and bools."""
+    at_ms: ClassVar[float] = 0.0
+    level: ClassVar[int] = INFO
 
     __reduce__ = picklable_event
 
 
 @record
-class RunResumed:
+class RunResumed(_OfRun):
     """A run continues from its journal. Attempts that were running before did not finish."""
 
     run_id: str
@@ -154,6 +173,7 @@ class RunResumed:
     missing_steps: Mapping[str, tuple[str, ...]] = made_by(default_factory=dict)
     """The steps that the run would still run and the pipeline no longer has, each with those that
     it depended on. They are skipped by condition."""
+    level: ClassVar[int] = INFO
 
     @property
     def rerun_reasons(self) -> dict[str, str]:
@@ -170,7 +190,7 @@ class RunResumed:
 
 
 @record
-class RunInterrupted:
+class RunInterrupted(_OfRun):
     """Something other than a failed step or a deadline stopped the run."""
 
     at_ms: float
@@ -184,16 +204,18 @@ class RunInterrupted:
     ``"deadline"`` (that of the run expired before its resources were open), ``"journal"`` (it
     failed), ``"step"`` or ``"observer"`` (one raised `KeyboardInterrupt`, `SystemExit` or the
     like), ``"bug"`` (one of asyncflow)."""
+    level: ClassVar[int] = WARNING
 
 
 @record
-class RunTimedOut:
+class RunTimedOut(_OfRun):
     """The run exceeded its ``deadline_ms`` and stops."""
 
     at_ms: float
     deadline_ms: float
     while_paused: str = ""
     """If steps waited for a paused pool: which, and why, as in "while pool 'api' was paused"."""
+    level: ClassVar[int] = WARNING
 
     @property
     def reason(self) -> str:
@@ -203,7 +225,7 @@ class RunTimedOut:
 
 
 @record
-class PoolPaused:
+class PoolPaused(_OfRun):
     """A pool that steps of the run share is paused: no attempt starts in it meanwhile.
 
     A run reports the pauses that its own attempts cause, and those of others while it waits.
@@ -217,10 +239,11 @@ class PoolPaused:
     by: str = ""
     """The step, or the item, that the service has told when to come back, in whichever run; empty
     after `Pool.pause`."""
+    level: ClassVar[int] = WARNING
 
 
 @record
-class RunFinished:
+class RunFinished(_OfRun):
     """The run ended, and nothing of it is alive. The last event, unless the run is resumed."""
 
     at_ms: float
@@ -232,6 +255,13 @@ class RunFinished:
     """Why the run stopped before its end, if it did."""
     cause: InterruptionCause | None = None
     """As in `RunInterrupted`, if the run was interrupted."""
+
+    @property
+    def level(self) -> int:
+        """``ERROR`` if the run failed, ``WARNING`` if it was interrupted."""
+        if self.status is RunStatus.FAILED:
+            return ERROR
+        return WARNING if self.status is RunStatus.INTERRUPTED else INFO
 
 
 @record
@@ -253,6 +283,7 @@ class AttemptStarted:
     step itself."""
     engine: str = ""
     """The name of the engine to which it was submitted; empty for this process."""
+    level: ClassVar[int] = INFO
 
 
 @record
@@ -271,6 +302,7 @@ class AttemptBegan:
     worker: str
     """What the engine calls the worker."""
     item: int | None = None
+    level: ClassVar[int] = INFO
 
 
 @record
@@ -284,6 +316,7 @@ class AttemptFailed:
     retry_in_ms: float
     """How many milliseconds the step waits before its next attempt may start."""
     item: int | None = None
+    level: ClassVar[int] = WARNING
 
     __reduce__ = picklable_event
 
@@ -299,6 +332,8 @@ class MapStarted:
     keeps_outputs: bool = True
     """Whether its result will have what each item returned; see ``keep_outputs`` of a step."""
     item: ClassVar[None] = None
+    attempt: ClassVar[None] = None
+    level: ClassVar[int] = INFO
 
 
 @record
@@ -317,6 +352,8 @@ class StepWaiting:
     refused: str = ""
     """Why a value that was sent does not count, if this segment has refused one."""
     item: ClassVar[None] = None
+    attempt: ClassVar[None] = None
+    level: ClassVar[int] = INFO
 
     @property
     def until(self) -> float | None:
@@ -339,6 +376,12 @@ class StepSucceeded:
     """Whether the output is secret, so that no `repr` shows it."""
     error: BaseException | None = None
     """What the last attempt failed with, if the output is that of the step's ``fallback``."""
+    status: ClassVar[StepStatus] = StepStatus.SUCCESS
+
+    @property
+    def level(self) -> int:
+        """``WARNING`` if the step fell back."""
+        return INFO if self.error is None else WARNING
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -360,6 +403,8 @@ class StepFailed:
     at_ms: float
     error: BaseException
     item: int | None = None
+    level: ClassVar[int] = ERROR
+    status: ClassVar[StepStatus] = StepStatus.FAILED
 
     __reduce__ = picklable_event
 
@@ -379,6 +424,8 @@ class StepCancelled:
     cause: str = ""
     """For a mapped step as a whole that lacks items because the mapped step over which it is mapped
     did not succeed, that step; then the run does not stop. Empty if the run stopped."""
+    level: ClassVar[int] = WARNING
+    status: ClassVar[StepStatus] = StepStatus.CANCELLED
 
     __reduce__ = picklable_event
 
@@ -394,6 +441,13 @@ class StepSkipped:
     """Whether its ``when`` or its ``run_if`` is the cause, and not a failure."""
     item: int | None = None
     """The item, if the same item of the step over which it is mapped did not succeed."""
+    attempt: ClassVar[None] = None
+    status: ClassVar[StepStatus] = StepStatus.SKIPPED
+
+    @property
+    def level(self) -> int:
+        """``WARNING``, unless it is skipped by condition, or for an item that failed before."""
+        return INFO if self.by_condition or self.item is not None else WARNING
 
 
 @record
@@ -410,6 +464,8 @@ class StepReused:
     """The run that the result was reused from, if it comes from another one."""
     keeps_outputs: bool = True
     """As in `MapStarted`: what the pipeline asks for now."""
+    attempt: ClassVar[None] = None
+    level: ClassVar[int] = INFO
 
 
 @record
@@ -439,6 +495,8 @@ class ResultReused:
     """What it failed with there, if the output is that of its ``fallback``."""
     keeps_outputs: bool = True
     """As in `MapStarted`."""
+    attempt: ClassVar[None] = None
+    level: ClassVar[int] = INFO
 
     @property
     def _hidden(self) -> tuple[str, ...]:
@@ -462,6 +520,7 @@ class ThreadAbandoned:
     attempt: int
     at_ms: float
     item: int | None = None
+    level: ClassVar[int] = WARNING
 
 
 @record
@@ -475,6 +534,7 @@ class LoopBlocked:
     where: str
     """The line that it was at: ``file:line in function``."""
     item: int | None = None
+    level: ClassVar[int] = WARNING
 
 
 @record
@@ -507,6 +567,7 @@ class StepProgressed:
     unit: str = ""
     """What is counted: ``"rows"``."""
     item: int | None = None
+    level: ClassVar[int] = INFO
 
 
 @record
@@ -521,6 +582,7 @@ class StepAttached:
     """Such as ``"image/png"``; one that `StepContext.attach` accepts."""
     data: bytes
     item: int | None = None
+    level: ClassVar[int] = INFO
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"data": f"<{len(self.data):,} bytes>"})
@@ -542,6 +604,7 @@ class StepCalled:
     size: int
     """How many bytes the value takes, as it is stored."""
     item: int | None = None
+    level: ClassVar[int] = INFO
 
 
 @record
@@ -562,6 +625,7 @@ class StepStreamed:
     data: bytes
     """A JSON list of them."""
     item: int | None = None
+    level: ClassVar[int] = INFO
 
     def __repr__(self) -> str:
         return show(self, values_by_name(self) | {"data": f"<{len(self.data):,} bytes>"})

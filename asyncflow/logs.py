@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, MutableMapping
+from functools import cache
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from asyncflow import events
 from asyncflow._core.context import capturing_notes, current_attempt
-from asyncflow._core.results import RunStatus, to_restored_error
+from asyncflow._core.results import to_restored_error
 from asyncflow._core.tracebacks import has_long_message
 from asyncflow._views.event_text import describe_event
 from asyncflow.events import Event
@@ -22,17 +23,10 @@ from asyncflow.events import Event
 __all__ = ["LoggingObserver", "StepFilter", "add_step", "keep_record"]
 
 _NO_STEP: Mapping[str, Any] = {"run_id": "", "step": "", "attempt": None, "item": None}
-_LEVELS = {RunStatus.FAILED: logging.ERROR, RunStatus.INTERRUPTED: logging.WARNING}
-_WARNINGS = (
-    *(events.AttemptFailed, events.StepCancelled, events.StepSkipped, events.ThreadAbandoned),
-    *(events.LoopBlocked, events.RunTimedOut, events.RunInterrupted, events.PoolPaused),
-)
 _ENDS = (events.StepSucceeded, events.StepFailed, events.StepCancelled)
-_EVENT_FIELDS = (
-    *("pipeline", "queued_ms", "retry_in_ms", "reason", "by_condition"),
-    *("deadline_ms", "status", "stop_reason", "blocked_ms", "where"),
-    *("engine", "worker", "pool", "until_ms", "by"),
-)
+_OF_RECORDS = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+"""The attributes that a record has by itself, such as ``process``: `logging` refuses others."""
+_LOGGED_TYPES = {"str", "int", "float", "bool", "RunStatus", "StepStatus", "InterruptionCause"}
 
 _ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | None
 
@@ -104,12 +98,13 @@ class LoggingObserver:
 
     Failures are logged as errors, those of steps with their tracebacks. Retries, timeouts, skipped
     and cancelled steps, an interrupted run, a blocked event loop and an abandoned thread are
-    logged as warnings. Everything else is logged at the given level.
+    logged as warnings: as the ``level`` of the event says. Everything else is logged at the given
+    level.
 
     Each record has the attributes ``run_id``, ``step``, ``attempt`` and ``item``, as with
     `StepFilter`; ``kind``, the name of the event's class in `asyncflow.events`; ``at_ms``, its time
-    in milliseconds since the run started; and those of the event's own fields that it has, such as
-    ``queued_ms``, ``retry_in_ms``, ``reason``, ``status``, ``engine`` and ``worker``.
+    in milliseconds since the run started; and what else the event says in numbers, in words or as a
+    flag, such as ``queued_ms``, ``retry_in_ms``, ``reason``, ``status``, ``engine`` and ``worker``.
 
     Args:
         logger: The logger, or its name.
@@ -163,18 +158,19 @@ class _RunLog:
             return  # a log record would be logged twice
         if isinstance(event, events.RunStarted | events.RunResumed):
             self._run_id, self._attempts = event.run_id, event.max_retries
-        level = self._level_of(event)
+        # A failure stays one if ordinary events are logged as less, or as more.
+        level = self._level if event.level == events.INFO else event.level
         if not self._logger.isEnabledFor(level):
             return
-        step = getattr(event, "step", "")
+        step, kind = event.step or "", cast("Any", type(event))
         extra = {
+            **{name: getattr(event, name) for name in _logged_names(kind)},
             "run_id": self._run_id,
             "step": step,
-            "attempt": getattr(event, "attempt", None),
-            "item": getattr(event, "item", None),
-            "kind": type(event).__name__,
-            "at_ms": getattr(event, "at_ms", 0.0),
-            **{name: getattr(event, name) for name in _EVENT_FIELDS if hasattr(event, name)},
+            "attempt": event.attempt,
+            "item": event.item,
+            "kind": kind.__name__,
+            "at_ms": event.at_ms,
         }
         line = describe_event(event, self._attempts.get(step))
         exc_info = _exc_info(event)
@@ -182,18 +178,22 @@ class _RunLog:
             line, exc_info = f"{line}\n{to_restored_error(exc_info[1]).traceback}", None
         self._logger.log(level, "%s", line, extra=extra, exc_info=exc_info)
 
-    def _level_of(self, event: Event) -> int:
-        if isinstance(event, events.StepFailed):
-            return logging.ERROR
-        if isinstance(event, events.RunFinished):
-            return _LEVELS.get(event.status, self._level)
-        if isinstance(event, events.StepSkipped) and (event.by_condition or event.item is not None):
-            return self._level  # what stopped the item before it in its lane was logged
-        if isinstance(event, _WARNINGS):
-            return logging.WARNING
-        if isinstance(event, events.StepSucceeded) and event.error is not None:
-            return logging.WARNING
-        return self._level
+
+@cache
+def _logged_names(cls: Any) -> tuple[str, ...]:
+    """Return the names of what an event says in numbers, in words or as a flag.
+
+    No input, no output and no error is one of these.
+    """
+    types = {name: cls.__annotations__[name] for name in cls._fields}
+    for name, value in vars(cls).items():
+        if isinstance(value, property) and name != "level":
+            types[name] = value.fget.__annotations__["return"]
+    return tuple(
+        name
+        for name, hint in types.items()
+        if hint.removesuffix(" | None") in _LOGGED_TYPES and name not in _OF_RECORDS
+    )
 
 
 def _exc_info(event: Event) -> _ExcInfo:

@@ -55,7 +55,7 @@ from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.next_command import next_commands
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
-from asyncflow.events import RunStarted, StepAttached, StepCalled, StepLogged
+from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS
 from asyncflow.journal._streams import latest_streamed
@@ -407,9 +407,10 @@ def _described(shown: _ShownRun) -> list[tuple[float, str]]:
     for each in shown.events:
         event = each.event
         view.apply(event)
-        at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
-        step = view.steps.get(getattr(event, "step", ""))
-        lines.append((at_ms, describe_event(event, None if step is None else step.max_retries)))
+        step = view.steps.get(event.step or "")
+        lines.append(
+            (event.at_ms, describe_event(event, None if step is None else step.max_retries))
+        )
     return lines
 
 

@@ -111,13 +111,13 @@ def _row(event: Event, facts: _Facts, known: _Known) -> _Row:
             row[name] = kind.write(value)
     if cls not in _VALUES:
         return row
-    node = known.get((event.step, event.item))  # type: ignore[union-attr]
+    node = known.get((event.step, event.item))  # type: ignore[arg-type]  # as above
     if "output" in _VALUES[cls]:
         output = visible_output(event)  # type: ignore[arg-type]
         if not _is_same_output(output, None if node is None else visible_output(node)):
             row |= output_to_json(output)
     error = event.error  # type: ignore[union-attr]
-    if not _is_same_error(error, _error_of(cls, getattr(event, "attempt", None), node)):
+    if not _is_same_error(error, _error_of(cls, event.attempt, node)):
         row["error"] = ERROR.write(error)
     return row
 

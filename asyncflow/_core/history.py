@@ -191,7 +191,7 @@ class _Results:
         plain: dict[str, EndedAttempt]
         plain = {entry[0][0]: entry for entry in log if type(entry) is tuple and len(entry) == 3}
         eventful: dict[str, list[LogEntry]] = {
-            entry.step: [] for entry in log if type(entry) is not tuple and hasattr(entry, "step")
+            entry.step: [] for entry in log if type(entry) is not tuple and entry.step is not None
         }
         for entry in log if eventful else ():
             name = step_of(entry)
@@ -274,7 +274,7 @@ def ended_by(entry: Any) -> _End | None:
 def step_of(entry: Any) -> Any:
     """Return the step that an entry is about; ``None`` if it is about the run."""
     if type(entry) is not tuple:
-        return getattr(entry, "step", None)
+        return entry.step
     return entry[0] if len(entry) == 5 else entry[0][0]
 
 

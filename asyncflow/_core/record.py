@@ -55,9 +55,10 @@ def record(cls: Any = None, /, *, frozen: bool = False, kw_only: bool = False) -
 
     Methods that the class has by itself stay. Type checkers refuse assignments to any record.
 
-    ``cls`` has no base classes, and its annotations are strings. With ``frozen``, assignments fail
-    at run time too, and records can be hashed. Then one takes three times as long to make, and a
-    run makes three records a step. With ``kw_only``, all arguments must be given by keyword.
+    The annotations of ``cls`` are strings, and its base classes have no fields. With ``frozen``,
+    assignments fail at run time too, and records can be hashed. Then one takes three times as long
+    to make, and a run makes three records a step. With ``kw_only``, all arguments must be given by
+    keyword.
     """
     if cls is None:
         return lambda cls: _record(cls, frozen, kw_only)
@@ -115,7 +116,7 @@ def _record(cls: Any, frozen: bool, kw_only: bool) -> Any:
         shared |= {"__getstate__": _state, "__setstate__": _fill}
     if "__init__" not in own:
         shared["__init__"] = _init(cls, fields, defaults, frozen, kw_only)
-    return type(cls.__name__, (), shared | own)
+    return type(cls.__name__, cls.__bases__, shared | own)
 
 
 def _init(

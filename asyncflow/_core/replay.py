@@ -155,7 +155,7 @@ class StoredRun:
         rule = _RULES.get(type(event))
         if rule is None:
             return
-        if not isinstance(event, events.RunStarted) and event.at_ms > self.at_ms:
+        if event.at_ms > self.at_ms:
             if self.waits and not self.counts[StepStatus.RUNNING]:
                 self.limited_from_ms += event.at_ms - self.at_ms
             self.at_ms = event.at_ms

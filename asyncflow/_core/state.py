@@ -227,10 +227,10 @@ class RunState:
         allowed, settles, fold = rule
         phases = self._phases
         try:
-            node = self._index[event.step]  # type: ignore[union-attr]
+            node = self._index[event.step]  # type: ignore[index]  # it has a rule
         except KeyError:
             raise IllegalEventError(event, "the pipeline has no such step") from None
-        if event.item is not None:  # type: ignore[union-attr]
+        if event.item is not None:
             node = self.step_runs.node_of_item(node, event)  # type: ignore[arg-type]
         before = phases[node]
         if before not in allowed:
@@ -249,7 +249,7 @@ class RunState:
             self.queue.moved(node, before, phases[node])
         if not settles:
             return
-        at_ms: float = event.at_ms  # type: ignore[union-attr]
+        at_ms = event.at_ms
         if node < self._step_count:
             if self._plan.chained:
                 self._end_in_chain(node, at_ms)

@@ -171,7 +171,7 @@ def step_runs_of(history: History) -> dict[str, StepRun] | None:
     entries: dict[str, list[LogEntry]] = {name: [] for name in start.dependencies}
     for entry in history.log:
         # Inline for most of them, which are events.
-        name = step_of(entry) if type(entry) is tuple else getattr(entry, "step", None)
+        name = entry.step if not isinstance(entry, tuple) else step_of(entry)
         if name is not None:
             entries[name].append(entry)
     found: dict[str, StepRun] = {}

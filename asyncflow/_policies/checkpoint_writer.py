@@ -125,7 +125,8 @@ class CheckpointWriter(Policy):
 
     def _store_before_end(self, event: Event) -> None:
         """Store what an attempt saved before its end; delete it before a success."""
-        step, item = key = event.step, event.item  # type: ignore[union-attr]
+        assert event.step is not None
+        step, item = key = event.step, event.item
         reuses = type(event) is StepReused and event.status is StepStatus.SUCCESS
         if reuses or type(event) is StepSucceeded:
             self._unstored.pop(key, None)

@@ -382,7 +382,7 @@ class NoteQueue:
         Without `has_any` there is nothing to do.
         """
         if type(event) in _ENDS:
-            key = event.step, event.item, event.attempt  # type: ignore[union-attr]
+            key: Any = event.step, event.item, event.attempt
             attempt = self._attempts.get(key)
             if attempt is not None:
                 if _may_end_later(event) and not self._is_running(attempt):

@@ -195,7 +195,7 @@ class AttemptEntries(Policy):
 
 def _log_failure(event: Event) -> None:
     """Log the exception of an observer, which is being handled."""
-    kind, subject = type(event).__name__, getattr(event, "step", "the run")
+    kind, subject = type(event).__name__, event.step or "the run"
     _log.exception("an observer failed and is not called again, at %s of %s", kind, subject)
 
 

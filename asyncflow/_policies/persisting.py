@@ -56,7 +56,8 @@ class Persisting(Policy):
     def on_applied(self, event: Event) -> None:
         persistence = self._persistence
         if type(event) in _ENDS:
-            payload = persistence.payloads.pop((event.step, event.item), None)  # type: ignore[union-attr]
+            key: Any = event.step, event.item
+            payload = persistence.payloads.pop(key, None)
             if isinstance(event, StepSucceeded):
                 event = _stored(event, payload)
         elif type(event) is RunFinished:

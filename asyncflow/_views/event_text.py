@@ -40,10 +40,9 @@ def describe_event(event: events.Event, attempts: int | None = None) -> str:
 
 def subject(event: events.Event) -> str:
     """Return the subject of an event: ``fetch``, ``fetch[3]`` for an item, or ``the run``."""
-    step = getattr(event, "step", None)
+    step, item = event.step, event.item
     if step is None:
         return "the run"
-    item = getattr(event, "item", None)
     return escape_controls(step if item is None else f"{step}[{item}]")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from asyncflow._core.text import escape_controls
 from asyncflow._views.event_text import describe_event, subject
 from asyncflow._views.preview import shortened
-from asyncflow.events import Event, RunResumed, RunStarted
+from asyncflow.events import Event, RunResumed
 
 MOST_LOGGED = 3_000
 """Of more events, a log has the first and the last ones."""
@@ -51,10 +51,9 @@ def _first_and_last(entries: Sequence[T]) -> tuple[Sequence[T], int]:
 
 
 def _logged(event: Event, segment: int) -> LoggedEvent:
-    at_ms = 0.0 if isinstance(event, RunStarted) else event.at_ms
-    text, step = describe_event(event), getattr(event, "step", None)
+    text, step = describe_event(event), event.step
     if step is not None:  # which has a column of its own
         text = text.removeprefix(subject(event)).lstrip(": ")
-    attempt, item = getattr(event, "attempt", None) or None, getattr(event, "item", None)
+    attempt, item = event.attempt or None, event.item
     text = shortened(escape_controls(text[: _TEXT + 1]), _TEXT)
-    return LoggedEvent(at_ms, type(event).__name__, text, step, attempt, item, segment)
+    return LoggedEvent(event.at_ms, type(event).__name__, text, step, attempt, item, segment)

@@ -40,14 +40,7 @@ from asyncflow._core.errors import (
 from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.results import REDACTED, Payload, RunStatus, to_restored_error
 from asyncflow._core.text import LONGEST_TEXT, cut, safe_text
-from asyncflow.events import (
-    Event,
-    ResultReused,
-    RunStarted,
-    StepAttached,
-    StepStreamed,
-    StepSucceeded,
-)
+from asyncflow.events import Event, RunStarted
 
 
 class EventRow(NamedTuple):
@@ -94,15 +87,15 @@ def row_of(run_id: str, position: int, event: Event) -> EventRow:
         data = getattr(event, _DATA[cls])
         if isinstance(data, Payload):
             codec, data = data
-    step = getattr(event, "step", None)
+    step = event.step
     return sealed(
         run_id,
         position,
         cls.__name__,
         None if step is None else column_of(step),
-        getattr(event, "item", None),
-        getattr(event, "attempt", None),
-        getattr(event, "at_ms", 0.0),
+        event.item,
+        event.attempt,
+        event.at_ms,
         codec,
         to_json(details) if details else None,
         data,
@@ -205,11 +198,12 @@ def event_of(row: Sequence[Any], *, is_brief: bool = False) -> Event:
     # The checksum has refused what is no number.
     if not 0 <= at_ms < _LONGEST_MS or (attempt or 0) < 0 or (item or 0) < 0:
         raise ValueError(f"it is no {kind}: a number is out of range")
-    if cls in _WITH_OUTPUTS:
+    holds = _DATA.get(cls)
+    if holds == "output":
         values["output"] = None if codec is None or is_brief else Payload(codec, data or b"")
         values["secret"] = codec == REDACTED.codec
-    elif cls in _DATA:
-        values[_DATA[cls]] = data or b""
+    elif holds is not None:
+        values[holds] = data or b""
     if cls is not RunStarted:
         values["at_ms"] = at_ms + 0.0  # without the sign of -0.0, as the checksum takes it
     if step is not None:
@@ -294,26 +288,22 @@ def is_moment(value: object) -> bool:
     return type(value) in (float, int) and 0 <= value < _LATEST_S  # type: ignore[operator]
 
 
+_CLASSES: Sequence[Any] = get_args(Event)
 _DATA: dict[Any, str] = {
-    StepSucceeded: "output",
-    ResultReused: "output",
-    StepAttached: "data",
-    StepStreamed: "data",
+    cls: name for cls in _CLASSES for name in ("output", "data") if name in cls._fields
 }
 """Which field is in the column for data."""
-_WITH_OUTPUTS = (StepSucceeded, ResultReused)
-"""Whether they are secret, their outputs tell."""
 
 
 def _fields_of(cls: Any) -> tuple[tuple[str, Any], ...]:
     """Return the fields of an event without a column, each with its default."""
     others = {"step", "item", "attempt", "at_ms", _DATA.get(cls)}
-    if cls in _WITH_OUTPUTS:
-        others.add("secret")
+    if _DATA.get(cls) == "output":
+        others.add("secret")  # the output tells
     return tuple([each for each in defaults_of(cls).items() if each[0] not in others])
 
 
-_FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {cls: _fields_of(cls) for cls in get_args(Event)}
+_FIELDS: dict[Any, tuple[tuple[str, Any], ...]] = {cls: _fields_of(cls) for cls in _CLASSES}
 _KINDS: dict[str, Any] = {cls.__name__: cls for cls in _FIELDS}
 
 

@@ -111,7 +111,7 @@ class LiveRun:
         view = self.view
         before: dict[str, StepStatus] = {}
         for event in events:
-            name: str | None = getattr(event, "step", None)
+            name = event.step
             if isinstance(event, NoteEvent):
                 if isinstance(event, StepProgressed):
                     self.progress.setdefault(event.step, {})[event.item] = event

@@ -18,6 +18,7 @@ from asyncflow._views.event_text import describe_event, subject
 from asyncflow._views.progress import progress_text
 from asyncflow._views.workflow_commands import without_commands
 from asyncflow.events import (
+    WARNING,
     AttemptBegan,
     AttemptStarted,
     Event,
@@ -37,11 +38,6 @@ from asyncflow.live._renderer import EventBuffer
 
 _PAUSE_MS = 10_000
 _ENDS = (StepSucceeded, StepFailed, StepCancelled, StepSkipped, StepReused)
-_QUIET_ITEM_EVENTS = (
-    *(AttemptStarted, AttemptBegan),
-    *(StepSucceeded, StepCancelled, StepSkipped, StepReused),
-)
-"""What is no line of its own if it is about an item."""
 
 
 class LineRenderer:
@@ -139,12 +135,8 @@ class _RunLines:
     def lines(self, events: Iterable[Event]) -> Iterator[tuple[float, str]]:
         """Yield the lines of more events, each with its time in ms since the run started."""
         for event in events:
-            if isinstance(event, RunStarted):
-                self._begin(event)
-                yield 0.0, describe_event(event)
-            else:
-                for line in self._lines_of(event):
-                    yield event.at_ms, line
+            for line in self._lines_of(event):
+                yield event.at_ms, line
 
     def _begin(self, event: RunStarted | RunResumed) -> None:
         self.run_id, self._max_retries = escape_controls(event.run_id), event.max_retries
@@ -155,7 +147,7 @@ class _RunLines:
             return self._progress(event) if isinstance(event, StepProgressed) else ()
         if isinstance(event, ResultReused):
             return ()  # the use of the result is reported, and says where it comes from
-        name, item = getattr(event, "step", ""), getattr(event, "item", None)
+        name, item = event.step or "", event.item
         if isinstance(event, AttemptStarted | AttemptBegan):
             self._started[name, item] = event.at_ms
             self._paces.pop((name, item), None)
@@ -163,12 +155,13 @@ class _RunLines:
             self._started.pop((name, item), None)
         elif isinstance(event, MapStarted):
             self._items[name] = _Items(event)
-        elif isinstance(event, RunResumed):
+        elif isinstance(event, RunStarted | RunResumed):
             self._begin(event)
         items = None if item is None else self._items.get(name)
         lines = []
-        fell_back = isinstance(event, StepSucceeded) and event.error is not None
-        if items is None or fell_back or not isinstance(event, _QUIET_ITEM_EVENTS):
+        # A run that stops may cancel a thousand items.
+        goes_wrong = event.level >= WARNING and not isinstance(event, StepCancelled)
+        if items is None or goes_wrong:
             lines.append(describe_event(event, self._max_retries.get(name)))
         if items is not None and isinstance(event, _ENDS):
             lines += items.settle(event)

@@ -345,9 +345,7 @@ class _Simulator:
     def _lines(self) -> Iterator[str]:
         for entry in self._log:
             at_ms, text = (
-                entry
-                if isinstance(entry, tuple)
-                else (getattr(entry, "at_ms", 0.0), describe_event(entry))
+                entry if isinstance(entry, tuple) else (entry.at_ms, describe_event(entry))
             )
             yield f"{duration(at_ms):>8}  {text}"
 

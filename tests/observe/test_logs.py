@@ -11,9 +11,11 @@ import threading
 
 import pytest
 import structlog
+from golden_run import GOLDEN
 from results import HostileError
 
 from asyncflow import WorkflowStep, run_pipeline
+from asyncflow.events import NoteEvent
 from asyncflow.logs import LoggingObserver, StepFilter, add_step
 from asyncflow.testing import run_in_virtual_time
 
@@ -250,6 +252,24 @@ def test_a_record_of_an_event_carries_the_fields_of_the_event(log, records):
     assert (failed.retry_in_ms, failed.at_ms, failed.exc_info) == (250.0, 0.0, None)
     assert by_kind["AttemptStarted"].queued_ms == 0.0
     assert (finished.status, finished.stop_reason, finished.at_ms) == ("PASSED", None, 250.0)
+
+
+def test_a_record_has_what_its_event_says_in_numbers_and_words_and_no_value_of_a_user(log, records):
+    told = [event for event in GOLDEN if not isinstance(event, NoteEvent)]
+    observer = LoggingObserver(log).for_run()
+
+    for event in told:
+        observer(event)
+
+    assert len(records) == len(told)
+    users = {"inputs", "output", "error"}
+    for event, record in zip(told, records, strict=True):
+        said = {name: getattr(event, name) for name in event._fields if name not in users}
+        plain = {name: each for name, each in said.items() if isinstance(each, str | int | float)}
+        plain.pop("process", None)  # each record has its own
+        assert {name: getattr(record, name) for name in plain} == plain
+        assert users.isdisjoint(vars(record))
+        assert record.levelno == event.level
 
 
 def test_an_output_is_never_logged(log, records):
