@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fake_engine import FakeEngine
+from memory_journal import MemoryJournal, MemorySession
 
 from asyncflow import Pool, Retry, WorkflowStep, current_step
 from asyncflow._core.composition import include_steps
 from asyncflow._core.step import on_engine
 from asyncflow.events import AttemptFailed, AttemptStarted
 
-__all__ = ["RandomPipeline", "World", "key_of"]
+__all__ = ["CallingJournal", "CallingSession", "RandomPipeline", "World", "key_of"]
 
 RUN_ID = "r"
 A_DAY_MS = 86_400_000.0
@@ -35,6 +36,37 @@ _log.setLevel(logging.INFO)
 
 def key_of(event):
     return event.step, event.item
+
+
+class CallingSession(MemorySession):
+    """A session that notes which calls have succeeded."""
+
+    def append_cached(self, key, attempts, duration_ms):
+        stored = super().append_cached(key, attempts, duration_ms)
+        if key in self._results:
+            _, node, _ = self._results[key]
+            self._journal.calls[key] = self._journal.latest_calls[node]
+        return stored
+
+
+class CallingJournal(MemoryJournal):
+    """A journal that knows of the steps and items with ``cache_ms`` what they were called with."""
+
+    session = CallingSession
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.latest_calls = {}
+        """The latest call of each, by run."""
+        self.calls = {}
+        """The calls that have succeeded, by the key of their result."""
+        self.under_way = set()
+        """The calls that are being made."""
+
+    def died_after(self, count, run_id=RUN_ID):
+        left = super().died_after(count, run_id)
+        left.calls = dict(self.calls)
+        return left
 
 
 class World:
@@ -96,11 +128,11 @@ class World:
         if call in self.journal.under_way:
             self.violations.append(f"equal calls overlap: {call}")
         self.journal.under_way.add(call)
-        answered = {self.journal.calls.get(each) for each in self.journal.reusable}
+        answered = {self.journal.calls[key] for key in self.journal.results}
         # One that began in an earlier process continues with its attempts.
         if context.attempt == 1 and call in answered:
             self.violations.append(f"called again: {call}")
-        self.journal.calls[self.run_id, context.step_name, context.item] = call
+        self.journal.latest_calls[self.run_id, context.step_name, context.item] = call
 
     def speak(self, context):
         key = context.step_name, context.item, context.attempt

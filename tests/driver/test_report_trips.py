@@ -14,8 +14,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_journal import MemoryJournal
-from random_runs import RUN_ID, RandomPipeline
+from random_runs import RUN_ID, CallingJournal, RandomPipeline
 from turn_counting import TurnCountingLoop
 
 from asyncflow import (
@@ -92,22 +91,9 @@ def forget_tracebacks(report):
             error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
-class Journal(MemoryJournal):
-    """One that knows of calls what random runs ask for."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.calls, self.under_way = {}, set()
-
-    def died_after(self, count, run_id=RUN_ID):
-        left = super().died_after(count, run_id)
-        left.calls = dict(self.calls)
-        return left
-
-
 async def reports_of(pipeline, chance):
     """Return the reports of a run, of its resumptions wherever it has died, and of reruns."""
-    journal = Journal(latency_s=pipeline.latency_s)
+    journal = CallingJournal(latency_s=pipeline.latency_s)
     found = [await report_in(journal, pipeline)]
     count = len(journal.stored[RUN_ID])
     for stored in {0, count, *(chance.randint(1, count) for _ in range(3))}:
@@ -141,7 +127,7 @@ async def report_in(journal, pipeline, stop_at=None):
 
 
 async def report_of_rerun(events, pipeline):
-    journal = Journal(latency_s=pipeline.latency_s)
+    journal = CallingJournal(latency_s=pipeline.latency_s)
     journal.stored["origin"] = events
     world = pipeline.world(journal, RUN_ID)
     orchestrator = Orchestrator(
@@ -248,7 +234,7 @@ async def test_json_of_a_run_that_did_the_same_twice_is_the_same_again():
     async def fails(large):
         raise ValueError("no")
 
-    journal = Journal()
+    journal = CallingJournal()
     for version in "123":
         steps = [
             WorkflowStep("large", large, version=version),
@@ -299,7 +285,7 @@ async def test_json_of_a_resumed_run_whose_segments_disagree_is_refused(change):
     async def run():
         return await run_pipeline([WorkflowStep("a", a)], journal=journal, run_id=RUN_ID)
 
-    is_mended, journal = False, Journal()
+    is_mended, journal = False, CallingJournal()
     await run()
     is_mended = True
     document = json.loads((await run()).to_json())
