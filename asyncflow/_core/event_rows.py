@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
+from asyncflow._core.events_of_report import facts_of
 from asyncflow._core.json_values import (
     ATTRIBUTES,
     ERROR,
@@ -40,6 +41,7 @@ from asyncflow._core.json_values import (
 from asyncflow._core.record import REQUIRED, defaults_of
 from asyncflow._core.replay import StoredRun
 from asyncflow._core.results import (
+    RUN_FACTS,
     Attempt,
     RunStatus,
     StepResult,
@@ -63,7 +65,7 @@ def rows_of(report: RunReport) -> list[_Row] | None:
     history = report._history
     if history is None or not history.is_whole:
         return None
-    facts, known = _facts_of(report), _known(report.results)
+    facts, known = facts_of(report), _known(report.results)
     return [_row(event, facts, known) for event in history.events()]
 
 
@@ -73,7 +75,7 @@ def events_from(rows: Any, report: RunReport) -> list[Event]:
     Raises:
         ValueError: They are not the events of such a report.
     """
-    facts, known = _facts_of(report), _known(report.results)
+    facts, known = facts_of(report), _known(report.results)
     events = [
         _event(OBJECT.read(row, place), f"{place}.", facts, known)
         for at, row in enumerate(LIST.read(rows, "events"))
@@ -146,25 +148,6 @@ def _event(row: _Row, where: str, facts: _Facts, known: _Known) -> Event:
             values["error"] = _error_of(cls, values.get("attempt"), node)
     event: Event = cls(**values)
     return event
-
-
-def _facts_of(report: RunReport) -> _Facts:
-    """Return what the first event of a segment may say and the report too."""
-    results = report.results
-    most = {result.step_name: result.max_retries for result in results}
-    return {
-        "run_id": report.run_id,
-        "wall_time": report.wall_time,
-        "dependencies": {result.step_name: result.depends_on for result in results},
-        "pipeline": report.pipeline,
-        "inputs": report.inputs,
-        "max_retries": {name: each for name, each in most.items() if each is not None},
-        "parent": report.parent,
-        "parent_step": report.parent_step,
-        "rerun_of": report.rerun_of,
-        "label": report.label,
-        "attributes": report.attributes,
-    }
 
 
 def _error_of(cls: type, attempt: int | None, node: StepResult | None) -> BaseException | None:
@@ -253,8 +236,7 @@ _OF_REPORT: Any = object()
 """Stands for the default of a field that has what the report says."""
 _SAID_BY_REPORT = {
     RunStarted: frozenset(
-        {"run_id", "wall_time", "dependencies", "pipeline", "inputs", "max_retries"}
-        | {"parent", "parent_step", "rerun_of", "label", "attributes"}
+        {"run_id", "wall_time", "dependencies", "pipeline", "inputs", "max_retries", *RUN_FACTS}
     ),
     RunResumed: frozenset({"run_id", "dependencies", "pipeline", "max_retries", "attributes"}),
 }

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus
+from asyncflow._core.results import Attempt, RunStatus, StepResult, StepStatus, run_facts
 from asyncflow.events import (
     AttemptBegan,
     AttemptFailed,
@@ -38,23 +38,27 @@ if TYPE_CHECKING:
     from asyncflow._core.report import RunReport
 
 
+def facts_of(report: RunReport) -> dict[str, Any]:
+    """Return what a report says of its run, by the names of the fields of its first event."""
+    results = report.results
+    return {
+        "run_id": report.run_id,
+        "wall_time": report.wall_time,
+        "dependencies": {result.step_name: result.depends_on for result in results},
+        "pipeline": report.pipeline,
+        "inputs": report.inputs,
+        "max_retries": {r.step_name: r.max_retries for r in results if r.max_retries is not None},
+        **run_facts(report),
+    }
+
+
 def events_of(report: RunReport) -> Iterator[Event]:
     """Yield the events that the results of a report imply, in order."""
     results, ended_ms = report.results, report.total_duration_ms
     yield RunStarted(
-        report.run_id,
-        report.wall_time,
-        {result.step_name: result.depends_on for result in results},
-        report.pipeline,
-        inputs=report.inputs,
-        max_retries={r.step_name: r.max_retries for r in results if r.max_retries is not None},
+        **facts_of(report),
         secret=tuple([r.step_name for r in results if r.secret]),
-        parent=report.parent,
-        parent_step=report.parent_step,
-        rerun_of=report.rerun_of,
         rerun_reasons={r.step_name: r.rerun_reason for r in results if r.rerun_reason},
-        label=report.label,
-        attributes=report.attributes,
         process=report.segments[0].process,
     )
     told = [event for result in results for event in _of_step(result, ended_ms)]

@@ -48,6 +48,7 @@ from asyncflow._core.results import (
     blocks_dependents,
     end_of,
     outputs_of,
+    run_facts,
 )
 from asyncflow._core.step_runs import Key, PendingAttempts
 from asyncflow._core.step_view import AttemptView, Block, StepView
@@ -165,9 +166,7 @@ class StoredRun:
 
     def _on_run_started(self, event: events.RunStarted) -> None:
         self.started, self._is_whole = event, True
-        self.parent, self.parent_step = event.parent, event.parent_step
-        self.rerun_of, self.label = event.rerun_of, event.label
-        self.attributes = event.attributes
+        vars(self).update(run_facts(event))
         self._begin(event, 0.0)
         self._explain(event.rerun_reasons)
 
@@ -329,24 +328,24 @@ class StoredRun:
             step.output = outputs_of(step.items[number] for number in sorted(step.items))
         else:
             step.output = event.output
-        self._settle(step, StepStatus.SUCCESS, event)
+        self._settle(step, event)
 
     def _on_step_failed(self, event: events.StepFailed) -> None:
         step = self._step(event)
         self._close(step, event, end_of(event.error), event.error)
         step.error = event.error
-        self._settle(step, StepStatus.FAILED, event)
+        self._settle(step, event)
 
     def _on_step_cancelled(self, event: events.StepCancelled) -> None:
         step, end = self._step(event), end_of(event.error)
         self._close(step, event, end if end == "timed out" else "cancelled", event.error)
         step.error, step.reason = event.error, event.reason
-        self._settle(step, StepStatus.CANCELLED, event)
+        self._settle(step, event)
 
     def _on_step_skipped(self, event: events.StepSkipped) -> None:
         step = self._step(event)
         step.reason, step.by_condition = event.reason, event.by_condition
-        self._settle(step, StepStatus.SKIPPED, event)
+        self._settle(step, event)
 
     def _on_step_reused(self, event: events.StepReused) -> None:
         step = self._step(event)
@@ -471,7 +470,8 @@ class StoredRun:
         name, item = key
         return (step,) if item is None else (step, self.steps[name])
 
-    def _settle(self, step: StepView, status: StepStatus, event: Any) -> None:
+    def _settle(self, step: StepView, event: Any) -> None:
+        status: StepStatus = event.status
         if step.waiting_since is not None:
             step.waiting_since = step.waiting_until = None
             if status is not StepStatus.SKIPPED:  # else it waits on if the run is resumed
@@ -698,11 +698,7 @@ class StoredRun:
             inputs=inputs,
             status=self.status,
             segments=self.segments,
-            parent=self.parent,
-            parent_step=self.parent_step,
-            rerun_of=self.rerun_of,
-            label=self.label,
-            attributes=self.attributes,
+            **run_facts(self),
         )
         if self.log is None:
             return report

@@ -20,6 +20,7 @@ from asyncflow._core.results import (
     StepStatus,
     latest_number,
     picklable_output,
+    run_facts,
     with_note,
 )
 from asyncflow._core.text import did_you_mean, escape_controls
@@ -332,11 +333,7 @@ class RunReport(Mapping[str, StepResult]):
             inputs={name: picklable_output(value) for name, value in self.inputs.items()},
             status=self.status,
             segments=self.segments,
-            parent=self.parent,
-            parent_step=self.parent_step,
-            rerun_of=self.rerun_of,
-            label=self.label,
-            attributes=self.attributes,
+            **run_facts(self),
         )
         if self._history is None or not self._history.is_whole:
             return made, ()

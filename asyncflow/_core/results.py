@@ -335,6 +335,15 @@ class StepResult:
         return StepResult, tuple(values.values())
 
 
+RUN_FACTS = ("parent", "parent_step", "rerun_of", "label", "attributes")
+"""What the first event of a run says of it, and the report in the same words."""
+
+
+def run_facts(of: object) -> dict[str, Any]:
+    """Return these facts of an event, a replay or a report, by name."""
+    return {name: getattr(of, name) for name in RUN_FACTS}
+
+
 def blocks_dependents(status: StepStatus, by_condition: bool) -> bool:
     """Whether steps that depend on one with this status can't run."""
     if status is StepStatus.SKIPPED:

@@ -49,6 +49,7 @@ from asyncflow._core.results import (
     Segment,
     StepResult,
     StepStatus,
+    run_facts,
 )
 from asyncflow._core.scheduler import (
     AdmissionQueue,
@@ -794,7 +795,6 @@ class RunState:
         assert started is not None
         assert finished is not None
         run = self.history.without_outputs() if is_resumed else None
-        known = started if run is None else run
         first = Segment(0.0, started.wall_time, finished.at_ms, started.process)
         return report_of(
             self.history,
@@ -806,11 +806,7 @@ class RunState:
             inputs=started.inputs,
             status=finished.status,
             segments=(first,) if run is None else run.segments,
-            parent=known.parent,
-            parent_step=known.parent_step,
-            rerun_of=known.rerun_of,
-            label=known.label,
-            attributes=known.attributes,
+            **run_facts(started if run is None else run),
         )
 
 

@@ -134,26 +134,20 @@ NodeEnd: TypeAlias = (
     "EndedAttempt | StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepView"
 )
 """How a node has ended: in the plain lane, with an event, or as it was restored."""
-_STATUSES = {
-    tuple: StepStatus.SUCCESS,
-    StepSucceeded: StepStatus.SUCCESS,
-    StepFailed: StepStatus.FAILED,
-    StepCancelled: StepStatus.CANCELLED,
-    StepSkipped: StepStatus.SKIPPED,
-}
+_ENDS_HERE = (tuple, StepSucceeded, StepFailed, StepCancelled, StepSkipped)
 
 
 def is_restored(end: NodeEnd | None) -> TypeGuard[StepView]:
     """Whether a node has its end from another segment or another run."""
     # Not by its class: a run that restores nothing does not load it.
-    return end is not None and type(end) not in _STATUSES
+    return end is not None and type(end) not in _ENDS_HERE
 
 
 def status_of(end: NodeEnd | None) -> StepStatus | None:
     """Return how a node has ended, if it has."""
-    if is_restored(end):
-        return end.status
-    return None if end is None else _STATUSES[type(end)]
+    if isinstance(end, tuple):
+        return StepStatus.SUCCESS
+    return None if end is None else end.status
 
 
 def output_of(end: NodeEnd | None) -> Any:
