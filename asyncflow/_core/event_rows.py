@@ -15,6 +15,7 @@ import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from asyncflow._core.events_of_report import facts_of
@@ -131,7 +132,8 @@ def _event(row: _Row, where: str, facts: _Facts, known: _Known) -> Event:
     values: dict[str, Any] = {}
     for name, default, kind in _FIELDS[cls]:
         if name in row:
-            values[name] = kind.read(row[name], where + name)
+            value = row[name]
+            values[name] = value if type(value) in kind.as_is else kind.read(value, where + name)
         elif default is _OF_REPORT:
             values[name] = facts[name]
         elif default is REQUIRED:
@@ -287,14 +289,28 @@ def _difference(run: StoredRun, report: RunReport) -> str:
 
 def _differs(led_to: StepResult, result: StepResult) -> str:
     """Return in what a result differs from that to which the events lead, if in anything."""
-    fields = _OF_COUNTED if result.left_out else _OF_RESULTS
-    difference = _differing(fields, led_to, result)
-    if difference:
-        return f"{result.step_name!r} has {difference}"
+    if not _is_alike(led_to, result):
+        fields = _OF_COUNTED if result.left_out else _OF_RESULTS
+        difference = _differing(fields, led_to, result)
+        if difference:
+            return f"{result.step_name!r} has {difference}"
     items, shown = led_to.items or (), result.items or ()
     if (led_to.items is None) is not (result.items is None) or len(items) != len(shown):
         return f"{result.step_name!r} has other items"
     return next(filter(None, map(_differs, items, shown)), "")
+
+
+def _is_alike(led_to: StepResult, result: StepResult) -> bool:
+    """Whether two results say the same, as most do: asked with few calls, and not of their items.
+
+    Results that say all of their only attempt themselves have the same history if so.
+    """
+    return bool(
+        _figures(led_to) == _figures(result)
+        and led_to.recorded is result.recorded is None
+        and led_to.error is result.error
+        and led_to.output is result.output
+    )
 
 
 def _differing(fields: Iterable[str], led_to: Any, known: Any) -> str:
@@ -322,6 +338,9 @@ _OF_ATTEMPTS = tuple(defaults_of(Attempt))
 _OF_RESULTS = (
     *(name for name in defaults_of(StepResult) if name not in ("recorded", "items", "left_out")),
     "history",
+)
+_figures = attrgetter(
+    *(name for name in _OF_RESULTS if name not in ("output", "error", "history")), "left_out"
 )
 _OF_COUNTED = tuple(
     name

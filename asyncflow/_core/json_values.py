@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,6 +29,8 @@ class Kind(NamedTuple):
     read: Callable[[Any, str], Any]
     schema: Mapping[str, Any]
     """Its JSON schema."""
+    as_is: Collection[type] = ()
+    """The types of which every value is right, so that `read` need not be asked."""
 
 
 Table: TypeAlias = Mapping[str, Kind | None]
@@ -52,7 +54,8 @@ def from_json(table: Table, document: dict[str, Any], where: str = "") -> dict[s
         if kind is None:
             values[name] = output_from_json(document, where)
         elif name in document:
-            values[name] = kind.read(document[name], where + name)
+            value = document[name]
+            values[name] = value if type(value) in kind.as_is else kind.read(value, where + name)
         else:
             raise refusal(where + name, "is missing")
     return values
@@ -109,15 +112,20 @@ def plain(words: str, *types: type) -> Kind:
     def read(value: Any, place: str) -> Any:
         if type(value) not in types:
             raise refusal(place, f"must be {words}, not {reprlib.repr(value)}")
+        return value
+
+    def read_finite(value: Any, place: str) -> Any:
         # Not only what Python's JSON calls NaN and Infinity: an integer may be above all floats.
-        if float in types and value is not None and not abs(value) <= sys.float_info.max:
+        if read(value, place) is not None and not abs(value) <= sys.float_info.max:
             raise refusal(place, f"must be finite, not {reprlib.repr(value)}")
         return value
 
     # Not a list as the "type": FastAPI before 0.118 and OpenAPI 3.0 refuse it.
     either = [{"type": _SCHEMA_TYPES[each]} for each in types]
     schema = either[0] if len(either) == 1 else {"anyOf": either}
-    return Kind(lambda value: value, read, schema)
+    if float in types:
+        return Kind(lambda value: value, read_finite, schema, {*types} - {float, int})
+    return Kind(lambda value: value, read, schema, {*types})
 
 
 _SCHEMA_TYPES = {
@@ -156,7 +164,12 @@ def one_of(words: Iterable[str]) -> Kind:
 def list_of(kind: Kind) -> Kind:
     def read(values: Any, place: str) -> tuple[Any, ...]:
         values = LIST.read(values, place)
-        return tuple(kind.read(value, f"{place}[{at}]") for at, value in enumerate(values))
+        return tuple(
+            [
+                value if type(value) in kind.as_is else kind.read(value, f"{place}[{at}]")
+                for at, value in enumerate(values)
+            ]
+        )
 
     schema = {"type": "array", "items": kind.schema}
     return Kind(lambda values: [*map(kind.write, values)], read, schema)
@@ -177,7 +190,9 @@ def or_null(checked: Kind, kind: Kind) -> Kind:
         return None if checked.read(value, place) is None else kind.read(value, place)
 
     schema = {"anyOf": [kind.schema, {"type": "null"}]}
-    return Kind(lambda value: None if value is None else kind.write(value), read, schema)
+    return Kind(
+        lambda value: None if value is None else kind.write(value), read, schema, {type(None)}
+    )
 
 
 def error_to_json(error: BaseException) -> dict[str, str]:

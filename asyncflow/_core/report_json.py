@@ -46,7 +46,7 @@ from asyncflow._core.results import (
     Segment,
     StepResult,
     StepStatus,
-    without_repetition,
+    with_history,
 )
 
 _VERSION = 1
@@ -146,14 +146,14 @@ def _result_of(fields: dict[str, Any], where: str) -> StepResult:
     status, attempts = StepStatus(fields.pop("status")), fields.pop("history")
     error, fell_back = fields["error"], fields.pop("fell_back")
     attempts = attempts if error is None else _with_error(attempts, error)
-    result = StepResult(status=status, recorded=attempts, **fields)
+    result = with_history(attempts, status=status, **fields)
     if status is StepStatus.FAILED and result.error is None:
         raise refusal(where + "error", "must not be null, because the step has failed")
     for at, item in enumerate(result.items or ()):
         if item.items is not None:
             raise refusal(f"{where}items[{at}].items", "must be null: an item has no items")
     _check_figures(result, fell_back, where)
-    return without_repetition(result)
+    return result
 
 
 def _with_error(attempts: tuple[Attempt, ...], error: BaseException) -> tuple[Attempt, ...]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncflow._core.errors import RestoredError, StepCrashedError, StepTimeoutError
-from asyncflow._core.record import record, replace, show, values_by_name
+from asyncflow._core.record import record, show, values_by_name
 from asyncflow._core.text import LONGEST_TEXT, cut, escape_controls, safe_text
 from asyncflow._core.tracebacks import full_traceback
 
@@ -384,12 +384,13 @@ def attempt_end(attempt: Attempt) -> AttemptEnd:
     return "succeeded" if attempt.error is None else end_of(attempt.error)
 
 
-def without_repetition(result: StepResult) -> StepResult:
-    """Return the result without the record of its only attempt, if it says all of that itself."""
-    if result.attempts != 1:
-        return result
-    bare = replace(result, recorded=None)
-    return bare if bare.history == result.recorded else result
+def with_history(history: tuple[Attempt, ...], **fields: Any) -> StepResult:
+    """Return a result that has no record of its only attempt, if it says all of that itself."""
+    if fields["attempts"] == 1:
+        bare = StepResult(**fields, recorded=None)
+        if bare.history == history:
+            return bare
+    return StepResult(**fields, recorded=history)
 
 
 def latest_number(result: StepResult) -> int:
