@@ -230,9 +230,11 @@ def _counts_of_entries(entries: Iterable[LogEntry]) -> ItemCounts:
 
 
 def _run_of(step: StepView) -> StepRun:
-    of_items = (step.items or {}).values()
-    failed = sum([each.status is StepStatus.FAILED or _fell_back(each) for each in of_items])
-    counts = ItemCounts(failed, sum(map(_was_retried, of_items)))
+    counts = _NO_ITEMS
+    if step.items:
+        of_items = step.items.values()
+        failed = sum([each.status is StepStatus.FAILED or _fell_back(each) for each in of_items])
+        counts = ItemCounts(failed, sum(map(_was_retried, of_items)))
     outcome = _outcome(step, counts)
     error = _error(step) if outcome in ("FAILED", "RETRIED") else ""
     return StepRun(outcome, _duration_ms(step), counts, error)
@@ -256,7 +258,8 @@ def _was_retried(step: StepView) -> bool:
     """Whether a step, or an item, has passed after an attempt that failed."""
     if step.status is not StepStatus.SUCCESS or step.error is not None or step.is_brief:
         return False
-    return any(attempt.end in _FAILURES for attempt in step.attempts[step.fresh_from :])
+    ends = {attempt.end for attempt in step.attempts[step.fresh_from :]}
+    return not ends.isdisjoint(_FAILURES)
 
 
 def _error(step: StepView) -> str:
