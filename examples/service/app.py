@@ -1,4 +1,4 @@
-"""The web service: an ASGI application that starts orders, tells of them, and cancels them."""
+"""The web service: an ASGI application that starts and queues orders, reports and cancels them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Annotated, Any
+from uuid import uuid4
 
-from fastapi import FastAPI, Header, HTTPException, Request, Response
+from fastapi import Body, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse
 
-from asyncflow import RunAlreadyActiveError, RunCancelledError, RunNotFoundError
-from asyncflow.journal import PostgresJournal, SQLiteJournal
+from asyncflow import (
+    RunAlreadyActiveError,
+    RunCancelledError,
+    RunIdInUseError,
+    RunNotFoundError,
+    RunStatus,
+)
+from asyncflow.journal import PostgresJournal, QueueStats, SQLiteJournal
 from asyncflow.service import ClientDisconnectedError, Service, ServiceUnavailableError
 from asyncflow.web import app as pages_of
 
 from .clients import open_db, open_http
-from .pipeline import Order, Receipt, orders, quotes
+from .pipeline import Order, Receipt, Tenant, orders, quotes, statements
 
 
 class OrderState(BaseModel):
@@ -27,11 +35,19 @@ class OrderState(BaseModel):
 
     order_id: str
     status: str
-    """A `RunStatus`: ``RUNNING``, ``PASSED``, ``FAILED``, ``INTERRUPTED`` or ``ORPHANED``."""
+    """A `RunStatus`, such as ``RUNNING``, ``WAITING`` or ``PASSED``."""
+    waits_for: str | None = None
+    """``"signal"`` for an approval; before its start ``"time"``, ``"key"`` or ``"place"``."""
     steps: dict[str, str]
     """The status of each step."""
     receipt: Receipt | None = None
     error: str | None = None
+
+
+LANES = 2
+"""How many orders of a list a tenant has under way at a time."""
+
+IdempotencyKey = Annotated[str | None, Header(pattern="^[A-Za-z0-9_-]{1,200}$")]
 
 
 class Quote(BaseModel):
@@ -43,8 +59,10 @@ def create_app() -> FastAPI:
     dsn = os.environ.get("DATABASE_URL")
     journal = PostgresJournal(dsn) if dsn else SQLiteJournal("runs.db")
     service = Service(
-        [orders, quotes],
+        [orders, quotes, statements],
         journal=journal,
+        resume_every_s=float(os.environ.get("RESUME_EVERY_S", "30")),
+        keep=timedelta(days=90),
         max_runs=int(os.environ.get("MAX_RUNS", "100")),
         grace_ms=float(os.environ.get("GRACE_MS", "10000")),
         resources={"db": open_db, "http": open_http},
@@ -68,11 +86,16 @@ def create_app() -> FastAPI:
         request: Request,
         response: Response,
         wait: bool = False,
-        idempotency_key: Annotated[str | None, Header(pattern="^[A-Za-z0-9_-]{1,200}$")] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> OrderState:
         """Accept an order. A client that repeats a request with its key repeats nothing else."""
         try:
-            run = await service.start(orders, {"order": order}, run_id=idempotency_key)
+            run = await service.start(
+                orders,
+                {"order": order},
+                run_id=idempotency_key,
+                attributes={"tenant": order.tenant},
+            )
         except RunAlreadyActiveError as active:
             run_id = active.run_id
             await check_same(run_id, order)
@@ -102,6 +125,57 @@ def create_app() -> FastAPI:
         await service.cancel(order_id, "the customer has cancelled the order")
         return await state_of(order_id)
 
+    @app.post("/orders/{order_id}/approval")
+    async def approve(order_id: str, yes: Annotated[bool, Body(embed=True)]) -> OrderState:
+        """Approve or refuse an order; the first answer counts."""
+        try:
+            await service.signal(order_id, "approved", yes)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from error
+        return await state_of(order_id)
+
+    @app.post("/tenants/{tenant}/orders", status_code=202)
+    async def create_many(
+        tenant: Tenant, many: list[Order], idempotency_key: IdempotencyKey = None
+    ) -> list[str]:
+        """Accept any number of orders, of which the tenant has a few under way at a time.
+
+        An order that waits for its approval is under way: it keeps its lane, and holds up those
+        behind it, but no other tenant.
+        """
+        prefix = idempotency_key or uuid4().hex
+        try:
+            return [
+                await service.enqueue(
+                    orders,
+                    {"order": order.model_copy(update={"tenant": tenant})},
+                    run_id=f"{prefix}-{number}",
+                    key=f"{tenant} {number % LANES}",
+                    attributes={"tenant": tenant},
+                )
+                for number, order in enumerate(many)
+            ]
+        except RunIdInUseError as error:
+            raise HTTPException(422, "the key belongs to other orders") from error
+
+    @app.get("/tenants/{tenant}/orders")
+    async def list_orders(tenant: Tenant, status: RunStatus | None = None) -> list[str]:
+        """Return the latest orders of a tenant."""
+        found = await journal.runs(status, pipeline="orders", attributes={"tenant": tenant})
+        return [record.run_id for record in found]
+
+    @app.post("/tenants/{tenant}/statement", status_code=202)
+    async def state(tenant: Tenant) -> str:
+        """Make a statement when no other one was asked for within a second: the newest wins."""
+        return await service.enqueue(
+            statements,
+            {"tenant": tenant},
+            key=tenant,
+            on_conflict="replace",
+            delay_ms=float(os.environ.get("STATEMENT_DELAY_MS", "1000")),
+            attributes={"tenant": tenant},
+        )
+
     @app.post("/quotes")
     async def quote(order: Order, request: Request) -> Quote:
         """Return what an order would cost. Without its client the run is pointless: it ends."""
@@ -116,6 +190,11 @@ def create_app() -> FastAPI:
         if not service.is_ready:
             response.status_code = 503
         return {"ready": service.is_ready, "runs": len(service.runs)}
+
+    @app.get("/queue")
+    async def queue() -> QueueStats:
+        """How many runs wait to start, for all replicas."""
+        return await journal.queue()
 
     async def check_same(order_id: str, order: Order) -> None:
         """Check that a repeated request is for the order that is under way."""
@@ -135,8 +214,9 @@ def create_app() -> FastAPI:
         return OrderState(
             order_id=order_id,
             status=record.status,
+            waits_for=record.waits_for.kind if record.waits_for else None,
             steps={name: result.status for name, result in report.items()},
-            receipt=report["book"].output if record.status == "PASSED" else None,
+            receipt=report["book"].output,  # none of an order that was refused
             error=f"{failed[0].step_name}: {failed[0].error}" if failed else report.stop_reason,
         )
 

@@ -16,14 +16,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-TABLE = "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, customer TEXT, cents INTEGER)"
+TABLE = """CREATE TABLE IF NOT EXISTS orders
+    (id TEXT PRIMARY KEY, tenant TEXT, customer TEXT, cents INTEGER)"""
+TOTAL = "SELECT COALESCE(SUM(cents), 0) FROM orders WHERE tenant = "
 
 
 class Ledger(Protocol):
     """Has the orders that were paid."""
 
-    async def book(self, order_id: str, customer: str, cents: int) -> None:
+    async def book(self, order_id: str, tenant: str, customer: str, cents: int) -> None:
         """Write an order; one that was written before stays as it is."""
+        ...
+
+    async def total(self, tenant: str) -> int:
+        """Return what the orders of a tenant come to, in cents."""
         ...
 
 
@@ -31,13 +37,21 @@ class SQLiteLedger:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    async def book(self, order_id: str, customer: str, cents: int) -> None:
-        await asyncio.to_thread(self._book, order_id, customer, cents)
+    async def book(self, order_id: str, tenant: str, customer: str, cents: int) -> None:
+        await asyncio.to_thread(self._book, order_id, tenant, customer, cents)
+
+    async def total(self, tenant: str) -> int:
+        return await asyncio.to_thread(self._total, tenant)
 
     def _book(self, *row: object) -> None:
         with closing(sqlite3.connect(self._path, timeout=30)) as connection, connection:
             connection.execute(TABLE)
-            connection.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, ?)", row)
+            connection.execute("INSERT OR IGNORE INTO orders VALUES (?, ?, ?, ?)", row)
+
+    def _total(self, tenant: str) -> int:
+        with closing(sqlite3.connect(self._path, timeout=30)) as connection, connection:
+            connection.execute(TABLE)
+            return int(connection.execute(f"{TOTAL}?", (tenant,)).fetchone()[0])
 
 
 class PostgresLedger:
@@ -46,15 +60,25 @@ class PostgresLedger:
         self._connection: psycopg.AsyncConnection | None = None
         self._lock = asyncio.Lock()
 
-    async def book(self, order_id: str, customer: str, cents: int) -> None:
+    async def book(self, order_id: str, tenant: str, customer: str, cents: int) -> None:
         async with self._lock:
-            if self._connection is None or self._connection.closed:
-                self._connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
-                await self._connection.execute(TABLE)
-            await self._connection.execute(
-                "INSERT INTO orders VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-                (order_id, customer, cents),
+            connection = await self._connected()
+            await connection.execute(
+                "INSERT INTO orders VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (order_id, tenant, customer, cents),
             )
+
+    async def total(self, tenant: str) -> int:
+        async with self._lock:
+            connection = await self._connected()
+            found = await connection.execute(f"{TOTAL}%s".encode(), (tenant,))
+            return int((await found.fetchone() or (0,))[0])
+
+    async def _connected(self) -> psycopg.AsyncConnection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
+            await self._connection.execute(TABLE.encode())
+        return self._connection
 
     async def aclose(self) -> None:
         if self._connection is not None:

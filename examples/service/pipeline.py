@@ -1,6 +1,8 @@
-"""The pipeline: what happens to an order. It knows nothing of HTTP servers or services."""
+"""The pipelines: what happens to an order. They know nothing of HTTP servers or services."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import httpx
 from pydantic import BaseModel, Field
@@ -9,6 +11,11 @@ from asyncflow import Pipeline, after, current_step
 
 from .clients import Ledger
 
+Tenant = Literal["acme", "initech", "umbrella"]
+
+TO_APPROVE_CENTS = 100_000
+"""An order that costs more waits until a person has approved it."""
+
 
 class Item(BaseModel):
     sku: str = Field(min_length=1)
@@ -16,12 +23,14 @@ class Item(BaseModel):
 
 
 class Order(BaseModel):
+    tenant: Tenant = "acme"
     customer: str = Field(min_length=1)
     items: list[Item] = Field(min_length=1)
 
 
 class Receipt(BaseModel):
     order_id: str
+    tenant: Tenant
     customer: str
     total_cents: int
     payment: str
@@ -38,7 +47,26 @@ async def price(order: Order, http: httpx.AsyncClient) -> int:
     return sum(int(prices[item.sku]) * item.quantity for item in order.items)
 
 
-@orders.step(max_retries=3, retry=200, timeout_ms=5_000)
+# A day; an order that nobody has approved by then is refused.
+approved = orders.signal(
+    "approved",
+    bool,
+    depends_on=[price],
+    when=lambda price: price > TO_APPROVE_CENTS,
+    deadline_ms=86_400_000,
+    default=False,
+)
+
+
+# A small order needs no approval: its signal is skipped, and `approved` is the default of `charge`.
+@orders.step(
+    max_retries=3,
+    retry=200,
+    timeout_ms=5_000,
+    run_if="unless_failed",
+    depends_on=[approved],
+    when=lambda approved=True: approved,
+)
 async def charge(order: Order, http: httpx.AsyncClient, cents: int = after(price)) -> str:
     """Charge the customer, once: the shop knows the key of an attempt that it saw before."""
     response = await http.post(
@@ -55,9 +83,24 @@ async def book(
 ) -> Receipt:
     """Write the order into the ledger, and return the receipt."""
     order_id = current_step().run_id
-    await db.book(order_id, order.customer, cents)
-    return Receipt(order_id=order_id, customer=order.customer, total_cents=cents, payment=payment)
+    await db.book(order_id, order.tenant, order.customer, cents)
+    return Receipt(
+        order_id=order_id,
+        tenant=order.tenant,
+        customer=order.customer,
+        total_cents=cents,
+        payment=payment,
+    )
 
 
 quotes = Pipeline("quotes")
 quotes.step(price, max_retries=3, timeout_ms=5_000)
+
+
+statements = Pipeline("statements")
+
+
+@statements.step(max_retries=3, retry=200)
+async def total(tenant: Tenant, db: Ledger) -> int:
+    """Return what the orders of a tenant come to, in cents."""
+    return await db.total(tenant)

@@ -17,9 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
+from asyncflow.journal import SQLiteJournal
 from examples.service.app import create_app
+from tests.load.tenants import tenants
 
 ROOT = Path(__file__).parents[2]
+LARGE = {"customer": "ada", "items": [{"sku": "tea", "quantity": 400}]}
 ORDER = {
     "customer": "ada",
     "items": [{"sku": "tea", "quantity": 2}, {"sku": "milk", "quantity": 1}],
@@ -68,10 +71,16 @@ async def test_an_order_is_accepted_followed_and_read(
     events = [
         line.removeprefix("event: ") for line in streamed.text.split("\r\n") if "event:" in line
     ]
-    assert events == ["RunStarted", *["AttemptStarted", "StepSucceeded"] * 3, "RunFinished"]
+    step = ["AttemptStarted", "StepSucceeded"]
+    assert events == ["RunStarted", *step, "StepSkipped", *step * 2, "RunFinished"]
     assert "id: 1\r\n" in streamed.text
     assert state["status"] == "PASSED"
-    assert state["steps"] == {"price": "SUCCESS", "charge": "SUCCESS", "book": "SUCCESS"}
+    assert state["steps"] == {
+        "price": "SUCCESS",
+        "approved": "SKIPPED",
+        "charge": "SUCCESS",
+        "book": "SUCCESS",
+    }
     assert state["receipt"]["total_cents"] == 2 * 300 + 400
     assert state["receipt"]["payment"] == f"paid-{state['order_id']}/charge"
     assert (page.status_code, health.json()) == (200, {"ready": True, "runs": 0})
@@ -127,6 +136,75 @@ async def test_an_order_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cancelled.status_code == 202
     assert (state["status"], state["receipt"]) == ("INTERRUPTED", None)
     assert "the customer has cancelled the order" in state["error"]
+
+
+async def test_a_large_order_waits_for_its_approval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch) as client:
+        waiting, answers, states = [], [], []
+        for yes in (True, False):
+            location = (await client.post("/orders", json=LARGE)).headers["location"]
+            waiting.append(await ended(client, location))
+            answers += [
+                (await client.post(f"{location}/approval", json={"yes": said})).status_code
+                for said in (yes, yes, not yes)
+            ]
+            states.append(await ended(client, location, ("RUNNING", "WAITING")))
+
+    assert [(state["status"], state["waits_for"]) for state in waiting] == [
+        ("WAITING", "signal")
+    ] * 2
+    assert answers == [200, 200, 409] * 2
+    assert [state["status"] for state in states] == ["PASSED", "PASSED"]
+    assert states[0]["receipt"]["total_cents"] == 120_000
+    assert (states[1]["receipt"], states[1]["steps"]["charge"]) == (None, "SKIPPED")
+
+
+async def test_a_tenant_with_many_orders_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, SHOP_DELAY_S="0.02", MAX_RUNS="3") as client:
+        headers = {"Idempotency-Key": "many"}
+        many = await client.post("/tenants/acme/orders", json=[ORDER] * 20)
+        one = await client.post("/tenants/umbrella/orders", json=[ORDER], headers=headers)
+        again = await client.post("/tenants/umbrella/orders", json=[ORDER], headers=headers)
+        other = await client.post("/tenants/umbrella/orders", json=[LARGE], headers=headers)
+        await ended(client, f"/orders/{one.json()[0]}", ("RUNNING", "WAITING"))
+        queue = (await client.get("/queue")).json()
+        for order_id in many.json():
+            await ended(client, f"/orders/{order_id}", ("RUNNING", "WAITING"))
+        passed = await client.get("/tenants/acme/orders?status=PASSED")
+        failed = await client.get("/tenants/acme/orders?status=FAILED")
+
+    assert one.json() == again.json() == ["many-0"]
+    assert other.status_code == 422
+    assert queue["waiting"] > 5  # of acme
+    assert sorted(passed.json()) == sorted(many.json())
+    assert failed.json() == []
+
+
+async def test_of_many_statements_the_newest_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path, monkeypatch, STATEMENT_DELAY_MS="50") as client:
+        await client.post("/orders?wait=true", json=ORDER)
+        asked = [(await client.post("/tenants/acme/statement")).json() for _ in range(5)]
+        async with asyncio.timeout(20), SQLiteJournal("runs.db") as journal:
+            while (await journal.record(asked[-1])).status != "PASSED":
+                await asyncio.sleep(0.01)
+            report = await journal.report(asked[-1])
+            causes = [(await journal.record(run_id)).cause for run_id in asked]
+
+    assert report["total"].output == 1_000
+    assert causes == ["replaced"] * 4 + [None]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(300)  # each replica starts for some seconds on a busy machine
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+async def test_replicas_that_are_killed_lose_and_double_no_order(kind: str) -> None:
+    assert await tenants(kind, kills=5, seed=0) == []
 
 
 async def test_what_is_wrong_has_its_status(

@@ -8,6 +8,8 @@
 4. Kills: two replicas that are killed in a loop, see `tests.load.kills`.
 5. Waits: 1,000 runs that wait for signals while replicas are killed, on SQLite and PostgreSQL; and
    what a million waiting runs cost, see `tests.load.waits`.
+6. Tenants: the example service, with keys, approvals and a queue, while its replicas are killed,
+   see `tests.load.tenants`.
 
 The exit code is 1 if something grows, is lost, or costs too much.
 """
@@ -31,6 +33,7 @@ from asyncflow import Orchestrator, WorkflowStep
 from asyncflow.journal import SQLiteJournal
 from asyncflow.service import Service
 from tests.load.kills import kills
+from tests.load.tenants import tenants
 from tests.load.waits import rows, waits
 from tests.service.client import Connection, Site, running_site, until
 
@@ -46,7 +49,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=4_000, help="for each handler compared")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--waiting", type=int, default=1_000, help="how many runs wait")
-    parser.add_argument("--only", choices=["load", "cost", "runs", "kills", "waits", "rows"])
+    parser.add_argument(
+        "--only", choices=["load", "cost", "runs", "kills", "waits", "rows", "tenants"]
+    )
     options = parser.parse_args()
     problems: list[str] = []
     if options.only in (None, "load"):
@@ -62,6 +67,8 @@ def main() -> int:
             problems += asyncio.run(waits(kind, options.seed, options.waiting))
         if options.only in (None, "rows"):
             asyncio.run(rows(kind))
+        if options.only in (None, "tenants"):
+            problems += asyncio.run(tenants(kind, round(options.minutes * 20), options.seed))
     for problem in problems:
         print(f"PROBLEM: {problem}")
     return 1 if problems else 0
