@@ -36,7 +36,7 @@ TAIL = 10
 """How many lines of each attempt are kept beside them, also the last ones."""
 MOST_STREAMED = 20_000
 """How many characters of what a step or an item streams are kept, the last ones."""
-_MOST_STREAMS = 20
+_MOST_STREAMS = 200
 """Of how many items of a step that is kept, those that streamed last."""
 _MOST_TEXT = 65_536
 """How many bytes are kept of an attachment that is no picture."""
@@ -99,6 +99,8 @@ class RunNotes:
         )
         self._call_counts: Counter[str] = Counter()
         self._streamed: dict[str, dict[int | None, StreamedText]] = {}
+        self._dropped: dict[tuple[str, int | None], StreamedText] = {}
+        """What is left, without its text, of those items that streamed longer ago."""
         for note in notes:
             self.apply(note)
 
@@ -132,6 +134,7 @@ class RunNotes:
         """Add what was streamed. ``is_all`` says whether nothing is missing before it."""
         if not is_all:
             self._streamed.clear()
+            self._dropped.clear()
         for note in notes:
             if isinstance(note, StepStreamed):  # a damaged one is a log record
                 self._stream(note, is_all=is_all)
@@ -139,13 +142,16 @@ class RunNotes:
     def _stream(self, note: StepStreamed, *, is_all: bool) -> None:
         streams = self._streamed.setdefault(note.step, {})
         known = streams.pop(note.item, None)  # the latest one is at the end
+        known = known or self._dropped.pop((note.step, note.item), None)
         if known is None or (known.segment, known.attempt) != (note.segment, note.attempt):
             known = StreamedText(note.segment, note.attempt, note.item, "", not is_all)
         text = known.text + _text_of(json.loads(note.data), known.text)
         is_cut = known.is_cut or len(text) > MOST_STREAMED
         streams[note.item] = known._replace(text=text[-MOST_STREAMED:], is_cut=is_cut)
         if len(streams) > _MOST_STREAMS:
-            del streams[next(iter(streams))]
+            oldest = next(iter(streams))
+            dropped = streams.pop(oldest)._replace(text="", is_cut=True)
+            self._dropped[note.step, oldest] = dropped
 
     def _kept(self, note: StepAttached) -> StepAttached:
         if is_picture(note.media_type):

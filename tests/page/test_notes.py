@@ -435,13 +435,24 @@ def test_another_attempt_streams_anew(anew: dict[str, int]) -> None:
 
 
 def test_of_what_is_streamed_the_end_is_kept_of_few_items() -> None:
-    notes = RunNotes([streamed("a", "x" * 15_000, "<", item=n) for n in range(100) for _ in "ab"])
+    notes = RunNotes([streamed("a", "x" * 15_000, "<", item=n) for n in range(300) for _ in "ab"])
 
     found = notes.streamed("a")
 
-    assert [each.item for each in found] == [*range(80, 100)]
+    assert [each.item for each in found] == [*range(100, 300)]
     assert {(len(each.text), each.is_cut) for each in found} == {(MOST_STREAMED, True)}
     assert found[0].text.endswith("x<")
+
+
+def test_an_item_that_streams_again_after_many_others_is_marked_as_cut() -> None:
+    notes = RunNotes([streamed("a", f"of {n}", item=n) for n in range(201)])
+
+    notes.apply(streamed("a", "more", item=0))
+
+    assert [(each.text, each.is_cut) for each in notes.streamed("a")[-2:]] == [
+        ("of 200", False),
+        ("more", True),
+    ]
 
 
 def test_a_text_whose_beginning_was_not_read_is_marked() -> None:
