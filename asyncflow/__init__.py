@@ -50,7 +50,7 @@ if _typing.TYPE_CHECKING:  # `__getattr__` loads them
     from asyncflow._core.streamed import StreamedValue, ValuesMissed
     from asyncflow._policies.durable import Journal
     from asyncflow._policies.observers import Observer, ObserverFactory
-    from asyncflow._policies.pool_clock import Pool, PoolStats
+    from asyncflow._policies.pool_clock import Pool, PoolKeyStats, PoolStats
     from asyncflow._policies.run_link import EventReader, ResultReader
     from asyncflow._runtime.handle import RunHandle, RunOwner, RunProgress
     from asyncflow._runtime.pipeline import Pipeline, after, collect, each
@@ -75,6 +75,7 @@ __all__ = [
     "Pipeline",
     "PipelineChangedError",
     "Pool",
+    "PoolKeyStats",
     "PoolStats",
     "ResourceError",
     "RestoredError",
@@ -129,7 +130,7 @@ if not _typing.TYPE_CHECKING:  # pragma: no branch - it would let any name pass
     def __getattr__(name: str) -> object:
         """Load what a short run does without, when it is first asked for: half of an import."""
         match name:
-            case "Pool" | "PoolStats":
+            case "Pool" | "PoolKeyStats" | "PoolStats":
                 from asyncflow._policies import pool_clock as home
             case "retry_after":
                 from asyncflow._core import retry_after as home

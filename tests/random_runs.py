@@ -184,6 +184,8 @@ class Spec:
     pays: int = 0
     """How many calls by name each attempt makes."""
     takes_resource: bool = False
+    key: str = ""
+    """Its key in its pool: none, a name, or one that follows from its data."""
 
     def step(self, world):
         options = dict(self.options)
@@ -191,6 +193,8 @@ class Spec:
             pool = options["pool"] = world.pools[self.pool]
             if self.needs_slots:
                 options["slots"] = self.measure(pool)
+            if self.key:
+                options["pool_key"] = _key_by_data if self.key == "by data" else self.key
         if self.when is not None:
             options["when"] = CONDITIONS[self.when]
         return WorkflowStep(self.name, self.action(world), self.needs, **options)
@@ -321,6 +325,11 @@ class Spec:
         return act
 
 
+def _key_by_data(**arguments):
+    digest = zlib.crc32(json.dumps(arguments, sort_keys=True).encode())
+    return (None, "a", "b", "c")[digest % 4]
+
+
 def _instead(error):
     return [7]
 
@@ -386,6 +395,7 @@ class RandomPipeline:
             self._make_calls(random.Random(f"calls {seed}"))
             if random.Random(f"pool numbers {seed}").random() < 0.3:
                 self.changes = f"pool sizes {seed}"
+            self._give_keys(random.Random(f"pool keys {seed}"))
 
     def _all_specs(self):
         return [*self.specs, *(spec for _, inner, _ in self.nested for spec in inner)]
@@ -436,6 +446,17 @@ class RandomPipeline:
             for spec in all_specs:
                 if spec.fails and chance.random() < 0.6:
                     spec.options["cache_ms"] = A_DAY_MS
+
+    def _give_keys(self, chance):
+        """Give keys to the steps in the pools of some pipelines, by their data or not."""
+        if chance.random() < 0.5:
+            return
+        for spec in self._all_specs():
+            if spec.pool is not None:
+                spec.key = chance.choice(["", "a", "by data", "by data"])
+        for number, options in enumerate(self.pool_options):
+            counts = any(it.pool == number and it.needs_slots for it in self._all_specs())
+            options["per_key"] = chance.choice([None, 2, 2 if counts else 1])
 
     def _map_over_input(self, chance):
         """Map steps of some pipelines over an input of the run."""

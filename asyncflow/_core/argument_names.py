@@ -25,6 +25,8 @@ _GUESSES = {
     "priority": "priority_weight weight",
     "tokens": "token_count weight cost",
     "slots": "pool_slots permits",
+    "pool_key": "key tenant partition_key concurrency_key limit_key group_by",
+    "per_key": "size_per_key max_per_key limit_per_key key_limit concurrency_limit",
     "tokens_per_minute": "tpm token_rate tokens_per_second",
     "per_minute": "rpm requests_per_minute calls_per_minute",
     "per_second": "rate rate_limit max_rate rps requests_per_second",

@@ -126,6 +126,7 @@ _NEEDS: dict[str, Callable[[StepPolicies, DeclaredStep], bool]] = {
     "slots": _has_pool,
     "tokens": _has_pool,
     "priority": _has_pool,
+    "pool_key": _has_pool,
     "tolerated_failures": _has_items,
     "keep_outputs": _has_items,
 }

@@ -7,7 +7,8 @@ Rules:
    again. So one pool serves any number of runs, event loops and threads at once.
 2. There is one line, by priority and then by age. Its head holds it for all behind it, so that
    attempts that need many slots are not starved. Only an attempt that can't take slots, since its
-   event loop was stopped, is passed over.
+   event loop was stopped, is passed over. Once an attempt with a key has joined, the line is that
+   of `asyncflow._core.pool_keys`, which costs more: keys take turns in it.
 3. Nothing is reserved for waiting attempts: the head is judged when something changes, or when its
    time has come. So an attempt that leaves takes nothing along, and a pause that begins holds all.
    So does a number that is set: no ticket knows any. One that needs more slots than there are now
@@ -26,14 +27,17 @@ import sys
 import threading
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
 from asyncflow._core.arguments import check_count, check_number, suggests_arguments
 from asyncflow._core.record import record
 from asyncflow._core.text import safe_text
+
+if TYPE_CHECKING:
+    from asyncflow._core.pool_keys import KeyedLine
 
 
 class Clock(NamedTuple):
@@ -88,6 +92,18 @@ def begin_in_child() -> None:
 
 
 @record
+class PoolKeyStats:
+    """The current state of one key of a `Pool`."""
+
+    key: str
+    """The ``pool_key``. What a secret input says is replaced in it."""
+    in_use: int
+    """How many slots it has."""
+    waiting: int
+    """How many attempts of it wait in the pool's line."""
+
+
+@record
 class PoolStats:
     """The current state of a `Pool`."""
 
@@ -109,6 +125,8 @@ class PoolStats:
     """The same for a minute."""
     tokens_per_minute: float | None
     """How many tokens the attempts that start in a minute may take."""
+    keys: tuple[PoolKeyStats, ...]
+    """The keys that have slots or wait: those of which there is most, at most 100."""
 
 
 @suggests_arguments
@@ -152,6 +170,9 @@ class Pool:
             least 0. The pool starts with 10 of them and saves up no more. When none is left, a
             failure is final; a retry at a time that the service has named needs none. ``None`` (the
             default) means any number.
+        per_key: How many slots the attempts of one ``pool_key`` may have at a time, at least 1.
+            ``None`` (the default) means no such limit: keys just take turns. A key at its limit
+            holds up no other, and attempts without a key have no such limit.
         name: What displays call it.
 
     Raises:
@@ -161,9 +182,9 @@ class Pool:
 
     __slots__ = (
         *("_ages", "_budget", "_common_pause", "_era", "_gates", "_in_use", "_is_gated"),
-        *("_is_moving", "_largest_size", "_line", "_lock", "_max_pause_ms", "_most_tokens"),
-        *("_name", "_pauses", "_per_minute", "_per_second", "_released", "_retry_budget", "_size"),
-        *("_tokens_per_minute", "_watchers", "__weakref__"),
+        *("_is_moving", "_keys", "_largest_size", "_line", "_lock", "_max_pause_ms", "_name"),
+        *("_most_tokens", "_pauses", "_per_key", "_per_minute", "_per_second", "_released"),
+        *("_retry_budget", "_size", "_tokens_per_minute", "_watchers", "__weakref__"),
     )
 
     def __init__(
@@ -176,6 +197,7 @@ class Pool:
         pauses: bool = True,
         max_pause_ms: float = 600_000,
         retry_budget: float | None = None,
+        per_key: int | None = None,
         name: str | None = None,
     ) -> None:
         _check_size(size)
@@ -189,6 +211,8 @@ class Pool:
         check_number("a pool's max_pause_ms", max_pause_ms, 1, unit=" ms")
         if retry_budget is not None:
             check_number("a pool's retry_budget", retry_budget, 0, kind="a number or None")
+        if per_key is not None:
+            check_count("a pool's per_key", per_key, 1, kind="an int or None")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"a pool's name must be a str or None, not {type(name).__name__}")
         self._size = self._largest_size = size
@@ -200,12 +224,15 @@ class Pool:
         self._pauses = pauses
         self._max_pause_ms = max_pause_ms
         self._retry_budget: float | None = retry_budget
+        self._per_key: int | None = per_key
         self._name: str | None = name
         self._budget = _BURST
         self._era = 0
         """How often it has begun anew: slots of an earlier era are not in ``_in_use``."""
         self._in_use = 0
         self._line: list[tuple[int, int, PoolTicket]] = []
+        self._keys: KeyedLine | None = None
+        """The line instead of that, since an attempt with a key has joined it."""
         self._ages = count()
         self._gates: WeakKeyDictionary[Any, _Gate] = WeakKeyDictionary()
         self._is_gated = self._is_rated
@@ -290,6 +317,11 @@ class Pool:
         return self._retry_budget
 
     @property
+    def per_key(self) -> int | None:
+        """How many slots the attempts of one ``pool_key`` may have at a time."""
+        return self._per_key
+
+    @property
     def name(self) -> str | None:
         """What displays call it."""
         return self._name
@@ -302,9 +334,10 @@ class Pool:
     @property
     def waiting(self) -> int:
         """How many attempts wait in its line: at most ``size`` of each run and priority, or of a
-        larger one that it had when they joined.
+        larger one that it had when they joined; of those with a ``pool_key``, at most 100 or twice
+        its ``size``.
         """
-        return len(self._line)
+        return len(self._line) if self._keys is None else len(self._keys)
 
     @property
     def title(self) -> str:
@@ -333,17 +366,20 @@ class Pool:
     def stats(self) -> PoolStats:
         """Return its current state; any thread may ask."""
         pause = self._pause_of(present_clock())
+        with self._lock:
+            keys = () if self._keys is None else self._keys.stats()
         retries_left = math.inf if self._retry_budget is None else self._budget
         return PoolStats(
             size=self._size,
             in_use=self._in_use,
-            waiting=len(self._line),
+            waiting=self.waiting,
             paused_ms=0.0 if pause is None else pause.left_ms,
             paused_by="" if pause is None else pause.by,
             retries_left=retries_left,
             per_second=self._per_second,
             per_minute=self._per_minute,
             tokens_per_minute=self._tokens_per_minute,
+            keys=keys,
         )
 
     def _set_rates(
@@ -375,6 +411,8 @@ class Pool:
         with self._lock:
             self._era += 1
             self._in_use, self._budget = 0, _BURST
+            if self._keys is not None:
+                self._keys.take_back_all()
             self._gates.clear()
             self._common_pause = None
             self._is_gated = self._is_rated
@@ -385,10 +423,10 @@ class Pool:
         self._lock = threading.RLock()  # a thread that is gone may have held the other one
         self._is_moving = False
         self._era += 1
-        for _, _, ticket in self._line:
+        for ticket in self._waiting_tickets():
             ticket._is_done, ticket._call = True, None
         self._in_use = 0
-        self._line, self._released = [], deque()
+        self._line, self._keys, self._released = [], None, deque()
         self._watchers = WeakSet()
 
     @property
@@ -410,10 +448,23 @@ class Pool:
 
     # The line.
 
+    def _waiting_tickets(self) -> Iterable[PoolTicket]:
+        return [each[-1] for each in self._line] if self._keys is None else self._keys
+
+    def _use_keys(self) -> KeyedLine:
+        """Go on with a line in which keys take turns."""
+        from asyncflow._core.pool_keys import KeyedLine  # few pools have one
+
+        self._keys = KeyedLine(self._per_key, self._ages)
+        for *_, ticket in self._line:
+            self._keys.add(ticket)
+        self._line = []
+        return self._keys
+
     def _take(self, slots: int = 1) -> PoolTicket | None:
         """Take slots at once, unless something has to be waited for or counted."""
         with self._lock:
-            if self._is_gated or self._line or self._in_use + slots > self._size:
+            if self._is_gated or self._line or self._keys or self._in_use + slots > self._size:
                 return None
             self._in_use += slots
             return PoolTicket(self, slots, age=next(self._ages))
@@ -423,15 +474,19 @@ class Pool:
         with self._lock:
             if self._line or self._is_gated or not ticket.has_slots or ticket._era != self._era:
                 return False
+            if self._keys is not None and (self._keys or ticket.key is not None):
+                return False
             ticket._is_done, ticket.has_slots = True, False
             self._in_use -= ticket.slots
         return True
 
     def _waits_below(self, priority: int) -> bool:
         """Whether attempts wait in its line, and all of them are less urgent than that."""
-        if not self._line:
+        if not self._line and not self._keys:
             return False
         with self._lock:
+            if self._keys:
+                return self._keys.highest_priority() < priority
             return bool(self._line) and self._line[0][0] > -priority
 
     def _join(
@@ -443,19 +498,30 @@ class Pool:
         tokens: float = 0.0,
         priority: int = 0,
         age: int | None = None,
+        key: str | None = None,
+        shown_key: str = "",
+        run: object = None,
     ) -> PoolTicket:
         """Join the line; the ticket may have its slots when this returns.
 
-        With the ``age`` of an earlier ticket, it has the place of that.
+        With the ``age`` of an earlier ticket, it has the place of that. Among those with a ``key``,
+        runs take turns, too. ``shown_key`` is what displays call the key.
         """
         age = next(self._ages) if age is None else age
         ticket = PoolTicket(
             self, slots, age=age, tokens=tokens, priority=priority, clock=clock, call=call
         )
+        ticket.key, ticket.shown_key, ticket.run = key, shown_key, run
         with self._lock:
             self._is_moving = True
             try:
-                insort(self._line, (-priority, age, ticket))
+                keys = self._keys
+                if keys is None and key is not None:
+                    keys = self._use_keys()
+                if keys is None:
+                    insort(self._line, (-priority, age, ticket))
+                else:
+                    keys.add(ticket)
             finally:
                 self._is_moving = False
         self._settle()
@@ -481,13 +547,19 @@ class Pool:
         if ticket._is_done:
             return
         ticket._is_done, ticket._call = True, None
+        keys = self._keys
         if not ticket.has_slots:
-            del self._line[bisect_left(self._line, (-ticket.priority, ticket.age))]
+            if keys is None:
+                del self._line[bisect_left(self._line, (-ticket.priority, ticket.age))]
+            else:
+                keys.remove(ticket)
             return
         ticket.has_slots = False
         if ticket._era != self._era:
             return
         self._in_use -= ticket.slots
+        if keys is not None:
+            keys.take_back(ticket)
         gate = None if ticket.clock is None else self._gates.get(ticket.clock.key)
         if unused and gate is not None:
             gate.give_back(ticket)
@@ -497,20 +569,32 @@ class Pool:
 
         An attempt whose event loop was stopped can't start, so it is passed over until that runs.
         """
-        at = 0
-        while at < len(self._line):
-            ticket = self._line[at][-1]
+        at, line, keys = 0, self._line, self._keys
+        while True:
+            if keys is not None:
+                ticket = keys.next()
+            elif at < len(line):
+                ticket = line[at][-1]
+            else:
+                return
+            if ticket is None:
+                return
             if self._in_use and self._in_use + ticket.slots > self._size:
                 return
             if ticket.stands_still:
-                if ticket._is_passed_over or ticket._tell_to_look():
-                    at += 1
-                else:
+                if not (ticket._is_passed_over or ticket._tell_to_look()):
                     self._take_back(ticket, unused=True)  # its event loop is closed
+                elif keys is not None:
+                    keys.set_aside(ticket)
+                else:
+                    at += 1
                 continue
             opens_s = self._opens_s(ticket) if self._is_gated else None
             if opens_s is None:
-                del self._line[at]
+                if keys is not None:
+                    keys.grant(ticket)
+                else:
+                    del line[at]
                 self._grant(ticket)
             if not ticket._tell(opens_s):
                 self._take_back(ticket, unused=True)  # its event loop is closed
@@ -592,9 +676,15 @@ class Pool:
             gate = self._gates[clock.key] = _Gate(self._interval_s, self._token_s)
         return gate
 
-    def _look(self, clock: Clock, at_s: float) -> None:
-        """Judge the head again, since the time has come at which it asked for that."""
+    def _look(self, clock: Clock, at_s: float, ticket: PoolTicket | None = None) -> None:
+        """Judge the head again, since the time has come at which a ticket asked for that."""
         with self._lock:
+            if self._keys is not None and ticket is not None:
+                self._is_moving = True
+                try:
+                    self._keys.put_back(ticket)
+                finally:
+                    self._is_moving = False
             gate = self._gates.get(clock.key)
             if gate is not None:
                 gate.vouched_s = max(gate.vouched_s, at_s)
@@ -618,7 +708,7 @@ class Pool:
                 return
             self._common_pause, self._is_gated = pause, True
             self._gate_of(own).common_pause = pause  # which the caller makes
-            for _, _, ticket in self._line:
+            for ticket in self._waiting_tickets():
                 assert ticket.clock is not None
                 self._known_gate(ticket.clock)
 
@@ -661,12 +751,12 @@ class Pool:
 
     def __repr__(self) -> str:
         options = [str(self.size)]
-        for name in ("per_second", "per_minute", "tokens_per_minute", "retry_budget"):
+        for name in ("per_second", "per_minute", "tokens_per_minute", "retry_budget", "per_key"):
             value = getattr(self, name)
             options += [] if value is None else [f"{name}={value:g}"]
         options += [] if self.pauses else ["pauses=False"]
         options += [] if self.name is None else [f"name={self.name!r}"]
-        state = f"{self._in_use} in use, {len(self._line)} waiting"
+        state = f"{self._in_use} in use, {self.waiting} waiting"
         return f"<Pool({', '.join(options)}): {state}>"
 
 
@@ -708,8 +798,14 @@ class PoolTicket:
 
     __slots__ = (
         *("_call", "_era", "_is_done", "_is_passed_over", "_pool", "age", "clock"),
-        *("has_slots", "has_start", "priority", "slots", "started_s", "tokens"),
+        *("has_slots", "has_start", "key", "priority", "run", "shown_key", "slots"),
+        *("started_s", "tokens"),
     )
+
+    shown_key: str
+    """What displays call its key. Those that had to wait have it, and the next."""
+    run: object
+    """Stands for the run that takes turns with others."""
 
     def __init__(
         self,
@@ -737,11 +833,21 @@ class PoolTicket:
         """Whether the start that comes with its slots is still its own."""
         self.started_s = -math.inf
         """When it took its start, by its clock."""
+        self.key: str | None = None
 
     @property
     def is_gated(self) -> bool:
         """Whether an attempt of the pool may have to wait although there are slots."""
         return self._pool._is_gated
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether it waits since its key has all the slots that one may have."""
+        keys = self._pool._keys
+        with self._pool._lock:
+            if keys is None or self._is_done or self.has_slots:
+                return False
+            return not keys.has_room(self)
 
     def lend_start(self) -> None:
         """Let another attempt start instead, while this one has its slots and waits for more."""
@@ -754,7 +860,7 @@ class PoolTicket:
     def renew(self) -> bool:
         """Become the ticket of another attempt, if no other waits for the slots."""
         pool = self._pool
-        if pool._line or pool._is_gated or self._era != pool._era:
+        if pool._line or pool._keys or pool._is_gated or self._era != pool._era:
             return False
         if pool._in_use > pool._size:
             return False  # it has been made smaller
@@ -771,7 +877,7 @@ class PoolTicket:
         """Let the pool look again, since the time has come at which it asked for that."""
         assert self.clock is not None
         self._is_passed_over = False
-        self._pool._look(self.clock, at_s)
+        self._pool._look(self.clock, at_s, self)
 
     def _tell_to_look(self) -> bool:
         """Let the attempt look as soon as its event loop runs again; return whether it can."""
@@ -888,5 +994,5 @@ class _Rate:
             self.opens_s, self._units = ticket.started_s, 0.0
 
 
-for _public in (Pool, PoolStats):
+for _public in (Pool, PoolKeyStats, PoolStats):
     _public.__module__ = "asyncflow"  # where users know them from

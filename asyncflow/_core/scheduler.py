@@ -32,8 +32,9 @@ class AdmissionQueue:
     """Admits queued nodes, as far as the run's limit and the pools have room.
 
     Other runs share a pool, so an admitted node does not have a slot of it yet. But the queue
-    admits at most as many nodes as the pool has slots, so that runs take turns at the pool. A
-    mapped step needs no slot itself: its items do.
+    admits at most as many nodes as the pool has slots, so that runs take turns at the pool. Of
+    nodes that may have a key it admits more, since in that line keys and runs take turns, and a key
+    that is not in line can't. A mapped step needs no slot itself: its items do.
 
     At most ``limit`` nodes have a place at a time; ``None`` means any number. A node gets its place
     when it is admitted. If it must wait for its pool, it lends the place to others, and claims one
@@ -108,7 +109,10 @@ class AdmissionQueue:
 
     def _has_room(self, step: WorkflowStep) -> bool:
         assert step.pool is not None
-        return self._room > 0 and self._taken.get(step.line, 0) < step.pool._size
+        most = step.pool._size
+        if step.pool_key is not None:  # others may have another one
+            most = max(_MOST_WAITING, 2 * most)
+        return self._room > 0 and self._taken.get(step.line, 0) < most
 
     def enter(self, node: int) -> None:
         """Count a node as in flight. It need not have been queued."""
@@ -589,7 +593,8 @@ class Readiness:
 
 
 _MOST_WAITING = 100
-"""How many items may wait for a later step or equal calls, unless more than half as many run."""
+"""How many items may wait for a later step, equal calls or their key, unless more than half as many
+run."""
 
 
 def most_waiting(step: WorkflowStep, max_concurrency: int | None) -> int:

@@ -76,6 +76,7 @@ class CommonPolicies(TypedDict, total=False):
     slots: int | Callable[..., int]
     tokens: float | Callable[..., float] | None
     priority: int
+    pool_key: str | Callable[..., str | None] | None
     when: Condition | None
     run_if: RunIf
     version: str
@@ -139,6 +140,10 @@ class WorkflowStep:
             function as above. ``None`` (the default) means none. It needs a ``pool`` with that.
         priority: Which attempts of the pool start first when several wait: those with the highest
             number. 0 by default. It needs a ``pool``.
+        pool_key: For whom an attempt takes its slots, such as a tenant: a string of 1 to 200
+            characters, or a plain function as above that returns one, or ``None`` for no key. In
+            the pool's line, keys take turns, and each has at most the pool's ``per_key`` slots at a
+            time. ``None`` (the default) means no key. It needs a ``pool``.
         map_over: One of the dependencies, or an input of the run, if no step has that name. The
             action is called once for each item of that output or input (any iterable or async
             iterable), all of them concurrently, and receives the item instead. Each item has its
@@ -216,6 +221,7 @@ class WorkflowStep:
     slots: int | Callable[..., int]
     tokens: float | Callable[..., float] | None
     priority: int
+    pool_key: str | Callable[..., str | None] | None
     map_over: str | None
     when: Condition | None
     run_if: RunIf
@@ -243,11 +249,14 @@ class WorkflowStep:
     """Whether an attempt waits for a slot of a pool, or for a thread or process here, or may have
     lent its place in the run."""
     line: object = derived()
-    """Where its attempts stand in line: in a pool, and there with a priority."""
-    needs: tuple[int, float] = derived()
-    """The slots and tokens that an attempt takes; of no meaning if there are `measures`."""
+    """Where its attempts stand in line: in a pool, and there with a priority, with or without a
+    key.
+    """
+    needs: tuple[int, float, str | None] = derived()
+    """The slots and tokens that an attempt takes, and for which key; of no meaning if there are
+    `measures`."""
     measures: tuple[tuple[str, Callable[..., Any], Signature], ...] = derived()
-    """Which of ``slots`` and ``tokens`` are functions, and their parameters."""
+    """Which of ``slots``, ``tokens`` and ``pool_key`` are functions, and their parameters."""
     may_pause: bool = derived()
     """Whether its retry policy may name a time until which its pool is paused."""
     is_cleanup: bool = derived()
@@ -304,6 +313,7 @@ class WorkflowStep:
         slots: int | Callable[..., int] = 1,
         tokens: float | Callable[..., float] | None = None,
         priority: int = 0,
+        pool_key: str | Callable[..., str | None] | None = None,
         map_over: str | None = None,
         when: Condition | None = None,
         run_if: RunIf = "success",
@@ -324,7 +334,7 @@ class WorkflowStep:
         _check_max_retries(name, max_retries)
         _check_limits(name, timeout_ms, deadline_ms, heartbeat_ms)
         _check_pool(name, pool)
-        _check_needs(name, pool, slots, tokens, priority)
+        _check_needs(name, pool, slots, tokens, priority, pool_key)
         retry = retry if isinstance(retry, Retry) else _checked_retry(name, retry)
         may_pause = pool is not None and pool.pauses and retry.names_times
         if not may_pause:
@@ -363,10 +373,12 @@ class WorkflowStep:
         fill(self, "pool", pool)
         fill(self, "slots", slots)
         fill(self, "tokens", tokens)
-        has_numbers = not callable(slots) and not callable(tokens)
-        fill(self, "needs", (slots, tokens or 0.0) if has_numbers else (1, 0.0))
+        is_known = not (callable(slots) or callable(tokens) or callable(pool_key))
+        fill(self, "needs", (slots, tokens or 0.0, pool_key) if is_known else (1, 0.0, None))
         fill(self, "priority", priority)
-        fill(self, "line", (pool, priority) if priority else pool)
+        fill(self, "pool_key", pool_key)
+        has_own_line = priority or pool_key is not None
+        fill(self, "line", (pool, priority, pool_key is None) if has_own_line else pool)
         fill(self, "may_pause", may_pause)
         fill(self, "map_over", map_over)
         fill(self, "when", when)
@@ -415,7 +427,7 @@ class WorkflowStep:
     def __repr__(self) -> str:
         # Bound arguments may be secret.
         values = values_by_name(self)
-        functions = "action", "when", "fallback", "slots", "tokens"
+        functions = "action", "when", "fallback", "slots", "tokens", "pool_key"
         values |= {name: function_of(values[name]) for name in functions}
         if self.remote is not None:
             values["engine"] = self.remote.name  # its address may have a password
@@ -517,6 +529,7 @@ def _check_map_over(step: WorkflowStep) -> None:
         )
 
 
+_LONGEST_KEY = 200
 _LIMITS_MS = "timeout_ms", "deadline_ms", "heartbeat_ms"
 
 
@@ -664,9 +677,11 @@ def _check_pool(name: str, pool: object) -> None:
         )
 
 
-def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority: Any) -> None:
+def _check_needs(
+    name: str, pool: Pool | None, slots: Any, tokens: Any, priority: Any, pool_key: Any
+) -> None:
     """Check what the attempts of a step need of its pool."""
-    for argument, need in ("slots", slots), ("tokens", tokens):
+    for argument, need in ("slots", slots), ("tokens", tokens), ("pool_key", pool_key):
         if callable(need) and is_async(need):
             raise TypeError(
                 f"step {name!r}: {argument} must be a plain function; what has to be awaited "
@@ -682,6 +697,7 @@ def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority
         check_count(f"step {name!r}: priority", priority, -sys.maxsize)
     if pool is None:
         needs = {"slots": slots != 1, "tokens": tokens is not None, "priority": priority}
+        needs["pool_key"] = pool_key is not None
         for argument, is_given in needs.items():
             if is_given:
                 raise ValueError(
@@ -691,6 +707,26 @@ def _check_needs(name: str, pool: Pool | None, slots: Any, tokens: Any, priority
         raise ValueError(
             f"step {name!r}: tokens has no effect, since {pool.title} has no tokens_per_minute; "
             "give it one, or leave tokens out"
+        )
+    if pool_key is not None and not callable(pool_key):
+        check_pool_key(f"step {name!r}: pool_key", pool_key, kind="a str, a function or None")
+        if not callable(slots):
+            check_slots_of_key(f"step {name!r}: slots", slots, pool)
+
+
+def check_pool_key(what: str, key: object, kind: str = "a str or None") -> None:
+    """Check for whom an attempt takes its slots. ``what`` begins the messages."""
+    if not isinstance(key, str):
+        raise TypeError(f"{what} must be {kind}, not {type(key).__name__}")
+    if not 0 < len(key) <= _LONGEST_KEY:
+        raise ValueError(f"{what} must have 1 to {_LONGEST_KEY} characters, not {len(key)}")
+
+
+def check_slots_of_key(what: str, slots: int, pool: Pool | None) -> None:
+    """Check how many slots an attempt takes that has a key. ``what`` begins the messages."""
+    if pool is not None and pool.per_key is not None and slots > pool.per_key:
+        raise ValueError(
+            f"{what} must be at most {pool.per_key}, the per_key of {pool.title}, not {slots}"
         )
 
 
@@ -719,7 +755,8 @@ def check_tokens(what: str, tokens: object, pool: Pool | None) -> None:
 
 def _measures_of(step: WorkflowStep) -> tuple[tuple[str, Callable[..., Any], Signature], ...]:
     measures, accepts = [], step.signature
-    for argument, need in ("slots", step.slots), ("tokens", step.tokens):
+    needs = ("slots", step.slots), ("tokens", step.tokens), ("pool_key", step.pool_key)
+    for argument, need in needs:
         if callable(need):
             signature = signature_of(step.name, need, f"{argument} function")
             for parameter in signature.required.difference(accepts.names):

@@ -188,7 +188,7 @@ class Permits(Policy):
     """The policy of a run in which attempts may have to wait for what they must hold.
 
     Attributes:
-        needs: The slots and tokens of each node whose step has functions for them.
+        needs: The slots, tokens and key of each node whose step has functions for them.
         until: What must have ended before what a node holds is released: an abandoned thread.
         adding: The mapped steps that are about to add items, or to end, as soon as their tasks run;
             ``None`` if no slot may have to wait for that.
@@ -220,7 +220,7 @@ class Permits(Policy):
         """The nodes that have received slots in line, in order: they may have lent their place."""
         self._ages: dict[int, int] = {}
         """The place in line that a node keeps for its next attempt, or for its next request."""
-        self.needs: dict[int, tuple[int, float]] = {}
+        self.needs: dict[int, tuple[int, float, str | None]] = {}
         self.until: dict[int, ThreadEnd] = {}
         self._joining: dict[int, None] = {}
         """The nodes that were started and are not in line yet, in order."""
@@ -239,6 +239,8 @@ class Permits(Policy):
         self._reported_ms: dict[Pool, float] = {}
         """Until when each pool for which it waits is paused, as far as that was reported."""
         self._is_watching = False
+        self._turn = object()
+        """Stands for this run where it takes turns with others: itself would be in a cycle."""
 
     @property
     def _clock(self) -> Clock:
@@ -295,18 +297,20 @@ class Permits(Policy):
         if pool is None or node in self._held:
             return
         self._joining.pop(node, None)
-        slots, tokens = self.needs[node] if step.measures else step.needs
+        slots, tokens, key = self.needs[node] if step.measures else step.needs
         age = self._ages.pop(node, None) if self._ages else None
-        ticket = None if step.needs_worker else pool._take(slots)
+        ticket = None if step.needs_worker or key is not None else pool._take(slots)
         if ticket is not None:
             self._held[node] = ticket
             return
         on_slots = partial(self._served.append, node) if self._queue.has_limit else None
         permit = self._held[node] = Permit(self._loop, step, on_slots)
         clock, priority = self._clock, step.priority
-        permit.ticket = ticket = pool._join(
-            clock, permit.call, slots=slots, tokens=tokens, priority=priority, age=age
-        )
+        needs: dict[str, Any] = {"slots": slots, "tokens": tokens, "priority": priority}
+        if key is not None:
+            secrets = self._run_context.secrets
+            needs |= {"key": key, "shown_key": secrets.replaced(key) if secrets else key}
+        permit.ticket = ticket = pool._join(clock, permit.call, age=age, run=self._turn, **needs)
         if ticket.has_slots:
             return
         if self._queue.has_limit:
@@ -476,6 +480,7 @@ class Permits(Policy):
             step.pool is not pool
             or step.needs_worker
             or step.measures
+            or step.pool_key is not None
             or step.needs[0] != held.slots
         ):
             return False
@@ -524,7 +529,8 @@ class Permits(Policy):
             self._dispatcher.emit(PoolPaused(now_ms, until_ms, pool.name or "", pause.by))
 
     def on_explain(self) -> str:
-        """Return which paused pool nodes wait for, and why, as an end of a sentence."""
+        """Return for which paused pool or key nodes wait, and why, as an end of a sentence."""
+        at_limit = ""
         for node, held in self._held.items():
             pool = self._state.step_runs.steps[node].pool
             ticket = _ticket_of(held)
@@ -533,7 +539,12 @@ class Permits(Policy):
                 if pause is not None:
                     by = f" by step {pause.by!r}" if pause.by else ""
                     return f"while {pool.title} was paused{by} for another {pause.left_ms:,.0f} ms"
-        return ""
+                if ticket.is_at_limit:
+                    at_limit = (
+                        f"while key {ticket.shown_key!r} was at its limit in {pool.title} "
+                        f"(per_key={pool.per_key})"
+                    )
+        return at_limit
 
     def on_retry_after(self, node: int, ended_ms: float, named_ms: float, is_retried: bool) -> None:
         """Pause the pool of a node, whose service has named a time."""

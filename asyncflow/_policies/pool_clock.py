@@ -11,10 +11,10 @@ import time
 
 from asyncflow._core import pool as pools
 from asyncflow._core.context import current_clock
-from asyncflow._core.pool import Clock, Pool, PoolStats
+from asyncflow._core.pool import Clock, Pool, PoolKeyStats, PoolStats
 from asyncflow._kernel.asyncio_compat import has_virtual_time
 
-__all__ = ["Pool", "PoolStats", "pool_clock"]
+__all__ = ["Pool", "PoolKeyStats", "PoolStats", "pool_clock"]
 
 
 def pool_clock(loop: asyncio.AbstractEventLoop) -> Clock:

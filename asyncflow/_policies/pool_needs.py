@@ -1,11 +1,17 @@
-"""Asks the functions of steps that find out how many slots and tokens of its pool a node takes."""
+"""Asks the functions of steps that find out what a node takes of its pool, and for which key."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from asyncflow._core.arguments import reject_awaitable
-from asyncflow._core.step import WorkflowStep, check_slots, check_tokens
+from asyncflow._core.step import (
+    WorkflowStep,
+    check_pool_key,
+    check_slots,
+    check_slots_of_key,
+    check_tokens,
+)
 from asyncflow._core.tracebacks import strip_internal_frames
 from asyncflow._kernel.asyncio_compat import FAILURES
 from asyncflow._kernel.outcome import as_failure, raised_by
@@ -48,19 +54,26 @@ class PoolNeeds(Policy):
             self._run.settled(node)
         return False
 
-    def _measure(self, node: int, step: WorkflowStep) -> tuple[int, float]:
-        """Return how much a node needs of its pool, from what its action is called with.
+    def _measure(self, node: int, step: WorkflowStep) -> tuple[int, float, str | None]:
+        """Return the slots, tokens and key of a node, from what its action is called with.
 
         Raises:
             BaseException: What a function of the step raises, or it returns what is not possible.
         """
         arguments = self._scope.data.of_action(node)
         needs: dict[str, Any] = {"slots": step.slots, "tokens": step.tokens or 0.0}
+        needs["pool_key"] = step.pool_key
         for argument, function, accepts in step.measures:
             own = accepts.takes_kwargs
             taken = {n: v for n, v in arguments.items() if own or n in accepts.names}
             what = f"step {step.name!r}: {argument}"
             needs[argument] = reject_awaitable(what, function(**taken))
-            check = check_slots if argument == "slots" else check_tokens
-            check(what, needs[argument], step.pool)
-        return needs["slots"], float(needs["tokens"])
+            if argument == "slots":
+                check_slots(what, needs["slots"], step.pool)
+            elif argument == "tokens":
+                check_tokens(what, needs["tokens"], step.pool)
+            elif needs["pool_key"] is not None:
+                check_pool_key(what, needs["pool_key"])
+        if needs["pool_key"] is not None:
+            check_slots_of_key(f"step {step.name!r}: slots", needs["slots"], step.pool)
+        return needs["slots"], float(needs["tokens"]), needs["pool_key"]

@@ -267,8 +267,9 @@ class Pipeline(Runnable):
         step_options: Defaults for the arguments of `step`, such as
             ``{"max_retries": 3, "timeout_ms": 10_000}``. A step's own arguments win. The steps of
             an included pipeline have those of their own. A ``retry`` policy applies to the steps
-            that have more than one attempt, ``slots``, ``tokens`` and a ``priority`` to those with
-            a pool, ``tolerated_failures`` and ``keep_outputs`` to mapped steps.
+            that have more than one attempt, ``slots``, ``tokens``, a ``priority`` and a
+            ``pool_key`` to those with a pool, ``tolerated_failures`` and ``keep_outputs`` to mapped
+            steps.
         fail_fast, schedule, max_concurrency, deadline_ms, observers, journal, secret_inputs,
             engine, resources: Each as `Orchestrator` takes it.
 

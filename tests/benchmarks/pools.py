@@ -99,6 +99,7 @@ def pool_policies(rounds: int) -> Iterator[Row]:
         "slots=2": (Pool(2 * SLOTS), {"slots": 2}),
         "slots of a function": (Pool(SLOTS), {"slots": lambda: 1}),
         "priority": (Pool(SLOTS), {"priority": 1}),
+        "pool_key": (Pool(SLOTS, per_key=SLOTS), {"pool_key": "a"}),
         "retry_budget": (Pool(SLOTS, retry_budget=0.1), {}),
         "pauses": (Pool(SLOTS), {"max_retries": 2, "retry": always}),
     }

@@ -149,6 +149,7 @@ class TestSteps:
             "slots": 2,
             "tokens": 3.5,
             "priority": 1,
+            "pool_key": "acme",
             "when": lambda: True,
             "run_if": "always",
             "runs_in": "thread",

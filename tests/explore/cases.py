@@ -25,6 +25,7 @@ __all__ = [
     "disturb_more",
     "durable",
     "enriched",
+    "keyed",
     "random_fault",
     "random_flow",
     "tiers_of",
@@ -104,6 +105,7 @@ class PoolSpec(NamedTuple):
     budget: int | None = None
     """How many retries it allows, of which none is earned."""
     pauses: bool = True
+    per_key: int | None = None
 
     __repr__ = _shown
 
@@ -131,6 +133,9 @@ class Step(NamedTuple):
     """Whether a function says how many slots it takes."""
     tokens: int = 0
     priority: int = 0
+    key: str = ""
+    """Its key in the pool: none, a name, or ``by item``; with ``raise``, the function does that for
+    the step, or for each second item."""
     named: int | None = None
     """In how many ticks the service wants to be asked again, if the action raises."""
     maps: int | None = None
@@ -338,6 +343,26 @@ def enriched(flow: Flow, chance: Random) -> Flow:
     return flow if random() < 0.7 else _over_input(flow, chance)
 
 
+def keyed(flow: Flow, chance: Random) -> Flow:
+    """Return a pipeline with keys in its pools, for two in five; the others stay as they are."""
+    random = chance.random
+    if not flow.pools or random() < 0.6:
+        return flow
+    pools = tuple(
+        pool._replace(per_key=1 + int(random() * 2) if random() < 0.7 else None)
+        for pool in flow.pools
+    )
+    steps = []
+    for step in flow.steps:
+        of_fallback = step.maps is not None and flow.steps[step.maps].fallback
+        if step.pool is not None and random() < 0.7 and not of_fallback and not step.measured:
+            per_key = pools[step.pool].per_key or step.slots
+            key = ("a", "b", "by item", "by item", "by item", "raise")[int(random() * 6)]
+            step = step._replace(key=key, slots=min(step.slots, per_key))
+        steps.append(step)
+    return flow._replace(steps=tuple(steps), pools=pools)
+
+
 def durable(flow: Flow, chance: Random) -> Flow:
     """Return a pipeline with policies that store things, for two in five; others stay as is."""
     random = chance.random
@@ -349,7 +374,7 @@ def durable(flow: Flow, chance: Random) -> Flow:
     if random() < 0.3:
         return flow
     may_be_equal = random() < 0.7
-    measured = {step.maps for step in flow.steps if step.measured}
+    measured = {step.maps for step in flow.steps if step.measured or step.key}
     steps = []
     for at, step in enumerate(flow.steps):
         acts = tuple(act._replace(block=0) for act in step.acts)

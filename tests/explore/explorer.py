@@ -22,6 +22,7 @@ from tests.explore.cases import (
     disturb_more,
     durable,
     enriched,
+    keyed,
     random_fault,
     random_flow,
 )
@@ -116,6 +117,7 @@ def _flow_of(whole: int, chance: Random, *, is_enriched: bool = True) -> Flow:
     flow = random_flow(chance)
     if is_enriched:
         flow = enriched(flow, Random(f"more {whole}"))
+        flow = keyed(flow, Random(f"keys {whole}"))
         flow = durable(flow, Random(f"durable {whole}"))
         flow = calling(flow, Random(f"calls {whole}"))
     return flow._replace(order=whole) if whole % 5 > 2 else flow

@@ -745,7 +745,8 @@ class _Run:
     def cannot_be_had(self, node: _Node) -> bool:
         """Whether a node needs of its pool what that does not give, or can't tell what it needs."""
         spec, is_odd = self.specs[node.step], node.item is None or bool(node.item % 2)
-        return spec.pool is not None and spec.measured in ("raise", "much") and is_odd
+        fails = spec.measured in ("raise", "much") or spec.key == "raise"
+        return spec.pool is not None and fails and is_odd
 
     def check_thread(
         self,
@@ -1318,7 +1319,8 @@ class _Run:
             end = self.check_fallback(node, end)
         if type(end) is StepFailed:
             if self.cannot_be_had(node) and spec.when in ("", "yes") and spec.maps is None:
-                kinds: type[Exception] = KeyError if spec.measured == "raise" else ValueError
+                raises = "raise" in (spec.measured, spec.key)
+                kinds: type[Exception] = KeyError if raises else ValueError
                 _require(isinstance(end.error, kinds), "another error than its slots':", end)
                 return
             _require(spec.when == "raise", "it has failed without an attempt:", end)
@@ -1488,7 +1490,7 @@ class _Run:
         users = [step for step in self.specs if step.pool == pool]
         paused = any(step.named is not None for step in users)
         rated = any(numbers.interval or numbers.tokens for _, numbers in self.world.numbers[pool])
-        return rated or paused or any(step.slots > 1 for step in users)
+        return rated or paused or any(step.slots > 1 or step.key for step in users)
 
     def check_line(self) -> None:
         """Check that no attempt is given slots for which a more urgent step is in line."""
@@ -1499,7 +1501,12 @@ class _Run:
         attempts = [(node, each) for node in self.nodes for each in node.attempts]
         for urgent in self.nodes:
             spec, since = self.specs[urgent.step], self.in_line_since(urgent)
-            if spec.pool is None or since is None or (spec.thread and flow.threads < 40):
+            if (
+                spec.pool is None
+                or since is None
+                or flow.pools[spec.pool].per_key
+                or (spec.thread and flow.threads < 40)
+            ):
                 continue
             begun = urgent.attempts[0]
             others = [

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from asyncio import events as asyncio_events
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -220,6 +221,7 @@ class World:
         self.scope_cancelled = False
         self.running = [0] * copies
         self.in_pool = [0] * len(pipeline.pools)
+        self.of_key: list[Counter[str]] = [Counter() for _ in pipeline.pools]
         self.latest_start = [-1.0] * len(pipeline.pools)
         self.latest_tokens = [(-1.0, 0)] * len(pipeline.pools)
         """The latest start that took tokens, and how many."""
@@ -271,6 +273,10 @@ class World:
             self.violations.append(f"{key} makes it more than max_concurrency={limit}")
         if spec.pool is not None:
             self._enter_pool(spec.pool, spec, key)
+            name, limit = key_of(spec, call.item), flow.pools[spec.pool].per_key
+            self.of_key[spec.pool][name] += spec.slots
+            if name and limit is not None and self.of_key[spec.pool][name] > limit:
+                self.violations.append(f"{key} makes it more than {limit} slots of key {name!r}")
         if self.journal is not None and not any(
             type(event) is AttemptStarted
             and (event.step, event.item, event.attempt) == (spec.name, call.item, call.attempt)
@@ -350,6 +356,7 @@ class World:
         self.in_threads -= spec.thread
         if spec.pool is not None:
             self.in_pool[spec.pool] -= spec.slots
+            self.of_key[spec.pool][key_of(spec, call.item)] -= spec.slots
 
     def abandon(self, run: int, event: ThreadAbandoned) -> None:
         """Note that an attempt has ended whose thread has not."""
@@ -429,6 +436,13 @@ class World:
             call.error = None
         for each in (self.log, self.calls, self.exits, self.reports, self.raised, self.callers):
             each.clear()  # type: ignore[attr-defined]
+
+
+def key_of(spec: Step, item: int | None) -> str:
+    """Return the key of a step or an item in its pool; empty for none."""
+    if spec.key in ("by item", "raise"):
+        return ("", "a", "b", "c")[(item or 0) % 4]
+    return spec.key
 
 
 _RUN_TASKS = "asyncflow:"
@@ -533,6 +547,7 @@ class Pipeline:
                 tokens_per_minute=_per(60, spec.tokens),
                 retry_budget=None if spec.budget is None else 0,
                 pauses=spec.pauses,
+                per_key=spec.per_key,
             )
             for spec in flow.pools
         ]
@@ -599,6 +614,7 @@ class Pipeline:
             if spec.measured:
                 options["slots"] = self._measure(index, spec)
             options["tokens"] = spec.tokens or None
+            options["pool_key"] = self._key(spec)
         if spec.maps is not None:
             options["map_over"] = self.source_of(spec)
             options["tolerated_failures"] = spec.tolerated
@@ -626,10 +642,7 @@ class Pipeline:
         pool = self.pools[spec.pool]
 
         def measure(**arguments: Any) -> int:
-            item = None
-            if spec.maps is not None:
-                value = arguments[self.source_of(spec)]
-                item = value if isinstance(value, int) else value[1]
+            item = self._item_of(spec, arguments)
             self.world.measured.append((index, item))
             if item is None or item % 2:
                 if spec.measured == "raise":
@@ -639,6 +652,25 @@ class Pipeline:
             return spec.slots
 
         return measure
+
+    def _item_of(self, spec: Step, arguments: dict[str, Any]) -> int | None:
+        """Return the item for which a function of a step is called."""
+        if spec.maps is None:
+            return None
+        value = arguments[self.source_of(spec)]
+        return value if isinstance(value, int) else value[1]
+
+    def _key(self, spec: Step) -> str | Callable[..., str | None] | None:
+        if spec.key not in ("by item", "raise"):
+            return spec.key or None
+
+        def key(**arguments: Any) -> str | None:
+            item = self._item_of(spec, arguments)
+            if spec.key == "raise" and (item is None or item % 2):
+                raise KeyError("pool_key")
+            return key_of(spec, item) or None
+
+        return key
 
     def _name_time(self, spec: Step, error: Exception) -> bool | float:
         return self.world.name_time(spec, error)
