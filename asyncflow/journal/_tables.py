@@ -94,6 +94,7 @@ _INDEXES = (
     "queued_without_key ON queued (pipeline, due_at, seq) WHERE key IS NULL",
     "queued_by_key ON queued (pipeline, key, due_at, seq) WHERE key IS NOT NULL",
     "queued_replacing ON queued (pipeline, due_at) WHERE replaces = 1",
+    "queued_replacing_by_key ON queued (pipeline, key) WHERE replaces = 1",
     "leases_cancelled ON leases (run_id) WHERE cancel_token IS NOT NULL",
     "leases_signalled ON leases (run_id) WHERE signal_token IS NOT NULL",
     "events_of_runs ON events (run_id, kind, position) WHERE step IS NULL",
