@@ -185,7 +185,7 @@ def is_owned(lease: Sequence[Any], claim: Claim) -> bool:
 
 _STATUSES = {"running": RunStatus.ORPHANED, "waiting": RunStatus.WAITING}
 _WAYS_OUT = {
-    RunStatus.RUNNING: "wait until it has ended",
+    RunStatus.RUNNING: "wait until it has ended, or enqueue a run to start after it",
     RunStatus.WAITING: "it has the key until it has ended: send it what it waits for, or cancel it",
     RunStatus.ORPHANED: "resume it, or cancel or forget it to free the key",
     RunStatus.INTERRUPTED: "resume it, or cancel or forget it to free the key",

@@ -72,6 +72,7 @@ async def test_a_key_is_of_one_run_of_a_pipeline_from_its_start_to_its_end(journ
 
     assert (refused.run_id, refused.key, refused.status) == ("first", "customer-17", "RUNNING")
     assert "run 'first', which is RUNNING in " in str(refused)
+    assert "enqueue a run to start after it" in str(refused)
     assert all(report.all_passed for report in await asyncio.gather(*others))
     assert (await first).all_passed
     assert (await keyed(journal, "second").run()).all_passed
