@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone, tzinfo
+from typing import get_args
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -42,9 +43,11 @@ from asyncflow._views.event_text import took
 from asyncflow._views.next_command import command_of
 from asyncflow._views.preview import local_moment_text, moment_text, zone_name
 from asyncflow._views.progress import left_text
+from asyncflow._views.waiting import is_queued, queue_text, wait_text
 from asyncflow.journal import RunRecord, RunSummary
 from asyncflow.journal._queries import (
     RunFilter,
+    WaitKind,
     listed_status,
     record_document,
     so_far_ms,
@@ -110,6 +113,12 @@ def _check_nothing(words: tuple[str, ...]) -> None:
 @click.option("--label", metavar="TEXT", help="Only runs with exactly this label.")
 @having_attribute_option
 @click.option(
+    "--waits-for",
+    metavar="KIND",
+    type=click.Choice(get_args(WaitKind)),
+    help=f"Only runs that wait, and for this: {', '.join(get_args(WaitKind))}.",
+)
+@click.option(
     "--limit",
     type=click.IntRange(0, _HIGHEST_LIMIT),
     help=f"The highest number of runs; 0 for all.  [default: {_DEFAULT_LIMIT}]",
@@ -123,6 +132,7 @@ def runs(
     text: str | None,
     label: str | None,
     attributes: Mapping[str, AttributeValue] | None,
+    waits_for: WaitKind | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -136,16 +146,20 @@ def runs(
         text=text,
         label=label,
         attributes=attributes,
+        waits_for=waits_for,
         limit=most + 1 if most else None,
     )
 
-    async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary]]:
+    async def matching() -> tuple[list[RunRecord], Mapping[str, RunSummary], str]:
         async with open_journal(journal) as opened:
             records = await opened.runs(**asdict(where))
+            if as_json:
+                return records, {}, ""
             others = [each for each in records if each.status is not RunStatus.PASSED]
-            return records, {} if as_json else await opened.summaries(others)
+            summaries = await opened.summaries(others)
+            return records, summaries, queue_text(await opened.queue(pipeline=pipeline))
 
-    records, summaries = asyncio.run(matching())
+    records, summaries, queued = asyncio.run(matching())
     shown = records[: most or None]
     if as_json:
         click.echo(json.dumps([record_document(record) for record in shown], indent=2))
@@ -156,6 +170,8 @@ def runs(
         write_note(f"no matching runs{hint}")
     if len(shown) < len(records) and limit is None:
         write_note("more runs match; --limit 0 lists all")
+    if queued:
+        write_note(queued)
 
 
 def write_table(records: Sequence[RunRecord], summaries: Mapping[str, RunSummary]) -> None:
@@ -206,12 +222,15 @@ def _cells(record: RunRecord, zone: tzinfo, theme: Theme, summary: RunSummary | 
         escape_controls(", ".join(_pipeline_and_origin(record))),
         escape_controls(record.label),
         escape_controls(attributes_text(record.attributes)),
-        escape_controls(_details(record, summary) if summary else ""),
+        escape_controls(_details(record, zone, summary) if summary else ""),
     ]
 
 
-def _details(record: RunRecord, summary: RunSummary) -> str:
-    left = left_text(summary.usual_ms, so_far_ms(record, time.time()))
+def _details(record: RunRecord, zone: tzinfo, summary: RunSummary) -> str:
+    wait, now_s = record.waits_for, time.time()
+    if wait is not None and is_queued(wait):
+        return wait_text(wait, now_s, zone)  # its status says that it waits
+    left = left_text(summary.usual_ms, so_far_ms(record, now_s))
     return ", ".join(filter(None, [summary.line, left]))
 
 
@@ -226,7 +245,9 @@ def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
 
 def _took(record: RunRecord) -> str:
     duration_s, span_s = record.duration_s, record.span_s
-    return "" if duration_s is None or span_s is None else took(duration_s * 1000, span_s * 1000)
+    if duration_s is None or span_s is None or is_queued(record.waits_for):
+        return ""
+    return took(duration_s * 1000, span_s * 1000)
 
 
 # cancel, prune, forget
@@ -254,7 +275,8 @@ def cancel(run: str, journal: str) -> None:
     if record.status is RunStatus.RUNNING:
         done = f"asked {record.owner} to stop run {record.run_id}"
     elif record.status is RunStatus.WAITING:
-        done = f"run {record.run_id}, which waited for a signal, has ended as cancelled"
+        what = "to start" if is_queued(record.waits_for) else "for a signal"
+        done = f"run {record.run_id}, which waited {what}, has ended as cancelled"
     else:
         done = f"run {record.run_id} has no process; the next to take it up ends it as cancelled"
     write_note(escape_controls(done))

@@ -55,6 +55,7 @@ from asyncflow._views.event_text import describe_event, took
 from asyncflow._views.next_command import next_commands
 from asyncflow._views.preview import local_moment_text
 from asyncflow._views.run_view import RunView
+from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import StepAttached, StepCalled, StepLogged
 from asyncflow.journal import RunRecord, StoredEvent
 from asyncflow.journal._queries import USUAL_RUNS
@@ -365,15 +366,22 @@ def _head(shown: _ShownRun, console: Console) -> list[Text]:
         parts.append(f" [{escape_controls(attributes_text(record.attributes))}]")
     if record.pipeline:
         parts.append(f" of {escape_controls(record.pipeline)}")
-    parts.append(f", started {local_moment_text(record.started_at)}")
+    if record.key:
+        parts.append(f" with key {escape_controls(record.key)}")
+    if record.enqueued_at is not None:
+        parts.append(f", enqueued {local_moment_text(record.enqueued_at)}")
+    if record.waits_for is not None and is_queued(record.waits_for):
+        parts.append(f", waits {wait_text(record.waits_for, time.time())}")
+    elif view.has_started:
+        parts.append(f", started {local_moment_text(record.started_at)}")
     if record.rerun_of:
         parts.append(f", a rerun of run {escape_controls(record.rerun_of)}")
     if record.parent:
         step, parent = escape_controls(record.parent_step), escape_controls(record.parent)
         parts.append(f", started by step {step} of run {parent}")
-    if resumed := len(view.segments) - 1:
+    if resumed := view.resumptions:
         parts.append(f", resumed {plural(resumed, 'time')}")
-        spent = took(shown.report.total_duration_ms, shown.report.span_ms)
+        spent = took(view.at_ms, view.at_ms + view.paused_ms)
         parts.append(f", took {spent}{' with pauses' if ' of ' in spent else ''}")
     if record.status is RunStatus.ORPHANED:
         parts.append(", orphaned: not finished, and no process runs it")

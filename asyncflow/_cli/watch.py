@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 
 import click
@@ -25,6 +26,7 @@ from asyncflow._core.report import RunReport
 from asyncflow._core.results import RunStatus
 from asyncflow._core.text import escape_controls
 from asyncflow._views.next_command import next_commands
+from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.events import Event, RunFinished, StepProgressed
 from asyncflow.journal import RunRecord
 
@@ -37,11 +39,12 @@ _PAUSE_S = 0.3
 @journal_option
 @json_option
 def watch(run: str | None, journal: str, as_json: bool) -> None:
-    """Follow a run that another process runs, until it ends.
+    """Follow a run that another process runs, or will start, until it ends.
 
     RUN is its id, the start of its id, or "latest"; by default the latest one that is running. It
     shows what `asyncflow run` shows, and its exit code is that of the run: 0 if it passed, 5 if it
-    waits for a signal, 1 otherwise. Ctrl-C stops watching, and the run goes on.
+    waits for a signal, 1 otherwise. While it waits to start, it says for what. Ctrl-C stops
+    watching, and the run goes on.
     """
     require_journal(journal)
     try:
@@ -63,11 +66,23 @@ async def _watch(address: str, run: str | None) -> tuple[RunRecord, RunReport, b
 
     async with open_journal(address) as journal:
         record = await (_latest_running(journal) if run is None else find_run(journal, run))
+        await _until_it_starts(journal, record)
         with LiveView() as view:
             await expect(view, journal, record.pipeline, elsewhere=True)
             record = await _follow(journal, record.run_id, view.for_run())
             view._expected.has_died = record.status is RunStatus.ORPHANED  # for its last frame
         return record, await journal.report(record.run_id), view.has_shown_end
+
+
+async def _until_it_starts(journal: AnyJournal, record: RunRecord) -> None:
+    """Wait while a run waits to start, and say for what."""
+    said = None
+    while (wait := record.waits_for) is not None and is_queued(wait):
+        if wait != said:
+            said = wait
+            write_note(escape_controls(f"run {record.run_id} waits {wait_text(wait, time.time())}"))
+        await asyncio.sleep(_PAUSE_S)
+        record = await journal.record(record.run_id)
 
 
 async def _latest_running(journal: AnyJournal) -> RunRecord:

@@ -77,7 +77,7 @@ class StoredRun:
     ) -> None:
         self.started: events.RunStarted
         self.run_id = self.pipeline = ""
-        self.parent = self.parent_step = self.rerun_of = self.label = ""
+        self.parent = self.parent_step = self.rerun_of = self.label = self.key = ""
         self.attributes: Mapping[str, AttributeValue] = {}
         self.segments: list[Segment] = []
         self.at_ms = 0.0
@@ -85,6 +85,8 @@ class StoredRun:
         self.stop_reason: str | None = None
         self.cause: InterruptionCause | None = None
         self.was_interrupted = self.was_stopping = False
+        self.was_enqueued = False
+        """Whether its first segment only stored it, and it started later or was to."""
         self.steps: dict[str, StepView] = {}
         self.tiers: list[list[str]] = []
         self.counts: Counter[StepStatus] = Counter()
@@ -167,6 +169,7 @@ class StoredRun:
     def _on_run_started(self, event: events.RunStarted) -> None:
         self.started, self._is_whole = event, True
         vars(self).update(run_facts(event))
+        self.key = event.key
         self._begin(event, 0.0)
         self._explain(event.rerun_reasons)
 
@@ -263,8 +266,28 @@ class StoredRun:
         self.status, self.at_ms = event.status, event.at_ms
         self.segments[-1] = self.segments[-1]._replace(ended_ms=event.at_ms)
         self.stop_reason = event.stop_reason or self.stop_reason
+        if event.status is RunStatus.WAITING:
+            self.was_enqueued = self.was_enqueued or not self.waits
+        elif event.status is RunStatus.INTERRUPTED and any(map(self.counts.get, _UNSETTLED)):
+            self._stop_steps(event)
         if event.status is RunStatus.PASSED:
             self.passed_steps = frozenset(self.steps.keys() - self.missing_steps.keys())
+
+    def _stop_steps(self, event: events.RunFinished) -> None:
+        """End the steps of a run that a journal has ended, as another one replaced it.
+
+        No process was there that could have told of each.
+        """
+        at_ms, reason = event.at_ms, event.stop_reason or ""
+        for key, step in [*self._all()][::-1]:  # items before their step
+            name, item = key
+            if step.status is StepStatus.PENDING:
+                self._on_step_skipped(events.StepSkipped(name, at_ms, reason, item=item))
+            elif step.status is StepStatus.RUNNING:
+                if step.attempts:
+                    self._crash(key, step)
+                cancelled = events.StepCancelled(name, 0, at_ms, reason, None, item)
+                self._on_step_cancelled(cancelled)
 
     # A step or an item.
 

@@ -104,7 +104,7 @@ def ended_as(status: RunStatus) -> str:
     return _ENDS.get(status, status.lower())
 
 
-_ENDS = {RunStatus.INTERRUPTED: "was interrupted", RunStatus.WAITING: "waits for signals"}
+_ENDS = {RunStatus.INTERRUPTED: "was interrupted", RunStatus.WAITING: "waits"}
 
 
 def _run_finished(event: events.RunFinished, _: _Attempt) -> str:

@@ -45,4 +45,4 @@ def next_commands(
     ]
     if answered:
         return [*answers, f"It has an answer for {', '.join(answered)}; to resume it: {resume}"]
-    return [*answers, f"Then resume it: {resume}"]
+    return [*answers, f"Then resume it: {resume}"] if answers else [f"To start it now: {resume}"]

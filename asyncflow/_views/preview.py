@@ -181,8 +181,13 @@ def moment_text(wall_time: float, zone: tzinfo = UTC) -> str:
 
 def local_moment_text(wall_time: float) -> str:
     """Return seconds since the epoch as `moment_text` does, in the zone of this machine then."""
+    return moment_text(wall_time, local_zone(wall_time))
+
+
+def local_zone(wall_time: float) -> tzinfo:
+    """Return the zone of this machine at a time in seconds since the epoch."""
     moment = _moment(wall_time, UTC)
-    return moment_text(wall_time, UTC if moment is None else moment.astimezone().tzinfo or UTC)
+    return UTC if moment is None else moment.astimezone().tzinfo or UTC
 
 
 def zone_name(moment: datetime) -> str:

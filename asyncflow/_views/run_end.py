@@ -45,8 +45,11 @@ def verdict(view: RunView, *, has_died: bool = False) -> str:
         counts.append(f"{reused:,} reused")
     if waiting := view.waiting:
         counts.append(f"waits for {_names([step.name for step in waiting])}")
+    said = ", ".join(counts) or "no steps"
+    if view.is_queued:
+        return f"{view.word} to start: {said}"
     spent = took(view.at_ms, view.at_ms + view.paused_ms)
-    return f"{'ORPHANED' if has_died else view.word} in {spent}: {', '.join(counts) or 'no steps'}"
+    return f"{'ORPHANED' if has_died else view.word} in {spent}: {said}"
 
 
 def _names(steps: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from asyncflow._core.replay import StoredRun
 from asyncflow._core.report import RunReport, paused_ms
 from asyncflow._core.results import (
     REDACTED_OUTPUT,
+    RunStatus,
+    Segment,
     StepStatus,
     blocks_dependents,
 )
@@ -52,7 +54,27 @@ class RunView(StoredRun):
     @property
     def paused_ms(self) -> float:
         """How long it paused in all, so that no process ran it."""
-        return paused_ms(self.segments) if self.segments else 0.0
+        ran = self._ran
+        return paused_ms(ran) if ran else 0.0
+
+    @property
+    def _ran(self) -> list[Segment]:
+        """The segments in which it ran: all but the one that enqueued it."""
+        return self.segments[self.was_enqueued :]
+
+    @property
+    def has_started(self) -> bool:
+        return bool(self._ran)
+
+    @property
+    def started_at(self) -> float:
+        """When it started, or was enqueued if it has not, in seconds since the epoch (UTC)."""
+        return (self._ran or self.segments)[0].wall_time
+
+    @property
+    def resumptions(self) -> int:
+        """How many times it was resumed: the start of a run that was enqueued is none."""
+        return max(len(self._ran) - 1, 0)
 
     def pauses_at(self, now_ms: float) -> list[PoolPaused]:
         """Return the pauses of pools that have not ended at a moment of the run."""
@@ -104,6 +126,11 @@ class RunView(StoredRun):
         """The state of the run in one word: STOPPING, or its status."""
         is_stopping = self.stop_reason is not None and self.is_running
         return "STOPPING" if is_stopping else self.status
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the run waits to start."""
+        return self.status is RunStatus.WAITING and not self.waits
 
     @property
     def ended_steps(self) -> int:

@@ -74,7 +74,7 @@ LINES: list[tuple[Event, int | None, str]] = [
         None,
         f"the run failed after 5 ms: {FAIL_FAST}",
     ),
-    (RunFinished(5.0, RunStatus.WAITING), None, "the run waits for signals after 5 ms"),
+    (RunFinished(5.0, RunStatus.WAITING), None, "the run waits after 5 ms"),
     (
         RunFinished(5.0, RunStatus.INTERRUPTED, "the caller was cancelled"),
         None,

@@ -440,3 +440,29 @@ def test_that_an_item_blocked_the_loop_may_be_known_only_after_its_step_ended() 
 
     assert (result.status, result.output) == (StepStatus.SUCCESS, ["done"])
     assert result.loop_blocked_ms == 280.0
+
+
+def test_what_an_orphan_had_begun_is_cancelled_when_a_journal_ends_it() -> None:
+    run = StoredRun(
+        [
+            RunStarted("r", 0.0, {"a": (), "m": (), "b": ("a",)}),
+            AttemptStarted("a", 1, 1.0),
+            MapStarted("m", 1.0, 2),
+            AttemptStarted("m", 1, 1.0, item=0),
+            StepSucceeded("m", 1, 2.0, "done", item=0),
+            AttemptStarted("m", 1, 2.0, item=1),
+            RunInterrupted(3.0, "run 's' has replaced it", "replaced"),
+            RunFinished(3.0, RunStatus.INTERRUPTED, "run 's' has replaced it", "replaced"),
+        ]
+    )
+
+    report = run.report(lambda _, value: value)
+
+    assert str(report).splitlines()[1:-1] == [
+        "[CANCELLED] a (1 attempt(s), 2ms): run 's' has replaced it",
+        "[CANCELLED] m (2 attempt(s), 2ms): run 's' has replaced it",
+        "[SKIPPED] b (0 attempt(s), 0ms): run 's' has replaced it",
+    ]
+    assert [each.status for each in report["m"].items or ()] == ["SUCCESS", "CANCELLED"]
+    assert run.steps["a"].attempts[-1].end == "crashed"
+    assert not run.counts[StepStatus.PENDING] + run.counts[StepStatus.RUNNING]
