@@ -11,6 +11,7 @@ from asyncflow import __version__
 
 _COMMANDS = {
     "run": "Run a pipeline, or resume the run with that id.",
+    "enqueue": "Store a run that a service starts when it is due.",
     "plan": "Show the steps of a pipeline in their tiers, and run nothing.",
     "runs": "List the runs of a journal, the latest start first.",
     "show": "Show a run: its report and its tracebacks.",
@@ -51,6 +52,8 @@ class _Commands(click.Group):
         match cmd_name:
             case "run":
                 from asyncflow._cli.run import run as command
+            case "enqueue":
+                from asyncflow._cli.enqueue import enqueue as command
             case "plan":
                 from asyncflow._cli.show import plan as command
             case "runs":

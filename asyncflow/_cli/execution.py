@@ -116,11 +116,11 @@ async def execute(execution: Execution) -> RunEnd:
             return await _execute(execution, execution.run_id or new_run_name(), None)
         opened = open_journal(execution.journal, logs=flags.kept_logs, prints=flags.prints)
         async with opened as journal:
-            run_id = execution.run_id or await _free_name(journal)
+            run_id = execution.run_id or await free_name(journal)
             return await _execute(execution, run_id, journal)
 
 
-async def _free_name(journal: AnyJournal) -> str:
+async def free_name(journal: AnyJournal) -> str:
     """Return an unused name; a used one would resume that run."""
     while await journal.runs(text=(name := new_run_name()), limit=1):
         pass
@@ -221,7 +221,7 @@ async def run_once(
         observers=[*orchestrator.observers, *observers],
     )
     try:
-        with _explained_refusals(execution):
+        with explained_refusals(execution.loaded.target):
             if rerun is not None:
                 return await orchestrator.rerun(
                     rerun.run_id, from_=rerun.from_steps, inputs=execution.inputs
@@ -236,7 +236,7 @@ async def run_once(
 
 
 @contextmanager
-def _explained_refusals(execution: Execution) -> Iterator[None]:
+def explained_refusals(target: str) -> Iterator[None]:
     """Explain why a pipeline can't run: what a step raises is in its report."""
     try:
         yield
@@ -246,16 +246,14 @@ def _explained_refusals(execution: Execution) -> Iterator[None]:
             raise
         is_missing = isinstance(error, MissingInputError)
         hint = "; give it with --input NAME=VALUE" if is_missing else ""
-        raise CommandError(
-            f"{execution.loaded.target!r} can't run: {error}{hint}", INVALID
-        ) from error
+        raise CommandError(f"{target!r} can't run: {error}{hint}", INVALID) from error
 
 
 async def preview_run(execution: Execution, journal: str, run_id: str) -> RunPreview:
     """Return what would run, of which nothing does. No engine is opened for that."""
     rerun = execution.rerun
     async with open_journal(journal) as opened:
-        with _explained_refusals(execution):
+        with explained_refusals(execution.loaded.target):
             return await execution.loaded.orchestrator.with_options(journal=opened).preview(
                 run_id,
                 inputs=execution.inputs,

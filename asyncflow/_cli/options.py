@@ -29,7 +29,7 @@ from asyncflow._runtime.options import check_key, check_label
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow.journal import PostgresJournal, RunRecord, SQLiteJournal
 from asyncflow.journal._addresses import is_other_address, is_postgres_address
-from asyncflow.journal._queries import is_searchable, parse_status, parse_time
+from asyncflow.journal._queries import is_searchable, parse_age, parse_status, parse_time
 
 AnyJournal = SQLiteJournal | PostgresJournal
 
@@ -247,6 +247,15 @@ def check_time(text: str | None) -> float | None:
     return time_s
 
 
+def check_delay(text: str) -> float:
+    """Return a time that a person typed, such as 10m, in milliseconds."""
+    with suppress(OverflowError):
+        age = None if "ago" in text else parse_age(text)
+        if age is not None:
+            return age.total_seconds() * 1000
+    raise click.BadParameter(f"invalid time {text!r}; use a number with a unit (30s, 10m, 2h, 3d)")
+
+
 def _check_status(status: str | None) -> RunStatus | None:
     # click.Choice that ignores the case names its choices in lower case.
     try:
@@ -424,7 +433,7 @@ _ALLOW_MISSING = click.option(
     is_flag=True,
     help="Continue a run although the pipeline no longer has all of its steps; skip those.",
 )
-_RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
+_INPUT_OPTIONS: Sequence[Callable[[Any], Any]] = (
     click.option(
         "--input",
         "input_",
@@ -441,6 +450,9 @@ _RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
         callback=lambda ctx, param, file: None if file is None else _read_text(file),
         help="A file with a JSON object of inputs; - for the standard input.",
     ),
+)
+_RUN_OPTIONS: Sequence[Callable[[Any], Any]] = (
+    *_INPUT_OPTIONS,
     journal_option,
     click.option(
         "--schedule",
@@ -478,7 +490,7 @@ class GroupedCommand(click.Command):
         "Inputs": ("--input", "--input-json", "--inputs"),
         "What runs, and how": (
             *("--target", "--from", "--all", "--schedule", "--keep-going", "--engine", "--wait"),
-            "--allow-missing-steps",
+            *("--allow-missing-steps", "--delay", "--on-conflict"),
             *("--status", "--since", "--attribute", "--jobs", "--dry-run"),
         ),
         "What is stored": (
@@ -504,6 +516,13 @@ class GroupedCommand(click.Command):
             ]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
+
+
+def input_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that give inputs: ``input_``, ``input_json`` and ``inputs``."""
+    for option in reversed(_INPUT_OPTIONS):
+        command = option(command)
+    return command
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:

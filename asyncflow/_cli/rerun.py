@@ -11,6 +11,7 @@ from asyncflow._cli.options import (
     GroupedCommand,
     RunFlags,
     dry_run_option,
+    key_option,
     label_option,
     new_attribute_option,
     new_run_options,
@@ -42,6 +43,7 @@ Examples:
 @click.option("--run-id", metavar="NAME", help="The id of the new run; by default a new name.")
 @label_option
 @new_attribute_option
+@key_option
 @dry_run_option
 @new_run_options
 def rerun(
@@ -52,6 +54,7 @@ def rerun(
     run_id: str | None,
     label: str | None,
     attributes: Mapping[str, AttributeValue] | None,
+    key: str | None,
     dry_run: bool,
     flags: RunFlags,
 ) -> None:
@@ -83,4 +86,5 @@ def rerun(
         dry_run=dry_run,
         label=label,
         attributes=attributes,
+        key=key,
     )

@@ -381,8 +381,7 @@ def parse_time(text: str, now_s: float) -> float:
         if text in _DAYS:
             today = datetime.fromtimestamp(now_s).replace(hour=0, minute=0, second=0, microsecond=0)
             return (today - _DAYS[text]).timestamp()
-        if age := _AGE.fullmatch(text):
-            past = timedelta(**{_UNITS[age["unit"][0]]: int(age["number"])})
+        if (past := parse_age(text)) is not None:
             return max(0.0, (datetime.fromtimestamp(now_s, UTC) - past).timestamp())
         time = _seconds_of_date(text)
     except (ValueError, OverflowError, OSError):
@@ -392,6 +391,12 @@ def parse_time(text: str, now_s: float) -> float:
             f"invalid time {text!r}; use an age (2h, 3d) or an ISO date (2024-06-01T12:00)"
         )
     return time
+
+
+def parse_age(text: str) -> timedelta | None:
+    """Return an age that a person typed; ``None`` if the text is none."""
+    age = _AGE.fullmatch(text)
+    return age and timedelta(**{_UNITS[age["unit"][0]]: int(age["number"])})
 
 
 def _seconds_of_date(text: str) -> float:

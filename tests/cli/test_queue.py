@@ -181,3 +181,65 @@ def test_a_run_that_waited_to_start_is_cancelled_as_that(shell: Shell) -> None:
     cancelled = shell("cancel", "later").stderr
 
     assert cancelled == "run later, which waited to start, has ended as cancelled\n"
+
+
+# asyncflow enqueue
+
+
+def record(run_id: str) -> Any:
+    async def read() -> Any:
+        async with SQLiteJournal("asyncflow.db") as journal:
+            return await journal.record(run_id), await journal.report(run_id)
+
+    return asyncio.run(read())
+
+
+def test_enqueue_stores_a_run_and_prints_its_id_alone(shell: Shell) -> None:
+    shell.write("loud.py", "print('imported')\nfrom etl import pipeline\n")
+    options = ["--input", "days=3", "--key", "customer 17", "--label", "sync"]
+
+    done = shell("enqueue", "loud:pipeline", *options, "--attribute", "tier=1", "--delay", "10m")
+
+    found, report = record(run_id := done.stdout.removesuffix("\n"))
+    assert (found.run_id, found.key, found.label) == (run_id, "customer 17", "sync")
+    assert found.attributes == {"tier": 1}
+    assert found.waits_for.due_at == pytest.approx(found.enqueued_at + 600, abs=5)
+    assert report.inputs == {"days": 3}
+
+
+def test_enqueue_may_be_repeated_under_an_id(shell: Shell) -> None:
+    for _ in range(2):
+        assert shell("enqueue", "etl:pipeline", "--run-id", "one").stdout == "one\n"
+
+    other = shell("enqueue", "etl:pipeline", "--run-id", "one", "--input", "days=2", exits=3)
+
+    assert "'etl:pipeline' can't run: run 'one'" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("conflict", "code", "printed"),
+    [("wait", 0, "two\n"), ("raise", 1, ""), ("return", 0, "one\n"), ("replace", 0, "two\n")],
+)
+def test_enqueue_has_a_choice_if_there_is_a_run_of_the_key(
+    shell: Shell, conflict: str, code: int, printed: str
+) -> None:
+    shell("enqueue", "etl:pipeline", "--key", "a", "--run-id", "one")
+
+    second = ["--key", "a", "--run-id", "two", "--on-conflict", conflict]
+
+    assert shell("enqueue", "etl:pipeline", *second, exits=code).stdout == printed
+    assert record("one")[0].status == ("INTERRUPTED" if conflict == "replace" else "WAITING")
+
+
+@pytest.mark.parametrize("delay", ["10", "soon", "10m ago", "-1s", f"{10**30}d"])
+def test_a_delay_is_a_number_with_a_unit(shell: Shell, delay: str) -> None:
+    refused = shell("enqueue", "etl:pipeline", f"--delay={delay}", exits=2)
+
+    assert "(30s, 10m, 2h, 3d)" in " ".join(refused.stderr.split())
+
+
+def test_a_rerun_may_have_a_key(shell: Shell) -> None:
+    shell("run", "etl:pipeline", "--run-id", "one", "--quiet")
+    shell("rerun", "one", "etl:pipeline", "--all", "--run-id", "two", "--key", "a", "--quiet")
+
+    assert record("two")[0].key == "a"
