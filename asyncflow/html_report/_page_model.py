@@ -27,6 +27,7 @@ from asyncflow._views.progress import left_text
 from asyncflow._views.received import Received, received
 from asyncflow._views.run_view import RunView
 from asyncflow._views.spans import spans_of
+from asyncflow._views.waiting import Wait
 from asyncflow.html_report._items import OUTCOMES, ErrorGroup, ItemCells, outcome_of
 from asyncflow.html_report._notes_model import NotesModel
 from asyncflow.html_report._timeline import (
@@ -117,6 +118,8 @@ class PageContext(NamedTuple):
     notes: RunNotes | None = None
     is_orphaned: bool = False
     """Whether the run has not ended and its process is gone."""
+    wait: Wait | None = None
+    """For what the run waits, if it does and that is known."""
     resume: str = ""
     """The command that resumes the run, which is shown if it can be resumed."""
     related: RelatedRuns = RelatedRuns()

@@ -22,6 +22,7 @@ from asyncflow._views.preview import (
     printable,
     shortened,
 )
+from asyncflow._views.waiting import is_queued, wait_text
 from asyncflow.html_report._page_model import (
     error_line,
     halves,
@@ -105,6 +106,8 @@ def _environment() -> jinja2.Environment:
         step_looks=STEP_LOOKS,
         outcome_looks=OUTCOME_LOOKS,
         step_url=step_url,
+        is_queued=is_queued,
+        wait_text=wait_text,
     )
     environment.filters.update(
         digest=digest_of,

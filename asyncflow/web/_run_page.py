@@ -17,6 +17,7 @@ from asyncflow._core.results import RunStatus
 from asyncflow._views.next_command import PLACEHOLDER, command_of
 from asyncflow._views.notes import NOTES, RunNotes
 from asyncflow._views.run_view import RunView
+from asyncflow._views.waiting import is_queued
 from asyncflow.events import Event
 from asyncflow.html_report._event_log import event_log
 from asyncflow.html_report._page import Live, details, page, page_policy, sections
@@ -108,6 +109,7 @@ async def _context(
     """
     return PageContext(
         is_orphaned=record.status is RunStatus.ORPHANED,
+        wait=record.waits_for,
         resume=_resume_command(journal, record, resumer),
         related=await _related(request, journal, record),
         attachments_url=attachments_url(request, record.run_id),
@@ -284,6 +286,7 @@ def _actions(
         "note": "to resume it here, give this server its pipeline" if needs_pipeline else "",
         "orphaned": record.status is RunStatus.ORPHANED,
         "waiting": is_waiting,
+        "queued": is_queued(record.waits_for),
         "signals": {
             name: {"kind": "answered"} if name in answered else _field(schemas.get(name, {}))
             for name in waits

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import NamedTuple
 from urllib.parse import urlencode
@@ -22,12 +23,14 @@ from asyncflow._core.run_attributes import attribute_text, attributes_from
 from asyncflow._core.text import escape_controls
 from asyncflow._views.preview import preview, shortened
 from asyncflow._views.progress import left_text
+from asyncflow._views.waiting import queue_text
 from asyncflow.journal._base import SQLJournal
 from asyncflow.journal._queries import (
     DAMAGED,
     RunFilter,
     RunRecord,
     RunSummary,
+    WaitKind,
     listed_status,
     parse_status,
     parse_time,
@@ -40,6 +43,12 @@ _MEANINGS = {
     RunStatus.ORPHANED: "orphaned: its process is gone",
     RunStatus.INTERRUPTED: "interrupted: it was cancelled",
     DAMAGED: "damaged: what the journal has of it can't be read",
+}
+_WAITS: Mapping[WaitKind, str] = {
+    "signal": "for a signal",
+    "time": "until a time",
+    "key": "for a key",
+    "place": "for a place",
 }
 _MOST, _USUALLY = 1_000, 50
 _MOST_INPUTS, _LONGEST_INPUT, _LONGEST_LINE = 4, 60, 160
@@ -55,6 +64,8 @@ class RunQuery(NamedTuple):
     """A `RunStatus`."""
     since: str = ""
     """A time as `parse_time` reads it."""
+    waits_for: str = ""
+    """A `WaitKind`."""
     attribute: tuple[str, ...] = ()
     """Attributes, each as `attributes_from` reads it."""
     before: str = ""
@@ -63,7 +74,7 @@ class RunQuery(NamedTuple):
 
     @property
     def has_conditions(self) -> bool:
-        return any((self.text, self.pipeline, self.status, self.since, self.attribute))
+        return any(self._replace(before="", limit=0))
 
     def url(self, **changes: str | tuple[str, ...]) -> str:
         """Return it as the query of a URL, with its question mark, and with some changes."""
@@ -78,7 +89,7 @@ def query_in(query: QueryParams) -> RunQuery:
 
     Raise `ValueError` if the limit is invalid.
     """
-    names = ("text", "pipeline", "status", "since")
+    names = ("text", "pipeline", "status", "since", "waits_for")
     texts = {name: query.get(name, "").strip() for name in names}
     limit = query.get("limit", "") or str(_USUALLY)
     if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:9]) <= _MOST:
@@ -104,6 +115,7 @@ async def selected(
         before=_place_of(query.before) if query.before else None,
         text=query.text,
         attributes=attributes_from(query.attribute),
+        waits_for=query.waits_for or None,  # type: ignore[arg-type]  # it is checked there
     )
     found = await journal.runs(**asdict(conditions))
     runs = found[: query.limit]
@@ -142,6 +154,8 @@ async def runs_page(request: Request, journal: SQLJournal, pipelines: list[str])
         statuses=["", *RunStatus],
         chosen=parse_status(query.status or None) or "",
         counts=await _counts(journal, query, now_s),
+        queued=queue_text(await journal.queue(pipeline=query.pipeline or None)),
+        waits=_WAITS,
         older=query.url(before=following) if following else None,
         newest=query.url(before="") if query.before else None,
         meanings=_MEANINGS,
@@ -177,7 +191,7 @@ async def _counts(journal: SQLJournal, query: RunQuery, now_s: float) -> dict[st
 
     It is empty if counting them would take long: only a look at each run tells which has a text.
     """
-    if query.text or query.attribute:
+    if query.text or query.attribute or query.waits_for:
         return {}
     counts = await journal.counts(
         pipeline=query.pipeline or None,

@@ -21,7 +21,7 @@ from asyncflow.journal._queries import PipelineStatistics, RunRecord
 from asyncflow.web import app
 
 FINAL = {"cancel": False, "resume": False, "rerun": None, "note": "", "orphaned": False}
-FINAL |= {"preview": "", "waiting": False, "signals": {}}
+FINAL |= {"preview": "", "waiting": False, "queued": False, "signals": {}}
 """The actions on a run that has passed."""
 
 

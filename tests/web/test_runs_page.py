@@ -13,7 +13,7 @@ from web.runs import Gate, failing, passing, slow
 
 from asyncflow import JournalError, Orchestrator, RunStatus, WorkflowStep
 from asyncflow._views.preview import moment_text
-from asyncflow.journal import SQLiteJournal
+from asyncflow.journal import QueueStats, SQLiteJournal
 from asyncflow.journal._queries import RunRecord, RunSummary
 from asyncflow.web import app
 
@@ -45,6 +45,9 @@ class RecordJournal(SQLiteJournal):
 
     async def counts(self, **_: Any) -> dict[RunStatus, int]:
         return dict.fromkeys(RunStatus, 0)
+
+    async def queue(self, **_: Any) -> QueueStats:
+        return QueueStats(0, 0, None, 0)
 
     async def summaries(self, records: Any) -> dict[str, RunSummary]:
         return {}

@@ -125,7 +125,7 @@
     // A server that answers may still be unable to read the run.
     if (trouble) show("disconnected", `the run can't be read: ${trouble}`);
     else if (can.orphaned) show("orphaned", "orphaned: its process is gone");
-    else if (can.waiting) show("waiting", "waiting for a signal");
+    else if (can.waiting) show("waiting", can.queued ? "waiting to start" : "waiting for a signal");
     else show("live", "live");
   }
 
