@@ -26,7 +26,7 @@ class Wait(Protocol):
     def key(self) -> str: ...
 
 
-class Queue(Protocol):
+class QueueCounts(Protocol):
     """How many runs wait to start, as a journal counts them."""
 
     @property
@@ -39,7 +39,7 @@ class Queue(Protocol):
     def blocked_keys(self) -> int: ...
 
 
-def queue_text(queue: Queue) -> str:
+def queue_text(queue: QueueCounts) -> str:
     """Return ``3 runs wait to start: 2 due, the oldest for 4.0 s; 1 key blocked``, or nothing.
 
     A key is blocked that has runs which are due, and another run which has not ended.

@@ -640,6 +640,14 @@ class SQLJournal:
         found = await self._read(self._queue.counts, self._virtual_now(), pipeline)
         return QueueStats(*found)
 
+    def _queue_now(self) -> QueueStats:
+        """Do the same in any thread, and wait for it there: a meter collects in one of its own."""
+        try:
+            now = self._virtual_now()
+        except RuntimeError:  # that thread has no loop, so its time is real
+            now = None
+        return QueueStats(*self._read_thread.submit(self._queue.counts, now, None).result())
+
     async def _enqueue(
         self,
         event: RunStarted,

@@ -21,7 +21,13 @@ except ImportError as _error:
 
 from asyncflow._core.pool import Pool
 from asyncflow.events import AttemptStarted, Event
-from asyncflow.otel._metrics import Instruments, RunMetrics, observe_pools
+from asyncflow.otel._metrics import (
+    Instruments,
+    ObservedService,
+    RunMetrics,
+    observe_pools,
+    observe_services,
+)
 from asyncflow.otel._spans import RunSpans
 
 __all__ = ["OpenTelemetryObserver"]
@@ -51,9 +57,13 @@ class OpenTelemetryObserver:
         meter_provider: Records the measurements; by default the global one.
         pools: Those whose state is measured too: slots taken, attempts that wait, how long they are
             still paused, and the retries that are left. Give them to one observer only.
+        services: Those of which is measured how many places are taken, and how many runs wait to
+            start in their journal. Each service on a journal measures the same queue, so take the
+            maximum of the replicas, not the sum. Give them to one observer only.
 
     Raises:
-        TypeError: An argument is not a provider, or one of the pools is no `Pool`.
+        TypeError: An argument is not a provider, one of the pools is no `Pool`, or one of the
+            services is no `asyncflow.service.Service`.
     """
 
     def __init__(
@@ -61,6 +71,7 @@ class OpenTelemetryObserver:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         pools: Iterable[Pool] = (),
+        services: Iterable[ObservedService] = (),
     ) -> None:
         _check("tracer_provider", tracer_provider, "get_tracer")
         _check("meter_provider", meter_provider, "get_meter")
@@ -75,6 +86,15 @@ class OpenTelemetryObserver:
         self._instruments = Instruments(meter)
         if pools:
             observe_pools(meter, pools)
+        if not isinstance(services, Iterable):
+            kind = type(services).__name__
+            raise TypeError(f"services must be a list of Service objects, not {kind}")
+        services = tuple(services)
+        for service in services:
+            if not hasattr(service, "_stats_now"):
+                raise TypeError(f"services must hold Service objects, not {type(service).__name__}")
+        if services:
+            observe_services(meter, services)
 
     def for_run(self) -> _RunTelemetry:
         """Return the observer of one run."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Protocol
 
 from opentelemetry.metrics import (
     CallbackOptions,
@@ -16,6 +17,7 @@ from opentelemetry.metrics import (
 )
 
 from asyncflow import events
+from asyncflow._core.errors import JournalError
 from asyncflow._core.pool import Pool, PoolStats
 from asyncflow._core.results import RunStatus
 from asyncflow.otel import _semconv as semconv
@@ -83,6 +85,42 @@ def observe_pools(meter: Meter, pools: Iterable[Pool]) -> None:
     gauge(semconv.METRIC_POOL_WAITING, "{attempt}", waiting, lambda stats: stats.waiting)
     gauge(semconv.METRIC_POOL_PAUSED, "s", paused, lambda stats: stats.paused_ms / 1000)
     gauge(semconv.METRIC_POOL_RETRIES, "{retry}", retries, lambda stats: stats.retries_left)
+
+
+class ObservedService(Protocol):
+    """A `asyncflow.service.Service`, as far as a meter reads it."""
+
+    async def stats(self) -> Any: ...
+    def _stats_now(self) -> Any: ...
+
+
+def observe_services(meter: Meter, services: Iterable[ObservedService]) -> None:
+    """Let a meter read how full services are, and their queues, when it collects measurements."""
+    services = tuple(services)
+
+    def gauge(name: str, unit: str, description: str, read: Callable[[Any], float | None]) -> None:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            for service in services:
+                with suppress(JournalError):  # it is closed, or can't be read now
+                    value = read(service._stats_now())
+                    if value is not None:
+                        yield Observation(value)
+
+        meter.create_observable_gauge(name, [observe], unit, description)
+
+    def of_queue(name: str, unit: str, description: str, read: Callable[[Any], float]) -> None:
+        gauge(name, unit, description, lambda stats: stats.queue and read(stats.queue))
+
+    waiting, due = "Runs that wait to start.", "Runs that wait to start and are due."
+    oldest = "For how long the first run that is due has been due."
+    blocked = "Keys with runs that are due, and another run that has not ended."
+    taken, most = "Places of a service that are taken.", "Places that a service has."
+    of_queue(semconv.METRIC_QUEUE_WAITING, "{run}", waiting, lambda queue: queue.waiting)
+    of_queue(semconv.METRIC_QUEUE_DUE, "{run}", due, lambda queue: queue.due)
+    of_queue(semconv.METRIC_QUEUE_OLDEST_DUE, "s", oldest, lambda queue: queue.oldest_due_s or 0.0)
+    of_queue(semconv.METRIC_QUEUE_BLOCKED_KEYS, "{key}", blocked, lambda queue: queue.blocked_keys)
+    gauge(semconv.METRIC_SERVICE_TAKEN, "{run}", taken, lambda stats: stats.taken)
+    gauge(semconv.METRIC_SERVICE_MAX_RUNS, "{run}", most, lambda stats: stats.max_runs)
 
 
 class RunMetrics:

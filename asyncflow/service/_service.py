@@ -350,6 +350,11 @@ class Service:
         queue = None if self._journal is None else await self._journal.queue()
         return ServiceStats(self._places.taken, self._places.most, queue)
 
+    def _stats_now(self) -> ServiceStats:
+        """Return the same in any thread, for a meter."""
+        queue = None if self._journal is None else self._journal._queue_now()
+        return ServiceStats(self._places.taken, self._places.most, queue)
+
     async def answer(
         self,
         run: RunHandle,

@@ -15,7 +15,7 @@ from random_runs import RUN_ID, RandomPipeline, key_of
 from telemetry import Telemetry
 from turn_counting import TurnCountingLoop
 
-from asyncflow import JournalError, Pool, WorkflowStep, current_step, run_pipeline
+from asyncflow import JournalError, Orchestrator, Pool, WorkflowStep, current_step, run_pipeline
 from asyncflow.events import (
     AttemptBegan,
     AttemptStarted,
@@ -28,7 +28,9 @@ from asyncflow.events import (
     StepSkipped,
     StepSucceeded,
 )
+from asyncflow.journal import SQLiteJournal
 from asyncflow.otel import OpenTelemetryObserver
+from asyncflow.service import Service
 
 SETTLED = StepSucceeded | StepFailed | StepCancelled | StepSkipped | StepReused
 
@@ -274,3 +276,43 @@ async def test_the_state_of_pools_is_measured_when_it_is_asked_for(otel):
     assert retries == {of_api: 10}
     with pytest.raises(TypeError, match="pools must hold Pool objects, not int"):
         OpenTelemetryObserver(otel.provider, otel.meters, pools=[3])
+
+
+async def test_queues_and_places_of_services_are_measured_when_it_is_asked_for(otel):
+    started = asyncio.Event()
+
+    async def work():
+        started.set()
+        await asyncio.sleep(1_000)
+
+    journal = SQLiteJournal(":memory:")
+    pipeline = Orchestrator([WorkflowStep("work", work)], name="etl")
+    async with journal, Service([pipeline], journal=journal, max_runs=1) as service:
+        OpenTelemetryObserver(otel.provider, otel.meters, services=[service])
+        await service.enqueue("etl", key="a")
+        await started.wait()
+        await service.enqueue("etl", key="a")
+        await service.enqueue("etl", delay_ms=60_000)
+        await asyncio.sleep(10)
+
+        measured = {name: points(otel, f"asyncflow.{name}").get(()) for name in (*QUEUE, *PLACES)}
+
+        assert measured == {
+            "queue.waiting": 2,
+            "queue.due": 1,
+            "queue.oldest_due": pytest.approx(10),
+            "queue.blocked_keys": 1,
+            "service.taken": 1,
+            "service.max_runs": 1,
+        }
+        in_thread = await asyncio.to_thread(points, otel, "asyncflow.queue.waiting")
+        assert in_thread == {(): 2}  # a meter usually collects in a thread of its own
+        for run in service.runs:
+            run.cancel()
+    assert "asyncflow.queue.waiting" not in otel.metrics()  # the journal is closed
+    with pytest.raises(TypeError, match="services must hold Service objects, not int"):
+        OpenTelemetryObserver(otel.provider, otel.meters, services=[3])
+
+
+QUEUE = ("queue.waiting", "queue.due", "queue.oldest_due", "queue.blocked_keys")
+PLACES = ("service.taken", "service.max_runs")
