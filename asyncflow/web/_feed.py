@@ -8,7 +8,9 @@ Rules:
 2. What was read is rendered when a viewer asks for it, once for all of them.
 3. No task reads. The first viewer whose wait is over reads for the others too, so that without
    viewers nothing is read.
-4. The busier a run and the larger its page, the less often it is read.
+4. The busier a run and the larger its page, the less often it is read. What prevents that is kept
+   as long as what was read: viewers of a damaged run must not each read all of it.
+5. A run that was deleted, and started anew under its id, is another run.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from asyncflow._views.run_view import RunView
 from asyncflow.events import Event
 from asyncflow.html_report._templates import digest_of
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import UNENDED, RunRecord
+from asyncflow.journal._queries import UNENDED, RunRecord, StoredEvent
 from asyncflow.journal._streams import MOST_ROWS, latest_streamed
 
 _SHORTEST_S = 0.3
@@ -82,7 +84,9 @@ class RunFeed:
         self._digests: dict[str, str] = {}
         """Of the parts that were rendered last."""
         self._version = 0
-        self._has_failed = self._is_gone = False
+        self._is_gone = False
+        self._failure: Exception | None = None
+        """Why it could not be read or rendered."""
         # One at a time reads or renders, since both take a while in another thread.
         self._busy = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -100,6 +104,7 @@ class RunFeed:
         """End the changes of all viewers."""
         self._closed.set()
         self._changed.set()
+        self._failure = None  # it refers to the frames that it came through, and so to this
 
     # For a viewer.
 
@@ -122,17 +127,17 @@ class RunFeed:
                     await asyncio.wait_for(self._closed.wait(), _LAST_S)
                 return
 
-    async def parts(self, after: int) -> PageParts | None:
-        """Return the parts of the page; ``None`` if they are those of another run with its id.
+    async def parts(self, after: int) -> PageParts:
+        """Return the parts of the page.
 
         ``after`` is the position of the latest event that the viewer has seen. Raise what
         prevents the run from being read.
         """
         async with self._busy:
-            if self._record is None or self._has_failed or after > self._applied:
+            if self._failure is not None and not self._is_due:
+                raise self._failure.with_traceback(None)  # else it grows with each viewer
+            if self._record is None or self._failure is not None or after > self._applied:
                 await self._read()
-            if after > self._applied:
-                return None
             if self._parts is None:
                 self._parts = await self._rendered()
             return self._parts
@@ -140,30 +145,32 @@ class RunFeed:
     @property
     def _has_ended(self) -> bool:
         is_over = self._record is not None and self._record.status not in UNENDED
-        return is_over and self._view.has_ended and not self._has_failed
+        return is_over and self._view.has_ended and self._failure is None
 
     # The reading.
 
+    @property
+    def _is_due(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._due_at
+
     async def _read_if_due(self) -> None:
         async with self._busy:
-            if asyncio.get_running_loop().time() >= self._due_at:
+            if self._is_due:
                 await self._read()
 
     async def _read(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        had_failed, self._has_failed = self._has_failed, True
-        is_changed = False
+        had_failed, is_changed = self._failure is not None, False
         try:
-            is_changed = await self._read_events()
-            is_changed = await self._read_record(now_s, is_changed) or is_changed
-            self._has_failed = False
-        except RunNotFoundError:
-            self._is_gone = True
+            is_changed = await self._read_changes(now_s)
+            self._failure = None
+        except Exception as error:
+            self._failure, self._is_gone = error, isinstance(error, RunNotFoundError)
             raise
         finally:
             is_running = self._record is not None and self._record.status is RunStatus.RUNNING
             has_aged = is_running and now_s - self._changed_at >= _LONGEST_S
-            if is_changed or has_aged or self._has_failed != had_failed:
+            if is_changed or has_aged or had_failed is (self._failure is None):
                 self._parts = None
                 self._version += 1
                 self._changed_at = now_s
@@ -171,11 +178,22 @@ class RunFeed:
                 self._changed = asyncio.Event()
             self._wait(_SHORTEST_S if is_running else _LONGEST_S, now_s)
 
-    async def _read_events(self) -> bool:
-        """Apply the new events and notes; return whether there are any."""
+    async def _read_changes(self, now_s: float) -> bool:
+        """Read the new events and notes, and the record; return whether anything differs."""
+        stored, noted = await self._new()
+        before = self._record, self._answered
+        is_due = self._record is None or now_s - self._recorded_at >= _LONGEST_S
+        if stored or noted or is_due:
+            record = await self._journal.record(self._run_id)
+            if self._record is not None and record.started_at != self._record.started_at:
+                self._forget()
+                stored, noted = await self._new()
+            # An answer is no event of a run before a process takes it up.
+            is_waiting = record.status is RunStatus.WAITING
+            found = await self._journal.summaries([record]) if is_waiting else {}
+            self._answered = found[self._run_id].answered if is_waiting else ()
+            self._record, self._recorded_at = record, now_s
         known = self._streamed
-        stored = await self._journal.events(self._run_id, self._applied)
-        noted = await self._journal.notes(self._run_id, after=self._noted)
         streamed = await latest_streamed(self._journal, self._run_id, after=self._streamed)
 
         def apply() -> None:
@@ -196,32 +214,28 @@ class RunFeed:
         is_changed = bool(stored or noted or streamed)
         if is_changed:
             await self._in_thread(apply)
-        return is_changed
+        return is_changed or before != (self._record, self._answered)
 
-    async def _read_record(self, now_s: float, is_due: bool) -> bool:
-        """Read the record, and the answers that wait for the run; return whether they differ."""
-        is_due = is_due or self._record is None or now_s - self._recorded_at >= _LONGEST_S
-        if not is_due:
-            return False
-        before = self._record, self._answered
-        record = await self._journal.record(self._run_id)
-        # An answer is no event of a run before a process takes it up.
-        is_waiting = record.status is RunStatus.WAITING
-        found = await self._journal.summaries([record]) if is_waiting else {}
-        self._answered = found[self._run_id].answered if is_waiting else ()
-        self._record, self._recorded_at = record, now_s
-        return before != (self._record, self._answered)
+    async def _new(self) -> tuple[Sequence[StoredEvent], Sequence[StoredEvent]]:
+        """Return the events and the notes that were not read before."""
+        stored = await self._journal.events(self._run_id, self._applied)
+        return stored, await self._journal.notes(self._run_id, after=self._noted)
 
     async def _rendered(self) -> PageParts:
         began_s = asyncio.get_running_loop().time()
         assert self._record is not None  # it was read
-        render = await self._prepare(self._record, self._answered)
+        try:
+            render = await self._prepare(self._record, self._answered)
 
-        def made() -> dict[str, PagePart]:
-            found = render(self._view, self._events, self._notes)
-            return {name: PagePart.of(value) for name, value in found.items()}
+            def made() -> dict[str, PagePart]:
+                found = render(self._view, self._events, self._notes)
+                return {name: PagePart.of(value) for name, value in found.items()}
 
-        parts = await self._in_thread(made)
+            parts = await self._in_thread(made)
+        except Exception as error:
+            self._failure = error
+            self._wait(_SHORTEST_S, began_s)
+            raise
         sent = sum(len(e.json) for name, e in parts.items() if self._digests.get(name) != e.digest)
         self._digests = {name: each.digest for name, each in parts.items()}
         self._wait(sent / _BYTES_A_SECOND, began_s)
@@ -270,7 +284,7 @@ class RunFeeds:
                 async for _ in changes:
                     yield
 
-    async def parts(self, run_id: str, prepare: Prepare, after: int) -> PageParts | None:
+    async def parts(self, run_id: str, prepare: Prepare, after: int) -> PageParts:
         with self._used(run_id, prepare) as feed:
             return await feed.parts(after)
 
@@ -287,7 +301,8 @@ class RunFeeds:
         finally:
             self._users[run_id] -= 1
             if not self._users[run_id]:
-                del self._users[run_id], self._feeds[run_id]
+                del self._users[run_id]
+                self._feeds.pop(run_id).close()
 
     def close(self) -> None:
         """End the changes of all viewers, now and from now on."""

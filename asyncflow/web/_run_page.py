@@ -65,7 +65,7 @@ async def run_page(request: Request, journal: SQLJournal, resumer: Resumer) -> R
     passed = await journal.last_passed(run_id)
     live = Live(
         events=f"{link_to(request, 'events', run_id)}?after={stored[-1].position}",
-        parts=link_to(request, "parts", run_id),
+        parts=f"{link_to(request, 'parts', run_id)}?started={record.started_at!r}",
         cancel=link_to(request, "cancel", run_id),
         resume=link_to(request, "resume", run_id),
         rerun=f"{link_to(request, 'api/runs', run_id)}/rerun",
@@ -198,7 +198,7 @@ async def follow(
     after = position_of(request.query_params.get("after"))
     is_over = False
     with suppress(JournalError):  # whoever asks for the parts receives it
-        is_over = await _is_over(journal, run_id, after)
+        is_over = await _is_over(journal, await journal.record(run_id), after)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
     changes = feeds.changes(run_id, _preparation(request, journal, resumer))
@@ -212,18 +212,25 @@ async def _once() -> AsyncGenerator[None, None]:
 async def show_parts(
     request: Request, journal: SQLJournal, feeds: RunFeeds, resumer: Resumer
 ) -> Response:
-    """Answer with the parts of a page that the browser does not have, as JSON."""
+    """Answer with the parts of a page that the browser does not have, as JSON.
+
+    The query says when the run of the page started: it may have been deleted, and its id be that of
+    another one now, which has a page of its own.
+    """
     run_id, query = request.path_params["run_id"], request.query_params
     after, have = position_of(query.get("after")), query.get("have", "").split(",")
+    record = await journal.record(run_id)
+    is_same = query.get("started") in (None, repr(record.started_at)) or record.damaged
+    if not is_same:
+        found = PageParts(after, {}, has_ended=False)
     # Without a feed, the whole run would be read to find that its page has all but the actions.
-    if not feeds.has(run_id) and await _is_over(journal, run_id, after):
-        record = await journal.record(run_id)
+    elif not feeds.has(run_id) and await _is_over(journal, record, after):
         actions = _actions(None, record, resumer, await resumer.preview(record))
-        found: PageParts | None = PageParts(after, {ACTIONS: PagePart.of(actions)}, has_ended=True)
+        found = PageParts(after, {ACTIONS: PagePart.of(actions)}, has_ended=True)
     else:
         found = await feeds.parts(run_id, _preparation(request, journal, resumer), after)
-    position, parts, has_ended = (after, {}, False) if found is None else found
-    end = "reload" if found is None else "ended" if has_ended else None
+    position, parts, has_ended = found
+    end = "ended" if has_ended else None if is_same else "reload"
     sections = b",".join(
         b'"%b":["%b",%b]' % (name.encode(), part.digest.encode(), part.json)
         for name, part in parts.items()
@@ -233,11 +240,10 @@ async def show_parts(
     return Response(b'{"sections":{%b},%b' % (sections, rest), media_type="application/json")
 
 
-async def _is_over(journal: SQLJournal, run_id: str, after: int) -> bool:
+async def _is_over(journal: SQLJournal, record: RunRecord, after: int) -> bool:
     """Return whether a run has ended, and has no event after a position that a page has seen."""
-    record = await journal.record(run_id)
     is_over = after > 0 and record.status not in UNENDED
-    return is_over and not await journal.events(run_id, after)
+    return is_over and not await journal.events(record.run_id, after)
 
 
 def _preparation(request: Request, journal: SQLJournal, resumer: Resumer) -> Prepare:

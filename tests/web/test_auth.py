@@ -379,7 +379,7 @@ async def test_links_include_the_mount_path(make_client: Any, journal_with_run: 
     assert 'href="/a%20b/ui/runs/nightly"' in page.text
     assert 'href="/a%20b/ui/assets/web.css' in page.text
     assert 'data-events-url="/a%20b/ui/events/nightly?after=' in run.text
-    assert 'data-parts-url="/a%20b/ui/parts/nightly"' in run.text
+    assert 'data-parts-url="/a%20b/ui/parts/nightly?started=' in run.text
     assert (await client.get("/a%20b/ui/assets/web.css")).status_code == 200
     api = await client.get("/a%20b/ui/api/runs/unknown")
     assert (api.status_code, api.json()["error"]) == (404, "There is no such run")

@@ -111,20 +111,32 @@ async def test_the_page_of_an_ended_run_asks_for_new_events(make_client: Any, jo
     for unread in ("1", "x", "²", "1" * 30, ""):
         received = await parts_of(client, "r", f"?after={unread}")
         assert ("steps" in received["sections"], received["end"]) == (True, "ended")
-    gate = Gate()
-    running = asyncio.create_task(slow(gate).with_options(run_id="s", journal=journal).run())
-    await gate.has_started.wait()
-    of_other = await parts_of(client, "s", f"?after={last}")
-    gate.is_open.set()
-    await running
     await failing().with_options(run_id="r", journal=journal).run()
     after = await parts_of(client, "r", f"?after={last}")
 
     assert set(before["sections"]) == {"live"}  # the page has all others
     assert (before["end"], before["position"]) == ("ended", last)
-    assert (of_other["end"], of_other["sections"]) == ("reload", {})
     assert "steps" in after["sections"]
     assert after["position"] > last
+
+
+async def test_the_page_of_a_run_that_was_forgotten_does_not_show_another_one_with_its_id(
+    make_client: Any, journal: Any
+) -> None:
+    await failing().with_options(run_id="r", journal=journal).run()
+    last = len(await journal.events("r"))
+    client = make_client(app(journal))
+    url = re.search(r'data-parts-url="/parts/r([^"]+)"', (await client.get("/runs/r")).text)
+    assert url is not None
+    before = await parts_of(client, "r", f"{url[1]}&after={last}")
+    await journal.forget("r")
+    await asyncio.sleep(1)
+    await passing().with_options(run_id="r", journal=journal).run()
+
+    after = await parts_of(client, "r", f"{url[1]}&after={last}")
+
+    assert before["end"] == "ended"
+    assert (after["end"], after["sections"]) == ("reload", {})
 
 
 async def test_a_stream_tells_of_a_run_until_it_has_ended(make_client: Any, journal: Any) -> None:

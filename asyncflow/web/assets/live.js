@@ -130,7 +130,7 @@
   }
 
   async function parts() {
-    const where = `${partsUrl}?after=${after}&have=${[...have.values()].join(",")}`, headers = { accept: "application/json" };
+    const where = `${partsUrl}&after=${after}&have=${[...have.values()].join(",")}`, headers = { accept: "application/json" };
     let answer = null;
     try {
       answer = await fetch(where, { cache: "no-store", headers, signal: AbortSignal.timeout(ANSWER_MS) });
