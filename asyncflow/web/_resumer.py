@@ -27,7 +27,7 @@ from asyncflow._core.run_preview import counts_text
 from asyncflow._core.step import inputs_of
 from asyncflow._core.text import did_you_mean
 from asyncflow.journal._base import SQLJournal
-from asyncflow.journal._queries import RunRecord
+from asyncflow.journal._queries import UNENDED, RunRecord
 
 
 class Resumable(Protocol):
@@ -38,6 +38,8 @@ class Resumable(Protocol):
         ...
 
 
+_PREVIEW_S = 10.0
+"""How long to say the same of a run that has ended. Only steps with ``cache_ms`` change by time."""
 _LOOK_EVERY_S = 0.02
 _LONGEST_WAIT_S = 3.0
 """How long the response to a resumption waits for the run to begin."""
@@ -61,6 +63,9 @@ class Resumer:
         self._pipelines = {name: _runnable(name, each) for name, each in pipelines.items()}
         self._running: dict[str, asyncio.Task[Exception | None]] = {}
         self._is_closed = False
+        self._previews: dict[str, tuple[RunRecord, float, str]] = {}
+        """What was previewed lately, by the run's id: of which record, how long it holds, what."""
+        self._previewing = asyncio.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -113,9 +118,27 @@ class Resumer:
         return {} if here is None else here._planned().asked(self._journal)[0]
 
     async def preview(self, record: RunRecord) -> str:
-        """Return what resuming a run would do with its steps: ``2 reused, 3 to run``."""
+        """Return what resuming a run would do with its steps: ``2 reused, 3 to run``.
+
+        All of the run is read for that, and each page of a run that has ended asks again and again.
+        So what is said of such a run may be some seconds old.
+        """
         if not self.can_resume(record):
             return ""
+        if record.status in UNENDED:
+            return await self._previewed(record)
+        async with self._previewing:
+            clock = asyncio.get_running_loop().time
+            for run_id, (_, until_s, _) in [*self._previews.items()]:
+                if until_s <= clock():
+                    del self._previews[run_id]
+            known = self._previews.get(record.run_id)
+            if known is None or known[0] != record:
+                text = await self._previewed(record)
+                known = self._previews[record.run_id] = record, clock() + _PREVIEW_S, text
+            return known[2]
+
+    async def _previewed(self, record: RunRecord) -> str:
         pipeline = self._pipelines[record.pipeline]
         try:
             found = await pipeline.with_options(journal=self._journal).preview(record.run_id)

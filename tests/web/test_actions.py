@@ -137,6 +137,29 @@ async def test_the_page_says_what_resuming_would_run(make_client: Any, journal: 
     assert received["sections"]["live"]["preview"] == "1 reused, 1 to run"
 
 
+async def test_pages_of_an_ended_run_share_what_resuming_it_would_do(journal: Any) -> None:
+    class Counting:
+        replays = 0
+
+        def __getattr__(self, name: str) -> Any:
+            Counting.replays += name == "replay"
+            return getattr(journal, name)
+
+    await failing().with_options(run_id="r", journal=journal).run()
+    resumer, record = Resumer(Counting(), {"reports": failing()}), await journal.record("r")  # type: ignore[arg-type]
+    await resumer.preview(record)
+    of_one = Counting.replays
+
+    said = await asyncio.gather(*(resumer.preview(record) for _ in range(50)))
+    of_many = Counting.replays
+    await failing().with_options(run_id="r", journal=journal).run()
+    await resumer.preview(await journal.record("r"))
+
+    assert {*said} == {"1 reused, 1 to run"}
+    assert of_many == of_one
+    assert Counting.replays == 2 * of_one
+
+
 async def test_repeated_requests_resume_a_run_once(make_client: Any, journal: Any) -> None:
     gate = Gate()
     await interrupt(gate, journal, "r")
