@@ -138,5 +138,7 @@ class CheckpointWriter(Policy):
             self._store()
 
     def on_end(self) -> None:
-        self._checkpoints.on_save = self._checkpoints.store_call = None  # what comes is dropped
+        # What comes is dropped. And each of them would keep this, and so the run, in a cycle.
+        self._checkpoints.on_save = None
+        self._checkpoints.store_call = self._checkpoints.load_call = None
         self._store()

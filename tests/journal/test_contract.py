@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from freed import without_collector
+from freed import Holding, without_collector
 from journal.conftest import on_sqlite
 from segments import store_segment
 from virtual_journals import in_virtual_time
@@ -270,6 +270,28 @@ async def test_a_session_leaves_no_reference_cycle(journal: Any) -> None:
 
         assert dropped() is None
         assert refused() is None
+
+
+async def test_without_a_collector_a_run_and_its_resumption_free_what_its_steps_held(
+    journal: Any,
+) -> None:
+    holding = Holding()
+
+    async def hold() -> None:
+        thing = holding()
+        raise ValueError(f"after {id(thing)}")
+
+    async def run() -> None:
+        await run_pipeline([WorkflowStep("a", hold)], journal=journal, run_id="r")
+
+    await journal.runs()
+    with without_collector():
+        for count in (1, 2):
+            await run()
+            await journal.runs()  # the worker thread drops its references, too
+            await asyncio.sleep(0)
+            assert len(holding) == count
+            assert holding.alive() == []
 
 
 async def refused_open(journal: Any) -> Exception:
