@@ -160,9 +160,9 @@ class RunFeed:
 
     async def _read(self) -> None:
         now_s = asyncio.get_running_loop().time()
-        had_failed, is_changed = self._failure is not None, False
+        had_failed, before = self._failure is not None, self._read_so_far()
         try:
-            is_changed = await self._read_changes(now_s)
+            await self._read_on(now_s)
             self._failure = None
         except Exception as error:
             self._failure, self._is_gone = error, isinstance(error, RunNotFoundError)
@@ -170,6 +170,8 @@ class RunFeed:
         finally:
             is_running = self._record is not None and self._record.status is RunStatus.RUNNING
             has_aged = is_running and now_s - self._changed_at >= _LONGEST_S
+            # Also if the viewer that reads leaves meanwhile: the others are told.
+            is_changed = before != self._read_so_far()
             if is_changed or has_aged or had_failed is (self._failure is None):
                 self._parts = None
                 self._version += 1
@@ -178,10 +180,13 @@ class RunFeed:
                 self._changed = asyncio.Event()
             self._wait(_SHORTEST_S if is_running else _LONGEST_S, now_s)
 
-    async def _read_changes(self, now_s: float) -> bool:
-        """Read the new events and notes, and the record; return whether anything differs."""
+    def _read_so_far(self) -> tuple[object, ...]:
+        positions = self._applied, self._noted, self._streamed
+        return (*positions, self._record, self._answered)
+
+    async def _read_on(self, now_s: float) -> None:
+        """Read the new events and notes, and the record."""
         stored, noted = await self._new()
-        before = self._record, self._answered
         is_due = self._record is None or now_s - self._recorded_at >= _LONGEST_S
         if stored or noted or is_due:
             record = await self._journal.record(self._run_id)
@@ -211,10 +216,8 @@ class RunFeed:
             self._noted = max([known, self._noted, *(each.position for each in noted[-1:])])
             self._streamed = max([self._noted, *(each.position for each in streamed[-1:])])
 
-        is_changed = bool(stored or noted or streamed)
-        if is_changed:
+        if stored or noted or streamed:
             await self._in_thread(apply)
-        return is_changed or before != (self._record, self._answered)
 
     async def _new(self) -> tuple[Sequence[StoredEvent], Sequence[StoredEvent]]:
         """Return the events and the notes that were not read before."""

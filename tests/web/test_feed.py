@@ -242,6 +242,32 @@ async def test_a_viewer_that_leaves_while_it_reads_for_all_leaves_the_reading_to
         assert shown(await second)["events"] == "1"
 
 
+async def test_a_viewer_that_leaves_at_the_end_of_the_reading_does_not_keep_what_it_read() -> None:
+    class Slow(OneRun):
+        gate = asyncio.Event()
+
+        async def notes(self, run_id: str, **options: Any) -> list[StoredEvent]:
+            if options.get("newest"):  # what is read last
+                await self.gate.wait()
+            return []
+
+    source = Slow()
+    source.gate.set()
+    feeds = RunFeeds(source)
+    async with viewing(feeds) as first_viewer, viewing(feeds) as second_viewer:
+        await first_viewer.is_told()
+        await second_viewer.is_told()
+        await asyncio.sleep(2)  # the record is due
+        source.record_ = RunRecord("r", "", RunStatus.ORPHANED, 0.0, 0.0, None)
+        source.gate.clear()
+        first = asyncio.ensure_future(first_viewer.is_told())
+        await asyncio.sleep(1)
+        first.cancel()
+        source.gate.set()
+
+        await asyncio.wait_for(second_viewer.is_told(), 60)
+
+
 async def test_without_viewers_nothing_is_read() -> None:
     source = OneRun()
     feeds = RunFeeds(source)
