@@ -403,6 +403,11 @@ class PageModel:
         groups = groupby(rows, lambda row: row.attempt.segment)
         return [(segment, list(of)) for segment, of in groups], len(found) - len(listed)
 
+    def is_of_step(self, step: StepView, attempt: AttemptView) -> bool:
+        """Whether the error of an attempt is shown as that of its step: it is the last one."""
+        # An action may raise one exception many times, and JSON may have what two were like once.
+        return attempt in step.attempts[-1:] and attempt.error is step.error
+
     def is_traced(self, attempt: AttemptView) -> bool:
         """Whether the traceback of an attempt that was not the last one of its step is shown."""
         return id(attempt) in self._traced
@@ -413,7 +418,7 @@ class PageModel:
             attempt
             for step in self.detailed
             for attempt in step.all_attempts()
-            if attempt.error is not None and attempt.error is not step.error
+            if attempt.error is not None and not self.is_of_step(step, attempt)
             # The attempts of items are only listed if they are earlier.
             if attempt.segment < latest or step.items is None
         ]

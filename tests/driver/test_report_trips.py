@@ -227,23 +227,34 @@ async def test_what_no_trip_can_hold_has_one_stand_in(trip):
     assert [*map(shown, through_json(back).events())] == [*map(shown, back.events())]
 
 
-async def test_json_of_a_run_that_did_the_same_twice_is_the_same_again():
+@TRIPS
+async def test_a_run_that_did_the_same_many_times_makes_a_trip(trip):
+    no = ValueError("no")
+
     async def large():
         return 10**700  # JSON has the text of it
 
     async def fails(large):
         raise ValueError("no")
 
+    async def raises_one():
+        raise no
+
     journal = CallingJournal()
     for version in "123":
         steps = [
             WorkflowStep("large", large, version=version),
             WorkflowStep("fails", fails, ["large"]),
+            WorkflowStep("raises_one", raises_one, max_retries=2),
         ]
-        report = await run_pipeline(steps, journal=journal, run_id=RUN_ID)
+        report = await run_pipeline(steps, journal=journal, run_id=RUN_ID, fail_fast=False)
+    forget_tracebacks(report)
+    back = trip(report)
 
-    assert [each.attempts for each in report.results] == [3, 3]
-    assert through_json(report).to_json() == report.to_json()
+    assert [each.attempts for each in report.results] == [3, 6, 3]
+    assert back.to_json() == report.to_json()
+    assert back.to_html() == report.to_html()
+    assert_same(trip(back), back)
 
 
 @pytest.mark.parametrize(
