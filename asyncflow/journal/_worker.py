@@ -560,7 +560,7 @@ class Shared(Generic[Question, Answer]):
         if loop not in self._waiting:
             for other in [*self._waiting]:
                 if other.is_closed():  # its call will never be settled
-                    del self._waiting[other]
+                    self._waiting.pop(other, None)  # another thread may have done so
             self._waiting[loop] = deque()
             loop.call_soon(self._submit, loop)
         future: asyncio.Future[Answer] = loop.create_future()

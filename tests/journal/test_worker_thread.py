@@ -131,3 +131,20 @@ async def test_a_question_that_breaks_a_shared_call_breaks_no_other_one():
     thread.join()
     with pytest.raises(JournalError, match="it is closed"):
         await send(1)
+
+
+async def test_two_threads_may_forget_the_same_closed_loop():
+    class Loop:
+        """A loop that another thread forgets as soon as this one has seen that it is closed."""
+
+        def is_closed(self):
+            send._waiting.pop(self)
+            return True
+
+    thread = WorkerThread("runs.db", lambda: None)
+    send = Shared(thread, list)
+    send._waiting[Loop()] = []
+
+    assert await send(1) == 1
+    thread.end(lambda: None)
+    thread.join()
