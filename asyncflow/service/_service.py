@@ -22,7 +22,7 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -518,12 +518,12 @@ class Service:
                 after = 0  # the run was forgotten, and its id is used again
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    def streamed(
+    async def streamed(
         self, run_id: str, step: str | None = None, after: int = 0
     ) -> AsyncGenerator[StreamedValue, None]:
-        """Return an asynchronous iterator over what the steps of a run stream, as it is stored.
+        """Yield what the steps of a run stream, as it is stored, until the step or run has ended.
 
-        It is that of the journal: of any run, whichever process runs it. A value of a run of this
+        It is that of any run, whichever process runs it. A value of a run of this
         service comes about 50 ms after the call of `StepContext.stream`, one of another process
         half a second after it.
 
@@ -532,6 +532,9 @@ class Service:
             step: Only what the step of this name, or its items, stream.
             after: Only values whose position is greater, such as the ``Last-Event-ID`` of
                 Server-Sent Events.
+
+        Yields:
+            The values with their positions.
 
         Raises:
             TypeError, ValueError: ``after`` is no position, or the run has no such step.
@@ -543,7 +546,9 @@ class Service:
             raise RuntimeError(
                 "a service without a journal stores nothing; use get(run_id).streamed()"
             )
-        return self._journal.streamed(run_id, step, after)
+        async with aclosing(self._journal.streamed(run_id, step, after)) as values:
+            async for value in values:
+                yield value
 
     # --- life cycle -----------------------------------------------------------------------------
 

@@ -435,7 +435,7 @@ async def test_a_service_streams_runs_of_any_process(journal):
         assert again == values[1:]
     async with Service(pipelines={"p": pipeline}) as service:
         with pytest.raises(RuntimeError, match="without a journal"):
-            service.streamed("r")
+            await collected(service.streamed("r"))
 
 
 async def test_a_step_that_streams_needs_no_reader():
