@@ -60,6 +60,9 @@ class NamedCalls:
         self._step = run.plan.steps[self._index]
         self._codec = journal or PickleCodec()
         self._key = key
+        self._latest: tuple[object, Any] = None, None
+        """The function of the latest call, and the type of what it returns: a loop calls the same
+        function again and again."""
         self._attempt = 0
         self._used: set[str] = set()
         """The names that the attempt has used."""
@@ -80,7 +83,7 @@ class NamedCalls:
         _check(name, function)
         self._use(running, name)
         subject = f"what call {name!r} of step {running[0]!r} returned"
-        hint, arguments = awaited_type(function), _checksum_of(args, kwargs)
+        hint, arguments = self._hint_of(function), _checksum_of(args, kwargs)
         while (earlier := self._under_way.get(name)) is not None:
             await asyncio.wait([earlier])
             self._check_attempt(running, name)
@@ -114,6 +117,12 @@ class NamedCalls:
             del self._under_way[name]
             if not ended.done():
                 ended.set_result(None)
+
+    def _hint_of(self, function: Callable[..., Awaitable[Any]]) -> Any:
+        key = getattr(function, "__func__", function)  # each access makes another bound method
+        if self._latest[0] is not key:
+            self._latest = key, awaited_type(function)
+        return self._latest[1]
 
     def _use(self, running: StartedAttempt, name: str) -> None:
         """Use a name in an attempt, which must be running."""
