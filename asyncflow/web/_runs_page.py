@@ -1,8 +1,8 @@
 """The list of a journal's runs: which of them a request selects, and how they stand.
 
-However many runs there are, the list takes three queries: one for its rows, one for what it says of
-them beside their records, one for the counts. For each pipeline that runs, one more tells how long
-that usually takes.
+However many runs there are, the list takes five queries: one for its rows, one for what it says of
+them beside their records, one for the counts, two for the queue. For each pipeline that runs, one
+more tells how long that usually takes.
 """
 
 from __future__ import annotations

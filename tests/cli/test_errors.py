@@ -22,8 +22,8 @@ from .conftest import Shell
 def test_the_help_lists_the_commands(shell: Shell) -> None:
     text = shell("--help").stdout
 
-    commands = "run plan runs show watch diff logs stats resume rerun signal cancel export"
-    commands += " prune forget ui"
+    commands = "run enqueue plan runs show watch diff logs stats resume rerun signal cancel"
+    commands += " export prune forget ui"
     assert re.findall(r"(?m)^  ([a-z]+)  +\w", text) == [*commands.split(), "completion"]
     assert "..." not in text.partition("Commands:")[2]
 

@@ -172,7 +172,9 @@ def test_a_run_that_was_replaced_names_the_other_and_has_no_step_left(shell: She
     ]
     shown = shell("show", "old").stdout
     assert f"Stopped: {why}\n□ INTERRUPTED in 0 ms: 2 skipped" in shown
-    assert why in shell("runs", "--status", "INTERRUPTED").stdout
+    line = shell("runs", "--status", "INTERRUPTED").stdout.splitlines()[1]
+    assert line.endswith(f"  etl       {why}")
+    assert " ms " not in line  # it never started
 
 
 def test_a_run_that_waited_to_start_is_cancelled_as_that(shell: Shell) -> None:

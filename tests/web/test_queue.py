@@ -26,9 +26,9 @@ async def test_the_list_says_for_what_runs_wait_and_how_many(make_client: Any, q
     page = (await make_client(app(queue)).get("/")).text
 
     assert '<p class="dim" id="queued">3 runs wait to start: 2 due' in page
-    assert '<span class="told pending">for a place</span>' in page
-    assert '<span class="told pending">for key customer-&lt;17&gt;</span>' in page
-    assert '<span class="told pending">until <time datetime="' in page
+    assert '<span class="told pending">waits for a place</span>' in page
+    assert '<span class="told pending">waits for key customer-&lt;17&gt;</span>' in page
+    assert '<span class="told pending">waits until <time datetime="' in page
     assert '<div class="brief dim">key customer-&lt;17&gt;</div>' in page
     assert page.count('<span class="dim">enqueued</span>') == 3
 
@@ -90,4 +90,6 @@ async def test_a_run_that_was_replaced_names_the_other(make_client: Any, queue: 
 
     assert "the run was cancelled: run &#39;new&#39; has replaced it" in page
     assert "pending</span>" not in page.partition('class="counts"')[2].partition("</dd>")[0]
-    assert "&#39;new&#39; has replaced it" in (await client.get("/?status=INTERRUPTED")).text
+    listed = (await client.get("/?status=INTERRUPTED")).text
+    assert listed.count("&#39;new&#39; has replaced it") == 2
+    assert listed.count('<span class="dim">enqueued</span>') == 2  # they have never started
