@@ -374,7 +374,7 @@ def durable(flow: Flow, chance: Random) -> Flow:
     if random() < 0.3:
         return flow
     may_be_equal = random() < 0.7
-    measured = {step.maps for step in flow.steps if step.measured or step.key}
+    measured = _sources_of(flow, [step for step in flow.steps if step.measured or step.key])
     steps = []
     for at, step in enumerate(flow.steps):
         acts = tuple(act._replace(block=0) for act in step.acts)
@@ -410,6 +410,17 @@ def calling(flow: Flow, chance: Random) -> Flow:
 
 
 _PAYS = ("", "in turn", "at once", "left")
+
+
+def _sources_of(flow: Flow, steps: list[Step]) -> set[int]:
+    """Return what steps are mapped over, and what that is mapped over, and so on."""
+    found = set()
+    for step in steps:
+        source = step.maps
+        while source is not None:
+            found.add(source)
+            source = None if source == GIVEN else flow.steps[source].maps
+    return found
 
 
 def _saving(flow: Flow, chance: Random) -> Flow:

@@ -54,7 +54,7 @@ from asyncflow.events import (
     ThreadAbandoned,
 )
 from tests.explore.cases import GIVEN, STREAM_WAITS, TICK_MS, Case, Fault, Step
-from tests.explore.world import Call, Instead, World
+from tests.explore.world import Call, Instead, World, key_of
 
 __all__ = ["violations"]
 
@@ -1234,6 +1234,7 @@ class _Run:
         waits = spec.pool is not None and self.has_other_waits(spec.pool)
         waits |= spec.thread and self.flow.threads < len(self.nodes)
         waits |= bool(spec.caches)  # for equal ones
+        waits |= bool(spec.key)  # others take their turn
         if not (self.world.strangers or waits):
             stop = self.stop_for(self.specs[node.step])
             gap = next(number for number in range(len(items) + 1) if number not in items)
@@ -1451,7 +1452,7 @@ class _Run:
             start = attempt.start
             if start.queued_ms < EPSILON:
                 continue
-            pool = self.specs[node.step].pool
+            pool, key = self.specs[node.step].pool, key_of(self.specs[node.step], node.item)
             if pool is not None and self.has_other_waits(pool):
                 continue
             since, until = start.at_ms - start.queued_ms, start.at_ms
@@ -1464,7 +1465,7 @@ class _Run:
                 at_ms = (one + other) / 2
                 if other - one < EPSILON:
                     continue
-                in_all = in_pool = in_threads = 0
+                in_all = in_pool = in_threads = of_key = 0
                 for each, its in attempts:
                     held_from, held_until = its.start.at_ms, its.end.at_ms
                     own_pool = self.specs[each.step].pool
@@ -1476,11 +1477,16 @@ class _Run:
                     held_until = max(held_until, self.ended_ms(its))
                     if held_from <= at_ms <= held_until:
                         in_pool += own_pool == pool
+                        of_key += own_pool == pool and key == key_of(
+                            self.specs[each.step], each.item
+                        )
                         in_threads += self.specs[each.step].thread
                 is_full = self.specs[node.step].thread and in_threads >= flow.threads
                 is_full = is_full or (
                     flow.max_concurrency is not None and in_all >= flow.max_concurrency
                 )
+                if pool is not None and key and flow.pools[pool].per_key is not None:
+                    is_full = is_full or of_key >= flow.pools[pool].per_key
                 if pool is not None and not is_full:
                     is_full = in_pool >= self.world.size_at(pool, self.started_s + at_ms / 1000)
                 _require(is_full, f"it waits at {at_ms} ms although there is room:", start)
@@ -1490,7 +1496,7 @@ class _Run:
         users = [step for step in self.specs if step.pool == pool]
         paused = any(step.named is not None for step in users)
         rated = any(numbers.interval or numbers.tokens for _, numbers in self.world.numbers[pool])
-        return rated or paused or any(step.slots > 1 or step.key for step in users)
+        return rated or paused or any(step.slots > 1 for step in users)
 
     def check_line(self) -> None:
         """Check that no attempt is given slots for which a more urgent step is in line."""

@@ -47,7 +47,7 @@ from tests.explore.cases import (
 )
 from tests.explore.journals import Journal
 
-__all__ = ["Call", "Exit", "Pipeline", "World"]
+__all__ = ["Call", "Exit", "Instead", "Pipeline", "World", "key_of"]
 
 TICK_S = TICK_MS / 1000
 _TOO_MANY_TURNS = 20_000
