@@ -61,8 +61,11 @@ class PoolNeeds(Policy):
             BaseException: What a function of the step raises, or it returns what is not possible.
         """
         arguments = self._scope.data.of_action(node)
-        needs: dict[str, Any] = {"slots": step.slots, "tokens": step.tokens or 0.0}
-        needs["pool_key"] = step.pool_key
+        needs: dict[str, Any] = {
+            "slots": step.slots,
+            "tokens": step.tokens or 0.0,
+            "pool_key": step.pool_key,
+        }
         for argument, function, accepts in step.measures:
             own = accepts.takes_kwargs
             taken = {n: v for n, v in arguments.items() if own or n in accepts.names}
