@@ -41,11 +41,16 @@ def last_positions(notes: Sequence[NoteEvent], position: int) -> Iterator[tuple[
 
 
 def note_rows(run_id: str, position: int, notes: Sequence[NoteEvent]) -> list[tuple[object, ...]]:
-    """Return the rows of notes from a position on: those of events, each with its level."""
+    """Return the rows of notes from a position on: those of events, and the level of a record."""
     return [
-        (*row_of(run_id, number, note), getattr(note, "level", None))
+        (*row_of(run_id, number, note), _level_of(note))
         for number, note in last_positions(notes, position)
     ]
+
+
+def _level_of(note: NoteEvent) -> int | None:
+    """Return by what level a note is selected: other notes than log records always are."""
+    return note.level if isinstance(note, StepLogged) else None
 
 
 def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
@@ -55,7 +60,7 @@ def note_of(row: Sequence[Any], *, with_data: bool) -> NoteEvent:
         note = event_of(columns, is_brief=not with_data)
         if not isinstance(note, _CLASSES):
             raise ValueError(f"{type(note).__name__} is no note")
-        if level != getattr(note, "level", None):
+        if level != _level_of(note):
             raise ValueError("its level has changed since it was written")
         return note  # type: ignore[no-any-return]  # it is one of them
     # Only our decoding is in here, and in a damaged row anything can be of any type.
