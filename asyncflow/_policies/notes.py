@@ -113,7 +113,7 @@ class _NotesOfAttempt:
         self.streamed_ms = 0.0
         """When it has streamed the first one of these."""
         self.streamed_size = 0
-        """How many characters it has streamed in all."""
+        """How many bytes it has streamed in all."""
         self.unfinished: dict[tuple[str, int], str] = {}
         """The line that a thread has begun to print to a stream."""
 
@@ -296,15 +296,16 @@ class NoteQueue:
             return
         if self._secrets.longest():
             text = without_secrets(text, self._secrets.replaced)
+        size = len(text) if text.isascii() else len(text.encode())
         with self._lock:
             attempt = self._attempt((step, item, number))
-            if most is not None and attempt.streamed_size + len(text) > most:
+            if most is not None and attempt.streamed_size + size > most:
                 problem = (
                     f"takes more than {most:,} bytes in this attempt: return what is needed later, "
                     "or raise the journal's max_stream_bytes"
                 )
                 raise PayloadError(f"what step {step!r} streams", problem)
-            attempt.streamed_size += len(text)
+            attempt.streamed_size += size
             if not attempt.streamed:
                 attempt.streamed_ms = self._now_ms()
             attempt.streamed.append(text)

@@ -280,13 +280,13 @@ async def test_a_value_must_be_plain_data_and_an_attempt_has_a_limit(tmp_path):
         for _ in range(10):
             with pytest.raises(PayloadError):  # which leaves room for smaller ones
                 step.stream("x" * 100)
-            step.stream("x" * 8)  # ten bytes of JSON
+            step.stream("é" * 4)  # ten bytes of JSON
         with pytest.raises(PayloadError, match="takes more than 100 bytes in this attempt"):
             step.stream("")
 
     async with SQLiteJournal(tmp_path / "r.db", max_stream_bytes=100) as journal:
         async with started(talk, journal) as run:
-            assert words(await collected(run.streamed())) == ["x" * 8] * 10
+            assert words(await collected(run.streamed())) == ["é" * 4] * 10
             assert (await run.report()).all_passed
 
 
