@@ -46,12 +46,9 @@ class RunKey(NamedTuple):
 
 
 class UnlockedKeysError(Exception):
-    """A transaction has found runs whose keys it has not locked, and must begin anew with them.
+    """A transaction has found runs with ``keys`` that it has not locked; it must begin anew."""
 
-    ``keys`` has the key of each; ``None`` if the run has none, whatever its caller says.
-    """
-
-    def __init__(self, keys: dict[str, RunKey | None]) -> None:
+    def __init__(self, keys: set[RunKey]) -> None:
         super().__init__(keys)
         self.keys = keys
 

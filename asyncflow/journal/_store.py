@@ -348,9 +348,7 @@ class Store:
         has, is a `RunAlreadyActiveError`, and for one whose lease has a damaged row a
         `RunUnreadableError`.
         """
-        keys: dict[str, RunKey | None] = {
-            run_id: claim.key for run_id, claim in wanted if claim.key is not None
-        }
+        keys = {claim.key for _, claim in wanted if claim.key is not None}
         while True:
             try:
                 return self._claim_all(wanted, keys)
@@ -362,17 +360,18 @@ class Store:
         self,
         cursor: Cursor,
         wanted: Sequence[tuple[str, Claim]],
-        keys: Mapping[str, RunKey | None],
+        keys: set[RunKey],
     ) -> list[int | Exception]:
-        """Do the same if these are the keys of the runs that have one."""
+        """Do the same if these keys are all that the runs have."""
         found: list[int | Exception] = []
-        locked = LockedKeys(self.database, cursor, {key for key in keys.values() if key})
+        locked = LockedKeys(self.database, cursor, keys)
         leases = self.lock_leases(cursor, {run_id for run_id, _ in wanted} | locked.runs)
-        new = self._check_keys(cursor, wanted, leases, keys)
-        for run_id, claim in wanted:
-            key = keys.get(run_id)
+        wanted_keys = [self._key(cursor, leases, *each) for each in wanted]
+        if unlocked := {key for key, _ in wanted_keys if key is not None} - keys:
+            raise UnlockedKeysError(unlocked)
+        for (run_id, claim), (key, is_new) in zip(wanted, wanted_keys, strict=True):
             try:
-                if key is not None and run_id in new:
+                if key is not None and is_new:
                     check_line(self.database, cursor, key, claim.now)
                 token = self._claim(cursor, leases, run_id, claim, key, locked)
             except (RunAlreadyActiveError, RunUnreadableError) as error:
@@ -402,33 +401,16 @@ class Store:
         if lease[0] is not None:
             self._execute(cursor, FENCE, (run_id,))
 
-    def _check_keys(
-        self,
-        cursor: Cursor,
-        wanted: Sequence[tuple[str, Claim]],
-        leases: Mapping[str, Sequence[Any]],
-        keys: Mapping[str, RunKey | None],
-    ) -> set[str]:
-        """Return which of the runs that want a key are new.
-
-        Raise `UnlockedKeysError` if stored runs have other keys than those that are locked.
-        """
-        unlocked: dict[str, RunKey | None] = {}
-        new = set()
-        for run_id, claim in wanted:
-            expected = keys.get(run_id)
-            # What a new run asks for may differ from what a stored one has.
-            if claim.takes_key and (leases[run_id][_KEY] is not None or expected is not None):
-                try:
-                    key = key_of(self.database, cursor, run_id)
-                except LookupError:
-                    new.add(run_id)
-                else:
-                    if key != expected:
-                        unlocked[run_id] = key
-        if unlocked:
-            raise UnlockedKeysError(unlocked)
-        return new
+    def _key(
+        self, cursor: Cursor, leases: Mapping[str, Sequence[Any]], run_id: str, claim: Claim
+    ) -> tuple[RunKey | None, bool]:
+        """Return the key that a run is to have, and whether it is new and has that of its claim."""
+        if not claim.takes_key or (claim.key is None and leases[run_id][_KEY] is None):
+            return None, False
+        try:
+            return key_of(self.database, cursor, run_id), False
+        except LookupError:
+            return claim.key, True
 
     def _claim(
         self,

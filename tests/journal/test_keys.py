@@ -103,6 +103,21 @@ async def test_of_any_number_at_once_one_starts(journal: Any, make_journal: Any)
 
 
 @in_virtual_time
+async def test_of_two_keys_for_one_id_at_once_the_run_has_the_one_that_it_is_stored_with(
+    journal: Any,
+) -> None:
+    starts = [asyncio.create_task(keyed(journal, "r", key=key).run()) for key in ("k1", "k2")]
+    await asyncio.sleep(0.5)
+    (record,) = await journal.runs()
+    other = {"k1": "k2", "k2": "k1"}[record.key]
+
+    assert (await refusal_of(journal, key=record.key)).run_id == "r"
+    assert (await keyed(journal, "of the other key", key=other).run()).all_passed
+    ends = await asyncio.gather(*starts, return_exceptions=True)
+    assert [isinstance(end, RunAlreadyActiveError) for end in ends].count(True) == 1
+
+
+@in_virtual_time
 async def test_a_run_that_was_drained_has_its_key_until_it_is_resumed_or_cancelled(
     journal: Any,
 ) -> None:
