@@ -81,7 +81,12 @@ _FIRST = (
     "LIMIT 1"
 )
 _FIRST_DUE = _FIRST.replace("ORDER BY", f"AND q.due_at <= {NOW} ORDER BY")
-_REPLACES = "SELECT 1 FROM queued q WHERE q.run_id = ? AND q.replaces = 1"
+_REPLACES = (
+    "SELECT q.run_id FROM queued w JOIN queued q ON q.pipeline = w.pipeline AND q.key = w.key "
+    f"WHERE w.run_id = ? AND q.replaces = 1 AND (q.run_id = w.run_id OR q.due_at <= {NOW}) "
+    "ORDER BY q.due_at DESC, q.seq DESC LIMIT 1"
+)
+"""The run that replaces others and is due, whether it starts now or is behind the one that does."""
 FENCE = (
     "UPDATE leases SET token = token + 1, owner = NULL, process = NULL, expires_at = 0, "
     "cancel_token = CASE WHEN cancel_token = token THEN token + 1 END WHERE run_id = ?"
@@ -125,18 +130,19 @@ class LockedKeys:
         self._execute(_TAKE, (run_id, *key))
         self._had[key] = run_id
 
-    def is_replaced_by(
+    def replaced_by(
         self, key: RunKey, run_id: str, leases: Mapping[str, Sequence[Any]], claim: Claim
-    ) -> bool:
-        """Whether a run that starts replaces the run that had its key, and no process has that."""
+    ) -> str | None:
+        """Return what replaces the run that had a key when a run starts, if no process has that."""
         before = self._had[key]
         if not before or before == run_id or is_owned(leases[before], claim):
-            return False
-        self._execute(_REPLACES, (run_id,))
-        if self._cursor.fetchone() is None:
-            return False
+            return None
+        self._execute(_REPLACES, (run_id, claim.now))
+        replacing = self._cursor.fetchone()
+        if replacing is None:
+            return None
         self._execute(_CONTINUED, (before,))
-        return self._cursor.fetchone() is not None
+        return None if self._cursor.fetchone() is None else str(replacing[0])
 
     def had_by(self, key: RunKey) -> str:
         """Return the run that had a key last; empty if none did."""

@@ -54,7 +54,7 @@ _HAS_PROCESS = f"EXISTS (SELECT 1 FROM leases l WHERE l.run_id = k.run_id AND NO
 """Whether a process has the run that had a key ``k`` last, as far as SQL can tell."""
 _IS_REPLACED = (
     "EXISTS (SELECT 1 FROM queued x WHERE x.pipeline = k.pipeline AND x.key = k.key "
-    "AND x.replaces = 1)"
+    f"AND x.replaces = 1 AND x.due_at <= {_NOW})"
 )
 _UNCLAIMED = f"NOT EXISTS (SELECT 1 FROM leases l WHERE l.run_id = q.run_id AND NOT {FREE})"
 _COLUMNS = "q.run_id, q.pipeline, q.key, q.due_at, q.seq, q.replaces, q.checksum"
@@ -81,6 +81,9 @@ _NEXT = (
     f"AND q.due_at > {_NOW} ORDER BY q.due_at LIMIT 1)",
     f"SELECT (SELECT k.due_at FROM keys k WHERE k.pipeline = ? AND k.due_at > {_NOW} "
     "ORDER BY k.due_at LIMIT 1)",
+    # One that replaces others does so also while it is behind another one of its key.
+    f"SELECT (SELECT q.due_at FROM queued q WHERE q.pipeline = ? AND q.replaces = 1 "
+    f"AND q.due_at > {_NOW} ORDER BY q.due_at LIMIT 1)",
 )
 _NEXT_WAIT = (
     f"SELECT (SELECT r.due_at FROM runs r WHERE r.due_at > {_NOW} ORDER BY r.due_at LIMIT 1)"
@@ -90,8 +93,7 @@ _REPLACING = (
     "SELECT q.pipeline, q.key, l.process, l.cancel_token, l.token FROM queued q "
     "JOIN keys k ON k.pipeline = q.pipeline AND k.key = q.key "
     f"JOIN leases l ON l.run_id = k.run_id AND l.run_id <> q.run_id AND NOT {FREE} "
-    f"WHERE q.pipeline = ? AND q.replaces = 1 AND q.due_at <= {_NOW} "
-    f"AND q.run_id = {_FIRST_OF_KEY.replace('{of}', 'q')}"
+    f"WHERE q.pipeline = ? AND q.replaces = 1 AND q.due_at <= {_NOW}"
 )
 """The keys whose run a process has, and is to be replaced now."""
 _REPLACED_NOW = (
@@ -271,7 +273,7 @@ class Queue:
             parts += [f"SELECT * FROM ({_DUE_WITHOUT_KEY}) p{len(parts)}"]
             values += [pipeline, now, most]
             parts += [f"SELECT * FROM ({_DUE_WITH_KEY}) p{len(parts)}"]
-            values += [now, pipeline, now, most]
+            values += [now, pipeline, now, now, most]
         if not parts:
             return DueRuns((), None), []
         found: list[QueuedRun] = []

@@ -428,8 +428,9 @@ class Store:
         _check_free(run_id, lease, claim)
         token = self._token_of(run_id, lease) + 1
         if key is not None:
-            if locked.is_replaced_by(key, run_id, leases, claim):
-                self.end_replaced(cursor, locked.had_by(key), run_id)
+            replacing = locked.replaced_by(key, run_id, leases, claim)
+            if replacing is not None:
+                self.end_replaced(cursor, locked.had_by(key), replacing)
                 locked.free(key)
             locked.take(key, run_id, leases, claim)
         self._execute(cursor, _CLAIM, (claim.owner, claim.process, claim.lease_s, run_id))
@@ -497,13 +498,19 @@ class Store:
         self._execute(cursor, _CANCEL, (column_of(reason), cause, run_id))
 
     def end_replaced(self, cursor: Cursor, run_id: str, by: str) -> None:
-        """End a run that no process has, whose lease is locked, since another one replaces it."""
+        """End a run that no process has, whose lease is locked, since another one replaces it.
+
+        Raise `RunUnreadableError` if it is damaged; then it is as it was.
+        """
+        self._execute(cursor, _LATEST, (run_id,))
+        latest = cursor.fetchone()
+        if latest is None:
+            raise RunUnreadableError(self.database.name, run_id, "its events are missing")
+        position, at_ms = latest
         reason = replacement(by)
         self.request_stop(cursor, run_id, reason, "replaced")
         self._cancel_nested(cursor, run_id)
         self._execute(cursor, _END, (run_id,))
-        self._execute(cursor, _LATEST, (run_id,))
-        position, at_ms = cursor.fetchone()
         why = why_cancelled(reason, "replaced")
         finished = RunFinished(at_ms, RunStatus.INTERRUPTED, why.reason, why.cause)
         events: list[Event] = [RunInterrupted(at_ms, why.reason, why.cause), finished]

@@ -116,6 +116,8 @@ class QueueStarter:
                 self._starting[run.run_id] = task
             if len(due.runs) < limit or not limit:  # then the end of a run wakes this
                 next_s = math.inf if due.next_s is None else due.next_s
+                if due.runs:  # another one may be due that replaces one of these
+                    next_s = min(next_s, _POLL_S)
                 return min([next_s, *(at_s - _now_s() for at_s in self._refused.values())])
 
     def _refused_now(self) -> Set[str]:

@@ -19,6 +19,7 @@ from asyncflow import (
     RunAlreadyActiveError,
     RunIdInUseError,
     RunStatus,
+    RunUnreadableError,
     RunWaitingError,
     StepStatus,
     after,
@@ -658,6 +659,57 @@ def test_a_run_that_nobody_runs_ends_as_replaced_when_the_new_one_starts(
             assert (await work.with_options(run_id="old").run()).status in ("PASSED", "WAITING")
 
     run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("state", ["runs", "waits"])
+@in_virtual_time
+async def test_a_replacement_that_is_due_replaces_also_before_its_turn(
+    journal: SQLiteJournal, state: str
+) -> None:
+    pipeline, began = Pipeline("work"), dict[str, float]()
+    gate = pipeline.signal("gate", bool)
+
+    @pipeline.step(timeout_ms=None)
+    async def do(pause_s: float, gate: bool = after(gate)) -> None:
+        began[current_step().run_id] = now_s()
+        await asyncio.sleep(pause_s)
+
+    async with Service([pipeline], journal=journal) as service:
+        await service.start("work", {"pause_s": 1e6}, run_id="old", key="k")
+        if state == "runs":
+            await service.signal("old", "gate", True)
+        await service.enqueue(
+            "work", {"pause_s": 1}, run_id="new", key="k", on_conflict="replace", delay_ms=60_000
+        )
+        await service.enqueue("work", {"pause_s": 1e6}, run_id="first in line", key="k")
+        for run_id in ("new", "first in line"):
+            await journal.signal(run_id, "gate", True)
+        begun_s = now_s()
+        await until_quiet(journal)
+
+    assert began["new"] - begun_s == pytest.approx(60, abs=3)
+    assert await causes(journal) == {
+        "old": "replaced",
+        "first in line": "replaced",
+        "new": "PASSED",
+    }
+
+
+@in_virtual_time
+async def test_a_damaged_run_is_not_replaced_and_named(
+    journal: SQLiteJournal, tmp_path: Path
+) -> None:
+    work = Log().pipeline.with_options(journal=journal, key="k")
+    await work.enqueue(run_id="damaged")
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as database, database:
+        database.execute("DELETE FROM events WHERE run_id = 'damaged'")
+
+    with pytest.raises(RunUnreadableError, match="run 'damaged' can't be read: its events are mis"):
+        await work.enqueue(run_id="new", on_conflict="replace")
+
+    await journal.forget("damaged")
+    await work.enqueue(run_id="new", on_conflict="replace")
+    assert await causes(journal) == {"new": "WAITING"}
 
 
 @in_virtual_time
