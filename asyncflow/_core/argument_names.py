@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import asyncflow._core.pool  # noqa: F401  # its arguments are among those
 from asyncflow._core.arguments import ARGUMENTS
 from asyncflow._core.text import did_you_mean
@@ -18,7 +20,8 @@ _GUESSES = {
     "base_ms": "delay delay_ms backoff initial initial_delay base min_delay wait",
     "factor": "multiplier exponent exponential_base exp_base backoff_factor",
     "max_ms": "max_delay max_wait max_backoff max_retry_delay cap",
-    "on": "exceptions errors retry_on retry_on_exceptions on_exception autoretry_for retry_if",
+    "on": "exceptions errors retry_on retry_on_exceptions on_exception autoretry_for retry_if "
+    "retry_after",
     "until": "retry_if_result retry_on_result predicate",
     "pool": "limiter semaphore concurrency max_concurrency limit",
     "size": "slots capacity concurrency max_concurrency max_workers workers limit",
@@ -36,19 +39,23 @@ _GUESSES = {
     "run_if": "trigger trigger_rule",
     "fail_fast": "stop_on_error stop_on_failure",
     "observers": "callbacks hooks listeners",
+    "delay_ms": "countdown eta delay delay_s delay_seconds defer_by start_delay",
+    "on_conflict": "on_duplicate if_exists conflict_policy",
     "journal": "storage store persistence checkpointer",
 }
 """What other libraries call an argument. The first that a caller can use is suggested."""
 
 
-def suggestion(unknown: str, known: frozenset[str]) -> str:
+def suggestion(
+    unknown: str, known: frozenset[str], others: Mapping[str, frozenset[str]] = ARGUMENTS
+) -> str:
     """Return `` (did you mean 'x'?)``, also for what takes another name or is another's."""
     meanings = [unknown, *(name for name in _GUESSES if unknown in _GUESSES[name].split())]
     for name in meanings:
         if name in known:
             return f" (did you mean {name!r}?)"
     for name in meanings:
-        for what, arguments in ARGUMENTS.items():
+        for what, arguments in others.items():
             if name in arguments:
                 return f" (did you mean {name!r} of {what}?)"
     return did_you_mean(unknown, known)

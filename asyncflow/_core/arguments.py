@@ -391,6 +391,33 @@ def suggests_arguments(target: T) -> T:
     return target
 
 
+def method_suggests_arguments(method: T) -> T:
+    """Make a coroutine method that takes the inputs of a run as a mapping do the same.
+
+    The message names the class of the object, which is perhaps not the one that defines the method.
+    What it does not take is more likely an input than the argument of a step or a pool.
+    """
+    marked: Any = method
+    known = _names_of(marked)
+
+    @wraps(marked)
+    async def call_and_wait(self: object, /, *args: Any, **named: Any) -> Any:
+        if not known.issuperset(named):
+            from asyncflow._core.argument_names import suggestion  # no right call needs it
+
+            unknown = next(name for name in named if name not in known)
+            raise TypeError(
+                f"{type(self).__name__}.{marked.__name__}() got an unknown argument {unknown!r}"
+                + (
+                    suggestion(unknown, known, others={})
+                    or f"; inputs of the run are one argument: inputs={{{unknown!r}: ...}}"
+                )
+            )
+        return await marked(self, *args, **named)
+
+    return cast("T", call_and_wait)
+
+
 def arguments_of(what: str) -> frozenset[str]:
     """Return the arguments of a class or function that suggests them, by its name."""
     return ARGUMENTS[what]
@@ -408,12 +435,18 @@ def check_arguments(what: str, given: Iterable[str], known: frozenset[str]) -> N
         raise TypeError(f"{what} got an unknown argument {unknown!r}{suggestion(unknown, known)}")
 
 
-def _refusing(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _names_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the arguments that can be given by name."""
     parameters = inspect.signature(function).parameters.values()  # also if something has wrapped it
-    names = {
-        each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    known = ARGUMENTS[what] = frozenset(names - {"self"})
+    return frozenset(
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self"
+    )
+
+
+def _refusing(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    known = ARGUMENTS[what] = _names_of(function)
 
     @wraps(function)
     def call(*args: Any, **named: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from asyncflow._core.arguments import method_suggests_arguments
 from asyncflow._core.report import RunReport
 from asyncflow._core.step import OpenResource
 from asyncflow._runtime.planned_pipeline import PlannedPipeline, Plans
@@ -174,6 +175,7 @@ class Runnable:
         """
         return self._planned().start(inputs)
 
+    @method_suggests_arguments
     async def enqueue(
         self,
         inputs: Mapping[str, Any] | None = None,

@@ -29,7 +29,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
-from asyncflow._core.arguments import check_count, check_number
+from asyncflow._core.arguments import check_count, check_number, method_suggests_arguments
 from asyncflow._core.context import leave_attempt
 from asyncflow._core.errors import (
     SHUTDOWN,
@@ -225,6 +225,7 @@ class Service:
 
     # --- runs -----------------------------------------------------------------------------------
 
+    @method_suggests_arguments
     async def start(
         self,
         pipeline: str | Pipeline | Orchestrator,
@@ -288,6 +289,7 @@ class Service:
             raise
         return run
 
+    @method_suggests_arguments
     async def enqueue(
         self,
         pipeline: str | Pipeline | Orchestrator,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from asyncflow import Orchestrator, Pipeline, Pool, Retry, WorkflowStep, run_pipeline
+from asyncflow.service import Service
 
 
 async def load() -> None: ...
@@ -35,6 +37,7 @@ def declared(**policies: Any) -> None:
             "max_attempts",
             "Retry() got an unknown argument 'max_attempts' (did you mean 'max_",
         ),
+        (Retry, "retry_after", "(did you mean 'on'?)"),
         (Retry, "max_attempts", "(did you mean 'max_retries' of WorkflowStep?)"),
         (Retry, "delay", "(did you mean 'base_ms'?)"),
         (Retry, "base", "(did you mean 'base_ms'?)"),
@@ -67,6 +70,31 @@ async def test_a_run_refuses_an_unknown_argument_with_the_right_one() -> None:
         "run_pipeline() got an unknown argument 'timeout' (did you mean 'deadline_ms'?)"
     )
     assert inspect.iscoroutinefunction(run_pipeline)
+
+
+@pytest.mark.parametrize(
+    ("call", "unknown", "says"),
+    [
+        (Pipeline("etl").enqueue, "countdown", "Pipeline.enqueue() got an unknown argument "),
+        (Pipeline("etl").enqueue, "eta", "(did you mean 'delay_ms'?)"),
+        (Orchestrator([]).enqueue, "delay", "Orchestrator.enqueue() got an unknown argument "),
+        (partial(Service([]).enqueue, "etl"), "countdown", "'countdown' (did you mean 'delay_ms'"),
+        (partial(Service([]).enqueue, "etl"), "on_conflicts", "(did you mean 'on_conflict'?)"),
+        (
+            partial(Service([]).start, "etl"),
+            "tokens",
+            "Service.start() got an unknown argument 'tokens'; inputs of the run are one argument: "
+            "inputs={'tokens': ...}",
+        ),
+    ],
+)
+async def test_a_method_that_starts_runs_refuses_an_unknown_argument(
+    call: Callable[..., Any], unknown: str, says: str
+) -> None:
+    with pytest.raises(TypeError) as refused:
+        await call(**{unknown: 1})
+
+    assert says in str(refused.value)
 
 
 def test_a_missing_argument_is_reported_as_python_does() -> None:
