@@ -50,7 +50,8 @@ def encode_streamed(step: str, value: object) -> str:
         problem = {
             "large": f"takes more than {MOST_BYTES:,} bytes: stream less of it at a time",
             "deep": "is nested too deeply, or contains itself",
-            "other": "is no plain data: stream what JSON gives back as it was",
+            "other": "is no plain data: stream what JSON gives back as it was, such as a text, or "
+            "the model_dump(mode='json') of a model",
         }[found]
         raise PayloadError(f"what step {step!r} streams", problem)
     try:

@@ -367,10 +367,11 @@ def _way_out(subject: str, value: Any, hint: Any, needs_type: bool) -> str:
     if (verb := _give(subject)) in ("save", "send"):
         return f"{verb} plain data"
     if hint is Any:
-        annotate = (
-            "the parameter that takes it" if _is_input(subject) else "what the action returns"
-        )
-        return f"annotate {annotate}"
+        if _is_input(subject):
+            return "annotate the parameter that takes it"
+        # A call is of a function in the action, whose own annotation says nothing of it.
+        returns = "its function" if subject.startswith("what call") else "the action"
+        return f"annotate what {returns} returns"
     if needs_type and isinstance(value, PurePath):
         return "annotate a path as Path"
     if needs_type:

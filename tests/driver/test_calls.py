@@ -387,7 +387,7 @@ async def test_a_value_that_would_not_come_back_fails_the_step_without_another_a
 
     async def ask():
         asked.append(1)
-        return object()
+        return {1}
 
     async def action():
         await current_step().call("ask", ask)
@@ -396,7 +396,8 @@ async def test_a_value_that_would_not_come_back_fails_the_step_without_another_a
         report = await run_pipeline([WorkflowStep("a", action, max_retries=5)], journal=journal)
 
     assert isinstance(report["a"].error, PayloadError)
-    assert str(report["a"].error).startswith("what call 'ask' of step 'a' returned")
+    assert "what call 'ask' of step 'a' returned can't be stored" in str(report["a"].error)
+    assert "annotate what its function returns, or" in str(report["a"].error)
     assert asked == [1]
 
 
