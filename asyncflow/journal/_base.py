@@ -785,18 +785,19 @@ class SQLJournal:
             before, place = count, (-1.0, "")
             while found := await self._read(self._reading.unneeded, age_s, place, _OLD_RUNS):
                 for run_ids in _transactions(((id_, rows) for id_, rows, _ in found), _FEW_EVENTS):
-                    count += await self._prune_few(run_ids, age_s)
+                    count += await self._write_and_rest(self._store.prune_unneeded, run_ids, age_s)
                 run_id, _, started_at = found[-1]
                 place = started_at, run_id
+        while count and await self._write_and_rest(self._store.forget_keys):
+            pass
         return count
 
-    async def _prune_few(self, run_ids: list[str], age_s: float) -> int:
+    async def _write_and_rest(self, method: Callable[..., T], *args: Any) -> T:
         clock = asyncio.get_running_loop().time
         began_s = clock()
-        prune = self._store.prune_unneeded
-        count: int = await self._write(self._worker.call, prune, run_ids, age_s)
+        answer: T = await self._write(self._worker.call, method, *args)
         await asyncio.sleep(max(_LEAST_REST_S, (clock() - began_s) * _REST))
-        return count
+        return answer
 
     async def forget(self, run_id: str) -> None:
         """Delete a run that no process runs, whatever its status, even if it is damaged.

@@ -274,10 +274,12 @@ _DELETABLE_AS = _DELETABLE.replace(
 )
 
 # What `Service(keep=...)` deletes: no run that a service continues, and no nested run before that
-# whose step has started it, which would run it again if it were resumed.
+# whose step has started it, which would run it again if it were resumed. One that has lost a
+# resource is continued unless it is nested, which one that a step has enqueued is not.
 _UNNEEDED = (
     f"{FREE} AND r.status NOT IN ('running', 'waiting') AND (r.cause IS NULL "
-    "OR r.cause NOT IN ('drained', 'resource') OR (r.cause = 'resource' AND r.parent IS NOT NULL)) "
+    "OR r.cause NOT IN ('drained', 'resource') OR (r.cause = 'resource' AND r.parent IS NOT NULL "
+    "AND r.enqueued_at IS NULL)) "
     "AND NOT EXISTS (SELECT 1 FROM runs p WHERE p.run_id = r.parent) "
     f"AND r.updated_at <= {{now}} - ? AND NOT {_WAS_ANSWERED}"
 )

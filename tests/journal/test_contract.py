@@ -1617,7 +1617,7 @@ async def test_a_service_deletes_many_runs_in_small_transactions_with_rests(
     assert await journal._prune_unneeded(3600) == 40
 
     assert portions == [10] * 4
-    assert loop.time() - began_s == pytest.approx(4 * 0.02)
+    assert loop.time() - began_s == pytest.approx(5 * 0.02)  # the last one is about keys
 
 
 @pytest.mark.parametrize("age", [90, 0.5, True, "90 days", None])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from asyncflow import JournalError, Pipeline
+from asyncflow import JournalError, Pipeline, ResourceError
 from asyncflow.journal import SQLiteJournal
 from asyncflow.journal._event_codec import run_checksum
 from asyncflow.service import Service
@@ -96,6 +97,64 @@ def test_a_drained_run_stays_and_the_next_service_continues_it(tmp_path: Path) -
                 await asyncio.sleep(60)
 
             assert (await journal.record("r")).status == "PASSED"
+
+    run_in_virtual_time(main())
+
+
+def test_a_run_that_a_step_enqueued_stays_while_a_service_continues_it(tmp_path: Path) -> None:
+    orders, path = Orders(), tmp_path / "runs.db"
+    mail, sent, is_down = Pipeline("mail"), list[str](), True
+
+    @asynccontextmanager
+    async def open_server() -> AsyncIterator[str]:
+        if is_down:
+            raise OSError("the server is down")
+        yield "server"
+
+    @mail.step
+    async def send(server: str) -> None:
+        sent.append(server)
+
+    async def main() -> None:
+        nonlocal is_down
+        async with SQLiteJournal(path) as journal:
+            mails = mail.with_options(journal=journal, resources={"server": open_server})
+
+            @orders.pipeline.step
+            async def enqueue() -> None:
+                await mails.enqueue(run_id="mail")
+
+            await orders.pipeline.with_options(journal=journal, run_id="order").run()
+            with pytest.raises(ResourceError):
+                await mails.with_options(run_id="mail").run()
+            age(path, "order", "mail")
+
+            async with Service([Pipeline("another")], journal=journal, keep=KEEP):
+                await asyncio.sleep(7300)
+            assert await left(journal) == {"mail"}
+            is_down = False
+            async with Service([mails], journal=journal, keep=KEEP):
+                await asyncio.sleep(60)
+            assert sent == ["server"]
+
+    run_in_virtual_time(main())
+
+
+def test_the_keys_of_deleted_runs_are_deleted(tmp_path: Path) -> None:
+    orders, path = Orders(), tmp_path / "runs.db"
+
+    async def main() -> None:
+        async with SQLiteJournal(path) as journal:
+            for run_id in ("old", "new"):
+                keyed = orders.pipeline.with_options(journal=journal, key=f"of {run_id}")
+                await keyed.with_options(run_id=run_id).run()
+            age(path, "old")
+
+            async with Service([orders.pipeline], journal=journal, keep=KEEP):
+                await asyncio.sleep(3700)
+
+            with closing(sqlite3.connect(path)) as database:
+                assert database.execute("SELECT key FROM keys").fetchall() == [("of new",)]
 
     run_in_virtual_time(main())
 
