@@ -168,7 +168,7 @@ soak: $(tested)
 # The SBOM lists what the extras bring: an environment of their own tells.
 dist: $(VENV)/.has-release
 	@rm -rf dist
-	@$(py) -m build --outdir dist .
+	@PIP_CONSTRAINT=constraints.txt $(py) -m build --outdir dist .
 	@$(py) -m twine check --strict dist/*
 	@$(py) -m tests.distribution dist
 	@$(PYTHON) -m venv dist/extras && dist/extras/bin/python -m pip --quiet install --no-compile \
