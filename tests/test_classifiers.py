@@ -1,0 +1,44 @@
+"""What pyproject.toml claims of systems and Pythons is what a job of CI runs the tests on."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+SYSTEMS = {"ubuntu": "POSIX :: Linux", "macos": "MacOS", "windows": "Microsoft :: Windows"}
+
+
+@pytest.mark.skipif(not WORKFLOW.exists(), reason="the sdist has no workflows")
+def test_the_classifiers_claim_the_systems_and_pythons_that_ci_tests() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    jobs: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+    tests = [job for name, job in jobs.items() if name in ("test", "test-all")]
+    pythons = {python for job in tests for python in pythons_of(job)}
+
+    assert claimed("Operating System", project) == {
+        SYSTEMS[job["runs-on"].partition("-")[0]] for job in tests
+    }
+    assert claimed("Programming Language :: Python", project) == {"3 :: Only", *pythons}
+
+
+def pythons_of(job: dict[str, Any]) -> list[str]:
+    """Return the versions of a job's matrix, or else those that it sets up."""
+    if "strategy" in job:
+        return job["strategy"]["matrix"]["python"]
+    asked = [step["with"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
+    return [version for each in asked for version in each["python-version"].split()]
+
+
+def claimed(kind: str, project: dict[str, Any]) -> set[str]:
+    """Return what the classifiers of a kind say."""
+    return {
+        classifier.removeprefix(f"{kind} :: ")
+        for classifier in project["classifiers"]
+        if classifier.startswith(f"{kind} :: ")
+    }
