@@ -1,7 +1,7 @@
 """Checks the distributions in a folder as their users get them: installed alone, in an empty place.
 
 `make dist` builds them and calls this. It prints what it checks, and exits with 1 at the first
-difference.
+difference. With `--release` they also must say where the repository is, and README must lead there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import zipfile
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
+
+from tests.published_readme import broken_on_the_index, published
 
 EXTRAS = {"cli", "cloudpickle", "dask", "journal", "otel", "postgres", "ray", "report", "web"}
 
@@ -49,10 +51,12 @@ METADATA_VERSION = "2.4"
 """The newest that the twine of the publishing action in `.github/workflows/release.yml` takes."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, is_release: bool) -> None:
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     for distribution in (sdist, wheel):
-        check_metadata(metadata_of(distribution))
+        metadata = metadata_of(distribution)
+        check_metadata(metadata)
+        check_addresses(metadata, is_release=is_release)
     check_sdist(wheel, sdist)
     with tempfile.TemporaryDirectory(prefix="asyncflow-dist-") as place:
         check_installed(wheel, Path(place))
@@ -78,6 +82,18 @@ def check_metadata(metadata: Message) -> None:
     expect("the extras", {*metadata.get_all("Provides-Extra", [])}, EXTRAS)
     expect("the version of metadata", metadata["Metadata-Version"], METADATA_VERSION)
     expect("the licence", metadata["License-Expression"], "MIT")
+
+
+def check_addresses(metadata: Message, *, is_release: bool) -> None:
+    readme = metadata.get_payload()
+    assert isinstance(readme, str)
+    if is_release:
+        urls = [url.partition(",")[0] for url in metadata.get_all("Project-URL", [])]
+        expect("[project.urls] in pyproject.toml names the Repository", "Repository" in urls, True)
+    else:
+        readme = published(readme, "https://example.com/asyncflow", "v0")
+    broken = [*broken_on_the_index(readme)]
+    expect("what README shows or links to, and the index lacks", broken, [])
 
 
 def check_sdist(wheel: Path, sdist: Path) -> None:
@@ -172,4 +188,4 @@ def expect(what: str, found: object, expected: object) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), is_release="--release" in sys.argv)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from published_readme import broken_on_the_index, published
 
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```(?:python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -49,3 +50,30 @@ def test_the_readme_fits_on_a_few_screens() -> None:
     lines = README.read_text(encoding="utf-8").splitlines()
 
     assert len(lines) <= 150
+
+
+def test_on_the_index_the_links_and_pictures_lead_to_the_files_of_the_tag() -> None:
+    readme = README.read_text(encoding="utf-8")
+    tag = "https://example.com/owner/asyncflow/{}/v0.1.0/"
+
+    shown = published(readme, "https://example.com/owner/asyncflow", "v0.1.0")
+
+    assert [*broken_on_the_index(shown)] == []
+    assert FENCE.findall(shown) == FENCE.findall(readme)
+    paths = re.findall(re.escape(tag.format("blob")) + r"([^)#]+)", shown)
+    pictures = re.findall(re.escape(tag.format("raw")) + r"([^)#]+)", shown)
+    assert "CHANGELOG.md" in paths
+    assert pictures == ["docs/images/terminal.svg", "docs/images/run-page.png"]
+    assert [path for path in paths + pictures if not README.parent.joinpath(path).exists()] == []
+
+
+def test_a_relative_link_and_a_picture_that_is_a_page_are_broken_on_the_index() -> None:
+    page = "https://example.com/owner/asyncflow/blob/v0.1.0/docs/a.png"
+
+    assert [
+        *broken_on_the_index(f"[a](docs/a.md) ![b](b.png) ![c]({page}) [c]({page}) [d](#d)")
+    ] == [
+        "href=docs/a.md",
+        "src=b.png",
+        f"src={page}",
+    ]
