@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from published_readme import broken_on_the_index, published
 
+from asyncflow import __version__
+
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```(?:python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -77,3 +79,16 @@ def test_a_relative_link_and_a_picture_that_is_a_page_are_broken_on_the_index() 
         "src=b.png",
         f"src={page}",
     ]
+
+
+def test_pages_install_from_a_checkout_until_the_changelog_has_the_day_of_the_release() -> None:
+    root = README.parent
+    is_released = f"\n## [{__version__}] - 20" in root.joinpath("CHANGELOG.md").read_text("utf-8")
+    not_yet = re.compile(rf"in a checkout, today|(?:once|[Uu]ntil) {__version__} is released")
+    pages = ["README.md", "docs/index.md", "docs/getting-started.md"]
+
+    say_not_yet = {
+        page: bool(not_yet.search(root.joinpath(page).read_text("utf-8"))) for page in pages
+    }
+
+    assert say_not_yet == dict.fromkeys(pages, not is_released)
