@@ -178,11 +178,11 @@ dist: $(VENV)/.has-release
 		--output-reproducible --output-file dist/asyncflow-tiers.cdx.json
 	@rm -rf dist/extras
 
-# Its header repeats this command, which the bot of renovate.json runs too.
+# Its header repeats this command, which the bot of renovate.json runs too: it refuses options without "=".
 constraints:
 	@$(if $(uv),,echo "make constraints needs uv" >&2; exit 1)
-	@$(uv) pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev --group docs \
-		--group release --group bench --output-file constraints.txt pyproject.toml >/dev/null
+	@$(uv) pip compile --quiet --upgrade --universal --python-version=3.11 --all-extras --group=dev --group=docs \
+		--group=release --group=bench --output-file=constraints.txt pyproject.toml >/dev/null
 
 # The stamp files tell what is installed, so that the second time is fast.
 

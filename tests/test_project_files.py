@@ -1,7 +1,8 @@
-"""What pyproject.toml claims of systems and Pythons is what a job of CI runs the tests on."""
+"""The files around the code are true: what pyproject.toml claims, and what a bot reads."""
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,13 @@ def claimed(kind: str, project: dict[str, Any]) -> set[str]:
         for classifier in project["classifiers"]
         if classifier.startswith(f"{kind} :: ")
     }
+
+
+def test_the_bot_can_read_which_command_wrote_the_constraints() -> None:
+    header = (ROOT / "constraints.txt").read_text("utf-8").splitlines()[1]
+
+    command = shlex.split(header.removeprefix("#"))
+
+    assert command[:3] == ["uv", "pip", "compile"]
+    # It takes the value of an option for a source, or refuses all, if no "=" stands between them.
+    assert [each for each in command[3:] if not each.startswith("--")] == ["pyproject.toml"]
