@@ -365,9 +365,9 @@ class StepContext:
     def stream(self, value: object) -> None:
         """Stream a value to those who watch the step, such as the next words of a language model.
 
-        `RunHandle.streamed`, `Service.streamed` and `streamed` of a journal give it to any number
-        of readers while the step runs. With a journal, they get it when it is stored: about 50 ms
-        after the call in this process, and half a second in others. So what a reader has seen is
+        `RunHandle.streamed`, `Service.streamed` and the same method of a journal give it to any
+        number of readers while the step runs. With a journal, they get it when it is stored: about
+        50 ms after the call in this process, and half a second in others. What a reader has seen is
         never taken back, and it can continue after a crash where it was. Without a journal, they
         get it in the next turn of the loop.
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, get_args
 from asyncflow._core.arguments import check_count, parse_level
 from asyncflow._core.text import describe_fully, safe_text
 from asyncflow.events import (
+    Event,
     NoteEvent,
     StepAttached,
     StepLogged,
@@ -48,7 +49,7 @@ def note_rows(run_id: str, position: int, notes: Sequence[NoteEvent]) -> list[tu
     ]
 
 
-def _level_of(note: NoteEvent) -> int | None:
+def _level_of(note: Event) -> int | None:
     """Return by what level a note is selected: other notes than log records always are."""
     return note.level if isinstance(note, StepLogged) else None
 

@@ -75,12 +75,14 @@ from asyncflow.events import (
     RunStarted,
     RunTimedOut,
     StepAttached,
+    StepCalled,
     StepCancelled,
     StepFailed,
     StepLogged,
     StepProgressed,
     StepReused,
     StepSkipped,
+    StepStreamed,
     StepSucceeded,
     StepWaiting,
     ThreadAbandoned,
@@ -308,6 +310,10 @@ def watch(event: Event) -> None:
         assert_type(event.total, float | None)
     elif isinstance(event, StepAttached):
         assert_type(event.data, bytes)
+    elif isinstance(event, StepCalled):
+        assert_type(event.duration_ms, float)
+    elif isinstance(event, StepStreamed):
+        assert_type(event.count, int)
     elif isinstance(event, AttemptBegan):
         assert_type(event.worker, str)
     elif isinstance(event, StepWaiting):
