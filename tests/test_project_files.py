@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -11,14 +12,17 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+WORKFLOWS = ROOT / ".github" / "workflows"
 SYSTEMS = {"ubuntu": "POSIX :: Linux", "macos": "MacOS", "windows": "Microsoft :: Windows"}
 
 
-@pytest.mark.skipif(not WORKFLOW.exists(), reason="the sdist has no workflows")
+has_workflows = pytest.mark.skipif(not WORKFLOWS.exists(), reason="the sdist has no workflows")
+
+
+@has_workflows
 def test_the_classifiers_claim_the_systems_and_pythons_that_ci_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    jobs: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+    jobs: dict[str, Any] = yaml.safe_load((WORKFLOWS / "ci.yml").read_text("utf-8"))["jobs"]
     tests = [job for name, job in jobs.items() if name in ("test", "test-all")]
     pythons = {python for job in tests for python in pythons_of(job)}
 
@@ -53,3 +57,17 @@ def test_the_bot_can_read_which_command_wrote_the_constraints() -> None:
     assert command[:3] == ["uv", "pip", "compile"]
     # It takes the value of an option for a source, or refuses all, if no "=" stands between them.
     assert [each for each in command[3:] if not each.startswith("--")] == ["pyproject.toml"]
+
+
+@has_workflows
+def test_what_the_workflows_make_are_goals_of_the_makefile() -> None:
+    phony = re.findall(r"^\.PHONY:(.*)", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    goals = {goal for line in phony for goal in line.split()}
+
+    made = {
+        goal
+        for workflow in WORKFLOWS.glob("*.yml")
+        for goal in re.findall(r"^ *- (?:run: )?make ([a-z-]+)", workflow.read_text("utf-8"), re.M)
+    }
+
+    assert {"check", "test-all", "dist", "explore"} <= made <= goals
