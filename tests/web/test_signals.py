@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from enum import Enum
+from importlib import metadata
 from typing import Any, Literal
 
 import pytest
@@ -115,7 +116,15 @@ async def test_another_site_can_send_no_signal(make_client: Any, journal: Any) -
         (int, {"kind": "integer"}),
         (float, {"kind": "number"}),
         (str, {"kind": "string"}),
-        (Literal["a", 1], {"kind": "choice", "choices": ["1", '"a"']}),
+        (Literal["b", "a"], {"kind": "choice", "choices": ['"a"', '"b"']}),
+        pytest.param(
+            Literal["a", 1],
+            {"kind": "choice", "choices": ["1", '"a"']},
+            marks=pytest.mark.skipif(
+                metadata.version("msgspec").startswith("0.19."),
+                reason="msgspec 0.19 sorts what a Literal mixes",
+            ),
+        ),
         (Colour, {"kind": "choice", "choices": ['"blue"', '"red"']}),
         (dict[str, int], {"kind": "json"}),
         (bool | None, {"kind": "json"}),
