@@ -60,6 +60,8 @@ class QueueStarter:
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._refused: dict[str, float] = {}
         """The runs that could not start just now, each with when to try again, in seconds."""
+        self._again_s = -math.inf
+        """When to look at the latest, in seconds, if that is not over."""
         self._damaged: set[str] = set()
         self._woken = asyncio.Event()
 
@@ -115,10 +117,13 @@ class QueueStarter:
                 task = asyncio.create_task(self._start(pipeline, run.run_id))
                 self._starting[run.run_id] = task
             if len(due.runs) < limit or not limit:  # then the end of a run wakes this
-                next_s = math.inf if due.next_s is None else due.next_s
-                if due.runs:  # another one may be due that replaces one of these
-                    next_s = min(next_s, _POLL_S)
-                return min([next_s, *(at_s - _now_s() for at_s in self._refused.values())])
+                now_s, next_s = _now_s(), math.inf if due.next_s is None else due.next_s
+                if due.runs:  # another one may be due that replaces one of these, once it has begun
+                    self._again_s = now_s + _POLL_S
+                times_s = [*self._refused.values()]
+                if now_s < self._again_s:
+                    times_s.append(self._again_s)
+                return min([next_s, *(at_s - now_s for at_s in times_s)])
 
     def _refused_now(self) -> Set[str]:
         now_s = _now_s()
