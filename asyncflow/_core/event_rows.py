@@ -67,7 +67,11 @@ def rows_of(report: RunReport) -> list[_Row] | None:
     if history is None or not history.is_whole:
         return None
     facts, known = facts_of(report), _known(report.results)
-    return [_row(event, facts, known) for event in history.events()]
+    rows, segment = [], 1
+    for event in history.events():
+        segment += isinstance(event, RunResumed)
+        rows.append(_row(event, facts, known, segment))
+    return rows
 
 
 def events_from(rows: Any, report: RunReport) -> list[Event]:
@@ -77,11 +81,13 @@ def events_from(rows: Any, report: RunReport) -> list[Event]:
         ValueError: They are not the events of such a report.
     """
     facts, known = facts_of(report), _known(report.results)
-    events = [
-        _event(OBJECT.read(row, place), f"{place}.", facts, known)
-        for at, row in enumerate(LIST.read(rows, "events"))
-        for place in [f"events[{at}]"]
-    ]
+    events: list[Event] = []
+    segment = 1
+    for at, each in enumerate(LIST.read(rows, "events")):
+        place = f"events[{at}]"
+        row = OBJECT.read(each, place)
+        segment += row.get("kind") == RunResumed.__name__
+        events.append(_event(row, f"{place}.", facts, known, segment))
     try:
         run = StoredRun(events)
         problem = _difference(run, report)
@@ -104,7 +110,7 @@ def _known(results: Iterable[StepResult]) -> _Known:
 # --- an event ------------------------------------------------------------------------------------
 
 
-def _row(event: Event, facts: _Facts, known: _Known) -> _Row:
+def _row(event: Event, facts: _Facts, known: _Known, segment: int) -> _Row:
     cls = type(event)
     row: _Row = {"kind": cls.__name__}
     for name, default, kind in _FIELDS[cls]:
@@ -120,12 +126,12 @@ def _row(event: Event, facts: _Facts, known: _Known) -> _Row:
         if not _is_same_output(output, None if node is None else visible_output(node)):
             row |= output_to_json(output)
     error = event.error  # type: ignore[union-attr]
-    if not _is_same_error(error, _error_of(cls, event.attempt, node)):
+    if not _is_same_error(error, _error_of(cls, event.attempt, segment, node)):
         row["error"] = ERROR.write(error)
     return row
 
 
-def _event(row: _Row, where: str, facts: _Facts, known: _Known) -> Event:
+def _event(row: _Row, where: str, facts: _Facts, known: _Known, segment: int) -> Event:
     cls = _KINDS.get(TEXT.read(row.get("kind"), where + "kind"))
     if cls is None:
         raise refusal(where + "kind", f"is that of no event: {row['kind']!r}")
@@ -147,16 +153,20 @@ def _event(row: _Row, where: str, facts: _Facts, known: _Known) -> Event:
         if "error" in row:
             values["error"] = ERROR.read(row["error"], where + "error")
         else:
-            values["error"] = _error_of(cls, values.get("attempt"), node)
+            values["error"] = _error_of(cls, values.get("attempt"), segment, node)
     event: Event = cls(**values)
     return event
 
 
-def _error_of(cls: type, attempt: int | None, node: StepResult | None) -> BaseException | None:
+def _error_of(
+    cls: type, attempt: int | None, segment: int, node: StepResult | None
+) -> BaseException | None:
     """Return the error that a result has of such an event."""
     if node is None or cls is not AttemptFailed:
         return None if node is None else node.error
-    found: Iterable[Attempt] = (each for each in node.history if each.number == attempt)
+    # Each segment counts attempts from 1, and a step that was mapped has those of its items.
+    sought = attempt, segment, None
+    found = (each for each in node.history if (each.number, each.segment, each.item) == sought)
     return next((each.error for each in found), None)
 
 

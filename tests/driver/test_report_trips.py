@@ -257,6 +257,27 @@ async def test_a_run_that_did_the_same_many_times_makes_a_trip(trip):
     assert_same(trip(back), back)
 
 
+@TRIPS
+async def test_a_run_that_was_resumed_and_stopped_in_a_backoff_makes_a_trip(trip):
+    numbers = iter("123")
+
+    async def fails():
+        raise ValueError(f"no {next(numbers)}")
+
+    steps, journal = [WorkflowStep("fails", fails, max_retries=2, retry=50)], CallingJournal()
+    await run_pipeline(steps, journal=journal, run_id=RUN_ID)
+    asyncio.get_running_loop().call_later(0.01, stop, journal)
+    with pytest.raises(RunCancelledError) as cancelled:
+        await run_pipeline(steps, journal=journal, run_id=RUN_ID)
+    report = cancelled.value.report
+    forget_tracebacks(report)
+
+    back = trip(report)
+
+    assert [str(each.error) for each in report["fails"].history] == ["no 1", "no 2", "no 3"]
+    assert_same(back, report)
+
+
 @pytest.mark.parametrize(
     ("at", "change", "problem"),
     [
