@@ -737,6 +737,15 @@ class RunState:
         """Whether a node has ended."""
         return self._ends[node] is not None
 
+    def unended(self, step: int, item: int | None) -> int | None:
+        """The node of a step, or of an item of it; ``None`` if that has ended."""
+        node = step
+        if item is not None:
+            if not self.step_runs.has_item(step, item):
+                return None  # it was forgotten since
+            node = self.step_runs.node_of(step, item)
+        return None if self.has_ended(node) else node
+
     def result_of(self, name: str, item: int | None = None) -> StepResult | None:
         """The result of a step or an item, if it has ended, as the report of the run has it."""
         step = self._index[name]

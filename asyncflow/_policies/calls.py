@@ -152,16 +152,9 @@ class NamedCalls:
             )
 
     def _node(self) -> int | None:
-        """Return the node of the step or item; ``None`` if it has ended."""
-        state, node, item = self._state(), self._index, self._key[1]
-        if state is None:
-            return None  # so has the run
-        if item is not None:
-            runs = state.step_runs
-            if not runs.has_item(node, item):
-                return None  # it was forgotten since
-            node = runs.node_of(node, item)
-        return None if state.has_ended(node) else node
+        """Return the node of the step or item; ``None`` if it, or its run, has ended."""
+        state = self._state()
+        return None if state is None else state.unended(self._index, self._key[1])
 
     async def _stored(self, checkpoints: Checkpoints, name: str) -> StoredCall | None:
         """Return what a call has returned; ``None`` if it can't be read, and must be made again."""

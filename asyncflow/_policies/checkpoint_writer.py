@@ -106,18 +106,9 @@ class CheckpointWriter(Policy):
         self._is_scheduled, self._timer = False, None
         while self._unstored:
             key, payload = self._unstored.popitem()
-            if not self._has_ended(key):
+            if self._state.unended(self._index[key[0]], key[1]) is not None:
                 self._stored.add(key)
                 self._session.append_checkpoint(*key, payload)
-
-    def _has_ended(self, key: Key) -> bool:
-        runs, (name, item) = self._state.step_runs, key
-        node = self._index[name]
-        if item is not None:
-            if not runs.has_item(node, item):
-                return True  # it has ended, and was forgotten
-            node = runs.node_of(node, item)
-        return self._state.has_ended(node)
 
     def on_event(self, event: Event) -> None:
         if self._has_any and type(event) in _ENDS:

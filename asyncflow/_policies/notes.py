@@ -581,12 +581,8 @@ class Noted(Policy):
 
     def is_running(self, step: str, item: int | None, attempt: int) -> bool:
         """Whether an attempt is running."""
-        node = self._index[step]
-        if item is not None:
-            if not self._state.step_runs.has_item(node, item):
-                return False  # it has ended, and was forgotten
-            node = self._state.step_runs.node_of(node, item)
-        running = self._state.running_attempt(node)
+        node = self._state.unended(self._index[step], item)
+        running = None if node is None else self._state.running_attempt(node)
         return running is not None and running.attempt == attempt
 
     def stream(self, streamed: StepStreamed) -> None:

@@ -23,6 +23,7 @@ from asyncflow._core.streamed import StreamedValue
 from asyncflow._core.text import did_you_mean
 from asyncflow.events import RunResumed, RunStarted, StepStreamed
 from asyncflow.journal._event_codec import column_of
+from asyncflow.journal._keys import CONTINUES
 from asyncflow.journal._notes import note_of
 from asyncflow.journal._store import Store
 
@@ -44,10 +45,7 @@ _EVENTS = (
     ") ORDER BY position"
 )
 _LAST = "SELECT MAX(position) FROM events WHERE run_id = ?"
-_CONTINUES = (
-    "SELECT CASE WHEN r.status IN ('running', 'waiting') OR r.cause IN ('drained', 'resource') "
-    "THEN 1 ELSE 0 END FROM runs r WHERE r.run_id = ?"
-)
+_CONTINUES = f"SELECT CASE WHEN {CONTINUES} THEN 1 ELSE 0 END FROM runs r WHERE r.run_id = ?"
 _SUCCESSES = ("StepSucceeded", "StepReused", "ResultReused")
 _STARTS = ("AttemptStarted", "MapStarted", "StepWaiting")
 
