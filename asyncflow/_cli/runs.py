@@ -246,7 +246,7 @@ def _pipeline_and_origin(record: RunRecord) -> Iterator[str]:
 def _took(record: RunRecord) -> str:
     duration_s, span_s = record.duration_s, record.span_s
     if duration_s is None or span_s is None or record.started_at == record.enqueued_at:
-        return ""  # it has not started, and perhaps never did
+        return ""  # it has not started, or ended without a start
     return took(duration_s * 1000, span_s * 1000)
 
 

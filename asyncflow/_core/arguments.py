@@ -394,7 +394,7 @@ def suggests_arguments(target: T) -> T:
 def method_suggests_arguments(method: T) -> T:
     """Make a coroutine method that takes the inputs of a run as a mapping do the same.
 
-    The message names the class of the object, which is perhaps not the one that defines the method.
+    The message names the class of the object, which may have inherited the method.
     What it does not take is more likely an input than the argument of a step or a pool.
     """
     marked: Any = method

@@ -375,7 +375,7 @@ class StepContext:
         likes. Values of a step with ``runs_in="process"`` come in batches, those of an engine with
         the end of the attempt; what the journal refuses of these is left out without an error. What
         a failed attempt has streamed stays; the values of the next one have its number. In a run
-        that nobody can read, it only checks the value.
+        without readers, it only checks the value.
 
         Args:
             value: Plain data, which JSON gives back as it was: it is encoded here and now.

@@ -276,7 +276,7 @@ class StoredRun:
     def _stop_steps(self, event: events.RunFinished) -> None:
         """End the steps of a run that a journal has ended, as another one replaced it.
 
-        No process was there that could have told of each.
+        No process ran it, so no event says how each of them ended.
         """
         at_ms, reason = event.at_ms, event.stop_reason or ""
         for key, step in [*self._all()][::-1]:  # items before their step

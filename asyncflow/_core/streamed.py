@@ -19,7 +19,7 @@ class StreamedValue:
     """A value that an attempt has streamed, with `StepContext.stream`."""
 
     position: int
-    """Rises within a run, through its resumptions, and not by one each time. Whoever continues
+    """Rises within a run, through its resumptions, but not always by one. A reader that continues
     after a position misses no value and gets none twice."""
     step: str
     item: int | None

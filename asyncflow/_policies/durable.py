@@ -201,8 +201,8 @@ class Journal(Protocol):
 
         It may take a ``key`` too, a pair of the name of a pipeline and the key of a new run of it.
         Whenever a run with a key is opened, no other one of that pipeline and key may have an
-        owner, or be one that is to be continued. If ``open`` has no such parameter, runs with this
-        journal have no keys.
+        owner, or be one that a process will continue. If ``open`` has no such parameter, runs with
+        this journal have no keys.
 
         Args:
             run_id: The run, which need not exist.

@@ -147,7 +147,7 @@ def check_label(label: object) -> None:
 
 
 def check_on_conflict(on_conflict: object) -> None:
-    """Check what is to be done about another run of a key."""
+    """Check what to do about another run of a key."""
     _check_choice("on_conflict", on_conflict, get_args(OnConflict))
 
 

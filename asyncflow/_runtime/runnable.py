@@ -220,7 +220,7 @@ class Runnable:
             attributes: What programs find the run by; by default the option of the pipeline.
 
         Returns:
-            The id of the run; with ``"return"``, perhaps that of another one.
+            The id of the run; with ``"return"``, it may be that of another one.
 
         Raises:
             RuntimeError: The pipeline has no journal.

@@ -346,7 +346,7 @@ class SQLJournal:
             run_id: The run.
             step: Only what the step of this name, or its items, stream.
             after: Only values whose position is greater, such as the ``Last-Event-ID`` of
-                Server-Sent Events: whoever continues after a position misses none.
+                Server-Sent Events: a reader that continues after a position misses none.
 
         Raises:
             TypeError, ValueError: ``after`` is no position, or the run has no such step.

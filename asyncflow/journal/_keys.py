@@ -1,12 +1,12 @@
 """The SQL statements about keys: which run had each of them last, and whether it still has it.
 
 - `keys` has one row per key of a pipeline, with the run that had it last. The run has the key while
-  a process has its lease, and while it is to be continued. So no row says that a key is free, and
-  the end of a run, which locks its lease, locks no key.
-- Whoever claims a run locks its key first, then the leases of the run and of the one that had the
-  key, in one order. What it reads about these runs then can't change before it commits.
-- A run that was asked to stop while no process runs it has its key no more. Its process may only
-  have stood still, so whoever takes the key ends its lease.
+  a process has its lease, and while another process must continue it. So no row says that a key is
+  free, and the end of a run, which locks its lease, locks no key.
+- The process that claims a run locks its key first, then the leases of the run and of the one that
+  had the key, in one order. What it reads of these runs then can't change before it commits.
+- A run that was asked to stop while no process runs it no longer has its key. Its process may only
+  have stood still, so the process that takes the key ends its lease.
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ class RunRecord:
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict, hash=False)
     """What programs find it by."""
     key: str = ""
-    """The key that no other run of its pipeline has while this one runs or is to be continued;
-    empty if it was given none."""
+    """The key that no other run of its pipeline has until this one has ended; empty if it has
+    none."""
     cause: InterruptionCause | None = None
     """What interrupted it, as in `RunInterrupted`, if it is ``INTERRUPTED``."""
     crashes: int = 0

@@ -7,9 +7,9 @@ any point it is queued, or started.
 - A run is in line from when it is due. The line is by that time, then by when a run was stored. A
   run that is not due holds up no other one.
 - The runs of a key start one after the other, so a poll asks only for the first of them.
-  ``keys.due_at`` is not later than the time at which that one is due, and may be too early: whoever
-  starts or ends a run locks its lease, and no key. A poll that finds it too early corrects it. So a
-  poll costs the same however many runs wait.
+  ``keys.due_at`` is not later than the time at which that one is due, and may be too early: the
+  start and the end of a run lock its lease, and no key. A poll that finds it too early corrects it.
+  So a poll costs the same however many runs wait.
 - A row with a key is inserted under the lock of the key. The owner of the run deletes it.
 """
 
@@ -95,7 +95,7 @@ _REPLACING = (
     f"JOIN leases l ON l.run_id = k.run_id AND l.run_id <> q.run_id AND NOT {FREE} "
     f"WHERE q.pipeline = ? AND q.replaces = 1 AND q.due_at <= {_NOW}"
 )
-"""The keys whose run a process has, and is to be replaced now."""
+"""The keys whose run a process has, and which another run must replace now."""
 _REPLACED_NOW = (
     f"SELECT q.run_id FROM queued q WHERE q.pipeline = ? AND q.key = ? AND q.replaces = 1 "
     f"AND q.due_at <= {_NOW}"

@@ -47,7 +47,7 @@ class Places:
         return 0 if self._free.locked() else self._most - self._taken
 
     async def take_one(self) -> bool:
-        """Take a place if one is there and nobody waits for it; return whether it was taken."""
+        """Take a place if one is there and no run waits for it; return whether it was taken."""
         if self.free_now == 0:
             return False
         await self.wait()

@@ -322,7 +322,7 @@ class Service:
             attributes: What programs find the run by.
 
         Returns:
-            The id of the run; with ``"return"``, perhaps that of another one.
+            The id of the run; with ``"return"``, it may be that of another one.
 
         Raises:
             LookupError: It has no such pipeline, or the one that it was given has other options.

@@ -112,7 +112,7 @@ class RunFeed:
         """Yield at first, and then whenever the parts may have changed, until the run has ended."""
         seen = -1
         while not self._closed.is_set():
-            # Whoever asks for the parts receives the error.
+            # The request for the parts receives the error.
             with suppress(Exception):
                 await self._read_if_due()
             if self._version == seen:

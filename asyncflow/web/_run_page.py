@@ -197,7 +197,7 @@ async def follow(
     run_id = request.path_params["run_id"]
     after = position_of(request.query_params.get("after"))
     is_over = False
-    with suppress(JournalError):  # whoever asks for the parts receives it
+    with suppress(JournalError):  # the request for the parts receives it
         is_over = await _is_over(journal, await journal.record(run_id), after)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
