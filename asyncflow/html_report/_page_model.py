@@ -178,7 +178,8 @@ class PageModel:
         self.context = context
         self.is_served = bool(context.attachments_url)
         self._only = only
-        self._traces: dict[int, Preview] = {}
+        self._traces: dict[tuple[int, int], Preview] = {}
+        """Tracebacks of errors, by their ids, up to a limit."""
         self.numbers = {name: number for number, name in enumerate(view.steps)}
         self.causes = view.causes()
         self.path = view.critical_path(now_ms)
@@ -440,7 +441,7 @@ class PageModel:
         return is_cut or any(
             self.earlier_trace(each.error).cut if self.is_traced(each) else True
             for each in step.attempts
-            if each.error is not None and each.error is not step.error
+            if each.error is not None and not self.is_of_step(step, each)
         )
 
     def _most(self, limit: int) -> int:
@@ -460,9 +461,10 @@ class PageModel:
         return self._trace(error, self._most(_EARLIER_TRACE))
 
     def _trace(self, error: BaseException, limit: int) -> Preview:
-        if id(error) not in self._traces:
-            self._traces[id(error)] = error_trace(error, limit)
-        return self._traces[id(error)]
+        key = id(error), limit
+        if key not in self._traces:
+            self._traces[key] = error_trace(error, limit)
+        return self._traces[key]
 
     # The timeline.
 

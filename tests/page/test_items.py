@@ -8,7 +8,7 @@ import pytest
 from mapped_run import chain_run, mapped_run
 from results import failed, mapped, report_of, succeeded
 
-from asyncflow import RunReport
+from asyncflow import RunReport, WorkflowStep, run_pipeline
 from asyncflow._core.errors import RestoredError
 from asyncflow._core.looks import OUTCOME_LOOKS
 from asyncflow._views.run_view import RunView, view_of
@@ -242,3 +242,19 @@ def test_the_legend_shows_what_occurs() -> None:
     assert legend_of(StepSucceeded("a", 1, 5.0, None)) == "succeeded,critical path"
     ended = legend_of(retry, again, StepSucceeded("a", 2, 25.0, None))
     assert ended == "succeeded,failed,backoff,queued,critical path"
+
+
+async def test_an_error_that_is_raised_again_is_cut_as_an_earlier_one_and_whole_as_the_last() -> (
+    None
+):
+    error = ValueError("x" * 3_000)
+
+    async def fails() -> None:
+        raise error
+
+    view = view_of(await run_pipeline([WorkflowStep("a", fails, max_retries=2)]))
+    model, step = PageModel(view, view.at_ms), view.steps["a"]
+
+    assert model.is_cut(step)
+    assert model.earlier_trace(error).cut
+    assert not model.trace(error).cut
