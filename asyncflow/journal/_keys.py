@@ -57,7 +57,12 @@ _NEW = (
     "INSERT INTO keys (pipeline, key, run_id) VALUES (?, ?, '') "
     "ON CONFLICT (pipeline, key) DO UPDATE SET run_id = keys.run_id"
 )
-_HAD = "SELECT k.run_id FROM keys k WHERE k.pipeline = ? AND k.key = ?"
+# A run that was forgotten may have had the key, and a new one its id.
+_HAD = (
+    "SELECT CASE WHEN EXISTS (SELECT 1 FROM runs r WHERE r.run_id = k.run_id "
+    "AND (r.key IS NULL OR r.key <> k.key OR r.pipeline <> k.pipeline)) THEN '' ELSE k.run_id END "
+    "FROM keys k WHERE k.pipeline = ? AND k.key = ?"
+)
 _TAKE = "UPDATE keys SET run_id = ? WHERE pipeline = ? AND key = ?"
 _KEY_OF = "SELECT r.pipeline, r.key FROM runs r WHERE r.run_id = ?"
 _CONTINUED = f"SELECT r.status FROM runs r WHERE r.run_id = ? AND {CONTINUES} AND NOT {QUEUED}"

@@ -62,7 +62,8 @@ class QueueStarter:
         """The runs that could not start just now, each with when to try again, in seconds."""
         self._again_s = -math.inf
         """When to look at the latest, in seconds, if that is not over."""
-        self._damaged: set[str] = set()
+        self._damaged: set[object] = set()
+        """Their ids, as they were read."""
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
@@ -104,7 +105,7 @@ class QueueStarter:
                 return _POLL_S
             for run in due.runs:
                 if run.is_damaged:
-                    self._damaged.add(str(run.run_id))
+                    self._damaged.add(run.run_id)
                     _log.error(
                         "run %r can't be started: its row in the queue is damaged; forget it, or "
                         "run it by its id",

@@ -230,6 +230,22 @@ async def test_a_stored_run_without_a_key_gets_none(journal: Any) -> None:
     assert (await second).all_passed
 
 
+@pytest.mark.parametrize("key", [None, "customer-18"])
+@in_virtual_time
+async def test_a_run_with_the_id_of_a_forgotten_one_has_no_key_of_that(
+    journal: Any, key: str | None
+) -> None:
+    await keyed(journal, "r").run()
+    await journal.forget("r")
+    new = asyncio.create_task(keyed(journal, "r", key=key).run())
+    await asyncio.sleep(0.5)
+
+    await keyed(journal, "queued").enqueue({}, on_conflict="replace")
+    assert (await journal.queue()).blocked_keys == 0
+    assert (await keyed(journal, "queued").run()).all_passed
+    assert (await new).all_passed
+
+
 @in_virtual_time
 async def test_a_rerun_has_the_key_of_its_pipeline(journal: Any) -> None:
     await keyed(journal, "failed").run(fails=True)
