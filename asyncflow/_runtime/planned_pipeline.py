@@ -58,6 +58,9 @@ replacements: list[StepReplacement] = []
 report_watchers: list[Callable[[RunReport], object]] = []
 """Each is called with the report of every run that has ended by itself."""
 
+_LONGEST_DELAY_MS = 100 * 365.25 * 86_400_000
+"""Later times are no dates."""
+
 
 class Plans:
     """The plan of some steps, and the latest plan of some of them; planned pipelines share it.
@@ -186,6 +189,8 @@ class PlannedPipeline:
     ) -> str:
         _check_asyncio()
         check_number("delay_ms", delay_ms, 0, unit=" ms")
+        if delay_ms > _LONGEST_DELAY_MS:
+            raise ValueError(f"delay_ms must be at most 100 years, not {delay_ms:g} ms")
         check_on_conflict(on_conflict)
         options, self = self.options, self._intercepted()
         if options.journal is None:

@@ -213,9 +213,9 @@ class Runnable:
                 that has started is cancelled when this one is due, and awaited through its
                 clean-up. Both end as ``INTERRUPTED``, with the cause ``"replaced"``, and no service
                 resumes them. One that is not due counts as any other.
-            delay_ms: In how many milliseconds the run is due, at least 0 (the default). One that is
-                not due holds up no other run. With ``"replace"`` this is a debounce: of calls that
-                come sooner after each other than that, the last one runs.
+            delay_ms: In how many milliseconds the run is due, at least 0 (the default) and at most
+                100 years. One that is not due holds up no other run. With ``"replace"`` this is a
+                debounce: of calls that come sooner after each other than that, the last one runs.
             label: What the run is about; by default the option of the pipeline.
             attributes: What programs find the run by; by default the option of the pipeline.
 

@@ -694,7 +694,7 @@ class SQLJournal:
                 return run_id
 
     async def _due_to_start(
-        self, pipelines: Iterable[str], limit: int, skipped: Collection[str] = ()
+        self, pipelines: Iterable[str], limit: int, skipped: Collection[object] = ()
     ) -> DueRuns:
         """Return runs that are due to start, one a key, and when the next run is due."""
         names = [*pipelines]

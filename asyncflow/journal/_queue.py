@@ -46,7 +46,8 @@ _FIRST_OF_KEY = (
 )
 _HOLDER = (
     "(SELECT r.run_id FROM runs r LEFT JOIN leases l ON l.run_id = r.run_id "
-    f"WHERE r.run_id = k.run_id AND r.key = k.key AND r.pipeline = k.pipeline AND (NOT {FREE} OR ({CONTINUES} AND NOT {QUEUED} "
+    "WHERE r.run_id = k.run_id AND r.key = k.key AND r.pipeline = k.pipeline "
+    f"AND (NOT {FREE} OR ({CONTINUES} AND NOT {QUEUED} "
     "AND (l.cancel_token IS NULL OR l.cancel_token <> l.token))))"
 )
 """The run that has a key ``k``, as far as SQL can tell; ``NULL`` if the key is free."""
@@ -258,7 +259,7 @@ class Queue:
         return run_id
 
     def due(
-        self, now: float | None, pipelines: Iterable[str], limit: int, skipped: Collection[str]
+        self, now: float | None, pipelines: Iterable[str], limit: int, skipped: Collection[object]
     ) -> tuple[DueRuns, list[RunKey]]:
         """Return the runs to start but for those skipped, one a key, the one due first first.
 

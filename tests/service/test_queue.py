@@ -497,6 +497,7 @@ async def test_what_can_not_be_enqueued_is_refused_before_anything_is_stored(
         ({"pause": 1}, {}, ValueError, "no step .* takes an input 'pause'"),
         ({"pause_s": object()}, {}, Exception, "pause_s"),
         ({}, {"delay_ms": -1}, ValueError, "delay_ms"),
+        ({}, {"delay_ms": 1e16}, ValueError, "at most 100 years"),
         ({}, {"delay_ms": "1"}, TypeError, "delay_ms"),
         ({}, {"on_conflict": "drop"}, ValueError, "on_conflict must be 'wait' or"),
         ({}, {"key": ""}, ValueError, "key must not be empty"),
